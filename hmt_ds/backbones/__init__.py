@@ -1,0 +1,19 @@
+"""Hugging Face causal language models as backbones of the memory: one table row per family."""
+
+from hmt_ds.backbones.families import FAMILIES, Family, family_of
+from hmt_ds.backbones.load import LoraSettings, build_model, read_config, select_trainable
+from hmt_ds.backbones.model import BackboneError, CausalLM
+from hmt_ds.backbones.probe import check_backbone
+
+__all__ = [
+    "FAMILIES",
+    "BackboneError",
+    "CausalLM",
+    "Family",
+    "LoraSettings",
+    "build_model",
+    "check_backbone",
+    "family_of",
+    "read_config",
+    "select_trainable",
+]

@@ -1,0 +1,99 @@
+"""Building a backbone: from weights or from a configuration, and choosing what of it is trained."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from hmt_ds.backbones.model import BackboneError, CausalLM
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Low-rank adapters, made by peft.
+
+    Attributes:
+        rank: r.
+        alpha: adapters are scaled by alpha / r.
+        dropout: in front of the adapters.
+        target_modules: names of linear layers, or ``all-linear`` for all but the head.
+    """
+
+    rank: int = 8
+    alpha: float = 16
+    dropout: float = 0.0
+    target_modules: str | list[str] = "all-linear"
+
+
+def read_config(source: str | dict[str, Any], *, trust_remote_code: bool = False) -> Any:
+    """The model's configuration, from a folder, a hub name, or a mapping with ``model_type``.
+
+    Raises:
+        BackboneError: if there is no such model, or it is no causal language model.
+    """
+    try:
+        if isinstance(source, dict):
+            values = dict(source)
+            return AutoConfig.for_model(values.pop("model_type"), **values)
+        return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except KeyError:
+        raise BackboneError("model.config: needs model_type, for example llama") from None
+    except (OSError, ValueError) as error:
+        name = source.get("model_type") if isinstance(source, dict) else source
+        where = "" if isinstance(source, dict) or Path(source).exists() else " (no such folder here)"
+        raise BackboneError(f"model {name!r}{where}: {str(error).strip().splitlines()[0]}") from None
+
+
+def build_model(
+    source: str | dict[str, Any], *, dtype: torch.dtype, seed: int = 0, trust_remote_code: bool = False
+) -> CausalLM:
+    """A backbone with the weights of ``source``, or with random ones if it is a mapping.
+
+    Under an active ``HfDeepSpeedConfig`` of stage 3, transformers builds the model inside ``zero.Init`` and fills it
+    module by module, so that no rank ever holds it whole.
+
+    Args:
+        source: a folder, a hub name, or a configuration as a mapping.
+        dtype: of the weights.
+        seed: of random weights.
+    """
+    if isinstance(source, dict):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(read_config(source), dtype=dtype)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=trust_remote_code)
+    return CausalLM(model)
+
+
+def select_trainable(backbone: CausalLM, train: str, lora: LoraSettings | None = None) -> None:
+    """Choose what of the backbone is trained, in place.
+
+    Args:
+        train: ``whole``, ``frozen`` (the memory modules alone are trained), or ``lora``.
+        lora: how, for ``lora``.
+    """
+    if train == "whole":
+        return
+    for parameter in backbone.parameters():
+        parameter.requires_grad_(False)
+    if train == "lora":
+        add_adapters(backbone.model, lora or LoraSettings())
+
+
+def add_adapters(model: nn.Module, lora: LoraSettings) -> None:
+    """Put LoRA adapters into a model, in place: names and structure stay as they are."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    inject_adapter_in_model(
+        LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,  # type: ignore[arg-type]
+            lora_dropout=lora.dropout,
+            target_modules=lora.target_modules,
+            task_type="CAUSAL_LM",
+        ),
+        model,
+    )

@@ -1,0 +1,51 @@
+"""Does a model fit as a backbone? Asked of a one-layer random model of the same configuration, before anything starts."""
+
+import copy
+import inspect
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from hmt_ds.backbones.families import FAMILIES
+from hmt_ds.backbones.model import BackboneError, CausalLM
+
+
+def check_backbone(config: Any) -> None:
+    """Make sure that a model outside the table works through the general row.
+
+    Raises:
+        BackboneError: one line that says what the model lacks.
+    """
+    if config.model_type in FAMILIES:
+        return
+    kind = config.model_type
+    try:
+        small = one_layer(config)
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise BackboneError(f"{kind} is not a causal language model: {first_line(error)}") from None
+    if "inputs_embeds" not in inspect.signature(small.base_model.forward).parameters:
+        raise BackboneError(f"{kind} takes no inputs_embeds, so memory embeddings cannot be put in front of the tokens")
+    backbone = CausalLM(small)
+    embeddings = backbone.embed(torch.arange(4)[None] % config.vocab_size)
+    try:
+        own = small(inputs_embeds=embeddings).logits
+        ours = backbone.logits(backbone.decode(embeddings))
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise BackboneError(f"{kind} gives no last_hidden_state from inputs_embeds: {first_line(error)}") from None
+    if not torch.allclose(own, ours, rtol=1e-4, atol=1e-5):
+        raise BackboneError(f"{kind} computes its logits in a way of its own; it needs a row in backbones/families.py")
+
+
+def one_layer(config: Any) -> Any:
+    """A random model of one layer, in evaluation mode."""
+    config = copy.deepcopy(config)
+    config.num_hidden_layers = 1
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:1]
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,60 @@
+"""Generation with memory: segments are read, the last one is continued by transformers' own ``generate``."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hmt_ds.memory import HMT, MemoryState, read_window, split_document
+
+
+@torch.no_grad()
+def generate(model: HMT, input_ids: Tensor, max_new_tokens: int, **options: Any) -> Tensor:
+    """Continue documents of equal length; greedily, unless the options say otherwise.
+
+    All segments but the last are read whole. The last is read as [P | sensory | segment], without its trailing prompt,
+    and continued there by at most L tokens; for more, what was written is read as segments in its turn.
+
+    Args:
+        model: in evaluation mode, unsharded.
+        input_ids: ``[b, tokens]``, at least one token.
+        max_new_tokens: how many tokens to add at most; fewer where every row ended.
+        options: for transformers' ``generate`` (``eos_token_id``, ``do_sample`` and others).
+
+    Returns:
+        The new tokens, ``[b, at most max_new_tokens]``.
+    """
+    settings, tokens, read = model.settings, input_ids, 0
+    state = MemoryState.empty(
+        len(input_ids),
+        settings.memory_tokens,
+        model.backbone.dim,
+        settings.sensory_tokens,
+        dtype=next(model.parameters()).dtype,
+        device=input_ids.device,
+    )
+    wanted = input_ids.shape[1] + max_new_tokens
+    while tokens.shape[1] < wanted:
+        closed = (tokens.shape[1] - 1) // settings.segment_length * settings.segment_length
+        if closed > read:
+            window = split_document(tokens[:, read:closed], settings.segment_length, goes_on=read > 0)
+            *_, (_, state) = read_window(model, settings, window, state)
+            read = closed
+        room = min(wanted - tokens.shape[1], settings.segment_length)
+        new = continue_segment(model, tokens[:, closed:], state, closed > 0, max_new_tokens=room, **options)
+        tokens = torch.cat([tokens, new], dim=1)
+        if new.shape[1] < room:
+            break
+    return tokens[:, input_ids.shape[1] :]
+
+
+def continue_segment(model: HMT, segment_ids: Tensor, state: MemoryState, goes_on: bool, **options: Any) -> Tensor:
+    """Continue the open segment ``[b, 1 to L]``; returns the new tokens ``[b, n]``."""
+    window = split_document(segment_ids, segment_ids.shape[1], goes_on=goes_on)
+    segment = window.segment(0, state.tail, model.settings)
+    embeddings = model.backbone.embed(segment.tokens)
+    if model.settings.mode != "backbone":
+        prompt, _ = model.memory_prompt(segment, state.memories, state.valid, model.settings.mode)
+        embeddings = torch.cat([prompt, embeddings], dim=1)
+    mask = torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device)
+    return model.backbone.model.generate(inputs_embeds=embeddings, attention_mask=mask, **{"do_sample": False} | options)

@@ -1,0 +1,23 @@
+"""The maths of the Hierarchical Memory Transformer. Imports torch alone; every executor uses it unchanged."""
+
+from hmt_ds.memory.cell import HMT, Backbone, SegmentOutput
+from hmt_ds.memory.segments import IGNORED, Segment, Window, split_document
+from hmt_ds.memory.settings import MODES, MemorySettings
+from hmt_ds.memory.state import MemoryState
+from hmt_ds.memory.unroll import WindowTotals, backward_through_time, read_window
+
+__all__ = [
+    "HMT",
+    "IGNORED",
+    "MODES",
+    "Backbone",
+    "MemorySettings",
+    "MemoryState",
+    "Segment",
+    "SegmentOutput",
+    "Window",
+    "WindowTotals",
+    "backward_through_time",
+    "read_window",
+    "split_document",
+]

@@ -1,0 +1,73 @@
+"""What is kept between the two readings of a window: one memory a segment, its gradient, and the random state.
+
+Shapes: b batch, s segments of the window, c memories carried into it, m memory tokens, d embedding width.
+"""
+
+import torch
+from torch import Tensor
+
+from hmt_ds.memory.segments import Window
+from hmt_ds.memory.state import MemoryState
+
+
+class Borders:
+    """The memories at all segment borders of a window, and the gradients that later segments send to them.
+
+    One buffer ``[b, c + s, m, d]`` holds the memories, so that a border costs one memory and not a copy of the cache.
+    """
+
+    def __init__(self, state: MemoryState, window: Window, keep: int):
+        self.keep, self.carried = keep, state.memories.shape[1]
+        room = state.memories.new_zeros(state.memories.shape[0], len(window), *state.memories.shape[2:])
+        self.memories = torch.cat([state.memories.detach(), room], dim=1)
+        self.gradients = torch.zeros_like(room, dtype=torch.promote_types(room.dtype, torch.float32))
+        # every memory bears the number of its document within the window, or -1 if it stands for nothing
+        self.reading = window.starts.long().cumsum(dim=1)
+        written = torch.where(window.lengths > 0, self.reading, -1)
+        self.documents = torch.cat([state.valid.long() - 1, written], dim=1)
+
+    def before(self, n: int) -> tuple[Tensor, Tensor]:
+        """The memories that segment n may see ``[b, c', m, d]``, and which are of its document ``[b, c']``."""
+        end = self.carried + n
+        start = max(0, end - self.keep)
+        valid = self.documents[:, start:end] == self.reading[:, n, None]
+        return self.memories[:, start:end], valid
+
+    def write(self, n: int, memory: Tensor) -> None:
+        """Keep M_n ``[b, m, d]``."""
+        self.memories[:, self.carried + n] = memory.detach()
+
+    def pull(self, n: int, memory: Tensor) -> Tensor:
+        """<M_n, g_n>: the scalar whose gradient is what later segments sent to M_n."""
+        return (memory.to(self.gradients.dtype) * self.gradients[:, n]).sum()
+
+    def push(self, n: int, gradient: Tensor | None, scale: float) -> None:
+        """Add what segment n sends to the memories that it saw; those carried into the window get nothing.
+
+        Args:
+            gradient: ``[b, c', m, d]``, multiplied by ``scale``.
+        """
+        if gradient is not None:
+            seen = min(n, gradient.shape[1])
+            self.gradients[:, n - seen : n] += gradient[:, gradient.shape[1] - seen :].to(self.gradients.dtype) / scale
+
+    def state(self, window: Window, tail: Tensor) -> MemoryState:
+        """The state behind the window, without a graph."""
+        start = max(0, self.carried + len(window) - self.keep)
+        valid = self.documents[:, start:] == self.reading[:, -1:]
+        return MemoryState(self.memories[:, start:].clone(), valid, tail)
+
+
+class RandomState:
+    """The random number generators' state, so that a second reading draws the same dropout as the first."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.cpu = torch.get_rng_state()
+        self.accelerator = torch.get_device_module(device).get_rng_state(device) if device.type != "cpu" else None
+
+    def restore(self) -> None:
+        """Put the generators back to this state."""
+        torch.set_rng_state(self.cpu)
+        if self.accelerator is not None:
+            torch.get_device_module(self.device).set_rng_state(self.accelerator, self.device)

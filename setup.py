@@ -1,0 +1,29 @@
+"""Installation. Tool settings live in dotfiles; the pinned set that we test is launch/constraints.txt."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="hmt_ds",
+    version="0.1.0",
+    description="Distributed training of the Hierarchical Memory Transformer on DeepSpeed",
+    packages=find_packages(include=["hmt_ds", "hmt_ds.*"]),
+    package_data={"hmt_ds.data": ["samples/*"]},
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.8",
+        "deepspeed>=0.19.8",
+        "transformers>=5.17",
+        "datasets>=4",
+        "sentencepiece>=0.2",
+        "peft>=0.17",
+        "pydantic>=2.7",
+        "pyyaml>=6",
+        "rich>=13",
+        "tqdm>=4.66",
+        "matplotlib>=3.8",
+        "tensorboard>=2.16",
+        "wandb>=0.18",
+    ],
+    extras_require={"mpi": ["mpi4py>=4"], "dev": ["pytest", "pytest-timeout", "ruff", "mypy", "types-PyYAML"]},
+    entry_points={"console_scripts": ["hmt-ds=hmt_ds.cli:main"]},
+)
