@@ -97,9 +97,9 @@ def backward_through_time(
         output = read(window.segment(n, state.tail, settings), memories, valid)
         if n == last:
             drawn = RandomState(device)
-            if remembers:
-                borders.write(n, output.memory)
         backward(output.loss.sum() * weight + (borders.pull(n, output.memory) if remembers else 0))
+        if n == last and remembers:
+            borders.write(n, output.memory)
         borders.push(n, memories.grad, loss_scale)
         totals.append(totals_of(output))
     if remembers:

@@ -1,0 +1,25 @@
+"""Documents to batches: sources, tokenizers, token ids, the order of segments, and tensors. README.md has the map."""
+
+from hmt_ds.data.batches import IGNORE_INDEX, Batch, WindowLoader
+from hmt_ds.data.errors import DataError
+from hmt_ds.data.plan import Piece, PlanState, Window, WindowPlan
+from hmt_ds.data.sources import load_documents
+from hmt_ds.data.tokenize import document_lengths, tokenize_documents
+from hmt_ds.data.tokenizers import check_vocabulary, load_tokenizer, train_sentencepiece
+
+__all__ = [
+    "IGNORE_INDEX",
+    "Batch",
+    "DataError",
+    "Piece",
+    "PlanState",
+    "Window",
+    "WindowLoader",
+    "WindowPlan",
+    "check_vocabulary",
+    "document_lengths",
+    "load_documents",
+    "load_tokenizer",
+    "tokenize_documents",
+    "train_sentencepiece",
+]

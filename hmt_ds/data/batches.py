@@ -1,0 +1,135 @@
+"""Windows of the plan as tensors: one rank's rows of each, read from the tokenized documents."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from hmt_ds.data.plan import Piece, PlanState, WindowPlan
+from hmt_ds.data.tokenize import document_lengths
+
+IGNORE_INDEX = -100  # the label that cross-entropy leaves out
+
+# One rank's rows of a window, `[rows][segments]`, and the position after that window.
+RankWindow = tuple[list[list[Piece | None]], dict[str, Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One rank's rows of a window, on the CPU.
+
+    Attributes:
+        input_ids: `[rows, segments, length]` int64; pads are 0 and stand after the segment's tokens.
+        labels: `[rows, segments, length]` int64, the token that follows in the document, also across a segment's
+            border; -100 after the document's last token and on pads.
+        lengths: `[rows, segments]` int64, number of tokens of a segment; 0 for an empty one.
+        starts: `[rows, segments]` bool, True where a document begins, and for empty segments.
+        documents: `[rows, segments]` int64, index of the document; -1 for an empty segment.
+        position: The plan's state after this window, of all ranks' rows, as JSON values.
+    """
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    lengths: torch.Tensor
+    starts: torch.Tensor
+    documents: torch.Tensor
+    position: dict[str, Any]
+
+
+class WindowLoader:
+    """The batches of one rank, from a position on. Each iteration begins there again.
+
+    All ranks compute the same plan, so they have equally many batches, and rank r has rows
+    `r * batch_size` to `(r + 1) * batch_size - 1` of each window. The plan runs in this process and workers only
+    read tokens, so the batches do not depend on the number of workers.
+
+    Args:
+        tokens: What `tokenize_documents` returned.
+        segments: Segments per row of a batch.
+        segment_length: Tokens per segment, the width of every batch.
+        seed, shuffle, epochs: As for `WindowPlan`.
+        rank, world_size: Of the data-parallel group.
+        batch_size: Rows per rank.
+        num_workers: Processes that read ahead; 0 reads in this process.
+        state: The `position` of the last batch that was used, to go on after it.
+
+    Attributes:
+        documents_total: Number of documents.
+        tokens_total: Number of tokens of all documents.
+
+    Raises:
+        DataError: As `WindowPlan`, when the iteration begins.
+    """
+
+    def __init__(
+        self,
+        tokens: Dataset,
+        *,
+        segments: int,
+        segment_length: int,
+        seed: int,
+        rank: int,
+        world_size: int,
+        batch_size: int,
+        shuffle: bool = True,
+        epochs: int | None = None,
+        num_workers: int = 0,
+        state: dict[str, Any] | None = None,
+    ) -> None:
+        self._lengths = document_lengths(tokens)
+        self._windows = _WindowReader(tokens, segment_length)
+        self._rows = slice(rank * batch_size, (rank + 1) * batch_size)
+        self._num_workers = num_workers
+        self._state = None if state is None else PlanState.from_dict(state)
+        self._plan: dict[str, Any] = {
+            "rows": world_size * batch_size,
+            "segments": segments,
+            "segment_length": segment_length,
+            "seed": seed,
+            "shuffle": shuffle,
+            "epochs": epochs,
+        }
+        self.documents_total = len(self._lengths)
+        self.tokens_total = int(self._lengths.sum())
+
+    def __iter__(self) -> Iterator[Batch]:
+        plan = WindowPlan(self._lengths, state=self._state, **self._plan)
+        own = ((window.pieces[self._rows], window.state.to_dict()) for window in plan)
+        # The sampler's items are what the reader gets, so the order is the plan's, whichever worker reads.
+        return iter(DataLoader(self._windows, sampler=own, batch_size=None, num_workers=self._num_workers))
+
+
+class _WindowReader(TorchDataset[Batch]):
+    """Reads the tokens of one rank's rows of a window."""
+
+    def __init__(self, tokens: Dataset, segment_length: int) -> None:
+        self._tokens = tokens.with_format("arrow")
+        self._segment_length = segment_length
+
+    def __getitem__(self, item: RankWindow) -> Batch:
+        pieces, position = item
+        shape = (len(pieces), len(pieces[0]))
+        input_ids = torch.zeros(*shape, self._segment_length, dtype=torch.int64)
+        labels = torch.full_like(input_ids, IGNORE_INDEX)
+        lengths = torch.zeros(shape, dtype=torch.int64)
+        starts = torch.ones(shape, dtype=torch.bool)
+        documents = torch.full(shape, -1, dtype=torch.int64)
+        for place in np.ndindex(shape):
+            piece = pieces[place[0]][place[1]]
+            if piece is None:
+                continue
+            ids = torch.from_numpy(self._read(piece))
+            input_ids[place][: piece.length] = ids[: piece.length]
+            labels[place][: len(ids) - 1] = ids[1:]
+            lengths[place], starts[place], documents[place] = piece.length, piece.offset == 0, piece.document
+        return Batch(input_ids, labels, lengths, starts, documents, position)
+
+    def _read(self, piece: Piece) -> np.ndarray:
+        """Return the piece's tokens and the one after them, if the document has it: the labels are shifted by one."""
+        ids = self._tokens[piece.document]["input_ids"][0].values
+        return ids.slice(piece.offset, piece.length + 1).to_numpy().astype(np.int64)

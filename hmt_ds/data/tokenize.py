@@ -1,0 +1,86 @@
+"""Documents to token ids, once: the result is kept on disk under a name that says what it was made from."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from datasets import Dataset, Features, Value
+from transformers import PreTrainedTokenizerBase
+
+from hmt_ds.data.errors import DataError
+
+FEATURES = Features({"input_ids": datasets.List(Value("int32")), "length": Value("int64")})
+
+
+def tokenize_documents(
+    documents: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    add_eos: bool = True,
+    cache_dir: Path | None = None,
+    num_proc: int | None = None,
+) -> Dataset:
+    """Tokenize the column "text" into `input_ids` (int32, one list per document) and `length` (tokens).
+
+    BOS is added where the tokenizer does so by itself. The result is cached under the documents' fingerprint and the
+    tokenizer's content, so it outlives the process and changes with either. `datasets` writes to a temporary
+    file and renames it: a killed process leaves no torn cache, and several processes may do the same work at once.
+
+    Args:
+        documents: A data set with a column "text".
+        tokenizer: Any tokenizer of `transformers`.
+        add_eos: End each document with the tokenizer's EOS, where it has one and did not add it itself.
+        cache_dir: Where to keep the result; a folder in the cache of `datasets` by default.
+        num_proc: Number of processes.
+
+    Raises:
+        DataError: No document has a token.
+    """
+    cache_dir = cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "hmt_ds_tokens"
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    fingerprint = _fingerprint(documents, tokenizer, add_eos)
+    tokens = documents.map(
+        _tokenize_batch,
+        batched=True,
+        batch_size=16,  # documents are long: a novel is 200,000 tokens
+        writer_batch_size=16,
+        fn_kwargs={"tokenizer": tokenizer, "eos": tokenizer.eos_token_id if add_eos else None},
+        remove_columns=documents.column_names,
+        features=FEATURES,
+        num_proc=num_proc,
+        load_from_cache_file=True,
+        cache_file_name=str(cache_dir / f"tokens-{fingerprint}.arrow"),
+        new_fingerprint=fingerprint,
+        desc="Tokenizing",
+    )
+    keep = document_lengths(tokens) > 0
+    if not keep.any():
+        raise DataError(f"the tokenizer makes no token of any of the {len(tokens)} documents: check text and tokenizer")
+    return tokens if keep.all() else tokens.select(np.flatnonzero(keep))
+
+
+def document_lengths(tokens: Dataset) -> np.ndarray:
+    """Return the number of tokens of each document, `[documents]` int64, without reading the tokens."""
+    return tokens.select_columns(["length"]).with_format("numpy")[:]["length"].astype(np.int64)
+
+
+def _tokenize_batch(batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, eos: int | None) -> dict[str, Any]:
+    # verbose=False: the warning about texts longer than the model's maximum has no meaning here, we read by segments.
+    encoded = tokenizer(batch["text"], return_attention_mask=False, verbose=False).input_ids
+    if eos is not None:
+        encoded = [ids if ids and ids[-1] == eos else [*ids, eos] for ids in encoded]
+    return {
+        "input_ids": [np.asarray(ids, dtype=np.int32) for ids in encoded],
+        "length": [len(ids) for ids in encoded],
+    }
+
+
+def _fingerprint(documents: Dataset, tokenizer: PreTrainedTokenizerBase, add_eos: bool) -> str:
+    """Hash what the tokens depend on: of the tokenizer its content, never its path."""
+    backend = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else sorted(tokenizer.get_vocab().items())
+    content = [type(tokenizer).__name__, backend, tokenizer("").input_ids, tokenizer.eos_token_id]
+    parts = json.dumps([documents._fingerprint, content, add_eos])
+    return hashlib.sha256(parts.encode()).hexdigest()[:32]

@@ -1,0 +1,174 @@
+"""Load a Hugging Face or sentencepiece tokenizer, train a small one, and check it against a model's vocabulary."""
+
+import io
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+from sentencepiece.sentencepiece_model_pb2 import ModelProto, TrainerSpec
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from hmt_ds.data.errors import DataError, first_line
+
+# Blanks, line ends, bytes outside the vocabulary and letters that Unicode normalisation would change. It does not
+# begin with a blank: there alone LlamaTokenizer differs from sentencepiece (one "▁" less), for every model.
+PROBE = "Two  spaces,\n\n\ta tab, trailing blanks  \n Émile ½ ﬁ 你好 🙂"
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """Load a tokenizer without running code that comes with it.
+
+    Args:
+        path: A Hugging Face tokenizer folder, a sentencepiece BPE model (a `.model` file, or a folder whose only
+            tokenizer file is `tokenizer.model`), or a name on the hub.
+
+    Raises:
+        DataError: Nothing is there, it cannot be read, or `transformers` would not give sentencepiece's ids for it.
+    """
+    local = Path(path)
+    if local.is_file():
+        return _load_sentencepiece(local)
+    model = local / "tokenizer.model"
+    if model.is_file() and not (local / "tokenizer.json").exists() and not (local / "tokenizer_config.json").exists():
+        return _load_sentencepiece(model)
+    if not local.is_dir():
+        _check_hub_name(path)
+    tokenizer = _load_hugging_face(path)
+    if model.is_file() and not (local / "tokenizer.json").exists():
+        _check_same_ids(tokenizer, model)
+    return tokenizer
+
+
+def train_sentencepiece(files: list[Path], out: Path, vocab_size: int) -> Path:
+    """Train a BPE tokenizer on the lines of text files and write it as a Hugging Face folder.
+
+    The same files give the same bytes. Text is kept as it is (no normalisation); what is not in the vocabulary is
+    spelled in bytes, so every text can be encoded and decoded without loss. unk = 0, BOS = 1, EOS = 2.
+
+    Args:
+        files: UTF-8 text files.
+        out: The folder to write, with `tokenizer.model` and `tokenizer_config.json`.
+        vocab_size: Number of pieces, at least 259 (three special pieces and 256 bytes) plus the characters used.
+
+    Returns:
+        The folder, for `load_tokenizer`.
+
+    Raises:
+        DataError: A file cannot be read, or there is too little text for the vocabulary or too much for it.
+    """
+    model = io.BytesIO()
+    try:
+        SentencePieceTrainer.train(
+            sentence_iterator=_lines(files),  # not `input`: file names would be written into the model
+            model_writer=model,
+            vocab_size=vocab_size,
+            model_type="bpe",
+            byte_fallback=True,
+            character_coverage=1.0,
+            normalization_rule_name="identity",  # LlamaTokenizer does not normalise, so neither may the model
+            remove_extra_whitespaces=False,
+            max_sentence_length=1 << 20,  # bytes; longer lines are left out
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
+            num_threads=2,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        reason = first_line(error).rsplit("] ", 1)[-1] or "there is no text"
+        raise DataError(f"cannot train {vocab_size} pieces on {len(files)} files: {reason}") from error
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "tokenizer.model").write_bytes(model.getvalue())
+    _write_config(out)
+    return out
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+    """Check that a model with `vocab_size` embeddings can read every id of a tokenizer.
+
+    Raises:
+        DataError: The tokenizer's largest id is not below `vocab_size`.
+    """
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= vocab_size:
+        raise DataError(
+            f"the tokenizer's ids go up to {largest}, but the model's vocabulary has {vocab_size} ids "
+            f"(0 to {vocab_size - 1}): use the model's own tokenizer, or a model with at least {largest + 1}"
+        )
+
+
+def _lines(files: list[Path]) -> Iterator[str]:
+    for file in files:
+        try:
+            with file.open(encoding="utf-8-sig") as lines:
+                yield from (line.rstrip("\n") for line in lines)
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"cannot read {file} as text: {first_line(error)}") from error
+
+
+def _load_hugging_face(path: str) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(f"cannot load a tokenizer from {path!r}: {first_line(error)}") from error
+
+
+def _load_sentencepiece(model: Path) -> PreTrainedTokenizerBase:
+    """Load a bare sentencepiece model by way of the folder that `transformers` reads rightly."""
+    _read_processor(model)
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copyfile(model, Path(folder) / "tokenizer.model")
+        _write_config(Path(folder))
+        tokenizer = _load_hugging_face(folder)
+    tokenizer.name_or_path = str(model)  # not the temporary folder
+    _check_same_ids(tokenizer, model)
+    return tokenizer
+
+
+def _write_config(folder: Path) -> None:
+    """Say what `transformers` cannot see in `tokenizer.model`: without it there is no BOS, or a wrong first piece."""
+    processor = _read_processor(folder / "tokenizer.model")
+    config: dict[str, Any] = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": processor.bos_id() >= 0}
+    for role in ("unk", "bos", "eos"):
+        piece = getattr(processor, f"{role}_id")()
+        config[f"{role}_token"] = processor.id_to_piece(piece) if piece >= 0 else None
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _read_processor(model: Path) -> SentencePieceProcessor:
+    try:
+        processor = SentencePieceProcessor(model_file=str(model))
+    except (RuntimeError, OSError) as error:
+        raise DataError(f"{model} is not a sentencepiece model: {first_line(error)}") from error
+    if ModelProto.FromString(processor.serialized_model_proto()).trainer_spec.model_type != TrainerSpec.BPE:
+        raise DataError(
+            f"{model} is not a BPE model, and transformers would give wrong ids for it: "
+            "convert it to a Hugging Face tokenizer (tokenizer.json) and name that folder"
+        )
+    return processor
+
+
+def _check_same_ids(tokenizer: PreTrainedTokenizerBase, model: Path) -> None:
+    processor = _read_processor(model)
+    theirs, ours = processor.encode(PROBE), tokenizer(PROBE, add_special_tokens=False).input_ids
+    if ours != theirs or len(tokenizer) != processor.vocab_size():
+        raise DataError(
+            f"{model} normalises text or has special pieces that transformers does not follow "
+            f"({len(ours)} ids where sentencepiece gives {len(theirs)}; {len(tokenizer)} and "
+            f"{processor.vocab_size()} pieces): convert it to a Hugging Face tokenizer (tokenizer.json)"
+        )
+
+
+def _check_hub_name(path: str) -> None:
+    try:
+        validate_repo_id(path)
+    except HFValidationError:
+        raise DataError(f"tokenizer {path!r} is neither a file, a folder nor a hub name: check the path") from None
+    if path.endswith(".model"):
+        raise DataError(f"tokenizer {path!r} is not there: check the path")

@@ -1,0 +1,1 @@
+"""DeepSpeed lives here: engines around the memory, and nothing of DeepSpeed outside."""

@@ -1,0 +1,49 @@
+"""Joining the other ranks, and the few exchanges that are not DeepSpeed's own."""
+
+import os
+from datetime import timedelta
+
+import deepspeed
+import torch
+from deepspeed.accelerator import get_accelerator
+
+
+def join(timeout_minutes: int = 30) -> torch.device:
+    """Join the process group that the launcher describes (a single process without one); returns the rank's device."""
+    os.environ.setdefault("RANK", "0")
+    os.environ.setdefault("LOCAL_RANK", "0")
+    os.environ.setdefault("WORLD_SIZE", "1")
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", "0" if os.environ["WORLD_SIZE"] == "1" else "29500")
+    accelerator = get_accelerator()
+    # Its shared-memory kernel for CPU ranks takes minutes to compile and hangs behind the lock of a killed build.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(
+        accelerator.communication_backend_name(), timeout=timedelta(minutes=timeout_minutes), verbose=False
+    )
+    device = torch.device(accelerator.device_name(int(os.environ["LOCAL_RANK"])))
+    accelerator.set_device(int(os.environ["LOCAL_RANK"]))
+    return device
+
+
+def leave() -> None:
+    """Leave the process group."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def rank() -> int:
+    """This process's number, 0 without a process group."""
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def add_up(values: torch.Tensor) -> torch.Tensor:
+    """The sum over all ranks, in place."""
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(values)
+    return values

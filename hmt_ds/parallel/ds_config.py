@@ -1,0 +1,121 @@
+"""DeepSpeed's configuration: read from ds_configs/*.json, with the values filled in that the recipe decides."""
+
+import copy
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+AUTO = "auto"
+
+
+class DeepSpeedConfigError(ValueError):
+    """A DeepSpeed file that cannot be read or that contradicts the recipe; one line per problem."""
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What the recipe decides and DeepSpeed has to know.
+
+    Attributes:
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+        batch_size: rows per rank.
+        backwards_per_step: backward passes between two optimizer steps, on each rank: one for each segment of each
+            window. DeepSpeed calls them gradient accumulation steps, and offloading at stage 2 relies on the number.
+        gradient_clipping: largest norm, 0 for none.
+        optimizer: name and arguments, by DeepSpeed's names.
+    """
+
+    precision: str
+    batch_size: int
+    backwards_per_step: int
+    gradient_clipping: float
+    optimizer: str
+    optimizer_params: dict[str, Any]
+
+
+def read_ds_config(file: str | Path) -> dict[str, Any]:
+    """Read a DeepSpeed file.
+
+    Raises:
+        DeepSpeedConfigError: if it is no JSON object.
+    """
+    try:
+        config = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DeepSpeedConfigError(f"{file}: not readable as JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise DeepSpeedConfigError(f"{file}: must hold an object with DeepSpeed's keys")
+    return config
+
+
+def stage_of(config: dict[str, Any]) -> int:
+    """The ZeRO stage."""
+    return int(config.get("zero_optimization", {}).get("stage", 0))
+
+
+def computes_in_autocast(config: dict[str, Any], precision: str) -> bool:
+    """Whether weights stay in float32 and torch.autocast casts them, instead of weights in the lower precision.
+
+    So it is where DeepSpeed cannot add up low-precision gradients in float32: at stage 0, and at stage 2 with the
+    optimizer offloaded. Float32 gradients need no second copy, so stage 0 takes no more memory for it.
+    """
+    offload = config.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none") != "none"
+    stage = stage_of(config)
+    return precision != "fp32" and (stage == 0 or (stage in (1, 2) and offload))
+
+
+def decided_values(config: dict[str, Any], settings: EngineSettings) -> dict[tuple[str, ...], Any]:
+    """DeepSpeed's keys that the recipe decides, with their values."""
+    autocast = computes_in_autocast(config, settings.precision)
+    low = "" if autocast else settings.precision
+    values: dict[tuple[str, ...], Any] = {
+        ("train_micro_batch_size_per_gpu",): settings.batch_size,
+        ("gradient_accumulation_steps",): settings.backwards_per_step,
+        ("gradient_clipping",): settings.gradient_clipping,
+        ("bf16", "enabled"): low == "bf16",
+        ("fp16", "enabled"): low == "fp16",
+        ("torch_autocast", "enabled"): autocast,
+        ("torch_autocast", "dtype"): {"fp16": "float16"}.get(settings.precision, "bfloat16"),
+        ("data_types", "grad_accum_dtype"): "fp32",
+        ("optimizer", "type"): settings.optimizer,
+    }
+    for name, value in settings.optimizer_params.items():
+        values["optimizer", "params", name] = value
+    return values
+
+
+def fill_ds_config(config: dict[str, Any], settings: EngineSettings) -> dict[str, Any]:
+    """The configuration with every "auto" filled in.
+
+    Raises:
+        DeepSpeedConfigError: naming every value that is neither "auto" nor what the recipe says, and every "auto"
+            that the recipe does not decide.
+    """
+    filled, problems = copy.deepcopy(config), []
+    for path, value in decided_values(config, settings).items():
+        section = filled
+        for key in path[:-1]:
+            section = section.setdefault(key, {})
+        given = section.get(path[-1], AUTO)
+        if given != AUTO and given != value:
+            problems.append(f"{'.'.join(path)} is {given!r} in the DeepSpeed file and {value!r} by the recipe: write auto")
+        section[path[-1]] = value
+    problems += [f"{key} is auto, but the recipe does not decide it: give a value" for key in remaining_autos(filled)]
+    if stage_of(config) not in (0, 1, 2, 3):
+        problems.append(f"zero_optimization.stage is {stage_of(config)}, must be 0, 1, 2 or 3")
+    if problems:
+        raise DeepSpeedConfigError("\n".join(problems))
+    filled["steps_per_print"] = filled.get("steps_per_print", 10**12)
+    return filled
+
+
+def remaining_autos(config: dict[str, Any], prefix: str = "") -> list[str]:
+    """Keys whose value is still "auto"."""
+    found = []
+    for key, value in config.items():
+        if isinstance(value, dict):
+            found += remaining_autos(value, f"{prefix}{key}.")
+        elif value == AUTO:
+            found.append(prefix + key)
+    return found

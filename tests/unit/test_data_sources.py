@@ -1,0 +1,189 @@
+"""Every kind of source, and every error line."""
+
+import json
+import re
+from pathlib import Path
+
+import datasets
+import huggingface_hub
+import pytest
+from datasets import Dataset, DatasetDict
+
+import hmt_ds.data
+from hmt_ds.data import DataError, load_documents
+
+SAMPLES = Path(hmt_ds.data.__file__).parent / "samples"
+
+
+@pytest.fixture(autouse=True)
+def offline(tmp_path_factory, monkeypatch):
+    """A cache of our own, and no waiting for a network that is not there."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+
+def write_jsonl(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def texts(source: Path, **options) -> list[str]:
+    documents = load_documents(str(source), **options)
+    assert documents.column_names == ["text"]
+    return list(documents["text"])
+
+
+def test_a_text_file_is_one_document(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_bytes("\ufeffHé\n\nwörld\n".encode())
+    assert texts(file) == ["Hé\n\nwörld\n"]
+
+
+def test_separator_splits_before_each_match_and_keeps_what_stands_before(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_text("Title\nCHAPTER 1\none CHAPTER x\nCHAPTER 2\ntwo\n")
+    parts = texts(file, separator="^CHAPTER ")
+    assert parts == ["Title\n", "CHAPTER 1\none CHAPTER x\n", "CHAPTER 2\ntwo\n"]
+    assert texts(file, separator="^CHAPTER 2") == ["Title\nCHAPTER 1\none CHAPTER x\n", "CHAPTER 2\ntwo\n"]
+    file.write_text("\n\nCHAPTER 1\none\n")
+    assert texts(file, separator="^CHAPTER ") == ["CHAPTER 1\none\n"]
+
+
+@pytest.mark.parametrize(("novel", "chapters"), [("prideprejudice", 61), ("persuasion", 24)])
+def test_the_samples_split_into_their_chapters(novel, chapters):
+    front, *parts = texts(SAMPLES / f"{novel}.txt", separator=r"^Chapter \d+$")
+    assert [part.split("\n", 1)[0] for part in parts] == [f"Chapter {n}" for n in range(1, chapters + 1)]
+    assert "jane austen" in front.lower()
+    assert len(texts(SAMPLES / f"{novel}.txt", separator=r"\A|^Chapter (?!1$)\d+$")) == chapters
+
+
+def test_json_lines_arrays_and_parquet(tmp_path):
+    rows = [{"text": "a", "id": 1}, {"text": "b", "id": 2}]
+    array = tmp_path / "a.json"
+    array.write_text(json.dumps(rows))
+    Dataset.from_list(rows).to_parquet(tmp_path / "a.parquet")
+    assert texts(write_jsonl(tmp_path / "a.jsonl", rows)) == ["a", "b"]
+    assert texts(array) == ["a", "b"]
+    assert texts(tmp_path / "a.parquet") == ["a", "b"]
+
+
+def test_the_text_field_and_blank_documents(tmp_path):
+    rows = [{"body": "a", "text": "x"}, {"body": " \n\t", "text": "x"}, {"body": None, "text": "x"}, {"body": "b"}]
+    assert texts(write_jsonl(tmp_path / "a.jsonl", rows), text_field="body") == ["a", "b"]
+
+
+def test_a_folder_is_read_recursively_in_the_order_of_its_paths(tmp_path):
+    folder = tmp_path / "odd [1] *"
+    (folder / "b").mkdir(parents=True)
+    (folder / "README.md").write_text("not a document")
+    for name in ("c.txt", "b/z.txt", "b/a.txt", "a.txt"):
+        (folder / name).write_text(name)
+    assert texts(folder) == ["a.txt", "b/a.txt", "b/z.txt", "c.txt"]
+
+
+def test_saved_data_sets(tmp_path):
+    one, two = Dataset.from_dict({"text": ["a", " "]}), Dataset.from_dict({"text": ["b"]})
+    one.save_to_disk(tmp_path / "one")
+    DatasetDict({"train": one, "test": two}).save_to_disk(tmp_path / "both")
+    assert texts(tmp_path / "one") == ["a"]
+    assert texts(tmp_path / "both") == ["a"]
+    assert texts(tmp_path / "both", split="test") == ["b"]
+    with pytest.raises(DataError, match="has no split 'dev'; it has: train, test"):
+        texts(tmp_path / "both", split="dev")
+    (tmp_path / "one" / "state.json").write_text("{")
+    with pytest.raises(DataError, match="cannot read the saved data set .*one"):
+        texts(tmp_path / "one")
+
+
+def refused(source: object, *parts: str, **options) -> None:
+    """The source is refused in one line that has all the parts."""
+    with pytest.raises(DataError) as caught:
+        load_documents(str(source), **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize("source", ["absent/sub/a.txt", "/absent/folder", "absent.jsonl"])
+def test_an_absent_path(source):
+    refused(source, f"{source!r} is neither a file nor a folder", "check the path")
+
+
+def test_an_unreachable_name():
+    refused("owner/stories", "'owner/stories' is neither a file nor a folder, nor a data set that can be loaded", "offline")
+
+
+def test_a_folder_that_is_a_script_is_not_run(tmp_path):
+    (tmp_path / "stories.py").write_text("raise SystemExit('this was run')")
+    refused(tmp_path, "holds no file of a kind that can be read", ".txt, .jsonl, .json, .parquet")
+    refused(tmp_path / "stories.py", "cannot read files of kind '.py'")
+
+
+def test_a_hub_data_set_that_is_a_script(tmp_path, monkeypatch):
+    (tmp_path / "stories").mkdir()
+    (tmp_path / "stories" / "stories.py").write_text("raise SystemExit('this was run')")
+    monkeypatch.chdir(tmp_path)
+    real_is_dir, real_exists = Path.is_dir, Path.exists
+    # `datasets` finds the folder by its name as it would find a script on the hub; only our own look is blind to it.
+    monkeypatch.setattr(Path, "is_dir", lambda self: str(self) != "stories" and real_is_dir(self))
+    monkeypatch.setattr(Path, "exists", lambda self: str(self) != "stories" and real_exists(self))
+    refused("stories", "Dataset scripts are no longer supported")
+
+
+def test_unknown_and_mixed_kinds(tmp_path):
+    (tmp_path / "a.csv").write_text("text\na\n")
+    refused(tmp_path / "a.csv", "a.csv: cannot read files of kind '.csv'; use one of .txt")
+    (tmp_path / "a.txt").write_text("a")
+    write_jsonl(tmp_path / "a.jsonl", [{"text": "a"}])
+    refused(tmp_path, f"folder {tmp_path} mixes 1 json and 1 text files")
+
+
+def test_unreadable_files_are_named(tmp_path):
+    (tmp_path / "bad.txt").write_bytes(b"\xff\xfe")
+    refused(tmp_path / "bad.txt", "bad.txt as text", "can't decode byte 0xff in position 0")
+    (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"text":\n')
+    refused(tmp_path / "bad.jsonl", "bad.jsonl as json", "JSON parse error", "in row 1")
+    (tmp_path / "empty.jsonl").write_text("")
+    refused(tmp_path / "empty.jsonl", "empty.jsonl as json: it is empty")
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 and then nothing")
+    refused(tmp_path / "bad.parquet", "bad.parquet as parquet", "Parquet magic bytes not found")
+
+
+def test_the_unreadable_file_of_a_folder_is_named(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [{"text": "a"}])
+    (tmp_path / "b.jsonl").write_text("{\n")
+    refused(tmp_path, "b.jsonl as json")
+
+
+def test_files_that_do_not_fit_together(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [{"text": "a", "id": 1}])
+    write_jsonl(tmp_path / "b.jsonl", [{"text": "b", "id": {"of": "x"}}])
+    refused(tmp_path, "cannot read 2 files like", "a.jsonl together as json")
+
+
+def test_an_unknown_split_of_files(tmp_path):
+    refused(write_jsonl(tmp_path / "a.jsonl", [{"text": "a"}]), "Unknown split", "test", split="test")
+
+
+def test_a_missing_text_field(tmp_path):
+    file = write_jsonl(tmp_path / "a.jsonl", [{"text": "a", "id": 1}])
+    refused(file, "has no column 'txet'; it has: text, id; did you mean 'text'?", text_field="txet")
+    with pytest.raises(DataError, match=re.escape("it has: text, id") + "$"):
+        load_documents(str(file), text_field="summary")
+    refused(file, "column 'id'", "holds int64, not text", text_field="id")
+    lists = write_jsonl(tmp_path / "b.jsonl", [{"text": ["a"]}])
+    refused(lists, "column 'text'", "not text (string)")
+
+
+def test_no_documents_left(tmp_path):
+    refused(write_jsonl(tmp_path / "a.jsonl", [{"text": " "}, {"text": ""}]), "holds no documents: all 2 texts are blank")
+    (tmp_path / "a.txt").write_text("")
+    refused(tmp_path / "a.txt", "holds no documents: all 1 texts are blank")
+
+
+def test_separators_that_cannot_be_used(tmp_path):
+    file = write_jsonl(tmp_path / "a.jsonl", [{"text": "a"}])
+    refused(file, "separator '^CHAPTER ' is for .txt files only", separator="^CHAPTER ")
+    (tmp_path / "a.txt").write_text("a")
+    refused(tmp_path / "a.txt", "separator '(' is not a regular expression", separator="(")
