@@ -115,23 +115,23 @@ class Training(Section):
     """Windows per optimizer step."""
     gradient_clipping: float = Field(1.0, ge=0)
     """Largest gradient norm; 0 for none."""
-    checkpointing: Literal["segment"] = "segment"
-    """What is recomputed in the backward pass: one segment at a time, never reentrant."""
+    checkpointing: Literal["segment", "reentrant"] = "segment"
+    """What is recomputed in the backward pass: a segment. (Reentrant checkpointing is refused.)"""
     seed: int = 0
     pipeline_stages: int = Field(1, ge=1)
     """Not available yet: 1."""
 
 
 class Optimizer(Section):
-    """AdamW and its like, by DeepSpeed's name."""
+    """An optimizer, by DeepSpeed's name for it."""
 
     name: str = "AdamW"
     lr: float = Field(gt=0)
     memory_lr: float | None = Field(None, gt=0)
     """Learning rate of the memory modules. Default: lr."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.0, ge=0)
+    params: dict[str, Any] = {}
+    """Its other arguments, such as betas and eps."""
 
 
 class Schedule(Section):

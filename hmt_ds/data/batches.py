@@ -101,7 +101,16 @@ class WindowLoader:
         plan = WindowPlan(self._lengths, state=self._state, **self._plan)
         own = ((window.pieces[self._rows], window.state.to_dict()) for window in plan)
         # The sampler's items are what the reader gets, so the order is the plan's, whichever worker reads.
-        return iter(DataLoader(self._windows, sampler=own, batch_size=None, num_workers=self._num_workers))
+        # DataLoader draws a seed for its workers: from a generator of its own, so that reading data changes no dropout.
+        return iter(
+            DataLoader(
+                self._windows,
+                sampler=own,
+                batch_size=None,
+                num_workers=self._num_workers,
+                generator=torch.Generator(),
+            )
+        )
 
 
 class _WindowReader(TorchDataset[Batch]):

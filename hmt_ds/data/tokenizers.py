@@ -81,7 +81,7 @@ def train_sentencepiece(files: list[Path], out: Path, vocab_size: int) -> Path:
             minloglevel=2,
         )
     except RuntimeError as error:
-        reason = first_line(error).rsplit("] ", 1)[-1] or "there is no text"
+        reason = first_line(error).rsplit("]", 1)[-1].strip() or "there is no text"  # after the failed C++ condition
         raise DataError(f"cannot train {vocab_size} pieces on {len(files)} files: {reason}") from error
     out.mkdir(parents=True, exist_ok=True)
     (out / "tokenizer.model").write_bytes(model.getvalue())
@@ -145,7 +145,9 @@ def _read_processor(model: Path) -> SentencePieceProcessor:
     try:
         processor = SentencePieceProcessor(model_file=str(model))
     except (RuntimeError, OSError) as error:
-        raise DataError(f"{model} is not a sentencepiece model: {first_line(error)}") from error
+        raise DataError(
+            f"{model} is not a sentencepiece model ({first_line(error)}); of a Hugging Face tokenizer name the folder"
+        ) from error
     if ModelProto.FromString(processor.serialized_model_proto()).trainer_spec.model_type != TrainerSpec.BPE:
         raise DataError(
             f"{model} is not a BPE model, and transformers would give wrong ids for it: "

@@ -1,6 +1,8 @@
 """Joining the other ranks, and the few exchanges that are not DeepSpeed's own."""
 
+import logging
 import os
+import warnings
 from datetime import timedelta
 
 import deepspeed
@@ -47,3 +49,30 @@ def add_up(values: torch.Tensor) -> torch.Tensor:
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(values)
     return values
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+def from_rank_0(value: object) -> object:
+    """Rank 0's value, on every rank."""
+    if not torch.distributed.is_initialized():
+        return value
+    box = [value]
+    torch.distributed.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def quiet() -> None:
+    """Leave the libraries' chatter out: what a user reads is ours and errors."""
+    import datasets
+    import transformers
+
+    warnings.filterwarnings("ignore", category=FutureWarning)  # torch's, on functions that DeepSpeed calls
+    datasets.disable_progress_bars()
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()

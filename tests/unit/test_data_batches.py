@@ -125,6 +125,13 @@ def test_each_iteration_begins_again(tokens):
     assert all(map(same, first, second))
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_reading_leaves_the_global_random_state_alone(tokens, num_workers):
+    before = torch.get_rng_state()
+    list(loader(tokens, epochs=1, num_workers=num_workers))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_seeds(tokens):
     one, again, other = (list(loader(tokens, epochs=1, seed=seed)) for seed in (1, 1, 2))
     assert all(map(same, one, again))

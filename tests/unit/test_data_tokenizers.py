@@ -104,7 +104,7 @@ def test_models_that_transformers_would_read_wrongly_are_refused(folder, tmp_pat
     unigram = train(tmp_path / "uni.model", model_type="unigram")
     with pytest.raises(DataError, match=r"uni.model is not a BPE model.*convert it to a Hugging Face tokenizer"):
         load_tokenizer(str(unigram))
-    with pytest.raises(DataError, match="nfkc.model normalises text or has special pieces"):
+    with pytest.raises(DataError, match=r"nfkc.model normalises text or has special pieces"):
         load_tokenizer(str(train(tmp_path / "nfkc.model")))
     shutil.copyfile(unigram, tmp_path / "tokenizer.model")
     shutil.copyfile(folder / "tokenizer_config.json", tmp_path / "tokenizer_config.json")
@@ -128,7 +128,7 @@ def test_absent_tokenizers(path, message):
 
 def test_unreadable_tokenizers(tmp_path):
     (tmp_path / "junk.model").write_text("junk")
-    with pytest.raises(DataError, match="junk.model is not a sentencepiece model"):
+    with pytest.raises(DataError, match=r"junk.model is not a sentencepiece model"):
         load_tokenizer(str(tmp_path / "junk.model"))
     with pytest.raises(DataError, match="cannot load a tokenizer from"):
         load_tokenizer(str(tmp_path))
@@ -146,13 +146,13 @@ def test_a_tokenizer_with_code_of_its_own_is_not_run(tmp_path):
 
 
 def test_what_cannot_be_trained(tmp_path):
-    with pytest.raises(DataError, match="cannot train 100 pieces on 1 files: .*smaller than required_chars"):
+    with pytest.raises(DataError, match=r"cannot train 100 pieces on 1 files: .*smaller than required_chars"):
         train_sentencepiece([NOVEL], tmp_path / "a", 100)
     (tmp_path / "short.txt").write_text("A short text.\n")
-    with pytest.raises(DataError, match="cannot train 5000 pieces on 1 files: .*too high"):
+    with pytest.raises(DataError, match=r"cannot train 5000 pieces on 1 files: .*too high"):
         train_sentencepiece([tmp_path / "short.txt"], tmp_path / "a", 5000)
     (tmp_path / "bad.txt").write_bytes(b"\xff")
-    with pytest.raises(DataError, match="cannot read .*bad.txt as text"):
+    with pytest.raises(DataError, match=r"cannot read .*bad.txt as text"):
         train_sentencepiece([tmp_path / "bad.txt"], tmp_path / "a", 600)
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(DataError, match="there is no text"):

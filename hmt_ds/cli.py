@@ -1,0 +1,139 @@
+"""The command ``hmt-ds``. It checks what was asked, starts the ranks of this machine, and passes on how they ended."""
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from hmt_ds import __version__
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(prog="hmt-ds", description="Train Hierarchical Memory Transformers on DeepSpeed.")
+    parser.add_argument("--version", action="version", version=f"hmt-ds {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, help_text, operand in (
+        ("train", "train a model", "RECIPE"),
+        ("evaluate", "held-out perplexity by segments read, memory on and off", "RUN|RECIPE"),
+    ):
+        command = commands.add_parser(
+            name,
+            help=help_text,
+            description=f"{help_text}. Keys of the recipe can follow: --memory.segment_length 256",
+            epilog="`hmt-ds keys` lists all keys. On several machines, see launch/.",
+        )
+        command.add_argument("source", metavar=operand)
+        command.add_argument("--ranks", type=int, help="processes on this machine (default: its GPUs, or 1)")
+    commands.add_parser("keys", help="list the keys of a recipe, with types and defaults")
+    tokenizer = commands.add_parser("tokenizer", help="train a sentencepiece BPE tokenizer on text files")
+    tokenizer.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    tokenizer.add_argument("--vocab-size", type=int, default=4096)
+    tokenizer.add_argument("--output", type=Path, required=True, metavar="FOLDER")
+    arguments, overrides = parser.parse_known_args()
+    if arguments.command in ("train", "evaluate"):
+        sys.exit(start_ranks(arguments, overrides))
+    if overrides:
+        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+    sys.exit(list_keys() if arguments.command == "keys" else make_tokenizer(arguments))
+
+
+def start_ranks(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Check the recipe, then start the ranks of this machine through the deepspeed launcher."""
+    from hmt_ds.config import ConfigError, load_recipe
+    from hmt_ds.reporting.progress import print_problems
+
+    source = Path(arguments.source)
+    recipe_file = source / "recipe.yaml" if source.is_dir() else source
+    quiet_environment()
+    try:
+        recipe = load_recipe(recipe_file, overrides)
+        from hmt_ds.prepare import prepare
+
+        prepare(recipe, recipe_file, new_run=arguments.command == "train")
+    except ConfigError as error:
+        print_problems(error.problems)
+        return 2
+    ranks = arguments.ranks or ranks_of(source) or number_of_gpus() or 1
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks), "--master_port", free_port()]
+    module = ["--no_local_rank", "--module", f"hmt_ds.{arguments.command}", arguments.source, *overrides]
+    return subprocess.run([*launcher, *module]).returncode
+
+
+def quiet_environment() -> None:
+    """Settings that the ranks inherit."""
+    if not number_of_gpus():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        # glibc returns large blocks to the system at once and fetches them anew: tensors are 3 to 7 times slower
+        os.environ.setdefault("MALLOC_MMAP_MAX_", "0")
+        os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "100000000000")
+        os.environ.setdefault("MALLOC_TOP_PAD_", "1073741824")
+
+
+def number_of_gpus() -> int:
+    """GPUs of this machine."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def ranks_of(run: Path) -> int | None:
+    """How many ranks wrote a run's newest checkpoint."""
+    import json
+
+    try:
+        newest = (run / "checkpoints" / "latest").read_text().strip()
+        return int(json.loads((run / "checkpoints" / newest / "progress.json").read_text())["world_size"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def free_port() -> str:
+    """A port that nothing listens on."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return str(probe.getsockname()[1])
+
+
+def list_keys() -> int:
+    """Print every key of the recipe."""
+    from pydantic_core import PydanticUndefined
+    from rich.console import Console
+    from rich.table import Table
+
+    from hmt_ds.config import Recipe, Section, keys
+
+    table = Table("key", "type", "default", "meaning", title="keys of a recipe")
+    for name, field in keys(Recipe):
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            table.add_section()
+            table.add_row(f"[bold]{name}", "", "", f"[bold]{(kind.__doc__ or '').strip()}")
+            continue
+        default = "required" if field.default is PydanticUndefined else str(field.default)
+        label = getattr(kind, "__name__", None) if isinstance(kind, type) else str(kind).replace("typing.", "")
+        table.add_row(name, label, default, field.description or "")
+    Console().print(table)
+    return 0
+
+
+def make_tokenizer(arguments: argparse.Namespace) -> int:
+    """Train a tokenizer and say where it is."""
+    from hmt_ds.data import DataError, train_sentencepiece
+    from hmt_ds.reporting.progress import print_problems
+
+    try:
+        train_sentencepiece(arguments.files, arguments.output, arguments.vocab_size)
+    except DataError as error:
+        print_problems([str(error)])
+        return 2
+    print(f"tokenizer   {arguments.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    main()

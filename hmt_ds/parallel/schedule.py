@@ -1,0 +1,42 @@
+"""Learning rate schedules: DeepSpeed's and torch's, by name."""
+
+import difflib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from deepspeed.runtime import lr_schedules
+
+DEEPSPEED_SCHEDULES = ("WarmupLR", "WarmupDecayLR", "WarmupCosineLR", "OneCycle", "LRRangeTest")
+
+
+class ScheduleError(ValueError):
+    """An unknown schedule, or arguments that it does not take."""
+
+
+def make_scheduler(name: str, params: dict[str, Any], total_steps: int) -> Callable[[Any], Any]:
+    """A function that makes the schedule from an optimizer.
+
+    Args:
+        name: a class of DeepSpeed's ``lr_schedules`` or of ``torch.optim.lr_scheduler``.
+        params: its arguments. ``total_num_steps`` is ``total_steps`` unless given.
+        total_steps: optimizer steps of the run.
+
+    Raises:
+        ScheduleError: in one line, with near names.
+    """
+    known = {n: getattr(lr_schedules, n) for n in DEEPSPEED_SCHEDULES}
+    for n, c in vars(torch.optim.lr_scheduler).items():
+        if inspect.isclass(c) and issubclass(c, torch.optim.lr_scheduler.LRScheduler):
+            known.setdefault(n, c)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(DEEPSPEED_SCHEDULES)}, or torch's"
+        raise ScheduleError(f"schedule.name: {name} is no schedule of DeepSpeed or torch; {hint}")
+    accepted = [p for p in inspect.signature(known[name]).parameters if p != "optimizer"]
+    if unknown := [p for p in params if p not in accepted]:
+        raise ScheduleError(f"schedule.params: {name} takes no {', '.join(unknown)}; it takes {', '.join(accepted)}")
+    if "total_num_steps" in accepted:
+        params = {"total_num_steps": total_steps} | params
+    return lambda optimizer: known[name](optimizer, **params)

@@ -1,0 +1,183 @@
+"""Everything that can be wrong with a recipe, found before anything starts and said at once."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from datasets import Dataset
+
+from hmt_ds.backbones import BackboneError, LoraSettings, check_backbone, family_of, read_config
+from hmt_ds.config import ConfigError, Recipe, Source, find_file
+from hmt_ds.data import DataError, check_vocabulary, load_documents, load_tokenizer, tokenize_documents
+from hmt_ds.evaluation.perplexity import segments_needed
+from hmt_ds.memory import MemorySettings
+from hmt_ds.parallel.ds_config import DeepSpeedConfigError, EngineSettings, fill_ds_config, read_ds_config
+from hmt_ds.parallel.schedule import ScheduleError, make_scheduler
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the checks have read and found in order.
+
+    Attributes:
+        ds_config: DeepSpeed's configuration, filled.
+        lora: adapters, for model.train lora.
+        train, validation: tokenised documents.
+    """
+
+    ds_config: dict[str, Any]
+    lora: LoraSettings
+    train: Dataset
+    validation: Dataset | None
+
+
+class Problems(list[str]):
+    """Collects what is wrong, so that all of it can be said at once."""
+
+    def attempt(self, action: Callable[[], T], prefix: str = "") -> T | None:
+        """The action's result, or None with its problems noted."""
+        try:
+            return action()
+        except (BackboneError, DataError, DeepSpeedConfigError, ScheduleError) as error:
+            self.extend(prefix + line for line in str(error).splitlines())
+            return None
+
+
+def prepare(recipe: Recipe, recipe_file: str | Path, *, new_run: bool = True) -> Prepared:
+    """Check a recipe against the world, and read its data.
+
+    Args:
+        recipe_file: where the recipe is; files may be named relative to it.
+        new_run: whether the output folder will be written.
+
+    Raises:
+        ConfigError: with all problems.
+    """
+    problems = Problems(check_training(recipe))
+    if new_run:
+        problems += check_output(recipe)
+    ds_config = problems.attempt(lambda: deepspeed_config(recipe, recipe_file), "deepspeed: ")
+    problems.attempt(lambda: make_scheduler(recipe.schedule.name, recipe.schedule.params, recipe.training.steps))
+    model = recipe.model
+    config = problems.attempt(lambda: read_config(model.source, trust_remote_code=model.trust_remote_code))
+    if config is not None:
+        problems.attempt(lambda: check_backbone(config), "model: ")
+        problems += check_positions(recipe, config)
+    datasets = read_data(recipe, config, problems)
+    if problems or ds_config is None or datasets is None:
+        raise ConfigError(problems)
+    return Prepared(ds_config, LoraSettings(**model.lora.model_dump()), *datasets)
+
+
+def check_training(recipe: Recipe) -> list[str]:
+    """Settings that contradict each other or this machine."""
+    problems = []
+    memory, training = recipe.memory, recipe.training
+    if memory.sensory_tokens > memory.segment_length:
+        problems.append(
+            f"memory.sensory_tokens is {memory.sensory_tokens}, more than a segment has ({memory.segment_length}): "
+            "take at most memory.segment_length"
+        )
+    if training.checkpointing == "reentrant":
+        problems.append(
+            "training.checkpointing: reentrant checkpointing fails at ZeRO-2 and gives wrong gradients at ZeRO-3: "
+            "use segment"
+        )
+    if training.pipeline_stages > 1:
+        problems.append(f"training.pipeline_stages is {training.pipeline_stages}: pipelines are not available yet, use 1")
+    if recipe.model.precision == "fp16" and not torch.cuda.is_available():
+        problems.append("model.precision: fp16 needs a GPU, and there is none here: use bf16 or fp32")
+    read = recipe.evaluation.segments_read
+    if read != sorted(set(read)) or not read or read[0] < 0:
+        problems.append(f"evaluation.segments_read is {read}: must be ascending numbers of segments")
+    return problems
+
+
+def check_output(recipe: Recipe) -> list[str]:
+    """A folder that holds another run is never written over."""
+    folder = Path(recipe.training.output)
+    if folder.exists() and not folder.is_dir():
+        return [f"training.output: {folder} is a file, give a folder"]
+    if recipe.checkpoint.resume == "never" and folder.is_dir() and any(folder.iterdir()):
+        return [
+            f"training.output: {folder} holds a run already: name another folder, or go on with "
+            "--checkpoint.resume latest"
+        ]
+    return []
+
+
+def check_positions(recipe: Recipe, config: Any) -> list[str]:
+    """Prompts, sensory tokens and segment together must fit into the backbone's positions."""
+    memory = recipe.memory
+    settings = MemorySettings(**memory.model_dump() | {"recall_dim": memory.recall_dim or 1})
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is None or settings.positions <= limit:
+        return []
+    kind = "has" if family_of(config).hard_positions else "was made for"
+    prompts = settings.positions - memory.sensory_tokens - memory.segment_length
+    return [
+        f"memory: {memory.segment_length} fresh + {memory.sensory_tokens} sensory + {prompts} prompt tokens are "
+        f"{settings.positions} positions, the backbone {kind} {limit}: shorten memory.segment_length"
+    ]
+
+
+def deepspeed_config(recipe: Recipe, recipe_file: str | Path) -> dict[str, Any]:
+    """The recipe's DeepSpeed file, filled in."""
+    file = find_file(recipe.deepspeed, recipe_file)
+    if file is None:
+        raise DeepSpeedConfigError(f"{recipe.deepspeed}: no such file")
+    training, optimizer = recipe.training, recipe.optimizer
+    params = {"lr": optimizer.lr, "weight_decay": optimizer.weight_decay, **optimizer.params}
+    settings = EngineSettings(
+        precision=recipe.model.precision,
+        batch_size=training.batch_size,
+        backwards_per_step=training.bptt_depth * training.gradient_accumulation,
+        gradient_clipping=training.gradient_clipping,
+        optimizer=optimizer.name,
+        optimizer_params=params,
+    )
+    return fill_ds_config(read_ds_config(file), settings)
+
+
+def read_data(recipe: Recipe, config: Any, problems: Problems) -> tuple[Dataset, Dataset | None] | None:
+    """Tokenised training and held-out documents."""
+    name = recipe.model.tokenizer or recipe.model.source
+    if not isinstance(name, str):
+        problems.append("model.tokenizer: missing; model.source is a configuration, which has none")
+        return None
+    tokenizer = problems.attempt(lambda: load_tokenizer(name), "model.tokenizer: ")
+    if tokenizer is not None and config is not None:
+        problems.attempt(lambda: check_vocabulary(tokenizer, config.vocab_size), "model.tokenizer: ")
+
+    def read(source: Source) -> Dataset:
+        documents = load_documents(**source.model_dump())
+        return tokenize_documents(documents, tokenizer, cache_dir=Path(recipe.data.cache_dir))
+
+    data = recipe.data
+    if tokenizer is None or problems:  # nothing is tokenised for a run that cannot start, but its files are looked at
+        problems.attempt(lambda: load_documents(**data.train.model_dump()), "data.train: ")
+        if data.validation:
+            validation_source = data.validation
+            problems.attempt(lambda: load_documents(**validation_source.model_dump()), "data.validation: ")
+        return None
+    train = problems.attempt(lambda: read(data.train), "data.train: ")
+    validation = None
+    if data.validation:
+        held_out = data.validation
+        validation = problems.attempt(lambda: shorten(read(held_out), recipe), "data.validation: ")
+    return None if train is None else (train, validation)
+
+
+def shorten(documents: Dataset, recipe: Recipe) -> Dataset:
+    """As much of the held-out documents as the evaluation reads."""
+    documents = documents.select(range(min(len(documents), recipe.evaluation.documents or len(documents))))
+    tokens = segments_needed(recipe.evaluation.segments_read) * recipe.memory.segment_length
+
+    def cut(row: dict[str, Any]) -> dict[str, Any]:
+        return {"input_ids": row["input_ids"][:tokens], "length": min(row["length"], tokens)}
+
+    return documents.map(cut, keep_in_memory=True)

@@ -1,0 +1,240 @@
+"""The loop: next windows, one step, metrics, checkpoint."""
+
+import json
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+
+from hmt_ds.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from hmt_ds.checkpoint import Progress as Position
+from hmt_ds.config import Recipe
+from hmt_ds.data import Batch, WindowLoader
+from hmt_ds.evaluation.perplexity import PerplexityRow, as_dicts, perplexity_by_segments, segments_needed
+from hmt_ds.memory import Window
+from hmt_ds.parallel.build import build_hmt
+from hmt_ds.parallel.distributed import barrier, rank, world_size
+from hmt_ds.parallel.schedule import make_scheduler
+from hmt_ds.parallel.zero import StepOutput, ZeroExecutor
+from hmt_ds.planning.flops import peak_flops, useful_flops_per_token
+from hmt_ds.prepare import Prepared
+from hmt_ds.reporting import MetricsLog, Monitors, Progress, perplexity_table, plot_loss, plot_perplexity, read_metrics
+
+
+class Trainer:
+    """A training run on this rank.
+
+    Args:
+        recipe: checked.
+        prepared: what the checks have read: data, DeepSpeed's configuration.
+        device: this rank's.
+    """
+
+    def __init__(self, recipe: Recipe, prepared: Prepared, device: torch.device):
+        self.recipe, self.prepared = recipe, prepared
+        self.folder = Path(recipe.training.output)
+        model = recipe.model
+        hmt = build_hmt(
+            model.source,
+            recipe.memory.model_dump(),
+            ds_config=prepared.ds_config,
+            precision=model.precision,
+            train=model.train,
+            lora=prepared.lora,
+            seed=recipe.training.seed,
+            trust_remote_code=model.trust_remote_code,
+        )
+        sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in hmt.parameters()]
+        self.parameters, self.trained = sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained)
+        self.executor = ZeroExecutor(
+            hmt,
+            ds_config=prepared.ds_config,
+            precision=model.precision,
+            device=device,
+            memory_lr=recipe.optimizer.memory_lr,
+            scheduler=make_scheduler(recipe.schedule.name, recipe.schedule.params, recipe.training.steps),
+        )
+        self.position = Position()
+        self.told_to_stop = 0
+
+    def train(self) -> None:
+        """Train to the end, or until told to stop; save, evaluate, and say what came of it."""
+        self.resume()
+        self.begin_run()
+        self.listen_for_signals()
+        for step, windows in self.steps():
+            started = time.perf_counter()
+            output = self.executor.train_batch([as_window(b) for b in windows], flag=self.told_to_stop)
+            self.position = Position(step, self.position.tokens + output.fresh_tokens, windows[-1].position)
+            self.report(output, time.perf_counter() - started)
+            if output.flags:
+                self.stop_early()
+                return
+            if step % self.recipe.checkpoint.every == 0 and step < self.recipe.training.steps:
+                self.save()
+            if self.recipe.evaluation.every and step % self.recipe.evaluation.every == 0:
+                self.evaluate()
+        self.progress.close()
+        self.finish()
+
+    def steps(self) -> Iterator[tuple[int, list[Batch]]]:
+        """The remaining steps, each with its windows."""
+        training = self.recipe.training
+        batches = iter(self.training_loader())
+        for step in range(self.position.step + 1, training.steps + 1):
+            yield step, list(islice(batches, training.gradient_accumulation))
+
+    def training_loader(self) -> WindowLoader:
+        """This rank's rows of the training documents, from the run's position on."""
+        training = self.recipe.training
+        return WindowLoader(
+            self.prepared.train,
+            segments=training.bptt_depth,
+            segment_length=self.recipe.memory.segment_length,
+            seed=training.seed,
+            rank=rank(),
+            world_size=world_size(),
+            batch_size=training.batch_size,
+            num_workers=self.recipe.data.workers,
+            state=self.position.position,
+        )
+
+    def validation_windows(self) -> Iterable[Window]:
+        """This rank's rows of the held-out documents, once through."""
+        assert self.prepared.validation is not None
+        return map(
+            as_window,
+            WindowLoader(
+                self.prepared.validation,
+                segments=self.recipe.training.bptt_depth,
+                segment_length=self.recipe.memory.segment_length,
+                seed=0,
+                shuffle=False,
+                epochs=1,
+                rank=rank(),
+                world_size=world_size(),
+                batch_size=self.recipe.evaluation.batch_size or self.recipe.training.batch_size,
+            ),
+        )
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint, if the recipe says so and there is one."""
+        checkpoint = latest_checkpoint(self.folder / "checkpoints")
+        if self.recipe.checkpoint.resume == "latest" and checkpoint:
+            self.position = load_checkpoint(self.executor, checkpoint)
+            if rank() == 0:
+                print(f"resumed from {checkpoint}, step {self.position.step}", flush=True)
+
+    def begin_run(self) -> None:
+        """Make the run's folder, its log and the progress bar."""
+        first = rank() == 0
+        self.log = self.monitors = None
+        if first:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "recipe.yaml").write_text(yaml.safe_dump(self.recipe.model_dump(mode="json"), sort_keys=False))
+            self.log = MetricsLog(self.folder / "metrics.jsonl", self.position.step)
+            logging = self.recipe.logging
+            self.monitors = Monitors(
+                self.folder,
+                wandb=logging.wandb,
+                project=logging.project,
+                tensorboard=logging.tensorboard,
+                csv=logging.csv,
+            )
+            print(f"{self.parameters / 1e6:.1f}M parameters, {self.trained / 1e6:.1f}M trained; {world_size()} ranks")
+        barrier()
+        self.progress = Progress(self.recipe.training.steps, self.position.step, shown=first)
+
+    def report(self, output: StepOutput, seconds: float) -> None:
+        """Log a step."""
+        row = self.metrics(output, seconds)
+        self.progress.advance(output.loss, row["tokens_per_second"] * world_size(), row["peak_memory_gib"])
+        if self.log and self.monitors and self.position.step % self.recipe.logging.every == 0:
+            self.log.write(row)
+            self.monitors.write(row)
+        if output.skipped:
+            self.progress.say(f"step {self.position.step}: gradients overflowed, step skipped")
+
+    def metrics(self, output: StepOutput, seconds: float) -> dict[str, Any]:
+        """A step's numbers, under the names of hmt_ds.reporting.metrics."""
+        speed = output.fresh_tokens / seconds / world_size()
+        flops = useful_flops_per_token(self.parameters, self.trained, self.executor.settings)
+        on_cpu = self.executor.device.type == "cpu"
+        device = None if on_cpu else torch.get_device_module(self.executor.device)
+        peak = peak_flops(device.get_device_name()) if device else None
+        return {
+            "step": self.position.step,
+            "loss": output.loss,
+            "perplexity": float(torch.tensor(output.loss).exp()),
+            "learning_rate": self.executor.engine.get_lr()[0],
+            "gradient_norm": output.gradient_norm,
+            "tokens_per_second": speed,
+            "mfu": speed * flops / peak if peak else None,
+            "peak_memory_gib": (device.max_memory_allocated() if device else resident_bytes()) / 2**30,
+            "recall_distance": output.recall_distance,
+            "seconds": seconds,
+        }
+
+    def save(self) -> Path:
+        """Write a checkpoint."""
+        return save_checkpoint(self.executor, self.folder / "checkpoints", self.position)
+
+    def evaluate(self) -> list[PerplexityRow] | None:
+        """Held-out perplexity; the table is printed, and kept with the run."""
+        if self.prepared.validation is None:
+            return None
+        rows = perplexity_by_segments(self.executor, self.validation_windows, self.recipe.evaluation.segments_read)
+        if rank() == 0:
+            result = {"step": self.position.step, "rows": as_dicts(rows)}
+            (self.folder / "evaluation.json").write_text(json.dumps(result, indent=1))
+            plot_perplexity(rows, self.folder / "evaluation.png")
+            Console().print(perplexity_table(rows, f"held-out perplexity after step {self.position.step}"))
+        return rows
+
+    def finish(self) -> None:
+        """The last checkpoint, the evaluation, the picture."""
+        checkpoint = self.save()
+        self.evaluate()
+        if rank() == 0:
+            rows = read_metrics(self.folder / "metrics.jsonl")
+            plot_loss(rows, self.folder / "loss.png")
+            first, last = rows[0]["loss"], [row["loss"] for row in rows[-10:]]
+            print(f"loss        {first:.3f} -> {sum(last) / len(last):.3f} (mean of the last {len(last)} steps)")
+            print(f"picture     {self.folder / 'loss.png'}")
+            print(f"checkpoint  {checkpoint}", flush=True)
+
+    def stop_early(self) -> None:
+        """Save and leave because somebody said so."""
+        self.progress.close()
+        checkpoint = self.save()
+        if rank() == 0:
+            print(f"stopped after step {self.position.step}; checkpoint {checkpoint}; go on with", end=" ")
+            print("--checkpoint.resume latest", flush=True)
+
+    def listen_for_signals(self) -> None:
+        """Ctrl-C and SIGTERM end the run after the step in hand, on all ranks."""
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            self.told_to_stop = 1
+
+        signal.signal(signal.SIGINT, stop)
+        signal.signal(signal.SIGTERM, stop)
+
+
+def as_window(batch: Batch) -> Window:
+    """A batch as the memory reads it."""
+    return Window(batch.input_ids, batch.labels, batch.lengths, batch.starts)
+
+
+def resident_bytes() -> int:
+    """Most memory that this process has held so far."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
