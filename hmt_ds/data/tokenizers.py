@@ -134,7 +134,7 @@ def _load_sentencepiece(model: Path) -> PreTrainedTokenizerBase:
 def _write_config(folder: Path) -> None:
     """Say what `transformers` cannot see in `tokenizer.model`: without it there is no BOS, or a wrong first piece."""
     processor = _read_processor(folder / "tokenizer.model")
-    config: dict[str, Any] = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": processor.bos_id() >= 0}
+    config: dict[str, Any] = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True}
     for role in ("unk", "bos", "eos"):
         piece = getattr(processor, f"{role}_id")()
         config[f"{role}_token"] = processor.id_to_piece(piece) if piece >= 0 else None
