@@ -56,7 +56,8 @@ def start_ranks(arguments: argparse.Namespace, overrides: list[str]) -> int:
         print_problems(error.problems)
         return 2
     ranks = arguments.ranks or ranks_of(source) or number_of_gpus() or 1
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks), "--master_port", free_port()]
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks)]
+    launcher += ["--master_port", free_port(), "--log_level", "error"]
     module = ["--no_local_rank", "--module", f"hmt_ds.{arguments.command}", arguments.source, *overrides]
     return subprocess.run([*launcher, *module]).returncode
 

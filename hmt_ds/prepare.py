@@ -88,7 +88,8 @@ def check_training(recipe: Recipe) -> list[str]:
             "use segment"
         )
     if training.pipeline_stages > 1:
-        problems.append(f"training.pipeline_stages is {training.pipeline_stages}: pipelines are not available yet, use 1")
+        stages = training.pipeline_stages
+        problems.append(f"training.pipeline_stages is {stages}: pipeline stages are not available yet, use 1")
     if recipe.model.precision == "fp16" and not torch.cuda.is_available():
         problems.append("model.precision: fp16 needs a GPU, and there is none here: use bf16 or fp32")
     read = recipe.evaluation.segments_read

@@ -3,7 +3,7 @@
 import json
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from types import FrameType
@@ -13,11 +13,11 @@ import torch
 import yaml
 from rich.console import Console
 
-from hmt_ds.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from hmt_ds.checkpoint import Progress as Position
+from hmt_ds.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from hmt_ds.config import Recipe
 from hmt_ds.data import Batch, WindowLoader
-from hmt_ds.evaluation.perplexity import PerplexityRow, as_dicts, perplexity_by_segments, segments_needed
+from hmt_ds.evaluation.perplexity import PerplexityRow, as_dicts, perplexity_by_segments
 from hmt_ds.memory import Window
 from hmt_ds.parallel.build import build_hmt
 from hmt_ds.parallel.distributed import barrier, rank, world_size
@@ -138,7 +138,8 @@ class Trainer:
         self.log = self.monitors = None
         if first:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "recipe.yaml").write_text(yaml.safe_dump(self.recipe.model_dump(mode="json"), sort_keys=False))
+            resolved = yaml.safe_dump(self.recipe.model_dump(mode="json"), sort_keys=False)
+            (self.folder / "recipe.yaml").write_text(resolved)
             self.log = MetricsLog(self.folder / "metrics.jsonl", self.position.step)
             logging = self.recipe.logging
             self.monitors = Monitors(

@@ -90,7 +90,7 @@ def add_adapters(model: nn.Module, lora: LoraSettings) -> None:
     inject_adapter_in_model(
         LoraConfig(
             r=lora.rank,
-            lora_alpha=lora.alpha,  # type: ignore[arg-type]
+            lora_alpha=lora.alpha,
             lora_dropout=lora.dropout,
             target_modules=lora.target_modules,
             task_type="CAUSAL_LM",

@@ -1,4 +1,4 @@
-"""Does a model fit as a backbone? Asked of a one-layer random model of the same configuration, before anything starts."""
+"""Does a model fit as a backbone? Asked of a one-layer random model of its configuration, before anything starts."""
 
 import copy
 import inspect

@@ -75,9 +75,8 @@ def load_checkpoint(executor: ZeroExecutor, checkpoint: Path, *, weights_only: b
     saved = json.loads((checkpoint / "progress.json").read_text())
     here = {"world_size": world_size(), "zero_stage": executor.engine.zero_optimization_stage()}
     for key, value in here.items():
-        if saved.pop(key) != value:
-            was = json.loads((checkpoint / "progress.json").read_text())[key]
-            raise CheckpointError(f"{checkpoint} was written with {key} {was}, this is {value}: start as it was written")
+        if (was := saved.pop(key)) != value:
+            raise CheckpointError(f"{checkpoint} was written with {key} {was}, here it is {value}: go on with {was}")
     executor.engine.load_checkpoint(
         str(checkpoint.parent),
         tag=checkpoint.name,

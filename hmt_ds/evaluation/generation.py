@@ -1,10 +1,11 @@
 """Generation with memory: segments are read, the last one is continued by transformers' own ``generate``."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from hmt_ds.backbones import CausalLM
 from hmt_ds.memory import HMT, MemoryState, read_window, split_document
 
 
@@ -57,4 +58,5 @@ def continue_segment(model: HMT, segment_ids: Tensor, state: MemoryState, goes_o
         prompt, _ = model.memory_prompt(segment, state.memories, state.valid, model.settings.mode)
         embeddings = torch.cat([prompt, embeddings], dim=1)
     mask = torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device)
-    return model.backbone.model.generate(inputs_embeds=embeddings, attention_mask=mask, **{"do_sample": False} | options)
+    causal_lm = cast(CausalLM, model.backbone).model
+    return causal_lm.generate(inputs_embeds=embeddings, attention_mask=mask, **{"do_sample": False} | options)

@@ -16,6 +16,6 @@ def row_losses(logits: Tensor, labels: Tensor) -> Tensor:
     Returns:
         ``[b]``. Divide by the labels of the whole global batch, never by a rank's own.
     """
-    precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    losses = nn.functional.cross_entropy(precise.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
+    precise = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 1)
+    losses = nn.functional.cross_entropy(precise, labels.flatten(), ignore_index=IGNORED, reduction="none")
     return losses.view(labels.shape).sum(dim=1)

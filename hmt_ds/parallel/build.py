@@ -1,7 +1,7 @@
 """Building a model so that no rank need hold it whole, and handing it to DeepSpeed."""
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 import deepspeed
 import torch
@@ -57,7 +57,7 @@ def build_hmt(
 
 def initialise_prompts(model: HMT) -> None:
     """Give the prompts the spread of the backbone's token embeddings, as the reference does."""
-    embedding = model.backbone.model.get_input_embeddings()
+    embedding = cast(CausalLM, model.backbone).model.get_input_embeddings()
     with torch.no_grad(), deepspeed.zero.GatheredParameters(list(embedding.parameters())):
         some = torch.arange(0, embedding.num_embeddings, 7, device=embedding.weight.device)
         spread = float(embedding(some).float().std())

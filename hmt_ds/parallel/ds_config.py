@@ -109,7 +109,8 @@ def fill_ds_config(config: dict[str, Any], settings: EngineSettings) -> dict[str
             section = section[key]
         given = section.get(path[-1], AUTO)
         if given != AUTO and given != value:
-            problems.append(f"{'.'.join(path)} is {given!r} in the DeepSpeed file and {value!r} by the recipe: write auto")
+            name = ".".join(path)
+            problems.append(f"{name} is {given!r} in the DeepSpeed file and {value!r} by the recipe: write auto")
         section[path[-1]] = value
     problems += [f"{key} is auto, but the recipe does not decide it: give a value" for key in remaining_autos(filled)]
     if stage_of(config) not in (0, 1, 2, 3):

@@ -111,10 +111,10 @@ class ZeroExecutor:
                 loss_scale=self.loss_scale(),
             )
             totals.append(torch.stack([sums.loss.double(), sums.recall_distance.double(), sums.recalls.double()]))
-        before = self.engine.skipped_steps
+        before, norm = self.engine.skipped_steps, self.plain_gradient_norm()
         self.engine.step()
         loss, distance, recalls = add_up(torch.stack(totals).sum(dim=0)).tolist()
-        norm = self.engine.get_global_grad_norm()
+        norm = self.engine.get_global_grad_norm() if norm is None else norm
         return StepOutput(
             loss=loss / max(tokens, 1),
             tokens=tokens,
@@ -130,6 +130,13 @@ class ZeroExecutor:
         self.remaining -= 1
         self.engine.set_gradient_accumulation_boundary(self.remaining == 0)
         self.engine.backward(scalar, scale_wrt_gas=False)
+
+    def plain_gradient_norm(self) -> float | None:
+        """The norm at stage 0, where DeepSpeed clips without telling it; None at the other stages."""
+        if self.engine.zero_optimization():
+            return None
+        gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients)) / self.loss_scale()
 
     def loss_scale(self) -> float:
         """What the engine multiplies losses by (1 unless fp16)."""
