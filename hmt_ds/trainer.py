@@ -49,6 +49,7 @@ class Trainer:
             train=model.train,
             lora=prepared.lora,
             seed=recipe.training.seed,
+            device=device,
             trust_remote_code=model.trust_remote_code,
         )
         sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in hmt.parameters()]

@@ -1,7 +1,7 @@
 """What differs between model families, as far as the memory has to know. To add a family: one row and one test.
 
-Most of what differs is the model's own business: it happens between ``inputs_embeds`` and ``last_hidden_state``: embedding
-scales, projections to another width, sliding windows, rotary or learned positions.
+Most of what differs is the model's own business: it happens between ``inputs_embeds`` and ``last_hidden_state``:
+embedding scales, projections to another width, sliding windows, rotary or learned positions.
 """
 
 from typing import Any, NamedTuple

@@ -48,7 +48,12 @@ def read_config(source: str | dict[str, Any], *, trust_remote_code: bool = False
 
 
 def build_model(
-    source: str | dict[str, Any], *, dtype: torch.dtype, seed: int = 0, trust_remote_code: bool = False
+    source: str | dict[str, Any],
+    *,
+    dtype: torch.dtype,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    trust_remote_code: bool = False,
 ) -> CausalLM:
     """A backbone with the weights of ``source``, or with random ones if it is a mapping.
 
@@ -59,10 +64,12 @@ def build_model(
         source: a folder, a hub name, or a configuration as a mapping.
         dtype: of the weights.
         seed: of random weights.
+        device: where random weights are made; stored ones come by way of the host.
     """
     if isinstance(source, dict):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(read_config(source), dtype=dtype)
+        with torch.device(device):
+            model = AutoModelForCausalLM.from_config(read_config(source), dtype=dtype)
     else:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=trust_remote_code)
     return CausalLM(model)

@@ -24,6 +24,7 @@ def build_hmt(
     train: str = "whole",
     lora: LoraSettings | None = None,
     seed: int = 0,
+    device: torch.device | str = "cpu",
     trust_remote_code: bool = False,
 ) -> HMT:
     """Build the backbone and the memory around it, inside ``zero.Init`` at stage 3.
@@ -35,13 +36,14 @@ def build_hmt(
         precision: ``fp32``, ``bf16`` or ``fp16``.
         train: ``whole``, ``frozen`` or ``lora``.
         seed: of all random weights.
+        device: where random weights of a backbone are made.
     """
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     if computes_in_autocast(ds_config, precision):
         dtype = torch.float32
     # transformers holds this object weakly and asks it whether to build under zero.Init
     during_build = HfDeepSpeedConfig(ds_config) if stage_of(ds_config) == 3 else None
-    backbone = build_model(source, dtype=dtype, seed=seed, trust_remote_code=trust_remote_code)
+    backbone = build_model(source, dtype=dtype, seed=seed, device=device, trust_remote_code=trust_remote_code)
     del during_build
     torch.manual_seed(seed ^ MEMORY_SEED)
     select_trainable(backbone, train, lora)

@@ -21,8 +21,11 @@ def perplexity_table(rows: Sequence[Any], title: str) -> Table:
     for row in rows:
         last = row.below - 1
         read = str(row.segments_read) if last == row.segments_read else f"{row.segments_read} to {last}"
-        change = f"{100 * (row.memory_on / row.memory_off - 1):+.2f}%" if row.tokens else "-"
-        table.add_row(read, f"{row.tokens:,}", f"{row.memory_on:.2f}", f"{row.memory_off:.2f}", change)
+        figures = ["-", "-", "-"]
+        if row.tokens:
+            change = f"{100 * (row.memory_on / row.memory_off - 1):+.2f}%"
+            figures = [f"{row.memory_on:.2f}", f"{row.memory_off:.2f}", change]
+        table.add_row(read, f"{row.tokens:,}", *figures)
     return table
 
 

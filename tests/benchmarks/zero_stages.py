@@ -51,7 +51,9 @@ def measure(name: str, arguments: argparse.Namespace, device: torch.device) -> N
     ds_config = fill_ds_config(read_ds_config(DS_CONFIGS / f"{name}.json"), settings)
     source = {"model_type": "llama", "vocab_size": 32000, "max_position_embeddings": 4096, **SHAPES[arguments.shape]}
     memory = {"mode": arguments.mode, "segment_length": arguments.length, "recall_dim": None}
-    model = build_hmt(source, memory, ds_config=ds_config, precision=arguments.precision, train=arguments.train)
+    model = build_hmt(
+        source, memory, ds_config=ds_config, precision=arguments.precision, train=arguments.train, device=device
+    )
     sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in model.parameters()]
     parameters, trained = sum(n for n, _ in sizes), sum(n for n, grad in sizes if grad)
     executor = ZeroExecutor(model, ds_config=ds_config, precision=arguments.precision, device=device)
