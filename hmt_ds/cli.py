@@ -102,23 +102,13 @@ def free_port() -> str:
 
 def list_keys() -> int:
     """Print every key of the recipe."""
-    from pydantic_core import PydanticUndefined
     from rich.console import Console
-    from rich.table import Table
 
-    from hmt_ds.config import Recipe, Section, keys
+    from hmt_ds.config import keys
+    from hmt_ds.recipe import Recipe
+    from hmt_ds.reporting.tables import keys_table
 
-    table = Table("key", "type", "default", "meaning", title="keys of a recipe")
-    for name, field in keys(Recipe):
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, Section):
-            table.add_section()
-            table.add_row(f"[bold]{name}", "", "", f"[bold]{(kind.__doc__ or '').strip()}")
-            continue
-        default = "required" if field.default is PydanticUndefined else str(field.default)
-        label = getattr(kind, "__name__", None) if isinstance(kind, type) else str(kind).replace("typing.", "")
-        table.add_row(name, label, default, field.description or "")
-    Console().print(table)
+    Console().print(keys_table(keys(Recipe)))
     return 0
 
 

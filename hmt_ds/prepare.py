@@ -9,12 +9,13 @@ import torch
 from datasets import Dataset
 
 from hmt_ds.backbones import BackboneError, LoraSettings, check_backbone, family_of, read_config
-from hmt_ds.config import ConfigError, Recipe, Source, find_file
+from hmt_ds.config import ConfigError, find_file
 from hmt_ds.data import DataError, check_vocabulary, load_documents, load_tokenizer, tokenize_documents
 from hmt_ds.evaluation.perplexity import segments_needed
 from hmt_ds.memory import MemorySettings
 from hmt_ds.parallel.ds_config import DeepSpeedConfigError, EngineSettings, fill_ds_config, read_ds_config
 from hmt_ds.parallel.schedule import ScheduleError, make_scheduler
+from hmt_ds.recipe import Recipe, Source
 
 T = TypeVar("T")
 

@@ -3,10 +3,12 @@
 import sys
 from pathlib import Path
 
-from hmt_ds.config import ConfigError, Recipe, load_recipe
+from hmt_ds.config import ConfigError, load_recipe
 from hmt_ds.parallel.distributed import from_rank_0, join, leave, quiet, rank
 from hmt_ds.prepare import Prepared, prepare
-from hmt_ds.reporting import print_problems, print_recipe
+from hmt_ds.recipe import Recipe
+from hmt_ds.reporting.progress import print_problems
+from hmt_ds.reporting.tables import print_recipe
 from hmt_ds.trainer import Trainer
 
 
@@ -18,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         recipe = load_recipe(words[0], words[1:])
         if rank() == 0:
-            print_recipe(recipe.model_dump(mode="json", exclude_defaults=True))
+            print_recipe(recipe.model_dump(mode="json"))
         prepared = prepare_together(recipe, words[0], new_run=True)
         Trainer(recipe, prepared, device).train()
     except ValueError as error:

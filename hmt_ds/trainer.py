@@ -15,7 +15,6 @@ from rich.console import Console
 
 from hmt_ds.checkpoint import Progress as Position
 from hmt_ds.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from hmt_ds.config import Recipe
 from hmt_ds.data import Batch, WindowLoader
 from hmt_ds.evaluation.perplexity import PerplexityRow, as_dicts, perplexity_by_segments
 from hmt_ds.memory import Window
@@ -25,7 +24,11 @@ from hmt_ds.parallel.schedule import make_scheduler
 from hmt_ds.parallel.zero import StepOutput, ZeroExecutor
 from hmt_ds.planning.flops import peak_flops, useful_flops_per_token
 from hmt_ds.prepare import Prepared
-from hmt_ds.reporting import MetricsLog, Monitors, Progress, perplexity_table, plot_loss, plot_perplexity, read_metrics
+from hmt_ds.recipe import Recipe
+from hmt_ds.reporting.metrics import MetricsLog, Monitors, read_metrics
+from hmt_ds.reporting.plots import plot_loss, plot_perplexity
+from hmt_ds.reporting.progress import Progress
+from hmt_ds.reporting.tables import perplexity_table
 
 
 class Trainer:

@@ -1,0 +1,177 @@
+"""What a recipe can say: the typed schema of a training run. `hmt-ds keys` prints it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from hmt_ds.memory.settings import Mode, RecallScale
+
+
+class Section(BaseModel):
+    """A part of the recipe: unknown keys are errors, and a field's docstring is its help text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+
+class Lora(Section):
+    """Low-rank adapters, where model.train is lora."""
+
+    rank: int = Field(8, ge=1)
+    alpha: float = Field(16, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: str | list[str] = "all-linear"
+    """Names of linear layers, or all-linear for all but the head."""
+
+
+class Model(Section):
+    """The backbone."""
+
+    source: str | dict[str, Any]
+    """A Hugging Face folder or hub name; or a configuration with model_type, for random weights."""
+    tokenizer: str | None = None
+    """A Hugging Face folder or hub name, or a sentencepiece .model file. Default: where the model is."""
+    train: Literal["whole", "frozen", "lora"] = "whole"
+    """What of the backbone is trained; the memory modules always are."""
+    lora: Lora = Lora()
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    trust_remote_code: bool = False
+    """Let a model's folder run code of its own."""
+
+
+class Memory(Section):
+    """The memory around the backbone (hmt_ds/memory)."""
+
+    segment_length: int = Field(ge=1)
+    """L: fresh tokens per segment, sensory tokens and prompts not counted."""
+    mode: Mode = "hmt"
+    """hmt: with recall; rmt: recurrence alone; backbone: no memory."""
+    sensory_tokens: int = Field(32, ge=0)
+    """k: tokens of the previous segment that are read again."""
+    memory_tokens: int = Field(1, ge=1)
+    """m: embeddings per memory."""
+    cached_memories: int = Field(300, ge=1)
+    """N: how many of the newest memories the recall sees."""
+    summary_fraction: float = Field(0.5, gt=0, le=1)
+    """The share of a segment that its summary reads."""
+    recall_dim: int | None = Field(None, ge=1)
+    """Width of the recall's projections. Default: the embedding width."""
+    recall_scale: RecallScale = "paper"
+    """reference only for checkpoints that HMT-pytorch trained at width 4096 or more."""
+
+
+class Source(Section):
+    """Documents."""
+
+    source: str
+    """A file or folder of text, JSONL or Parquet, a saved data set, or a name on the hub."""
+    text_field: str = "text"
+    split: str = "train"
+    name: str | None = None
+    """The configuration of a data set on the hub."""
+    separator: str | None = None
+    """For text files: a regular expression; a line that matches it begins a new document."""
+
+
+class Data(Section):
+    """What is read."""
+
+    train: Source
+    validation: Source | None = None
+    """Held-out documents, for evaluation."""
+    cache_dir: str = "runs/cache"
+    """Where tokenised documents are kept."""
+    workers: int = Field(0, ge=0)
+    """Loader processes per rank. The order of the data does not depend on it."""
+
+
+class Training(Section):
+    """The loop."""
+
+    output: str
+    """Folder of the run."""
+    steps: int = Field(ge=1)
+    """Optimizer steps."""
+    bptt_depth: int = Field(8, ge=1)
+    """Segments that are backpropagated through."""
+    batch_size: int = Field(1, ge=1)
+    """Documents that each rank reads side by side."""
+    gradient_accumulation: int = Field(1, ge=1)
+    """Windows per optimizer step."""
+    gradient_clipping: float = Field(1.0, ge=0)
+    """Largest gradient norm; 0 for none."""
+    checkpointing: Literal["segment", "reentrant"] = "segment"
+    """What is recomputed in the backward pass: a segment. (Reentrant checkpointing is refused.)"""
+    seed: int = 0
+    pipeline_stages: int = Field(1, ge=1)
+    """Not available yet: 1."""
+
+
+class Optimizer(Section):
+    """An optimizer, by DeepSpeed's name for it."""
+
+    name: str = "AdamW"
+    lr: float = Field(gt=0)
+    memory_lr: float | None = Field(None, gt=0)
+    """Learning rate of the memory modules. Default: lr."""
+    weight_decay: float = Field(0.0, ge=0)
+    params: dict[str, Any] = {}
+    """Its other arguments, such as betas and eps."""
+
+
+class Schedule(Section):
+    """The learning rate over the steps: a class of DeepSpeed or of torch.optim.lr_scheduler."""
+
+    name: str = "WarmupCosineLR"
+    params: dict[str, Any] = {}
+    """Its arguments. total_num_steps is training.steps unless given."""
+
+
+class Checkpoint(Section):
+    """Saving and resuming."""
+
+    every: int = Field(500, ge=1)
+    """Steps between checkpoints; one more is written at the end."""
+    resume: Literal["never", "latest"] = "never"
+    """latest: go on from the newest checkpoint of the run, or begin if there is none."""
+
+
+class Evaluation(Section):
+    """Held-out perplexity by segments read."""
+
+    every: int | None = Field(None, ge=1)
+    """Steps between evaluations while training. Default: at the end only."""
+    segments_read: list[int] = [1, 2, 4, 8]
+    """Report tokens that come after this many segments (up to the next number; the last one reaches twice as far)."""
+    documents: int | None = Field(None, ge=1)
+    """Use the first documents only."""
+    batch_size: int | None = Field(None, ge=1)
+    """Documents per rank. Default: training.batch_size."""
+
+
+class Logging(Section):
+    """Where the metrics go, besides metrics.jsonl in the run's folder."""
+
+    every: int = Field(1, ge=1)
+    wandb: Literal["off", "offline", "online"] = "off"
+    project: str = "hmt_ds"
+    """Project name in wandb."""
+    tensorboard: bool = False
+    csv: bool = False
+
+
+class Recipe(Section):
+    """A whole training run."""
+
+    model: Model
+    memory: Memory
+    data: Data
+    training: Training
+    optimizer: Optimizer
+    schedule: Schedule = Schedule()
+    deepspeed: str
+    """A file with DeepSpeed's own keys; values that the recipe decides are "auto" there."""
+    checkpoint: Checkpoint = Checkpoint()
+    evaluation: Evaluation = Evaluation()
+    logging: Logging = Logging()
