@@ -67,7 +67,8 @@ def load_checkpoint(executor: ZeroExecutor, checkpoint: Path, *, weights_only: b
     """Put an executor where the saved one was.
 
     Args:
-        weights_only: leave optimizer, schedule, memories and random states as they are, to evaluate.
+        weights_only: leave schedule, memories and random states as they are, to evaluate. The optimizer is read all
+            the same: at stage 3 the weights are its shards, and DeepSpeed's other way puts them together on each rank.
 
     Raises:
         CheckpointError: if it was written by another number of ranks or another ZeRO stage.
@@ -81,9 +82,7 @@ def load_checkpoint(executor: ZeroExecutor, checkpoint: Path, *, weights_only: b
         str(checkpoint.parent),
         tag=checkpoint.name,
         load_module_strict=False,
-        load_optimizer_states=not weights_only,
         load_lr_scheduler_states=not weights_only,
-        load_module_only=weights_only,
     )
     if not weights_only:
         state = torch.load(checkpoint / f"rank_{rank():05d}.pt", map_location="cpu", weights_only=True)
