@@ -6,6 +6,7 @@ import pytest
 import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs a network
+torch.set_num_threads(1)  # on tensors this small, threads only wait for each other
 
 
 @pytest.fixture(autouse=True)

@@ -40,9 +40,7 @@ def paper(model: HMT, ids: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     return loss, prompts, memories
 
 
-@pytest.mark.parametrize(
-    ("mode", "memory_tokens"), [("hmt", 1), ("hmt", 2), ("rmt", 1), ("rmt", 2), ("backbone", 1)]
-)
+@pytest.mark.parametrize(("mode", "memory_tokens"), [("hmt", 1), ("hmt", 2), ("rmt", 1), ("rmt", 2), ("backbone", 1)])
 @pytest.mark.parametrize("tokens", [5 * L, 4 * L + 2, L - 2])
 def test_paper(mode, memory_tokens, tokens):
     """Five segments overflow the cache of three; the last may be short, and the only one too."""

@@ -49,7 +49,9 @@ def make_model(backbone: dict[str, Any] = LLAMA, **changes: Any) -> HMT:
 def empty_state(model: HMT, batch: int) -> MemoryState:
     """The state in front of documents."""
     tokens, sensory = model.settings.memory_tokens, model.settings.sensory_tokens
-    return MemoryState.empty(batch, tokens, model.backbone.dim, sensory, dtype=torch.float64, device=torch.device("cpu"))
+    return MemoryState.empty(
+        batch, tokens, model.backbone.dim, sensory, dtype=torch.float64, device=torch.device("cpu")
+    )
 
 
 def document(length: int) -> Tensor:
@@ -85,12 +87,12 @@ def one_graph(model: HMT, windows: Window | Iterable[Window], state: MemoryState
     """The summed loss by plain autograd, with its gradients added to the model; truncated between windows."""
     losses = []
     for window in [windows] if isinstance(windows, Window) else windows:
-        state = state.detach()
-        for output, state in read_window(model, model.settings, window, state):  # noqa: B020
-            losses.append(output.loss.sum())
+        outputs, states = zip(*read_window(model, model.settings, window, state.detach()), strict=True)
+        losses += [output.loss.sum() for output in outputs]
+        state = states[-1]
     loss = torch.stack(losses).sum()
     loss.backward()
-    return loss.detach(), state
+    return loss.detach(), state.detach()
 
 
 def take_gradients(model: HMT) -> dict[str, Tensor]:

@@ -1,0 +1,90 @@
+"""Gradients of many equal segments in bf16: the executor's, and what sums in float32 and in bf16 give.
+
+A rank's script (run_ranks). Every document is the same and one segment long, so all segments have the
+same gradient.
+"""
+
+import gc
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny_runs import MEMORY, VOCABULARY, L, plain_model
+from torch import Tensor
+from zero_gradients import Case, full_gradients, make_executor, start_weights, whole_error, worst
+
+from hmt_ds.memory import IGNORED, MemoryState, Window
+from hmt_ds.parallel.distributed import join, leave, rank, world_size
+from hmt_ds.parallel.zero import ZeroExecutor
+
+SEGMENTS = 64
+
+
+def one_row(segments: int) -> Window:
+    """The same document, over and over."""
+    ids = torch.randint(VOCABULARY, (L,), generator=torch.Generator().manual_seed(0)).expand(1, segments, L)
+    labels = torch.cat([ids[..., 1:], torch.full_like(ids[..., :1], IGNORED)], dim=2)
+    everywhere = torch.ones(1, segments, dtype=torch.bool)
+    return Window(ids, labels, torch.full((1, segments), L), everywhere)
+
+
+def sums(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """As many times a segment's bf16 gradient, by one process, added up in float32 and in bf16."""
+    model = plain_model(dtype=torch.bfloat16)
+    model.load_state_dict(weights, strict=False)
+    state = MemoryState.empty(1, 2, model.backbone.dim, 3, dtype=torch.bfloat16, device=torch.device("cpu"))
+    output = model(one_row(1).segment(0, state.tail, MEMORY), state.memories, state.valid)
+    (output.loss.sum() / (SEGMENTS * (L - 1))).backward()
+    gradients = {n: p.grad for n, p in model.named_parameters()}
+    rough = {n: torch.zeros_like(g) for n, g in gradients.items()}
+    for _ in range(SEGMENTS):
+        for name, gradient in gradients.items():
+            rough[name] += gradient
+    return {n: g.float() * SEGMENTS for n, g in gradients.items()}, {n: g.float() for n, g in rough.items()}
+
+
+def of_executor(executor: ZeroExecutor) -> dict[str, Tensor]:
+    """The gradient of one step on this rank's one row."""
+    found = {}
+    step = executor.engine.step
+
+    def look_and_step() -> None:
+        found.update(full_gradients(executor.engine.module))
+        step()
+
+    executor.engine.step = look_and_step
+    executor.train_batch([one_row(SEGMENTS)])
+    executor.engine.destroy()
+    return found
+
+
+def compare(config: str, device: torch.device) -> dict[str, Any]:
+    """How far the executor and a sum in bf16 are from the sum in float32."""
+    case = Case(config, precision="bf16")
+    precise, rough = sums(start_weights(case))
+    found = of_executor(make_executor(case, device, rows=world_size(), segments=SEGMENTS))
+    return {
+        "config": config,
+        "executor": whole_error(found, precise),
+        "executor_worst": worst(found, precise),
+        "bf16": whole_error(rough, precise),
+        "bf16_worst": worst(rough, precise),
+    }
+
+
+def be_a_rank(configs: list[str], result: Path) -> None:
+    """Compare configuration after configuration."""
+    device = join(timeout_minutes=2)
+    rows = []
+    for config in configs:
+        rows.append(compare(config, device))
+        gc.collect()  # DeepSpeed's engines hold themselves in cycles
+    if rank() == 0:
+        result.write_text(json.dumps(rows))
+    leave()
+
+
+if __name__ == "__main__":
+    be_a_rank(json.loads(sys.argv[1]), Path(sys.argv[2]))

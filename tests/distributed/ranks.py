@@ -1,0 +1,71 @@
+"""Starting real processes, so that a test of them always ends: in a result, or in what they printed."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+class RanksFailed(AssertionError):
+    """A rank ended with an error, or not in time; the message is what the ranks printed."""
+
+
+def run_ranks(script: str, task: Any, *, ranks: int = 2, timeout: float = 300, **environment: str) -> Any:
+    """Run a script of this folder as so many ranks, as ``script TASK RESULT``, and return what rank 0 wrote.
+
+    Args:
+        task: given to every rank, as JSON.
+        timeout: seconds for all of it.
+        environment: more variables.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "result.json"
+        command = [sys.executable, str(Path(__file__).with_name(script)), json.dumps(task), str(result)]
+        logs = [Path(folder) / f"rank_{rank}" for rank in range(ranks)]
+        common = cpu_environment(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()), **environment)
+        processes = []
+        for rank, log in enumerate(logs):
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+            with log.open("w") as out:
+                processes.append(
+                    subprocess.Popen(command, env=common | own, stdout=out, stderr=subprocess.STDOUT, cwd=PROJECT)
+                )
+        codes = wait_for(processes, timeout)
+        if any(codes):
+            printed = "\n".join(f"--- rank {rank}\n{log.read_text()[-6000:]}" for rank, log in enumerate(logs))
+            raise RanksFailed(f"{script}: exit codes {codes}\n{printed}")
+        return json.loads(result.read_text())
+
+
+def wait_for(processes: list[subprocess.Popen[bytes]], timeout: float) -> list[int]:
+    """The exit codes. The first failure, or the end of the time, ends all: ranks would wait for each other for ever."""
+    deadline = time.monotonic() + timeout
+    try:
+        while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
+            if any(process.returncode for process in processes):
+                break
+            time.sleep(0.05)
+    finally:
+        for process in processes:
+            process.kill()
+    return [process.wait() for process in processes]
+
+
+def cpu_environment(**more: str) -> dict[str, str]:
+    """This process's environment, for ranks that share a few cores and need no network."""
+    fixed = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return os.environ | fixed | more
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

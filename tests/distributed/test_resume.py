@@ -1,0 +1,97 @@
+"""`hmt-ds train`, killed, stopped, and started wrongly. A resumed run is bit for bit the undisturbed one."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_recipe import STEPS, finish, launchers_of, make_materials, ranks_of, signal_at, start, train, write_recipe
+
+from hmt_ds.reporting.metrics import read_metrics
+
+RESUME = ("--checkpoint.resume", "latest")
+BREAKS = str(Path(__file__).with_name("breaks"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Text and tokenizer, for all runs."""
+    folder = tmp_path_factory.mktemp("runs")
+    make_materials(folder)
+    return folder
+
+
+def losses(output: Path) -> list[tuple[int, Any]]:
+    """Step, loss and gradient norm of every line of the log."""
+    return [(row["step"], row["loss"], row["gradient_norm"]) for row in read_metrics(output / "metrics.jsonl")]
+
+
+def contents(output: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(file.relative_to(output)): file.read_bytes() for file in output.rglob("*") if file.is_file()}
+
+
+def interrupt(recipe: Path, output: Path, targets: Any, number: int, *more: str) -> tuple[int, str]:
+    """Train until step 6 is in the log, and send some processes a signal."""
+    with start(recipe, output, *more) as process:
+        signal_at(process, targets, number, output, step=6)
+        return finish(process)
+
+
+def test_killed_then_stopped_then_finished(folder):
+    """One run goes through all of it; dropout, carried memories, schedule and data are where they were."""
+    recipe, whole, broken = write_recipe(folder), folder / "whole", folder / "broken"
+    assert train(recipe, whole)[0] == 0
+    assert [step for step, *_ in losses(whole)] == list(range(1, STEPS + 1))
+
+    interrupt(recipe, broken, ranks_of, signal.SIGKILL)
+    assert (broken / "checkpoints" / "latest").read_text().strip() in ("step_000004", "step_000008")
+    assert 6 <= len(losses(broken)) < STEPS
+
+    code, printed = interrupt(recipe, broken, ranks_of, signal.SIGTERM, *RESUME)
+    assert code == 0 and "resumed from" in printed and "stopped after step" in printed, printed
+    stopped = len(losses(broken))
+    assert 6 <= stopped < STEPS
+    assert (broken / "checkpoints" / "latest").read_text().strip() == f"step_{stopped:06d}"
+
+    code, printed = train(recipe, broken, *RESUME)
+    assert code == 0 and f"step {stopped}" in printed, printed
+    assert losses(broken) == losses(whole)
+
+    before = contents(broken)
+    code, printed = train(recipe, broken, *RESUME, ranks=1)
+    errors = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert code != 0 and len(errors) == 1 and "world_size 2, here it is 1" in errors[0], printed
+    assert "Traceback" not in printed, printed
+    assert contents(broken) == before
+
+
+def test_one_rank_fails_at_its_start(folder):
+    """The launcher ends the other one, which waits for it."""
+    output = folder / "failed"
+    options = {"PYTHONPATH": BREAKS, "HMT_DS_BREAK": "rank_1"}
+    with start(write_recipe(folder), output, **options) as process:
+        code, printed = finish(process, timeout=60)
+        assert not ranks_of(process)
+    assert code != 0 and "rank 1 fails on purpose" in printed, printed
+    assert not output.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_killed_at_other_stages(folder, stage):
+    recipe, whole, broken = write_recipe(folder, stage), folder / f"whole{stage}", folder / f"broken{stage}"
+    assert train(recipe, whole)[0] == 0
+    interrupt(recipe, broken, ranks_of, signal.SIGKILL)
+    code, printed = train(recipe, broken, *RESUME)
+    assert code == 0 and "resumed from" in printed, printed
+    assert losses(broken) == losses(whole)
+
+
+@pytest.mark.slow
+def test_stopped_through_the_launcher(folder):
+    """A cluster's scheduler signals the launcher: it passes SIGTERM on, and the ranks save."""
+    recipe, output = write_recipe(folder), folder / "launcher"
+    _, printed = interrupt(recipe, output, launchers_of, signal.SIGTERM)
+    assert "stopped after step" in printed, printed
+    assert (output / "checkpoints" / "latest").read_text().strip() == f"step_{len(losses(output)):06d}"

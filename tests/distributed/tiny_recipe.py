@@ -1,0 +1,145 @@
+"""A run of seconds through the real command: a tiny GPT-2 with dropout, pages of a novel, a tokenizer of its own."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+from ranks import PROJECT, cpu_environment
+
+from hmt_ds.data import train_sentencepiece
+from hmt_ds.reporting.metrics import read_metrics
+
+STEPS = 12
+EVERY = 4  # steps between checkpoints
+VOCABULARY = 400
+
+
+def make_materials(folder: Path) -> None:
+    """Text of four documents, unequal in length, and a tokenizer."""
+    novel = (PROJECT / "hmt_ds/data/samples/prideprejudice.txt").read_text(encoding="utf-8")
+    chapters = re.split(r"^(?=Chapter \d+)", novel, flags=re.MULTILINE)[1:5]
+    (folder / "text.txt").write_text("".join(c[:n] for c, n in zip(chapters, (1500, 300, 2500, 900), strict=True)))
+    train_sentencepiece([folder / "text.txt"], folder / "tokenizer", VOCABULARY)
+
+
+def write_recipe(folder: Path, stage: int = 3) -> Path:
+    """A recipe on these materials; with dropout, so that a wrong random state shows."""
+    backbone = {"model_type": "gpt2", "vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 2}
+    backbone |= {
+        "n_positions": 64,
+        "resid_pdrop": 0.1,
+        "embd_pdrop": 0.1,
+        "attn_pdrop": 0.1,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    source = {"source": str(folder / "text.txt"), "separator": "^Chapter"}
+    recipe: dict[str, Any] = {
+        "model": {"source": backbone, "tokenizer": str(folder / "tokenizer"), "precision": "fp32"},
+        "memory": {"segment_length": 16, "sensory_tokens": 4, "cached_memories": 5},
+        "data": {"train": source, "cache_dir": str(folder / "cache")},
+        "training": {"output": str(folder / "run"), "steps": STEPS, "bptt_depth": 3, "batch_size": 2},
+        "optimizer": {"lr": 1e-3},
+        "schedule": {"params": {"warmup_num_steps": 3}},
+        "deepspeed": f"ds_configs/zero{stage}.json",
+        "checkpoint": {"every": EVERY},
+    }
+    file = folder / f"zero{stage}.yaml"
+    file.write_text(yaml.safe_dump(recipe))
+    return file
+
+
+@contextmanager
+def start(
+    recipe: Path, output: Path, *more: str, ranks: int = 2, **environment: str
+) -> Iterator[subprocess.Popen[str]]:
+    """`hmt-ds train` in a session of its own; nothing of it outlives the block."""
+    command = [sys.executable, "-m", "hmt_ds.cli", "train", str(recipe), "--ranks", str(ranks)]
+    process = subprocess.Popen(
+        [*command, "--training.output", str(output), *more],
+        env=cpu_environment(**environment),
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    started = [psutil.Process(process.pid)]
+    try:
+        yield process
+    finally:
+        for one in [*processes_of(process), *started]:
+            with_luck(one.kill)
+        process.communicate()
+
+
+def processes_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """All processes of its session, orphans too."""
+    found = []
+    for one in psutil.process_iter():
+        try:
+            if os.getsid(one.pid) == process.pid:
+                found.append(one)
+        except (ProcessLookupError, PermissionError):
+            continue
+    return found
+
+
+def with_luck(action: Any) -> None:
+    """Do it, unless the process has ended by itself."""
+    with suppress(psutil.NoSuchProcess):
+        action()
+
+
+def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The processes that train."""
+    return [one for one in processes_of(process) if runs(one, "hmt_ds.train")]
+
+
+def launchers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """DeepSpeed's process that watches over the ranks."""
+    return [one for one in processes_of(process) if runs(one, "deepspeed.launcher.launch")]
+
+
+def runs(process: psutil.Process, module: str) -> bool:
+    """Whether a process was started as `python -m module`."""
+    try:
+        words = process.cmdline()
+    except psutil.Error:
+        return False
+    return "-m" in words and words[words.index("-m") + 1] == module
+
+
+def signal_at(process: subprocess.Popen[str], targets: Any, number: int, output: Path, step: int) -> None:
+    """Send a signal to some of its processes as soon as it has written a step into the log."""
+    log, began = output / "metrics.jsonl", time.time()  # a log that is older is of an earlier start
+    while not (log.exists() and log.stat().st_mtime > began and any(r["step"] >= step for r in read_metrics(log))):
+        assert process.poll() is None and time.time() < began + 120, process.communicate()[0]
+        time.sleep(0.01)
+    for target in targets(process):
+        with_luck(lambda one=target: one.send_signal(number))
+
+
+def finish(process: subprocess.Popen[str], timeout: float = 120) -> tuple[int, str]:
+    """Exit code and all that was printed."""
+    try:
+        printed = process.communicate(timeout=timeout)[0]
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise AssertionError(f"not ended after {timeout} s:\n{process.communicate()[0]}") from None
+    return process.returncode, printed
+
+
+def train(recipe: Path, output: Path, *more: str, **options: Any) -> tuple[int, str]:
+    """`hmt-ds train` to its end."""
+    with start(recipe, output, *more, **options) as process:
+        return finish(process)

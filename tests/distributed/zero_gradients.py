@@ -1,0 +1,214 @@
+"""Gradients and weights of the ZeRO executor on two ranks, against one autograd graph in one plain process.
+
+    python tests/distributed/zero_gradients.py
+
+prints the table of every stage, what is trained, precision and accumulation. As a rank it is started by run_ranks.
+"""
+
+import gc
+import itertools
+import json
+import os
+import sys
+from dataclasses import astuple, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepspeed.utils import safe_get_full_grad
+from ranks import PROJECT, run_ranks
+from tiny_runs import BACKBONE, DEPTH, MEMORY, ROWS, get_weights, plain_model, set_weights, windows
+from torch import Tensor
+
+from hmt_ds.memory import MemoryState, Window, read_window
+from hmt_ds.parallel.build import build_hmt
+from hmt_ds.parallel.distributed import join, leave, rank, world_size
+from hmt_ds.parallel.ds_config import EngineSettings, fill_ds_config, read_ds_config
+from hmt_ds.parallel.zero import ZeroExecutor
+
+CONFIGS = ("zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
+# eps is well above rounding: AdamW's first step is lr * g / (|g| + eps), which for tiny g would be the sign of rounding
+OPTIMIZER = {"lr": 3e-3, "betas": [0.9, 0.95], "eps": 1e-5, "weight_decay": 0.1}
+CLIPPING = 1.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table: a file of ds_configs, and how it is used."""
+
+    config: str
+    train: str = "whole"
+    precision: str = "fp32"
+    accumulation: int = 1
+
+    def __str__(self) -> str:
+        return "-".join(map(str, astuple(self)))
+
+
+GRID = [Case(config, train) for train, config in itertools.product(("whole", "frozen", "lora"), CONFIGS)]
+BF16 = [Case(config, precision="bf16") for config in CONFIGS]
+ACCUMULATION = [Case(config, accumulation=2) for config in CONFIGS]
+# every stage, offload at both, every mode of training
+SAMPLE = [
+    Case("zero0"),
+    Case("zero1", "lora"),
+    Case("zero2"),
+    Case("zero3"),
+    Case("zero2_offload", "frozen"),
+    Case("zero3_offload", "lora"),
+]
+
+
+@dataclass
+class Run:
+    """What a training run leaves: per step the loss, the norm and all gradients before clipping; weights at the end."""
+
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    gradients: list[dict[str, Tensor]] = field(default_factory=list)
+    weights: dict[str, Tensor] = field(default_factory=dict)
+
+
+def start_weights(case: Case) -> dict[str, Tensor]:
+    """Where both runs start; in bf16 from numbers that bf16 has."""
+    weights = get_weights(plain_model(case.train))
+    return weights if case.precision == "fp32" else {n: w.bfloat16().float() for n, w in weights.items()}
+
+
+def steps(case: Case, number: int, ranks: int) -> list[list[Window]]:
+    """The windows of each optimizer step. Accumulation splits a step's segments, so that it reads the same tokens."""
+    every = windows(number, ranks, DEPTH // case.accumulation)
+    return [every[i : i + case.accumulation] for i in range(0, len(every), case.accumulation)]
+
+
+@cache
+def in_one_process(case: Case) -> Run:
+    """All rows in one process: torch alone, one graph per window; in float64, so that all errors are the executor's."""
+    model, run = plain_model(case.train), Run()
+    set_weights(model, start_weights(case))
+    model.double()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, **OPTIMIZER)
+    state = MemoryState.empty(ROWS, 2, model.backbone.dim, 3, dtype=torch.float64, device=torch.device("cpu"))
+    for group in steps(case, 0, 1):
+        labels = sum(int((window.labels >= 0).sum()) for window in group)
+        total = torch.zeros(())
+        for window in group:
+            outputs, states = zip(*read_window(model, MEMORY, window, state.detach()), strict=True)
+            total, state = total + torch.stack([o.loss.sum() for o in outputs]).sum(), states[-1]
+        optimizer.zero_grad()
+        (total / labels).backward()
+        run.gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad})
+        run.losses.append(float(total.detach()) / labels)
+        run.norms.append(float(torch.nn.utils.clip_grad_norm_(trained, CLIPPING)))
+        optimizer.step()
+    run.weights = get_weights(model)
+    return run
+
+
+def on_all_ranks(case: Case, device: torch.device) -> Run:
+    """The same through the executor, this rank with its rows."""
+    executor, run = make_executor(case, device), Run()
+    step = executor.engine.step
+
+    def look_and_step() -> None:
+        run.gradients.append(full_gradients(executor.engine.module))
+        step()
+
+    executor.engine.step = look_and_step
+    for group in steps(case, rank(), world_size()):
+        output = executor.train_batch(group)
+        run.losses.append(output.loss)
+        run.norms.append(output.gradient_norm or 0.0)
+    run.weights = get_weights(executor.engine.module)
+    executor.engine.destroy()
+    return run
+
+
+def make_executor(case: Case, device: torch.device, rows: int = ROWS, segments: int = DEPTH) -> ZeroExecutor:
+    """The executor of a case, with the plain process's weights, for so many rows of all ranks and segments a step."""
+    config = read_ds_config(PROJECT / "ds_configs" / f"{case.config}.json")
+    if "offload" in case.config:  # torch's AdamW, so that nothing has to be compiled
+        config |= {"zero_force_ds_cpu_optimizer": False, "optimizer": {"type": "auto", "params": {"torch_adam": True}}}
+    if "zero3" in case.config:  # shard all: by default DeepSpeed keeps small weights whole, which here are all
+        config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    settings = EngineSettings(case.precision, rows // world_size(), segments, CLIPPING, "AdamW", OPTIMIZER)
+    config = fill_ds_config(config, settings)
+    model = build_hmt(BACKBONE, MEMORY, ds_config=config, precision=case.precision, train=case.train)
+    set_weights(model, start_weights(case))
+    return ZeroExecutor(model, ds_config=config, precision=case.precision, device=device)
+
+
+def full_gradients(model: torch.nn.Module) -> dict[str, Tensor]:
+    """The reduced gradient of every trained weight, gathered from its shards; every rank must call."""
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    return {n: safe_get_full_grad(p).detach().float().clone() for n, p in trained.items()}
+
+
+def worst(got: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[float, str]:
+    """The largest relative error of any tensor, and its name; the floor is for what vanishes in exact arithmetic."""
+    floor = 1e-6 * max(float(value.norm()) for value in expected.values())
+    assert got.keys() == expected.keys()
+    errors = {n: float((got[n] - e).norm()) / max(float(e.norm()), floor) for n, e in expected.items()}
+    return max((error, name) for name, error in errors.items())
+
+
+def compare(case: Case, got: Run, expected: Run) -> dict[str, Any]:
+    """A row of the table."""
+    per_step = [worst(g, e) for g, e in zip(got.gradients, expected.gradients, strict=True)]
+    start, trained = start_weights(case), expected.gradients[0]
+    gradient, name = max(per_step)
+    return {
+        "case": astuple(case),
+        "gradient": gradient,
+        "gradient_of": name,
+        "first_gradient": per_step[0][0],
+        "whole_gradient": whole_error(got.gradients[0], expected.gradients[0]),
+        "weights": worst({n: w.float() for n, w in got.weights.items()}, expected.weights)[0],
+        "loss": max(abs(g / e - 1) for g, e in zip(got.losses, expected.losses, strict=True)),
+        "norm": max(abs(g / e - 1) for g, e in zip(got.norms, expected.norms, strict=True)),
+        "norms": expected.norms,
+        "compared": len(trained),
+        "moved": [n for n, w in got.weights.items() if n not in trained and not torch.equal(w.float(), start[n])],
+        "still": [n for n in trained if torch.equal(got.weights[n].float(), start[n])],
+    }
+
+
+def whole_error(got: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """The relative error of all gradients as one vector."""
+    difference = torch.cat([(got[n] - e).flatten() for n, e in expected.items()])
+    return float(difference.norm() / torch.cat([e.flatten() for e in expected.values()]).norm())
+
+
+def be_a_rank(cases: list[Case], result: Path) -> None:
+    """Run cases one after the other in one process group."""
+    device = join(timeout_minutes=2)
+    rows = []
+    for case in cases:
+        rows.append(compare(case, on_all_ranks(case, device), in_one_process(Case("one", *astuple(case)[1:]))))
+        gc.collect()  # DeepSpeed's engines hold themselves in cycles
+    if rank() == 0:
+        result.write_text(json.dumps(rows))
+    leave()
+
+
+def run_cases(cases: list[Case], timeout: float = 300, **environment: str) -> list[dict[str, Any]]:
+    """The rows of some cases, run on two ranks."""
+    return run_ranks("zero_gradients.py", [astuple(case) for case in cases], timeout=timeout, **environment)
+
+
+def print_table() -> None:
+    """Every case: the largest relative errors of three steps."""
+    line = "{:14} {:7} {:5} {:>4}   {:>9} {:>9} {:>9} {:>9} {:>9}   {}"
+    print(line.format("config", "train", "type", "acc.", "gradient", "weights", "loss", "norm", "whole g.", "worst in"))
+    for row in run_cases(GRID + ACCUMULATION + BF16, timeout=1200):
+        errors = [f"{row[key]:.1e}" for key in ("gradient", "weights", "loss", "norm", "whole_gradient")]
+        print(line.format(*row["case"], *errors, row["gradient_of"]))
+
+
+if __name__ == "__main__":
+    if "RANK" in os.environ:
+        be_a_rank([Case(*values) for values in json.loads(sys.argv[1])], Path(sys.argv[2]))
+    else:
+        print_table()

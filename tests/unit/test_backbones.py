@@ -1,0 +1,217 @@
+"""Every family of the table, and some outside it, on tiny random models of two layers."""
+
+import pytest
+import torch
+from tiny import GPT2, LLAMA, L, document, empty_state, make_model, make_settings, make_window, one_graph
+from torch import nn
+
+from hmt_ds.backbones import (
+    FAMILIES,
+    BackboneError,
+    CausalLM,
+    LoraSettings,
+    build_model,
+    check_backbone,
+    family_of,
+    read_config,
+    select_trainable,
+)
+from hmt_ds.memory import HMT, read_window
+
+# windows and caps are small enough to bite within a segment
+SIZES = {name: value for name, value in LLAMA.items() if name != "model_type"} | {"pad_token_id": 0}
+OPT = SIZES | {"ffn_dim": 24, "max_position_embeddings": 32, "init_std": 0.3}
+GEMMA = SIZES | {"head_dim": 4, "sliding_window": 3, "final_logit_softcapping": 2.0}
+KINDS = {
+    "llama": LLAMA,
+    "llama, tied": LLAMA | {"tie_word_embeddings": True},
+    "mistral": SIZES | {"sliding_window": 3},
+    "qwen2": SIZES,
+    "qwen3": SIZES | {"head_dim": 4},
+    "gemma2": GEMMA | {"query_pre_attn_scalar": 4},
+    "gemma3_text": GEMMA | {"query_pre_attn_scalar": 4},
+    "phi3": SIZES,
+    "smollm3": SIZES | {"no_rope_layers": [1, 0]},
+    "opt": OPT,
+    "opt, projected": OPT | {"word_embed_proj_dim": 8, "do_layer_norm_before": False},
+    "gpt2": GPT2,
+    "gpt_neox": SIZES,
+    # of no row in the table
+    "granite": SIZES | {"embedding_multiplier": 3.0, "attention_multiplier": 0.4},
+    "stablelm": SIZES,
+    "falcon": SIZES,
+}
+MEMORY = {
+    f"{name}.weight"
+    for name in ("initial_prompt.embeddings", "summary_prompt.embeddings", "recall.query", "recall.key")
+}
+CONFIGS = {kind: values | {"model_type": kind.split(",")[0]} for kind, values in KINDS.items()}
+each_kind = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+
+
+def make_backbone(config: dict) -> CausalLM:
+    return make_model(config).backbone
+
+
+def test_every_row_is_tested():
+    tested = {config["model_type"] for config in CONFIGS.values()}
+    assert tested - FAMILIES.keys() == {"granite", "stablelm", "falcon"} and tested >= FAMILIES.keys()
+
+
+@each_kind
+def test_logits_are_the_models_own(config):
+    """A segment without memory, by way of embed, decode and logits, is the model called on its ids."""
+    model = make_model(config, mode="backbone")
+    ids = document(L)
+    with torch.no_grad():
+        ((output, _),) = read_window(
+            model, model.settings, make_window([[ids]]), empty_state(model, 1), with_logits=True
+        )
+        own = model.backbone.model(input_ids=ids[None], use_cache=False).logits
+    assert own.std() > 0.1, "all logits alike: this would test nothing"
+    torch.testing.assert_close(output.logits, own, rtol=1e-6, atol=1e-6)
+
+
+@each_kind
+def test_gradients_reach_every_parameter(config):
+    """Three segments with memory: everything that is trained has a finite gradient, and none is zero."""
+    model = make_model(config)
+    one_graph(model, make_window([[document(3 * L)]]), empty_state(model, 1))
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        # without rotary positions a key's bias adds the same to all scores of a query, and the softmax ignores it:
+        # zero in exact arithmetic, and rounding here
+        if not (name.endswith("k_proj.bias") and config["model_type"] == "opt"):
+            assert parameter.grad.norm() > 1e-9, name
+
+
+@each_kind
+def test_check_accepts(config):
+    check_backbone(read_config(config))
+
+
+def test_width_is_that_of_the_embeddings():
+    """OPT-350M projects: memories live among the embeddings, not among the wider hidden states."""
+    backbone = make_backbone(CONFIGS["opt, projected"])
+    assert backbone.dim == 8 and backbone.config.hidden_size == 16
+    assert backbone.decode(backbone.embed(document(L)[None])).shape == (1, L, 8)
+
+
+def test_soft_cap_is_read_from_the_configuration():
+    assert make_backbone(CONFIGS["gemma2"]).softcap == 2.0
+    assert make_backbone(CONFIGS["gemma2"] | {"final_logit_softcapping": None}).softcap is None
+    assert make_backbone(LLAMA).softcap is None
+
+
+@pytest.mark.parametrize(("kind", "hard"), [("gpt2", True), ("opt", True), ("llama", False), ("falcon", False)])
+def test_hard_positions(kind, hard):
+    """Whether a sequence longer than the configuration allows fails, or is merely untrained."""
+    limit = {"n_positions": 8} if kind == "gpt2" else {"max_position_embeddings": 8}
+    backbone = make_backbone(CONFIGS[kind] | limit)
+    assert family_of(backbone.config).hard_positions == hard
+    embeddings = backbone.embed(document(16)[None])
+    if hard:
+        with pytest.raises((IndexError, RuntimeError)):
+            backbone.decode(embeddings)
+    else:
+        assert backbone.decode(embeddings).shape == (1, 16, 16)
+
+
+def trained(backbone: CausalLM) -> set[str]:
+    """Names of what is trained of a model with memory around this backbone."""
+    return {name for name, p in HMT(backbone, make_settings()).named_parameters() if p.requires_grad}
+
+
+def test_train_whole_or_frozen():
+    backbone = make_backbone(LLAMA)
+    everything = {f"backbone.{name}" for name, _ in backbone.named_parameters()} | MEMORY
+    select_trainable(backbone, "whole")
+    assert trained(backbone) == everything
+    select_trainable(backbone, "frozen")
+    assert trained(backbone) == MEMORY
+
+
+@pytest.mark.parametrize(("targets", "layers"), [("all-linear", 7), (["q_proj", "v_proj"], 2)])
+def test_train_lora(targets, layers):
+    """Two matrices for each adapted layer, and the head is none of them."""
+    backbone, names = make_backbone(LLAMA), set(dict(make_backbone(LLAMA).named_parameters()))
+    select_trainable(backbone, "lora", LoraSettings(rank=2, target_modules=targets))
+    adapters = trained(backbone) - MEMORY
+    assert trained(backbone) >= MEMORY and len(adapters) == 2 * 2 * layers
+    assert all("lora_A" in name or "lora_B" in name for name in adapters) and not any("lm_head" in n for n in adapters)
+    unchanged = {n.replace(".base_layer", "") for n, _ in backbone.named_parameters() if "lora_" not in n}
+    assert unchanged == names
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "phi3", "opt, projected"])
+def test_lora_starts_from_the_model(kind):
+    """At first adapters add nothing; then they do, through the memory too."""
+    backbone, ids = make_backbone(CONFIGS[kind]), document(L)[None]
+    before = backbone.logits(backbone.decode(backbone.embed(ids)))
+    select_trainable(backbone, "lora")
+    assert torch.equal(backbone.logits(backbone.decode(backbone.embed(ids))), before)
+    for name, parameter in backbone.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter)
+    assert not torch.allclose(backbone.logits(backbone.decode(backbone.embed(ids))), before)
+
+
+def test_random_weights_follow_the_seed():
+    one, same, other = (build_model(LLAMA, dtype=torch.float32, seed=s).model.lm_head.weight for s in (3, 3, 4))
+    assert torch.equal(one, same) and not torch.equal(one, other)
+
+
+def test_weights_from_a_folder(tmp_path):
+    backbone = build_model(LLAMA, dtype=torch.float32)
+    backbone.model.save_pretrained(tmp_path)
+    loaded = build_model(str(tmp_path), dtype=torch.float32)
+    for (name, saved), (_, read) in zip(backbone.named_parameters(), loaded.named_parameters(), strict=True):
+        assert torch.equal(saved, read), name
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ({"model_type": "cpmant"}, "takes no inputs_embeds"),
+        ({"model_type": "t5"}, "is not a causal language model"),
+        ({"model_type": "bert"}, "of its own|not causal"),  # an encoder
+        ({"model_type": "cohere"}, "of its own"),  # logit_scale
+        ({"model_type": "granite", "logits_scaling": 8.0}, "of its own"),
+        pytest.param(
+            # its output embeddings do give its logits
+            {"model_type": "xlm"},
+            "causal",
+            marks=pytest.mark.xfail(strict=True, reason="an encoder is accepted if its head is a plain layer"),
+        ),
+        pytest.param(
+            {"model_type": "gemma4_text"},
+            "inputs_embeds",
+            marks=pytest.mark.xfail(strict=True, reason="it takes embeddings of its own ids only, and those are asked"),
+        ),
+    ],
+    ids=lambda value: value.get("model_type") if isinstance(value, dict) else None,
+)
+def test_check_refuses_in_one_line(config, why):
+    with pytest.raises(BackboneError, match=why) as caught:
+        check_backbone(read_config(SIZES | config))
+    assert "\n" not in str(caught.value) and config["model_type"] in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        (SIZES, "needs model_type"),
+        ({"model_type": "no_such_model"}, "no_such_model"),
+        ("no/such/folder", "no such folder"),
+        pytest.param(
+            LLAMA | {"num_attention_heads": 3},
+            "multiple",
+            marks=pytest.mark.xfail(strict=True, reason="transformers' StrictDataclassError is no ValueError"),
+        ),
+    ],
+    ids=["no type", "unknown type", "no folder", "heads"],
+)
+def test_wrong_configurations_are_told_in_one_line(source, why):
+    with pytest.raises(BackboneError, match=why) as caught:
+        read_config(source)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,91 @@
+"""Which package may import which: read from the source, so that lazy imports count too."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2] / "hmt_ds"
+# each folder may import what is named here, and itself
+FOLDERS = {
+    "memory": set(),
+    "backbones": {"memory"},
+    "data": {"memory"},
+    "parallel": {"memory", "backbones", "data"},
+    "checkpoint": {"memory", "backbones", "data", "parallel"},
+}
+FOLDERS |= {later: set(FOLDERS) for later in ("evaluation", "planning", "reporting")}
+# modules beside the folders, from the bottom up: each may import the folders, and the modules before it
+MODULES = ["recipe", "config", "prepare", "checks", "trainer", "train", "evaluate", "cli"]
+DEEPSPEED = {"parallel", "checkpoint"}
+
+
+def part_of(file: Path) -> str:
+    """The folder or the module that a file is."""
+    return file.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports(source: str) -> Iterator[str]:
+    """Dotted names of all that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide what this test looks for"
+            # ``from hmt_ds import cli`` imports a module, ``from hmt_ds.cli import main`` a name in one
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def edges(package: str) -> list[tuple[str, str, str]]:
+    """(part, what of ``package`` it imports, file), over the whole source."""
+    found = []
+    for file in sorted(ROOT.rglob("*.py")):
+        for name in imports(file.read_text()):
+            top, _, rest = name.partition(".")
+            if top == package:
+                found.append((part_of(file), rest.split(".")[0], str(file.relative_to(ROOT))))
+    return found
+
+
+def allowed(part: str) -> set[str]:
+    """What a part may import of hmt_ds."""
+    if part in FOLDERS:
+        return FOLDERS[part] | {part}
+    earlier = MODULES[: MODULES.index(part)] if part in MODULES else []
+    return {"__version__", *FOLDERS, *earlier}
+
+
+def test_edges():
+    """Imports point one way."""
+    wrong = {(file, to) for part, to, file in edges("hmt_ds") if part != "__init__" and to not in allowed(part)}
+    assert not wrong
+
+
+def test_every_part_has_its_place():
+    """A new folder or module is put into the tables above."""
+    parts = {part_of(file) for file in ROOT.rglob("*.py")} - {"__init__"}
+    assert parts <= {*FOLDERS, *MODULES}
+
+
+def test_memory_imports_torch_alone():
+    for file in (ROOT / "memory").glob("*.py"):
+        tops = {name.split(".")[0] for name in imports(file.read_text())}
+        assert tops <= {"torch", "hmt_ds", *sys.stdlib_module_names}, file.name
+
+
+def test_deepspeed_stays_in_its_place():
+    assert {(file, part) for part, _, file in edges("deepspeed") if part not in DEEPSPEED} == set()
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import deepspeed.comm as c", ["deepspeed.comm"]),
+        ("from hmt_ds import cli", ["hmt_ds.cli"]),
+        ("def f():\n    from hmt_ds.cli import a, b", ["hmt_ds.cli.a", "hmt_ds.cli.b"]),
+    ],
+)
+def test_imports_are_found(source, expected):
+    assert list(imports(source)) == expected
