@@ -8,7 +8,7 @@ setup(
     description="Distributed training of the Hierarchical Memory Transformer on DeepSpeed",
     packages=find_packages(include=["hmt_ds", "hmt_ds.*"]),
     package_data={"hmt_ds.data": ["samples/*"]},
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     install_requires=[
         "torch>=2.8",
         "deepspeed>=0.19.8",

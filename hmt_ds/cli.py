@@ -49,8 +49,10 @@ def start_ranks(arguments: argparse.Namespace, overrides: list[str]) -> int:
     quiet_environment()
     try:
         recipe = load_recipe(recipe_file, overrides)
+        from hmt_ds.parallel.distributed import quiet
         from hmt_ds.prepare import prepare
 
+        quiet()
         prepare(recipe, recipe_file, new_run=arguments.command == "train")
     except ConfigError as error:
         print_problems(error.problems)
@@ -64,6 +66,8 @@ def start_ranks(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 def quiet_environment() -> None:
     """Settings that the ranks inherit."""
+    # DeepSpeed compiles with ninja, which is beside this Python where the environment was not activated
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     if not number_of_gpus():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -38,7 +38,8 @@ setup_env
 tokenizer=runs/quickstart-tokenizer
 if ! [ -f $tokenizer/tokenizer_config.json ]; then # the file that is written last
     say "Training a tokenizer on Pride and Prejudice ($tokenizer)"
-    .venv/bin/python -m hmt_ds.cli tokenizer hmt_ds/data/samples/prideprejudice.txt --vocab-size 4096 --output $tokenizer
+    .venv/bin/python -m hmt_ds.cli tokenizer hmt_ds/data/samples/prideprejudice.txt \
+        --vocab-size 4096 --output $tokenizer
 fi
 
 arguments=("$@")

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The tests: bash launch/run_tests.sh [--all] [pytest's arguments]. --all adds the slow ones, but none that need a GPU or a cluster.
+# The tests: bash launch/run_tests.sh [--all] [pytest's arguments].
+# --all adds the slow ones, but none that need a GPU or a cluster.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/setup_env.sh

@@ -30,8 +30,8 @@ make_venv() {
     if ! command -v "$python" >/dev/null; then
         fail "there is no $python. On Debian: apt-get install python3 python3-venv"
     fi
-    if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
-        fail "$("$python" -V) is too old, Python 3.10 is needed. Name another one: PYTHON=python3.11 bash $0"
+    if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+        fail "$("$python" -V) is too old, Python 3.11 is needed. Name another one: PYTHON=python3.11 bash $0"
     fi
     if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
         fail "this Python cannot make virtual environments. On Debian: apt-get install python3-venv"
@@ -44,10 +44,6 @@ make_venv() {
 
 install_packages() {
     local pins=(-c launch/constraints.txt)
-    if ! .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
-        say "The tested versions want Python 3.11: on this one the newest that suit it are taken"
-        pins=()
-    fi
     say "Installing PyTorch ($TORCH)"
     .venv/bin/python -m pip install -q "$TORCH"
     say "Installing DeepSpeed, Transformers and the rest (launch/constraints.txt); a few minutes"

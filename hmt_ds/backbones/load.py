@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -41,10 +42,13 @@ def read_config(source: str | dict[str, Any], *, trust_remote_code: bool = False
         return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     except KeyError:
         raise BackboneError("model.config: needs model_type, for example llama") from None
+    except StrictDataclassError as error:
+        raise BackboneError(f"model: {str(error).strip().splitlines()[-1].strip()}") from None
     except (OSError, ValueError) as error:
         name = source.get("model_type") if isinstance(source, dict) else source
         where = "" if isinstance(source, dict) or Path(source).exists() else " (no such folder here)"
-        raise BackboneError(f"model {name!r}{where}: {str(error).strip().splitlines()[0]}") from None
+        reason = str(error).strip().splitlines()[0].partition(" Should contain one of")[0]  # hundreds of names follow
+        raise BackboneError(f"model {name!r}{where}: {reason}") from None
 
 
 def build_model(

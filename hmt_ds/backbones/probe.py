@@ -22,17 +22,21 @@ def check_backbone(config: Any) -> None:
     kind = config.model_type
     try:
         small = one_layer(config)
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise BackboneError(f"{kind} is not a causal language model: {first_line(error)}") from None
+    except Exception as error:  # whatever a stranger's constructor raises
+        raise BackboneError(f"{kind} cannot be built as a causal language model: {first_line(error)}") from None
     if "inputs_embeds" not in inspect.signature(small.base_model.forward).parameters:
         raise BackboneError(f"{kind} takes no inputs_embeds, so memory embeddings cannot be put in front of the tokens")
     backbone = CausalLM(small)
-    embeddings = backbone.embed(torch.arange(4)[None] % config.vocab_size)
+    embeddings = torch.randn(1, 4, backbone.dim)  # of no token, as memories are
+    other_end = torch.cat([embeddings[:, :-1], torch.randn(1, 1, backbone.dim)], dim=1)
     try:
         own = small(inputs_embeds=embeddings).logits
-        ours = backbone.logits(backbone.decode(embeddings))
+        hidden, other = backbone.decode(embeddings), backbone.decode(other_end)
+        ours = backbone.logits(hidden)
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise BackboneError(f"{kind} gives no last_hidden_state from inputs_embeds: {first_line(error)}") from None
+    if not torch.allclose(hidden[:, :-1], other[:, :-1], rtol=1e-4, atol=1e-5):
+        raise BackboneError(f"{kind} is not causal: a position sees later ones")
     if not torch.allclose(own, ours, rtol=1e-4, atol=1e-5):
         raise BackboneError(f"{kind} computes its logits in a way of its own; it needs a row in backbones/families.py")
 

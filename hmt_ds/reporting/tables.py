@@ -35,7 +35,10 @@ def print_recipe(values: dict[str, Any]) -> None:
     """The resolved recipe, as YAML with a line for each innermost section."""
     text = yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=118)
     console = Console()
-    console.print(Syntax(text, "yaml", background_color="default") if console.is_terminal else text, highlight=False)
+    if console.is_terminal:
+        console.print(Syntax(text, "yaml", background_color="default", word_wrap=True))
+    else:
+        print(text, flush=True)
 
 
 def keys_table(keys: Iterable[tuple[str, Any]]) -> Table:

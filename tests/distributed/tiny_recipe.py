@@ -79,7 +79,7 @@ def start(
     finally:
         for one in [*processes_of(process), *started]:
             with_luck(one.kill)
-        process.communicate()
+        process.wait()
 
 
 def processes_of(process: subprocess.Popen[str]) -> list[psutil.Process]:

@@ -7,6 +7,7 @@ Prints the largest relative error of each kind and exits 1 if any is above 1e-6.
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -72,7 +73,8 @@ def aliases(model: HMT) -> dict[tuple[str, ...], torch.nn.Parameter]:
 
 def error(value: Tensor, reference: Tensor, floor: float = 0.0) -> float:
     """|value - reference| / max(|reference|, floor)."""
-    return float((value.detach() - reference).norm() / max(float(reference.norm()), floor, 1e-300))
+    relative = float((value.detach() - reference).norm() / max(float(reference.norm()), floor, 1e-300))
+    return math.inf if math.isnan(relative) else relative
 
 
 def run_case(file: Path) -> dict[str, float]:

@@ -258,6 +258,7 @@ def test_two_processes_make_the_same_tokens(documents, tokenizer, tmp_path):
 def test_a_text_beyond_the_models_maximum_gives_no_warning(tokenizer, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(tokenizer, "model_max_length", 4)
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    caplog.set_level(logging.WARNING, logger="transformers")  # another test may have asked for silence
     documents = Dataset.from_dict({"text": ["much longer than four tokens are"]})
     tokenize_documents(documents, tokenizer, cache_dir=tmp_path)
     assert "maximum sequence length" not in caplog.text

@@ -1,0 +1,273 @@
+"""What people get wrong: each problem is one line, nothing starts, nothing is touched.
+
+    python tests/unit/test_bad_input.py
+
+prints all the lines, for a person to read.
+"""
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import pytest
+import yaml
+
+from hmt_ds import cli
+from hmt_ds.data import train_sentencepiece
+
+PROJECT = Path(__file__).resolve().parents[2]
+VOCABULARY = 300
+LLAMA = {"model_type": "llama", "vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 16}
+LLAMA |= {"num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 64}
+NO_EMBEDDINGS = {"model_type": "cpmant", "vocab_size": VOCABULARY, "hidden_size": 16, "dim_ff": 16, "dim_head": 8}
+
+
+class Case(NamedTuple):
+    """Words after the recipe, and what each line must say, in order."""
+
+    name: str
+    words: list[str]
+    lines: list[str]
+    recipe: str = "recipe.yaml"
+
+
+CASES = [
+    Case(
+        "unknown key",
+        ["--memory.segment_lenght", "16"],
+        ["memory.segment_lenght: unknown key; did you mean memory.segment_length?"],
+    ),
+    Case(
+        "key in the wrong section",
+        ["--training.segment_length", "16"],
+        ["training.segment_length: unknown key; did you mean memory.segment_length?"],
+    ),
+    Case("wrong type", ["--training.steps", "many"], ["training.steps: must be a valid integer", "got 'many'"]),
+    Case("out of range", ["--training.bptt_depth", "0"], ["training.bptt_depth: must be greater than or equal to 1"]),
+    Case("not one of the values", ["--memory.mode", "htm"], ["memory.mode: must be 'hmt', 'rmt' or 'backbone'"]),
+    Case("override without a value", ["--training.steps"], ["--training.steps: no value given"]),
+    Case("not an override", ["training.steps", "3"], ["training.steps: overrides look like", "3: overrides look like"]),
+    Case("missing recipe", [], ["recip.yaml: no such recipe; did you mean recipe.yaml?"], "recip.yaml"),
+    Case("recipe is no YAML", [], ["broken.yaml: not readable as YAML"], "broken.yaml"),
+    Case("recipe is no mapping", [], ["list.yaml: a recipe is a mapping of sections"], "list.yaml"),
+    Case("recipe is empty of keys", [], ["model: missing", "memory: missing", "data: missing"], "empty.yaml"),
+    Case(
+        "several in the recipe",
+        ["--training.steps", "0", "--memry.mode", "hmt", "--model.precision", "fp8"],
+        ["model.precision", "training.steps", "memry: unknown key; did you mean memory?"],
+    ),
+    Case(
+        "several in the world",
+        [
+            *("--memory.sensory_tokens", "40", "--training.checkpointing", "reentrant", "--schedule.name", "WarmupLr"),
+            *("--deepspeed", "no.json", "--data.train.source", "no.txt", "--model.precision", "fp16"),
+        ],
+        [
+            "memory.sensory_tokens is 40, more than a segment has (16)",
+            "training.checkpointing: reentrant",
+            "model.precision: fp16 needs a GPU",
+            "deepspeed: no.json: no such file",
+            "schedule.name: WarmupLr is no schedule of DeepSpeed or torch; did you mean WarmupLR?",
+            "data.train: 'no.txt' is neither a file nor a folder",
+        ],
+    ),
+    Case(
+        "beyond the positions",
+        ["--memory.segment_length", "60"],
+        ["memory: 60 fresh + 4 sensory + 2 prompt tokens are 66 positions, the backbone was made for 64"],
+    ),
+    Case("sensory tokens", ["--memory.sensory_tokens", "17"], ["memory.sensory_tokens is 17, more than a segment has"]),
+    Case("empty data", ["--data.train.source", "empty.txt"], ["data.train: empty.txt holds no documents"]),
+    Case("unreadable data", ["--data.train.source", "binary.txt"], ["data.train: cannot read binary.txt as text"]),
+    Case("absent data", ["--data.train.source", "no.txt"], ["data.train: 'no.txt' is neither a file nor a folder"]),
+    Case(
+        "kind of data", ["--data.train.source", "data.doc"], ["data.train: data.doc: cannot read files of kind '.doc'"]
+    ),
+    Case("text field", ["--data.train.text_field", "txt"], ["no column 'txt'; it has: text; did you mean 'text'?"]),
+    Case(
+        "held-out data",
+        ["--data.validation.source", "no.txt"],
+        ["data.validation: 'no.txt' is neither a file nor a folder"],
+    ),
+    Case(
+        "vocabulary",
+        ["--model.source.vocab_size", "299"],
+        ["model.tokenizer: the tokenizer's ids go up to 299, but the model's vocabulary has 299 ids"],
+    ),
+    Case("no tokenizer", ["--model.tokenizer", "null"], ["model.tokenizer: missing"]),
+    Case(
+        "absent tokenizer",
+        ["--model.tokenizer", "./no"],
+        ["model.tokenizer: tokenizer './no' is neither a file, a folder nor a hub name"],
+    ),
+    Case("absent model", ["--model.source", "./no"], ["model './no' (no such folder here)"]),
+    Case("unknown model type", ["--model.source.model_type", "lama"], ["model 'lama'"]),
+    Case("backbone", ["--model.source", json.dumps(NO_EMBEDDINGS)], ["model: cpmant takes no inputs_embeds"]),
+    Case("reentrant", ["--training.checkpointing", "reentrant"], ["training.checkpointing: reentrant", "use segment"]),
+    Case("pipeline", ["--training.pipeline_stages", "2"], ["training.pipeline_stages is 2", "use 1"]),
+    Case("fp16 on the CPU", ["--model.precision", "fp16"], ["model.precision: fp16 needs a GPU", "use bf16 or fp32"]),
+    Case("segments read", ["--evaluation.segments_read", "[4, 2]"], ["evaluation.segments_read is [4, 2]"]),
+    Case("a run is there", ["--training.output", "old"], ["training.output: old holds a run already", "resume latest"]),
+    Case("output is a file", ["--training.output", "data.doc"], ["training.output: data.doc is a file, give a folder"]),
+    Case("missing DeepSpeed file", ["--deepspeed", "zero9.json"], ["deepspeed: zero9.json: no such file"]),
+    Case("DeepSpeed file is no JSON", ["--deepspeed", "broken.yaml"], ["deepspeed: broken.yaml: not readable as JSON"]),
+    Case(
+        "DeepSpeed file against the recipe",
+        ["--deepspeed", "against.json"],
+        ["deepspeed: gradient_clipping is 5.0 in the DeepSpeed file and 1.0 by the recipe", "stage is 7"],
+    ),
+    Case(
+        "auto nobody decides", ["--deepspeed", "auto.json"], ["deepspeed: zero_optimization.reduce_bucket_size is auto"]
+    ),
+    Case("unknown schedule", ["--schedule.name", "Linear"], ["schedule.name: Linear is no schedule"]),
+    Case(
+        "schedule's arguments", ["--schedule.params", "{steps: 3}"], ["schedule.params: WarmupCosineLR takes no steps"]
+    ),
+]
+
+# still end in a traceback; a case that is mended moves up
+OPEN = [
+    Case("override is no YAML", ["--training.steps", "[1"], ["training.steps: "]),
+    Case("backbone's sizes", ["--model.source.hidden_size", "15"], ["model "]),
+    Case("backbone's types", ["--model.source.hidden_size", "x"], ["model "]),
+    Case(
+        "not a language model", ["--model.source", "{model_type: clip}"], ["model: clip is not a causal language model"]
+    ),
+    Case("DeepSpeed section is no section", ["--deepspeed", "number.json"], ["deepspeed: zero_optimization"]),
+    Case("stage is no number", ["--deepspeed", "stage.json"], ["deepspeed: zero_optimization.stage is 'two'"]),
+    Case("cache is a file", ["--data.cache_dir", "data.doc"], ["data.doc"]),
+]
+
+
+def make_folder(folder: Path) -> None:
+    """A recipe that works, and things that do not."""
+    (folder / "text.txt").write_text("A short document.\n")  # less than one segment
+    train_sentencepiece([folder / "text.txt"], folder / "tokenizer", VOCABULARY)
+    recipe: dict[str, Any] = {
+        "model": {"source": LLAMA, "tokenizer": "tokenizer", "precision": "fp32"},
+        "memory": {"segment_length": 16, "sensory_tokens": 4},
+        "data": {"train": {"source": "text.txt"}, "cache_dir": "cache"},
+        "training": {"output": "run", "steps": 1, "bptt_depth": 1},
+        "optimizer": {"lr": 1e-3},
+        "deepspeed": "ds_configs/zero2.json",
+    }
+    against = {"gradient_clipping": 5.0, "zero_optimization": {"stage": 7}}
+    auto = {"zero_optimization": {"stage": 2, "reduce_bucket_size": "auto"}}
+    number, stage = {"zero_optimization": 3}, {"zero_optimization": {"stage": "two"}}
+    files = {"recipe.yaml": yaml.safe_dump(recipe), "broken.yaml": "a: [", "list.yaml": "[1]", "empty.yaml": "{}"}
+    files |= {"against.json": json.dumps(against), "auto.json": json.dumps(auto)}
+    files |= {"number.json": json.dumps(number), "stage.json": json.dumps(stage), "empty.txt": " \n", "data.doc": "x"}
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    (folder / "binary.txt").write_bytes(bytes(range(128, 256)))
+    (folder / "old").mkdir()
+    (folder / "old" / "metrics.jsonl").write_text('{"step": 1}\n')
+
+
+@contextlib.contextmanager
+def inside(folder: Path) -> Iterator[None]:
+    """The working folder, for a while."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def ask(folder: Path, case: Case) -> tuple[Any, str]:
+    """`hmt-ds train` in this process: exit code and what it says."""
+    said = io.StringIO()
+    with (
+        inside(folder),
+        mock.patch.object(sys, "argv", ["hmt-ds", "train", case.recipe, *case.words]),
+        contextlib.redirect_stderr(said),
+        pytest.raises(SystemExit) as end,
+    ):
+        cli.main()
+    return end.value.code, said.getvalue()
+
+
+def errors_in(said: str) -> list[str]:
+    """The problems' lines."""
+    return [line for line in said.splitlines() if line.startswith("error: ")]
+
+
+def contents(folder: Path) -> dict[Path, bytes | None]:
+    """All below a folder, folders too, but for the cache: documents that were in order may be kept there."""
+    paths = [path for path in folder.rglob("*") if folder / "cache" not in (path, *path.parents)]
+    return {path: path.read_bytes() if path.is_file() else None for path in paths}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Shared by all cases: none of them may change it."""
+    folder = tmp_path_factory.mktemp("bad_input")
+    make_folder(folder)
+    return folder
+
+
+def wanted() -> list[Any]:
+    """All cases; those that are open are expected to fail, and to be moved when they do not."""
+    still_open = [pytest.param(case, marks=pytest.mark.xfail(strict=True)) for case in OPEN]
+    return [*CASES, *still_open]
+
+
+@pytest.mark.parametrize("case", wanted(), ids=lambda case: case.name.replace(" ", "_"))
+def test_problem_is_one_line(folder, case):
+    before = contents(folder)
+    code, said = ask(folder, case)
+    errors = errors_in(said)
+    assert code == 2 and errors, said
+    text, at = "\n".join(errors), 0
+    for part in case.lines:
+        at = text.find(part, at)
+        assert at >= 0, f"{part!r} is not in\n{text}"
+    assert all(len(line) < 400 for line in errors) and "Traceback" not in said
+    assert contents(folder) == before
+
+
+def test_as_many_lines_as_problems(folder):
+    several = [case for case in CASES if case.name.startswith("several")]
+    for case in several:
+        assert len(errors_in(ask(folder, case)[1])) == len(case.lines)
+    assert len(several) == 2
+
+
+def test_command_itself(folder):
+    """As a process of its own: all that it prints are the problems."""
+    case = CASES[0]
+    run = subprocess.run(
+        [sys.executable, "-m", "hmt_ds.cli", "train", case.recipe, *case.words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 2 and run.stdout == "" and run.stderr == f"error: {case.lines[0]}\n"
+
+
+def test_document_shorter_than_a_segment_is_fine(folder, tmp_path):
+    from hmt_ds.config import load_recipe
+    from hmt_ds.prepare import prepare
+
+    with inside(folder):
+        prepared = prepare(load_recipe("recipe.yaml", ["--data.cache_dir", str(tmp_path)]), "recipe.yaml")
+    assert prepared.train["length"][0] < 16 and len(prepared.train) == 1
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    with tempfile.TemporaryDirectory() as place:
+        make_folder(Path(place))
+        for one in CASES:
+            print(f"\n{one.name}: hmt-ds train {' '.join([one.recipe, *one.words])}")
+            print("\n".join(errors_in(ask(Path(place), one)[1])))

@@ -1,0 +1,118 @@
+"""DeepSpeed's files: filled without a rest, accepted by DeepSpeed, and never in silent contradiction to the recipe."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from deepspeed.runtime import constants
+from deepspeed.runtime.config import DeepSpeedConfig
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+from hmt_ds.parallel.ds_config import (
+    AUTO,
+    DeepSpeedConfigError,
+    EngineSettings,
+    computes_in_autocast,
+    fill_ds_config,
+    offloads,
+    read_ds_config,
+    remaining_autos,
+    stage_of,
+)
+
+FILES = sorted((Path(__file__).resolve().parents[2] / "ds_configs").glob("*.json"))
+PARAMS = {"lr": 1e-3, "betas": [0.9, 0.95], "weight_decay": 0.1}
+SETTINGS = EngineSettings("bf16", 2, 12, 1.0, "AdamW", PARAMS)
+
+
+@pytest.fixture(params=FILES, ids=lambda file: file.stem)
+def config(request) -> dict:
+    return read_ds_config(request.param)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_filled_without_a_rest(config, precision):
+    filled = fill_ds_config(config, replace(SETTINGS, precision=precision))
+    assert remaining_autos(filled) == [] and json.dumps(AUTO) not in json.dumps(filled)
+    assert filled["train_micro_batch_size_per_gpu"] == 2 and filled["gradient_accumulation_steps"] == 12
+    assert filled["gradient_clipping"] == 1.0 and filled["data_types"]["grad_accum_dtype"] == "fp32"
+    assert filled["optimizer"]["type"] == "AdamW" and PARAMS.items() <= filled["optimizer"]["params"].items()
+    # one way of computing in lower precision, or none
+    ways = [filled[key]["enabled"] for key in ("bf16", "fp16", "torch_autocast")]
+    assert sum(ways) == (precision != "fp32")
+
+
+def test_deepspeed_accepts_it(config):
+    """By DeepSpeed's own reading, the values are what the file and the recipe say."""
+    read = DeepSpeedConfig(fill_ds_config(config, SETTINGS))
+    assert read.zero_optimization_stage == stage_of(config)
+    assert read.gradient_accumulation_steps == 12 and read.gradient_clipping == 1.0
+    assert read.bfloat16_config.enabled == (not computes_in_autocast(config, "bf16"))
+    assert (read.zero_config.offload_optimizer is not None) == offloads(config)
+
+
+def test_holds_deepspeed_keys_only(config):
+    """DeepSpeed ignores a top-level key that it does not know: a slip of the pen would do nothing, and say nothing."""
+    strings = {value for name, value in vars(constants).items() if name.isupper() and isinstance(value, str)}
+    known = strings | {"zero_optimization", "torch_autocast", "zero_force_ds_cpu_optimizer", "aio"}
+    assert set(config) <= known
+    fields = DeepSpeedZeroConfig.model_fields
+    aliases = {field.alias for field in fields.values() if field.alias}
+    assert set(config["zero_optimization"]) <= set(fields) | aliases
+
+
+def test_a_strange_key_would_be_seen():
+    strings = {value for name, value in vars(constants).items() if name.isupper() and isinstance(value, str)}
+    assert "gradient_cliping" not in strings and "gradient_clipping" in strings
+
+
+def test_stage_is_what_the_name_says(config, request):
+    name = request.node.callspec.id
+    assert f"zero{stage_of(config)}" in name and offloads(config) == name.endswith("offload")
+
+
+def test_the_file_is_not_changed(config):
+    before = json.dumps(config)
+    fill_ds_config(config, SETTINGS)
+    assert json.dumps(config) == before
+
+
+def test_contradictions_are_all_listed():
+    config = read_ds_config(FILES[0])
+    config |= {"gradient_clipping": 5.0, "train_micro_batch_size_per_gpu": 3, "bf16": {"enabled": False}}
+    config["optimizer"] = {"type": "Adam", "params": {"lr": 0.5}}
+    config["zero_optimization"] = {"stage": 2, "reduce_bucket_size": AUTO}
+    with pytest.raises(DeepSpeedConfigError) as error:
+        fill_ds_config(config, SETTINGS)
+    lines = str(error.value).splitlines()
+    starts = [
+        "train_micro_batch_size_per_gpu is 3 in the DeepSpeed file and 2 by the recipe",
+        "gradient_clipping is 5.0",
+        "bf16.enabled is False in the DeepSpeed file and True by the recipe",
+        "optimizer.type is 'Adam'",
+        "optimizer.params.lr is 0.5",
+        "zero_optimization.reduce_bucket_size is auto",
+    ]
+    assert len(lines) == len(starts)
+    assert all(line.startswith(start) for line, start in zip(lines, starts, strict=True)), lines
+
+
+def test_what_agrees_with_the_recipe_may_be_written_out():
+    config = read_ds_config(FILES[0]) | {"gradient_clipping": 1.0, "gradient_accumulation_steps": 12}
+    assert fill_ds_config(config, SETTINGS)["gradient_clipping"] == 1.0
+
+
+def test_what_is_missing_is_filled_as_auto_is():
+    """A file need not list what the recipe decides."""
+    assert fill_ds_config({"zero_optimization": {"stage": 2}}, SETTINGS)["gradient_accumulation_steps"] == 12
+
+
+@pytest.mark.parametrize("text", ["[1]", "{", "\x00", None])
+def test_unreadable(tmp_path, text):
+    file = tmp_path / "file.json"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(DeepSpeedConfigError, match=r"file\.json: ") as error:
+        read_ds_config(file)
+    assert len(str(error.value).splitlines()) == 1
