@@ -73,7 +73,10 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> list[str]:
                 problems.append(f"{key}: {section} is a value, not a section")
                 break
         else:
-            target[leaf] = yaml.safe_load(text)
+            try:
+                target[leaf] = yaml.safe_load(text)
+            except yaml.YAMLError:
+                problems.append(f"{key}: {text!r} cannot be read as a value; put quotes around text")
     return problems
 
 

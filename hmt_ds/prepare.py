@@ -58,7 +58,7 @@ def prepare(recipe: Recipe, recipe_file: str | Path, *, new_run: bool = True) ->
     Raises:
         ConfigError: with all problems.
     """
-    problems = Problems(check_training(recipe))
+    problems = Problems(check_training(recipe) + check_folders(recipe))
     if new_run:
         problems += check_output(recipe)
     ds_config = problems.attempt(lambda: deepspeed_config(recipe, recipe_file), "deepspeed: ")
@@ -68,7 +68,7 @@ def prepare(recipe: Recipe, recipe_file: str | Path, *, new_run: bool = True) ->
     if config is not None:
         problems.attempt(lambda: check_backbone(config), "model: ")
         problems += check_positions(recipe, config)
-    datasets = read_data(recipe, config, problems)
+    datasets = read_data(recipe, getattr(config, "vocab_size", None), problems)
     if problems or ds_config is None or datasets is None:
         raise ConfigError(problems)
     return Prepared(ds_config, LoraSettings(**model.lora.model_dump()), *datasets)
@@ -99,11 +99,15 @@ def check_training(recipe: Recipe) -> list[str]:
     return problems
 
 
+def check_folders(recipe: Recipe) -> list[str]:
+    """Folders that are to be written into must not be files."""
+    named = {"training.output": recipe.training.output, "data.cache_dir": recipe.data.cache_dir}
+    return [f"{key}: {path} is a file, give a folder" for key, path in named.items() if Path(path).is_file()]
+
+
 def check_output(recipe: Recipe) -> list[str]:
     """A folder that holds another run is never written over."""
     folder = Path(recipe.training.output)
-    if folder.exists() and not folder.is_dir():
-        return [f"training.output: {folder} is a file, give a folder"]
     if recipe.checkpoint.resume == "never" and folder.is_dir() and any(folder.iterdir()):
         return [
             f"training.output: {folder} holds a run already: name another folder, or go on with "
@@ -145,15 +149,15 @@ def deepspeed_config(recipe: Recipe, recipe_file: str | Path) -> dict[str, Any]:
     return fill_ds_config(read_ds_config(file), settings)
 
 
-def read_data(recipe: Recipe, config: Any, problems: Problems) -> tuple[Dataset, Dataset | None] | None:
+def read_data(recipe: Recipe, vocab_size: int | None, problems: Problems) -> tuple[Dataset, Dataset | None] | None:
     """Tokenised training and held-out documents."""
     name = recipe.model.tokenizer or recipe.model.source
     if not isinstance(name, str):
         problems.append("model.tokenizer: missing; model.source is a configuration, which has none")
         return None
     tokenizer = problems.attempt(lambda: load_tokenizer(name), "model.tokenizer: ")
-    if tokenizer is not None and config is not None:
-        problems.attempt(lambda: check_vocabulary(tokenizer, config.vocab_size), "model.tokenizer: ")
+    if tokenizer is not None and vocab_size is not None:
+        problems.attempt(lambda: check_vocabulary(tokenizer, vocab_size), "model.tokenizer: ")
 
     def read(source: Source) -> Dataset:
         documents = load_documents(**source.model_dump())

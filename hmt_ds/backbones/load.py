@@ -43,7 +43,8 @@ def read_config(source: str | dict[str, Any], *, trust_remote_code: bool = False
     except KeyError:
         raise BackboneError("model.config: needs model_type, for example llama") from None
     except StrictDataclassError as error:
-        raise BackboneError(f"model: {str(error).strip().splitlines()[-1].strip()}") from None
+        name = source.get("model_type") if isinstance(source, dict) else source
+        raise BackboneError(f"model {name!r}: {str(error).strip().splitlines()[-1].strip()}") from None
     except (OSError, ValueError) as error:
         name = source.get("model_type") if isinstance(source, dict) else source
         where = "" if isinstance(source, dict) or Path(source).exists() else " (no such folder here)"

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from pydantic import ValidationError
+
 AUTO = "auto"
 
 
@@ -51,7 +54,7 @@ def read_ds_config(file: str | Path) -> dict[str, Any]:
 
 def stage_of(config: dict[str, Any]) -> int:
     """The ZeRO stage."""
-    return int(config.get("zero_optimization", {}).get("stage", 0))
+    return config.get("zero_optimization", {}).get("stage", 0)
 
 
 def computes_in_autocast(config: dict[str, Any], precision: str) -> bool:
@@ -100,7 +103,10 @@ def fill_ds_config(config: dict[str, Any], settings: EngineSettings) -> dict[str
         DeepSpeedConfigError: naming every value that is neither "auto" nor what the recipe says, and every "auto"
             that the recipe does not decide.
     """
-    filled, problems = copy.deepcopy(config), []
+    sections = ("zero_optimization", "optimizer", "bf16", "fp16", "torch_autocast", "data_types")
+    if wrong := [key for key in sections if not section_or_auto(config, key)]:
+        raise DeepSpeedConfigError("\n".join(f"{key} must be a section, not {config[key]!r}" for key in wrong))
+    filled, problems = copy.deepcopy(config), zero_problems(config)
     for path, value in decided_values(config, settings).items():
         section = filled
         for key in path[:-1]:
@@ -113,12 +119,27 @@ def fill_ds_config(config: dict[str, Any], settings: EngineSettings) -> dict[str
             problems.append(f"{name} is {given!r} in the DeepSpeed file and {value!r} by the recipe: write auto")
         section[path[-1]] = value
     problems += [f"{key} is auto, but the recipe does not decide it: give a value" for key in remaining_autos(filled)]
-    if stage_of(config) not in (0, 1, 2, 3):
-        problems.append(f"zero_optimization.stage is {stage_of(config)}, must be 0, 1, 2 or 3")
     if problems:
         raise DeepSpeedConfigError("\n".join(problems))
     filled["steps_per_print"] = filled.get("steps_per_print", 10**12)
     return filled
+
+
+def zero_problems(config: dict[str, Any]) -> list[str]:
+    """What DeepSpeed's own schema of ZeRO refuses."""
+    zero = {key: value for key, value in config.get("zero_optimization", {}).items() if value != AUTO}
+    try:
+        DeepSpeedZeroConfig(**zero)
+    except ValidationError as error:
+        where = [(".".join(map(str, ("zero_optimization", *e["loc"]))), e) for e in error.errors()]
+        return [f"{key} is {e['input']!r}: {e['msg'][0].lower()}{e['msg'][1:]}" for key, e in where]
+    return []
+
+
+def section_or_auto(config: dict[str, Any], key: str) -> bool:
+    """Whether a key is absent, a section, or optimizer: auto."""
+    value = config.get(key, {})
+    return isinstance(value, dict) or (key == "optimizer" and value == AUTO)
 
 
 def remaining_autos(config: dict[str, Any], prefix: str = "") -> list[str]:
