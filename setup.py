@@ -19,6 +19,7 @@ setup(
         "pydantic>=2.7",
         "pyyaml>=6",
         "rich>=13",
+        "psutil>=5.9",
         "tqdm>=4.66",
         "matplotlib>=3.8",
         "tensorboard>=2.16",

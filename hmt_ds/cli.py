@@ -2,11 +2,13 @@
 
 import argparse
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 from hmt_ds import __version__
+from hmt_ds.local import run_ranks
+
+RANKS_HELP = "processes on this machine (default: as many as wrote the run's checkpoint, or its GPUs, or 1)"
 
 
 def main() -> None:
@@ -25,7 +27,7 @@ def main() -> None:
             epilog="`hmt-ds keys` lists all keys. On several machines, see launch/.",
         )
         command.add_argument("source", metavar=operand)
-        command.add_argument("--ranks", type=int, help="processes on this machine (default: its GPUs, or 1)")
+        command.add_argument("--ranks", type=int, choices=range(1, 1025), metavar="N", help=RANKS_HELP)
     commands.add_parser("keys", help="list the keys of a recipe, with types and defaults")
     tokenizer = commands.add_parser("tokenizer", help="train a sentencepiece BPE tokenizer on text files")
     tokenizer.add_argument("files", nargs="+", type=Path, metavar="FILE")
@@ -58,10 +60,7 @@ def start_ranks(arguments: argparse.Namespace, overrides: list[str]) -> int:
         print_problems(error.problems)
         return 2
     ranks = arguments.ranks or ranks_of(source) or number_of_gpus() or 1
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks)]
-    launcher += ["--master_port", free_port(), "--log_level", "error"]
-    module = ["--no_local_rank", "--module", f"hmt_ds.{arguments.command}", arguments.source, *overrides]
-    return subprocess.run([*launcher, *module]).returncode
+    return run_ranks(f"hmt_ds.{arguments.command}", [arguments.source, *overrides], ranks)
 
 
 def quiet_environment() -> None:
@@ -93,15 +92,6 @@ def ranks_of(run: Path) -> int | None:
         return int(json.loads((run / "checkpoints" / newest / "progress.json").read_text())["world_size"])
     except (OSError, ValueError, KeyError):
         return None
-
-
-def free_port() -> str:
-    """A port that nothing listens on."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return str(probe.getsockname()[1])
 
 
 def list_keys() -> int:

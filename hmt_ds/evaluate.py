@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hmt_ds.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint
 from hmt_ds.config import ConfigError, load_recipe
-from hmt_ds.parallel.distributed import join, leave, quiet, rank
+from hmt_ds.parallel.distributed import end_process, join, leave, quiet, rank
 from hmt_ds.reporting.progress import print_problems
 from hmt_ds.train import prepare_together
 from hmt_ds.trainer import Trainer
@@ -41,4 +41,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

@@ -8,16 +8,26 @@ from typing import Any, TypeVar
 import torch
 from datasets import Dataset
 
-from hmt_ds.backbones import BackboneError, LoraSettings, check_backbone, family_of, read_config
+from hmt_ds.backbones import (
+    BackboneError,
+    LoraSettings,
+    check_adapters,
+    check_backbone,
+    check_slips,
+    family_of,
+    read_config,
+)
 from hmt_ds.config import ConfigError, find_file
 from hmt_ds.data import DataError, check_vocabulary, load_documents, load_tokenizer, tokenize_documents
 from hmt_ds.evaluation.perplexity import segments_needed
 from hmt_ds.memory import MemorySettings
 from hmt_ds.parallel.ds_config import DeepSpeedConfigError, EngineSettings, fill_ds_config, read_ds_config
+from hmt_ds.parallel.optimizer import OptimizerError, check_optimizer
 from hmt_ds.parallel.schedule import ScheduleError, make_scheduler
 from hmt_ds.recipe import Recipe, Source
 
 T = TypeVar("T")
+MISTAKES = (BackboneError, DataError, DeepSpeedConfigError, OptimizerError, ScheduleError)
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,7 @@ class Problems(list[str]):
         """The action's result, or None with its problems noted."""
         try:
             return action()
-        except (BackboneError, DataError, DeepSpeedConfigError, ScheduleError) as error:
+        except MISTAKES as error:
             self.extend(prefix + line for line in str(error).splitlines())
             return None
 
@@ -62,12 +72,21 @@ def prepare(recipe: Recipe, recipe_file: str | Path, *, new_run: bool = True) ->
     if new_run:
         problems += check_output(recipe)
     ds_config = problems.attempt(lambda: deepspeed_config(recipe, recipe_file), "deepspeed: ")
+    optimizer = recipe.optimizer
+    problems.attempt(
+        lambda: check_optimizer(optimizer.name, optimizer.lr, optimizer.weight_decay, optimizer.params)
+    )
     problems.attempt(lambda: make_scheduler(recipe.schedule.name, recipe.schedule.params, recipe.training.steps))
     model = recipe.model
     config = problems.attempt(lambda: read_config(model.source, trust_remote_code=model.trust_remote_code))
     if config is not None:
+        source = model.source
+        if isinstance(source, dict):
+            problems.attempt(lambda: check_slips(source))
         problems.attempt(lambda: check_backbone(config), "model: ")
         problems += check_positions(recipe, config)
+        if model.train == "lora":
+            problems.attempt(lambda: check_adapters(config, LoraSettings(**model.lora.model_dump())), "model.lora: ")
     datasets = read_data(recipe, getattr(config, "vocab_size", None), problems)
     if problems or ds_config is None or datasets is None:
         raise ConfigError(problems)

@@ -12,7 +12,9 @@ from hmt_ds.memory.settings import Mode, RecallScale
 class Section(BaseModel):
     """A part of the recipe: unknown keys are errors, and a field's docstring is its help text."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
+    )
 
 
 class Lora(Section):
@@ -103,7 +105,7 @@ class Training(Section):
     """Largest gradient norm; 0 for none."""
     checkpointing: Literal["segment", "reentrant"] = "segment"
     """What is recomputed in the backward pass: a segment. (Reentrant checkpointing is refused.)"""
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     pipeline_stages: int = Field(1, ge=1)
     """Not available yet: 1."""
 

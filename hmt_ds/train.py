@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from hmt_ds.config import ConfigError, load_recipe
-from hmt_ds.parallel.distributed import from_rank_0, join, leave, quiet, rank
+from hmt_ds.parallel.distributed import end_process, from_rank_0, join, leave, quiet, rank
 from hmt_ds.prepare import Prepared, prepare
 from hmt_ds.recipe import Recipe
 from hmt_ds.reporting.progress import print_problems
@@ -56,4 +56,4 @@ def is_mistake(error: ValueError) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

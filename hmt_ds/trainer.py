@@ -79,14 +79,12 @@ class Trainer:
             self.position = Position(step, self.position.tokens + output.fresh_tokens, windows[-1].position)
             self.report(output, time.perf_counter() - started)
             if output.flags:
-                self.stop_early()
-                return
+                return self.stop_early()
             if step % self.recipe.checkpoint.every == 0 and step < self.recipe.training.steps:
                 self.save()
             if self.recipe.evaluation.every and step % self.recipe.evaluation.every == 0:
                 self.evaluate()
-        self.progress.close()
-        self.finish()
+        return self.finish()
 
     def steps(self) -> Iterator[tuple[int, list[Batch]]]:
         """The remaining steps, each with its windows."""
@@ -205,6 +203,7 @@ class Trainer:
 
     def finish(self) -> None:
         """The last checkpoint, the evaluation, the picture."""
+        self.end_logs()
         checkpoint = self.save()
         self.evaluate()
         if rank() == 0:
@@ -217,11 +216,17 @@ class Trainer:
 
     def stop_early(self) -> None:
         """Save and leave because somebody said so."""
-        self.progress.close()
+        self.end_logs()
         checkpoint = self.save()
         if rank() == 0:
             print(f"stopped after step {self.position.step}; checkpoint {checkpoint}; go on with", end=" ")
             print("--checkpoint.resume latest", flush=True)
+
+    def end_logs(self) -> None:
+        """No more steps come."""
+        self.progress.close()
+        if self.monitors:
+            self.monitors.close()
 
     def listen_for_signals(self) -> None:
         """Ctrl-C and SIGTERM end the run after the step in hand, on all ranks."""

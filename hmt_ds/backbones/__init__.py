@@ -1,9 +1,9 @@
 """Hugging Face causal language models as backbones of the memory: one table row per family."""
 
 from hmt_ds.backbones.families import FAMILIES, Family, family_of
-from hmt_ds.backbones.load import LoraSettings, build_model, read_config, select_trainable
+from hmt_ds.backbones.load import LoraSettings, build_model, check_slips, read_config, select_trainable
 from hmt_ds.backbones.model import BackboneError, CausalLM
-from hmt_ds.backbones.probe import check_backbone
+from hmt_ds.backbones.probe import check_adapters, check_backbone
 
 __all__ = [
     "FAMILIES",
@@ -12,7 +12,9 @@ __all__ = [
     "Family",
     "LoraSettings",
     "build_model",
+    "check_adapters",
     "check_backbone",
+    "check_slips",
     "family_of",
     "read_config",
     "select_trainable",

@@ -1,5 +1,6 @@
 """Building a backbone: from weights or from a configuration, and choosing what of it is trained."""
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,20 @@ def read_config(source: str | dict[str, Any], *, trust_remote_code: bool = False
         where = "" if isinstance(source, dict) or Path(source).exists() else " (no such folder here)"
         reason = str(error).strip().splitlines()[0].partition(" Should contain one of")[0]  # hundreds of names follow
         raise BackboneError(f"model {name!r}{where}: {reason}") from None
+
+
+def check_slips(source: dict[str, Any]) -> None:
+    """transformers takes any key into a configuration, so a slip would go unnoticed: refuse what looks like one.
+
+    Raises:
+        BackboneError: naming the key that was probably meant.
+    """
+    default = AutoConfig.for_model(source["model_type"])
+    known = [*default.to_dict(), *default.attribute_map]
+    for key in source:
+        near = difflib.get_close_matches(key, known, 1, cutoff=0.85)
+        if near and key not in known and not hasattr(default, key):
+            raise BackboneError(f"model.source.{key}: {default.model_type} has no such key; did you mean {near[0]}?")
 
 
 def build_model(

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from hmt_ds.backbones.families import FAMILIES
+from hmt_ds.backbones.load import LoraSettings, add_adapters
 from hmt_ds.backbones.model import BackboneError, CausalLM
 
 
@@ -39,6 +40,20 @@ def check_backbone(config: Any) -> None:
         raise BackboneError(f"{kind} is not causal: a position sees later ones")
     if not torch.allclose(own, ours, rtol=1e-4, atol=1e-5):
         raise BackboneError(f"{kind} computes its logits in a way of its own; it needs a row in backbones/families.py")
+
+
+def check_adapters(config: Any, lora: LoraSettings) -> None:
+    """Make sure that LoRA finds the layers that it is to adapt.
+
+    Raises:
+        BackboneError: one line that says what peft says.
+    """
+    with torch.device("meta"):
+        small = one_layer(config)
+    try:
+        add_adapters(small, lora)
+    except ValueError as error:
+        raise BackboneError(first_line(error)) from None
 
 
 def one_layer(config: Any) -> Any:

@@ -42,8 +42,10 @@ class Progress:
 
 
 def save_checkpoint(executor: ZeroExecutor, folder: Path, progress: Progress) -> Path:
-    """Write a checkpoint; every rank must call. Returns its path."""
+    """Write a checkpoint, unless it is the newest already; every rank must call. Returns its path."""
     target = folder / f"step_{progress.step:06d}"
+    if latest_checkpoint(folder) == target:
+        return target
     target.mkdir(parents=True, exist_ok=True)
     torch.save(rank_state(executor), target / f"rank_{rank():05d}.pt")
     if rank() == 0:

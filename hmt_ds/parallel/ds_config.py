@@ -1,6 +1,7 @@
 """DeepSpeed's configuration: read from ds_configs/*.json, with the values filled in that the recipe decides."""
 
 import copy
+import difflib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,6 +119,7 @@ def fill_ds_config(config: dict[str, Any], settings: EngineSettings) -> dict[str
             name = ".".join(path)
             problems.append(f"{name} is {given!r} in the DeepSpeed file and {value!r} by the recipe: write auto")
         section[path[-1]] = value
+    problems += slips(config)
     problems += [f"{key} is auto, but the recipe does not decide it: give a value" for key in remaining_autos(filled)]
     if problems:
         raise DeepSpeedConfigError("\n".join(problems))
@@ -134,6 +136,14 @@ def zero_problems(config: dict[str, Any]) -> list[str]:
         where = [(".".join(map(str, ("zero_optimization", *e["loc"]))), e) for e in error.errors()]
         return [f"{key} is {e['input']!r}: {e['msg'][0].lower()}{e['msg'][1:]}" for key, e in where]
     return []
+
+
+def slips(config: dict[str, Any]) -> list[str]:
+    """Keys that DeepSpeed would pass over in silence, though they look like one that the recipe decides."""
+    decided = ("gradient_accumulation_steps", "gradient_clipping", "train_micro_batch_size_per_gpu", "optimizer")
+    known = (*decided, "zero_optimization", "bf16", "fp16", "data_types", "torch_autocast")
+    near = {key: difflib.get_close_matches(key, known, 1, cutoff=0.8) for key in config if key not in known}
+    return [f"{key}: unknown key; did you mean {names[0]}?" for key, names in near.items() if names]
 
 
 def section_or_auto(config: dict[str, Any], key: str) -> bool:

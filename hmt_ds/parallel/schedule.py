@@ -39,4 +39,8 @@ def make_scheduler(name: str, params: dict[str, Any], total_steps: int) -> Calla
         raise ScheduleError(f"schedule.params: {name} takes no {', '.join(unknown)}; it takes {', '.join(accepted)}")
     if "total_num_steps" in accepted:
         params = {"total_num_steps": total_steps} | params
+    try:
+        known[name](torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=1.0), **params)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise ScheduleError(f"schedule.params: {name} cannot be made of {params}: {error}") from None
     return lambda optimizer: known[name](optimizer, **params)

@@ -70,6 +70,13 @@ class Monitors:
             )
         )
 
+    def close(self) -> None:
+        """Finish wandb's run; the others write as they go."""
+        if self.master.wandb_monitor is not None and self.master.wandb_monitor.enabled:
+            import wandb
+
+            wandb.finish()
+
     def write(self, row: dict[str, Any]) -> None:
         """Send one step."""
         if self.master.enabled:

@@ -137,6 +137,15 @@ CASES = [
     Case("no language model", ["--model.source", "{model_type: clip}"], ["model: clip cannot be built as a causal"]),
     Case("DeepSpeed section is no section", ["--deepspeed", "number.json"], ["deepspeed: zero_optimization"]),
     Case("stage is no number", ["--deepspeed", "stage.json"], ["deepspeed: zero_optimization.stage is 'two'"]),
+    Case("unknown optimizer", ["--optimizer.name", "AdmW"], ["optimizer.name: AdmW is no optimizer", "mean AdamW?"]),
+    Case("optimizer's arguments", ["--optimizer.params", "{beta: 1}"], ["optimizer.params: AdamW does not take"]),
+    Case("rate given twice", ["--optimizer.params", "{lr: 1}"], ["optimizer.params: lr stand"]),
+    Case("infinite rate", ["--optimizer.lr", ".inf"], ["optimizer.lr: "]),
+    Case("schedule's types", ["--schedule.params", "{warmup_num_steps: x}"], ["schedule.params: WarmupCosineLR"]),
+    Case("slip in the model", ["--model.source.hiden_size", "16"], ["hiden_size", "did you mean hidden_size?"]),
+    Case("LoRA finds nothing", ["--model.train", "lora", "--model.lora.target_modules", "[x]"], ["model.lora: "]),
+    Case("slip in the DeepSpeed file", ["--deepspeed", "slip.json"], ["gradient_cliping: unknown key; did you mean"]),
+    Case("negative seed", ["--training.seed", "-1"], ["training.seed: "]),
     Case("cache is a file", ["--data.cache_dir", "data.doc"], ["data.doc"]),
 ]
 
@@ -158,6 +167,7 @@ def make_folder(folder: Path) -> None:
     number, stage = {"zero_optimization": 3}, {"zero_optimization": {"stage": "two"}}
     files = {"recipe.yaml": yaml.safe_dump(recipe), "broken.yaml": "a: [", "list.yaml": "[1]", "empty.yaml": "{}"}
     files |= {"against.json": json.dumps(against), "auto.json": json.dumps(auto)}
+    files |= {"slip.json": '{"gradient_cliping": 1.0}'}
     files |= {"number.json": json.dumps(number), "stage.json": json.dumps(stage), "empty.txt": " \n", "data.doc": "x"}
     for name, text in files.items():
         (folder / name).write_text(text)

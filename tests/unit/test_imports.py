@@ -18,7 +18,7 @@ FOLDERS = {
 }
 FOLDERS |= {later: set(FOLDERS) for later in ("evaluation", "planning", "reporting")}
 # modules beside the folders, from the bottom up: each may import the folders, and the modules before it
-MODULES = ["recipe", "config", "prepare", "checks", "trainer", "train", "evaluate", "cli"]
+MODULES = ["recipe", "config", "prepare", "trainer", "train", "evaluate", "local", "cli"]
 DEEPSPEED = {"parallel", "checkpoint", "reporting"}  # reporting: its monitors alone
 
 
