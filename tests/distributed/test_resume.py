@@ -5,7 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_recipe import STEPS, finish, launchers_of, make_materials, ranks_of, signal_at, start, train, write_recipe
+from tiny_recipe import (
+    STEPS,
+    command_of,
+    finish,
+    launchers_of,
+    make_materials,
+    ranks_of,
+    signal_at,
+    start,
+    train,
+    write_recipe,
+)
 
 from hmt_ds.reporting.metrics import read_metrics
 
@@ -48,8 +59,8 @@ def test_killed_then_stopped_then_finished(folder):
     assert (broken / "checkpoints" / "latest").read_text().strip() in ("step_000004", "step_000008")
     assert 6 <= len(losses(broken)) < STEPS
 
-    code, printed = interrupt(recipe, broken, ranks_of, signal.SIGTERM, *RESUME)
-    assert code == 0 and "resumed from" in printed and "stopped after step" in printed, printed
+    code, printed = interrupt(recipe, broken, command_of, signal.SIGTERM, *RESUME)
+    assert code == 128 + signal.SIGTERM and "resumed from" in printed and "stopped after step" in printed, printed
     stopped = len(losses(broken))
     assert 6 <= stopped < STEPS
     assert (broken / "checkpoints" / "latest").read_text().strip() == f"step_{stopped:06d}"
@@ -72,7 +83,7 @@ def test_one_rank_fails_at_its_start(folder):
     options = {"PYTHONPATH": BREAKS, "HMT_DS_BREAK": "rank_1"}
     with start(write_recipe(folder), output, **options) as process:
         code, printed = finish(process, timeout=60)
-        assert not ranks_of(process)
+        assert not ranks_of(output)
     assert code != 0 and "rank 1 fails on purpose" in printed, printed
     assert not output.exists()
 

@@ -1,8 +1,6 @@
 """A run of seconds through the real command: a tiny GPT-2 with dropout, pages of a novel, a tokenizer of its own."""
 
-import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -21,6 +19,7 @@ from hmt_ds.reporting.metrics import read_metrics
 STEPS = 12
 EVERY = 4  # steps between checkpoints
 VOCABULARY = 400
+MARK = "HMT_DS_TESTED_RUN"  # in the environment of all of a run's processes: its output folder
 
 
 def make_materials(folder: Path) -> None:
@@ -62,35 +61,31 @@ def write_recipe(folder: Path, stage: int = 3) -> Path:
 def start(
     recipe: Path, output: Path, *more: str, ranks: int = 2, **environment: str
 ) -> Iterator[subprocess.Popen[str]]:
-    """`hmt-ds train` in a session of its own; nothing of it outlives the block."""
+    """`hmt-ds train`, marked in its environment; nothing of it outlives the block."""
     command = [sys.executable, "-m", "hmt_ds.cli", "train", str(recipe), "--ranks", str(ranks)]
     process = subprocess.Popen(
         [*command, "--training.output", str(output), *more],
-        env=cpu_environment(**environment),
+        env=cpu_environment(**{MARK: str(output)}, **environment),
         cwd=PROJECT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,
     )
-    started = [psutil.Process(process.pid)]
     try:
         yield process
     finally:
-        for one in [*processes_of(process), *started]:
+        for one in processes_of(output):
             with_luck(one.kill)
         process.wait()
 
 
-def processes_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """All processes of its session, orphans too."""
+def processes_of(output: Path) -> list[psutil.Process]:
+    """All processes of a run, orphans too."""
     found = []
     for one in psutil.process_iter():
-        try:
-            if os.getsid(one.pid) == process.pid:
+        with suppress(psutil.Error):
+            if one.environ().get(MARK) == str(output):
                 found.append(one)
-        except (ProcessLookupError, PermissionError):
-            continue
     return found
 
 
@@ -100,14 +95,19 @@ def with_luck(action: Any) -> None:
         action()
 
 
-def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+def command_of(output: Path) -> list[psutil.Process]:
+    """`hmt-ds` itself."""
+    return [one for one in processes_of(output) if runs(one, "hmt_ds.cli")]
+
+
+def ranks_of(output: Path) -> list[psutil.Process]:
     """The processes that train."""
-    return [one for one in processes_of(process) if runs(one, "hmt_ds.train")]
+    return [one for one in processes_of(output) if runs(one, "hmt_ds.train")]
 
 
-def launchers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+def launchers_of(output: Path) -> list[psutil.Process]:
     """DeepSpeed's process that watches over the ranks."""
-    return [one for one in processes_of(process) if runs(one, "deepspeed.launcher.launch")]
+    return [one for one in processes_of(output) if runs(one, "deepspeed.launcher.launch")]
 
 
 def runs(process: psutil.Process, module: str) -> bool:
@@ -125,7 +125,7 @@ def signal_at(process: subprocess.Popen[str], targets: Any, number: int, output:
     while not (log.exists() and log.stat().st_mtime > began and any(r["step"] >= step for r in read_metrics(log))):
         assert process.poll() is None and time.time() < began + 120, process.communicate()[0]
         time.sleep(0.01)
-    for target in targets(process):
+    for target in targets(output):
         with_luck(lambda one=target: one.send_signal(number))
 
 
@@ -134,8 +134,7 @@ def finish(process: subprocess.Popen[str], timeout: float = 120) -> tuple[int, s
     try:
         printed = process.communicate(timeout=timeout)[0]
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise AssertionError(f"not ended after {timeout} s:\n{process.communicate()[0]}") from None
+        raise AssertionError(f"not ended after {timeout} s") from None
     return process.returncode, printed
 
 
