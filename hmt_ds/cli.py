@@ -27,7 +27,7 @@ def main() -> None:
             epilog="`hmt-ds keys` lists all keys. On several machines, see launch/.",
         )
         command.add_argument("source", metavar=operand)
-        command.add_argument("--ranks", type=int, choices=range(1, 1025), metavar="N", help=RANKS_HELP)
+        command.add_argument("--ranks", type=positive, metavar="N", help=RANKS_HELP)
     commands.add_parser("keys", help="list the keys of a recipe, with types and defaults")
     tokenizer = commands.add_parser("tokenizer", help="train a sentencepiece BPE tokenizer on text files")
     tokenizer.add_argument("files", nargs="+", type=Path, metavar="FILE")
@@ -39,6 +39,13 @@ def main() -> None:
     if overrides:
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
     sys.exit(list_keys() if arguments.command == "keys" else make_tokenizer(arguments))
+
+
+def positive(text: str) -> int:
+    """A number of at least 1."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return int(text)
 
 
 def start_ranks(arguments: argparse.Namespace, overrides: list[str]) -> int:
@@ -60,7 +67,8 @@ def start_ranks(arguments: argparse.Namespace, overrides: list[str]) -> int:
         print_problems(error.problems)
         return 2
     ranks = arguments.ranks or ranks_of(source) or number_of_gpus() or 1
-    return run_ranks(f"hmt_ds.{arguments.command}", [arguments.source, *overrides], ranks)
+    named = str(recipe_file if arguments.command == "train" else source)
+    return run_ranks(f"hmt_ds.{arguments.command}", [named, *overrides], ranks)
 
 
 def quiet_environment() -> None:

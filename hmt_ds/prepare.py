@@ -127,7 +127,8 @@ def check_folders(recipe: Recipe) -> list[str]:
 def check_output(recipe: Recipe) -> list[str]:
     """A folder that holds another run is never written over."""
     folder = Path(recipe.training.output)
-    if recipe.checkpoint.resume == "never" and folder.is_dir() and any(folder.iterdir()):
+    traces = ("recipe.yaml", "metrics.jsonl", "checkpoints")  # an evaluation of the starting weights may be there
+    if recipe.checkpoint.resume == "never" and any((folder / name).exists() for name in traces):
         return [
             f"training.output: {folder} holds a run already: name another folder, or go on with "
             "--checkpoint.resume latest"

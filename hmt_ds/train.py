@@ -1,9 +1,14 @@
 """Training on this rank: what every launcher starts, as ``--module hmt_ds.train RECIPE [--section.key value ...]``."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
+from hmt_ds.checkpoint import CheckpointError
 from hmt_ds.config import ConfigError, load_recipe
+from hmt_ds.data import DataError
 from hmt_ds.parallel.distributed import end_process, from_rank_0, join, leave, quiet, rank
 from hmt_ds.prepare import Prepared, prepare
 from hmt_ds.recipe import Recipe
@@ -12,26 +17,37 @@ from hmt_ds.reporting.tables import print_recipe
 from hmt_ds.trainer import Trainer
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Join the other ranks and train; returns the exit code, 2 for a mistake in the recipe."""
-    words = [w for w in (sys.argv[1:] if arguments is None else arguments) if not w.startswith("--local_rank")]
+def main() -> int:
+    """Train; returns the exit code."""
+    return as_rank(train)
+
+
+def as_rank(work: Callable[[str, list[str], torch.device], None]) -> int:
+    """Join the other ranks and work with them; returns the exit code, 2 for a mistake of the user's.
+
+    Args:
+        work: gets what the command line names, the overrides behind it, and this rank's device.
+    """
+    named, *overrides = [word for word in sys.argv[1:] if not word.startswith("--local_rank")] or [""]
     quiet()
     device = join()
     try:
-        recipe = load_recipe(words[0], words[1:])
-        if rank() == 0:
-            print_recipe(recipe.model_dump(mode="json"))
-        prepared = prepare_together(recipe, words[0], new_run=True)
-        Trainer(recipe, prepared, device).train()
-    except ValueError as error:
-        if not is_mistake(error):
-            raise
+        work(named, overrides, device)
+    except (ConfigError, CheckpointError, DataError) as error:
         if rank() == 0:
             print_problems(str(error).splitlines())
         return 2
     finally:
         leave()
     return 0
+
+
+def train(recipe_file: str, overrides: list[str], device: torch.device) -> None:
+    """A training run from its recipe."""
+    recipe = load_recipe(recipe_file, overrides)
+    if rank() == 0:
+        print_recipe(recipe.model_dump(mode="json"))
+    Trainer(recipe, prepare_together(recipe, recipe_file, new_run=True), device).train()
 
 
 def prepare_together(recipe: Recipe, recipe_file: str | Path, *, new_run: bool) -> Prepared:
@@ -46,13 +62,6 @@ def prepare_together(recipe: Recipe, recipe_file: str | Path, *, new_run: bool) 
     if found := from_rank_0(problems):
         raise ConfigError(found)  # type: ignore[arg-type]
     return prepared or prepare(recipe, recipe_file, new_run=new_run)
-
-
-def is_mistake(error: ValueError) -> bool:
-    """Whether an error is the user's to mend, and its message enough."""
-    from hmt_ds.checkpoint import CheckpointError
-
-    return isinstance(error, (ConfigError, CheckpointError))
 
 
 if __name__ == "__main__":

@@ -195,10 +195,12 @@ class Trainer:
             return None
         rows = perplexity_by_segments(self.executor, self.validation_windows, self.recipe.evaluation.segments_read)
         if rank() == 0:
-            result = {"step": self.position.step, "rows": as_dicts(rows)}
-            (self.folder / "evaluation.json").write_text(json.dumps(result, indent=1))
-            plot_perplexity(rows, self.folder / "evaluation.png")
+            file = self.folder / "evaluation" / f"step_{self.position.step:06d}.json"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps({"step": self.position.step, "rows": as_dicts(rows)}, indent=1))
+            plot_perplexity(rows, file.with_suffix(".png"))
             Console().print(perplexity_table(rows, f"held-out perplexity after step {self.position.step}"))
+            print(f"evaluation  {file} and .png", flush=True)
         return rows
 
     def finish(self) -> None:
