@@ -1,0 +1,55 @@
+"""A rank of test_sharded_build: builds a model at stage 3, and looks at what it holds."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from ranks import PROJECT
+from transformers import AutoModelForCausalLM
+
+from hmt_ds.parallel.build import build_hmt
+from hmt_ds.parallel.distributed import join, leave, rank, world_size
+from hmt_ds.parallel.ds_config import EngineSettings, fill_ds_config, read_ds_config
+
+
+def look(source: Any, precision: str) -> dict[str, Any]:
+    """Build from a folder or a configuration; what each parameter of the backbone is right after."""
+    settings = EngineSettings(precision, 1, 4, 1.0, "AdamW", {"lr": 1e-3})
+    config = fill_ds_config(read_ds_config(PROJECT / "ds_configs" / "zero3.json"), settings)
+    memory = {"mode": "hmt", "segment_length": 8, "recall_dim": None}
+    model = build_hmt(source, memory, ds_config=config, precision=precision, train="whole", seed=1)
+    parameters = dict(model.backbone.model.named_parameters())  # type: ignore[attr-defined]
+    shares = [p.ds_tensor.numel() * world_size() / p.ds_numel for p in parameters.values()]
+    whole = {}
+    for name, parameter in parameters.items():
+        with deepspeed.zero.GatheredParameters([parameter]):
+            whole[name] = parameter.detach().float().cpu().clone()
+    return {
+        "held": sum(p.numel() for p in parameters.values()),
+        "largest_share": max(shares),
+        "dtypes": sorted({str(p.dtype) for p in parameters.values()}),
+        "weights": whole,
+    }
+
+
+def main(task: dict[str, Any], result: Path) -> None:
+    join(timeout_minutes=2)
+    stored = AutoModelForCausalLM.from_pretrained(task["folder"]).state_dict()
+    rows = {}
+    for name, source in (("folder", task["folder"]), ("config", task["config"])):
+        row = look(source, task["precision"])
+        weights = row.pop("weights")
+        row["spread"] = {n: float(w.std()) for n, w in weights.items() if w.dim() == 2}
+        low = torch.bfloat16 if task["precision"] == "bf16" else torch.float32
+        row["equal"] = name == "config" or all(torch.equal(w, stored[n].to(low).float()) for n, w in weights.items())
+        rows[name] = row
+    if rank() == 0:
+        result.write_text(json.dumps(rows))
+    leave()
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]), Path(sys.argv[2]))
