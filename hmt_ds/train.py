@@ -9,7 +9,7 @@ import torch
 from hmt_ds.checkpoint import CheckpointError
 from hmt_ds.config import ConfigError, load_recipe
 from hmt_ds.data import DataError
-from hmt_ds.parallel.distributed import end_process, from_rank_0, join, leave, quiet, rank
+from hmt_ds.parallel.distributed import LaunchError, end_process, from_rank_0, join, leave, quiet, rank
 from hmt_ds.prepare import Prepared, prepare
 from hmt_ds.recipe import Recipe
 from hmt_ds.reporting.progress import print_problems
@@ -30,10 +30,9 @@ def as_rank(work: Callable[[str, list[str], torch.device], None]) -> int:
     """
     named, *overrides = [word for word in sys.argv[1:] if not word.startswith("--local_rank")] or [""]
     quiet()
-    device = join()
     try:
-        work(named, overrides, device)
-    except (ConfigError, CheckpointError, DataError) as error:
+        work(named, overrides, join())
+    except (ConfigError, CheckpointError, DataError, LaunchError) as error:
         if rank() == 0:
             print_problems(str(error).splitlines())
         return 2

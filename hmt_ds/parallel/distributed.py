@@ -11,14 +11,27 @@ import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
 
+OPEN_MPI = {
+    "RANK": "OMPI_COMM_WORLD_RANK",
+    "LOCAL_RANK": "OMPI_COMM_WORLD_LOCAL_RANK",
+    "WORLD_SIZE": "OMPI_COMM_WORLD_SIZE",
+    "LOCAL_WORLD_SIZE": "OMPI_COMM_WORLD_LOCAL_SIZE",
+}
+SLURM = {
+    "RANK": "SLURM_PROCID",
+    "LOCAL_RANK": "SLURM_LOCALID",
+    "WORLD_SIZE": "SLURM_STEP_NUM_TASKS",  # of this srun, not of the job
+    "LOCAL_WORLD_SIZE": "SLURM_STEP_TASKS_PER_NODE",
+}
+
+
+class LaunchError(ValueError):
+    """A start that does not say where the ranks are."""
+
 
 def join(timeout_minutes: int = 30) -> torch.device:
     """Join the process group that the launcher describes (a single process without one); returns the rank's device."""
-    os.environ.setdefault("RANK", "0")
-    os.environ.setdefault("LOCAL_RANK", "0")
-    os.environ.setdefault("WORLD_SIZE", "1")
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", "0" if os.environ["WORLD_SIZE"] == "1" else "29500")
+    find_place()
     accelerator = get_accelerator()
     # Its shared-memory kernel for CPU ranks takes minutes to compile and hangs behind the lock of a killed build.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -28,6 +41,28 @@ def join(timeout_minutes: int = 30) -> torch.device:
     device = torch.device(accelerator.device_name(int(os.environ["LOCAL_RANK"])))
     accelerator.set_device(int(os.environ["LOCAL_RANK"]))
     return device
+
+
+def find_place() -> None:
+    """Say in torch's variables which rank this is: they stand already, or mpirun's or srun's do, or it is alone.
+
+    Raises:
+        LaunchError: where several machines were started without saying which is the first.
+    """
+    known = os.environ
+    if "RANK" not in known:
+        # mpirun first: inside a Slurm job Slurm's own numbers count mpirun's daemons
+        for starter in (OPEN_MPI, SLURM):
+            if starter["RANK"] in known and starter["WORLD_SIZE"] in known:
+                known.update({name: known[theirs] for name, theirs in starter.items()})
+                break
+    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
+        known.setdefault(name, value)
+    here = known.get("LOCAL_WORLD_SIZE", known["WORLD_SIZE"]).partition("(")[0]
+    if "MASTER_ADDR" not in known and here != known["WORLD_SIZE"]:
+        raise LaunchError(f"MASTER_ADDR is not set, and only {here} of {known['WORLD_SIZE']} ranks are on this machine")
+    known.setdefault("MASTER_ADDR", "127.0.0.1")
+    known.setdefault("MASTER_PORT", "0" if known["WORLD_SIZE"] == "1" else "29500")
 
 
 def leave() -> None:

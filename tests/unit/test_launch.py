@@ -1,0 +1,54 @@
+"""Which rank a process is, by whoever started it."""
+
+import os
+
+import pytest
+
+from hmt_ds.parallel.distributed import LaunchError, find_place
+
+NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+MPI = {
+    "OMPI_COMM_WORLD_RANK": "3",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_SIZE": "4",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+}
+SRUN = {
+    "SLURM_PROCID": "5",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_NUM_TASKS": "8",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x4)",
+    "SLURM_NTASKS": "16",
+}
+FIRST = {"MASTER_ADDR": "node0"}
+
+
+def place(monkeypatch, given: dict[str, str]) -> dict[str, str]:
+    """Torch's variables in an environment that holds nothing but what is given."""
+    monkeypatch.setattr(os, "environ", dict(given))
+    find_place()
+    return {name: os.environ[name] for name in NAMES if name in os.environ}
+
+
+@pytest.mark.parametrize(
+    ("given", "rank", "local", "size"),
+    [
+        ({}, "0", "0", "1"),
+        ({"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"} | MPI | SRUN, "1", "1", "2"),
+        (MPI | FIRST, "3", "1", "4"),
+        (SRUN | FIRST, "5", "1", "8"),
+        (MPI | SRUN | FIRST, "3", "1", "4"),  # mpirun inside a Slurm job
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "16"}, "0", "0", "1"),  # a batch script, without srun
+    ],
+    ids=["alone", "torch", "mpirun", "srun", "mpirun in Slurm", "batch script"],
+)
+def test_rank(monkeypatch, given, rank, local, size):
+    found = place(monkeypatch, given)
+    assert (found["RANK"], found["LOCAL_RANK"], found["WORLD_SIZE"]) == (rank, local, size)
+    assert found["MASTER_ADDR"] == given.get("MASTER_ADDR", "127.0.0.1")
+
+
+@pytest.mark.parametrize("given", [MPI, SRUN], ids=["mpirun", "srun"])
+def test_several_machines_need_a_first_one(monkeypatch, given):
+    with pytest.raises(LaunchError, match="MASTER_ADDR is not set, and only 2 of"):
+        place(monkeypatch, given)
