@@ -36,7 +36,8 @@ def test_sample_has_every_stage_and_every_way_of_training():
 @pytest.fixture(scope="module")
 def rows(request) -> dict[Case, dict[str, Any]]:
     """The cases of all selected tests, in one start of two ranks."""
-    cases = [item.callspec.params["case"] for item in request.session.items if "rows" in item.fixturenames]
+    own = [item for item in request.session.items if item.path == request.path and "rows" in item.fixturenames]
+    cases = [item.callspec.params["case"] for item in own]
     return dict(zip(cases, run_cases(cases), strict=True))
 
 
