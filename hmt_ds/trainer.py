@@ -209,11 +209,11 @@ class Trainer:
         checkpoint = self.save()
         self.evaluate()
         if rank() == 0:
-            rows = read_metrics(self.folder / "metrics.jsonl")
-            plot_loss(rows, self.folder / "loss.png")
-            first, last = rows[0]["loss"], [row["loss"] for row in rows[-10:]]
-            print(f"loss        {first:.3f} -> {sum(last) / len(last):.3f} (mean of the last {len(last)} steps)")
-            print(f"picture     {self.folder / 'loss.png'}")
+            if rows := read_metrics(self.folder / "metrics.jsonl"):
+                plot_loss(rows, self.folder / "loss.png")
+                first, last = rows[0]["loss"], [row["loss"] for row in rows[-10:]]
+                print(f"loss        {first:.3f} -> {sum(last) / len(last):.3f} (mean of the last {len(last)} steps)")
+                print(f"picture     {self.folder / 'loss.png'}")
             print(f"checkpoint  {checkpoint}", flush=True)
 
     def stop_early(self) -> None:
