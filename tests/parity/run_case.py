@@ -132,7 +132,7 @@ def main() -> None:
         table.add_row(file.stem, *(f"{errors[kind]:.1e}" if kind in errors else "-" for kind in KINDS))
     Console(width=120).print(table)
     print(f"largest: {worst:.1e} ({'at most' if worst <= TOLERANCE else 'ABOVE'} {TOLERANCE:.0e})")
-    sys.exit(worst > TOLERANCE)
+    sys.exit(int(worst > TOLERANCE))
 
 
 if __name__ == "__main__":
