@@ -102,11 +102,6 @@ def check_training(recipe: Recipe) -> list[str]:
             f"memory.sensory_tokens is {memory.sensory_tokens}, more than a segment has ({memory.segment_length}): "
             "take at most memory.segment_length"
         )
-    if training.checkpointing == "reentrant":
-        problems.append(
-            "training.checkpointing: reentrant checkpointing fails at ZeRO-2 and gives wrong gradients at ZeRO-3: "
-            "use segment"
-        )
     if training.pipeline_stages > 1:
         stages = training.pipeline_stages
         problems.append(f"training.pipeline_stages is {stages}: pipeline stages are not available yet, use 1")

@@ -103,11 +103,30 @@ class Training(Section):
     """Windows per optimizer step."""
     gradient_clipping: float = Field(1.0, ge=0)
     """Largest gradient norm; 0 for none."""
-    checkpointing: Literal["segment", "reentrant"] = "segment"
-    """What is recomputed in the backward pass: a segment. (Reentrant checkpointing is refused.)"""
     seed: int = Field(0, ge=0)
     pipeline_stages: int = Field(1, ge=1)
     """Not available yet: 1."""
+
+
+class Compute(Section):
+    """Memory for speed. Gradients do not depend on it, but for rounding."""
+
+    recompute: Literal["auto", "none", "selective", "segment", "segment+layer"] = "auto"
+    """What is computed again in the backward pass. none: nothing; selective: all but matrix products and attention;
+    segment: segments; segment+layer: segments, and within a segment its layers; auto: the segments that do not fit."""
+    summary_batch: Literal["auto"] | int = Field("auto", ge=1)
+    """Segments whose summaries are read at once. auto: as many as take no more memory than what else is kept."""
+    reduction: Literal["auto", "step", "segment"] = "auto"
+    """When ranks add up their gradients. step: once, which needs 4 bytes per trained weight on each rank, and at stage 3
+    whole weights during the step; segment: after each backward pass, sharded; auto: step if it fits."""
+    leaf_layers: Literal["auto"] | int = Field("auto", ge=1)
+    """At ZeRO-3 with reduction segment: layers that are gathered together."""
+    kernels: Literal["auto", "plain", "liger", "compile"] = "auto"
+    """auto: on GPUs compile, or liger where hooks forbid it; plain on CPUs."""
+    cuda_graphs: Literal["auto", "on", "off"] = "auto"
+    """Launch a segment's kernels all at once: at stages 0 to 2 with reduction step, without dropout."""
+    spill: bool = False
+    """Keep what crosses segment borders in the host's memory."""
 
 
 class Optimizer(Section):
@@ -170,6 +189,7 @@ class Recipe(Section):
     memory: Memory
     data: Data
     training: Training
+    compute: Compute = Compute()
     optimizer: Optimizer
     schedule: Schedule = Schedule()
     deepspeed: str

@@ -34,6 +34,11 @@ class CausalLM(nn.Module):
         """Width of the embeddings, and of the last hidden state. Not always the hidden size (OPT-350M)."""
         return self.model.get_input_embeddings().embedding_dim
 
+    @property
+    def vocabulary(self) -> int:
+        """How many logits a position has."""
+        return self.config.get_text_config().vocab_size
+
     def embed(self, ids: Tensor) -> Tensor:
         """``[b, t]`` -> ``[b, t, d]``."""
         return self.model.get_input_embeddings()(ids)

@@ -55,7 +55,9 @@ def continue_segment(model: HMT, segment_ids: Tensor, state: MemoryState, goes_o
     segment = window.segment(0, state.tail, model.settings)
     embeddings = model.backbone.embed(segment.tokens)
     if model.settings.mode != "backbone":
-        prompt, _ = model.memory_prompt(segment, state.memories, state.valid, model.settings.mode)
+        reads = model.settings.mode == "hmt" and state.memories.shape[1] > 0
+        query = model.read_ahead(window.summary(0, 1, model.settings)) if reads else None
+        prompt, _ = model.memory_prompt(segment, state.memories, state.valid, model.settings.mode, query)
         embeddings = torch.cat([prompt, embeddings], dim=1)
     mask = torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device)
     causal_lm = cast(CausalLM, model.backbone).model

@@ -1,7 +1,8 @@
 """The maths of the Hierarchical Memory Transformer. Imports torch alone; every executor uses it unchanged."""
 
 from hmt_ds.memory.cell import HMT, Backbone, SegmentOutput
-from hmt_ds.memory.segments import IGNORED, Segment, Window, split_document
+from hmt_ds.memory.plan import Plan
+from hmt_ds.memory.segments import IGNORED, Segment, Summary, Window, split_document
 from hmt_ds.memory.settings import MODES, MemorySettings
 from hmt_ds.memory.state import MemoryState
 from hmt_ds.memory.unroll import WindowTotals, backward_through_time, read_window
@@ -13,8 +14,10 @@ __all__ = [
     "Backbone",
     "MemorySettings",
     "MemoryState",
+    "Plan",
     "Segment",
     "SegmentOutput",
+    "Summary",
     "Window",
     "WindowTotals",
     "backward_through_time",

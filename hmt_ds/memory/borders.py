@@ -14,24 +14,28 @@ class Borders:
     """The memories at all segment borders of a window, and the gradients that later segments send to them.
 
     One buffer ``[b, c + s, m, d]`` holds the memories, so that a border costs one memory and not a copy of the cache.
+    It lies where the window lies: a window that stays in the host's memory keeps its borders there.
     """
 
     def __init__(self, state: MemoryState, window: Window, keep: int):
         self.keep, self.carried = keep, state.memories.shape[1]
-        room = state.memories.new_zeros(state.memories.shape[0], len(window), *state.memories.shape[2:])
-        self.memories = torch.cat([state.memories.detach(), room], dim=1)
+        self.device, home = state.memories.device, window.input_ids.device
+        carried = state.memories.detach().to(home)
+        room = carried.new_zeros(len(carried), len(window), *carried.shape[2:])
+        self.memories = torch.cat([carried, room], dim=1)
         self.gradients = torch.zeros_like(room, dtype=torch.promote_types(room.dtype, torch.float32))
         # every memory bears the number of its document within the window, or -1 if it stands for nothing
         self.reading = window.starts.long().cumsum(dim=1)
         written = torch.where(window.lengths > 0, self.reading, -1)
-        self.documents = torch.cat([state.valid.long() - 1, written], dim=1)
+        self.documents = torch.cat([state.valid.to(home).long() - 1, written], dim=1)
 
     def before(self, n: int) -> tuple[Tensor, Tensor]:
         """The memories that segment n may see ``[b, c', m, d]``, and which are of its document ``[b, c']``."""
         end = self.carried + n
         start = max(0, end - self.keep)
         valid = self.documents[:, start:end] == self.reading[:, n, None]
-        return self.memories[:, start:end], valid
+        # a copy: a graph that is kept must not see what is written later
+        return self.memories[:, start:end].to(self.device, copy=True), valid.to(self.device)
 
     def write(self, n: int, memory: Tensor) -> None:
         """Keep M_n ``[b, m, d]``."""
@@ -39,7 +43,7 @@ class Borders:
 
     def pull(self, n: int, memory: Tensor) -> Tensor:
         """<M_n, g_n>: the scalar whose gradient is what later segments sent to M_n."""
-        return (memory.to(self.gradients.dtype) * self.gradients[:, n]).sum()
+        return (memory.to(self.gradients.dtype) * self.gradients[:, n].to(self.device)).sum()
 
     def push(self, n: int, gradient: Tensor | None, scale: float) -> None:
         """Add what segment n sends to the memories that it saw; those carried into the window get nothing.
@@ -49,13 +53,15 @@ class Borders:
         """
         if gradient is not None:
             seen = min(n, gradient.shape[1])
-            self.gradients[:, n - seen : n] += gradient[:, gradient.shape[1] - seen :].to(self.gradients.dtype) / scale
+            sent = gradient[:, gradient.shape[1] - seen :].to(self.gradients) / scale
+            self.gradients[:, n - seen : n] += sent
 
     def state(self, window: Window, tail: Tensor) -> MemoryState:
         """The state behind the window, without a graph."""
         start = max(0, self.carried + len(window) - self.keep)
         valid = self.documents[:, start:] == self.reading[:, -1:]
-        return MemoryState(self.memories[:, start:].clone(), valid, tail)
+        memories = self.memories[:, start:].to(self.device, copy=True)
+        return MemoryState(memories, valid.to(self.device), tail.to(self.device))
 
 
 class RandomState:

@@ -3,14 +3,14 @@
 Shapes: b batch, c cached memories, m memory tokens, d embedding width, w tokens of a segment, v vocabulary.
 """
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from hmt_ds.memory.loss import row_losses
 from hmt_ds.memory.recall import Recall
-from hmt_ds.memory.segments import Segment
+from hmt_ds.memory.segments import Segment, Summary
 from hmt_ds.memory.settings import MemorySettings, Mode
 
 
@@ -20,6 +20,10 @@ class Backbone(Protocol):
     @property
     def dim(self) -> int:
         """d, the width of embeddings and last hidden states."""
+
+    @property
+    def vocabulary(self) -> int:
+        """v, how many logits a position has."""
 
     def embed(self, ids: Tensor) -> Tensor:
         """``[b, t]`` -> ``[b, t, d]``."""
@@ -39,7 +43,7 @@ class SegmentOutput(NamedTuple):
         memory: ``[b, m, d]``, M_n. Empty (m = 0) without memory.
         prompt: ``[b, m, d]``, P_n, detached. Empty without memory.
         recall: ``[b, c]`` float32, the weight of each cached memory in P_n, detached; zeros where none was recalled.
-        logits: ``[b, w', v]`` for the columns from ``Segment.fresh_from`` on, if they were asked for.
+        logits: ``[b, L, v]`` of the fresh tokens, if they were asked for.
     """
 
     loss: Tensor
@@ -80,31 +84,53 @@ class HMT(nn.Module):
             self.recall = Recall(dim, settings)
 
     def forward(
-        self, segment: Segment, memories: Tensor, valid: Tensor, *, mode: Mode | None = None, with_logits: bool = False
-    ) -> SegmentOutput:
-        """Read one segment.
+        self,
+        part: Segment | Summary,
+        memories: Tensor | None = None,
+        valid: Tensor | None = None,
+        *,
+        query: Tensor | None = None,
+        mode: Mode | None = None,
+        with_loss: bool = True,
+        with_logits: bool = False,
+    ) -> Any:
+        """Read one segment, or the beginnings of some. (One method for both: an engine around it has no other.)
 
         Args:
-            segment: the tokens of every row.
-            memories: ``[b, c, m, d]``, what was remembered, oldest first.
+            part: what to read.
+            memories: ``[b, c, m, d]``, what was remembered, oldest first. For a segment, as all that follows.
             valid: ``[b, c]`` bool, which of them belong to the row's document.
+            query: ``[b, m, d]``, the segment's summary, if it was read ahead.
             mode: read in another mode than the settings', to compare (``backbone``: memory off).
+            with_loss: False gives zeros, without the arithmetic of the head.
             with_logits: return the logits too.
+
+        Returns:
+            A :class:`SegmentOutput`; of a :class:`Summary`, the queries ``[b * s, m, d]``.
         """
+        if isinstance(part, Summary):
+            return self.read_ahead(part)
+        assert memories is not None and valid is not None
         mode = mode or self.settings.mode
-        tokens = self.backbone.embed(segment.tokens)
+        tokens = self.backbone.embed(part.tokens)
         if mode == "backbone":
-            hidden = self.backbone.decode(tokens, segment.mask)
+            hidden = self.backbone.decode(tokens, part.mask)
             memory = prompt = tokens[:, :0]
             share = torch.zeros_like(valid, dtype=torch.float32)
         else:
-            prompt, share = self.memory_prompt(segment, memories, valid, mode)
-            hidden, memory = self.read_between(prompt, tokens, segment.lengths, segment.mask)
-        logits = self.backbone.logits(hidden[:, segment.fresh_from :])
-        loss = row_losses(logits, segment.labels[:, segment.fresh_from :])
-        return SegmentOutput(loss, memory, prompt.detach(), share, logits if with_logits else None)
+            prompt, share = self.memory_prompt(part, memories, valid, mode, query)
+            hidden, memory = self.read_between(prompt, tokens, part.lengths, part.mask)
+        hidden = hidden.gather(1, part.fresh[:, :, None].expand(-1, -1, hidden.shape[2]))
+        logits = self.backbone.logits(hidden) if with_logits else None
+        if with_loss:
+            loss = row_losses(self.backbone.logits, hidden, part.labels, self.backbone.vocabulary)
+        else:
+            loss = torch.zeros(len(hidden), device=hidden.device)
+        return SegmentOutput(loss, memory, prompt.detach(), share, logits)
 
-    def memory_prompt(self, segment: Segment, memories: Tensor, valid: Tensor, mode: Mode) -> tuple[Tensor, Tensor]:
+    def memory_prompt(
+        self, segment: Segment, memories: Tensor, valid: Tensor, mode: Mode, query: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """P_n ``[b, m, d]`` and the share of each cached memory in it ``[b, c]``.
 
         Rows that remember nothing get the learned initial prompt. Both ways are computed for every row, and one is
@@ -117,17 +143,23 @@ class HMT(nn.Module):
             share = torch.zeros_like(valid, dtype=torch.float32)
             share[:, -1] = valid[:, -1]
             return torch.where(valid[:, -1, None, None], memories[:, -1], initial), share
-        # with an empty cache every query recalls nothing: spare the summary pass, keep the weights in the graph
-        query = self.summarise(segment) if memories.shape[1] else self.summary_prompt(segment.tokens.shape[0])
-        recalled, share = self.recall(query, memories, valid)
+        # in front of the first segment every query recalls nothing: the summary's prompt stands in for it
+        stand_in = self.summary_prompt(segment.tokens.shape[0])
+        recalled, share = self.recall(stand_in if query is None else query + 0 * stand_in, memories, valid)
         remembers = valid.any(dim=1)
         return torch.where(remembers[:, None, None], recalled, initial), share * remembers[:, None]
 
-    def summarise(self, segment: Segment) -> Tensor:
-        """q_n ``[b, m, d]``: the hidden state at the second T of [T | first j tokens | T] (equation 1)."""
-        prompt = self.summary_prompt(segment.tokens.shape[0])
-        tokens = self.backbone.embed(segment.summary)
-        return self.read_between(prompt, tokens, segment.summary_lengths, segment.summary_mask)[1]
+    def read_ahead(self, summary: Summary) -> Tensor:
+        """Queries ``[b * s, m, d]``: the hidden state at the second T of [T | first j tokens | T] (equation 1)."""
+        prompt = self.summary_prompt(summary.tokens.shape[0])
+        tokens = self.backbone.embed(summary.tokens)
+        hidden, query = self.read_between(prompt, tokens, summary.lengths, summary.mask)
+        if not torch.is_grad_enabled():
+            return query
+        # weights that a summary does not need take part with weight zero: DeepSpeed mishandles those that miss a pass
+        others = [self.backbone.logits(hidden[:1, :1]), self.initial_prompt(1)]
+        others += [self.recall(query[:1], query[:1, None], torch.ones_like(summary.lengths[:1, None]).bool())[0]]
+        return query + 0 * torch.stack([other.mean() for other in others]).mean()
 
     def read_between(
         self, prompt: Tensor, tokens: Tensor, lengths: Tensor, mask: Tensor | None

@@ -1,21 +1,42 @@
-"""The loss: summed cross-entropy, so that any split of the work gives the same total."""
+"""The loss: summed cross-entropy, so that any split of the work gives the same total.
+
+Shapes: b batch, t fresh tokens, d embedding width, v vocabulary.
+"""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hmt_ds.memory.segments import IGNORED
 
+LOGITS = 2**27  # that stand at a time: 4,096 positions of a vocabulary of 32k, 1,024 of one of 128k
 
-def row_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy in nats, summed per row.
+
+def row_losses(
+    head: Callable[[Tensor], Tensor], hidden: Tensor, labels: Tensor, vocabulary: int, at_a_time: int = LOGITS
+) -> Tensor:
+    """Cross-entropy in nats, summed per row. Logits stand for a chunk of positions at a time, in both directions.
 
     Args:
-        logits: ``[b, t, v]``, taken to float32 at least.
+        head: ``[.., d]`` -> logits ``[.., v]``.
+        hidden: ``[b, t, d]``.
         labels: ``[b, t]``, already shifted; ``IGNORED`` ones count nothing.
+        vocabulary: v.
+        at_a_time: how many logits stand at a time.
 
     Returns:
-        ``[b]``. Divide by the labels of the whole global batch, never by a rank's own.
+        ``[b]``, at least float32. Divide by the labels of the whole global batch, never by a rank's own.
     """
-    precise = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 1)
-    losses = nn.functional.cross_entropy(precise, labels.flatten(), ignore_index=IGNORED, reduction="none")
-    return losses.view(labels.shape).sum(dim=1)
+    positions = max(1, at_a_time // vocabulary)
+    parts = zip(hidden.flatten(0, 1).split(positions), labels.flatten().split(positions), strict=True)
+    losses = [checkpoint(token_losses, head, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
+    return torch.cat(losses).view(labels.shape).sum(dim=1)
+
+
+def token_losses(head: Callable[[Tensor], Tensor], hidden: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of each position: hidden ``[p, d]``, labels ``[p]`` -> ``[p]``, taken to float32 at least."""
+    logits = head(hidden)
+    precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return nn.functional.cross_entropy(precise, labels, ignore_index=IGNORED, reduction="none")

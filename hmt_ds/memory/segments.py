@@ -5,14 +5,15 @@ Shapes: b batch (rows), s segments, L segment length, k sensory tokens, j summar
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from hmt_ds.memory.settings import MemorySettings
 
+T = TypeVar("T", "Segment", "Summary", "Window")
 IGNORED = -100  # the label that cross-entropy skips
 
 
@@ -22,24 +23,41 @@ class Segment:
 
     Attributes:
         tokens: ``[b, w]``: sensory tokens, fresh tokens, then pads. Rows without sensory tokens begin at once, so
-            pads stand only at the end.
-        labels: ``[b, w]``, the next token of each fresh token, ``IGNORED`` elsewhere.
+            pads stand only at the end. The width is the same for all segments: whatever is compiled, is compiled once.
         lengths: ``[b]``, sensory and fresh tokens together. The trailing prompt goes there.
-        fresh_from: how many leading columns hold sensory tokens in every row: no logits are needed there.
-        summary: ``[b, j]``, the first fresh tokens, padded at the end.
-        summary_lengths: ``[b]``.
-        mask, summary_mask: like ``tokens`` and ``summary``, False on ids that attention must not see (the left
-            padding of HMT-pytorch), or None.
+        fresh: ``[b, L]``, the columns of the fresh tokens.
+        labels: ``[b, L]``, the next token of each fresh token, or ``IGNORED``.
+        mask: ``[b, w]`` bool, False on ids that attention must not see (the left padding of HMT-pytorch), or None.
     """
 
     tokens: Tensor
-    labels: Tensor
     lengths: Tensor
-    fresh_from: int
-    summary: Tensor
-    summary_lengths: Tensor
+    fresh: Tensor
+    labels: Tensor
     mask: Tensor | None = None
-    summary_mask: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> Segment:
+        """The same segment on another device."""
+        return moved(self, device)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The beginnings of some segments, from which the recall's queries are made.
+
+    Attributes:
+        tokens: ``[b * s, j]``, the first fresh tokens, padded at the end; segments of one row stand together.
+        lengths: ``[b * s]``.
+        mask: like ``tokens``; see :class:`Segment`.
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+    mask: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> Summary:
+        """The same on another device."""
+        return moved(self, device)
 
 
 @dataclass(frozen=True)
@@ -55,8 +73,6 @@ class Window:
         lengths: ``[b, s]``, fresh tokens per segment; 0 where a row has nothing left to read.
         starts: ``[b, s]`` bool, True where a segment is the first of its document, and where it is empty.
         mask: ``[b, s, L]`` bool or None; see :class:`Segment`.
-        sensory: per segment, which rows have sensory tokens. Found once, on the CPU: asking a GPU in front of every
-            segment would stall it.
     """
 
     input_ids: Tensor
@@ -64,26 +80,13 @@ class Window:
     lengths: Tensor
     starts: Tensor
     mask: Tensor | None = None
-    sensory: tuple[Literal["none", "some", "all"], ...] = ()
-
-    def __post_init__(self) -> None:
-        if not self.sensory:
-            fresh = self.starts.sum(dim=0).tolist()
-            rows = self.starts.shape[0]
-            kinds = tuple("all" if f == 0 else "none" if f == rows else "some" for f in fresh)
-            object.__setattr__(self, "sensory", kinds)
 
     def __len__(self) -> int:
         return self.input_ids.shape[1]
 
     def to(self, device: torch.device | str) -> Window:
         """The same window on another device."""
-        moved = {
-            name: tensor.to(device, non_blocking=True)
-            for name in ("input_ids", "labels", "lengths", "starts", "mask")
-            if (tensor := getattr(self, name)) is not None
-        }
-        return replace(self, **moved)
+        return moved(self, device)
 
     def tail(self, n: int, k: int) -> Tensor:
         """The last k ids of segment n, ``[b, k]``: the next segment's sensory tokens, if it does not start anew."""
@@ -95,26 +98,37 @@ class Window:
         Args:
             before: ``[b, k]``, the last ids read before the window.
         """
-        fresh, count = self.input_ids[:, n], self.lengths[:, n]
-        k, j = settings.sensory_tokens, min(settings.summary_length, fresh.shape[1])
+        fresh, going_on, k = self.input_ids[:, n], ~self.starts[:, n], settings.sensory_tokens
         tail = self.tail(n - 1, k) if n else before
-        mask = None if self.mask is None else self.mask[:, n]
-        labels, going_on = self.labels[:, n], ~self.starts[:, n]
-        summary = (fresh[:, :j], count.clamp(max=j))
-        summary_mask = None if mask is None else mask[:, :j]
-        if k == 0 or self.sensory[n] == "none":
-            return Segment(fresh, labels, count, 0, *summary, mask, summary_mask)
         tokens = torch.cat([tail, fresh], dim=1)
-        labels = torch.cat([torch.full_like(tail, IGNORED), labels], dim=1)
-        mask = None if mask is None else torch.cat([torch.ones_like(tail, dtype=torch.bool), mask], dim=1)
-        if self.sensory[n] == "all":
-            return Segment(tokens, labels, count + k, k, *summary, mask, summary_mask)
-        # rows at the start of a document have no sensory tokens: move them to the left, pads to the end
-        order = torch.arange(tokens.shape[1], device=tokens.device) + k * ~going_on[:, None]
-        order = order % tokens.shape[1]
-        mask = None if mask is None else mask.gather(1, order)
-        labels = labels.gather(1, order)
-        return Segment(tokens.gather(1, order), labels, count + k * going_on, 0, *summary, mask, summary_mask)
+        # rows at the start of a document have no sensory tokens: these move behind, where pads are
+        columns = torch.arange(tokens.shape[1], device=tokens.device)
+        order = (columns + k * ~going_on[:, None]) % tokens.shape[1]
+        mask = None
+        if self.mask is not None:
+            seen = torch.ones_like(tail, dtype=torch.bool)
+            mask = torch.cat([seen, self.mask[:, n]], dim=1).gather(1, order)
+        return Segment(
+            tokens=tokens.gather(1, order),
+            lengths=self.lengths[:, n] + k * going_on,
+            fresh=columns[: fresh.shape[1]] + k * going_on[:, None],
+            labels=self.labels[:, n],
+            mask=mask,
+        )
+
+    def summary(self, first: int, end: int, settings: MemorySettings) -> Summary:
+        """What the summaries of segments ``first`` to ``end - 1`` read."""
+        j = settings.summary_length
+        mask = None if self.mask is None else self.mask[:, first:end, :j].flatten(0, 1)
+        lengths = self.lengths[:, first:end].clamp(max=j).flatten()
+        return Summary(self.input_ids[:, first:end, :j].flatten(0, 1), lengths, mask)
+
+
+def moved(tokens: T, device: torch.device | str) -> T:
+    """The same tensors on another device."""
+    tensors = {field.name: getattr(tokens, field.name) for field in fields(tokens)}
+    there = {name: x.to(device, non_blocking=True) for name, x in tensors.items() if x is not None}
+    return replace(tokens, **there)
 
 
 def split_document(

@@ -27,12 +27,24 @@ class MemoryState:
 
     @classmethod
     def empty(
-        cls, batch: int, memory_tokens: int, dim: int, sensory_tokens: int, *, dtype: torch.dtype, device: torch.device
+        cls,
+        batch: int,
+        memory_tokens: int,
+        dim: int,
+        sensory_tokens: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        cached: int = 0,
     ) -> MemoryState:
-        """The state in front of a document: nothing read, nothing remembered."""
+        """The state in front of a document: nothing read, nothing remembered.
+
+        Args:
+            cached: places for memories that hold nothing yet, so that all segments have tensors of one shape.
+        """
         return cls(
-            memories=torch.zeros(batch, 0, memory_tokens, dim, dtype=dtype, device=device),
-            valid=torch.zeros(batch, 0, dtype=torch.bool, device=device),
+            memories=torch.zeros(batch, cached, memory_tokens, dim, dtype=dtype, device=device),
+            valid=torch.zeros(batch, cached, dtype=torch.bool, device=device),
             tail=torch.zeros(batch, sensory_tokens, dtype=torch.long, device=device),
         )
 

@@ -95,6 +95,14 @@ def add_up(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+def smallest(values: list[float], device: torch.device) -> list[float]:
+    """The smallest of each value over all ranks."""
+    there = torch.tensor(values, dtype=torch.float64, device=device)
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(there, torch.distributed.ReduceOp.MIN)
+    return there.tolist()
+
+
 def barrier() -> None:
     """Wait for all ranks."""
     if torch.distributed.is_initialized():

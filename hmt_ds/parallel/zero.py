@@ -1,17 +1,24 @@
 """The executor on DeepSpeed's ZeRO engines, stages 0 to 3."""
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import deepspeed
 import torch
 from torch import Tensor
 
+from hmt_ds.backbones import CausalLM
+from hmt_ds.backbones.compute import compile_layers
 from hmt_ds.memory import HMT, MemoryState, SegmentOutput, Window, backward_through_time, read_window
+from hmt_ds.memory.unroll import Phase
 from hmt_ds.parallel.build import parameter_groups
 from hmt_ds.parallel.distributed import add_up, world_size
-from hmt_ds.parallel.ds_config import computes_in_autocast
+from hmt_ds.parallel.ds_config import computes_in_autocast, stage_of
+from hmt_ds.parallel.reduction import PerSegment, PerStep
+from hmt_ds.parallel.room import Room
+from hmt_ds.parallel.settle import ComputeSettings, arrange, resolve
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,8 @@ class ZeroExecutor:
         memory_lr: learning rate of the memory modules, or None for the optimizer's.
         scheduler: makes a learning rate schedule from an optimizer.
         device: this rank's.
+        depth: segments of a window.
+        compute: what is traded for what.
     """
 
     def __init__(
@@ -56,22 +65,38 @@ class ZeroExecutor:
         ds_config: dict[str, Any],
         precision: str,
         device: torch.device,
+        depth: int,
+        compute: ComputeSettings = ComputeSettings(),
         memory_lr: float | None = None,
         scheduler: Callable[[Any], Any] | None = None,
     ):
         self.settings, self.device, self.dim = model.settings, device, model.backbone.dim
         low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
-        self.dtype = torch.float32 if computes_in_autocast(ds_config, precision) else low
+        autocast = computes_in_autocast(ds_config, precision)
+        self.dtype = torch.float32 if autocast else low
+        self.compute = resolve(compute, model, ds_config, device)
+        self.room = Room(self.compute, self.settings, depth, device)
+        arrange(model, self.compute, stage_of(ds_config))
+        once = self.compute.reduction == "step"
+        # made before DeepSpeed puts hooks into the model
+        in_autocast = torch.autocast(device.type, low, enabled=autocast, cache_enabled=False)
+        graphs = self.compute.cuda_graphs == "on"
+        self.gradients = PerStep(model, in_autocast, graphs) if once else PerSegment(model)
+        if self.compute.kernels == "compile":
+            compile_layers(cast(CausalLM, self.gradients.model.backbone))
         self.engine, *_ = deepspeed.initialize(
             model=model,
             model_parameters=parameter_groups(model, memory_lr),
             lr_scheduler=scheduler,
-            config=ds_config,
+            # DeepSpeed counts backward passes; for many, any number above 1 will do
+            config=ds_config | {"gradient_accumulation_steps": 1 if once else 2},
         )
+        self.gradients.attach(self.engine)
         self.state: MemoryState | None = None
+        self.phase: Phase = nullcontext
 
-    def empty_state(self, batch: int) -> MemoryState:
-        """The state in front of a document."""
+    def empty_state(self, batch: int, cached: int = 0) -> MemoryState:
+        """The state in front of a document, with so many empty places for memories."""
         return MemoryState.empty(
             batch,
             self.settings.memory_tokens,
@@ -79,6 +104,7 @@ class ZeroExecutor:
             self.settings.sensory_tokens,
             dtype=self.dtype,
             device=self.device,
+            cached=cached,
         )
 
     def train_batch(self, windows: list[Window], flag: int = 0) -> StepOutput:
@@ -98,21 +124,26 @@ class ZeroExecutor:
         tokens, fresh, flags = add_up(counts.to(self.device)).long().tolist()
         self.engine.train()
         totals = []
-        for number, window in enumerate(windows):
-            self.remaining = len(window) * (len(windows) - number)
-            sums, self.state = backward_through_time(
-                self.engine,
-                self.settings,
-                window.to(self.device),
-                self.state or self.empty_state(window.input_ids.shape[0]),
-                # DeepSpeed takes the mean over ranks; what is wanted is the sum over all labels, divided once
-                weight=world_size() / max(tokens, 1),
-                backward=self.backward,
-                loss_scale=self.loss_scale(),
-            )
-            totals.append(torch.stack([sums.loss.double(), sums.recall_distance.double(), sums.recalls.double()]))
+        with self.gradients.of_a_step(self.backward_passes(windows), self.loss_scale(), self.phase):
+            for window in windows:
+                sums, self.state = backward_through_time(
+                    self.room.watch(self.gradients.read),
+                    self.settings,
+                    window if self.compute.spill else window.to(self.device),
+                    self.state or self.empty_state(len(window.input_ids), self.settings.kept_memories),
+                    # DeepSpeed takes the mean over ranks; what is wanted is the sum over all labels, divided once
+                    weight=world_size() / max(tokens, 1),
+                    backward=self.gradients.backward,
+                    plan=self.room.plan,
+                    loss_scale=self.loss_scale(),
+                    phase=self.phase,
+                )
+                totals.append(torch.stack([sums.loss.double(), sums.recall_distance.double(), sums.recalls.double()]))
         before, norm = self.engine.skipped_steps, self.plain_gradient_norm()
-        self.engine.step()
+        with self.phase("step"):
+            self.engine.step()
+        self.room.learn()
+        self.gradients.step_done()
         loss, distance, recalls = add_up(torch.stack(totals).sum(dim=0)).tolist()
         norm = self.engine.get_global_grad_norm() if norm is None else norm
         return StepOutput(
@@ -125,11 +156,10 @@ class ZeroExecutor:
             flags=flags,
         )
 
-    def backward(self, scalar: Tensor) -> None:
-        """The backward pass of one segment; the last one of a step is where DeepSpeed finishes the gradients."""
-        self.remaining -= 1
-        self.engine.set_gradient_accumulation_boundary(self.remaining == 0)
-        self.engine.backward(scalar, scale_wrt_gas=False)
+    def backward_passes(self, windows: list[Window]) -> int:
+        """How many a step takes."""
+        summarises = self.settings.mode == "hmt"
+        return sum(self.room.plan.backward_passes(len(w), len(w) if summarises else 0) for w in windows)
 
     def plain_gradient_norm(self) -> float | None:
         """The norm at stage 0, where DeepSpeed clips without telling it; None at the other stages."""

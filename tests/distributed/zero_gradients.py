@@ -25,6 +25,7 @@ from hmt_ds.memory import MemoryState, Window, read_window
 from hmt_ds.parallel.build import build_hmt
 from hmt_ds.parallel.distributed import join, leave, rank, world_size
 from hmt_ds.parallel.ds_config import EngineSettings, fill_ds_config, read_ds_config
+from hmt_ds.parallel.settle import ComputeSettings
 from hmt_ds.parallel.zero import ZeroExecutor
 
 CONFIGS = ("zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
@@ -41,22 +42,51 @@ class Case:
     train: str = "whole"
     precision: str = "fp32"
     accumulation: int = 1
+    reduction: str = "segment"
+    recompute: str = "segment"
+    summary_batch: int = 1
+    leaf_layers: int = 1
 
     def __str__(self) -> str:
         return "-".join(map(str, astuple(self)))
 
+    def compute(self) -> ComputeSettings:
+        """What is traded for what."""
+        return ComputeSettings(self.recompute, self.summary_batch, self.reduction, self.leaf_layers, "plain")
 
-GRID = [Case(config, train) for train, config in itertools.product(("whole", "frozen", "lora"), CONFIGS)]
-BF16 = [Case(config, precision="bf16") for config in CONFIGS]
-ACCUMULATION = [Case(config, accumulation=2) for config in CONFIGS]
-# every stage, offload at both, every mode of training
+
+GRID = [
+    Case(config, train, reduction=reduction)
+    for reduction, train, config in itertools.product(("segment", "step"), ("whole", "frozen", "lora"), CONFIGS)
+]
+BF16 = [Case(config, precision="bf16", reduction=way) for way, config in itertools.product(("segment", "step"), CONFIGS)]
+ACCUMULATION = [
+    Case(config, accumulation=2, reduction=way) for way, config in itertools.product(("segment", "step"), CONFIGS)
+]
+# what is kept and what is read again; batches of summaries that do and do not divide the window; two layers a leaf
+POLICIES = [
+    Case(config, reduction=way, recompute=recompute, summary_batch=batch, leaf_layers=2)
+    for config, way, (recompute, batch) in itertools.product(
+        CONFIGS, ("segment", "step"), [("none", 2), ("selective", 4), ("segment", 3), ("segment+layer", 2)]
+    )
+]
+# every stage, offload at both, every mode of training, both ways of reduction, every policy
 SAMPLE = [
     Case("zero0"),
+    Case("zero0", reduction="step", recompute="segment+layer", summary_batch=3),
     Case("zero1", "lora"),
+    Case("zero1", reduction="step"),
     Case("zero2"),
+    Case("zero2", reduction="step", recompute="selective", summary_batch=4),
     Case("zero3"),
+    Case("zero3", recompute="none", summary_batch=2, leaf_layers=2),
+    Case("zero3", "lora", reduction="step", summary_batch=2),
     Case("zero2_offload", "frozen"),
+    Case("zero2_offload", reduction="step"),
+    Case("zero2_offload", recompute="none", summary_batch=3),
     Case("zero3_offload", "lora"),
+    Case("zero3_offload", recompute="segment+layer", summary_batch=2, leaf_layers=2),
+    Case("zero3_offload", reduction="step", recompute="none"),
 ]
 
 
@@ -137,7 +167,14 @@ def make_executor(case: Case, device: torch.device, rows: int = ROWS, segments: 
     config = fill_ds_config(config, settings)
     model = build_hmt(BACKBONE, MEMORY, ds_config=config, precision=case.precision, train=case.train)
     set_weights(model, start_weights(case))
-    return ZeroExecutor(model, ds_config=config, precision=case.precision, device=device)
+    return ZeroExecutor(
+        model,
+        ds_config=config,
+        precision=case.precision,
+        device=device,
+        depth=segments // case.accumulation,
+        compute=case.compute(),
+    )
 
 
 def full_gradients(model: torch.nn.Module) -> dict[str, Tensor]:
@@ -186,7 +223,7 @@ def be_a_rank(cases: list[Case], result: Path) -> None:
     device = join(timeout_minutes=2)
     rows = []
     for case in cases:
-        rows.append(compare(case, on_all_ranks(case, device), in_one_process(Case("one", *astuple(case)[1:]))))
+        rows.append(compare(case, on_all_ranks(case, device), in_one_process(Case("one", case.train, case.precision, case.accumulation))))
         gc.collect()  # DeepSpeed's engines hold themselves in cycles
     if rank() == 0:
         result.write_text(json.dumps(rows))
@@ -200,9 +237,10 @@ def run_cases(cases: list[Case], timeout: float = 300, **environment: str) -> li
 
 def print_table() -> None:
     """Every case: the largest relative errors of three steps."""
-    line = "{:14} {:7} {:5} {:>4}   {:>9} {:>9} {:>9} {:>9} {:>9}   {}"
-    print(line.format("config", "train", "type", "acc.", "gradient", "weights", "loss", "norm", "whole g.", "worst in"))
-    for row in run_cases(GRID + ACCUMULATION + BF16, timeout=1200):
+    line = "{:14} {:7} {:5} {:>4} {:8} {:14} {:>4} {:>4}   {:>9} {:>9} {:>9} {:>9} {:>9}   {}"
+    head = ("config", "train", "type", "acc.", "reduce", "recompute", "sum.", "leaf")
+    print(line.format(*head, "gradient", "weights", "loss", "norm", "whole g.", "worst in"))
+    for row in run_cases(GRID + POLICIES + ACCUMULATION + BF16, timeout=2400):
         errors = [f"{row[key]:.1e}" for key in ("gradient", "weights", "loss", "norm", "whole_gradient")]
         print(line.format(*row["case"], *errors, row["gradient_of"]))
 

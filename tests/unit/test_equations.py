@@ -68,3 +68,68 @@ def test_another_mode_for_comparison():
     plain = make_model(mode="backbone")
     plain.backbone.load_state_dict(model.backbone.state_dict())
     torch.testing.assert_close(off, paper(plain, ids)[0], rtol=1e-6, atol=0)
+
+
+def test_summaries_in_a_batch():
+    """The queries of several segments, read at a time, are those of each alone, rows outside and segments inside."""
+    model, window = make_model(memory_tokens=2), make_window([[document(4 * L)], [document(3 * L - 4)]])
+    together = model(window.summary(1, 4, model.settings)).unflatten(0, (2, 3))
+    alone = [model(window.summary(n, n + 1, model.settings)) for n in (1, 2, 3)]
+    torch.testing.assert_close(together, torch.stack(alone, dim=1), rtol=1e-6, atol=1e-6)
+
+
+def test_without_loss(monkeypatch):
+    """Zeros, and no logits are computed for them; all else is as it was."""
+    model, window, state = make_model(), make_window([[document(L)], [document(2)]]), empty_state(make_model(), 2)
+    segment = window.segment(0, state.tail, model.settings)
+    with_loss = model(segment, state.memories, state.valid)
+    monkeypatch.setattr(type(model.backbone), "logits", None)
+    without = model(segment, state.memories, state.valid, with_loss=False)
+    assert with_loss.loss.all() and without.loss.tolist() == [0, 0]
+    assert torch.equal(without.memory, with_loss.memory) and torch.equal(without.prompt, with_loss.prompt)
+
+
+@pytest.mark.parametrize("mode", ["hmt", "rmt", "backbone"])
+def test_every_weight_takes_part_in_every_reading(mode):
+    """With gradient zero where it has none to get: DeepSpeed mishandles weights that miss a backward pass."""
+    model, window = make_model(mode=mode), make_window([[document(2 * L)]])
+    state = empty_state(model, 1)
+    if mode == "hmt":
+        model(window.summary(0, 1, model.settings)).sum().backward()
+        assert all(p.grad is not None for p in model.parameters())
+        model.zero_grad()
+    memories = torch.randn(1, 1, 1, model.backbone.dim, dtype=torch.float64)
+    for n, cached in enumerate([memories[:, :0], memories]):
+        # a query that was read ahead comes without its graph
+        query = memories[:, 0] if n and mode == "hmt" else None
+        segment, valid = window.segment(n, state.tail, model.settings), torch.ones(cached.shape[:2], dtype=torch.bool)
+        output = model(segment, cached, valid, query=query)
+        (output.loss.sum() + output.memory.sum()).backward()
+        assert all(p.grad is not None for p in model.parameters())
+        model.zero_grad()
+
+
+def test_a_summary_needs_its_prompt_and_the_layers_alone():
+    """The weights that take part for DeepSpeed's sake get zeros."""
+    model, window = make_model(), make_window([[document(L)]])
+    model(window.summary(0, 1, model.settings)).sum().backward()
+    idle = {name for name, p in model.named_parameters() if p.grad.count_nonzero() == 0}
+    assert idle == {
+        "backbone.model.lm_head.weight",
+        "initial_prompt.embeddings.weight",
+        "recall.query.weight",
+        "recall.key.weight",
+    }
+
+
+def test_a_summary_is_finite_in_float16():
+    """Weights that take part with weight zero must be finite themselves: the sum of many logits is not, and 0 * inf.
+
+    37 logits of 2,000 here; 32,000 logits of 3 in a language model.
+    """
+    model, window = make_model(), make_window([[document(L)]])
+    part = window.summary(0, 1, model.settings)
+    hidden, _ = model.read_between(model.summary_prompt(1), model.backbone.embed(part.tokens), part.lengths, None)
+    first = hidden[0, 0].detach()
+    model.backbone.model.lm_head.weight.data[:] = 2000 * first / first.norm() ** 2
+    assert model.half()(part).isfinite().all()

@@ -1,12 +1,12 @@
 """From documents to segments, on ids small enough to write the answers out. L = 4, k = 2, j = 2."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
 from tiny import make_settings
 
-from hmt_ds.memory import IGNORED, Segment, Window, split_document
+from hmt_ds.memory import IGNORED, Segment, Summary, Window, split_document
 
 X = IGNORED
 SETTINGS = make_settings(segment_length=4, sensory_tokens=2, summary_fraction=0.5)
@@ -27,9 +27,9 @@ def two_rows() -> Window:
     )
 
 
-def assert_segment(segment: Segment, **expected: object) -> None:
+def assert_part(part: Segment | Summary, **expected: object) -> None:
     for name, value in expected.items():
-        found = getattr(segment, name)
+        found = getattr(part, name)
         assert (found.tolist() if isinstance(found, torch.Tensor) else found) == value, name
 
 
@@ -52,8 +52,8 @@ def test_split_lengths(tokens, lengths):
 def test_split_goes_on():
     """The rest of a document has sensory tokens from its first segment on."""
     window = split_document(ids(13, 14, 15, 16, 17), 4, goes_on=True)
-    assert window.starts.tolist() == [[False, False]] and window.sensory == ("all", "all")
-    assert_segment(window.segment(0, ids(11, 12), SETTINGS), tokens=[[11, 12, 13, 14, 15, 16]], lengths=[6])
+    assert window.starts.tolist() == [[False, False]]
+    assert_part(window.segment(0, ids(11, 12), SETTINGS), tokens=[[11, 12, 13, 14, 15, 16]], lengths=[6])
 
 
 def test_split_mask():
@@ -64,45 +64,78 @@ def test_split_mask():
 
 
 def test_first_segment():
+    """As wide as any other, though no row has sensory tokens: what stands before the window is moved behind."""
     segment = two_rows().segment(0, NOTHING.expand(2, -1), SETTINGS)
-    assert_segment(
+    assert_part(
         segment,
-        tokens=[[11, 12, 13, 14], [21, 22, 23, 0]],
-        labels=[[12, 13, 14, 15], [22, 23, X, X]],
+        tokens=[[11, 12, 13, 14, 90, 91], [21, 22, 23, 0, 90, 91]],
         lengths=[4, 3],
-        fresh_from=0,
-        summary=[[11, 12], [21, 22]],
-        summary_lengths=[2, 2],
+        fresh=[[0, 1, 2, 3]] * 2,
+        labels=[[12, 13, 14, 15], [22, 23, X, X]],
         mask=None,
     )
 
 
 def test_rows_without_sensory_tokens_move_to_the_left():
     """Row 0 goes on and row 1 starts anew in the same segment: pads end up behind both."""
-    window = two_rows()
-    assert window.sensory == ("none", "some")
-    assert_segment(
-        window.segment(1, NOTHING.expand(2, -1), SETTINGS),
+    assert_part(
+        two_rows().segment(1, NOTHING.expand(2, -1), SETTINGS),
         tokens=[[13, 14, 15, 16, 17, 0], [31, 32, 33, 34, 23, 0]],
-        labels=[[X, X, 16, 17, X, X], [32, 33, 34, X, X, X]],
         lengths=[5, 4],
-        fresh_from=0,
-        summary=[[15, 16], [31, 32]],
+        fresh=[[2, 3, 4, 5], [0, 1, 2, 3]],
+        labels=[[16, 17, X, X], [32, 33, 34, X]],
     )
 
 
 def test_all_rows_go_on():
-    """The first k columns need no logits."""
+    """Sensory tokens bear no labels: the segment before has them."""
     window = split_document(torch.tensor([[11, 12, 13, 14, 15], [21, 22, 23, 24, 25]]), 4)
-    assert_segment(
+    assert_part(
         window.segment(1, NOTHING.expand(2, -1), SETTINGS),
         tokens=[[13, 14, 15, 0, 0, 0], [23, 24, 25, 0, 0, 0]],
-        labels=[[X] * 6] * 2,
         lengths=[3, 3],
-        fresh_from=2,
-        summary=[[15, 0], [25, 0]],
-        summary_lengths=[1, 1],
+        fresh=[[2, 3, 4, 5]] * 2,
+        labels=[[X] * 4] * 2,
     )
+
+
+def test_fresh_columns_hold_the_fresh_ids():
+    """Wherever a row's fresh tokens stand, ``fresh`` finds them, and their labels in the same order."""
+    window = two_rows()
+    for n in range(2):
+        segment = window.segment(n, NOTHING.expand(2, -1), SETTINGS)
+        assert torch.equal(segment.tokens.gather(1, segment.fresh), window.input_ids[:, n])
+        assert torch.equal(segment.labels, window.labels[:, n])
+
+
+def test_one_width():
+    """Whatever is compiled for one segment fits all, at the start of documents and behind."""
+    window = two_rows()
+    segments = [window.segment(n, NOTHING.expand(2, -1), SETTINGS) for n in range(2)]
+    assert {segment.tokens.shape for segment in segments} == {(2, 6)}
+    assert {segment.fresh.shape for segment in segments} == {(2, 4)}
+
+
+def test_summary_of_some_segments():
+    """Segments of one row stand together, so that a batch of them unfolds into rows."""
+    assert_part(
+        two_rows().summary(0, 2, SETTINGS),
+        tokens=[[11, 12], [15, 16], [21, 22], [31, 32]],
+        lengths=[2, 2, 2, 2],
+        mask=None,
+    )
+
+
+def test_summary_of_one_short_segment():
+    window = split_document(torch.tensor([[11, 12, 13, 14, 15], [21, 22, 23, 24, 25]]), 4)
+    assert_part(window.summary(1, 2, SETTINGS), tokens=[[15, 0], [25, 0]], lengths=[1, 1])
+
+
+def test_summary_is_no_longer_than_a_segment():
+    """A last window may be cut narrower than L."""
+    window = split_document(ids(11, 12, 13), 3)
+    settings = make_settings(segment_length=8, summary_fraction=1.0)
+    assert_part(window.summary(0, 1, settings), tokens=[[11, 12, 13]], lengths=[3])
 
 
 def test_masks_move_with_their_tokens():
@@ -110,12 +143,10 @@ def test_masks_move_with_their_tokens():
     window = two_rows()
     mask = torch.ones_like(window.input_ids, dtype=torch.bool)
     mask[1, 1, 0] = False
-    window = Window(window.input_ids, window.labels, window.lengths, window.starts, mask)
-    assert_segment(
-        window.segment(1, NOTHING.expand(2, -1), SETTINGS),
-        mask=[[True] * 6, [False, True, True, True, True, True]],
-        summary_mask=[[True, True], [False, True]],
-    )
+    window = replace(window, mask=mask)
+    segment = window.segment(1, NOTHING.expand(2, -1), SETTINGS)
+    assert_part(segment, mask=[[True] * 6, [False, True, True, True, True, True]])
+    assert_part(window.summary(0, 2, SETTINGS), mask=[[True, True]] * 3 + [[False, True]])
 
 
 def test_empty_segment():
@@ -130,8 +161,9 @@ def test_empty_segment():
         starts=torch.tensor([[True, False], [True, True]]),
     )
     segment = window.segment(1, NOTHING.expand(2, -1), SETTINGS)
-    assert_segment(segment, lengths=[6, 0], summary_lengths=[2, 0], labels=[[X] * 6] * 2)
+    assert_part(segment, lengths=[6, 0], labels=[[X] * 4] * 2)
     assert segment.tokens[0].tolist() == [13, 14, 18, 19, 20, 21]
+    assert_part(window.summary(1, 2, SETTINGS), lengths=[2, 0])
 
 
 def test_tail():
@@ -143,15 +175,18 @@ def test_tail():
 
 def test_no_sensory_tokens():
     segment = two_rows().segment(1, torch.zeros(2, 0, dtype=torch.long), make_settings(sensory_tokens=0))
-    assert_segment(segment, tokens=[[15, 16, 17, 0], [31, 32, 33, 34]], lengths=[3, 4], fresh_from=0)
+    assert_part(segment, tokens=[[15, 16, 17, 0], [31, 32, 33, 34]], lengths=[3, 4], fresh=[[0, 1, 2, 3]] * 2)
 
 
-def test_to_another_device():
-    """Nothing is asked of the other device: which rows have sensory tokens is known already."""
+@pytest.mark.parametrize("masked", [False, True])
+def test_to_another_device(masked):
+    """Windows and what is cut from them move whole; what is None stays so."""
     window = two_rows()
-    assert window.to("meta").mask is None
-    window = replace(window, mask=window.input_ids > 0)
-    moved = window.to("meta")
-    for name in ("input_ids", "labels", "lengths", "starts", "mask"):
-        assert getattr(moved, name).is_meta and getattr(moved, name).shape == getattr(window, name).shape
-    assert moved.sensory == ("none", "some")
+    window = replace(window, mask=window.input_ids > 0) if masked else window
+    for part in (window, window.segment(1, NOTHING.expand(2, -1), SETTINGS), window.summary(0, 2, SETTINGS)):
+        moved = part.to("meta")
+        assert type(moved) is type(part)
+        for field in fields(part):
+            here, there = getattr(part, field.name), getattr(moved, field.name)
+            assert there is None if here is None else there.is_meta and there.shape == here.shape
+        assert (moved.mask is None) is not masked

@@ -8,6 +8,7 @@ import torch
 from tiny import (
     GPT2,
     L,
+    assert_same_state,
     cut,
     distance,
     document,
@@ -15,20 +16,12 @@ from tiny import (
     make_model,
     make_window,
     one_graph,
+    segment_wise,
     take_gradients,
 )
 from torch import Tensor
 
-from hmt_ds.memory import (
-    HMT,
-    MemoryState,
-    Segment,
-    SegmentOutput,
-    Window,
-    WindowTotals,
-    backward_through_time,
-    read_window,
-)
+from hmt_ds.memory import HMT, MemoryState, Plan, Segment, SegmentOutput, Summary, Window, read_window
 from hmt_ds.memory.borders import Borders
 from hmt_ds.memory.unroll import totals_of
 
@@ -41,6 +34,7 @@ KINDS = {
     "rmt": {"mode": "rmt"},
     "rmt, two tokens": {"mode": "rmt", "memory_tokens": 2},
     "backbone": {"mode": "backbone"},
+    "backbone, two tokens": {"mode": "backbone", "memory_tokens": 2},
 }
 each_kind = pytest.mark.parametrize("changes", KINDS.values(), ids=KINDS.keys())
 
@@ -49,20 +43,6 @@ def mixed_window() -> Window:
     """Seven segments: one long document, borders in the middle of the window, short ends, rows that end early."""
     lengths = [[7 * L], [2 * L + 2, 4 * L], [3 * L - 2, 1], [1, L, 3 * L + 3], [2]]
     return make_window([[document(n) for n in row] for row in lengths])
-
-
-def segment_wise(
-    model: HMT, window: Window, state: MemoryState, weight: float = 1.0, **options: Any
-) -> tuple[WindowTotals, MemoryState]:
-    """Our way, with plain autograd as the engine."""
-    options = {"backward": Tensor.backward, **options}
-    return backward_through_time(model, model.settings, window, state, weight=weight, **options)
-
-
-def assert_same_state(one: MemoryState, other: MemoryState) -> None:
-    assert not one.memories.requires_grad
-    torch.testing.assert_close(one.memories[one.valid], other.memories[other.valid], rtol=TOLERANCE, atol=TOLERANCE)
-    assert torch.equal(one.valid, other.valid) and torch.equal(one.tail, other.tail)
 
 
 def gradients_of(model: HMT, *windows: Window) -> dict[str, Tensor]:
@@ -87,7 +67,7 @@ def test_gradients_of_one_graph(changes):
     totals, state = segment_wise(model, window, empty_state(model, 5))
     torch.testing.assert_close(totals.loss, loss)
     assert distance(take_gradients(model), expected) < TOLERANCE
-    assert_same_state(state, expected_state)
+    assert_same_state(state, expected_state, TOLERANCE)
 
 
 @each_kind
@@ -111,10 +91,13 @@ def test_truncation_in_a_long_window():
     model, window, at = make_model(), mixed_window(), 3
     calls = iter(range(len(window)))
 
-    def read(segment: Segment, memories: Tensor, valid: Tensor) -> SegmentOutput:
-        n, cached = next(calls), memories.shape[1]
-        older = max(0, cached - (n - at)) if n >= at else 0
-        return model(segment, torch.cat([memories[:, :older].detach(), memories[:, older:]], dim=1), valid)
+    def read(part: Segment | Summary, *cached: Tensor, **options: Any) -> Any:
+        if isinstance(part, Summary):
+            return model(part)
+        n, (memories, valid) = next(calls), cached
+        older = max(0, memories.shape[1] - (n - at)) if n >= at else 0
+        memories = torch.cat([memories[:, :older].detach(), memories[:, older:]], dim=1)
+        return model(part, memories, valid, **options)
 
     outputs = [output for output, _ in read_window(read, model.settings, window, empty_state(model, 5))]
     torch.stack([output.loss.sum() for output in outputs]).sum().backward()
@@ -142,44 +125,28 @@ def test_weight_and_loss_scale(changes):
     assert distance(scaled, expected) < 1e-12
 
 
-@pytest.mark.parametrize(("mode", "expected"), [("hmt", "rrr rb rb rb rb"), ("backbone", "rb rb rb rb")])
-def test_a_backward_pass_follows_each_reading(mode, expected):
-    """As DeepSpeed's engines want. The last segment is read once; without memory, every one is."""
-    model, window, calls = make_model(mode=mode), make_window([[document(4 * L)]]), []
-
-    def read(*arguments: Any) -> SegmentOutput:
-        calls.append("r")
-        return model(*arguments)
-
-    def backward(scalar: Tensor) -> None:
-        calls.append("b")
-        scalar.backward()
-
-    state = empty_state(model, 1)
-    backward_through_time(read, model.settings, window, state, weight=1.0, backward=backward)
-    assert "".join(calls) == expected.replace(" ", "")
-
-
 @pytest.mark.parametrize("mode", ["hmt", "rmt", "backbone"])
-def test_dropout_draws_the_same_both_times(mode):
-    """With one seed, dropout in one graph and segment by segment agree, and so do the numbers drawn afterwards.
+@pytest.mark.parametrize("plan", [Plan(), Plan(2, 2), Plan(1, 3, 1), Plan(3, 1, 2)], ids=str)
+def test_dropout_draws_the_same_both_times(mode, plan):
+    """What is read twice draws the same numbers twice: it equals what is read once, and so does what is drawn later.
 
-    Without memory there is one reading, from the last segment to the first: its numbers fall to other segments.
+    The batches of summaries are the same on both sides, for numbers fall to batches.
     """
     gpt2 = GPT2 | {"resid_pdrop": 0.2, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
     model, window = make_model(gpt2, mode=mode).train(), make_window([[document(4 * L)], [document(L), document(9)]])
-    loss, _ = one_graph(model, window, empty_state(model, 2))
-    assert loss != one_graph(model, window, empty_state(model, 2))[0], "no dropout: this would test nothing"
-    take_gradients(model)
-    torch.manual_seed(7)
-    loss, _ = one_graph(model, window, empty_state(model, 2))
-    expected, drawn = take_gradients(model), torch.rand(3)
-    torch.manual_seed(7)
-    totals, _ = segment_wise(model, window, empty_state(model, 2))
-    assert torch.equal(torch.rand(3), drawn)
-    if mode != "backbone":
-        torch.testing.assert_close(totals.loss, loss)
-        assert distance(take_gradients(model), expected) < TOLERANCE
+
+    def draw(plan: Plan, seed: int) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        torch.manual_seed(seed)
+        totals, _ = segment_wise(model, window, empty_state(model, 2), plan=plan)
+        return totals.loss, take_gradients(model), torch.rand(3)
+
+    once = replace(Plan.keep_all(len(window)), summary_segments=plan.summary_segments)
+    loss, expected, drawn = draw(once, seed=7)
+    assert not torch.allclose(draw(once, seed=8)[0], loss), "no dropout: this would test nothing"
+    found_loss, found, found_drawn = draw(plan, seed=7)
+    torch.testing.assert_close(found_loss, loss)
+    assert distance(found, expected) < TOLERANCE
+    assert torch.equal(found_drawn, drawn)
 
 
 @each_kind

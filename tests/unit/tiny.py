@@ -8,7 +8,16 @@ import torch
 from torch import Tensor
 
 from hmt_ds.backbones import build_model
-from hmt_ds.memory import HMT, IGNORED, MemorySettings, MemoryState, Window, read_window
+from hmt_ds.memory import (
+    HMT,
+    IGNORED,
+    MemorySettings,
+    MemoryState,
+    Window,
+    WindowTotals,
+    backward_through_time,
+    read_window,
+)
 
 VOCABULARY = 37
 L = 6
@@ -93,6 +102,21 @@ def one_graph(model: HMT, windows: Window | Iterable[Window], state: MemoryState
     loss = torch.stack(losses).sum()
     loss.backward()
     return loss.detach(), state.detach()
+
+
+def segment_wise(
+    model: HMT, window: Window, state: MemoryState, weight: float = 1.0, **options: Any
+) -> tuple[WindowTotals, MemoryState]:
+    """Our way, with plain autograd as the engine."""
+    options = {"backward": Tensor.backward, **options}
+    return backward_through_time(model, model.settings, window, state, weight=weight, **options)
+
+
+def assert_same_state(one: MemoryState, other: MemoryState, tolerance: float) -> None:
+    """The same as far as anything can be read from it: what stands in an invalid memory is nobody's concern."""
+    assert not one.memories.requires_grad
+    torch.testing.assert_close(one.memories[one.valid], other.memories[other.valid], rtol=tolerance, atol=tolerance)
+    assert torch.equal(one.valid, other.valid) and torch.equal(one.tail, other.tail)
 
 
 def take_gradients(model: HMT) -> dict[str, Tensor]:

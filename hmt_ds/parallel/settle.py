@@ -1,0 +1,117 @@
+"""What is traded for what when a step is computed: settled from the recipe, the model and the device."""
+
+import os
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import psutil
+import torch
+from torch import nn
+
+from hmt_ds.backbones import CausalLM
+from hmt_ds.backbones.compute import checkpoint_layers, layers_of, liger_knows, use_liger
+from hmt_ds.memory import HMT
+from hmt_ds.parallel.distributed import world_size
+from hmt_ds.parallel.ds_config import offloads, stage_of
+from hmt_ds.parallel.leaves import group_layers
+
+
+@dataclass(frozen=True)
+class ComputeSettings:
+    """What is traded for what; the recipe's section ``compute``.
+
+    Attributes:
+        recompute: ``none``, ``selective``, ``segment``, ``segment+layer`` or ``auto``.
+        summary_batch: segments whose summaries are read at once, or ``auto``.
+        reduction: reduce gradients once per ``step``, after each ``segment``, or ``auto``.
+        leaf_layers: layers that ZeRO-3 gathers at once, or ``auto``.
+        kernels: ``plain``, ``liger``, ``compile`` or ``auto``.
+        cuda_graphs: ``on``, ``off`` or ``auto``.
+        spill: keep what crosses segment borders in the host's memory.
+    """
+
+    recompute: str = "auto"
+    summary_batch: int | str = "auto"
+    reduction: str = "auto"
+    leaf_layers: int | str = "auto"
+    kernels: str = "auto"
+    cuda_graphs: str = "auto"
+    spill: bool = False
+
+
+def resolve(compute: ComputeSettings, model: HMT, ds_config: dict[str, Any], device: torch.device) -> ComputeSettings:
+    """The same with every "auto" settled that does not have to be measured."""
+    reduction, kernels, leaf_layers = compute.reduction, compute.kernels, compute.leaf_layers
+    if reduction == "auto":
+        reduction = "step" if whole_gradient_fits(model, ds_config, device) else "segment"
+    if kernels == "auto":
+        kernels = best_kernels(cast(CausalLM, model.backbone), reduction, compute.recompute, device)
+    if leaf_layers == "auto":
+        leaf_layers = leaf_that_fits(cast(CausalLM, model.backbone), device)
+    graphs = compute.cuda_graphs
+    if graphs == "auto":
+        graphs = "on" if can_be_captured(model, reduction, ds_config, compute.recompute, device) else "off"
+    return replace(compute, reduction=reduction, kernels=kernels, leaf_layers=leaf_layers, cuda_graphs=graphs)
+
+
+def can_be_captured(
+    model: HMT, reduction: str, ds_config: dict[str, Any], recompute: str, device: torch.device
+) -> bool:
+    """Whether CUDA graphs can replay the readings: weights stay where they are, and nothing is drawn at random."""
+    draws = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
+    draws |= getattr(cast(CausalLM, model.backbone).config, "attention_dropout", 0.0) > 0
+    stays = reduction == "step" and stage_of(ds_config) < 3 and not offloads(ds_config)
+    return device.type == "cuda" and stays and not draws and recompute in ("auto", "none", "segment")
+
+
+def best_kernels(backbone: CausalLM, reduction: str, recompute: str, device: torch.device) -> str:
+    """Compiled layers where no hook of ZeRO-3 and no checkpoint stands in them; else liger's, if it knows the family."""
+    if device.type == "cpu":
+        return "plain"
+    if reduction == "step" and recompute in ("auto", "none", "segment"):
+        return "compile"
+    return "liger" if liger_knows(backbone) else "plain"
+
+
+def whole_gradient_fits(model: HMT, ds_config: dict[str, Any], device: torch.device) -> bool:
+    """Whether a rank can hold all weights and the float32 sum of all gradients, with a quarter left for activations."""
+    sizes = [(number_of(p), p.element_size(), p.requires_grad) for p in model.parameters()]
+    stage, trained = stage_of(ds_config), sum(number for number, _, trains in sizes if trains)
+    whole = sum(number * size for number, size, _ in sizes) + 4 * trained
+    shards = world_size() if stage else 1
+    # DeepSpeed's weights, gradients and two moments in float32
+    states = 0 if offloads(ds_config) else 16 * trained / shards
+    weights_of_stage_3 = sum(number * size for number, size, _ in sizes) / shards if stage == 3 else 0
+    return whole + states + weights_of_stage_3 < 0.75 * capacity(device)
+
+
+def leaf_that_fits(backbone: CausalLM, device: torch.device) -> int:
+    """As many layers as take a fortieth of the memory: two such leaves stand at a time, and their gradients."""
+    module, name = layers_of(backbone)
+    layers = getattr(module, name)
+    size = sum(number_of(p) * p.element_size() for p in layers[0].parameters())
+    return max(1, min(len(layers), int(capacity(device) / 40 / max(size, 1))))
+
+
+def number_of(parameter: Any) -> int:
+    """How many numbers a parameter has, sharded or not."""
+    return getattr(parameter, "ds_numel", parameter.numel())
+
+
+def capacity(device: torch.device) -> int:
+    """Bytes of memory for this rank."""
+    if device.type == "cpu":
+        return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+    return torch.get_device_module(device).mem_get_info()[1]
+
+
+def arrange(model: HMT, compute: ComputeSettings, stage: int) -> None:
+    """Change the model's layers as settled, in place, before DeepSpeed takes it."""
+    backbone = cast(CausalLM, model.backbone)
+    if compute.kernels == "liger":
+        use_liger(backbone)
+    if compute.recompute in ("selective", "segment+layer"):
+        checkpoint_layers(backbone, selective=compute.recompute == "selective")
+    if stage == 3 and compute.reduction == "segment":
+        # (DeepSpeed reduces a leaf's gradients when the leaf was read backward, which with reduction step it is not)
+        group_layers(backbone, int(compute.leaf_layers))

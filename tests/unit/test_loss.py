@@ -1,0 +1,138 @@
+"""The loss in chunks is the loss, and the logits of one chunk are all that ever stands."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from hmt_ds.memory import IGNORED
+from hmt_ds.memory.loss import LOGITS, row_losses
+
+ROWS, T, D, V = 3, 10, 4, 11
+CHUNKS = [1, 7, 10, 15, 30, 1000]  # positions, of 30: some divide rows, some all, and some nothing
+
+
+def draw(dtype: torch.dtype) -> tuple[nn.Linear, Tensor, Tensor]:
+    """A head, hidden states, and labels: some ignored anywhere, and all of the last row."""
+    head, hidden = nn.Linear(D, V).to(dtype), torch.randn(ROWS, T, D, dtype=dtype, requires_grad=True)
+    labels = torch.randint(V, (ROWS, T)).masked_fill(torch.rand(ROWS, T) < 0.3, IGNORED)
+    labels[-1] = IGNORED
+    return head, hidden, labels
+
+
+def plain(head: nn.Module, hidden: Tensor, labels: Tensor) -> Tensor:
+    """All logits at a time, in float32 at least."""
+    logits = head(hidden)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none").sum(dim=1)
+
+
+def gradients(losses: Tensor, head: nn.Linear, hidden: Tensor) -> list[Tensor]:
+    """Of hidden states, weight and bias; every row counts differently, so that rows cannot be confused."""
+    factors = torch.arange(1, ROWS + 1, dtype=losses.dtype)
+    return list(torch.autograd.grad((losses * factors).sum(), [hidden, head.weight, head.bias]))
+
+
+@pytest.mark.parametrize("positions", CHUNKS)
+def test_chunks_are_the_plain_loss(positions):
+    head, hidden, labels = draw(torch.float64)
+    expected = plain(head, hidden, labels)
+    losses = row_losses(head, hidden, labels, V, at_a_time=positions * V)
+    assert losses.dtype == torch.float64 and losses[-1] == 0
+    torch.testing.assert_close(losses, expected)
+    torch.testing.assert_close(gradients(losses, head, hidden), gradients(expected, head, hidden))
+
+
+@pytest.mark.parametrize("positions", CHUNKS)
+def test_bfloat16(positions):
+    """Losses are summed in float32. The head's gradient is rounded after every chunk, and no worse than that."""
+    head, hidden, labels = draw(torch.bfloat16)
+    expected = plain(head, hidden, labels)
+    losses = row_losses(head, hidden, labels, V, at_a_time=positions * V)
+    assert losses.dtype == torch.float32
+    torch.testing.assert_close(losses, expected)
+    found, wanted = gradients(losses, head, hidden), gradients(expected, head, hidden)
+    for one, other in zip(found, wanted, strict=True):
+        assert one.dtype == torch.bfloat16 and (one - other).norm() < 0.02 * other.norm()
+
+
+def test_rows_sums():
+    """A head that knows nothing: every label costs log v, and ignored ones cost nothing."""
+    head = nn.Linear(D, V)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    labels = torch.full((ROWS, T), IGNORED)
+    for row, count in enumerate([T, 3, 0]):
+        labels[row, T - count :] = 5
+    losses = row_losses(head, torch.randn(ROWS, T, D), labels, V, at_a_time=4 * V)
+    torch.testing.assert_close(losses, math.log(V) * torch.tensor([T, 3.0, 0]))
+
+
+@pytest.mark.parametrize("at_a_time", [1, V, 4 * V, 4 * V + V - 1, LOGITS])
+@pytest.mark.parametrize("training", [False, True])
+def test_the_head_sees_a_chunk_at_a_time(at_a_time, training):
+    """Each position once; in training once more, for the backward pass, where logits are computed anew."""
+    head, hidden, labels = draw(torch.float64)
+    seen: list[int] = []
+
+    def record(chunk: Tensor) -> Tensor:
+        seen.append(len(chunk))
+        return head(chunk)
+
+    with torch.set_grad_enabled(training):
+        losses = row_losses(record, hidden, labels, V, at_a_time)
+    assert sum(seen) == ROWS * T
+    if training:
+        losses.sum().backward()
+        assert sum(seen) == 2 * ROWS * T
+    assert max(seen) == min(ROWS * T, max(1, at_a_time // V))
+
+
+class Logits(TorchDispatchMode):
+    """Watches tensors as wide as the vocabulary, of any operation in any direction, for as long as they stand.
+
+    Attributes:
+        largest: the most numbers in one of them.
+        peak: the most numbers in all that stood together.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.standing: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.largest = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for x in tree_leaves(result):
+            # not the head's own weight, [v, d], nor its transpose
+            if isinstance(x, Tensor) and x.dim() > 1 and x.shape[-1] == V and x.shape[-2] != D:
+                storage = StorageWeakRef(x.untyped_storage())
+                self.standing[storage.cdata] = (storage, x.numel())
+                self.largest = max(self.largest, x.numel())
+        self.standing = {key: kept for key, kept in self.standing.items() if not kept[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self.standing.values()))
+        return result
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_no_more_logits_stand(dtype):
+    """Neither in one tensor nor from chunk to chunk: the graph between the passes holds none at all."""
+    _, hidden, labels = draw(dtype)
+    head = nn.Linear(D, V, bias=False, dtype=dtype)  # a bias' gradient is as wide as the vocabulary
+    with Logits() as one_chunk:
+        row_losses(head, hidden[:, :1], labels[:, :1], V, at_a_time=3 * V).sum().backward()
+    with Logits() as logits:
+        losses = row_losses(head, hidden, labels, V, at_a_time=3 * V)
+        assert all(storage.expired() for storage, _ in logits.standing.values())
+        losses.sum().backward()
+    assert logits.largest == 3 * V
+    assert logits.peak == one_chunk.peak
+    with Logits() as all_at_once:
+        plain(head, hidden, labels)
+    assert all_at_once.largest == ROWS * T * V, "the watcher is blind"
