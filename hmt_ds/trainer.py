@@ -21,6 +21,7 @@ from hmt_ds.memory import Window
 from hmt_ds.parallel.build import build_hmt
 from hmt_ds.parallel.distributed import barrier, rank, world_size
 from hmt_ds.parallel.schedule import make_scheduler
+from hmt_ds.parallel.settle import ComputeSettings
 from hmt_ds.parallel.zero import StepOutput, ZeroExecutor
 from hmt_ds.planning.flops import peak_flops, useful_flops_per_token
 from hmt_ds.prepare import Prepared
@@ -62,6 +63,8 @@ class Trainer:
             ds_config=prepared.ds_config,
             precision=model.precision,
             device=device,
+            depth=recipe.training.bptt_depth,
+            compute=ComputeSettings(**recipe.compute.model_dump()),
             memory_lr=recipe.optimizer.memory_lr,
             scheduler=make_scheduler(recipe.schedule.name, recipe.schedule.params, recipe.training.steps),
         )
