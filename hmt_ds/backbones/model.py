@@ -3,10 +3,13 @@
 Shapes: b batch, t positions, d embedding width, v vocabulary.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import masking_utils
 
 from hmt_ds.backbones.families import family_of
 
@@ -49,11 +52,13 @@ class CausalLM(nn.Module):
         Without a mask attention is causal and nothing else, which lets the fast kernels run. Pads at the end need
         none.
         """
-        if mask is not None:
-            mask = mask.long()
-        return self.model.base_model(
-            inputs_embeds=embeddings, attention_mask=mask, use_cache=False, return_dict=True
-        ).last_hidden_state
+        with nothing_packed():
+            return self.model.base_model(
+                inputs_embeds=embeddings,
+                attention_mask=None if mask is None else mask.long(),
+                use_cache=False,
+                return_dict=True,
+            ).last_hidden_state
 
     def logits(self, hidden: Tensor) -> Tensor:
         """``[b, t, d]`` -> ``[b, t, v]``, with the model's own head, bias and cap."""
@@ -61,3 +66,20 @@ class CausalLM(nn.Module):
         if self.softcap:
             logits = torch.tanh(logits / self.softcap) * self.softcap
         return logits
+
+
+@contextmanager
+def nothing_packed() -> Iterator[None]:
+    """Spare transformers a search: a row holds one sequence, and without a mask it needs none.
+
+    Positions that begin anew would be packed sequences; to look for them stalls a GPU at every call. And while a CUDA
+    graph is captured transformers makes whole masks, for graphs that would be replayed on other shapes.
+    """
+    found = {name: getattr(masking_utils, name) for name in ("find_packed_sequence_indices", "is_tracing")}
+    masking_utils.find_packed_sequence_indices = lambda positions: None
+    masking_utils.is_tracing = lambda tensor=None: False
+    try:
+        yield
+    finally:
+        for name, function in found.items():
+            setattr(masking_utils, name, function)

@@ -35,6 +35,8 @@ class GraphedReader:
         # graphs that share a pool reuse each other's memory; those of a kind never hold results at the same time, or are
         # always replayed in the order of their capture
         self.pools = {kind: torch.cuda.graph_pool_handle() for kind in (Segment, Summary, None)}
+        # autograd makes a node of what has an input that wants a gradient; summaries have none
+        self.anchor = torch.zeros((), requires_grad=True)
 
     def __call__(
         self,
@@ -58,7 +60,7 @@ class GraphedReader:
             slot = Slot(self.read, type(part), with_loss, self.pools[type(part) if graph else None])
             slots.append(slot)
         if graph:
-            return slot.outputs(Replay.apply(slot, memories, query, *given))
+            return slot.outputs(Replay.apply(slot, self.anchor, memories, query, *given))
         return slot.outputs(slot.forward(given))
 
 
@@ -91,14 +93,16 @@ class Slot:
         self.inputs = [None if tensor is None else tensor.detach().clone() for tensor in given]
         *parts, memories, valid, query = self.inputs
         self.leaves = [t.requires_grad_() for t in (memories, query) if t is not None and torch.is_grad_enabled()]
-        part = self.kind(*parts)
+        arguments = (self.kind(*parts),) if memories is None else (self.kind(*parts), memories, valid)
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):  # once for nothing, so that all is set up
+            self.read(*arguments, query=query, with_loss=self.with_loss)
+        torch.cuda.current_stream().wait_stream(aside)
         self.ahead = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.ahead, pool=self.pool):
-            if self.kind is Segment:
-                output = self.read(part, memories, valid, query=query, with_loss=self.with_loss)
-                self.results = [tensor for tensor in output if tensor is not None]
-            else:
-                self.results = [self.read(part)]
+            output = self.read(*arguments, query=query, with_loss=self.with_loss)
+        self.results = [tensor for tensor in output if tensor is not None] if self.kind is Segment else [output]
 
     def backward(self, gradients: list[Tensor]) -> list[Tensor | None]:
         """Replay the backward pass from these gradients of the results; returns copies of the leaves'."""
@@ -124,7 +128,9 @@ class Replay(torch.autograd.Function):
     """A captured reading as a node of autograd's graph."""
 
     @staticmethod
-    def forward(ctx: Any, slot: Slot, memories: Tensor | None, query: Tensor | None, *given: Tensor | None) -> Any:
+    def forward(
+        ctx: Any, slot: Slot, anchor: Tensor, memories: Tensor | None, query: Tensor | None, *given: Tensor | None
+    ) -> Any:
         ctx.slot, slot.busy = slot, True
         ctx.present = [memories is not None, query is not None]
         with torch.enable_grad():
@@ -134,4 +140,4 @@ class Replay(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         found = iter(ctx.slot.backward(list(gradients)))
         leaves = [next(found) if present else None for present in ctx.present]
-        return None, *leaves, *[None] * len(ctx.slot.inputs)
+        return None, None, *leaves, *[None] * len(ctx.slot.inputs)

@@ -1,0 +1,101 @@
+"""On a GPU: captured and compiled readings give the gradients of plain ones. Run by hand: pytest -m gpu tests/gpu."""
+
+import pytest
+import torch
+
+from hmt_ds.memory import MemorySettings, Window
+from hmt_ds.parallel.build import build_hmt
+from hmt_ds.parallel.distributed import join
+from hmt_ds.parallel.ds_config import EngineSettings, fill_ds_config, read_ds_config
+from hmt_ds.parallel.settle import ComputeSettings
+from hmt_ds.parallel.zero import ZeroExecutor
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+L, DEPTH, ROWS, STEPS = 32, 6, 2, 6  # the first step is measured, the second compiles, the third is captured
+BACKBONE = {
+    "model_type": "llama",
+    "vocab_size": 512,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.06,
+}
+MEMORY = MemorySettings("hmt", segment_length=L, recall_dim=64, sensory_tokens=4, cached_memories=8)
+
+
+def windows() -> list[Window]:
+    """Documents that begin and end inside of windows."""
+    torch.manual_seed(3)
+    found = []
+    for _ in range(STEPS):
+        ids = torch.randint(512, (ROWS, DEPTH, L + 1))
+        starts = torch.rand(ROWS, DEPTH) < 0.2
+        lengths = torch.full((ROWS, DEPTH), L)
+        lengths[0, 2] = 5
+        labels = torch.where(torch.arange(L) < lengths[:, :, None], ids[:, :, 1:], -100)
+        found.append(Window(ids[:, :, :-1], labels, lengths, starts))
+    return found
+
+
+def gradients(precision: str, config: str, **compute: object) -> list[dict[str, torch.Tensor]]:
+    """The sums of every step, before they are handed to DeepSpeed; the weights stay as they are."""
+    settings = EngineSettings(precision, ROWS, 1, 0.0, "AdamW", {"lr": 0.0, "weight_decay": 0.0})
+    ds_config = fill_ds_config(read_ds_config(f"ds_configs/{config}.json"), settings)
+    device = torch.device("cuda", 0)
+    model = build_hmt(BACKBONE, MEMORY, ds_config=ds_config, precision=precision, device=device, seed=1)
+    names = [name for name, _ in model.named_parameters()]
+    executor = ZeroExecutor(
+        model,
+        ds_config=ds_config,
+        precision=precision,
+        device=device,
+        depth=DEPTH,
+        compute=ComputeSettings(reduction="step", **compute),
+    )
+    found, deliver = [], executor.gradients.deliver
+
+    def look_and_deliver() -> None:
+        sums = executor.gradients.sums
+        found.append({n: sums[a].clone() for n, a in zip(names, executor.gradients.aliases, strict=True)})
+        deliver()
+
+    executor.gradients.deliver = look_and_deliver
+    for window in windows():
+        executor.train_batch([window])
+    assert (executor.gradients.replays is not None) == (compute["cuda_graphs"] == "on")
+    executor.engine.destroy()
+    return found
+
+
+def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """The largest relative difference of any gradient."""
+    floor = 1e-6 * max(float(g.norm()) for g in other.values())
+    return max(float((one[n] - g).norm()) / max(float(g.norm()), floor) for n, g in other.items())
+
+
+@pytest.mark.parametrize("kernels", ["plain", "compile"])
+@pytest.mark.parametrize("recompute", ["auto", "none", "segment"])
+@pytest.mark.parametrize("config", ["zero0", "zero1", "zero2"])
+def test_fp32(config, recompute, kernels):
+    join()
+    torch.backends.cuda.matmul.allow_tf32 = False
+    plain = gradients("fp32", config, kernels="plain", cuda_graphs="off", recompute="segment", summary_batch=1)
+    other = gradients("fp32", config, kernels=kernels, cuda_graphs="on", recompute=recompute, summary_batch=3)
+    assert len(plain) == STEPS
+    for step, (one, expected) in enumerate(zip(other, plain, strict=True)):
+        assert distance(one, expected) < 1e-4, (step, distance(one, expected))
+
+
+@pytest.mark.parametrize("config", ["zero0", "zero2"])
+@pytest.mark.parametrize("kernels", ["liger", "compile"])
+def test_bf16(config, kernels):
+    """Within what bf16 rounds away, which plain kernels in bf16 show against plain kernels in fp32."""
+    join()
+    exact = gradients("fp32", config, kernels="plain", cuda_graphs="off", recompute="segment")
+    plain = gradients("bf16", config, kernels="plain", cuda_graphs="off", recompute="segment")
+    other = gradients("bf16", config, kernels=kernels, cuda_graphs="on" if kernels == "compile" else "off")
+    for one, usual, expected in zip(other, plain, exact, strict=True):
+        whole = [torch.cat([(g[n] - e).flatten() for n, e in expected.items()]).norm() for g in (one, usual)]
+        assert whole[0] < 1.5 * whole[1], whole
