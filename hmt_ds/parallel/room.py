@@ -60,6 +60,9 @@ class Room:
         free, total = cuda.mem_get_info()
         others = total - free - cuda.memory_reserved()
         room = MARGIN * total - others - cuda.max_memory_allocated()
+        if self.compute.cuda_graphs == "on":
+            # each capture has a rehearsal, and what graphs have taken nobody else can use
+            room -= 2 * self.segment
         single = self.summary / self.plan.summary_segments
         # large enough to fill the GPU; all of one size, for what is compiled or captured is so for a size
         batch = max(n for n in range(1, self.depth + 1) if self.depth % n == 0 and n * single <= max(room / 4, single))

@@ -16,6 +16,11 @@ from hmt_ds.parallel.ds_config import offloads, stage_of
 from hmt_ds.parallel.leaves import group_layers
 
 
+# positions x parameters of a layer, below which its kernels are done before the next are launched (a tenth of a
+# millisecond to one, measured on an H100)
+LAUNCH_BOUND = 2.5e11
+
+
 @dataclass(frozen=True)
 class ComputeSettings:
     """What is traded for what; the recipe's section ``compute``.
@@ -50,18 +55,21 @@ def resolve(compute: ComputeSettings, model: HMT, ds_config: dict[str, Any], dev
         leaf_layers = leaf_that_fits(cast(CausalLM, model.backbone), device)
     graphs = compute.cuda_graphs
     if graphs == "auto":
-        graphs = "on" if can_be_captured(model, reduction, ds_config, compute.recompute, device) else "off"
+        graphs = "on" if worth_capturing(model, reduction, ds_config, compute.recompute, device) else "off"
     return replace(compute, reduction=reduction, kernels=kernels, leaf_layers=leaf_layers, cuda_graphs=graphs)
 
 
-def can_be_captured(
+def worth_capturing(
     model: HMT, reduction: str, ds_config: dict[str, Any], recompute: str, device: torch.device
 ) -> bool:
-    """Whether CUDA graphs can replay the readings: weights stay where they are, and nothing is drawn at random."""
+    """Whether CUDA graphs can replay the readings, and launches take longer than arithmetic."""
+    backbone = cast(CausalLM, model.backbone)
     draws = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
-    draws |= getattr(cast(CausalLM, model.backbone).config, "attention_dropout", 0.0) > 0
+    draws |= getattr(backbone.config, "attention_dropout", 0.0) > 0
     stays = reduction == "step" and stage_of(ds_config) < 3 and not offloads(ds_config)
-    return device.type == "cuda" and stays and not draws and recompute in ("auto", "none", "segment")
+    possible = device.type == "cuda" and stays and not draws and recompute in ("auto", "none", "segment")
+    positions = ds_config["train_micro_batch_size_per_gpu"] * model.settings.positions
+    return possible and positions * layer_size(backbone) < LAUNCH_BOUND
 
 
 def best_kernels(backbone: CausalLM, reduction: str, recompute: str, device: torch.device) -> str:
@@ -88,9 +96,14 @@ def whole_gradient_fits(model: HMT, ds_config: dict[str, Any], device: torch.dev
 def leaf_that_fits(backbone: CausalLM, device: torch.device) -> int:
     """As many layers as take a fortieth of the memory: two such leaves stand at a time, and their gradients."""
     module, name = layers_of(backbone)
-    layers = getattr(module, name)
-    size = sum(number_of(p) * p.element_size() for p in layers[0].parameters())
-    return max(1, min(len(layers), int(capacity(device) / 40 / max(size, 1))))
+    size = layer_size(backbone) * next(backbone.parameters()).element_size()
+    return max(1, min(len(getattr(module, name)), int(capacity(device) / 40 / size)))
+
+
+def layer_size(backbone: CausalLM) -> int:
+    """Parameters of the first layer."""
+    module, name = layers_of(backbone)
+    return max(1, sum(number_of(parameter) for parameter in getattr(module, name)[0].parameters()))
 
 
 def number_of(parameter: Any) -> int:
