@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from hmt_ds.memory.settings import Mode, RecallScale
 
@@ -111,19 +111,20 @@ class Training(Section):
 class Compute(Section):
     """Memory for speed. Gradients do not depend on it, but for rounding."""
 
-    recompute: Literal["auto", "none", "selective", "segment", "segment+layer"] = "auto"
+    recompute: Literal["auto", "none", "selective", "segment", "segment+layer", "reentrant"] = "auto"
     """What is computed again in the backward pass. none: nothing; selective: all but matrix products and attention;
-    segment: segments; segment+layer: segments, and within a segment its layers; auto: the segments that do not fit."""
-    summary_batch: Literal["auto"] | int = Field("auto", ge=1)
+    segment: segments; segment+layer: segments, and within a segment its layers; auto: the segments that do not fit.
+    (Reentrant checkpointing is refused.)"""
+    summary_batch: Literal["auto"] | PositiveInt = "auto"
     """Segments whose summaries are read at once. auto: as many as take no more memory than what else is kept."""
     reduction: Literal["auto", "step", "segment"] = "auto"
-    """When ranks add up their gradients. step: once, which needs 4 bytes per trained weight on each rank, and at stage 3
-    whole weights during the step; segment: after each backward pass, sharded; auto: step if it fits."""
-    leaf_layers: Literal["auto"] | int = Field("auto", ge=1)
+    """When ranks add up their gradients. step: once, which needs 4 bytes per trained weight on each rank, and at stage
+    3 whole weights during the step; segment: after each backward pass, sharded; auto: step if it fits."""
+    leaf_layers: Literal["auto"] | PositiveInt = "auto"
     """At ZeRO-3 with reduction segment: layers that are gathered together."""
     kernels: Literal["auto", "plain", "liger", "compile"] = "auto"
     """auto: on GPUs compile, or liger where hooks forbid it; plain on CPUs."""
-    cuda_graphs: Literal["auto", "on", "off"] = "auto"
+    cuda_graphs: Literal["auto", "always", "never"] = "auto"
     """Launch a segment's kernels all at once: at stages 0 to 2 with reduction step, without dropout."""
     spill: bool = False
     """Keep what crosses segment borders in the host's memory."""

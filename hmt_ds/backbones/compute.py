@@ -55,24 +55,17 @@ def keep_expensive(context: Any, operation: Any, *arguments: Any, **options: Any
     return CheckpointPolicy.MUST_SAVE if operation in EXPENSIVE else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def liger_knows(backbone: CausalLM) -> bool:
+def liger_knows(model_type: str) -> bool:
     """Whether liger-kernel is installed and has kernels for this family."""
     try:
         from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
     except ImportError:
         return False
-    return backbone.config.model_type in MODEL_TYPE_TO_APPLY_LIGER_FN
+    return model_type in MODEL_TYPE_TO_APPLY_LIGER_FN
 
 
 def use_liger(backbone: CausalLM) -> None:
-    """Put liger-kernel's norms, rotary embeddings and MLPs into the model, in place; parameters stay as they are.
-
-    Raises:
-        BackboneError: if liger-kernel does not know the family.
-    """
-    if not liger_knows(backbone):
-        name = backbone.config.model_type
-        raise BackboneError(f"compute.kernels: liger-kernel is not installed or has nothing for {name}: take plain")
+    """Put liger-kernel's norms, rotary embeddings and MLPs into the model, in place; parameters stay as they are."""
     from liger_kernel.transformers.monkey_patch import _apply_liger_kernel_to_instance
 
     # the loss is ours: it goes through the head in chunks

@@ -1,8 +1,8 @@
-"""Reading by CUDA graphs: a small backbone is bound by the launching of kernels, and a replay launches them all at once.
+"""Reading by CUDA graphs: a small backbone is bound by the launching of kernels, and a replay launches all at once.
 
 All segments have one shape, and so have all batches of summaries. For each, the reading and its backward pass are
-captured once and replayed. What a captured reading keeps for its backward pass lies in memory of its own, a slot; as many
-slots are captured as segments keep their activations at a time.
+captured once and replayed. What a captured reading keeps for its backward pass lies in memory of its own, a slot; as
+many slots are captured as segments keep their activations at a time.
 """
 
 from collections.abc import Callable
@@ -32,8 +32,8 @@ class GraphedReader:
         self.read = read
         self.complete = False  # after a whole step; a graph that is captured later could take memory that is in use
         self.slots: dict[Any, list[Slot]] = {}
-        # graphs that share a pool reuse each other's memory; those of a kind never hold results at the same time, or are
-        # always replayed in the order of their capture
+        # Graphs that share a pool reuse each other's memory. Those of one kind are always replayed in the order of
+        # their capture, and readings without a backward pass hold nothing between them.
         self.pools = {kind: torch.cuda.graph_pool_handle() for kind in (Segment, Summary, None)}
         # autograd makes a node of what has an input that wants a gradient; summaries have none
         self.anchor = torch.zeros((), requires_grad=True)

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import NoReturn
 
@@ -95,7 +96,7 @@ def add_up(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def smallest(values: list[float], device: torch.device) -> list[float]:
+def smallest(values: Sequence[float], device: torch.device) -> list[float]:
     """The smallest of each value over all ranks."""
     there = torch.tensor(values, dtype=torch.float64, device=device)
     if torch.distributed.is_initialized():

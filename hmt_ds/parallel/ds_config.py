@@ -24,15 +24,15 @@ class EngineSettings:
     Attributes:
         precision: ``fp32``, ``bf16`` or ``fp16``.
         batch_size: rows per rank.
-        backwards_per_step: backward passes between two optimizer steps, on each rank: one for each segment of each
-            window. DeepSpeed calls them gradient accumulation steps, and offloading at stage 2 relies on the number.
+        gradient_accumulation: windows between two optimizer steps. (The executor counts backward passes for
+            DeepSpeed.)
         gradient_clipping: largest norm, 0 for none.
         optimizer: name and arguments, by DeepSpeed's names.
     """
 
     precision: str
     batch_size: int
-    backwards_per_step: int
+    gradient_accumulation: int
     gradient_clipping: float
     optimizer: str
     optimizer_params: dict[str, Any]
@@ -79,7 +79,7 @@ def decided_values(config: dict[str, Any], settings: EngineSettings) -> dict[tup
     low = "" if autocast else settings.precision
     values: dict[tuple[str, ...], Any] = {
         ("train_micro_batch_size_per_gpu",): settings.batch_size,
-        ("gradient_accumulation_steps",): settings.backwards_per_step,
+        ("gradient_accumulation_steps",): settings.gradient_accumulation,
         ("gradient_clipping",): settings.gradient_clipping,
         ("bf16", "enabled"): low == "bf16",
         ("fp16", "enabled"): low == "fp16",

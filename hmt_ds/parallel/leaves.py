@@ -23,11 +23,14 @@ class LayerRuns(nn.ModuleList):
     layer: it notes the call, and the last caller of a run calls the run.
     """
 
+    runs: "list[LayerRun]"
+
     def __init__(self, layers: nn.ModuleList, per_leaf: int):
         super().__init__(layers)
         members = list(layers)
         starts = range(0, len(members), per_leaf)
-        object.__setattr__(self, "runs", [LayerRun(members[start : start + per_leaf]) for start in starts])
+        runs = [LayerRun(members[start : start + per_leaf]) for start in starts]
+        object.__setattr__(self, "runs", runs)  # past nn.Module, which would register them
 
     def named_children(self) -> Iterator[tuple[str, nn.Module]]:
         """The runs."""

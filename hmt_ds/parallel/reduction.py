@@ -3,9 +3,9 @@
 After each pass: DeepSpeed shards what the pass has left, and sums the shards in float32. Nothing whole stands.
 
 Once per step: each rank sums its own gradients in float32 first. The model that reads is a second tree of modules over
-the same weights, so that DeepSpeed's hooks are not in its way; they run for every backward pass, and at stage 3 for every
-module. In the end the sums are handed to DeepSpeed's engine as if one backward pass had made them. That takes 4 bytes for
-each trained weight on every rank, and at stage 3 the whole weights for as long as the step lasts.
+the same weights, so that DeepSpeed's hooks are not in its way; they run for every backward pass, and at stage 3 for
+every module. In the end the sums are handed to DeepSpeed's engine as if one backward pass had made them. That takes 4
+bytes for each trained weight on every rank, and at stage 3 the whole weights for as long as the step lasts.
 """
 
 import copy
@@ -21,6 +21,7 @@ from hmt_ds.memory import HMT
 from hmt_ds.memory.unroll import Phase
 from hmt_ds.parallel.cuda_graphs import GraphedReader
 from hmt_ds.parallel.ds_config import stage_of
+from hmt_ds.parallel.room import MEASURED
 
 
 class PerSegment:
@@ -73,7 +74,8 @@ class PerStep:
 
     def __init__(self, model: HMT, autocast: AbstractContextManager[Any], graphs: bool = False):
         self.autocast, self.weights = autocast, list(model.parameters())
-        self.steps, self.graphs, self.replays = 0, graphs, None
+        self.steps, self.graphs = 0, graphs
+        self.replays: GraphedReader | None = None
         self.aliases = [nn.Parameter(weight.detach(), weight.requires_grad) for weight in self.weights]
         self.pairs = list(zip(self.weights, self.aliases, strict=True))
         self.model = copy.deepcopy(model, {id(weight): alias for weight, alias in self.pairs})
@@ -96,9 +98,9 @@ class PerStep:
             return self.model(*arguments, **options)
 
     def step_done(self) -> None:
-        """A step is over. The first is measured, the second compiles what the plan made of it; the third is captured."""
+        """A step is over. One is measured, the next compiles what the plan made of it; what follows is captured."""
         self.steps += 1
-        if self.graphs and self.steps == 2:
+        if self.graphs and self.steps == MEASURED + 1:
             torch.cuda.empty_cache()
             self.replays = GraphedReader(self.read_eagerly)
         elif self.replays:

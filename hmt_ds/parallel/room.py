@@ -1,4 +1,4 @@
-"""How much of a window can be kept: by what the first step took of the GPU's memory."""
+"""How much of a window can be kept: by what a step takes of the GPU's memory."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,21 +9,27 @@ from hmt_ds.memory import MemorySettings, Plan, Summary
 from hmt_ds.parallel.distributed import smallest
 from hmt_ds.parallel.settle import ComputeSettings
 
-MARGIN = 0.9  # of the GPU's memory is planned with; the rest is for what differs between steps
+MARGIN = 0.92  # of the GPU's memory is planned with; the rest is for what differs between steps
+MEASURED = 2  # the step that is measured; in the first, optimizer states may be missing, and compilers work
 
 
 class Room:
     """Decides what is kept of a window.
 
-    The first step keeps one segment and measures it. From then on as many segments as fit keep their activations, and
-    summaries are read in batches that are no larger. All ranks keep the same.
+    The first steps keep one segment. When one of them was measured, as many segments keep their activations as fit
+    beside all else, and summaries are read in larger batches. All ranks keep the same.
     """
 
     def __init__(self, compute: ComputeSettings, settings: MemorySettings, depth: int, device: torch.device):
         self.compute, self.settings, self.depth, self.device = compute, settings, depth, device
         self.segment = self.summary = 0  # bytes of the largest graph of each
-        self.measured = device.type == "cpu"
+        self.step, self.peak = 1, 0
         self.plan = self.bounded(1, 1, 0)
+
+    @property
+    def measures(self) -> bool:
+        """Whether the present step is the measured one. (On CPUs none is: there the plan stays as it is.)"""
+        return self.device.type != "cpu" and self.step == MEASURED
 
     def bounded(self, segments: int, batch: int, batches: int) -> Plan:
         """The plan that the recipe leaves of these numbers."""
@@ -36,8 +42,8 @@ class Room:
         return Plan(min(segments, self.depth), min(batch, self.depth), batches)
 
     def watch(self, read: Callable[..., Any]) -> Callable[..., Any]:
-        """The same reader; it measures how much memory its graphs take, until that is known."""
-        if self.measured:
+        """The reader of a step; where the step is measured, one that notes how much memory its graphs take."""
+        if not self.measures:
             return read
         cuda = torch.get_device_module(self.device)
 
@@ -49,26 +55,42 @@ class Room:
                 setattr(self, kind, max(getattr(self, kind), cuda.memory_allocated() - before))
             return output
 
+        cuda.reset_peak_memory_stats()
         return watched
 
-    def learn(self) -> None:
-        """Plan the next steps by the peak of the first, on the rank that has least room."""
-        if self.measured:
-            return
-        self.measured = True
+    def windows_read(self) -> None:
+        """All backward passes of a step are done: note their peak, for that of the optimizer does not add to it."""
+        if self.measures:
+            self.peak = torch.get_device_module(self.device).max_memory_allocated()
+
+    def step_done(self) -> None:
+        """Plan the next steps by the measured one, on the rank that has least room."""
+        if self.measures:
+            self.plan = self.bounded(*map(int, smallest(self.what_fits(), self.device)))
+        self.step += 1
+
+    def what_fits(self) -> list[int]:
+        """Segments that keep their activations, summaries in a batch, and batches that keep theirs."""
         cuda = torch.get_device_module(self.device)
         free, total = cuda.mem_get_info()
-        others = total - free - cuda.memory_reserved()
-        room = MARGIN * total - others - cuda.max_memory_allocated()
-        if self.compute.cuda_graphs == "on":
+        room = MARGIN * total - (total - free - cuda.memory_reserved()) - self.peak
+        single = self.summary / self.plan.summary_segments
+        # all batches of one size: what is compiled or captured is so for a size
+        sizes = [n for n in range(1, self.depth + 1) if self.depth % n == 0]
+        if self.compute.cuda_graphs == "always":
             # each capture has a rehearsal, and what graphs have taken nobody else can use
             room -= 2 * self.segment
-        single = self.summary / self.plan.summary_segments
-        # large enough to fill the GPU; all of one size, for what is compiled or captured is so for a size
-        batch = max(n for n in range(1, self.depth + 1) if self.depth % n == 0 and n * single <= max(room / 4, single))
-        room -= batch * single
-        segments = min(self.depth, 1 + max(0, int(room // max(self.segment, 1))))
-        batches = max(0, int((room - (segments - 1) * self.segment) // max(batch * single, 1)))
-        batches = batches if segments == self.depth else 0
-        segments, batch, batches = map(int, smallest([segments, batch, batches], self.device))
-        self.plan = self.bounded(segments, batch, batches)
+            batch = max(n for n in sizes if n * single <= max(room / 4, single))
+            room -= batch * single
+            segments = self.segments_in(room)
+        else:
+            segments = self.segments_in(room)
+            # a batch goes backward when the graphs of its segments are gone
+            batch = max(n for n in sizes if n * single <= max(segments * self.segment, single))
+        left = room - (segments - 1) * self.segment
+        batches = max(0, int(left // max(batch * single, 1))) if segments == self.depth else 0
+        return [segments, batch, batches]
+
+    def segments_in(self, room: float) -> int:
+        """How many segments keep their activations in so many bytes; one has its place already."""
+        return min(self.depth, 1 + max(0, int(room // max(self.segment, 1))))

@@ -15,7 +15,6 @@ from hmt_ds.parallel.distributed import world_size
 from hmt_ds.parallel.ds_config import offloads, stage_of
 from hmt_ds.parallel.leaves import group_layers
 
-
 # positions x parameters of a layer, below which its kernels are done before the next are launched (a tenth of a
 # millisecond to one, measured on an H100)
 LAUNCH_BOUND = 2.5e11
@@ -31,7 +30,7 @@ class ComputeSettings:
         reduction: reduce gradients once per ``step``, after each ``segment``, or ``auto``.
         leaf_layers: layers that ZeRO-3 gathers at once, or ``auto``.
         kernels: ``plain``, ``liger``, ``compile`` or ``auto``.
-        cuda_graphs: ``on``, ``off`` or ``auto``.
+        cuda_graphs: ``always``, ``never`` or ``auto``.
         spill: keep what crosses segment borders in the host's memory.
     """
 
@@ -42,6 +41,9 @@ class ComputeSettings:
     kernels: str = "auto"
     cuda_graphs: str = "auto"
     spill: bool = False
+
+
+BY_DEFAULT = ComputeSettings()
 
 
 def resolve(compute: ComputeSettings, model: HMT, ds_config: dict[str, Any], device: torch.device) -> ComputeSettings:
@@ -55,7 +57,7 @@ def resolve(compute: ComputeSettings, model: HMT, ds_config: dict[str, Any], dev
         leaf_layers = leaf_that_fits(cast(CausalLM, model.backbone), device)
     graphs = compute.cuda_graphs
     if graphs == "auto":
-        graphs = "on" if worth_capturing(model, reduction, ds_config, compute.recompute, device) else "off"
+        graphs = "always" if worth_capturing(model, reduction, ds_config, compute.recompute, device) else "never"
     return replace(compute, reduction=reduction, kernels=kernels, leaf_layers=leaf_layers, cuda_graphs=graphs)
 
 
@@ -73,12 +75,12 @@ def worth_capturing(
 
 
 def best_kernels(backbone: CausalLM, reduction: str, recompute: str, device: torch.device) -> str:
-    """Compiled layers where no hook of ZeRO-3 and no checkpoint stands in them; else liger's, if it knows the family."""
+    """Compiled layers where no hook of ZeRO-3 and no checkpoint is in them; else liger's, if it knows the family."""
     if device.type == "cpu":
         return "plain"
     if reduction == "step" and recompute in ("auto", "none", "segment"):
         return "compile"
-    return "liger" if liger_knows(backbone) else "plain"
+    return "liger" if liger_knows(backbone.config.model_type) else "plain"
 
 
 def whole_gradient_fits(model: HMT, ds_config: dict[str, Any], device: torch.device) -> bool:

@@ -7,7 +7,6 @@ from typing import Any, cast
 
 import deepspeed
 import torch
-from torch import Tensor
 
 from hmt_ds.backbones import CausalLM
 from hmt_ds.backbones.compute import compile_layers
@@ -18,7 +17,7 @@ from hmt_ds.parallel.distributed import add_up, world_size
 from hmt_ds.parallel.ds_config import computes_in_autocast, stage_of
 from hmt_ds.parallel.reduction import PerSegment, PerStep
 from hmt_ds.parallel.room import Room
-from hmt_ds.parallel.settle import ComputeSettings, arrange, resolve
+from hmt_ds.parallel.settle import BY_DEFAULT, ComputeSettings, arrange, resolve
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class ZeroExecutor:
         precision: str,
         device: torch.device,
         depth: int,
-        compute: ComputeSettings = ComputeSettings(),
+        compute: ComputeSettings = BY_DEFAULT,
         memory_lr: float | None = None,
         scheduler: Callable[[Any], Any] | None = None,
     ):
@@ -80,7 +79,7 @@ class ZeroExecutor:
         once = self.compute.reduction == "step"
         # made before DeepSpeed puts hooks into the model
         in_autocast = torch.autocast(device.type, low, enabled=autocast, cache_enabled=False)
-        graphs = self.compute.cuda_graphs == "on"
+        graphs = self.compute.cuda_graphs == "always"
         self.gradients = PerStep(model, in_autocast, graphs) if once else PerSegment(model)
         if self.compute.kernels == "compile":
             compile_layers(cast(CausalLM, self.gradients.model.backbone))
@@ -123,11 +122,11 @@ class ZeroExecutor:
         )
         tokens, fresh, flags = add_up(counts.to(self.device)).long().tolist()
         self.engine.train()
-        totals = []
+        totals, read = [], self.room.watch(self.gradients.read)
         with self.gradients.of_a_step(self.backward_passes(windows), self.loss_scale(), self.phase):
             for window in windows:
                 sums, self.state = backward_through_time(
-                    self.room.watch(self.gradients.read),
+                    read,
                     self.settings,
                     window if self.compute.spill else window.to(self.device),
                     self.state or self.empty_state(len(window.input_ids), self.settings.kept_memories),
@@ -139,10 +138,11 @@ class ZeroExecutor:
                     phase=self.phase,
                 )
                 totals.append(torch.stack([sums.loss.double(), sums.recall_distance.double(), sums.recalls.double()]))
+            self.room.windows_read()
         before, norm = self.engine.skipped_steps, self.plain_gradient_norm()
         with self.phase("step"):
             self.engine.step()
-        self.room.learn()
+        self.room.step_done()
         self.gradients.step_done()
         loss, distance, recalls = add_up(torch.stack(totals).sum(dim=0)).tolist()
         norm = self.engine.get_global_grad_norm() if norm is None else norm

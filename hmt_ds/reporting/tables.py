@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from rich.console import Console
@@ -64,6 +64,8 @@ def type_name(kind: Any) -> str:
     """A type as a person would write it."""
     if isinstance(kind, type):
         return kind.__name__
+    if get_origin(kind) is Annotated:  # a number with its limits
+        return type_name(get_args(kind)[0])
     choices = get_args(kind)
     words = [c if isinstance(c, str) else "none" if c is type(None) else type_name(c) for c in choices]
     joined = " | ".join(words)

@@ -11,7 +11,7 @@ from hmt_ds.parallel.settle import ComputeSettings
 from hmt_ds.parallel.zero import ZeroExecutor
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
-L, DEPTH, ROWS, STEPS = 32, 6, 2, 6  # the first step is measured, the second compiles, the third is captured
+L, DEPTH, ROWS, STEPS = 32, 6, 2, 6  # the second step is measured, the third compiles, the fourth is captured
 BACKBONE = {
     "model_type": "llama",
     "vocab_size": 512,
@@ -64,7 +64,7 @@ def gradients(precision: str, config: str, **compute: object) -> list[dict[str, 
     executor.gradients.deliver = look_and_deliver
     for window in windows():
         executor.train_batch([window])
-    assert (executor.gradients.replays is not None) == (compute["cuda_graphs"] == "on")
+    assert (executor.gradients.replays is not None) == (compute["cuda_graphs"] == "always")
     executor.engine.destroy()
     return found
 
@@ -81,8 +81,8 @@ def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
 def test_fp32(config, recompute, kernels):
     join()
     torch.backends.cuda.matmul.allow_tf32 = False
-    plain = gradients("fp32", config, kernels="plain", cuda_graphs="off", recompute="segment", summary_batch=1)
-    other = gradients("fp32", config, kernels=kernels, cuda_graphs="on", recompute=recompute, summary_batch=3)
+    plain = gradients("fp32", config, kernels="plain", cuda_graphs="never", recompute="segment", summary_batch=1)
+    other = gradients("fp32", config, kernels=kernels, cuda_graphs="always", recompute=recompute, summary_batch=3)
     assert len(plain) == STEPS
     for step, (one, expected) in enumerate(zip(other, plain, strict=True)):
         assert distance(one, expected) < 1e-4, (step, distance(one, expected))
@@ -93,9 +93,9 @@ def test_fp32(config, recompute, kernels):
 def test_bf16(config, kernels):
     """Within what bf16 rounds away, which plain kernels in bf16 show against plain kernels in fp32."""
     join()
-    exact = gradients("fp32", config, kernels="plain", cuda_graphs="off", recompute="segment")
-    plain = gradients("bf16", config, kernels="plain", cuda_graphs="off", recompute="segment")
-    other = gradients("bf16", config, kernels=kernels, cuda_graphs="on" if kernels == "compile" else "off")
+    exact = gradients("fp32", config, kernels="plain", cuda_graphs="never", recompute="segment")
+    plain = gradients("bf16", config, kernels="plain", cuda_graphs="never", recompute="segment")
+    other = gradients("bf16", config, kernels=kernels, cuda_graphs="always" if kernels == "compile" else "never")
     for one, usual, expected in zip(other, plain, exact, strict=True):
         whole = [torch.cat([(g[n] - e).flatten() for n, e in expected.items()]).norm() for g in (one, usual)]
         assert whole[0] < 1.5 * whole[1], whole

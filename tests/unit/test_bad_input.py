@@ -67,12 +67,12 @@ CASES = [
     Case(
         "several in the world",
         [
-            *("--memory.sensory_tokens", "40", "--training.checkpointing", "reentrant", "--schedule.name", "WarmupLr"),
+            *("--memory.sensory_tokens", "40", "--compute.recompute", "reentrant", "--schedule.name", "WarmupLr"),
             *("--deepspeed", "no.json", "--data.train.source", "no.txt", "--model.precision", "fp16"),
         ],
         [
             "memory.sensory_tokens is 40, more than a segment has (16)",
-            "training.checkpointing: reentrant",
+            "compute.recompute: reentrant",
             "model.precision: fp16 needs a GPU",
             "deepspeed: no.json: no such file",
             "schedule.name: WarmupLr is no schedule of DeepSpeed or torch; did you mean WarmupLR?",
@@ -111,7 +111,36 @@ CASES = [
     Case("absent model", ["--model.source", "./no"], ["model './no' (no such folder here)"]),
     Case("unknown model type", ["--model.source.model_type", "lama"], ["model 'lama'"]),
     Case("backbone", ["--model.source", json.dumps(NO_EMBEDDINGS)], ["model: cpmant takes no inputs_embeds"]),
-    Case("reentrant", ["--training.checkpointing", "reentrant"], ["training.checkpointing: reentrant", "use segment"]),
+    Case("reentrant", ["--compute.recompute", "reentrant"], ["compute.recompute: reentrant", "use segment"]),
+    Case(
+        "a policy that does not fit",
+        ["--compute.recompute", "none", "--training.bptt_depth", "100000000", "--training.batch_size", "64"],
+        [
+            "compute.recompute none: activations take at least",
+            "GiB, this machine has",
+            "100000000 segments",
+            "take auto",
+        ],
+    ),
+    Case(
+        "a segment that does not fit",
+        ["--training.batch_size", "1000000000"],
+        ["compute.recompute auto: activations take at least", "for one segment of 1000000000 rows", "segment+layer"],
+    ),
+    Case("leaves without stage 3", ["--compute.leaf_layers", "2", "--deepspeed", "ds_configs/zero2.json"], ["stage 2"]),
+    Case(
+        "leaves of too many layers",
+        ["--compute.leaf_layers", "9", "--deepspeed", "ds_configs/zero3.json"],
+        ["compute.leaf_layers is 9 layers, the backbone has 1"],
+    ),
+    Case("summary batch", ["--compute.summary_batch", "50"], ["compute.summary_batch is 50, a window has"]),
+    Case("graphs on the CPU", ["--compute.cuda_graphs", "always"], ["compute.cuda_graphs is always, but there is no GPU here"]),
+    Case("liger is absent", ["--compute.kernels", "liger"], ["compute.kernels: liger-kernel is not installed"]),
+    Case(
+        "compiled checkpoints",
+        ["--compute.kernels", "compile", "--compute.recompute", "selective"],
+        ["compute.kernels: compiled layers choose what they keep"],
+    ),
     Case("pipeline", ["--training.pipeline_stages", "2"], ["training.pipeline_stages is 2", "use 1"]),
     Case("fp16 on the CPU", ["--model.precision", "fp16"], ["model.precision: fp16 needs a GPU", "use bf16 or fp32"]),
     Case("segments read", ["--evaluation.segments_read", "[4, 2]"], ["evaluation.segments_read is [4, 2]"]),

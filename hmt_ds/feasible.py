@@ -1,0 +1,94 @@
+"""Settings of the recipe's section ``compute`` that cannot work, with the figures."""
+
+from typing import Any
+
+import psutil
+import torch
+
+from hmt_ds.backbones.compute import liger_knows
+from hmt_ds.memory import MemorySettings
+from hmt_ds.parallel.ds_config import offloads, stage_of
+from hmt_ds.planning.activations import GIB, kept_bytes
+from hmt_ds.recipe import Recipe
+
+
+def check_compute(recipe: Recipe, config: Any, ds_config: dict[str, Any]) -> list[str]:
+    """What contradicts the backbone, DeepSpeed's file, or this machine; each problem in one line.
+
+    Args:
+        config: the backbone's.
+        ds_config: filled.
+    """
+    config = config.get_text_config()
+    if not hasattr(config, "num_hidden_layers"):
+        return []  # no language model, which others say
+    problems = check_recompute(recipe, config) + check_leaves(recipe, config, stage_of(ds_config))
+    compute = recipe.compute
+    depth = recipe.training.bptt_depth
+    if isinstance(compute.summary_batch, int) and compute.summary_batch > depth:
+        problems.append(f"compute.summary_batch is {compute.summary_batch}, a window has {depth} (training.bptt_depth)")
+    if compute.cuda_graphs == "always" and (reason := why_not_captured(recipe, ds_config)):
+        problems.append(f"compute.cuda_graphs is always, but {reason}: take auto")
+    if compute.kernels == "liger" and not liger_knows(config.model_type):
+        problems.append(
+            f"compute.kernels: liger-kernel is not installed or has nothing for {config.model_type}: take auto"
+        )
+    if compute.kernels == "compile" and compute.recompute in ("selective", "segment+layer"):
+        problems.append(
+            f"compute.kernels: compiled layers choose what they keep, so compute.recompute {compute.recompute} has no "
+            "say: take none or segment, or kernels plain"
+        )
+    return problems
+
+
+def check_recompute(recipe: Recipe, config: Any) -> list[str]:
+    """A policy under which the activations alone are more than the machine has."""
+    compute, training = recipe.compute, recipe.training
+    settings = MemorySettings(**recipe.memory.model_dump() | {"recall_dim": recipe.memory.recall_dim or 1})
+    size = 4 if recipe.model.precision == "fp32" else 2
+    shape = {"batch": training.batch_size, "size": size}
+    needed = kept_bytes(config, settings, compute.recompute, depth=training.bptt_depth, **shape)
+    available, where = memory_of_this_machine()
+    if needed <= available:
+        return []
+    said = f"compute.recompute {compute.recompute}: activations take at least {needed / GIB:,.1f} GiB"
+    said += f", {where} has {available / GIB:,.1f}"
+    if compute.recompute in ("none", "selective"):
+        one = kept_bytes(config, settings, compute.recompute, depth=1, **shape)
+        return [f"{said} ({training.bptt_depth} segments of {one / GIB:,.2f}): take auto, or lower training.bptt_depth"]
+    less = "" if compute.recompute == "segment+layer" else "take segment+layer, or "
+    return [f"{said} for one segment of {training.batch_size} rows: {less}lower training.batch_size"]
+
+
+def check_leaves(recipe: Recipe, config: Any, stage: int) -> list[str]:
+    """Leaves of more layers than there are, or without ZeRO-3."""
+    wanted = recipe.compute.leaf_layers
+    if wanted == "auto":
+        return []
+    if stage != 3:
+        return [f"compute.leaf_layers is {wanted}, but only ZeRO-3 gathers layers, not stage {stage}: take auto"]
+    if int(wanted) > config.num_hidden_layers:
+        return [f"compute.leaf_layers is {wanted} layers, the backbone has {config.num_hidden_layers}"]
+    return []
+
+
+def why_not_captured(recipe: Recipe, ds_config: dict[str, Any]) -> str | None:
+    """Why CUDA graphs cannot replay the readings, if they cannot."""
+    compute = recipe.compute
+    if not torch.cuda.is_available():
+        return "there is no GPU here"
+    if stage_of(ds_config) == 3 or offloads(ds_config):
+        return "at ZeRO-3, and with offloading, weights do not stay where they are"
+    if compute.reduction == "segment":
+        return "with compute.reduction segment DeepSpeed's hooks run in every pass"
+    if compute.recompute in ("selective", "segment+layer"):
+        return f"checkpoints (compute.recompute {compute.recompute}) cannot be captured"
+    return None
+
+
+def memory_of_this_machine() -> tuple[int, str]:
+    """Bytes for activations, and of what: the smallest GPU, or the host."""
+    if torch.cuda.is_available():
+        devices = range(torch.cuda.device_count())
+        return min(torch.cuda.get_device_properties(d).total_memory for d in devices), "the GPU"
+    return psutil.virtual_memory().total, "this machine"
