@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hmt_ds import __version__
 from hmt_ds.local import run_ranks
+from hmt_ds.planning.options import add_bench_options, take_options
 
 RANKS_HELP = "processes on this machine (default: as many as wrote the run's checkpoint, or its GPUs, or 1)"
 
@@ -19,6 +20,7 @@ def main() -> None:
     for name, help_text, operand in (
         ("train", "train a model", "RECIPE"),
         ("evaluate", "held-out perplexity by segments read, memory on and off", "RUN|RECIPE"),
+        ("bench", "speed and memory of some steps", "RECIPE"),
     ):
         command = commands.add_parser(
             name,
@@ -28,13 +30,15 @@ def main() -> None:
         )
         command.add_argument("source", metavar=operand)
         command.add_argument("--ranks", type=positive, metavar="N", help=RANKS_HELP)
+        if name == "bench":
+            add_bench_options(command)
     commands.add_parser("keys", help="list the keys of a recipe, with types and defaults")
     tokenizer = commands.add_parser("tokenizer", help="train a sentencepiece BPE tokenizer on text files")
     tokenizer.add_argument("files", nargs="+", type=Path, metavar="FILE")
     tokenizer.add_argument("--vocab-size", type=int, default=4096)
     tokenizer.add_argument("--output", type=Path, required=True, metavar="FOLDER")
     arguments, overrides = parser.parse_known_args()
-    if arguments.command in ("train", "evaluate"):
+    if arguments.command in ("train", "evaluate", "bench"):
         sys.exit(start_ranks(arguments, overrides))
     if overrides:
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
@@ -50,25 +54,48 @@ def positive(text: str) -> int:
 
 def start_ranks(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Check the recipe, then start the ranks of this machine through the deepspeed launcher."""
-    from hmt_ds.config import ConfigError, load_recipe
+    from hmt_ds.config import ConfigError
     from hmt_ds.reporting.progress import print_problems
 
     source = Path(arguments.source)
     recipe_file = source / "recipe.yaml" if source.is_dir() else source
     quiet_environment()
+    if arguments.command == "bench" and arguments.reference and not arguments.ranks:
+        arguments.ranks = 1
     try:
-        recipe = load_recipe(recipe_file, overrides)
-        from hmt_ds.parallel.distributed import quiet
-        from hmt_ds.prepare import prepare
-
-        quiet()
-        prepare(recipe, recipe_file, new_run=arguments.command == "train")
+        words = check(arguments, recipe_file, overrides)
     except ConfigError as error:
         print_problems(error.problems)
         return 2
     ranks = arguments.ranks or ranks_of(source) or number_of_gpus() or 1
-    named = str(recipe_file if arguments.command == "train" else source)
-    return run_ranks(f"hmt_ds.{arguments.command}", [named, *overrides], ranks)
+    named = str(source if arguments.command == "evaluate" else recipe_file)
+    return run_ranks(f"hmt_ds.{arguments.command}", [named, *words], ranks)
+
+
+def check(arguments: argparse.Namespace, recipe_file: Path, overrides: list[str]) -> list[str]:
+    """See whether the command can be done; returns what the ranks are told besides the recipe's file.
+
+    Raises:
+        ConfigError: with all problems.
+    """
+    from hmt_ds.config import ConfigError, load_recipe
+
+    options, problems = take_options(arguments) if arguments.command == "bench" else (None, [])
+    if problems:
+        raise ConfigError(problems)
+    recipe = load_recipe(recipe_file, overrides)
+    from hmt_ds.parallel.distributed import quiet
+    from hmt_ds.prepare import prepare
+
+    quiet()
+    with_data = options is None or options.tokens == "data"
+    prepare(recipe, recipe_file, new_run=arguments.command == "train", with_data=with_data)
+    if options is None:
+        return overrides
+    from hmt_ds.bench import check_reference
+
+    check_reference(recipe, options, arguments.ranks)
+    return [*options.words(), *overrides]
 
 
 def quiet_environment() -> None:

@@ -20,6 +20,7 @@ from hmt_ds.backbones import (
 from hmt_ds.config import ConfigError, find_file
 from hmt_ds.data import DataError, check_vocabulary, load_documents, load_tokenizer, tokenize_documents
 from hmt_ds.evaluation.perplexity import segments_needed
+from hmt_ds.feasible import check_compute
 from hmt_ds.memory import MemorySettings
 from hmt_ds.parallel.ds_config import DeepSpeedConfigError, EngineSettings, fill_ds_config, read_ds_config
 from hmt_ds.parallel.optimizer import OptimizerError, check_optimizer
@@ -37,12 +38,12 @@ class Prepared:
     Attributes:
         ds_config: DeepSpeed's configuration, filled.
         lora: adapters, for model.train lora.
-        train, validation: tokenised documents.
+        train, validation: tokenised documents. ``train`` is None where no data were wanted.
     """
 
     ds_config: dict[str, Any]
     lora: LoraSettings
-    train: Dataset
+    train: Dataset | None
     validation: Dataset | None
 
 
@@ -58,12 +59,13 @@ class Problems(list[str]):
             return None
 
 
-def prepare(recipe: Recipe, recipe_file: str | Path, *, new_run: bool = True) -> Prepared:
+def prepare(recipe: Recipe, recipe_file: str | Path, *, new_run: bool = True, with_data: bool = True) -> Prepared:
     """Check a recipe against the world, and read its data.
 
     Args:
         recipe_file: where the recipe is; files may be named relative to it.
         new_run: whether the output folder will be written.
+        with_data: whether data and tokenizer are wanted; else nobody looks for them.
 
     Raises:
         ConfigError: with all problems.
@@ -85,9 +87,12 @@ def prepare(recipe: Recipe, recipe_file: str | Path, *, new_run: bool = True) ->
             problems.attempt(lambda: check_slips(source))
         problems.attempt(lambda: check_backbone(config), "model: ")
         problems += check_positions(recipe, config)
+        if ds_config is not None:
+            problems += check_compute(recipe, config, ds_config)
         if model.train == "lora":
             problems.attempt(lambda: check_adapters(config, LoraSettings(**model.lora.model_dump())), "model.lora: ")
-    datasets = read_data(recipe, getattr(config, "vocab_size", None), problems)
+    vocabulary = getattr(config, "vocab_size", None)
+    datasets = read_data(recipe, vocabulary, problems) if with_data else (None, None)
     if problems or ds_config is None or datasets is None:
         raise ConfigError(problems)
     return Prepared(ds_config, LoraSettings(**model.lora.model_dump()), *datasets)
@@ -101,6 +106,10 @@ def check_training(recipe: Recipe) -> list[str]:
         problems.append(
             f"memory.sensory_tokens is {memory.sensory_tokens}, more than a segment has ({memory.segment_length}): "
             "take at most memory.segment_length"
+        )
+    if recipe.compute.recompute == "reentrant":
+        problems.append(
+            "compute.recompute: reentrant checkpointing fails at ZeRO-2 and gives wrong gradients at ZeRO-3: use segment"
         )
     if training.pipeline_stages > 1:
         stages = training.pipeline_stages
@@ -156,7 +165,7 @@ def deepspeed_config(recipe: Recipe, recipe_file: str | Path) -> dict[str, Any]:
     settings = EngineSettings(
         precision=recipe.model.precision,
         batch_size=training.batch_size,
-        backwards_per_step=training.bptt_depth * training.gradient_accumulation,
+        gradient_accumulation=training.gradient_accumulation,
         gradient_clipping=training.gradient_clipping,
         optimizer=optimizer.name,
         optimizer_params=params,

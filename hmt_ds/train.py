@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -15,6 +16,11 @@ from hmt_ds.recipe import Recipe
 from hmt_ds.reporting.progress import print_problems
 from hmt_ds.reporting.tables import print_recipe
 from hmt_ds.trainer import Trainer
+
+OUT_OF_MEMORY = (
+    "Lower training.batch_size; or take compute.recompute segment+layer, compute.reduction segment, a higher ZeRO "
+    "stage, or a DeepSpeed file with offloading"
+)
 
 
 def main() -> int:
@@ -36,9 +42,19 @@ def as_rank(work: Callable[[str, list[str], torch.device], None]) -> int:
         if rank() == 0:
             print_problems(str(error).splitlines())
         return 2
+    except torch.OutOfMemoryError as error:
+        # at once: the others wait for this rank, and the launcher ends them when it is gone
+        end_out_of_memory(error)
     finally:
         leave()
     return 0
+
+
+def end_out_of_memory(error: Exception) -> NoReturn:
+    """End this rank with a line that says what to change."""
+    said = ". ".join(str(error).split(". ")[:3])
+    print_problems([f"rank {rank()}: {said}. {OUT_OF_MEMORY}"])
+    end_process(1)
 
 
 def train(recipe_file: str, overrides: list[str], device: torch.device) -> None:
@@ -49,18 +65,18 @@ def train(recipe_file: str, overrides: list[str], device: torch.device) -> None:
     Trainer(recipe, prepare_together(recipe, recipe_file, new_run=True), device).train()
 
 
-def prepare_together(recipe: Recipe, recipe_file: str | Path, *, new_run: bool) -> Prepared:
+def prepare_together(recipe: Recipe, recipe_file: str | Path, *, new_run: bool, with_data: bool = True) -> Prepared:
     """Rank 0 checks the recipe and reads the data; the others take it from the cache, or end with it."""
     prepared = None
     problems: list[str] = []
     if rank() == 0:
         try:
-            prepared = prepare(recipe, recipe_file, new_run=new_run)
+            prepared = prepare(recipe, recipe_file, new_run=new_run, with_data=with_data)
         except ConfigError as error:
             problems = error.problems
     if found := from_rank_0(problems):
         raise ConfigError(found)  # type: ignore[arg-type]
-    return prepared or prepare(recipe, recipe_file, new_run=new_run)
+    return prepared or prepare(recipe, recipe_file, new_run=new_run, with_data=with_data)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import yaml
 from rich.console import Console
+from torch import nn
 
 from hmt_ds.checkpoint import Progress as Position
 from hmt_ds.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
@@ -21,7 +22,7 @@ from hmt_ds.memory import Window
 from hmt_ds.parallel.build import build_hmt
 from hmt_ds.parallel.distributed import barrier, rank, world_size
 from hmt_ds.parallel.schedule import make_scheduler
-from hmt_ds.parallel.settle import ComputeSettings
+from hmt_ds.parallel.settle import ComputeSettings, number_of
 from hmt_ds.parallel.zero import StepOutput, ZeroExecutor
 from hmt_ds.planning.flops import peak_flops, useful_flops_per_token
 from hmt_ds.prepare import Prepared
@@ -44,30 +45,8 @@ class Trainer:
     def __init__(self, recipe: Recipe, prepared: Prepared, device: torch.device):
         self.recipe, self.prepared = recipe, prepared
         self.folder = Path(recipe.training.output)
-        model = recipe.model
-        hmt = build_hmt(
-            model.source,
-            recipe.memory.model_dump(),
-            ds_config=prepared.ds_config,
-            precision=model.precision,
-            train=model.train,
-            lora=prepared.lora,
-            seed=recipe.training.seed,
-            device=device,
-            trust_remote_code=model.trust_remote_code,
-        )
-        sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in hmt.parameters()]
-        self.parameters, self.trained = sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained)
-        self.executor = ZeroExecutor(
-            hmt,
-            ds_config=prepared.ds_config,
-            precision=model.precision,
-            device=device,
-            depth=recipe.training.bptt_depth,
-            compute=ComputeSettings(**recipe.compute.model_dump()),
-            memory_lr=recipe.optimizer.memory_lr,
-            scheduler=make_scheduler(recipe.schedule.name, recipe.schedule.params, recipe.training.steps),
-        )
+        self.executor = build_executor(recipe, prepared, device)
+        self.parameters, self.trained = sizes_of(self.executor.engine.module)
         self.position = Position()
         self.told_to_stop = 0
 
@@ -92,24 +71,9 @@ class Trainer:
     def steps(self) -> Iterator[tuple[int, list[Batch]]]:
         """The remaining steps, each with its windows."""
         training = self.recipe.training
-        batches = iter(self.training_loader())
+        batches = iter(training_loader(self.recipe, self.prepared, self.position.position))
         for step in range(self.position.step + 1, training.steps + 1):
             yield step, list(islice(batches, training.gradient_accumulation))
-
-    def training_loader(self) -> WindowLoader:
-        """This rank's rows of the training documents, from the run's position on."""
-        training = self.recipe.training
-        return WindowLoader(
-            self.prepared.train,
-            segments=training.bptt_depth,
-            segment_length=self.recipe.memory.segment_length,
-            seed=training.seed,
-            rank=rank(),
-            world_size=world_size(),
-            batch_size=training.batch_size,
-            num_workers=self.recipe.data.workers,
-            state=self.position.position,
-        )
 
     def validation_windows(self) -> Iterable[Window]:
         """This rank's rows of the held-out documents, once through."""
@@ -241,6 +205,54 @@ class Trainer:
 
         signal.signal(signal.SIGINT, stop)
         signal.signal(signal.SIGTERM, stop)
+
+
+def build_executor(recipe: Recipe, prepared: Prepared, device: torch.device) -> ZeroExecutor:
+    """The recipe's model in DeepSpeed's engine, on this rank's device."""
+    model = recipe.model
+    hmt = build_hmt(
+        model.source,
+        recipe.memory.model_dump(),
+        ds_config=prepared.ds_config,
+        precision=model.precision,
+        train=model.train,
+        lora=prepared.lora,
+        seed=recipe.training.seed,
+        device=device,
+        trust_remote_code=model.trust_remote_code,
+    )
+    return ZeroExecutor(
+        hmt,
+        ds_config=prepared.ds_config,
+        precision=model.precision,
+        device=device,
+        depth=recipe.training.bptt_depth,
+        compute=ComputeSettings(**recipe.compute.model_dump()),
+        memory_lr=recipe.optimizer.memory_lr,
+        scheduler=make_scheduler(recipe.schedule.name, recipe.schedule.params, recipe.training.steps),
+    )
+
+
+def training_loader(recipe: Recipe, prepared: Prepared, position: dict[str, Any] | None = None) -> WindowLoader:
+    """This rank's rows of the training documents, from a position on."""
+    training = recipe.training
+    return WindowLoader(
+        prepared.train,
+        segments=training.bptt_depth,
+        segment_length=recipe.memory.segment_length,
+        seed=training.seed,
+        rank=rank(),
+        world_size=world_size(),
+        batch_size=training.batch_size,
+        num_workers=recipe.data.workers,
+        state=position,
+    )
+
+
+def sizes_of(model: nn.Module) -> tuple[int, int]:
+    """How many parameters a model has, sharded or not, and how many of them are trained."""
+    sizes = [(number_of(p), p.requires_grad) for p in model.parameters()]
+    return sum(number for number, _ in sizes), sum(number for number, trained in sizes if trained)
 
 
 def as_window(batch: Batch) -> Window:

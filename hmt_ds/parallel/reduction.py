@@ -100,7 +100,7 @@ class PerStep:
     def step_done(self) -> None:
         """A step is over. One is measured, the next compiles what the plan made of it; what follows is captured."""
         self.steps += 1
-        if self.graphs and self.steps == MEASURED + 1:
+        if self.graphs and self.replays is None and self.steps > MEASURED:
             torch.cuda.empty_cache()
             self.replays = GraphedReader(self.read_eagerly)
         elif self.replays:
@@ -111,8 +111,10 @@ class PerStep:
         """Around all backward passes of an optimizer step. At stage 3 the weights are whole for so long."""
         self.scale = scale
         with deepspeed.zero.GatheredParameters(self.weights, enabled=self.sharded):
-            for weight, alias in self.pairs:
-                alias.data = weight.data
+            if any(weight.data_ptr() != alias.data_ptr() for weight, alias in self.pairs):
+                for weight, alias in self.pairs:
+                    alias.data = weight.data
+                self.replays = None  # what was captured reads where the weights were
             yield
             with phase("reduce"):
                 self.deliver()

@@ -122,6 +122,7 @@ class ZeroExecutor:
         )
         tokens, fresh, flags = add_up(counts.to(self.device)).long().tolist()
         self.engine.train()
+        self.gradients.model.train()
         totals, read = [], self.room.watch(self.gradients.read)
         with self.gradients.of_a_step(self.backward_passes(windows), self.loss_scale(), self.phase):
             for window in windows:

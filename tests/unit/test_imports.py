@@ -18,7 +18,7 @@ FOLDERS = {
 }
 FOLDERS |= {later: set(FOLDERS) for later in ("evaluation", "planning", "reporting")}
 # modules beside the folders, from the bottom up: each may import the folders, and the modules before it
-MODULES = ["recipe", "config", "prepare", "trainer", "train", "evaluate", "local", "cli"]
+MODULES = ["recipe", "config", "feasible", "prepare", "trainer", "train", "evaluate", "bench", "local", "cli"]
 DEEPSPEED = {"parallel", "checkpoint", "reporting"}  # reporting: its monitors alone
 
 

@@ -1,0 +1,182 @@
+"""Speed and memory of a recipe, on this rank: ``--module hmt_ds.bench RECIPE [options] [--section.key value ...]``."""
+
+import gc
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from itertools import islice
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from hmt_ds.backbones import read_config
+from hmt_ds.config import ConfigError, load_recipe
+from hmt_ds.memory import MemorySettings, Window
+from hmt_ds.parallel.distributed import end_process, rank, world_size
+from hmt_ds.planning.flops import matrix_rate, peak_flops
+from hmt_ds.planning.measure import Bench, arithmetic, random_windows, speeds
+from hmt_ds.planning.options import BenchOptions, parse_words
+from hmt_ds.planning.reference import Work, reference_problems, run_reference
+from hmt_ds.prepare import Prepared
+from hmt_ds.recipe import Recipe
+from hmt_ds.reporting.bench_tables import bench_tables, reference_tables
+from hmt_ds.train import as_rank, prepare_together
+from hmt_ds.trainer import as_window, build_executor, resident_bytes, sizes_of, training_loader
+
+
+def main() -> int:
+    """Measure; returns the exit code."""
+    return as_rank(bench)
+
+
+def bench(recipe_file: str, words: list[str], device: torch.device) -> None:
+    """Run some steps of a recipe; print what they took, and write it if that was asked for."""
+    options, overrides, problems = parse_words(words)
+    if problems:
+        raise ConfigError(problems)
+    recipe = load_recipe(recipe_file, overrides)
+    prepared = prepare_together(recipe, recipe_file, new_run=False, with_data=options.tokens == "data")
+    check_reference(recipe, options, world_size())
+    result, settings = measure(recipe, prepared, options, device)
+    publish(bench_tables(result), result, options)
+    if options.reference:
+        make_room(device)
+        training = recipe.training
+        work = Work(recipe.model.source, settings, training.batch_size, training.bptt_depth, training.seed)
+        say("and HMT-pytorch on the same work")
+        result["reference"] = run_reference(options.reference, work, device, options.steps)
+        publish(reference_tables(result), result, options)
+    if options.json:
+        say(f"numbers     {options.json}")
+
+
+def publish(tables: Iterable[Any], result: dict[str, Any], options: BenchOptions) -> None:
+    """Print what there is now and write it, on rank 0: what comes next may fail."""
+    if rank() == 0:
+        console = Console()
+        for table in tables:
+            console.print(table)
+        if options.json:
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            options.json.write_text(json.dumps(result, indent=1))
+
+
+def check_reference(recipe: Recipe, options: BenchOptions, ranks: int) -> None:
+    """See whether HMT-pytorch can be run beside, if that is wanted. The recipe has been found in order.
+
+    Raises:
+        ConfigError: with all that stands against it.
+    """
+    if options.reference is None:
+        return
+    model = recipe.model
+    config = read_config(model.source, trust_remote_code=model.trust_remote_code)
+    memory = recipe.memory.model_dump()
+    problems = reference_problems(options.reference, config, memory, model.precision, model.train)
+    if ranks != 1:
+        problems.append(f"--reference: HMT-pytorch is run on one GPU, not on {ranks}: use --ranks 1")
+    if problems:
+        raise ConfigError(problems)
+
+
+def measure(
+    recipe: Recipe, prepared: Prepared, options: BenchOptions, device: torch.device
+) -> tuple[dict[str, Any], MemorySettings]:
+    """All numbers, with their units in their names; and the memory's sizes."""
+    executor = build_executor(recipe, prepared, device)
+    parameters, trained = sizes_of(executor.engine.module)
+    training, vocabulary = recipe.training, executor.engine.module.backbone.vocabulary
+    runs = Bench(executor, steps_of(recipe, prepared, options, vocabulary))
+    say(f"warming up, {options.warmup} steps; then {options.steps} timed ones")
+    runs.warm_up(options.warmup)
+    timed = runs.timed(options.steps)
+    phases, memory = runs.by_phase(), runs.memory(resident_bytes())
+    if options.trace:
+        say(f"trace       {runs.trace(options.trace)}")
+    flops = arithmetic(executor, parameters, trained, training.batch_size, training.bptt_depth)
+    peaks = peak_rates(device)
+    result = {
+        "run": described(recipe, options, device, executor.engine.zero_optimization_stage())
+        | {"parameters": parameters, "trained_parameters": trained},
+        "compute": asdict(executor.compute),
+        "plan": asdict(executor.room.plan),
+        "steps": [asdict(step) for step in timed],
+        "peak_flops_per_second": peaks,
+        "flops": flops,
+        "speed": speeds(timed, flops, training.gradient_accumulation, peaks),
+        "phase_seconds": phases,
+        "memory": memory,
+    }
+    executor.engine.destroy()
+    return result, executor.settings
+
+
+def described(recipe: Recipe, options: BenchOptions, device: torch.device, stage: int) -> dict[str, Any]:
+    """What was run."""
+    training = recipe.training
+    return {
+        "ranks": world_size(),
+        "device": device_name(device),
+        "precision": recipe.model.precision,
+        "zero_stage": stage,
+        "mode": recipe.memory.mode,
+        "segment_length_tokens": recipe.memory.segment_length,
+        "bptt_depth_segments": training.bptt_depth,
+        "batch_size_per_rank": training.batch_size,
+        "windows_per_step": training.gradient_accumulation,
+        "tokens": options.tokens,
+        "fresh": options.fresh,
+        "warmup_steps": options.warmup,
+        "torch": torch.__version__,
+    }
+
+
+def make_room(device: torch.device) -> None:
+    """Give back what the executor had, which is gone; DeepSpeed's engines and compiled layers are cycles."""
+    torch._dynamo.reset()
+    gc.collect()
+    if device.type != "cpu":
+        torch.get_device_module(device).empty_cache()
+
+
+def steps_of(recipe: Recipe, prepared: Prepared, options: BenchOptions, vocabulary: int) -> Iterator[list[Window]]:
+    """The windows of one step after the other."""
+    training = recipe.training
+    windows: Iterator[Window]
+    if options.tokens == "data":
+        windows = map(as_window, training_loader(recipe, prepared))
+    else:
+        windows = random_windows(
+            training.batch_size,
+            training.bptt_depth,
+            recipe.memory.segment_length,
+            vocabulary,
+            seed=training.seed + rank(),
+            fresh=options.fresh,
+        )
+    while True:
+        yield list(islice(windows, training.gradient_accumulation))
+
+
+def peak_rates(device: torch.device) -> dict[str, float]:
+    """What a GPU can do in FLOP/s, by its datasheet and as measured now; nothing on CPUs."""
+    if device.type == "cpu":
+        return {}
+    measured, datasheet = matrix_rate(device), peak_flops(device_name(device))
+    return {"measured": measured} | ({"datasheet": datasheet} if datasheet else {})
+
+
+def device_name(device: torch.device) -> str:
+    """As its maker calls it."""
+    return "CPU" if device.type == "cpu" else torch.get_device_module(device).get_device_name()
+
+
+def say(text: str) -> None:
+    """A line, from rank 0."""
+    if rank() == 0:
+        print(text, flush=True)
+
+
+if __name__ == "__main__":
+    end_process(main())

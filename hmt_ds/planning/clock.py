@@ -1,0 +1,68 @@
+"""Where the time of a step goes, by the phases that the executor names."""
+
+import time
+from collections import defaultdict
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+PHASES = ("summary", "forward", "recompute", "backward", "reduce", "step", "other")
+
+
+class Clock:
+    """Seconds by phase, of one step after the other. Give it to an executor as its ``phase``.
+
+    A phase within another stops the outer one's time, and the same phase may come many times: each moment of a step
+    counts for one phase, and those of none for ``other``. On GPUs times are those at which the stream came by, read
+    when the step is over, so nothing waits within it.
+
+    Args:
+        only: the phases that are timed; the rest counts as ``other``. Default: all.
+    """
+
+    def __init__(self, device: torch.device, only: Collection[str] = PHASES):
+        self.device, self.only = device, only
+        self.begin()
+
+    def begin(self) -> None:
+        """A step begins."""
+        self.open = ["other"]
+        self.marks = [(self.now(), "other")]
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Around a part of the work."""
+        if name not in self.only:
+            yield
+            return
+        self.open.append(name)
+        self.marks.append((self.now(), name))
+        try:
+            yield
+        finally:
+            self.open.pop()
+            self.marks.append((self.now(), self.open[-1]))
+
+    def end(self) -> dict[str, float]:
+        """The step is over: seconds of each of its phases, which together are the step."""
+        self.marks.append((self.now(), ""))
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).synchronize()
+        seconds: dict[str, float] = defaultdict(float)
+        for (start, name), (stop, _) in zip(self.marks, self.marks[1:], strict=False):
+            seconds[name] += self.between(start, stop)
+        return dict(seconds)
+
+    def now(self) -> Any:
+        """A moment: seconds, or an event in the GPU's stream."""
+        if self.device.type == "cpu":
+            return time.perf_counter()
+        event = torch.get_device_module(self.device).Event(enable_timing=True)
+        event.record()
+        return event
+
+    def between(self, start: Any, stop: Any) -> float:
+        """Seconds from one moment to another."""
+        return stop - start if self.device.type == "cpu" else start.elapsed_time(stop) / 1000

@@ -1,0 +1,169 @@
+"""Steps of an executor, timed: at full speed, by phases, for their memory, and for a trace."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hmt_ds.backbones.compute import layers_of
+from hmt_ds.memory import Window
+from hmt_ds.parallel.distributed import rank, world_size
+from hmt_ds.parallel.settle import number_of
+from hmt_ds.parallel.zero import ZeroExecutor
+from hmt_ds.planning.clock import PHASES, Clock
+from hmt_ds.planning.flops import rates, repeated_positions, useful_flops_per_token
+from hmt_ds.planning.footprint import MemoryProbe, footprint
+
+CLOCKED_STEPS = 2
+
+
+@dataclass(frozen=True)
+class TimedStep:
+    """One optimizer step.
+
+    Attributes:
+        seconds: of the whole step.
+        reduce_and_step_seconds: of its phases ``reduce`` and ``step``.
+        fresh_tokens: of all ranks.
+        loss: in nats per label.
+    """
+
+    seconds: float
+    reduce_and_step_seconds: float
+    fresh_tokens: int
+    loss: float
+
+
+def random_windows(
+    batch: int, segments: int, length: int, vocabulary: int, *, seed: int, fresh: bool
+) -> Iterator[Window]:
+    """Windows of random tokens without end; every row is one document, or begins one in each window.
+
+    Args:
+        seed: the ranks' should differ.
+        fresh: whether each window begins new documents. Else memories are carried on, as in training on long ones.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    following = torch.randint(vocabulary, (batch, 1), generator=generator)
+    shape, first = (batch, segments, length), True
+    while True:
+        new = torch.randint(vocabulary, (batch, segments * length), generator=generator)
+        ids = torch.cat([following, new], dim=1)
+        following = ids[:, -1:]
+        starts = torch.zeros(batch, segments, dtype=torch.bool)
+        starts[:, 0] = first or fresh
+        first = False
+        yield Window(
+            ids[:, :-1].reshape(shape), ids[:, 1:].reshape(shape), torch.full((batch, segments), length), starts
+        )
+
+
+class Bench:
+    """Runs an executor's steps and measures them; all ranks call the same methods.
+
+    Args:
+        executor: freshly built.
+        steps: the windows of one step after the other.
+    """
+
+    def __init__(self, executor: ZeroExecutor, steps: Iterator[list[Window]]):
+        self.executor, self.steps = executor, steps
+
+    def warm_up(self, steps: int) -> None:
+        """Steps that nobody times."""
+        for _ in range(steps):
+            self.executor.train_batch(next(self.steps))
+
+    def timed(self, steps: int) -> list[TimedStep]:
+        """Steps at full speed: two phases are timed, which takes four events and no waiting."""
+        clock = Clock(self.executor.device, only=("reduce", "step"))
+        found = [self.clocked(clock) for _ in range(steps)]
+        return [TimedStep(sum(s.values()), sum(s.values()) - s["other"], tokens, loss) for s, tokens, loss in found]
+
+    def by_phase(self) -> dict[str, float]:
+        """Seconds of each phase of a step, all of them timed: the mean of some steps."""
+        clock = Clock(self.executor.device)
+        found = [self.clocked(clock)[0] for _ in range(CLOCKED_STEPS)]
+        return {name: sum(seconds.get(name, 0.0) for seconds in found) / CLOCKED_STEPS for name in PHASES}
+
+    def clocked(self, clock: Clock) -> tuple[dict[str, float], int, float]:
+        """One step: seconds by phase, fresh tokens of all ranks, loss."""
+        windows = next(self.steps)
+        if self.executor.device.type != "cpu":
+            torch.get_device_module(self.executor.device).synchronize()
+        self.executor.phase = clock
+        clock.begin()
+        output = self.executor.train_batch(windows)
+        seconds = clock.end()
+        self.executor.phase = nullcontext
+        return seconds, output.fresh_tokens, output.loss
+
+    def memory(self, resident: int) -> dict[str, Any]:
+        """Peak and parts of one more step.
+
+        Args:
+            resident: bytes that the process holds, for CPUs.
+        """
+        probe = MemoryProbe(self.executor)
+        self.executor.phase = probe
+        self.executor.train_batch(next(self.steps))
+        self.executor.phase = nullcontext
+        probe.note()
+        return footprint(probe, resident)
+
+    def trace(self, folder: Path) -> Path:
+        """A trace of one more step, by rank 0, with the phases named in it."""
+        file = folder / "step.json"
+        self.executor.phase = torch.profiler.record_function
+        if rank() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            with torch.profiler.profile() as profiler:
+                self.executor.train_batch(next(self.steps))
+            profiler.export_chrome_trace(str(file))
+        else:
+            self.executor.train_batch(next(self.steps))
+        self.executor.phase = nullcontext
+        return file
+
+
+def arithmetic(executor: ZeroExecutor, parameters: int, trained: int, batch: int, segments: int) -> dict[str, Any]:
+    """What FLOPs a window takes on one rank, and what they are counted from."""
+    settings, plan = executor.settings, executor.room.plan
+    module, name = layers_of(executor.engine.module.backbone)
+    in_layers = sum(number_of(weight) for weight in getattr(module, name).parameters())
+    again = repeated_positions(settings, plan, segments, layers_again=executor.compute.recompute == "segment+layer")
+    per_token = useful_flops_per_token(parameters, trained, settings)
+    useful = per_token * batch * segments * settings.segment_length
+    return {
+        "useful_flops_per_token": per_token,
+        "useful_flops_per_window": useful,
+        "repeated_flops_per_window": 2 * in_layers * batch * again,
+        "layer_parameters": in_layers,
+    }
+
+
+def speeds(
+    steps: list[TimedStep], flops: dict[str, Any], windows: int, peaks: dict[str, float]
+) -> dict[str, dict[str, Any]]:
+    """Rates of the median step, and of the median step's forward and backward alone.
+
+    Args:
+        flops: from :func:`arithmetic`.
+        windows: of a step.
+        peaks: FLOP/s of the device, by where they are known from.
+    """
+    repeated = flops["repeated_flops_per_window"] * windows
+
+    def median(seconds: list[float]) -> dict[str, Any]:
+        tokens = [step.fresh_tokens / world_size() for step in steps]
+        took, read = sorted(zip(seconds, tokens, strict=True), key=lambda pair: pair[0] / pair[1])[len(steps) // 2]
+        useful = flops["useful_flops_per_token"] * read
+        return {"seconds": took, **rates(read, took, useful, useful + repeated, peaks)}
+
+    return {
+        "whole_step": median([step.seconds for step in steps]),
+        "forward_and_backward": median([step.seconds - step.reduce_and_step_seconds for step in steps]),
+    }

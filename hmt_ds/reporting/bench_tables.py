@@ -1,0 +1,150 @@
+"""The tables of `hmt-ds bench`."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.table import Table
+
+GIB = 2**30
+PARTS = {
+    "weights_bytes": "weights",
+    "gradients_bytes": "gradients",
+    "optimizer_states_bytes": "optimizer states",
+    "cuda_graphs_bytes": "activations in CUDA graphs",
+    "activations_bytes": "activations and the rest",
+}
+
+
+def bench_tables(result: dict[str, Any]) -> Iterator[Any]:
+    """What was run, its speed, its phases, its memory, and lines that say how they were counted."""
+    yield run_table(result)
+    yield speed_table(result["speed"])
+    yield formulas(result)
+    yield phase_table(result["phase_seconds"])
+    yield memory_table(result["memory"])
+
+
+def reference_tables(result: dict[str, Any]) -> Iterator[Any]:
+    """Ours beside HMT-pytorch, and what is alike."""
+    yield reference_table(result)
+    yield reference_notes(result)
+
+
+def run_table(result: dict[str, Any]) -> Table:
+    """What was run, and what was settled."""
+    run, plan = result["run"], result["plan"]
+    table = Table("", "", title="what was run", show_header=False)
+    parameters, trained = (run[name] / 1e6 for name in ("parameters", "trained_parameters"))
+    table.add_row("parameters", f"{parameters:,.1f}M, {trained:,.1f}M trained")
+    table.add_row("ranks", f"{run['ranks']} x {run['device']}, {run['precision']}, ZeRO-{run['zero_stage']}")
+    window = f"{run['bptt_depth_segments']} segments of {run['segment_length_tokens']} tokens"
+    windows = "" if run["windows_per_step"] == 1 else f", {run['windows_per_step']} windows a step"
+    table.add_row("window", f"{window}, batch {run['batch_size_per_rank']} per rank{windows}, {run['mode']}")
+    documents = "each window begins new documents" if run["fresh"] else "memories are carried on"
+    table.add_row("tokens", f"random, {documents}" if run["tokens"] == "random" else "the recipe's data")
+    table.add_row("compute", ", ".join(f"{name} {value}" for name, value in result["compute"].items()))
+    kept = f"{plan['kept_segments']} segments, {plan['kept_summaries']} batches of summaries"
+    table.add_row("kept", f"{kept}; summaries are read {plan['summary_segments']} at a time")
+    return table
+
+
+def speed_table(speed: dict[str, dict[str, Any]]) -> Table:
+    """Rates of whole steps, and without what comes after the backward passes."""
+    table = Table(title="speed per GPU, the median step")
+    for column in ("", "whole step", "forward and backward"):
+        table.add_column(column, justify="right" if column else "left")
+    names = {"seconds": "seconds", "tokens_per_second_per_gpu": "tokens/s (fresh)"}
+    names |= {"useful_tflops_per_second": "TFLOP/s, useful", "executed_tflops_per_second": "TFLOP/s, executed"}
+    for share in ("MFU", "HFU"):
+        names |= {f"{share.lower()}_{source}": f"{share} ({source} rate)" for source in ("datasheet", "measured")}
+    for key, name in names.items():
+        if key in speed["whole_step"]:
+            table.add_row(name, *(number(speed[column][key], key) for column in ("whole_step", "forward_and_backward")))
+    return table
+
+
+def number(value: float, key: str) -> str:
+    """With as many digits as one reads."""
+    if key.startswith(("mfu", "hfu")):
+        return f"{value:.1%}"
+    if key == "seconds":
+        return f"{value:.3f}"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:,.3g}" if value < 1 else f"{value:,.1f}"
+
+
+def formulas(result: dict[str, Any]) -> str:
+    """How the rates were counted, in words and numbers."""
+    flops, run, peaks = result["flops"], result["run"], result["peak_flops_per_second"]
+    again = flops["repeated_flops_per_window"] / flops["useful_flops_per_window"]
+    lines = [
+        "forward and backward: the step without its phases reduce and step; with compute.reduction segment the "
+        "reduction is part of the backward passes, and stays in.",
+        f"useful FLOPs of a fresh token: (4 x {run['parameters']:,} parameters + 2 x {run['trained_parameters']:,} "
+        f"trained) x positions read for it = {flops['useful_flops_per_token'] / 1e9:,.3g} GFLOP. Attention scores and "
+        "recomputation are not counted.",
+        "MFU = useful FLOP/s / the device's rate. HFU = executed FLOP/s / the same rate; executed: useful + 2 x "
+        f"{flops['layer_parameters']:,} parameters of the layers x positions read again, here {again:.1%} more.",
+    ]
+    if peaks:
+        known = ", ".join(f"{rate / 1e12:,.0f} TFLOP/s ({source})" for source, rate in sorted(peaks.items()))
+        lines.append(f"rates of the device, dense bf16: {known}; measured: 8192^3 on random numbers, in this run.")
+    return "\n".join(lines)
+
+
+def phase_table(seconds: dict[str, float]) -> Table:
+    """Where the time goes."""
+    table = Table(title="time by phase, in steps that were timed for it")
+    for column in ("phase", "seconds", "share"):
+        table.add_column(column, justify="left" if column == "phase" else "right")
+    whole = sum(seconds.values())
+    for name, value in seconds.items():
+        table.add_row(name, f"{value:.3f}", f"{value / whole:.1%}")
+    table.add_row("together", f"{whole:.3f}", "")
+    return table
+
+
+def memory_table(memory: dict[str, Any]) -> Table:
+    """What the peak consists of; on CPUs the parts are no shares of what is resident."""
+    at, peak = memory["peak_phase"], memory["peak_bytes"]
+    table = Table(title="memory of rank 0 in a step")
+    for column in ("", "GiB", "share"):
+        table.add_column(column, justify="right" if column else "left")
+    table.add_row(f"peak, in phase {at}" if at else "most that was resident", f"{peak / GIB:.2f}", "")
+    for key, name in PARTS.items():
+        if memory[key] is not None:
+            table.add_row(name, f"{memory[key] / GIB:.2f}", f"{memory[key] / peak:.1%}" if at else "")
+    if at:
+        table.add_row("held by torch, fragments included", f"{memory['reserved_bytes'] / GIB:.2f}", "")
+    return table
+
+
+def reference_table(result: dict[str, Any]) -> Table:
+    """Ours beside HMT-pytorch, forward and backward."""
+    ours, theirs = result["speed"]["forward_and_backward"], result["reference"]
+    table = Table(title="forward and backward, beside HMT-pytorch")
+    for column in ("", "tokens/s", "peak GiB"):
+        table.add_column(column, justify="right" if column else "left")
+    key, peak = "tokens_per_second_per_gpu", result["memory"].get("forward_backward_without_optimizer_bytes")
+
+    def gib(size: int | None) -> str:
+        return "-" if size is None else f"{size / GIB:.2f}"
+
+    table.add_row("hmt_ds", f"{ours[key]:,.0f}", gib(peak))
+    if theirs["out_of_memory"]:
+        table.add_row("HMT-pytorch", "out of memory", f"> {gib(theirs['peak_bytes'])}")
+        return table
+    table.add_row("HMT-pytorch", f"{theirs[key]:,.0f}", gib(theirs["peak_bytes"]))
+    less = f"{peak / theirs['peak_bytes']:.2f} x" if peak else "-"
+    table.add_row("ratio", f"{ours[key] / theirs[key]:.2f} x", less)
+    return table
+
+
+def reference_notes(result: dict[str, Any]) -> str:
+    """What is alike and what is not."""
+    run, option = result["run"], result["reference"]["segment_length_option_tokens"]
+    return (
+        "The same backbone and windows. hmt_ds: loss on every token, without its phases reduce and step, peak of the "
+        "other phases without optimizer states. HMT-pytorch: loss on the last segment only, gradients in bf16, no "
+        f"optimizer. Its segment_size is {run['segment_length_tokens']} fresh tokens as ours; its command line would "
+        f"say --segment_length {option}, for that counts sensory tokens and prompts."
+    )
