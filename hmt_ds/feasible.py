@@ -6,8 +6,10 @@ import psutil
 import torch
 
 from hmt_ds.backbones.compute import liger_knows
+from hmt_ds.backbones.families import FAMILIES
 from hmt_ds.memory import MemorySettings
 from hmt_ds.parallel.ds_config import offloads, stage_of
+from hmt_ds.parallel.leaves import can_run_together
 from hmt_ds.planning.activations import GIB, kept_bytes
 from hmt_ds.recipe import Recipe
 
@@ -69,6 +71,9 @@ def check_leaves(recipe: Recipe, config: Any, stage: int) -> list[str]:
         return [f"compute.leaf_layers is {wanted}, but only ZeRO-3 gathers layers, not stage {stage}: take auto"]
     if int(wanted) > config.num_hidden_layers:
         return [f"compute.leaf_layers is {wanted} layers, the backbone has {config.num_hidden_layers}"]
+    if int(wanted) > 1 and not can_run_together(config):
+        reason = "has layerdrop" if config.model_type in FAMILIES else "is not in the table of families"
+        return [f"compute.leaf_layers is {wanted}, but {config.model_type} {reason}, and then it can be 1 only"]
     return []
 
 

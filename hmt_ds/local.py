@@ -18,9 +18,7 @@ def run_ranks(module: str, arguments: list[str], ranks: int) -> int:
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks)]
     launcher += ["--master_port", str(free_port()), "--log_level", "error"]
     # a session of its own: a terminal's Ctrl-C would end the launcher while the ranks are still saving
-    process = subprocess.Popen(
-        [*launcher, "--no_local_rank", "--module", module, *arguments], start_new_session=True
-    )
+    process = subprocess.Popen([*launcher, "--no_local_rank", "--module", module, *arguments], start_new_session=True)
     received: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:

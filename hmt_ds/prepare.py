@@ -75,9 +75,7 @@ def prepare(recipe: Recipe, recipe_file: str | Path, *, new_run: bool = True, wi
         problems += check_output(recipe)
     ds_config = problems.attempt(lambda: deepspeed_config(recipe, recipe_file), "deepspeed: ")
     optimizer = recipe.optimizer
-    problems.attempt(
-        lambda: check_optimizer(optimizer.name, optimizer.lr, optimizer.weight_decay, optimizer.params)
-    )
+    problems.attempt(lambda: check_optimizer(optimizer.name, optimizer.lr, optimizer.weight_decay, optimizer.params))
     problems.attempt(lambda: make_scheduler(recipe.schedule.name, recipe.schedule.params, recipe.training.steps))
     model = recipe.model
     config = problems.attempt(lambda: read_config(model.source, trust_remote_code=model.trust_remote_code))
@@ -109,7 +107,8 @@ def check_training(recipe: Recipe) -> list[str]:
         )
     if recipe.compute.recompute == "reentrant":
         problems.append(
-            "compute.recompute: reentrant checkpointing fails at ZeRO-2 and gives wrong gradients at ZeRO-3: use segment"
+            "compute.recompute: reentrant checkpointing fails at ZeRO-2 and gives wrong gradients at ZeRO-3: "
+            "use segment"
         )
     if training.pipeline_stages > 1:
         stages = training.pipeline_stages

@@ -1,11 +1,11 @@
 """A checkpoint: DeepSpeed's own files, and beside them what a recurrence needs to go on exactly where it was.
 
-    checkpoints/
-        latest                    name of the newest whole checkpoint, written last
-        step_000500/
-            progress.json         step, position in the data, layout
-            rank_00000.pt         carried memories and random states of each rank
-            ...                   DeepSpeed's files
+checkpoints/
+    latest                    name of the newest whole checkpoint, written last
+    step_000500/
+        progress.json         step, position in the data, layout
+        rank_00000.pt         carried memories and random states of each rank
+        ...                   DeepSpeed's files
 """
 
 import json

@@ -7,12 +7,18 @@ from torch import Tensor, nn
 
 from hmt_ds.backbones import CausalLM
 from hmt_ds.backbones.compute import layers_of
+from hmt_ds.backbones.families import FAMILIES
 
 
 def group_layers(backbone: CausalLM, per_leaf: int) -> None:
     """Let ZeRO-3 gather the decoder's layers in runs of so many; names of parameters stay as they are."""
     module, name = layers_of(backbone)
     setattr(module, name, LayerRuns(getattr(module, name), per_leaf))
+
+
+def can_run_together(config: Any) -> bool:
+    """Whether layers can be called in runs: they must hand on a tensor and nothing else, and none may be left out."""
+    return config.model_type in FAMILIES and not getattr(config, "layerdrop", 0)
 
 
 class LayerRuns(nn.ModuleList):

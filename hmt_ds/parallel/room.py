@@ -24,7 +24,14 @@ class Room:
         self.compute, self.settings, self.depth, self.device = compute, settings, depth, device
         self.segment = self.summary = 0  # bytes of the largest graph of each
         self.step, self.peak = 1, 0
-        self.plan = self.bounded(1, 1, 0)
+        # at first, batches of summaries that are no larger than a segment
+        share = (settings.summary_length + 2 * settings.memory_tokens) / settings.positions
+        self.plan = self.bounded(1, max(n for n in self.divisors if n == 1 or n * share <= 1), 0)
+
+    @property
+    def divisors(self) -> list[int]:
+        """Sizes of batches that are all alike: what is compiled or captured is so for a size."""
+        return [n for n in range(1, self.depth + 1) if self.depth % n == 0]
 
     @property
     def measures(self) -> bool:
@@ -75,18 +82,16 @@ class Room:
         free, total = cuda.mem_get_info()
         room = MARGIN * total - (total - free - cuda.memory_reserved()) - self.peak
         single = self.summary / self.plan.summary_segments
-        # all batches of one size: what is compiled or captured is so for a size
-        sizes = [n for n in range(1, self.depth + 1) if self.depth % n == 0]
         if self.compute.cuda_graphs == "always":
             # each capture has a rehearsal, and what graphs have taken nobody else can use
             room -= 2 * self.segment
-            batch = max(n for n in sizes if n * single <= max(room / 4, single))
+            batch = max(n for n in self.divisors if n * single <= max(room / 4, single))
             room -= batch * single
             segments = self.segments_in(room)
         else:
             segments = self.segments_in(room)
             # a batch goes backward when the graphs of its segments are gone
-            batch = max(n for n in sizes if n * single <= max(segments * self.segment, single))
+            batch = max(n for n in self.divisors if n * single <= max(segments * self.segment, single))
         left = room - (segments - 1) * self.segment
         batches = max(0, int(left // max(batch * single, 1))) if segments == self.depth else 0
         return [segments, batch, batches]

@@ -11,9 +11,9 @@ from torch import nn
 from hmt_ds.backbones import CausalLM
 from hmt_ds.backbones.compute import checkpoint_layers, layers_of, liger_knows, use_liger
 from hmt_ds.memory import HMT
-from hmt_ds.parallel.distributed import world_size
+from hmt_ds.parallel.distributed import smallest, world_size
 from hmt_ds.parallel.ds_config import offloads, stage_of
-from hmt_ds.parallel.leaves import group_layers
+from hmt_ds.parallel.leaves import can_run_together, group_layers
 
 # positions x parameters of a layer, below which its kernels are done before the next are launched (a tenth of a
 # millisecond to one, measured on an H100)
@@ -97,6 +97,8 @@ def whole_gradient_fits(model: HMT, ds_config: dict[str, Any], device: torch.dev
 
 def leaf_that_fits(backbone: CausalLM, device: torch.device) -> int:
     """As many layers as take a fortieth of the memory: two such leaves stand at a time, and their gradients."""
+    if not can_run_together(backbone.config):
+        return 1
     module, name = layers_of(backbone)
     size = layer_size(backbone) * next(backbone.parameters()).element_size()
     return max(1, min(len(getattr(module, name)), int(capacity(device) / 40 / size)))
@@ -113,11 +115,13 @@ def number_of(parameter: Any) -> int:
     return getattr(parameter, "ds_numel", parameter.numel())
 
 
-def capacity(device: torch.device) -> int:
-    """Bytes of memory for this rank."""
+def capacity(device: torch.device) -> float:
+    """Bytes of memory for a rank, on the one that has least: all ranks must settle for the same."""
     if device.type == "cpu":
-        return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
-    return torch.get_device_module(device).mem_get_info()[1]
+        here = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+    else:
+        here = torch.get_device_module(device).mem_get_info()[1]
+    return smallest([here], device)[0]
 
 
 def arrange(model: HMT, compute: ComputeSettings, stage: int) -> None:

@@ -78,6 +78,8 @@ class MemoryProbe:
         self.executor, self.open = executor, ["other"]
         self.peaks: dict[str, int] = {}
         self.parts: dict[str, dict[str, int]] = {}
+        if executor.device.type != "cpu":  # the peaks of earlier steps are not of this one
+            torch.get_device_module(executor.device).reset_peak_memory_stats()
         self.note()
 
     @contextmanager

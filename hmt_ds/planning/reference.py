@@ -110,18 +110,19 @@ def build_reference(folder: Path, work: Work, device: torch.device) -> nn.Module
     settings = work.settings
     backbone = build_model(work.source, dtype=torch.bfloat16, seed=work.seed, device=device).model
     module = load(folder)
-    cell = module.MemoryCell(backbone, num_mem_tokens=settings.memory_tokens, num_prepend=settings.sensory_tokens)
-    model = module.RecurrentWrapper(
-        cell,
-        emb=copy.deepcopy(backbone.get_input_embeddings()),
-        word_emb_dim=backbone.get_input_embeddings().embedding_dim,
-        hidden_dim=settings.recall_dim,
-        ltm_context=settings.cached_memories,
-        segment_size=settings.segment_length,
-        max_n_segments=work.segments,
-        mask_size=settings.segment_length,
-        n_cell_out=SAVED_SEGMENTS,
-    )
+    with device:  # the reference makes tensors without saying where, and multiplies them with the backbone's
+        cell = module.MemoryCell(backbone, num_mem_tokens=settings.memory_tokens, num_prepend=settings.sensory_tokens)
+        model = module.RecurrentWrapper(
+            cell,
+            emb=copy.deepcopy(backbone.get_input_embeddings()),
+            word_emb_dim=backbone.get_input_embeddings().embedding_dim,
+            hidden_dim=settings.recall_dim,
+            ltm_context=settings.cached_memories,
+            segment_size=settings.segment_length,
+            max_n_segments=work.segments,
+            mask_size=settings.segment_length,
+            n_cell_out=SAVED_SEGMENTS,
+        )
     return model.to(device, torch.bfloat16).train()
 
 

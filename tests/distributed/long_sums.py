@@ -1,10 +1,10 @@
 """Gradients of many equal segments in bf16: the executor's, and what sums in float32 and in bf16 give.
 
-A rank's script (run_ranks). Every document is the same and one segment long, so all segments have the
-same gradient.
+A rank's script (run_ranks). Every document is the same and one segment long, so all segments have the same gradient.
 """
 
 import gc
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -19,7 +19,9 @@ from hmt_ds.memory import IGNORED, MemoryState, Window
 from hmt_ds.parallel.distributed import join, leave, rank, world_size
 from hmt_ds.parallel.zero import ZeroExecutor
 
-SEGMENTS = 64
+Depth = tuple[str, str, int]  # file of ds_configs, way of reduction, segments
+LONG: list[Depth] = list(itertools.product(("zero1", "zero2", "zero3"), ("segment", "step"), (64, 1024)))
+SHORT: list[Depth] = [depth for depth in LONG if depth[2] == 64 or depth[0] == "zero2"]
 
 
 def one_row(segments: int) -> Window:
@@ -30,22 +32,22 @@ def one_row(segments: int) -> Window:
     return Window(ids, labels, torch.full((1, segments), L), everywhere)
 
 
-def sums(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def sums(weights: dict[str, Tensor], segments: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """As many times a segment's bf16 gradient, by one process, added up in float32 and in bf16."""
     model = plain_model(dtype=torch.bfloat16)
     model.load_state_dict(weights, strict=False)
     state = MemoryState.empty(1, 2, model.backbone.dim, 3, dtype=torch.bfloat16, device=torch.device("cpu"))
     output = model(one_row(1).segment(0, state.tail, MEMORY), state.memories, state.valid)
-    (output.loss.sum() / (SEGMENTS * (L - 1))).backward()
+    (output.loss.sum() / (segments * (L - 1))).backward()
     gradients = {n: p.grad for n, p in model.named_parameters()}
     rough = {n: torch.zeros_like(g) for n, g in gradients.items()}
-    for _ in range(SEGMENTS):
+    for _ in range(segments):
         for name, gradient in gradients.items():
             rough[name] += gradient
-    return {n: g.float() * SEGMENTS for n, g in gradients.items()}, {n: g.float() for n, g in rough.items()}
+    return {n: g.float() * segments for n, g in gradients.items()}, {n: g.float() for n, g in rough.items()}
 
 
-def of_executor(executor: ZeroExecutor) -> dict[str, Tensor]:
+def of_executor(executor: ZeroExecutor, segments: int) -> dict[str, Tensor]:
     """The gradient of one step on this rank's one row."""
     found = {}
     step = executor.engine.step
@@ -55,18 +57,22 @@ def of_executor(executor: ZeroExecutor) -> dict[str, Tensor]:
         step()
 
     executor.engine.step = look_and_step
-    executor.train_batch([one_row(SEGMENTS)])
+    executor.train_batch([one_row(segments)])
     executor.engine.destroy()
     return found
 
 
-def compare(config: str, device: torch.device) -> dict[str, Any]:
+def compare(depth: Depth, device: torch.device) -> dict[str, Any]:
     """How far the executor and a sum in bf16 are from the sum in float32."""
-    case = Case(config, precision="bf16")
-    precise, rough = sums(start_weights(case))
-    found = of_executor(make_executor(case, device, rows=world_size(), segments=SEGMENTS))
+    config, way, segments = depth
+    # whatever the sums do not depend on is chosen to be fast
+    case = Case(config, precision="bf16", reduction=way, recompute="none", summary_batch=64)
+    precise, rough = sums(start_weights(case), segments)
+    found = of_executor(make_executor(case, device, rows=world_size(), segments=segments), segments)
     return {
         "config": config,
+        "reduction": way,
+        "segments": segments,
         "executor": whole_error(found, precise),
         "executor_worst": worst(found, precise),
         "bf16": whole_error(rough, precise),
@@ -74,12 +80,12 @@ def compare(config: str, device: torch.device) -> dict[str, Any]:
     }
 
 
-def be_a_rank(configs: list[str], result: Path) -> None:
-    """Compare configuration after configuration."""
+def be_a_rank(depths: list[Depth], result: Path) -> None:
+    """Compare one after the other."""
     device = join(timeout_minutes=2)
     rows = []
-    for config in configs:
-        rows.append(compare(config, device))
+    for depth in depths:
+        rows.append(compare(depth, device))
         gc.collect()  # DeepSpeed's engines hold themselves in cycles
     if rank() == 0:
         result.write_text(json.dumps(rows))

@@ -6,16 +6,29 @@ from pathlib import Path
 
 import pytest
 from ranks import PROJECT, cpu_environment
+from zero_gradients import SAMPLE, Case
 
 BREAKS = str(Path(__file__).with_name("breaks"))
-ZERO0 = ["tests/distributed/test_zero_gradients.py", "-k", "gradients_and_weights and zero0"]
-ZERO1 = ["tests/distributed/test_zero_gradients.py", "-k", "gradients_and_weights and zero1"]
+BATCHES, UNROLL = "tests/unit/test_data_batches.py", "tests/unit/test_unroll.py"
+ZERO0, ZERO1, ZERO3 = Case("zero0"), Case("zero1", reduction="step"), Case("zero3")
+OFFLOADED = Case("zero2_offload", "frozen"), Case("zero3_offload", "lora")
+KEPT = Case("zero3", recompute="none", summary_batch=2, leaf_layers=2)
+ONCE = (
+    Case("zero0", reduction="step", recompute="segment+layer", summary_batch=3),
+    Case("zero2_offload", reduction="step"),
+)
+
+
+def gradients(*cases: Case) -> list[str]:
+    """The tests of some cases."""
+    assert set(cases) <= set(SAMPLE)
+    return [f"tests/distributed/test_zero_gradients.py::test_gradients_and_weights[{case}]" for case in cases]
 
 
 def run_tests(chosen: list[str], broken: str) -> subprocess.CompletedProcess[str]:
     """Chosen tests in a process of their own, in which the code is broken."""
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *chosen],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen],
         cwd=PROJECT,
         env=cpu_environment(PYTHONPATH=BREAKS, HMT_DS_BREAK=broken),
         capture_output=True,
@@ -26,24 +39,33 @@ def run_tests(chosen: list[str], broken: str) -> subprocess.CompletedProcess[str
 
 
 @pytest.mark.parametrize(
-    ("broken", "chosen", "red"),
+    ("broken", "chosen"),
     [
-        ("labels", ["tests/unit/test_data_batches.py"], "test_data_batches.py"),
-        ("memory", ["tests/unit/test_unroll.py"], "test_unroll.py"),
-        ("borders", ["tests/unit/test_unroll.py"], "test_unroll.py"),
-        ("memory", ZERO0, "gradients_and_weights[zero0"),
-        ("reduction", ZERO0, "gradients_and_weights[zero0"),
-        ("reduction", ZERO1, "gradients_and_weights[zero1"),
+        ("labels", [BATCHES]),
+        ("memory", [UNROLL]),
+        ("borders", [UNROLL]),
+        ("memory", gradients(ZERO0)),
+        ("reduction", gradients(ZERO0, ZERO1)),
+        # DeepSpeed's silent bugs, each without its cure: a weight that misses the last pass of a step, one that misses
+        # the first (its last step's gradient is added), and backward passes that follow each other
+        ("summaries", gradients(*OFFLOADED)),
+        ("segments", gradients(ZERO3, *OFFLOADED)),
+        ("flags", gradients(KEPT)),
+        ("undelivered", gradients(*ONCE)),
+        ("delivered_twice", gradients(*ONCE)),
     ],
 )
-def test_break_is_seen(broken, chosen, red):
+def test_break_is_seen(broken, chosen):
+    """All that is chosen turns red, one test of a file at least."""
     run = run_tests(chosen, broken)
     # 1: a test failed; anything else would be an error of pytest's, and no proof
-    assert run.returncode == 1 and "FAILED" in run.stdout and red in run.stdout, run.stdout + run.stderr
-    assert "AssertionError" in run.stdout, run.stdout
+    assert run.returncode == 1 and "AssertionError" in run.stdout, run.stdout + run.stderr
+    failed = [line for line in run.stdout.splitlines() if line.startswith("FAILED")]
+    for one in chosen:
+        assert any(one in line for line in failed), run.stdout
 
 
-@pytest.mark.parametrize("chosen", [["tests/unit/test_data_batches.py", "tests/unit/test_unroll.py"], ZERO1])
+@pytest.mark.parametrize("chosen", [[BATCHES, UNROLL], gradients(ZERO0, ZERO1, ZERO3, *OFFLOADED, KEPT, *ONCE)])
 def test_green_without_a_break(chosen):
     """The same runs, unbroken, pass: so it is the break that was seen."""
     run = run_tests(chosen, "")

@@ -4,9 +4,22 @@ from typing import Any
 
 import pytest
 import torch
+from long_sums import LONG, SHORT, Depth
 from ranks import run_ranks
 from tiny_runs import DEPTH, MEMORY, ROWS, L, windows
-from zero_gradients import ACCUMULATION, BF16, CLIPPING, CONFIGS, GRID, SAMPLE, Case, run_cases
+from zero_gradients import (
+    ACCUMULATION,
+    ACCUMULATION_SAMPLE,
+    BF16,
+    BF16_SAMPLE,
+    CLIPPING,
+    CONFIGS,
+    GRID,
+    POLICIES,
+    SAMPLE,
+    Case,
+    run_cases,
+)
 
 
 def check_fp32(row: dict[str, Any]) -> None:
@@ -14,6 +27,14 @@ def check_fp32(row: dict[str, Any]) -> None:
     assert row["weights"] < 1e-5, row
     assert row["loss"] < 1e-5 and row["norm"] < 1e-5, row
     assert row["moved"] == [] and row["still"] == [], row
+    assert row["asleep"] == [], row
+
+
+def check_bf16(row: dict[str, Any]) -> None:
+    """bf16 has 8 bits: 0.4% per operation. The gradient as a whole was 0.6 to 0.9% off, and that of recall's weights,
+    which is a small difference of large terms, up to 9%."""
+    assert 1e-4 < row["whole_gradient"] < 0.02, row
+    assert row["first_gradient"] < 0.15 and row["loss"] < 1e-3 and row["norm"] < 0.01, row
 
 
 def test_windows_hold_what_is_hard():
@@ -28,16 +49,27 @@ def test_windows_hold_what_is_hard():
     assert MEMORY.cached_memories < DEPTH
 
 
-def test_sample_has_every_stage_and_every_way_of_training():
-    assert {case.config for case in SAMPLE} == set(CONFIGS)
+def test_sample_has_every_stage_and_every_way():
+    """What is left to the slow tests is combinations."""
+    ways = {"segment", "step"}
+    assert {(case.config, case.reduction) for case in SAMPLE} == {(config, way) for config in CONFIGS for way in ways}
     assert {case.train for case in SAMPLE} == {"whole", "frozen", "lora"}
+    assert {case.recompute for case in SAMPLE} == {"none", "selective", "segment", "segment+layer"}
+    # leaves are put where each segment is reduced at stage 3, and nowhere else
+    leaves = {c.leaf_layers for c in SAMPLE if c.config.startswith("zero3") and c.reduction == "segment"}
+    assert leaves == {1, 2}
+    assert {1, DEPTH} < {case.summary_batch for case in SAMPLE} and any(DEPTH % c.summary_batch for c in SAMPLE)
+    for sample, every in ((SAMPLE, GRID + POLICIES), (ACCUMULATION_SAMPLE, ACCUMULATION), (BF16_SAMPLE, BF16)):
+        assert {case.reduction for case in sample} == ways
+        assert {case.config for case in every} == set(CONFIGS) and {case.reduction for case in every} == ways
+    assert set(ACCUMULATION_SAMPLE) <= set(ACCUMULATION) and set(BF16_SAMPLE) <= set(BF16)
 
 
 @pytest.fixture(scope="module")
 def rows(request) -> dict[Case, dict[str, Any]]:
     """The cases of all selected tests, in one start of two ranks."""
     own = [item for item in request.session.items if item.path == request.path and "rows" in item.fixturenames]
-    cases = [item.callspec.params["case"] for item in own]
+    cases = list(dict.fromkeys(item.callspec.params["case"] for item in own))
     return dict(zip(cases, run_cases(cases), strict=True))
 
 
@@ -47,28 +79,41 @@ def test_gradients_and_weights(rows, case):
     assert case.train == "frozen" or max(rows[case]["norms"]) > CLIPPING  # so clipping took part
 
 
-@pytest.mark.parametrize("case", ACCUMULATION[:4], ids=str)
+@pytest.mark.parametrize("case", SAMPLE, ids=str)
+def test_as_much_is_kept_as_was_asked_for(rows, case):
+    """The right gradients would come out too if everything were kept, or everything read twice."""
+    assert rows[case]["calls"] == [case.calls()] * 3, rows[case]
+
+
+@pytest.mark.parametrize("case", ACCUMULATION_SAMPLE, ids=str)
 def test_accumulation_of_two_windows(rows, case):
     check_fp32(rows[case])
 
 
-@pytest.mark.parametrize("case", BF16[:4], ids=str)
+@pytest.mark.parametrize("case", BF16_SAMPLE, ids=str)
 def test_bf16_is_within_its_own_rounding(rows, case):
-    """bf16 has 8 bits: 0.4% per operation. The gradient as a whole was 0.6 to 0.9% off, and that of recall's weights,
-    which is a small difference of large terms, up to 9%."""
-    row = rows[case]
-    assert 1e-4 < row["whole_gradient"] < 0.02, row
-    assert row["first_gradient"] < 0.15 and row["loss"] < 1e-3 and row["norm"] < 0.01, row
+    check_bf16(rows[case])
+
+
+def check_sums(depths: list[Depth]) -> None:
+    for row in run_ranks("long_sums.py", depths, timeout=900):
+        assert row["executor"] < 0.01 and row["executor_worst"][0] < 0.01, row
+        assert row["bf16"] > {64: 0.02, 1024: 0.5}[row["segments"]], row  # so this test would see it
 
 
 def test_sums_over_segments_are_in_float32():
-    """64 equal segments. DeepSpeed's own default would add them up in bf16."""
-    for row in run_ranks("long_sums.py", ["zero1", "zero2", "zero3"]):
-        assert row["executor"] < 0.01 and row["executor_worst"][0] < 0.01, row
-        assert row["bf16"] > 0.02, row  # so this test would see it
+    """64 and 1024 equal segments. DeepSpeed's own default would add them up in bf16."""
+    check_sums(SHORT)
+
+
+@pytest.mark.slow
+def test_sums_over_segments_are_in_float32_everywhere():
+    check_sums(LONG)
 
 
 @pytest.mark.slow
 def test_whole_grid():
-    for row in run_cases([*GRID, *ACCUMULATION], timeout=900):
-        check_fp32(row)
+    cases = [*GRID, *POLICIES, *ACCUMULATION, *BF16]
+    for case, row in zip(cases, run_cases(cases, timeout=1800), strict=True):
+        (check_bf16 if case.precision == "bf16" else check_fp32)(row)
+        assert row["calls"] == [case.calls()] * len(row["calls"]), row

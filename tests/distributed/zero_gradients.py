@@ -21,6 +21,7 @@ from ranks import PROJECT, run_ranks
 from tiny_runs import BACKBONE, DEPTH, MEMORY, ROWS, get_weights, plain_model, set_weights, windows
 from torch import Tensor
 
+from hmt_ds.backbones.compute import layers_of
 from hmt_ds.memory import MemoryState, Window, read_window
 from hmt_ds.parallel.build import build_hmt
 from hmt_ds.parallel.distributed import join, leave, rank, world_size
@@ -54,12 +55,23 @@ class Case:
         """What is traded for what."""
         return ComputeSettings(self.recompute, self.summary_batch, self.reduction, self.leaf_layers, "plain")
 
+    def calls(self) -> int:
+        """How often a step calls a layer: once for each reading, once more for what is read or computed again."""
+        depth = DEPTH // self.accumulation
+        readings = depth + -(-depth // min(self.summary_batch, depth))
+        # all is read twice, but a window's last segment
+        times = readings if self.recompute in ("none", "selective") else 2 * readings - 1
+        checkpoints = readings if self.recompute in ("selective", "segment+layer") else 0
+        return self.accumulation * (times + checkpoints)
+
 
 GRID = [
     Case(config, train, reduction=reduction)
     for reduction, train, config in itertools.product(("segment", "step"), ("whole", "frozen", "lora"), CONFIGS)
 ]
-BF16 = [Case(config, precision="bf16", reduction=way) for way, config in itertools.product(("segment", "step"), CONFIGS)]
+BF16 = [
+    Case(config, precision="bf16", reduction=way) for way, config in itertools.product(("segment", "step"), CONFIGS)
+]
 ACCUMULATION = [
     Case(config, accumulation=2, reduction=way) for way, config in itertools.product(("segment", "step"), CONFIGS)
 ]
@@ -70,7 +82,20 @@ POLICIES = [
         CONFIGS, ("segment", "step"), [("none", 2), ("selective", 4), ("segment", 3), ("segment+layer", 2)]
     )
 ]
-# every stage, offload at both, every mode of training, both ways of reduction, every policy
+ACCUMULATION_SAMPLE = [
+    Case("zero0", accumulation=2, reduction="step"),
+    Case("zero2_offload", accumulation=2),
+    Case("zero3", accumulation=2),
+    Case("zero3", accumulation=2, reduction="step"),
+]
+BF16_SAMPLE = [
+    Case("zero0", precision="bf16", reduction="step"),
+    Case("zero1", precision="bf16"),
+    Case("zero2", precision="bf16", reduction="step"),
+    Case("zero3", precision="bf16"),
+    Case("zero3", precision="bf16", reduction="step"),
+]
+# every stage and offload at both with both ways of reduction, every mode of training, every policy
 SAMPLE = [
     Case("zero0"),
     Case("zero0", reduction="step", recompute="segment+layer", summary_batch=3),
@@ -92,12 +117,17 @@ SAMPLE = [
 
 @dataclass
 class Run:
-    """What a training run leaves: per step the loss, the norm and all gradients before clipping; weights at the end."""
+    """What a training run leaves: per step the loss, the norm and all gradients before clipping; weights at the end.
+
+    Of the executor, besides: how often a step called a layer, and which modules did not know that they are trained.
+    """
 
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     gradients: list[dict[str, Tensor]] = field(default_factory=list)
     weights: dict[str, Tensor] = field(default_factory=dict)
+    calls: list[int] = field(default_factory=list)
+    asleep: list[str] = field(default_factory=list)
 
 
 def start_weights(case: Case) -> dict[str, Tensor]:
@@ -140,18 +170,25 @@ def in_one_process(case: Case) -> Run:
 def on_all_ranks(case: Case, device: torch.device) -> Run:
     """The same through the executor, this rank with its rows."""
     executor, run = make_executor(case, device), Run()
-    step = executor.engine.step
+    step, reader = executor.engine.step, executor.gradients.model
 
     def look_and_step() -> None:
         run.gradients.append(full_gradients(executor.engine.module))
         step()
 
+    def count(*arguments: Any) -> None:
+        run.calls[-1] += 1
+
     executor.engine.step = look_and_step
+    module, name = layers_of(reader.backbone)
+    getattr(module, name)[0].mlp.register_forward_pre_hook(count)
     for group in steps(case, rank(), world_size()):
+        run.calls.append(0)
         output = executor.train_batch(group)
         run.losses.append(output.loss)
         run.norms.append(output.gradient_norm or 0.0)
     run.weights = get_weights(executor.engine.module)
+    run.asleep = [name for name, module in reader.named_modules() if not module.training]
     executor.engine.destroy()
     return run
 
@@ -167,6 +204,7 @@ def make_executor(case: Case, device: torch.device, rows: int = ROWS, segments: 
     config = fill_ds_config(config, settings)
     model = build_hmt(BACKBONE, MEMORY, ds_config=config, precision=case.precision, train=case.train)
     set_weights(model, start_weights(case))
+    model.eval()  # as one that was stored comes from its folder
     return ZeroExecutor(
         model,
         ds_config=config,
@@ -208,6 +246,8 @@ def compare(case: Case, got: Run, expected: Run) -> dict[str, Any]:
         "norms": expected.norms,
         "compared": len(trained),
         "moved": [n for n, w in got.weights.items() if n not in trained and not torch.equal(w.float(), start[n])],
+        "calls": got.calls,
+        "asleep": got.asleep,
         "still": [n for n in trained if torch.equal(got.weights[n].float(), start[n])],
     }
 
@@ -223,7 +263,8 @@ def be_a_rank(cases: list[Case], result: Path) -> None:
     device = join(timeout_minutes=2)
     rows = []
     for case in cases:
-        rows.append(compare(case, on_all_ranks(case, device), in_one_process(Case("one", case.train, case.precision, case.accumulation))))
+        plain = in_one_process(Case("one", case.train, case.precision, case.accumulation))
+        rows.append(compare(case, on_all_ranks(case, device), plain))
         gc.collect()  # DeepSpeed's engines hold themselves in cycles
     if rank() == 0:
         result.write_text(json.dumps(rows))

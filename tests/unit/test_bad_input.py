@@ -134,7 +134,11 @@ CASES = [
         ["compute.leaf_layers is 9 layers, the backbone has 1"],
     ),
     Case("summary batch", ["--compute.summary_batch", "50"], ["compute.summary_batch is 50, a window has"]),
-    Case("graphs on the CPU", ["--compute.cuda_graphs", "always"], ["compute.cuda_graphs is always, but there is no GPU here"]),
+    Case(
+        "graphs on the CPU",
+        ["--compute.cuda_graphs", "always"],
+        ["compute.cuda_graphs is always, but there is no GPU here"],
+    ),
     Case("liger is absent", ["--compute.kernels", "liger"], ["compute.kernels: liger-kernel is not installed"]),
     Case(
         "compiled checkpoints",

@@ -47,6 +47,78 @@ def reduction() -> None:
     DeepSpeedZeroOptimizer.average_tensor = lambda optimizer, *tensors, **more: None
 
 
+def summaries() -> None:
+    """Weights that a summary does not need take no part in it; and a window's first summary is a step's last pass."""
+    from hmt_ds.memory import HMT
+
+    def read_ahead(model, part):
+        prompt, tokens = model.summary_prompt(len(part.tokens)), model.backbone.embed(part.tokens)
+        return model.read_between(prompt, tokens, part.lengths, part.mask)[1]
+
+    HMT.read_ahead = read_ahead
+
+
+def segments() -> None:
+    """The summary's prompt takes no part in segments; and a window's last segment is a step's first pass."""
+    from hmt_ds.memory.cell import HMT, Prompt
+
+    right, usual = HMT.memory_prompt, Prompt.forward
+
+    def memory_prompt(model, *arguments):
+        model.summary_prompt.apart = True
+        try:
+            return right(model, *arguments)
+        finally:
+            model.summary_prompt.apart = False
+
+    def forward(prompt, batch):
+        rows = usual(prompt, batch)
+        return rows.detach() if getattr(prompt, "apart", False) else rows
+
+    HMT.memory_prompt, Prompt.forward = memory_prompt, forward
+
+
+def flags() -> None:
+    """DeepSpeed is not told where a backward pass begins, unless a forward pass does it."""
+    from hmt_ds.parallel import reduction
+
+    def backward(gradients, scalar):
+        gradients.remaining -= 1
+        gradients.engine.set_gradient_accumulation_boundary(gradients.remaining == 0)
+        gradients.engine.backward(scalar, scale_wrt_gas=False)
+
+    reduction.PerSegment.backward = backward
+
+
+def undelivered() -> None:
+    """The sums of a step are zeros when they are handed over."""
+    from hmt_ds.parallel.reduction import PerStep
+
+    right = PerStep.deliver
+
+    def deliver(gradients):
+        for total in gradients.sums.values():
+            total.zero_()
+        right(gradients)
+
+    PerStep.deliver = deliver
+
+
+def delivered_twice() -> None:
+    """The sums of a step are handed over, and not cleared: the next step hands them over again."""
+    from hmt_ds.parallel.reduction import PerStep
+
+    right = PerStep.deliver
+
+    def deliver(gradients):
+        kept = {alias: total.clone() for alias, total in gradients.sums.items()}
+        right(gradients)
+        for alias, total in kept.items():
+            gradients.sums[alias].copy_(total)
+
+    PerStep.deliver = deliver
+
+
 def rank_1() -> None:
     """Rank 1 fails before it joins the others."""
     if os.environ.get("RANK") == "1":
