@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from hmt_ds.assemble import build_executor, sizes_of, training_loader
 from hmt_ds.backbones import read_config
 from hmt_ds.config import ConfigError, load_recipe
 from hmt_ds.memory import MemorySettings, Window
@@ -22,7 +23,7 @@ from hmt_ds.prepare import Prepared
 from hmt_ds.recipe import Recipe
 from hmt_ds.reporting.bench_tables import bench_tables, reference_tables
 from hmt_ds.train import as_rank, prepare_together
-from hmt_ds.trainer import as_window, build_executor, resident_bytes, sizes_of, training_loader
+from hmt_ds.trainer import as_window, resident_bytes
 
 
 def main() -> int:

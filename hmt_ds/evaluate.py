@@ -4,11 +4,11 @@ from pathlib import Path
 
 import torch
 
-from hmt_ds.checkpoint import latest_checkpoint, load_checkpoint
+from hmt_ds.checkpoint import load_checkpoint, newest_intact
 from hmt_ds.config import ConfigError, load_recipe
 from hmt_ds.parallel.distributed import end_process
 from hmt_ds.train import as_rank, prepare_together
-from hmt_ds.trainer import Trainer
+from hmt_ds.trainer import Trainer, say
 
 
 def main() -> int:
@@ -23,7 +23,7 @@ def evaluate(named: str, overrides: list[str], device: torch.device) -> None:
     recipe = load_recipe(recipe_file, overrides)
     if recipe.data.validation is None:
         raise ConfigError(["data.validation: missing, there is nothing to evaluate on"])
-    checkpoint = latest_checkpoint(source / "checkpoints") if run else None
+    checkpoint = newest_intact(source / "checkpoints", say) if run else None
     if run and checkpoint is None:
         raise ConfigError([f"{source}: the run has no checkpoint yet"])
     trainer = Trainer(recipe, prepare_together(recipe, recipe_file, new_run=False), device)

@@ -18,7 +18,14 @@ from hmt_ds.backbones import (
     read_config,
 )
 from hmt_ds.config import ConfigError, find_file
-from hmt_ds.data import DataError, check_vocabulary, load_documents, load_tokenizer, tokenize_documents
+from hmt_ds.data import (
+    DataError,
+    check_vocabulary,
+    describe_tokenizer,
+    load_documents,
+    load_tokenizer,
+    tokenize_documents,
+)
 from hmt_ds.evaluation.perplexity import segments_needed
 from hmt_ds.feasible import check_compute
 from hmt_ds.memory import MemorySettings
@@ -39,12 +46,14 @@ class Prepared:
         ds_config: DeepSpeed's configuration, filled.
         lora: adapters, for model.train lora.
         train, validation: tokenised documents. ``train`` is None where no data were wanted.
+        tokenizer: what it is by its content, for people.
     """
 
     ds_config: dict[str, Any]
     lora: LoraSettings
     train: Dataset | None
     validation: Dataset | None
+    tokenizer: str | None = None
 
 
 class Problems(list[str]):
@@ -90,7 +99,7 @@ def prepare(recipe: Recipe, recipe_file: str | Path, *, new_run: bool = True, wi
         if model.train == "lora":
             problems.attempt(lambda: check_adapters(config, LoraSettings(**model.lora.model_dump())), "model.lora: ")
     vocabulary = getattr(config, "vocab_size", None)
-    datasets = read_data(recipe, vocabulary, problems) if with_data else (None, None)
+    datasets = read_data(recipe, vocabulary, problems) if with_data else (None, None, None)
     if problems or ds_config is None or datasets is None:
         raise ConfigError(problems)
     return Prepared(ds_config, LoraSettings(**model.lora.model_dump()), *datasets)
@@ -134,7 +143,7 @@ def check_output(recipe: Recipe) -> list[str]:
     if recipe.checkpoint.resume == "never" and any((folder / name).exists() for name in traces):
         return [
             f"training.output: {folder} holds a run already: name another folder, or go on with "
-            "--checkpoint.resume latest"
+            "--checkpoint.resume auto"
         ]
     return []
 
@@ -172,8 +181,8 @@ def deepspeed_config(recipe: Recipe, recipe_file: str | Path) -> dict[str, Any]:
     return fill_ds_config(read_ds_config(file), settings)
 
 
-def read_data(recipe: Recipe, vocab_size: int | None, problems: Problems) -> tuple[Dataset, Dataset | None] | None:
-    """Tokenised training and held-out documents."""
+def read_data(recipe: Recipe, vocab_size: int | None, problems: Problems) -> tuple[Dataset, Dataset | None, str] | None:
+    """Tokenised training and held-out documents, and by what they were tokenised."""
     name = recipe.model.tokenizer or recipe.model.source
     if not isinstance(name, str):
         problems.append("model.tokenizer: missing; model.source is a configuration, which has none")
@@ -198,7 +207,7 @@ def read_data(recipe: Recipe, vocab_size: int | None, problems: Problems) -> tup
     if data.validation:
         held_out = data.validation
         validation = problems.attempt(lambda: shorten(read(held_out), recipe), "data.validation: ")
-    return None if train is None else (train, validation)
+    return None if train is None else (train, validation, describe_tokenizer(tokenizer))
 
 
 def shorten(documents: Dataset, recipe: Recipe) -> Dataset:

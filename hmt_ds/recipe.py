@@ -155,8 +155,14 @@ class Checkpoint(Section):
 
     every: int = Field(500, ge=1)
     """Steps between checkpoints; one more is written at the end."""
-    resume: Literal["never", "latest"] = "never"
-    """latest: go on from the newest checkpoint of the run, or begin if there is none."""
+    resume: Literal["never", "auto"] = "never"
+    """auto: go on from the newest intact checkpoint of the run, or begin if there is none."""
+    keep: PositiveInt | None = None
+    """How many of the newest checkpoints stay. Default: all."""
+    milestones: PositiveInt | None = None
+    """Checkpoints whose step is a multiple of this stay too."""
+    background: bool = False
+    """Write while training goes on; takes 12 bytes of the host's memory for each trained weight that a rank holds."""
 
 
 class Evaluation(Section):

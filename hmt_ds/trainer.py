@@ -12,18 +12,16 @@ from typing import Any
 import torch
 import yaml
 from rich.console import Console
-from torch import nn
 
+from hmt_ds.assemble import build_executor, identity, sizes_of, training_loader
+from hmt_ds.checkpoint import CheckpointError, Keeping, Saver, load_checkpoint, newest_intact
 from hmt_ds.checkpoint import Progress as Position
-from hmt_ds.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from hmt_ds.checkpoint.load import check_identity
 from hmt_ds.data import Batch, WindowLoader
 from hmt_ds.evaluation.perplexity import PerplexityRow, as_dicts, perplexity_by_segments
 from hmt_ds.memory import Window
-from hmt_ds.parallel.build import build_hmt
 from hmt_ds.parallel.distributed import barrier, rank, world_size
-from hmt_ds.parallel.schedule import make_scheduler
-from hmt_ds.parallel.settle import ComputeSettings, number_of
-from hmt_ds.parallel.zero import StepOutput, ZeroExecutor
+from hmt_ds.parallel.zero import StepOutput
 from hmt_ds.planning.flops import peak_flops, useful_flops_per_token
 from hmt_ds.prepare import Prepared
 from hmt_ds.recipe import Recipe
@@ -49,6 +47,13 @@ class Trainer:
         self.parameters, self.trained = sizes_of(self.executor.engine.module)
         self.position = Position()
         self.told_to_stop = 0
+        keep = recipe.checkpoint
+        self.saver = Saver(
+            self.folder / "checkpoints",
+            identity(recipe, prepared),
+            Keeping(keep.keep, keep.milestones),
+            background=keep.background,
+        )
 
     def train(self) -> None:
         """Train to the end, or until told to stop; save, evaluate, and say what came of it."""
@@ -57,10 +62,14 @@ class Trainer:
         self.listen_for_signals()
         for step, windows in self.steps():
             started = time.perf_counter()
-            output = self.executor.train_batch([as_window(b) for b in windows], flag=self.told_to_stop)
+            flags = (self.told_to_stop, self.saver.written())
+            output = self.executor.train_batch([as_window(b) for b in windows], flags)
             self.position = Position(step, self.position.tokens + output.fresh_tokens, windows[-1].position)
             self.report(output, time.perf_counter() - started)
-            if output.flags:
+            stop, written = output.flags
+            if written == world_size():
+                self.end_save()
+            if stop:
                 return self.stop_early()
             if step % self.recipe.checkpoint.every == 0 and step < self.recipe.training.steps:
                 self.save()
@@ -94,12 +103,14 @@ class Trainer:
         )
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint, if the recipe says so and there is one."""
-        checkpoint = latest_checkpoint(self.folder / "checkpoints")
-        if self.recipe.checkpoint.resume == "latest" and checkpoint:
+        """Go on from the newest intact checkpoint, if the recipe says so and there is one."""
+        if self.recipe.checkpoint.resume == "never":
+            return
+        checkpoint = newest_intact(self.saver.folder, say)
+        if checkpoint:
+            check_identity(checkpoint, self.saver.identity)
             self.position = load_checkpoint(self.executor, checkpoint)
-            if rank() == 0:
-                print(f"resumed from {checkpoint}, step {self.position.step}", flush=True)
+            say(f"resumed from {checkpoint}, step {self.position.step}")
 
     def begin_run(self) -> None:
         """Make the run's folder, its log and the progress bar."""
@@ -152,9 +163,31 @@ class Trainer:
             "seconds": seconds,
         }
 
-    def save(self) -> Path:
-        """Write a checkpoint."""
-        return save_checkpoint(self.executor, self.folder / "checkpoints", self.position)
+    def save(self) -> None:
+        """Write a checkpoint; one that cannot be written leaves those before, and the run goes on."""
+        self.end_save()
+        self.saver.begin(self.executor, self.position)
+        if not self.saver.background:
+            self.end_save()
+
+    def end_save(self) -> None:
+        """Make visible what is being written, if anything is."""
+        try:
+            self.saver.finish()
+        except CheckpointError as error:
+            self.progress.say(f"warning: {error}")
+
+    def last_save(self) -> Path:
+        """The checkpoint that a run ends with, which must not be missing.
+
+        Raises:
+            CheckpointError: if it cannot be written.
+        """
+        self.end_save()
+        self.saver.begin(self.executor, self.position)
+        checkpoint = self.saver.finish()
+        assert checkpoint is not None
+        return checkpoint
 
     def evaluate(self) -> list[PerplexityRow] | None:
         """Held-out perplexity; the table is printed, and kept with the run."""
@@ -173,7 +206,7 @@ class Trainer:
     def finish(self) -> None:
         """The last checkpoint, the evaluation, the picture."""
         self.end_logs()
-        checkpoint = self.save()
+        checkpoint = self.last_save()
         self.evaluate()
         if rank() == 0:
             if rows := read_metrics(self.folder / "metrics.jsonl"):
@@ -186,10 +219,10 @@ class Trainer:
     def stop_early(self) -> None:
         """Save and leave because somebody said so."""
         self.end_logs()
-        checkpoint = self.save()
+        checkpoint = self.last_save()
         if rank() == 0:
             print(f"stopped after step {self.position.step}; checkpoint {checkpoint}; go on with", end=" ")
-            print("--checkpoint.resume latest", flush=True)
+            print("--checkpoint.resume auto", flush=True)
 
     def end_logs(self) -> None:
         """No more steps come."""
@@ -207,52 +240,10 @@ class Trainer:
         signal.signal(signal.SIGTERM, stop)
 
 
-def build_executor(recipe: Recipe, prepared: Prepared, device: torch.device) -> ZeroExecutor:
-    """The recipe's model in DeepSpeed's engine, on this rank's device."""
-    model = recipe.model
-    hmt = build_hmt(
-        model.source,
-        recipe.memory.model_dump(),
-        ds_config=prepared.ds_config,
-        precision=model.precision,
-        train=model.train,
-        lora=prepared.lora,
-        seed=recipe.training.seed,
-        device=device,
-        trust_remote_code=model.trust_remote_code,
-    )
-    return ZeroExecutor(
-        hmt,
-        ds_config=prepared.ds_config,
-        precision=model.precision,
-        device=device,
-        depth=recipe.training.bptt_depth,
-        compute=ComputeSettings(**recipe.compute.model_dump()),
-        memory_lr=recipe.optimizer.memory_lr,
-        scheduler=make_scheduler(recipe.schedule.name, recipe.schedule.params, recipe.training.steps),
-    )
-
-
-def training_loader(recipe: Recipe, prepared: Prepared, position: dict[str, Any] | None = None) -> WindowLoader:
-    """This rank's rows of the training documents, from a position on."""
-    training = recipe.training
-    return WindowLoader(
-        prepared.train,
-        segments=training.bptt_depth,
-        segment_length=recipe.memory.segment_length,
-        seed=training.seed,
-        rank=rank(),
-        world_size=world_size(),
-        batch_size=training.batch_size,
-        num_workers=recipe.data.workers,
-        state=position,
-    )
-
-
-def sizes_of(model: nn.Module) -> tuple[int, int]:
-    """How many parameters a model has, sharded or not, and how many of them are trained."""
-    sizes = [(number_of(p), p.requires_grad) for p in model.parameters()]
-    return sum(number for number, _ in sizes), sum(number for number, trained in sizes if trained)
+def say(text: str) -> None:
+    """A line for people, from one rank."""
+    if rank() == 0:
+        print(text, flush=True)
 
 
 def as_window(batch: Batch) -> Window:

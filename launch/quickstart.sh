@@ -16,7 +16,7 @@ on as many ranks as there are GPUs, or on two ranks on the CPU. Only what is mis
   --training.steps 200    any key of the recipe; `.venv/bin/hmt-ds keys` lists them
 
 The run goes to runs/quickstart, or to the next free of runs/quickstart-2, -3 and so on, unless --training.output
-names a folder. With --checkpoint.resume latest the newest of these runs goes on. Paths are relative to the project.
+names a folder. With --checkpoint.resume auto the newest of these runs goes on. Paths are relative to the project.
 PYTHON=python3.11 chooses the Python that .venv is made with.
 TEXT
 }

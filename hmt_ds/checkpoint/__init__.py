@@ -1,5 +1,7 @@
 """Saving a run and going on from there."""
 
-from hmt_ds.checkpoint.save import CheckpointError, Progress, latest_checkpoint, load_checkpoint, save_checkpoint
+from hmt_ds.checkpoint.files import CheckpointError
+from hmt_ds.checkpoint.load import load_checkpoint, newest_intact
+from hmt_ds.checkpoint.save import Keeping, Progress, Saver
 
-__all__ = ["CheckpointError", "Progress", "latest_checkpoint", "load_checkpoint", "save_checkpoint"]
+__all__ = ["CheckpointError", "Keeping", "Progress", "Saver", "load_checkpoint", "newest_intact"]

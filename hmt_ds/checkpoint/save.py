@@ -1,29 +1,23 @@
-"""A checkpoint: DeepSpeed's own files, and beside them what a recurrence needs to go on exactly where it was.
-
-checkpoints/
-    latest                    name of the newest whole checkpoint, written last
-    step_000500/
-        progress.json         step, position in the data, layout
-        rank_00000.pt         carried memories and random states of each rank
-        ...                   DeepSpeed's files
-"""
+"""Writing a checkpoint: every rank its own share, while training goes on if wanted."""
 
 import json
-import random
+import threading
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
 
-from hmt_ds.memory import MemoryState
-from hmt_ds.parallel.distributed import barrier, rank, world_size
+from hmt_ds.checkpoint.files import CheckpointError, begin, partial_of, prune, seal, write_file, write_json
+from hmt_ds.checkpoint.fragments import Fragment, fragments, scalars
+from hmt_ds.checkpoint.ranks import rank_file, rank_tensors, write_rank
+from hmt_ds.parallel.distributed import add_up, barrier, rank, world_size
 from hmt_ds.parallel.zero import ZeroExecutor
 
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used here."""
+FILE_BYTES = 2**31  # of one file of fragments, about
 
 
 @dataclass(frozen=True)
@@ -41,80 +35,159 @@ class Progress:
     position: dict[str, Any] | None = None
 
 
-def save_checkpoint(executor: ZeroExecutor, folder: Path, progress: Progress) -> Path:
-    """Write a checkpoint, unless it is the newest already; every rank must call. Returns its path."""
-    target = folder / f"step_{progress.step:06d}"
-    if latest_checkpoint(folder) == target:
-        return target
-    target.mkdir(parents=True, exist_ok=True)
-    torch.save(rank_state(executor), target / f"rank_{rank():05d}.pt")
-    if rank() == 0:
-        layout = {"world_size": world_size(), "zero_stage": executor.engine.zero_optimization_stage()}
-        (target / "progress.json").write_text(json.dumps(asdict(progress) | layout, indent=1))
-    # DeepSpeed writes `latest` after all ranks are done; frozen weights are where the model came from
-    executor.engine.save_checkpoint(str(folder), tag=target.name, exclude_frozen_parameters=True)
-    barrier()
-    return target
+@dataclass(frozen=True)
+class Keeping:
+    """Which checkpoints stay.
+
+    Attributes:
+        newest: how many of the newest; None for all.
+        milestones: those whose step is a multiple of this stay too.
+    """
+
+    newest: int | None = None
+    milestones: int | None = None
 
 
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint, or None."""
-    try:
-        return folder / (folder / "latest").read_text().strip()
-    except FileNotFoundError:
-        return None
-
-
-def load_checkpoint(executor: ZeroExecutor, checkpoint: Path, *, weights_only: bool = False) -> Progress:
-    """Put an executor where the saved one was.
+class Saver:
+    """Writes a run's checkpoints. All ranks call each method at the same step.
 
     Args:
-        weights_only: leave schedule, memories and random states as they are, to evaluate. The optimizer is read all
-            the same: at stage 3 the weights are its shards, and DeepSpeed's other way puts them together on each rank.
-
-    Raises:
-        CheckpointError: if it was written by another number of ranks or another ZeRO stage.
+        folder: of all checkpoints, seen by all ranks.
+        identity: what a run must have in common with the checkpoint to go on from it; see :func:`check_identity`.
+        background: write in a thread; what is written is copied to the host's memory first.
     """
-    saved = json.loads((checkpoint / "progress.json").read_text())
-    here = {"world_size": world_size(), "zero_stage": executor.engine.zero_optimization_stage()}
-    for key, value in here.items():
-        if (was := saved.pop(key)) != value:
-            raise CheckpointError(f"{checkpoint} was written with {key} {was}, here it is {value}: go on with {was}")
-    executor.engine.load_checkpoint(
-        str(checkpoint.parent),
-        tag=checkpoint.name,
-        load_module_strict=False,
-        load_lr_scheduler_states=not weights_only,
-    )
-    if not weights_only:
-        state = torch.load(checkpoint / f"rank_{rank():05d}.pt", map_location="cpu", weights_only=True)
-        restore_rank_state(executor, state)
-    return Progress(**saved)
+
+    def __init__(self, folder: Path, identity: dict[str, Any], keeping: Keeping, *, background: bool = False):
+        self.folder, self.identity, self.keeping, self.background = folder, identity, keeping, background
+        self.target: Path | None = None
+        self.writer: threading.Thread | None = None
+        self.problem: str | None = None
+
+    def begin(self, executor: ZeroExecutor, progress: Progress) -> None:
+        """Start to write; in the background, return when all is copied to the host."""
+        assert self.target is None, "finish the one before"
+        self.target = self.folder / f"step_{progress.step:06d}"
+        self.problem = None
+        if rank() == 0:
+            self.attempt(lambda target: begin(target), self.target)
+        barrier()
+        parts = fragments(executor.engine, rank=rank(), world_size=world_size(), to_write=True)
+        own = rank_tensors(executor.state, executor.device)
+        state = state_of(executor, progress) | {"identity": self.identity} if rank() == 0 else None
+        work = (self.target, list(map(on_the_host, parts)) if self.background else parts, own, state)
+        if not self.background:
+            return self.attempt(write_share, *work)
+        self.writer = threading.Thread(target=self.attempt, args=(write_share, *work), daemon=True)
+        return self.writer.start()
+
+    def attempt(self, action: Any, *arguments: Any) -> None:
+        """Do something that a full disk can stop; what went wrong is kept for later."""
+        try:
+            action(*arguments)
+        except Exception as error:  # whatever a file system or a library makes of it
+            self.problem = self.problem or f"rank {rank()}: {error}"
+
+    def written(self) -> int:
+        """1 if this rank has nothing left to write for the checkpoint that was begun, else 0."""
+        return int(self.target is not None and not (self.writer and self.writer.is_alive()))
+
+    def finish(self) -> Path | None:
+        """When all ranks have written: make the checkpoint visible. Waits for them; returns its path.
+
+        Raises:
+            CheckpointError: if any rank could not write; the checkpoints before are as they were.
+        """
+        if self.target is None:
+            return None
+        if self.writer:
+            self.writer.join()
+        target, self.target, self.writer = self.target, None, None
+        failed = int(add_up(torch.tensor([float(self.problem is not None)], device=device_of_ranks())))
+        if not failed and rank() == 0:
+            self.attempt(self.complete, target)
+        failed = failed or int(add_up(torch.tensor([float(self.problem is not None)], device=device_of_ranks())))
+        if failed:
+            raise CheckpointError(f"{target} was not written ({self.problem or 'by another rank'}): what was is whole")
+        return target
+
+    def complete(self, target: Path) -> None:
+        """Rank 0 gathers the ranks' entries, and makes the checkpoint visible."""
+        entries: dict[str, dict[str, Any]] = {}
+        for file in sorted(partial_of(target).glob("entries_*.json")):
+            entries |= json.loads(file.read_text())
+            file.unlink()
+        seal(target, entries)
+        prune(self.folder, self.keeping.newest, self.keeping.milestones)
 
 
-def rank_state(executor: ZeroExecutor) -> dict[str, Any]:
-    """What differs between ranks: the carried memory of their rows, and random states."""
-    memory = executor.state
-    kind, keys, *rest = np.random.get_state(legacy=True)
-    state: dict[str, Any] = {
-        "memory": None if memory is None else {k: v.cpu() for k, v in vars(memory).items()},
-        "torch": torch.get_rng_state(),
-        "python": random.getstate(),
-        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
+def device_of_ranks() -> torch.device:
+    """Where the ranks' tensors are for an exchange."""
+    on_gpu = torch.distributed.is_initialized() and "nccl" in torch.distributed.get_backend()
+    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+
+
+def on_the_host(fragment: Fragment) -> Fragment:
+    """A copy that later steps do not change."""
+    copies = {key: tensor.detach().to("cpu", copy=True) for key, tensor in fragment.tensors.items()}
+    return Fragment(fragment.name, fragment.shape, fragment.start, copies)
+
+
+def write_share(
+    target: Path,
+    parts: Iterator[Fragment] | list[Fragment],
+    own: tuple[dict[str, Tensor], dict[str, str]],
+    state: dict[str, Any] | None,
+) -> None:
+    """Write this rank's files, and a list of them."""
+    folder, entries = partial_of(target), {}
+    for number, group in enumerate(groups_of(parts)):
+        name = f"fragments_{rank():05d}_{number:03d}.safetensors"
+        tensors = {f"{key}/{f.name}@{f.start}": t.detach().cpu() for f in group for key, t in f.tensors.items()}
+        shapes = {f.name: json.dumps(f.shape) for f in group}
+        write = lambda file, tensors=tensors, shapes=shapes: save_file(tensors, file, metadata=shapes)  # noqa: E731
+        index = {"fragments": [[f.name, f.start, f.numel, list(f.tensors), list(f.shape)] for f in group]}
+        entries[name] = write_file(folder / name, write) | index
+    entries[rank_file(rank())] = write_file(folder / rank_file(rank()), lambda file: write_rank(file, *own))
+    if state is not None:
+        entries["progress.json"] = write_json(folder / "progress.json", state)
+    write_json(folder / f"entries_{rank():05d}.json", entries)
+
+
+def groups_of(parts: Iterator[Fragment] | list[Fragment]) -> Iterator[list[Fragment]]:
+    """Fragments that go into one file each time."""
+    group: list[Fragment] = []
+    size = 0
+    for part in parts:
+        group.append(part)
+        size += sum(tensor.numel() * tensor.element_size() for tensor in part.tensors.values())
+        if size >= FILE_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def state_of(executor: ZeroExecutor, progress: Progress) -> dict[str, Any]:
+    """What is the same on all ranks."""
+    engine = executor.engine
+    rows = 0 if executor.state is None else len(executor.state.valid)
+    return asdict(progress) | {
+        "world_size": world_size(),
+        "rows_per_rank": rows,
+        "zero_stage": engine.zero_optimization_stage(),
+        "optimizer": scalars(engine),
+        "schedule": engine.lr_scheduler.state_dict() if engine.lr_scheduler else None,
+        "loss_scaler": loss_scaler(engine),
+        "counters": {key: getattr(engine, key) for key in COUNTERS},
     }
-    if executor.device.type != "cpu":
-        state["accelerator"] = torch.get_device_module(executor.device).get_rng_state(executor.device)
-    return state
 
 
-def restore_rank_state(executor: ZeroExecutor, state: dict[str, Any]) -> None:
-    """The inverse of :func:`rank_state`."""
-    if state["memory"] is not None:
-        executor.state = MemoryState(**{k: v.to(executor.device) for k, v in state["memory"].items()})
-    torch.set_rng_state(state["torch"])
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers), gauss))
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-    if "accelerator" in state:
-        torch.get_device_module(executor.device).set_rng_state(state["accelerator"], executor.device)
+COUNTERS = ("global_steps", "global_samples", "micro_steps", "skipped_steps")
+
+
+def loss_scaler(engine: Any) -> dict[str, float]:
+    """The numbers of a loss scaler (fp16)."""
+    if scaler := engine.torch_autocast_z0_gradscaler:
+        return scaler.state_dict()
+    found = vars(getattr(engine.optimizer, "loss_scaler", object)) if hasattr(engine.optimizer, "loss_scaler") else {}
+    return {key: value for key, value in found.items() if isinstance(value, (int, float))}

@@ -5,7 +5,7 @@ from hmt_ds.data.errors import DataError
 from hmt_ds.data.plan import Piece, PlanState, Window, WindowPlan
 from hmt_ds.data.sources import load_documents
 from hmt_ds.data.tokenize import document_lengths, tokenize_documents
-from hmt_ds.data.tokenizers import check_vocabulary, load_tokenizer, train_sentencepiece
+from hmt_ds.data.tokenizers import check_vocabulary, describe_tokenizer, load_tokenizer, train_sentencepiece
 
 __all__ = [
     "IGNORE_INDEX",
@@ -17,6 +17,7 @@ __all__ = [
     "WindowLoader",
     "WindowPlan",
     "check_vocabulary",
+    "describe_tokenizer",
     "document_lengths",
     "load_documents",
     "load_tokenizer",

@@ -1,5 +1,6 @@
 """Load a Hugging Face or sentencepiece tokenizer, train a small one, and check it against a model's vocabulary."""
 
+import hashlib
 import io
 import json
 import shutil
@@ -101,6 +102,12 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Non
             f"the tokenizer's ids go up to {largest}, but the model's vocabulary has {vocab_size} ids "
             f"(0 to {vocab_size - 1}): use the model's own tokenizer, or a model with at least {largest + 1}"
         )
+
+
+def describe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What it is by its content, wherever it lies: its size, and the beginning of its vocabulary's hash."""
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
+    return f"{len(tokenizer):,} tokens, vocabulary {hashlib.sha256(vocabulary.encode()).hexdigest()[:12]}"
 
 
 def _lines(files: list[Path]) -> Iterator[str]:

@@ -31,7 +31,7 @@ class StepOutput:
         gradient_norm: before clipping, or None where DeepSpeed does not know it.
         recall_distance: mean number of segments back of what was recalled; None if nothing was.
         skipped: whether the optimizer left the step out (fp16 overflow).
-        flags: the sum over ranks of what each rank had to say.
+        flags: the sums over ranks of what each rank had to say.
     """
 
     loss: float
@@ -40,7 +40,7 @@ class StepOutput:
     gradient_norm: float | None
     recall_distance: float | None
     skipped: bool
-    flags: int
+    flags: tuple[int, ...]
 
 
 class ZeroExecutor:
@@ -106,7 +106,7 @@ class ZeroExecutor:
             cached=cached,
         )
 
-    def train_batch(self, windows: list[Window], flag: int = 0) -> StepOutput:
+    def train_batch(self, windows: list[Window], flags: tuple[int, ...] = ()) -> StepOutput:
         """One optimizer step on one or more consecutive windows of this rank's rows.
 
         The memory is carried from each window to the next, without its graph. Every rank must bring as many windows,
@@ -114,13 +114,13 @@ class ZeroExecutor:
 
         Args:
             windows: on the CPU.
-            flag: a number to be summed over the ranks on the way (for example, that this rank was told to stop).
+            flags: numbers to be summed over the ranks on the way (for example, that this rank was told to stop).
         """
         counts = torch.tensor(
-            [sum(int((w.labels >= 0).sum()) for w in windows), sum(int(w.lengths.sum()) for w in windows), flag],
+            [sum(int((w.labels >= 0).sum()) for w in windows), sum(int(w.lengths.sum()) for w in windows), *flags],
             dtype=torch.float64,
         )
-        tokens, fresh, flags = add_up(counts.to(self.device)).long().tolist()
+        tokens, fresh, *told = add_up(counts.to(self.device)).long().tolist()
         self.engine.train()
         self.gradients.model.train()
         totals, read = [], self.room.watch(self.gradients.read)
@@ -154,7 +154,7 @@ class ZeroExecutor:
             gradient_norm=None if norm is None else float(norm),
             recall_distance=distance / recalls if recalls else None,
             skipped=self.engine.skipped_steps > before,
-            flags=flags,
+            flags=tuple(told),
         )
 
     def backward_passes(self, windows: list[Window]) -> int:

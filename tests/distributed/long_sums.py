@@ -16,7 +16,7 @@ from torch import Tensor
 from zero_gradients import Case, full_gradients, make_executor, start_weights, whole_error, worst
 
 from hmt_ds.memory import IGNORED, MemoryState, Window
-from hmt_ds.parallel.distributed import join, leave, rank, world_size
+from hmt_ds.parallel.distributed import end_process, join, rank, world_size
 from hmt_ds.parallel.zero import ZeroExecutor
 
 Depth = tuple[str, str, int]  # file of ds_configs, way of reduction, segments
@@ -89,7 +89,7 @@ def be_a_rank(depths: list[Depth], result: Path) -> None:
         gc.collect()  # DeepSpeed's engines hold themselves in cycles
     if rank() == 0:
         result.write_text(json.dumps(rows))
-    leave()
+    end_process(0)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from ranks import PROJECT
 from transformers import AutoModelForCausalLM
 
 from hmt_ds.parallel.build import build_hmt
-from hmt_ds.parallel.distributed import join, leave, rank, world_size
+from hmt_ds.parallel.distributed import end_process, join, rank, world_size
 from hmt_ds.parallel.ds_config import EngineSettings, fill_ds_config, read_ds_config
 
 
@@ -48,7 +48,7 @@ def main(task: dict[str, Any], result: Path) -> None:
         rows[name] = row
     if rank() == 0:
         result.write_text(json.dumps(rows))
-    leave()
+    end_process(0)
 
 
 if __name__ == "__main__":

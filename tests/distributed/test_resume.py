@@ -20,7 +20,7 @@ from tiny_recipe import (
 
 from hmt_ds.reporting.metrics import read_metrics
 
-RESUME = ("--checkpoint.resume", "latest")
+RESUME = ("--checkpoint.resume", "auto")
 BREAKS = str(Path(__file__).with_name("breaks"))
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from hmt_ds.backbones.compute import layers_of
 from hmt_ds.memory import MemoryState, Window, read_window
 from hmt_ds.parallel.build import build_hmt
-from hmt_ds.parallel.distributed import join, leave, rank, world_size
+from hmt_ds.parallel.distributed import end_process, join, rank, world_size
 from hmt_ds.parallel.ds_config import EngineSettings, fill_ds_config, read_ds_config
 from hmt_ds.parallel.settle import ComputeSettings
 from hmt_ds.parallel.zero import ZeroExecutor
@@ -268,7 +268,7 @@ def be_a_rank(cases: list[Case], result: Path) -> None:
         gc.collect()  # DeepSpeed's engines hold themselves in cycles
     if rank() == 0:
         result.write_text(json.dumps(rows))
-    leave()
+    end_process(0)
 
 
 def run_cases(cases: list[Case], timeout: float = 300, **environment: str) -> list[dict[str, Any]]:

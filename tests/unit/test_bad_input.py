@@ -148,7 +148,7 @@ CASES = [
     Case("pipeline", ["--training.pipeline_stages", "2"], ["training.pipeline_stages is 2", "use 1"]),
     Case("fp16 on the CPU", ["--model.precision", "fp16"], ["model.precision: fp16 needs a GPU", "use bf16 or fp32"]),
     Case("segments read", ["--evaluation.segments_read", "[4, 2]"], ["evaluation.segments_read is [4, 2]"]),
-    Case("a run is there", ["--training.output", "old"], ["training.output: old holds a run already", "resume latest"]),
+    Case("a run is there", ["--training.output", "old"], ["training.output: old holds a run already", "resume auto"]),
     Case("output is a file", ["--training.output", "data.doc"], ["training.output: data.doc is a file, give a folder"]),
     Case("missing DeepSpeed file", ["--deepspeed", "zero9.json"], ["deepspeed: zero9.json: no such file"]),
     Case("DeepSpeed file is no JSON", ["--deepspeed", "broken.yaml"], ["deepspeed: broken.yaml: not readable as JSON"]),

@@ -18,7 +18,19 @@ FOLDERS = {
 }
 FOLDERS |= {later: set(FOLDERS) for later in ("evaluation", "planning", "reporting")}
 # modules beside the folders, from the bottom up: each may import the folders, and the modules before it
-MODULES = ["recipe", "config", "feasible", "prepare", "trainer", "train", "evaluate", "bench", "local", "cli"]
+MODULES = [
+    "recipe",
+    "config",
+    "feasible",
+    "prepare",
+    "assemble",
+    "trainer",
+    "train",
+    "evaluate",
+    "bench",
+    "local",
+    "cli",
+]
 DEEPSPEED = {"parallel", "checkpoint", "reporting"}  # reporting: its monitors alone
 
 

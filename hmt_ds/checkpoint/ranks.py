@@ -1,0 +1,64 @@
+"""What each rank has of its own besides weights: the carried memories of its rows, and random states."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hmt_ds.memory import MemoryState
+
+
+def rank_tensors(memory: MemoryState | None, device: torch.device) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Copies on the host, and what has no tensor, as safetensors keeps them."""
+    tensors = {} if memory is None else {f"memory/{k}": v.detach().cpu().clone() for k, v in vars(memory).items()}
+    kind, keys, *rest = np.random.get_state(legacy=True)
+    version, numbers, gauss = random.getstate()
+    tensors["random/torch"] = torch.get_rng_state().clone()
+    tensors["random/numpy"] = torch.from_numpy(np.asarray(keys).astype(np.int64))
+    tensors["random/python"] = torch.tensor(numbers, dtype=torch.int64)
+    if device.type != "cpu":
+        tensors["random/device"] = torch.get_device_module(device).get_rng_state(device).clone()
+    return tensors, {"random": json.dumps({"numpy": [kind, *rest], "python": [version, gauss]})}
+
+
+def write_rank(file: Path, tensors: dict[str, Tensor], texts: dict[str, str]) -> None:
+    """Write them."""
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata=texts)
+
+
+def read_random_states(file: Path, device: torch.device) -> None:
+    """Put the generators where they were."""
+    with safe_open(file, framework="pt") as saved:
+        texts = json.loads(saved.metadata()["random"])
+        torch.set_rng_state(saved.get_tensor("random/torch"))
+        version, gauss = texts["python"]
+        random.setstate((version, tuple(saved.get_tensor("random/python").tolist()), gauss))
+        kind, *rest = texts["numpy"]
+        np.random.set_state((kind, saved.get_tensor("random/numpy").numpy().astype(np.uint32), *rest))
+        if device.type != "cpu" and "random/device" in saved.keys():  # noqa: SIM118
+            torch.get_device_module(device).set_rng_state(saved.get_tensor("random/device"), device)
+
+
+def read_memories(checkpoint: Path, rows: range, rows_per_file: int, device: torch.device) -> MemoryState | None:
+    """The carried memories of some rows of the global batch, whichever ranks had them."""
+    parts: list[dict[str, Tensor]] = []
+    for row in rows:
+        with safe_open(checkpoint / rank_file(row // rows_per_file), framework="pt") as saved:
+            names = [name for name in saved.keys() if name.startswith("memory/")]  # noqa: SIM118
+            at = row % rows_per_file
+            parts.append({n.removeprefix("memory/"): saved.get_slice(n)[at : at + 1] for n in names})
+    if not parts or not parts[0]:
+        return None
+    whole: dict[str, Any] = {name: torch.cat([part[name] for part in parts]).to(device) for name in parts[0]}
+    return MemoryState(**whole)
+
+
+def rank_file(rank: int) -> str:
+    """A rank's file."""
+    return f"rank_{rank:05d}.safetensors"

@@ -1,0 +1,118 @@
+"""Checkpoints of one layout resumed in another: the next losses, against those of the run that went on undisturbed.
+
+    python tests/distributed/layouts.py
+
+saves in each of 15 layouts (5 configurations x 1, 2, 4 ranks) and resumes each save in all of them: 225 pairs, a table.
+As a rank it is started by run_ranks.
+"""
+
+import gc
+import itertools
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from ranks import run_ranks
+from tiny_runs import DEPTH, get_weights, windows
+from zero_gradients import Case, make_executor
+
+from hmt_ds.checkpoint import Keeping, Progress, Saver, load_checkpoint
+from hmt_ds.parallel.distributed import end_process, join, rank, world_size
+from hmt_ds.parallel.zero import ZeroExecutor
+
+CONFIGS = ("zero0", "zero1", "zero2", "zero3", "zero3_offload")
+RANKS = (1, 2, 4)
+BEFORE, AFTER = 2, 5  # steps before the checkpoint and behind it; the one epoch is read more than once
+PRECISION = "fp32"
+
+
+def executor_of(config: str, device: torch.device) -> ZeroExecutor:
+    """A new executor, with the weights that all start from."""
+    return make_executor(Case(config, precision=PRECISION, reduction="step"), device)
+
+
+def losses(executor: ZeroExecutor, first: int, number: int) -> list[float]:
+    """Of some steps, from one on."""
+    every = windows(rank(), world_size(), DEPTH)
+    return [executor.train_batch([every[step % len(every)]]).loss for step in range(first, first + number)]
+
+
+def save(folder: Path, config: str, device: torch.device) -> dict[str, Any]:
+    """Train, save, train on: what should come after the checkpoint."""
+    executor = executor_of(config, device)
+    losses(executor, 0, BEFORE)
+    saver = Saver(folder / f"{config}-{world_size()}", {}, Keeping())
+    saver.begin(executor, Progress(step=BEFORE))
+    path = saver.finish()
+    expected = losses(executor, BEFORE, AFTER)
+    weights = {name: weight.float().norm().item() for name, weight in get_weights(executor.engine.module).items()}
+    executor.engine.destroy()
+    return {"path": str(path), "losses": expected, "weights": weights}
+
+
+def resume(saved: dict[str, Any], config: str, device: torch.device) -> dict[str, Any]:
+    """How far the next losses, and the weights after them, are from what they should be."""
+    executor = executor_of(config, device)
+    with torch.no_grad():
+        for parameter in executor.engine.module.parameters():
+            parameter.data.fill_(torch.nan)  # nothing of the start may be left
+    assert load_checkpoint(executor, Path(saved["path"])).step == BEFORE
+    found = losses(executor, BEFORE, AFTER)
+    weights = {name: weight.float().norm().item() for name, weight in get_weights(executor.engine.module).items()}
+    executor.engine.destroy()
+    return {
+        "loss": max(abs(one / other - 1) for one, other in zip(found, saved["losses"], strict=True)),
+        "weights": max(abs(weights[name] / norm - 1) for name, norm in saved["weights"].items()),
+        "identical": found == saved["losses"],
+    }
+
+
+def be_a_rank(task: dict[str, Any], result: Path) -> None:
+    """Save in all configurations, or resume all saves in all of them."""
+    device = join(timeout_minutes=2)
+    rows: Any = {}
+    if "folder" in task:
+        for config in task["configs"]:
+            rows[f"{config}-{world_size()}"] = save(Path(task["folder"]), config, device)
+            gc.collect()
+    else:
+        for (name, saved), config in itertools.product(task["saved"].items(), task["configs"]):
+            rows[f"{name} -> {config}-{world_size()}"] = resume(saved, config, device)
+            gc.collect()
+    if rank() == 0:
+        result.write_text(json.dumps(rows))
+    end_process(0)
+
+
+def run_pairs(
+    configs: tuple[str, ...] = CONFIGS, ranks: tuple[int, ...] = RANKS, timeout: float = 1500
+) -> dict[str, dict[str, Any]]:
+    """All pairs of some layouts."""
+    with tempfile.TemporaryDirectory() as folder:
+        saved: dict[str, Any] = {}
+        for number in ranks:
+            saved |= run_ranks("layouts.py", {"folder": folder, "configs": configs}, ranks=number, timeout=timeout)
+        found: dict[str, Any] = {}
+        for number in ranks:
+            found |= run_ranks("layouts.py", {"saved": saved, "configs": configs}, ranks=number, timeout=timeout)
+        return found
+
+
+def print_table() -> None:
+    """Every pair: the largest relative difference of the next losses, and of any weight's norm after them."""
+    found = run_pairs()
+    for pair, row in found.items():
+        print(f"{pair:40} {row['loss']:.1e} {row['weights']:.1e}{' identical' if row['identical'] else ''}")
+    worst = max(found, key=lambda pair: found[pair]["loss"])
+    print(f"{len(found)} pairs; the largest difference of a loss is {found[worst]['loss']:.1e} ({worst})")
+
+
+if __name__ == "__main__":
+    if "RANK" in os.environ:
+        be_a_rank(json.loads(sys.argv[1]), Path(sys.argv[2]))
+    else:
+        print_table()
