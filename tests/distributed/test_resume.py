@@ -72,7 +72,9 @@ def test_killed_then_stopped_then_finished(folder):
     before = contents(broken)
     code, printed = train(recipe, broken, *RESUME, ranks=1)
     errors = [line for line in printed.splitlines() if line.startswith("error: ")]
-    assert code != 0 and len(errors) == 1 and "batch_size x ranks is 4 in" in errors[0] and "2 here" in errors[0], printed
+    assert code != 0 and len(errors) == 1 and "batch_size x ranks is 4 in" in errors[0] and "2 here" in errors[0], (
+        printed
+    )
     assert "Traceback" not in printed, printed
     assert contents(broken) == before
 

@@ -112,6 +112,13 @@ def test_sums_over_segments_are_in_float32_everywhere():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("reduction", ["segment", "step"])
+def test_hierarchical_partitions(reduction):
+    """DeepSpeed's hpZ on two nodes of two ranks. (It can be set up once in a process.)"""
+    check_fp32(*run_cases([Case("zero3_hpz", reduction=reduction, summary_batch=2, leaf_layers=2)], ranks=4))
+
+
+@pytest.mark.slow
 def test_whole_grid():
     cases = [*GRID, *POLICIES, *ACCUMULATION, *BF16]
     for case, row in zip(cases, run_cases(cases, timeout=1800), strict=True):

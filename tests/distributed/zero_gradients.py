@@ -200,6 +200,8 @@ def make_executor(case: Case, device: torch.device, rows: int = ROWS, segments: 
         config |= {"zero_force_ds_cpu_optimizer": False, "optimizer": {"type": "auto", "params": {"torch_adam": True}}}
     if "zero3" in case.config:  # shard all: by default DeepSpeed keeps small weights whole, which here are all
         config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    if "hpz" in case.config:  # two nodes of two ranks
+        config["zero_optimization"]["zero_hpz_partition_size"] = 2
     settings = EngineSettings(case.precision, rows // world_size(), segments, CLIPPING, "AdamW", OPTIMIZER)
     config = fill_ds_config(config, settings)
     model = build_hmt(BACKBONE, MEMORY, ds_config=config, precision=case.precision, train=case.train)
@@ -271,9 +273,11 @@ def be_a_rank(cases: list[Case], result: Path) -> None:
     end_process(0)
 
 
-def run_cases(cases: list[Case], timeout: float = 300, **environment: str) -> list[dict[str, Any]]:
+def run_cases(cases: list[Case], timeout: float = 300, ranks: int = 2, **environment: str) -> list[dict[str, Any]]:
     """The rows of some cases, run on two ranks."""
-    return run_ranks("zero_gradients.py", [astuple(case) for case in cases], timeout=timeout, **environment)
+    return run_ranks(
+        "zero_gradients.py", [astuple(case) for case in cases], timeout=timeout, ranks=ranks, **environment
+    )
 
 
 def print_table() -> None:

@@ -130,5 +130,25 @@ def rank_1() -> None:
         distributed.join = join
 
 
+def out_of_memory() -> None:
+    """Rank 1's GPU is full in its third step."""
+    import torch
+
+    from hmt_ds.parallel.zero import ZeroExecutor
+
+    right, steps = ZeroExecutor.train_batch, []
+
+    def train_batch(executor, *arguments, **options):
+        steps.append(1)
+        if os.environ.get("RANK") == "1" and len(steps) == 3:
+            raise torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 4.10 GiB. GPU 0 has a total capacity of 79.18 GiB of which "
+                "1012.19 MiB is free. Including non-PyTorch memory, this process has 78.18 GiB memory in use."
+            )
+        return right(executor, *arguments, **options)
+
+    ZeroExecutor.train_batch = train_batch
+
+
 if chosen := os.environ.get("HMT_DS_BREAK"):
     globals()[chosen]()

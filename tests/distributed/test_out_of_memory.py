@@ -1,0 +1,22 @@
+"""A GPU that is full ends all ranks, with a line that says which knob to turn. The GPU's error is made by a break."""
+
+from pathlib import Path
+
+from tiny_recipe import finish, make_materials, processes_of, start, write_recipe
+
+BREAKS = str(Path(__file__).with_name("breaks"))
+
+
+def test_one_line_and_everybody_ends(tmp_path):
+    make_materials(tmp_path)
+    output = tmp_path / "full"
+    with start(write_recipe(tmp_path), output, PYTHONPATH=BREAKS, HMT_DS_BREAK="out_of_memory") as process:
+        code, printed = finish(process, timeout=90)
+        assert not processes_of(output)
+    errors = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert code != 0 and len(errors) == 1, printed
+    assert "rank 1: CUDA out of memory. Tried to allocate 4.10 GiB. GPU 0 has a total capacity of" in errors[0]
+    for knob in ("training.batch_size", "compute.recompute segment+layer", "compute.reduction segment", "offloading"):
+        assert knob in errors[0]
+    # the others say with a traceback that they have lost a rank; the one that was full does not
+    assert "OutOfMemoryError" not in printed, printed
