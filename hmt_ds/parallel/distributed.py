@@ -33,6 +33,8 @@ class LaunchError(ValueError):
 def join(timeout_minutes: int = 30) -> torch.device:
     """Join the process group that the launcher describes (a single process without one); returns the rank's device."""
     find_place()
+    if "PYTORCH_ALLOC_CONF" not in os.environ:  # how much is kept changes what sizes are asked for: avoid fragments
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     accelerator = get_accelerator()
     # Its shared-memory kernel for CPU ranks takes minutes to compile and hangs behind the lock of a killed build.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -120,7 +120,7 @@ def footprint(probe: MemoryProbe, peak: int) -> dict[str, Any]:
     counts allocations: there they are what stood at most.
 
     Args:
-        peak: resident memory, for CPUs.
+        peak: of the timed steps, which may be deeper than the probed one; for CPUs, resident memory.
     """
     device, phases = probe.executor.device, probe.peaks
     if device.type == "cpu":
@@ -130,6 +130,7 @@ def footprint(probe: MemoryProbe, peak: int) -> dict[str, Any]:
     held, counted = graph_pools(device)
     idle = held - counted  # between replays the allocator does not count what lies in graphs
     at = max(phases, key=lambda name: phases[name])
+    phases[at] = max(phases[at], peak)
     named = {f"{part}_bytes": size for part, size in probe.parts[at].items()} | {"cuda_graphs_bytes": held}
     without_step = max(size for name, size in phases.items() if name not in ("reduce", "step")) + idle
     return {

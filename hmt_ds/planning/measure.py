@@ -18,6 +18,9 @@ from hmt_ds.planning.flops import rates, repeated_positions, useful_flops_per_to
 from hmt_ds.planning.footprint import MemoryProbe, footprint
 
 CLOCKED_STEPS = 2
+# Segments of a window that is read for anything but the timed steps: a document of a million tokens is not read ten
+# times. Phases and parts do not depend on the depth; the peak is the timed steps'.
+SHORT = 32
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,12 @@ def random_windows(
         )
 
 
+def shortened(window: Window, segments: int) -> Window:
+    """Its first segments."""
+    first = (getattr(window, name)[:, :segments] for name in ("input_ids", "labels", "lengths", "starts"))
+    return Window(*first)
+
+
 class Bench:
     """Runs an executor's steps and measures them; all ranks call the same methods.
 
@@ -71,27 +80,35 @@ class Bench:
 
     def __init__(self, executor: ZeroExecutor, steps: Iterator[list[Window]]):
         self.executor, self.steps = executor, steps
+        self.peak = 0  # bytes, of the timed steps, on GPUs
 
     def warm_up(self, steps: int) -> None:
         """Steps that nobody times."""
         for _ in range(steps):
-            self.executor.train_batch(next(self.steps))
+            self.executor.train_batch(self.short_step())
+
+    def short_step(self) -> list[Window]:
+        """The windows of a step, cut off behind some segments."""
+        return [shortened(window, SHORT) for window in next(self.steps)]
 
     def timed(self, steps: int) -> list[TimedStep]:
         """Steps at full speed: two phases are timed, which takes four events and no waiting."""
         clock = Clock(self.executor.device, only=("reduce", "step"))
-        found = [self.clocked(clock) for _ in range(steps)]
+        if self.executor.device.type != "cpu":
+            torch.get_device_module(self.executor.device).reset_peak_memory_stats()
+        found = [self.clocked(clock, next(self.steps)) for _ in range(steps)]
+        if self.executor.device.type != "cpu":
+            self.peak = torch.get_device_module(self.executor.device).max_memory_allocated()
         return [TimedStep(sum(s.values()), sum(s.values()) - s["other"], tokens, loss) for s, tokens, loss in found]
 
     def by_phase(self) -> dict[str, float]:
         """Seconds of each phase of a step, all of them timed: the mean of some steps."""
         clock = Clock(self.executor.device)
-        found = [self.clocked(clock)[0] for _ in range(CLOCKED_STEPS)]
+        found = [self.clocked(clock, self.short_step())[0] for _ in range(CLOCKED_STEPS)]
         return {name: sum(seconds.get(name, 0.0) for seconds in found) / CLOCKED_STEPS for name in PHASES}
 
-    def clocked(self, clock: Clock) -> tuple[dict[str, float], int, float]:
+    def clocked(self, clock: Clock, windows: list[Window]) -> tuple[dict[str, float], int, float]:
         """One step: seconds by phase, fresh tokens of all ranks, loss."""
-        windows = next(self.steps)
         if self.executor.device.type != "cpu":
             torch.get_device_module(self.executor.device).synchronize()
         self.executor.phase = clock
@@ -109,10 +126,10 @@ class Bench:
         """
         probe = MemoryProbe(self.executor)
         self.executor.phase = probe
-        self.executor.train_batch(next(self.steps))
+        self.executor.train_batch(self.short_step())
         self.executor.phase = nullcontext
         probe.note()
-        return footprint(probe, resident)
+        return footprint(probe, self.peak or resident)
 
     def trace(self, folder: Path) -> Path:
         """A trace of one more step, by rank 0, with the phases named in it."""
@@ -121,10 +138,10 @@ class Bench:
         if rank() == 0:
             folder.mkdir(parents=True, exist_ok=True)
             with torch.profiler.profile() as profiler:
-                self.executor.train_batch(next(self.steps))
+                self.executor.train_batch(self.short_step())
             profiler.export_chrome_trace(str(file))
         else:
-            self.executor.train_batch(next(self.steps))
+            self.executor.train_batch(self.short_step())
         self.executor.phase = nullcontext
         return file
 

@@ -93,7 +93,7 @@ def formulas(result: dict[str, Any]) -> str:
 
 def phase_table(seconds: dict[str, float]) -> Table:
     """Where the time goes."""
-    table = Table(title="time by phase, in steps that were timed for it")
+    table = Table(title="time by phase, in steps of at most 32 segments")
     for column in ("phase", "seconds", "share"):
         table.add_column(column, justify="left" if column == "phase" else "right")
     whole = sum(seconds.values())
