@@ -2,84 +2,71 @@
 # What RESULTS.md is measured with: bash tests/benchmarks/on_gpus.sh FOLDER NAME...
 # Each NAME is a function below; its log and JSON go to FOLDER. One run takes one to eight minutes.
 set -u
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit
 folder=${1:?a folder for the numbers}
 shift
 mkdir -p "$folder"
 
-# bench NAME SECONDS RECIPE [arguments]: one run, which is ended after so many seconds
+# bench NAME SECONDS RECIPE DEPTH BATCH [arguments]: one run, which is ended after so many seconds
 bench() {
-    local name=$1 seconds=$2 recipe=$3
-    shift 3
-    timeout "$seconds" "${PYTHON:-python3}" -m hmt_ds.cli bench "launch/recipes/$recipe.yaml" --json "$folder/$name.json" "$@" \
+    local name=$1 seconds=$2 recipe=$3 window=(--training.bptt_depth "$4" --training.batch_size "$5")
+    shift 5
+    timeout "$seconds" "${PYTHON:-python3}" -m hmt_ds.cli bench "launch/recipes/$recipe.yaml" --json "$folder/$name.json" \
+        "${window[@]}" "$@" \
         >"$folder/$name.log" 2>&1
     echo "== $name: exit code $?"
     grep -E "tokens/s|^. peak|held by torch|^error|kept  |ratio|HMT-pytorch" "$folder/$name.log"
 }
 
-depth() { echo --training.bptt_depth "$1" --training.batch_size "$2"; }
-
 # one H100 --------------------------------------------------------------------------------------------------------------
-small() { bench small 150 bench-1.1b --ranks 1; }
-# shellcheck disable=SC2046
-best() { bench best 200 bench-1.1b --ranks 1 $(depth 8 8); }
+small() { bench small 150 bench-1.1b 16 1 --ranks 1; }
+best() { bench best 200 bench-1.1b 8 8 --ranks 1; }
 # memory against depth, one segment kept: the slope
 slope() {
     for segments in 8 64 512; do
-        # shellcheck disable=SC2046
-        bench "slope$segments" 200 bench-1.1b --ranks 1 $(depth "$segments" 1) --steps 1 \
+        bench "slope$segments" 200 bench-1.1b "$segments" 1 --ranks 1 --steps 1 \
             --compute.recompute segment --compute.summary_batch 8 --compute.cuda_graphs never
     done
 }
 # a document of 1,048,576 tokens, backpropagated through whole
-# shellcheck disable=SC2046
-million() { bench million 300 bench-1.1b --ranks 1 $(depth 1024 1) --steps 1; }
-# shellcheck disable=SC2046
-million7b() { bench million7b 580 bench-6.8b --ranks 1 $(depth 1024 1) --model.train lora --steps 1; }
+million() { bench million 300 bench-1.1b 1024 1 --ranks 1 --steps 1; }
+million7b() { bench million7b 580 bench-6.8b 1024 1 --ranks 1 --model.train lora --steps 1; }
 # beside HMT-pytorch, in its count of L; REFERENCE is a clone
 reference() {
     for segments in 2 8 16 32; do
-        # shellcheck disable=SC2046
-        bench "reference$segments" 200 bench-1.1b $(depth "$segments" 1) --memory.segment_length 990 \
+        bench "reference$segments" 200 bench-1.1b "$segments" 1 --memory.segment_length 990 \
             --reference "${REFERENCE:?}"
     done
 }
 # the backbone alone with full attention, and ours, over one document
 attention() {
     for segments in 16 64 256; do
-        bench "full$segments" 200 bench-1.1b --ranks 1 --memory.mode backbone --memory.sensory_tokens 0 --steps 2 --warmup 2 \
-            --training.bptt_depth 1 --memory.segment_length $((segments * 1024)) --compute.recompute segment+layer \
+        bench "full$segments" 200 bench-1.1b 1 1 --ranks 1 --memory.mode backbone --memory.sensory_tokens 0 --steps 2 --warmup 2 \
+            --memory.segment_length $((segments * 1024)) --compute.recompute segment+layer \
             --model.source.max_position_embeddings $((segments * 1024))
-        # shellcheck disable=SC2046
-        bench "memory$segments" 200 bench-1.1b --ranks 1 $(depth "$segments" 1) --steps 2
+        bench "memory$segments" 200 bench-1.1b "$segments" 1 --ranks 1 --steps 2
     done
 }
 # every weight of 6.8B on one H100, optimizer on the host
-# shellcheck disable=SC2046
 offload() {
-    bench offload 580 bench-6.8b --ranks 1 $(depth 8 1) --deepspeed ds_configs/zero3_offload.json --compute.reduction segment \
+    bench offload 580 bench-6.8b 8 1 --ranks 1 --deepspeed ds_configs/zero3_offload.json --compute.reduction segment \
         --steps 1 --warmup 2
 }
 
 # two H200 --------------------------------------------------------------------------------------------------------------
-# shellcheck disable=SC2046
-stage2() { bench stage2 200 bench-6.8b --ranks 2 $(depth 8 4); }
-# shellcheck disable=SC2046
-stage3() { bench stage3 200 bench-6.8b --ranks 2 $(depth 8 4) --deepspeed ds_configs/zero3.json; }
+stage2() { bench stage2 200 bench-6.8b 8 4 --ranks 2; }
+stage3() { bench stage3 200 bench-6.8b 8 4 --ranks 2 --deepspeed ds_configs/zero3.json; }
 # both with gradients reduced after each segment: stage 3 streams
 streaming() {
     local segment=(--compute.reduction segment --compute.recompute segment --compute.summary_batch 2)
-    # shellcheck disable=SC2046
-    bench segment2 200 bench-6.8b --ranks 2 $(depth 8 4) "${segment[@]}"
+    bench segment2 200 bench-6.8b 8 4 --ranks 2 "${segment[@]}"
     for layers in 2 4 8; do
-        # shellcheck disable=SC2046
-        bench "streaming$layers" 200 bench-6.8b --ranks 2 $(depth 8 4) --deepspeed ds_configs/zero3.json "${segment[@]}" \
+        bench "streaming$layers" 200 bench-6.8b 8 4 --ranks 2 --deepspeed ds_configs/zero3.json "${segment[@]}" \
             --compute.leaf_layers "$layers"
     done
 }
 large() {
-    # shellcheck disable=SC2046
-    bench large 400 bench-6.8b --ranks 2 $(depth 8 1) --deepspeed ds_configs/zero3.json --compute.reduction segment --steps 2 \
+    bench large 400 bench-6.8b 8 1 --ranks 2 --deepspeed ds_configs/zero3.json --compute.reduction segment --steps 2 \
         --model.source.hidden_size 5120 --model.source.intermediate_size 13824 --model.source.num_hidden_layers 40 \
         --model.source.num_attention_heads 40
 }
