@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from hmt_ds import __version__
 from hmt_ds.local import run_ranks
@@ -37,7 +38,10 @@ def main() -> None:
     tokenizer.add_argument("files", nargs="+", type=Path, metavar="FILE")
     tokenizer.add_argument("--vocab-size", type=int, default=4096)
     tokenizer.add_argument("--output", type=Path, required=True, metavar="FOLDER")
+    add_convert(commands)
     arguments, overrides = parser.parse_known_args()
+    if arguments.command == "convert":
+        sys.exit(convert_checkpoint(arguments, overrides))
     if arguments.command in ("train", "evaluate", "bench"):
         sys.exit(start_ranks(arguments, overrides))
     if overrides:
@@ -138,6 +142,42 @@ def list_keys() -> int:
     from hmt_ds.reporting.tables import keys_table
 
     Console().print(keys_table(keys(Recipe)))
+    return 0
+
+
+def add_convert(commands: Any) -> None:
+    """The command ``convert``."""
+    command = commands.add_parser(
+        "convert",
+        help="write a checkpoint as a Hugging Face folder",
+        description="write a run, a checkpoint of it, a converted folder, HMT-pytorch's weights or a DeepSpeed folder "
+        "as a Hugging Face folder. The last two need --backbone, and sizes: --memory.segment_length 990",
+    )
+    command.add_argument("source", type=Path, metavar="SOURCE")
+    command.add_argument("target", type=Path, metavar="TARGET", help="a new folder")
+    parts = ("model", "backbone", "memory", "adapter")
+    command.add_argument("--what", choices=parts, default="model", help="the whole (default) or a part")
+    command.add_argument("--merge", action="store_true", help="put LoRA adapters into the weights")
+    command.add_argument("--dtype", choices=("bf16", "fp32"), help="default: as the run computes, or as the source is")
+    command.add_argument("--backbone", metavar="DIR", help="the backbone's configuration, and its tokenizer")
+    command.add_argument("--dry-run", action="store_true", help="check all of it, write nothing")
+
+
+def convert_checkpoint(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Convert and say what was done."""
+    quiet_environment()
+    from hmt_ds.convert import MISTAKES, Options, convert
+    from hmt_ds.parallel.distributed import quiet
+    from hmt_ds.reporting.progress import print_problems
+
+    quiet()
+    chosen = {name: getattr(arguments, name) for name in ("what", "merge", "dtype", "dry_run", "backbone")}
+    try:
+        lines = convert(arguments.source, arguments.target, Options(**chosen, overrides=tuple(overrides)))
+    except MISTAKES as error:
+        print_problems(str(error).splitlines())
+        return 2
+    print("\n".join(lines))
     return 0
 
 

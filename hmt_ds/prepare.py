@@ -13,6 +13,7 @@ from hmt_ds.backbones import (
     LoraSettings,
     check_adapters,
     check_backbone,
+    check_memory,
     check_slips,
     family_of,
     read_config,
@@ -93,6 +94,7 @@ def prepare(recipe: Recipe, recipe_file: str | Path, *, new_run: bool = True, wi
         if isinstance(source, dict):
             problems.attempt(lambda: check_slips(source))
         problems.attempt(lambda: check_backbone(config), "model: ")
+        problems.attempt(lambda: check_memory(model.source, recipe.memory.model_dump()))
         problems += check_positions(recipe, config)
         if ds_config is not None:
             problems += check_compute(recipe, config, ds_config)

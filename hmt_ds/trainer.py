@@ -46,6 +46,7 @@ class Trainer:
         self.executor = build_executor(recipe, prepared, device)
         self.parameters, self.trained = sizes_of(self.executor.engine.module)
         self.position = Position()
+        self.resumed: tuple[Path, int] | None = None
         self.told_to_stop = 0
         keep = recipe.checkpoint
         self.saver = Saver(
@@ -110,6 +111,7 @@ class Trainer:
         if checkpoint:
             check_identity(checkpoint, self.saver.identity)
             self.position = load_checkpoint(self.executor, checkpoint)
+            self.resumed = checkpoint, self.position.step
             say(f"resumed from {checkpoint}, step {self.position.step}")
 
     def begin_run(self) -> None:
@@ -184,6 +186,8 @@ class Trainer:
             CheckpointError: if it cannot be written.
         """
         self.end_save()
+        if self.resumed is not None and self.resumed[1] == self.position.step:
+            return self.resumed[0]  # it is intact; to write it anew would put it at risk
         self.saver.begin(self.executor, self.position)
         checkpoint = self.saver.finish()
         assert checkpoint is not None

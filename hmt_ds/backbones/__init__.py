@@ -1,5 +1,6 @@
 """Hugging Face causal language models as backbones of the memory: one table row per family."""
 
+from hmt_ds.backbones.converted import check_memory, fill_memory, read_converted
 from hmt_ds.backbones.families import FAMILIES, Family, family_of
 from hmt_ds.backbones.load import LoraSettings, build_model, check_slips, read_config, select_trainable
 from hmt_ds.backbones.model import BackboneError, CausalLM
@@ -14,8 +15,11 @@ __all__ = [
     "build_model",
     "check_adapters",
     "check_backbone",
+    "check_memory",
     "check_slips",
     "family_of",
+    "fill_memory",
     "read_config",
+    "read_converted",
     "select_trainable",
 ]

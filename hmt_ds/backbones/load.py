@@ -10,6 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from hmt_ds.backbones.converted import KEYS, backbone_config, read_converted
 from hmt_ds.backbones.model import BackboneError, CausalLM
 
 
@@ -40,6 +41,8 @@ def read_config(source: str | dict[str, Any], *, trust_remote_code: bool = False
         if isinstance(source, dict):
             values = dict(source)
             return AutoConfig.for_model(values.pop("model_type"), **values)
+        if converted := read_converted(source):
+            return backbone_config(converted)
         return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     except KeyError:
         raise BackboneError("model.config: needs model_type, for example llama") from None
@@ -81,7 +84,8 @@ def build_model(
     module by module, so that no rank ever holds it whole.
 
     Args:
-        source: a folder, a hub name, or a configuration as a mapping.
+        source: a folder (also one that ``hmt-ds convert`` has written: its backbone is taken), a hub name, or a
+            configuration as a mapping.
         dtype: of the weights.
         seed: of random weights.
         device: where random weights are made; stored ones come by way of the host.
@@ -90,6 +94,10 @@ def build_model(
         torch.manual_seed(seed)
         with torch.device(device):
             model = AutoModelForCausalLM.from_config(read_config(source), dtype=dtype)
+    elif converted := read_converted(source):
+        model = AutoModelForCausalLM.from_pretrained(
+            source, config=backbone_config(converted), dtype=dtype, key_mapping=KEYS
+        )
     else:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=trust_remote_code)
     return CausalLM(model)

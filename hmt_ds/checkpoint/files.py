@@ -3,7 +3,7 @@
 checkpoints/
     latest                      name of the newest checkpoint, moved last
     step_000500/
-        manifest.json           every other file's size and SHA-256
+        manifest.json           every other file's size and SHA-256, and the SHA-256 of this list
         progress.json           step, position in the data, layout, schedule
         fragments_00000_000.safetensors   a rank's float32 weights and optimizer states
         rank_00000.safetensors  carried memories of a rank's rows, and random states
@@ -13,12 +13,14 @@ checkpoints/
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
+FORMAT = 1
 PARTIAL = "partial"
 CHUNK = 2**24  # bytes that are hashed at a time
 
@@ -30,6 +32,7 @@ class CheckpointError(ValueError):
 def write_file(file: Path, write: Callable[[Path], Any]) -> dict[str, Any]:
     """Write a file and see it on the disk; returns its entry in the manifest."""
     write(file)
+    file.chmod(file.parent.stat().st_mode & 0o666)  # safetensors lets nobody else read its files
     with file.open("rb") as stream:
         os.fsync(stream.fileno())
     return {"bytes": file.stat().st_size, "sha256": sha256(file)}
@@ -62,19 +65,38 @@ def begin(target: Path) -> None:
     partial_of(target).mkdir()
 
 
+def write_manifest(folder: Path, entries: dict[str, dict[str, Any]]) -> None:
+    """List a checkpoint's files. The list has a digest of its own: a changed number in it could go unseen else."""
+    write_json(folder / MANIFEST, {"format": FORMAT, "sha256": digest_of(entries), "files": entries})
+
+
+def digest_of(entries: Any) -> str:
+    """The SHA-256 of a manifest's entries."""
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
+
+
 def seal(target: Path, entries: dict[str, dict[str, Any]]) -> None:
-    """Make a checkpoint visible, all at once, and then the newest."""
-    partial = partial_of(target)
-    write_json(partial / MANIFEST, {"format": 1, "files": entries})
+    """Make a checkpoint visible, all at once, and then the newest.
+
+    All that needs room on the disk comes before the first rename, so that a full disk leaves nothing half done.
+    """
+    partial, aside = partial_of(target), target.with_name(".latest")
+    write_manifest(partial, entries)
     flush_folder(partial)
+    write_file(aside, lambda path: path.write_text(target.name))
+    old = target.with_name(f".{target.name}.old.{PARTIAL}")
     if target.exists():  # a broken one of the same step, that a resumed run has passed over
-        shutil.rmtree(target)
+        target.rename(old)
     partial.rename(target)
     flush_folder(target.parent)
-    aside = target.with_name(".latest")
-    write_file(aside, lambda path: path.write_text(target.name))
     aside.replace(target.with_name("latest"))
     flush_folder(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def discard(target: Path) -> None:
+    """Clear away what was written of a checkpoint that failed: it may be what fills the disk."""
+    shutil.rmtree(partial_of(target), ignore_errors=True)
 
 
 def flush_folder(folder: Path) -> None:
@@ -88,20 +110,34 @@ def flush_folder(folder: Path) -> None:
 
 def checkpoints_in(folder: Path) -> list[Path]:
     """All that look like checkpoints, the newest step first."""
-    return sorted((path for path in folder.glob("step_*") if path.is_dir()), reverse=True)
+    found = [path for path in folder.glob("step_*") if re.fullmatch(r"step_\d+", path.name) and path.is_dir()]
+    return sorted(found, key=step_of, reverse=True)
 
 
-def prune(folder: Path, keep: int | None, milestones: int | None) -> None:
+def step_of(checkpoint: Path) -> int:
+    """After which a checkpoint was written, by its name."""
+    return int(checkpoint.name.removeprefix("step_"))
+
+
+def prune(newest: Path, keep: int | None, milestones: int | None) -> None:
     """Delete old checkpoints.
 
+    Later steps than the newest's are broken ones that a resumed run has passed over: they count for nothing, and
+    neither do earlier ones that have files missing, or else an intact one might have to go for them.
+
     Args:
+        newest: the checkpoint that was just written, which stays.
         keep: how many of the newest stay; None for all.
         milestones: those whose step is a multiple of this stay too.
     """
-    for old in checkpoints_in(folder)[keep:] if keep is not None else []:
-        step = int(old.name.removeprefix("step_"))
-        if not (milestones and step % milestones == 0):
-            gone = old.with_name(f".{old.name}.{PARTIAL}")
+    if keep is None:
+        return
+    kept = 1
+    for old in (path for path in checkpoints_in(newest.parent) if step_of(path) < step_of(newest)):
+        if kept < keep:
+            kept += not damage(old, hashes=False)
+        elif not (milestones and step_of(old) % milestones == 0):
+            gone = old.with_name(f".{old.name}.old.{PARTIAL}")
             old.rename(gone)  # first out of sight: a half-deleted one must not look like a checkpoint
             shutil.rmtree(gone, ignore_errors=True)
 
@@ -110,24 +146,44 @@ def read_manifest(checkpoint: Path) -> dict[str, dict[str, Any]]:
     """The entries of a checkpoint's files.
 
     Raises:
-        CheckpointError: if there is no manifest, or none that can be read.
+        CheckpointError: if there is no manifest, or it is not as it was written.
     """
     try:
         content = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-        return content["files"]
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{checkpoint}: {MANIFEST} cannot be read: {error}") from None
+        form, digest, entries = content["format"], content["sha256"], content["files"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        why = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else error
+        raise CheckpointError(f"{checkpoint}: {MANIFEST} cannot be read: {why}") from None
+    if form != FORMAT:
+        raise CheckpointError(f"{checkpoint}: {MANIFEST} is of format {form}, this version reads {FORMAT}")
+    if (found := digest_of(entries)) != digest:
+        raise CheckpointError(f"{checkpoint}: {MANIFEST} has changed: SHA-256 {found[:12]}, written {str(digest)[:12]}")
+    return entries
 
 
-def damage(checkpoint: Path) -> list[str]:
-    """What is wrong with a checkpoint's files, one line each."""
-    found = []
-    for name, entry in read_manifest(checkpoint).items():
-        file = checkpoint / name
+def damage(checkpoint: Path, *, hashes: bool = True) -> list[str]:
+    """What is wrong with a checkpoint's files, one line each.
+
+    Args:
+        hashes: read every file to its end; else only look whether all are there, in full length.
+    """
+    try:
+        entries = read_manifest(checkpoint)
+    except CheckpointError as error:
+        return [str(error).removeprefix(f"{checkpoint}: ")]
+    found = [damage_of(checkpoint / name, entry, hashes) for name, entry in entries.items()]
+    return [problem for problem in found if problem]
+
+
+def damage_of(file: Path, entry: dict[str, Any], hashes: bool) -> str | None:
+    """What is wrong with a file, if anything is."""
+    try:
         if not file.is_file():
-            found.append(f"{name} is missing")
-        elif (size := file.stat().st_size) != entry["bytes"]:
-            found.append(f"{name} has {size:,} bytes, written were {entry['bytes']:,}")
-        elif sha256(file) != entry["sha256"]:
-            found.append(f"{name} has changed since it was written")
-    return found
+            return f"{file.name} is missing"
+        if (size := file.stat().st_size) != entry["bytes"]:
+            return f"{file.name} has {size:,} bytes, written were {entry['bytes']:,}"
+        if hashes and (found := sha256(file)) != entry["sha256"]:
+            return f"{file.name} has changed: SHA-256 {found[:12]}, written {entry['sha256'][:12]}"
+    except OSError as error:  # of a disk that fails
+        return f"{file.name} cannot be read: {error}"
+    return None

@@ -100,7 +100,8 @@ def scalars(engine: Any) -> dict[str, Any]:
     optimizer = base_optimizer(engine)
     groups = [{key: value for key, value in g.items() if key != "params"} for g in optimizer.param_groups]
     states = [state for state in optimizer.state.values() if state]
-    single = {k: float(v) for k, v in states[0].items() if not torch.is_tensor(v) or v.dim() == 0} if states else {}
+    first = states[0].items() if states else ()
+    single = {k: float(v) for k, v in first if v is not None and (not torch.is_tensor(v) or v.dim() == 0)}
     return {"groups": groups, "state": single}
 
 

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from hmt_ds.checkpoint.files import CheckpointError, checkpoints_in, damage, read_manifest
 from hmt_ds.checkpoint.fragments import WEIGHT, ensure_states, fragments, set_scalars, spread_weights
 from hmt_ds.checkpoint.ranks import rank_file, read_memories, read_random_states
-from hmt_ds.checkpoint.save import COUNTERS, Progress
+from hmt_ds.checkpoint.save import COUNTERS, Progress, loss_scaler
 from hmt_ds.parallel.distributed import from_rank_0, rank, world_size
 from hmt_ds.parallel.zero import ZeroExecutor
 
@@ -26,10 +26,7 @@ def newest_intact(folder: Path, say: Callable[[str], None]) -> Path | None:
     found: Path | None = None
     if rank() == 0:
         for checkpoint in checkpoints_in(folder):
-            try:
-                problems = damage(checkpoint)
-            except CheckpointError as error:
-                problems = [str(error).removeprefix(f"{checkpoint}: ")]
+            problems = damage(checkpoint)
             if not problems:
                 found = checkpoint
                 break
@@ -141,7 +138,7 @@ def restore_engine(engine: Any, saved: dict[str, Any]) -> None:
     if scaler := engine.torch_autocast_z0_gradscaler:
         if saved["loss_scaler"]:
             scaler.load_state_dict(saved["loss_scaler"])
-    elif hasattr(engine.optimizer, "loss_scaler"):
+    elif (own := loss_scaler(engine)) and own.keys() == saved["loss_scaler"].keys():  # else of another precision
         vars(engine.optimizer.loss_scaler).update(saved["loss_scaler"])
     for key in COUNTERS:
         setattr(engine, key, saved["counters"][key])

@@ -1,8 +1,9 @@
 """Writing a checkpoint: every rank its own share, while training goes on if wanted."""
 
 import json
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hmt_ds.checkpoint.files import CheckpointError, begin, partial_of, prune, seal, write_file, write_json
+from hmt_ds.checkpoint.files import CheckpointError, begin, discard, partial_of, prune, seal, write_file, write_json
 from hmt_ds.checkpoint.fragments import Fragment, fragments, scalars
 from hmt_ds.checkpoint.ranks import rank_file, rank_tensors, write_rank
-from hmt_ds.parallel.distributed import add_up, barrier, rank, world_size
+from hmt_ds.parallel.distributed import add_up, rank, world_size
 from hmt_ds.parallel.zero import ZeroExecutor
 
 FILE_BYTES = 2**31  # of one file of fragments, about
@@ -64,20 +65,24 @@ class Saver:
         self.problem: str | None = None
 
     def begin(self, executor: ZeroExecutor, progress: Progress) -> None:
-        """Start to write; in the background, return when all is copied to the host."""
+        """Start to write; in the background, return when all is copied to the host. What fails, :meth:`finish` says."""
         assert self.target is None, "finish the one before"
-        self.target = self.folder / f"step_{progress.step:06d}"
-        self.problem = None
+        self.target, self.problem = self.folder / f"step_{progress.step:06d}", None
         if rank() == 0:
-            self.attempt(lambda target: begin(target), self.target)
-        barrier()
-        parts = fragments(executor.engine, rank=rank(), world_size=world_size(), to_write=True)
+            self.attempt(begin, self.target)
+        if not self.failed():
+            self.attempt(self.write, self.target, executor, progress)
+
+    def write(self, target: Path, executor: ZeroExecutor, progress: Progress) -> None:
+        """Write this rank's share, or copy it and let a thread write."""
+        parts: Iterable[Fragment] = fragments(executor.engine, rank=rank(), world_size=world_size(), to_write=True)
         own = rank_tensors(executor.state, executor.device)
-        state = state_of(executor, progress) | {"identity": self.identity} if rank() == 0 else None
-        work = (self.target, list(map(on_the_host, parts)) if self.background else parts, own, state)
+        # as text, at once: the steps to come change what it is made of
+        state = json.dumps(state_of(executor, progress) | {"identity": self.identity}, indent=1)
         if not self.background:
-            return self.attempt(write_share, *work)
-        self.writer = threading.Thread(target=self.attempt, args=(write_share, *work), daemon=True)
+            return write_share(target, parts, own, state)
+        work = (write_share, target, [on_the_host(part) for part in parts], own, state)
+        self.writer = threading.Thread(target=self.attempt, args=work, daemon=True)
         return self.writer.start()
 
     def attempt(self, action: Any, *arguments: Any) -> None:
@@ -85,7 +90,13 @@ class Saver:
         try:
             action(*arguments)
         except Exception as error:  # whatever a file system or a library makes of it
-            self.problem = self.problem or f"rank {rank()}: {error}"
+            said = str(error).strip().splitlines() or [type(error).__name__]
+            self.problem = self.problem or f"rank {rank()}: {said[0]}"
+
+    def failed(self) -> bool:
+        """Whether anything has gone wrong on any rank; the same on all."""
+        problems = torch.tensor([float(self.problem is not None)], device=device_of_ranks())
+        return bool(add_up(problems).item())
 
     def written(self) -> int:
         """1 if this rank has nothing left to write for the checkpoint that was begun, else 0."""
@@ -102,22 +113,45 @@ class Saver:
         if self.writer:
             self.writer.join()
         target, self.target, self.writer = self.target, None, None
-        failed = int(add_up(torch.tensor([float(self.problem is not None)], device=device_of_ranks())))
-        if not failed and rank() == 0:
+        if not self.failed() and rank() == 0:
             self.attempt(self.complete, target)
-        failed = failed or int(add_up(torch.tensor([float(self.problem is not None)], device=device_of_ranks())))
-        if failed:
-            raise CheckpointError(f"{target} was not written ({self.problem or 'by another rank'}): what was is whole")
+        if self.failed():
+            if rank() == 0:
+                discard(target)
+            problem = next(filter(None, from_all_ranks(self.problem)))
+            raise CheckpointError(f"{target} was not written: {problem}; the checkpoints before it are untouched")
+        if rank() == 0:
+            self.tidy(target)
         return target
 
     def complete(self, target: Path) -> None:
         """Rank 0 gathers the ranks' entries, and makes the checkpoint visible."""
         entries: dict[str, dict[str, Any]] = {}
-        for file in sorted(partial_of(target).glob("entries_*.json")):
+        for number in range(world_size()):
+            file = partial_of(target) / entries_file(number)
             entries |= json.loads(file.read_text())
             file.unlink()
         seal(target, entries)
-        prune(self.folder, self.keeping.newest, self.keeping.milestones)
+
+    def tidy(self, target: Path) -> None:
+        """Delete old checkpoints; if that cannot be done, the new one is there all the same."""
+        try:
+            prune(target, self.keeping.newest, self.keeping.milestones)
+        except OSError as error:
+            print(f"warning: old checkpoints could not be deleted: {error}", file=sys.stderr, flush=True)
+
+
+def from_all_ranks(value: str | None) -> list[str | None]:
+    """Every rank's value, on every rank."""
+    found = [value] * world_size()
+    if torch.distributed.is_initialized():
+        torch.distributed.all_gather_object(found, value)
+    return found
+
+
+def entries_file(number: int) -> str:
+    """Where a rank tells rank 0 what it has written."""
+    return f"entries_{number:05d}.json"
 
 
 def device_of_ranks() -> torch.device:
@@ -134,26 +168,26 @@ def on_the_host(fragment: Fragment) -> Fragment:
 
 def write_share(
     target: Path,
-    parts: Iterator[Fragment] | list[Fragment],
+    parts: Iterable[Fragment],
     own: tuple[dict[str, Tensor], dict[str, str]],
-    state: dict[str, Any] | None,
+    state: str,
 ) -> None:
-    """Write this rank's files, and a list of them."""
+    """Write this rank's files, and a list of them; rank 0 also what is the same on all."""
     folder, entries = partial_of(target), {}
     for number, group in enumerate(groups_of(parts)):
         name = f"fragments_{rank():05d}_{number:03d}.safetensors"
         tensors = {f"{key}/{f.name}@{f.start}": t.detach().cpu() for f in group for key, t in f.tensors.items()}
-        shapes = {f.name: json.dumps(f.shape) for f in group}
+        shapes = {"shapes": json.dumps({f.name: f.shape for f in group})}  # one entry: of several the order is random
         write = lambda file, tensors=tensors, shapes=shapes: save_file(tensors, file, metadata=shapes)  # noqa: E731
         index = {"fragments": [[f.name, f.start, f.numel, list(f.tensors), list(f.shape)] for f in group]}
         entries[name] = write_file(folder / name, write) | index
     entries[rank_file(rank())] = write_file(folder / rank_file(rank()), lambda file: write_rank(file, *own))
-    if state is not None:
-        entries["progress.json"] = write_json(folder / "progress.json", state)
-    write_json(folder / f"entries_{rank():05d}.json", entries)
+    if rank() == 0:
+        entries["progress.json"] = write_file(folder / "progress.json", lambda file: file.write_text(state))
+    write_json(folder / entries_file(rank()), entries)
 
 
-def groups_of(parts: Iterator[Fragment] | list[Fragment]) -> Iterator[list[Fragment]]:
+def groups_of(parts: Iterable[Fragment]) -> Iterator[list[Fragment]]:
     """Fragments that go into one file each time."""
     group: list[Fragment] = []
     size = 0

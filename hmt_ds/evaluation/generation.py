@@ -5,7 +5,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from hmt_ds.backbones import CausalLM
+from hmt_ds.backbones.model import CausalLM
 from hmt_ds.memory import HMT, MemoryState, read_window, split_document
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers.integrations import HfDeepSpeedConfig
 
-from hmt_ds.backbones import CausalLM, LoraSettings, build_model, select_trainable
+from hmt_ds.backbones import CausalLM, LoraSettings, build_model, fill_memory, read_converted, select_trainable
 from hmt_ds.memory import HMT, MemorySettings
 from hmt_ds.parallel.ds_config import computes_in_autocast, stage_of
 
@@ -51,6 +51,8 @@ def build_hmt(
     values["recall_dim"] = values.get("recall_dim") or backbone.dim
     model = HMT(backbone, MemorySettings(**values))
     initialise_prompts(model)
+    if read_converted(source):
+        fill_memory(model, str(source))
     for name, child in model.named_children():
         if name != "backbone":  # that has its type already, and buffers that must keep theirs
             child.to(dtype)

@@ -1,6 +1,6 @@
 """Checkpoints of one layout resumed in another: the next losses, against those of the run that went on undisturbed.
 
-    python tests/distributed/layouts.py
+    python tests/distributed/layouts.py [fp32|bf16]
 
 saves in each of 15 layouts (5 configurations x 1, 2, 4 ranks) and resumes each save in all of them: 225 pairs, a table.
 As a rank it is started by run_ranks.
@@ -12,6 +12,8 @@ import json
 import os
 import sys
 import tempfile
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +29,11 @@ from hmt_ds.parallel.zero import ZeroExecutor
 CONFIGS = ("zero0", "zero1", "zero2", "zero3", "zero3_offload")
 RANKS = (1, 2, 4)
 BEFORE, AFTER = 2, 5  # steps before the checkpoint and behind it; the one epoch is read more than once
-PRECISION = "fp32"
 
 
-def executor_of(config: str, device: torch.device) -> ZeroExecutor:
+def executor_of(config: str, precision: str, device: torch.device) -> ZeroExecutor:
     """A new executor, with the weights that all start from."""
-    return make_executor(Case(config, precision=PRECISION, reduction="step"), device)
+    return make_executor(Case(config, precision=precision, reduction="step"), device)
 
 
 def losses(executor: ZeroExecutor, first: int, number: int) -> list[float]:
@@ -41,9 +42,9 @@ def losses(executor: ZeroExecutor, first: int, number: int) -> list[float]:
     return [executor.train_batch([every[step % len(every)]]).loss for step in range(first, first + number)]
 
 
-def save(folder: Path, config: str, device: torch.device) -> dict[str, Any]:
+def save(folder: Path, config: str, precision: str, device: torch.device) -> dict[str, Any]:
     """Train, save, train on: what should come after the checkpoint."""
-    executor = executor_of(config, device)
+    executor = executor_of(config, precision, device)
     losses(executor, 0, BEFORE)
     saver = Saver(folder / f"{config}-{world_size()}", {}, Keeping())
     saver.begin(executor, Progress(step=BEFORE))
@@ -54,9 +55,9 @@ def save(folder: Path, config: str, device: torch.device) -> dict[str, Any]:
     return {"path": str(path), "losses": expected, "weights": weights}
 
 
-def resume(saved: dict[str, Any], config: str, device: torch.device) -> dict[str, Any]:
+def resume(saved: dict[str, Any], config: str, precision: str, device: torch.device) -> dict[str, Any]:
     """How far the next losses, and the weights after them, are from what they should be."""
-    executor = executor_of(config, device)
+    executor = executor_of(config, precision, device)
     with torch.no_grad():
         for parameter in executor.engine.module.parameters():
             parameter.data.fill_(torch.nan)  # nothing of the start may be left
@@ -77,11 +78,11 @@ def be_a_rank(task: dict[str, Any], result: Path) -> None:
     rows: Any = {}
     if "folder" in task:
         for config in task["configs"]:
-            rows[f"{config}-{world_size()}"] = save(Path(task["folder"]), config, device)
+            rows[f"{config}-{world_size()}"] = save(Path(task["folder"]), config, task["precision"], device)
             gc.collect()
     else:
         for (name, saved), config in itertools.product(task["saved"].items(), task["configs"]):
-            rows[f"{name} -> {config}-{world_size()}"] = resume(saved, config, device)
+            rows[f"{name} -> {config}-{world_size()}"] = resume(saved, config, task["precision"], device)
             gc.collect()
     if rank() == 0:
         result.write_text(json.dumps(rows))
@@ -89,30 +90,33 @@ def be_a_rank(task: dict[str, Any], result: Path) -> None:
 
 
 def run_pairs(
-    configs: tuple[str, ...] = CONFIGS, ranks: tuple[int, ...] = RANKS, timeout: float = 1500
+    configs: Sequence[str] = CONFIGS, ranks: Sequence[int] = RANKS, precision: str = "fp32", timeout: float = 1500
 ) -> dict[str, dict[str, Any]]:
     """All pairs of some layouts."""
     with tempfile.TemporaryDirectory() as folder:
+        common = {"configs": configs, "precision": precision}
         saved: dict[str, Any] = {}
         for number in ranks:
-            saved |= run_ranks("layouts.py", {"folder": folder, "configs": configs}, ranks=number, timeout=timeout)
+            saved |= run_ranks("layouts.py", common | {"folder": folder}, ranks=number, timeout=timeout)
         found: dict[str, Any] = {}
         for number in ranks:
-            found |= run_ranks("layouts.py", {"saved": saved, "configs": configs}, ranks=number, timeout=timeout)
+            found |= run_ranks("layouts.py", common | {"saved": saved}, ranks=number, timeout=timeout)
         return found
 
 
-def print_table() -> None:
+def print_table(precision: str) -> None:
     """Every pair: the largest relative difference of the next losses, and of any weight's norm after them."""
-    found = run_pairs()
+    began = time.monotonic()
+    found = run_pairs(precision=precision)
     for pair, row in found.items():
         print(f"{pair:40} {row['loss']:.1e} {row['weights']:.1e}{' identical' if row['identical'] else ''}")
     worst = max(found, key=lambda pair: found[pair]["loss"])
     print(f"{len(found)} pairs; the largest difference of a loss is {found[worst]['loss']:.1e} ({worst})")
+    print(f"{precision}, {time.monotonic() - began:.0f} s")
 
 
 if __name__ == "__main__":
     if "RANK" in os.environ:
         be_a_rank(json.loads(sys.argv[1]), Path(sys.argv[2]))
     else:
-        print_table()
+        print_table(*sys.argv[1:] or ["fp32"])

@@ -17,6 +17,7 @@ FOLDERS = {
     "checkpoint": {"memory", "backbones", "data", "parallel"},
 }
 FOLDERS |= {later: set(FOLDERS) for later in ("evaluation", "planning", "reporting")}
+FOLDERS["conversion"] = set(FOLDERS)
 # modules beside the folders, from the bottom up: each may import the folders, and the modules before it
 MODULES = [
     "recipe",
@@ -28,10 +29,11 @@ MODULES = [
     "train",
     "evaluate",
     "bench",
+    "convert",
     "local",
     "cli",
 ]
-DEEPSPEED = {"parallel", "checkpoint", "reporting"}  # reporting: its monitors alone
+DEEPSPEED = {"parallel", "checkpoint", "reporting", "conversion"}  # reporting: its monitors alone
 
 
 def part_of(file: Path) -> str:

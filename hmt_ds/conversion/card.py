@@ -1,0 +1,88 @@
+"""README.md of a converted folder: what it is, how it is used, how it was trained."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hmt_ds.memory import MemorySettings
+from hmt_ds.reporting.metrics import read_metrics
+
+USES = {
+    "model": """import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+model = AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
+ids = tokenizer(document, return_tensors="pt").input_ids      # of any length
+with torch.no_grad():
+    loss = model(ids, labels=ids, logits_to_keep=1).loss
+print(tokenizer.decode(model.generate(ids, max_new_tokens=100)[0, ids.shape[1]:]))""",
+    "backbone": """from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained(FOLDER)          # the backbone alone, without memory""",
+    "memory": """from safetensors.torch import load_file
+
+weights = load_file(f"{FOLDER}/memory.safetensors")           # prompts and recall; sizes in memory_config.json""",
+    "adapter": """from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BACKBONE), FOLDER)""",
+}
+
+
+def card(what: str, origin: str, settings: MemorySettings, base: str | None = None, run: Path | None = None) -> str:
+    """The text.
+
+    Args:
+        what: ``model``, ``backbone``, ``memory`` or ``adapter``.
+        origin: what was converted.
+        base: the backbone that training began from, if it has a name.
+        run: the run's folder, for recipe, figures and picture.
+    """
+    head = ["library_name: " + ("peft" if what == "adapter" else "transformers"), "tags: [hmt, long-context]"]
+    head += [f"base_model: {json.dumps(base)}"] if base else []
+    sizes = "\n".join(f"| `{key}` | {value} |" for key, value in asdict(settings).items())
+    parts = [
+        "---\n" + "\n".join(head) + "\n---",
+        f"# Hierarchical Memory Transformer ({what})",
+        f"Written by `hmt-ds convert` from `{origin}`. A document is read in segments of {settings.segment_length} "
+        "tokens; what was read before is recalled ([arXiv 2405.06067](https://arxiv.org/abs/2405.06067)).",
+        f"```python\n{USES[what]}\n```",
+        f"| memory | |\n| --- | --- |\n{sizes}",
+    ]
+    if run is not None:
+        parts += figures(run)
+        parts.append(f"## Recipe\n\n```yaml\n{(run / 'recipe.yaml').read_text(encoding='utf-8').strip()}\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+def figures(run: Path) -> list[str]:
+    """Losses, perplexities and the picture, as far as the run has them."""
+    found = []
+    log = run / "metrics.jsonl"
+    if log.is_file() and (rows := read_metrics(log)):
+        last = [row["loss"] for row in rows[-10:]]
+        found.append(
+            f"## Training\n\n{rows[-1]['step']:,} steps; loss {rows[0]['loss']:.3f} at first, "
+            f"{sum(last) / len(last):.3f} over the last {len(last)} steps (nats per token)."
+        )
+    if evaluations := sorted((run / "evaluation").glob("step_*.json")):
+        found.append(perplexities(json.loads(evaluations[-1].read_text())))
+    if (run / "loss.png").is_file():
+        found.append("![loss](loss.png)")
+    return found
+
+
+def perplexities(evaluation: dict[str, Any]) -> str:
+    """A table of the newest evaluation."""
+    rows = evaluation["rows"]
+    keys = list(rows[0]) if rows else []
+    lines = [f"| {' | '.join(keys)} |", f"|{' --- |' * len(keys)}"]
+    lines += [f"| {' | '.join(shown(row[key]) for key in keys)} |" for row in rows]
+    return f"Held-out perplexity after step {evaluation['step']}:\n\n" + "\n".join(lines)
+
+
+def shown(value: Any) -> str:
+    """A number as people read it."""
+    return f"{value:,.3f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,128 @@
+"""Whose checkpoint is it? And reading those of others: HMT-pytorch's files, DeepSpeed's folders.
+
+Everything here gives weights under our names.
+"""
+
+import contextlib
+import io
+import re
+from pathlib import Path
+from typing import Literal
+
+from hmt_ds.checkpoint.files import MANIFEST, checkpoints_in
+from hmt_ds.conversion.errors import ConversionError
+from hmt_ds.conversion.pickles import guarded, read_pickle, read_state_dict, refusing
+from hmt_ds.conversion.weights import Weights, of_folder, tensors
+from hmt_ds.memory.settings import Mode
+
+Kind = Literal["run", "checkpoints", "checkpoint", "hugging_face", "state_dict", "deepspeed"]
+REFERENCE = {
+    "memory_cell.memory": "initial_prompt.embeddings.weight",
+    "mem": "summary_prompt.embeddings.weight",
+    "cross_attn.wq.weight": "recall.query.weight",
+    "cross_attn.wk.weight": "recall.key.weight",
+}
+BACKBONES = ("memory_cell.model.", "backbone.model.", "hmt.backbone.model.")
+OTHERS = re.compile(r"^(module\.|_orig_mod\.)+")  # put in front by wrappers
+
+
+def kind_of(source: Path) -> Kind:
+    """What lies there.
+
+    Raises:
+        ConversionError: if nothing does, or nothing that is known.
+    """
+    if source.is_file():
+        return "state_dict"
+    if not source.is_dir():
+        raise ConversionError(f"{source}: no such file or folder")
+    signs: dict[Kind, bool] = {
+        "checkpoint": (source / MANIFEST).is_file(),
+        "run": (source / "recipe.yaml").is_file() and (source / "checkpoints").is_dir(),
+        "hugging_face": (source / "config.json").is_file(),
+        "checkpoints": bool(checkpoints_in(source)),
+        "deepspeed": is_deepspeed(tagged(source)),
+        "state_dict": (source / "pytorch_model.bin").is_file() or (source / "model.safetensors").is_file(),
+    }
+    for kind, fits in signs.items():
+        if fits:
+            return kind
+    raise ConversionError(
+        f"{source} is no run, no checkpoint and no Hugging Face folder (no {MANIFEST}, config.json, "
+        "*_optim_states.pt or pytorch_model.bin)"
+    )
+
+
+def is_deepspeed(folder: Path) -> bool:
+    """Whether DeepSpeed has written it."""
+    return any(folder.glob("*_model_states.pt")) or (folder / "zero").is_dir()
+
+
+def tagged(folder: Path) -> Path:
+    """The folder that DeepSpeed's file ``latest`` names, or the folder itself."""
+    for name in ("latest", "latest_universal"):
+        if (folder / name).is_file() and (folder / (folder / name).read_text().strip()).is_dir():
+            return folder / (folder / name).read_text().strip()
+    return folder
+
+
+def read_foreign(source: Path) -> tuple[Weights, list[str]]:
+    """Weights from elsewhere under our names, and which were left aside.
+
+    Raises:
+        ConversionError: if there is code in it, or nothing that can be read.
+    """
+    if source.is_file():
+        found = tensors(read_state_dict(source))
+    elif kind_of(source) == "state_dict":
+        found = of_folder(source)
+    elif (tagged(source) / "zero").is_dir():
+        found = of_universal(tagged(source))
+    else:
+        found = of_zero(tagged(source))
+    return found.renamed(our_name), [name for name in found.shapes if our_name(name) is None]
+
+
+def our_name(name: str) -> str | None:
+    """Our name of HMT-pytorch's weight (or of one that is ours already); None for what ours has not."""
+    name = OTHERS.sub("", name)
+    for prefix in BACKBONES:
+        if name.startswith(prefix):
+            return "backbone.model." + name.removeprefix(prefix)
+    name = REFERENCE.get(name, name).removeprefix("hmt.")
+    return name if name.startswith(("initial_prompt.", "summary_prompt.", "recall.")) else None
+
+
+def mode_of(weights: Weights) -> Mode:
+    """What kind of memory the weights are of."""
+    if "recall.query.weight" in weights.shapes:
+        return "hmt"
+    return "rmt" if "initial_prompt.embeddings.weight" in weights.shapes else "backbone"
+
+
+def of_zero(folder: Path) -> Weights:
+    """DeepSpeed's own folders, stages 0 to 3, through DeepSpeed's own reader."""
+    from deepspeed.utils import zero_to_fp32
+
+    with refusing(folder), guarded(), contextlib.redirect_stdout(io.StringIO()):
+        if any(folder.glob("*_optim_states.pt")):
+            options = {"tag": folder.name, "lazy_mode": True}
+            found = zero_to_fp32.get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), **options)
+        else:
+            found = read_pickle(next(iter(sorted(folder.glob("*_model_states.pt")))))["module"]
+    # stage 3 gives parts that are put together when they are asked for
+    shapes = {name: tuple(weight.shape) for name, weight in found.items()}
+    return Weights(shapes, lambda name: found[name].contiguous())
+
+
+def of_universal(folder: Path) -> Weights:
+    """DeepSpeed's universal format: a folder for each weight."""
+    files = {path.parent.name: path for path in sorted((folder / "zero").glob("*/fp32.pt"))}
+    if not files:
+        raise ConversionError(f"{folder / 'zero'} holds no weights (no */fp32.pt)")
+
+    def read(name: str):  # type: ignore[no-untyped-def]
+        saved = read_pickle(files[name])
+        return saved["param"] if isinstance(saved, dict) else saved
+
+    return Weights({name: tuple(read(name).shape) for name in files}, read)

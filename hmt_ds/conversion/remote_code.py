@@ -1,0 +1,41 @@
+"""The code that goes with a converted model: this project's own files, so that the maths has one implementation.
+
+transformers copies the files of a folder that import each other by ``from .name import``, and knows no packages: so
+``hmt_ds.memory.cell`` becomes ``hmt_memory_cell``. Nothing else is changed.
+"""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+MAIN = "hmt_ds.conversion.modeling_hmt"
+IMPORT = re.compile(r"^from (hmt_ds[\w.]*) import", re.MULTILINE)
+
+
+def remote_code() -> dict[str, str]:
+    """File names and contents of the wrapper and of all that it imports of this project."""
+    found: dict[str, str] = {}
+    wanted = [MAIN]
+    while wanted:
+        module = wanted.pop()
+        if file_name(module) not in found:
+            source = source_of(module)
+            wanted += IMPORT.findall(source)
+            found[file_name(module)] = IMPORT.sub(lambda m: f"from .{flat_name(m[1])} import", source)
+    return dict(sorted(found.items()))
+
+
+def source_of(module: str) -> str:
+    """A module's text."""
+    path = ROOT.joinpath(*module.split(".")[1:])
+    return (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8")
+
+
+def flat_name(module: str) -> str:
+    """A module's name in the folder."""
+    return "modeling_hmt" if module == MAIN else module.replace("hmt_ds.", "hmt_", 1).replace(".", "_")
+
+
+def file_name(module: str) -> str:
+    """Its file there."""
+    return f"{flat_name(module)}.py"

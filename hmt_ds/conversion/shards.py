@@ -1,0 +1,81 @@
+"""Writing weights as safetensors, one shard after the other, and seeing that what stands there is what was meant."""
+
+import json
+from pathlib import Path
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from hmt_ds.conversion.errors import ConversionError
+from hmt_ds.conversion.weights import Weights
+
+MAX_SHARD = "5GB"
+
+
+def plan_shards(weights: Weights, dtype: torch.dtype, stem: str, max_shard: str = MAX_SHARD) -> dict[str, list[str]]:
+    """Which file gets which weights; by shapes alone."""
+    empty = {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in weights.shapes.items()}
+    pattern = f"{stem}{{suffix}}.safetensors"
+    return split_torch_state_dict_into_shards(
+        empty, filename_pattern=pattern, max_shard_size=max_shard
+    ).filename_to_tensors
+
+
+def write_shards(folder: Path, weights: Weights, dtype: torch.dtype, stem: str, max_shard: str = MAX_SHARD) -> None:
+    """Write all weights; a shard at a time is held.
+
+    Raises:
+        ConversionError: if what is read back differs.
+    """
+    files = plan_shards(weights, dtype, stem, max_shard)
+    with tqdm(total=2 * len(weights.shapes), unit="weight", desc="writing", mininterval=0.5, leave=False) as bar:
+        for file, names in files.items():
+            shard: dict[str, Tensor] = {}
+            for name in names:
+                shard[name] = converted(weights.read(name), dtype)
+                bar.update()
+            save_file(shard, folder / file, metadata={"format": "pt"})
+            (folder / file).chmod(folder.stat().st_mode & 0o666)  # safetensors makes files that others cannot read
+            del shard
+        if len(files) > 1:
+            write_index(folder, files, weights, dtype, stem)
+        bar.set_description("verifying")
+        for file, names in files.items():
+            verify_shard(folder / file, names, weights, dtype, bar)
+
+
+def converted(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """As it is written: numbers in the type that was asked for, whole numbers as they are."""
+    return (weight.to(dtype) if weight.is_floating_point() else weight).contiguous()
+
+
+def write_index(folder: Path, files: dict[str, list[str]], weights: Weights, dtype: torch.dtype, stem: str) -> None:
+    """Which shard has which weight, as transformers reads it."""
+    numbers = sum(torch.Size(shape).numel() for shape in weights.shapes.values())
+    index = {
+        "metadata": {"total_size": numbers * dtype.itemsize, "total_parameters": numbers},
+        "weight_map": {name: file for file, names in files.items() for name in names},
+    }
+    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2))
+
+
+def verify_shard(file: Path, names: list[str], weights: Weights, dtype: torch.dtype, bar: tqdm) -> None:
+    """Compare every number with the source's."""
+    with safe_open(file, framework="pt") as saved:
+        if set(saved.keys()) != set(names):
+            raise ConversionError(f"{file.name} does not hold the weights that were written")
+        for name in names:
+            if not same(saved.get_tensor(name), converted(weights.read(name), dtype)):
+                raise ConversionError(f"{file.name}: {name} is not what was written: the disk is not to be trusted")
+            bar.update()
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """Bit for bit, so that nan is equal to itself."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return torch.equal(one.contiguous().view(-1).view(torch.uint8), other.contiguous().view(-1).view(torch.uint8))

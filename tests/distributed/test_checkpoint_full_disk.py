@@ -1,0 +1,97 @@
+"""A disk that fills up while a run saves; and a run that is told to stop while a save is still being written."""
+
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tiny_recipe import STEPS, command_of, finish, make_materials, signal_at, start, train, write_recipe
+
+from hmt_ds.checkpoint import newest_intact
+from hmt_ds.reporting.metrics import read_metrics
+
+RESUME = ("--checkpoint.resume", "auto")
+# in place of sitecustomize: each rank's share takes three seconds
+SLOW = """
+import os, time
+if os.environ.get("RANK"):
+    from hmt_ds.checkpoint import save
+    right = save.write_share
+    save.write_share = lambda *arguments: (time.sleep(3), right(*arguments))
+"""
+
+
+@pytest.fixture
+def disk(tmp_path) -> Iterator[Path]:
+    """A small disk of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], capture_output=True)
+    if done.returncode:
+        pytest.skip(f"no disk of its own can be mounted here: {done.stderr.decode().strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def losses(output: Path) -> list[tuple[int, float]]:
+    """Step and loss of every line of the log."""
+    return [(row["step"], row["loss"]) for row in read_metrics(output / "metrics.jsonl")]
+
+
+def fill(folder: Path, left: int) -> Path:
+    """A file that leaves so many bytes of a disk."""
+    file = folder / "of_somebody_else"
+    file.write_bytes(bytes(shutil.disk_usage(folder).free - left))
+    return file
+
+
+@pytest.mark.parametrize("background", [pytest.param("false", marks=pytest.mark.slow), "true"])
+def test_a_disk_that_fills_up(tmp_path, disk, background):
+    """The first save has room, the second and the last have not: a warning, then one error; with room all goes on."""
+    make_materials(tmp_path)
+    recipe, options = write_recipe(tmp_path), ("--checkpoint.background", background)
+    assert train(recipe, tmp_path / "whole")[0] == 0
+    size = sum(file.stat().st_size for file in (tmp_path / "whole/checkpoints/step_000004").iterdir())
+    other = fill(disk, int(1.6 * size))
+    output = disk / "run"
+
+    code, printed = train(recipe, output, *options)
+    said = [line for line in printed.splitlines() if "was not written" in line]
+    assert code != 0 and len(said) == 2 and "Traceback" not in printed, printed
+    assert said[0].startswith("warning: ") and "step_000008 was not written: rank " in said[0], printed
+    assert said[1].startswith("error: ") and f"step_{STEPS:06d} was not written: rank " in said[1], printed
+    assert all("No space left on device" in line for line in said), printed
+    assert losses(output) == losses(tmp_path / "whole")
+    assert newest_intact(output / "checkpoints", pytest.fail) == output / "checkpoints/step_000004"
+    assert sorted(path.name for path in (output / "checkpoints").iterdir()) == ["latest", "step_000004"]
+
+    other.unlink()
+    code, printed = train(recipe, output, *options, *RESUME)
+    assert code == 0 and "step 4" in printed, printed
+    assert losses(output) == losses(tmp_path / "whole")
+    assert newest_intact(output / "checkpoints", pytest.fail) == output / f"checkpoints/step_{STEPS:06d}"
+
+
+def test_told_to_stop_while_a_save_is_written(tmp_path):
+    """Both that save and the last one are there, whole."""
+    make_materials(tmp_path)
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow/sitecustomize.py").write_text(SLOW)
+    recipe, output = write_recipe(tmp_path), tmp_path / "run"
+    options = ("--checkpoint.background", "true")
+    with start(recipe, output, *options, PYTHONPATH=str(tmp_path / "slow")) as process:
+        signal_at(process, command_of, signal.SIGTERM, output, step=5)
+        assert not (output / "checkpoints/step_000004").exists()  # it is still being written
+        code, printed = finish(process)
+    assert code == 128 + signal.SIGTERM and "stopped after step" in printed, printed
+    stopped = len(losses(output))
+    assert 5 <= stopped < STEPS
+    checkpoints = output / "checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["latest", "step_000004", f"step_{stopped:06d}"]
+    for step in (stopped, 4):
+        assert newest_intact(checkpoints, pytest.fail) == checkpoints / f"step_{step:06d}"
+        shutil.rmtree(checkpoints / f"step_{step:06d}")

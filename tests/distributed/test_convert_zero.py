@@ -1,0 +1,59 @@
+"""DeepSpeed's own folders, stages 0 to 3 and universal, into Hugging Face folders."""
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from deepspeed.checkpoint import ds_to_universal
+from ranks import run_ranks
+from safetensors.torch import load_file
+from tiny_runs import BACKBONE, MEMORY
+
+from hmt_ds.convert import Options, convert
+
+CONFIGS = ("zero0", "zero1", "zero2", "zero3")
+SIZES = ("segment_length", "sensory_tokens", "cached_memories")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A checkpoint of two ranks at each stage."""
+    folder = tmp_path_factory.mktemp("zero")
+    (folder / "backbone").mkdir()
+    (folder / "backbone/config.json").write_text(json.dumps(BACKBONE))
+    run_ranks("zero_folders.py", {"folder": str(folder), "configs": CONFIGS})
+    return folder
+
+
+def check(folder: Path, source: Path, name: str) -> None:
+    """Each weight is the engine's, bit for bit."""
+    words = tuple(word for key in SIZES for word in (f"--memory.{key}", str(getattr(MEMORY, key))))
+    convert(source, folder / f"{name}-hf", Options(backbone=str(folder / "backbone"), overrides=words))
+    found = load_file(folder / f"{name}-hf" / "model.safetensors")
+    expected = load_file(folder / name.partition("-")[0] / "weights.safetensors")
+    assert {n.removeprefix("hmt.") for n in found} == expected.keys()
+    assert all(torch.equal(found[f"hmt.{n}"], w) for n, w in expected.items())
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_zero(folder, config):
+    """Named by the folder above, as accelerate's users know it, or by itself."""
+    check(folder, folder / config, config)
+    check(folder, folder / config / "pytorch_model", f"{config}-tag")
+
+
+@pytest.mark.parametrize("config", ["zero1", "zero3"])
+def test_universal(folder, config):
+    target = folder / f"{config}-universal"
+    options = {"keep_temp_folder": False, "num_extract_workers": 1, "num_merge_workers": 1, "strict": True}
+    ds_to_universal.main(
+        argparse.Namespace(
+            input_folder=str(folder / config / "pytorch_model"),
+            output_folder=str(target),
+            inject_missing_state=True,
+            **options,
+        )
+    )
+    check(folder, target, f"{config}-universal")

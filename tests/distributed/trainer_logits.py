@@ -1,0 +1,59 @@
+"""What the trainer's own model makes of a document: logits and continuation, from a run's newest checkpoint.
+
+As a rank it is started by run_ranks; without hmt_ds's conversion.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from hmt_ds.assemble import build_executor
+from hmt_ds.checkpoint import load_checkpoint, newest_intact
+from hmt_ds.config import load_recipe
+from hmt_ds.evaluation.generation import generate
+from hmt_ds.memory import MemoryState, read_window, split_document
+from hmt_ds.parallel.distributed import end_process, join
+from hmt_ds.prepare import prepare
+
+
+def model_of(task: dict[str, Any]) -> Any:
+    """The run's model in its engine, at stage 0, unsharded; or, without a checkpoint, as a run of it would begin."""
+    run = Path(task["run"])
+    file = run / "recipe.yaml" if run.is_dir() else run
+    recipe = load_recipe(file, task.get("overrides", []))
+    executor = build_executor(recipe, prepare(recipe, file, new_run=False, with_data=False), join(timeout_minutes=2))
+    if run.is_dir():
+        checkpoint = newest_intact(run / "checkpoints", print)
+        assert checkpoint is not None
+        load_checkpoint(executor, checkpoint, weights_only=True)
+    return executor.engine.module.eval()
+
+
+@torch.no_grad()
+def be_a_rank(task: dict[str, Any], result: Path) -> None:
+    """Read and continue the ids."""
+    model = model_of(task)
+    ids = load_file(task["ids"])["input_ids"]
+    settings = model.settings
+    state = MemoryState.empty(
+        len(ids),
+        settings.memory_tokens,
+        model.backbone.dim,
+        settings.sensory_tokens,
+        dtype=torch.float32,
+        device=ids.device,
+    )
+    window = split_document(ids, settings.segment_length)
+    logits = [o.logits for o, _ in read_window(model, settings, window, state, with_logits=True)]
+    found = {"logits": torch.cat(logits, dim=1)[:, : ids.shape[1]], "generated": generate(model, ids, 40)}
+    save_file({name: tensor.contiguous() for name, tensor in found.items()}, task["out"])
+    result.write_text("null")
+    end_process(0)
+
+
+if __name__ == "__main__":
+    be_a_rank(json.loads(sys.argv[1]), Path(sys.argv[2]))

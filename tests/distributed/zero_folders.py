@@ -1,0 +1,34 @@
+"""DeepSpeed's own checkpoints, as it writes them by itself or under accelerate. As a rank it is started by run_ranks."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from tiny_runs import get_weights, windows
+from zero_gradients import Case, make_executor
+
+from hmt_ds.parallel.distributed import end_process, join, rank, world_size
+
+
+def be_a_rank(task: dict[str, Any], result: Path) -> None:
+    """Train two steps at each stage, save, and write the weights beside it."""
+    device = join(timeout_minutes=2)
+    for config in task["configs"]:
+        executor = make_executor(Case(config, reduction="step"), device)
+        for window in windows(rank(), world_size())[:2]:
+            executor.train_batch([window])
+        folder = Path(task["folder"]) / config
+        executor.engine.save_checkpoint(str(folder), tag="pytorch_model")
+        weights = get_weights(executor.engine.module)
+        if rank() == 0:
+            save_file({name: w.float().contiguous() for name, w in weights.items()}, folder / "weights.safetensors")
+        executor.engine.destroy()
+    if rank() == 0:
+        result.write_text("null")
+    end_process(0)
+
+
+if __name__ == "__main__":
+    be_a_rank(json.loads(sys.argv[1]), Path(sys.argv[2]))

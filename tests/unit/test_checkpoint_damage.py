@@ -1,0 +1,240 @@
+"""Every file of a checkpoint, damaged in every way: found before anything is loaded, and the one before is taken."""
+
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hmt_ds.checkpoint import Keeping, Saver, newest_intact
+from hmt_ds.checkpoint.files import MANIFEST, begin, checkpoints_in, damage, prune, read_manifest, write_manifest
+from hmt_ds.checkpoint.fragments import Fragment
+from hmt_ds.checkpoint.ranks import rank_tensors
+from hmt_ds.checkpoint.save import write_share
+from hmt_ds.memory import MemoryState
+
+FILES = (MANIFEST, "progress.json", "fragments_00000_000.safetensors", "rank_00000.safetensors")
+
+
+def write(folder: Path, step: int) -> Path:
+    """A checkpoint of one rank as the Saver writes it, with weights from a step's seed."""
+    torch.manual_seed(step)
+    target = folder / f"step_{step:06d}"
+    begin(target)
+    parts = [Fragment(n, (3, 4), 0, {k: torch.randn(12) for k in ("weight", "exp_avg")}) for n in ("one", "two")]
+    memory = MemoryState.empty(2, 1, 4, 1, dtype=torch.float32, device=torch.device("cpu"), cached=2)
+    write_share(target, parts, rank_tensors(memory, torch.device("cpu")), json.dumps({"step": step, "identity": {}}))
+    Saver(folder, {}, Keeping()).complete(target)
+    return target
+
+
+def truncate(file: Path, other: Path) -> None:
+    """The last byte is lost."""
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def flip(file: Path, other: Path) -> None:
+    """One bit in the middle."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def empty(file: Path, other: Path) -> None:
+    """No byte is left."""
+    file.write_bytes(b"")
+
+
+def delete(file: Path, other: Path) -> None:
+    """It is gone."""
+    file.unlink()
+
+
+def swap(file: Path, other: Path) -> None:
+    """It is another step's."""
+    shutil.copy(other, file)
+
+
+# what is said, besides the name: of files that the manifest lists, and of the manifest itself
+WAYS: dict[Callable[[Path, Path], None], tuple[str, str]] = {
+    truncate: ("bytes, written were", "cannot be read"),
+    flip: ("has changed: SHA-256", ""),
+    empty: ("has 0 bytes, written were", "cannot be read"),
+    delete: ("is missing", "No such file"),
+    swap: ("", ""),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", FILES)
+def test_found_and_the_one_before_taken(tmp_path, name, way):
+    before, newest = write(tmp_path, 4), write(tmp_path, 8)
+    assert sorted(file.name for file in newest.iterdir()) == sorted(FILES)
+    assert len({file.stat().st_mode for file in newest.iterdir()}) == 1  # who may read one may read all
+    assert (before / name).read_bytes() != (newest / name).read_bytes()
+    said: list[str] = []
+    assert newest_intact(tmp_path, said.append) == newest and not said
+    way(newest / name, before / name)
+    assert newest_intact(tmp_path, said.append) == before
+    assert len(said) == 1 and str(newest) in said[0] and "\n" not in said[0]
+    # with another step's manifest it is the files that are not the listed ones
+    named = name if (name, way) != (MANIFEST, swap) else "fragments_00000_000.safetensors"
+    assert named in said[0] and WAYS[way][name == MANIFEST] in said[0], said
+
+
+def test_every_bit_of_a_manifest_counts(tmp_path):
+    """Also those that no file's hash depends on: where a fragment begins, what it is called."""
+    checkpoint = write(tmp_path, 4)
+    whole = (checkpoint / MANIFEST).read_bytes()
+    for place in range(8 * len(whole)):
+        content = bytearray(whole)
+        content[place // 8] ^= 1 << place % 8
+        (checkpoint / MANIFEST).write_bytes(content)
+        assert damage(checkpoint), (place, content[max(0, place // 8 - 20) : place // 8 + 20])
+
+
+def test_all_damaged(tmp_path):
+    """Then there is none, and each is named."""
+    for step in (4, 8):
+        (write(tmp_path, step) / "progress.json").unlink()
+    said: list[str] = []
+    assert newest_intact(tmp_path, said.append) is None
+    assert len(said) == 2
+
+
+def test_latest_is_for_people(tmp_path):
+    """Damaged, or lost in a crash between the rename and it, it changes nothing."""
+    write(tmp_path, 4)
+    newest = write(tmp_path, 8)
+    assert (tmp_path / "latest").read_text() == newest.name
+    for content in (b"step_000004", b"step_000099", b"", b"\xff\x00"):
+        (tmp_path / "latest").write_bytes(content)
+        assert newest_intact(tmp_path, pytest.fail) == newest
+    (tmp_path / "latest").unlink()
+    assert newest_intact(tmp_path, pytest.fail) == newest
+
+
+def test_only_checkpoints_are_taken_for_one(tmp_path):
+    """Neither what a killed run has left, nor what people put beside them; and step 1,000,000 follows 999,999."""
+    steps = [write(tmp_path, step) for step in (999_999, 1_000_000)]
+    shutil.copytree(steps[1], tmp_path / ".step_2000000.partial")
+    shutil.copytree(steps[1], tmp_path / "step_2000000.bak")
+    (tmp_path / "step_3000000").write_text("a file")
+    assert checkpoints_in(tmp_path) == steps[::-1]
+
+
+def test_a_disk_that_cannot_be_read(tmp_path, monkeypatch):
+    """An error of the disk while a file is read is damage like any other."""
+    before, newest = write(tmp_path, 4), write(tmp_path, 8)
+    right = Path.open
+
+    def failing(path, *arguments, **options):
+        if path == newest / "rank_00000.safetensors":
+            raise OSError(5, "Input/output error", str(path))
+        return right(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", failing)
+    said: list[str] = []
+    assert newest_intact(tmp_path, said.append) == before
+    assert "rank_00000.safetensors cannot be read: [Errno 5]" in said[0]
+
+
+def test_another_format_is_refused(tmp_path):
+    checkpoint = write(tmp_path, 4)
+    content = json.loads((checkpoint / MANIFEST).read_text())
+    (checkpoint / MANIFEST).write_text(json.dumps(content | {"format": 2}))
+    assert damage(checkpoint) == [f"{MANIFEST} is of format 2, this version reads 1"]
+
+
+def test_same_step_again_replaces_the_broken_one(tmp_path):
+    """A resumed run reaches the step of a checkpoint that it has passed over."""
+    (write(tmp_path, 4) / "progress.json").write_text("")
+    assert newest_intact(tmp_path, lambda text: None) is None
+    again = write(tmp_path, 4)
+    assert newest_intact(tmp_path, pytest.fail) == again
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step_000004"]
+
+
+class Killed(BaseException):
+    """What SIGKILL is to a process: nothing of ours handles it."""
+
+
+CALLS = [(os, "fsync"), (os, "open"), (Path, "rename"), (Path, "replace"), (Path, "write_text"), (shutil, "rmtree")]
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Be killed before the call of that number to the file system."""
+    calls = itertools.count()
+
+    def counted(right: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            if next(calls) == number:
+                raise Killed
+            return right(*arguments, **options)
+
+        return call
+
+    for place, name in CALLS:
+        monkeypatch.setattr(place, name, counted(getattr(place, name)))
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_killed_at_every_call_of_a_save(tmp_path, broken):
+    """Before the rename the one before is taken, from then on the new one, whatever `latest` says."""
+    taken, number = [], 0
+    while True:
+        folder = tmp_path / str(number)
+        before = write(folder, 4)
+        if broken:  # of the same step there is one that was passed over
+            (write(folder, 8) / "progress.json").unlink()
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            kill_at(monkeypatch, number)
+            try:
+                write(folder, 8)
+                break
+            except Killed:
+                pass
+        found = newest_intact(folder, lambda text: None)
+        assert found in (before, folder / "step_000008")
+        taken.append(found != before)
+        assert write(folder, 12) == newest_intact(folder, pytest.fail)  # and the next save clears up
+        assert not list(folder.glob(".step_*"))
+        number += 1
+    assert taken == sorted(taken) and taken.count(False) > 5 and taken.count(True) > 2, taken
+
+
+def steps_in(folder: Path) -> list[int]:
+    """Which checkpoints there are."""
+    return sorted(int(path.name.removeprefix("step_")) for path in folder.iterdir() if path.name.startswith("step_"))
+
+
+def test_the_newest_and_milestones_stay(tmp_path):
+    for step in range(1, 9):
+        prune(write(tmp_path, step), 2, 3)
+    assert steps_in(tmp_path) == [3, 6, 7, 8]
+    prune(tmp_path / "step_000008", None, None)
+    assert steps_in(tmp_path) == [3, 6, 7, 8]
+
+
+def test_broken_ones_do_not_count(tmp_path):
+    """Neither a later one that was passed over nor an earlier one may cost an intact one its place."""
+    for step in (2, 4, 6, 12):
+        write(tmp_path, step)
+    for step in (6, 12):
+        (tmp_path / f"step_{step:06d}" / "progress.json").unlink()
+    prune(write(tmp_path, 8), 2, None)
+    assert steps_in(tmp_path) == [4, 6, 8, 12]
+    prune(write(tmp_path, 10), 1, None)
+    assert steps_in(tmp_path) == [10, 12]
+
+
+def test_manifest_keeps_what_it_is_given(tmp_path):
+    """Names beyond ASCII too; the digest is of what is read, not of how it is spelled."""
+    entries = {"ä.safetensors": {"bytes": 1, "sha256": "0", "fragments": [["wëight", 0, 4, ["weight"], [2, 2]]]}}
+    write_manifest(tmp_path, entries)
+    assert read_manifest(tmp_path) == entries

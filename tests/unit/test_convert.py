@@ -1,0 +1,207 @@
+"""Conversion of HMT-pytorch's weights, of LoRA runs and of single weights; and that no code in a file is ever run."""
+
+import json
+import pickle
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+import hmt_ds
+from hmt_ds.conversion import ConversionError
+from hmt_ds.conversion.remote_code import remote_code
+from hmt_ds.conversion.shards import plan_shards, write_shards
+from hmt_ds.conversion.weights import of_folder, tensors
+from hmt_ds.convert import Options, convert
+
+PARITY = Path(__file__).parents[1] / "parity"
+sys.path.insert(0, str(PARITY))
+import run_case  # noqa: E402
+
+CASES = sorted((PARITY / "cases").glob("*.safetensors"))
+BASIC = PARITY / "cases" / "hmt_basic.safetensors"
+
+
+class Payload:
+    """What a poisoned file holds: a call that writes a file when it is unpickled."""
+
+    def __init__(self, mark: Path):
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.mark,)
+
+
+def make_backbone(folder: Path, case: dict[str, Any]) -> Path:
+    """A folder with the case's backbone's configuration."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(case["backbone_config"]))
+    return folder
+
+
+def weights_of(stored: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of a case, by the reference's names."""
+    return {name.removeprefix("weight."): x.contiguous() for name, x in stored.items() if name.startswith("weight.")}
+
+
+def sizes(case: dict[str, Any]) -> tuple[str, ...]:
+    """The settings that a state dict does not tell, for the command line."""
+    keys = ("segment_length", "sensory_tokens", "cached_memories", "summary_fraction")
+    return tuple(word for key in keys for word in (f"--memory.{key}", str(case[key])))
+
+
+def options_for(case: dict[str, Any], backbone: Path, **more: Any) -> Options:
+    """Of a conversion of a case."""
+    return Options(backbone=str(backbone), overrides=sizes(case), **more)
+
+
+@pytest.fixture
+def basic(tmp_path) -> tuple[dict[str, Any], dict[str, Tensor], Path]:
+    """One case: settings, state dict, backbone's folder."""
+    case, stored = run_case.read_case(BASIC)
+    return case, weights_of(stored), make_backbone(tmp_path / "backbone", case)
+
+
+@pytest.mark.parametrize("file", CASES, ids=lambda file: file.stem)
+def test_reference_weights(file, tmp_path, monkeypatch):
+    """The converted folder has the reference's logits, gradients and continuation."""
+    case, stored = run_case.read_case(file)
+    torch.save(weights_of(stored), tmp_path / "model.pth")
+    backbone = make_backbone(tmp_path / "backbone", case)
+    convert(tmp_path / "model.pth", tmp_path / "hf", options_for(case, backbone))
+    # the cases are float64, the folder float32: put the digits back that the type has cut off
+    monkeypatch.setattr(run_case, "build", lambda case, stored: restored(tmp_path / "hf", stored))
+    assert max(run_case.run_case(file).values()) <= run_case.TOLERANCE
+
+
+def restored(folder: Path, stored: dict[str, Tensor]) -> Any:
+    """Our model from the folder, in float64; each weight must be the case's to float32."""
+    model = hmt_ds.load_pretrained(folder)
+    model = model.double()
+    weights = {run_case.ours(name): tensor for name, tensor in weights_of(stored).items()}
+    for names, parameter in run_case.aliases(model).items():
+        exact = next(weights[name] for name in names if name in weights)
+        assert torch.equal(parameter.data.float(), exact.float()), names
+        parameter.data.copy_(exact)
+    return model
+
+
+def test_parts_and_types(basic, tmp_path):
+    case, weights, backbone = basic
+    torch.save(weights, tmp_path / "model.pth")
+    for what, file in (("backbone", "model"), ("memory", "memory"), ("model", "model")):
+        for dtype in ("bf16", "fp32"):
+            target = tmp_path / f"{what}-{dtype}"
+            convert(tmp_path / "model.pth", target, options_for(case, backbone, what=what, dtype=dtype))
+            found = load_file(target / f"{file}.safetensors")
+            assert {w.dtype for w in found.values()} == {torch.bfloat16 if dtype == "bf16" else torch.float32}
+    # a converted folder is a source too
+    convert(tmp_path / "model-fp32", tmp_path / "again", Options(what="memory"))
+    one, two = load_file(tmp_path / "again/memory.safetensors"), load_file(tmp_path / "memory-fp32/memory.safetensors")
+    assert len(one) == 4 and one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    plain = json.loads((tmp_path / "backbone-fp32/config.json").read_text())
+    assert plain["model_type"] == case["backbone_config"]["model_type"] and "auto_map" not in plain
+
+
+@pytest.mark.parametrize("broken", ["missing", "shape", "no_size", "no_backbone", "wrong_key"])
+def test_what_does_not_fit(broken, basic, tmp_path):
+    case, weights, backbone = basic
+    options = options_for(case, backbone)
+    said = {
+        "missing": "initial_prompt.embeddings.weight is not in",
+        "shape": "has the shape [3, 5] there",
+        "no_size": "--memory.segment_length: missing",
+        "no_backbone": "does not say which backbone it has",
+        "wrong_key": "takes --memory keys alone",
+    }[broken]
+    if broken == "missing":
+        del weights["memory_cell.memory"]
+    if broken == "shape":
+        weights["mem"] = torch.zeros(3, 5)
+    if broken == "no_size":
+        options = Options(backbone=str(backbone))
+    if broken == "no_backbone":
+        options = Options(overrides=sizes(case))
+    if broken == "wrong_key":
+        options = Options(backbone=str(backbone), overrides=(*sizes(case), "--model.train", "frozen"))
+    torch.save(weights, tmp_path / "model.pth")
+    with pytest.raises(ValueError, match=said.replace("[", r"\[").replace("]", r"\]")) as error:
+        convert(tmp_path / "model.pth", tmp_path / "hf", options)
+    assert len(str(error.value).splitlines()) == 1
+    assert not (tmp_path / "hf").exists()
+
+
+def poisoned(folder: Path, kind: str, payload: Payload) -> Path:
+    """Checkpoints of each kind with code in them."""
+    tensor = {"w": torch.zeros(2)}
+    source = folder / "source"
+    if kind == "pth":
+        torch.save({"mem": payload} | tensor, folder / "source.pth")
+        return folder / "source.pth"
+    if kind == "bare_pickle":
+        (folder / "source.pth").write_bytes(pickle.dumps(payload))
+        return folder / "source.pth"
+    source.mkdir()
+    if kind == "hugging_face":
+        (source / "config.json").write_text(json.dumps({"model_type": "hmt", "backbone": {"model_type": "gpt2"}}))
+        config = {"mode": "backbone", "segment_length": 4, "recall_dim": 1}
+        content = {"model_type": "hmt", "backbone": {"model_type": "gpt2", "n_layer": 1}, "memory": config}
+        (source / "config.json").write_text(json.dumps(content))
+        torch.save({"mem": payload} | tensor, source / "pytorch_model.bin")
+    if kind.startswith("zero"):
+        state = {"module": tensor, "buffer_names": [], "param_shapes": [], "shared_params": {}, "ds_version": "0"}
+        poison = {"optimizer_state_dict": {"zero_stage": 1, "partition_count": 1, "x": payload}}
+        torch.save(state | ({"x": payload} if kind == "zero_model" else {}), source / "mp_rank_00_model_states.pt")
+        if kind == "zero_optimizer":
+            torch.save(poison, source / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
+    if kind == "universal":
+        (source / "zero" / "mem").mkdir(parents=True)
+        torch.save({"param": payload}, source / "zero" / "mem" / "fp32.pt")
+    return source
+
+
+@pytest.mark.parametrize("kind", ["pth", "bare_pickle", "hugging_face", "zero_model", "zero_optimizer", "universal"])
+def test_code_is_refused_and_not_run(kind, tmp_path):
+    mark = tmp_path / "ran"
+    source = poisoned(tmp_path, kind, Payload(mark))
+    with pytest.raises(ConversionError, match="refused, for a checkpoint must not hold code") as error:
+        convert(source, tmp_path / "hf", Options())
+    assert len(str(error.value).splitlines()) == 1
+    assert not mark.exists() and not (tmp_path / "hf").exists()
+    if kind == "pth":  # the payload is a real one
+        torch.load(source, weights_only=False)
+        assert mark.exists()
+
+
+def test_shards(tmp_path):
+    """Several files with an index are read back as one model."""
+    given = {f"layer.{n}": torch.randn(100, 10) for n in range(5)}
+    assert len(plan_shards(tensors(given), torch.float32, "model", "9KB")) == 3
+    write_shards(tmp_path, tensors(given), torch.float32, "model", "9KB")
+    found = of_folder(tmp_path)
+    assert found.shapes.keys() == given.keys() and all(torch.equal(found.read(name), x) for name, x in given.items())
+    (tmp_path / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(ConversionError, match=r"model-00002-of-00003\.safetensors is missing"):
+        of_folder(tmp_path)
+
+
+def test_what_is_written_is_compared(tmp_path, monkeypatch):
+    """A file that differs from the source is noticed."""
+    reads = iter([torch.zeros(3), torch.ones(3)])
+    weights = tensors({"w": torch.zeros(3)})
+    monkeypatch.setattr(type(weights), "read", None, raising=False)
+    object.__setattr__(weights, "read", lambda name: next(reads))
+    with pytest.raises(ConversionError, match="w is not what was written"):
+        write_shards(tmp_path, weights, torch.float32, "model")
+
+
+def test_remote_code_stands_alone():
+    """It names nothing of this project but its own files."""
+    files = remote_code()
+    assert "modeling_hmt.py" in files and "hmt_memory_cell.py" in files
+    for name, source in files.items():
+        assert "from hmt_ds" not in source and "\nimport hmt_ds" not in source, name
