@@ -42,7 +42,7 @@ def make_run(folder: Path, backbone: dict[str, Any], mode: str) -> Path:
     return folder / "run"
 
 
-@pytest.mark.parametrize("backbone", [LLAMA, GPT2], ids=["llama", "gpt2"])
+@pytest.mark.parametrize("backbone", [LLAMA, pytest.param(GPT2, marks=pytest.mark.slow)], ids=["llama", "gpt2"])
 def test_lora(tmp_path, backbone):
     """Linear layers, and GPT-2's transposed ones."""
     run = make_run(tmp_path, backbone, "lora")
@@ -65,6 +65,7 @@ def test_lora(tmp_path, backbone):
     assert json.loads((tmp_path / "adapter/adapter_config.json").read_text())["r"] == 4
 
 
+@pytest.mark.slow
 def test_frozen(tmp_path):
     run = make_run(tmp_path, LLAMA, "frozen")
     assert convert(run, tmp_path / "hf")[0] == 0

@@ -1,4 +1,4 @@
-"""DeepSpeed's own checkpoints, as it writes them by itself or under accelerate. As a rank it is started by run_ranks."""
+"""DeepSpeed's own checkpoints, as it writes them by itself or under accelerate. A rank; run_ranks starts it."""
 
 import json
 import sys
