@@ -9,7 +9,7 @@ import torch
 import yaml
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from test_convert import by_trainer, by_transformers, convert
+from test_convert_run import by_trainer, by_transformers, convert
 from tiny_recipe import VOCABULARY, make_materials, train, write_recipe
 from transformers import AutoConfig, AutoModelForCausalLM
 
