@@ -151,6 +151,6 @@ def restore_rank(executor: ZeroExecutor, checkpoint: Path, saved: dict[str, Any]
     if left:
         raise CheckpointError(f"{checkpoint} has {rows} rows, which {world_size()} ranks cannot share")
     own = range(rank() * here, (rank() + 1) * here)
-    executor.state = read_memories(checkpoint, own, saved["rows_per_rank"], executor.device)
+    executor.state = read_memories(checkpoint, own, saved["rows_per_rank"], executor.device, executor.dtype)
     if saved["world_size"] == world_size():
         read_random_states(checkpoint / rank_file(rank()), executor.device)

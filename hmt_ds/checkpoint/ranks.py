@@ -45,8 +45,14 @@ def read_random_states(file: Path, device: torch.device) -> None:
             torch.get_device_module(device).set_rng_state(saved.get_tensor("random/device"), device)
 
 
-def read_memories(checkpoint: Path, rows: range, rows_per_file: int, device: torch.device) -> MemoryState | None:
-    """The carried memories of some rows of the global batch, whichever ranks had them."""
+def read_memories(
+    checkpoint: Path, rows: range, rows_per_file: int, device: torch.device, dtype: torch.dtype
+) -> MemoryState | None:
+    """The carried memories of some rows of the global batch, whichever ranks had them.
+
+    Args:
+        dtype: of memories here; stage 0 has float32 ones where the others have bfloat16.
+    """
     parts: list[dict[str, Tensor]] = []
     for row in rows:
         with safe_open(checkpoint / rank_file(row // rows_per_file), framework="pt") as saved:
@@ -56,7 +62,7 @@ def read_memories(checkpoint: Path, rows: range, rows_per_file: int, device: tor
     if not parts or not parts[0]:
         return None
     whole: dict[str, Any] = {name: torch.cat([part[name] for part in parts]).to(device) for name in parts[0]}
-    return MemoryState(**whole)
+    return MemoryState(**{name: t.to(dtype) if t.is_floating_point() else t for name, t in whole.items()})
 
 
 def rank_file(rank: int) -> str:

@@ -5,15 +5,15 @@ from typing import Any
 import pytest
 from layouts import run_pairs
 
-ROUNDING = 1e-5  # of a loss, relative; seen are 3e-7
+ROUNDING = {"fp32": 1e-5, "bf16": 2e-3}  # of a loss, relative; seen in fp32 are 2e-7
 
 
-def assert_goes_on(found: dict[str, dict[str, Any]], number: int) -> None:
+def assert_goes_on(found: dict[str, dict[str, Any]], number: int, precision: str = "fp32") -> None:
     """Every pair within rounding, and those of one layout the same to the bit."""
     assert len(found) == number
     for pair, row in found.items():
         saved, _, resumed = pair.partition(" -> ")
-        assert row["identical"] if saved == resumed else row["loss"] < ROUNDING, (pair, row)
+        assert row["identical"] if saved == resumed else row["loss"] < ROUNDING[precision], (pair, row)
 
 
 def test_a_sample_of_layouts():
@@ -21,6 +21,13 @@ def test_a_sample_of_layouts():
     assert_goes_on(run_pairs(("zero1", "zero3"), (1, 2)), 16)
 
 
+def test_memories_of_another_type():
+    """In bf16 stage 0 carries float32 memories, and the other stages bfloat16 ones."""
+    assert_goes_on(run_pairs(("zero0", "zero2"), (1,), "bf16"), 4, "bf16")
+
+
 @pytest.mark.slow
-def test_all_pairs_of_layouts():
-    assert_goes_on(run_pairs(), 225)
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_all_pairs_of_layouts(precision):
+    assert_goes_on(run_pairs(precision=precision), 225, precision)
