@@ -52,7 +52,7 @@ def as_rank(work: Callable[[str, list[str], torch.device], None]) -> int:
 
 def end_out_of_memory(error: Exception) -> NoReturn:
     """End this rank with a line that says what to change."""
-    said = ". ".join(str(error).split(". ")[:3])
+    said = ". ".join(str(error).split(". ")[:5])  # how much was asked for, and who has what
     print(file=sys.stderr)  # where rank 0's progress bar may stand
     print_problems([f"rank {rank()}: {said}. {OUT_OF_MEMORY}"])
     end_process(1)

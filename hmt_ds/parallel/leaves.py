@@ -1,6 +1,7 @@
 """ZeRO-3's unit of gathering: runs of layers, so that its hooks run once for several layers and not for each module."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -38,6 +39,19 @@ class LayerRuns(nn.ModuleList):
         runs = [LayerRun(members[start : start + per_leaf]) for start in starts]
         object.__setattr__(self, "runs", runs)  # past nn.Module, which would register them
 
+    def gather_ahead(self, engine: Any) -> None:
+        """Let each run start the gathering of the one after it, and in the backward pass of the one before it.
+
+        DeepSpeed's own prefetching follows a trace, of one sequence of modules. Here several take turns (summaries,
+        segments with and without a graph), so that its trace is dropped and made anew all the time.
+        """
+        gatherer = engine.optimizer.parameter_offload.get_param_coordinator()
+        # takes those that are not here yet; whoever needs them waits for them
+        gather = gatherer._PartitionedParameterCoordinator__all_gather_params
+        for run, after in zip(self.runs[:-1], self.runs[1:], strict=True):
+            run.gather_next = partial(gather, set(after.parameters()), True)
+            after.gather_previous = partial(gather, set(run.parameters()), False)
+
     def named_children(self) -> Iterator[tuple[str, nn.Module]]:
         """The runs."""
         return ((f"run_{number}", run) for number, run in enumerate(self.runs))
@@ -71,12 +85,18 @@ class LayerRun(nn.Module):
         self.layers = nn.ModuleList(layers)
         self._z3_leaf = True  # what deepspeed.utils.set_z3_leaf_modules sets
         self.calls: list[tuple[nn.Module, tuple[Any, ...], dict[str, Any]]] = []
+        self.gather_next: Callable[[], None] = lambda: None
+        self.gather_previous: Callable[[], None] = lambda: None
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Make the calls that were noted, one after the other: ``[b, t, d]`` -> ``[b, t, d]``."""
         calls, self.calls = self.calls, []
+        self.gather_next()
         for layer, arguments, options in calls:
             hidden = layer(hidden, *arguments, **options)
+        if hidden.requires_grad:
+            # comes after DeepSpeed's own hook, which gathers this run
+            hidden.register_hook(lambda gradient: self.gather_previous())
         return hidden
 
 

@@ -21,6 +21,7 @@ from hmt_ds.memory import HMT
 from hmt_ds.memory.unroll import Phase
 from hmt_ds.parallel.cuda_graphs import GraphedReader
 from hmt_ds.parallel.ds_config import stage_of
+from hmt_ds.parallel.leaves import LayerRuns
 from hmt_ds.parallel.room import MEASURED
 
 
@@ -37,6 +38,9 @@ class PerSegment:
     def attach(self, engine: Any) -> None:
         """Work with this engine."""
         self.engine = engine
+        for module in self.model.modules():
+            if isinstance(module, LayerRuns):
+                module.gather_ahead(engine)
 
     def read(self, *arguments: Any, **options: Any) -> Any:
         """Read a segment or a summary."""
@@ -115,11 +119,18 @@ class PerStep:
                 for weight, alias in self.pairs:
                     alias.data = weight.data
                 self.replays = None  # what was captured reads where the weights were
+            self.make_sums()
             yield
             with phase("reduce"):
                 self.deliver()
             for alias in self.aliases if self.sharded else ():
                 alias.data = alias.data.new_empty(0)
+
+    def make_sums(self) -> None:
+        """Zeros, in the first step, before any activation: what stays must not stand between what comes and goes."""
+        for alias in self.aliases if not self.sums else ():
+            if alias.requires_grad:
+                self.sums[alias] = torch.zeros_like(alias, dtype=torch.promote_types(alias.dtype, torch.float32))
 
     def backward(self, scalar: Tensor) -> None:
         """The backward pass of one segment."""
@@ -128,10 +139,7 @@ class PerStep:
     def add(self, alias: nn.Parameter) -> None:
         """Move what a backward pass has left at a weight to its sum."""
         assert alias.grad is not None
-        if alias in self.sums:
-            self.sums[alias].add_(alias.grad)
-        else:
-            self.sums[alias] = alias.grad.to(torch.promote_types(alias.dtype, torch.float32), copy=True)
+        self.sums[alias].add_(alias.grad)
         alias.grad = None
 
     def deliver(self) -> None:

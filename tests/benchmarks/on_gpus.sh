@@ -24,7 +24,7 @@ best() { bench best 200 bench-1.1b 8 8 --ranks 1; }
 # memory against depth, one segment kept: the slope
 slope() {
     for segments in 8 64 512; do
-        bench "slope$segments" 200 bench-1.1b "$segments" 1 --ranks 1 --steps 1 \
+        bench "slope$segments" 200 bench-1.1b "$segments" 1 --ranks 1 --steps 1 --warmup 1 \
             --compute.recompute segment --compute.summary_batch 8 --compute.cuda_graphs never
     done
 }
@@ -40,11 +40,11 @@ reference() {
 }
 # the backbone alone with full attention, and ours, over one document
 attention() {
-    for segments in 16 64 256; do
-        bench "full$segments" 200 bench-1.1b 1 1 --ranks 1 --memory.mode backbone --memory.sensory_tokens 0 --steps 2 --warmup 2 \
-            --memory.segment_length $((segments * 1024)) --compute.recompute segment+layer \
+    for segments in ${SEGMENTS:-16 64 256}; do
+        bench "full$segments" 300 bench-1.1b 1 1 --ranks 1 --memory.mode backbone --memory.sensory_tokens 0 \
+            --memory.segment_length $((segments * 1024)) --compute.recompute segment+layer --steps 1 --warmup 1 \
             --model.source.max_position_embeddings $((segments * 1024))
-        bench "memory$segments" 200 bench-1.1b "$segments" 1 --ranks 1 --steps 2
+        bench "memory$segments" 200 bench-1.1b "$segments" 1 --ranks 1 --steps 1
     done
 }
 # every weight of 6.8B on one H100, optimizer on the host
@@ -58,9 +58,9 @@ stage2() { bench stage2 200 bench-6.8b 8 4 --ranks 2; }
 stage3() { bench stage3 200 bench-6.8b 8 4 --ranks 2 --deepspeed ds_configs/zero3.json; }
 # both with gradients reduced after each segment: stage 3 streams
 streaming() {
-    local segment=(--compute.reduction segment --compute.recompute segment --compute.summary_batch 2)
+    local segment=(--compute.reduction segment --compute.recompute segment --compute.summary_batch 2 --warmup 2)
     bench segment2 200 bench-6.8b 8 4 --ranks 2 "${segment[@]}"
-    for layers in 2 4 8; do
+    for layers in ${LAYERS:-2 4 8}; do
         bench "streaming$layers" 200 bench-6.8b 8 4 --ranks 2 --deepspeed ds_configs/zero3.json "${segment[@]}" \
             --compute.leaf_layers "$layers"
     done
