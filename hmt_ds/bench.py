@@ -1,6 +1,5 @@
 """Speed and memory of a recipe, on this rank: ``--module hmt_ds.bench RECIPE [options] [--section.key value ...]``."""
 
-import gc
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -18,7 +17,7 @@ from hmt_ds.parallel.distributed import end_process, rank, world_size
 from hmt_ds.planning.flops import matrix_rate, peak_flops
 from hmt_ds.planning.measure import Bench, arithmetic, random_windows, speeds
 from hmt_ds.planning.options import BenchOptions, parse_words
-from hmt_ds.planning.reference import Work, reference_problems, run_reference
+from hmt_ds.planning.reference import Work, reference_problems, run_reference, width_in_config
 from hmt_ds.prepare import Prepared
 from hmt_ds.recipe import Recipe
 from hmt_ds.reporting.bench_tables import bench_tables, reference_tables
@@ -39,21 +38,15 @@ def bench(recipe_file: str, words: list[str], device: torch.device) -> None:
     recipe = load_recipe(recipe_file, overrides)
     prepared = prepare_together(recipe, recipe_file, new_run=False, with_data=options.tokens == "data")
     check_reference(recipe, options, world_size())
-    result, settings = measure(recipe, prepared, options, device)
-    publish(bench_tables(result), result, options)
-    if options.reference:
-        make_room(device)
-        training = recipe.training
-        work = Work(recipe.model.source, settings, training.batch_size, training.bptt_depth, training.seed)
-        say("and HMT-pytorch on the same work")
-        result["reference"] = run_reference(options.reference, work, device, options.steps)
-        publish(reference_tables(result), result, options)
+    reference = beside(recipe, options, device)
+    result = measure(recipe, prepared, options, device) | reference
+    publish([*bench_tables(result), *(reference_tables(result) if reference else [])], result, options)
     if options.json:
         say(f"numbers     {options.json}")
 
 
 def publish(tables: Iterable[Any], result: dict[str, Any], options: BenchOptions) -> None:
-    """Print what there is now and write it, on rank 0: what comes next may fail."""
+    """Print it and write it, on rank 0."""
     if rank() == 0:
         console = Console()
         for table in tables:
@@ -81,10 +74,23 @@ def check_reference(recipe: Recipe, options: BenchOptions, ranks: int) -> None:
         raise ConfigError(problems)
 
 
-def measure(
-    recipe: Recipe, prepared: Prepared, options: BenchOptions, device: torch.device
-) -> tuple[dict[str, Any], MemorySettings]:
-    """All numbers, with their units in their names; and the memory's sizes."""
+def beside(recipe: Recipe, options: BenchOptions, device: torch.device) -> dict[str, Any]:
+    """HMT-pytorch's numbers on the same work, if wanted. It comes first: an engine with CUDA graphs does not go away."""
+    if options.reference is None:
+        return {}
+    say("HMT-pytorch first, on the same work")
+    training, source = recipe.training, recipe.model.source
+    values = recipe.memory.model_dump()
+    values["recall_dim"] = values["recall_dim"] or width_in_config(read_config(source))
+    work = Work(source, MemorySettings(**values), training.batch_size, training.bptt_depth, training.seed)
+    found = run_reference(options.reference, work, device, options.steps)
+    if device.type != "cpu":
+        torch.get_device_module(device).empty_cache()
+    return {"reference": found}
+
+
+def measure(recipe: Recipe, prepared: Prepared, options: BenchOptions, device: torch.device) -> dict[str, Any]:
+    """All numbers, with their units in their names."""
     executor = build_executor(recipe, prepared, device)
     parameters, trained = sizes_of(executor.engine.module)
     training, vocabulary = recipe.training, executor.engine.module.backbone.vocabulary
@@ -97,7 +103,7 @@ def measure(
         say(f"trace       {runs.trace(options.trace)}")
     flops = arithmetic(executor, parameters, trained, training.batch_size, training.bptt_depth)
     peaks = peak_rates(device)
-    result = {
+    return {
         "run": described(recipe, options, device, executor.engine.zero_optimization_stage())
         | {"parameters": parameters, "trained_parameters": trained},
         "compute": asdict(executor.compute),
@@ -109,8 +115,6 @@ def measure(
         "phase_seconds": phases,
         "memory": memory,
     }
-    executor.engine.destroy()
-    return result, executor.settings
 
 
 def described(recipe: Recipe, options: BenchOptions, device: torch.device, stage: int) -> dict[str, Any]:
@@ -131,14 +135,6 @@ def described(recipe: Recipe, options: BenchOptions, device: torch.device, stage
         "warmup_steps": options.warmup,
         "torch": torch.__version__,
     }
-
-
-def make_room(device: torch.device) -> None:
-    """Give back what the executor had, which is gone; DeepSpeed's engines and compiled layers are cycles."""
-    torch._dynamo.reset()
-    gc.collect()
-    if device.type != "cpu":
-        torch.get_device_module(device).empty_cache()
 
 
 def steps_of(recipe: Recipe, prepared: Prepared, options: BenchOptions, vocabulary: int) -> Iterator[list[Window]]:

@@ -59,9 +59,9 @@ stage3() { bench stage3 200 bench-6.8b 8 4 --ranks 2 --deepspeed ds_configs/zero
 # both with gradients reduced after each segment: stage 3 streams
 streaming() {
     local segment=(--compute.reduction segment --compute.recompute segment --compute.summary_batch 2 --warmup 2)
-    bench segment2 200 bench-6.8b 8 4 --ranks 2 "${segment[@]}"
+    bench segment2 200 bench-6.8b 8 "${BATCH:-4}" --ranks 2 "${segment[@]}"
     for layers in ${LAYERS:-2 4 8}; do
-        bench "streaming$layers" 200 bench-6.8b 8 4 --ranks 2 --deepspeed ds_configs/zero3.json "${segment[@]}" \
+        bench "streaming$layers" 200 bench-6.8b 8 "${BATCH:-4}" --ranks 2 --deepspeed ds_configs/zero3.json "${segment[@]}" \
             --compute.leaf_layers "$layers"
     done
 }

@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from hmt_ds.local import places
 from hmt_ds.parallel.distributed import LaunchError, find_place
 
 NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -52,3 +53,18 @@ def test_rank(monkeypatch, given, rank, local, size):
 def test_several_machines_need_a_first_one(monkeypatch, given):
     with pytest.raises(LaunchError, match="MASTER_ADDR is not set, and only 2 of"):
         place(monkeypatch, given)
+
+
+@pytest.mark.parametrize(
+    ("given", "ranks", "words"),
+    [
+        ({}, 2, ["--num_gpus", "2"]),
+        ({"CUDA_VISIBLE_DEVICES": "3,5,6"}, 2, ["--include", "localhost:3,5"]),
+        ({"CUDA_VISIBLE_DEVICES": "3"}, 2, ["--num_gpus", "2"]),  # more than there are: the launcher says so
+        ({"CUDA_VISIBLE_DEVICES": "GPU-8932f937"}, 1, ["--num_gpus", "1"]),
+        ({"CUDA_VISIBLE_DEVICES": "3,5", "DS_ACCELERATOR": "cpu"}, 2, ["--num_gpus", "2"]),
+    ],
+)
+def test_visible_devices_are_those_that_are_used(monkeypatch, given, ranks, words):
+    monkeypatch.setattr(os, "environ", dict(given))
+    assert places(ranks) == words

@@ -1,0 +1,75 @@
+"""Seconds of training that a checkpoint costs, written in the foreground and in the background.
+
+python tests/benchmarks/save_cost.py RECIPE FOLDER [--section.key value ...]   (under any launcher; random tokens)
+"""
+
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from hmt_ds.assemble import build_executor, identity
+from hmt_ds.bench import say, steps_of
+from hmt_ds.checkpoint import Keeping, Progress, Saver
+from hmt_ds.config import load_recipe
+from hmt_ds.parallel.distributed import end_process, world_size
+from hmt_ds.parallel.zero import ZeroExecutor
+from hmt_ds.planning.options import parse_words
+from hmt_ds.train import as_rank, prepare_together
+
+WARMUP = 6
+
+
+def main() -> int:
+    """Measure; returns the exit code."""
+    return as_rank(measure)
+
+
+def measure(recipe_file: str, words: list[str], device: torch.device) -> None:
+    """Train some steps without saving, and some with."""
+    folder, *overrides = words
+    recipe = load_recipe(recipe_file, overrides)
+    prepared = prepare_together(recipe, recipe_file, new_run=False, with_data=False)
+    executor = build_executor(recipe, prepared, device)
+    options = parse_words([])[0]
+    steps = steps_of(recipe, prepared, replace(options, tokens="random"), executor.engine.module.backbone.vocabulary)
+    for _ in range(WARMUP):
+        executor.train_batch(next(steps))
+    plain = [timed(lambda: executor.train_batch(next(steps))) for _ in range(10)]
+    step = median(plain)
+    say(f"a step without saving: {step:.3f} s")
+    for background in (False, True):
+        saver = Saver(Path(folder) / f"{background}", identity(recipe, prepared), Keeping(1), background=background)
+        lost, taken, written = save_once(executor, saver, steps, step)
+        how = "in the background" if background else "in the foreground"
+        say(f"{how}: {lost:.2f} s lost, {taken:.2f} s until it was visible, {written / 2**30:.2f} GiB")
+
+
+def save_once(executor: ZeroExecutor, saver: Saver, steps: Any, step: float) -> tuple[float, float, int]:
+    """Seconds lost, seconds until the checkpoint is visible, and its bytes."""
+    started, done = time.perf_counter(), 0
+    saver.begin(executor, Progress(1))
+    say(f"begun after {time.perf_counter() - started:.2f} s")
+    while executor.train_batch(next(steps), (saver.written(),)).flags[0] < world_size():
+        done += 1
+    checkpoint = saver.finish()
+    taken = time.perf_counter() - started
+    assert checkpoint is not None
+    size = sum(file.stat().st_size for file in checkpoint.iterdir())
+    return taken - (done + 1) * step, taken, size
+
+
+def timed(work: Any) -> float:
+    """Seconds that it takes."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    sys.argv = [word for word in sys.argv if not word.startswith("--local_rank")]
+    end_process(main())
