@@ -75,7 +75,7 @@ def check_reference(recipe: Recipe, options: BenchOptions, ranks: int) -> None:
 
 
 def beside(recipe: Recipe, options: BenchOptions, device: torch.device) -> dict[str, Any]:
-    """HMT-pytorch's numbers on the same work, if wanted. It comes first: an engine with CUDA graphs does not go away."""
+    """HMT-pytorch's numbers on the same work, if wanted. They come first: an engine with CUDA graphs stays."""
     if options.reference is None:
         return {}
     say("HMT-pytorch first, on the same work")

@@ -4,7 +4,7 @@ import json
 import sys
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from hmt_ds.checkpoint.files import CheckpointError, begin, discard, partial_of, prune, seal, write_file, write_json
 from hmt_ds.checkpoint.fragments import Fragment, fragments, scalars
 from hmt_ds.checkpoint.ranks import rank_file, rank_tensors, write_rank
+from hmt_ds.checkpoint.staging import Staging
 from hmt_ds.parallel.distributed import add_up, rank, world_size
 from hmt_ds.parallel.zero import ZeroExecutor
 
@@ -62,6 +63,7 @@ class Saver:
         self.folder, self.identity, self.keeping, self.background = folder, identity, keeping, background
         self.target: Path | None = None
         self.writer: threading.Thread | None = None
+        self.staging = Staging()
         self.problem: str | None = None
 
     def begin(self, executor: ZeroExecutor, progress: Progress) -> None:
@@ -81,9 +83,16 @@ class Saver:
         state = json.dumps(state_of(executor, progress) | {"identity": self.identity}, indent=1)
         if not self.background:
             return write_share(target, parts, own, state)
-        work = (write_share, target, [on_the_host(part) for part in parts], own, state)
+        work = (write_share, target, self.copied(parts), own, state)
         self.writer = threading.Thread(target=self.attempt, args=work, daemon=True)
         return self.writer.start()
+
+    def copied(self, parts: Iterable[Fragment]) -> list[Fragment]:
+        """Copies on the host that later steps do not change."""
+        self.staging.begin()
+        copies = [replace(p, tensors={key: self.staging.copy(t) for key, t in p.tensors.items()}) for p in parts]
+        self.staging.wait()
+        return copies
 
     def attempt(self, action: Any, *arguments: Any) -> None:
         """Do something that a full disk can stop; what went wrong is kept for later."""
@@ -158,12 +167,6 @@ def device_of_ranks() -> torch.device:
     """Where the ranks' tensors are for an exchange."""
     on_gpu = torch.distributed.is_initialized() and "nccl" in torch.distributed.get_backend()
     return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
-
-
-def on_the_host(fragment: Fragment) -> Fragment:
-    """A copy that later steps do not change."""
-    copies = {key: tensor.detach().to("cpu", copy=True) for key, tensor in fragment.tensors.items()}
-    return Fragment(fragment.name, fragment.shape, fragment.start, copies)
 
 
 def write_share(
