@@ -1,0 +1,1 @@
+"""A pipeline of stages in a ring: the prompts that the last stage recalls go to the first."""
