@@ -112,48 +112,49 @@ class HMT(nn.Module):
             return self.read_ahead(part)
         assert memories is not None and valid is not None
         mode = mode or self.settings.mode
-        tokens = self.backbone.embed(part.tokens)
-        if mode == "backbone":
-            hidden = self.backbone.decode(tokens, part.mask)
-            memory = prompt = tokens[:, :0]
-            share = torch.zeros_like(valid, dtype=torch.float32)
-        else:
-            prompt, share = self.memory_prompt(part, memories, valid, mode, query)
-            hidden, memory = self.read_between(prompt, tokens, part.lengths, part.mask)
-        hidden = hidden.gather(1, part.fresh[:, :, None].expand(-1, -1, hidden.shape[2]))
-        logits = self.backbone.logits(hidden) if with_logits else None
-        if with_loss:
-            loss = row_losses(self.backbone.logits, hidden, part.labels, self.backbone.vocabulary)
-        else:
-            loss = torch.zeros(len(hidden), device=hidden.device)
-        return SegmentOutput(loss, memory, prompt.detach(), share, logits)
+        prompt, share = self.memory_prompt(part, memories, valid, mode, query)
+        hidden, memory = self.read(part, prompt)
+        losses, logits = self.score(part, hidden, with_loss=with_loss, with_logits=with_logits)
+        return SegmentOutput(losses, memory, prompt.detach(), share, logits)
 
     def memory_prompt(
         self, segment: Segment, memories: Tensor, valid: Tensor, mode: Mode, query: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """P_n ``[b, m, d]`` and the share of each cached memory in it ``[b, c]``.
+        """P_n ``[b, m, d]`` and the share of each cached memory in it ``[b, c]``."""
+        batch, cached = valid.shape
+        if mode == "backbone":
+            return memories.new_zeros(batch, 0, self.backbone.dim), torch.zeros_like(valid, dtype=torch.float32)
+        if mode == "rmt" and not cached:
+            return self.initial_prompt(batch), valid.float()
+        if mode == "hmt":
+            # in front of the first segment every query recalls nothing: the summary's prompt stands in for it
+            stand_in = self.summary_prompt(batch)
+            query = stand_in if query is None else query + 0 * stand_in
+        recalled, share = self.recalled(query, memories, valid, mode)
+        return self.prompt_of(recalled, remembers(valid, mode)), share
 
-        Rows that remember nothing get the learned initial prompt. Both ways are computed for every row, and one is
-        selected: so each weight takes part in each segment.
+    def recalled(self, query: Tensor | None, memories: Tensor, valid: Tensor, mode: Mode) -> tuple[Tensor, Tensor]:
+        """What is recalled ``[b, m, d]``, and the share of each cached memory in it ``[b, c]``.
+
+        Rows that remember nothing get something finite, and no shares.
         """
-        initial = self.initial_prompt(segment.tokens.shape[0])
         if mode == "rmt":
-            if memories.shape[1] == 0:
-                return initial, valid.float()
             share = torch.zeros_like(valid, dtype=torch.float32)
             share[:, -1] = valid[:, -1]
-            return torch.where(valid[:, -1, None, None], memories[:, -1], initial), share
-        # in front of the first segment every query recalls nothing: the summary's prompt stands in for it
-        stand_in = self.summary_prompt(segment.tokens.shape[0])
-        recalled, share = self.recall(stand_in if query is None else query + 0 * stand_in, memories, valid)
-        remembers = valid.any(dim=1)
-        return torch.where(remembers[:, None, None], recalled, initial), share * remembers[:, None]
+            return memories[:, -1], share
+        recalled, share = self.recall(query, memories, valid)
+        return recalled, share * valid.any(dim=1)[:, None]
+
+    def prompt_of(self, recalled: Tensor, remembers: Tensor) -> Tensor:
+        """P_n ``[b, m, d]``: what was recalled, or the learned initial prompt for rows that remember nothing.
+
+        Both are there for every row, and one is selected: so each weight takes part in each segment.
+        """
+        return torch.where(remembers[:, None, None], recalled, self.initial_prompt(len(recalled)))
 
     def read_ahead(self, summary: Summary) -> Tensor:
         """Queries ``[b * s, m, d]``: the hidden state at the second T of [T | first j tokens | T] (equation 1)."""
-        prompt = self.summary_prompt(summary.tokens.shape[0])
-        tokens = self.backbone.embed(summary.tokens)
-        hidden, query = self.read_between(prompt, tokens, summary.lengths, summary.mask)
+        hidden, query = self.read(summary, self.summary_prompt(summary.tokens.shape[0]))
         if not torch.is_grad_enabled():
             return query
         # weights that a summary does not need take part with weight zero: DeepSpeed mishandles those that miss a pass
@@ -161,27 +162,56 @@ class HMT(nn.Module):
         others += [self.recall(query[:1], query[:1, None], torch.ones_like(summary.lengths[:1, None]).bool())[0]]
         return query + 0 * torch.stack([other.mean() for other in others]).mean()
 
-    def read_between(
-        self, prompt: Tensor, tokens: Tensor, lengths: Tensor, mask: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Decode [prompt | tokens | prompt | pads] and read out (equations 2, 4 and 5).
+    def read(self, part: Segment | Summary, prompt: Tensor) -> tuple[Tensor, Tensor]:
+        """Decode [prompt | tokens | prompt | pads] (equations 2, 4 and 5).
 
         Args:
-            prompt: ``[b, m, d]``.
-            tokens: ``[b, w, d]``, pads at the end of each row.
-            lengths: ``[b]``, tokens per row; the trailing prompt follows them at once, for a causal model never
-                sees what stands behind.
-            mask: ``[b, w]`` bool or None.
+            prompt: ``[b, m, d]``; m = 0 without memory.
 
         Returns:
             The hidden states of the tokens ``[b, w, d]`` and those at the trailing prompt ``[b, m, d]``.
         """
-        m, dim = prompt.shape[1:]
-        at = (m + lengths)[:, None] + torch.arange(m, device=lengths.device)
-        at = at[:, :, None].expand(-1, -1, dim)
+        return self.leave(part, self.decode(part, self.enter(part, prompt)), prompt.shape[1])
+
+    def enter(self, part: Segment | Summary, prompt: Tensor) -> Tensor:
+        """The embeddings ``[b, m + w + m, d]`` of [prompt | tokens | prompt | pads].
+
+        The trailing prompt follows each row's tokens at once, for a causal model never sees what stands behind.
+        """
+        tokens = self.backbone.embed(part.tokens)
         prompt = prompt.to(tokens.dtype)
-        embeddings = torch.cat([prompt, tokens, torch.zeros_like(prompt)], dim=1).scatter(1, at, prompt)
+        at = trailing(part, prompt.shape[1])[:, :, None].expand_as(prompt)
+        return torch.cat([prompt, tokens, torch.zeros_like(prompt)], dim=1).scatter(1, at, prompt)
+
+    def decode(self, part: Segment | Summary, embeddings: Tensor) -> Tensor:
+        """Through the layers: ``[b, m + w + m, d]`` -> as many hidden states."""
+        mask = part.mask
         if mask is not None:
+            m = (embeddings.shape[1] - mask.shape[1]) // 2
             mask = nn.functional.pad(mask, (m, m), value=True)
-        hidden = self.backbone.decode(embeddings, mask)
-        return hidden[:, m : m + tokens.shape[1]], hidden.gather(1, at)
+        return self.backbone.decode(embeddings, mask)
+
+    def leave(self, part: Segment | Summary, hidden: Tensor, m: int) -> tuple[Tensor, Tensor]:
+        """The hidden states of the tokens ``[b, w, d]``, and those at the trailing prompt ``[b, m, d]``."""
+        at = trailing(part, m)[:, :, None].expand(-1, -1, hidden.shape[2])
+        return hidden[:, m : m + part.tokens.shape[1]], hidden.gather(1, at)
+
+    def score(
+        self, part: Segment, hidden: Tensor, *, with_loss: bool, with_logits: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """The rows' losses ``[b]`` and logits ``[b, L, v]`` of the fresh tokens, from hidden states ``[b, w, d]``."""
+        hidden = hidden.gather(1, part.fresh[:, :, None].expand(-1, -1, hidden.shape[2]))
+        logits = self.backbone.logits(hidden) if with_logits else None
+        if not with_loss:
+            return torch.zeros(len(hidden), device=hidden.device), logits
+        return row_losses(self.backbone.logits, hidden, part.labels, self.backbone.vocabulary), logits
+
+
+def trailing(part: Segment | Summary, m: int) -> Tensor:
+    """Where the trailing prompt stands in each row, ``[b, m]``."""
+    return (m + part.lengths)[:, None] + torch.arange(m, device=part.lengths.device)
+
+
+def remembers(valid: Tensor, mode: Mode) -> Tensor:
+    """Which rows ``[b]`` have anything to recall, by the valid ones of their cached memories ``[b, c]``."""
+    return valid[:, -1] if mode == "rmt" else valid.any(dim=1)

@@ -129,7 +129,7 @@ def test_a_summary_is_finite_in_float16():
     """
     model, window = make_model(), make_window([[document(L)]])
     part = window.summary(0, 1, model.settings)
-    hidden, _ = model.read_between(model.summary_prompt(1), model.backbone.embed(part.tokens), part.lengths, None)
+    hidden, _ = model.read(part, model.summary_prompt(1))
     first = hidden[0, 0].detach()
     model.backbone.model.lm_head.weight.data[:] = 2000 * first / first.norm() ** 2
     assert model.half()(part).isfinite().all()

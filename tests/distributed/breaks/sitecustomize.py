@@ -52,8 +52,7 @@ def summaries() -> None:
     from hmt_ds.memory import HMT
 
     def read_ahead(model, part):
-        prompt, tokens = model.summary_prompt(len(part.tokens)), model.backbone.embed(part.tokens)
-        return model.read_between(prompt, tokens, part.lengths, part.mask)[1]
+        return model.read(part, model.summary_prompt(len(part.tokens)))[1]
 
     HMT.read_ahead = read_ahead
 
