@@ -22,19 +22,24 @@ EXPENSIVE = {
 
 
 def layers_of(backbone: CausalLM) -> tuple[nn.Module, str]:
-    """Where the decoder's layers are: the module that holds the list, and the list's name.
+    """Where the decoder's layers are; see :func:`layers_in`."""
+    return layers_in(backbone.model)
+
+
+def layers_in(model: Any) -> tuple[nn.Module, str]:
+    """In a transformers model: the module that holds the list of the decoder's layers, and the list's name.
 
     Raises:
         BackboneError: if there is no such list.
     """
     lists = [
         (len(child), module, name)
-        for module in backbone.model.base_model.modules()
+        for module in model.base_model.modules()
         for name, child in module.named_children()
         if isinstance(child, nn.ModuleList)
     ]
     if not lists:
-        raise BackboneError(f"{backbone.config.model_type}: no list of layers found")
+        raise BackboneError(f"{model.config.model_type}: no list of layers found")
     _, module, name = max(lists, key=lambda found: found[0])
     return module, name
 

@@ -23,19 +23,17 @@ class CausalLM(nn.Module):
 
     Args:
         model: a ``transformers`` causal language model.
+        dim: width of the embeddings, for a stage that has none.
     """
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Any, dim: int | None = None):
         super().__init__()
+        # also the width of the last hidden state; not always the hidden size (OPT-350M)
+        self.dim = dim or model.get_input_embeddings().embedding_dim
         self.model = model
         self.config = model.config
         cap = family_of(self.config).softcap
         self.softcap: float | None = getattr(self.config, cap) if cap else None
-
-    @property
-    def dim(self) -> int:
-        """Width of the embeddings, and of the last hidden state. Not always the hidden size (OPT-350M)."""
-        return self.model.get_input_embeddings().embedding_dim
 
     @property
     def vocabulary(self) -> int:

@@ -1,0 +1,82 @@
+"""Models cut into stages: one after the other they are the whole model, for every family."""
+
+import copy
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from test_leaves import FOUR, LAYERS
+from tiny import LLAMA, VOCABULARY, make_model
+
+from hmt_ds.backbones import BackboneError, CausalLM, read_config
+from hmt_ds.backbones.stages import Span, cut, load_stage, spans_of, width
+
+IDS = torch.arange(1, 13)[None] * 5 % VOCABULARY  # longer than the sliding windows
+KINDS = FOUR | {"llama, tied": FOUR["llama"] | {"tie_word_embeddings": True}}
+KINDS = {kind: config for kind, config in KINDS.items() if kind not in ("granite", "stablelm")}
+each_kind = pytest.mark.parametrize("config", KINDS.values(), ids=KINDS.keys())
+each_split = pytest.mark.parametrize("sizes", [[2, 2], [1, 2, 1], [1, 1, 1, 1]], ids=str)
+
+
+def stages_of(backbone: CausalLM, sizes: list[int]) -> list[CausalLM]:
+    """Copies that are cut."""
+    stages = [copy.deepcopy(backbone) for _ in sizes]
+    for stage, span in zip(stages, spans_of(sizes), strict=True):
+        cut(stage, span)
+    return stages
+
+
+def logits_through(stages: list[CausalLM]) -> torch.Tensor:
+    hidden = stages[0].embed(IDS)
+    for stage in stages:
+        hidden = stage.decode(hidden)
+    return stages[-1].logits(hidden)
+
+
+@each_kind
+@each_split
+def test_one_after_the_other_they_are_the_whole(config, sizes):
+    backbone = make_model(config).backbone
+    whole = backbone.logits(backbone.decode(backbone.embed(IDS)))
+    assert (logits_through(stages_of(backbone, sizes)) - whole).abs().max() < 1e-6
+
+
+@each_kind
+def test_weights_keep_their_names_and_every_one_has_a_stage(config):
+    backbone = make_model(config).backbone
+    whole = dict(backbone.named_parameters())
+    names = [set(dict(stage.named_parameters())) for stage in stages_of(backbone, [1, 2, 1])]
+    assert set.union(*names) == whole.keys()
+    twice = {name for name in whole if sum(name in own for own in names) > 1}
+    ends = backbone.model.get_input_embeddings().weight, backbone.model.get_output_embeddings().weight
+    assert twice == {name for name, weight in whole.items() if weight is ends[0] is ends[1]}
+
+
+@each_kind
+def test_a_stage_reads_its_own_weights_alone(config, tmp_path):
+    """From a folder without the others' weights."""
+    backbone = make_model(config).backbone
+    backbone.model.save_pretrained(tmp_path / "whole")
+    loaded = []
+    for number, (stage, span) in enumerate(zip(stages_of(backbone, [1, 2, 1]), spans_of([1, 2, 1]), strict=True)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "config.json").write_text((tmp_path / "whole/config.json").read_text())
+        weights = {name: weight.detach().clone() for name, weight in stage.model.named_parameters()}
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+        whole = read_config(str(folder))
+        loaded.append(CausalLM(load_stage(str(folder), span, whole, dtype=torch.float64).eval(), width(whole)))
+    assert torch.equal(logits_through(loaded), logits_through(stages_of(backbone, [1, 2, 1])))
+
+
+def test_a_stranger_is_not_cut():
+    backbone = make_model(FOUR["stablelm"]).backbone
+    with pytest.raises(BackboneError, match="stablelm cannot be cut into stages"):
+        cut(backbone, Span(0, 2, LAYERS))
+
+
+def test_width_is_that_of_the_embeddings():
+    for config in KINDS.values():
+        values = dict(config)
+        assert width(read_config(values)) == make_model(config).backbone.dim
+    assert width(read_config(dict(LLAMA))) == 16
