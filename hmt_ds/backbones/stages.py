@@ -71,21 +71,21 @@ def cut_model(model: Any, span: Span) -> None:
     if not span.opens:
         for child in others & FRONT:
             # a head that shares the embeddings' weight keeps them, to be a head
-            if not (span.closes and shares_weight(model, getattr(holder, child))):
+            if not (span.closes and shared_with_head(model, getattr(holder, child))):
                 setattr(holder, child, Nothing() if child in ("embed_positions", "wpe") else nn.Identity())
     if not span.closes:
         for child in others & BACK:
             setattr(holder, child, nn.Identity())
+        model.all_tied_weights_keys = {}  # nothing that transformers would have to tie
         head = model.get_output_embeddings()
         for child, module in model.named_children():
             if module is head:
                 setattr(model, child, nn.Identity())
 
 
-def shares_weight(model: Any, module: nn.Module) -> bool:
-    """Whether a module is the token embeddings, and the head has the same weight."""
-    head = model.get_output_embeddings()
-    return getattr(module, "weight", None) is getattr(head, "weight", module)
+def shared_with_head(model: Any, module: nn.Module) -> bool:
+    """Whether a module is the token embeddings, and the head has, or will have when it is filled, the same weight."""
+    return model.config.get_text_config().tie_word_embeddings and module is model.get_input_embeddings()
 
 
 def width(config: Any) -> int:
