@@ -1,6 +1,7 @@
 """Building a backbone: from weights or from a configuration, and choosing what of it is trained."""
 
 import difflib
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,24 +104,29 @@ def build_model(
     return CausalLM(model)
 
 
-def select_trainable(backbone: CausalLM, train: str, lora: LoraSettings | None = None) -> None:
+def select_trainable(backbone: CausalLM, train: str, lora: LoraSettings | None = None, seed: int = 0) -> None:
     """Choose what of the backbone is trained, in place.
 
     Args:
         train: ``whole``, ``frozen`` (the memory modules alone are trained), or ``lora``.
         lora: how, for ``lora``.
+        seed: of the adapters' random weights.
     """
     if train == "whole":
         return
     for parameter in backbone.parameters():
         parameter.requires_grad_(False)
     if train == "lora":
-        add_adapters(backbone.model, lora or LoraSettings())
+        add_adapters(backbone.model, lora or LoraSettings(), seed)
 
 
-def add_adapters(model: nn.Module, lora: LoraSettings) -> None:
-    """Put LoRA adapters into a model, in place: names and structure stay as they are."""
+def add_adapters(model: nn.Module, lora: LoraSettings, seed: int = 0) -> None:
+    """Put LoRA adapters into a model, in place: names and structure stay as they are.
+
+    Each begins with numbers of its own name's, so that a stage of the model has the same as the whole.
+    """
     from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.lora import LoraLayer
 
     inject_adapter_in_model(
         LoraConfig(
@@ -132,3 +138,8 @@ def add_adapters(model: nn.Module, lora: LoraSettings) -> None:
         ),
         model,
     )
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            torch.manual_seed(seed ^ zlib.crc32(name.encode()))
+            for adapter in module.lora_A:
+                module.reset_lora_parameters(adapter, init_lora_weights=True)

@@ -116,5 +116,5 @@ def load_stage(source: str, span: Span, config: Any, **options: Any) -> Any:
         cut_model(self, span)
 
     # transformers makes the modules without memory, and then fills those that there are
-    part = type(whole.__name__, (whole,), {"__init__": __init__, "__module__": whole.__module__})
+    part: Any = type(whole.__name__, (whole,), {"__init__": __init__, "__module__": whole.__module__})
     return part.from_pretrained(source, config=config, **options)

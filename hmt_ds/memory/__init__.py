@@ -1,5 +1,6 @@
 """The maths of the Hierarchical Memory Transformer. Imports torch alone; every executor uses it unchanged."""
 
+from hmt_ds.memory.borders import Borders, RandomState
 from hmt_ds.memory.cell import HMT, Backbone, SegmentOutput
 from hmt_ds.memory.plan import Plan
 from hmt_ds.memory.segments import IGNORED, Segment, Summary, Window, split_document
@@ -12,9 +13,11 @@ __all__ = [
     "IGNORED",
     "MODES",
     "Backbone",
+    "Borders",
     "MemorySettings",
     "MemoryState",
     "Plan",
+    "RandomState",
     "Segment",
     "SegmentOutput",
     "Summary",

@@ -46,7 +46,7 @@ def build_hmt(
     backbone = build_model(source, dtype=dtype, seed=seed, device=device, trust_remote_code=trust_remote_code)
     del during_build
     torch.manual_seed(seed ^ MEMORY_SEED)
-    select_trainable(backbone, train, lora)
+    select_trainable(backbone, train, lora, seed)
     values = asdict(memory) if isinstance(memory, MemorySettings) else dict(memory)
     values["recall_dim"] = values.get("recall_dim") or backbone.dim
     model = HMT(backbone, MemorySettings(**values))

@@ -30,6 +30,10 @@ class LaunchError(ValueError):
     """A start that does not say where the ranks are."""
 
 
+class LostRank(RuntimeError):
+    """A neighbour that is gone, or does not answer in time."""
+
+
 def join(timeout_minutes: int = 30) -> torch.device:
     """Join the process group that the launcher describes (a single process without one); returns the rank's device."""
     find_place()

@@ -84,6 +84,7 @@ class PerStep:
         self.pairs = list(zip(self.weights, self.aliases, strict=True))
         self.model = copy.deepcopy(model, {id(weight): alias for weight, alias in self.pairs})
         self.sums: dict[nn.Parameter, Tensor] = {}
+        self.shared: list[tuple[nn.Parameter, Any]] = []  # weights that other ranks of a group have too
         for alias in self.aliases:
             if alias.requires_grad:
                 alias.register_post_accumulate_grad_hook(self.add)
@@ -144,6 +145,8 @@ class PerStep:
 
     def deliver(self) -> None:
         """Hand the sums to the engine, which reduces them over the ranks; afterwards they are zero."""
+        for alias, group in self.shared:
+            torch.distributed.all_reduce(self.sums[alias], group=group)
         trained = [(weight, self.sums[alias]) for weight, alias in self.pairs if alias.requires_grad]
 
         def forward() -> Tensor:

@@ -107,7 +107,7 @@ def leaf_that_fits(backbone: CausalLM, device: torch.device) -> int:
 def layer_size(backbone: CausalLM) -> int:
     """Parameters of the first layer."""
     module, name = layers_of(backbone)
-    return max(1, sum(number_of(parameter) for parameter in getattr(module, name)[0].parameters()))
+    return max(1, sum(number_of(parameter) for parameter in next(iter(getattr(module, name))).parameters()))
 
 
 def number_of(parameter: Any) -> int:

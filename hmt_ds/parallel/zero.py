@@ -13,7 +13,7 @@ from hmt_ds.backbones.compute import compile_layers
 from hmt_ds.memory import HMT, MemoryState, SegmentOutput, Window, backward_through_time, read_window
 from hmt_ds.memory.unroll import Phase
 from hmt_ds.parallel.build import parameter_groups
-from hmt_ds.parallel.distributed import add_up, world_size
+from hmt_ds.parallel.distributed import add_up, rank, world_size
 from hmt_ds.parallel.ds_config import computes_in_autocast, stage_of
 from hmt_ds.parallel.reduction import PerSegment, PerStep
 from hmt_ds.parallel.room import Room
@@ -55,7 +55,11 @@ class ZeroExecutor:
         device: this rank's.
         depth: segments of a window.
         compute: what is traded for what.
+        grid: DeepSpeed's, where the ranks are not all data-parallel.
     """
+
+    stages = 1  # of a pipeline
+    reports = True  # whether this rank has the losses
 
     def __init__(
         self,
@@ -68,6 +72,7 @@ class ZeroExecutor:
         compute: ComputeSettings = BY_DEFAULT,
         memory_lr: float | None = None,
         scheduler: Callable[[Any], Any] | None = None,
+        grid: Any = None,
     ):
         self.settings, self.device, self.dim = model.settings, device, model.backbone.dim
         low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
@@ -87,12 +92,23 @@ class ZeroExecutor:
             model=model,
             model_parameters=parameter_groups(model, memory_lr),
             lr_scheduler=scheduler,
+            mpu=grid,
             # DeepSpeed counts backward passes; for many, any number above 1 will do
             config=ds_config | {"gradient_accumulation_steps": 1 if once else 2},
         )
         self.gradients.attach(self.engine)
         self.state: MemoryState | None = None
         self.phase: Phase = nullcontext
+
+    @property
+    def data_ranks(self) -> int:
+        """How many ranks, or pipelines, share the rows of the global batch."""
+        return world_size() // self.stages
+
+    @property
+    def data_rank(self) -> int:
+        """Which of them this is."""
+        return rank() % self.data_ranks
 
     def empty_state(self, batch: int, cached: int = 0) -> MemoryState:
         """The state in front of a document, with so many empty places for memories."""
@@ -116,29 +132,15 @@ class ZeroExecutor:
             windows: on the CPU.
             flags: numbers to be summed over the ranks on the way (for example, that this rank was told to stop).
         """
-        counts = torch.tensor(
-            [sum(int((w.labels >= 0).sum()) for w in windows), sum(int(w.lengths.sum()) for w in windows), *flags],
-            dtype=torch.float64,
-        )
+        read = [sum(int((w.labels >= 0).sum()) for w in windows), sum(int(w.lengths.sum()) for w in windows)]
+        counts = torch.tensor([*(read if self.reports else (0, 0)), *flags], dtype=torch.float64)
         tokens, fresh, *told = add_up(counts.to(self.device)).long().tolist()
         self.engine.train()
         self.gradients.model.train()
-        totals, read = [], self.room.watch(self.gradients.read)
+        # DeepSpeed takes the mean over ranks; what is wanted is the sum over all labels, divided once
+        weight = self.data_ranks / max(tokens, 1)
         with self.gradients.of_a_step(self.backward_passes(windows), self.loss_scale(), self.phase):
-            for window in windows:
-                sums, self.state = backward_through_time(
-                    read,
-                    self.settings,
-                    window if self.compute.spill else window.to(self.device),
-                    self.state or self.empty_state(len(window.input_ids), self.settings.kept_memories),
-                    # DeepSpeed takes the mean over ranks; what is wanted is the sum over all labels, divided once
-                    weight=world_size() / max(tokens, 1),
-                    backward=self.gradients.backward,
-                    plan=self.room.plan,
-                    loss_scale=self.loss_scale(),
-                    phase=self.phase,
-                )
-                totals.append(torch.stack([sums.loss.double(), sums.recall_distance.double(), sums.recalls.double()]))
+            totals = [self.backward_through(window, weight) for window in windows]
             self.room.windows_read()
         before, norm = self.engine.skipped_steps, self.plain_gradient_norm()
         with self.phase("step"):
@@ -156,6 +158,28 @@ class ZeroExecutor:
             skipped=self.engine.skipped_steps > before,
             flags=tuple(told),
         )
+
+    def backward_through(self, window: Window, weight: float) -> torch.Tensor:
+        """Add a window's gradients, and carry the memory on.
+
+        Args:
+            weight: factor of the loss.
+
+        Returns:
+            ``[3]`` float64: the loss, the recall distances, and the number of recalls, summed over this rank's rows.
+        """
+        sums, self.state = backward_through_time(
+            self.room.watch(self.gradients.read),
+            self.settings,
+            window if self.compute.spill else window.to(self.device),
+            self.state or self.empty_state(len(window.input_ids), self.settings.kept_memories),
+            weight=weight,
+            backward=self.gradients.backward,
+            plan=self.room.plan,
+            loss_scale=self.loss_scale(),
+            phase=self.phase,
+        )
+        return torch.stack([sums.loss.double(), sums.recall_distance.double(), sums.recalls.double()])
 
     def backward_passes(self, windows: list[Window]) -> int:
         """How many a step takes."""

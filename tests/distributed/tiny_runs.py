@@ -44,7 +44,7 @@ def tokenised() -> Dataset:
     return Dataset.from_dict({"input_ids": ids, "length": LENGTHS}, features=features)
 
 
-def windows(rank: int, ranks: int, segments: int = DEPTH) -> list[Window]:
+def windows(rank: int, ranks: int, segments: int = DEPTH, rows: int = ROWS) -> list[Window]:
     """A rank's rows of all windows of the one epoch."""
     batches = WindowLoader(
         tokenised(),
@@ -55,17 +55,19 @@ def windows(rank: int, ranks: int, segments: int = DEPTH) -> list[Window]:
         epochs=1,
         rank=rank,
         world_size=ranks,
-        batch_size=ROWS // ranks,
+        batch_size=rows // ranks,
     )
     return [Window(b.input_ids, b.labels, b.lengths, b.starts) for b in batches]
 
 
-def plain_model(train: str = "whole", dtype: torch.dtype = torch.float32) -> HMT:
+def plain_model(
+    train: str = "whole", dtype: torch.dtype = torch.float32, layers: int = 2, memory: MemorySettings = MEMORY
+) -> HMT:
     """The model in one process."""
-    backbone = build_model(BACKBONE, dtype=dtype, seed=1)
+    backbone = build_model(BACKBONE | {"num_hidden_layers": layers}, dtype=dtype, seed=1)
     torch.manual_seed(2)
     select_trainable(backbone, train)
-    model = HMT(backbone, MEMORY)
+    model = HMT(backbone, memory)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.1)  # zero as a rule, and then lora_A has no gradient

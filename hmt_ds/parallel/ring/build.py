@@ -1,0 +1,87 @@
+"""Dividing a model's layers among stages, and building one stage without holding the others."""
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from deepspeed.runtime.utils import partition_balanced
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from hmt_ds.backbones import (
+    CausalLM,
+    LoraSettings,
+    build_model,
+    fill_memory,
+    read_config,
+    read_converted,
+    select_trainable,
+)
+from hmt_ds.backbones.compute import layers_in
+from hmt_ds.backbones.converted import KEYS
+from hmt_ds.backbones.stages import Span, cut, load_stage, spans_of, width
+from hmt_ds.memory import HMT, MemorySettings
+from hmt_ds.parallel.build import MEMORY_SEED, initialise_prompts
+
+
+def stage_spans(config: Any, stages: int, split: str | list[int] = "parameters") -> list[Span]:
+    """The layers of each stage.
+
+    Args:
+        split: ``parameters``, so that the largest stage is as small as can be, with the head counted for the arithmetic
+            that it is, and embeddings not; or so many layers for each stage.
+    """
+    if isinstance(split, list):
+        return spans_of(split)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    holder, name = layers_in(model)
+    sizes = [sum(p.numel() for p in layer.parameters()) for layer in getattr(holder, name)]
+    sizes[-1] += model.get_output_embeddings().weight.numel()
+    borders = [int(border) for border in partition_balanced(sizes, stages)]
+    return [Span(a, b, len(sizes)) for a, b in pairwise(borders)]
+
+
+def build_stage(
+    source: str | dict[str, Any],
+    memory: dict[str, Any],
+    span: Span,
+    *,
+    dtype: torch.dtype,
+    train: str = "whole",
+    lora: LoraSettings | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    trust_remote_code: bool = False,
+) -> HMT:
+    """One stage of a backbone, and of the memory modules those that belong there. Names are those of the whole model.
+
+    From a folder a rank reads its own weights alone. Random weights are made whole and then cut, so that a model begins
+    with the same numbers however many stages it has.
+    """
+    config = read_config(source, trust_remote_code=trust_remote_code)
+    if isinstance(source, dict):
+        backbone = build_model(source, dtype=dtype, seed=seed, device=device)
+        cut(backbone, span)
+    else:
+        names = {"key_mapping": KEYS} if read_converted(source) else {"trust_remote_code": trust_remote_code}
+        backbone = CausalLM(load_stage(source, span, config, dtype=dtype, **names), width(config))
+    select_trainable(backbone, train, lora, seed)
+    torch.manual_seed(seed ^ MEMORY_SEED)
+    values = memory | {"recall_dim": memory.get("recall_dim") or backbone.dim}
+    model = HMT(backbone, MemorySettings(**values))
+    if span.opens:
+        initialise_prompts(model)
+    for name, belongs in {"initial_prompt": span.opens, "summary_prompt": span.opens, "recall": span.closes}.items():
+        if hasattr(model, name) and not belongs:
+            delattr(model, name)
+    if all(name.startswith("backbone.") for name, _ in model.named_parameters()):
+        # DeepSpeed adds up norms group by group, so all stages must have a group of memory modules
+        model.stand_in = nn.Parameter(torch.zeros(1))
+        model.stand_in.ds_pipe_replicated = True  # type: ignore[attr-defined]
+    if read_converted(source):
+        fill_memory(model, str(source))
+    for name, child in model.named_children():
+        if name != "backbone":
+            child.to(dtype)
+    return model
