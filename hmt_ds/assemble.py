@@ -4,21 +4,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
+from hmt_ds.backbones import read_config
+from hmt_ds.config import ConfigError
 from hmt_ds.data import WindowLoader, document_lengths
 from hmt_ds.parallel.build import build_hmt
-from hmt_ds.parallel.distributed import rank, world_size
+from hmt_ds.parallel.distributed import add_up, rank, world_size
+from hmt_ds.parallel.ring.build import build_stage, stage_spans
+from hmt_ds.parallel.ring.executor import RingExecutor
+from hmt_ds.parallel.ring.place import Place
+from hmt_ds.parallel.ring.schedule import UNIT, ring_schedule
 from hmt_ds.parallel.schedule import make_scheduler
-from hmt_ds.parallel.settle import ComputeSettings, number_of
+from hmt_ds.parallel.settle import ComputeSettings, number_of, replicated
 from hmt_ds.parallel.zero import ZeroExecutor
+from hmt_ds.planning.ring import Machine, simulate
 from hmt_ds.prepare import Prepared
 from hmt_ds.recipe import Recipe
 
 
 def build_executor(recipe: Recipe, prepared: Prepared, device: torch.device) -> ZeroExecutor:
-    """The recipe's model in DeepSpeed's engine, on this rank's device."""
+    """The recipe's model, or this rank's stage of it, in DeepSpeed's engine on this rank's device."""
     model = recipe.model
+    if recipe.pipeline.stages > 1:
+        return build_ring(recipe, prepared, device)
     hmt = build_hmt(
         model.source,
         recipe.memory.model_dump(),
@@ -30,38 +38,95 @@ def build_executor(recipe: Recipe, prepared: Prepared, device: torch.device) -> 
         device=device,
         trust_remote_code=model.trust_remote_code,
     )
-    return ZeroExecutor(
-        hmt,
-        ds_config=prepared.ds_config,
-        precision=model.precision,
+    return ZeroExecutor(hmt, **options_of(recipe, prepared, device))
+
+
+def build_ring(recipe: Recipe, prepared: Prepared, device: torch.device) -> RingExecutor:
+    """This rank's stage of the recipe's model.
+
+    Raises:
+        ConfigError: if the ranks cannot be divided into pipelines.
+    """
+    model, pipeline = recipe.model, recipe.pipeline
+    if world_size() % pipeline.stages:
+        raise ConfigError([f"pipeline.stages is {pipeline.stages}, which {world_size()} ranks are no multiple of"])
+    place = Place(pipeline.stages, pipeline.timeout_minutes)
+    config = read_config(model.source, trust_remote_code=model.trust_remote_code)
+    stage = build_stage(
+        model.source,
+        recipe.memory.model_dump(),
+        stage_spans(config, pipeline.stages, pipeline.layers)[place.stage],
+        dtype=torch.bfloat16 if model.precision == "bf16" else torch.float32,
+        train=model.train,
+        lora=prepared.lora,
+        seed=recipe.training.seed,
         device=device,
-        depth=recipe.training.bptt_depth,
-        compute=ComputeSettings(**recipe.compute.model_dump()),
-        memory_lr=recipe.optimizer.memory_lr,
-        scheduler=make_scheduler(recipe.schedule.name, recipe.schedule.params, recipe.training.steps),
+        trust_remote_code=model.trust_remote_code,
     )
+    parts = micro_batches_of(recipe)
+    if parts < pipeline.stages and rank() == 0:
+        print(few_parts(recipe, parts), flush=True)
+    return RingExecutor(
+        stage, place, micro_batches=parts, live_inputs=pipeline.live_inputs, **options_of(recipe, prepared, device)
+    )
+
+
+def micro_batches_of(recipe: Recipe) -> int:
+    """Into how many parts a pipeline's rows are divided."""
+    pipeline, rows = recipe.pipeline, recipe.training.batch_size
+    if pipeline.micro_batches != "auto":
+        return pipeline.micro_batches
+    return min((n for n in range(1, rows + 1) if rows % n == 0 and n >= pipeline.stages), default=rows)
+
+
+def few_parts(recipe: Recipe, parts: int) -> str:
+    """A warning that stages will wait for each other, and for how long."""
+    stages, mode = recipe.pipeline.stages, recipe.memory.mode
+    schedule = ring_schedule(stages, recipe.training.bptt_depth, parts, mode=mode)
+    idle = max(simulate(schedule, Machine.uniform(UNIT, stages), mode).bubbles)
+    return (
+        f"warning: with {parts} micro-batches on {stages} stages a stage waits {idle:.0%} of its time; more keep it "
+        f"busy, up to {stages}: raise training.batch_size (now {recipe.training.batch_size}), or lower pipeline.stages"
+    )
+
+
+def options_of(recipe: Recipe, prepared: Prepared, device: torch.device) -> dict[str, Any]:
+    """What all executors are told."""
+    return {
+        "ds_config": prepared.ds_config,
+        "precision": recipe.model.precision,
+        "device": device,
+        "depth": recipe.training.bptt_depth,
+        "compute": ComputeSettings(**recipe.compute.model_dump()),
+        "memory_lr": recipe.optimizer.memory_lr,
+        "scheduler": make_scheduler(recipe.schedule.name, recipe.schedule.params, recipe.training.steps),
+    }
 
 
 def training_loader(recipe: Recipe, prepared: Prepared, position: dict[str, Any] | None = None) -> WindowLoader:
     """This rank's rows of the training documents, from a position on."""
-    training = recipe.training
+    training, pipelines = recipe.training, world_size() // recipe.pipeline.stages
     return WindowLoader(
         prepared.train,
         segments=training.bptt_depth,
         segment_length=recipe.memory.segment_length,
         seed=training.seed,
-        rank=rank(),
-        world_size=world_size(),
+        rank=rank() % pipelines,
+        world_size=pipelines,
         batch_size=training.batch_size,
         num_workers=recipe.data.workers,
         state=position,
     )
 
 
-def sizes_of(model: nn.Module) -> tuple[int, int]:
-    """How many parameters a model has, sharded or not, and how many of them are trained."""
-    sizes = [(number_of(p), p.requires_grad) for p in model.parameters()]
-    return sum(number for number, _ in sizes), sum(number for number, trained in sizes if trained)
+def sizes_of(executor: ZeroExecutor) -> tuple[int, int]:
+    """How many parameters the model has, sharded or in stages, and how many of them are trained."""
+    own = [p for p in executor.engine.module.parameters() if not replicated(p)]
+    sizes = torch.tensor([sum(map(number_of, own)), sum(number_of(p) for p in own if p.requires_grad)]).double()
+    if executor.stages > 1:
+        sizes = add_up(sizes.to(executor.device)) / executor.data_ranks
+    whole, trained = sizes.long().tolist()
+    return whole, trained
 
 
 def identity(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
@@ -72,7 +137,7 @@ def identity(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
         "model.train": model.train,
         "model.tokenizer": prepared.tokenizer,
         "training.seed": recipe.training.seed,
-        "training.batch_size x ranks": recipe.training.batch_size * world_size(),
+        "training.batch_size x ranks": recipe.training.batch_size * (world_size() // recipe.pipeline.stages),
         "optimizer.name": recipe.optimizer.name,
     }
     found |= {f"memory.{key}": value for key, value in recipe.memory.model_dump().items()}

@@ -92,7 +92,7 @@ def beside(recipe: Recipe, options: BenchOptions, device: torch.device) -> dict[
 def measure(recipe: Recipe, prepared: Prepared, options: BenchOptions, device: torch.device) -> dict[str, Any]:
     """All numbers, with their units in their names."""
     executor = build_executor(recipe, prepared, device)
-    parameters, trained = sizes_of(executor.engine.module)
+    parameters, trained = sizes_of(executor)
     training, vocabulary = recipe.training, executor.engine.module.backbone.vocabulary
     runs = Bench(executor, steps_of(recipe, prepared, options, vocabulary))
     say(f"warming up, {options.warmup} steps; then {options.steps} timed ones")

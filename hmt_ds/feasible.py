@@ -91,6 +91,44 @@ def why_not_captured(recipe: Recipe, ds_config: dict[str, Any]) -> str | None:
     return None
 
 
+def check_pipeline(recipe: Recipe, config: Any, ds_config: dict[str, Any]) -> list[str]:
+    """What a ring of stages cannot be made of."""
+    pipeline, model = recipe.pipeline, recipe.model
+    if pipeline.stages == 1:
+        return []
+    config, problems = config.get_text_config(), []
+    stage, layers = stage_of(ds_config), getattr(config, "num_hidden_layers", 0)
+    if stage != 1:
+        problems.append(
+            f"pipeline.stages is {pipeline.stages}, with ZeRO-{stage}: stages keep their weights, so only optimizer "
+            "states can be shared; take ds_configs/zero1.json"
+        )
+    if config.model_type not in FAMILIES:
+        problems.append(f"pipeline.stages: {config.model_type} cannot be cut into stages, it has no row in the table")
+    if pipeline.stages > layers:
+        problems.append(f"pipeline.stages is {pipeline.stages}, the backbone has {layers} layers")
+    split = pipeline.layers
+    if split != "auto" and (len(split) != pipeline.stages or sum(split) != layers):
+        problems.append(
+            f"pipeline.layers is {split}, {sum(split)} layers in {len(split)} stages: the backbone has {layers}, and "
+            f"pipeline.stages is {pipeline.stages}"
+        )
+    rows = recipe.training.batch_size
+    if pipeline.micro_batches != "auto" and rows % pipeline.micro_batches:
+        problems.append(
+            f"pipeline.micro_batches is {pipeline.micro_batches}: training.batch_size, {rows}, is no multiple"
+        )
+    if model.train == "frozen":
+        problems.append(
+            "pipeline.stages: with model.train frozen some stages have nothing to train: take lora or whole"
+        )
+    if model.precision == "fp16":
+        problems.append("pipeline.stages: not with model.precision fp16: take bf16")
+    if recipe.compute.reduction == "segment":
+        problems.append("compute.reduction is segment: stages sum their gradients over a step, take auto")
+    return problems
+
+
 def memory_of_this_machine() -> tuple[int, str]:
     """Bytes for activations, and of what: the smallest GPU, or the host."""
     if torch.cuda.is_available():

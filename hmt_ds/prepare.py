@@ -28,7 +28,7 @@ from hmt_ds.data import (
     tokenize_documents,
 )
 from hmt_ds.evaluation.perplexity import segments_needed
-from hmt_ds.feasible import check_compute
+from hmt_ds.feasible import check_compute, check_pipeline
 from hmt_ds.memory import MemorySettings
 from hmt_ds.parallel.ds_config import DeepSpeedConfigError, EngineSettings, fill_ds_config, read_ds_config
 from hmt_ds.parallel.optimizer import OptimizerError, check_optimizer
@@ -98,6 +98,7 @@ def prepare(recipe: Recipe, recipe_file: str | Path, *, new_run: bool = True, wi
         problems += check_positions(recipe, config)
         if ds_config is not None:
             problems += check_compute(recipe, config, ds_config)
+            problems += check_pipeline(recipe, config, ds_config)
         if model.train == "lora":
             problems.attempt(lambda: check_adapters(config, LoraSettings(**model.lora.model_dump())), "model.lora: ")
     vocabulary = getattr(config, "vocab_size", None)
@@ -110,7 +111,7 @@ def prepare(recipe: Recipe, recipe_file: str | Path, *, new_run: bool = True, wi
 def check_training(recipe: Recipe) -> list[str]:
     """Settings that contradict each other or this machine."""
     problems = []
-    memory, training = recipe.memory, recipe.training
+    memory = recipe.memory
     if memory.sensory_tokens > memory.segment_length:
         problems.append(
             f"memory.sensory_tokens is {memory.sensory_tokens}, more than a segment has ({memory.segment_length}): "
@@ -121,9 +122,6 @@ def check_training(recipe: Recipe) -> list[str]:
             "compute.recompute: reentrant checkpointing fails at ZeRO-2 and gives wrong gradients at ZeRO-3: "
             "use segment"
         )
-    if training.pipeline_stages > 1:
-        stages = training.pipeline_stages
-        problems.append(f"training.pipeline_stages is {stages}: pipeline stages are not available yet, use 1")
     if recipe.model.precision == "fp16" and not torch.cuda.is_available():
         problems.append("model.precision: fp16 needs a GPU, and there is none here: use bf16 or fp32")
     read = recipe.evaluation.segments_read

@@ -98,14 +98,29 @@ class Training(Section):
     bptt_depth: int = Field(8, ge=1)
     """Segments that are backpropagated through."""
     batch_size: int = Field(1, ge=1)
-    """Documents that each rank reads side by side."""
+    """Documents that each rank, or each pipeline, reads side by side."""
     gradient_accumulation: int = Field(1, ge=1)
     """Windows per optimizer step."""
     gradient_clipping: float = Field(1.0, ge=0)
     """Largest gradient norm; 0 for none."""
     seed: int = Field(0, ge=0)
-    pipeline_stages: int = Field(1, ge=1)
-    """Not available yet: 1."""
+
+
+class Pipeline(Section):
+    """A ring of stages, each of which holds some of the layers (hmt_ds/parallel/ring)."""
+
+    stages: int = Field(1, ge=1)
+    """1: none. Else the ranks are divided into pipelines of so many; training.batch_size is of a pipeline then."""
+    micro_batches: Literal["auto"] | PositiveInt = "auto"
+    """Parts of the batch that go round side by side; as many as stages, or more, keep all stages busy. auto: the
+    fewest that do."""
+    layers: Literal["auto"] | list[PositiveInt] = "auto"
+    """How many layers each stage has, as a list; auto: balanced by parameters, the head included."""
+    live_inputs: PositiveInt | None = None
+    """Of the inputs that a stage keeps for its backward passes, so many stay on the GPU, the others go to the host.
+    Default: all stay."""
+    timeout_minutes: float = Field(10, gt=0)
+    """For how long a stage waits for another one before the run ends."""
 
 
 class Compute(Section):
@@ -196,6 +211,7 @@ class Recipe(Section):
     memory: Memory
     data: Data
     training: Training
+    pipeline: Pipeline = Pipeline()
     compute: Compute = Compute()
     optimizer: Optimizer
     schedule: Schedule = Schedule()

@@ -10,7 +10,7 @@ import torch
 from hmt_ds.checkpoint import CheckpointError
 from hmt_ds.config import ConfigError, load_recipe
 from hmt_ds.data import DataError
-from hmt_ds.parallel.distributed import LaunchError, end_process, from_rank_0, join, leave, quiet, rank
+from hmt_ds.parallel.distributed import LaunchError, LostRank, end_process, from_rank_0, join, leave, quiet, rank
 from hmt_ds.prepare import Prepared, prepare
 from hmt_ds.recipe import Recipe
 from hmt_ds.reporting.progress import print_problems
@@ -45,6 +45,10 @@ def as_rank(work: Callable[[str, list[str], torch.device], None]) -> int:
     except torch.OutOfMemoryError as error:
         # at once: the others wait for this rank, and the launcher ends them when it is gone
         end_out_of_memory(error)
+    except LostRank as error:
+        print(file=sys.stderr)
+        print_problems([str(error)])
+        end_process(1)
     finally:
         leave()
     return 0

@@ -44,7 +44,7 @@ class Trainer:
         self.recipe, self.prepared = recipe, prepared
         self.folder = Path(recipe.training.output)
         self.executor = build_executor(recipe, prepared, device)
-        self.parameters, self.trained = sizes_of(self.executor.engine.module)
+        self.parameters, self.trained = sizes_of(self.executor)
         self.position = Position()
         self.resumed: tuple[Path, int] | None = None
         self.told_to_stop = 0
@@ -97,8 +97,8 @@ class Trainer:
                 seed=0,
                 shuffle=False,
                 epochs=1,
-                rank=rank(),
-                world_size=world_size(),
+                rank=self.executor.data_rank,
+                world_size=self.executor.data_ranks,
                 batch_size=self.recipe.evaluation.batch_size or self.recipe.training.batch_size,
             ),
         )

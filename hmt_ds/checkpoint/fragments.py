@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 WEIGHT = "weight"
+REPLICATED = "ds_pipe_replicated"  # DeepSpeed's mark on a weight that another stage has too
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def fragments(engine: Any, *, rank: int, world_size: int, to_write: bool) -> Ite
     """
     find = {0: at_stage_0, 3: at_stage_3}.get(engine.zero_optimization_stage(), at_stages_1_and_2)
     for name, parameter in engine.module.named_parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad and not (to_write and getattr(parameter, REPLICATED, False)):
             yield from find(engine, name, parameter, rank, world_size if to_write else 1)
 
 

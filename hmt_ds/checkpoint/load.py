@@ -12,8 +12,9 @@ from safetensors import safe_open
 from hmt_ds.checkpoint.files import CheckpointError, checkpoints_in, damage, read_manifest
 from hmt_ds.checkpoint.fragments import WEIGHT, ensure_states, fragments, set_scalars, spread_weights
 from hmt_ds.checkpoint.ranks import rank_file, read_memories, read_random_states
-from hmt_ds.checkpoint.save import COUNTERS, Progress, loss_scaler
+from hmt_ds.checkpoint.save import COUNTERS, Progress, from_all_ranks, loss_scaler
 from hmt_ds.parallel.distributed import from_rank_0, rank, world_size
+from hmt_ds.parallel.ring.build import STAND_IN
 from hmt_ds.parallel.zero import ZeroExecutor
 
 
@@ -48,7 +49,7 @@ def load_checkpoint(executor: ZeroExecutor, checkpoint: Path, *, weights_only: b
         CheckpointError: if it does not fit the executor; with both values.
     """
     saved = json.loads((checkpoint / "progress.json").read_text(encoding="utf-8"))
-    Parts(checkpoint).fill(executor.engine, states=not weights_only)
+    Parts(checkpoint).fill(executor, states=not weights_only)
     spread_weights(executor.engine)
     if not weights_only:
         restore_engine(executor.engine, saved)
@@ -87,24 +88,21 @@ class Parts:
                 self.shapes[name] = shape
                 self.keys.update(keys)
 
-    def fill(self, engine: Any, *, states: bool) -> None:
+    def fill(self, executor: ZeroExecutor, *, states: bool) -> None:
         """Put weights, and the optimizer's states, into this rank's own tensors."""
+        engine = executor.engine
         if states:
             ensure_states(engine)
-        own = list(fragments(engine, rank=rank(), world_size=world_size(), to_write=False))
-        self.check(engine, states, {key for fragment in own for key in fragment.tensors})
+        own = list(fragments(engine, rank=executor.data_rank, world_size=executor.data_ranks, to_write=False))
+        own = [fragment for fragment in own if fragment.name != STAND_IN]
+        self.check(trained_by(executor), states, {key for fragment in own for key in fragment.tensors})
         for fragment in own:
             for key, tensor in fragment.tensors.items():
                 if key == WEIGHT or states:
                     self.read(key, fragment.name, fragment.start, tensor)
 
-    def check(self, engine: Any, states: bool, keys: set[str]) -> None:
+    def check(self, trained: dict[str, list[int]], states: bool, keys: set[str]) -> None:
         """Are these the same weights, of the same shapes, and the same optimizer's states?"""
-        trained = {
-            name: list(getattr(p, "ds_shape", p.shape))
-            for name, p in engine.module.named_parameters()
-            if p.requires_grad
-        }
         problems = [f"{name} is not in it" for name in trained.keys() - self.shapes.keys()]
         problems += [f"{name} is not trained here" for name in self.shapes.keys() - trained.keys()]
         for name in trained.keys() & self.shapes.keys():
@@ -130,6 +128,17 @@ class Parts:
             raise CheckpointError(f"{self.checkpoint}: {done} of {into.numel()} numbers of {key} of {name} are in it")
 
 
+def trained_by(executor: ZeroExecutor) -> dict[str, list[int]]:
+    """The shapes of all weights that are trained, on whichever stage."""
+    own = {
+        name: list(getattr(p, "ds_shape", p.shape))
+        for name, p in executor.engine.module.named_parameters()
+        if p.requires_grad and name != STAND_IN
+    }
+    every = from_all_ranks(own) if executor.stages > 1 else [own]
+    return {name: shape for stage in every for name, shape in stage.items()}
+
+
 def restore_engine(engine: Any, saved: dict[str, Any]) -> None:
     """Schedule, loss scale and counters."""
     set_scalars(engine, saved["optimizer"])
@@ -146,11 +155,11 @@ def restore_engine(engine: Any, saved: dict[str, Any]) -> None:
 
 def restore_rank(executor: ZeroExecutor, checkpoint: Path, saved: dict[str, Any]) -> None:
     """Carried memories, and random states where the number of ranks is the same."""
-    rows = saved["rows_per_rank"] * saved["world_size"]
-    here, left = divmod(rows, world_size())
+    rows = saved["rows_per_rank"] * (saved["world_size"] // saved["stages"])
+    here, left = divmod(rows, executor.data_ranks)
     if left:
-        raise CheckpointError(f"{checkpoint} has {rows} rows, which {world_size()} ranks cannot share")
-    own = range(rank() * here, (rank() + 1) * here)
+        raise CheckpointError(f"{checkpoint} has {rows} rows, which {executor.data_ranks} ranks cannot share")
+    own = range(executor.data_rank * here, (executor.data_rank + 1) * here)
     executor.state = read_memories(checkpoint, own, saved["rows_per_rank"], executor.device, executor.dtype)
-    if saved["world_size"] == world_size():
+    if (saved["world_size"], saved["stages"]) == (world_size(), executor.stages):
         read_random_states(checkpoint / rank_file(rank()), executor.device)

@@ -77,7 +77,9 @@ class Saver:
 
     def write(self, target: Path, executor: ZeroExecutor, progress: Progress) -> None:
         """Write this rank's share, or copy it and let a thread write."""
-        parts: Iterable[Fragment] = fragments(executor.engine, rank=rank(), world_size=world_size(), to_write=True)
+        parts: Iterable[Fragment] = fragments(
+            executor.engine, rank=executor.data_rank, world_size=executor.data_ranks, to_write=True
+        )
         own = rank_tensors(executor.state, executor.device)
         # as text, at once: the steps to come change what it is made of
         state = json.dumps(state_of(executor, progress) | {"identity": self.identity}, indent=1)
@@ -150,7 +152,7 @@ class Saver:
             print(f"warning: old checkpoints could not be deleted: {error}", file=sys.stderr, flush=True)
 
 
-def from_all_ranks(value: str | None) -> list[str | None]:
+def from_all_ranks(value: Any) -> list[Any]:
     """Every rank's value, on every rank."""
     found = [value] * world_size()
     if torch.distributed.is_initialized():
@@ -210,6 +212,7 @@ def state_of(executor: ZeroExecutor, progress: Progress) -> dict[str, Any]:
     rows = 0 if executor.state is None else len(executor.state.valid)
     return asdict(progress) | {
         "world_size": world_size(),
+        "stages": executor.stages,
         "rows_per_rank": rows,
         "zero_stage": engine.zero_optimization_stage(),
         "optimizer": scalars(engine),

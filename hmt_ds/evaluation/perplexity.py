@@ -69,6 +69,8 @@ def losses_by_index(executor: ZeroExecutor, windows: Iterable[Window], depth: in
     for window in windows:
         for n, (output, after) in enumerate(executor.read(window, state, **options)):
             state = after
+            if not executor.reports:
+                continue
             index = torch.where(window.starts[:, n], 0, 0 if index is None else index + 1)
             at = index.clamp(max=depth)  # the last column takes what no bucket wants
             sums[0].index_add_(0, at, output.loss.double().cpu())

@@ -110,6 +110,11 @@ def layer_size(backbone: CausalLM) -> int:
     return max(1, sum(number_of(parameter) for parameter in next(iter(getattr(module, name))).parameters()))
 
 
+def replicated(parameter: Any) -> bool:
+    """Whether a weight stands here for another stage's, which counts and saves it."""
+    return getattr(parameter, "ds_pipe_replicated", False)
+
+
 def number_of(parameter: Any) -> int:
     """How many numbers a parameter has, sharded or not."""
     return getattr(parameter, "ds_numel", parameter.numel())

@@ -145,7 +145,7 @@ CASES = [
         ["--compute.kernels", "compile", "--compute.recompute", "selective"],
         ["compute.kernels: compiled layers choose what they keep"],
     ),
-    Case("pipeline", ["--training.pipeline_stages", "2"], ["training.pipeline_stages is 2", "use 1"]),
+    Case("pipeline", ["--pipeline.stages", "2"], ["pipeline.stages is 2, with ZeRO-2", "the backbone has 1 layers"]),
     Case("fp16 on the CPU", ["--model.precision", "fp16"], ["model.precision: fp16 needs a GPU", "use bf16 or fp32"]),
     Case("segments read", ["--evaluation.segments_read", "[4, 2]"], ["evaluation.segments_read is [4, 2]"]),
     Case("a run is there", ["--training.output", "old"], ["training.output: old holds a run already", "resume auto"]),

@@ -23,13 +23,15 @@ from hmt_ds.backbones.stages import Span, cut, load_stage, spans_of, width
 from hmt_ds.memory import HMT, MemorySettings
 from hmt_ds.parallel.build import MEMORY_SEED, initialise_prompts
 
+STAND_IN = "stand_in"
 
-def stage_spans(config: Any, stages: int, split: str | list[int] = "parameters") -> list[Span]:
+
+def stage_spans(config: Any, stages: int, split: str | list[int] = "auto") -> list[Span]:
     """The layers of each stage.
 
     Args:
-        split: ``parameters``, so that the largest stage is as small as can be, with the head counted for the arithmetic
-            that it is, and embeddings not; or so many layers for each stage.
+        split: so many layers for each stage; or ``auto``, so that the stage with the most parameters has as few as can
+            be. The head is counted, for it is arithmetic; embeddings are not.
     """
     if isinstance(split, list):
         return spans_of(split)
@@ -75,10 +77,11 @@ def build_stage(
     for name, belongs in {"initial_prompt": span.opens, "summary_prompt": span.opens, "recall": span.closes}.items():
         if hasattr(model, name) and not belongs:
             delattr(model, name)
-    if all(name.startswith("backbone.") for name, _ in model.named_parameters()):
+    if model.settings.mode != "backbone" and all(name.startswith("backbone.") for name, _ in model.named_parameters()):
         # DeepSpeed adds up norms group by group, so all stages must have a group of memory modules
-        model.stand_in = nn.Parameter(torch.zeros(1))
-        model.stand_in.ds_pipe_replicated = True  # type: ignore[attr-defined]
+        weight = nn.Parameter(torch.zeros(1))
+        weight.ds_pipe_replicated = True  # type: ignore[attr-defined]
+        model.register_parameter(STAND_IN, weight)
     if read_converted(source):
         fill_memory(model, str(source))
     for name, child in model.named_children():

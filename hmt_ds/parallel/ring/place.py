@@ -92,7 +92,7 @@ class Place:
         timeout_minutes: for how long a neighbour is waited for.
     """
 
-    def __init__(self, stages: int, timeout_minutes: float = 30):
+    def __init__(self, stages: int, timeout_minutes: float):
         self.stages, self.pipelines = stages, world_size() // stages
         self.stage, self.pipeline = divmod(rank(), self.pipelines)
         with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints the topology
