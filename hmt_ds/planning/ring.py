@@ -18,7 +18,8 @@ Durations = Mapping[tuple[Kind, bool], float]  # of an item, by its kind and whe
 def durations(costs: Costs) -> dict[tuple[Kind, bool], float]:
     """What each kind of item takes on a stage."""
     forward = {Kind.MAIN: costs.main, Kind.SUMMARY: costs.summary, Kind.RECALL: costs.recall}
-    return {(kind, back): time * (costs.backward if back else 1) for kind, time in forward.items() for back in (False, True)}
+    factors = {False: 1.0, True: costs.backward}
+    return {(kind, way): time * factor for kind, time in forward.items() for way, factor in factors.items()}
 
 
 @dataclass(frozen=True)
