@@ -77,13 +77,11 @@ def add_plan(commands: Any) -> None:
 def take_plan_options(arguments: argparse.Namespace) -> tuple[ScheduleOptions | CompareOptions, list[str]]:
     """The options with their defaults, and a line for each that makes no sense."""
     ours, others = (SCHEDULE, COMPARE) if arguments.schedule else (COMPARE, SCHEDULE)
-    said = "--schedule" if others is SCHEDULE else "--compare"
-    problems = [
-        f"--{name.replace('_', '-')}: is for {said}"
-        for name in others
-        if name not in ours and getattr(arguments, name) is not None
-    ]
-    given = {name: getattr(arguments, name) or default for name, default in ours.items()}
+    said = {name: value for name, value in vars(arguments).items() if value is not None}
+    place = "--schedule" if others is SCHEDULE else "--compare"
+    foreign = [name for name in others if name in said and name not in ours]
+    problems = [f"--{name.replace('_', '-')}: is for {place}" for name in foreign]
+    given = {name: said.get(name, default) for name, default in ours.items()}
     take = take_schedule if arguments.schedule else take_compare
     return take(given, problems), problems
 
@@ -92,7 +90,9 @@ def take_schedule(given: dict[str, Any], problems: list[str]) -> ScheduleOptions
     """The options of --schedule; problems are appended."""
     stages = whole_number("--stages", given["stages"], 1, problems)
     segments = whole_number("--segments", given["segments"], 1, problems)
-    batches = whole_number("--micro-batches", given["micro_batches"] or str(stages), 1, problems)
+    batches = stages
+    if given["micro_batches"] is not None:
+        batches = whole_number("--micro-batches", given["micro_batches"], 1, problems)
     if stages * segments * batches > MOST:
         product = f"{stages} stages x {segments} segments x {batches} micro-batches"
         problems.append(f"{product} are {stages * segments * batches:,}: at most {MOST:,} are drawn")

@@ -15,7 +15,7 @@ STYLES = {
     ("recall", True): ("black on magenta", "recall backward"),
 }
 LABEL = 9  # columns in front of a line
-BLOCKS = 6  # that are drawn; the rest is cut off
+LINES = 48  # of stages that are drawn, but one block at least; the rest is cut off
 SHORTEST = 2  # columns of the shortest bar
 
 
@@ -31,7 +31,7 @@ def timeline_lines(stages: Sequence[Sequence[Any]], width: int) -> Iterator[Text
     unit = min(bar.stop - bar.start for bars in stages for bar in bars) / SHORTEST
     end, columns = max(bars[-1].stop for bars in stages), max(width - LABEL, 20)
     blocks = -(-round(end / unit) // columns)
-    shown = min(blocks, BLOCKS)
+    shown = min(blocks, max(1, LINES // len(stages)))
     rows = [cells(bars, unit, shown * columns) for bars in stages]
     for first in range(0, shown * columns, columns):
         yield Text(f"time {first * unit:g}", style="dim")
@@ -56,7 +56,7 @@ def cells(bars: Sequence[Any], unit: float, columns: int) -> list[tuple[str, str
             break
         style, _ = STYLES[bar.item.kind, bar.item.backward]
         text = label(bar.item, stop - start).ljust(stop - start, "-")
-        row[start : min(stop, columns)] = [(character, style) for character in text[: columns - start]]
+        row[start:stop] = [(character, style) for character in text]
     return row
 
 

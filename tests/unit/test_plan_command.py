@@ -61,6 +61,8 @@ def test_long_ones_are_cut(monkeypatch, capsys):
     assert code == 0 and max(map(len, lines)) <= 100
     assert "cut off at 136.5 of 796; --picture FILE draws all of it" in lines
     assert sum(line.startswith("stage 7") for line in lines) == 6
+    _, out, _ = run(monkeypatch, capsys, *shaped(60, 2, 2))
+    assert sum(line.startswith("stage") for line in out.splitlines()) == 60  # one block is drawn of any
 
 
 def drawn(costs: Costs = UNIT, width: int = 100, shape=(3, 2, 3)):

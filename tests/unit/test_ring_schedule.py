@@ -328,6 +328,17 @@ def test_results_go_where_they_are_needed(mode):
         assert asked == given
 
 
+def test_needs_by_hand():
+    """Also what a stage's order grants anyway."""
+    recall, main = Item(RECALL, 2, 1), Item(MAIN, 1, 1)
+    assert set(needs(recall, 3, 4, 5, "hmt")) == {(3, Item(SUMMARY, 2, 1)), (3, main)}
+    assert needs(recall, 3, 4, 5, "rmt") == [(3, main)] and needs(Item(RECALL, 0, 1), 3, 4, 5, "rmt") == []
+    gradient = Item(MAIN, 1, 1, backward=True)
+    assert set(needs(gradient, 3, 4, 5, "hmt")) == {(3, main), (3, Item(RECALL, 2, 1, backward=True))}
+    assert set(needs(gradient, 2, 4, 5, "hmt")) == {(2, main), (3, gradient)}
+    assert needs(gradient, 3, 4, 2, "hmt") == needs(gradient, 3, 4, 5, "backbone") == [(3, main)]
+
+
 def test_items():
     assert {Item(MAIN, 1, 2), Item(MAIN, 1, 2), Item(MAIN, 1, 2, True)} == {Item(MAIN, 1, 2), Item(MAIN, 1, 2, True)}
     assert sorted([Item(MAIN, 1, 0), Item(MAIN, 0, 1), Item(MAIN, 0, 0, True), Item(MAIN, 0, 0)])[1].backward
