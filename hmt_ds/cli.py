@@ -9,6 +9,7 @@ from typing import Any
 from hmt_ds import __version__
 from hmt_ds.local import run_ranks
 from hmt_ds.planning.options import add_bench_options, take_options
+from hmt_ds.planning.plan_options import add_plan
 
 RANKS_HELP = "processes on this machine (default: as many as wrote the run's checkpoint, or its GPUs, or 1)"
 
@@ -39,6 +40,7 @@ def main() -> None:
     tokenizer.add_argument("--vocab-size", type=int, default=4096)
     tokenizer.add_argument("--output", type=Path, required=True, metavar="FOLDER")
     add_convert(commands)
+    add_plan(commands)
     arguments, overrides = parser.parse_known_args()
     if arguments.command == "convert":
         sys.exit(convert_checkpoint(arguments, overrides))
@@ -46,7 +48,8 @@ def main() -> None:
         sys.exit(start_ranks(arguments, overrides))
     if overrides:
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
-    sys.exit(list_keys() if arguments.command == "keys" else make_tokenizer(arguments))
+    other = {"keys": list_keys, "tokenizer": make_tokenizer, "plan": make_plan}[arguments.command]
+    sys.exit(other(arguments))
 
 
 def positive(text: str) -> int:
@@ -133,7 +136,7 @@ def ranks_of(run: Path) -> int | None:
         return None
 
 
-def list_keys() -> int:
+def list_keys(_: argparse.Namespace) -> int:
     """Print every key of the recipe."""
     from rich.console import Console
 
@@ -179,6 +182,13 @@ def convert_checkpoint(arguments: argparse.Namespace, overrides: list[str]) -> i
         return 2
     print("\n".join(lines))
     return 0
+
+
+def make_plan(arguments: argparse.Namespace) -> int:
+    """Print a ring's schedule, or estimates."""
+    from hmt_ds.plan import plan
+
+    return plan(arguments)
 
 
 def make_tokenizer(arguments: argparse.Namespace) -> int:

@@ -18,9 +18,8 @@ Durations = Mapping[tuple[Kind, bool], float]  # of an item, by its kind and whe
 def durations(costs: Costs) -> dict[tuple[Kind, bool], float]:
     """What each kind of item takes on a stage."""
     forward = {Kind.MAIN: costs.main, Kind.SUMMARY: costs.summary, Kind.RECALL: costs.recall}
-    return {
-        (kind, back): time * (costs.backward if back else 1) for kind, time in forward.items() for back in (False, True)
-    }
+    factors = {False: 1.0, True: costs.backward}
+    return {(kind, way): time * factor for kind, time in forward.items() for way, factor in factors.items()}
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ class Simulation:
         self.bars: list[list[Bar]] = [[] for _ in schedule]
         self.done: list[dict[Item, float]] = [{} for _ in schedule]
         self.arrived: list[dict[Item, float]] = [{} for _ in schedule]
-        self.sent: dict[tuple[int, int, bool], float] = {}  # when a link's last message has left
+        self.sent: dict[tuple[int, int], float] = {}  # when the last message from one stage to another has left
 
     def run(self) -> list[list[Bar]]:
         """All bars.
@@ -126,9 +125,7 @@ class Simulation:
         """
         waiting = deque(range(self.count))
         while waiting:
-            stage = waiting.popleft()
-            woken = self.advance(stage)
-            waiting += sorted(woken - set(waiting))
+            waiting += self.advance(waiting.popleft())
         if any(len(bars) < len(items) for bars, items in zip(self.bars, self.schedule, strict=True)):
             raise ValueError("the schedule never ends: its stages wait for each other")
         return self.bars
@@ -163,9 +160,8 @@ class Simulation:
     def send(self, item: Item, stage: int, to: int, now: float) -> float:
         """When an item's result arrives."""
         link = self.machine.way(item, stage, to)
-        way = (stage, to, link is self.machine.ring)
-        left = max(now, self.sent.get(way, 0.0)) + self.machine.message_bytes.get(item.kind, 0.0) / link.bandwidth
-        self.sent[way] = left
+        seconds = self.machine.message_bytes.get(item.kind, 0.0) / link.bandwidth
+        left = self.sent[stage, to] = max(now, self.sent.get((stage, to), 0.0)) + seconds
         return left + link.latency
 
 

@@ -9,6 +9,15 @@ import matplotlib
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
+COLOURS = {
+    ("main", False): "tab:blue",
+    ("main", True): "tab:green",
+    ("summary", False): "tab:cyan",
+    ("summary", True): "gold",
+    ("recall", False): "tab:pink",
+    ("recall", True): "tab:purple",
+}
+
 
 def plot_loss(rows: Sequence[dict[str, Any]], file: Path) -> None:
     """Loss against steps, with its mean over the last ten."""
@@ -36,5 +45,32 @@ def plot_perplexity(rows: Sequence[Any], file: Path) -> None:
     axes.set(xlabel="segments read before", ylabel="held-out perplexity")
     axes.grid(alpha=0.3)
     axes.legend()
+    figure.savefig(file, dpi=150)
+    plt.close(figure)
+
+
+def plot_schedule(stages: Sequence[Sequence[Any]], title: str, file: Path) -> None:
+    """The bars of each stage, one stage below the other.
+
+    Args:
+        stages: as for :func:`hmt_ds.reporting.ring_timeline.timeline_lines`.
+    """
+    end = max(bars[-1].stop for bars in stages)
+    figure, axes = plt.subplots(figsize=(min(40, 4 + end / 10), 1.5 + 0.5 * len(stages)), layout="constrained")
+    edge = 0.5 if end < 1000 else 0  # thin bars would be all edge
+    for key, colour in COLOURS.items():
+        for number, bars in enumerate(stages):
+            spans = [(b.start, b.stop - b.start) for b in bars if (b.item.kind, b.item.backward) == key]
+            spans = [span for span in spans if span[1] > 0]
+            if spans:
+                name = f"{key[0]}, {'backward' if key[1] else 'forward'}"
+                axes.broken_barh(
+                    spans, (number - 0.4, 0.8), color=colour, edgecolor="white", linewidth=edge, label=name
+                )
+    axes.set_yticks(range(len(stages)), [f"stage {number}" for number in range(len(stages))])
+    axes.invert_yaxis()
+    axes.set(xlabel="time", title=title, xlim=(0, end))
+    handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))  # each name once
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False)
     figure.savefig(file, dpi=150)
     plt.close(figure)

@@ -70,3 +70,37 @@ def type_name(kind: Any) -> str:
     words = [c if isinstance(c, str) else "none" if c is type(None) else type_name(c) for c in choices]
     joined = " | ".join(words)
     return joined if get_origin(kind) in (Literal, Union, UnionType) else get_origin(kind).__name__
+
+
+def comparison_table(rows: Iterable[tuple[int, str, Any]], job: Any) -> Table:
+    """Estimated steps on clusters.
+
+    Args:
+        rows: numbers of GPUs, names of ways, and estimates with ``layout``, ``seconds``, ``tokens_per_second``,
+            ``idle``, ``bytes`` and ``fits``; None where a way is not possible.
+        job: with ``shape``, ``rows``, ``segments``, ``segment_length``, ``between_nodes`` and ``rate``.
+    """
+    size = f"{job.rows} rows of {job.segments} x {job.segment_length} tokens for each GPU"
+    speed = f"{job.rate / 1e12:g} TFLOP/s, {job.between_nodes / 1e9:g} GB/s into a node"
+    table = Table(title=f"{job.shape}, {size}; {speed}", caption_justify="left")
+    table.caption = (
+        "ZeRO-1: whole weights and float32 gradient on each GPU. ring: the best number of stages, from 2, with ZeRO-1 "
+        "over the rings. ZeRO-3: gathers all weights in every pass; its hooks, which cost more than that on one node, "
+        "are not counted. idle: no matrix products. ns: of the step, for a fresh token of all GPUs."
+    )
+    for column in ("GPUs", "way", "layout", "seconds", "ns/token", "tokens/s/GPU", "idle", "GB/GPU"):
+        table.add_column(column, justify="left" if column in ("way", "layout") else "right")
+    before = None
+    for gpus, way, found in rows:
+        if before not in (None, gpus):
+            table.add_section()
+        number, before = "" if gpus == before else f"{gpus:,}", gpus
+        if found is None:
+            table.add_row(number, way, "not possible")
+        elif not found.fits:
+            table.add_row(number, way, "does not fit", "", "", "", "", f"{found.bytes / 1e9:.0f}")
+        else:
+            nanoseconds = 1e9 / (found.tokens_per_second * gpus)
+            figures = (f"{found.seconds:.2f}", f"{nanoseconds:,.0f}", f"{found.tokens_per_second:,.0f}")
+            table.add_row(number, way, found.layout, *figures, f"{found.idle:.1%}", f"{found.bytes / 1e9:.0f}")
+    return table

@@ -30,6 +30,7 @@ MODULES = [
     "evaluate",
     "bench",
     "convert",
+    "plan",
     "local",
     "cli",
 ]

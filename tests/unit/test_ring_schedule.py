@@ -276,25 +276,35 @@ def test_slow_links_hardly_matter():
             for shape in SHAPES
             if shape[2] >= shape[0]
         ]
-        assert -1e-9 < min(gaps) and max(gaps) < 0.018
+        assert min(gaps) > -1e-9 and max(gaps) < 0.018
+
+
+def words(items: list[Item]) -> str:
+    return " ".join(map(repr, items))
 
 
 def test_by_hand():
     """Two stages, two segments, two micro-batches."""
     first, last = ring_schedule(2, 2, 2)
-    forward = "s0.0 s0.1 s1.0 s1.1 F0.0 F0.1 F1.0 F1.1".split()
-    assert [repr(item) for item in first[:8]] == forward
-    assert [repr(item) for item in first[8:]] == "B1.1 B1.0 B0.1 B0.0 t1.1 t1.0 t0.1 t0.0".split()
-    begins = "s0.0 r0.0 s0.1 r0.1 s1.0 s1.1 F0.0 r1.0 F0.1 r1.1 F1.0 F1.1 B1.1 B1.0 q1.1 B0.1 q1.0 B0.0".split()
-    assert [repr(item) for item in last] == [*begins, *"t1.1 t1.0 q0.1 t0.1 q0.0 t0.0".split()]
-    # s0.0 goes through both at once, the first prompt is back at 1, but both stages have summaries until then
+    assert words(first) == (
+        "s0.0 s0.1 s1.0 s1.1 F0.0 F0.1 F1.0 F1.1 B1.1 B1.0 B0.1 B0.0 t1.1 t1.0 t0.1 t0.0"  # the mirror image
+    )
+    assert words(last) == (
+        "s0.0 r0.0 s0.1 r0.1 s1.0 s1.1 F0.0 r1.0 F0.1 r1.1 F1.0 F1.1 "
+        "B1.1 B1.0 q1.1 B0.1 q1.0 B0.0 t1.1 t1.0 q0.1 t0.1 q0.0 t0.0"
+    )
+    # both stages have summaries until the first prompt is back; then stage 1 waits for stage 0's first main pass
     bars = {repr(bar.item): (bar.start, bar.stop) for bar in timeline(2, 2, 2, "hmt").stages[1]}
     assert bars["s0.0"] == (0.5, 1) and bars["F0.0"] == (3, 4) and bars["F1.1"] == (6, 7) and bars["B1.1"] == (7, 10)
 
 
+def test_summaries_are_two_segments_ahead():
+    assert words(ring_schedule(1, 4, 1, backward=False)[0][:8]) == "s0.0 r0.0 s1.0 F0.0 r1.0 s2.0 F1.0 r2.0"
+    assert words(ring_schedule(2, 4, 1, backward=False)[0]) == "s0.0 s1.0 F0.0 s2.0 F1.0 s3.0 F2.0 F3.0"
+
+
 def test_without_memory_it_is_1f1b():
-    order = [repr(item) for item in ring_schedule(2, 1, 4, mode="backbone")[0]]
-    assert order == "F0.0 F0.1 B0.0 F0.2 B0.1 F0.3 B0.2 B0.3".split()
+    assert words(ring_schedule(2, 1, 4, mode="backbone")[0]) == "F0.0 F0.1 B0.0 F0.2 B0.1 F0.3 B0.2 B0.3"
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -316,6 +326,17 @@ def test_results_go_where_they_are_needed(mode):
             if (to := receiver(item, p, stages, mode)) is not None
         )
         assert asked == given
+
+
+def test_needs_by_hand():
+    """Also what a stage's order grants anyway."""
+    recall, main = Item(RECALL, 2, 1), Item(MAIN, 1, 1)
+    assert set(needs(recall, 3, 4, 5, "hmt")) == {(3, Item(SUMMARY, 2, 1)), (3, main)}
+    assert needs(recall, 3, 4, 5, "rmt") == [(3, main)] and needs(Item(RECALL, 0, 1), 3, 4, 5, "rmt") == []
+    gradient = Item(MAIN, 1, 1, backward=True)
+    assert set(needs(gradient, 3, 4, 5, "hmt")) == {(3, main), (3, Item(RECALL, 2, 1, backward=True))}
+    assert set(needs(gradient, 2, 4, 5, "hmt")) == {(2, main), (3, gradient)}
+    assert needs(gradient, 3, 4, 2, "hmt") == needs(gradient, 3, 4, 5, "backbone") == [(3, main)]
 
 
 def test_items():

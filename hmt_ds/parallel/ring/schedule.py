@@ -168,9 +168,9 @@ def needs(item: Item, stage: int, stages: int, segments: int, mode: str) -> list
         return [*own, (stage + 1, item)]
     if kind == Kind.SUMMARY:
         return [*own, (last, Item(Kind.RECALL, n, b, backward=True))]
-    return own + (
-        [(last, Item(Kind.RECALL, n + 1, b, backward=True))] if n + 1 < segments and mode != "backbone" else []
-    )
+    if n + 1 == segments or mode == "backbone":
+        return own
+    return [*own, (last, Item(Kind.RECALL, n + 1, b, backward=True))]
 
 
 def receiver(item: Item, stage: int, stages: int, mode: str) -> int | None:

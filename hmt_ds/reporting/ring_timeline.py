@@ -1,0 +1,76 @@
+"""A schedule drawn in the terminal: a line for each stage, in blocks one below the other."""
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any
+
+from rich.text import Text
+
+STYLES = {
+    ("main", False): ("black on bright_blue", "a segment forward"),
+    ("main", True): ("black on bright_green", "a segment backward"),
+    ("summary", False): ("black on bright_cyan", "its summary forward"),
+    ("summary", True): ("black on bright_yellow", "its summary backward"),
+    ("recall", False): ("black on bright_magenta", "recall forward"),
+    ("recall", True): ("black on magenta", "recall backward"),
+}
+LABEL = 9  # columns in front of a line
+LINES = 48  # of stages that are drawn, but one block at least; the rest is cut off
+SHORTEST = 2  # columns of the shortest bar
+
+
+def timeline_lines(stages: Sequence[Sequence[Any]], width: int) -> Iterator[Text]:
+    """The lines of a timeline, with what its letters mean.
+
+    Args:
+        stages: the bars of each stage, with ``item`` (``kind``, ``segment``, ``micro_batch``, ``backward``), ``start``
+            and ``stop``. Bars that take no time are left out.
+        width: columns.
+    """
+    stages = [[bar for bar in bars if bar.stop > bar.start] for bars in stages]
+    unit = min(bar.stop - bar.start for bars in stages for bar in bars) / SHORTEST
+    end, columns = max(bars[-1].stop for bars in stages), max(width - LABEL, 20)
+    blocks = -(-round(end / unit) // columns)
+    shown = min(blocks, max(1, LINES // len(stages)))
+    rows = [cells(bars, unit, shown * columns) for bars in stages]
+    for first in range(0, shown * columns, columns):
+        yield Text(f"time {first * unit:g}", style="dim")
+        for number, row in enumerate(rows):
+            line = Text(f"stage {number}".ljust(LABEL), end="")
+            for style, run in groupby(row[first : first + columns], key=lambda cell: cell[1]):
+                line.append("".join(character for character, _ in run), style)
+            line.rstrip()
+            line.end = "\n"
+            yield line
+    if shown < blocks:
+        yield Text(f"cut off at {shown * columns * unit:g} of {end:g}; --picture FILE draws all of it", style="bold")
+    yield legend(stages)
+
+
+def cells(bars: Sequence[Any], unit: float, columns: int) -> list[tuple[str, str]]:
+    """A character and its style for each column of a stage's line."""
+    row = [(" ", "")] * columns
+    for bar in bars:
+        start, stop = round(bar.start / unit), round(bar.stop / unit)
+        if start >= columns:
+            break
+        style, _ = STYLES[bar.item.kind, bar.item.backward]
+        text = label(bar.item, stop - start).ljust(stop - start, "-")
+        row[start:stop] = [(character, style) for character in text]
+    return row
+
+
+def label(item: Any, columns: int) -> str:
+    """As much of an item's name as there is room for."""
+    whole = repr(item)
+    return next(text for text in (whole, whole.split(".")[0], whole[0]) if len(text) <= columns)
+
+
+def legend(stages: Sequence[Sequence[Any]]) -> Text:
+    """What is drawn how."""
+    drawn = {(bar.item.kind, bar.item.backward): repr(bar.item)[0] for bars in stages for bar in bars}
+    line = Text()
+    for key, (style, words) in STYLES.items():
+        if key in drawn:
+            line.append(f" {drawn[key]} ", style).append(f" {words}  ")
+    return line.append("(F2.0: segment 2 of micro-batch 0)", "dim")
