@@ -10,6 +10,7 @@ from hmt_ds.config import ConfigError
 from hmt_ds.data import WindowLoader, document_lengths
 from hmt_ds.parallel.build import build_hmt
 from hmt_ds.parallel.distributed import add_up, rank, world_size
+from hmt_ds.parallel.ds_config import computes_in_autocast
 from hmt_ds.parallel.ring.build import build_stage, stage_spans
 from hmt_ds.parallel.ring.executor import RingExecutor
 from hmt_ds.parallel.ring.place import Place
@@ -51,12 +52,13 @@ def build_ring(recipe: Recipe, prepared: Prepared, device: torch.device) -> Ring
     if world_size() % pipeline.stages:
         raise ConfigError([f"pipeline.stages is {pipeline.stages}, which {world_size()} ranks are no multiple of"])
     place = Place(pipeline.stages, pipeline.timeout_minutes)
+    autocast = computes_in_autocast(prepared.ds_config, model.precision)
     config = read_config(model.source, trust_remote_code=model.trust_remote_code)
     stage = build_stage(
         model.source,
         recipe.memory.model_dump(),
         stage_spans(config, pipeline.stages, pipeline.layers)[place.stage],
-        dtype=torch.bfloat16 if model.precision == "bf16" else torch.float32,
+        dtype=torch.bfloat16 if model.precision == "bf16" and not autocast else torch.float32,
         train=model.train,
         lora=prepared.lora,
         seed=recipe.training.seed,

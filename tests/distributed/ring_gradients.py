@@ -72,7 +72,6 @@ GRID = [
     )
 ]
 OTHERS = [
-    Case(2, 2, 2, 2, stage=0),
     Case(2, 2, 2, 2, accumulation=2),
     Case(2, 1, 3, 2, mode="backbone"),
     Case(3, 1, 5, 4, spill=True),
