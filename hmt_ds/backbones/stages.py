@@ -108,6 +108,9 @@ def load_stage(source: str, span: Span, config: Any, **options: Any) -> Any:
     Args:
         config: of the whole model.
         options: for ``from_pretrained``.
+
+    Raises:
+        BackboneError: if one of its weights is not there: transformers would take random numbers.
     """
     whole = AutoModelForCausalLM._model_mapping[type(config)]
 
@@ -117,4 +120,7 @@ def load_stage(source: str, span: Span, config: Any, **options: Any) -> Any:
 
     # transformers makes the modules without memory, and then fills those that there are
     part: Any = type(whole.__name__, (whole,), {"__init__": __init__, "__module__": whole.__module__})
-    return part.from_pretrained(source, config=config, **options)
+    model, found = part.from_pretrained(source, config=config, output_loading_info=True, **options)
+    if missing := sorted(found["missing_keys"]):
+        raise BackboneError(f"{source} has no {missing[0]}, which layers {span.first} to {span.end - 1} need")
+    return model

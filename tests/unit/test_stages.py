@@ -69,6 +69,18 @@ def test_a_stage_reads_its_own_weights_alone(config, tmp_path):
     assert torch.equal(logits_through(loaded), logits_through(stages_of(backbone, [1, 2, 1])))
 
 
+def test_a_weight_that_is_missing_is_named(tmp_path):
+    backbone = make_model(FOUR["llama"]).backbone
+    backbone.model.save_pretrained(tmp_path)
+    weights = {name: w.detach().clone() for name, w in backbone.model.named_parameters()}
+    del weights["model.layers.2.mlp.up_proj.weight"]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    config = read_config(str(tmp_path))
+    load_stage(str(tmp_path), Span(0, 2, LAYERS), config, dtype=torch.float64)
+    with pytest.raises(BackboneError, match=r"has no model.layers.2.mlp.up_proj.weight, which layers 2 to 3 need"):
+        load_stage(str(tmp_path), Span(2, 4, LAYERS), read_config(str(tmp_path)), dtype=torch.float64)
+
+
 def test_a_stranger_is_not_cut():
     backbone = make_model(FOUR["stablelm"]).backbone
     with pytest.raises(BackboneError, match="stablelm cannot be cut into stages"):
