@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -61,7 +62,9 @@ def find_place() -> None:
                 break
     for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
         known.setdefault(name, value)
-    here = known.get("LOCAL_WORLD_SIZE", known["WORLD_SIZE"]).partition("(")[0]
+    # deepspeed calls it LOCAL_SIZE; srun gives it for all machines, as 8(x3),4 for three of 8 and one of 4
+    here = known.get("LOCAL_WORLD_SIZE", known.get("LOCAL_SIZE", known["WORLD_SIZE"]))
+    known["LOCAL_WORLD_SIZE"] = here = re.split(r"[(,]", here)[0]
     if "MASTER_ADDR" not in known and here != known["WORLD_SIZE"]:
         raise LaunchError(f"MASTER_ADDR is not set, and only {here} of {known['WORLD_SIZE']} ranks are on this machine")
     known.setdefault("MASTER_ADDR", "127.0.0.1")
