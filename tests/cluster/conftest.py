@@ -10,14 +10,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from ranks import PROJECT, cpu_environment
 from tiny_recipe import make_materials, write_recipe
 
 from hmt_ds.reporting.metrics import read_metrics
 
 MINICLUSTER = Path(__file__).with_name("minicluster")
+VENV = Path(sys.prefix)
 CANNOT = 77  # its exit code where a machine cannot have a cluster
+STEPS = 200
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
+
+Curve = list[tuple[int, float, float]]
 
 
 class Cluster:
@@ -32,10 +37,10 @@ class Cluster:
 
     def start(self, node: str, *command: str, **environment: str) -> subprocess.Popen[str]:
         """Start a command on a node, in the project's folder."""
-        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        more = {"MC_STATE": str(self.state), "VENV": str(VENV), "PATH": f"{VENV}/bin:{os.environ['PATH']}"}
         return subprocess.Popen(
             [str(MINICLUSTER), "exec", node, *command],
-            env=cpu_environment(MC_STATE=str(self.state), PATH=path, PYTHONPATH=str(PROJECT), **environment),
+            env=cpu_environment(**more | environment),
             cwd=PROJECT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -94,9 +99,14 @@ def wait_until(there: Callable[[], bool], timeout: float, said: Callable[[], str
         time.sleep(0.1)
 
 
-def curve(output: Path) -> list[tuple[int, float, float]]:
+def curve(output: Path) -> Curve:
     """Step, loss and gradient norm of every line of a run's log."""
     return [(row["step"], row["loss"], row["gradient_norm"]) for row in read_metrics(output / "metrics.jsonl")]
+
+
+def wait_for_step(output: Path, step: int, timeout: float = 60) -> None:
+    """Until a run has written a step into its log."""
+    wait_until(lambda: len(curve(output)) >= step, timeout, lambda: f"{output} is at step {len(curve(output))}")
 
 
 @pytest.fixture(scope="session")
@@ -121,9 +131,23 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
-def materials(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with a text, a tokenizer and the recipe ``zero2.yaml``."""
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that is launched: some seconds of steps for two ranks, a checkpoint at the end alone."""
     folder = tmp_path_factory.mktemp("materials")
     make_materials(folder)
-    write_recipe(folder, stage=2)
-    return folder
+    file = write_recipe(folder, stage=2)
+    values = yaml.safe_load(file.read_text())
+    values["training"]["steps"], values["checkpoint"]["every"] = STEPS, 1000
+    file.write_text(yaml.safe_dump(values))
+    return file
+
+
+@pytest.fixture(scope="session")
+def undisturbed(cluster: Cluster, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Curve:
+    """The curve of that run on one machine."""
+    output = tmp_path_factory.mktemp("undisturbed") / "run"
+    words = ("bash", "launch/local.sh", str(recipe), "--ranks", "2", "--training.output", str(output))
+    cluster.check("node0", *words)
+    found = curve(output)
+    assert [step for step, *_ in found] == list(range(1, STEPS + 1))
+    return found
