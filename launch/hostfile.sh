@@ -18,7 +18,7 @@ hostfile=${HOSTFILE:-hostfile}
 
 settings=$(python -m hmt_ds.launch.check hostfile "$hostfile") || exit 2
 eval "$settings" # HMT_DS_HOSTS, MASTER_ADDR, MASTER_PORT, the network's interface
-make_work
+make_work runs
 write_deepspeed_env "$work/env"
 
 # Signals do not travel through ssh: find the launcher's part on each machine, and signal the ranks, its children.

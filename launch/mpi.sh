@@ -20,7 +20,7 @@ if [ "$1" = --deepspeed ]; then way=deepspeed && shift; fi
 
 settings=$(python -m hmt_ds.launch.check hostfile "$hostfile") || exit 2
 eval "$settings" # HMT_DS_RANKS, MASTER_ADDR, MASTER_PORT, the network's interface
-make_work
+make_work runs
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 
 # MPI itself only starts the ranks, which then talk through NCCL or gloo: one interface is enough for it.

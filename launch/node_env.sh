@@ -24,6 +24,8 @@ fi
 
 export NCCL_DEBUG=${NCCL_DEBUG:-WARN} # says why, where NCCL fails
 
+if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi # srun takes no notice of it
+
 # Names of the variables that ranks on other machines need. ssh and mpirun take none along by themselves.
 passed_on() { compgen -e | grep -E '^(PATH|LD_LIBRARY_PATH|PYTHONPATH|CUDA_HOME|TORCH_.*|NCCL_.*|GLOO_.*|UCX_.*|OMP_.*'\
 '|DS_.*|HF_.*|WANDB_.*|HMT_DS_.*|MALLOC_.*|TOKENIZERS_.*|PYTORCH_.*|MASTER_(ADDR|PORT))$'; }
@@ -63,11 +65,12 @@ rank_0_code() {
     return "$code"
 }
 
-# A folder that all machines see, for the few files of a launch.
+# make_work FOLDER: a place in it for the few files of a launch, where all machines see them.
 make_work() {
-    mkdir -p runs
-    work=$(mktemp -d "$PWD/runs/.launch.XXXXXX")
+    work=$(realpath "$1")/.launch.${SLURM_JOB_ID:-$(hostname).$$}
+    mkdir -p "$work"
     export HMT_DS_EXIT_CODE_FILE=$work/exit_code
+    rm -f "$HMT_DS_EXIT_CODE_FILE" # of an earlier start of the same job
 }
 
 # requeue_unless_ended CODE: what a Slurm job does when its ranks have ended. 0: the run is at its end. 2: the recipe is wrong,

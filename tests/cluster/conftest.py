@@ -19,7 +19,7 @@ from hmt_ds.reporting.metrics import read_metrics
 MINICLUSTER = Path(__file__).with_name("minicluster")
 VENV = Path(sys.prefix)
 CANNOT = 77  # its exit code where a machine cannot have a cluster
-STEPS = 200
+STEPS = 160
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
 
 Curve = list[tuple[int, float, float]]
@@ -138,6 +138,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = write_recipe(folder, stage=2)
     values = yaml.safe_load(file.read_text())
     values["training"]["steps"], values["checkpoint"]["every"] = STEPS, 1000
+    values["data"]["validation"], values["evaluation"] = values["data"]["train"], {"segments_read": [1, 2]}
     file.write_text(yaml.safe_dump(values))
     return file
 
