@@ -7,7 +7,7 @@ setup(
     version="0.1.0",
     description="Distributed training of the Hierarchical Memory Transformer on DeepSpeed",
     packages=find_packages(include=["hmt_ds", "hmt_ds.*"]),
-    package_data={"hmt_ds.data": ["samples/*"]},
+    package_data={"hmt_ds.data": ["samples/*"], "hmt_ds.launch": ["*.j2"]},
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.8",
@@ -19,6 +19,7 @@ setup(
         "pydantic>=2.7",
         "pyyaml>=6",
         "rich>=13",
+        "jinja2>=3",
         "psutil>=5.9",
         "tqdm>=4.66",
         "matplotlib>=3.8",

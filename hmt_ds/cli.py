@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hmt_ds import __version__
+from hmt_ds.launch.slurm import add_launch, launch
 from hmt_ds.local import run_ranks
 from hmt_ds.planning.options import add_bench_options, take_options
 from hmt_ds.planning.plan_options import add_plan
@@ -41,9 +42,12 @@ def main() -> None:
     tokenizer.add_argument("--output", type=Path, required=True, metavar="FOLDER")
     add_convert(commands)
     add_plan(commands)
+    add_launch(commands)
     arguments, overrides = parser.parse_known_args()
     if arguments.command == "convert":
         sys.exit(convert_checkpoint(arguments, overrides))
+    if arguments.command == "launch":
+        sys.exit(launch(arguments, overrides))
     if arguments.command in ("train", "evaluate", "bench"):
         sys.exit(start_ranks(arguments, overrides))
     if overrides:

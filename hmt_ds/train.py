@@ -11,6 +11,7 @@ from hmt_ds.checkpoint import CheckpointError
 from hmt_ds.config import ConfigError, load_recipe
 from hmt_ds.data import DataError
 from hmt_ds.parallel.distributed import LaunchError, LostRank, end_process, from_rank_0, join, leave, quiet, rank
+from hmt_ds.parallel.stopping import STOPPED, Stopped, write_exit_code
 from hmt_ds.prepare import Prepared, prepare
 from hmt_ds.recipe import Recipe
 from hmt_ds.reporting.progress import print_problems
@@ -29,15 +30,29 @@ def main() -> int:
 
 
 def as_rank(work: Callable[[str, list[str], torch.device], None]) -> int:
-    """Join the other ranks and work with them; returns the exit code, 2 for a mistake of the user's.
+    """Join the other ranks and work with them; returns the exit code.
 
     Args:
         work: gets what the command line names, the overrides behind it, and this rank's device.
     """
-    named, *overrides = [word for word in sys.argv[1:] if not word.startswith("--local_rank")] or [""]
     quiet()
     try:
+        code = exit_code_of(work)
+        write_exit_code(code)
+    finally:
+        leave()
+    return code
+
+
+def exit_code_of(work: Callable[[str, list[str], torch.device], None]) -> int:
+    """Work, and say what ended it: 0 at the end, 2 for a mistake of the user's, STOPPED if told to."""
+    named, *overrides = [word for word in sys.argv[1:] if not word.startswith("--local_rank")] or [""]
+    try:
         work(named, overrides, join())
+    except Stopped as stopped:
+        if rank() == 0:
+            print(stopped, flush=True)
+        return STOPPED
     except (ConfigError, CheckpointError, DataError, LaunchError) as error:
         if rank() == 0:
             print_problems(str(error).splitlines())
@@ -49,8 +64,6 @@ def as_rank(work: Callable[[str, list[str], torch.device], None]) -> int:
         print(file=sys.stderr)
         print_problems([str(error)])
         end_process(1)
-    finally:
-        leave()
     return 0
 
 

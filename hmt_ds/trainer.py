@@ -1,13 +1,11 @@
 """The loop: next windows, one step, metrics, checkpoint."""
 
 import json
-import signal
 import time
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import yaml
@@ -21,6 +19,7 @@ from hmt_ds.data import Batch, WindowLoader
 from hmt_ds.evaluation.perplexity import PerplexityRow, as_dicts, perplexity_by_segments
 from hmt_ds.memory import Window
 from hmt_ds.parallel.distributed import barrier, rank, world_size
+from hmt_ds.parallel.stopping import Stopped, StopSignals
 from hmt_ds.parallel.zero import StepOutput
 from hmt_ds.planning.flops import peak_flops, useful_flops_per_token
 from hmt_ds.prepare import Prepared
@@ -43,11 +42,11 @@ class Trainer:
     def __init__(self, recipe: Recipe, prepared: Prepared, device: torch.device):
         self.recipe, self.prepared = recipe, prepared
         self.folder = Path(recipe.training.output)
+        self.signals = StopSignals()
         self.executor = build_executor(recipe, prepared, device)
         self.parameters, self.trained = sizes_of(self.executor)
         self.position = Position()
         self.resumed: tuple[Path, int] | None = None
-        self.told_to_stop = 0
         keep = recipe.checkpoint
         self.saver = Saver(
             self.folder / "checkpoints",
@@ -57,13 +56,17 @@ class Trainer:
         )
 
     def train(self) -> None:
-        """Train to the end, or until told to stop; save, evaluate, and say what came of it."""
+        """Train to the end; save, evaluate, and say what came of it.
+
+        Raises:
+            Stopped: if told to stop on the way, with all saved.
+        """
         self.resume()
+        self.signals.raise_if_told(self.executor.device, "stopped before the first step; nothing was to be saved")
         self.begin_run()
-        self.listen_for_signals()
         for step, windows in self.steps():
             started = time.perf_counter()
-            flags = (self.told_to_stop, self.saver.written())
+            flags = (self.signals.told, self.saver.written())
             output = self.executor.train_batch([as_window(b) for b in windows], flags)
             self.position = Position(step, self.position.tokens + output.fresh_tokens, windows[-1].position)
             self.report(output, time.perf_counter() - started)
@@ -71,12 +74,15 @@ class Trainer:
             if written == world_size():
                 self.end_save()
             if stop:
-                return self.stop_early()
+                self.stop_early()
             if step % self.recipe.checkpoint.every == 0 and step < self.recipe.training.steps:
                 self.save()
             if self.recipe.evaluation.every and step % self.recipe.evaluation.every == 0:
-                self.evaluate()
-        return self.finish()
+                try:
+                    self.evaluate()
+                except Stopped:
+                    self.stop_early()
+        self.finish()
 
     def steps(self) -> Iterator[tuple[int, list[Batch]]]:
         """The remaining steps, each with its windows."""
@@ -86,22 +92,21 @@ class Trainer:
             yield step, list(islice(batches, training.gradient_accumulation))
 
     def validation_windows(self) -> Iterable[Window]:
-        """This rank's rows of the held-out documents, once through."""
+        """This rank's rows of the held-out documents, once through, or until told to stop."""
         assert self.prepared.validation is not None
-        return map(
-            as_window,
-            WindowLoader(
-                self.prepared.validation,
-                segments=self.recipe.training.bptt_depth,
-                segment_length=self.recipe.memory.segment_length,
-                seed=0,
-                shuffle=False,
-                epochs=1,
-                rank=self.executor.data_rank,
-                world_size=self.executor.data_ranks,
-                batch_size=self.recipe.evaluation.batch_size or self.recipe.training.batch_size,
-            ),
-        )
+        for batch in WindowLoader(
+            self.prepared.validation,
+            segments=self.recipe.training.bptt_depth,
+            segment_length=self.recipe.memory.segment_length,
+            seed=0,
+            shuffle=False,
+            epochs=1,
+            rank=self.executor.data_rank,
+            world_size=self.executor.data_ranks,
+            batch_size=self.recipe.evaluation.batch_size or self.recipe.training.batch_size,
+        ):
+            self.signals.raise_if_told(self.executor.device, "stopped in the evaluation; the checkpoint is whole")
+            yield as_window(batch)
 
     def resume(self) -> None:
         """Go on from the newest intact checkpoint, if the recipe says so and there is one."""
@@ -220,28 +225,19 @@ class Trainer:
                 print(f"picture     {self.folder / 'loss.png'}")
             print(f"checkpoint  {checkpoint}", flush=True)
 
-    def stop_early(self) -> None:
+    def stop_early(self) -> NoReturn:
         """Save and leave because somebody said so."""
         self.end_logs()
-        checkpoint = self.last_save()
-        if rank() == 0:
-            print(f"stopped after step {self.position.step}; checkpoint {checkpoint}; go on with", end=" ")
-            print("--checkpoint.resume auto", flush=True)
+        raise Stopped(
+            f"stopped after step {self.position.step}; checkpoint {self.last_save()}; go on with "
+            "--checkpoint.resume auto"
+        )
 
     def end_logs(self) -> None:
         """No more steps come."""
         self.progress.close()
         if self.monitors:
             self.monitors.close()
-
-    def listen_for_signals(self) -> None:
-        """Ctrl-C and SIGTERM end the run after the step in hand, on all ranks."""
-
-        def stop(number: int, frame: FrameType | None) -> None:
-            self.told_to_stop = 1
-
-        signal.signal(signal.SIGINT, stop)
-        signal.signal(signal.SIGTERM, stop)
 
 
 def say(text: str) -> None:

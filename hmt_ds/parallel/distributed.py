@@ -2,9 +2,11 @@
 
 import logging
 import os
+import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import NoReturn
 
@@ -65,7 +67,9 @@ def find_place() -> None:
                 break
     for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
         known.setdefault(name, value)
-    here = known.get("LOCAL_WORLD_SIZE", known["WORLD_SIZE"]).partition("(")[0]
+    # deepspeed calls it LOCAL_SIZE; srun gives it for all machines, as 8(x3),4 for three of 8 and one of 4
+    here = known.get("LOCAL_WORLD_SIZE", known.get("LOCAL_SIZE", known["WORLD_SIZE"]))
+    known["LOCAL_WORLD_SIZE"] = here = re.split(r"[(,]", here)[0]
     if "MASTER_ADDR" not in known and here != known["WORLD_SIZE"]:
         raise LaunchError(f"MASTER_ADDR is not set, and only {here} of {known['WORLD_SIZE']} ranks are on this machine")
     known.setdefault("MASTER_ADDR", "127.0.0.1")
@@ -95,10 +99,25 @@ def world_size() -> int:
     return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
+@contextmanager
+def together() -> Iterator[None]:
+    """Around an exchange of all ranks.
+
+    Raises:
+        LostRank: if one of them is gone.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        said = str(error).strip().splitlines()[0].partition(". This is typically")[0]
+        raise LostRank(f"rank {rank()} has lost another one: {said}") from None
+
+
 def add_up(values: torch.Tensor) -> torch.Tensor:
     """The sum over all ranks, in place."""
     if torch.distributed.is_initialized():
-        torch.distributed.all_reduce(values)
+        with together():
+            torch.distributed.all_reduce(values)
     return values
 
 
@@ -106,14 +125,16 @@ def smallest(values: Sequence[float], device: torch.device) -> list[float]:
     """The smallest of each value over all ranks."""
     there = torch.tensor(values, dtype=torch.float64, device=device)
     if torch.distributed.is_initialized():
-        torch.distributed.all_reduce(there, torch.distributed.ReduceOp.MIN)
+        with together():
+            torch.distributed.all_reduce(there, torch.distributed.ReduceOp.MIN)
     return there.tolist()
 
 
 def barrier() -> None:
     """Wait for all ranks."""
     if torch.distributed.is_initialized():
-        torch.distributed.barrier()
+        with together():
+            torch.distributed.barrier()
 
 
 def from_rank_0(value: object) -> object:
@@ -121,7 +142,8 @@ def from_rank_0(value: object) -> object:
     if not torch.distributed.is_initialized():
         return value
     box = [value]
-    torch.distributed.broadcast_object_list(box, src=0)
+    with together():
+        torch.distributed.broadcast_object_list(box, src=0)
     return box[0]
 
 

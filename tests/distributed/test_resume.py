@@ -18,6 +18,7 @@ from tiny_recipe import (
     write_recipe,
 )
 
+from hmt_ds.parallel.stopping import STOPPED
 from hmt_ds.reporting.metrics import read_metrics
 
 RESUME = ("--checkpoint.resume", "auto")
@@ -60,7 +61,7 @@ def test_killed_then_stopped_then_finished(folder):
     assert 6 <= len(losses(broken)) < STEPS
 
     code, printed = interrupt(recipe, broken, command_of, signal.SIGTERM, *RESUME)
-    assert code == 128 + signal.SIGTERM and "resumed from" in printed and "stopped after step" in printed, printed
+    assert code == STOPPED and "resumed from" in printed and "stopped after step" in printed, printed
     stopped = len(losses(broken))
     assert 6 <= stopped < STEPS
     assert (broken / "checkpoints" / "latest").read_text().strip() == f"step_{stopped:06d}"

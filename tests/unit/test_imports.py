@@ -18,7 +18,7 @@ FOLDERS = {
 }
 FOLDERS |= {later: set(FOLDERS) for later in ("evaluation", "planning", "reporting")}
 FOLDERS["conversion"] = set(FOLDERS)
-# modules beside the folders, from the bottom up: each may import the folders, and the modules before it
+# modules beside the folders, from the bottom up: each may import the folders, and what comes before it
 MODULES = [
     "recipe",
     "config",
@@ -32,6 +32,7 @@ MODULES = [
     "convert",
     "plan",
     "local",
+    "launch",
     "cli",
 ]
 DEEPSPEED = {"parallel", "checkpoint", "reporting", "conversion"}  # reporting: its monitors alone
@@ -68,8 +69,8 @@ def allowed(part: str) -> set[str]:
     """What a part may import of hmt_ds."""
     if part in FOLDERS:
         return FOLDERS[part] | {part}
-    earlier = MODULES[: MODULES.index(part)] if part in MODULES else []
-    return {"__version__", *FOLDERS, *earlier}
+    upto = MODULES[: MODULES.index(part) + 1] if part in MODULES else []
+    return {"__version__", *FOLDERS, *upto}
 
 
 def test_edges():

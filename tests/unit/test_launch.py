@@ -22,6 +22,7 @@ SRUN = {
     "SLURM_NTASKS": "16",
 }
 FIRST = {"MASTER_ADDR": "node0"}
+DEEPSPEED = {"RANK": "2", "LOCAL_RANK": "0", "WORLD_SIZE": "4", "LOCAL_SIZE": "2"} | FIRST
 
 
 def place(monkeypatch, given: dict[str, str]) -> dict[str, str]:
@@ -32,20 +33,23 @@ def place(monkeypatch, given: dict[str, str]) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("given", "rank", "local", "size"),
+    ("given", "rank", "local", "size", "here"),
     [
-        ({}, "0", "0", "1"),
-        ({"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"} | MPI | SRUN, "1", "1", "2"),
-        (MPI | FIRST, "3", "1", "4"),
-        (SRUN | FIRST, "5", "1", "8"),
-        (MPI | SRUN | FIRST, "3", "1", "4"),  # mpirun inside a Slurm job
-        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "16"}, "0", "0", "1"),  # a batch script, without srun
+        ({}, "0", "0", "1", "1"),
+        ({"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"} | MPI | SRUN, "1", "1", "2", "2"),
+        (DEEPSPEED, "2", "0", "4", "2"),
+        (MPI | FIRST, "3", "1", "4", "2"),
+        (SRUN | FIRST, "5", "1", "8", "2"),
+        (SRUN | FIRST | {"SLURM_STEP_TASKS_PER_NODE": "3,2(x2),1"}, "5", "1", "8", "3"),
+        (MPI | SRUN | FIRST, "3", "1", "4", "2"),  # mpirun inside a Slurm job
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "16"}, "0", "0", "1", "1"),  # a batch script, without srun
     ],
-    ids=["alone", "torch", "mpirun", "srun", "mpirun in Slurm", "batch script"],
+    ids=["alone", "torch", "deepspeed", "mpirun", "srun", "srun, unequal", "mpirun in Slurm", "batch script"],
 )
-def test_rank(monkeypatch, given, rank, local, size):
+def test_rank(monkeypatch, given, rank, local, size, here):
     found = place(monkeypatch, given)
     assert (found["RANK"], found["LOCAL_RANK"], found["WORLD_SIZE"]) == (rank, local, size)
+    assert found["LOCAL_WORLD_SIZE"] == here
     assert found["MASTER_ADDR"] == given.get("MASTER_ADDR", "127.0.0.1")
 
 

@@ -80,7 +80,7 @@ class Channel:
             work.wait()
         except RuntimeError as error:
             other = self.sender if rank() == self.receiver else self.receiver
-            said = str(error).strip().splitlines()[0]
+            said = str(error).strip().splitlines()[0].partition(". This is typically")[0]
             raise LostRank(f"rank {other} did not {did_not} what rank {rank()} waits for: {said}") from None
 
 

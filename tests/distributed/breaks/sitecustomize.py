@@ -149,5 +149,32 @@ def out_of_memory() -> None:
     ZeroExecutor.train_batch = train_batch
 
 
+def stage_killed() -> None:
+    """The second stage kills itself in the middle of its sixth step."""
+    in_the_sixth_step("SIGKILL")
+
+
+def stage_stopped() -> None:
+    """The second stage stops there, and stays so."""
+    in_the_sixth_step("SIGSTOP")
+
+
+def in_the_sixth_step(name: str) -> None:
+    """Rank 1 sends itself a signal before the second backward pass of its sixth window."""
+    import signal
+
+    from hmt_ds.parallel.ring.passes import RingPass
+
+    right, seen = RingPass.backward, {}
+
+    def backward(work, item):
+        seen.setdefault(id(work.parts), []).append(item)
+        if os.environ.get("RANK") == "1" and len(seen) == 6 and len(list(seen.values())[-1]) == 2:
+            os.kill(os.getpid(), getattr(signal, name))
+        return right(work, item)
+
+    RingPass.backward = backward
+
+
 if chosen := os.environ.get("HMT_DS_BREAK"):
     globals()[chosen]()

@@ -1,0 +1,61 @@
+"""Which machines a launch is about: those of a hostfile, or of a Slurm job."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+
+class LaunchProblem(ValueError):
+    """What keeps a launch from starting: one line per problem."""
+
+    def __init__(self, problems: list[str]):
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+def read_hostfile(file: Path) -> dict[str, int]:
+    """How many ranks each machine of a hostfile gets, in its order.
+
+    Raises:
+        LaunchProblem: with every line that is not ``NAME slots=NUMBER``, and names that stand twice.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        said = error.strerror if isinstance(error, OSError) else "not text"
+        raise LaunchProblem([f"{file}: {said}; a hostfile has a line `NAME slots=8` for each machine"]) from None
+    hosts: dict[str, int] = {}
+    problems = []
+    for number, line in enumerate(lines, 1):
+        text = line.partition("#")[0].strip()
+        found = re.fullmatch(r"([\w.-]+)\s+slots=([1-9]\d*)", text)
+        if text and not found:
+            problems.append(f"{file}, line {number}: {text!r} is not NAME slots=NUMBER")
+        elif found and found[1] in hosts:
+            problems.append(f"{file}, line {number}: {found[1]} stands here a second time")
+        elif found:
+            hosts[found[1]] = int(found[2])
+    if not hosts and not problems:
+        problems.append(f"{file}: names no machine")
+    if problems:
+        raise LaunchProblem(problems)
+    return hosts
+
+
+def slurm_hosts() -> dict[str, int]:
+    """How many ranks each machine of this Slurm job gets, in Slurm's order.
+
+    Raises:
+        LaunchProblem: outside of a job.
+    """
+    if "SLURM_JOB_NODELIST" not in os.environ:
+        raise LaunchProblem(["not in a Slurm job: submit the script with sbatch, or run it inside of salloc"])
+    names = subprocess.run(
+        ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]], capture_output=True, text=True, check=True
+    ).stdout.split()
+    counts: list[int] = []
+    for part in os.environ.get("SLURM_TASKS_PER_NODE", f"1(x{len(names)})").split(","):  # 8(x3),4
+        count, _, times = part.rstrip(")").partition("(x")
+        counts += [int(count)] * int(times or 1)
+    return dict(zip(names, counts, strict=True))

@@ -1,0 +1,79 @@
+"""What a machine says of itself before a launch: ``python -m hmt_ds.launch.probe TOWARDS GPUS PORT``, a line of JSON.
+
+It must run where almost nothing is installed, to say so.
+"""
+
+import json
+import os
+import socket
+import sys
+from importlib.util import find_spec
+
+NEEDED = ("torch", "deepspeed", "transformers", "pydantic", "hmt_ds")
+
+
+def main() -> None:
+    """Print the line."""
+    towards, gpus, port = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    problems = [f"{', '.join(missing)} not installed in {sys.executable}"] if (missing := absent()) else []
+    if "torch" not in missing and (here := number_of_gpus(gpus)) < gpus:
+        problems.append(f"{here} GPUs visible, {gpus} ranks are to start (ranks on CPUs: export DS_ACCELERATOR=cpu)")
+    try:
+        port = bound_port(port)
+    except OSError as error:
+        problems.append(f"port {port} cannot be had ({error.strerror}): set another MASTER_PORT, or none")
+    address, interface = None, None
+    try:
+        address = address_towards(towards)
+        interface = interface_of(address)
+    except OSError as error:
+        problems.append(f"no way to {towards} ({error.strerror or error})")
+    said = {"machine": socket.gethostname(), "address": address, "interface": interface, "port": port}
+    print(json.dumps(said | {"problems": problems}), flush=True)
+
+
+def absent() -> list[str]:
+    """Packages that a rank needs and this Python lacks."""
+    return [name for name in NEEDED if find_spec(name) is None]
+
+
+def number_of_gpus(wanted: int) -> int:
+    """How many GPUs torch sees; not asked where none is wanted, for that takes seconds."""
+    if not wanted:
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def bound_port(port: int) -> int:
+    """The port, or a free one for 0, if it can be listened on."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what an ended run has left is no hindrance
+        probe.bind(("", port))
+        probe.listen()
+        return int(probe.getsockname()[1])
+
+
+def address_towards(host: str) -> str:
+    """This machine's address on the way to another. Nothing is sent."""
+    family, kind, _, _, there = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind) as probe:
+        probe.connect(there)
+        return str(probe.getsockname()[0])
+
+
+def interface_of(address: str) -> str | None:
+    """The name of the network interface that has an address."""
+    if find_spec("psutil") is None:
+        return None
+    import psutil
+
+    found = (name for name, all_of in psutil.net_if_addrs().items() if address in {one.address for one in all_of})
+    return next(found, None)
+
+
+if __name__ == "__main__":
+    main()
+    sys.stdout.flush()
+    os._exit(0)  # torch takes a while to go

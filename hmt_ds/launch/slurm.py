@@ -1,0 +1,163 @@
+"""``hmt-ds launch slurm RECIPE``: job scripts for Slurm, submitted one behind the other."""
+
+import argparse
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+# minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes, days-hours:minutes:seconds
+TIME = r"\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+(:\d\d){0,2}"
+THEN = ("train", "evaluate", "convert")
+
+
+def add_launch(commands: Any) -> None:
+    """The command ``launch``."""
+    command = commands.add_parser(
+        "launch",
+        help="write and submit job scripts for a cluster",
+        description="write a job script that trains a recipe, and more to follow it, and submit them. Keys of the "
+        "recipe can follow: --memory.segment_length 256. The scripts go to the run's folder, under jobs/",
+    )
+    add = command.add_argument
+    add("system", choices=("slurm",))
+    add("source", metavar="RECIPE")
+    add("--nodes", default="1", metavar="N", help="machines (default: 1)")
+    add("--gpus-per-node", default="8", metavar="N", help="and ranks on each (default: 8)")
+    add("--time", default="24:00:00", metavar="LIMIT", help="of each start, in Slurm's forms (default: 24:00:00)")
+    add("--partition", metavar="NAME")
+    add("--account", metavar="NAME")
+    add(
+        "--sbatch",
+        action="append",
+        default=[],
+        metavar="OPTION",
+        help="another of sbatch's, without its dashes: qos=high; repeat it",
+    )
+    add("--array", metavar="N", help="N runs whose training.seed counts up, in folders seed_0, seed_1 and so on")
+    add(
+        "--tries",
+        default="3",
+        metavar="N",
+        help="starts without a newer checkpoint before the job gives up (default: 3)",
+    )
+    then = 'what follows if all went well: evaluate, convert, "convert --merge", "train other.yaml"; repeat it'
+    add("--then", action="append", default=[], metavar="COMMAND", help=then)
+    add("--dry-run", action="store_true", help="print the scripts, write and submit nothing")
+
+
+def launch(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Write and submit, or show; returns the exit code."""
+    from hmt_ds.config import ConfigError
+    from hmt_ds.reporting.progress import print_problems
+
+    try:
+        jobs = chain(arguments, overrides)
+        if not arguments.dry_run and not shutil.which("sbatch"):
+            raise ConfigError(["there is no sbatch here: --dry-run shows the scripts"])
+        before = None
+        for job in jobs:
+            file = free_name(job.folder / "jobs" / f"{job.command}.sbatch")
+            words = ["sbatch", "--parsable"]
+            if before:  # of an array, each run's own
+                kind = "aftercorr" if job.allocation.array else "afterok"
+                words += [f"--dependency={kind}:{before}", "--kill-on-invalid-dep=yes"]
+            words.append(str(file))
+            if arguments.dry_run:
+                before = f"({job.command})"
+                print(f"# {shlex.join(words)}\n\n{job.script(file)}")
+                continue
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(job.script(file))
+            before = submit(words)
+            print(f"job {before}   {file}")
+    except ConfigError as error:
+        print_problems(error.problems)
+        return 2
+    return 0
+
+
+def chain(arguments: argparse.Namespace, overrides: list[str]) -> list[Any]:
+    """The jobs, in order.
+
+    Raises:
+        ConfigError: with all that is wrong with the options and the recipes.
+    """
+    from hmt_ds.config import ConfigError
+    from hmt_ds.launch.script import NODE_ENV, Allocation, Job
+
+    problems = [] if NODE_ENV.exists() else [f"{NODE_ENV}: not there; install with pip install -e, from the project"]
+
+    def number(option: str, text: str | None) -> int:
+        if text is None or re.fullmatch(r"[1-9]\d*", text):
+            return int(text or 0)
+        problems.append(f"{option}: must be a whole number of at least 1, got {text!r}")
+        return 1
+
+    nodes, gpus = number("--nodes", arguments.nodes), number("--gpus-per-node", arguments.gpus_per_node)
+    array, tries = number("--array", arguments.array) or None, number("--tries", arguments.tries)
+    if not re.fullmatch(TIME, arguments.time):
+        problems.append(f"--time: must be like 90 (minutes), 12:00:00 or 2-12 (days-hours), got {arguments.time!r}")
+    more = tuple(arguments.sbatch)
+    wrong = [option for option in more if not re.fullmatch(r"[a-z][a-z-]+(=\S+)?", option)]
+    problems += [f"--sbatch: must be like exclusive or qos=high, got {option!r}" for option in wrong]
+    common = (arguments.time, arguments.partition, arguments.account, array, more)
+    jobs: list[Any] = []
+    for text in [shlex.join(["train", arguments.source, *overrides]), *arguments.then]:
+        command, *words = shlex.split(text) or [""]
+        if command not in THEN:
+            problems.append(f"--then: must begin with one of {', '.join(THEN)}, got {text!r}")
+            continue
+        folder, seed = (jobs[-1].folder, jobs[-1].seed) if jobs else (Path(), 0)
+        if command == "train":
+            try:
+                folder, seed = read_recipe(words)
+            except ConfigError as error:
+                problems += error.problems
+        allocation = Allocation(nodes if command == "train" else 1, gpus, *common)
+        jobs.append(Job(command, tuple(words), folder, seed, allocation, tries))
+    if problems:
+        raise ConfigError(problems)
+    return jobs
+
+
+def read_recipe(words: list[str]) -> tuple[Path, int]:
+    """Folder and seed of the run that a recipe and overrides describe.
+
+    Raises:
+        ConfigError: if it is no recipe, or would go on with a run without being told to.
+    """
+    from hmt_ds.config import ConfigError, load_recipe
+    from hmt_ds.prepare import check_output
+
+    if not words:
+        raise ConfigError(["--then train: name a recipe"])
+    recipe = load_recipe(words[0], words[1:])
+    if problems := check_output(recipe):
+        raise ConfigError(problems)
+    return Path(recipe.training.output), recipe.training.seed
+
+
+def submit(words: list[str]) -> str:
+    """Call sbatch; returns the job's number.
+
+    Raises:
+        ConfigError: with what sbatch says.
+    """
+    from hmt_ds.config import ConfigError
+
+    run = subprocess.run(words, capture_output=True, text=True, check=False)
+    if run.returncode:
+        raise ConfigError([f"{words[-1]}: {line}" for line in run.stderr.splitlines()] or ["sbatch says nothing"])
+    return run.stdout.strip().split(";")[0]
+
+
+def free_name(file: Path) -> Path:
+    """The name, or the next one with a number that nothing has: a script may have been edited."""
+    number, found = 1, file
+    while found.exists():
+        number += 1
+        found = file.with_stem(f"{file.stem}-{number}")
+    return found

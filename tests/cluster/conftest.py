@@ -1,0 +1,154 @@
+"""A pretend ssh and Slurm cluster of two nodes for the tests of this folder, and the run that they launch."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from ranks import PROJECT, cpu_environment
+from tiny_recipe import make_materials, write_recipe
+
+from hmt_ds.reporting.metrics import read_metrics
+
+MINICLUSTER = Path(__file__).with_name("minicluster")
+VENV = Path(sys.prefix)
+CANNOT = 77  # its exit code where a machine cannot have a cluster
+STEPS = 160
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
+
+Curve = list[tuple[int, float, float]]
+
+
+class Cluster:
+    """The nodes head, node0 and node1. They share the machine's files and cores.
+
+    Args:
+        state: folder of the cluster's own files.
+    """
+
+    def __init__(self, state: Path):
+        self.state = state
+
+    def start(self, node: str, *command: str, **environment: str) -> subprocess.Popen[str]:
+        """Start a command on a node, in the project's folder."""
+        more = {"MC_STATE": str(self.state), "VENV": str(VENV), "PATH": f"{VENV}/bin:{os.environ['PATH']}"}
+        return subprocess.Popen(
+            [str(MINICLUSTER), "exec", node, *command],
+            env=cpu_environment(**more | environment),
+            cwd=PROJECT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, node: str, *command: str, timeout: float = 120, **environment: str) -> tuple[int, str]:
+        """Run a command on a node; returns its exit code and all that it printed."""
+        with self.start(node, *command, **environment) as process:
+            return finish(process, timeout)
+
+    def check(self, node: str, *command: str, **environment: str) -> str:
+        """Run a command that must succeed; returns what it printed."""
+        code, printed = self.run(node, *command, **environment)
+        assert code == 0, f"{' '.join(command)}: exit code {code}\n{printed}"
+        return printed
+
+    def submit(self, *words: str, **environment: str) -> str:
+        """Submit a job; returns its number."""
+        return self.check("head", "sbatch", "--parsable", *words, **environment).split()[-1]
+
+    def job(self, number: str, key: str) -> str:
+        """What Slurm says of a job, such as its JobState or ExitCode."""
+        said = self.check("head", "scontrol", "show", "job", number)
+        return dict(re.findall(r"(\S+?)=(\S*)", said))[key]
+
+    def wait(self, number: str, *states: str, timeout: float = 120) -> str:
+        """Wait until a job is in one of the states (at its end, without any); returns the state."""
+        found = ""
+
+        def there() -> bool:
+            nonlocal found
+            found = self.job(number, "JobState")
+            return found in (states or ENDED)
+
+        wait_until(there, timeout, lambda: f"job {number} is {found}")
+        return found
+
+
+def finish(process: subprocess.Popen[str], timeout: float) -> tuple[int, str]:
+    """Exit code and output of a process; it and its children end with the time."""
+    try:
+        printed = process.communicate(timeout=timeout)[0]
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise AssertionError(f"not ended after {timeout} s:\n{process.communicate()[0]}") from None
+    return process.returncode, printed
+
+
+def wait_until(there: Callable[[], bool], timeout: float, said: Callable[[], str]) -> None:
+    """Wait for something; in vain is a failure, with what is said then."""
+    deadline = time.monotonic() + timeout
+    while not there():
+        assert time.monotonic() < deadline, f"not after {timeout} s: {said()}"
+        time.sleep(0.1)
+
+
+def curve(output: Path) -> Curve:
+    """Step, loss and gradient norm of every line of a run's log."""
+    return [(row["step"], row["loss"], row["gradient_norm"]) for row in read_metrics(output / "metrics.jsonl")]
+
+
+def wait_for_step(output: Path, step: int, timeout: float = 60) -> None:
+    """Until a run has written a step into its log."""
+    wait_until(lambda: len(curve(output)) >= step, timeout, lambda: f"{output} is at step {len(curve(output))}")
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Up for all tests of a session."""
+    state = tmp_path_factory.mktemp("cluster")
+    environment = os.environ | {"MC_STATE": str(state)}
+
+    def minicluster(verb: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(MINICLUSTER), verb], env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+
+    up = minicluster("up")
+    if up.returncode == CANNOT:
+        pytest.skip(f"no cluster on this machine: {up.stderr.strip()}")
+    assert up.returncode == 0, up.stderr
+    try:
+        yield Cluster(state)
+    finally:
+        minicluster("down")
+
+
+@pytest.fixture(scope="session")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that is launched: some seconds of steps for two ranks, a checkpoint at the end alone."""
+    folder = tmp_path_factory.mktemp("materials")
+    make_materials(folder)
+    file = write_recipe(folder, stage=2)
+    values = yaml.safe_load(file.read_text())
+    values["training"]["steps"], values["checkpoint"]["every"] = STEPS, 1000
+    values["data"]["validation"], values["evaluation"] = values["data"]["train"], {"segments_read": [1, 2]}
+    file.write_text(yaml.safe_dump(values))
+    return file
+
+
+@pytest.fixture(scope="session")
+def undisturbed(cluster: Cluster, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Curve:
+    """The curve of that run on one machine."""
+    output = tmp_path_factory.mktemp("undisturbed") / "run"
+    words = ("bash", "launch/local.sh", str(recipe), "--ranks", "2", "--training.output", str(output))
+    cluster.check("node0", *words)
+    found = curve(output)
+    assert [step for step, *_ in found] == list(range(1, STEPS + 1))
+    return found

@@ -1,0 +1,134 @@
+"""Jobs that Slurm stops, and starts again until their run is at its end: the losses are those of an undisturbed run."""
+
+from pathlib import Path
+
+import pytest
+from conftest import PROJECT, Cluster, curve, wait_for_step, wait_until
+
+pytestmark = pytest.mark.cluster
+
+LAUNCH = ("python", "-m", "hmt_ds.cli", "launch", "slurm")
+SIZE = ("--nodes", "2", "--gpus-per-node", "1", "--time", "10")
+
+
+def submit(cluster: Cluster, recipe: Path, output: Path, *more: str, **environment: str) -> str:
+    """`hmt-ds launch slurm`; returns the first job's number."""
+    words = (*LAUNCH, str(recipe), *SIZE, "--training.output", str(output), *more)
+    return cluster.check("head", *words, **environment).split()[1]
+
+
+def log_of(output: Path) -> str:
+    """What the training job has printed in all of its starts."""
+    return "".join(file.read_text() for file in (output / "jobs").glob("train-*.out"))
+
+
+def starts(output: Path) -> int:
+    """How often the job has started."""
+    return len((output / "starts").read_text().splitlines()) if (output / "starts").exists() else 0
+
+
+def wait_for_start(output: Path, number: int) -> None:
+    """Until the job has started so many times."""
+    wait_until(lambda: starts(output) >= number, 60, lambda: log_of(output))
+
+
+def tell_again_and_again(cluster: Cluster, recipe: Path, output: Path, times: int) -> None:
+    """Send USR1, as often as said, to a job that comes back each time; see it to its end."""
+    job = submit(cluster, recipe, output, "--tries", "2")
+    for number in range(times):
+        wait_for_start(output, number + 1)
+        wait_for_step(output, len(curve(output)) + 3)
+        cluster.check("head", "scancel", "--signal=USR1", job)
+    assert cluster.wait(job, timeout=60 + 30 * times) == "COMPLETED", log_of(output)
+    assert cluster.job(job, "Restarts") == str(times)
+    assert log_of(output).count("stopped after step") == times
+
+
+def test_told_twice(cluster, recipe, undisturbed, tmp_path):
+    tell_again_and_again(cluster, recipe, tmp_path / "run", 2)
+    assert curve(tmp_path / "run") == undisturbed
+
+
+@pytest.mark.slow
+def test_told_ten_times(cluster, recipe, undisturbed, tmp_path):
+    tell_again_and_again(cluster, recipe, tmp_path / "run", 10)
+    assert curve(tmp_path / "run") == undisturbed
+
+
+def test_told_at_bad_moments(cluster, recipe, undisturbed, tmp_path):
+    """While the model is built, while a checkpoint is written, and in the middle of an evaluation."""
+    output, places = tmp_path / "run", ("start", "saving", "evaluation")
+    environment = {"PYTHONPATH": f"{PROJECT}/tests/cluster/slow:{PROJECT}", "HMT_DS_SLOW": str(tmp_path)}
+    more = ("--checkpoint.every", "20", "--evaluation.every", "50", "--tries", "3")
+    job = submit(cluster, recipe, output, *more, **environment)
+    for place in places:
+        wait_until((tmp_path / place).exists, 60, lambda place=place: f"never at {place}: {log_of(output)}")
+        cluster.check("head", "scancel", "--signal=USR1", job)
+    assert cluster.wait(job) == "COMPLETED", log_of(output)
+    assert cluster.job(job, "Restarts") == str(len(places)), log_of(output)
+    said = [line for line in log_of(output).splitlines() if "stopped " in line]
+    assert "before the first step" in said[0] and "after step 21;" in said[1] and "after step 50;" in said[2], said
+    assert curve(output) == undisturbed
+
+
+def test_preempted_by_a_higher_partition(cluster, recipe, undisturbed, tmp_path):
+    output = tmp_path / "run"
+    job = submit(cluster, recipe, output)
+    wait_for_step(output, 3)
+    urgent = cluster.submit(
+        "--partition=urgent", "--nodes=2", "--exclusive", f"--output={tmp_path}/urgent", "--wrap", "true"
+    )
+    assert cluster.wait(urgent, timeout=60) == "COMPLETED"
+    assert cluster.wait(job) == "COMPLETED", log_of(output)
+    assert "stopped after step" in log_of(output) and starts(output) == 2
+    assert curve(output) == undisturbed
+
+
+def test_time_limit_then_cancelled(cluster, recipe, tmp_path):
+    """The limit's signal comes by itself, and the job goes on; a person's scancel is the end of it."""
+    output = tmp_path / "run"
+    more = ("--time", "1", "--sbatch", "signal=USR1@40", "--training.steps", "1000000")
+    job = submit(cluster, recipe, output, *more)
+    wait_until(lambda: starts(output) == 2, 100, lambda: log_of(output))
+    assert "stopped after step" in log_of(output) and "TIME LIMIT" not in log_of(output)
+    at = len(curve(output))
+    wait_for_step(output, at + 3)
+    cluster.check("head", "scancel", job)
+    assert cluster.wait(job) == "CANCELLED"
+    assert starts(output) == 2 and cluster.job(job, "Restarts") == "1"
+
+
+def test_gives_up_without_progress(cluster, recipe, tmp_path):
+    """A rank fails in the third step of each start, and no checkpoint comes of it."""
+    output = tmp_path / "run"
+    environment = {"PYTHONPATH": f"{PROJECT}/tests/distributed/breaks:{PROJECT}", "HMT_DS_BREAK": "out_of_memory"}
+    job = submit(cluster, recipe, output, "--tries", "2", **environment)
+    assert cluster.wait(job) == "FAILED", log_of(output)
+    assert cluster.job(job, "ExitCode") == "2:0" and cluster.job(job, "Restarts") == "2"
+    assert f"2 starts of job {job} have found no checkpoint" in log_of(output)
+
+
+def test_a_wrong_recipe_is_not_tried_again_and_nothing_follows_it(cluster, recipe, tmp_path):
+    output = tmp_path / "run"
+    words = (*LAUNCH, str(recipe), *SIZE, "--training.output", str(output), "--data.train.source", "no.txt")
+    train, evaluate = [line.split()[1] for line in cluster.check("head", *words, "--then", "evaluate").splitlines()]
+    assert cluster.wait(train) == "FAILED" and cluster.job(train, "ExitCode") == "2:0"
+    assert "error: data.train: 'no.txt' is neither a file nor a folder" in log_of(output)
+    assert cluster.wait(evaluate) == "CANCELLED"
+    assert starts(output) == 1
+
+
+def test_array_and_chain(cluster, recipe, undisturbed, tmp_path):
+    """Two runs that differ in their seed; each is evaluated, and then converted."""
+    output = tmp_path / "run"
+    words = (*LAUNCH, str(recipe), *SIZE, "--training.output", str(output), "--array", "2")
+    printed = cluster.check("head", *words, "--then", "evaluate", "--then", "convert --dtype bf16")
+    last = printed.splitlines()[2].split()[1]
+    for number in range(2):
+        logs = lambda: "".join(file.read_text() for file in (output / "jobs").glob("*.out"))  # noqa: E731
+        assert cluster.wait(f"{last}_{number}", timeout=240) == "COMPLETED", logs()
+        run = output / f"seed_{number}"
+        assert len(list((run / "evaluation").glob("*.json"))) == 1
+        assert (run / "converted" / "model.safetensors").exists()
+    assert curve(output / "seed_0") == undisturbed
+    assert curve(output / "seed_1") != undisturbed

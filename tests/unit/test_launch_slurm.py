@@ -1,0 +1,159 @@
+"""`hmt-ds launch slurm`: the scripts that it writes, and what it refuses. That they run: tests/cluster.
+
+    python tests/unit/test_launch_slurm.py
+
+prints scripts for 1, 8 and 64 nodes, for a person to read.
+"""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from hmt_ds import cli
+from hmt_ds.launch.starts import main as start
+
+RECIPE = {
+    "model": {"source": "./model"},
+    "memory": {"segment_length": 16},
+    "data": {"train": {"source": "text.txt"}},
+    "training": {"output": "runs/my run", "steps": 3, "seed": 5},
+    "optimizer": {"lr": 0.1},
+    "deepspeed": "ds_configs/zero2.json",
+}
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch) -> str:
+    """In a working folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    return "recipe.yaml"
+
+
+def ask(monkeypatch, capsys, *words: str) -> tuple[int, str, list[str]]:
+    """Exit code, what was printed, and the errors."""
+    monkeypatch.setattr(sys, "argv", ["hmt-ds", "launch", "slurm", *words])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    said = capsys.readouterr()
+    return end.value.code, said.out, said.err.splitlines()
+
+
+def scripts_in(printed: str) -> list[str]:
+    """The scripts of a dry run."""
+    return ["#!/usr/bin/env bash" + text for text in printed.split("#!/usr/bin/env bash")[1:]]
+
+
+def options_in(script: str) -> dict[str, str]:
+    """What it asks of Slurm."""
+    lines = [shlex.split(line, comments=True) for line in re.findall(r"^#SBATCH (.*)$", script, flags=re.MULTILINE)]
+    assert all(len(words) == 1 for words in lines), lines
+    return {key: value for [word] in lines for key, _, value in [word.removeprefix("--").partition("=")]}
+
+
+@pytest.mark.parametrize("nodes", [1, 8, 64])
+def test_dry_run(monkeypatch, capsys, recipe, tmp_path, nodes):
+    words = ("--nodes", str(nodes), "--gpus-per-node", "4", "--time", "2-12", "--dry-run", "--sbatch", "qos=high")
+    code, printed, _ = ask(monkeypatch, capsys, recipe, *words, "--training.steps", "7", "--account", "physics")
+    (script,) = scripts_in(printed)
+    expected = {"nodes": str(nodes), "ntasks-per-node": "4", "gpus-per-node": "4", "time": "2-12", "requeue": ""}
+    expected |= {"job-name": "my run-train", "output": "runs/my run/jobs/train-%j.out"}
+    expected |= {"qos": "high", "account": "physics", "signal": "USR1@180"}
+    assert code == 0 and options_in(script).items() >= expected.items()
+    assert "partition" not in options_in(script) and "array" not in options_in(script)
+    assert "--training.steps 7\n" in script and "run='runs/my run'\n" in script and "{" not in script.split("run=")[0]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_chain(monkeypatch, capsys, recipe):
+    words = ("--nodes", "8", "--dry-run", "--then", "evaluate --evaluation.documents 9", "--then", "convert --merge")
+    code, printed, _ = ask(monkeypatch, capsys, recipe, *words)
+    train, evaluate, convert = scripts_in(printed)
+    assert code == 0
+    assert [options_in(script)["nodes"] for script in (train, evaluate, convert)] == ["8", "1", "1"]
+    assert 'hmt_ds.evaluate "$run" --evaluation.documents 9\n' in evaluate and "signal" not in options_in(evaluate)
+    assert 'convert "$run" "$run/converted" --merge\n' in convert and "gpus-per-node" not in options_in(convert)
+    submitted = re.findall(r"^# (sbatch .*)$", printed, flags=re.MULTILINE)
+    assert "dependency" not in submitted[0]
+    assert "afterok:(train)" in submitted[1] and "afterok:(evaluate)" in submitted[2]
+    assert all("--kill-on-invalid-dep=yes" in words for words in submitted[1:])
+
+
+def test_array_counts_the_seed_up(monkeypatch, capsys, recipe):
+    (script,) = scripts_in(ask(monkeypatch, capsys, recipe, "--array", "3", "--dry-run")[1])
+    assert options_in(script)["array"] == "0-2"
+    lines = "\n".join(line for line in script.splitlines() if line.startswith(("seed=", "run=")))
+    shown = subprocess.run(
+        ["bash", "-c", f"{lines}\necho $run"], env={"SLURM_ARRAY_TASK_ID": "2"}, capture_output=True, text=True
+    )
+    assert shown.stdout == "runs/my run/seed_7\n"
+
+
+@pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
+def test_scripts_are_clean(monkeypatch, capsys, recipe):
+    words = ("--dry-run", "--array", "2", "--then", "evaluate", "--then", "convert", "--model.source", "it's mine")
+    for script in scripts_in(ask(monkeypatch, capsys, recipe, *words)[1]):
+        text = script.split("\n# sbatch --parsable")[0] + "\n"
+        run = subprocess.run(["shellcheck", "-"], input=text, capture_output=True, text=True, check=False)
+        assert run.returncode == 0, run.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--nodes", "0"], "--nodes: must be a whole number of at least 1, got '0'"),
+        (["--gpus-per-node", "all"], "--gpus-per-node: must be a whole number of at least 1, got 'all'"),
+        (["--array", "0-3"], "--array: must be a whole number of at least 1, got '0-3'"),
+        (["--time", "1day"], "--time: must be like 90 (minutes), 12:00:00 or 2-12 (days-hours), got '1day'"),
+        (["--then", "deploy"], "--then: must begin with one of train, evaluate, convert, got 'deploy'"),
+        (["--then", "train"], "--then train: name a recipe"),
+        (["--then", "train no.yaml"], "no.yaml: no such recipe"),
+        (["--sbatch", "qos high"], "--sbatch: must be like exclusive or qos=high, got 'qos high'"),
+        (["--training.stepps", "3"], "training.stepps: unknown key; did you mean training.steps?"),
+    ],
+    ids=lambda words: words[0] if isinstance(words, list) else "",
+)
+def test_bad_options(monkeypatch, capsys, recipe, words, line):
+    code, printed, errors = ask(monkeypatch, capsys, recipe, "--dry-run", *words)
+    assert code == 2 and printed == "" and errors == [f"error: {line}"]
+
+
+def test_a_run_that_is_there_is_not_gone_on_with_unasked(monkeypatch, capsys, recipe, tmp_path):
+    (tmp_path / "runs/my run/checkpoints").mkdir(parents=True)
+    code, _, errors = ask(monkeypatch, capsys, recipe, "--dry-run")
+    assert code == 2 and "runs/my run holds a run already" in errors[0]
+    assert ask(monkeypatch, capsys, recipe, "--dry-run", "--checkpoint.resume", "auto")[0] == 0
+
+
+def test_no_slurm_here(monkeypatch, capsys, recipe, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    code, _, errors = ask(monkeypatch, capsys, recipe)
+    assert code == 2 and errors == ["error: there is no sbatch here: --dry-run shows the scripts"]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_starts_are_counted_by_job_and_checkpoint(capsys, recipe, tmp_path):
+    latest = tmp_path / "runs/my run/checkpoints/latest"
+    assert [start("7", 2, recipe, []) for _ in range(3)] == [0, 0, 2]
+    assert "2 starts of job 7 have found no checkpoint" in capsys.readouterr().err
+    latest.parent.mkdir()
+    latest.write_text("step_000010")
+    assert [start("7", 2, recipe, []) for _ in range(3)] == [0, 0, 2]
+    assert "2 starts of job 7 have found step_000010" in capsys.readouterr().err
+    latest.write_text("step_000020")
+    assert start("7", 2, recipe, []) == 0
+    latest.write_text("step_000010")
+    assert start("70", 2, recipe, []) == 0  # submitted again, by a person
+
+
+if __name__ == "__main__":
+    for size in ("1", "8", "64"):
+        more = ["--nodes", size, "--then", "evaluate", "--then", "convert", "--dry-run"]
+        sys.argv = ["hmt-ds", "launch", "slurm", "launch/recipes/smollm2-135m.yaml", *more]
+        with pytest.raises(SystemExit):
+            cli.main()
