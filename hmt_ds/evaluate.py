@@ -7,6 +7,7 @@ import torch
 from hmt_ds.checkpoint import load_checkpoint, newest_intact
 from hmt_ds.config import ConfigError, load_recipe
 from hmt_ds.parallel.distributed import end_process
+from hmt_ds.parallel.stopping import StopSignals
 from hmt_ds.train import as_rank, prepare_together
 from hmt_ds.trainer import Trainer, say
 
@@ -18,6 +19,7 @@ def main() -> int:
 
 def evaluate(named: str, overrides: list[str], device: torch.device) -> None:
     """Print and write the held-out perplexity of a run's newest checkpoint, or of a recipe's starting weights."""
+    signals = StopSignals()
     source, run = Path(named), Path(named).is_dir()
     recipe_file = source / "recipe.yaml" if run else source
     recipe = load_recipe(recipe_file, overrides)
@@ -26,7 +28,7 @@ def evaluate(named: str, overrides: list[str], device: torch.device) -> None:
     checkpoint = newest_intact(source / "checkpoints", say) if run else None
     if run and checkpoint is None:
         raise ConfigError([f"{source}: the run has no checkpoint yet"])
-    trainer = Trainer(recipe, prepare_together(recipe, recipe_file, new_run=False), device)
+    trainer = Trainer(recipe, prepare_together(recipe, recipe_file, new_run=False), device, signals)
     if checkpoint:
         trainer.position = load_checkpoint(trainer.executor, checkpoint, weights_only=True)
     trainer.evaluate()

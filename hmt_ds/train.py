@@ -11,7 +11,7 @@ from hmt_ds.checkpoint import CheckpointError
 from hmt_ds.config import ConfigError, load_recipe
 from hmt_ds.data import DataError
 from hmt_ds.parallel.distributed import LaunchError, LostRank, end_process, from_rank_0, join, leave, quiet, rank
-from hmt_ds.parallel.stopping import STOPPED, Stopped, write_exit_code
+from hmt_ds.parallel.stopping import STOPPED, Stopped, StopSignals, write_exit_code
 from hmt_ds.prepare import Prepared, prepare
 from hmt_ds.recipe import Recipe
 from hmt_ds.reporting.progress import print_problems
@@ -77,10 +77,11 @@ def end_out_of_memory(error: Exception) -> NoReturn:
 
 def train(recipe_file: str, overrides: list[str], device: torch.device) -> None:
     """A training run from its recipe."""
+    signals = StopSignals()
     recipe = load_recipe(recipe_file, overrides)
     if rank() == 0:
         print_recipe(recipe.model_dump(mode="json"))
-    Trainer(recipe, prepare_together(recipe, recipe_file, new_run=True), device).train()
+    Trainer(recipe, prepare_together(recipe, recipe_file, new_run=True), device, signals).train()
 
 
 def prepare_together(recipe: Recipe, recipe_file: str | Path, *, new_run: bool, with_data: bool = True) -> Prepared:

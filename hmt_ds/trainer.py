@@ -37,12 +37,12 @@ class Trainer:
         recipe: checked.
         prepared: what the checks have read: data, DeepSpeed's configuration.
         device: this rank's.
+        signals: that tell it to stop.
     """
 
-    def __init__(self, recipe: Recipe, prepared: Prepared, device: torch.device):
-        self.recipe, self.prepared = recipe, prepared
+    def __init__(self, recipe: Recipe, prepared: Prepared, device: torch.device, signals: StopSignals):
+        self.recipe, self.prepared, self.signals = recipe, prepared, signals
         self.folder = Path(recipe.training.output)
-        self.signals = StopSignals()
         self.executor = build_executor(recipe, prepared, device)
         self.parameters, self.trained = sizes_of(self.executor)
         self.position = Position()

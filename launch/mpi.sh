@@ -28,8 +28,9 @@ arguments=()
 if [ -n "${GLOO_SOCKET_IFNAME:-}" ]; then arguments+=(--mca btl_tcp_if_include "$GLOO_SOCKET_IFNAME"); fi
 if [ "$(id -u)" = 0 ]; then arguments+=(--allow-run-as-root); fi
 
-tell_ranks() { # mpirun hands USR1 to all ranks; TERM would make it kill them
-    if [ "$way" = mpirun ]; then kill -USR1 "$1"; else pkill -USR1 -P "$1" mpirun; fi
+tell_ranks() { # mpirun hands USR1 to all ranks; told TERM it kills them
+    local number=${1/KILL/TERM}
+    if [ "$way" = mpirun ]; then kill "-$number" "$2"; else pkill "-$number" -P "$2" mpirun; fi
 }
 
 if [ "$way" = mpirun ]; then

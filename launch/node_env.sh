@@ -15,12 +15,16 @@ VENV=$(realpath -s "${VENV:-.venv}")
 export PATH="$VENV/bin:$PATH" # with its own ninja: another one would build DeepSpeed's parts anew
 
 # What DeepSpeed compiles. A killed build leaves a lock that all later ones wait for without end: whoever has this folder
-# alone knows that its locks are stale. The launch has it as long as descriptor 8 is open.
-export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$VENV/torch_extensions}
-if mkdir -p "$TORCH_EXTENSIONS_DIR" 2>/dev/null && exec 8>>"$TORCH_EXTENSIONS_DIR/.users"; then
-    if flock -n 8; then rm -f "$TORCH_EXTENSIONS_DIR"/*/lock; fi
-    flock -s 8
+# alone knows that its locks are stale. A launch has it as long as descriptor 8 is open.
+if [ -z "${TORCH_EXTENSIONS_DIR:-}" ]; then
+    TORCH_EXTENSIONS_DIR=$VENV/torch_extensions
+    [ -w "$VENV" ] || TORCH_EXTENSIONS_DIR=~/.cache/hmt_ds_extensions
 fi
+export TORCH_EXTENSIONS_DIR
+mkdir -p "$TORCH_EXTENSIONS_DIR"
+exec 8>>"$TORCH_EXTENSIONS_DIR/.users"
+if flock -n 8; then rm -f "$TORCH_EXTENSIONS_DIR"/*/lock; fi
+flock -s 8 || true # (not every file system has locks)
 
 export NCCL_DEBUG=${NCCL_DEBUG:-WARN} # says why, where NCCL fails
 
@@ -34,19 +38,21 @@ passed_on() { compgen -e | grep -E '^(PATH|LD_LIBRARY_PATH|PYTHONPATH|CUDA_HOME|
 write_deepspeed_env() {
     local name
     for name in $(passed_on); do
-        if [[ ${!name} =~ ^[A-Za-z0-9_@%+=:,./-]+$ ]]; then printf '%s=%s\n' "$name" "${!name}"
+        if [ -z "${!name}" ]; then continue
+        elif [[ ${!name} =~ ^[A-Za-z0-9_@%+=:,./-]+$ ]]; then printf '%s=%s\n' "$name" "${!name}"
         else say "warning: ranks will not see $name: blanks and quotes do not pass through deepspeed"; fi
     done >"$1"
     export DS_ENV_FILE=$1
 }
 
-# run_launcher COMMAND ...: start it, hand USR1, TERM and Ctrl-C to the script's function tell_ranks, and exit as rank 0 did.
+# run_launcher COMMAND ...: start it, and exit as rank 0 did. The first USR1, TERM or Ctrl-C stops the run: the script's
+# function `tell_ranks USR1 LAUNCHER` is called; at the second one `tell_ranks KILL LAUNCHER`.
 run_launcher() {
-    local code=0 launcher
+    local code=0 launcher number=USR1
     set -m # a process group of its own: Ctrl-C does not reach it
     "$@" </dev/null 8>&- &
     launcher=$!
-    trap 'say "stopping after the step in hand"; tell_ranks "$launcher"' USR1 TERM INT
+    trap 'say "stopping ($number)"; tell_ranks $number "$launcher"; number=KILL' USR1 TERM INT
     while kill -0 $launcher 2>/dev/null; do wait $launcher && code=0 || code=$?; done
     rank_0_code $code || code=$?
     exit $code
@@ -73,8 +79,8 @@ make_work() {
     rm -f "$HMT_DS_EXIT_CODE_FILE" # of an earlier start of the same job
 }
 
-# requeue_unless_ended CODE: what a Slurm job does when its ranks have ended. 0: the run is at its end. 2: the recipe is wrong,
-# and would be again. All else deserves another start; 75 says that the ranks were told to stop, and have saved.
+# requeue_unless_ended CODE: what a Slurm job does when its ranks have ended. 0: the run is at its end. 2: the recipe is
+# wrong, and would be again. All else deserves another start; 75 says that the ranks were told to stop, and have saved.
 # scancel and the time limit end the script before it comes here.
 requeue_unless_ended() {
     case $1 in 0 | 2) exit "$1" ;; esac

@@ -24,6 +24,7 @@ USAGE = "usage: python -m hmt_ds.launch.check hostfile FILE | slurm"
 def main(words: list[str]) -> int:
     """Check, and print the settings; returns the exit code."""
     try:
+        check_port(os.environ.get("MASTER_PORT", "1"))
         match words:
             case ["hostfile", file]:
                 hosts = read_hostfile(Path(file))
@@ -40,6 +41,16 @@ def main(words: list[str]) -> int:
     for name, value in settings.items():
         print(f"export {name}={shlex.quote(value)}")
     return 0
+
+
+def check_port(text: str) -> None:
+    """What the user has set must be one.
+
+    Raises:
+        LaunchProblem: if it is none.
+    """
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 65535):
+        raise LaunchProblem([f"MASTER_PORT: must be a number from 1 to 65535, got {text!r}"])
 
 
 def probe_words(hosts: dict[str, int], host: str) -> list[str]:

@@ -34,7 +34,8 @@ def main() -> None:
 
 def absent() -> list[str]:
     """Packages that a rank needs and this Python lacks."""
-    return [name for name in NEEDED if find_spec(name) is None]
+    specs = {name: find_spec(name) for name in NEEDED}
+    return [name for name, spec in specs.items() if spec is None or spec.origin is None]  # an empty folder has none
 
 
 def number_of_gpus(wanted: int) -> int:

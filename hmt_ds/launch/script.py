@@ -65,8 +65,9 @@ class Job:
         Args:
             file: where it is going to be.
         """
-        pairs = options_of(self.words[1:]) if self.command == "train" else []
-        log = f"{self.command}-{'%A_%a' if self.allocation.array else '%j'}.out"
+        array = self.allocation.array
+        said = {"training.output", "checkpoint.resume", *(["training.seed"] if array else [])}
+        log = f"{self.command}-{'%A_%a' if array else '%j'}.out"
         environment = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
         template = environment.from_string(files("hmt_ds.launch").joinpath("job.sbatch.j2").read_text())
         rendered = template.render(
@@ -76,13 +77,13 @@ class Job:
             written_by=shlex.join(["hmt-ds", *sys.argv[1:]]),
             file=shlex.quote(str(file)),
             name=shlex.quote(f"{self.folder.name}-{self.command}"),
-            log=shlex.quote(str(file.with_name(log))),
+            log=shlex.quote(str(file.with_name(log).absolute())),
             here=shlex.quote(str(Path.cwd())),
             venv=shlex.quote(sys.prefix),
             node_env=shlex.quote(str(NODE_ENV)),
             folder=shlex.quote(str(self.folder)),
             words=[shlex.quote(word) for word in self.words],
-            options=pairs,
+            options=options_of(self.words[1:], said) if self.command == "train" else [],
             arguments="".join(f" {shlex.quote(word)}" for word in self.words),
             seed=self.seed,
             tries=self.tries,
@@ -90,12 +91,18 @@ class Job:
         return rendered.rstrip() + "\n"
 
 
-def options_of(words: tuple[str, ...]) -> list[str]:
-    """Overrides, a line each: ``--section.key value`` or ``--section.key=value``."""
+def options_of(words: tuple[str, ...], said: set[str]) -> list[str]:
+    """Overrides, a line each: ``--section.key value`` or ``--section.key=value``.
+
+    Args:
+        said: keys to be left out, for the script says them itself.
+    """
     lines: list[str] = []
     rest = list(words)
     while rest:
-        taken = 1 if "=" in rest[0] else 2
-        lines.append(shlex.join(rest[:taken]))
+        key, equals, _ = rest[0].removeprefix("--").partition("=")
+        taken = 1 if equals else 2
+        if key not in said:
+            lines.append(shlex.join(rest[:taken]))
         rest = rest[taken:]
     return lines

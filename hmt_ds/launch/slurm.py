@@ -8,6 +8,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from hmt_ds.planning.options import whole_number
+
 # minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes, days-hours:minutes:seconds
 TIME = r"\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+(:\d\d){0,2}"
 THEN = ("train", "evaluate", "convert")
@@ -90,14 +92,10 @@ def chain(arguments: argparse.Namespace, overrides: list[str]) -> list[Any]:
 
     problems = [] if NODE_ENV.exists() else [f"{NODE_ENV}: not there; install with pip install -e, from the project"]
 
-    def number(option: str, text: str | None) -> int:
-        if text is None or re.fullmatch(r"[1-9]\d*", text):
-            return int(text or 0)
-        problems.append(f"{option}: must be a whole number of at least 1, got {text!r}")
-        return 1
-
-    nodes, gpus = number("--nodes", arguments.nodes), number("--gpus-per-node", arguments.gpus_per_node)
-    array, tries = number("--array", arguments.array) or None, number("--tries", arguments.tries)
+    nodes = whole_number("--nodes", arguments.nodes, 1, problems)
+    gpus = whole_number("--gpus-per-node", arguments.gpus_per_node, 1, problems)
+    array = whole_number("--array", arguments.array, 1, problems) if arguments.array else None
+    tries = whole_number("--tries", arguments.tries, 1, problems)
     if not re.fullmatch(TIME, arguments.time):
         problems.append(f"--time: must be like 90 (minutes), 12:00:00 or 2-12 (days-hours), got {arguments.time!r}")
     more = tuple(arguments.sbatch)

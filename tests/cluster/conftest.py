@@ -19,7 +19,9 @@ from hmt_ds.reporting.metrics import read_metrics
 MINICLUSTER = Path(__file__).with_name("minicluster")
 VENV = Path(sys.prefix)
 CANNOT = 77  # its exit code where a machine cannot have a cluster
+SBATCH = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=2")
 STEPS = 160
+PATIENCE = 240.0  # seconds, where others need the cores too
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
 
 Curve = list[tuple[int, float, float]]
@@ -48,7 +50,7 @@ class Cluster:
             start_new_session=True,
         )
 
-    def run(self, node: str, *command: str, timeout: float = 120, **environment: str) -> tuple[int, str]:
+    def run(self, node: str, *command: str, timeout: float = PATIENCE, **environment: str) -> tuple[int, str]:
         """Run a command on a node; returns its exit code and all that it printed."""
         with self.start(node, *command, **environment) as process:
             return finish(process, timeout)
@@ -68,7 +70,7 @@ class Cluster:
         said = self.check("head", "scontrol", "show", "job", number)
         return dict(re.findall(r"(\S+?)=(\S*)", said))[key]
 
-    def wait(self, number: str, *states: str, timeout: float = 120) -> str:
+    def wait(self, number: str, *states: str, timeout: float = PATIENCE) -> str:
         """Wait until a job is in one of the states (at its end, without any); returns the state."""
         found = ""
 
@@ -77,11 +79,11 @@ class Cluster:
             found = self.job(number, "JobState")
             return found in (states or ENDED)
 
-        wait_until(there, timeout, lambda: f"job {number} is {found}")
+        wait_until(there, lambda: f"job {number} is {found}", timeout)
         return found
 
 
-def finish(process: subprocess.Popen[str], timeout: float) -> tuple[int, str]:
+def finish(process: subprocess.Popen[str], timeout: float = PATIENCE) -> tuple[int, str]:
     """Exit code and output of a process; it and its children end with the time."""
     try:
         printed = process.communicate(timeout=timeout)[0]
@@ -91,7 +93,7 @@ def finish(process: subprocess.Popen[str], timeout: float) -> tuple[int, str]:
     return process.returncode, printed
 
 
-def wait_until(there: Callable[[], bool], timeout: float, said: Callable[[], str]) -> None:
+def wait_until(there: Callable[[], bool], said: Callable[[], str], timeout: float = PATIENCE) -> None:
     """Wait for something; in vain is a failure, with what is said then."""
     deadline = time.monotonic() + timeout
     while not there():
@@ -104,9 +106,9 @@ def curve(output: Path) -> Curve:
     return [(row["step"], row["loss"], row["gradient_norm"]) for row in read_metrics(output / "metrics.jsonl")]
 
 
-def wait_for_step(output: Path, step: int, timeout: float = 60) -> None:
+def wait_for_step(output: Path, step: int) -> None:
     """Until a run has written a step into its log."""
-    wait_until(lambda: len(curve(output)) >= step, timeout, lambda: f"{output} is at step {len(curve(output))}")
+    wait_until(lambda: len(curve(output)) >= step, lambda: f"{output} is at step {len(curve(output))}")
 
 
 @pytest.fixture(scope="session")
@@ -128,6 +130,16 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield Cluster(state)
     finally:
         minicluster("down")
+
+
+@pytest.fixture(autouse=True)
+def no_jobs_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a test has left in the queue would slow down those after it."""
+    yield
+    if "cluster" in request.fixturenames:
+        there: Cluster = request.getfixturevalue("cluster")
+        there.check("head", "scancel", "--user=root")
+        wait_until(lambda: not there.check("head", "squeue", "--noheader"), lambda: "jobs are left")
 
 
 @pytest.fixture(scope="session")

@@ -5,13 +5,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import Cluster, curve, finish, wait_for_step, wait_until
+from conftest import SBATCH, Cluster, curve, finish, wait_for_step, wait_until
 
 from hmt_ds.parallel.stopping import STOPPED
 
 pytestmark = pytest.mark.cluster
 
-SBATCH = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=2")
 INTERACTIVE = {  # how each is found among the processes of the node that it was started on
     "local.sh": "python -m hmt_ds.cli train",
     "hostfile.sh": "bash launch/hostfile.sh",
@@ -53,14 +52,14 @@ def test_one_run_through_all_interactive_launchers(cluster, recipe, hostfile, un
         with launch(cluster, script, hostfile, recipe, output, "--checkpoint.resume", "auto") as process:
             wait_for_step(output, at + 3)
             signal_script(cluster, script, number)
-            code, printed = finish(process, 60)
+            code, printed = finish(process)
         assert code == STOPPED, f"{script}: {code}\n{printed}"
         assert f"step {at}" in printed if at else "resumed" not in printed, printed
         at = len(curve(output))
         assert at < len(undisturbed) and f"stopped after step {at};" in printed, printed
         assert not ranks_on(cluster, "node0") and not ranks_on(cluster, "node1")
     with launch(cluster, "hostfile.sh", hostfile, recipe, output, "--checkpoint.resume", "auto") as process:
-        code, printed = finish(process, 60)
+        code, printed = finish(process)
     assert code == 0, printed
     assert curve(output) == undisturbed
 
@@ -80,7 +79,7 @@ def test_torchrun_starts_anew_when_a_rank_has_failed(cluster, recipe, undisturbe
     with cluster.start("head", "srun", "-N2", "--ntasks-per-node=1", *words, RANKS="1") as process:
         wait_for_step(output, 8)
         cluster.check("node1", "kill", "-KILL", *ranks_on(cluster, "node1"))
-        code, printed = finish(process, 120)
+        code, printed = finish(process)
     assert code == 0 and "resumed from" in printed, printed
     assert curve(output) == undisturbed
 
@@ -92,7 +91,7 @@ def test_a_dead_rank_ends_the_others(cluster, recipe, hostfile, tmp_path):
         wait_for_step(output, 3)
         cluster.check("node0", "kill", "-STOP", *ranks_on(cluster, "node0"))
         cluster.check("node1", "kill", "-KILL", *ranks_on(cluster, "node1"))
-        code, printed = finish(process, 60)
+        code, printed = finish(process)
     assert code not in (0, STOPPED), printed
     assert not ranks_on(cluster, "node0") and not ranks_on(cluster, "node1")
 
@@ -105,7 +104,7 @@ def test_exit_code_is_true_where_deepspeeds_is_not(cluster, recipe, hostfile, tm
         wait_for_step(output, 3)
         pattern = f"^[^ ]*python.*-m {child}" if script == "local.sh" else f"^{child} -S"
         cluster.check("head", "pkill", "-KILL", "-f", pattern)
-        code, printed = finish(process, 60)
+        code, printed = finish(process)
     assert code == 1, printed
     for node in ("head", "node0", "node1"):
-        wait_until(lambda node=node: not ranks_on(cluster, node), 30, lambda node=node: f"ranks left on {node}")
+        wait_until(lambda node=node: not ranks_on(cluster, node), lambda node=node: f"ranks left on {node}", timeout=30)

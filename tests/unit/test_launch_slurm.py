@@ -59,13 +59,15 @@ def options_in(script: str) -> dict[str, str]:
 @pytest.mark.parametrize("nodes", [1, 8, 64])
 def test_dry_run(monkeypatch, capsys, recipe, tmp_path, nodes):
     words = ("--nodes", str(nodes), "--gpus-per-node", "4", "--time", "2-12", "--dry-run", "--sbatch", "qos=high")
-    code, printed, _ = ask(monkeypatch, capsys, recipe, *words, "--training.steps", "7", "--account", "physics")
+    words += ("--training.steps", "7", "--training.output=runs/my run", "--account", "physics")
+    code, printed, _ = ask(monkeypatch, capsys, recipe, *words)
     (script,) = scripts_in(printed)
     expected = {"nodes": str(nodes), "ntasks-per-node": "4", "gpus-per-node": "4", "time": "2-12", "requeue": ""}
-    expected |= {"job-name": "my run-train", "output": "runs/my run/jobs/train-%j.out"}
+    expected |= {"job-name": "my run-train", "output": f"{tmp_path}/runs/my run/jobs/train-%j.out"}
     expected |= {"qos": "high", "account": "physics", "signal": "USR1@180"}
     assert code == 0 and options_in(script).items() >= expected.items()
     assert "partition" not in options_in(script) and "array" not in options_in(script)
+    assert script.partition("run=")[2].count("--training.output") == 1
     assert "--training.steps 7\n" in script and "run='runs/my run'\n" in script and "{" not in script.split("run=")[0]
     assert not (tmp_path / "runs").exists()
 

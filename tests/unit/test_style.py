@@ -1,5 +1,6 @@
 """Lint and types, as part of the tests: there is no other place where they are asked."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,3 +15,10 @@ def test_clean(command):
     """Both read their dotfiles in the root of the repository."""
     run = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+@pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
+def test_shell_is_clean():
+    scripts = [*ROOT.glob("launch/*.sh"), *ROOT.glob("launch/*.sbatch"), ROOT / "tests/cluster/minicluster"]
+    run = subprocess.run(["shellcheck", "-x", *scripts], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout
