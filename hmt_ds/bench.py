@@ -14,10 +14,13 @@ from hmt_ds.backbones import read_config
 from hmt_ds.config import ConfigError, load_recipe
 from hmt_ds.memory import MemorySettings, Window
 from hmt_ds.parallel.distributed import end_process, rank, world_size
+from hmt_ds.parallel.ring.executor import RingExecutor
+from hmt_ds.parallel.zero import ZeroExecutor
 from hmt_ds.planning.flops import matrix_rate, peak_flops
-from hmt_ds.planning.measure import Bench, arithmetic, random_windows, speeds
+from hmt_ds.planning.measure import SHORT, Bench, arithmetic, random_windows, speeds
 from hmt_ds.planning.options import BenchOptions, parse_words
 from hmt_ds.planning.reference import Work, reference_problems, run_reference, width_in_config
+from hmt_ds.planning.ring_phases import ring_numbers
 from hmt_ds.prepare import Prepared
 from hmt_ds.recipe import Recipe
 from hmt_ds.reporting.bench_tables import bench_tables, reference_tables
@@ -93,8 +96,8 @@ def measure(recipe: Recipe, prepared: Prepared, options: BenchOptions, device: t
     """All numbers, with their units in their names."""
     executor = build_executor(recipe, prepared, device)
     parameters, trained = sizes_of(executor)
-    training, vocabulary = recipe.training, executor.engine.module.backbone.vocabulary
-    runs = Bench(executor, steps_of(recipe, prepared, options, vocabulary))
+    training = recipe.training
+    runs = Bench(executor, steps_of(recipe, prepared, options, executor))
     say(f"warming up, {options.warmup} steps; then {options.steps} timed ones")
     runs.warm_up(options.warmup)
     timed = runs.timed(options.steps)
@@ -104,31 +107,34 @@ def measure(recipe: Recipe, prepared: Prepared, options: BenchOptions, device: t
     flops = arithmetic(executor, parameters, trained, training.batch_size, training.bptt_depth)
     peaks = peak_rates(device)
     return {
-        "run": described(recipe, options, device, executor.engine.zero_optimization_stage())
-        | {"parameters": parameters, "trained_parameters": trained},
+        "run": described(recipe, options, device, executor) | {"parameters": parameters, "trained_parameters": trained},
         "compute": asdict(executor.compute),
-        "plan": asdict(executor.room.plan),
+        "plan": asdict(executor.room.plan) if executor.stages == 1 else None,
+        "ring": ring_numbers(executor, min(SHORT, training.bptt_depth), phases)
+        if isinstance(executor, RingExecutor)
+        else None,
         "steps": [asdict(step) for step in timed],
         "peak_flops_per_second": peaks,
         "flops": flops,
-        "speed": speeds(timed, flops, training.gradient_accumulation, peaks),
-        "phase_seconds": phases,
+        "speed": speeds(timed, flops, training.gradient_accumulation / executor.stages, peaks),
+        "phase_seconds": phases[0],
         "memory": memory,
     }
 
 
-def described(recipe: Recipe, options: BenchOptions, device: torch.device, stage: int) -> dict[str, Any]:
+def described(recipe: Recipe, options: BenchOptions, device: torch.device, executor: ZeroExecutor) -> dict[str, Any]:
     """What was run."""
     training = recipe.training
     return {
         "ranks": world_size(),
         "device": device_name(device),
         "precision": recipe.model.precision,
-        "zero_stage": stage,
+        "zero_stage": executor.engine.zero_optimization_stage(),
+        "pipelines": executor.data_ranks,
         "mode": recipe.memory.mode,
         "segment_length_tokens": recipe.memory.segment_length,
         "bptt_depth_segments": training.bptt_depth,
-        "batch_size_per_rank": training.batch_size,
+        "batch_size": training.batch_size,
         "windows_per_step": training.gradient_accumulation,
         "tokens": options.tokens,
         "fresh": options.fresh,
@@ -137,8 +143,10 @@ def described(recipe: Recipe, options: BenchOptions, device: torch.device, stage
     }
 
 
-def steps_of(recipe: Recipe, prepared: Prepared, options: BenchOptions, vocabulary: int) -> Iterator[list[Window]]:
-    """The windows of one step after the other."""
+def steps_of(
+    recipe: Recipe, prepared: Prepared, options: BenchOptions, executor: ZeroExecutor
+) -> Iterator[list[Window]]:
+    """The windows of one step after the other; all stages of a pipeline have the same."""
     training = recipe.training
     windows: Iterator[Window]
     if options.tokens == "data":
@@ -148,8 +156,8 @@ def steps_of(recipe: Recipe, prepared: Prepared, options: BenchOptions, vocabula
             training.batch_size,
             training.bptt_depth,
             recipe.memory.segment_length,
-            vocabulary,
-            seed=training.seed + rank(),
+            executor.engine.module.backbone.vocabulary,
+            seed=training.seed + executor.data_rank,
             fresh=options.fresh,
         )
     while True:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import deepspeed
 import torch
@@ -145,6 +145,14 @@ def from_rank_0(value: object) -> object:
     with together():
         torch.distributed.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def from_all_ranks(value: object) -> list[Any]:
+    """Every rank's value, on every rank."""
+    values = [value] * world_size()
+    if torch.distributed.is_initialized():
+        torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def quiet() -> None:

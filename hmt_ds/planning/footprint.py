@@ -16,6 +16,7 @@ GRADIENTS = (
     "all_grad_tensors",
     "grad_partitions_flat_buffer",
     "ipg_buckets",
+    "fp32_groups_gradients_flat",
 )
 MASTERS = ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat")
 

@@ -10,10 +10,10 @@ import torch
 
 from hmt_ds.backbones.compute import layers_of
 from hmt_ds.memory import Window
-from hmt_ds.parallel.distributed import rank, world_size
+from hmt_ds.parallel.distributed import add_up, from_all_ranks, rank, world_size
 from hmt_ds.parallel.settle import number_of
 from hmt_ds.parallel.zero import ZeroExecutor
-from hmt_ds.planning.clock import PHASES, Clock
+from hmt_ds.planning.clock import PHASES, RING_PHASES, Clock
 from hmt_ds.planning.flops import rates, repeated_positions, useful_flops_per_token
 from hmt_ds.planning.footprint import MemoryProbe, footprint
 
@@ -46,7 +46,7 @@ def random_windows(
     """Windows of random tokens without end; every row is one document, or begins one in each window.
 
     Args:
-        seed: the ranks' should differ.
+        seed: those of ranks that read other rows should differ.
         fresh: whether each window begins new documents. Else memories are carried on, as in training on long ones.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -101,11 +101,13 @@ class Bench:
             self.peak = torch.get_device_module(self.executor.device).max_memory_allocated()
         return [TimedStep(sum(s.values()), sum(s.values()) - s["other"], tokens, loss) for s, tokens, loss in found]
 
-    def by_phase(self) -> dict[str, float]:
-        """Seconds of each phase of a step, all of them timed: the mean of some steps."""
+    def by_phase(self) -> list[dict[str, float]]:
+        """Seconds of each phase of a step, all of them timed: the mean of some steps, on each rank."""
         clock = Clock(self.executor.device)
         found = [self.clocked(clock, self.short_step())[0] for _ in range(CLOCKED_STEPS)]
-        return {name: sum(seconds.get(name, 0.0) for seconds in found) / CLOCKED_STEPS for name in PHASES}
+        names = PHASES if self.executor.stages == 1 else RING_PHASES
+        mean = {name: sum(seconds.get(name, 0.0) for seconds in found) / CLOCKED_STEPS for name in names}
+        return from_all_ranks(mean)
 
     def clocked(self, clock: Clock, windows: list[Window]) -> tuple[dict[str, float], int, float]:
         """One step: seconds by phase, fresh tokens of all ranks, loss."""
@@ -119,17 +121,18 @@ class Bench:
         return seconds, output.fresh_tokens, output.loss
 
     def memory(self, resident: int) -> dict[str, Any]:
-        """Peak and parts of one more step.
+        """Peak and parts of one more step, on the rank with the highest peak.
 
         Args:
-            resident: bytes that the process holds, for CPUs.
+            resident: bytes that this process holds, for CPUs.
         """
         probe = MemoryProbe(self.executor)
         self.executor.phase = probe
         self.executor.train_batch(self.short_step())
         self.executor.phase = nullcontext
         probe.note()
-        return footprint(probe, self.peak or resident)
+        every = from_all_ranks({"rank": rank()} | footprint(probe, self.peak or resident))
+        return max(every, key=lambda found: found["peak_bytes"])
 
     def trace(self, folder: Path) -> Path:
         """A trace of one more step, by rank 0, with the phases named in it."""
@@ -147,10 +150,13 @@ class Bench:
 
 
 def arithmetic(executor: ZeroExecutor, parameters: int, trained: int, batch: int, segments: int) -> dict[str, Any]:
-    """What FLOPs a window takes on one rank, and what they are counted from."""
-    settings, plan = executor.settings, executor.room.plan
+    """What FLOPs a window takes on the rank or the stages that read it, and what they are counted from."""
+    settings, plan = executor.settings, executor.room.plan if executor.stages == 1 else None
     module, name = layers_of(executor.engine.module.backbone)
     in_layers = sum(number_of(weight) for weight in getattr(module, name).parameters())
+    if executor.stages > 1:
+        of_all = add_up(torch.tensor(in_layers, dtype=torch.float64, device=executor.device))
+        in_layers = round(float(of_all) / executor.data_ranks)
     again = repeated_positions(settings, plan, segments, layers_again=executor.compute.recompute == "segment+layer")
     per_token = useful_flops_per_token(parameters, trained, settings)
     useful = per_token * batch * segments * settings.segment_length
@@ -163,13 +169,13 @@ def arithmetic(executor: ZeroExecutor, parameters: int, trained: int, batch: int
 
 
 def speeds(
-    steps: list[TimedStep], flops: dict[str, Any], windows: int, peaks: dict[str, float]
+    steps: list[TimedStep], flops: dict[str, Any], windows: float, peaks: dict[str, float]
 ) -> dict[str, dict[str, Any]]:
     """Rates of the median step, and of the median step's forward and backward alone.
 
     Args:
         flops: from :func:`arithmetic`.
-        windows: of a step.
+        windows: of a step, for each rank: on a ring its stages share one.
         peaks: FLOP/s of the device, by where they are known from.
     """
     repeated = flops["repeated_flops_per_window"] * windows

@@ -20,8 +20,12 @@ def bench_tables(result: dict[str, Any]) -> Iterator[Any]:
     yield run_table(result)
     yield speed_table(result["speed"])
     yield formulas(result)
-    yield phase_table(result["phase_seconds"])
-    yield memory_table(result["memory"])
+    if ring := result["ring"]:
+        yield stages_table(ring)
+        yield bubble_notes()
+    else:
+        yield phase_table(result["phase_seconds"])
+    yield memory_table(result["memory"], result["run"]["pipelines"] if ring else None)
 
 
 def reference_tables(result: dict[str, Any]) -> Iterator[Any]:
@@ -32,19 +36,25 @@ def reference_tables(result: dict[str, Any]) -> Iterator[Any]:
 
 def run_table(result: dict[str, Any]) -> Table:
     """What was run, and what was settled."""
-    run, plan = result["run"], result["plan"]
+    run, plan, ring = result["run"], result["plan"], result["ring"]
     table = Table("", "", title="what was run", show_header=False)
     parameters, trained = (run[name] / 1e6 for name in ("parameters", "trained_parameters"))
     table.add_row("parameters", f"{parameters:,.1f}M, {trained:,.1f}M trained")
     table.add_row("ranks", f"{run['ranks']} x {run['device']}, {run['precision']}, ZeRO-{run['zero_stage']}")
     window = f"{run['bptt_depth_segments']} segments of {run['segment_length_tokens']} tokens"
     windows = "" if run["windows_per_step"] == 1 else f", {run['windows_per_step']} windows a step"
-    table.add_row("window", f"{window}, batch {run['batch_size_per_rank']} per rank{windows}, {run['mode']}")
+    of = "pipeline" if ring else "rank"
+    table.add_row("window", f"{window}, batch {run['batch_size']} per {of}{windows}, {run['mode']}")
     documents = "each window begins new documents" if run["fresh"] else "memories are carried on"
     table.add_row("tokens", f"random, {documents}" if run["tokens"] == "random" else "the recipe's data")
     table.add_row("compute", ", ".join(f"{name} {value}" for name, value in result["compute"].items()))
-    kept = f"{plan['kept_segments']} segments, {plan['kept_summaries']} batches of summaries"
-    table.add_row("kept", f"{kept}; summaries are read {plan['summary_segments']} at a time")
+    if ring:
+        layers = ", ".join(map(str, ring["layers"]))
+        parts = f"{ring['micro_batches']} micro-batches a window"
+        table.add_row("ring", f"{run['pipelines']} x {ring['stages']} stages of {layers} layers, {parts}")
+    else:
+        kept = f"{plan['kept_segments']} segments, {plan['kept_summaries']} batches of summaries"
+        table.add_row("kept", f"{kept}; summaries are read {plan['summary_segments']} at a time")
     return table
 
 
@@ -103,10 +113,39 @@ def phase_table(seconds: dict[str, float]) -> Table:
     return table
 
 
-def memory_table(memory: dict[str, Any]) -> Table:
-    """What the peak consists of; on CPUs the parts are no shares of what is resident."""
-    at, peak = memory["peak_phase"], memory["peak_bytes"]
-    table = Table(title="memory of rank 0 in a step")
+def stages_table(ring: dict[str, Any]) -> Table:
+    """Where the time of each stage goes, and what of it the schedule says."""
+    table = Table(title="seconds by phase and stage, in steps of at most 32 segments")
+    table.add_column("phase")
+    for stage in range(ring["stages"]):
+        table.add_column(f"stage {stage}", justify="right")
+    for name in ring["phase_seconds"][0]:
+        table.add_row(name, *(f"{seconds[name]:.3f}" for seconds in ring["phase_seconds"]))
+    table.add_section()
+    table.add_row("bubble", *(f"{share:.1%}" for share in ring["bubbles"]))
+    table.add_row("of the schedule", *(f"{share:.1%}" for share in ring["schedule_bubbles"]))
+    return table
+
+
+def bubble_notes() -> str:
+    """How the stages' table is read."""
+    return (
+        "backward: with what is computed again. wait: for a neighbour's message. A stage that is done with its windows "
+        "before others waits for them in reduce and step.\n"
+        "bubble: the share of the windows' time that a stage does not work; of the schedule: with equal stages, "
+        "summaries by their positions, and messages that take no time."
+    )
+
+
+def memory_table(memory: dict[str, Any], pipelines: int | None) -> Table:
+    """What the peak consists of; on CPUs the parts are no shares of what is resident.
+
+    Args:
+        pipelines: how many, on a ring.
+    """
+    at, peak, rank = memory["peak_phase"], memory["peak_bytes"], memory["rank"]
+    stage = f" (stage {rank // pipelines})" if pipelines else ""
+    table = Table(title=f"memory of the fullest rank, {rank}{stage}, in a step")
     for column in ("", "GiB", "share"):
         table.add_column(column, justify="right" if column else "left")
     table.add_row(f"peak, in phase {at}" if at else "most that was resident", f"{peak / GIB:.2f}", "")

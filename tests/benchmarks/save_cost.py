@@ -36,7 +36,7 @@ def measure(recipe_file: str, words: list[str], device: torch.device) -> None:
     prepared = prepare_together(recipe, recipe_file, new_run=False, with_data=False)
     executor = build_executor(recipe, prepared, device)
     options = parse_words([])[0]
-    steps = steps_of(recipe, prepared, replace(options, tokens="random"), executor.engine.module.backbone.vocabulary)
+    steps = steps_of(recipe, prepared, replace(options, tokens="random"), executor)
     for _ in range(WARMUP):
         executor.train_batch(next(steps))
     plain = [timed(lambda: executor.train_batch(next(steps))) for _ in range(10)]

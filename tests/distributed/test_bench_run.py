@@ -107,6 +107,6 @@ def test_trace_names_the_phases(run):
 
 
 def test_prints_once_and_leaves_the_run_alone(run):
-    for title in ("what was run", "speed per GPU", "time by phase", "memory of rank 0"):
+    for title in ("what was run", "speed per GPU", "time by phase", "memory of the fullest rank"):
         assert run.printed.count(title) == 1
     assert [path.name for path in run.output.iterdir()] == ["metrics.jsonl"]

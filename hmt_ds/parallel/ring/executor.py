@@ -87,12 +87,13 @@ class RingExecutor(ZeroExecutor):
             inputs=Inputs(self.live_inputs),
             weight=weight,
             draws=self.draws,
+            phase=self.phase,
         )
-        with self.phase("ring"), cast(PerStep, self.gradients).autocast:
+        with cast(PerStep, self.gradients).autocast:
             work.run(self.order(len(window), mode))
         self.state = joined(list(work.states()))
-        # for checkpoints, which take the first stage's
-        dist.broadcast(self.state.memories, self.place.ranks[-1], group=self.place.grid.get_pipe_parallel_group())
+        with self.phase("wait"):  # for checkpoints, which take the first stage's
+            dist.broadcast(self.state.memories, self.place.ranks[-1], group=self.place.grid.get_pipe_parallel_group())
         return totals_of(work, self.device)
 
     @torch.no_grad()

@@ -4,6 +4,7 @@ Shapes: b rows of a micro-batch, t = m + w + m positions, h hidden size, m memor
 """
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -11,9 +12,12 @@ from torch import Tensor
 from hmt_ds.memory import HMT, Borders, MemoryState, RandomState, Segment, Summary, Window
 from hmt_ds.memory.cell import remembers
 from hmt_ds.memory.settings import Mode
+from hmt_ds.memory.unroll import Phase
 from hmt_ds.parallel.ring.inputs import Inputs
 from hmt_ds.parallel.ring.place import Place, Shape
 from hmt_ds.parallel.ring.schedule import Item, Kind
+
+FORWARD_PHASES = {Kind.SUMMARY: "summary", Kind.RECALL: "recall", Kind.MAIN: "forward"}
 
 
 class RingPass:
@@ -29,6 +33,8 @@ class RingPass:
         inputs: keeps the stage's inputs from an item's forward to its backward pass.
         weight: factor of the loss.
         draws: whether the model draws random numbers (dropout).
+        phase: a context around each item, by its name: ``summary``, ``recall`` or ``forward``; ``backward`` for all
+            kinds, with what is computed again; and within them ``wait``, for a neighbour.
     """
 
     def __init__(
@@ -44,9 +50,11 @@ class RingPass:
         inputs: Inputs,
         weight: float = 1.0,
         draws: bool = False,
+        phase: Phase = nullcontext,
     ):
         self.model, self.place, self.parts, self.mode = model, place, parts, mode
         self.hidden, self.dtype, self.inputs, self.weight, self.draws = hidden, dtype, inputs, weight, draws
+        self.phase = phase
         self.settings, self.device = model.settings, parts[0].input_ids.device
         self.tails = [state.tail for state in states]
         self.m = 0 if mode == "backbone" else model.settings.memory_tokens
@@ -62,9 +70,11 @@ class RingPass:
         """All items, one after the other."""
         self.expect(order)
         for item in order:
-            (self.backward if item.backward else self.forward)(item)
-        for channel in self.place.channels.values():
-            channel.flush()
+            with self.phase("backward" if item.backward else FORWARD_PHASES[item.kind]):
+                (self.backward if item.backward else self.forward)(item)
+        with self.phase("wait"):
+            for channel in self.place.channels.values():
+                channel.flush()
 
     def expect(self, order: list[Item]) -> None:
         """Announce what the neighbours will send, in order."""
@@ -83,6 +93,11 @@ class RingPass:
         if item.backward:
             return not self.place.closes
         return not self.place.opens or (item.kind == Kind.MAIN and self.mode != "backbone")
+
+    def receive(self, channel: str) -> Tensor:
+        """The next message of a neighbour."""
+        with self.phase("wait"):
+            return self.place.channels[channel].receive()
 
     def shape(self, item: Item) -> Shape:
         """Of the message that an item receives."""
@@ -107,7 +122,7 @@ class RingPass:
             self.recall(item)
             return
         part = self.part(item)
-        given = self.place.channels["in"].receive() if self.receives(item) else None
+        given = self.receive("in") if self.receives(item) else None
         if self.draws:
             self.random[item] = RandomState(self.device)
         if self.inputs.wanted:
@@ -171,7 +186,7 @@ class RingPass:
         if self.place.closes:
             self.loss(item, part, hidden).backward()
         else:
-            hidden.backward(self.place.channels["back_in"].receive())
+            hidden.backward(self.receive("back_in"))
         if given is not None:
             assert given.grad is not None
             self.place.channels["back_out"].send(given.grad)
@@ -197,7 +212,7 @@ class RingPass:
         memories.requires_grad_()
         query = self.queries.pop(key).requires_grad_() if self.mode == "hmt" else None
         recalled, _ = self.model.recalled(query, memories, valid, self.mode)
-        recalled.backward(self.place.channels["back_in"].receive())
+        recalled.backward(self.receive("back_in"))
         borders.push(item.segment, memories.grad, 1.0)
         if query is not None:
             assert query.grad is not None

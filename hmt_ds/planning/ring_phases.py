@@ -1,0 +1,55 @@
+"""What the stages of a ring do with the time of a step, as measured, beside their schedule."""
+
+from typing import Any, cast
+
+from hmt_ds.backbones import CausalLM
+from hmt_ds.backbones.compute import layers_of
+from hmt_ds.memory import MemorySettings
+from hmt_ds.parallel.distributed import from_all_ranks
+from hmt_ds.parallel.ring.executor import RingExecutor
+from hmt_ds.parallel.ring.schedule import Costs, ring_schedule
+from hmt_ds.planning.flops import summary_positions
+from hmt_ds.planning.ring import Machine, simulate
+
+WORK = ("summary", "recall", "forward", "backward")  # the phases of a window, but for waiting
+
+
+def ring_numbers(executor: RingExecutor, segments: int, phases: list[dict[str, float]]) -> dict[str, Any]:
+    """What a ring is, and its phases and bubbles by stage. All ranks call it.
+
+    Args:
+        segments: of the window whose phases were measured.
+        phases: seconds of each rank's.
+    """
+    pipelines, parts = executor.data_ranks, executor.micro_batches
+    module, name = layers_of(cast(CausalLM, executor.engine.module.backbone))
+    by_stage = [mean(phases[first : first + pipelines]) for first in range(0, len(phases), pipelines)]
+    return {
+        "stages": executor.stages,
+        "micro_batches": parts,
+        "layers": from_all_ranks(len(getattr(module, name)))[::pipelines],
+        "phase_seconds": by_stage,
+        "bubbles": measured_bubbles(by_stage),
+        "schedule_bubbles": scheduled_bubbles(executor.stages, segments, parts, executor.settings),
+    }
+
+
+def mean(found: list[dict[str, float]]) -> dict[str, float]:
+    """Of a stage's ranks, one in each pipeline."""
+    return {name: sum(seconds[name] for seconds in found) / len(found) for name in found[0]}
+
+
+def measured_bubbles(by_stage: list[dict[str, float]]) -> list[float]:
+    """The share of the windows' time that each stage does not work.
+
+    The windows last until the last stage is done; those that are done before wait in the phases that follow.
+    """
+    whole = max(sum(seconds[name] for name in (*WORK, "wait")) for seconds in by_stage)
+    return [1 - sum(seconds[name] for name in WORK) / whole for seconds in by_stage]
+
+
+def scheduled_bubbles(stages: int, segments: int, micro_batches: int, settings: MemorySettings) -> list[float]:
+    """The same of the schedule, if all stages are equal, a summary costs its positions, and messages take no time."""
+    costs = Costs(summary=summary_positions(settings) / settings.positions)
+    schedule = ring_schedule(stages, segments, micro_batches, mode=settings.mode)
+    return simulate(schedule, Machine.uniform(costs, stages), settings.mode).bubbles
