@@ -16,7 +16,7 @@ from hmt_ds.checkpoint.files import CheckpointError, begin, discard, partial_of,
 from hmt_ds.checkpoint.fragments import Fragment, fragments, scalars
 from hmt_ds.checkpoint.ranks import rank_file, rank_tensors, write_rank
 from hmt_ds.checkpoint.staging import Staging
-from hmt_ds.parallel.distributed import add_up, rank, world_size
+from hmt_ds.parallel.distributed import add_up, from_all_ranks, rank, world_size
 from hmt_ds.parallel.zero import ZeroExecutor
 
 FILE_BYTES = 2**31  # of one file of fragments, about
@@ -150,14 +150,6 @@ class Saver:
             prune(target, self.keeping.newest, self.keeping.milestones)
         except OSError as error:
             print(f"warning: old checkpoints could not be deleted: {error}", file=sys.stderr, flush=True)
-
-
-def from_all_ranks(value: Any) -> list[Any]:
-    """Every rank's value, on every rank."""
-    found = [value] * world_size()
-    if torch.distributed.is_initialized():
-        torch.distributed.all_gather_object(found, value)
-    return found
 
 
 def entries_file(number: int) -> str:

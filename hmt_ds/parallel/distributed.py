@@ -151,7 +151,8 @@ def from_all_ranks(value: object) -> list[Any]:
     """Every rank's value, on every rank."""
     values = [value] * world_size()
     if torch.distributed.is_initialized():
-        torch.distributed.all_gather_object(values, value)
+        with together():
+            torch.distributed.all_gather_object(values, value)
     return values
 
 
