@@ -22,9 +22,7 @@ def main(job: str, tries: int, recipe: str, overrides: list[str]) -> int:
     earlier, newest = note_start(folder, job)
     if earlier < tries:
         return 0
-    said = (
-        f"{folder}: {earlier} starts of job {job} have found {newest}, and none has got to another: it is not started"
-    )
+    said = f"{folder}: starts of job {job} that found {newest} and got no further: {earlier}. It is not started"
     print_problems([f"{said} again. See what ended them; a new job begins to count anew"])
     return 2
 

@@ -50,6 +50,7 @@ def test_told_twice(cluster, recipe, undisturbed, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_told_ten_times(cluster, recipe, undisturbed, tmp_path):
     tell_again_and_again(cluster, recipe, tmp_path / "run", 10)
     assert curve(tmp_path / "run") == undisturbed
@@ -84,6 +85,7 @@ def test_preempted_by_a_higher_partition(cluster, recipe, undisturbed, tmp_path)
     assert curve(output) == undisturbed
 
 
+@pytest.mark.slow  # a minute has to pass
 def test_time_limit_then_cancelled(cluster, recipe, tmp_path):
     """The limit's signal comes by itself, and the job goes on; a person's scancel is the end of it."""
     output = tmp_path / "run"
@@ -102,10 +104,10 @@ def test_gives_up_without_progress(cluster, recipe, tmp_path):
     """A rank fails in the third step of each start, and no checkpoint comes of it."""
     output = tmp_path / "run"
     environment = {"PYTHONPATH": f"{PROJECT}/tests/distributed/breaks:{PROJECT}", "HMT_DS_BREAK": "out_of_memory"}
-    job = submit(cluster, recipe, output, "--tries", "2", **environment)
+    job = submit(cluster, recipe, output, "--tries", "1", **environment)
     assert cluster.wait(job) == "FAILED", log_of(output)
-    assert cluster.job(job, "ExitCode") == "2:0" and cluster.job(job, "Restarts") == "2"
-    assert f"2 starts of job {job} have found no checkpoint" in log_of(output)
+    assert cluster.job(job, "ExitCode") == "2:0" and cluster.job(job, "Restarts") == "1"
+    assert f"starts of job {job} that found no checkpoint and got no further: 1." in log_of(output)
 
 
 def test_a_wrong_recipe_is_not_tried_again_and_nothing_follows_it(cluster, recipe, tmp_path):

@@ -142,11 +142,11 @@ def test_no_slurm_here(monkeypatch, capsys, recipe, tmp_path):
 def test_starts_are_counted_by_job_and_checkpoint(capsys, recipe, tmp_path):
     latest = tmp_path / "runs/my run/checkpoints/latest"
     assert [start("7", 2, recipe, []) for _ in range(3)] == [0, 0, 2]
-    assert "2 starts of job 7 have found no checkpoint" in capsys.readouterr().err
+    assert "starts of job 7 that found no checkpoint and got no further: 2." in capsys.readouterr().err
     latest.parent.mkdir()
     latest.write_text("step_000010")
     assert [start("7", 2, recipe, []) for _ in range(3)] == [0, 0, 2]
-    assert "2 starts of job 7 have found step_000010" in capsys.readouterr().err
+    assert "starts of job 7 that found step_000010 and got no further: 2." in capsys.readouterr().err
     latest.write_text("step_000020")
     assert start("7", 2, recipe, []) == 0
     latest.write_text("step_000010")
