@@ -78,9 +78,9 @@ def test_every_family_is_tested():
 
 
 def test_no_layers_are_told_in_one_line():
-    model = SimpleNamespace(base_model=nn.Linear(2, 2))
+    model = SimpleNamespace(base_model=nn.Linear(2, 2), config=SimpleNamespace(model_type="odd"))
     with pytest.raises(BackboneError, match="odd: no list of layers") as caught:
-        layers_of(SimpleNamespace(model=model, config=SimpleNamespace(model_type="odd")))  # type: ignore[arg-type]
+        layers_of(SimpleNamespace(model=model))  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
 
 
