@@ -15,6 +15,7 @@ class Reader:
     """What the evaluation asks of an executor, in one process."""
 
     device = torch.device("cpu")
+    reports = True
 
     def __init__(self, model: HMT):
         self.model = model
