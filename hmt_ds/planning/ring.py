@@ -44,18 +44,26 @@ class Machine:
         links: the way from stage p to p + 1 and back, for all stages but the last.
         ring: the way from the last stage to the first and back.
         message_bytes: what a message has, by the kind of the item that sends it; a gradient has as many. For summaries
-            and segments this is also what a stage keeps of each, its input.
+            segments this is also what a stage keeps of each, its input.
+        computes_ahead: whether a backward pass computes again before its gradient is there, as the executor does. The
+            lower bound is for passes that wait for it first.
     """
 
     stages: Sequence[Durations]
     links: Sequence[Link]
     ring: Link = Link()
     message_bytes: Mapping[Kind, float] = field(default_factory=dict)
+    computes_ahead: bool = False
 
     @classmethod
-    def uniform(cls, costs: Costs, stages: int) -> "Machine":
+    def uniform(cls, costs: Costs, stages: int, *, computes_ahead: bool = False) -> "Machine":
         """Equal stages, links without a width."""
-        return cls([durations(costs)] * stages, [Link(costs.link)] * (stages - 1), Link(costs.ring))
+        links, ring = [Link(costs.link)] * (stages - 1), Link(costs.ring)
+        return cls([durations(costs)] * stages, links, ring, computes_ahead=computes_ahead)
+
+    def ahead(self, item: Item, stage: int) -> float:
+        """How long an item can be worked on before all that it needs is there: as its forward pass takes."""
+        return self.stages[stage][item.kind, False] if item.backward and self.computes_ahead else 0.0
 
     def way(self, item: Item, stage: int, to: int) -> Link:
         """The link that an item's result takes. (Of two stages, the ring is a second one.)"""
@@ -137,7 +145,8 @@ class Simulation:
             ready = self.ready(item, stage)
             if ready is None:
                 break
-            start = max(ready, bars[-1].stop if bars else 0.0)
+            # (a bar is drawn in one piece, so what is computed ahead stands right before the rest)
+            start = max(ready - self.machine.ahead(item, stage), bars[-1].stop if bars else 0.0)
             stop = start + self.machine.stages[stage][item.kind, item.backward]
             bars.append(Bar(item, start, stop))
             self.done[stage][item] = stop

@@ -52,4 +52,4 @@ def scheduled_bubbles(stages: int, segments: int, micro_batches: int, settings: 
     """The same of the schedule, if all stages are equal, a summary costs its positions, and messages take no time."""
     costs = Costs(summary=summary_positions(settings) / settings.positions)
     schedule = ring_schedule(stages, segments, micro_batches, mode=settings.mode)
-    return simulate(schedule, Machine.uniform(costs, stages), settings.mode).bubbles
+    return simulate(schedule, Machine.uniform(costs, stages, computes_ahead=True), settings.mode).bubbles

@@ -95,8 +95,9 @@ def test_bubbles_are_what_is_not_work(run):
     work = [sum(seconds[name] for name in PHASES[:4]) for seconds in ring["phase_seconds"]]
     whole = max(done + seconds["wait"] for done, seconds in zip(work, ring["phase_seconds"], strict=True))
     assert ring["bubbles"] == pytest.approx([1 - done / whole for done in work])
-    # (P-1) f of SB(f + s) + (P-1) f with f = 22 and s = 10 positions: parallel/ring/README.md
-    assert ring["schedule_bubbles"] == pytest.approx([22 / (3 * 2 * 32 + 22)] * 2)
+    # f = 22 and s = 10 positions: stages work 4 SB(f + s) and wait 4 (P-1) f (parallel/ring/README.md), but for f in
+    # which the first stage computes its first backward pass's segment again
+    assert ring["schedule_bubbles"] == pytest.approx([3 * 22 / (4 * 3 * 2 * 32 + 3 * 22)] * 2)
 
 
 def test_memory_is_that_of_one_stage(run):

@@ -55,6 +55,15 @@ def test_the_ring_is_a_link_of_its_own():
     assert found.time == lower_bound(2, 1, 1, mode="rmt", costs=costs) == 15
 
 
+def test_what_is_computed_again_need_not_wait():
+    """The first stage has read its segment again when the gradient comes, and has 2 of 3 left to do."""
+    schedule = ring_schedule(2, 1, 1, mode="backbone")
+    found = simulate(schedule, Machine.uniform(Costs(), 2, computes_ahead=True), "backbone")
+    assert spans(found.stages[1]) == [("F0.0", 1, 2), ("B0.0", 2, 5)]
+    assert spans(found.stages[0]) == [("F0.0", 0, 1), ("B0.0", 4, 7)]
+    assert simulate(schedule, Machine.uniform(Costs(), 2), "backbone").time == 8
+
+
 def test_stages_may_differ():
     """The second stage takes twice as long."""
     machine = Machine([durations(Costs(main=1)), durations(Costs(main=2))], [Link()])
