@@ -66,7 +66,8 @@ def plain_model(
     """The model in one process."""
     backbone = build_model(BACKBONE | {"num_hidden_layers": layers}, dtype=dtype, seed=1)
     torch.manual_seed(2)
-    select_trainable(backbone, train, seed=2)  # with 0 one plain process in float32 is 9e-6 off already
+    # (from some seeds a gradient vanishes, and one plain process in float32 is 1e-5 off one in float64)
+    select_trainable(backbone, train, seed=5)
     model = HMT(backbone, memory)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
