@@ -23,19 +23,22 @@ write_deepspeed_env "$work/env"
 
 # Signals do not travel through ssh: find the launcher's part on each machine, and signal the ranks, its children.
 tell_ranks() {
-    local part="^[^ ]*python[^ ]* -u -m deepspeed.launcher.launch .*--master_addr=$MASTER_ADDR --master_port=$MASTER_PORT "
+    local part="^[^ ]*python[^ ]* -u -m deepspeed.launcher.launch .*--master_addr=$MASTER_ADDR"
+    part+=" --master_port=$MASTER_PORT "
     PDSH_RCMD_TYPE=ssh pdsh -w "$HMT_DS_HOSTS" "pkill -$1 -P \$(pgrep -d, -f '$part')" 2>/dev/null || true
 }
 
 # pdsh waits for all machines. When one of them is lost or its ranks have failed, the others may wait for it for ever.
 launch() {
+    local code=0
     deepspeed --hostfile "$hostfile" --force_multi --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" \
         --log_level error --no_local_rank --module hmt_ds.train "$@" 2> >(
         while IFS= read -r line; do
             printf '%s\n' "$line" >&2
             case $line in pdsh@*"exited with exit code"*) sleep 5 && tell_ranks KILL ;; esac
         done
-    )
+    ) || code=$?
     [ -s "$HMT_DS_EXIT_CODE_FILE" ] || tell_ranks KILL # what a killed pdsh has left
+    return "$code"
 }
 run_launcher launch "$@"

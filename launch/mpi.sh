@@ -7,8 +7,8 @@
 #   HOSTFILE=hostfile    a line `NAME slots=8` for each machine
 #   MASTER_PORT=29500    where the ranks meet on the first machine (default: any free port)
 #
-# Ranks find their number in mpirun's variables; mpi4py is not needed. Ctrl-C, SIGTERM and SIGUSR1 stop the run after the
-# step in hand. Exit codes: 0 at the end; 75 stopped and saved; 2 a mistake in the recipe or the hostfile.
+# Ranks find their number in mpirun's variables; mpi4py is not needed. Ctrl-C, SIGTERM and SIGUSR1 stop the run after
+# the step in hand. Exit codes: 0 at the end; 75 stopped and saved; 2 a mistake in the recipe or the hostfile.
 
 # shellcheck disable=SC2317 # functions that run_launcher calls
 set -euo pipefail

@@ -14,8 +14,8 @@ VENV=$(realpath -s "${VENV:-.venv}")
 [ -x "$VENV/bin/python" ] || fail "$(hostname): no Python in $VENV: run bash launch/quickstart.sh once, or set VENV"
 export PATH="$VENV/bin:$PATH" # with its own ninja: another one would build DeepSpeed's parts anew
 
-# What DeepSpeed compiles. A killed build leaves a lock that all later ones wait for without end: whoever has this folder
-# alone knows that its locks are stale. A launch has it as long as descriptor 8 is open.
+# What DeepSpeed compiles. A killed build leaves a lock that all later ones wait for without end: whoever has this
+# folder alone knows that its locks are stale. A launch has it as long as descriptor 8 is open.
 if [ -z "${TORCH_EXTENSIONS_DIR:-}" ]; then
     TORCH_EXTENSIONS_DIR=$VENV/torch_extensions
     [ -w "$VENV" ] || TORCH_EXTENSIONS_DIR=~/.cache/hmt_ds_extensions
@@ -28,7 +28,8 @@ flock -s 8 || true # (not every file system has locks)
 
 export NCCL_DEBUG=${NCCL_DEBUG:-WARN} # says why, where NCCL fails
 
-if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi # srun takes no notice of it
+# srun takes no notice of the job's own.
+if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi
 
 # Names of the variables that ranks on other machines need. ssh and mpirun take none along by themselves.
 passed_on() { compgen -e | grep -E '^(PATH|LD_LIBRARY_PATH|PYTHONPATH|CUDA_HOME|TORCH_.*|NCCL_.*|GLOO_.*|UCX_.*|OMP_.*'\
@@ -58,8 +59,8 @@ run_launcher() {
     exit $code
 }
 
-# rank_0_code CODE: returns how rank 0 has ended. It leaves its exit code in a file, for launchers lose them: deepspeed ends
-# with 0 if a signal kills what it started. Where rank 0 did not come to that, the launcher's own code counts, unless 0.
+# rank_0_code CODE: returns how rank 0 has ended. It leaves its exit code in a file, for launchers lose them: deepspeed
+# ends with 0 if a signal kills what it started. Where rank 0 did not come to that, the launcher's code counts, unless 0.
 rank_0_code() {
     local code=$1
     if [ -s "$HMT_DS_EXIT_CODE_FILE" ]; then

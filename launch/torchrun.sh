@@ -10,8 +10,8 @@
 #   RANKS=8              on this machine (default: its GPUs)
 #   RESTARTS=3           how often the ranks start anew, from the newest checkpoint
 #
-# Ctrl-C, SIGTERM and SIGUSR1 stop the run if all machines get them; torchrun gives ranks 30 seconds to save. Its exit code
-# is 0 at the end, and not 0 else: whether a run was stopped or has failed it does not tell.
+# Ctrl-C, SIGTERM and SIGUSR1 stop the run if all machines get them; torchrun gives ranks 30 seconds to save. Its exit
+# code is 0 at the end, and not 0 else: whether a run was stopped or has failed it does not tell.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/node_env.sh
