@@ -6,13 +6,16 @@ from typing import Any
 import torch
 
 from hmt_ds.backbones import read_config
+from hmt_ds.backbones.stages import Span
 from hmt_ds.config import ConfigError
 from hmt_ds.data import WindowLoader, document_lengths
+from hmt_ds.memory import MemorySettings
 from hmt_ds.parallel.build import build_hmt
 from hmt_ds.parallel.distributed import add_up, rank, world_size
 from hmt_ds.parallel.ds_config import computes_in_autocast
 from hmt_ds.parallel.ring.build import build_stage, stage_spans
 from hmt_ds.parallel.ring.executor import RingExecutor
+from hmt_ds.parallel.ring.layer_times import LayerTimes, layer_times
 from hmt_ds.parallel.ring.place import Place
 from hmt_ds.parallel.ring.schedule import UNIT, ring_schedule
 from hmt_ds.parallel.schedule import make_scheduler
@@ -48,29 +51,45 @@ def build_ring(recipe: Recipe, prepared: Prepared, device: torch.device) -> Ring
     Raises:
         ConfigError: if the ranks cannot be divided into pipelines.
     """
-    model, pipeline = recipe.model, recipe.pipeline
+    model, pipeline, parts = recipe.model, recipe.pipeline, micro_batches_of(recipe)
     if world_size() % pipeline.stages:
         raise ConfigError([f"pipeline.stages is {pipeline.stages}, which {world_size()} ranks are no multiple of"])
     place = Place(pipeline.stages, pipeline.timeout_minutes)
     autocast = computes_in_autocast(prepared.ds_config, model.precision)
     config = read_config(model.source, trust_remote_code=model.trust_remote_code)
+    dtype = torch.bfloat16 if model.precision == "bf16" and not autocast else torch.float32
+    how: dict[str, Any] = {"dtype": dtype, "train": model.train, "lora": prepared.lora, "device": device}
+    split = time_of(recipe, config, **how) if pipeline.layers == "time" else pipeline.layers
+    spans = stage_spans(config, pipeline.stages, split)
+    if rank() == 0 and isinstance(split, LayerTimes):
+        print(divided_by_time(spans, split), flush=True)
     stage = build_stage(
         model.source,
         recipe.memory.model_dump(),
-        stage_spans(config, pipeline.stages, pipeline.layers)[place.stage],
-        dtype=torch.bfloat16 if model.precision == "bf16" and not autocast else torch.float32,
-        train=model.train,
-        lora=prepared.lora,
+        spans[place.stage],
         seed=recipe.training.seed,
-        device=device,
         trust_remote_code=model.trust_remote_code,
+        **how,
     )
-    parts = micro_batches_of(recipe)
     if parts < pipeline.stages and rank() == 0:
         print(few_parts(recipe, parts), flush=True)
     return RingExecutor(
         stage, place, micro_batches=parts, live_inputs=pipeline.live_inputs, **options_of(recipe, prepared, device)
     )
+
+
+def time_of(recipe: Recipe, config: Any, **how: Any) -> LayerTimes:
+    """What a layer and the head take for a segment of a micro-batch."""
+    memory = recipe.memory.model_dump()
+    settings = MemorySettings(**memory | {"recall_dim": memory["recall_dim"] or 1})  # the recall is not timed
+    return layer_times(config, settings, rows=recipe.training.batch_size // micro_batches_of(recipe), **how)
+
+
+def divided_by_time(spans: list[Span], times: LayerTimes) -> str:
+    """A line that says how the layers were divided, and by what."""
+    sizes = [span.end - span.first for span in spans]
+    layer, head = (1000 * seconds for seconds in times)
+    return f"pipeline.layers by time: {sizes}; a layer takes {layer:.3g} ms, the head {head:.3g} ms"
 
 
 def micro_batches_of(recipe: Recipe) -> int:

@@ -108,7 +108,7 @@ def check_pipeline(recipe: Recipe, config: Any, ds_config: dict[str, Any]) -> li
     if pipeline.stages > layers:
         problems.append(f"pipeline.stages is {pipeline.stages}, the backbone has {layers} layers")
     split = pipeline.layers
-    if split != "auto" and (len(split) != pipeline.stages or sum(split) != layers):
+    if isinstance(split, list) and (len(split) != pipeline.stages or sum(split) != layers):
         problems.append(
             f"pipeline.layers is {split}, {sum(split)} layers in {len(split)} stages: the backbone has {layers}, and "
             f"pipeline.stages is {pipeline.stages}"

@@ -114,8 +114,9 @@ class Pipeline(Section):
     micro_batches: Literal["auto"] | PositiveInt = "auto"
     """Parts of the batch that go round side by side; as many as stages, or more, keep all stages busy. auto: the
     fewest that do."""
-    layers: Literal["auto"] | list[PositiveInt] = "auto"
-    """How many layers each stage has, as a list; auto: balanced by parameters, the head included."""
+    layers: Literal["auto", "time"] | list[PositiveInt] = "auto"
+    """How many layers each stage has, as a list; auto: balanced by parameters, the head included; time: by what a layer
+    and the head take on rank 0's device, measured at the start."""
     live_inputs: PositiveInt | None = None
     """Of the inputs that a stage keeps for its backward passes, so many stay on the GPU, the others go to the host.
     Default: all stay."""

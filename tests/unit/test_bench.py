@@ -12,6 +12,7 @@ import yaml
 from tiny import make_settings
 
 from hmt_ds.backbones import read_config
+from hmt_ds.bench import steps_of
 from hmt_ds.config import ConfigError, load_recipe
 from hmt_ds.memory import MemorySettings, Plan
 from hmt_ds.planning import clock as clock_module
@@ -139,6 +140,23 @@ def test_random_documents_have_no_end():
     ids, labels = (torch.cat([getattr(w, name).flatten(1) for w in several], 1) for name in ("input_ids", "labels"))
     assert torch.equal(ids[:, 1:], labels[:, :-1])  # also from window to window
     assert ids.max() < 50 and len(ids.unique()) > 20 and not torch.equal(ids[0], ids[1])
+
+
+def test_windows_belong_to_the_pipeline(folder):
+    """Stages of one have the same tokens, whatever their ranks; other pipelines have others."""
+    recipe, options = load_recipe(folder / "recipe.yaml"), parse_words([])[0]
+
+    def ids(data_rank: int) -> torch.Tensor:
+        module = types.SimpleNamespace(backbone=types.SimpleNamespace(vocabulary=50))
+        executor = types.SimpleNamespace(data_rank=data_rank, engine=types.SimpleNamespace(module=module))
+        return next(steps_of(recipe, None, options, executor))[0].input_ids
+
+    assert torch.equal(ids(1), ids(1)) and not torch.equal(ids(0), ids(1))
+
+
+def test_a_ring_reads_every_position_twice():
+    assert repeated_positions(SIZES, None, 4, layers_again=False) == 4 * (14 + 7)
+    assert repeated_positions(SIZES, None, 4, layers_again=True) == 2 * 4 * (14 + 7)
 
 
 def test_fresh_windows_begin_documents():

@@ -34,7 +34,7 @@ def problems(recipe: Recipe, ds_config: dict[str, Any] | None = None) -> list[st
 
 def test_nothing_is_wrong_with_two_stages():
     assert problems(recipe_of()) == []
-    assert problems(recipe_of(layers=[1, 3], micro_batches=2)) == []
+    assert problems(recipe_of(layers=[1, 3], micro_batches=2)) == problems(recipe_of(layers="time")) == []
 
 
 def test_without_a_pipeline_nothing_is_asked():

@@ -22,26 +22,40 @@ from hmt_ds.backbones.converted import KEYS
 from hmt_ds.backbones.stages import Span, cut, load_stage, spans_of, width
 from hmt_ds.memory import HMT, MemorySettings
 from hmt_ds.parallel.build import MEMORY_SEED, initialise_prompts
+from hmt_ds.parallel.ring.layer_times import LayerTimes
 
 STAND_IN = "stand_in"
 
 
-def stage_spans(config: Any, stages: int, split: str | list[int] = "auto") -> list[Span]:
+def stage_spans(config: Any, stages: int, split: str | list[int] | LayerTimes = "auto") -> list[Span]:
     """The layers of each stage.
 
     Args:
-        split: so many layers for each stage; or ``auto``, so that the stage with the most parameters has as few as can
-            be. The head is counted, for it is arithmetic; embeddings are not.
+        split: so many layers for each stage; or the times of a layer and of the head, so that the slowest stage takes
+            as little as can be; or ``auto``, the same by parameters. The head is counted, for it is arithmetic;
+            embeddings are not.
     """
     if isinstance(split, list):
         return spans_of(split)
+    costs = costs_by_time(config, split) if isinstance(split, LayerTimes) else costs_by_size(config)
+    borders = [int(border) for border in partition_balanced(costs, stages)]
+    return [Span(a, b, len(costs)) for a, b in pairwise(borders)]
+
+
+def costs_by_time(config: Any, times: LayerTimes) -> list[float]:
+    """Seconds of each layer; the last one has the head."""
+    layers = config.get_text_config().num_hidden_layers
+    return [times.layer] * (layers - 1) + [times.layer + times.head]
+
+
+def costs_by_size(config: Any) -> list[float]:
+    """Parameters of each layer; the last one has the head's."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     holder, name = layers_in(model)
     sizes = [sum(p.numel() for p in layer.parameters()) for layer in getattr(holder, name)]
     sizes[-1] += model.get_output_embeddings().weight.numel()
-    borders = [int(border) for border in partition_balanced(sizes, stages)]
-    return [Span(a, b, len(sizes)) for a, b in pairwise(borders)]
+    return sizes
 
 
 def build_stage(

@@ -1,0 +1,55 @@
+"""Layers divided by time: given times, and real ones of a tiny model."""
+
+import pytest
+import torch
+from tiny import GPT2, LLAMA, make_settings
+
+from hmt_ds.assemble import divided_by_time
+from hmt_ds.backbones import LoraSettings, read_config
+from hmt_ds.parallel.ring.build import stage_spans
+from hmt_ds.parallel.ring.layer_times import LayerTimes, layer_times
+
+CPU = torch.device("cpu")
+
+
+def sizes(layers: int, stages: int, times: LayerTimes) -> list[int]:
+    config = read_config(LLAMA | {"num_hidden_layers": layers})
+    return [span.end - span.first for span in stage_spans(config, stages, times)]
+
+
+@pytest.mark.parametrize(
+    ("layers", "stages", "head", "expected"),
+    [
+        (8, 2, 0.0, [4, 4]),
+        (8, 2, 2.0, [5, 3]),  # 5 and 3 + 2
+        (8, 2, 9.0, [7, 1]),  # a head that outweighs all others still has a layer
+        (13, 3, 2.0, [5, 5, 3]),
+        (4, 4, 5.0, [1, 1, 1, 1]),
+    ],
+)
+def test_the_slowest_stage_has_as_little_as_can_be(layers, stages, head, expected):
+    assert sizes(layers, stages, LayerTimes(0.003, 0.003 * head)) == expected
+
+
+def test_it_says_what_was_found():
+    spans = stage_spans(read_config(LLAMA | {"num_hidden_layers": 8}), 2, LayerTimes(0.0125, 0.025))
+    said = divided_by_time(spans, LayerTimes(0.0125, 0.025))
+    assert said == "pipeline.layers by time: [5, 3]; a layer takes 12.5 ms, the head 25 ms"
+
+
+def found(config: dict, **options) -> LayerTimes:
+    how = {"rows": 2, "dtype": torch.float32, "device": CPU} | options
+    return layer_times(read_config(config), make_settings(mode=how.pop("mode", "hmt")), **how)
+
+
+@pytest.mark.parametrize("config", [LLAMA, GPT2], ids=lambda config: config["model_type"])
+@pytest.mark.parametrize("options", [{}, {"mode": "backbone"}, {"train": "lora", "lora": LoraSettings(2)}], ids=str)
+def test_it_runs(config, options):
+    times = found(config, **options)
+    assert 0 < times.layer < 10 and 0 < times.head < 10
+
+
+def test_a_large_head_takes_its_time():
+    """Of a thousand times the vocabulary, against a layer of the same width."""
+    small, large = found(LLAMA), found(LLAMA | {"vocab_size": 40000})
+    assert large.head > 5 * small.head and large.head > large.layer
