@@ -1,0 +1,79 @@
+"""Seconds and host memory of `hmt-ds convert` for a checkpoint of 1.1B weights with AdamW's states.
+
+    python tests/benchmarks/convert_large.py FOLDER [DTYPE ...]
+
+writes a checkpoint of launch/recipes/bench-1.1b.yaml on one CPU rank, 13 GB, and converts it to each type (bf16, fp32).
+FOLDER is new, and deleted afterwards. Each part is a process of its own; its peak is the system's ``ru_maxrss``.
+"""
+
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from hmt_ds.assemble import build_executor, identity
+from hmt_ds.checkpoint import Keeping, Progress, Saver
+from hmt_ds.checkpoint.fragments import base_optimizer, buffers
+from hmt_ds.config import load_recipe
+from hmt_ds.parallel.distributed import end_process
+from hmt_ds.train import as_rank, prepare_together
+
+RECIPE = "launch/recipes/bench-1.1b.yaml"
+
+
+def write(recipe_file: str, words: list[str], device: torch.device) -> None:
+    """A run's folder with one checkpoint, of the random weights that a run begins with."""
+    folder, *overrides = words
+    recipe = load_recipe(recipe_file, overrides)
+    prepared = prepare_together(recipe, recipe_file, new_run=False, with_data=False)
+    executor = build_executor(recipe, prepared, device)
+    add_states(executor.engine)
+    saver = Saver(Path(folder) / "checkpoints", identity(recipe, prepared), Keeping())
+    saver.begin(executor, Progress(1))
+    saver.finish()
+    (Path(folder) / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+
+
+def add_states(engine: Any) -> None:
+    """AdamW's states without a step: zeros, for which numpy takes no memory as long as they are only read."""
+    for _, flat in buffers(engine):
+        states = {key: torch.from_numpy(np.zeros(flat.numel(), np.float32)) for key in ("exp_avg", "exp_avg_sq")}
+        base_optimizer(engine).state[flat] = {"step": torch.zeros(())} | states
+
+
+def measured(what: str, made: Path, *command: str) -> None:
+    """Run a command of this Python to its end and print what it took, and the size of what it made."""
+    began = time.monotonic()
+    pid = os.posix_spawn(sys.executable, [sys.executable, *command], os.environ)
+    _, status, usage = os.wait4(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0, what
+    size = sum(file.stat().st_size for file in made.rglob("*") if file.is_file())
+    seconds, peak = time.monotonic() - began, usage.ru_maxrss / 2**20
+    print(f"{what}: {seconds:.0f} s, {usage.ru_utime + usage.ru_stime:.0f} s of a core, ", end="")
+    print(f"peak {peak:.2f} GiB, {size:,} bytes in {made.name}", flush=True)
+
+
+def main(folder: Path, dtypes: list[str]) -> None:
+    """Write, and convert to each type."""
+    folder.mkdir(parents=True)
+    try:
+        measured("write", folder / "run", __file__, "write", RECIPE, str(folder / "run"))
+        for dtype in dtypes:
+            source, target = str(folder / "run"), folder / dtype
+            command = ("-m", "hmt_ds.cli", "convert", source, str(target), "--dtype", dtype)
+            measured(f"convert --dtype {dtype}", target, *command)
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "write":
+        del sys.argv[1]
+        end_process(as_rank(write))
+    main(Path(sys.argv[1]), sys.argv[2:] or ["bf16", "fp32"])
