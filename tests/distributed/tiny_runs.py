@@ -67,7 +67,7 @@ def plain_model(
     backbone = build_model(BACKBONE | {"num_hidden_layers": layers}, dtype=dtype, seed=1)
     torch.manual_seed(2)
     # (from some seeds a gradient vanishes, and one plain process in float32 is 1e-5 off one in float64)
-    select_trainable(backbone, train, seed=5)
+    select_trainable(backbone, train, seed=6)
     model = HMT(backbone, memory)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
