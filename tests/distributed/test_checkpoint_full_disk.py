@@ -10,6 +10,7 @@ import pytest
 from tiny_recipe import STEPS, command_of, finish, make_materials, signal_at, start, train, write_recipe
 
 from hmt_ds.checkpoint import newest_intact
+from hmt_ds.parallel.stopping import STOPPED
 from hmt_ds.reporting.metrics import read_metrics
 
 RESUME = ("--checkpoint.resume", "auto")
@@ -87,7 +88,7 @@ def test_told_to_stop_while_a_save_is_written(tmp_path):
         signal_at(process, command_of, signal.SIGTERM, output, step=5)
         assert not (output / "checkpoints/step_000004").exists()  # it is still being written
         code, printed = finish(process)
-    assert code == 128 + signal.SIGTERM and "stopped after step" in printed, printed
+    assert code == STOPPED and "stopped after step" in printed, printed
     stopped = len(losses(output))
     assert 5 <= stopped < STEPS
     checkpoints = output / "checkpoints"
