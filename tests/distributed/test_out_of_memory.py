@@ -14,9 +14,9 @@ def test_one_line_and_everybody_ends(tmp_path):
         code, printed = finish(process, timeout=90)
         assert not processes_of(output)
     errors = [line for line in printed.splitlines() if line.startswith("error: ")]
-    assert code != 0 and len(errors) == 1, printed
-    assert "rank 1: CUDA out of memory. Tried to allocate 4.10 GiB. GPU 0 has a total capacity of" in errors[0]
+    (full,) = [line for line in errors if line.startswith("error: rank 1: CUDA out of memory. Tried to allocate 4.10 GiB.")]
     for knob in ("training.batch_size", "compute.recompute segment+layer", "compute.reduction segment", "offloading"):
-        assert knob in errors[0]
-    # the others say with a traceback that they have lost a rank; the one that was full does not
+        assert knob in full
+    # the other one may live long enough to say whom it has lost
+    assert code != 0 and all(line.startswith("error: rank 0 has lost another one: ") for line in errors if line != full)
     assert "OutOfMemoryError" not in printed, printed
