@@ -17,7 +17,7 @@ from hmt_ds.parallel.distributed import end_process, rank, world_size
 from hmt_ds.parallel.ring.executor import RingExecutor
 from hmt_ds.parallel.zero import ZeroExecutor
 from hmt_ds.planning.flops import matrix_rate, peak_flops
-from hmt_ds.planning.measure import SHORT, Bench, arithmetic, random_windows, speeds
+from hmt_ds.planning.measure import CLOCKED_STEPS, SHORT, Bench, arithmetic, random_windows, speeds
 from hmt_ds.planning.options import BenchOptions, parse_words
 from hmt_ds.planning.reference import Work, reference_problems, run_reference, width_in_config
 from hmt_ds.planning.ring_phases import ring_numbers
@@ -101,7 +101,7 @@ def measure(recipe: Recipe, prepared: Prepared, options: BenchOptions, device: t
     say(f"warming up, {options.warmup} steps; then {options.steps} timed ones")
     runs.warm_up(options.warmup)
     timed = runs.timed(options.steps)
-    phases, memory = runs.by_phase(), runs.memory(resident_bytes())
+    phases, memory = runs.by_phase(min(CLOCKED_STEPS, options.steps)), runs.memory(resident_bytes())
     if options.trace:
         say(f"trace       {runs.trace(options.trace)}")
     flops = arithmetic(executor, parameters, trained, training.batch_size, training.bptt_depth)

@@ -20,7 +20,7 @@ from hmt_ds.planning.footprint import MemoryProbe, footprint
 CLOCKED_STEPS = 2
 # Segments of a window that is read for anything but the timed steps: a document of a million tokens is not read ten
 # times. Phases and parts do not depend on the depth; the peak is the timed steps'.
-SHORT = 32
+SHORT = 16
 
 
 @dataclass(frozen=True)
@@ -101,12 +101,12 @@ class Bench:
             self.peak = torch.get_device_module(self.executor.device).max_memory_allocated()
         return [TimedStep(sum(s.values()), sum(s.values()) - s["other"], tokens, loss) for s, tokens, loss in found]
 
-    def by_phase(self) -> list[dict[str, float]]:
-        """Seconds of each phase of a step, all of them timed: the mean of some steps, on each rank."""
+    def by_phase(self, steps: int) -> list[dict[str, float]]:
+        """Seconds of each phase of a step, all of them timed: the mean of so many steps, on each rank."""
         clock = Clock(self.executor.device)
-        found = [self.clocked(clock, self.short_step())[0] for _ in range(CLOCKED_STEPS)]
+        found = [self.clocked(clock, self.short_step())[0] for _ in range(steps)]
         names = PHASES if self.executor.stages == 1 else RING_PHASES
-        mean = {name: sum(seconds.get(name, 0.0) for seconds in found) / CLOCKED_STEPS for name in names}
+        mean = {name: sum(seconds.get(name, 0.0) for seconds in found) / steps for name in names}
         return from_all_ranks(mean)
 
     def clocked(self, clock: Clock, windows: list[Window]) -> tuple[dict[str, float], int, float]:

@@ -103,7 +103,7 @@ def formulas(result: dict[str, Any]) -> str:
 
 def phase_table(seconds: dict[str, float]) -> Table:
     """Where the time goes."""
-    table = Table(title="time by phase, in steps of at most 32 segments")
+    table = Table(title="time by phase, in steps of at most 16 segments")
     for column in ("phase", "seconds", "share"):
         table.add_column(column, justify="left" if column == "phase" else "right")
     whole = sum(seconds.values())
@@ -115,7 +115,7 @@ def phase_table(seconds: dict[str, float]) -> Table:
 
 def stages_table(ring: dict[str, Any]) -> Table:
     """Where the time of each stage goes, and what of it the schedule says."""
-    table = Table(title="seconds by phase and stage, in steps of at most 32 segments")
+    table = Table(title="seconds by phase and stage, in steps of at most 16 segments")
     table.add_column("phase")
     for stage in range(ring["stages"]):
         table.add_column(f"stage {stage}", justify="right")

@@ -65,10 +65,31 @@ streaming() {
             --compute.leaf_layers "$layers"
     done
 }
+# 32 rows a step in micro-batches of 4: two stages of a ring with ZeRO-1, and both ranks data-parallel
+ring() {
+    for segments in ${SEGMENTS:-8}; do
+        bench "ring$segments" 300 bench-6.8b "$segments" 32 --ranks 2 --deepspeed ds_configs/zero1.json \
+            --pipeline.stages 2 --pipeline.micro_batches 8 --steps 1 --warmup 1
+    done
+}
+ring_beside() {
+    for segments in ${SEGMENTS:-8}; do
+        for stage in ${STAGES:-2 3}; do
+            bench "ring$segments-zero$stage" 300 bench-6.8b "$segments" 4 --ranks 2 --deepspeed "ds_configs/zero$stage.json" \
+                --training.gradient_accumulation 4 --steps 1 --warmup "${WARMUP:-3}"
+        done
+    done
+}
+# every weight of 13B, by segments at stage 3 and on a ring
+shape13b=(--model.source.hidden_size 5120 --model.source.intermediate_size 13824 --model.source.num_hidden_layers 40
+    --model.source.num_attention_heads 40)
+ring_large() {
+    bench ring_large 300 bench-6.8b 8 "${BATCH:-8}" --ranks 2 --deepspeed ds_configs/zero1.json --pipeline.stages 2 \
+        --pipeline.micro_batches "${BATCH:-8}" --steps 1 --warmup 1 "${shape13b[@]}"
+}
 large() {
     bench large 400 bench-6.8b 8 1 --ranks 2 --deepspeed ds_configs/zero3.json --compute.reduction segment --steps 2 \
-        --model.source.hidden_size 5120 --model.source.intermediate_size 13824 --model.source.num_hidden_layers 40 \
-        --model.source.num_attention_heads 40
+        "${shape13b[@]}"
 }
 
 for name in "$@"; do
