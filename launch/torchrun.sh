@@ -10,8 +10,10 @@
 #   RANKS=8              on this machine (default: its GPUs)
 #   RESTARTS=3           how often the ranks start anew, from the newest checkpoint
 #
-# Ctrl-C, SIGTERM and SIGUSR1 stop the run if all machines get them; torchrun gives ranks 30 seconds to save. Its exit
-# code is 0 at the end, and not 0 else: whether a run was stopped or has failed it does not tell.
+# Ctrl-C, SIGTERM and SIGUSR1 stop the run after the step in hand, if all machines get them. The exit code is 0 at the
+# end, and not 0 else: whether a run was stopped or has failed torchrun does not tell.
+
+# shellcheck disable=SC2317 # stop is called by a trap
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/node_env.sh
@@ -24,12 +26,22 @@ fi
 ranks=${RANKS:-$(python -c 'import torch; print(torch.cuda.device_count())')}
 if [ "$ranks" = 0 ]; then fail "$(hostname): no GPUs here; for ranks on CPUs set RANKS and DS_ACCELERATOR=cpu"; fi
 
+# Else ranks that start anew find each other's addresses of the start before.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+
 set -m # a process group of its own: Ctrl-C does not reach it
 torchrun --nnodes "${NODES:-1}" --nproc-per-node "$ranks" --max-restarts "${RESTARTS:-3}" --rdzv-backend c10d \
     --rdzv-endpoint "${MASTER_ADDR:-127.0.0.1}:${MASTER_PORT:-29400}" \
     -m hmt_ds.train "$@" --checkpoint.resume auto </dev/null 8>&- &
 launcher=$!
-trap 'kill -TERM $launcher' USR1 TERM INT
+stop() { # torchrun would start ranks anew that have saved and left
+    local ranks
+    ranks=$(pgrep -P "$launcher" -f hmt_ds.train)
+    for rank in $ranks; do kill -USR1 "$rank"; done
+    for rank in $ranks; do while kill -0 "$rank" 2>/dev/null; do sleep 0.1; done; done
+    kill -TERM "$launcher"
+}
+trap stop USR1 TERM INT
 code=0
 while kill -0 $launcher 2>/dev/null; do wait $launcher && code=0 || code=$?; done
 exit $code

@@ -21,8 +21,10 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.told = 0
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        for number in (signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self.note)
+        if "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun's SIGTERM is for ranks that wait for one that has failed
+            signal.signal(signal.SIGTERM, self.note)
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """The handler: whatever is in hand goes on."""

@@ -19,6 +19,7 @@ from hmt_ds.reporting.metrics import read_metrics
 MINICLUSTER = Path(__file__).with_name("minicluster")
 VENV = Path(sys.prefix)
 CANNOT = 77  # its exit code where a machine cannot have a cluster
+NODES = ("head", "node0", "node1")
 SBATCH = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=2")
 STEPS = 160
 PATIENCE = 240.0  # seconds, where others need the cores too
@@ -87,9 +88,9 @@ def finish(process: subprocess.Popen[str], timeout: float = PATIENCE) -> tuple[i
     """Exit code and output of a process; it and its children end with the time."""
     try:
         printed = process.communicate(timeout=timeout)[0]
-    except subprocess.TimeoutExpired:
+    except subprocess.TimeoutExpired as late:
         os.killpg(process.pid, signal.SIGKILL)
-        raise AssertionError(f"not ended after {timeout} s:\n{process.communicate()[0]}") from None
+        raise AssertionError(f"not ended after {timeout} s:\n{(late.output or b'').decode()}") from None
     return process.returncode, printed
 
 
@@ -133,11 +134,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture(autouse=True)
-def no_jobs_left(request: pytest.FixtureRequest) -> Iterator[None]:
-    """What a test has left in the queue would slow down those after it."""
+def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a failed test has left in the queue or on the nodes would slow down those after it."""
     yield
     if "cluster" in request.fixturenames:
         there: Cluster = request.getfixturevalue("cluster")
+        for node in NODES:
+            there.run(node, "pkill", "-KILL", "-f", "hmt_ds.train")
         there.check("head", "scancel", "--user=root")
         wait_until(lambda: not there.check("head", "squeue", "--noheader"), lambda: "jobs are left")
 

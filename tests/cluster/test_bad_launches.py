@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from conftest import SBATCH, VENV, Cluster, finish
+from conftest import NODES, SBATCH, VENV, finish
 
 pytestmark = pytest.mark.cluster
 
@@ -20,6 +20,7 @@ def launched(cluster, recipe, tmp_path):
         words = ("bash", f"launch/{script}", str(recipe), "--training.output", str(output))
         code, printed = cluster.run("head", *words, HOSTFILE=str(file), **environment)
         assert not output.exists() and "Traceback" not in printed, printed
+        assert not any(cluster.run(node, "pgrep", "-f", "hmt_ds.train")[1] for node in NODES)
         return code, [line for line in printed.splitlines() if line.startswith("error: ")]
 
     return launch
@@ -132,10 +133,3 @@ def test_a_wrong_recipe(cluster, recipe, tmp_path):
         with cluster.start("head", *words, HOSTFILE=str(hostfile)) as process:
             code, printed = finish(process)
         assert code == 2 and "error: data.train: 'no.txt' is neither a file nor a folder" in printed, (code, printed)
-
-
-def test_cluster_is_as_it_was(cluster: Cluster):
-    """No rank is left, and both nodes are idle."""
-    assert cluster.check("head", "sinfo", "-h", "-N", "-p", "main", "-o", "%t").split() == ["idle", "idle"]
-    for node in ("head", "node0", "node1"):
-        assert cluster.run(node, "pgrep", "-f", "hmt_ds.train")[1] == ""

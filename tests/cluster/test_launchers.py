@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import SBATCH, Cluster, curve, finish, wait_for_step, wait_until
+from conftest import NODES, SBATCH, Cluster, curve, finish, wait_for_step, wait_until
 
 from hmt_ds.parallel.stopping import STOPPED
 
@@ -84,6 +84,19 @@ def test_torchrun_starts_anew_when_a_rank_has_failed(cluster, recipe, undisturbe
     assert curve(output) == undisturbed
 
 
+def test_torchrun_stops(cluster, recipe, tmp_path):
+    """Saved, and not started anew."""
+    output = tmp_path / "run"
+    words = ("bash", "launch/torchrun.sh", str(recipe), "--training.output", str(output), "--training.steps", "100000")
+    with cluster.start("head", "srun", "-N2", "--ntasks-per-node=1", *words, RANKS="1") as process:
+        wait_for_step(output, 3)
+        for node in ("node0", "node1"):
+            cluster.check(node, "pkill", "-USR1", "-o", "-f", "^bash launch/torchrun.sh")
+        code, printed = finish(process)
+    assert code not in (0, None) and f"stopped after step {len(curve(output))};" in printed, printed
+    assert not ranks_on(cluster, "node0") and not ranks_on(cluster, "node1")
+
+
 def test_a_dead_rank_ends_the_others(cluster, recipe, hostfile, tmp_path):
     """Also one that hangs, and so would never notice."""
     output = tmp_path / "run"
@@ -106,5 +119,5 @@ def test_exit_code_is_true_where_deepspeeds_is_not(cluster, recipe, hostfile, tm
         cluster.check("head", "pkill", "-KILL", "-f", pattern)
         code, printed = finish(process)
     assert code == 1, printed
-    for node in ("head", "node0", "node1"):
+    for node in NODES:
         wait_until(lambda node=node: not ranks_on(cluster, node), lambda node=node: f"ranks left on {node}", timeout=30)
