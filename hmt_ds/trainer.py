@@ -1,6 +1,7 @@
 """The loop: next windows, one step, metrics, checkpoint."""
 
 import json
+import math
 import time
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -12,6 +13,7 @@ import yaml
 from rich.console import Console
 
 from hmt_ds.assemble import build_executor, identity, sizes_of, training_loader
+from hmt_ds.bad_steps import BadStepCounter, read_left_out, write_left_out
 from hmt_ds.checkpoint import CheckpointError, Keeping, Saver, load_checkpoint, newest_intact
 from hmt_ds.checkpoint import Progress as Position
 from hmt_ds.checkpoint.load import check_identity
@@ -47,6 +49,7 @@ class Trainer:
         self.parameters, self.trained = sizes_of(self.executor)
         self.position = Position()
         self.resumed: tuple[Path, int] | None = None
+        self.bad_steps, self.left_out = BadStepCounter(), list[int]()
         keep = recipe.checkpoint
         self.saver = Saver(
             self.folder / "checkpoints",
@@ -60,16 +63,26 @@ class Trainer:
 
         Raises:
             Stopped: if told to stop on the way, with all saved.
+            BadSteps: if too many steps in a row were not finite, and there is no going back.
         """
         self.resume()
         self.signals.raise_if_told(self.executor.device, "stopped before the first step; nothing was to be saved")
         self.begin_run()
+        while not self.take_steps():
+            self.go_back()
+        self.finish()
+
+    def take_steps(self) -> bool:
+        """All steps to the end; or False, after too many bad ones in a row."""
         for step, windows in self.steps():
             started = time.perf_counter()
             flags = (self.signals.told, self.saver.written())
             output = self.executor.train_batch([as_window(b) for b in windows], flags)
             self.position = Position(step, self.position.tokens + output.fresh_tokens, windows[-1].position)
             self.report(output, time.perf_counter() - started)
+            self.say_of_step(self.bad_steps.count(output, windows))
+            if self.bad_steps.in_a_row == self.recipe.training.max_bad_steps:
+                return False
             stop, written = output.flags
             if written == world_size():
                 self.end_save()
@@ -82,12 +95,12 @@ class Trainer:
                     self.evaluate()
                 except Stopped:
                     self.stop_early()
-        self.finish()
+        return True
 
     def steps(self) -> Iterator[tuple[int, list[Batch]]]:
         """The remaining steps, each with its windows."""
         training = self.recipe.training
-        batches = iter(training_loader(self.recipe, self.prepared, self.position.position))
+        batches = iter(training_loader(self.recipe, self.prepared, self.position.position, self.left_out))
         for step in range(self.position.step + 1, training.steps + 1):
             yield step, list(islice(batches, training.gradient_accumulation))
 
@@ -115,9 +128,24 @@ class Trainer:
         checkpoint = newest_intact(self.saver.folder, say)
         if checkpoint:
             check_identity(checkpoint, self.saver.identity)
-            self.position = load_checkpoint(self.executor, checkpoint)
-            self.resumed = checkpoint, self.position.step
+            self.load(checkpoint)
             say(f"resumed from {checkpoint}, step {self.position.step}")
+
+    def load(self, checkpoint: Path) -> None:
+        """Be where a checkpoint is."""
+        self.left_out = read_left_out(self.folder)
+        self.position = load_checkpoint(self.executor, checkpoint)
+        self.resumed = checkpoint, self.position.step
+
+    def go_back(self) -> None:
+        """After too many bad steps: back to the newest intact checkpoint; what they read is left out from now on."""
+        self.end_save()
+        self.end_logs()
+        rollback = self.recipe.training.on_bad_steps == "rollback"
+        checkpoint, documents = self.bad_steps.way_back(self.saver.folder, rollback=rollback, say=say)
+        write_left_out(self.folder, sorted({*self.left_out, *documents}))
+        self.load(checkpoint)
+        self.begin_run()
 
     def begin_run(self) -> None:
         """Make the run's folder, its log and the progress bar."""
@@ -147,8 +175,11 @@ class Trainer:
         if self.log and self.monitors and self.position.step % self.recipe.logging.every == 0:
             self.log.write(row)
             self.monitors.write(row)
-        if output.skipped:
-            self.progress.say(f"step {self.position.step}: gradients overflowed, step skipped")
+
+    def say_of_step(self, text: str | None) -> None:
+        """A line about the step just taken, if there is something to say."""
+        if text:
+            self.progress.say(f"step {self.position.step}: {text}")
 
     def metrics(self, output: StepOutput, seconds: float) -> dict[str, Any]:
         """A step's numbers, under the names of hmt_ds.reporting.metrics."""
@@ -163,6 +194,7 @@ class Trainer:
             "perplexity": float(torch.tensor(output.loss).exp()),
             "learning_rate": self.executor.engine.get_lr()[0],
             "gradient_norm": output.gradient_norm,
+            "skipped": self.executor.engine.skipped_steps,
             "tokens_per_second": speed,
             "mfu": speed * flops / peak if peak else None,
             "peak_memory_gib": (device.max_memory_allocated() if device else resident_bytes()) / 2**30,
@@ -218,7 +250,9 @@ class Trainer:
         checkpoint = self.last_save()
         self.evaluate()
         if rank() == 0:
-            if rows := read_metrics(self.folder / "metrics.jsonl"):
+            # (a step that was skipped has no loss to speak of)
+            rows = [row for row in read_metrics(self.folder / "metrics.jsonl") if math.isfinite(row["loss"])]
+            if rows:
                 plot_loss(rows, self.folder / "loss.png")
                 first, last = rows[0]["loss"], [row["loss"] for row in rows[-10:]]
                 print(f"loss        {first:.3f} -> {sum(last) / len(last):.3f} (mean of the last {len(last)} steps)")

@@ -38,8 +38,8 @@ def row_losses(
 def weighted(losses: Tensor, weight: float) -> Tensor:
     """``weight`` times the summed losses, the scalar to go backward from.
 
-    From a loss that is not finite all gradients become so, whatever the graph would make of it: then the gradients' norm
-    is all that decides whether a step is taken.
+    A loss that is not finite leaves no gradient finite, whatever the graph would make of it: so the gradients' norm is
+    all that decides whether a step is taken.
     """
     total = losses.sum()
     return total * (weight + 0 * total.detach())

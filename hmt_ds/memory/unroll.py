@@ -165,8 +165,8 @@ class Unroll:
             self.summaries_backward(n, backward)
         if last := self.random.get(len(self.window)):
             last.restore()
-        sums = (torch.stack(column).sum() for column in zip(*totals, strict=True))
-        return WindowTotals(*sums, torch.stack(finite[::-1], dim=1))
+        loss, distance, recalls = (torch.stack(column).sum() for column in zip(*totals, strict=True))
+        return WindowTotals(loss, distance, recalls, torch.stack(finite[::-1], dim=1))
 
     def sent_back(self, n: int, memory: Tensor) -> Tensor | int:
         """<M_n, g_n>, where there is a memory."""

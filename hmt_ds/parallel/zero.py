@@ -105,7 +105,7 @@ class ZeroExecutor:
             config=ds_config | {"gradient_accumulation_steps": 1 if once else 2},
         )
         if not self.engine.zero_optimization():
-            # at the other stages the optimizer is DeepSpeed's, which leaves steps out by itself; from this attribute the
+            # at the other stages the optimizer is DeepSpeed's, and leaves steps out by itself; by this attribute the
             # engine knows that one was: it counts it, and keeps the schedule where it is
             self.engine.optimizer.overflow = False
             self.engine.optimizer.register_step_pre_hook(pass_over)

@@ -1,7 +1,7 @@
 """Metrics of a run: a JSON line per logged step, and the same numbers to wandb, TensorBoard and CSV.
 
 Names: loss (nats per label), perplexity, learning_rate, gradient_norm, tokens_per_second (per rank, fresh tokens), mfu,
-peak_memory_gib (of the rank that reports), recall_distance (segments), seconds (of the step).
+peak_memory_gib (of the rank that reports), recall_distance (segments), seconds (of the step), skipped (steps so far).
 """
 
 import json

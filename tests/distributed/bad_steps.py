@@ -17,7 +17,7 @@ import ring_gradients
 import torch
 import zero_gradients
 from ranks import run_ranks
-from tiny_runs import DEPTH, ROWS, VOCABULARY, get_weights, windows
+from tiny_runs import DEPTH, VOCABULARY, get_weights, windows
 from torch import Tensor
 
 from hmt_ds.backbones import CausalLM
@@ -27,6 +27,7 @@ from hmt_ds.parallel.distributed import end_process, from_all_ranks, join, rank,
 from hmt_ds.parallel.zero import StepOutput, ZeroExecutor
 
 POISON = VOCABULARY - 1
+embed_rightly = CausalLM.embed
 ROW, SEGMENT = 1, 1  # where the token stands, on the last data rank
 
 
@@ -36,8 +37,7 @@ class Case:
 
     Attributes:
         config: a file of ds_configs, or ``ring``.
-        spoils: ``loss``, with all that follows from it; ``gradient``, of the embeddings alone; or ``memory``, behind the
-            last segment, which no loss sees.
+        spoils: ``loss``, with all that follows from it; or ``gradient``, of the embeddings alone.
     """
 
     config: str
@@ -64,19 +64,15 @@ class Spoiled(torch.autograd.Function):
 
 def poison(spoils: str) -> None:
     """Make the token do its work, in whatever reads it."""
-    right = original_embed
 
     def embed(backbone: CausalLM, ids: Tensor) -> Tensor:
-        found, where = right(backbone, ids), (ids == POISON)[:, :, None]
+        found, where = embed_rightly(backbone, ids), (ids == POISON)[:, :, None]
         return Spoiled.apply(found, where) if spoils == "gradient" else found.masked_fill(where, math.nan)
 
     CausalLM.embed = embed
 
 
-original_embed = CausalLM.embed
-
-
-def three_windows(executor: ZeroExecutor, case: Case) -> list[Window]:
+def three_windows(executor: ZeroExecutor) -> list[Window]:
     """Good, bad, good; each row begins with a document."""
     base = windows(executor.data_rank, executor.data_ranks)[0]
     starts = base.starts.clone()
@@ -91,15 +87,12 @@ def make_executor(case: Case, device: torch.device) -> ZeroExecutor:
     """The executors that the tests of gradients have."""
     if case.config == "ring":
         pipelines = world_size() // 2
-        whole = ring_gradients.Case(2, pipelines, DEPTH, 2, precision=case.precision)
-        return ring_gradients.make_executor(replace_rows(whole), device)
+        return ring_gradients.make_executor(
+            ring_gradients.Case(2, pipelines, DEPTH, 2, precision=case.precision), device
+        )
     return zero_gradients.make_executor(
         zero_gradients.Case(case.config, precision=case.precision, reduction=case.reduction), device
     )
-
-
-def replace_rows(case: ring_gradients.Case) -> ring_gradients.Case:
-    return case
 
 
 class Schedule:
@@ -133,7 +126,7 @@ def run(case: Case, device: torch.device, chosen: list[int]) -> tuple[list[dict[
     """Some of the windows; what stood after each step, and what it said."""
     executor = make_executor(case, device)
     executor.engine.lr_scheduler = Schedule()
-    every = three_windows(executor, case)
+    every = three_windows(executor)
     traces, said = [], []
     for n in chosen:
         said.append(executor.train_batch([every[n]]))

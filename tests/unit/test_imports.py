@@ -25,6 +25,7 @@ MODULES = [
     "feasible",
     "prepare",
     "assemble",
+    "bad_steps",
     "trainer",
     "train",
     "evaluate",

@@ -176,5 +176,33 @@ def in_the_sixth_step(name: str) -> None:
     RingPass.backward = backward
 
 
+def poison() -> None:
+    """Whatever reads the third document has no finite loss."""
+    from hmt_ds.data import batches
+
+    right = batches._WindowReader.__getitem__
+    batches._WindowReader.__getitem__ = lambda reader, item: poisoned(right(reader, item))
+    poison_token()
+
+
+def poisoned(batch):
+    """A batch in which the third document's tokens are all one that nothing else has."""
+    where = (batch.documents == 2)[:, :, None].expand_as(batch.input_ids)
+    return replace(batch, input_ids=batch.input_ids.masked_fill(where, POISON))
+
+
+POISON = 399  # the last token of the tiny vocabulary, which its text does not have
+
+
+def poison_token() -> None:
+    """Its embedding is not finite."""
+    import math
+
+    from hmt_ds.backbones import CausalLM
+
+    right = CausalLM.embed
+    CausalLM.embed = lambda backbone, ids: right(backbone, ids).masked_fill((ids == POISON)[:, :, None], math.nan)
+
+
 if chosen := os.environ.get("HMT_DS_BREAK"):
     globals()[chosen]()
