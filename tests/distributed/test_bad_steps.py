@@ -81,9 +81,11 @@ def test_a_bad_step_in_one_of_two_pipelines():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Text and tokenizer, for all runs; a word in the third document is the poison."""
+    """Text of nine documents, and a tokenizer, for all runs."""
     folder = tmp_path_factory.mktemp("bad")
     make_materials(folder)
+    text = (folder / "text.txt").read_text()
+    (folder / "text.txt").write_text("\n".join(f"Chapter {n}\n{text[400 * n : 400 * n + 400]}" for n in range(9)))
     return folder
 
 

@@ -188,10 +188,11 @@ def poison() -> None:
 def poisoned(batch):
     """A batch in which the third document's tokens are all one that nothing else has."""
     where = (batch.documents == 2)[:, :, None].expand_as(batch.input_ids)
-    return replace(batch, input_ids=batch.input_ids.masked_fill(where, POISON))
+    others = batch.input_ids.clamp(max=POISON - 1)
+    return replace(batch, input_ids=others.masked_fill(where, POISON))
 
 
-POISON = 399  # the last token of the tiny vocabulary, which its text does not have
+POISON = 399  # the last token of the tiny vocabulary
 
 
 def poison_token() -> None:
