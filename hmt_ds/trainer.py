@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,16 +16,17 @@ from hmt_ds.assemble import build_executor, identity, sizes_of, training_loader
 from hmt_ds.checkpoint import CheckpointError, Keeping, Saver, load_checkpoint, newest_intact
 from hmt_ds.checkpoint import Progress as Position
 from hmt_ds.checkpoint.load import check_identity
+from hmt_ds.config import ConfigError
 from hmt_ds.data import Batch, WindowLoader
 from hmt_ds.evaluation.perplexity import PerplexityRow, as_dicts, perplexity_by_segments
 from hmt_ds.memory import Window
-from hmt_ds.parallel.distributed import barrier, rank, world_size
+from hmt_ds.parallel.distributed import from_rank_0, rank, world_size
 from hmt_ds.parallel.stopping import Stopped, StopSignals
 from hmt_ds.parallel.zero import StepOutput
 from hmt_ds.planning.flops import peak_flops, useful_flops_per_token
 from hmt_ds.prepare import Prepared
 from hmt_ds.recipe import Recipe
-from hmt_ds.reporting.metrics import MetricsLog, Monitors, read_metrics
+from hmt_ds.reporting.metrics import Metrics, read_metrics
 from hmt_ds.reporting.plots import plot_loss, plot_perplexity
 from hmt_ds.reporting.progress import Progress
 from hmt_ds.reporting.tables import perplexity_table
@@ -120,33 +122,38 @@ class Trainer:
             say(f"resumed from {checkpoint}, step {self.position.step}")
 
     def begin_run(self) -> None:
-        """Make the run's folder, its log and the progress bar."""
+        """Make the run's folder, its logs and the progress bar.
+
+        Raises:
+            ConfigError: on all ranks, if the folder cannot be written.
+        """
         first = rank() == 0
-        self.log = self.monitors = None
+        self.logs: Metrics | None = None
+        if problem := from_rank_0(self.begin_folder() if first else None):
+            raise ConfigError([str(problem)])
         if first:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            resolved = yaml.safe_dump(self.recipe.model_dump(mode="json"), sort_keys=False)
-            (self.folder / "recipe.yaml").write_text(resolved)
-            self.log = MetricsLog(self.folder / "metrics.jsonl", self.position.step)
-            logging = self.recipe.logging
-            self.monitors = Monitors(
-                self.folder,
-                wandb=logging.wandb,
-                project=logging.project,
-                tensorboard=logging.tensorboard,
-                csv=logging.csv,
-            )
+            self.logs = Metrics(self.folder, self.position.step, **self.recipe.logging.model_dump(exclude={"every"}))
             print(f"{self.parameters / 1e6:.1f}M parameters, {self.trained / 1e6:.1f}M trained; {world_size()} ranks")
-        barrier()
         self.progress = Progress(self.recipe.training.steps, self.position.step, shown=first)
+
+    def begin_folder(self) -> str | None:
+        """Keep the recipe with the run; says what is wrong if that cannot be."""
+        resolved = yaml.safe_dump(self.recipe.model_dump(mode="json"), sort_keys=False)
+        aside = self.folder / ".recipe.yaml"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            aside.write_text(resolved)  # on a full disk the one of an earlier start stays
+            aside.replace(self.folder / "recipe.yaml")
+        except OSError as error:
+            return f"training.output: {self.folder} cannot be written: {error.strerror}"
+        return None
 
     def report(self, output: StepOutput, seconds: float) -> None:
         """Log a step."""
         row = self.metrics(output, seconds)
         self.progress.advance(output.loss, row["tokens_per_second"] * world_size(), row["peak_memory_gib"])
-        if self.log and self.monitors and self.position.step % self.recipe.logging.every == 0:
-            self.log.write(row)
-            self.monitors.write(row)
+        if self.logs and self.position.step % self.recipe.logging.every == 0:
+            self.logs.write(row)
         if output.skipped:
             self.progress.say(f"step {self.position.step}: gradients overflowed, step skipped")
 
@@ -204,12 +211,13 @@ class Trainer:
             return None
         rows = perplexity_by_segments(self.executor, self.validation_windows, self.recipe.evaluation.segments_read)
         if rank() == 0:
-            file = self.folder / "evaluation" / f"step_{self.position.step:06d}.json"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps({"step": self.position.step, "rows": as_dicts(rows)}, indent=1))
-            plot_perplexity(rows, file.with_suffix(".png"))
             Console().print(perplexity_table(rows, f"held-out perplexity after step {self.position.step}"))
-            print(f"evaluation  {file} and .png", flush=True)
+            file = self.folder / "evaluation" / f"step_{self.position.step:06d}.json"
+            with self.warning(file):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(json.dumps({"step": self.position.step, "rows": as_dicts(rows)}, indent=1))
+                plot_perplexity(rows, file.with_suffix(".png"))
+                print(f"evaluation  {file} and .png", flush=True)
         return rows
 
     def finish(self) -> None:
@@ -219,11 +227,20 @@ class Trainer:
         self.evaluate()
         if rank() == 0:
             if rows := read_metrics(self.folder / "metrics.jsonl"):
-                plot_loss(rows, self.folder / "loss.png")
                 first, last = rows[0]["loss"], [row["loss"] for row in rows[-10:]]
                 print(f"loss        {first:.3f} -> {sum(last) / len(last):.3f} (mean of the last {len(last)} steps)")
-                print(f"picture     {self.folder / 'loss.png'}")
+                with self.warning(picture := self.folder / "loss.png"):
+                    plot_loss(rows, picture)
+                    print(f"picture     {picture}")
             print(f"checkpoint  {checkpoint}", flush=True)
+
+    @contextmanager
+    def warning(self, file: Path) -> Iterator[None]:
+        """Around writing what a run can do without."""
+        try:
+            yield
+        except OSError as error:
+            self.progress.say(f"warning: {file} cannot be written: {error.strerror}")
 
     def stop_early(self) -> NoReturn:
         """Save and leave because somebody said so."""
@@ -236,8 +253,8 @@ class Trainer:
     def end_logs(self) -> None:
         """No more steps come."""
         self.progress.close()
-        if self.monitors:
-            self.monitors.close()
+        if self.logs:
+            self.logs.close()
 
 
 def say(text: str) -> None:
