@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,16 +18,17 @@ from hmt_ds.bad_steps import BadStepCounter, read_left_out, write_left_out
 from hmt_ds.checkpoint import CheckpointError, Keeping, Saver, load_checkpoint, newest_intact
 from hmt_ds.checkpoint import Progress as Position
 from hmt_ds.checkpoint.load import check_identity
+from hmt_ds.config import ConfigError
 from hmt_ds.data import Batch, WindowLoader
 from hmt_ds.evaluation.perplexity import PerplexityRow, as_dicts, perplexity_by_segments
 from hmt_ds.memory import Window
-from hmt_ds.parallel.distributed import barrier, rank, world_size
+from hmt_ds.parallel.distributed import from_rank_0, rank, world_size
 from hmt_ds.parallel.stopping import Stopped, StopSignals
 from hmt_ds.parallel.zero import StepOutput
 from hmt_ds.planning.flops import peak_flops, useful_flops_per_token
 from hmt_ds.prepare import Prepared
 from hmt_ds.recipe import Recipe
-from hmt_ds.reporting.metrics import MetricsLog, Monitors, read_metrics
+from hmt_ds.reporting.metrics import Metrics, read_metrics
 from hmt_ds.reporting.plots import plot_loss, plot_perplexity
 from hmt_ds.reporting.progress import Progress
 from hmt_ds.reporting.tables import perplexity_table
@@ -145,36 +147,43 @@ class Trainer:
         checkpoint, documents = self.bad_steps.way_back(self.saver.folder, rollback=rollback, say=say)
         write_left_out(self.folder, sorted({*self.left_out, *documents}))
         self.load(checkpoint)
-        self.begin_run()
+        self.begin_logs()
 
     def begin_run(self) -> None:
-        """Make the run's folder, its log and the progress bar."""
-        first = rank() == 0
-        self.log = self.monitors = None
-        if first:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            resolved = yaml.safe_dump(self.recipe.model_dump(mode="json"), sort_keys=False)
-            (self.folder / "recipe.yaml").write_text(resolved)
-            self.log = MetricsLog(self.folder / "metrics.jsonl", self.position.step)
-            logging = self.recipe.logging
-            self.monitors = Monitors(
-                self.folder,
-                wandb=logging.wandb,
-                project=logging.project,
-                tensorboard=logging.tensorboard,
-                csv=logging.csv,
-            )
-            print(f"{self.parameters / 1e6:.1f}M parameters, {self.trained / 1e6:.1f}M trained; {world_size()} ranks")
-        barrier()
+        """Make the run's folder, its logs and the progress bar.
+
+        Raises:
+            ConfigError: on all ranks, if the folder cannot be written.
+        """
+        if problem := from_rank_0(self.begin_folder() if rank() == 0 else None):
+            raise ConfigError([str(problem)])
+        say(f"{self.parameters / 1e6:.1f}M parameters, {self.trained / 1e6:.1f}M trained; {world_size()} ranks")
+        self.begin_logs()
+
+    def begin_logs(self) -> None:
+        """The logs and the progress bar, from the step on that the run is at."""
+        first, chosen = rank() == 0, self.recipe.logging.model_dump(exclude={"every"})
+        self.logs = Metrics(self.folder, self.position.step, **chosen) if first else None
         self.progress = Progress(self.recipe.training.steps, self.position.step, shown=first)
+
+    def begin_folder(self) -> str | None:
+        """Keep the recipe with the run; says what is wrong if that cannot be."""
+        resolved = yaml.safe_dump(self.recipe.model_dump(mode="json"), sort_keys=False)
+        aside = self.folder / ".recipe.yaml"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            aside.write_text(resolved)  # on a full disk the one of an earlier start stays
+            aside.replace(self.folder / "recipe.yaml")
+        except OSError as error:
+            return f"training.output: {self.folder} cannot be written: {error.strerror}"
+        return None
 
     def report(self, output: StepOutput, seconds: float) -> None:
         """Log a step."""
         row = self.metrics(output, seconds)
         self.progress.advance(output.loss, row["tokens_per_second"] * world_size(), row["peak_memory_gib"])
-        if self.log and self.monitors and self.position.step % self.recipe.logging.every == 0:
-            self.log.write(row)
-            self.monitors.write(row)
+        if self.logs and self.position.step % self.recipe.logging.every == 0:
+            self.logs.write(row)
 
     def say_of_step(self, text: str | None) -> None:
         """A line about the step just taken, if there is something to say."""
@@ -188,7 +197,7 @@ class Trainer:
         on_cpu = self.executor.device.type == "cpu"
         device = None if on_cpu else torch.get_device_module(self.executor.device)
         peak = peak_flops(device.get_device_name()) if device else None
-        return {
+        row = {
             "step": self.position.step,
             "loss": output.loss,
             "perplexity": float(torch.tensor(output.loss).exp()),
@@ -201,6 +210,7 @@ class Trainer:
             "recall_distance": output.recall_distance,
             "seconds": seconds,
         }
+        return {name: value if value is not None and math.isfinite(value) else None for name, value in row.items()}
 
     def save(self) -> None:
         """Write a checkpoint; one that cannot be written leaves those before, and the run goes on."""
@@ -236,12 +246,13 @@ class Trainer:
             return None
         rows = perplexity_by_segments(self.executor, self.validation_windows, self.recipe.evaluation.segments_read)
         if rank() == 0:
-            file = self.folder / "evaluation" / f"step_{self.position.step:06d}.json"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps({"step": self.position.step, "rows": as_dicts(rows)}, indent=1))
-            plot_perplexity(rows, file.with_suffix(".png"))
             Console().print(perplexity_table(rows, f"held-out perplexity after step {self.position.step}"))
-            print(f"evaluation  {file} and .png", flush=True)
+            file = self.folder / "evaluation" / f"step_{self.position.step:06d}.json"
+            with self.warning(file):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(json.dumps({"step": self.position.step, "rows": as_dicts(rows)}, indent=1))
+                plot_perplexity(rows, file.with_suffix(".png"))
+                print(f"evaluation  {file} and .png", flush=True)
         return rows
 
     def finish(self) -> None:
@@ -250,14 +261,21 @@ class Trainer:
         checkpoint = self.last_save()
         self.evaluate()
         if rank() == 0:
-            # (a step that was skipped has no loss to speak of)
-            rows = [row for row in read_metrics(self.folder / "metrics.jsonl") if math.isfinite(row["loss"])]
-            if rows:
-                plot_loss(rows, self.folder / "loss.png")
+            if rows := [row for row in read_metrics(self.folder / "metrics.jsonl") if row["loss"] is not None]:
                 first, last = rows[0]["loss"], [row["loss"] for row in rows[-10:]]
                 print(f"loss        {first:.3f} -> {sum(last) / len(last):.3f} (mean of the last {len(last)} steps)")
-                print(f"picture     {self.folder / 'loss.png'}")
+                with self.warning(picture := self.folder / "loss.png"):
+                    plot_loss(rows, picture)
+                    print(f"picture     {picture}")
             print(f"checkpoint  {checkpoint}", flush=True)
+
+    @contextmanager
+    def warning(self, file: Path) -> Iterator[None]:
+        """Around writing what a run can do without."""
+        try:
+            yield
+        except OSError as error:
+            self.progress.say(f"warning: {file} cannot be written: {error.strerror}")
 
     def stop_early(self) -> NoReturn:
         """Save and leave because somebody said so."""
@@ -270,8 +288,8 @@ class Trainer:
     def end_logs(self) -> None:
         """No more steps come."""
         self.progress.close()
-        if self.monitors:
-            self.monitors.close()
+        if self.logs:
+            self.logs.close()
 
 
 def say(text: str) -> None:

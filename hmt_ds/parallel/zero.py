@@ -155,21 +155,15 @@ class ZeroExecutor:
         with self.gradients.of_a_step(self.backward_passes(windows), self.loss_scale(), self.phase):
             totals, finite = zip(*(self.backward_through(window, weight) for window in windows), strict=True)
             self.room.windows_read()
-        before, norm = self.engine.skipped_steps, self.plain_gradient_norm()
-        if norm is not None:
-            self.engine.optimizer.overflow = not math.isfinite(norm)
-        with self.phase("step"):
-            self.engine.step()
+        norm, skipped = self.take_step()
         self.room.step_done()
         self.gradients.step_done()
         loss, distance, recalls, anew = add_up(torch.stack(totals).sum(dim=0)).tolist()
-        skipped = self.engine.skipped_steps > before
-        norm = self.engine.get_global_grad_norm() if norm is None else norm
         return StepOutput(
             loss=loss / max(tokens, 1),
             tokens=tokens,
             fresh_tokens=fresh,
-            gradient_norm=None if norm is None else float(norm),
+            gradient_norm=norm,
             recall_distance=distance / recalls if recalls else None,
             skipped=skipped,
             bad=skipped and not (self.precision == "fp16" and math.isfinite(loss)),
@@ -177,6 +171,20 @@ class ZeroExecutor:
             finite=torch.cat(finite, dim=1),
             flags=tuple(told),
         )
+
+    def take_step(self) -> tuple[float | None, bool]:
+        """The optimizer's step; returns the gradients' norm if it is known, and whether the step was left out."""
+        optimizer, before, norm = self.engine.optimizer, self.engine.skipped_steps, self.plain_gradient_norm()
+        if norm is not None:
+            optimizer.overflow = not math.isfinite(norm)
+        with self.phase("step"):
+            self.engine.step()
+        if norm is None:
+            found = self.engine.get_global_grad_norm()
+            norm = None if found is None else float(found)
+        else:
+            optimizer.overflow = False
+        return norm, self.engine.skipped_steps > before
 
     def backward_through(self, window: Window, weight: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Add a window's gradients, and carry the memory on.

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -38,10 +39,11 @@ class Cluster:
     def __init__(self, state: Path):
         self.state = state
 
-    def start(self, node: str, *command: str, **environment: str) -> subprocess.Popen[str]:
-        """Start a command on a node, in the project's folder."""
+    @contextmanager
+    def start(self, node: str, *command: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+        """Start a command on a node, in the project's folder. What a failure leaves of it is killed."""
         more = {"MC_STATE": str(self.state), "VENV": str(VENV), "PATH": f"{VENV}/bin:{os.environ['PATH']}"}
-        return subprocess.Popen(
+        with subprocess.Popen(
             [str(MINICLUSTER), "exec", node, *command],
             env=cpu_environment(**more | environment),
             cwd=PROJECT,
@@ -49,7 +51,13 @@ class Cluster:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
-        )
+        ) as process:
+            try:
+                yield process
+            except BaseException:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                raise
 
     def run(self, node: str, *command: str, timeout: float = PATIENCE, **environment: str) -> tuple[int, str]:
         """Run a command on a node; returns its exit code and all that it printed."""

@@ -17,7 +17,7 @@ from zero_gradients import CONFIGS
 from hmt_ds.reporting.metrics import read_metrics
 
 BREAKS = {"PYTHONPATH": f"{Path(__file__).with_name('breaks')}:{PROJECT}", "HMT_DS_BREAK": "poison"}
-POISONED = 2  # the third document is the one with the poison
+POISONED = 3  # the document with the poison; it is read from step 6 on
 RESUME = ("--checkpoint.resume", "auto")
 SAMPLE = [
     Case("zero0"),
@@ -112,8 +112,9 @@ def test_too_many_end_the_run_or_roll_it_back(folder, stage, words):
     (error,) = errors_in(printed)
     rows = read_metrics(output / "metrics.jsonl")
     assert code == 2 and f"document {POISONED} of data.train" in error and "Traceback" not in printed, printed
-    assert "the step is skipped; it read document 2 of data.train" in printed and "start anew" in printed, printed
-    assert [row["skipped"] for row in rows[-3:]] == [0, 1, 2] and math.isnan(rows[-1]["loss"])
+    said = f"the step is skipped; it read document {POISONED} of data.train"
+    assert said in printed and "start anew" in printed, printed
+    assert [row["skipped"] for row in rows[-3:]] == [0, 1, 2] and rows[-1]["loss"] is None
     assert rows[-1]["learning_rate"] == rows[-2]["learning_rate"] == rows[-3]["learning_rate"]
     assert not (output / "left_out.json").exists()
 
@@ -122,7 +123,7 @@ def test_too_many_end_the_run_or_roll_it_back(folder, stage, words):
     rows = read_metrics(output / "metrics.jsonl")
     assert code == 0 and "back to" in printed and "on without them" in printed, printed
     assert json.loads((output / "left_out.json").read_text()) == {"documents": [POISONED]}
-    assert [row["step"] for row in rows] == list(range(1, STEPS + 1)) and math.isfinite(rows[-1]["loss"])
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1)) and rows[-1]["loss"] is not None
     assert "step is skipped" not in printed.split("on without them")[1]
 
     code, printed = train(recipe, output, *words, *RESUME, "--training.steps", str(STEPS + 4), **BREAKS)

@@ -77,6 +77,20 @@ def test_a_disk_that_fills_up(tmp_path, disk, background):
     assert newest_intact(output / "checkpoints", pytest.fail) == output / f"checkpoints/step_{STEPS:06d}"
 
 
+@pytest.mark.slow
+def test_a_disk_without_room_for_the_log(tmp_path, disk):
+    """One warning of the log, and training goes on to the end; there the missing checkpoint is the error."""
+    make_materials(tmp_path)
+    fill(disk, 12 * 2**10)  # the recipe, and the beginning of the log
+    code, printed = train(write_recipe(tmp_path), disk / "run", "--training.steps", str(2 * STEPS))
+    warnings = [line for line in printed.splitlines() if "warning: metrics" in line]
+    assert len(warnings) == 1 and "No space left on device" in warnings[0], printed
+    errors = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert code == 2 and len(errors) == 1 and f"step_{2 * STEPS:06d} was not written" in errors[0], printed
+    assert "Traceback" not in printed and f"{2 * STEPS}/{2 * STEPS}" in printed, printed
+    assert [step for step, _ in losses(disk / "run")] == list(range(1, 1 + len(losses(disk / "run"))))
+
+
 def test_told_to_stop_while_a_save_is_written(tmp_path):
     """Both that save and the last one are there, whole."""
     make_materials(tmp_path)

@@ -1,5 +1,6 @@
 """`hmt-ds train`, killed, stopped, and started wrongly. A resumed run is bit for bit the undisturbed one."""
 
+import csv
 import signal
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,9 @@ def test_killed_then_stopped_then_finished(folder):
     code, printed = train(recipe, broken, *RESUME)
     assert code == 0 and f"step {stopped}" in printed, printed
     assert losses(broken) == losses(whole)
+    with (broken / "metrics.csv").open() as table:
+        rows = [(int(row["step"]), float(row["loss"]), float(row["gradient_norm"])) for row in csv.DictReader(table)]
+    assert rows == losses(whole)
 
     before = contents(broken)
     code, printed = train(recipe, broken, *RESUME, ranks=1)

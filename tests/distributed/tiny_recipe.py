@@ -51,6 +51,7 @@ def write_recipe(folder: Path, stage: int = 3) -> Path:
         "schedule": {"params": {"warmup_num_steps": 3}},
         "deepspeed": f"ds_configs/zero{stage}.json",
         "checkpoint": {"every": EVERY},
+        "logging": {"csv": True},
     }
     file = folder / f"zero{stage}.yaml"
     file.write_text(yaml.safe_dump(recipe))

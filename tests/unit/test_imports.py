@@ -36,7 +36,7 @@ MODULES = [
     "launch",
     "cli",
 ]
-DEEPSPEED = {"parallel", "checkpoint", "reporting", "conversion"}  # reporting: its monitors alone
+DEEPSPEED = {"parallel", "checkpoint", "conversion"}
 
 
 def part_of(file: Path) -> str:

@@ -1,18 +1,25 @@
 """What a person sees of a run."""
 
 import json
+import resource
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from wandb.proto import wandb_internal_pb2 as pb
 
 from hmt_ds.config import keys
 from hmt_ds.memory import MemorySettings
-from hmt_ds.parallel.distributed import join, leave
 from hmt_ds.planning.flops import peak_flops, positions_per_token, useful_flops_per_token
 from hmt_ds.recipe import Recipe
-from hmt_ds.reporting.metrics import MetricsLog, Monitors, read_metrics
+from hmt_ds.reporting.metrics import Metrics, read_metrics
 from hmt_ds.reporting.plots import plot_loss, plot_perplexity
 from hmt_ds.reporting.tables import keys_table, perplexity_table, print_recipe
 
@@ -30,41 +37,109 @@ def text_of(table) -> str:
 
 def test_log_goes_on_after_the_step_that_was_saved(tmp_path):
     """What came after the checkpoint is done again; a line that a kill tore is no line."""
-    file = tmp_path / "metrics.jsonl"
-    log = MetricsLog(file)
+    log, table = tmp_path / "metrics.jsonl", tmp_path / "metrics.csv"
+    logs = Metrics(tmp_path, csv=True)
+    for step in (1, 2, 13):
+        logs.write({"step": step, "loss": 1 / step, "mfu": None})
+    log.write_text(log.read_text() + '{"step": 2}')  # as if torn where it looks whole
+    table.write_text(table.read_text() + "1")
+    assert [row["step"] for row in read_metrics(log)] == [1, 2, 13, 2]
+    Metrics(tmp_path, 2, csv=True).write({"step": 3, "loss": 0.1, "mfu": None})
+    assert [(row["step"], row["loss"]) for row in read_metrics(log)] == [(1, 1.0), (2, 0.5), (3, 0.1)]
+    assert len(log.read_text().splitlines()) == 3
+    assert table.read_text() == "step,loss,mfu\n1,1.0,\n2,0.5,\n3,0.1,\n"
+    Metrics(tmp_path, 0, csv=True).write({"step": 1, "loss": 1.5, "mfu": None})
+    assert table.read_text() == "step,loss,mfu\n1,1.5,\n"
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """No file can grow beyond so many bytes: what is written stops in the middle, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize(("room", "lines"), [(52, 2), (9, 0)], ids=["some", "none"])
+def test_no_room_for_the_log(tmp_path, capsys, room, lines):
+    """One warning for each file; what found no room is written when there is some, and nothing is half a line."""
+    rows = [{"step": step, "loss": 1 / step} for step in range(1, 7)]
+    logs = Metrics(tmp_path, csv=True)
+    with largest_file(room):
+        for row in rows[:5]:
+            logs.write(row)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and all(line.startswith("warning: metrics.") for line in said), said
+    assert "metrics.jsonl cannot be written: [Errno 27]" in said[0] and "metrics.csv" in said[1]
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == lines
+    assert read_metrics(tmp_path / "metrics.jsonl") == rows[:lines]
+    logs.write(rows[5])
+    assert read_metrics(tmp_path / "metrics.jsonl") == rows
+    table = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert table == ["step,loss", *(f"{row['step']},{row['loss']}" for row in rows)]
+    assert not capsys.readouterr().err
+
+
+def test_a_log_is_cut_without_room(tmp_path):
+    """A resume on a full disk keeps the rows before the checkpoint."""
+    logs = Metrics(tmp_path)
     for step in (1, 2, 3):
-        log.write({"step": step, "loss": 1 / step})
-    with file.open("a") as out:
-        out.write('{"step": 4, "lo')
-    assert [row["step"] for row in read_metrics(file)] == [1, 2, 3]
-    MetricsLog(file, resume_step=2).write({"step": 3, "loss": 0.1})
-    assert [(row["step"], row["loss"]) for row in read_metrics(file)] == [(1, 1.0), (2, 0.5), (3, 0.1)]
-    assert len(file.read_text().splitlines()) == 3
+        logs.write({"step": step})
+    with largest_file(0):
+        Metrics(tmp_path, 2)
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
 
 
-@pytest.fixture
-def alone(monkeypatch):
-    """A process group of one: DeepSpeed's monitors ask for their rank."""
-    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    for name, value in alone.items():
-        monkeypatch.setenv(name, value)
-    join()
-    yield
-    leave()
+def wandb_records(file: Path) -> Iterator[pb.Record]:
+    """What a file of wandb's holds: LevelDB's log, blocks of 32 KiB after a header of 7 bytes."""
+    data, at, whole = file.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        _, size, kind = struct.unpack_from("<IHB", data, at)
+        whole += data[at + 7 : at + 7 + size]
+        at += 7 + size
+        at += rest if (rest := 32768 - at % 32768) < 7 else 0
+        if kind in (1, 4):  # whole, or the last part
+            yield pb.Record.FromString(whole)
+            whole = b""
 
 
-@pytest.mark.parametrize("wandb", ["off", "offline"])
-def test_monitors_write_what_they_are_given(alone, tmp_path, monkeypatch, wandb):
+def test_wandb_goes_on_in_the_same_run(tmp_path, monkeypatch):
+    """Each start has a file of its own, of one run; a step that is done again is there again, by its own number."""
     monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.delenv("WANDB_DIR", raising=False)
-    monitors = Monitors(tmp_path, wandb=wandb, project="tests", tensorboard=True, csv=True)
-    monitors.write({"step": 7, "loss": 2.5, "mfu": None})
-    monitors.close()
-    (csv,) = tmp_path.glob("csv/*loss.csv")
-    assert "7,2.5" in csv.read_text().replace(" ", "")
-    assert not list(tmp_path.glob("csv/*mfu.csv")) and list(tmp_path.glob("tensorboard/events*"))
-    assert bool(list(tmp_path.glob("wandb/offline-run-*/*.wandb"))) == (wandb == "offline")
+    for resume_step, steps in ((0, (1, 2, 3)), (2, (3, 4))):
+        logs = Metrics(tmp_path, resume_step, wandb="online", project="tests")
+        for step in steps:
+            logs.write({"step": step, "loss": 1 / step, "mfu": None})
+        logs.close()
+        time.sleep(1.1)  # wandb names its folders by the second
+    found = []
+    for file in sorted(tmp_path.glob("wandb/offline-run-*/*.wandb")):
+        records = list(wandb_records(file))
+        runs = {(record.run.run_id, record.run.project) for record in records if record.HasField("run")}
+        assert runs == {((tmp_path / "wandb_run_id").read_text(), "tests")}
+        assert any(r.metric.glob_name == "train/*" and r.metric.step_metric == "train/step" for r in records)
+        found.append([])
+        for record in (record for record in records if record.HasField("history")):
+            values = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
+            found[-1].append({key: values[key] for key in values if key.startswith("train/")})
+    rows = [{"train/step": step, "train/loss": 1 / step} for step in (1, 2, 3, 3, 4)]
+    assert found == [rows[:3], rows[3:]]
+
+
+def test_tensorboard_hides_what_is_done_again(tmp_path):
+    for resume_step, steps, scale in ((0, (1, 2, 3, 4), 1.0), (2, (3,), 8.0)):
+        logs = Metrics(tmp_path, resume_step, tensorboard=True)
+        for step in steps:
+            logs.write({"step": step, "loss": step * scale, "mfu": None})
+        logs.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert events.Tags()["scalars"] == ["train/loss"]
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(1, 1.0), (2, 2.0), (3, 24.0)]
 
 
 def test_perplexity_table():

@@ -177,7 +177,7 @@ def in_the_sixth_step(name: str) -> None:
 
 
 def poison() -> None:
-    """Whatever reads the third document has no finite loss."""
+    """Whatever reads the fourth document has no finite loss."""
     from hmt_ds.data import batches
 
     right = batches._WindowReader.__getitem__
@@ -186,8 +186,8 @@ def poison() -> None:
 
 
 def poisoned(batch):
-    """A batch in which the third document's tokens are all one that nothing else has."""
-    where = (batch.documents == 2)[:, :, None].expand_as(batch.input_ids)
+    """A batch in which the fourth document's tokens are all one that nothing else has."""
+    where = (batch.documents == 3)[:, :, None].expand_as(batch.input_ids)
     others = batch.input_ids.clamp(max=POISON - 1)
     return replace(batch, input_ids=others.masked_fill(where, POISON))
 
