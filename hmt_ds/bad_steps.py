@@ -87,11 +87,11 @@ def suspects(finite: torch.Tensor, documents: torch.Tensor) -> set[int]:
         finite: ``[rows, segments]`` bool, of the losses of this rank's rows.
         documents: ``[rows, segments]``, -1 where there is none.
     """
-    broken = ~finite.cpu()
-    first = broken.long().argmax(dim=1)
-    own = documents.gather(1, first[:, None])[broken.any(dim=1)].flatten().tolist()
-    found, read = zip(*from_all_ranks((own, documents.unique().tolist())), strict=True)
-    return {document for some in (found if any(found) else read) for document in some if document >= 0}
+    read = documents >= 0
+    broken = ~finite.cpu() & read
+    first = documents.gather(1, broken.long().argmax(dim=1, keepdim=True))[broken.any(dim=1)]
+    own, every = zip(*from_all_ranks((first.flatten().tolist(), documents[read].tolist())), strict=True)
+    return {document for some in (own if any(own) else every) for document in some}
 
 
 def named(documents: Iterable[int]) -> str:

@@ -108,6 +108,7 @@ class WindowPlan(Iterator[Window]):
         self._epoch, self._cursor = state.epoch, state.cursor
         self._rows = [None if row and row[0] in self._left_out else row for row in state.rows]
         self._order = self._order_of(self._epoch)
+        self._pass_over()
 
     def __next__(self) -> Window:
         if self._queue_is_empty() and not any(self._rows):
@@ -127,15 +128,23 @@ class WindowPlan(Iterator[Window]):
         return piece
 
     def _take_document(self) -> tuple[int, int] | None:
+        if self._queue_is_empty():
+            return None
+        document = int(self._order[self._cursor])
+        self._cursor += 1
+        self._pass_over()
+        return document, 0
+
+    def _pass_over(self) -> None:
+        """Move the queue's front on, to a document that is not left out."""
         while not self._queue_is_empty():
-            document = int(self._order[self._cursor])
-            self._cursor += 1
             if self._cursor == len(self._order):
                 self._epoch, self._cursor = self._epoch + 1, 0
                 self._order = self._order_of(self._epoch)
-            if document not in self._left_out:
-                return document, 0
-        return None
+            elif self._order[self._cursor] in self._left_out:
+                self._cursor += 1
+            else:
+                return
 
     def _queue_is_empty(self) -> bool:
         return self._epochs is not None and self._epoch >= self._epochs

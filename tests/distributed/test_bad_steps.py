@@ -98,7 +98,7 @@ def errors_in(printed: str) -> list[str]:
     ("stage", "words"),
     [
         (0, ()),
-        pytest.param(1, ("--pipeline.stages", "2"), marks=pytest.mark.slow),
+        pytest.param(1, ("--pipeline.stages", "2", "--training.batch_size", "4"), marks=pytest.mark.slow),
         pytest.param(1, (), marks=pytest.mark.slow),
         pytest.param(2, (), marks=pytest.mark.slow),
         pytest.param(3, ("--compute.reduction", "segment"), marks=pytest.mark.slow),
