@@ -38,7 +38,7 @@ class BadStepCounter:
         Returns:
             What there is to say of it, if it was not as it should be.
         """
-        anew = f"{output.anew} rows start anew without memory, theirs is not finite" if output.anew else None
+        anew = f"rows whose memory was not finite, and is dropped: {output.anew}" if output.anew else None
         if not output.bad:
             self.in_a_row, self.documents = 0, set()
             return "the gradients overflowed, the step is skipped" if output.skipped else anew

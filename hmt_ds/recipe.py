@@ -208,6 +208,8 @@ class Logging(Section):
     """Project name in wandb."""
     tensorboard: bool = False
     csv: bool = False
+    slow_rank: float = Field(1.5, gt=1)
+    """A rank is named whose own work on a step takes so many times as long as most ranks' does."""
 
 
 class Recipe(Section):

@@ -32,6 +32,7 @@ from hmt_ds.reporting.metrics import Metrics, read_metrics
 from hmt_ds.reporting.plots import plot_loss, plot_perplexity
 from hmt_ds.reporting.progress import Progress
 from hmt_ds.reporting.tables import perplexity_table
+from hmt_ds.slow_ranks import RankTimes
 
 
 class Trainer:
@@ -51,6 +52,7 @@ class Trainer:
         self.parameters, self.trained = sizes_of(self.executor)
         self.position = Position()
         self.resumed: tuple[Path, int] | None = None
+        self.rank_times = RankTimes(self.executor, recipe.logging.slow_rank)
         self.bad_steps, self.left_out = BadStepCounter(), list[int]()
         keep = recipe.checkpoint
         self.saver = Saver(
@@ -76,11 +78,13 @@ class Trainer:
 
     def take_steps(self) -> bool:
         """All steps to the end; or False, after too many bad ones in a row."""
-        for step, windows in self.steps():
+        for step, windows, loading in self.steps():
             started = time.perf_counter()
             flags = (self.signals.told, self.saver.written())
-            output = self.executor.train_batch([as_window(b) for b in windows], flags)
+            with self.rank_times.of_a_step(loading):
+                output = self.executor.train_batch([as_window(b) for b in windows], flags)
             self.position = Position(step, self.position.tokens + output.fresh_tokens, windows[-1].position)
+            self.say_of_step(self.rank_times.look())
             self.report(output, time.perf_counter() - started)
             self.say_of_step(self.bad_steps.count(output, windows))
             if self.bad_steps.in_a_row == self.recipe.training.max_bad_steps:
@@ -99,12 +103,14 @@ class Trainer:
                     self.stop_early()
         return True
 
-    def steps(self) -> Iterator[tuple[int, list[Batch]]]:
-        """The remaining steps, each with its windows."""
+    def steps(self) -> Iterator[tuple[int, list[Batch], float]]:
+        """The remaining steps, each with its windows and the seconds that these took to load."""
         training = self.recipe.training
         batches = iter(training_loader(self.recipe, self.prepared, self.position.position, self.left_out))
         for step in range(self.position.step + 1, training.steps + 1):
-            yield step, list(islice(batches, training.gradient_accumulation))
+            started = time.perf_counter()
+            windows = list(islice(batches, training.gradient_accumulation))
+            yield step, windows, time.perf_counter() - started
 
     def validation_windows(self) -> Iterable[Window]:
         """This rank's rows of the held-out documents, once through, or until told to stop."""
@@ -162,7 +168,7 @@ class Trainer:
 
     def begin_logs(self) -> None:
         """The logs and the progress bar, from the step on that the run is at."""
-        first, chosen = rank() == 0, self.recipe.logging.model_dump(exclude={"every"})
+        first, chosen = rank() == 0, self.recipe.logging.model_dump(exclude={"every", "slow_rank"})
         self.logs = Metrics(self.folder, self.position.step, **chosen) if first else None
         self.progress = Progress(self.recipe.training.steps, self.position.step, shown=first)
 
@@ -204,6 +210,8 @@ class Trainer:
             "learning_rate": self.executor.engine.get_lr()[0],
             "gradient_norm": output.gradient_norm,
             "skipped": self.executor.engine.skipped_steps,
+            "slowest_rank": self.rank_times.slowest,
+            "slowest_ratio": self.rank_times.ratio,
             "tokens_per_second": speed,
             "mfu": speed * flops / peak if peak else None,
             "peak_memory_gib": (device.max_memory_allocated() if device else resident_bytes()) / 2**30,

@@ -147,7 +147,8 @@ class ZeroExecutor:
         """
         read = [sum(int((w.labels >= 0).sum()) for w in windows), sum(int(w.lengths.sum()) for w in windows)]
         counts = torch.tensor([*(read if self.reports else (0, 0)), *flags], dtype=torch.float64)
-        tokens, fresh, *told = add_up(counts.to(self.device)).long().tolist()
+        with self.phase("wait"):
+            tokens, fresh, *told = add_up(counts.to(self.device)).long().tolist()
         self.engine.train()
         self.gradients.model.train()
         # DeepSpeed takes the mean over ranks; what is wanted is the sum over all labels, divided once
@@ -158,7 +159,8 @@ class ZeroExecutor:
         norm, skipped = self.take_step()
         self.room.step_done()
         self.gradients.step_done()
-        loss, distance, recalls, anew = add_up(torch.stack(totals).sum(dim=0)).tolist()
+        with self.phase("wait"):
+            loss, distance, recalls, anew = add_up(torch.stack(totals).sum(dim=0)).tolist()
         return StepOutput(
             loss=loss / max(tokens, 1),
             tokens=tokens,

@@ -1,7 +1,8 @@
 """Metrics of a run: a JSON line per logged step, and the same numbers to wandb, TensorBoard and CSV.
 
 Names: loss (nats per label), perplexity, learning_rate, gradient_norm, tokens_per_second (per rank, fresh tokens), mfu,
-peak_memory_gib (of the rank that reports), recall_distance (segments), seconds (of the step), skipped (steps so far).
+peak_memory_gib (of the rank that reports), recall_distance (segments), seconds (of the step), skipped (steps so far),
+slowest_rank (of the last look at the ranks' own times), slowest_ratio (its time by its peers' median).
 """
 
 import json

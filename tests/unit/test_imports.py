@@ -26,6 +26,7 @@ MODULES = [
     "prepare",
     "assemble",
     "bad_steps",
+    "slow_ranks",
     "trainer",
     "train",
     "evaluate",

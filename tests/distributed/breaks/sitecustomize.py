@@ -176,6 +176,21 @@ def in_the_sixth_step(name: str) -> None:
     RingPass.backward = backward
 
 
+def slow_rank() -> None:
+    """Rank 1 needs longer for every segment."""
+    import time
+
+    from hmt_ds.parallel.reduction import PerStep
+
+    right = PerStep.read
+
+    def read(gradients, *arguments, **options):
+        time.sleep(0.02 if os.environ.get("RANK") == "1" else 0)
+        return right(gradients, *arguments, **options)
+
+    PerStep.read = read
+
+
 def poison() -> None:
     """Whatever reads the fourth document has no finite loss."""
     from hmt_ds.data import batches
