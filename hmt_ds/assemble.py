@@ -1,5 +1,6 @@
 """What a recipe is made into on a rank: the model in its engine, the windows, and what a checkpoint must agree with."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +125,10 @@ def options_of(recipe: Recipe, prepared: Prepared, device: torch.device) -> dict
     }
 
 
-def training_loader(recipe: Recipe, prepared: Prepared, position: dict[str, Any] | None = None) -> WindowLoader:
-    """This rank's rows of the training documents, from a position on."""
+def training_loader(
+    recipe: Recipe, prepared: Prepared, position: dict[str, Any] | None = None, left_out: Collection[int] = ()
+) -> WindowLoader:
+    """This rank's rows of the training documents, but for those left out, from a position on."""
     training, pipelines = recipe.training, world_size() // recipe.pipeline.stages
     return WindowLoader(
         prepared.train,
@@ -137,6 +140,7 @@ def training_loader(recipe: Recipe, prepared: Prepared, position: dict[str, Any]
         batch_size=training.batch_size,
         num_workers=recipe.data.workers,
         state=position,
+        left_out=left_out,
     )
 
 

@@ -103,6 +103,11 @@ class Training(Section):
     """Windows per optimizer step."""
     gradient_clipping: float = Field(1.0, ge=0)
     """Largest gradient norm; 0 for none."""
+    max_bad_steps: int = Field(5, ge=1)
+    """So many steps in a row whose loss or gradients are not finite are too many. Each is skipped."""
+    on_bad_steps: Literal["end", "rollback"] = "end"
+    """What to do then. rollback: go back to the newest intact checkpoint, and leave the documents of these steps out
+    from then on (left_out.json in the run's folder)."""
     seed: int = Field(0, ge=0)
 
 
@@ -203,6 +208,8 @@ class Logging(Section):
     """Project name in wandb."""
     tensorboard: bool = False
     csv: bool = False
+    slow_rank: float = Field(1.5, gt=1)
+    """A rank is named whose own work on a step takes so many times as long as most ranks' does."""
 
 
 class Recipe(Section):

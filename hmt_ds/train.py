@@ -7,6 +7,7 @@ from typing import NoReturn
 
 import torch
 
+from hmt_ds.bad_steps import BadSteps
 from hmt_ds.checkpoint import CheckpointError
 from hmt_ds.config import ConfigError, load_recipe
 from hmt_ds.data import DataError
@@ -45,7 +46,7 @@ def as_rank(work: Callable[[str, list[str], torch.device], None]) -> int:
 
 
 def exit_code_of(work: Callable[[str, list[str], torch.device], None]) -> int:
-    """Work, and say what ended it: 0 at the end, 2 for a mistake of the user's, STOPPED if told to."""
+    """Work, and say what ended it: 0 at the end, STOPPED if told to, 2 for what another start would not mend."""
     named, *overrides = [word for word in sys.argv[1:] if not word.startswith("--local_rank")] or [""]
     try:
         work(named, overrides, join())
@@ -53,7 +54,7 @@ def exit_code_of(work: Callable[[str, list[str], torch.device], None]) -> int:
         if rank() == 0:
             print(stopped, flush=True)
         return STOPPED
-    except (ConfigError, CheckpointError, DataError, LaunchError) as error:
+    except (ConfigError, CheckpointError, DataError, LaunchError, BadSteps) as error:
         if rank() == 0:
             print_problems(str(error).splitlines())
         return 2

@@ -1,6 +1,7 @@
 """The loop: next windows, one step, metrics, checkpoint."""
 
 import json
+import math
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import yaml
 from rich.console import Console
 
 from hmt_ds.assemble import build_executor, identity, sizes_of, training_loader
+from hmt_ds.bad_steps import BadStepCounter, read_left_out, write_left_out
 from hmt_ds.checkpoint import CheckpointError, Keeping, Saver, load_checkpoint, newest_intact
 from hmt_ds.checkpoint import Progress as Position
 from hmt_ds.checkpoint.load import check_identity
@@ -30,6 +32,7 @@ from hmt_ds.reporting.metrics import Metrics, read_metrics
 from hmt_ds.reporting.plots import plot_loss, plot_perplexity
 from hmt_ds.reporting.progress import Progress
 from hmt_ds.reporting.tables import perplexity_table
+from hmt_ds.slow_ranks import RankTimes
 
 
 class Trainer:
@@ -49,6 +52,8 @@ class Trainer:
         self.parameters, self.trained = sizes_of(self.executor)
         self.position = Position()
         self.resumed: tuple[Path, int] | None = None
+        self.rank_times = RankTimes(self.executor, recipe.logging.slow_rank)
+        self.bad_steps, self.left_out = BadStepCounter(), list[int]()
         keep = recipe.checkpoint
         self.saver = Saver(
             self.folder / "checkpoints",
@@ -62,16 +67,28 @@ class Trainer:
 
         Raises:
             Stopped: if told to stop on the way, with all saved.
+            BadSteps: if too many steps in a row were not finite, and there is no going back.
         """
         self.resume()
         self.signals.raise_if_told(self.executor.device, "stopped before the first step; nothing was to be saved")
         self.begin_run()
-        for step, windows in self.steps():
+        while not self.take_steps():
+            self.go_back()
+        self.finish()
+
+    def take_steps(self) -> bool:
+        """All steps to the end; or False, after too many bad ones in a row."""
+        for step, windows, loading in self.steps():
             started = time.perf_counter()
             flags = (self.signals.told, self.saver.written())
-            output = self.executor.train_batch([as_window(b) for b in windows], flags)
+            with self.rank_times.of_a_step(loading):
+                output = self.executor.train_batch([as_window(b) for b in windows], flags)
             self.position = Position(step, self.position.tokens + output.fresh_tokens, windows[-1].position)
+            self.say_of_step(self.rank_times.look())
             self.report(output, time.perf_counter() - started)
+            self.say_of_step(self.bad_steps.count(output, windows))
+            if self.bad_steps.in_a_row == self.recipe.training.max_bad_steps:
+                return False
             stop, written = output.flags
             if written == world_size():
                 self.end_save()
@@ -84,14 +101,16 @@ class Trainer:
                     self.evaluate()
                 except Stopped:
                     self.stop_early()
-        self.finish()
+        return True
 
-    def steps(self) -> Iterator[tuple[int, list[Batch]]]:
-        """The remaining steps, each with its windows."""
+    def steps(self) -> Iterator[tuple[int, list[Batch], float]]:
+        """The remaining steps, each with its windows and the seconds that these took to load."""
         training = self.recipe.training
-        batches = iter(training_loader(self.recipe, self.prepared, self.position.position))
+        batches = iter(training_loader(self.recipe, self.prepared, self.position.position, self.left_out))
         for step in range(self.position.step + 1, training.steps + 1):
-            yield step, list(islice(batches, training.gradient_accumulation))
+            started = time.perf_counter()
+            windows = list(islice(batches, training.gradient_accumulation))
+            yield step, windows, time.perf_counter() - started
 
     def validation_windows(self) -> Iterable[Window]:
         """This rank's rows of the held-out documents, once through, or until told to stop."""
@@ -117,9 +136,24 @@ class Trainer:
         checkpoint = newest_intact(self.saver.folder, say)
         if checkpoint:
             check_identity(checkpoint, self.saver.identity)
-            self.position = load_checkpoint(self.executor, checkpoint)
-            self.resumed = checkpoint, self.position.step
+            self.load(checkpoint)
             say(f"resumed from {checkpoint}, step {self.position.step}")
+
+    def load(self, checkpoint: Path) -> None:
+        """Be where a checkpoint is."""
+        self.left_out = read_left_out(self.folder)
+        self.position = load_checkpoint(self.executor, checkpoint)
+        self.resumed = checkpoint, self.position.step
+
+    def go_back(self) -> None:
+        """After too many bad steps: back to the newest intact checkpoint; what they read is left out from now on."""
+        self.end_save()
+        self.end_logs()
+        rollback = self.recipe.training.on_bad_steps == "rollback"
+        checkpoint, documents = self.bad_steps.way_back(self.saver.folder, rollback=rollback, say=say)
+        write_left_out(self.folder, sorted({*self.left_out, *documents}))
+        self.load(checkpoint)
+        self.begin_logs()
 
     def begin_run(self) -> None:
         """Make the run's folder, its logs and the progress bar.
@@ -127,13 +161,15 @@ class Trainer:
         Raises:
             ConfigError: on all ranks, if the folder cannot be written.
         """
-        first = rank() == 0
-        self.logs: Metrics | None = None
-        if problem := from_rank_0(self.begin_folder() if first else None):
+        if problem := from_rank_0(self.begin_folder() if rank() == 0 else None):
             raise ConfigError([str(problem)])
-        if first:
-            self.logs = Metrics(self.folder, self.position.step, **self.recipe.logging.model_dump(exclude={"every"}))
-            print(f"{self.parameters / 1e6:.1f}M parameters, {self.trained / 1e6:.1f}M trained; {world_size()} ranks")
+        say(f"{self.parameters / 1e6:.1f}M parameters, {self.trained / 1e6:.1f}M trained; {world_size()} ranks")
+        self.begin_logs()
+
+    def begin_logs(self) -> None:
+        """The logs and the progress bar, from the step on that the run is at."""
+        first, chosen = rank() == 0, self.recipe.logging.model_dump(exclude={"every", "slow_rank"})
+        self.logs = Metrics(self.folder, self.position.step, **chosen) if first else None
         self.progress = Progress(self.recipe.training.steps, self.position.step, shown=first)
 
     def begin_folder(self) -> str | None:
@@ -154,8 +190,11 @@ class Trainer:
         self.progress.advance(output.loss, row["tokens_per_second"] * world_size(), row["peak_memory_gib"])
         if self.logs and self.position.step % self.recipe.logging.every == 0:
             self.logs.write(row)
-        if output.skipped:
-            self.progress.say(f"step {self.position.step}: gradients overflowed, step skipped")
+
+    def say_of_step(self, text: str | None) -> None:
+        """A line about the step just taken, if there is something to say."""
+        if text:
+            self.progress.say(f"step {self.position.step}: {text}")
 
     def metrics(self, output: StepOutput, seconds: float) -> dict[str, Any]:
         """A step's numbers, under the names of hmt_ds.reporting.metrics."""
@@ -164,18 +203,22 @@ class Trainer:
         on_cpu = self.executor.device.type == "cpu"
         device = None if on_cpu else torch.get_device_module(self.executor.device)
         peak = peak_flops(device.get_device_name()) if device else None
-        return {
+        row = {
             "step": self.position.step,
             "loss": output.loss,
             "perplexity": float(torch.tensor(output.loss).exp()),
             "learning_rate": self.executor.engine.get_lr()[0],
             "gradient_norm": output.gradient_norm,
+            "skipped": self.executor.engine.skipped_steps,
+            "slowest_rank": self.rank_times.slowest,
+            "slowest_ratio": self.rank_times.ratio,
             "tokens_per_second": speed,
             "mfu": speed * flops / peak if peak else None,
             "peak_memory_gib": (device.max_memory_allocated() if device else resident_bytes()) / 2**30,
             "recall_distance": output.recall_distance,
             "seconds": seconds,
         }
+        return {name: value if value is not None and math.isfinite(value) else None for name, value in row.items()}
 
     def save(self) -> None:
         """Write a checkpoint; one that cannot be written leaves those before, and the run goes on."""
@@ -226,7 +269,7 @@ class Trainer:
         checkpoint = self.last_save()
         self.evaluate()
         if rank() == 0:
-            if rows := read_metrics(self.folder / "metrics.jsonl"):
+            if rows := [row for row in read_metrics(self.folder / "metrics.jsonl") if row["loss"] is not None]:
                 first, last = rows[0]["loss"], [row["loss"] for row in rows[-10:]]
                 print(f"loss        {first:.3f} -> {sum(last) / len(last):.3f} (mean of the last {len(last)} steps)")
                 with self.warning(picture := self.folder / "loss.png"):

@@ -125,7 +125,7 @@ def base_optimizer(engine: Any) -> Any:
 
 
 def ensure_states(engine: Any) -> None:
-    """Make the optimizer's states exist before its first step, so that something can be loaded into them.
+    """Make the optimizer's states exist before its first step, as they are then.
 
     It takes a step on zeros, one buffer after the other, and every weight is put back.
     """
@@ -142,6 +142,8 @@ def ensure_states(engine: Any) -> None:
         optimizer.step()
         flat.data.copy_(value)
         flat.grad = gradient
+        if "step" in (state := optimizer.state[flat]):
+            state["step"] *= 0
     for group, own in zip(optimizer.param_groups, members, strict=True):
         group["params"] = own
 

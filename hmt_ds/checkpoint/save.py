@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hmt_ds.checkpoint.files import CheckpointError, begin, discard, partial_of, prune, seal, write_file, write_json
-from hmt_ds.checkpoint.fragments import Fragment, fragments, scalars
+from hmt_ds.checkpoint.fragments import Fragment, ensure_states, fragments, scalars
 from hmt_ds.checkpoint.ranks import rank_file, rank_tensors, write_rank
 from hmt_ds.checkpoint.staging import Staging
 from hmt_ds.parallel.distributed import add_up, from_all_ranks, rank, world_size
@@ -77,6 +77,8 @@ class Saver:
 
     def write(self, target: Path, executor: ZeroExecutor, progress: Progress) -> None:
         """Write this rank's share, or copy it and let a thread write."""
+        if executor.engine.zero_optimization_stage() == 0:
+            ensure_states(executor.engine)  # where every step up to now was skipped, there are none
         parts: Iterable[Fragment] = fragments(
             executor.engine, rank=executor.data_rank, world_size=executor.data_ranks, to_write=True
         )

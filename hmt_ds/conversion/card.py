@@ -61,7 +61,7 @@ def figures(run: Path) -> list[str]:
     """Losses, perplexities and the picture, as far as the run has them."""
     found = []
     log = run / "metrics.jsonl"
-    if log.is_file() and (rows := read_metrics(log)):
+    if log.is_file() and (rows := [row for row in read_metrics(log) if row["loss"] is not None]):
         last = [row["loss"] for row in rows[-10:]]
         found.append(
             f"## Training\n\n{rows[-1]['step']:,} steps; loss {rows[0]['loss']:.3f} at first, "

@@ -1,6 +1,6 @@
 """Windows of the plan as tensors: one rank's rows of each, read from the tokenized documents."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +52,7 @@ class WindowLoader:
         tokens: What `tokenize_documents` returned.
         segments: Segments per row of a batch.
         segment_length: Tokens per segment, the width of every batch.
-        seed, shuffle, epochs: As for `WindowPlan`.
+        seed, shuffle, epochs, left_out: As for `WindowPlan`.
         rank, world_size: Of the data-parallel group.
         batch_size: Rows per rank.
         num_workers: Processes that read ahead; 0 reads in this process.
@@ -80,6 +80,7 @@ class WindowLoader:
         epochs: int | None = None,
         num_workers: int = 0,
         state: dict[str, Any] | None = None,
+        left_out: Collection[int] = (),
     ) -> None:
         self._lengths = document_lengths(tokens)
         self._windows = _WindowReader(tokens, segment_length)
@@ -93,6 +94,7 @@ class WindowLoader:
             "seed": seed,
             "shuffle": shuffle,
             "epochs": epochs,
+            "left_out": left_out,
         }
         self.documents_total = len(self._lengths)
         self.tokens_total = int(self._lengths.sum())

@@ -1,6 +1,6 @@
 """Which tokens each row reads when: a pure function of the documents' lengths, the same on every rank."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +61,8 @@ class WindowPlan(Iterator[Window]):
     With a limited number of epochs, rows that find the queue empty get empty segments, and the plan ends after the
     window in which the last document ends.
 
+    Documents that are left out are passed over in the queue, and a row that is in one takes the next document at once.
+
     Args:
         lengths: Tokens of each document, `[documents]`, all above 0.
         rows: Rows of a window, the whole global batch: ranks times rows per rank.
@@ -70,9 +72,11 @@ class WindowPlan(Iterator[Window]):
         shuffle: False for the natural order in every epoch.
         epochs: How many times to go over the documents; without end by default.
         state: Go on from here, as if the plan had never stopped.
+        left_out: Documents that are not read (any more).
 
     Raises:
-        DataError: There is no document, an empty one, or the state does not fit the rows or the documents.
+        DataError: There is no document, an empty one, none that is not left out, or the state does not fit the rows or
+            the documents.
     """
 
     def __init__(
@@ -86,6 +90,7 @@ class WindowPlan(Iterator[Window]):
         shuffle: bool = True,
         epochs: int | None = None,
         state: PlanState | None = None,
+        left_out: Collection[int] = (),
     ) -> None:
         self._lengths = np.asarray(lengths, dtype=np.int64)
         if not len(self._lengths) or self._lengths.min() < 1:
@@ -93,12 +98,17 @@ class WindowPlan(Iterator[Window]):
             raise DataError(
                 f"a plan needs documents, none of them empty; got {len(self._lengths)}, {empty} of them empty"
             )
+        self._left_out = frozenset(left_out)
+        if self._left_out.issuperset(range(len(self._lengths))):
+            raise DataError(f"all {len(self._lengths)} documents are left out, so there is nothing to read")
         state = state or PlanState(0, 0, (None,) * rows)
         _check_state(state, self._lengths, rows)
         self._segments, self._segment_length = segments, segment_length
         self._seed, self._shuffle, self._epochs = seed, shuffle, epochs
-        self._epoch, self._cursor, self._rows = state.epoch, state.cursor, list(state.rows)
+        self._epoch, self._cursor = state.epoch, state.cursor
+        self._rows = [None if row and row[0] in self._left_out else row for row in state.rows]
         self._order = self._order_of(self._epoch)
+        self._pass_over()
 
     def __next__(self) -> Window:
         if self._queue_is_empty() and not any(self._rows):
@@ -122,10 +132,19 @@ class WindowPlan(Iterator[Window]):
             return None
         document = int(self._order[self._cursor])
         self._cursor += 1
-        if self._cursor == len(self._order):
-            self._epoch, self._cursor = self._epoch + 1, 0
-            self._order = self._order_of(self._epoch)
+        self._pass_over()
         return document, 0
+
+    def _pass_over(self) -> None:
+        """Move the queue's front on, to a document that is not left out."""
+        while not self._queue_is_empty():
+            if self._cursor == len(self._order):
+                self._epoch, self._cursor = self._epoch + 1, 0
+                self._order = self._order_of(self._epoch)
+            elif self._order[self._cursor] in self._left_out:
+                self._cursor += 1
+            else:
+                return
 
     def _queue_is_empty(self) -> bool:
         return self._epochs is not None and self._epoch >= self._epochs

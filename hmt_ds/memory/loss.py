@@ -35,6 +35,16 @@ def row_losses(
     return torch.cat(losses).view(labels.shape).sum(dim=1)
 
 
+def weighted(losses: Tensor, weight: float) -> Tensor:
+    """``weight`` times the summed losses, the scalar to go backward from.
+
+    A loss that is not finite leaves no gradient finite, whatever the graph would make of it: so the gradients' norm is
+    all that decides whether a step is taken.
+    """
+    total = losses.sum()
+    return total * (weight + 0 * total.detach())
+
+
 def token_losses(head: Callable[[Tensor], Tensor], hidden: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of each position: hidden ``[p, d]``, labels ``[p]`` -> ``[p]``, taken to float32 at least."""
     logits = head(hidden)

@@ -99,9 +99,10 @@ class Window:
             before: ``[b, k]``, the last ids read before the window.
         """
         fresh, going_on, k = self.input_ids[:, n], ~self.starts[:, n], settings.sensory_tokens
-        tail = self.tail(n - 1, k) if n else before
+        tail = (self.tail(n - 1, k) if n else before) * going_on[:, None]
         tokens = torch.cat([tail, fresh], dim=1)
-        # rows at the start of a document have no sensory tokens: these move behind, where pads are
+        # rows at the start of a document have no sensory tokens: zeros move behind, where pads are. (Not even masked
+        # may the last document's stand there: 0 times what is not finite is not finite.)
         columns = torch.arange(tokens.shape[1], device=tokens.device)
         order = (columns + k * ~going_on[:, None]) % tokens.shape[1]
         mask = None

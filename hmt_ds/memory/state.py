@@ -66,6 +66,17 @@ class MemoryState:
         oldest = max(0, memories.shape[1] - keep)
         return MemoryState(memories[:, oldest:], valid[:, oldest:], tail)
 
+    def without_broken(self) -> tuple[MemoryState, Tensor]:
+        """Rows whose memories are not finite start anew, as in front of a document.
+
+        Returns:
+            The state, and which rows these are, ``[b]`` bool.
+        """
+        broken = ~self.memories.isfinite().flatten(1).all(dim=1)
+        # zeros, for a recall weighs what is not valid with 0
+        memories = self.memories.masked_fill(broken[:, None, None, None], 0)
+        return MemoryState(memories, self.valid & ~broken[:, None], self.tail), broken
+
     def detach(self) -> MemoryState:
         """The same values without a graph: where backpropagation is truncated."""
         return MemoryState(self.memories.detach(), self.valid, self.tail)

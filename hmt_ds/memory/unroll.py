@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hmt_ds.memory.borders import Borders, RandomState
 from hmt_ds.memory.cell import SegmentOutput
+from hmt_ds.memory.loss import weighted
 from hmt_ds.memory.plan import Plan
 from hmt_ds.memory.segments import Window
 from hmt_ds.memory.settings import MemorySettings
@@ -26,17 +27,19 @@ Phase = Callable[[str], AbstractContextManager[Any]]
 
 @dataclass(frozen=True)
 class WindowTotals:
-    """What training on a window reports, summed over its rows and segments (0-dimensional tensors).
+    """What training on a window reports; sums are over its rows and segments (0-dimensional tensors).
 
     Attributes:
         loss: cross-entropy in nats, summed over all labels.
         recall_distance: how many segments back the recalled memories lie, summed over all recalls.
         recalls: how many segments recalled anything.
+        finite: ``[b, s]`` bool, whether the loss of a row's segment is finite.
     """
 
     loss: Tensor
     recall_distance: Tensor
     recalls: Tensor
+    finite: Tensor
 
 
 def read_window(
@@ -148,20 +151,22 @@ class Unroll:
 
     def backward(self, weight: float, backward: Callable[[Tensor], object], loss_scale: float) -> WindowTotals:
         """From the last segment to the first."""
-        totals = []
+        totals, finite = [], []
         for n in reversed(range(len(self.window))):
             reading = self.kept.pop(n, None) or self.read_again(n)
             with self.phase("backward"):
-                backward(reading.output.loss.sum() * weight + self.sent_back(n, reading.output.memory))
+                backward(weighted(reading.output.loss, weight) + self.sent_back(n, reading.output.memory))
             self.borders.push(n, reading.memories.grad, loss_scale)
             if reading.query is not None:
                 self.summaries.push(n, reading.query.grad, loss_scale)
             totals.append(totals_of(reading.output))
+            finite.append(reading.output.loss.isfinite())
             del reading  # its graph must not stand while a batch of summaries is read
             self.summaries_backward(n, backward)
         if last := self.random.get(len(self.window)):
             last.restore()
-        return WindowTotals(*(torch.stack(column).sum() for column in zip(*totals, strict=True)))
+        loss, distance, recalls = (torch.stack(column).sum() for column in zip(*totals, strict=True))
+        return WindowTotals(loss, distance, recalls, torch.stack(finite[::-1], dim=1))
 
     def sent_back(self, n: int, memory: Tensor) -> Tensor | int:
         """<M_n, g_n>, where there is a memory."""

@@ -119,7 +119,7 @@ def fill_ds_config(config: dict[str, Any], settings: EngineSettings) -> dict[str
             name = ".".join(path)
             problems.append(f"{name} is {given!r} in the DeepSpeed file and {value!r} by the recipe: write auto")
         section[path[-1]] = value
-    problems += slips(config)
+    problems += slips(config) + unwatched(config)
     problems += [f"{key} is auto, but the recipe does not decide it: give a value" for key in remaining_autos(filled)]
     if problems:
         raise DeepSpeedConfigError("\n".join(problems))
@@ -144,6 +144,16 @@ def slips(config: dict[str, Any]) -> list[str]:
     known = (*decided, "zero_optimization", "bf16", "fp16", "data_types", "torch_autocast")
     near = {key: difflib.get_close_matches(key, known, 1, cutoff=0.8) for key in config if key not in known}
     return [f"{key}: unknown key; did you mean {names[0]}?" for key, names in near.items() if names]
+
+
+def unwatched(config: dict[str, Any]) -> list[str]:
+    """Keys by which DeepSpeed would take steps whose gradients are not finite."""
+    needed = (("bf16", "check_grad_overflow"), ("zero_optimization", "compute_grad_norm"))
+    return [
+        f"{section}.{key} is false: steps whose gradients are not finite would be taken; leave it out"
+        for section, key in needed
+        if config.get(section, {}).get(key) is False
+    ]
 
 
 def section_or_auto(config: dict[str, Any], key: str) -> bool:

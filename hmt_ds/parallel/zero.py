@@ -1,5 +1,6 @@
 """The executor on DeepSpeed's ZeRO engines, stages 0 to 3."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -30,7 +31,10 @@ class StepOutput:
         fresh_tokens: tokens read, labels or not.
         gradient_norm: before clipping, or None where DeepSpeed does not know it.
         recall_distance: mean number of segments back of what was recalled; None if nothing was.
-        skipped: whether the optimizer left the step out (fp16 overflow).
+        skipped: whether the optimizer left the step out, for the gradients are not finite.
+        bad: whether that is more than a loss scale that was too large (fp16).
+        anew: how many rows lost their memory, which was not finite.
+        finite: ``[rows, segments]`` bool, of this rank's rows and of all its windows, whether the loss is finite.
         flags: the sums over ranks of what each rank had to say.
     """
 
@@ -40,6 +44,9 @@ class StepOutput:
     gradient_norm: float | None
     recall_distance: float | None
     skipped: bool
+    bad: bool
+    anew: int
+    finite: torch.Tensor
     flags: tuple[int, ...]
 
 
@@ -75,6 +82,7 @@ class ZeroExecutor:
         grid: Any = None,
     ):
         self.settings, self.device, self.dim = model.settings, device, model.backbone.dim
+        self.precision = precision
         low = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
         autocast = computes_in_autocast(ds_config, precision)
         self.dtype = torch.float32 if autocast else low
@@ -96,6 +104,11 @@ class ZeroExecutor:
             # DeepSpeed counts backward passes; for many, any number above 1 will do
             config=ds_config | {"gradient_accumulation_steps": 1 if once else 2},
         )
+        if not self.engine.zero_optimization():
+            # at the other stages the optimizer is DeepSpeed's, and leaves steps out by itself; by this attribute the
+            # engine knows that one was: it counts it, and keeps the schedule where it is
+            self.engine.optimizer.overflow = False
+            self.engine.optimizer.register_step_pre_hook(pass_over)
         self.gradients.attach(self.engine)
         self.state: MemoryState | None = None
         self.phase: Phase = nullcontext
@@ -134,41 +147,58 @@ class ZeroExecutor:
         """
         read = [sum(int((w.labels >= 0).sum()) for w in windows), sum(int(w.lengths.sum()) for w in windows)]
         counts = torch.tensor([*(read if self.reports else (0, 0)), *flags], dtype=torch.float64)
-        tokens, fresh, *told = add_up(counts.to(self.device)).long().tolist()
+        with self.phase("wait"):
+            tokens, fresh, *told = add_up(counts.to(self.device)).long().tolist()
         self.engine.train()
         self.gradients.model.train()
         # DeepSpeed takes the mean over ranks; what is wanted is the sum over all labels, divided once
         weight = self.data_ranks / max(tokens, 1)
         with self.gradients.of_a_step(self.backward_passes(windows), self.loss_scale(), self.phase):
-            totals = [self.backward_through(window, weight) for window in windows]
+            totals, finite = zip(*(self.backward_through(window, weight) for window in windows), strict=True)
             self.room.windows_read()
-        before, norm = self.engine.skipped_steps, self.plain_gradient_norm()
-        with self.phase("step"):
-            self.engine.step()
+        norm, skipped = self.take_step()
         self.room.step_done()
         self.gradients.step_done()
-        loss, distance, recalls = add_up(torch.stack(totals).sum(dim=0)).tolist()
-        norm = self.engine.get_global_grad_norm() if norm is None else norm
+        with self.phase("wait"):
+            loss, distance, recalls, anew = add_up(torch.stack(totals).sum(dim=0)).tolist()
         return StepOutput(
             loss=loss / max(tokens, 1),
             tokens=tokens,
             fresh_tokens=fresh,
-            gradient_norm=None if norm is None else float(norm),
+            gradient_norm=norm,
             recall_distance=distance / recalls if recalls else None,
-            skipped=self.engine.skipped_steps > before,
+            skipped=skipped,
+            bad=skipped and not (self.precision == "fp16" and math.isfinite(loss)),
+            anew=int(anew),
+            finite=torch.cat(finite, dim=1),
             flags=tuple(told),
         )
 
-    def backward_through(self, window: Window, weight: float) -> torch.Tensor:
+    def take_step(self) -> tuple[float | None, bool]:
+        """The optimizer's step; returns the gradients' norm if it is known, and whether the step was left out."""
+        optimizer, before, norm = self.engine.optimizer, self.engine.skipped_steps, self.plain_gradient_norm()
+        if norm is not None:
+            optimizer.overflow = not math.isfinite(norm)
+        with self.phase("step"):
+            self.engine.step()
+        if norm is None:
+            found = self.engine.get_global_grad_norm()
+            norm = None if found is None else float(found)
+        else:
+            optimizer.overflow = False
+        return norm, self.engine.skipped_steps > before
+
+    def backward_through(self, window: Window, weight: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Add a window's gradients, and carry the memory on.
 
         Args:
             weight: factor of the loss.
 
         Returns:
-            ``[3]`` float64: the loss, the recall distances, and the number of recalls, summed over this rank's rows.
+            ``[4]`` float64: the loss, the recall distances, the number of recalls, and the rows that start anew, summed
+            over this rank's rows; and ``[rows, segments]`` bool, where the loss is finite.
         """
-        sums, self.state = backward_through_time(
+        sums, state = backward_through_time(
             self.room.watch(self.gradients.read),
             self.settings,
             window if self.compute.spill else window.to(self.device),
@@ -179,7 +209,13 @@ class ZeroExecutor:
             loss_scale=self.loss_scale(),
             phase=self.phase,
         )
-        return torch.stack([sums.loss.double(), sums.recall_distance.double(), sums.recalls.double()])
+        totals = [sums.loss, sums.recall_distance, sums.recalls, self.carry(state)]
+        return torch.stack([total.double() for total in totals]), sums.finite
+
+    def carry(self, state: MemoryState) -> torch.Tensor:
+        """Go on with a state in the next window; returns how many rows start anew (0-dimensional, float64)."""
+        self.state, broken = state.without_broken()
+        return broken.sum().double()
 
     def backward_passes(self, windows: list[Window]) -> int:
         """How many a step takes."""
@@ -207,3 +243,9 @@ class ZeroExecutor:
         self.engine.eval()
         state = state or self.empty_state(window.input_ids.shape[0])
         yield from read_window(self.engine, self.settings, window.to(self.device), state, **options)
+
+
+def pass_over(optimizer: Any, *arguments: Any) -> None:
+    """Leave a step out: torch's optimizers pass over weights without gradients."""
+    if optimizer.overflow:
+        optimizer.zero_grad()

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-PHASES = ("summary", "forward", "recompute", "backward", "reduce", "step", "other")
+PHASES = ("summary", "forward", "recompute", "backward", "wait", "reduce", "step", "other")
 RING_PHASES = ("summary", "recall", "forward", "backward", "wait", "reduce", "step", "other")
 
 

@@ -1,7 +1,8 @@
 """Metrics of a run: a JSON line per logged step, and the same numbers to wandb, TensorBoard and CSV.
 
 Names: loss (nats per label), perplexity, learning_rate, gradient_norm, tokens_per_second (per rank, fresh tokens), mfu,
-peak_memory_gib (of the rank that reports), recall_distance (segments), seconds (of the step).
+peak_memory_gib (of the rank that reports), recall_distance (segments), seconds (of the step), skipped (steps so far),
+slowest_rank (of the last look at the ranks' own times), slowest_ratio (its time by its peers' median).
 """
 
 import json
@@ -168,7 +169,10 @@ def csv_lines(folder: Path, resume_step: int) -> Lines:
 
 
 def read_metrics(file: Path) -> list[Row]:
-    """The rows of a run so far; a torn last line of a killed run is left out."""
+    """The rows of a run so far; a torn last line of a killed run is left out.
+
+    A loss or norm that was not finite is None: JSON has no such numbers.
+    """
     if not file.exists():
         return []
     rows = []

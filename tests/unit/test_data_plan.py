@@ -112,6 +112,22 @@ def test_resume_after_every_window_equals_the_uninterrupted_plan(epochs):
         assert list(rest) == whole[index + 1 :]
 
 
+def test_documents_left_out_change_nothing_else():
+    windows = list(plan(epochs=2, left_out={0, 9, 4}))
+    assert first_pieces(windows) == [d for d in first_pieces(list(plan(epochs=2, rows=1))) if d not in {0, 9, 4}]
+    assert all(any(piece for row in window.pieces for piece in row) for window in windows)
+    for index, window in enumerate(windows):
+        assert list(plan(epochs=2, left_out={0, 9, 4}, state=window.state)) == windows[index + 1 :]
+
+
+def test_a_row_in_a_document_that_is_left_out_takes_the_next():
+    state = PlanState(0, 4, (None, (3, 10)))
+    (window,) = plan([25, 10, 5, 12, 30], rows=2, shuffle=False, epochs=1, state=state, left_out=[3])
+    assert window.pieces == [[Piece(4, 0, 10), Piece(4, 10, 10), Piece(4, 20, 10)], [None] * 3]
+    state = PlanState(0, 4, (None, None))
+    assert not list(plan([25, 10, 5, 12, 30], rows=2, shuffle=False, epochs=1, state=state, left_out=[4]))
+
+
 def test_more_rows_than_documents():
     windows = list(plan([5, 15], rows=4, shuffle=False, epochs=1))
     assert len(windows) == 1
@@ -123,6 +139,7 @@ def test_more_rows_than_documents():
     [
         ({"lengths": []}, "got 0, 0 of them empty"),
         ({"lengths": [3, 0]}, "got 2, 1 of them empty"),
+        ({"left_out": range(10)}, "all 10 documents are left out"),
         ({"state": PlanState(0, 0, (None,) * 3)}, r"position is of 3 rows, but the run has 4"),
         ({"state": PlanState(0, 10, (None,) * 4)}, r"at least 11 documents, but there are 10"),
         ({"state": PlanState(0, 1, (None, (12, 0), None, None))}, r"at least 13 documents, but there are 10"),

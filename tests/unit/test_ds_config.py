@@ -98,6 +98,15 @@ def test_contradictions_are_all_listed():
     assert all(line.startswith(start) for line, start in zip(lines, starts, strict=True)), lines
 
 
+def test_steps_that_are_not_finite_cannot_be_taken_unseen():
+    config = {"zero_optimization": {"stage": 2, "compute_grad_norm": False}, "bf16": {"check_grad_overflow": False}}
+    with pytest.raises(DeepSpeedConfigError) as error:
+        fill_ds_config(config, SETTINGS)
+    first, second = str(error.value).splitlines()
+    assert first.startswith("bf16.check_grad_overflow is false: steps whose gradients are not finite would be taken")
+    assert second.startswith("zero_optimization.compute_grad_norm is false")
+
+
 def test_what_agrees_with_the_recipe_may_be_written_out():
     config = read_ds_config(FILES[0]) | {"gradient_clipping": 1.0, "gradient_accumulation_steps": 12}
     assert fill_ds_config(config, SETTINGS)["gradient_clipping"] == 1.0

@@ -25,6 +25,8 @@ MODULES = [
     "feasible",
     "prepare",
     "assemble",
+    "bad_steps",
+    "slow_ranks",
     "trainer",
     "train",
     "evaluate",

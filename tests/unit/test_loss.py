@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hmt_ds.memory import IGNORED
-from hmt_ds.memory.loss import LOGITS, row_losses
+from hmt_ds.memory.loss import LOGITS, row_losses, weighted
 
 ROWS, T, D, V = 3, 10, 4, 11
 CHUNKS = [1, 7, 10, 15, 30, 1000]  # positions, of 30: some divide rows, some all, and some nothing
@@ -136,3 +136,12 @@ def test_no_more_logits_stand(dtype):
     with Logits() as all_at_once:
         plain(head, hidden, labels)
     assert all_at_once.largest == ROWS * T * V, "the watcher is blind"
+
+
+@pytest.mark.parametrize("loss", [math.inf, math.nan])
+def test_a_loss_that_is_not_finite_leaves_no_gradient_finite(loss):
+    """Not even where the graph has lost it on the way; those of a finite loss are weighted, and no more."""
+    losses = torch.tensor([2.0, 3.0], requires_grad=True)
+    assert torch.equal(torch.autograd.grad(weighted(losses, 0.5), losses)[0], torch.full((2,), 0.5))
+    broken = losses + torch.tensor([loss, 0.0])
+    assert not torch.autograd.grad(weighted(broken, 0.5), losses)[0].isfinite().any()

@@ -64,11 +64,11 @@ def test_split_mask():
 
 
 def test_first_segment():
-    """As wide as any other, though no row has sensory tokens: what stands before the window is moved behind."""
+    """As wide as any other, though no row has sensory tokens: what stands before the window is not read."""
     segment = two_rows().segment(0, NOTHING.expand(2, -1), SETTINGS)
     assert_part(
         segment,
-        tokens=[[11, 12, 13, 14, 90, 91], [21, 22, 23, 0, 90, 91]],
+        tokens=[[11, 12, 13, 14, 0, 0], [21, 22, 23, 0, 0, 0]],
         lengths=[4, 3],
         fresh=[[0, 1, 2, 3]] * 2,
         labels=[[12, 13, 14, 15], [22, 23, X, X]],
@@ -77,10 +77,11 @@ def test_first_segment():
 
 
 def test_rows_without_sensory_tokens_move_to_the_left():
-    """Row 0 goes on and row 1 starts anew in the same segment: pads end up behind both."""
+    """Row 0 goes on and row 1 starts anew in the same segment: pads end up behind both, and nothing of row 1's
+    last document."""
     assert_part(
         two_rows().segment(1, NOTHING.expand(2, -1), SETTINGS),
-        tokens=[[13, 14, 15, 16, 17, 0], [31, 32, 33, 34, 23, 0]],
+        tokens=[[13, 14, 15, 16, 17, 0], [31, 32, 33, 34, 0, 0]],
         lengths=[5, 4],
         fresh=[[2, 3, 4, 5], [0, 1, 2, 3]],
         labels=[[16, 17, X, X], [32, 33, 34, X]],

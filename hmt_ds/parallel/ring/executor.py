@@ -72,7 +72,7 @@ class RingExecutor(ZeroExecutor):
         """What this stage does with a window."""
         return schedule_of(self.stages, segments, micro_batches or self.micro_batches, mode, backward)[self.place.stage]
 
-    def backward_through(self, window: Window, weight: float) -> Tensor:
+    def backward_through(self, window: Window, weight: float) -> tuple[Tensor, Tensor]:
         """As on ZeRO; the losses are known on the last stage alone."""
         rows, mode = len(window.input_ids), self.settings.mode
         state = self.state or self.empty_state(rows, self.settings.kept_memories)
@@ -91,10 +91,12 @@ class RingExecutor(ZeroExecutor):
         )
         with cast(PerStep, self.gradients).autocast:
             work.run(self.order(len(window), mode))
-        self.state = joined(list(work.states()))
+        state = joined(list(work.states()))
         with self.phase("wait"):  # for checkpoints, which take the first stage's
-            dist.broadcast(self.state.memories, self.place.ranks[-1], group=self.place.grid.get_pipe_parallel_group())
-        return totals_of(work, self.device)
+            dist.broadcast(state.memories, self.place.ranks[-1], group=self.place.grid.get_pipe_parallel_group())
+        anew = self.carry(state)
+        totals = torch.cat([totals_of(work, self.device), anew[None] * self.reports])
+        return totals, finite_of(work, len(window), self.device)
 
     @torch.no_grad()
     def read(
@@ -140,6 +142,15 @@ def divided(whole: Rows, parts: int) -> list[Rows]:
 def joined(parts: list[MemoryState]) -> MemoryState:
     """The inverse of :func:`divided`."""
     return MemoryState(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(parts[0])))
+
+
+def finite_of(work: RingPass, segments: int, device: torch.device) -> Tensor:
+    """Whether the loss of a row's segment is finite, ``[b, s]`` bool; True where another stage knows."""
+    parts = range(len(work.parts))
+    if not work.losses:
+        return torch.ones(sum(len(p.lengths) for p in work.parts), segments, dtype=torch.bool, device=device)
+    losses = [torch.cat([work.losses[n, b] for b in parts]) for n in range(segments)]
+    return torch.stack(losses, dim=1).isfinite()
 
 
 def totals_of(work: RingPass, device: torch.device) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hmt_ds.memory import HMT, Borders, MemoryState, RandomState, Segment, Summary, Window
 from hmt_ds.memory.cell import remembers
+from hmt_ds.memory.loss import weighted
 from hmt_ds.memory.settings import Mode
 from hmt_ds.memory.unroll import Phase
 from hmt_ds.parallel.ring.inputs import Inputs
@@ -200,7 +201,7 @@ class RingPass:
             return (trailing.to(gradient.dtype) * gradient).sum()
         losses, _ = self.model.score(part, tokens, with_loss=True)
         self.losses[key] = losses.detach()
-        return losses.sum() * self.weight + (
+        return weighted(losses, self.weight) + (
             self.borders[item.micro_batch].pull(item.segment, trailing) if self.m else 0
         )
 

@@ -176,5 +176,49 @@ def in_the_sixth_step(name: str) -> None:
     RingPass.backward = backward
 
 
+def slow_rank() -> None:
+    """Rank 1 needs longer for every segment."""
+    import time
+
+    from hmt_ds.parallel.reduction import PerStep
+
+    right = PerStep.read
+
+    def read(gradients, *arguments, **options):
+        time.sleep(0.02 if os.environ.get("RANK") == "1" else 0)
+        return right(gradients, *arguments, **options)
+
+    PerStep.read = read
+
+
+def poison() -> None:
+    """Whatever reads the fourth document has no finite loss."""
+    from hmt_ds.data import batches
+
+    right = batches._WindowReader.__getitem__
+    batches._WindowReader.__getitem__ = lambda reader, item: poisoned(right(reader, item))
+    poison_token()
+
+
+def poisoned(batch):
+    """A batch in which the fourth document's tokens are all one that nothing else has."""
+    where = (batch.documents == 3)[:, :, None].expand_as(batch.input_ids)
+    others = batch.input_ids.clamp(max=POISON - 1)
+    return replace(batch, input_ids=others.masked_fill(where, POISON))
+
+
+POISON = 399  # the last token of the tiny vocabulary
+
+
+def poison_token() -> None:
+    """Its embedding is not finite."""
+    import math
+
+    from hmt_ds.backbones import CausalLM
+
+    right = CausalLM.embed
+    CausalLM.embed = lambda backbone, ids: right(backbone, ids).masked_fill((ids == POISON)[:, :, None], math.nan)
+
+
 if chosen := os.environ.get("HMT_DS_BREAK"):
     globals()[chosen]()

@@ -1,0 +1,98 @@
+"""Steps that are not finite: whom they are laid to, how they are counted, and where the way back leads."""
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from hmt_ds import bad_steps
+from hmt_ds.bad_steps import RETURNS, BadStepCounter, BadSteps, read_left_out, suspects, write_left_out
+from hmt_ds.checkpoint import CheckpointError
+from hmt_ds.memory import MemoryState
+
+DOCUMENTS = torch.tensor([[4, 4, 7], [5, 6, -1], [8, 8, 8]])
+ALL = torch.ones(3, 3, dtype=torch.bool)
+WINDOWS: Any = [SimpleNamespace(documents=DOCUMENTS)]
+
+
+def step(bad: bool, finite: torch.Tensor = ALL, *, skipped: bool = False, anew: int = 0) -> Any:
+    """What a step says of itself."""
+    return SimpleNamespace(bad=bad, skipped=bad or skipped, finite=finite, anew=anew)
+
+
+def broken(*places: tuple[int, int]) -> torch.Tensor:
+    """Losses that are finite but there."""
+    finite = ALL.clone()
+    for place in places:
+        finite[place] = False
+    return finite
+
+
+@pytest.mark.parametrize(
+    ("finite", "found"),
+    [
+        (broken((0, 1), (0, 2)), {4}),  # the document behind it in the row may have it from there
+        (broken((0, 2), (1, 1)), {7, 6}),
+        (broken((1, 2)), {4, 5, 6, 7, 8}),  # nothing is read there
+        (ALL, {4, 5, 6, 7, 8}),  # a gradient alone: nobody knows whose
+    ],
+)
+def test_suspects(finite, found):
+    assert suspects(finite, DOCUMENTS) == found
+
+
+def test_counting():
+    counter = BadStepCounter()
+    assert counter.count(step(False), WINDOWS) is None
+    said = counter.count(step(True, broken((0, 1)), anew=1), WINDOWS)
+    assert said is not None and "skipped; it read document 4 of data.train" in said and "is dropped: 1" in said
+    counter.count(step(True, broken((1, 0))), WINDOWS)
+    assert (counter.in_a_row, counter.documents) == (2, {4, 5})
+    assert "overflowed" in str(counter.count(step(False, skipped=True), WINDOWS))  # fp16 looks for its scale
+    assert (counter.in_a_row, counter.documents) == (0, set())
+
+
+def way_back(counter: BadStepCounter, **options: Any) -> tuple[Path, set[int]]:
+    """After a bad step that read document 4."""
+    counter.count(step(True, broken((0, 0))), WINDOWS)
+    return counter.way_back(Path("run/checkpoints"), say=print, **options)
+
+
+def test_the_way_back_is_not_gone_for_ever(monkeypatch):
+    """Each time with another document left out; still it ends, for then it is not the documents."""
+    monkeypatch.setattr(bad_steps, "newest_intact", lambda folder, say: folder / "step_000004")
+    counter = BadStepCounter()
+    for _ in range(RETURNS):
+        assert way_back(counter, rollback=True) == (Path("run/checkpoints/step_000004"), {4})
+        assert (counter.in_a_row, counter.documents) == (0, set())
+    with pytest.raises(BadSteps, match=r"optimizer\.lr"):
+        way_back(counter, rollback=True)
+
+
+def test_no_way_back(monkeypatch):
+    with pytest.raises(BadSteps, match=r"--training\.on_bad_steps rollback --checkpoint\.resume auto"):
+        way_back(BadStepCounter(), rollback=False)
+    monkeypatch.setattr(bad_steps, "newest_intact", lambda folder, say: None)
+    with pytest.raises(BadSteps, match="no checkpoint to go back to"):
+        way_back(BadStepCounter(), rollback=True)
+
+
+def test_the_list_of_what_is_left_out(tmp_path):
+    assert read_left_out(tmp_path) == []
+    write_left_out(tmp_path, [3, 12])
+    assert read_left_out(tmp_path) == [3, 12]
+    (tmp_path / "left_out.json").write_text("[3")
+    with pytest.raises(CheckpointError, match=r"left_out\.json is not readable.*mend it, or delete it"):
+        read_left_out(tmp_path)
+
+
+def test_a_memory_that_is_not_finite_is_lost_with_its_row_alone():
+    state = MemoryState(torch.ones(3, 2, 1, 4), torch.ones(3, 2, dtype=torch.bool), torch.zeros(3, 2, dtype=torch.long))
+    state.memories[1, 0, 0, 3] = math.inf
+    mended, rows = state.without_broken()
+    assert rows.tolist() == [False, True, False]
+    assert mended.valid.tolist() == [[True] * 2, [False] * 2, [True] * 2]
+    assert mended.memories.sum(dim=(1, 2, 3)).tolist() == [8, 0, 8]
