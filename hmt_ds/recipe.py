@@ -108,6 +108,9 @@ class Training(Section):
     on_bad_steps: Literal["end", "rollback"] = "end"
     """What to do then. rollback: go back to the newest intact checkpoint, and leave the documents of these steps out
     from then on (left_out.json in the run's folder)."""
+    hang_minutes: float = Field(10, gt=0)
+    """A rank that ends no step, writes no file of a checkpoint and reads no window of an evaluation for so long is
+    killed, and the run with it."""
     seed: int = Field(0, ge=0)
 
 

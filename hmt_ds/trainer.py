@@ -24,6 +24,7 @@ from hmt_ds.evaluation.perplexity import PerplexityRow, as_dicts, perplexity_by_
 from hmt_ds.memory import Window
 from hmt_ds.parallel.distributed import from_rank_0, rank, world_size
 from hmt_ds.parallel.stopping import Stopped, StopSignals
+from hmt_ds.parallel.watchdog import Watchdog
 from hmt_ds.parallel.zero import StepOutput
 from hmt_ds.planning.flops import peak_flops, useful_flops_per_token
 from hmt_ds.prepare import Prepared
@@ -60,6 +61,7 @@ class Trainer:
             identity(recipe, prepared),
             Keeping(keep.keep, keep.milestones),
             background=keep.background,
+            alive=lambda after: self.watchdog.alive(after),
         )
 
     def train(self) -> None:
@@ -72,9 +74,11 @@ class Trainer:
         self.resume()
         self.signals.raise_if_told(self.executor.device, "stopped before the first step; nothing was to be saved")
         self.begin_run()
+        self.watchdog = Watchdog(self.recipe.training.hang_minutes)
         while not self.take_steps():
             self.go_back()
         self.finish()
+        self.watchdog.end()
 
     def take_steps(self) -> bool:
         """All steps to the end; or False, after too many bad ones in a row."""
@@ -84,6 +88,7 @@ class Trainer:
             with self.rank_times.of_a_step(loading):
                 output = self.executor.train_batch([as_window(b) for b in windows], flags)
             self.position = Position(step, self.position.tokens + output.fresh_tokens, windows[-1].position)
+            self.watchdog.alive(f"step {step}")
             self.say_of_step(self.rank_times.look())
             self.report(output, time.perf_counter() - started)
             self.say_of_step(self.bad_steps.count(output, windows))
@@ -127,6 +132,7 @@ class Trainer:
             batch_size=self.recipe.evaluation.batch_size or self.recipe.training.batch_size,
         ):
             self.signals.raise_if_told(self.executor.device, "stopped in the evaluation; the checkpoint is whole")
+            self.watchdog.alive(f"step {self.position.step}, in its evaluation")
             yield as_window(batch)
 
     def resume(self) -> None:

@@ -3,7 +3,7 @@
 import json
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -57,10 +57,20 @@ class Saver:
         folder: of all checkpoints, seen by all ranks.
         identity: what a run must have in common with the checkpoint to go on from it; see :func:`check_identity`.
         background: write in a thread; what is written is copied to the host's memory first.
+        alive: is called for each part of a checkpoint that is written, or copied.
     """
 
-    def __init__(self, folder: Path, identity: dict[str, Any], keeping: Keeping, *, background: bool = False):
+    def __init__(
+        self,
+        folder: Path,
+        identity: dict[str, Any],
+        keeping: Keeping,
+        *,
+        background: bool = False,
+        alive: Callable[[str], None] = lambda after: None,
+    ):
         self.folder, self.identity, self.keeping, self.background = folder, identity, keeping, background
+        self.alive = alive
         self.target: Path | None = None
         self.writer: threading.Thread | None = None
         self.staging = Staging()
@@ -79,9 +89,7 @@ class Saver:
         """Write this rank's share, or copy it and let a thread write."""
         if executor.engine.zero_optimization_stage() == 0:
             ensure_states(executor.engine)  # where every step up to now was skipped, there are none
-        parts: Iterable[Fragment] = fragments(
-            executor.engine, rank=executor.data_rank, world_size=executor.data_ranks, to_write=True
-        )
+        parts = self.parts(executor)
         own = rank_tensors(executor.state, executor.device)
         # as text, at once: the steps to come change what it is made of
         state = json.dumps(state_of(executor, progress) | {"identity": self.identity}, indent=1)
@@ -90,6 +98,13 @@ class Saver:
         work = (write_share, target, self.copied(parts), own, state)
         self.writer = threading.Thread(target=self.attempt, args=work, daemon=True)
         return self.writer.start()
+
+    def parts(self, executor: ZeroExecutor) -> Iterator[Fragment]:
+        """What this rank has to write."""
+        ranks = {"rank": executor.data_rank, "world_size": executor.data_ranks}
+        for part in fragments(executor.engine, **ranks, to_write=True):
+            self.alive(f"saving {part.name}")
+            yield part
 
     def copied(self, parts: Iterable[Fragment]) -> list[Fragment]:
         """Copies on the host that later steps do not change."""

@@ -176,6 +176,35 @@ def in_the_sixth_step(name: str) -> None:
     RingPass.backward = backward
 
 
+def rank_stopped() -> None:
+    """Rank 1 stops in its sixth step."""
+    import signal
+
+    instead_of_the_sixth_step(lambda: os.kill(os.getpid(), signal.SIGSTOP))
+
+
+def rank_hangs() -> None:
+    """Rank 1 never comes to the end of its sixth step."""
+    import time
+
+    instead_of_the_sixth_step(lambda: time.sleep(1000))
+
+
+def instead_of_the_sixth_step(action) -> None:
+    """What rank 1 does when it should read its sixth window."""
+    from hmt_ds.parallel.zero import ZeroExecutor
+
+    right, steps = ZeroExecutor.backward_through, []
+
+    def backward_through(executor, *arguments):
+        steps.append(1)
+        if os.environ.get("RANK") == "1" and len(steps) == 6:
+            action()
+        return right(executor, *arguments)
+
+    ZeroExecutor.backward_through = backward_through
+
+
 def slow_rank() -> None:
     """Rank 1 needs longer for every segment."""
     import time

@@ -1,0 +1,49 @@
+"""A rank that hangs is killed from outside, in the time that was set, with a line that names it; the run can go on."""
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+from ranks import PROJECT
+from tiny_recipe import STEPS, make_materials, ranks_of, train, write_recipe
+
+from hmt_ds.reporting.metrics import read_metrics
+
+SECONDS = 6
+LIMIT = ("--training.hang_minutes", str(SECONDS / 60))
+
+
+@pytest.mark.parametrize("broken", ["rank_stopped", pytest.param("rank_hangs", marks=pytest.mark.slow)])
+def test_a_rank_that_hangs_ends_the_run(tmp_path, broken):
+    make_materials(tmp_path)
+    recipe, output = write_recipe(tmp_path, 2), tmp_path / "run"
+    path = f"{Path(__file__).with_name('breaks')}:{PROJECT}"
+    code, printed = train(recipe, output, *LIMIT, PYTHONPATH=path, HMT_DS_BREAK=broken)
+    ended = time.time()
+    assert code not in (0, 2, 75) and not ranks_of(output), printed
+    last = (output / "metrics.jsonl").stat().st_mtime
+    assert SECONDS < ended - last < SECONDS + 30
+    said = (
+        r"error: rank (\d) on \S+ gave no sign of life for [67] s after step 5 \(training\.hang_minutes\): (.*); it is"
+    )
+    if broken == "rank_stopped":
+        assert re.findall(said, printed) == [("1", "its process is stopped")], printed
+    else:
+        assert ("1", "where it is follows") in re.findall(said, printed), printed
+        assert "sitecustomize.py" in printed and "in <lambda>" in printed, printed
+
+    code, printed = train(recipe, output, *LIMIT, "--checkpoint.resume", "auto")
+    assert code == 0 and "resumed from" in printed, printed
+    assert [row["step"] for row in read_metrics(output / "metrics.jsonl")] == list(range(1, STEPS + 1))
+
+
+def test_long_work_with_signs_of_life_is_let_alone(tmp_path):
+    """Sixty steps that together take longer than the limit of three seconds, and none of which does."""
+    make_materials(tmp_path)
+    path = f"{Path(__file__).with_name('breaks')}:{PROJECT}"
+    words = ("--training.hang_minutes", "0.05", "--training.steps", "60")
+    code, printed = train(
+        write_recipe(tmp_path, 2), tmp_path / "run", *words, PYTHONPATH=path, HMT_DS_BREAK="slow_rank"
+    )
+    assert code == 0 and "sign of life" not in printed, printed
