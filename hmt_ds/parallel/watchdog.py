@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,17 +18,23 @@ class Watchdog:
     """Kills this rank when it gives no sign of life for so long.
 
     A rank may be stopped, or its GPU, its file system or a neighbour on a machine that is gone may not answer: no code
-    within it would notice, or could end it. Before it is killed, Python's stack is written to stderr.
+    within it would notice, or could end it. Python's stack is shown, if Python can still tell.
 
     Args:
         minutes: how long one sign of life lasts.
     """
 
     def __init__(self, minutes: float):
-        faulthandler.register(signal.SIGUSR2, all_threads=False)
-        command = [sys.executable, "-I", str(PROCESS), str(os.getpid()), str(rank()), str(60 * minutes)]
+        self.stack = tempfile.TemporaryFile()  # noqa: SIM115  as long as the process
+        faulthandler.register(signal.SIGUSR2, self.stack, all_threads=False)
+        words = [os.getpid(), rank(), 60 * minutes, self.stack.fileno()]
         # a session of its own: what ends a group of processes must not end the watchdog before the rank
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+        self.process = subprocess.Popen(
+            [sys.executable, "-I", str(PROCESS), *map(str, words)],
+            stdin=subprocess.PIPE,
+            pass_fds=[self.stack.fileno()],
+            start_new_session=True,
+        )
         assert self.process.stdin is not None
         self.pipe = self.process.stdin.fileno()
         os.set_blocking(self.pipe, False)

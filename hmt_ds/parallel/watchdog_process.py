@@ -1,4 +1,4 @@
-"""What runs beside a rank: ``python -I watchdog_process.py PID RANK SECONDS``; its input are the rank's signs of life.
+"""What runs beside a rank: ``python -I watchdog_process.py PID RANK SECONDS STACK``; its input are the signs of life.
 
 It needs Python's own library alone, so it takes little memory, and no import of the project keeps it from starting.
 """
@@ -14,37 +14,40 @@ from pathlib import Path
 
 TICK = 1.0  # seconds between two looks
 OTHERS = 1.1  # ranks that wait for one that is stopped live a little longer: so the line names the one at fault
-STACK = 1.0  # seconds for the rank to write where it is
+PATIENCE = 1.0  # seconds for the rank to write where it is
+FRAMES = 8  # of its stack, from where it is
 
 
-def watch(pid: int, rank: str, seconds: float) -> None:
-    """Until the rank is gone, or has to be killed."""
+def watch(pid: int, rank: str, seconds: float, stack: int) -> None:
+    """Until the rank is gone, or has to be killed. It writes where it is into the file ``stack``, told USR2."""
     silent, after = 0.0, "its first step"
     while os.getppid() == pid:
         began = time.monotonic()
         if select.select([0], [], [], TICK)[0]:
-            if not (said := os.read(0, 65536)):
+            if not (signs := os.read(0, 65536)):
                 return
-            silent, after = 0.0, said.decode(errors="replace").splitlines()[-1]
+            silent, after = 0.0, signs.decode(errors="replace").splitlines()[-1]
         else:
             # a longer time is one in which this process was stopped, and the whole job with it
             silent += min(time.monotonic() - began, 2 * TICK)
         if silent > seconds * (1 if is_stopped(pid) else OTHERS):
             here = f"rank {rank} on {socket.gethostname()}"
-            kill(pid, f"error: {here} gave no sign of life for {silent:.0f} s after {after}")
+            said = f"error: {here} gave no sign of life for {silent:.0f} s after {after} (training.hang_minutes)"
+            print(f"\n{said}; {why(pid, stack)}", file=sys.stderr, flush=True)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)  # what waits for it fails, and ends too
             return
 
 
-def kill(pid: int, said: str) -> None:
-    """End the rank; what waits for it fails, and ends too."""
-    stopped = is_stopped(pid)
-    why = "its process is stopped" if stopped else "where it is follows"
-    print(f"\n{said} (training.hang_minutes): {why}; it is killed", file=sys.stderr, flush=True)
+def why(pid: int, stack: int) -> str:
+    """What can be said of a rank that has to be killed."""
+    if is_stopped(pid):
+        return "its process is stopped, and killed"
     with suppress(ProcessLookupError):
-        if not stopped:
-            os.kill(pid, signal.SIGUSR2)
-            time.sleep(STACK)
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, signal.SIGUSR2)
+        time.sleep(PATIENCE)
+    frames = os.pread(stack, 65536, 0).decode(errors="replace").splitlines()[1 : 1 + FRAMES]
+    return "\n".join(["it is killed at", *frames]) if frames else "it is killed"
 
 
 def is_stopped(pid: int) -> bool:
@@ -58,4 +61,4 @@ def is_stopped(pid: int) -> bool:
 if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # these are for the rank
-    watch(int(sys.argv[1]), sys.argv[2], float(sys.argv[3]))
+    watch(int(sys.argv[1]), sys.argv[2], float(sys.argv[3]), int(sys.argv[4]))
