@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import count
 from typing import Any, NoReturn
 
 import deepspeed
@@ -26,6 +27,7 @@ SLURM = {
     "WORLD_SIZE": "SLURM_STEP_NUM_TASKS",  # of this srun, not of the job
     "LOCAL_WORLD_SIZE": "SLURM_STEP_TASKS_PER_NODE",
 }
+MEETINGS = count()  # of all ranks with rank 0
 
 
 class LaunchError(ValueError):
@@ -36,7 +38,7 @@ class LostRank(RuntimeError):
     """A neighbour that is gone, or does not answer in time."""
 
 
-def join(timeout_minutes: int = 30) -> torch.device:
+def join(timeout_minutes: float = 30) -> torch.device:
     """Join the process group that the launcher describes (a single process without one); returns the rank's device."""
     find_place()
     if "PYTORCH_ALLOC_CONF" not in os.environ:  # how much is kept changes what sizes are asked for: avoid fragments
@@ -130,21 +132,25 @@ def smallest(values: Sequence[float], device: torch.device) -> list[float]:
     return there.tolist()
 
 
-def barrier() -> None:
-    """Wait for all ranks."""
-    if torch.distributed.is_initialized():
-        with together():
-            torch.distributed.barrier()
-
-
 def from_rank_0(value: object) -> object:
     """Rank 0's value, on every rank."""
     if not torch.distributed.is_initialized():
         return value
     box = [value]
     with together():
+        wait_for_rank_0()
         torch.distributed.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def wait_for_rank_0() -> None:
+    """However long it works alone, on data or on a checkpoint: an exchange would give up after half an hour."""
+    store = torch.distributed.distributed_c10d._get_default_store()
+    key = f"hmt_ds/rank_0_came/{next(MEETINGS)}"
+    if rank() == 0:
+        store.set(key, "")
+    else:
+        store.wait([key], timedelta(days=7))
 
 
 def from_all_ranks(value: object) -> list[Any]:
