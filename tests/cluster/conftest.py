@@ -39,6 +39,17 @@ class Cluster:
     def __init__(self, state: Path):
         self.state = state
 
+    def minicluster(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """The script itself: up, down, fail NODE, boot NODE."""
+        return subprocess.run(
+            [str(MINICLUSTER), *words],
+            env=os.environ | {"MC_STATE": str(self.state)},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
     @contextmanager
     def start(self, node: str, *command: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
         """Start a command on a node, in the project's folder. What a failure leaves of it is killed."""
@@ -123,22 +134,15 @@ def wait_for_step(output: Path, step: int) -> None:
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Up for all tests of a session."""
-    state = tmp_path_factory.mktemp("cluster")
-    environment = os.environ | {"MC_STATE": str(state)}
-
-    def minicluster(verb: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [str(MINICLUSTER), verb], env=environment, capture_output=True, text=True, timeout=300, check=False
-        )
-
-    up = minicluster("up")
+    there = Cluster(tmp_path_factory.mktemp("cluster"))
+    up = there.minicluster("up")
     if up.returncode == CANNOT:
         pytest.skip(f"no cluster on this machine: {up.stderr.strip()}")
     assert up.returncode == 0, up.stderr
     try:
-        yield Cluster(state)
+        yield there
     finally:
-        minicluster("down")
+        there.minicluster("down")
 
 
 @pytest.fixture(autouse=True)

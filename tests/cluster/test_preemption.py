@@ -4,32 +4,9 @@ from pathlib import Path
 
 import pytest
 from conftest import PROJECT, Cluster, curve, wait_for_step, wait_until
+from jobs import LAUNCH, SIZE, log_of, starts, submit, wait_for_start
 
 pytestmark = pytest.mark.cluster
-
-LAUNCH = ("python", "-m", "hmt_ds.cli", "launch", "slurm")
-SIZE = ("--nodes", "2", "--gpus-per-node", "1", "--time", "10")
-
-
-def submit(cluster: Cluster, recipe: Path, output: Path, *more: str, **environment: str) -> str:
-    """`hmt-ds launch slurm`; returns the first job's number."""
-    words = (*LAUNCH, str(recipe), *SIZE, "--training.output", str(output), *more)
-    return cluster.check("head", *words, **environment).split()[1]
-
-
-def log_of(output: Path) -> str:
-    """What the training job has printed in all of its starts."""
-    return "".join(file.read_text() for file in (output / "jobs").glob("train-*.out"))
-
-
-def starts(output: Path) -> int:
-    """How often the job has started."""
-    return len((output / "starts").read_text().splitlines()) if (output / "starts").exists() else 0
-
-
-def wait_for_start(output: Path, number: int) -> None:
-    """Until the job has started so many times."""
-    wait_until(lambda: starts(output) >= number, lambda: log_of(output))
 
 
 def tell_again_and_again(cluster: Cluster, recipe: Path, output: Path, times: int) -> None:

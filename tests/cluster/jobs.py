@@ -1,0 +1,29 @@
+"""Jobs that `hmt-ds launch slurm` submits, and what is seen of them."""
+
+from pathlib import Path
+
+from conftest import Cluster, wait_until
+
+LAUNCH = ("python", "-m", "hmt_ds.cli", "launch", "slurm")
+SIZE = ("--nodes", "2", "--gpus-per-node", "1", "--time", "10")
+
+
+def submit(cluster: Cluster, recipe: Path, output: Path, *more: str, **environment: str) -> str:
+    """`hmt-ds launch slurm`; returns the first job's number."""
+    words = (*LAUNCH, str(recipe), *SIZE, "--training.output", str(output), *more)
+    return cluster.check("head", *words, **environment).split()[1]
+
+
+def log_of(output: Path) -> str:
+    """What the training job has printed in all of its starts."""
+    return "".join(file.read_text() for file in (output / "jobs").glob("train-*.out"))
+
+
+def starts(output: Path) -> int:
+    """How often the job has started."""
+    return len((output / "starts").read_text().splitlines()) if (output / "starts").exists() else 0
+
+
+def wait_for_start(output: Path, number: int) -> None:
+    """Until the job has started so many times."""
+    wait_until(lambda: starts(output) >= number, lambda: log_of(output))

@@ -1,0 +1,88 @@
+"""What breaks under a job: it is seen in the set time, and the run goes on from its newest checkpoint, bit for bit."""
+
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import PROJECT, Cluster, curve, wait_for_step, wait_until
+from jobs import log_of, starts, submit, wait_for_start
+
+pytestmark = pytest.mark.cluster
+
+EVERY = 20  # steps between checkpoints
+HANG = 12  # seconds
+RANK = "^[^ ]*python[^ ]* -u -m hmt_ds.train"
+MORE = ("--checkpoint.every", str(EVERY), "--training.hang_minutes", str(HANG / 60))
+
+
+def killed(cluster: Cluster) -> None:
+    """A rank, as by the system where memory runs out."""
+    cluster.check("node1", "pkill", "-KILL", "-f", RANK)
+
+
+def stopped(cluster: Cluster) -> None:
+    """A rank that stays, and does nothing."""
+    cluster.check("node1", "pkill", "-STOP", "-f", RANK)
+
+
+def without_slurmd(cluster: Cluster) -> None:
+    """The node's part of Slurm; the rank does not notice."""
+    cluster.check("node1", "pkill", "-KILL", "slurmd")
+
+
+def without_power(cluster: Cluster) -> None:
+    """All of a node, in a moment."""
+    cluster.minicluster("fail", "node1")
+
+
+def go_on(cluster: Cluster, output: Path, job: str, fault: Callable[[Cluster], None]) -> str:
+    """Do it to a running job, and see it to its end; returns a line of figures."""
+    before, began = len(curve(output)), time.monotonic()
+    fault(cluster)
+    wait_until(lambda: cluster.job(job, "Restarts") == "1", lambda: log_of(output))
+    seen = time.monotonic() - began
+    if fault in (without_slurmd, without_power):
+        wait_until(lambda: "down" in state_of_node_1(cluster), lambda: state_of_node_1(cluster))
+        repair(cluster, fault)
+    wait_for_start(output, 2)
+    log, notes = output / "metrics.jsonl", output / "starts"
+    wait_until(lambda: log.stat().st_mtime > notes.stat().st_mtime, lambda: log_of(output))
+    again = time.monotonic() - began
+    assert cluster.wait(job) == "COMPLETED", log_of(output)
+    resumed = re.findall(r"resumed from .*, step (\d+)", log_of(output))
+    lost = before - int(resumed[0] if resumed else 0)
+    assert 0 <= lost <= EVERY + 5, log_of(output)
+    return f"{fault.__name__}: seen after {seen:.0f} s, training again after {again:.0f} s, {lost} steps lost"
+
+
+def state_of_node_1(cluster: Cluster) -> str:
+    """By Slurm."""
+    return cluster.check("head", "sinfo", "-h", "-n", "node1", "-o", "%T")
+
+
+def repair(cluster: Cluster, fault: Callable[[Cluster], None]) -> None:
+    """What a person would do."""
+    if fault is without_power:
+        cluster.minicluster("boot", "node1")
+    else:
+        cluster.check("node1", "slurmd")
+
+
+@pytest.mark.parametrize("fault", [killed, stopped, without_slurmd, without_power])
+def test_a_fault_in_the_middle_of_a_step(cluster, recipe, undisturbed, tmp_path, fault):
+    output = tmp_path / "run"
+    job = submit(cluster, recipe, output, *MORE)
+    wait_for_step(output, EVERY + 3)
+    print(go_on(cluster, output, job, fault))
+    assert starts(output) == 2 and curve(output) == undisturbed
+
+
+def test_a_power_cut_in_the_middle_of_a_save(cluster, recipe, undisturbed, tmp_path):
+    output = tmp_path / "run"
+    environment = {"PYTHONPATH": f"{PROJECT}/tests/cluster/slow:{PROJECT}", "HMT_DS_SLOW": str(tmp_path)}
+    job = submit(cluster, recipe, output, *MORE, **environment)
+    wait_until((tmp_path / "saving").exists, lambda: log_of(output))
+    print(go_on(cluster, output, job, without_power))
+    assert starts(output) == 2 and curve(output) == undisturbed
