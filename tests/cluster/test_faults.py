@@ -27,11 +27,6 @@ def stopped(cluster: Cluster) -> None:
     cluster.check("node1", "pkill", "-STOP", "-f", RANK)
 
 
-def without_slurmd(cluster: Cluster) -> None:
-    """The node's part of Slurm; the rank does not notice."""
-    cluster.check("node1", "pkill", "-KILL", "slurmd")
-
-
 def without_power(cluster: Cluster) -> None:
     """All of a node, in a moment."""
     cluster.minicluster("fail", "node1")
@@ -43,9 +38,9 @@ def go_on(cluster: Cluster, output: Path, job: str, fault: Callable[[Cluster], N
     fault(cluster)
     wait_until(lambda: cluster.job(job, "Restarts") == "1", lambda: log_of(output))
     seen = time.monotonic() - began
-    if fault in (without_slurmd, without_power):
+    if fault is without_power:
         wait_until(lambda: "down" in state_of_node_1(cluster), lambda: state_of_node_1(cluster))
-        repair(cluster, fault)
+        cluster.minicluster("boot", "node1")
     wait_for_start(output, 2)
     log, notes = output / "metrics.jsonl", output / "starts"
     wait_until(lambda: log.stat().st_mtime > notes.stat().st_mtime, lambda: log_of(output))
@@ -62,15 +57,7 @@ def state_of_node_1(cluster: Cluster) -> str:
     return cluster.check("head", "sinfo", "-h", "-n", "node1", "-o", "%T")
 
 
-def repair(cluster: Cluster, fault: Callable[[Cluster], None]) -> None:
-    """What a person would do."""
-    if fault is without_power:
-        cluster.minicluster("boot", "node1")
-    else:
-        cluster.check("node1", "slurmd")
-
-
-@pytest.mark.parametrize("fault", [killed, stopped, without_slurmd, without_power])
+@pytest.mark.parametrize("fault", [killed, stopped, without_power])
 def test_a_fault_in_the_middle_of_a_step(cluster, recipe, undisturbed, tmp_path, fault):
     output = tmp_path / "run"
     job = submit(cluster, recipe, output, *MORE)
@@ -86,3 +73,18 @@ def test_a_power_cut_in_the_middle_of_a_save(cluster, recipe, undisturbed, tmp_p
     wait_until((tmp_path / "saving").exists, lambda: log_of(output))
     print(go_on(cluster, output, job, without_power))
     assert starts(output) == 2 and curve(output) == undisturbed
+
+
+def test_slurmd_is_killed(cluster, recipe, tmp_path):
+    """Slurm takes the node for lost, with a rank on it that works on, and starts the job anew when the node is back."""
+    output = tmp_path / "run"
+    job = submit(cluster, recipe, output, *MORE, "--training.steps", "1000")
+    wait_for_step(output, EVERY + 3)
+    began = time.monotonic()
+    cluster.check("node1", "pkill", "-KILL", "slurmd")
+    wait_until(lambda: "down" in state_of_node_1(cluster), lambda: state_of_node_1(cluster))
+    print(f"slurmd: seen after {time.monotonic() - began:.0f} s")
+    cluster.check("node1", "slurmd")
+    assert cluster.wait(job) == "COMPLETED", log_of(output)
+    print(f"at the end after {time.monotonic() - began:.0f} s; starts: {starts(output)}")
+    assert [step for step, *_ in curve(output)] == list(range(1, 1001))
