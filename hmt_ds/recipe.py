@@ -108,6 +108,8 @@ class Training(Section):
     on_bad_steps: Literal["end", "rollback"] = "end"
     """What to do then. rollback: go back to the newest intact checkpoint, and leave the documents of these steps out
     from then on (left_out.json in the run's folder)."""
+    elastic: bool = False
+    """On another number of ranks than a checkpoint's, take the batch_size that keeps the rows of all ranks together."""
     hang_minutes: float = Field(10, gt=0)
     """A rank that ends no step, writes no file of a checkpoint and reads no window of an evaluation for so long is
     killed, and the run with it."""

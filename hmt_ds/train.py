@@ -11,6 +11,7 @@ from hmt_ds.bad_steps import BadSteps
 from hmt_ds.checkpoint import CheckpointError
 from hmt_ds.config import ConfigError, load_recipe
 from hmt_ds.data import DataError
+from hmt_ds.elastic import keep_rows
 from hmt_ds.parallel.distributed import LaunchError, LostRank, end_process, from_rank_0, join, leave, quiet, rank
 from hmt_ds.parallel.stopping import STOPPED, Stopped, StopSignals, write_exit_code
 from hmt_ds.prepare import Prepared, prepare
@@ -79,7 +80,7 @@ def end_out_of_memory(error: Exception) -> NoReturn:
 def train(recipe_file: str, overrides: list[str], device: torch.device) -> None:
     """A training run from its recipe."""
     signals = StopSignals()
-    recipe = load_recipe(recipe_file, overrides)
+    recipe = keep_rows(load_recipe(recipe_file, overrides))
     if rank() == 0:
         print_recipe(recipe.model_dump(mode="json"))
     Trainer(recipe, prepare_together(recipe, recipe_file, new_run=True), device, signals).train()

@@ -23,7 +23,7 @@ class Allocation:
     """What a job asks of Slurm.
 
     Attributes:
-        nodes: machines.
+        nodes, most_nodes: machines, at least and at most.
         gpus_per_node: and ranks.
         time: in one of Slurm's forms.
         partition, account: None for the cluster's default.
@@ -32,6 +32,7 @@ class Allocation:
     """
 
     nodes: int
+    most_nodes: int
     gpus_per_node: int
     time: str
     partition: str | None = None

@@ -26,7 +26,7 @@ def add_launch(commands: Any) -> None:
     add = command.add_argument
     add("system", choices=("slurm",))
     add("source", metavar="RECIPE")
-    add("--nodes", default="1", metavar="N", help="machines (default: 1)")
+    add("--nodes", default="1", metavar="N", help="machines (default: 1); with training.elastic also 2-8, from 2 to 8")
     add("--gpus-per-node", default="8", metavar="N", help="and ranks on each (default: 8)")
     add("--time", default="24:00:00", metavar="LIMIT", help="of each start, in Slurm's forms (default: 24:00:00)")
     add("--partition", metavar="NAME")
@@ -92,7 +92,9 @@ def chain(arguments: argparse.Namespace, overrides: list[str]) -> list[Any]:
 
     problems = [] if NODE_ENV.exists() else [f"{NODE_ENV}: not there; install with pip install -e, from the project"]
 
-    nodes = whole_number("--nodes", arguments.nodes, 1, problems)
+    nodes = [whole_number("--nodes", number, 1, problems) for number in arguments.nodes.split("-", 1)]
+    if nodes != sorted(nodes):
+        problems.append(f"--nodes: must be like 8, or 2-8 for at least and at most, got {arguments.nodes!r}")
     gpus = whole_number("--gpus-per-node", arguments.gpus_per_node, 1, problems)
     array = whole_number("--array", arguments.array, 1, problems) if arguments.array else None
     tries = whole_number("--tries", arguments.tries, 1, problems)
@@ -111,21 +113,22 @@ def chain(arguments: argparse.Namespace, overrides: list[str]) -> list[Any]:
         folder, seed = (jobs[-1].folder, jobs[-1].seed) if jobs else (Path(), 0)
         if command == "train":
             try:
-                folder, seed = read_recipe(words)
+                folder, seed = read_recipe(words, elastic=nodes[0] != nodes[-1])
             except ConfigError as error:
                 problems += error.problems
-        allocation = Allocation(nodes if command == "train" else 1, gpus, *common)
+        least, most = (nodes[0], nodes[-1]) if command == "train" else (1, 1)
+        allocation = Allocation(least, most, gpus, *common)
         jobs.append(Job(command, tuple(words), folder, seed, allocation, tries))
     if problems:
         raise ConfigError(problems)
     return jobs
 
 
-def read_recipe(words: list[str]) -> tuple[Path, int]:
+def read_recipe(words: list[str], *, elastic: bool) -> tuple[Path, int]:
     """Folder and seed of the run that a recipe and overrides describe.
 
     Raises:
-        ConfigError: if it is no recipe, or would go on with a run without being told to.
+        ConfigError: if it is no recipe, would go on with a run without being told to, or must be elastic and is not.
     """
     from hmt_ds.config import ConfigError, load_recipe
     from hmt_ds.prepare import check_output
@@ -133,7 +136,10 @@ def read_recipe(words: list[str]) -> tuple[Path, int]:
     if not words:
         raise ConfigError(["--then train: name a recipe"])
     recipe = load_recipe(words[0], words[1:])
-    if problems := check_output(recipe):
+    problems = check_output(recipe)
+    if elastic and not recipe.training.elastic:
+        problems.append("--nodes: a run on fewer or more machines needs --training.elastic true")
+    if problems:
         raise ConfigError(problems)
     return Path(recipe.training.output), recipe.training.seed
 

@@ -88,3 +88,25 @@ def test_slurmd_is_killed(cluster, recipe, tmp_path):
     assert cluster.wait(job) == "COMPLETED", log_of(output)
     print(f"at the end after {time.monotonic() - began:.0f} s; starts: {starts(output)}")
     assert [step for step, *_ in curve(output)] == list(range(1, 1001))
+
+
+def test_a_node_is_lost_for_good(cluster, tmp_path, recipe):
+    """The run goes on with the other one: its rows, and its losses up to rounding."""
+    plain = ("--model.source.attn_pdrop", "0", "--model.source.embd_pdrop", "0", "--model.source.resid_pdrop", "0")
+    whole, output = tmp_path / "whole", tmp_path / "run"
+    local = ("bash", "launch/local.sh", str(recipe), "--ranks", "2")
+    cluster.check("node0", *local, "--training.output", str(whole), *plain)
+    job = submit(cluster, recipe, output, *MORE, *plain, "--nodes", "1-2", "--training.elastic", "true")
+    wait_for_step(output, EVERY + 3)
+    cluster.minicluster("fail", "node1")
+    try:
+        assert cluster.wait(job) == "COMPLETED", log_of(output)
+        assert cluster.job(job, "NumNodes") == "1" and starts(output) == 2, log_of(output)
+    finally:
+        cluster.minicluster("boot", "node1")
+    assert "batch_size: 2" in log_of(output) and "batch_size: 4" in log_of(output)
+    found, expected = curve(output), curve(whole)
+    assert [step for step, *_ in found] == [step for step, *_ in expected]
+    worst = max(abs(a[1] - b[1]) / b[1] for a, b in zip(found, expected, strict=True))
+    print(f"largest relative difference of a loss: {worst:.1e}")
+    assert worst < 1e-4

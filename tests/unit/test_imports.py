@@ -22,6 +22,7 @@ FOLDERS["conversion"] = set(FOLDERS)
 MODULES = [
     "recipe",
     "config",
+    "elastic",
     "feasible",
     "prepare",
     "assemble",

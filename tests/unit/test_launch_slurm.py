@@ -56,6 +56,17 @@ def options_in(script: str) -> dict[str, str]:
     return {key: value for [word] in lines for key, _, value in [word.removeprefix("--").partition("=")]}
 
 
+def test_elastic(monkeypatch, capsys, recipe):
+    words = (recipe, "--nodes", "2-8", "--gpus-per-node", "4", "--dry-run")
+    code, _, errors = ask(monkeypatch, capsys, *words)
+    assert code == 2 and errors == ["error: --nodes: a run on fewer or more machines needs --training.elastic true"]
+    code, printed, errors = ask(monkeypatch, capsys, *words, "--training.elastic", "true", "--then", "evaluate")
+    train, evaluate = scripts_in(printed)
+    assert code == 0 and options_in(train)["nodes"] == "2-8" and options_in(evaluate)["nodes"] == "1"
+    assert 'nodes=$(python -m hmt_ds.elastic "$SLURM_NNODES" 4 "${recipe[@]}") || exit 2' in train
+    assert 'srun --nodes="$nodes" --ntasks=$((nodes * 4)) --relative=0' in train
+
+
 @pytest.mark.parametrize("nodes", [1, 8, 64])
 def test_dry_run(monkeypatch, capsys, recipe, tmp_path, nodes):
     words = ("--nodes", str(nodes), "--gpus-per-node", "4", "--time", "2-12", "--dry-run", "--sbatch", "qos=high")
