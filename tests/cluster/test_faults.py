@@ -96,6 +96,7 @@ def test_a_node_is_lost_for_good(cluster, tmp_path, recipe):
     whole, output = tmp_path / "whole", tmp_path / "run"
     local = ("bash", "launch/local.sh", str(recipe), "--ranks", "2")
     cluster.check("node0", *local, "--training.output", str(whole), *plain)
+    wait_until(lambda: state_of_node_1(cluster).strip() == "idle", lambda: state_of_node_1(cluster))
     job = submit(cluster, recipe, output, *MORE, *plain, "--nodes", "1-2", "--training.elastic", "true")
     wait_for_step(output, EVERY + 3)
     cluster.minicluster("fail", "node1")
