@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 TICK = 1.0  # seconds between two looks
-OTHERS = 1.1  # ranks that wait for one that is stopped live a little longer: so the line names the one at fault
+OTHERS = 0.1, 5.0  # ranks that may be waiting for a stopped one live longer by this part, and seconds at least
 PATIENCE = 1.0  # seconds for the rank to write where it is
 FRAMES = 8  # of its stack, from where it is
 
@@ -30,7 +30,7 @@ def watch(pid: int, rank: str, seconds: float, stack: int) -> None:
         else:
             # a longer time is one in which this process was stopped, and the whole job with it
             silent += min(time.monotonic() - began, 2 * TICK)
-        if silent > seconds * (1 if is_stopped(pid) else OTHERS):
+        if silent > seconds + (0 if is_stopped(pid) else max(OTHERS[0] * seconds, OTHERS[1])):
             here = f"rank {rank} on {socket.gethostname()}"
             said = f"error: {here} gave no sign of life for {silent:.0f} s after {after} (training.hang_minutes)"
             print(f"\n{said}; {why(pid, stack)}", file=sys.stderr, flush=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hmt_ds.parallel.distributed import end_process, from_rank_0, join, rank
 
-SECONDS = 3.0  # that an exchange waits
+SECONDS = 8.0  # that an exchange waits
 
 
 def be_a_rank(result: Path) -> None:

@@ -10,8 +10,8 @@ from tiny_recipe import STEPS, make_materials, ranks_of, train, write_recipe
 
 from hmt_ds.reporting.metrics import read_metrics
 
-SECONDS = 6
-SAID = r"error: rank (\d) on \S+ gave no sign of life for [67] s after step 5 \(training\.hang_minutes\); (.*)\n(.*)\n"
+SECONDS = 8
+SAID = r"error: rank (\d) on \S+ gave no sign of life for \d+ s after step 5 \(training\.hang_minutes\); (.*)\n(.*)\n"
 LIMIT = ("--training.hang_minutes", str(SECONDS / 60))
 
 
@@ -24,7 +24,7 @@ def test_a_rank_that_hangs_ends_the_run(tmp_path, broken):
     ended = time.time()
     assert code not in (0, 2, 75) and not ranks_of(output), printed
     last = (output / "metrics.jsonl").stat().st_mtime
-    assert SECONDS < ended - last < SECONDS + 30
+    assert SECONDS < ended - last < SECONDS + 60
     found = {number: (what, frame) for number, what, frame in re.findall(SAID, printed)}
     if broken == "rank_stopped":
         assert found.keys() == {"1"} and found["1"][0] == "its process is stopped, and killed", printed
@@ -32,17 +32,18 @@ def test_a_rank_that_hangs_ends_the_run(tmp_path, broken):
         what, frame = found["1"]
         assert what == "it is killed at" and "sitecustomize.py" in frame and "in <lambda>" in frame, printed
 
-    code, printed = train(recipe, output, *LIMIT, "--checkpoint.resume", "auto")
+    code, printed = train(recipe, output, "--checkpoint.resume", "auto")
     assert code == 0 and "resumed from" in printed, printed
     assert [row["step"] for row in read_metrics(output / "metrics.jsonl")] == list(range(1, STEPS + 1))
 
 
 def test_long_work_with_signs_of_life_is_let_alone(tmp_path):
-    """Sixty steps that together take longer than the limit of three seconds, and none of which does."""
+    """Hundred steps that together take longer than the limit of six seconds, and none of which does."""
     make_materials(tmp_path)
     path = f"{Path(__file__).with_name('breaks')}:{PROJECT}"
-    words = ("--training.hang_minutes", "0.05", "--training.steps", "60")
+    words = ("--training.hang_minutes", "0.1", "--training.steps", "100")
     code, printed = train(
         write_recipe(tmp_path, 2), tmp_path / "run", *words, PYTHONPATH=path, HMT_DS_BREAK="slow_rank"
     )
     assert code == 0 and "sign of life" not in printed, printed
+    assert sum(row["seconds"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")) > 6
