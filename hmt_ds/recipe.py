@@ -83,7 +83,7 @@ class Data(Section):
     validation: Source | None = None
     """Held-out documents, for evaluation."""
     cache_dir: str = "runs/cache"
-    """Where tokenised documents are kept."""
+    """Where tokenised documents are kept; it may be each machine's own, which then reads the documents itself."""
     workers: int = Field(0, ge=0)
     """Loader processes per rank. The order of the data does not depend on it."""
 

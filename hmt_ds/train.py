@@ -1,7 +1,10 @@
 """Training on this rank: what every launcher starts, as ``--module hmt_ds.train RECIPE [--section.key value ...]``."""
 
+import os
+import socket
 import sys
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import NoReturn
 
@@ -12,7 +15,7 @@ from hmt_ds.checkpoint import CheckpointError
 from hmt_ds.config import ConfigError, load_recipe
 from hmt_ds.data import DataError
 from hmt_ds.elastic import keep_rows
-from hmt_ds.parallel.distributed import LaunchError, LostRank, end_process, from_rank_0, join, leave, quiet, rank
+from hmt_ds.parallel.distributed import LaunchError, LostRank, end_process, from_all_ranks, join, leave, quiet, rank
 from hmt_ds.parallel.stopping import STOPPED, Stopped, StopSignals, write_exit_code
 from hmt_ds.prepare import Prepared, prepare
 from hmt_ds.recipe import Recipe
@@ -87,17 +90,24 @@ def train(recipe_file: str, overrides: list[str], device: torch.device) -> None:
 
 
 def prepare_together(recipe: Recipe, recipe_file: str | Path, *, new_run: bool, with_data: bool = True) -> Prepared:
-    """Rank 0 checks the recipe and reads the data; the others take it from the cache, or end with it."""
-    prepared = None
-    problems: list[str] = []
-    if rank() == 0:
+    """Rank 0 checks the recipe and reads the data; then a rank on each machine, then all, which take it from the cache.
+
+    (A cache may be the machine's own: where it is not, rank 0 has filled it.)
+
+    Raises:
+        ConfigError: on all ranks, with what is wrong on any, and on which machine.
+    """
+    prepared, problems = None, list[str]()
+    for turn in (rank() == 0, os.environ["LOCAL_RANK"] == "0", True):
         try:
-            prepared = prepare(recipe, recipe_file, new_run=new_run, with_data=with_data)
+            if turn and not prepared:
+                prepared = prepare(recipe, recipe_file, new_run=new_run, with_data=with_data)
         except ConfigError as error:
-            problems = error.problems
-    if found := from_rank_0(problems):
-        raise ConfigError(found)  # type: ignore[arg-type]
-    return prepared or prepare(recipe, recipe_file, new_run=new_run, with_data=with_data)
+            problems = [f"{socket.gethostname()}: {problem}" if rank() else problem for problem in error.problems]
+        if found := list(dict.fromkeys(chain(*from_all_ranks(problems)))):
+            raise ConfigError(found)
+    assert prepared is not None
+    return prepared
 
 
 if __name__ == "__main__":

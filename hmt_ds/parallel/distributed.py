@@ -27,7 +27,7 @@ SLURM = {
     "WORLD_SIZE": "SLURM_STEP_NUM_TASKS",  # of this srun, not of the job
     "LOCAL_WORLD_SIZE": "SLURM_STEP_TASKS_PER_NODE",
 }
-MEETINGS = count()  # of all ranks with rank 0
+MEETINGS = count()
 
 
 class LaunchError(ValueError):
@@ -138,19 +138,9 @@ def from_rank_0(value: object) -> object:
         return value
     box = [value]
     with together():
-        wait_for_rank_0()
+        meet()
         torch.distributed.broadcast_object_list(box, src=0)
     return box[0]
-
-
-def wait_for_rank_0() -> None:
-    """However long it works alone, on data or on a checkpoint: an exchange would give up after half an hour."""
-    store = torch.distributed.distributed_c10d._get_default_store()
-    key = f"hmt_ds/rank_0_came/{next(MEETINGS)}"
-    if rank() == 0:
-        store.set(key, "")
-    else:
-        store.wait([key], timedelta(days=7))
 
 
 def from_all_ranks(value: object) -> list[Any]:
@@ -158,8 +148,17 @@ def from_all_ranks(value: object) -> list[Any]:
     values = [value] * world_size()
     if torch.distributed.is_initialized():
         with together():
+            meet()
             torch.distributed.all_gather_object(values, value)
     return values
+
+
+def meet() -> None:
+    """Wait for all ranks, also for one that reads data for hours: an exchange by itself gives up after 30 minutes."""
+    store, number = torch.distributed.distributed_c10d._get_default_store(), next(MEETINGS)
+    if store.add(f"hmt_ds/came/{number}", 1) == world_size():
+        store.set(f"hmt_ds/all_came/{number}", "")
+    store.wait([f"hmt_ds/all_came/{number}"], timedelta(days=1))
 
 
 def quiet() -> None:

@@ -120,3 +120,13 @@ def test_exit_code_is_true_where_deepspeeds_is_not(cluster, recipe, hostfile, tm
     assert code == 1, printed
     for node in NODES:
         wait_until(lambda node=node: not ranks_on(cluster, node), lambda node=node: f"ranks left on {node}", timeout=30)
+
+
+def test_a_cache_of_each_machine(cluster, recipe, hostfile, undisturbed, tmp_path):
+    """Each reads the documents itself, once: /dev/shm is a node's own."""
+    cache = "/dev/shm/hmt_ds_cache"
+    with launch(cluster, "hostfile.sh", hostfile, recipe, tmp_path / "run", "--data.cache_dir", cache) as process:
+        code, printed = finish(process)
+    assert code == 0 and curve(tmp_path / "run") == undisturbed, printed
+    for node in ("node0", "node1"):
+        assert len(cluster.check(node, "ls", cache).split()) == 1

@@ -87,7 +87,7 @@ def test_rates_belong_to_the_seconds(run):
 
 def test_phases_are_the_step(run):
     phases = run.result["phase_seconds"]
-    assert list(phases) == ["summary", "forward", "recompute", "backward", "reduce", "step", "other"]
+    assert list(phases) == ["summary", "forward", "recompute", "backward", "wait", "reduce", "step", "other"]
     assert all(seconds > 0 for seconds in phases.values()) and phases["backward"] > phases["other"]
     assert 0.2 < sum(phases.values()) / run.result["speed"]["whole_step"]["seconds"] < 5  # cores are shared
 

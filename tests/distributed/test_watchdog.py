@@ -37,6 +37,7 @@ def test_a_rank_that_hangs_ends_the_run(tmp_path, broken):
     assert [row["step"] for row in read_metrics(output / "metrics.jsonl")] == list(range(1, STEPS + 1))
 
 
+@pytest.mark.slow
 def test_long_work_with_signs_of_life_is_let_alone(tmp_path):
     """Hundred steps that together take longer than the limit of six seconds, and none of which does."""
     make_materials(tmp_path)

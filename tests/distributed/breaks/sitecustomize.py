@@ -129,6 +129,21 @@ def rank_1() -> None:
         distributed.join = join
 
 
+def rank_1_without_data() -> None:
+    """Rank 1 does not find the data that rank 0 has read."""
+    from hmt_ds import prepare
+    from hmt_ds.config import ConfigError
+
+    right = prepare.prepare
+
+    def prepare_here(*arguments, **options):
+        if os.environ.get("RANK") == "1":
+            raise ConfigError(["data.train: no.txt is not there"])
+        return right(*arguments, **options)
+
+    prepare.prepare = prepare_here
+
+
 def out_of_memory() -> None:
     """Rank 1's GPU is full in its third step."""
     import torch
