@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any, NoReturn
 import torch
 import yaml
 from rich.console import Console
+from tqdm import tqdm
 
 from hmt_ds.assemble import build_executor, identity, sizes_of, training_loader
 from hmt_ds.bad_steps import BadStepCounter, read_left_out, write_left_out
@@ -61,8 +63,9 @@ class Trainer:
             identity(recipe, prepared),
             Keeping(keep.keep, keep.milestones),
             background=keep.background,
-            alive=lambda after: self.watchdog.alive(after),
+            alive=self.alive,
         )
+        self.watchdog: Watchdog | None = None
 
     def train(self) -> None:
         """Train to the end; save, evaluate, and say what came of it.
@@ -80,6 +83,11 @@ class Trainer:
         self.finish()
         self.watchdog.end()
 
+    def alive(self, after: str) -> None:
+        """A sign of life to the watchdog, while training."""
+        if self.watchdog:
+            self.watchdog.alive(after)
+
     def take_steps(self) -> bool:
         """All steps to the end; or False, after too many bad ones in a row."""
         for step, windows, loading in self.steps():
@@ -88,7 +96,7 @@ class Trainer:
             with self.rank_times.of_a_step(loading):
                 output = self.executor.train_batch([as_window(b) for b in windows], flags)
             self.position = Position(step, self.position.tokens + output.fresh_tokens, windows[-1].position)
-            self.watchdog.alive(f"step {step}")
+            self.alive(f"step {step}")
             self.say_of_step(self.rank_times.look())
             self.report(output, time.perf_counter() - started)
             self.say_of_step(self.bad_steps.count(output, windows))
@@ -132,7 +140,7 @@ class Trainer:
             batch_size=self.recipe.evaluation.batch_size or self.recipe.training.batch_size,
         ):
             self.signals.raise_if_told(self.executor.device, "stopped in the evaluation; the checkpoint is whole")
-            self.watchdog.alive(f"step {self.position.step}, in its evaluation")
+            self.alive(f"step {self.position.step}, in its evaluation")
             yield as_window(batch)
 
     def resume(self) -> None:
@@ -289,7 +297,7 @@ class Trainer:
         try:
             yield
         except OSError as error:
-            self.progress.say(f"warning: {file} cannot be written: {error.strerror}")
+            tqdm.write(f"warning: {file} cannot be written: {error.strerror}", file=sys.stderr)
 
     def stop_early(self) -> NoReturn:
         """Save and leave because somebody said so."""

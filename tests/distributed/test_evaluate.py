@@ -1,0 +1,34 @@
+"""`hmt-ds evaluate` finds again what a run has found at its end."""
+
+import json
+import subprocess
+import sys
+
+import yaml
+from ranks import PROJECT, cpu_environment
+from tiny_recipe import STEPS, make_materials, train, write_recipe
+
+
+def test_a_run_is_evaluated_again(tmp_path):
+    """On as many ranks to the bit; the table is printed."""
+    make_materials(tmp_path)
+    recipe, output = write_recipe(tmp_path, 2), tmp_path / "run"
+    values = yaml.safe_load(recipe.read_text())
+    values["data"]["validation"], values["evaluation"] = values["data"]["train"], {"segments_read": [1, 2]}
+    recipe.write_text(yaml.safe_dump(values))
+    code, printed = train(recipe, output)
+    file = output / "evaluation" / f"step_{STEPS:06d}.json"
+    found = json.loads(file.read_text())
+    assert code == 0 and len(found["rows"]) == 2, printed
+    file.unlink()
+    run = subprocess.run(
+        [sys.executable, "-m", "hmt_ds.cli", "evaluate", str(output), "--ranks", "2"],
+        env=cpu_environment(),
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert run.returncode == 0 and "held-out perplexity" in run.stdout, run.stdout + run.stderr
+    assert json.loads(file.read_text()) == found
