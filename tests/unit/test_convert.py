@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from deepspeed.runtime.zero.config import ZeroStageEnum
 from safetensors.torch import load_file
 from torch import Tensor
 
 import hmt_ds
 from hmt_ds.conversion import ConversionError
+from hmt_ds.conversion.pickles import read_pickle
 from hmt_ds.conversion.remote_code import remote_code
 from hmt_ds.conversion.shards import plan_shards, write_shards
 from hmt_ds.conversion.weights import of_folder, tensors
@@ -175,6 +177,26 @@ def test_code_is_refused_and_not_run(kind, tmp_path):
     if kind == "pth":  # the payload is a real one
         torch.load(source, weights_only=False)
         assert mark.exists()
+
+
+class Reduced:
+    """Pickled as a call."""
+
+    def __init__(self, *call: Any):
+        self.call = call
+
+    def __reduce__(self) -> Any:
+        return self.call[0], self.call[1:]
+
+
+def test_enums_of_older_pythons(tmp_path):
+    """They are written as getattr(kind, name), which is refused for anything but DeepSpeed's own."""
+    torch.save({"stage": Reduced(getattr, ZeroStageEnum, "gradients")}, tmp_path / "enum")
+    assert read_pickle(tmp_path / "enum") == {"stage": ZeroStageEnum.gradients}
+    for number, call in enumerate([(getattr, torch.Tensor, "tolist"), (getattr, ZeroStageEnum, "mro")]):
+        torch.save({"stage": Reduced(*call)}, tmp_path / f"other_{number}")
+        with pytest.raises(ConversionError, match=r"refused|cannot be read"):
+            read_pickle(tmp_path / f"other_{number}")
 
 
 def test_shards(tmp_path):
