@@ -6,9 +6,11 @@
 #   --deepspeed          through `deepspeed --launcher openmpi`, which calls mpirun in turn
 #   HOSTFILE=hostfile    a line `NAME slots=8` for each machine
 #   MASTER_PORT=29500    where the ranks meet on the first machine (default: any free port)
+#   RESTARTS=0           how often the ranks start anew when they have failed, from the newest checkpoint
 #
-# Ranks find their number in mpirun's variables; mpi4py is not needed. Ctrl-C, SIGTERM and SIGUSR1 stop the run after
-# the step in hand. Exit codes: 0 at the end; 75 stopped and saved; 2 a mistake in the recipe or the hostfile.
+# Ctrl-C, SIGTERM and SIGUSR1 stop the run after the step in hand. Exit codes: 0 at the end; 75 stopped and saved; 2 a
+# mistake in the recipe or the hostfile. Without this script, `mpirun ... python -m hmt_ds.train RECIPE` (any MPI) does
+# too: ranks find their number in mpirun's variables, and by mpi4py where they meet; but nothing is asked beforehand.
 
 # shellcheck disable=SC2317 # functions that run_launcher calls
 set -euo pipefail

@@ -51,7 +51,7 @@ install_packages() {
     # DeepSpeed comes as source. Without build isolation it is built beside the torch above, not beside a second one
     # that pip fetches for it; as for CPUs, since on a GPU without CUDA's compiler its set-up fails. Nothing is
     # compiled now, so the result is the same. Torch is named again so that nothing exchanges it.
-    DS_ACCELERATOR=cpu .venv/bin/python -m pip install -q "${pins[@]}" --no-build-isolation "$TORCH" -e '.[dev]'
+    DS_ACCELERATOR=cpu .venv/bin/python -m pip install -q "${pins[@]}" --no-build-isolation "$TORCH" -e '.[dev,mpi]'
     .venv/bin/python -m pip check
 }
 

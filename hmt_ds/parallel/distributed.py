@@ -15,11 +15,19 @@ import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
 
+from hmt_ds.launch.mpi import meeting_place
+
 OPEN_MPI = {
     "RANK": "OMPI_COMM_WORLD_RANK",
     "LOCAL_RANK": "OMPI_COMM_WORLD_LOCAL_RANK",
     "WORLD_SIZE": "OMPI_COMM_WORLD_SIZE",
     "LOCAL_WORLD_SIZE": "OMPI_COMM_WORLD_LOCAL_SIZE",
+}
+HYDRA = {  # the mpirun of MPICH and of Intel's MPI
+    "RANK": "PMI_RANK",
+    "LOCAL_RANK": "MPI_LOCALRANKID",
+    "WORLD_SIZE": "PMI_SIZE",
+    "LOCAL_WORLD_SIZE": "MPI_LOCALNRANKS",
 }
 SLURM = {
     "RANK": "SLURM_PROCID",
@@ -61,21 +69,30 @@ def find_place() -> None:
         LaunchError: where several machines were started without saying which is the first.
     """
     known = os.environ
-    if "RANK" not in known:
-        # mpirun first: inside a Slurm job Slurm's own numbers count mpirun's daemons
-        for starter in (OPEN_MPI, SLURM):
-            if starter["RANK"] in known and starter["WORLD_SIZE"] in known:
-                known.update({name: known[theirs] for name, theirs in starter.items()})
-                break
+    starter = {} if "RANK" in known else started_by()
+    known.update({name: known[theirs] for name, theirs in starter.items()})
     for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
         known.setdefault(name, value)
     # deepspeed calls it LOCAL_SIZE; srun gives it for all machines, as 8(x3),4 for three of 8 and one of 4
     here = known.get("LOCAL_WORLD_SIZE", known.get("LOCAL_SIZE", known["WORLD_SIZE"]))
     known["LOCAL_WORLD_SIZE"] = here = re.split(r"[(,]", here)[0]
     if "MASTER_ADDR" not in known and here != known["WORLD_SIZE"]:
-        raise LaunchError(f"MASTER_ADDR is not set, and only {here} of {known['WORLD_SIZE']} ranks are on this machine")
+        try:
+            known.update(meeting_place() if starter in (OPEN_MPI, HYDRA) else {})
+        except RuntimeError as error:
+            raise LaunchError(f"MASTER_ADDR is not set: {error}") from None
+        if "MASTER_ADDR" not in known:
+            only = f"only {here} of {known['WORLD_SIZE']} ranks are on this machine"
+            raise LaunchError(f"MASTER_ADDR is not set, and {only}: set it to the first machine's address")
     known.setdefault("MASTER_ADDR", "127.0.0.1")
     known.setdefault("MASTER_PORT", "0" if known["WORLD_SIZE"] == "1" else "29500")
+
+
+def started_by() -> dict[str, str]:
+    """The names by which a launcher other than torch's or deepspeed's says where the rank is; none if it is alone."""
+    # mpirun first: inside a Slurm job Slurm's own numbers count mpirun's daemons
+    starters = (one for one in (OPEN_MPI, HYDRA, SLURM) if all(theirs in os.environ for theirs in one.values()))
+    return next(starters, {})
 
 
 def leave() -> None:

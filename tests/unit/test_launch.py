@@ -1,10 +1,12 @@
 """Which rank a process is, by whoever started it."""
 
 import os
+import sys
 
 import pytest
 
 from hmt_ds.local import places
+from hmt_ds.parallel import distributed
 from hmt_ds.parallel.distributed import LaunchError, find_place
 
 NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -14,6 +16,7 @@ MPI = {
     "OMPI_COMM_WORLD_SIZE": "4",
     "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
 }
+HYDRA = {"PMI_RANK": "3", "MPI_LOCALRANKID": "1", "PMI_SIZE": "4", "MPI_LOCALNRANKS": "2"}
 SRUN = {
     "SLURM_PROCID": "5",
     "SLURM_LOCALID": "1",
@@ -42,9 +45,22 @@ def place(monkeypatch, given: dict[str, str]) -> dict[str, str]:
         (SRUN | FIRST, "5", "1", "8", "2"),
         (SRUN | FIRST | {"SLURM_STEP_TASKS_PER_NODE": "3,2(x2),1"}, "5", "1", "8", "3"),
         (MPI | SRUN | FIRST, "3", "1", "4", "2"),  # mpirun inside a Slurm job
+        (HYDRA | SRUN | FIRST, "3", "1", "4", "2"),
+        ({"PMI_RANK": "5", "PMI_SIZE": "8"} | SRUN | FIRST, "5", "1", "8", "2"),  # srun --mpi=pmi2
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "16"}, "0", "0", "1", "1"),  # a batch script, without srun
     ],
-    ids=["alone", "torch", "deepspeed", "mpirun", "srun", "srun, unequal", "mpirun in Slurm", "batch script"],
+    ids=[
+        "alone",
+        "torch",
+        "deepspeed",
+        "mpirun",
+        "srun",
+        "srun, unequal",
+        "mpirun in Slurm",
+        "MPICH in Slurm",
+        "srun's PMI",
+        "batch script",
+    ],
 )
 def test_rank(monkeypatch, given, rank, local, size, here):
     found = place(monkeypatch, given)
@@ -53,10 +69,23 @@ def test_rank(monkeypatch, given, rank, local, size, here):
     assert found["MASTER_ADDR"] == given.get("MASTER_ADDR", "127.0.0.1")
 
 
-@pytest.mark.parametrize("given", [MPI, SRUN], ids=["mpirun", "srun"])
-def test_several_machines_need_a_first_one(monkeypatch, given):
-    with pytest.raises(LaunchError, match="MASTER_ADDR is not set, and only 2 of"):
-        place(monkeypatch, given)
+def test_several_machines_need_a_first_one(monkeypatch):
+    with pytest.raises(LaunchError, match="MASTER_ADDR is not set, and only 2 of 8 ranks"):
+        place(monkeypatch, SRUN)
+
+
+@pytest.mark.parametrize("given", [MPI, HYDRA], ids=["mpirun", "MPICH"])
+def test_mpi_is_asked_for_it(monkeypatch, given):
+    """tests/cluster/test_launchers.py asks a real one."""
+    monkeypatch.setattr(distributed, "meeting_place", lambda: {"MASTER_ADDR": "10.0.0.7", "MASTER_PORT": "41234"})
+    found = place(monkeypatch, given)
+    assert (found["MASTER_ADDR"], found["MASTER_PORT"]) == ("10.0.0.7", "41234")
+
+
+def test_mpi_cannot_be_asked(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    with pytest.raises(LaunchError, match="MASTER_ADDR is not set: set it, or install mpi4py"):
+        place(monkeypatch, MPI)
 
 
 @pytest.mark.parametrize(
