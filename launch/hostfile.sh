@@ -5,6 +5,7 @@
 #
 #   HOSTFILE=hostfile    a line `NAME slots=8` for each machine
 #   MASTER_PORT=29500    where the ranks meet on the first machine (default: any free port)
+#   RESTARTS=0           how often the ranks start anew when they have failed, from the newest checkpoint
 #
 # The project, its .venv and the run's folder are at the same path on all machines. Ctrl-C, SIGTERM and SIGUSR1 stop the
 # run after the step in hand. Exit codes: 0 at the end; 75 stopped and saved; 2 a mistake in the recipe or the hostfile.

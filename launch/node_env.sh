@@ -10,6 +10,8 @@ case ${1:-} in # the words of the script that sources this
     '') fail "name a recipe; --help says more" ;;
 esac
 
+again=("$PWD/launch/$(basename "$0")" "$@") given_port=${MASTER_PORT:-} # for `start_again`
+
 VENV=$(realpath -s "${VENV:-.venv}")
 [ -x "$VENV/bin/python" ] || fail "$(hostname): no Python in $VENV: run bash launch/quickstart.sh once, or set VENV"
 export PATH="$VENV/bin:$PATH" # with its own ninja: another one would build DeepSpeed's parts anew
@@ -47,7 +49,8 @@ write_deepspeed_env() {
 }
 
 # run_launcher COMMAND ...: start it, and exit as rank 0 did. The first USR1, TERM or Ctrl-C stops the run: the script's
-# function `tell_ranks USR1 LAUNCHER` is called; at the second one `tell_ranks KILL LAUNCHER`.
+# function `tell_ranks USR1 LAUNCHER` is called; at the second one `tell_ranks KILL LAUNCHER`. Where the ranks have failed
+# and nobody has stopped them, the script starts anew as often as RESTARTS says.
 run_launcher() {
     local code=0 launcher number=USR1
     set -m # a process group of its own: Ctrl-C does not reach it
@@ -56,7 +59,17 @@ run_launcher() {
     trap 'say "stopping ($number)"; tell_ranks $number "$launcher"; number=KILL' USR1 TERM INT
     while kill -0 $launcher 2>/dev/null; do wait $launcher && code=0 || code=$?; done
     rank_0_code $code || code=$?
+    case $code in 0 | 2 | 75) ;; *) if [ $number = USR1 ]; then start_again $code; fi ;; esac
     exit $code
+}
+
+# start_again CODE: once more from the top, where the machines are asked again whether they are fit.
+start_again() {
+    if [ "${RESTARTS:-0}" -lt 1 ]; then return; fi
+    say "the ranks ended with $1: they start anew, from the newest checkpoint"
+    export RESTARTS=$((RESTARTS - 1))
+    if [ -z "$given_port" ]; then unset MASTER_PORT; fi
+    exec bash "${again[@]}" --checkpoint.resume auto
 }
 
 # rank_0_code CODE: returns how rank 0 has ended. It leaves its exit code in a file, for launchers lose them: deepspeed

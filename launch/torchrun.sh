@@ -4,7 +4,8 @@
 #
 #   NODES=2 MASTER_ADDR=node0 bash launch/torchrun.sh RECIPE [--section.key value ...]
 #
-#   NODES=1              how many machines there are (in Slurm: those of the job)
+#   NODES=1              how many machines there are (in Slurm: those of the job); 1:4 goes on with one that is left of
+#                        four, with --training.elastic true
 #   MASTER_ADDR          the first of them (in Slurm: known)
 #   MASTER_PORT=29400    where they meet
 #   RANKS=8              on this machine (default: its GPUs)

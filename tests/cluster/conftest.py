@@ -75,9 +75,9 @@ class Cluster:
         with self.start(node, *command, **environment) as process:
             return finish(process, timeout)
 
-    def check(self, node: str, *command: str, **environment: str) -> str:
+    def check(self, node: str, *command: str, timeout: float = PATIENCE, **environment: str) -> str:
         """Run a command that must succeed; returns what it printed."""
-        code, printed = self.run(node, *command, **environment)
+        code, printed = self.run(node, *command, timeout=timeout, **environment)
         assert code == 0, f"{' '.join(command)}: exit code {code}\n{printed}"
         return printed
 

@@ -2,11 +2,12 @@
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import PROJECT, Cluster, curve, wait_for_step, wait_until
+from conftest import PROJECT, Cluster, Curve, curve, finish, wait_for_step, wait_until
 from jobs import log_of, starts, submit, wait_for_start
 
 pytestmark = pytest.mark.cluster
@@ -15,6 +16,7 @@ EVERY = 20  # steps between checkpoints
 HANG = 12  # seconds
 RANK = "^[^ ]*python[^ ]* -u -m hmt_ds.train"
 MORE = ("--checkpoint.every", str(EVERY), "--training.hang_minutes", str(HANG / 60))
+NO_DROPOUT = [word for place in ("attn", "embd", "resid") for word in (f"--model.source.{place}_pdrop", "0")]
 
 
 def killed(cluster: Cluster) -> None:
@@ -90,24 +92,57 @@ def test_slurmd_is_killed(cluster, recipe, tmp_path):
     assert [step for step, *_ in curve(output)] == list(range(1, 1001))
 
 
-def test_a_node_is_lost_for_good(cluster, tmp_path, recipe):
-    """The run goes on with the other one: its rows, and its losses up to rounding."""
-    plain = ("--model.source.attn_pdrop", "0", "--model.source.embd_pdrop", "0", "--model.source.resid_pdrop", "0")
-    whole, output = tmp_path / "whole", tmp_path / "run"
-    local = ("bash", "launch/local.sh", str(recipe), "--ranks", "2")
-    cluster.check("node0", *local, "--training.output", str(whole), *plain)
-    wait_until(lambda: state_of_node_1(cluster).strip() == "idle", lambda: state_of_node_1(cluster))
-    job = submit(cluster, recipe, output, *MORE, *plain, "--nodes", "1-2", "--training.elastic", "true")
-    wait_for_step(output, EVERY + 3)
+@contextmanager
+def node_1_lost(cluster: Cluster) -> Iterator[None]:
+    """For as long as the test wants it."""
     cluster.minicluster("fail", "node1")
     try:
-        assert cluster.wait(job) == "COMPLETED", log_of(output)
-        assert cluster.job(job, "NumNodes") == "1" and starts(output) == 2, log_of(output)
+        yield
     finally:
         cluster.minicluster("boot", "node1")
-    assert "batch_size: 2" in log_of(output) and "batch_size: 4" in log_of(output)
-    found, expected = curve(output), curve(whole)
+
+
+@pytest.fixture(scope="module")
+def without_dropout(cluster, recipe, tmp_path_factory) -> Curve:
+    """The undisturbed run whose losses do not depend on the number of ranks."""
+    output = tmp_path_factory.mktemp("without_dropout") / "run"
+    local = ("bash", "launch/local.sh", str(recipe), "--ranks", "2")
+    cluster.check("node0", *local, "--training.output", str(output), *NO_DROPOUT)
+    return curve(output)
+
+
+def check_losses(output: Path, expected: Curve) -> None:
+    """The same up to rounding."""
+    found = curve(output)
     assert [step for step, *_ in found] == [step for step, *_ in expected]
     worst = max(abs(a[1] - b[1]) / b[1] for a, b in zip(found, expected, strict=True))
     print(f"largest relative difference of a loss: {worst:.1e}")
     assert worst < 1e-4
+
+
+def test_a_node_is_lost_for_good(cluster, recipe, without_dropout, tmp_path):
+    """The job goes on with the other one, and all rows."""
+    output = tmp_path / "run"
+    wait_until(lambda: state_of_node_1(cluster).strip() == "idle", lambda: state_of_node_1(cluster))
+    more = (*MORE, *NO_DROPOUT, "--nodes", "1-2", "--training.elastic", "true")
+    job = submit(cluster, recipe, output, *more)
+    wait_for_step(output, EVERY + 3)
+    with node_1_lost(cluster):
+        assert cluster.wait(job) == "COMPLETED", log_of(output)
+        assert cluster.job(job, "NumNodes") == "1" and starts(output) == 2, log_of(output)
+    assert "batch_size: 2" in log_of(output) and "batch_size: 4" in log_of(output)
+    check_losses(output, without_dropout)
+
+
+def test_torchrun_loses_a_node_for_good(cluster, recipe, without_dropout, tmp_path):
+    output = tmp_path / "run"
+    more = (*MORE, *NO_DROPOUT, "--training.elastic", "true", "--training.output", str(output))
+    words = ("bash", "launch/torchrun.sh", str(recipe), *more)
+    place = {"RANKS": "1", "NODES": "1:2", "MASTER_ADDR": "node0"}
+    with cluster.start("node0", *words, **place) as stays, cluster.start("node1", *words, **place) as lost:
+        wait_for_step(output, EVERY + 3)
+        with node_1_lost(cluster):
+            finish(lost)
+            code, printed = finish(stays)
+    assert code == 0 and "resumed from" in printed, printed
+    check_losses(output, without_dropout)

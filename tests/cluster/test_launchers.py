@@ -4,7 +4,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from conftest import NODES, SBATCH, Cluster, curve, finish, wait_for_step, wait_until
+from conftest import NODES, PROJECT, SBATCH, Cluster, curve, finish, wait_for_step, wait_until
 
 from hmt_ds.parallel.stopping import STOPPED
 
@@ -26,11 +26,11 @@ def hostfile(tmp_path_factory) -> Path:
     return file
 
 
-def launch(cluster: Cluster, script: str, hostfile: Path, recipe: Path, output: Path, *more: str):
+def launch(cluster: Cluster, script: str, hostfile: Path, recipe: Path, output: Path, *more: str, **environment: str):
     """Start one of the interactive scripts."""
     words = [*shlex.split(script), str(recipe), "--training.output", str(output), *more]
     words += ["--ranks", "2"] if script == "local.sh" else []
-    return cluster.start("head", "bash", f"launch/{words[0]}", *words[1:], HOSTFILE=str(hostfile))
+    return cluster.start("head", "bash", f"launch/{words[0]}", *words[1:], HOSTFILE=str(hostfile), **environment)
 
 
 def signal_script(cluster: Cluster, script: str, number: str) -> None:
@@ -70,6 +70,30 @@ def test_slurm(cluster, recipe, undisturbed, tmp_path, script):
     job = cluster.submit(*SBATCH, f"--output={tmp_path}/log", *words)
     assert cluster.wait(job) == "COMPLETED", (tmp_path / "log").read_text()
     assert curve(output) == undisturbed
+
+
+def test_mpirun_alone(cluster, recipe, undisturbed, tmp_path):
+    """MPI is asked where the ranks meet."""
+    output = tmp_path / "run"
+    ranks = ("mpirun", "--allow-run-as-root", "-np", "2", "--host", "node0:1,node1:1", "-x", "PATH", "-x", "PYTHONPATH")
+    passed = [word for name in ("DS_ACCELERATOR", "OMP_NUM_THREADS", "TORCH_EXTENSIONS_DIR") for word in ("-x", name)]
+    rank = ("python", "-u", "-m", "hmt_ds.train", str(recipe), "--training.output", str(output))
+    cluster.check("head", *ranks, *passed, *rank, PYTHONPATH=str(PROJECT))
+    assert curve(output) == undisturbed
+
+
+@pytest.mark.parametrize("script", ["hostfile.sh", "mpi.sh"])
+def test_failed_ranks_start_anew(cluster, recipe, hostfile, undisturbed, tmp_path, script):
+    """Once; the next failure is the end."""
+    output = tmp_path / "run"
+    with launch(cluster, script, hostfile, recipe, output, "--checkpoint.every", "5", RESTARTS="1") as process:
+        for step in (8, 80):
+            wait_for_step(output, step)
+            cluster.check("node1", "kill", "-KILL", *ranks_on(cluster, "node1"))
+            wait_until(lambda: not ranks_on(cluster, "node1"), lambda: "still there")
+        code, printed = finish(process)
+    assert code not in (0, STOPPED) and printed.count("they start anew") == 1, printed
+    assert curve(output)[:80] == undisturbed[:80]
 
 
 def test_torchrun_starts_anew_when_a_rank_has_failed(cluster, recipe, undisturbed, tmp_path):

@@ -9,28 +9,35 @@ from jobs import LAUNCH, SIZE, log_of, starts, submit, wait_for_start
 pytestmark = pytest.mark.cluster
 
 
-def tell_again_and_again(cluster: Cluster, recipe: Path, output: Path, times: int) -> None:
-    """Send USR1, as often as said, to a job that comes back each time; see it to its end."""
-    job = submit(cluster, recipe, output, "--tries", "2")
-    for number in range(times):
-        wait_for_start(output, number + 1)
+def tell_and_see_to_its_end(cluster: Cluster, job: str, output: Path, times: int) -> None:
+    """Send USR1, as often as said, to a job that comes back each time."""
+    for _ in range(times):
+        before = starts(output)
         wait_for_step(output, len(curve(output)) + 3)
         cluster.check("head", "scancel", "--signal=USR1", job)
-    assert cluster.wait(job, timeout=240 + 60 * times) == "COMPLETED", log_of(output)
-    assert cluster.job(job, "Restarts") == str(times)
-    assert log_of(output).count("stopped after step") == times
+        wait_for_start(output, before + 1)
+    assert cluster.wait(job, timeout=480) == "COMPLETED", log_of(output)
+    assert cluster.job(job, "Restarts") == str(log_of(output).count("stopped after step"))
 
 
 def test_told_twice(cluster, recipe, undisturbed, tmp_path):
-    tell_again_and_again(cluster, recipe, tmp_path / "run", 2)
-    assert curve(tmp_path / "run") == undisturbed
+    output = tmp_path / "run"
+    tell_and_see_to_its_end(cluster, submit(cluster, recipe, output, "--tries", "2"), output, 2)
+    assert starts(output) == 3 and curve(output) == undisturbed
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # minutes have to pass
 @pytest.mark.timeout(1800)
-def test_told_ten_times(cluster, recipe, undisturbed, tmp_path):
-    tell_again_and_again(cluster, recipe, tmp_path / "run", 10)
-    assert curve(tmp_path / "run") == undisturbed
+def test_told_by_the_time_limit_and_nine_times_more(cluster, recipe, tmp_path):
+    output, whole, steps = tmp_path / "run", tmp_path / "whole", ("--training.steps", "5000")
+    local = ("bash", "launch/local.sh", str(recipe), "--ranks", "2", "--training.output", str(whole), *steps)
+    cluster.check("node0", *local, timeout=600)
+    job = submit(cluster, recipe, output, *steps, "--tries", "2", "--time", "2", "--sbatch", "signal=USR1@60")
+    wait_for_start(output, 2)
+    assert log_of(output).count("stopped after step") == 1 and "TIME LIMIT" not in log_of(output)
+    cluster.check("head", "scontrol", "update", f"JobId={job}", "TimeLimit=10")  # else it is soon told once more
+    tell_and_see_to_its_end(cluster, job, output, 9)
+    assert starts(output) == 11 and curve(output) == curve(whole)
 
 
 def test_told_at_bad_moments(cluster, recipe, undisturbed, tmp_path):
@@ -62,16 +69,14 @@ def test_preempted_by_a_higher_partition(cluster, recipe, undisturbed, tmp_path)
     assert curve(output) == undisturbed
 
 
-@pytest.mark.slow  # a minute has to pass
-def test_time_limit_then_cancelled(cluster, recipe, tmp_path):
-    """The limit's signal comes by itself, and the job goes on; a person's scancel is the end of it."""
+def test_cancelled(cluster, recipe, tmp_path):
+    """By a person: the end of it, also after it has come back."""
     output = tmp_path / "run"
-    more = ("--time", "2", "--sbatch", "signal=USR1@60", "--training.steps", "1000000")
-    job = submit(cluster, recipe, output, *more)
-    wait_until(lambda: starts(output) == 2, lambda: log_of(output))
-    assert "stopped after step" in log_of(output) and "TIME LIMIT" not in log_of(output)
-    at = len(curve(output))
-    wait_for_step(output, at + 3)
+    job = submit(cluster, recipe, output, "--training.steps", "1000000")
+    wait_for_step(output, 3)
+    cluster.check("head", "scancel", "--signal=USR1", job)
+    wait_for_start(output, 2)
+    wait_for_step(output, len(curve(output)) + 3)
     cluster.check("head", "scancel", job)
     assert cluster.wait(job) == "CANCELLED"
     assert starts(output) == 2 and cluster.job(job, "Restarts") == "1"
