@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from transformers import GenerationConfig
 
 from hmt_ds.backbones import BackboneError, LoraSettings, read_config, read_converted
@@ -14,17 +14,31 @@ from hmt_ds.checkpoint import CheckpointError, newest_intact
 from hmt_ds.checkpoint.files import damage
 from hmt_ds.config import ConfigError, apply_overrides, describe, load_recipe
 from hmt_ds.conversion import ConversionError, Export, write_folder
+from hmt_ds.conversion.adapters import ADAPTER, Adapters, merge_found
 from hmt_ds.conversion.card import card
 from hmt_ds.conversion.folder import BACKBONE, What, peft_config
 from hmt_ds.conversion.formats import kind_of, mode_of, read_foreign
-from hmt_ds.conversion.skeleton import Adapters, fit, skeleton, with_frozen
+from hmt_ds.conversion.skeleton import fit, skeleton, with_frozen
 from hmt_ds.conversion.weights import Weights, of_checkpoint, of_folder
 from hmt_ds.data import DataError, load_tokenizer
 from hmt_ds.memory import MemorySettings
-from hmt_ds.recipe import Memory, Recipe
+from hmt_ds.recipe import Memory, Recipe, Section
 
 MISTAKES = (ConversionError, BackboneError, CheckpointError, ConfigError, DataError)
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+class ForeignLora(Section):
+    """HMT-pytorch's files do not say how adapters are scaled; all of its scripts have this alpha."""
+
+    alpha: float = Field(32, gt=0)
+
+
+class Foreign(Section):
+    """What the command line says of a checkpoint without a recipe."""
+
+    memory: Memory
+    lora: ForeignLora = ForeignLora()
 
 
 @dataclass(frozen=True)
@@ -99,7 +113,7 @@ def of_run(source: Path, options: Options, notes: list[str]) -> Export:
         tokenizer=find_tokenizer(model.tokenizer or named, notes, options.what),
         generation=generation_of(named, config),
         lora=parts.peft_config() if options.what == "adapter" else None,
-        card=card(options.what, str(checkpoint), settings, named, run),
+        card=card(options.what, f"{run.name}/{checkpoint.name}", settings, named, run),
         pictures=tuple(run.glob("loss.png")),
     )
 
@@ -215,7 +229,7 @@ def of_hugging_face(source: Path, options: Options) -> Export:
         dtype,
         tokenizer=find_tokenizer(str(source), [], options.what),
         generation=generation_of(str(source), config),
-        card=card(options.what, str(source), settings),
+        card=card(options.what, source.name, settings),
         pictures=tuple(source.glob("loss.png")),
     )
 
@@ -228,8 +242,11 @@ def of_foreign(source: Path, options: Options, notes: list[str]) -> Export:
     if not options.backbone:
         raise ConversionError(f"{source} does not say which backbone it has: --backbone FOLDER (with its config.json)")
     config = read_config(options.backbone)
-    settings = foreign_settings(weights, config, options.overrides)
+    settings, alpha = foreign_settings(weights, config, options.overrides)
     check_part(options, settings, "whole")
+    if any(ADAPTER in name for name in weights.shapes):
+        notes.append(f"LoRA adapters are put into the weights, with alpha {alpha:g}: --lora.alpha names another")
+    weights = merge_found(weights, config, settings, alpha)
     fitted = only(fit(weights, skeleton(config, settings), str(source)), options.what)
     return Export(
         options.what,
@@ -239,33 +256,34 @@ def of_foreign(source: Path, options: Options, notes: list[str]) -> Export:
         DTYPES[options.dtype or "fp32"],
         tokenizer=find_tokenizer(options.backbone, notes, options.what),
         generation=generation_of(options.backbone, config),
-        card=card(options.what, str(source), settings),
+        card=card(options.what, source.name, settings),
     )
 
 
-def foreign_settings(weights: Weights, config: Any, overrides: tuple[str, ...]) -> MemorySettings:
-    """What the weights' shapes say, and the command line the rest.
+def foreign_settings(weights: Weights, config: Any, overrides: tuple[str, ...]) -> tuple[MemorySettings, float]:
+    """What the weights' shapes say, and the command line the rest; and the adapters' alpha.
 
     Raises:
         ConfigError: if something is missing or wrong.
     """
-    values: dict[str, Any] = {"mode": mode_of(weights)}
+    memory: dict[str, Any] = {"mode": mode_of(weights)}
     width = width_of(config)
     for key, name in (("memory_tokens", "initial_prompt.embeddings"), ("recall_dim", "recall.query")):
         if shape := weights.shapes.get(f"{name}.weight"):
-            values[key] = math.prod(shape) // width  # shapes may be flat
-    sections = {"memory": values}
+            memory[key] = math.prod(shape) // width  # shapes may be flat
+    sections = {"memory": memory}
     problems = apply_overrides(sections, list(overrides))
     problems += [
-        f"{key}: a checkpoint without a recipe takes --memory keys alone" for key in sections if key != "memory"
+        f"--{key}: a checkpoint without a recipe takes --memory keys and --lora.alpha alone"
+        for key in sections.keys() - Foreign.model_fields
     ]
     try:
-        memory = Memory.model_validate(values)
+        said = Foreign.model_validate({key: sections[key] for key in sections.keys() & Foreign.model_fields})
     except ValidationError as error:
-        problems += [f"--memory.{describe(problem)}" for problem in error.errors()]
+        problems += [f"--{describe(problem)}" for problem in error.errors()]
     if problems:
         raise ConfigError(problems)
-    return settings_of(memory, config)
+    return settings_of(said.memory, config), said.lora.alpha
 
 
 def settings_of(memory: Memory, config: Any) -> MemorySettings:

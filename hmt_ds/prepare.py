@@ -30,7 +30,7 @@ from hmt_ds.data import (
 from hmt_ds.evaluation.perplexity import segments_needed
 from hmt_ds.feasible import check_compute, check_pipeline
 from hmt_ds.memory import MemorySettings
-from hmt_ds.parallel.ds_config import DeepSpeedConfigError, EngineSettings, fill_ds_config, read_ds_config
+from hmt_ds.parallel.ds_config import DeepSpeedConfigError, EngineSettings, fill_ds_config, read_ds_config, stage_of
 from hmt_ds.parallel.optimizer import OptimizerError, check_optimizer
 from hmt_ds.parallel.schedule import ScheduleError, make_scheduler
 from hmt_ds.recipe import Recipe, Source
@@ -84,8 +84,8 @@ def prepare(recipe: Recipe, recipe_file: str | Path, *, new_run: bool = True, wi
     if new_run:
         problems += check_output(recipe)
     ds_config = problems.attempt(lambda: deepspeed_config(recipe, recipe_file), "deepspeed: ")
-    optimizer = recipe.optimizer
-    problems.attempt(lambda: check_optimizer(optimizer.name, optimizer.lr, optimizer.weight_decay, optimizer.params))
+    wanted, stage = recipe.optimizer, stage_of(ds_config or {})
+    problems.attempt(lambda: check_optimizer(wanted.name, wanted.lr, wanted.weight_decay, wanted.params, stage))
     problems.attempt(lambda: make_scheduler(recipe.schedule.name, recipe.schedule.params, recipe.training.steps))
     model = recipe.model
     config = problems.attempt(lambda: read_config(model.source, trust_remote_code=model.trust_remote_code))

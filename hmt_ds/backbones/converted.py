@@ -1,13 +1,15 @@
 """Folders that ``hmt-ds convert`` has written, as the start of a run: backbone and memory modules lie in one model."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoConfig, PretrainedConfig
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PretrainedConfig
 from transformers.utils import cached_file
 
 from hmt_ds.backbones.model import BackboneError
@@ -33,6 +35,18 @@ def backbone_config(converted: dict[str, Any]) -> Any:
     """The backbone's part of it."""
     values = dict(converted["backbone"])
     return AutoConfig.for_model(values.pop("model_type"), **values)
+
+
+@contextmanager
+def memory_beside_backbone(config: Any) -> Iterator[None]:
+    """While a backbone is read from such a folder, in which transformers would call the memory modules unexpected."""
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    ignored = kind._keys_to_ignore_on_load_unexpected
+    kind._keys_to_ignore_on_load_unexpected = [*(ignored or ()), rf"^{PREFIX}(?!backbone\.)"]
+    try:
+        yield
+    finally:
+        kind._keys_to_ignore_on_load_unexpected = ignored
 
 
 def check_memory(source: Any, memory: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from hmt_ds.backbones.converted import KEYS, backbone_config, read_converted
+from hmt_ds.backbones.converted import KEYS, backbone_config, memory_beside_backbone, read_converted
 from hmt_ds.backbones.model import BackboneError, CausalLM
 
 
@@ -96,9 +96,9 @@ def build_model(
         with torch.device(device):
             model = AutoModelForCausalLM.from_config(read_config(source), dtype=dtype)
     elif converted := read_converted(source):
-        model = AutoModelForCausalLM.from_pretrained(
-            source, config=backbone_config(converted), dtype=dtype, key_mapping=KEYS
-        )
+        config = backbone_config(converted)
+        with memory_beside_backbone(config):
+            model = AutoModelForCausalLM.from_pretrained(source, config=config, dtype=dtype, key_mapping=KEYS)
     else:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=trust_remote_code)
     return CausalLM(model)

@@ -5,6 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from hmt_ds.memory import MemorySettings
 from hmt_ds.reporting.metrics import read_metrics
 
@@ -36,12 +38,12 @@ def card(what: str, origin: str, settings: MemorySettings, base: str | None = No
 
     Args:
         what: ``model``, ``backbone``, ``memory`` or ``adapter``.
-        origin: what was converted.
-        base: the backbone that training began from, if it has a name.
+        origin: what was converted, as people call it.
+        base: the backbone that training began from, if it has a name; a folder's is nobody else's business.
         run: the run's folder, for recipe, figures and picture.
     """
     head = ["library_name: " + ("peft" if what == "adapter" else "transformers"), "tags: [hmt, long-context]"]
-    head += [f"base_model: {json.dumps(base)}"] if base else []
+    head += [f"base_model: {json.dumps(base)}"] if base and not Path(base).exists() else []
     sizes = "\n".join(f"| `{key}` | {value} |" for key, value in asdict(settings).items())
     parts = [
         "---\n" + "\n".join(head) + "\n---",
@@ -53,8 +55,19 @@ def card(what: str, origin: str, settings: MemorySettings, base: str | None = No
     ]
     if run is not None:
         parts += figures(run)
-        parts.append(f"## Recipe\n\n```yaml\n{(run / 'recipe.yaml').read_text(encoding='utf-8').strip()}\n```")
+        recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+        text = yaml.safe_dump(without_folders(recipe), sort_keys=False, allow_unicode=True)
+        parts.append(f"## Recipe\n\n```yaml\n{text.strip()}\n```")
     return "\n\n".join(parts) + "\n"
+
+
+def without_folders(value: Any) -> Any:
+    """The same with the last part alone of every full path: where things lie on a machine says nothing to others."""
+    if isinstance(value, dict):
+        return {key: without_folders(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [without_folders(part) for part in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def figures(run: Path) -> list[str]:

@@ -24,6 +24,7 @@ REFERENCE = {
 }
 BACKBONES = ("memory_cell.model.", "backbone.model.", "hmt.backbone.model.")
 OTHERS = re.compile(r"^(module\.|_orig_mod\.)+")  # put in front by wrappers
+PEFT = (("base_model.model.", ""), (".base_layer.", "."))  # peft's names of what it has wrapped
 
 
 def kind_of(source: Path) -> Kind:
@@ -88,7 +89,10 @@ def our_name(name: str) -> str | None:
     name = OTHERS.sub("", name)
     for prefix in BACKBONES:
         if name.startswith(prefix):
-            return "backbone.model." + name.removeprefix(prefix)
+            name = name.removeprefix(prefix)
+            for theirs, plain in PEFT:
+                name = name.replace(theirs, plain, 1)
+            return f"backbone.model.{name}"
     name = REFERENCE.get(name, name).removeprefix("hmt.")
     return name if name.startswith(("initial_prompt.", "summary_prompt.", "recall.")) else None
 

@@ -1,7 +1,6 @@
 """A model without numbers: what weights there must be, of which shapes, under which names; and filling the gaps."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -101,54 +100,3 @@ def both(first: Weights, second: Weights) -> Weights:
         second.shapes | first.shapes,
         lambda name: (first if name in first.shapes else second).read(name),
     )
-
-
-@dataclass(frozen=True)
-class Adapters:
-    """The LoRA adapters of a run.
-
-    Attributes:
-        weights: ours, among which theirs are, as ``LAYER.lora_A.default.weight`` and ``lora_B``.
-        model: a skeleton with adapters.
-    """
-
-    weights: Weights
-    model: HMT
-
-    def merged(self, plain: Weights) -> Weights:
-        """Weights without adapters, with what they add put in, in float32."""
-        adapted = {
-            name: f"backbone.{layer}"
-            for name in plain.shapes
-            if (layer := name.removeprefix("backbone.").removesuffix(".weight"))
-            and f"backbone.{layer}.lora_A.default.weight" in self.weights.shapes
-        }
-
-        def read(name: str) -> Tensor:
-            weight = plain.read(name)
-            return weight.float() + self.change(adapted[name]) if name in adapted else weight
-
-        return Weights(plain.shapes, read)
-
-    def change(self, layer: str) -> Tensor:
-        """What a layer's adapter adds to its weight, by peft's own arithmetic."""
-        module: Any = self.model.get_submodule(layer)
-        for part in ("lora_A", "lora_B"):
-            weight = self.weights.read(f"{layer}.{part}.default.weight").float()
-            getattr(module, part)["default"].weight = nn.Parameter(weight, requires_grad=False)
-        change = module.get_delta_weight("default")
-        for part in ("lora_A", "lora_B"):
-            getattr(module, part)["default"].weight = nn.Parameter(
-                torch.empty_like(getattr(module, part)["default"].weight, device="meta")
-            )
-        return change
-
-    def alone(self) -> Weights:
-        """As peft names them."""
-
-        def rename(name: str) -> str | None:
-            if "lora_" not in name:
-                return None
-            return name.replace("backbone.model.", "base_model.model.", 1).replace(".default", "")
-
-        return self.weights.renamed(rename)

@@ -123,7 +123,8 @@ def fill_ds_config(config: dict[str, Any], settings: EngineSettings) -> dict[str
     problems += [f"{key} is auto, but the recipe does not decide it: give a value" for key in remaining_autos(filled)]
     if problems:
         raise DeepSpeedConfigError("\n".join(problems))
-    filled["steps_per_print"] = filled.get("steps_per_print", 10**12)
+    filled.setdefault("steps_per_print", 10**12)
+    filled.setdefault("zero_allow_untested_optimizer", True)  # `check_optimizer` has looked at it
     return filled
 
 

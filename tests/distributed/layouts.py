@@ -31,9 +31,9 @@ RANKS = (1, 2, 4)
 BEFORE, AFTER = 2, 5  # steps before the checkpoint and behind it; the one epoch is read more than once
 
 
-def executor_of(config: str, precision: str, device: torch.device) -> ZeroExecutor:
+def executor_of(config: str, case: dict[str, str], device: torch.device) -> ZeroExecutor:
     """A new executor, with the weights that all start from."""
-    return make_executor(Case(config, precision=precision, reduction="step"), device)
+    return make_executor(Case(config, reduction="step", **case), device)
 
 
 def losses(executor: ZeroExecutor, first: int, number: int) -> list[float]:
@@ -42,9 +42,9 @@ def losses(executor: ZeroExecutor, first: int, number: int) -> list[float]:
     return [executor.train_batch([every[step % len(every)]]).loss for step in range(first, first + number)]
 
 
-def save(folder: Path, config: str, precision: str, device: torch.device) -> dict[str, Any]:
+def save(folder: Path, config: str, case: dict[str, str], device: torch.device) -> dict[str, Any]:
     """Train, save, train on: what should come after the checkpoint."""
-    executor = executor_of(config, precision, device)
+    executor = executor_of(config, case, device)
     losses(executor, 0, BEFORE)
     saver = Saver(folder / f"{config}-{world_size()}", {}, Keeping())
     saver.begin(executor, Progress(step=BEFORE))
@@ -55,12 +55,13 @@ def save(folder: Path, config: str, precision: str, device: torch.device) -> dic
     return {"path": str(path), "losses": expected, "weights": weights}
 
 
-def resume(saved: dict[str, Any], config: str, precision: str, device: torch.device) -> dict[str, Any]:
+def resume(saved: dict[str, Any], config: str, case: dict[str, str], device: torch.device) -> dict[str, Any]:
     """How far the next losses, and the weights after them, are from what they should be."""
-    executor = executor_of(config, precision, device)
+    executor = executor_of(config, case, device)
     with torch.no_grad():
         for parameter in executor.engine.module.parameters():
-            parameter.data.fill_(torch.nan)  # nothing of the start may be left
+            if parameter.requires_grad:
+                parameter.data.fill_(torch.nan)  # nothing of the start may be left
     assert load_checkpoint(executor, Path(saved["path"])).step == BEFORE
     found = losses(executor, BEFORE, AFTER)
     weights = {name: weight.float().norm().item() for name, weight in get_weights(executor.engine.module).items()}
@@ -78,11 +79,11 @@ def be_a_rank(task: dict[str, Any], result: Path) -> None:
     rows: Any = {}
     if "folder" in task:
         for config in task["configs"]:
-            rows[f"{config}-{world_size()}"] = save(Path(task["folder"]), config, task["precision"], device)
+            rows[f"{config}-{world_size()}"] = save(Path(task["folder"]), config, task["case"], device)
             gc.collect()
     else:
         for (name, saved), config in itertools.product(task["saved"].items(), task["configs"]):
-            rows[f"{name} -> {config}-{world_size()}"] = resume(saved, config, task["precision"], device)
+            rows[f"{name} -> {config}-{world_size()}"] = resume(saved, config, task["case"], device)
             gc.collect()
     if rank() == 0:
         result.write_text(json.dumps(rows))
@@ -90,11 +91,11 @@ def be_a_rank(task: dict[str, Any], result: Path) -> None:
 
 
 def run_pairs(
-    configs: Sequence[str] = CONFIGS, ranks: Sequence[int] = RANKS, precision: str = "fp32", timeout: float = 1500
+    configs: Sequence[str] = CONFIGS, ranks: Sequence[int] = RANKS, timeout: float = 1500, **case: str
 ) -> dict[str, dict[str, Any]]:
-    """All pairs of some layouts."""
+    """All pairs of some layouts; of a case, precision and the like may be said."""
     with tempfile.TemporaryDirectory() as folder:
-        common = {"configs": configs, "precision": precision}
+        common = {"configs": configs, "case": case}
         saved: dict[str, Any] = {}
         for number in ranks:
             saved |= run_ranks("layouts.py", common | {"folder": folder}, ranks=number, timeout=timeout)

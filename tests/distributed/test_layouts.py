@@ -23,7 +23,21 @@ def test_a_sample_of_layouts():
 
 def test_memories_of_another_type():
     """In bf16 stage 0 carries float32 memories, and the other stages bfloat16 ones."""
-    assert_goes_on(run_pairs(("zero0", "zero2"), (1,), "bf16"), 4, "bf16")
+    assert_goes_on(run_pairs(("zero0", "zero2"), (1,), precision="bf16"), 4, "bf16")
+
+
+@pytest.mark.parametrize(
+    ("train", "optimizer"),
+    [
+        ("lora", "momentum"),
+        pytest.param("frozen", "AdamW", marks=pytest.mark.slow),
+        pytest.param("lora", "AdamW", marks=pytest.mark.slow),
+        pytest.param("whole", "SGD", marks=pytest.mark.slow),
+    ],
+)
+def test_other_weights_and_states(train, optimizer):
+    """Some of the weights alone; one state a weight, or none."""
+    assert_goes_on(run_pairs(("zero1", "zero3"), (2,), train=train, optimizer=optimizer), 4)
 
 
 @pytest.mark.slow

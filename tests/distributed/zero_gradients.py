@@ -32,6 +32,11 @@ from hmt_ds.parallel.zero import ZeroExecutor
 CONFIGS = ("zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
 # eps is well above rounding: AdamW's first step is lr * g / (|g| + eps), which for tiny g would be the sign of rounding
 OPTIMIZER = {"lr": 3e-3, "betas": [0.9, 0.95], "eps": 1e-5, "weight_decay": 0.1}
+OPTIMIZERS = {
+    "AdamW": ("AdamW", OPTIMIZER),
+    "SGD": ("SGD", {"lr": 0.1}),
+    "momentum": ("SGD", {"lr": 0.1, "momentum": 0.9}),
+}
 CLIPPING = 1.0
 
 
@@ -47,6 +52,7 @@ class Case:
     recompute: str = "segment"
     summary_batch: int = 1
     leaf_layers: int = 1
+    optimizer: str = "AdamW"
 
     def __str__(self) -> str:
         return "-".join(map(str, astuple(self)))
@@ -196,13 +202,13 @@ def on_all_ranks(case: Case, device: torch.device) -> Run:
 def make_executor(case: Case, device: torch.device, rows: int = ROWS, segments: int = DEPTH) -> ZeroExecutor:
     """The executor of a case, with the plain process's weights, for so many rows of all ranks and segments a step."""
     config = read_ds_config(PROJECT / "ds_configs" / f"{case.config}.json")
-    if "offload" in case.config:  # torch's AdamW, so that nothing has to be compiled
+    if "offload" in case.config and case.optimizer == "AdamW":  # torch's, so that nothing has to be compiled
         config |= {"zero_force_ds_cpu_optimizer": False, "optimizer": {"type": "auto", "params": {"torch_adam": True}}}
     if "zero3" in case.config:  # shard all: by default DeepSpeed keeps small weights whole, which here are all
         config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     if "hpz" in case.config:  # two nodes of two ranks
         config["zero_optimization"]["zero_hpz_partition_size"] = 2
-    settings = EngineSettings(case.precision, rows // world_size(), segments, CLIPPING, "AdamW", OPTIMIZER)
+    settings = EngineSettings(case.precision, rows // world_size(), segments, CLIPPING, *OPTIMIZERS[case.optimizer])
     config = fill_ds_config(config, settings)
     model = build_hmt(BACKBONE, MEMORY, ds_config=config, precision=case.precision, train=case.train)
     set_weights(model, start_weights(case))

@@ -171,6 +171,8 @@ CASES = [
     Case("DeepSpeed section is no section", ["--deepspeed", "number.json"], ["deepspeed: zero_optimization"]),
     Case("stage is no number", ["--deepspeed", "stage.json"], ["deepspeed: zero_optimization.stage is 'two'"]),
     Case("unknown optimizer", ["--optimizer.name", "AdmW"], ["optimizer.name: AdmW is no optimizer", "mean AdamW?"]),
+    Case("whole weights", ["--optimizer.name", "Lamb"], ["Lamb looks at whole weights, and ZeRO stage"]),
+    Case("other steps", ["--optimizer.name", "LBFGS"], ["optimizer.name: LBFGS is no optimizer"]),
     Case("optimizer's arguments", ["--optimizer.params", "{beta: 1}"], ["optimizer.params: AdamW does not take"]),
     Case("rate given twice", ["--optimizer.params", "{lr: 1}"], ["optimizer.params: lr stand"]),
     Case("infinite rate", ["--optimizer.lr", ".inf"], ["optimizer.lr: "]),

@@ -3,22 +3,27 @@
 import json
 import pickle
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from deepspeed.runtime.zero.config import ZeroStageEnum
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import hmt_ds
+from hmt_ds.backbones import check_memory
 from hmt_ds.conversion import ConversionError
 from hmt_ds.conversion.pickles import read_pickle
 from hmt_ds.conversion.remote_code import remote_code
 from hmt_ds.conversion.shards import plan_shards, write_shards
 from hmt_ds.conversion.weights import of_folder, tensors
 from hmt_ds.convert import Options, convert
+from hmt_ds.parallel.build import build_hmt
 
 PARITY = Path(__file__).parents[1] / "parity"
 sys.path.insert(0, str(PARITY))
@@ -80,6 +85,21 @@ def test_reference_weights(file, tmp_path, monkeypatch):
     assert max(run_case.run_case(file).values()) <= run_case.TOLERANCE
 
 
+def test_the_papers_second_stage_begins_with_the_first(tmp_path):
+    """A run of mode hmt from weights of mode rmt: the recall begins anew, all else goes on."""
+    case, stored = run_case.read_case(BASIC.with_stem("rmt_stage_one"))
+    torch.save(weights_of(stored), tmp_path / "model.pth")
+    convert(tmp_path / "model.pth", tmp_path / "hf", options_for(case, make_backbone(tmp_path / "backbone", case)))
+    first = load_file(tmp_path / "hf/model.safetensors")
+    memory = json.loads((tmp_path / "hf/config.json").read_text())["memory"] | {"mode": "hmt", "recall_dim": 8}
+    check_memory(str(tmp_path / "hf"), memory)
+    second = dict(build_hmt(str(tmp_path / "hf"), memory, ds_config={}).named_parameters(remove_duplicate=False))
+    assert "hmt.initial_prompt.embeddings.weight" in first and "hmt.summary_prompt.embeddings.weight" not in first
+    for name, weight in first.items():
+        assert torch.equal(second[name.removeprefix("hmt.")], weight), name
+    assert all(second[f"{name}.weight"].std() > 0 for name in ("summary_prompt.embeddings", "recall.query"))
+
+
 def restored(folder: Path, stored: dict[str, Tensor]) -> Any:
     """Our model from the folder, in float64; each weight must be the case's to float32."""
     model = hmt_ds.load_pretrained(folder)
@@ -118,7 +138,7 @@ def test_what_does_not_fit(broken, basic, tmp_path):
         "shape": "has the shape [3, 5] there",
         "no_size": "--memory.segment_length: missing",
         "no_backbone": "does not say which backbone it has",
-        "wrong_key": "takes --memory keys alone",
+        "wrong_key": "takes --memory keys and --lora.alpha alone",
     }[broken]
     if broken == "missing":
         del weights["memory_cell.memory"]
@@ -177,6 +197,51 @@ def test_code_is_refused_and_not_run(kind, tmp_path):
     if kind == "pth":  # the payload is a real one
         torch.load(source, weights_only=False)
         assert mark.exists()
+
+
+LLAMA = {"model_type": "llama", "vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+LLAMA |= {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": False}
+
+
+@pytest.fixture
+def adapted(tmp_path) -> Any:
+    """A backbone with the adapters of HMT-pytorch's scripts, and its file; the recipe's ``backbone`` mode suffices."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(**LLAMA)
+    config.save_pretrained(tmp_path / "backbone")
+    targets = ["embed_tokens", "gate_proj", "up_proj", "down_proj", "q_proj", "k_proj", "v_proj", "o_proj"]
+    lora = LoraConfig(task_type="CAUSAL_LM", target_modules=targets, r=8, lora_alpha=32, lora_dropout=0.1)
+    model = get_peft_model(AutoModelForCausalLM.from_config(config), lora).eval()
+    for name, weight in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    torch.save({f"memory_cell.model.{name}": weight for name, weight in model.state_dict().items()}, tmp_path / "pth")
+    return model
+
+
+def test_reference_adapters(adapted, tmp_path):
+    """Names and arithmetic are peft's."""
+    words = ("--memory.mode", "backbone", "--memory.segment_length", "8", "--memory.sensory_tokens", "0")
+    options = Options(what="backbone", backbone=str(tmp_path / "backbone"), overrides=words)
+    said = convert(tmp_path / "pth", tmp_path / "hf", options)
+    assert said[0] == "LoRA adapters are put into the weights, with alpha 32: --lora.alpha names another"
+    ids = torch.arange(40)[None]
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()(ids).logits
+    torch.testing.assert_close(found, adapted(ids).logits, rtol=0, atol=1e-5)
+    with adapted.disable_adapter():
+        assert (adapted(ids).logits - found).abs().max() > 0.1
+    convert(tmp_path / "pth", tmp_path / "less", replace(options, overrides=(*words, "--lora.alpha", "16")))
+    less = AutoModelForCausalLM.from_pretrained(tmp_path / "less").eval()(ids).logits
+    assert (less - found).abs().max() > 0.01
+
+
+def test_adapters_on_tied_weights_are_refused(adapted, tmp_path):
+    config = AutoConfig.for_model(**LLAMA | {"tie_word_embeddings": True})
+    config.save_pretrained(tmp_path / "backbone")
+    words = ("--memory.mode", "backbone", "--memory.segment_length", "8", "--memory.sensory_tokens", "0")
+    options = Options(what="backbone", backbone=str(tmp_path / "backbone"), overrides=words)
+    with pytest.raises(ConversionError, match=r"embed_tokens\.weight has an adapter and is tied"):
+        convert(tmp_path / "pth", tmp_path / "hf", options)
 
 
 class Reduced:
