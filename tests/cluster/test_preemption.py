@@ -29,7 +29,7 @@ def test_told_twice(cluster, recipe, undisturbed, tmp_path):
 @pytest.mark.slow  # minutes have to pass
 @pytest.mark.timeout(1800)
 def test_told_by_the_time_limit_and_nine_times_more(cluster, recipe, tmp_path):
-    output, whole, steps = tmp_path / "run", tmp_path / "whole", ("--training.steps", "5000")
+    output, whole, steps = tmp_path / "run", tmp_path / "whole", ("--training.steps", "2500")
     local = ("bash", "launch/local.sh", str(recipe), "--ranks", "2", "--training.output", str(whole), *steps)
     cluster.check("node0", *local, timeout=600)
     job = submit(cluster, recipe, output, *steps, "--tries", "2", "--time", "2", "--sbatch", "signal=USR1@60")
