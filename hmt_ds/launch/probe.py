@@ -9,6 +9,8 @@ import socket
 import sys
 from importlib.util import find_spec
 
+from hmt_ds.parallel.network import address_towards, bound_port, interface_of
+
 NEEDED = ("torch", "deepspeed", "transformers", "pydantic", "hmt_ds")
 
 
@@ -45,33 +47,6 @@ def number_of_gpus(wanted: int) -> int:
     import torch
 
     return torch.cuda.device_count()
-
-
-def bound_port(port: int) -> int:
-    """The port, or a free one for 0, if it can be listened on."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what an ended run has left is no hindrance
-        probe.bind(("", port))
-        probe.listen()
-        return int(probe.getsockname()[1])
-
-
-def address_towards(host: str) -> str:
-    """This machine's address on the way to another. Nothing is sent."""
-    family, kind, _, _, there = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, kind) as probe:
-        probe.connect(there)
-        return str(probe.getsockname()[0])
-
-
-def interface_of(address: str) -> str | None:
-    """The name of the network interface that has an address."""
-    if find_spec("psutil") is None:
-        return None
-    import psutil
-
-    found = (name for name, all_of in psutil.net_if_addrs().items() if address in {one.address for one in all_of})
-    return next(found, None)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
 
-from hmt_ds.launch.mpi import meeting_place
+from hmt_ds.parallel.mpi import meeting_place
 
 OPEN_MPI = {
     "RANK": "OMPI_COMM_WORLD_RANK",

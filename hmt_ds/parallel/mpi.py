@@ -2,7 +2,7 @@
 
 import socket
 
-from hmt_ds.launch.probe import address_towards, bound_port, interface_of
+from hmt_ds.parallel.network import address_towards, bound_port, interface_of
 
 
 def meeting_place() -> dict[str, str]:
