@@ -43,7 +43,7 @@ def fail_on(failing: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def failures(task: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """One save, then others that fail on some rank, then one more; what each rank was told, and the losses."""
-    executor, folder = executor_of("zero2", "fp32", device), Path(task["folder"])
+    executor, folder = executor_of("zero2", {}, device), Path(task["folder"])
     told = [try_to_save(executor, folder, 1)]
     found = losses(executor, 0, 1)
     for step, failing in enumerate((0, 1), start=2):
@@ -60,12 +60,12 @@ def failures(task: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 def undisturbed(task: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """The losses without any save."""
-    return {"losses": losses(executor_of("zero2", "fp32", device), 0, 3)}
+    return {"losses": losses(executor_of("zero2", {}, device), 0, 3)}
 
 
 def in_background(task: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """A save in the foreground; another of the same, in the background, held up while steps are taken."""
-    executor, folder, go = executor_of(task["config"], "fp32", device), Path(task["folder"]), threading.Event()
+    executor, folder, go = executor_of(task["config"], {}, device), Path(task["folder"]), threading.Event()
     losses(executor, 0, 2)
     Saver.finish(begun(executor, folder / "foreground", background=False))
     right = save.write_share
@@ -82,7 +82,7 @@ def in_background(task: dict[str, Any], device: torch.device) -> dict[str, Any]:
     go.set()
     path = saver.finish()
     assert path is not None
-    resumed = executor_of(task["config"], "fp32", device)
+    resumed = executor_of(task["config"], {}, device)
     load_checkpoint(resumed, path)
     return {"unfinished": unfinished, "expected": expected, "found": losses(resumed, 2, 2)}
 
