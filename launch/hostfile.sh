@@ -10,7 +10,7 @@
 # The project, its .venv and the run's folder are at the same path on all machines. Ctrl-C, SIGTERM and SIGUSR1 stop the
 # run after the step in hand. Exit codes: 0 at the end; 75 stopped and saved; 2 a mistake in the recipe or the hostfile.
 
-# shellcheck disable=SC2317 # functions that run_launcher calls
+# shellcheck disable=SC2317,SC2329 # functions that run_launcher calls
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/node_env.sh

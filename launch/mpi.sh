@@ -12,7 +12,7 @@
 # mistake in the recipe or the hostfile. Without this script, `mpirun ... python -m hmt_ds.train RECIPE` (any MPI) does
 # too: ranks find their number in mpirun's variables, and by mpi4py where they meet; but nothing is asked beforehand.
 
-# shellcheck disable=SC2317 # functions that run_launcher calls
+# shellcheck disable=SC2317,SC2329 # functions that run_launcher calls
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/node_env.sh

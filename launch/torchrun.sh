@@ -14,7 +14,7 @@
 # Ctrl-C, SIGTERM and SIGUSR1 stop the run after the step in hand, if all machines get them. The exit code is 0 at the
 # end, and not 0 else: whether a run was stopped or has failed torchrun does not tell.
 
-# shellcheck disable=SC2317 # stop is called by a trap
+# shellcheck disable=SC2317,SC2329 # stop is called by a trap
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/node_env.sh
