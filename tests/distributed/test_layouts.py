@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from layouts import run_pairs
 
-ROUNDING = {"fp32": 1e-5, "bf16": 2e-3}  # of a loss, relative; seen in fp32 are 2e-7
+ROUNDING = {"fp32": 1e-5, "bf16": 2e-3}  # of a loss, relative; seen are 2e-7 and 3e-4
 
 
 def assert_goes_on(found: dict[str, dict[str, Any]], number: int, precision: str = "fp32") -> None:
