@@ -77,13 +77,15 @@ def find_place() -> None:
     here = known.get("LOCAL_WORLD_SIZE", known.get("LOCAL_SIZE", known["WORLD_SIZE"]))
     known["LOCAL_WORLD_SIZE"] = here = re.split(r"[(,]", here)[0]
     if "MASTER_ADDR" not in known and here != known["WORLD_SIZE"]:
-        try:
-            known.update(meeting_place() if starter in (OPEN_MPI, HYDRA) else {})
-        except RuntimeError as error:
-            raise LaunchError(f"MASTER_ADDR is not set: {error}") from None
-        if "MASTER_ADDR" not in known:
+        if starter not in (OPEN_MPI, HYDRA):
             only = f"only {here} of {known['WORLD_SIZE']} ranks are on this machine"
             raise LaunchError(f"MASTER_ADDR is not set, and {only}: set it to the first machine's address")
+        try:
+            found = meeting_place()
+        except RuntimeError as error:
+            raise LaunchError(f"MASTER_ADDR is not set: {error}") from None
+        for name, value in found.items():  # what the user has set stays
+            known.setdefault(name, value)
     known.setdefault("MASTER_ADDR", "127.0.0.1")
     known.setdefault("MASTER_PORT", "0" if known["WORLD_SIZE"] == "1" else "29500")
 

@@ -1,5 +1,6 @@
 """Jobs that Slurm stops, and starts again until their run is at its end: the losses are those of an undisturbed run."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -60,10 +61,15 @@ def test_preempted_by_a_higher_partition(cluster, recipe, undisturbed, tmp_path)
     output = tmp_path / "run"
     job = submit(cluster, recipe, output)
     wait_for_step(output, 3)
+    began = time.monotonic()
     urgent = cluster.submit(
         "--partition=urgent", "--nodes=2", "--exclusive", f"--output={tmp_path}/urgent", "--wrap", "true"
     )
+    wait_until(lambda: "stopped after step" in log_of(output), lambda: log_of(output))
+    saved = time.monotonic() - began
     assert cluster.wait(urgent) == "COMPLETED"
+    wait_for_step(output, len(curve(output)) + 1)
+    print(f"preempted: saved after {saved:.0f} s, training again after {time.monotonic() - began:.0f} s, 0 steps lost")
     assert cluster.wait(job) == "COMPLETED", log_of(output)
     assert "stopped after step" in log_of(output) and starts(output) == 2
     assert curve(output) == undisturbed

@@ -80,6 +80,7 @@ def test_mpi_is_asked_for_it(monkeypatch, given):
     monkeypatch.setattr(distributed, "meeting_place", lambda: {"MASTER_ADDR": "10.0.0.7", "MASTER_PORT": "41234"})
     found = place(monkeypatch, given)
     assert (found["MASTER_ADDR"], found["MASTER_PORT"]) == ("10.0.0.7", "41234")
+    assert place(monkeypatch, given | {"MASTER_PORT": "29400"})["MASTER_PORT"] == "29400"
 
 
 def test_mpi_cannot_be_asked(monkeypatch):
