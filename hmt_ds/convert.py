@@ -22,6 +22,7 @@ from hmt_ds.conversion.skeleton import fit, skeleton, with_frozen
 from hmt_ds.conversion.weights import Weights, of_checkpoint, of_folder
 from hmt_ds.data import DataError, load_tokenizer
 from hmt_ds.memory import MemorySettings
+from hmt_ds.memory.settings import Mode
 from hmt_ds.recipe import Memory, Recipe, Section
 
 MISTAKES = (ConversionError, BackboneError, CheckpointError, ConfigError, DataError)
@@ -100,7 +101,7 @@ def of_run(source: Path, options: Options, notes: list[str]) -> Export:
     model = recipe.model
     config = read_config(model.source, trust_remote_code=model.trust_remote_code)
     settings = settings_of(recipe.memory, config)
-    check_part(options, settings, model.train)
+    check_part(options, settings.mode, model.train)
     parts = RunParts(recipe, of_checkpoint(checkpoint), config, settings)
     weights, dtype = parts.of(options.what), DTYPES[options.dtype or ("bf16" if model.precision == "bf16" else "fp32")]
     named = model.source if isinstance(model.source, str) else None
@@ -139,11 +140,11 @@ def find_checkpoint(source: Path, notes: list[str]) -> tuple[Path, Path]:
     return checkpoint, run
 
 
-def check_part(options: Options, settings: MemorySettings, train: str) -> None:
+def check_part(options: Options, mode: Mode, train: str) -> None:
     """Does the source have the part that is asked for?"""
     if options.what == "adapter" and train != "lora":
         raise ConversionError(f"--what adapter: there is none, model.train was {train}")
-    if options.what == "memory" and settings.mode == "backbone":
+    if options.what == "memory" and mode == "backbone":
         raise ConversionError("--what memory: there is none, memory.mode was backbone")
     if options.merge and (train != "lora" or options.what not in ("model", "backbone")):
         raise ConversionError("--merge: for --what model or backbone of a LoRA run alone")
@@ -217,7 +218,7 @@ def of_hugging_face(source: Path, options: Options) -> Export:
     if converted is None:
         raise ConversionError(f"{source} is a plain Hugging Face folder: name it as model.source of a run")
     config, settings = read_config(str(source)), MemorySettings(**converted["memory"])
-    check_part(options, settings, "whole")
+    check_part(options, settings.mode, "whole")
     weights = of_folder(source).without_prefix("hmt.")
     weights = only(fit(weights, skeleton(config, settings), str(source)), options.what)
     dtype = DTYPES[options.dtype] if options.dtype else getattr(torch, converted.get("dtype", "float32"))
@@ -243,7 +244,7 @@ def of_foreign(source: Path, options: Options, notes: list[str]) -> Export:
         raise ConversionError(f"{source} does not say which backbone it has: --backbone FOLDER (with its config.json)")
     config = read_config(options.backbone)
     settings, alpha = foreign_settings(weights, config, options.overrides)
-    check_part(options, settings, "whole")
+    check_part(options, settings.mode, "whole")
     if any(ADAPTER in name for name in weights.shapes):
         notes.append(f"LoRA adapters are put into the weights, with alpha {alpha:g}: --lora.alpha names another")
     weights = merge_found(weights, config, settings, alpha)

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from hmt_ds.convert_options import add_convert_options, chosen
 from hmt_ds.planning.options import whole_number
 
 # minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes, days-hours:minutes:seconds
@@ -105,6 +106,7 @@ def chain(arguments: argparse.Namespace, overrides: list[str]) -> list[Any]:
     problems += [f"--sbatch: must be like exclusive or qos=high, got {option!r}" for option in wrong]
     common = (arguments.time, arguments.partition, arguments.account, array, more)
     jobs: list[Any] = []
+    run: list[str] = []  # recipe and keys of the run that what follows is about
     for text in [shlex.join(["train", arguments.source, *overrides]), *arguments.then]:
         command, *words = shlex.split(text) or [""]
         if command not in THEN:
@@ -114,8 +116,12 @@ def chain(arguments: argparse.Namespace, overrides: list[str]) -> list[Any]:
         if command == "train":
             try:
                 folder, seed = read_recipe(words, elastic=nodes[0] != nodes[-1])
+                run = words
             except ConfigError as error:
                 problems += error.problems
+                run = []
+        elif run:
+            problems += [f"--then {command}: {problem}" for problem in follower_problems(command, words, run)]
         least, most = (nodes[0], nodes[-1]) if command == "train" else (1, 1)
         allocation = Allocation(least, most, gpus, *common)
         jobs.append(Job(command, tuple(words), folder, seed, allocation, tries))
@@ -142,6 +148,33 @@ def read_recipe(words: list[str], *, elastic: bool) -> tuple[Path, int]:
     if problems:
         raise ConfigError(problems)
     return Path(recipe.training.output), recipe.training.seed
+
+
+def follower_problems(command: str, words: list[str], run: list[str]) -> list[str]:
+    """What would keep ``evaluate`` or ``convert`` from doing its work when the run is at its end.
+
+    Args:
+        words: the command's.
+        run: recipe and overrides of the run.
+    """
+    from hmt_ds.config import ConfigError, load_recipe
+    from hmt_ds.conversion import ConversionError
+    from hmt_ds.convert import Options, check_part
+
+    try:
+        recipe = load_recipe(run[0], [*run[1:], *(words if command == "evaluate" else ())])
+    except ConfigError as error:
+        return error.problems
+    if command == "evaluate":
+        return [] if recipe.data.validation else ["data.validation: missing, there is nothing to evaluate on"]
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    add_convert_options(parser)
+    try:
+        arguments, unknown = parser.parse_known_args(words)
+        check_part(Options(**chosen(arguments)), recipe.memory.mode, recipe.model.train)
+    except (argparse.ArgumentError, ConversionError) as error:
+        return [str(error)]
+    return [f"unrecognized arguments: {shlex.join(unknown)}"] if unknown else []
 
 
 def submit(words: list[str]) -> str:

@@ -32,6 +32,7 @@ MODULES = [
     "train",
     "evaluate",
     "bench",
+    "convert_options",
     "convert",
     "plan",
     "local",

@@ -7,9 +7,9 @@ prints scripts for 1, 8 and 64 nodes, for a person to read.
 
 import re
 import shlex
-import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -18,13 +18,16 @@ from hmt_ds import cli
 from hmt_ds.launch.starts import main as start
 
 RECIPE = {
-    "model": {"source": "./model"},
+    "model": {"source": "./model", "train": "lora"},
     "memory": {"segment_length": 16},
-    "data": {"train": {"source": "text.txt"}},
+    "data": {"train": {"source": "text.txt"}, "validation": {"source": "held-out.txt"}},
     "training": {"output": "runs/my run", "steps": 3, "seed": 5},
     "optimizer": {"lr": 0.1},
     "deepspeed": "ds_configs/zero2.json",
 }
+NEEDS_MERGE = "of a LoRA run needs --merge; or take --what adapter or memory"
+NO_CHOICE = "invalid choice: 'fp8' (choose from 'bf16', 'fp32')"
+SHELLCHECK = Path(sys.executable).with_name("shellcheck")
 
 
 @pytest.fixture
@@ -107,12 +110,12 @@ def test_array_counts_the_seed_up(monkeypatch, capsys, recipe):
     assert shown.stdout == "runs/my run/seed_7\n"
 
 
-@pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
 def test_scripts_are_clean(monkeypatch, capsys, recipe):
-    words = ("--dry-run", "--array", "2", "--then", "evaluate", "--then", "convert", "--model.source", "it's mine")
+    words = ("--dry-run", "--array", "2", "--then", "evaluate", "--then", "convert --merge")
+    words += ("--model.source", "it's mine")
     for script in scripts_in(ask(monkeypatch, capsys, recipe, *words)[1]):
         text = script.split("\n# sbatch --parsable")[0] + "\n"
-        run = subprocess.run(["shellcheck", "-"], input=text, capture_output=True, text=True, check=False)
+        run = subprocess.run([SHELLCHECK, "-"], input=text, capture_output=True, text=True, check=False)
         assert run.returncode == 0, run.stdout
 
 
@@ -126,6 +129,16 @@ def test_scripts_are_clean(monkeypatch, capsys, recipe):
         (["--then", "deploy"], "--then: must begin with one of train, evaluate, convert, got 'deploy'"),
         (["--then", "train"], "--then train: name a recipe"),
         (["--then", "train no.yaml"], "no.yaml: no such recipe"),
+        (["--then", "evaluate --data.what 1"], "--then evaluate: data.what: unknown key"),
+        (
+            ["--then", "convert"],
+            "--then convert: --what model of a LoRA run needs --merge; or take --what adapter or memory",
+        ),
+        (["--then", "convert --merge --dtpe bf16"], "--then convert: unrecognized arguments: --dtpe bf16"),
+        (
+            ["--then", "convert --merge --dtype fp8"],
+            "--then convert: argument --dtype: invalid choice: 'fp8' (choose from 'bf16', 'fp32')",
+        ),
         (["--sbatch", "qos high"], "--sbatch: must be like exclusive or qos=high, got 'qos high'"),
         (["--training.stepps", "3"], "training.stepps: unknown key; did you mean training.steps?"),
     ],
@@ -166,7 +179,7 @@ def test_starts_are_counted_by_job_and_checkpoint(capsys, recipe, tmp_path):
 
 if __name__ == "__main__":
     for size in ("1", "8", "64"):
-        more = ["--nodes", size, "--then", "evaluate", "--then", "convert", "--dry-run"]
+        more = ["--nodes", size, "--then", "evaluate", "--then", "convert --merge", "--dry-run"]
         sys.argv = ["hmt-ds", "launch", "slurm", "launch/recipes/smollm2-135m.yaml", *more]
         with pytest.raises(SystemExit):
             cli.main()
