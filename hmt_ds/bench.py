@@ -15,9 +15,10 @@ from hmt_ds.config import ConfigError, load_recipe
 from hmt_ds.memory import MemorySettings, Window
 from hmt_ds.parallel.distributed import end_process, rank, world_size
 from hmt_ds.parallel.ring.executor import RingExecutor
+from hmt_ds.parallel.room import CAPTURED
 from hmt_ds.parallel.zero import ZeroExecutor
 from hmt_ds.planning.flops import matrix_rate, peak_flops
-from hmt_ds.planning.measure import CLOCKED_STEPS, SHORT, Bench, arithmetic, random_windows, speeds
+from hmt_ds.planning.measure import CLOCKED_STEPS, Bench, arithmetic, random_windows, speeds
 from hmt_ds.planning.options import BenchOptions, parse_words
 from hmt_ds.planning.reference import Work, reference_problems, run_reference, width_in_config
 from hmt_ds.planning.ring_phases import ring_numbers
@@ -99,9 +100,12 @@ def measure(recipe: Recipe, prepared: Prepared, options: BenchOptions, device: t
     training = recipe.training
     runs = Bench(executor, steps_of(recipe, prepared, options, executor))
     say(f"warming up, {options.warmup} steps; then {options.steps} timed ones")
+    if executor.compute.cuda_graphs == "always" and options.warmup < CAPTURED:
+        say(f"note: CUDA graphs are captured in step {CAPTURED}; with a shorter --warmup this is not a run's speed")
     runs.warm_up(options.warmup)
     timed = runs.timed(options.steps)
     phases, memory = runs.by_phase(min(CLOCKED_STEPS, options.steps)), runs.memory(resident_bytes())
+    segments = min(runs.short, training.bptt_depth)
     if options.trace:
         say(f"trace       {runs.trace(options.trace)}")
     flops = arithmetic(executor, parameters, trained, training.batch_size, training.bptt_depth)
@@ -110,14 +114,13 @@ def measure(recipe: Recipe, prepared: Prepared, options: BenchOptions, device: t
         "run": described(recipe, options, device, executor) | {"parameters": parameters, "trained_parameters": trained},
         "compute": asdict(executor.compute),
         "plan": asdict(executor.room.plan) if executor.stages == 1 else None,
-        "ring": ring_numbers(executor, min(SHORT, training.bptt_depth), phases)
-        if isinstance(executor, RingExecutor)
-        else None,
+        "ring": ring_numbers(executor, segments, phases) if isinstance(executor, RingExecutor) else None,
         "steps": [asdict(step) for step in timed],
         "peak_flops_per_second": peaks,
         "flops": flops,
         "speed": speeds(timed, flops, training.gradient_accumulation / executor.stages, peaks),
         "phase_seconds": phases[0],
+        "phase_segments": segments,
         "memory": memory,
     }
 

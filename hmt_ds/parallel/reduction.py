@@ -22,7 +22,7 @@ from hmt_ds.memory.unroll import Phase
 from hmt_ds.parallel.cuda_graphs import GraphedReader
 from hmt_ds.parallel.ds_config import stage_of
 from hmt_ds.parallel.leaves import LayerRuns
-from hmt_ds.parallel.room import MEASURED
+from hmt_ds.parallel.room import CAPTURED
 
 
 class PerSegment:
@@ -105,7 +105,7 @@ class PerStep:
     def step_done(self) -> None:
         """A step is over. One is measured, the next compiles what the plan made of it; what follows is captured."""
         self.steps += 1
-        if self.graphs and self.replays is None and self.steps > MEASURED:
+        if self.graphs and self.replays is None and self.steps + 1 >= CAPTURED:
             torch.cuda.empty_cache()
             self.replays = GraphedReader(self.read_eagerly)
         elif self.replays:

@@ -11,6 +11,7 @@ from hmt_ds.parallel.settle import ComputeSettings
 
 MARGIN = 0.92  # of the GPU's memory is planned with; the rest is for what differs between steps
 MEASURED = 2  # the step that is measured; in the first, optimizer states may be missing, and compilers work
+CAPTURED = MEASURED + 2  # the step whose readings go into CUDA graphs; the one before it compiles what was planned
 
 
 class Room:

@@ -1,5 +1,6 @@
 """Steps of an executor, timed: at full speed, by phases, for their memory, and for a trace."""
 
+import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,8 +19,8 @@ from hmt_ds.planning.flops import rates, repeated_positions, useful_flops_per_to
 from hmt_ds.planning.footprint import MemoryProbe, footprint
 
 CLOCKED_STEPS = 2
-# Segments of a window that is read for anything but the timed steps: a document of a million tokens is not read ten
-# times. Phases and parts do not depend on the depth; the peak is the timed steps'.
+# Segments, at least, of a window that is read for anything but the timed steps: a document of a million tokens is not
+# read ten times. The peak is the timed steps'.
 SHORT = 16
 
 
@@ -87,9 +88,19 @@ class Bench:
         for _ in range(steps):
             self.executor.train_batch(self.short_step())
 
+    @property
+    def short(self) -> int:
+        """Segments of a shortened window. It has all that a whole one has, or a whole one would meet what was neither
+        compiled nor captured: segments that are kept, one that is not, and batches of summaries of one size."""
+        if self.executor.stages > 1:
+            return SHORT
+        plan = self.executor.room.plan
+        batches = math.ceil(max(SHORT, plan.kept_segments + 1) / plan.summary_segments)
+        return batches * plan.summary_segments
+
     def short_step(self) -> list[Window]:
         """The windows of a step, cut off behind some segments."""
-        return [shortened(window, SHORT) for window in next(self.steps)]
+        return [shortened(window, self.short) for window in next(self.steps)]
 
     def timed(self, steps: int) -> list[TimedStep]:
         """Steps at full speed: two phases are timed, which takes four events and no waiting."""

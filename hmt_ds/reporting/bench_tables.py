@@ -21,10 +21,10 @@ def bench_tables(result: dict[str, Any]) -> Iterator[Any]:
     yield speed_table(result["speed"])
     yield formulas(result)
     if ring := result["ring"]:
-        yield stages_table(ring)
+        yield stages_table(ring, result["phase_segments"])
         yield bubble_notes()
     else:
-        yield phase_table(result["phase_seconds"])
+        yield phase_table(result["phase_seconds"], result["phase_segments"])
     yield memory_table(result["memory"], result["run"]["pipelines"] if ring else None)
 
 
@@ -101,9 +101,9 @@ def formulas(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def phase_table(seconds: dict[str, float]) -> Table:
+def phase_table(seconds: dict[str, float], segments: int) -> Table:
     """Where the time goes."""
-    table = Table(title="time by phase, in steps of at most 16 segments")
+    table = Table(title=f"time by phase, in steps of {segments} segments")
     for column in ("phase", "seconds", "share"):
         table.add_column(column, justify="left" if column == "phase" else "right")
     whole = sum(seconds.values())
@@ -113,9 +113,9 @@ def phase_table(seconds: dict[str, float]) -> Table:
     return table
 
 
-def stages_table(ring: dict[str, Any]) -> Table:
+def stages_table(ring: dict[str, Any], segments: int) -> Table:
     """Where the time of each stage goes, and what of it the schedule says."""
-    table = Table(title="seconds by phase and stage, in steps of at most 16 segments")
+    table = Table(title=f"seconds by phase and stage, in steps of {segments} segments")
     table.add_column("phase")
     for stage in range(ring["stages"]):
         table.add_column(f"stage {stage}", justify="right")

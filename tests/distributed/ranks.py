@@ -11,28 +11,36 @@ from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[2]
+# NCCL refuses two ranks of one machine on one GPU; ranks that say they are of several machines talk through sockets
+GPU_RANKS = {"NCCL_SOCKET_IFNAME": "lo", "NCCL_IB_DISABLE": "1", "NCCL_NET": "Socket", "HF_HUB_OFFLINE": "1"}
 
 
 class RanksFailed(AssertionError):
     """A rank ended with an error, or not in time; the message is what the ranks printed."""
 
 
-def run_ranks(script: str, task: Any, *, ranks: int = 2, timeout: float = 300, **environment: str) -> Any:
+def run_ranks(
+    script: str, task: Any, *, ranks: int = 2, timeout: float = 300, one_gpu: bool = False, **environment: str
+) -> Any:
     """Run a script of this folder as so many ranks, as ``script TASK RESULT``, and return what rank 0 wrote.
 
     Args:
         task: given to every rank, as JSON.
         timeout: seconds for all of it.
+        one_gpu: let them share one GPU through NCCL, which takes them for as many machines.
         environment: more variables.
     """
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
         command = [sys.executable, str(Path(__file__).with_name(script)), json.dumps(task), str(result)]
         logs = [Path(folder) / f"rank_{rank}" for rank in range(ranks)]
-        common = cpu_environment(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()), **environment)
+        start = os.environ | GPU_RANKS if one_gpu else cpu_environment()
+        common = start | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())} | environment
         processes = []
         for rank, log in enumerate(logs):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+            if one_gpu:
+                own |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "NCCL_HOSTID": f"machine {rank}"}
             with log.open("w") as out:
                 processes.append(
                     subprocess.Popen(command, env=common | own, stdout=out, stderr=subprocess.STDOUT, cwd=PROJECT)

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from deepspeed.utils import safe_get_full_grad
 from ranks import PROJECT, run_ranks
 from tiny_runs import BACKBONE, MEMORY, get_weights, plain_model, set_weights, windows
 from torch import Tensor
-from zero_gradients import CLIPPING, OPTIMIZER, worst
+from zero_gradients import CLIPPING, OPTIMIZER, full_gradients, worst
 
 from hmt_ds.backbones import read_config
 from hmt_ds.memory import MemoryState, read_window
@@ -27,6 +26,7 @@ from hmt_ds.parallel.ds_config import EngineSettings, fill_ds_config, read_ds_co
 from hmt_ds.parallel.ring.build import build_stage, stage_spans
 from hmt_ds.parallel.ring.executor import RingExecutor
 from hmt_ds.parallel.ring.place import Place
+from hmt_ds.parallel.settle import ComputeSettings
 
 LAYERS, STEPS = 4, 2
 LIMIT = 3  # inputs that stay where they are, in the cases that put the others elsewhere
@@ -133,9 +133,8 @@ def on_all_ranks(case: Case, device: torch.device) -> dict[str, Any]:
     run: dict[str, Any] = {"losses": [], "norms": [], "gradients": []}
 
     def look_and_step() -> None:
-        module = executor.engine.module
-        trained = {n: p for n, p in module.named_parameters() if p.requires_grad and n != "stand_in"}
-        run["gradients"].append({n: safe_get_full_grad(p).detach().float().clone() for n, p in trained.items()})
+        found = full_gradients(executor.engine.module)
+        run["gradients"].append({name: gradient for name, gradient in found.items() if name != "stand_in"})
         step()
 
     executor.engine.step = look_and_step
@@ -145,7 +144,7 @@ def on_all_ranks(case: Case, device: torch.device) -> dict[str, Any]:
         run["norms"].append(output.gradient_norm or 0.0)
     assert executor.state is not None
     weights = {n: w for n, w in get_weights(executor.engine.module).items() if n != "stand_in"}
-    run |= {"weights": weights, "memories": executor.state.memories.detach()}
+    run |= {"weights": weights, "memories": executor.state.memories.detach().cpu()}
     executor.engine.destroy()
     return run
 
@@ -159,7 +158,7 @@ def make_executor(case: Case, device: torch.device) -> RingExecutor:
     source = BACKBONE | {"num_hidden_layers": LAYERS}
     span = stage_spans(read_config(source), case.stages)[place.stage]
     dtype = torch.bfloat16 if case.precision == "bf16" else torch.float32
-    model = build_stage(source, vars(case.memory), span, dtype=dtype, train=case.train)
+    model = build_stage(source, vars(case.memory), span, dtype=dtype, train=case.train, device=device)
     whole = get_weights(start_model(case))
     set_weights(model, {name: whole.get(name, weight) for name, weight in model.named_parameters()})
     model.eval()
@@ -172,6 +171,7 @@ def make_executor(case: Case, device: torch.device) -> RingExecutor:
         precision=case.precision,
         device=device,
         depth=case.segments,
+        compute=ComputeSettings(kernels="plain"),
     )
 
 
@@ -230,10 +230,11 @@ def be_a_rank(cases: list[Case], result: Path) -> None:
     end_process(0)
 
 
-def run_cases(cases: list[Case], timeout: float = 300) -> list[dict[str, Any]]:
+def run_cases(cases: list[Case], timeout: float = 300, one_gpu: bool = False) -> list[dict[str, Any]]:
     """The rows of some cases that take as many ranks."""
     (ranks,) = {case.stages * case.pipelines for case in cases}
-    return run_ranks("ring_gradients.py", [astuple(case) for case in cases], ranks=ranks, timeout=timeout)
+    tasks = [astuple(case) for case in cases]
+    return run_ranks("ring_gradients.py", tasks, ranks=ranks, timeout=timeout, one_gpu=one_gpu)
 
 
 def print_table() -> None:

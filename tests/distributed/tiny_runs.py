@@ -85,9 +85,9 @@ def set_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
 
 
 def get_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of a model's whole weights, sharded or not."""
+    """Copies of a model's whole weights on the CPU, sharded or not."""
     found = {}
     for name, parameter in model.named_parameters():
         with deepspeed.zero.GatheredParameters([parameter]):
-            found[name] = parameter.detach().clone()
+            found[name] = parameter.detach().to("cpu", copy=True)
     return found

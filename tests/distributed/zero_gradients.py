@@ -210,7 +210,7 @@ def make_executor(case: Case, device: torch.device, rows: int = ROWS, segments: 
         config["zero_optimization"]["zero_hpz_partition_size"] = 2
     settings = EngineSettings(case.precision, rows // world_size(), segments, CLIPPING, *OPTIMIZERS[case.optimizer])
     config = fill_ds_config(config, settings)
-    model = build_hmt(BACKBONE, MEMORY, ds_config=config, precision=case.precision, train=case.train)
+    model = build_hmt(BACKBONE, MEMORY, ds_config=config, precision=case.precision, train=case.train, device=device)
     set_weights(model, start_weights(case))
     model.eval()  # as one that was stored comes from its folder
     return ZeroExecutor(
@@ -226,7 +226,7 @@ def make_executor(case: Case, device: torch.device, rows: int = ROWS, segments: 
 def full_gradients(model: torch.nn.Module) -> dict[str, Tensor]:
     """The reduced gradient of every trained weight, gathered from its shards; every rank must call."""
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    return {n: safe_get_full_grad(p).detach().float().clone() for n, p in trained.items()}
+    return {n: safe_get_full_grad(p).detach().float().to("cpu", copy=True) for n, p in trained.items()}
 
 
 def worst(got: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[float, str]:
@@ -279,11 +279,9 @@ def be_a_rank(cases: list[Case], result: Path) -> None:
     end_process(0)
 
 
-def run_cases(cases: list[Case], timeout: float = 300, ranks: int = 2, **environment: str) -> list[dict[str, Any]]:
-    """The rows of some cases, run on two ranks."""
-    return run_ranks(
-        "zero_gradients.py", [astuple(case) for case in cases], timeout=timeout, ranks=ranks, **environment
-    )
+def run_cases(cases: list[Case], **options: Any) -> list[dict[str, Any]]:
+    """The rows of some cases; options are those of run_ranks."""
+    return run_ranks("zero_gradients.py", [astuple(case) for case in cases], **options)
 
 
 def print_table() -> None:
