@@ -5,6 +5,7 @@ captured once and replayed. What a captured reading keeps for its backward pass 
 many slots are captured as segments keep their activations at a time.
 """
 
+import gc
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
@@ -35,6 +36,10 @@ class GraphedReader:
         # Graphs that share a pool reuse each other's memory. Those of one kind are always replayed in the order of
         # their capture, and readings without a backward pass hold nothing between them.
         self.pools = {kind: torch.cuda.graph_pool_handle() for kind in (Segment, Summary, None)}
+        # Autograd reuses a weight's node for as long as any graph has it, on the stream where it was made. So nothing
+        # may be left of earlier graphs, and rehearsals and captures have one stream.
+        gc.collect()
+        self.stream = torch.cuda.Stream()
         # autograd makes a node of what has an input that wants a gradient; summaries have none
         self.anchor = torch.zeros((), requires_grad=True)
 
@@ -57,7 +62,7 @@ class GraphedReader:
             arguments = (memories, valid) if memories is not None else ()
             return self.read(part, *arguments, query=query, with_loss=with_loss)
         if slot is None:
-            slot = Slot(self.read, type(part), with_loss, self.pools[type(part) if graph else None])
+            slot = Slot(self.read, type(part), with_loss, self.pools[type(part) if graph else None], self.stream)
             slots.append(slot)
         if graph:
             return slot.outputs(Replay.apply(slot, self.anchor, memories, query, *given))
@@ -67,8 +72,8 @@ class GraphedReader:
 class Slot:
     """One captured reading, and its backward pass."""
 
-    def __init__(self, read: Read, kind: type, with_loss: bool, pool: Any):
-        self.read, self.kind, self.with_loss, self.pool = read, kind, with_loss, pool
+    def __init__(self, read: Read, kind: type, with_loss: bool, pool: Any, stream: torch.cuda.Stream):
+        self.read, self.kind, self.with_loss, self.pool, self.stream = read, kind, with_loss, pool, stream
         self.busy = False
         self.ahead: torch.cuda.CUDAGraph | None = None
         self.back: torch.cuda.CUDAGraph | None = None
@@ -94,13 +99,12 @@ class Slot:
         *parts, memories, valid, query = self.inputs
         self.leaves = [t.requires_grad_() for t in (memories, query) if t is not None and torch.is_grad_enabled()]
         arguments = (self.kind(*parts),) if memories is None else (self.kind(*parts), memories, valid)
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):  # once for nothing, so that all is set up
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):  # once for nothing, so that all is set up
             self.read(*arguments, query=query, with_loss=self.with_loss)
-        torch.cuda.current_stream().wait_stream(aside)
+        torch.cuda.current_stream().wait_stream(self.stream)
         self.ahead = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.ahead, pool=self.pool):
+        with torch.cuda.graph(self.ahead, self.pool, self.stream):
             output = self.read(*arguments, query=query, with_loss=self.with_loss)
         self.results = [tensor for tensor in output if tensor is not None] if self.kind is Segment else [output]
 
@@ -120,7 +124,7 @@ class Slot:
         self.gradients = [gradient.clone() for gradient in gradients]
         pairs = [(r, g) for r, g in zip(self.results, self.gradients, strict=True) if r.requires_grad]
         self.back = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.back, pool=self.pool):
+        with torch.cuda.graph(self.back, self.pool, self.stream):
             torch.autograd.backward([r for r, _ in pairs], [g for _, g in pairs])
 
 

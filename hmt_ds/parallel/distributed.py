@@ -51,6 +51,8 @@ def join(timeout_minutes: float = 30) -> torch.device:
     find_place()
     if "PYTORCH_ALLOC_CONF" not in os.environ:  # how much is kept changes what sizes are asked for: avoid fragments
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    # By default streams share 8 queues, where what waits for a message holds up what another stream would compute.
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
     accelerator = get_accelerator()
     # Its shared-memory kernel for CPU ranks takes minutes to compile and hangs behind the lock of a killed build.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

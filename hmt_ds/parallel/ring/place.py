@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.pipe.topology import PipeDataParallelTopology, PipelineParallelGrid
 from torch import Tensor
 
@@ -37,6 +38,16 @@ class Channel:
         self.sent: deque[tuple[Any, Tensor]] = deque()
         self.wanted: deque[Shape] = deque()
         self.posted: deque[tuple[Any, Tensor]] = deque()
+        self.connect()
+
+    def connect(self) -> None:
+        """Let a first message go: NCCL's holds the hosts up until both ends are there. All connect in one order, while
+        in a ring each stage would begin with waiting for the one before it."""
+        first = torch.zeros(1, device=get_accelerator().current_device_name())
+        if rank() == self.sender:
+            dist.send(first, self.receiver, group=self.group)
+        elif rank() == self.receiver:
+            dist.recv(first, self.sender, group=self.group)
 
     def send(self, tensor: Tensor) -> None:
         """Let a message go; it must not be written into any more."""
