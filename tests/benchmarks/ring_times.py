@@ -131,10 +131,9 @@ def seconds_of_hop(executor: RingExecutor) -> float:
     there, back = {0: ("back_in", "out"), 1: ("in", "back_out")}.get(place.stage, ("", ""))
     for _ in range(HOPS if there else 0):
         start = time.perf_counter()
-        place.channels[there].expect([Shape(size, executor.dtype)], executor.device)
         if place.opens:
             place.channels[back].send(message)
-        place.channels[there].receive()
+        place.channels[there].receive(Shape(size, executor.dtype))
         if not place.opens:
             place.channels[back].send(message)
         times.append((time.perf_counter() - start) / 2)

@@ -69,23 +69,12 @@ class RingPass:
 
     def run(self, order: list[Item]) -> None:
         """All items, one after the other."""
-        self.expect(order)
         for item in order:
             with self.phase("backward" if item.backward else FORWARD_PHASES[item.kind]):
                 (self.backward if item.backward else self.forward)(item)
         with self.phase("wait"):
             for channel in self.place.channels.values():
                 channel.flush()
-
-    def expect(self, order: list[Item]) -> None:
-        """Announce what the neighbours will send, in order."""
-        shapes: dict[str, list[Shape]] = {"in": [], "back_in": []}
-        for item in order:
-            channel = "back_in" if item.backward else "in"
-            if self.receives(item):
-                shapes[channel].append(self.shape(item))
-        for channel, wanted in shapes.items():
-            self.place.channels[channel].expect(wanted, self.device)
 
     def receives(self, item: Item) -> bool:
         """Whether a message belongs to an item: of the stage before or behind, or of the other end of the ring."""
@@ -95,10 +84,10 @@ class RingPass:
             return not self.place.closes
         return not self.place.opens or (item.kind == Kind.MAIN and self.mode != "backbone")
 
-    def receive(self, channel: str) -> Tensor:
-        """The next message of a neighbour."""
+    def receive(self, item: Item) -> Tensor:
+        """The message that belongs to an item."""
         with self.phase("wait"):
-            return self.place.channels[channel].receive()
+            return self.place.channels["back_in" if item.backward else "in"].receive(self.shape(item))
 
     def shape(self, item: Item) -> Shape:
         """Of the message that an item receives."""
@@ -123,7 +112,7 @@ class RingPass:
             self.recall(item)
             return
         part = self.part(item)
-        given = self.receive("in") if self.receives(item) else None
+        given = self.receive(item) if self.receives(item) else None
         if self.draws:
             self.random[item] = RandomState(self.device)
         if self.inputs.wanted:
@@ -187,7 +176,7 @@ class RingPass:
         if self.place.closes:
             self.loss(item, part, hidden).backward()
         else:
-            hidden.backward(self.receive("back_in"))
+            hidden.backward(self.receive(item))
         if given is not None:
             assert given.grad is not None
             self.place.channels["back_out"].send(given.grad)
@@ -213,7 +202,7 @@ class RingPass:
         memories.requires_grad_()
         query = self.queries.pop(key).requires_grad_() if self.mode == "hmt" else None
         recalled, _ = self.model.recalled(query, memories, valid, self.mode)
-        recalled.backward(self.receive("back_in"))
+        recalled.backward(self.receive(item))
         borders.push(item.segment, memories.grad, 1.0)
         if query is not None:
             assert query.grad is not None

@@ -3,7 +3,6 @@
 import contextlib
 import io
 from collections import deque
-from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -14,8 +13,6 @@ from deepspeed.runtime.pipe.topology import PipeDataParallelTopology, PipelinePa
 from torch import Tensor
 
 from hmt_ds.parallel.distributed import LostRank, rank, world_size
-
-POSTED = 2  # messages that are waited for ahead of their use, on each channel
 
 
 class Shape(NamedTuple):
@@ -28,7 +25,9 @@ class Shape(NamedTuple):
 class Channel:
     """Messages from one stage to another, first in, first out, on a communicator of their own.
 
-    Sending does not wait. Receiving is begun ahead of its use, so that messages travel while a stage computes.
+    Neither sending nor receiving waits. On a GPU a stream of the channel's own receives, so that a message travels as
+    soon as the host has come to it, while the device still computes what stands before it. It is not asked for earlier:
+    NCCL's kernels spin until the message comes, and the host that loads a kernel, or frees memory, waits for them.
     """
 
     def __init__(self, sender: int, receiver: int, timeout: timedelta):
@@ -36,18 +35,17 @@ class Channel:
         self.group = dist.new_group([sender, receiver], timeout=timeout, group_desc=name)
         self.sender, self.receiver, self.timeout = sender, receiver, timeout
         self.sent: deque[tuple[Any, Tensor]] = deque()
-        self.wanted: deque[Shape] = deque()
-        self.posted: deque[tuple[Any, Tensor]] = deque()
+        self.device = torch.device(get_accelerator().current_device_name())
+        self.stream = torch.Stream(self.device) if self.device.type != "cpu" else None
         self.connect()
 
     def connect(self) -> None:
         """Let a first message go: NCCL's holds the hosts up until both ends are there. All connect in one order, while
         in a ring each stage would begin with waiting for the one before it."""
-        first = torch.zeros(1, device=get_accelerator().current_device_name())
         if rank() == self.sender:
-            dist.send(first, self.receiver, group=self.group)
+            self.send(torch.zeros(1, device=self.device))
         elif rank() == self.receiver:
-            dist.recv(first, self.sender, group=self.group)
+            self.receive(Shape((1,), torch.float32))
 
     def send(self, tensor: Tensor) -> None:
         """Let a message go; it must not be written into any more."""
@@ -56,24 +54,14 @@ class Channel:
         tensor = tensor.detach().contiguous()
         self.sent.append((dist.isend(tensor, self.receiver, group=self.group), tensor))
 
-    def expect(self, shapes: Sequence[Shape], device: torch.device) -> None:
-        """Say which messages come next, in order."""
-        self.wanted.extend(shapes)
-        self.device = device
-        self.post()
-
-    def post(self) -> None:
-        """Begin to receive the next ones."""
-        while self.wanted and len(self.posted) < POSTED:
-            shape = self.wanted.popleft()
-            buffer = torch.empty(shape.size, dtype=shape.dtype, device=self.device)
-            self.posted.append((dist.irecv(buffer, self.sender, group=self.group), buffer))
-
-    def receive(self) -> Tensor:
+    def receive(self, shape: Shape) -> Tensor:
         """The next message."""
-        work, buffer = self.posted.popleft()
+        with self.stream or contextlib.nullcontext():
+            buffer = torch.empty(shape.size, dtype=shape.dtype, device=self.device)
+            work = dist.irecv(buffer, self.sender, group=self.group)
         self.finish(work, buffer, "send")
-        self.post()
+        if self.stream is not None:
+            buffer.record_stream(torch.accelerator.current_stream())
         return buffer
 
     def flush(self) -> None:
