@@ -24,7 +24,7 @@ class Room:
     def __init__(self, compute: ComputeSettings, settings: MemorySettings, depth: int, device: torch.device):
         self.compute, self.settings, self.depth, self.device = compute, settings, depth, device
         self.segment = self.summary = 0  # bytes of the largest graph of each
-        self.step, self.peak = 1, 0
+        self.step, self.peak, self.peak_behind = 1, 0, 0
         # at first, batches of summaries that are no larger than a segment
         share = (settings.summary_length + 2 * settings.memory_tokens) / settings.positions
         self.plan = self.bounded(1, max(n for n in self.divisors if n == 1 or n * share <= 1), 0)
@@ -67,13 +67,17 @@ class Room:
         return watched
 
     def windows_read(self) -> None:
-        """All backward passes of a step are done: note their peak, for that of the optimizer does not add to it."""
+        """All backward passes of a step are done: their peak, and that of the reduction and the optimizer behind them,
+        are measured apart."""
         if self.measures:
-            self.peak = torch.get_device_module(self.device).max_memory_allocated()
+            cuda = torch.get_device_module(self.device)
+            self.peak = cuda.max_memory_allocated()
+            cuda.reset_peak_memory_stats()
 
     def step_done(self) -> None:
         """Plan the next steps by the measured one, on the rank that has least room."""
         if self.measures:
+            self.peak_behind = torch.get_device_module(self.device).max_memory_allocated()
             self.plan = self.bounded(*map(int, smallest(self.what_fits(), self.device)))
         self.step += 1
 
@@ -81,21 +85,30 @@ class Room:
         """Segments that keep their activations, summaries in a batch, and batches that keep theirs."""
         cuda = torch.get_device_module(self.device)
         free, total = cuda.mem_get_info()
-        room = MARGIN * total - (total - free - cuda.memory_reserved()) - self.peak
+        graphs, peak = self.compute.cuda_graphs == "always", self.peak
+        if graphs:  # what they have taken nobody else can use, and one segment is in the peak of all
+            peak = max(peak, self.peak_behind + self.segment)
+        room = MARGIN * total - (total - free - cuda.memory_reserved()) - peak
         single = self.summary / self.plan.summary_segments
-        if self.compute.cuda_graphs == "always":
-            # each capture has a rehearsal, and what graphs have taken nobody else can use
-            room -= 2 * self.segment
-            batch = max(n for n in self.divisors if n * single <= max(room / 4, single))
+        if graphs:
+            room -= 2 * self.segment  # each capture has a rehearsal
+            batch = self.batch_in(room / 4)
             room -= batch * single
             segments = self.segments_in(room)
         else:
             segments = self.segments_in(room)
             # a batch goes backward when the graphs of its segments are gone
-            batch = max(n for n in self.divisors if n * single <= max(segments * self.segment, single))
+            batch = self.batch_in(segments * self.segment)
         left = room - (segments - 1) * self.segment
         batches = max(0, int(left // max(batch * single, 1))) if segments == self.depth else 0
         return [segments, batch, batches]
+
+    def batch_in(self, room: float) -> int:
+        """How many summaries are read at once where so many bytes may be taken, if the recipe does not say it."""
+        if isinstance(self.compute.summary_batch, int):
+            return self.plan.summary_segments
+        single = self.summary / self.plan.summary_segments
+        return max(n for n in self.divisors if n * single <= max(room, single))
 
     def segments_in(self, room: float) -> int:
         """How many segments keep their activations in so many bytes; one has its place already."""

@@ -22,10 +22,14 @@ GPU = torch.device("cuda")
 
 
 class FakeGpu(SimpleNamespace):
-    """The numbers that torch.cuda would tell; whatever is read stays allocated until the step is over."""
+    """The numbers that torch.cuda would tell; whatever is read stays allocated until the step is over.
 
-    def __init__(self, before: int = 10_000, others: int = 0, total: int = TOTAL):
-        super().__init__(before=before, allocated=before, peak=10**9, others=others, total=total)
+    Args:
+        behind: what the reduction and the optimizer take, when nothing that was read stands any more.
+    """
+
+    def __init__(self, before: int = 10_000, others: int = 0, total: int = TOTAL, behind: int = 0):
+        super().__init__(before=before, allocated=before, peak=10**9, others=others, total=total, behind=behind)
 
     def memory_allocated(self) -> int:
         return self.allocated
@@ -74,7 +78,7 @@ def measured(monkeypatch, gpu: FakeGpu | None = None, others: list[float] | None
             gpu.allocated = gpu.before
             read(part, share)
         found.windows_read()
-        gpu.peak *= 10  # the optimizer's
+        gpu.peak = max(gpu.peak, gpu.before + gpu.behind)
         found.step_done()
     return found
 
@@ -126,8 +130,8 @@ def test_the_first_batches_are_no_larger_than_a_segment():
 
 
 def test_one_step_is_measured_by_its_largest_graphs(monkeypatch):
-    """Without a graph nothing is kept, and the optimizer's peak does not count."""
-    gpu = FakeGpu()
+    """Without a graph nothing is kept, and the optimizer's peak does not count as theirs."""
+    gpu = FakeGpu(behind=TOTAL)
     found = measured(monkeypatch, gpu)
     assert (found.segment, found.summary, found.peak) == (SEGMENT, FIRST * SUMMARY, gpu.before + SEGMENT)
     assert found.watch(gpu.read) == gpu.read, "it measures on, after it has planned"
@@ -169,6 +173,15 @@ def test_graphs_take_room(monkeypatch):
     """What is captured keeps its memory: less is left for segments."""
     kept = [measured(monkeypatch, FakeGpu(total=18_000), cuda_graphs=way).plan for way in ("never", "always")]
     assert kept[1].kept_segments < kept[0].kept_segments
+
+
+def test_what_comes_behind_the_windows(monkeypatch):
+    """The reduction and the optimizer find the memory of what was read free, but not that of CUDA graphs."""
+    still = SUMMARY // 2  # what the last reading of the fake step leaves standing
+    for way, fewer in (("never", 0), ("always", 3)):
+        gpus = [FakeGpu(total=18_000, behind=still + segments * SEGMENT) for segments in (0, 3)]
+        small, large = [measured(monkeypatch, gpu, cuda_graphs=way, summary_batch=1).plan.kept_segments for gpu in gpus]
+        assert 1 < large == small - fewer < DEPTH
 
 
 def test_all_ranks_keep_what_fits_on_the_fullest(monkeypatch):
