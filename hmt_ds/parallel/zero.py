@@ -1,8 +1,9 @@
 """The executor on DeepSpeed's ZeRO engines, stages 0 to 3."""
 
+import io
 import math
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -96,14 +97,15 @@ class ZeroExecutor:
         self.gradients = PerStep(model, in_autocast, graphs) if once else PerSegment(model)
         if self.compute.kernels == "compile":
             compile_layers(cast(CausalLM, self.gradients.model.backbone))
-        self.engine, *_ = deepspeed.initialize(
-            model=model,
-            model_parameters=parameter_groups(model, memory_lr),
-            lr_scheduler=scheduler,
-            mpu=grid,
-            # DeepSpeed counts backward passes; for many, any number above 1 will do
-            config=ds_config | {"gradient_accumulation_steps": 1 if once else 2},
-        )
+        with redirect_stdout(io.StringIO()):  # DeepSpeed prints how much memory it takes
+            self.engine, *_ = deepspeed.initialize(
+                model=model,
+                model_parameters=parameter_groups(model, memory_lr),
+                lr_scheduler=scheduler,
+                mpu=grid,
+                # DeepSpeed counts backward passes; for many, any number above 1 will do
+                config=ds_config | {"gradient_accumulation_steps": 1 if once else 2},
+            )
         if not self.engine.zero_optimization():
             # at the other stages the optimizer is DeepSpeed's, and leaves steps out by itself; by this attribute the
             # engine knows that one was: it counts it, and keeps the schedule where it is

@@ -52,6 +52,13 @@ def test_killed_and_resumed_it_is_the_same_run(folder):
     assert losses(broken) == losses(whole) and len(losses(whole)) == STEPS
 
 
+def test_in_bf16_nothing_but_ours_is_printed(folder):
+    """DeepSpeed's optimizer for it prints how much memory it takes, eight times."""
+    code, printed = train(write_recipe(folder, 1), folder / "bf16", *RING, "--model.precision", "bf16")
+    assert code == 0 and "MA " not in printed, printed
+    assert len(losses(folder / "bf16")) == STEPS
+
+
 def close(one: list[tuple[int, Any, Any]], other: list[tuple[int, Any, Any]]) -> bool:
     """The same within rounding."""
     pairs = zip(one, other, strict=True)

@@ -19,7 +19,7 @@ from hmt_ds.planning import clock as clock_module
 from hmt_ds.planning.clock import Clock
 from hmt_ds.planning.flops import rates, repeated_positions
 from hmt_ds.planning.footprint import bytes_within
-from hmt_ds.planning.measure import TimedStep, random_windows, speeds
+from hmt_ds.planning.measure import Bench, TimedStep, random_windows, speeds
 from hmt_ds.planning.options import parse_words
 from hmt_ds.prepare import prepare
 
@@ -152,6 +152,15 @@ def test_windows_belong_to_the_pipeline(folder):
         return next(steps_of(recipe, None, options, executor))[0].input_ids
 
     assert torch.equal(ids(1), ids(1)) and not torch.equal(ids(0), ids(1))
+
+
+@pytest.mark.parametrize(
+    ("kept", "at_once", "segments"), [(1, 1, 16), (15, 4, 16), (16, 8, 24), (30, 16, 32), (31, 16, 32), (32, 16, 48)]
+)
+def test_a_short_step_has_all_that_a_whole_one_has(kept, at_once, segments):
+    """One segment that is not kept, or timed steps would be the first to meet it; and whole batches of summaries."""
+    executor = types.SimpleNamespace(stages=1, room=types.SimpleNamespace(plan=Plan(kept, at_once, 0)))
+    assert Bench(executor, iter(())).short == segments
 
 
 def test_a_ring_reads_every_position_twice():
