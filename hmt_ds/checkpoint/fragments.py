@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hmt_ds.parallel.partial_offload import part_for
+
 WEIGHT = "weight"
 REPLICATED = "ds_pipe_replicated"  # DeepSpeed's mark on a weight that another stage has too
 
@@ -139,7 +141,7 @@ def ensure_states(engine: Any) -> None:
         optimizer.param_groups[number]["params"] = [flat]
         gradient, value = flat.grad, flat.detach().clone()
         flat.grad = torch.zeros_like(flat)
-        optimizer.step()
+        (optimizer if engine.zero_optimization_stage() == 0 else part_for(engine.optimizer, flat)).step()
         flat.data.copy_(value)
         flat.grad = gradient
         if "step" in (state := optimizer.state[flat]):

@@ -73,6 +73,24 @@ def offloads(config: dict[str, Any]) -> bool:
     return config.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none") != "none"
 
 
+def share_on_gpu(config: dict[str, Any]) -> float:
+    """Of the optimizer's states. At stage 3 DeepSpeed can offload a part of them."""
+    if not offloads(config):
+        return 1.0
+    zero = config["zero_optimization"]
+    return 1.0 - zero["offload_optimizer"].get("ratio", 1.0) if zero.get("stage") == 3 else 0.0
+
+
+def with_bucket(config: dict[str, Any], trained: int) -> dict[str, Any]:
+    """The configuration with buckets for gradients that are no larger than all gradients are.
+
+    DeepSpeed makes two of each type, of 5e8 numbers if its file says nothing else: for LoRA that is memory for nothing.
+    """
+    zero = dict(config.get("zero_optimization", {}))
+    zero.setdefault("reduce_bucket_size", min(trained, DeepSpeedZeroConfig().reduce_bucket_size))
+    return config | {"zero_optimization": zero}
+
+
 def decided_values(config: dict[str, Any], settings: EngineSettings) -> dict[tuple[str, ...], Any]:
     """DeepSpeed's keys that the recipe decides, with their values."""
     autocast = computes_in_autocast(config, settings.precision)
@@ -119,7 +137,7 @@ def fill_ds_config(config: dict[str, Any], settings: EngineSettings) -> dict[str
             name = ".".join(path)
             problems.append(f"{name} is {given!r} in the DeepSpeed file and {value!r} by the recipe: write auto")
         section[path[-1]] = value
-    problems += slips(config) + unwatched(config)
+    problems += slips(config) + unwatched(config) + unparted(config, settings.optimizer)
     problems += [f"{key} is auto, but the recipe does not decide it: give a value" for key in remaining_autos(filled)]
     if problems:
         raise DeepSpeedConfigError("\n".join(problems))
@@ -155,6 +173,19 @@ def unwatched(config: dict[str, Any]) -> list[str]:
         for section, key in needed
         if config.get(section, {}).get(key) is False
     ]
+
+
+def unparted(config: dict[str, Any], optimizer: str) -> list[str]:
+    """An optimizer of which DeepSpeed cannot offload a part."""
+    ratio = config.get("zero_optimization", {}).get("offload_optimizer", {}).get("ratio", 1.0)
+    key = f"zero_optimization.offload_optimizer.ratio is {ratio}"
+    if ratio == 1.0 or not offloads(config):
+        return []
+    if stage_of(config) != 3:
+        return [f"{key}, but DeepSpeed offloads a part at stage 3 alone: leave it out"]
+    return (
+        [] if optimizer in ("Adam", "AdamW") else [f"{key}, but DeepSpeed can part only Adam and AdamW: leave it out"]
+    )
 
 
 def section_or_auto(config: dict[str, Any], key: str) -> bool:

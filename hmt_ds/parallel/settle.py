@@ -12,7 +12,7 @@ from hmt_ds.backbones import CausalLM
 from hmt_ds.backbones.compute import checkpoint_layers, layers_of, liger_knows, use_liger
 from hmt_ds.memory import HMT
 from hmt_ds.parallel.distributed import smallest, world_size
-from hmt_ds.parallel.ds_config import offloads, stage_of
+from hmt_ds.parallel.ds_config import offloads, share_on_gpu, stage_of
 from hmt_ds.parallel.leaves import can_run_together, group_layers
 
 # positions x parameters of a layer, below which its kernels are done before the next are launched (a tenth of a
@@ -90,7 +90,7 @@ def whole_gradient_fits(model: HMT, ds_config: dict[str, Any], device: torch.dev
     whole = sum(number * size for number, size, _ in sizes) + 4 * trained
     shards = world_size() if stage else 1
     # DeepSpeed's weights, gradients and two moments in float32
-    states = 0 if offloads(ds_config) else 16 * trained / shards
+    states = 16 * trained / shards * share_on_gpu(ds_config)
     weights_of_stage_3 = sum(number * size for number, size, _ in sizes) / shards if stage == 3 else 0
     return whole + states + weights_of_stage_3 < 0.75 * capacity(device)
 

@@ -16,10 +16,11 @@ from hmt_ds.memory import HMT, MemoryState, SegmentOutput, Window, backward_thro
 from hmt_ds.memory.unroll import Phase
 from hmt_ds.parallel.build import parameter_groups
 from hmt_ds.parallel.distributed import add_up, rank, world_size
-from hmt_ds.parallel.ds_config import computes_in_autocast, stage_of
+from hmt_ds.parallel.ds_config import computes_in_autocast, stage_of, with_bucket
+from hmt_ds.parallel.partial_offload import join_parts
 from hmt_ds.parallel.reduction import PerSegment, PerStep
 from hmt_ds.parallel.room import Room
-from hmt_ds.parallel.settle import BY_DEFAULT, ComputeSettings, arrange, resolve
+from hmt_ds.parallel.settle import BY_DEFAULT, ComputeSettings, arrange, number_of, resolve
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ class ZeroExecutor:
         self.room = Room(self.compute, self.settings, depth, device)
         arrange(model, self.compute, stage_of(ds_config))
         once = self.compute.reduction == "step"
+        trained = sum(number_of(weight) for weight in model.parameters() if weight.requires_grad)
         # made before DeepSpeed puts hooks into the model
         in_autocast = torch.autocast(device.type, low, enabled=autocast, cache_enabled=False)
         graphs = self.compute.cuda_graphs == "always"
@@ -104,13 +106,14 @@ class ZeroExecutor:
                 lr_scheduler=scheduler,
                 mpu=grid,
                 # DeepSpeed counts backward passes; for many, any number above 1 will do
-                config=ds_config | {"gradient_accumulation_steps": 1 if once else 2},
+                config=with_bucket(ds_config, trained) | {"gradient_accumulation_steps": 1 if once else 2},
             )
         if not self.engine.zero_optimization():
             # at the other stages the optimizer is DeepSpeed's, and leaves steps out by itself; by this attribute the
             # engine knows that one was: it counts it, and keeps the schedule where it is
             self.engine.optimizer.overflow = False
             self.engine.optimizer.register_step_pre_hook(pass_over)
+        join_parts(self.engine.optimizer)
         self.gradients.attach(self.engine)
         self.state: MemoryState | None = None
         self.phase: Phase = nullcontext

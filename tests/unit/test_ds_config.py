@@ -19,6 +19,7 @@ from hmt_ds.parallel.ds_config import (
     read_ds_config,
     remaining_autos,
     stage_of,
+    with_bucket,
 )
 
 FILES = sorted((Path(__file__).resolve().parents[2] / "ds_configs").glob("*.json"))
@@ -50,6 +51,43 @@ def test_deepspeed_accepts_it(config):
     assert read.gradient_accumulation_steps == 12 and read.gradient_clipping == 1.0
     assert read.bfloat16_config.enabled == (not computes_in_autocast(config, "bf16"))
     assert (read.zero_config.offload_optimizer is not None) == offloads(config)
+
+
+@pytest.mark.parametrize(
+    ("given", "trained", "size"), [(None, 100, 100), (None, 7 * 10**9, 5 * 10**8), (10**9, 100, 10**9)]
+)
+def test_buckets_are_no_larger_than_what_goes_into_them(given, trained, size):
+    """Unless the file says so; DeepSpeed's own size is the most."""
+    config = {"zero_optimization": {"stage": 2} | ({} if given is None else {"reduce_bucket_size": given})}
+    assert (
+        DeepSpeedConfig(with_bucket(fill_ds_config(config, SETTINGS), trained)).zero_config.reduce_bucket_size == size
+    )
+    assert with_bucket({}, trained)["zero_optimization"]["reduce_bucket_size"] <= 5 * 10**8, "stage 0 has no section"
+
+
+@pytest.mark.parametrize(
+    ("stage", "optimizer", "ratio", "said"),
+    [
+        (3, "AdamW", 0.7, None),
+        (3, "SGD", 1.0, None),
+        (3, "SGD", 0.7, "offload_optimizer.ratio is 0.7, but DeepSpeed can part only Adam and AdamW: leave it out"),
+        (
+            2,
+            "AdamW",
+            0.7,
+            "offload_optimizer.ratio is 0.7, but DeepSpeed offloads a part at stage 3 alone: leave it out",
+        ),
+    ],
+)
+def test_a_part_of_the_optimizer(stage, optimizer, ratio, said):
+    """DeepSpeed ends in an assertion, or passes over the key."""
+    config = {"zero_optimization": {"stage": stage, "offload_optimizer": {"device": "cpu", "ratio": ratio}}}
+    settings = replace(SETTINGS, optimizer=optimizer, optimizer_params={"lr": 1e-3})
+    if said is None:
+        fill_ds_config(config, settings)
+    else:
+        with pytest.raises(DeepSpeedConfigError, match=said):
+            fill_ds_config(config, settings)
 
 
 def test_holds_deepspeed_keys_only(config):

@@ -19,9 +19,9 @@ FOUR = LLAMA | {"num_hidden_layers": 4}
 GIB = 2**30
 
 
-def at(stage: int, offload: bool = False, rows: int = 2) -> dict[str, Any]:
+def at(stage: int, offload: bool = False, rows: int = 2, **offloaded: Any) -> dict[str, Any]:
     """As much of DeepSpeed's configuration as is asked."""
-    zero: dict[str, Any] = {"stage": stage} | ({"offload_optimizer": {"device": "cpu"}} if offload else {})
+    zero: dict[str, Any] = {"stage": stage} | ({"offload_optimizer": {"device": "cpu"} | offloaded} if offload else {})
     return {"train_micro_batch_size_per_gpu": rows, "zero_optimization": zero}
 
 
@@ -70,6 +70,16 @@ def test_reduction_by_memory(memory, liger, stage, offload):
     for size, expected in ((needed / 0.75 * 1.01, "step"), (needed / 0.75 * 0.99, "segment")):
         memory(size)
         assert resolve(AUTO, model, config, GPU).reduction == expected
+
+
+@pytest.mark.parametrize(("stage", "share"), [(3, 0.3), (2, 0.0)])
+def test_a_part_of_the_states_is_offloaded(memory, liger, stage, share):
+    """Which DeepSpeed does at stage 3 alone."""
+    model, config = make_model(FOUR), at(stage, True, ratio=0.7)
+    needed = sum(p.numel() for p in model.parameters()) * (8 + 4 + 16 * share + (8 if stage == 3 else 0))
+    for size, expected in ((needed / 0.75 * 1.01, True), (needed / 0.75 * 0.99, False)):
+        memory(size)
+        assert whole_gradient_fits(model, config, GPU) == expected
 
 
 def test_sums_are_of_what_is_trained(memory):
