@@ -1,45 +1,31 @@
 """``hmt-ds convert SOURCE TARGET``: checkpoints of ours and of others into Hugging Face folders."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field, ValidationError
 from transformers import GenerationConfig
 
 from hmt_ds.backbones import BackboneError, LoraSettings, read_config, read_converted
 from hmt_ds.checkpoint import CheckpointError, newest_intact
 from hmt_ds.checkpoint.files import damage
-from hmt_ds.config import ConfigError, apply_overrides, describe, load_recipe
+from hmt_ds.config import ConfigError, load_recipe
 from hmt_ds.conversion import ConversionError, Export, write_folder
 from hmt_ds.conversion.adapters import ADAPTER, Adapters, merge_found
 from hmt_ds.conversion.card import card
 from hmt_ds.conversion.folder import BACKBONE, What, peft_config
-from hmt_ds.conversion.formats import kind_of, mode_of, read_foreign
+from hmt_ds.conversion.formats import kind_of, read_foreign
 from hmt_ds.conversion.skeleton import fit, skeleton, with_frozen
 from hmt_ds.conversion.weights import Weights, of_checkpoint, of_folder
+from hmt_ds.convert_foreign import foreign_settings, settings_of
 from hmt_ds.data import DataError, load_tokenizer
 from hmt_ds.memory import MemorySettings
 from hmt_ds.memory.settings import Mode
-from hmt_ds.recipe import Memory, Recipe, Section
+from hmt_ds.recipe import Recipe
 
 MISTAKES = (ConversionError, BackboneError, CheckpointError, ConfigError, DataError)
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-
-
-class ForeignLora(Section):
-    """HMT-pytorch's files do not say how adapters are scaled; all of its scripts have this alpha."""
-
-    alpha: float = Field(32, gt=0)
-
-
-class Foreign(Section):
-    """What the command line says of a checkpoint without a recipe."""
-
-    memory: Memory
-    lora: ForeignLora = ForeignLora()
 
 
 @dataclass(frozen=True)
@@ -259,43 +245,6 @@ def of_foreign(source: Path, options: Options, notes: list[str]) -> Export:
         generation=generation_of(options.backbone, config),
         card=card(options.what, source.name, settings),
     )
-
-
-def foreign_settings(weights: Weights, config: Any, overrides: tuple[str, ...]) -> tuple[MemorySettings, float]:
-    """What the weights' shapes say, and the command line the rest; and the adapters' alpha.
-
-    Raises:
-        ConfigError: if something is missing or wrong.
-    """
-    memory: dict[str, Any] = {"mode": mode_of(weights)}
-    width = width_of(config)
-    for key, name in (("memory_tokens", "initial_prompt.embeddings"), ("recall_dim", "recall.query")):
-        if shape := weights.shapes.get(f"{name}.weight"):
-            memory[key] = math.prod(shape) // width  # shapes may be flat
-    sections = {"memory": memory}
-    problems = apply_overrides(sections, list(overrides))
-    problems += [
-        f"--{key}: a checkpoint without a recipe takes --memory keys and --lora.alpha alone"
-        for key in sections.keys() - Foreign.model_fields
-    ]
-    try:
-        said = Foreign.model_validate({key: sections[key] for key in sections.keys() & Foreign.model_fields})
-    except ValidationError as error:
-        problems += [f"--{describe(problem)}" for problem in error.errors()]
-    if problems:
-        raise ConfigError(problems)
-    return settings_of(said.memory, config), said.lora.alpha
-
-
-def settings_of(memory: Memory, config: Any) -> MemorySettings:
-    """The recipe's sizes; the recall is as wide as the embeddings unless it says otherwise."""
-    values = memory.model_dump()
-    return MemorySettings(**values | {"recall_dim": values["recall_dim"] or width_of(config)})
-
-
-def width_of(config: Any) -> int:
-    """Of the embeddings."""
-    return skeleton(config, MemorySettings("backbone", 1, 1)).backbone.dim
 
 
 def find_tokenizer(name: str | None, notes: list[str], what: What) -> Any:

@@ -33,6 +33,7 @@ MODULES = [
     "evaluate",
     "bench",
     "convert_options",
+    "convert_foreign",
     "convert",
     "plan",
     "local",
