@@ -11,6 +11,7 @@ from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from pydantic import ValidationError
 
 AUTO = "auto"
+ONCE = 2 * 10**8  # numbers in a bucket: enough for a network's full speed
 
 
 class DeepSpeedConfigError(ValueError):
@@ -81,13 +82,17 @@ def share_on_gpu(config: dict[str, Any]) -> float:
     return 1.0 - zero["offload_optimizer"].get("ratio", 1.0) if zero.get("stage") == 3 else 0.0
 
 
-def with_bucket(config: dict[str, Any], trained: int) -> dict[str, Any]:
-    """The configuration with buckets for gradients that are no larger than all gradients are.
+def with_bucket(config: dict[str, Any], trained: int, *, once: bool) -> dict[str, Any]:
+    """The configuration with buckets for gradients that are as small as they may be, unless the file says their size.
 
-    DeepSpeed makes two of each type, of 5e8 numbers if its file says nothing else: for LoRA that is memory for nothing.
+    DeepSpeed makes two of each type and sums in a third, of 5e8 numbers: for LoRA that is memory for nothing.
+
+    Args:
+        trained: how many numbers all gradients have.
+        once: whether they are reduced once a step; then it does not matter how often something is launched for it.
     """
     zero = dict(config.get("zero_optimization", {}))
-    zero.setdefault("reduce_bucket_size", min(trained, DeepSpeedZeroConfig().reduce_bucket_size))
+    zero.setdefault("reduce_bucket_size", min(trained, ONCE if once else DeepSpeedZeroConfig().reduce_bucket_size))
     return config | {"zero_optimization": zero}
 
 

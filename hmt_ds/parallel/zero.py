@@ -106,7 +106,7 @@ class ZeroExecutor:
                 lr_scheduler=scheduler,
                 mpu=grid,
                 # DeepSpeed counts backward passes; for many, any number above 1 will do
-                config=with_bucket(ds_config, trained) | {"gradient_accumulation_steps": 1 if once else 2},
+                config=with_bucket(ds_config, trained, once=once) | {"gradient_accumulation_steps": 1 if once else 2},
             )
         if not self.engine.zero_optimization():
             # at the other stages the optimizer is DeepSpeed's, and leaves steps out by itself; by this attribute the
