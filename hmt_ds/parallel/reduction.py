@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from hmt_ds.memory import HMT
 from hmt_ds.memory.unroll import Phase
 from hmt_ds.parallel.cuda_graphs import GraphedReader
-from hmt_ds.parallel.ds_config import stage_of
+from hmt_ds.parallel.ds_config import offloads, stage_of
 from hmt_ds.parallel.leaves import LayerRuns
 from hmt_ds.parallel.room import CAPTURED
 
@@ -121,11 +121,27 @@ class PerStep:
                     alias.data = weight.data
                 self.replays = None  # what was captured reads where the weights were
             self.make_sums()
-            yield
+            with self.without_shards():
+                yield
             with phase("reduce"):
                 self.deliver()
             for alias in self.aliases if self.sharded else ():
                 alias.data = alias.data.new_empty(0)
+
+    @contextmanager
+    def without_shards(self) -> Iterator[None]:
+        """At stage 3 DeepSpeed holds a float32 shard of the gradients, which nobody reads before the sums are
+        delivered: for so long its memory is lent to activations."""
+        shards = getattr(self.engine.optimizer, "grad_partitions_flat_buffer", None)
+        if shards is None or offloads(self.engine.config):  # (there it is page-locked memory of the host)
+            yield
+            return
+        storage = shards.untyped_storage()
+        size = storage.nbytes()
+        storage.resize_(0)
+        yield
+        storage.resize_(size)
+        shards.zero_()
 
     def make_sums(self) -> None:
         """Zeros, in the first step, before any activation: what stays must not stand between what comes and goes."""

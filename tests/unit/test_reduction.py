@@ -1,0 +1,26 @@
+"""What DeepSpeed's shard of the gradients is while windows are read. Gradients themselves: tests/distributed."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from hmt_ds.parallel.reduction import PerStep
+
+
+@pytest.mark.parametrize("device", ["none", "cpu"])
+def test_the_shard_takes_no_memory_while_windows_are_read(device):
+    """And is zero behind them, for DeepSpeed looks for NaN in its padding too. On the host it stays."""
+    shards = torch.full((7,), torch.nan)
+    part = shards.narrow(0, 2, 3)
+    config = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": device}}}
+    engine = SimpleNamespace(optimizer=SimpleNamespace(grad_partitions_flat_buffer=shards), config=config)
+    with PerStep.without_shards(SimpleNamespace(engine=engine)):
+        assert shards.untyped_storage().nbytes() == (0 if device == "none" else 28)
+    if device == "none":
+        assert shards.tolist() == [0] * 7 and part.tolist() == [0] * 3
+
+
+def test_other_stages_have_none():
+    with PerStep.without_shards(SimpleNamespace(engine=SimpleNamespace(optimizer=object(), config={}))):
+        pass
