@@ -12,6 +12,7 @@ from rich.console import Console
 from hmt_ds.assemble import build_executor, sizes_of, training_loader
 from hmt_ds.backbones import read_config
 from hmt_ds.config import ConfigError, load_recipe
+from hmt_ds.held_out import as_window
 from hmt_ds.memory import MemorySettings, Window
 from hmt_ds.parallel.distributed import end_process, rank, world_size
 from hmt_ds.parallel.ring.executor import RingExecutor
@@ -26,7 +27,7 @@ from hmt_ds.prepare import Prepared
 from hmt_ds.recipe import Recipe
 from hmt_ds.reporting.bench_tables import bench_tables, reference_tables
 from hmt_ds.train import as_rank, prepare_together
-from hmt_ds.trainer import as_window, resident_bytes
+from hmt_ds.trainer import resident_bytes
 
 
 def main() -> int:

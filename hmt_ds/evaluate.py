@@ -31,7 +31,7 @@ def evaluate(named: str, overrides: list[str], device: torch.device) -> None:
     trainer = Trainer(recipe, prepare_together(recipe, recipe_file, new_run=False), device, signals)
     if checkpoint:
         trainer.position = load_checkpoint(trainer.executor, checkpoint, weights_only=True)
-    trainer.evaluate()
+    trainer.held_out.evaluate(trainer.position.step)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,14 @@
 """The loop: next windows, one step, metrics, checkpoint."""
 
-import json
 import math
-import sys
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 import yaml
-from rich.console import Console
-from tqdm import tqdm
 
 from hmt_ds.assemble import build_executor, identity, sizes_of, training_loader
 from hmt_ds.bad_steps import BadStepCounter, read_left_out, write_left_out
@@ -21,9 +16,8 @@ from hmt_ds.checkpoint import CheckpointError, Keeping, Saver, load_checkpoint, 
 from hmt_ds.checkpoint import Progress as Position
 from hmt_ds.checkpoint.load import check_identity
 from hmt_ds.config import ConfigError
-from hmt_ds.data import Batch, WindowLoader
-from hmt_ds.evaluation.perplexity import PerplexityRow, as_dicts, perplexity_by_segments
-from hmt_ds.memory import Window
+from hmt_ds.data import Batch
+from hmt_ds.held_out import HeldOut, as_window, warning
 from hmt_ds.parallel.distributed import from_rank_0, rank, world_size
 from hmt_ds.parallel.stopping import Stopped, StopSignals
 from hmt_ds.parallel.watchdog import Watchdog
@@ -32,9 +26,8 @@ from hmt_ds.planning.flops import peak_flops, useful_flops_per_token
 from hmt_ds.prepare import Prepared
 from hmt_ds.recipe import Recipe
 from hmt_ds.reporting.metrics import Metrics, read_metrics
-from hmt_ds.reporting.plots import plot_loss, plot_perplexity
+from hmt_ds.reporting.plots import plot_loss
 from hmt_ds.reporting.progress import Progress
-from hmt_ds.reporting.tables import perplexity_table
 from hmt_ds.slow_ranks import RankTimes
 
 
@@ -65,6 +58,7 @@ class Trainer:
             background=keep.background,
             alive=self.alive,
         )
+        self.held_out = HeldOut(recipe, prepared, self.executor, self.before_window)
         self.watchdog: Watchdog | None = None
 
     def train(self) -> None:
@@ -111,7 +105,7 @@ class Trainer:
                 self.save()
             if self.recipe.evaluation.every and step % self.recipe.evaluation.every == 0:
                 try:
-                    self.evaluate()
+                    self.held_out.evaluate(step)
                 except Stopped:
                     self.stop_early()
         return True
@@ -125,23 +119,10 @@ class Trainer:
             windows = list(islice(batches, training.gradient_accumulation))
             yield step, windows, time.perf_counter() - started
 
-    def validation_windows(self) -> Iterable[Window]:
-        """This rank's rows of the held-out documents, once through, or until told to stop."""
-        assert self.prepared.validation is not None
-        for batch in WindowLoader(
-            self.prepared.validation,
-            segments=self.recipe.training.bptt_depth,
-            segment_length=self.recipe.memory.segment_length,
-            seed=0,
-            shuffle=False,
-            epochs=1,
-            rank=self.executor.data_rank,
-            world_size=self.executor.data_ranks,
-            batch_size=self.recipe.evaluation.batch_size or self.recipe.training.batch_size,
-        ):
-            self.signals.raise_if_told(self.executor.device, "stopped in the evaluation; the checkpoint is whole")
-            self.alive(f"step {self.position.step}, in its evaluation")
-            yield as_window(batch)
+    def before_window(self) -> None:
+        """Between two windows of an evaluation."""
+        self.signals.raise_if_told(self.executor.device, "stopped in the evaluation; the checkpoint is whole")
+        self.alive(f"step {self.position.step}, in its evaluation")
 
     def resume(self) -> None:
         """Go on from the newest intact checkpoint, if the recipe says so and there is one."""
@@ -262,42 +243,19 @@ class Trainer:
         assert checkpoint is not None
         return checkpoint
 
-    def evaluate(self) -> list[PerplexityRow] | None:
-        """Held-out perplexity; the table is printed, and kept with the run."""
-        if self.prepared.validation is None:
-            return None
-        rows = perplexity_by_segments(self.executor, self.validation_windows, self.recipe.evaluation.segments_read)
-        if rank() == 0:
-            Console().print(perplexity_table(rows, f"held-out perplexity after step {self.position.step}"))
-            file = self.folder / "evaluation" / f"step_{self.position.step:06d}.json"
-            with self.warning(file):
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_text(json.dumps({"step": self.position.step, "rows": as_dicts(rows)}, indent=1))
-                plot_perplexity(rows, file.with_suffix(".png"))
-                print(f"evaluation  {file} and .png", flush=True)
-        return rows
-
     def finish(self) -> None:
         """The last checkpoint, the evaluation, the picture."""
         self.end_logs()
         checkpoint = self.last_save()
-        self.evaluate()
+        self.held_out.evaluate(self.position.step)
         if rank() == 0:
             if rows := [row for row in read_metrics(self.folder / "metrics.jsonl") if row["loss"] is not None]:
                 first, last = rows[0]["loss"], [row["loss"] for row in rows[-10:]]
                 print(f"loss        {first:.3f} -> {sum(last) / len(last):.3f} (mean of the last {len(last)} steps)")
-                with self.warning(picture := self.folder / "loss.png"):
+                with warning(picture := self.folder / "loss.png"):
                     plot_loss(rows, picture)
                     print(f"picture     {picture}")
             print(f"checkpoint  {checkpoint}", flush=True)
-
-    @contextmanager
-    def warning(self, file: Path) -> Iterator[None]:
-        """Around writing what a run can do without."""
-        try:
-            yield
-        except OSError as error:
-            tqdm.write(f"warning: {file} cannot be written: {error.strerror}", file=sys.stderr)
 
     def stop_early(self) -> NoReturn:
         """Save and leave because somebody said so."""
@@ -318,11 +276,6 @@ def say(text: str) -> None:
     """A line for people, from one rank."""
     if rank() == 0:
         print(text, flush=True)
-
-
-def as_window(batch: Batch) -> Window:
-    """A batch as the memory reads it."""
-    return Window(batch.input_ids, batch.labels, batch.lengths, batch.starts)
 
 
 def resident_bytes() -> int:

@@ -28,6 +28,7 @@ MODULES = [
     "assemble",
     "bad_steps",
     "slow_ranks",
+    "held_out",
     "trainer",
     "train",
     "evaluate",
