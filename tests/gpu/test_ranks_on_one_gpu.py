@@ -3,10 +3,20 @@
 They share one GPU, so that one is enough; NCCL believes that each is on a machine of its own.
 """
 
+import os
+import signal
+import subprocess
+import sys
+import time
+
 import pytest
 import ring_gradients
 import torch
 import zero_gradients
+from ranks import GPU_RANKS, PROJECT, free_port
+from tiny_recipe import make_materials, write_recipe
+
+from hmt_ds.reporting.metrics import read_metrics
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 RING = {
@@ -43,3 +53,28 @@ def test_zero():
         print(row["case"], {key: row[key] for key in ("gradient", "weights", "loss", "norm")})
         assert row["gradient"] < 1e-5 and row["weights"] < 1e-5 and row["norm"] < 1e-5, row
         assert row["moved"] == [] and row["still"] == [] and row["asleep"] == [], row
+
+
+def test_stopped_neighbour(tmp_path):
+    """The device alone waits for a message; the host says in time who did not send it."""
+    make_materials(tmp_path)
+    long, ring = ["--training.steps", "100000"], ["--pipeline.stages", "2", "--pipeline.timeout_minutes", "0.2"]
+    command = [sys.executable, "-m", "hmt_ds.train", str(write_recipe(tmp_path, 1)), *long, *ring]
+    common = os.environ | GPU_RANKS | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    common |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    processes, log = [], tmp_path / "run/metrics.jsonl"
+    for rank in range(2):
+        own = {"RANK": str(rank), "NCCL_HOSTID": f"machine {rank}"}
+        processes.append(
+            subprocess.Popen(command, env=common | own, cwd=PROJECT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        )
+    try:
+        while not (log.exists() and len(read_metrics(log)) > 5):
+            assert all(process.poll() is None for process in processes)
+            time.sleep(0.1)
+        processes[1].send_signal(signal.SIGSTOP)
+        said = processes[0].communicate(timeout=40)[1].decode()
+    finally:
+        for process in processes:
+            process.kill()
+    assert processes[0].returncode == 1 and "error: rank 1 did not send what rank 0 waits for, for 12 s" in said, said

@@ -13,6 +13,9 @@ from deepspeed.runtime.pipe.topology import PipeDataParallelTopology, PipelinePa
 from torch import Tensor
 
 from hmt_ds.parallel.distributed import LostRank, rank, world_size
+from hmt_ds.parallel.ring.lookout import Lookout
+
+NCCL_LATER = timedelta(minutes=5)  # than the lookout, who says it better
 
 
 class Shape(NamedTuple):
@@ -28,15 +31,19 @@ class Channel:
     Neither sending nor receiving waits. On a GPU a stream of the channel's own receives, so that a message travels as
     soon as the host has come to it, while the device still computes what stands before it. It is not asked for earlier:
     NCCL's kernels spin until the message comes, and the host that loads a kernel, or frees memory, waits for them.
+
+    Args:
+        lookout: on a GPU, which looks whether messages come.
     """
 
-    def __init__(self, sender: int, receiver: int, timeout: timedelta):
+    def __init__(self, sender: int, receiver: int, timeout: timedelta, lookout: Lookout | None):
         name = f"hmt_ds {sender} -> {receiver}"
-        self.group = dist.new_group([sender, receiver], timeout=timeout, group_desc=name)
-        self.sender, self.receiver, self.timeout = sender, receiver, timeout
+        limit = timeout + NCCL_LATER if lookout else timeout
+        self.group = dist.new_group([sender, receiver], timeout=limit, group_desc=name)
+        self.sender, self.receiver, self.lookout = sender, receiver, lookout
         self.sent: deque[tuple[Any, Tensor]] = deque()
         self.device = torch.device(get_accelerator().current_device_name())
-        self.stream = torch.Stream(self.device) if self.device.type != "cpu" else None
+        self.stream = torch.Stream(self.device) if lookout else None
         self.connect()
 
     def connect(self) -> None:
@@ -50,7 +57,7 @@ class Channel:
     def send(self, tensor: Tensor) -> None:
         """Let a message go; it must not be written into any more."""
         while self.sent and self.sent[0][0].is_completed():
-            self.finish(*self.sent.popleft(), "take")
+            self.finish(*self.sent.popleft())
         tensor = tensor.detach().contiguous()
         self.sent.append((dist.isend(tensor, self.receiver, group=self.group), tensor))
 
@@ -59,7 +66,7 @@ class Channel:
         with self.stream or contextlib.nullcontext():
             buffer = torch.empty(shape.size, dtype=shape.dtype, device=self.device)
             work = dist.irecv(buffer, self.sender, group=self.group)
-        self.finish(work, buffer, "send")
+        self.finish(work, buffer)
         if self.stream is not None:
             buffer.record_stream(torch.accelerator.current_stream())
         return buffer
@@ -67,20 +74,27 @@ class Channel:
     def flush(self) -> None:
         """Wait until all that was sent has been taken."""
         while self.sent:
-            self.finish(*self.sent.popleft(), "take")
+            self.finish(*self.sent.popleft())
 
-    def finish(self, work: Any, message: Tensor, did_not: str) -> None:
-        """Wait for a message.
+    def finish(self, work: Any, message: Tensor) -> None:
+        """Wait for a message; on a GPU, let the device wait, which computes nothing that comes later.
 
         Raises:
             LostRank: if the neighbour is gone, or does not answer in time.
         """
+        if rank() == self.receiver:
+            failure = f"rank {self.sender} did not send what rank {rank()} waits for"
+        else:
+            failure = f"rank {self.receiver} did not take what rank {rank()} has sent"
         try:
             work.wait()
         except RuntimeError as error:
-            other = self.sender if rank() == self.receiver else self.receiver
             said = str(error).strip().splitlines()[0].partition(". This is typically")[0]
-            raise LostRank(f"rank {other} did not {did_not} what rank {rank()} waits for: {said}") from None
+            raise LostRank(f"{failure}: {said}") from None
+        if self.lookout:
+            came = torch.Event(self.device)
+            came.record()
+            self.lookout.watch(came, failure)
 
 
 class Place:
@@ -97,12 +111,13 @@ class Place:
         with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints the topology
             self.grid = PipelineParallelGrid(PipeDataParallelTopology(num_pp=stages, num_dp=self.pipelines))
         limit = timedelta(minutes=timeout_minutes)
+        lookout = Lookout(limit) if get_accelerator().device_name() != "cpu" else None
         mine: dict[str, Channel] = {}
         for pipeline in range(self.pipelines):
             ranks = [stage * self.pipelines + pipeline for stage in range(stages)]
             # the last is the ring; every rank takes part in making every group
-            forward = [Channel(a, b, limit) for a, b in zip(ranks, ranks[1:] + ranks[:1], strict=True)]
-            back = [Channel(b, a, limit) for a, b in zip(ranks, ranks[1:] + ranks[:1], strict=True)]
+            forward = [Channel(a, b, limit, lookout) for a, b in zip(ranks, ranks[1:] + ranks[:1], strict=True)]
+            back = [Channel(b, a, limit, lookout) for a, b in zip(ranks, ranks[1:] + ranks[:1], strict=True)]
             ends = dist.new_group([ranks[0], ranks[-1]], timeout=limit)
             if pipeline == self.pipeline:
                 self.ranks, self.ends = ranks, ends
