@@ -190,6 +190,8 @@ def quiet() -> None:
     import transformers
 
     warnings.filterwarnings("ignore", category=FutureWarning)  # torch's, on functions that DeepSpeed calls
+    warnings.filterwarnings("ignore", message=r"barrier\(\): using the device")  # DeepSpeed's barriers
+    logging.getLogger("liger_kernel").setLevel(logging.ERROR)  # it names the kernels of devices that are not there
     datasets.disable_progress_bars()
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     transformers.logging.set_verbosity_error()
