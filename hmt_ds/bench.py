@@ -102,7 +102,7 @@ def measure(recipe: Recipe, prepared: Prepared, options: BenchOptions, device: t
     runs = Bench(executor, steps_of(recipe, prepared, options, executor))
     say(f"warming up, {options.warmup} steps; then {options.steps} timed ones")
     if executor.compute.cuda_graphs == "always" and options.warmup < CAPTURED:
-        say(f"note: CUDA graphs are captured in step {CAPTURED}; with a shorter --warmup this is not a run's speed")
+        say(f"note: CUDA graphs are captured in step {CAPTURED}; after a shorter --warmup the numbers are no run's")
     runs.warm_up(options.warmup)
     timed = runs.timed(options.steps)
     phases, memory = runs.by_phase(min(CLOCKED_STEPS, options.steps)), runs.memory(resident_bytes())
