@@ -15,7 +15,7 @@ from hmt_ds.memory.loss import weighted
 from hmt_ds.memory.settings import Mode
 from hmt_ds.memory.unroll import Phase
 from hmt_ds.parallel.ring.inputs import Inputs
-from hmt_ds.parallel.ring.place import Place, Shape
+from hmt_ds.parallel.ring.place import Channel, Place, Shape
 from hmt_ds.parallel.ring.schedule import Item, Kind
 
 FORWARD_PHASES = {Kind.SUMMARY: "summary", Kind.RECALL: "recall", Kind.MAIN: "forward"}
@@ -69,6 +69,9 @@ class RingPass:
 
     def run(self, order: list[Item]) -> None:
         """All items, one after the other."""
+        for item in order if self.place.asks_ahead else []:
+            if self.receives(item):
+                self.channel(item).ask(self.shape(item))
         for item in order:
             with self.phase("backward" if item.backward else FORWARD_PHASES[item.kind]):
                 (self.backward if item.backward else self.forward)(item)
@@ -87,7 +90,11 @@ class RingPass:
     def receive(self, item: Item) -> Tensor:
         """The message that belongs to an item."""
         with self.phase("wait"):
-            return self.place.channels["back_in" if item.backward else "in"].receive(self.shape(item))
+            return self.channel(item).receive(self.shape(item))
+
+    def channel(self, item: Item) -> Channel:
+        """Through which an item's message comes."""
+        return self.place.channels["back_in" if item.backward else "in"]
 
     def shape(self, item: Item) -> Shape:
         """Of the message that an item receives."""

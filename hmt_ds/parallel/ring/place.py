@@ -28,9 +28,10 @@ class Shape(NamedTuple):
 class Channel:
     """Messages from one stage to another, first in, first out, on a communicator of their own.
 
-    Neither sending nor receiving waits. On a GPU a stream of the channel's own receives, so that a message travels as
-    soon as the host has come to it, while the device still computes what stands before it. It is not asked for earlier:
-    NCCL's kernels spin until the message comes, and the host that loads a kernel, or frees memory, waits for them.
+    Sending does not wait. On a GPU receiving does not either: a stream of the channel's own receives, so that a message
+    travels as soon as the host has come to it, while the device still computes what stands before it. There it must not
+    be asked for earlier: NCCL's kernels spin until the message comes, and the host that loads a kernel, or frees
+    memory, waits for them. Gloo sends nothing before it is asked for, and then takes a while.
 
     Args:
         lookout: on a GPU, which looks whether messages come.
@@ -42,6 +43,7 @@ class Channel:
         self.group = dist.new_group([sender, receiver], timeout=limit, group_desc=name)
         self.sender, self.receiver, self.lookout = sender, receiver, lookout
         self.sent: deque[tuple[Any, Tensor]] = deque()
+        self.asked: deque[tuple[Any, Tensor]] = deque()
         self.device = torch.device(get_accelerator().current_device_name())
         self.stream = torch.Stream(self.device) if lookout else None
         self.connect()
@@ -61,11 +63,17 @@ class Channel:
         tensor = tensor.detach().contiguous()
         self.sent.append((dist.isend(tensor, self.receiver, group=self.group), tensor))
 
-    def receive(self, shape: Shape) -> Tensor:
-        """The next message."""
+    def ask(self, shape: Shape) -> None:
+        """Let the next message come, before it is needed."""
         with self.stream or contextlib.nullcontext():
             buffer = torch.empty(shape.size, dtype=shape.dtype, device=self.device)
-            work = dist.irecv(buffer, self.sender, group=self.group)
+            self.asked.append((dist.irecv(buffer, self.sender, group=self.group), buffer))
+
+    def receive(self, shape: Shape) -> Tensor:
+        """The next message."""
+        if not self.asked:
+            self.ask(shape)
+        work, buffer = self.asked.popleft()
         self.finish(work, buffer)
         if self.stream is not None:
             buffer.record_stream(torch.accelerator.current_stream())
@@ -111,7 +119,8 @@ class Place:
         with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints the topology
             self.grid = PipelineParallelGrid(PipeDataParallelTopology(num_pp=stages, num_dp=self.pipelines))
         limit = timedelta(minutes=timeout_minutes)
-        lookout = Lookout(limit) if get_accelerator().device_name() != "cpu" else None
+        self.asks_ahead = get_accelerator().device_name() == "cpu"  # on GPUs: see Channel
+        lookout = None if self.asks_ahead else Lookout(limit)
         mine: dict[str, Channel] = {}
         for pipeline in range(self.pipelines):
             ranks = [stage * self.pipelines + pipeline for stage in range(stages)]
