@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hmt_ds.parallel.ds_config import HOW
 from hmt_ds.parallel.partial_offload import part_for
 
 WEIGHT = "weight"
@@ -109,10 +110,11 @@ def scalars(engine: Any) -> dict[str, Any]:
 
 
 def set_scalars(engine: Any, saved: dict[str, Any]) -> None:
-    """The inverse of :func:`scalars`."""
+    """The inverse of :func:`scalars`, but for how a step is computed: that is this device's."""
     optimizer = base_optimizer(engine)
     for group, values in zip(optimizer.param_groups, saved["groups"], strict=True):
-        group.update({k: tuple(v) if isinstance(group.get(k), tuple) else v for k, v in values.items()})
+        remembered = {k: v for k, v in values.items() if k not in HOW}
+        group.update({k: tuple(v) if isinstance(group.get(k), tuple) else v for k, v in remembered.items()})
     for state in optimizer.state.values():
         for key, value in saved["state"].items():
             if torch.is_tensor(state.get(key)):

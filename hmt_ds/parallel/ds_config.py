@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from pydantic import ValidationError
 
 AUTO = "auto"
+HOW = {"torch_adam", "foreach", "fused", "capturable", "differentiable"}  # ways to compute Adam's step
 ONCE = 2 * 10**8  # numbers in a bucket: enough for a network's full speed
 
 
@@ -115,8 +117,12 @@ def decided_values(config: dict[str, Any], settings: EngineSettings) -> dict[tup
         values["optimizer", "params", name] = value
     if settings.optimizer in ("Adam", "AdamW") and not offloads(config):
         # torch's needs no compiler; with offloading DeepSpeed's own for CPUs is several times faster
-        params = config.get("optimizer", {}).get("params", AUTO)
-        values["optimizer", "params", "torch_adam"] = params.get("torch_adam", True) if params != AUTO else True
+        given = config.get("optimizer", {}).get("params", AUTO)
+        given = {} if given == AUTO else given
+        values["optimizer", "params", "torch_adam"] = given.get("torch_adam", True)
+        if get_accelerator().device_name() == "cuda" and not HOW & {*given, *settings.optimizer_params}:
+            # reads and writes each number once, and takes no memory besides
+            values["optimizer", "params", "fused"] = True
     return values
 
 

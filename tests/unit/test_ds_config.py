@@ -3,12 +3,14 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from deepspeed.runtime import constants
 from deepspeed.runtime.config import DeepSpeedConfig
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
+from hmt_ds.parallel import ds_config
 from hmt_ds.parallel.ds_config import (
     AUTO,
     DeepSpeedConfigError,
@@ -42,6 +44,25 @@ def test_filled_without_a_rest(config, precision):
     # one way of computing in lower precision, or none
     ways = [filled[key]["enabled"] for key in ("bf16", "fp16", "torch_autocast")]
     assert sum(ways) == (precision != "fp32")
+
+
+@pytest.mark.parametrize(
+    ("device", "params", "in_file", "fused"),
+    [
+        ("cuda", {}, {}, True),
+        ("cuda", {"foreach": False}, {}, None),
+        ("cuda", {"fused": False}, {}, False),
+        ("cuda", {}, {"fused": False}, False),
+        ("cuda", {}, {"torch_adam": False}, None),
+        ("cpu", {}, {}, None),
+    ],
+)
+def test_adam_in_one_kernel_on_gpus(monkeypatch, device, params, in_file, fused):
+    """Unless it was said how its step is computed."""
+    monkeypatch.setattr(ds_config, "get_accelerator", lambda: SimpleNamespace(device_name=lambda: device))
+    config = {"zero_optimization": {"stage": 2}, "optimizer": {"type": "auto", "params": in_file or AUTO}}
+    filled = fill_ds_config(config, replace(SETTINGS, optimizer_params=PARAMS | params))
+    assert filled["optimizer"]["params"].get("fused") is fused
 
 
 def test_deepspeed_accepts_it(config):
