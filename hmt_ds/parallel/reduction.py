@@ -5,7 +5,8 @@ After each pass: DeepSpeed shards what the pass has left, and sums the shards in
 Once per step: each rank sums its own gradients in float32 first. The model that reads is a second tree of modules over
 the same weights, so that DeepSpeed's hooks are not in its way; they run for every backward pass, and at stage 3 for
 every module. In the end the sums are handed to DeepSpeed's engine as if one backward pass had made them. That takes 4
-bytes for each trained weight on every rank, and at stage 3 the whole weights for as long as the step lasts.
+bytes for each trained weight on every rank, and at stage 3 the whole weights for as long as the step lasts. At stage 1
+in bf16 DeepSpeed holds such sums itself, whole: there they are made in its own.
 """
 
 import copy
@@ -15,6 +16,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from torch import Tensor, nn
 
 from hmt_ds.memory import HMT
@@ -145,8 +147,14 @@ class PerStep:
 
     def make_sums(self) -> None:
         """Zeros, in the first step, before any activation: what stays must not stand between what comes and goes."""
-        for alias in self.aliases if not self.sums else ():
-            if alias.requires_grad:
+        if self.sums:
+            return
+        lent = dict(whole_sums(self.engine.optimizer))
+        self.in_place = bool(lent)
+        for weight, alias in self.pairs:
+            if alias.requires_grad and self.in_place:
+                self.sums[alias] = lent[weight].view_as(alias)
+            elif alias.requires_grad:
                 self.sums[alias] = torch.zeros_like(alias, dtype=torch.promote_types(alias.dtype, torch.float32))
 
     def backward(self, scalar: Tensor) -> None:
@@ -163,6 +171,10 @@ class PerStep:
         """Hand the sums to the engine, which reduces them over the ranks; afterwards they are zero."""
         for alias, group in self.shared:
             torch.distributed.all_reduce(self.sums[alias], group=group)
+        self.engine.set_gradient_accumulation_boundary(True)
+        if self.in_place:
+            self.reduce_in_place()
+            return
         trained = [(weight, self.sums[alias]) for weight, alias in self.pairs if alias.requires_grad]
 
         def forward() -> Tensor:
@@ -174,8 +186,22 @@ class PerStep:
             scalar = self.engine()
         finally:
             del self.engine.module.forward
-        self.engine.set_gradient_accumulation_boundary(True)
         self.engine.backward(scalar, scale_wrt_gas=False)
+
+    def reduce_in_place(self) -> None:
+        """Add up the sums over the ranks where they are DeepSpeed's own."""
+        optimizer = self.engine.optimizer
+        optimizer.fp32_groups_has_gradients = [[True] * len(group) for group in optimizer.bf16_groups]
+        if self.engine.dp_world_size > 1:  # (one rank's would be rounded to bf16 for nothing)
+            self.engine.allreduce_gradients()
+
+
+def whole_sums(optimizer: Any) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    """The weights, each with a flat float32 sum of its gradients, of an optimizer of DeepSpeed's that holds them whole
+    (that of stage 1 in bf16). It clears them in its step."""
+    if isinstance(optimizer, BF16_Optimizer):
+        for weights, sums in zip(optimizer.bf16_groups, optimizer.fp32_groups_gradients, strict=True):
+            yield from zip(weights, sums, strict=True)
 
 
 class Delivery(torch.autograd.Function):
