@@ -83,12 +83,10 @@ class Room:
 
     def what_fits(self) -> list[int]:
         """Segments that keep their activations, summaries in a batch, and batches that keep theirs."""
-        cuda = torch.get_device_module(self.device)
-        free, total = cuda.mem_get_info()
         graphs, peak = self.compute.cuda_graphs == "always", self.peak
         if graphs:  # what they have taken nobody else can use, and one segment is in the peak of all
             peak = max(peak, self.peak_behind + self.segment)
-        room = MARGIN * total - (total - free - cuda.memory_reserved()) - peak
+        room = self.beside(peak)
         single = self.summary / self.plan.summary_segments
         if graphs:
             room -= 2 * self.segment  # each capture has a rehearsal
@@ -102,6 +100,12 @@ class Room:
         left = room - (segments - 1) * self.segment
         batches = max(0, int(left // max(batch * single, 1))) if segments == self.depth else 0
         return [segments, batch, batches]
+
+    def beside(self, peak: int) -> float:
+        """Bytes of the GPU's memory that are free when so many are taken, less a margin."""
+        cuda = torch.get_device_module(self.device)
+        free, total = cuda.mem_get_info()
+        return MARGIN * total - (total - free - cuda.memory_reserved()) - peak
 
     def batch_in(self, room: float) -> int:
         """How many summaries are read at once where so many bytes may be taken, if the recipe does not say it."""

@@ -50,18 +50,16 @@ def useful_flops_per_token(parameters: int, trained: int, settings: MemorySettin
     return (4 * parameters + 2 * trained) * positions_per_token(settings)
 
 
-def repeated_positions(settings: MemorySettings, plan: Plan | None, segments: int, *, layers_again: bool) -> int:
+def repeated_positions(settings: MemorySettings, plan: Plan, segments: int, *, layers_again: bool) -> int:
     """How many positions of one row of a window the layers read forward more than once.
 
     Args:
-        plan: what is kept; None on a ring of stages, which reads everything twice.
+        plan: what is kept.
         segments: of the window.
         layers_again: whether each layer is read forward once more when it goes backward (segment+layer).
     """
     every = segments * (settings.positions + summary_positions(settings))
     again = int(layers_again) * every
-    if plan is None:
-        return every + again
     if settings.mode == "backbone":  # nothing crosses a border: each segment goes backward as soon as it is read
         return again
     segments_again = segments - min(segments, max(1, plan.kept_segments))

@@ -12,11 +12,13 @@ import torch
 from hmt_ds.backbones.compute import layers_of
 from hmt_ds.memory import Window
 from hmt_ds.parallel.distributed import add_up, from_all_ranks, rank, world_size
+from hmt_ds.parallel.ring.executor import RingExecutor
 from hmt_ds.parallel.settle import number_of
 from hmt_ds.parallel.zero import ZeroExecutor
 from hmt_ds.planning.clock import PHASES, RING_PHASES, Clock
 from hmt_ds.planning.flops import rates, repeated_positions, useful_flops_per_token
 from hmt_ds.planning.footprint import MemoryProbe, footprint
+from hmt_ds.planning.ring_phases import keeps_of_stages, repeated_positions_on_ring
 
 CLOCKED_STEPS = 2
 # Segments, at least, of a window that is read for anything but the timed steps: a document of a million tokens is not
@@ -162,13 +164,18 @@ class Bench:
 
 def arithmetic(executor: ZeroExecutor, parameters: int, trained: int, batch: int, segments: int) -> dict[str, Any]:
     """What FLOPs a window takes on the rank or the stages that read it, and what they are counted from."""
-    settings, plan = executor.settings, executor.room.plan if executor.stages == 1 else None
+    settings = executor.settings
     module, name = layers_of(executor.engine.module.backbone)
     in_layers = sum(number_of(weight) for weight in getattr(module, name).parameters())
     if executor.stages > 1:
         of_all = add_up(torch.tensor(in_layers, dtype=torch.float64, device=executor.device))
         in_layers = round(float(of_all) / executor.data_ranks)
-    again = repeated_positions(settings, plan, segments, layers_again=executor.compute.recompute == "segment+layer")
+    twice, again = executor.compute.recompute == "segment+layer", 0.0
+    if isinstance(executor, RingExecutor):
+        keeps = keeps_of_stages(executor, segments)
+        again = repeated_positions_on_ring(settings, keeps, executor.micro_batches, segments, layers_again=twice)
+    else:
+        again = repeated_positions(settings, executor.room.plan, segments, layers_again=twice)
     per_token = useful_flops_per_token(parameters, trained, settings)
     useful = per_token * batch * segments * settings.segment_length
     return {

@@ -5,10 +5,11 @@ Standard library only, and so is what it imports.
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
+from typing import Any
 
 from hmt_ds.parallel.ring.schedule import Costs, Item, Kind, live_items, needs, receiver
 
@@ -47,6 +48,7 @@ class Machine:
             segments this is also what a stage keeps of each, its input.
         computes_ahead: whether a backward pass computes again before its gradient is there, as the executor does. The
             lower bound is for passes that wait for it first.
+        keeps: of each stage, the items that keep their graphs and are not computed again.
     """
 
     stages: Sequence[Durations]
@@ -54,16 +56,27 @@ class Machine:
     ring: Link = Link()
     message_bytes: Mapping[Kind, float] = field(default_factory=dict)
     computes_ahead: bool = False
+    keeps: Sequence[Collection[Item]] = ()
 
     @classmethod
-    def uniform(cls, costs: Costs, stages: int, *, computes_ahead: bool = False) -> "Machine":
+    def uniform(cls, costs: Costs, stages: int, **options: Any) -> "Machine":
         """Equal stages, links without a width."""
         links, ring = [Link(costs.link)] * (stages - 1), Link(costs.ring)
-        return cls([durations(costs)] * stages, links, ring, computes_ahead=computes_ahead)
+        return cls([durations(costs)] * stages, links, ring, **options)
+
+    def again(self, item: Item, stage: int) -> float:
+        """How much of a backward pass is its item's forward pass once more."""
+        kept = self.keeps and Item(item.kind, item.segment, item.micro_batch) in self.keeps[stage]
+        return self.stages[stage][item.kind, False] if item.backward and not kept else 0.0
+
+    def takes(self, item: Item, stage: int) -> float:
+        """What an item takes on a stage."""
+        seconds = self.stages[stage][item.kind, item.backward]
+        return seconds - (self.stages[stage][item.kind, False] - self.again(item, stage) if item.backward else 0.0)
 
     def ahead(self, item: Item, stage: int) -> float:
-        """How long an item can be worked on before all that it needs is there: as its forward pass takes."""
-        return self.stages[stage][item.kind, False] if item.backward and self.computes_ahead else 0.0
+        """How long an item can be worked on before all that it needs is there."""
+        return self.again(item, stage) if self.computes_ahead else 0.0
 
     def way(self, item: Item, stage: int, to: int) -> Link:
         """The link that an item's result takes. (Of two stages, the ring is a second one.)"""
@@ -147,7 +160,7 @@ class Simulation:
                 break
             # (a bar is drawn in one piece, so what is computed ahead stands right before the rest)
             start = max(ready - self.machine.ahead(item, stage), bars[-1].stop if bars else 0.0)
-            stop = start + self.machine.stages[stage][item.kind, item.backward]
+            stop = start + self.machine.takes(item, stage)
             bars.append(Bar(item, start, stop))
             self.done[stage][item] = stop
             to = receiver(item, stage, self.count, self.mode)

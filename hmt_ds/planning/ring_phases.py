@@ -1,5 +1,6 @@
 """What the stages of a ring do with the time of a step, as measured, beside their schedule."""
 
+from collections.abc import Collection, Sequence
 from typing import Any, cast
 
 from hmt_ds.backbones import CausalLM
@@ -7,7 +8,7 @@ from hmt_ds.backbones.compute import layers_of
 from hmt_ds.memory import MemorySettings
 from hmt_ds.parallel.distributed import from_all_ranks
 from hmt_ds.parallel.ring.executor import RingExecutor
-from hmt_ds.parallel.ring.schedule import Costs, ring_schedule
+from hmt_ds.parallel.ring.schedule import Costs, Item, Kind, ring_schedule
 from hmt_ds.planning.flops import summary_positions
 from hmt_ds.planning.ring import Machine, simulate
 
@@ -24,14 +25,43 @@ def ring_numbers(executor: RingExecutor, segments: int, phases: list[dict[str, f
     pipelines, parts = executor.data_ranks, executor.micro_batches
     module, name = layers_of(cast(CausalLM, executor.engine.module.backbone))
     by_stage = [mean(phases[first : first + pipelines]) for first in range(0, len(phases), pipelines)]
+    keeps = keeps_of_stages(executor, segments)
     return {
         "stages": executor.stages,
         "micro_batches": parts,
         "layers": from_all_ranks(len(getattr(module, name)))[::pipelines],
         "phase_seconds": by_stage,
         "bubbles": measured_bubbles(by_stage),
-        "schedule_bubbles": scheduled_bubbles(executor.stages, segments, parts, executor.settings),
+        "schedule_bubbles": scheduled_bubbles(executor.stages, segments, parts, executor.settings, keeps),
+        "items": segments * parts * (2 if executor.settings.mode == "hmt" else 1),
+        "kept_graphs": [len(kept) for kept in keeps],
     }
+
+
+def keeps_of_stages(executor: RingExecutor, segments: int) -> list[frozenset[Item]]:
+    """The items of a window that keep their graphs, of the first pipeline's stages. All ranks call it."""
+    kept = executor.room.keeps(executor.order(segments, executor.settings.mode))
+    return from_all_ranks(kept)[:: executor.data_ranks]
+
+
+def repeated_positions_on_ring(
+    settings: MemorySettings,
+    keeps: Sequence[Collection[Item]],
+    micro_batches: int,
+    segments: int,
+    *,
+    layers_again: bool,
+) -> float:
+    """How many positions of one row of a window the layers read forward more than once, on the mean stage.
+
+    Args:
+        keeps: of each stage, the items that keep their graphs.
+        layers_again: whether each layer is read forward once more when it goes backward (segment+layer).
+    """
+    lengths = {Kind.MAIN: settings.positions, Kind.SUMMARY: summary_positions(settings)}
+    every = segments * sum(lengths.values())
+    kept = sum(lengths[item.kind] for stage in keeps for item in stage) / len(keeps) / micro_batches
+    return every * (1 + layers_again) - kept
 
 
 def mean(found: list[dict[str, float]]) -> dict[str, float]:
@@ -48,8 +78,18 @@ def measured_bubbles(by_stage: list[dict[str, float]]) -> list[float]:
     return [1 - sum(seconds[name] for name in WORK) / whole for seconds in by_stage]
 
 
-def scheduled_bubbles(stages: int, segments: int, micro_batches: int, settings: MemorySettings) -> list[float]:
-    """The same of the schedule, if all stages are equal, a summary costs its positions, and messages take no time."""
+def scheduled_bubbles(
+    stages: int,
+    segments: int,
+    micro_batches: int,
+    settings: MemorySettings,
+    keeps: Sequence[Collection[Item]] = (),
+) -> list[float]:
+    """The same of the schedule, if all stages are equal, a summary costs its positions, and messages take no time.
+
+    Args:
+        keeps: of each stage, the items that keep their graphs.
+    """
     costs = Costs(summary=summary_positions(settings) / settings.positions)
     schedule = ring_schedule(stages, segments, micro_batches, mode=settings.mode)
-    return simulate(schedule, Machine.uniform(costs, stages, computes_ahead=True), settings.mode).bubbles
+    return simulate(schedule, Machine.uniform(costs, stages, computes_ahead=True, keeps=keeps), settings.mode).bubbles

@@ -52,6 +52,8 @@ def run_table(result: dict[str, Any]) -> Table:
         layers = ", ".join(map(str, ring["layers"]))
         parts = f"{ring['micro_batches']} micro-batches a window"
         table.add_row("ring", f"{run['pipelines']} x {ring['stages']} stages of {layers} layers, {parts}")
+        kept = ", ".join(map(str, ring["kept_graphs"]))
+        table.add_row("kept", f"{kept} graphs of {ring['items']} items; the others are read again")
     else:
         kept = f"{plan['kept_segments']} segments, {plan['kept_summaries']} batches of summaries"
         table.add_row("kept", f"{kept}; summaries are read {plan['summary_segments']} at a time")

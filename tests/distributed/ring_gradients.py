@@ -41,6 +41,7 @@ class Case:
         stage: of ZeRO.
         precision: ``fp32`` or ``bf16``.
         spill: let older inputs go to the host.
+        keeps: items that keep their graphs.
     """
 
     stages: int
@@ -53,6 +54,7 @@ class Case:
     accumulation: int = 1
     precision: str = "fp32"
     spill: bool = False
+    keeps: int = 0
 
     @property
     def rows(self) -> int:
@@ -74,7 +76,12 @@ GRID = [
 OTHERS = [
     Case(2, 2, 2, 2, accumulation=2),
     Case(2, 1, 3, 2, mode="backbone"),
+    Case(3, 1, 3, 2, mode="backbone"),
+    Case(4, 1, 2, 4, mode="backbone", spill=True),
+    Case(3, 1, 2, 4, mode="backbone", keeps=3),
     Case(3, 1, 5, 4, spill=True),
+    Case(3, 1, 2, 2, keeps=5),
+    Case(2, 1, 2, 2, mode="rmt", keeps=9),
     Case(2, 2, 5, 2, precision="bf16"),
 ]
 LARGE = [Case(3, 2, 2, 2), Case(4, 2, 2, 4)]
@@ -162,7 +169,7 @@ def make_executor(case: Case, device: torch.device) -> RingExecutor:
     whole = get_weights(start_model(case))
     set_weights(model, {name: whole.get(name, weight) for name, weight in model.named_parameters()})
     model.eval()
-    return RingExecutor(
+    executor = RingExecutor(
         model,
         place,
         micro_batches=case.micro_batches,
@@ -173,6 +180,9 @@ def make_executor(case: Case, device: torch.device) -> RingExecutor:
         depth=case.segments,
         compute=ComputeSettings(kernels="plain"),
     )
+    executor.room.segment = executor.room.summary = 1
+    executor.room.spare = case.keeps
+    return executor
 
 
 def gathered(case: Case, run: dict[str, Any]) -> dict[str, Any]:
@@ -220,9 +230,8 @@ def be_a_rank(cases: list[Case], result: Path) -> None:
     for case in cases:
         got = gathered(case, on_all_ranks(case, device))
         if rank() == 0:
-            rows.append(
-                compare(case, got, in_one_process(replace(case, stages=1, micro_batches=1, stage=1, spill=False)))
-            )
+            plain = replace(case, stages=1, micro_batches=1, stage=1, spill=False, keeps=0)
+            rows.append(compare(case, got, in_one_process(plain)))
         from_rank_0(None)
         gc.collect()
     if rank() == 0:
@@ -239,9 +248,9 @@ def run_cases(cases: list[Case], timeout: float = 300, one_gpu: bool = False) ->
 
 def print_table() -> None:
     """Every case: the largest relative errors of two steps."""
-    line = "{:6} {:9} {:8} {:6} {:8} {:6} {:4} {:4} {:5} {:5}  {:>9} {:>9} {:>9} {:>9} {:>9}  {}"
+    line = "{:6} {:9} {:8} {:6} {:8} {:6} {:4} {:4} {:5} {:5} {:5}  {:>9} {:>9} {:>9} {:>9} {:>9}  {}"
     print(line.format("stages", "pipelines", "segments", "parts", "mode", "train", "ZeRO", "acc.", "type", "spill",
-                      "gradient", "weights", "loss", "norm", "whole g.", "worst in"))  # fmt: skip
+                      "keeps", "gradient", "weights", "loss", "norm", "whole g.", "worst in"))  # fmt: skip
     cases = GRID + OTHERS + LARGE
     for ranks in sorted({case.stages * case.pipelines for case in cases}):
         for row in run_cases([c for c in cases if c.stages * c.pipelines == ranks], timeout=3600):

@@ -79,6 +79,7 @@ def test_the_ring_is_described(run):
     assert (ring["stages"], ring["micro_batches"], ring["layers"], about["pipelines"]) == (2, 2, [2, 1], 1)
     assert about["parameters"] == about["trained_parameters"] == FIRST + LAST and run.result["plan"] is None
     assert "1 x 2 stages of 2, 1 layers, 2 micro-batches" in run.printed and "batch 4 per pipeline" in run.printed
+    assert "0, 0 graphs of 12 items" in run.printed, "on CPUs nothing is measured"
 
 
 def test_each_stage_has_its_phases(run):
@@ -101,10 +102,10 @@ def test_bubbles_are_what_is_not_work(run):
 
 
 def test_memory_is_that_of_one_stage(run):
-    """In bytes a weight: 2; 4 of sums, and DeepSpeed's; 12 of the optimizer, for a pipeline alone shares nothing."""
+    """In bytes a weight: 2; 4 of sums, which are DeepSpeed's; 12 of the optimizer, for a pipeline alone shares nothing."""
     memory = run.result["memory"]
     own = (FIRST, LAST)[memory["rank"]]
     assert memory["weights_bytes"] == pytest.approx(2 * own, rel=0.02)
     assert memory["optimizer_states_bytes"] == pytest.approx(12 * own, rel=0.02)
-    assert 8 * own * 0.98 < memory["gradients_bytes"] < 12 * own
+    assert memory["gradients_bytes"] == pytest.approx(4 * own, rel=0.02)
     assert f"memory of the fullest rank, {memory['rank']} (stage {memory['rank']})" in " ".join(run.printed.split())

@@ -8,8 +8,14 @@ TWO = [
     Case(2, 1, 5, 1, "rmt", "lora"),
     Case(2, 1, 3, 2, mode="backbone"),
     Case(2, 1, 1, 2, train="lora"),
+    Case(2, 1, 2, 2, keeps=5),
 ]
-THREE = [Case(3, 1, 5, 4, spill=True), Case(3, 1, 1, 1, "rmt")]
+THREE = [
+    Case(3, 1, 5, 4, spill=True, keeps=7),
+    Case(3, 1, 1, 1, "rmt"),
+    Case(3, 1, 3, 2, mode="backbone"),
+    Case(3, 1, 2, 4, mode="backbone", keeps=3),
+]
 FOUR = [Case(2, 2, 2, 2, accumulation=2), Case(4, 1, 2, 4), Case(2, 2, 5, 2, precision="bf16")]
 
 

@@ -15,12 +15,14 @@ from hmt_ds.backbones import read_config
 from hmt_ds.bench import steps_of
 from hmt_ds.config import ConfigError, load_recipe
 from hmt_ds.memory import MemorySettings, Plan
+from hmt_ds.parallel.ring.schedule import Item, Kind
 from hmt_ds.planning import clock as clock_module
 from hmt_ds.planning.clock import Clock
 from hmt_ds.planning.flops import rates, repeated_positions
 from hmt_ds.planning.footprint import bytes_within
 from hmt_ds.planning.measure import Bench, TimedStep, random_windows, speeds
 from hmt_ds.planning.options import parse_words
+from hmt_ds.planning.ring_phases import repeated_positions_on_ring
 from hmt_ds.prepare import prepare
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -163,9 +165,11 @@ def test_a_short_step_has_all_that_a_whole_one_has(kept, at_once, segments):
     assert Bench(executor, iter(())).short == segments
 
 
-def test_a_ring_reads_every_position_twice():
-    assert repeated_positions(SIZES, None, 4, layers_again=False) == 4 * (14 + 7)
-    assert repeated_positions(SIZES, None, 4, layers_again=True) == 2 * 4 * (14 + 7)
+def test_a_ring_reads_every_position_twice_but_for_kept_graphs():
+    assert repeated_positions_on_ring(SIZES, [(), ()], 2, 4, layers_again=False) == 4 * (14 + 7)
+    assert repeated_positions_on_ring(SIZES, [(), ()], 2, 4, layers_again=True) == 2 * 4 * (14 + 7)
+    kept = [Item(Kind.MAIN, 3, 1), Item(Kind.MAIN, 3, 0), Item(Kind.SUMMARY, 3, 1)]  # of two micro-batches
+    assert repeated_positions_on_ring(SIZES, [kept, ()], 2, 4, layers_again=False) == 4 * 21 - (2 * 14 + 7) / 2 / 2
 
 
 def test_fresh_windows_begin_documents():

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from hmt_ds.memory import MemorySettings, Plan
-from hmt_ds.parallel.ring.schedule import Costs, Kind, ring_schedule
+from hmt_ds.parallel.ring.schedule import Costs, Item, Kind, ring_schedule
 from hmt_ds.planning.activations import bytes_per_position
 from hmt_ds.planning.compare import (
     Cluster,
@@ -62,6 +62,22 @@ def test_what_is_computed_again_need_not_wait():
     assert spans(found.stages[1]) == [("F0.0", 1, 2), ("B0.0", 2, 5)]
     assert spans(found.stages[0]) == [("F0.0", 0, 1), ("B0.0", 4, 7)]
     assert simulate(schedule, Machine.uniform(Costs(), 2), "backbone").time == 8
+
+
+def test_kept_graphs_are_not_computed_again():
+    """By hand, on one stage: F0 F1 of 1 and 2 B of 3, of which the kept one takes 2; beside another stage that keeps
+    nothing it waits."""
+    order = ring_schedule(1, 1, 2, mode="rmt")
+    kept = [{Item(Kind.MAIN, 0, 1)}]
+    assert simulate(order, Machine.uniform(Costs(), 1), "rmt").time == 2 + 2 * 3
+    assert simulate(order, Machine.uniform(Costs(), 1, keeps=kept), "rmt").time == 2 + 2 + 3
+    # F0 F1 on stage 0; stage 1 has both at 3, and the gradient is back at 6; a kept item is not begun before
+    order = ring_schedule(2, 1, 2, mode="backbone")
+    machine = Machine.uniform(Costs(), 2, computes_ahead=True, keeps=[{Item(Kind.MAIN, 0, 0)}, ()])
+    found = simulate(order, machine, "backbone")
+    assert [(repr(bar.item), bar.start, bar.stop) for bar in found.stages[0]] == [
+        ("F0.0", 0, 1), ("F0.1", 1, 2), ("B0.0", 5, 7), ("B0.1", 8, 11)
+    ]  # fmt: skip
 
 
 def test_stages_may_differ():

@@ -9,6 +9,8 @@ from tiny import document, make_settings, make_window
 
 from hmt_ds.memory import Plan
 from hmt_ds.parallel import distributed, room
+from hmt_ds.parallel.ring.room import RingRoom
+from hmt_ds.parallel.ring.schedule import ring_schedule
 from hmt_ds.parallel.room import MARGIN, MEASURED, Room
 from hmt_ds.parallel.settle import ComputeSettings
 
@@ -188,6 +190,45 @@ def test_all_ranks_keep_what_fits_on_the_fullest(monkeypatch):
     """Each must make as many backward passes as the others."""
     assert measured(monkeypatch, others=[5, 4, 0]).plan == Plan(5, 4, 0)
     assert measured(monkeypatch, FakeGpu(total=10_800), others=[5, 4, 2]).plan == Plan(1, 2, 0)
+
+
+ORDER = ring_schedule(2, 2, 2)[0]  # s0 s0 s1 s1 F0 F0 F1 F1, and backward
+READ = [item for item in ORDER if not item.backward]
+
+
+@pytest.mark.parametrize(("spare", "kept"), [(0, 0), (699, 0), (700, 1), (2 * 700, 2), (4 * 700 + 299, 4), (3100, 5)])
+def test_a_stage_keeps_what_goes_backward_first(spare, kept):
+    """By the size of its graphs; of the last stage too, which recalls between its readings."""
+    found = RingRoom(ComputeSettings(), SETTINGS, DEPTH, GPU)
+    found.segment, found.summary, found.spare = SEGMENT, SUMMARY, spare
+    last = ring_schedule(2, 2, 2)[1]
+    assert len(last) > len(ORDER) and found.keeps(ORDER) == found.keeps(last) == set(READ[len(READ) - kept :])
+
+
+@pytest.mark.parametrize(("spare", "kept"), [(3 * 700 - 1, 0), (3 * 700, 4)])
+def test_without_memory_a_stage_keeps_all_or_nothing(spare, kept):
+    """Its items go backward in the order in which they were read; three stand at a time."""
+    order = ring_schedule(3, 2, 2, mode="backbone")[0]
+    found = RingRoom(ComputeSettings(), SETTINGS, DEPTH, GPU)
+    found.segment, found.spare = SEGMENT, spare
+    assert len(found.keeps(order)) == kept
+
+
+@pytest.mark.parametrize(("recompute", "kept"), [("none", 8), ("selective", 8), ("segment", 0), ("auto", 3)])
+def test_the_measured_step_of_a_stage(monkeypatch, recompute, kept):
+    """What the recipe fixes is not measured away."""
+    gpu = FakeGpu()
+    gpu.total = int((gpu.before + 4 * SEGMENT + SUMMARY) / MARGIN)  # beside one graph in the peak, three and a rest
+    monkeypatch.setattr(torch, "get_device_module", lambda device: gpu)
+    found = RingRoom(ComputeSettings(recompute), SETTINGS, DEPTH, GPU)
+    for _ in range(MEASURED):
+        read = found.watch(gpu.read)
+        for part in (WINDOW_SUMMARY, WINDOW_SEGMENT):
+            gpu.allocated = gpu.before
+            read(part)
+        found.windows_read()
+        found.step_done()
+    assert (found.segment, found.summary) == (SEGMENT, SUMMARY) and len(found.keeps(ORDER)) == kept
 
 
 def test_smallest_of_all_ranks(monkeypatch):

@@ -16,6 +16,7 @@ from hmt_ds.parallel.reduction import PerStep
 from hmt_ds.parallel.ring.inputs import Inputs
 from hmt_ds.parallel.ring.passes import RingPass
 from hmt_ds.parallel.ring.place import Place
+from hmt_ds.parallel.ring.room import RingRoom
 from hmt_ds.parallel.ring.schedule import Item, ring_schedule
 from hmt_ds.parallel.settle import BY_DEFAULT, ComputeSettings
 from hmt_ds.parallel.zero import ZeroExecutor
@@ -55,6 +56,7 @@ class RingExecutor(ZeroExecutor):
         self.draws |= getattr(backbone.config, "attention_dropout", 0.0) > 0
         compute = replace(compute, reduction="step", cuda_graphs="never", leaf_layers=1)
         super().__init__(model, compute=compute, grid=place.grid, **options)
+        self.room: RingRoom = RingRoom(self.compute, self.settings, self.room.depth, self.device)
         self.share_tied_weights()
 
     def share_tied_weights(self) -> None:
@@ -76,6 +78,7 @@ class RingExecutor(ZeroExecutor):
         """As on ZeRO; the losses are known on the last stage alone."""
         rows, mode = len(window.input_ids), self.settings.mode
         state = self.state or self.empty_state(rows, self.settings.kept_memories)
+        order = self.order(len(window), mode)
         work = RingPass(
             self.gradients.model,
             self.place,
@@ -85,12 +88,14 @@ class RingExecutor(ZeroExecutor):
             hidden=self.hidden,
             dtype=self.dtype,
             inputs=Inputs(self.live_inputs),
+            keeps=self.room.keeps(order),
+            watch=self.room.watch,
             weight=weight,
             draws=self.draws,
             phase=self.phase,
         )
         with cast(PerStep, self.gradients).autocast:
-            work.run(self.order(len(window), mode))
+            work.run(order)
         state = joined(list(work.states()))
         with self.phase("wait"):  # for checkpoints, which take the first stage's
             dist.broadcast(state.memories, self.place.ranks[-1], group=self.place.grid.get_pipe_parallel_group())

@@ -1,13 +1,15 @@
-"""The inputs that a stage keeps from an item's forward to its backward pass: a stack, the older part on the host."""
-
-from collections import deque
+"""The inputs that a stage keeps from an item's forward to its backward pass, the oldest of them on the host."""
 
 import torch
 from torch import Tensor
 
+from hmt_ds.parallel.ring.schedule import Item
+
 
 class Inputs:
-    """What was put in last is wanted first. So the oldest go to the host when there are too many.
+    """With memory what was put in last is wanted first, so the oldest go to the host when there are too many.
+
+    (Without memory the oldest is wanted first, but then a stage keeps no more than there are stages behind it.)
 
     Args:
         limit: how many stay on the device; None for all.
@@ -16,21 +18,22 @@ class Inputs:
 
     def __init__(self, limit: int | None = None, *, wanted: bool = True):
         self.limit, self.wanted = limit, wanted
-        self.here: deque[Tensor | None] = deque()
-        self.on_host: list[tuple[Tensor, torch.device] | None] = []
+        self.here: dict[Item, Tensor | None] = {}
+        self.on_host: dict[Item, tuple[Tensor, torch.device] | None] = {}
 
-    def push(self, given: Tensor | None) -> None:
-        """Keep an input; None where the stage makes its own."""
-        self.here.append(given)
+    def put(self, item: Item, given: Tensor | None) -> None:
+        """Keep an item's input; None where the stage makes its own."""
+        self.here[item] = given
         if self.limit is not None and len(self.here) > self.limit:
-            oldest = self.here.popleft()
-            self.on_host.append(None if oldest is None else (to_host(oldest), oldest.device))
+            oldest = next(iter(self.here))
+            tensor = self.here.pop(oldest)
+            self.on_host[oldest] = None if tensor is None else (to_host(tensor), tensor.device)
 
-    def pop(self) -> Tensor | None:
-        """The newest one."""
-        if self.here:
-            return self.here.pop()
-        there = self.on_host.pop()
+    def take(self, item: Item) -> Tensor | None:
+        """An item's input, which is not kept any longer."""
+        if item in self.here:
+            return self.here.pop(item)
+        there = self.on_host.pop(item)
         return None if there is None else there[0].to(there[1], non_blocking=True)
 
     def __len__(self) -> int:

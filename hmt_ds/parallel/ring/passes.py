@@ -3,8 +3,9 @@
 Shapes: b rows of a micro-batch, t = m + w + m positions, h hidden size, m memory tokens, d embedding width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +22,13 @@ from hmt_ds.parallel.ring.schedule import Item, Kind
 FORWARD_PHASES = {Kind.SUMMARY: "summary", Kind.RECALL: "recall", Kind.MAIN: "forward"}
 
 
+class Reading(NamedTuple):
+    """An item that was read with a graph, from what the stage was given to what it hands on."""
+
+    given: Tensor | None
+    hidden: Tensor
+
+
 class RingPass:
     """Runs a stage's items on the micro-batches of one window.
 
@@ -32,6 +40,8 @@ class RingPass:
         hidden: h.
         dtype: of what is sent.
         inputs: keeps the stage's inputs from an item's forward to its backward pass.
+        keeps: the items that keep their graphs instead, and are not read again.
+        watch: put around the reading of an item (:meth:`hmt_ds.parallel.room.Room.watch`).
         weight: factor of the loss.
         draws: whether the model draws random numbers (dropout).
         phase: a context around each item, by its name: ``summary``, ``recall`` or ``forward``; ``backward`` for all
@@ -49,13 +59,16 @@ class RingPass:
         hidden: int,
         dtype: torch.dtype,
         inputs: Inputs,
+        keeps: Collection[Item] = (),
+        watch: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda read: read,
         weight: float = 1.0,
         draws: bool = False,
         phase: Phase = nullcontext,
     ):
         self.model, self.place, self.parts, self.mode = model, place, parts, mode
         self.hidden, self.dtype, self.inputs, self.weight, self.draws = hidden, dtype, inputs, weight, draws
-        self.phase = phase
+        self.keeps, self.phase, self.through = keeps, phase, watch(self.through_layers)
+        self.readings: dict[Item, Reading] = {}
         self.settings, self.device = model.settings, parts[0].input_ids.device
         self.tails = [state.tail for state in states]
         self.m = 0 if mode == "backbone" else model.settings.memory_tokens
@@ -120,12 +133,8 @@ class RingPass:
             return
         part = self.part(item)
         given = self.receive(item) if self.receives(item) else None
-        if self.draws:
-            self.random[item] = RandomState(self.device)
-        if self.inputs.wanted:
-            self.inputs.push(given)
+        hidden = self.read(item, part, given)
         with torch.no_grad():
-            hidden = self.through(item, part, given)
             if not self.place.closes:
                 self.place.channels["out"].send(hidden)
                 return
@@ -141,7 +150,31 @@ class RingPass:
             with torch.no_grad():
                 self.losses[key] = self.model.score(part, tokens, with_loss=True)[0]
 
-    def through(self, item: Item, part: Segment | Summary, given: Tensor | None) -> Tensor:
+    def read(self, item: Item, part: Segment | Summary, given: Tensor | None) -> Tensor:
+        """Through this stage's layers; what the backward pass wants is kept."""
+        if item in self.keeps:
+            self.readings[item] = self.with_graph(part, item, given)
+            return self.readings[item].hidden
+        if self.draws:
+            self.random[item] = RandomState(self.device)
+        if self.inputs.wanted:
+            self.inputs.put(item, given)
+        with torch.no_grad():
+            return self.through(part, item, given)
+
+    def with_graph(self, part: Segment | Summary, item: Item, given: Tensor | None) -> Reading:
+        """Through this stage's layers, with a graph that begins at what the stage was given."""
+        if given is not None:
+            given.requires_grad_()
+        return Reading(given, self.through(part, item, given))
+
+    def read_again(self, item: Item, part: Segment | Summary) -> Reading:
+        """As an item was read before, with a graph."""
+        if before := self.random.pop(item, None):
+            before.restore()
+        return self.with_graph(part, item, self.inputs.take(item))
+
+    def through_layers(self, part: Segment | Summary, item: Item, given: Tensor | None) -> Tensor:
         """Through this stage's layers, ``[b, t, h]``. The first stage makes the embeddings."""
         if self.place.opens:
             given = self.model.enter(part, self.prompt(item, part, given))
@@ -169,17 +202,13 @@ class RingPass:
         self.place.channels["out"].send(recalled)
 
     def backward(self, item: Item) -> None:
-        """An item's backward pass, behind one more forward pass; the gradient of its input goes back."""
+        """An item's backward pass, behind one more forward pass if its graph was not kept; the gradient of its input
+        goes back."""
         if item.kind == Kind.RECALL:
             self.recall_backward(item)
             return
-        part = self.part(item)
-        if before := self.random.pop(Item(item.kind, item.segment, item.micro_batch), None):
-            before.restore()
-        given = self.inputs.pop()
-        if given is not None:
-            given.requires_grad_()
-        hidden = self.through(item, part, given)
+        part, read = self.part(item), Item(item.kind, item.segment, item.micro_batch)
+        given, hidden = self.readings.pop(read) if read in self.readings else self.read_again(read, part)
         if self.place.closes:
             self.loss(item, part, hidden).backward()
         else:
