@@ -6,6 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit
 folder=${1:?a folder for the numbers}
 shift
 mkdir -p "$folder"
+read -ra RING <<<"${RING:-}" # more arguments for rings
 
 # bench NAME SECONDS RECIPE DEPTH BATCH [arguments]: one run, which is ended after so many seconds
 bench() {
@@ -15,7 +16,7 @@ bench() {
         "${window[@]}" "$@" \
         >"$folder/$name.log" 2>&1
     echo "== $name: exit code $?"
-    grep -E "tokens/s|^. peak|held by torch|^error|kept  |ratio|HMT-pytorch" "$folder/$name.log"
+    grep -E "tokens/s|MFU|^. peak|held by torch|^error|kept  |ratio|HMT-pytorch|bubble|of the schedule" "$folder/$name.log"
 }
 
 # one H100 --------------------------------------------------------------------------------------------------------------
@@ -62,32 +63,51 @@ END
         --compute.reduction segment --compute.recompute segment+layer --steps 1 --warmup 1
 }
 
-# two H200 --------------------------------------------------------------------------------------------------------------
-stage2() { bench stage2 200 bench-6.8b 8 4 --ranks 2; }
-stage3() { bench stage3 200 bench-6.8b 8 4 --ranks 2 --deepspeed ds_configs/zero3.json; }
+# two GPUs --------------------------------------------------------------------------------------------------------------
+# two of 80 GB: HIDDEN_LAYERS=20, for 6.8B (32 layers) needs more with ZeRO-2. Rows of a micro-batch: BATCH.
+shape=(--model.source.num_hidden_layers "${HIDDEN_LAYERS:-32}")
+stage2() { bench stage2 250 bench-6.8b 8 "${BATCH:-4}" --ranks 2 "${shape[@]}"; }
+stage3() { bench stage3 250 bench-6.8b 8 "${BATCH:-4}" --ranks 2 --deepspeed ds_configs/zero3.json "${shape[@]}"; }
 # both with gradients reduced after each segment: stage 3 streams
 streaming() {
     local segment=(--compute.reduction segment --compute.recompute segment --compute.summary_batch 2 --warmup 2)
-    bench segment2 200 bench-6.8b 8 "${BATCH:-4}" --ranks 2 "${segment[@]}"
+    bench segment2 200 bench-6.8b 8 "${BATCH:-4}" --ranks 2 "${segment[@]}" "${shape[@]}"
     for layers in ${LAYERS:-2 4 8}; do
         bench "streaming$layers" 200 bench-6.8b 8 "${BATCH:-4}" --ranks 2 --deepspeed ds_configs/zero3.json "${segment[@]}" \
-            --compute.leaf_layers "$layers"
+            --compute.leaf_layers "$layers" "${shape[@]}"
     done
 }
-# 32 rows a step in micro-batches of 4: two stages of a ring with ZeRO-1, and both ranks data-parallel
+# a first look at whether a ring runs
+ring_small() {
+    bench ring_small 100 bench-1.1b 8 8 --ranks 2 --deepspeed ds_configs/zero1.json --pipeline.stages 2 --steps 2 --warmup 3
+}
+# 32 rows a step: on a ring of two stages with ZeRO-1, PARTS micro-batches at a time, and with both ranks data-parallel
 ring() {
+    local rows=${BATCH:-4}
     for segments in ${SEGMENTS:-8}; do
-        bench "ring$segments" 300 bench-6.8b "$segments" 32 --ranks 2 --deepspeed ds_configs/zero1.json \
-            --pipeline.stages 2 --pipeline.micro_batches 8 --steps 1 --warmup 1
+        for parts in ${PARTS:-2 8}; do
+            bench "ring$segments-$parts" 300 bench-6.8b "$segments" $((rows * parts)) --ranks 2 --deepspeed ds_configs/zero1.json \
+                --pipeline.stages 2 --pipeline.micro_batches "$parts" --training.gradient_accumulation $((32 / rows / parts)) \
+                --steps 1 --warmup 3 "${shape[@]}" "${RING[@]}"
+        done
     done
 }
 ring_beside() {
+    local rows=${BATCH:-4}
     for segments in ${SEGMENTS:-8}; do
         for stage in ${STAGES:-2 3}; do
-            bench "ring$segments-zero$stage" 300 bench-6.8b "$segments" 4 --ranks 2 --deepspeed "ds_configs/zero$stage.json" \
-                --training.gradient_accumulation 4 --steps 1 --warmup "${WARMUP:-3}"
+            bench "ring$segments-zero$stage" 300 bench-6.8b "$segments" "$rows" --ranks 2 --deepspeed "ds_configs/zero$stage.json" \
+                --training.gradient_accumulation $((16 / rows)) --steps 1 --warmup "${WARMUP:-3}" "${shape[@]}"
         done
     done
+}
+# the ring's simulator beside measured steps, one row a micro-batch
+simulated() {
+    "${PYTHON:-python3}" -m torch.distributed.run --nproc_per_node 2 tests/benchmarks/ring_times.py launch/recipes/bench-6.8b.yaml \
+        --deepspeed ds_configs/zero1.json --pipeline.stages 2 --compute.recompute segment "${shape[@]}" \
+        >"$folder/simulated.log" 2>&1
+    echo "== simulated: exit code $?"
+    grep -E "^\||^a message|rror" "$folder/simulated.log"
 }
 # every weight of 13B, by segments at stage 3 and on a ring
 shape13b=(--model.source.hidden_size 5120 --model.source.intermediate_size 13824 --model.source.num_hidden_layers 40

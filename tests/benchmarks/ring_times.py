@@ -6,12 +6,14 @@ One row of random tokens is a micro-batch. All shapes are measured in turn, seve
 step counts, for that is the least disturbed. Its items' medians by kind and stage are the simulator's costs; or their
 means, which add up to the step's work where others take the cores away for a while. "If it waited": by the means, if
 the executor did not compute again before its gradients are there.
+
+On GPUs all are times of the device's stream, and nothing is kept: --compute.recompute segment.
 """
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import product
 from statistics import fmean, median
 from typing import Any
@@ -23,8 +25,10 @@ from hmt_ds.bench import say
 from hmt_ds.config import load_recipe
 from hmt_ds.parallel.distributed import end_process, from_all_ranks
 from hmt_ds.parallel.ring.executor import RingExecutor
+from hmt_ds.parallel.ring.layer_times import finish
 from hmt_ds.parallel.ring.place import Shape
 from hmt_ds.parallel.ring.schedule import Kind, ring_schedule
+from hmt_ds.planning.clock import Clock
 from hmt_ds.planning.measure import random_windows
 from hmt_ds.planning.ring import Link, Machine, Timeline, simulate
 from hmt_ds.train import as_rank, prepare_together
@@ -34,23 +38,23 @@ SHAPES = list(product(DEPTHS, PARTS))
 Middle = Callable[[list[float]], float]  # of an item's times
 
 
-class Stopwatch:
+class Stopwatch(Clock):
     """Seconds of each item of a step, without those in which it waits. Give it to an executor as its ``phase``."""
 
-    def __init__(self) -> None:
-        self.taken: list[float] = []
-        self.waited = 0.0
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Around a part of the work."""
-        before, start = self.waited, time.perf_counter()
-        yield
-        seconds = time.perf_counter() - start
-        if name == "wait":
-            self.waited += seconds
-        else:
-            self.taken.append(seconds - (self.waited - before))
+    def read(self) -> tuple[float, list[float], float]:
+        """The step is over: its seconds, those of each item, and those of waiting."""
+        whole, waited = sum(self.end().values()), 0.0
+        items: list[float] = []
+        within = 0.0
+        for (start, name), (stop, after) in zip(self.marks, self.marks[1:], strict=False):
+            if name == "wait":
+                waited += self.between(start, stop)
+            elif name != "other":
+                within += self.between(start, stop)
+            if name != "other" and after == "other" and within:
+                items.append(within)
+                within = 0.0
+        return whole, items, waited
 
 
 def main() -> int:
@@ -97,14 +101,14 @@ def step_of(executor: RingExecutor, segments: int, parts: int) -> list[dict[str,
     settings = executor.settings
     vocabulary = executor.engine.module.backbone.vocabulary
     windows = random_windows(parts, segments, settings.segment_length, vocabulary, seed=0, fresh=True)
-    executor.micro_batches, executor.state, watch = parts, None, Stopwatch()
+    executor.micro_batches, executor.state, watch = parts, None, Stopwatch(executor.device)
+    finish(executor.device)
     executor.phase = watch
-    start = time.perf_counter()
+    watch.begin()
     executor.train_batch([next(windows)])
-    seconds = time.perf_counter() - start
+    seconds, (*items, reduction, update), waited = watch.read()
     executor.phase = nullcontext
-    *items, reduction, update = watch.taken
-    return from_all_ranks({"seconds": seconds, "items": items, "waited": watch.waited, "after": reduction + update,
+    return from_all_ranks({"seconds": seconds, "items": items, "waited": waited, "after": reduction + update,
                            "order": executor.order(segments, settings.mode)})  # fmt: skip
 
 
@@ -134,6 +138,7 @@ def seconds_of_hop(executor: RingExecutor) -> float:
         if place.opens:
             place.channels[back].send(message)
         place.channels[there].receive(Shape(size, executor.dtype))
+        finish(executor.device)
         if not place.opens:
             place.channels[back].send(message)
         times.append((time.perf_counter() - start) / 2)
