@@ -100,9 +100,9 @@ class Bench:
         batches = math.ceil(max(SHORT, plan.kept_segments + 1) / plan.summary_segments)
         return batches * plan.summary_segments
 
-    def short_step(self) -> list[Window]:
-        """The windows of a step, cut off behind some segments."""
-        return [shortened(window, self.short) for window in next(self.steps)]
+    def short_step(self, windows: int | None = 1) -> list[Window]:
+        """The first windows of a step, or all, cut off behind some segments."""
+        return [shortened(window, self.short) for window in next(self.steps)[:windows]]
 
     def timed(self, steps: int) -> list[TimedStep]:
         """Steps at full speed: two phases are timed, which takes four events and no waiting."""
@@ -117,7 +117,7 @@ class Bench:
     def by_phase(self, steps: int) -> list[dict[str, float]]:
         """Seconds of each phase of a step, all of them timed: the mean of so many steps, on each rank."""
         clock = Clock(self.executor.device)
-        found = [self.clocked(clock, self.short_step())[0] for _ in range(steps)]
+        found = [self.clocked(clock, self.short_step(None))[0] for _ in range(steps)]
         names = PHASES if self.executor.stages == 1 else RING_PHASES
         mean = {name: sum(seconds.get(name, 0.0) for seconds in found) / steps for name in names}
         return from_all_ranks(mean)

@@ -66,8 +66,11 @@ END
 # two GPUs --------------------------------------------------------------------------------------------------------------
 # two of 80 GB: HIDDEN_LAYERS=20, for 6.8B (32 layers) needs more with ZeRO-2. Rows of a micro-batch: BATCH.
 shape=(--model.source.num_hidden_layers "${HIDDEN_LAYERS:-32}")
-stage2() { bench stage2 250 bench-6.8b 8 "${BATCH:-4}" --ranks 2 "${shape[@]}"; }
-stage3() { bench stage3 250 bench-6.8b 8 "${BATCH:-4}" --ranks 2 --deepspeed ds_configs/zero3.json "${shape[@]}"; }
+reduction=(--compute.reduction "${REDUCTION:-step}")
+stage2() { bench stage2 250 bench-6.8b 8 "${BATCH:-4}" --ranks 2 "${shape[@]}" "${reduction[@]}"; }
+stage3() {
+    bench stage3 250 bench-6.8b 8 "${BATCH:-4}" --ranks 2 --deepspeed ds_configs/zero3.json "${shape[@]}" "${reduction[@]}"
+}
 # both with gradients reduced after each segment: stage 3 streams
 streaming() {
     local segment=(--compute.reduction segment --compute.recompute segment --compute.summary_batch 2 --warmup 2)
@@ -97,7 +100,8 @@ ring_beside() {
     for segments in ${SEGMENTS:-8}; do
         for stage in ${STAGES:-2 3}; do
             bench "ring$segments-zero$stage" 300 bench-6.8b "$segments" "$rows" --ranks 2 --deepspeed "ds_configs/zero$stage.json" \
-                --training.gradient_accumulation $((16 / rows)) --steps 1 --warmup "${WARMUP:-3}" "${shape[@]}"
+                --training.gradient_accumulation $((16 / rows)) --steps 1 --warmup "${WARMUP:-3}" "${shape[@]}" \
+                "${reduction[@]}"
         done
     done
 }

@@ -10,6 +10,7 @@ the executor did not compute again before its gradients are there.
 On GPUs all are times of the device's stream, and nothing is kept: --compute.recompute segment.
 """
 
+import os
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -33,7 +34,8 @@ from hmt_ds.planning.measure import random_windows
 from hmt_ds.planning.ring import Link, Machine, Timeline, simulate
 from hmt_ds.train import as_rank, prepare_together
 
-DEPTHS, PARTS, ROUNDS, HOPS = (2, 4, 8), (1, 2, 4), 6, 50
+DEPTHS, PARTS, HOPS = (2, 4, 8), (1, 2, 4), 50
+ROUNDS = int(os.environ.get("ROUNDS", "6"))
 SHAPES = list(product(DEPTHS, PARTS))
 Middle = Callable[[list[float]], float]  # of an item's times
 

@@ -102,7 +102,7 @@ def test_bubbles_are_what_is_not_work(run):
 
 
 def test_memory_is_that_of_one_stage(run):
-    """In bytes a weight: 2; 4 of sums, which are DeepSpeed's; 12 of the optimizer, for a pipeline alone shares nothing."""
+    """In bytes a weight: 2; 4 of sums, DeepSpeed's own; 12 of the optimizer, for a pipeline alone shares nothing."""
     memory = run.result["memory"]
     own = (FIRST, LAST)[memory["rank"]]
     assert memory["weights_bytes"] == pytest.approx(2 * own, rel=0.02)

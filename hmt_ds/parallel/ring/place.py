@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import os
+import socket
 from collections import deque
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -12,7 +14,7 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.pipe.topology import PipeDataParallelTopology, PipelineParallelGrid
 from torch import Tensor
 
-from hmt_ds.parallel.distributed import LostRank, rank, world_size
+from hmt_ds.parallel.distributed import LostRank, from_all_ranks, rank, world_size
 from hmt_ds.parallel.ring.lookout import Lookout
 
 NCCL_LATER = timedelta(minutes=5)  # than the lookout, who says it better
@@ -28,16 +30,19 @@ class Shape(NamedTuple):
 class Channel:
     """Messages from one stage to another, first in, first out, on a communicator of their own.
 
-    Sending does not wait. On a GPU receiving does not either: a stream of the channel's own receives, so that a message
-    travels as soon as the host has come to it, while the device still computes what stands before it. There it must not
-    be asked for earlier: NCCL's kernels spin until the message comes, and the host that loads a kernel, or frees
-    memory, waits for them. Gloo sends nothing before it is asked for, and then takes a while.
+    Sending does not wait. On a GPU receiving does not hold up the host either. There NCCL's kernels spin until a
+    message comes: on multiprocessors that the layers' matrix products miss, and the host that loads a kernel, or frees
+    memory, waits for them. So between GPUs of one machine a message is received when the device comes to its item; it
+    lies in the receiver's buffers by then. Between machines it sets out only when it is asked for: there a stream of
+    the channel's own receives as soon as the host comes to the item, while the device still computes. Gloo sends
+    nothing before it is asked for either, and then takes a while.
 
     Args:
         lookout: on a GPU, which looks whether messages come.
+        far: whether the two are on different machines.
     """
 
-    def __init__(self, sender: int, receiver: int, timeout: timedelta, lookout: Lookout | None):
+    def __init__(self, sender: int, receiver: int, timeout: timedelta, lookout: Lookout | None, far: bool):
         name = f"hmt_ds {sender} -> {receiver}"
         limit = timeout + NCCL_LATER if lookout else timeout
         self.group = dist.new_group([sender, receiver], timeout=limit, group_desc=name)
@@ -45,7 +50,7 @@ class Channel:
         self.sent: deque[tuple[Any, Tensor]] = deque()
         self.asked: deque[tuple[Any, Tensor]] = deque()
         self.device = torch.device(get_accelerator().current_device_name())
-        self.stream = torch.Stream(self.device) if lookout else None
+        self.stream = torch.Stream(self.device) if lookout and far else None
         self.connect()
 
     def connect(self) -> None:
@@ -120,13 +125,15 @@ class Place:
             self.grid = PipelineParallelGrid(PipeDataParallelTopology(num_pp=stages, num_dp=self.pipelines))
         limit = timedelta(minutes=timeout_minutes)
         self.asks_ahead = get_accelerator().device_name() == "cpu"  # on GPUs: see Channel
+        machines = from_all_ranks(os.environ.get("NCCL_HOSTID") or socket.gethostname())  # as NCCL tells them apart
         lookout = None if self.asks_ahead else Lookout(limit)
         mine: dict[str, Channel] = {}
         for pipeline in range(self.pipelines):
             ranks = [stage * self.pipelines + pipeline for stage in range(stages)]
             # the last is the ring; every rank takes part in making every group
-            forward = [Channel(a, b, limit, lookout) for a, b in zip(ranks, ranks[1:] + ranks[:1], strict=True)]
-            back = [Channel(b, a, limit, lookout) for a, b in zip(ranks, ranks[1:] + ranks[:1], strict=True)]
+            ways = [(a, b, machines[a] != machines[b]) for a, b in zip(ranks, ranks[1:] + ranks[:1], strict=True)]
+            forward = [Channel(a, b, limit, lookout, far) for a, b, far in ways]
+            back = [Channel(b, a, limit, lookout, far) for a, b, far in ways]
             ends = dist.new_group([ranks[0], ranks[-1]], timeout=limit)
             if pipeline == self.pipeline:
                 self.ranks, self.ends = ranks, ends
