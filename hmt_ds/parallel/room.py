@@ -103,9 +103,8 @@ class Room:
 
     def beside(self, peak: int) -> float:
         """Bytes of the GPU's memory that are free when so many are taken, less a margin."""
-        cuda = torch.get_device_module(self.device)
-        free, total = cuda.mem_get_info()
-        return MARGIN * total - (total - free - cuda.memory_reserved()) - peak
+        total = torch.get_device_module(self.device).mem_get_info()[1]
+        return MARGIN * total - outside_torch(self.device) - peak
 
     def batch_in(self, room: float) -> int:
         """How many summaries are read at once where so many bytes may be taken, if the recipe does not say it."""
@@ -117,3 +116,10 @@ class Room:
     def segments_in(self, room: float) -> int:
         """How many segments keep their activations in so many bytes; one has its place already."""
         return min(self.depth, 1 + max(0, int(room // max(self.segment, 1))))
+
+
+def outside_torch(device: torch.device) -> int:
+    """Bytes of a GPU's memory that torch's allocator does not have: CUDA's own, NCCL's, other processes'."""
+    cuda = torch.get_device_module(device)
+    free, total = cuda.mem_get_info()
+    return int(total - free - cuda.memory_reserved())

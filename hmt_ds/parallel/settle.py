@@ -89,8 +89,8 @@ def whole_gradient_fits(model: HMT, ds_config: dict[str, Any], device: torch.dev
     stage, trained = stage_of(ds_config), sum(number for number, _, trains in sizes if trains)
     whole = sum(number * size for number, size, _ in sizes) + 4 * trained
     shards = world_size() if stage else 1
-    # DeepSpeed's weights, gradients and two moments in float32
-    states = 16 * trained / shards * share_on_gpu(ds_config)
+    # DeepSpeed's weights and two moments in float32; its gradients come when activations are gone
+    states = 12 * trained / shards * share_on_gpu(ds_config)
     weights_of_stage_3 = sum(number * size for number, size, _ in sizes) / shards if stage == 3 else 0
     return whole + states + weights_of_stage_3 < 0.75 * capacity(device)
 

@@ -10,18 +10,18 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from hmt_ds.memory import MemorySettings
-from hmt_ds.parallel.ring.schedule import Kind, ring_schedule
+from hmt_ds.parallel.ring.schedule import Kind, graphs_kept, ring_schedule
 from hmt_ds.planning.activations import bytes_per_position
 from hmt_ds.planning.flops import summary_positions
 from hmt_ds.planning.plan_options import CompareOptions
-from hmt_ds.planning.ring import Durations, Link, Machine, Timeline, simulate
+from hmt_ds.planning.ring import Durations, Link, Machine, Timeline, peak_kept_bytes, simulate
 from hmt_ds.planning.shapes import SHAPES, Shape
 
 SIZE = 2  # bytes of a bf16 number
 USABLE = 0.92  # of a GPU's memory, as parallel/room.py plans
-# bytes of a trained weight: bf16 and its float32 sum on every rank that computes with it; and, in a shard, DeepSpeed's
-# float32 weight, gradient and two moments, as parallel/settle.py counts
-WHOLE, SHARD = SIZE + 4, 16
+# bytes of a trained weight: bf16 and its float32 sum on every rank that computes with it (ZeRO-3 shards both); and, in
+# a shard, DeepSpeed's float32 weight and two moments, as parallel/settle.py counts
+WHOLE, SHARD = SIZE + 4, 12
 LEAVES = 0.1  # of the memory: two of ZeRO-3's leaves and their gradients, a fortieth each (parallel/settle.py)
 
 
@@ -136,26 +136,32 @@ def stage_counts(shape: Shape, cluster: Cluster, gpus: int) -> Iterator[int]:
 def ring(job: Job, cluster: Cluster, gpus: int, stages: int) -> Estimate:
     """Rings of so many stages, data parallel to each other with ZeRO-1.
 
-    A micro-batch is one row. All is read twice: forward, and again with a graph before its backward pass. In the end
-    the rings reduce-scatter their float32 sums, and gather bf16 weights.
+    A micro-batch is one row. As many items as fit keep their graphs (parallel/ring/room.py); the others are read again
+    before their backward pass. In the end the rings reduce-scatter their float32 sums, and gather bf16 weights.
     """
     node, rings = cluster.gpus_per_node, gpus // stages
-    window = ring_window(job, cluster, stages)
     layers, head = job.shape.num_hidden_layers // stages, job.shape.head_parameters
     weights = layers * job.shape.layer_parameters + head  # the first stage has the embedding, the last one the head
+    states = (WHOLE + SHARD / rings) * weights
+    graph = job.settings.positions * bytes_per_position(replace(job.shape, num_hidden_layers=layers), "none", SIZE)
+    window, kept = ring_window(job, cluster, stages, graph, USABLE * cluster.memory - states)
     in_node = max(1, min(node, gpus) // stages)
     seconds = window.window_time + cluster.spread_seconds(
         WHOLE * weights, in_node, rings // in_node, sharing=min(node, stages)
     )
     busy = sum(bar.stop - bar.start for bars in window.stages for bar in bars) / stages
-    graph = job.settings.positions * bytes_per_position(replace(job.shape, num_hidden_layers=layers), "none", SIZE)
-    size = (WHOLE + SHARD / rings) * weights + max(window.kept_bytes) + graph
+    size = states + max(window.kept_bytes) + max(kept, graph)
     return estimate(job, cluster, f"{stages} stages x {rings}", seconds, busy, size)
 
 
 @lru_cache(maxsize=64)
-def ring_window(job: Job, cluster: Cluster, stages: int) -> Timeline:
-    """The simulated window of one ring, whose ranks stand in a row."""
+def ring_window(job: Job, cluster: Cluster, stages: int, graph: float, room: float) -> tuple[Timeline, float]:
+    """The simulated window of one ring, whose ranks stand in a row, and the bytes of the graphs that a stage keeps.
+
+    Args:
+        graph: bytes of a segment's.
+        room: bytes for inputs and graphs.
+    """
     node, settings = cluster.gpus_per_node, job.settings
     near, far = Link(cluster.near, cluster.within_node), Link(cluster.far, cluster.between_nodes)
     links = [near if (p + 1) % node else far for p in range(stages - 1)]
@@ -166,9 +172,12 @@ def ring_window(job: Job, cluster: Cluster, stages: int) -> Timeline:
         Kind.RECALL: number * settings.memory_tokens,
     }
     times = [stage_durations(job, cluster, stages, last=p == stages - 1) for p in range(stages)]
-    machine = Machine(times, links, near if stages <= node else far, message_bytes)
     schedule = ring_schedule(stages, job.segments, job.rows * stages, mode=settings.mode)
-    return simulate(schedule, machine, settings.mode)
+    spare = room - max(peak_kept_bytes(items, message_bytes) for items in schedule)
+    sizes = {Kind.MAIN: graph, Kind.SUMMARY: graph * summary_positions(settings) / settings.positions}
+    keeps = [graphs_kept(items, sizes, spare) for items in schedule]
+    machine = Machine(times, links, near if stages <= node else far, message_bytes, keeps=keeps)
+    return simulate(schedule, machine, settings.mode), sum(sizes[item.kind] for item in keeps[0])
 
 
 def stage_durations(job: Job, cluster: Cluster, stages: int, *, last: bool) -> Durations:
@@ -192,7 +201,7 @@ def zero1(job: Job, cluster: Cluster, gpus: int) -> Estimate:
 def zero3(job: Job, cluster: Cluster, gpus: int) -> Estimate:
     """ZeRO-3 with ``compute.reduction segment``: every pass gathers all weights, a backward pass reduces gradients."""
     parameters = job.shape.parameters
-    size = (SIZE + SHARD) * parameters / gpus + LEAVES * cluster.memory
+    size = (WHOLE + SHARD) * parameters / gpus + LEAVES * cluster.memory
     in_node = min(gpus, cluster.gpus_per_node)
     gather = cluster.spread_seconds(SIZE * parameters, in_node, gpus // in_node)
     return data_parallel(job, cluster, "sharded", size, gather=gather)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hmt_ds.parallel.room import outside_torch
 from hmt_ds.parallel.zero import ZeroExecutor
 
 # where DeepSpeed's optimizers keep gradients, and float32 weights; whatever is missing here counts as "activations"
@@ -143,4 +144,5 @@ def footprint(probe: MemoryProbe, peak: int) -> dict[str, Any]:
         "forward_backward_peak_bytes": without_step,
         "forward_backward_without_optimizer_bytes": without_step - named["optimizer_states_bytes"],
         "reserved_bytes": torch.get_device_module(device).max_memory_reserved(),
+        "outside_bytes": outside_torch(device),
     }

@@ -156,6 +156,7 @@ def memory_table(memory: dict[str, Any], pipelines: int | None) -> Table:
             table.add_row(name, f"{memory[key] / GIB:.2f}", f"{memory[key] / peak:.1%}" if at else "")
     if at:
         table.add_row("held by torch, fragments included", f"{memory['reserved_bytes'] / GIB:.2f}", "")
+        table.add_row("outside of torch: CUDA, NCCL", f"{memory['outside_bytes'] / GIB:.2f}", "")
     return table
 
 

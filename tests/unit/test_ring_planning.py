@@ -27,6 +27,9 @@ from hmt_ds.planning.shapes import SHAPES, Shape
 SETTINGS = MemorySettings("hmt", segment_length=1024, recall_dim=64)
 JOB = Job(SHAPES["7b"], SETTINGS)
 HEADLESS = Job(replace(SHAPES["7b"], vocab_size=0), SETTINGS)
+SMALL = Cluster(memory=1e9)  # no graph is kept
+GRAPH = 1058 * bytes_per_position(replace(JOB.shape, num_hidden_layers=4), "none", 2)  # a segment's, of 8 stages
+INPUTS = 8 * 16 * (1058 + 514) * 4096 * 2  # of 8 segments and summaries of 16 rows
 FAR = Cluster(between_nodes=1e18, within_node=1e18, near=0, far=0)  # messages take no time
 
 
@@ -141,9 +144,10 @@ def test_flops_are_those_of_bench(kept):
     assert counted * HEADLESS.rows == pytest.approx(useful + again)
 
 
-def test_the_ring_reads_all_twice():
+def test_a_ring_with_little_memory_reads_all_twice():
     """Its stages' work together: 4 forward passes for all positions, and 4 of the head but the one that is left out."""
-    window = ring_window(JOB, FAR, 8)
+    window, kept = ring_window(JOB, FAR, 8, GRAPH, room=0)
+    assert kept == 0
     busy = sum(bar.stop - bar.start for bars in window.stages for bar in bars) * FAR.rate
     layers, head = 32 * JOB.shape.layer_parameters, JOB.shape.head_parameters
     tokens = 8 * JOB.tokens  # of 8 GPUs
@@ -155,28 +159,40 @@ def test_equal_stages_meet_the_bound():
     """Without head and messages the window is that of the README."""
     forward = 2 * 4 * HEADLESS.shape.layer_parameters / FAR.rate
     costs = Costs(forward * SETTINGS.positions, forward * (SETTINGS.summary_length + 2))
-    assert ring_window(HEADLESS, FAR, 8).time == pytest.approx(lower_bound(8, 8, 16, costs=costs))
+    assert ring_window(HEADLESS, FAR, 8, GRAPH, room=0)[0].time == pytest.approx(lower_bound(8, 8, 16, costs=costs))
 
 
 def test_where_a_ring_spends_its_step():
     """The end: float32 sums are scattered and bf16 weights gathered, of all stages of a node through its network."""
     weights = 4 * JOB.shape.layer_parameters + JOB.shape.head_parameters
     end = 6 * weights * 8 * (1 - 1 / 2) / 50e9
-    assert ring(JOB, Cluster(), 16, 8).seconds == pytest.approx(ring_window(JOB, Cluster(), 8).time + end)
+    assert ring(JOB, SMALL, 16, 8).seconds == pytest.approx(ring_window(JOB, SMALL, 8, GRAPH, 0)[0].time + end)
     # stages in one node, rings in one node: over NVLink
     end = 6 * (8 * JOB.shape.layer_parameters + JOB.shape.head_parameters) * (1 - 1 / 2) / 450e9
-    assert ring(JOB, Cluster(), 8, 4).seconds == pytest.approx(ring_window(JOB, Cluster(), 4).time + end)
+    assert ring(JOB, SMALL, 8, 4).seconds == pytest.approx(ring_window(JOB, SMALL, 4, GRAPH, 0)[0].time + end)
     # a ring over two nodes has two slow links, the ring's own among them
     # and all wait for them: a summary's way over the link, then for 8 segments the ring and the link, both ways
-    assert ring_window(JOB, Cluster(far=1000), 16).time == pytest.approx(2 * (1 + 8 * 2) * 1000, rel=0.001)
+    assert ring_window(JOB, Cluster(far=1000), 16, GRAPH, 0)[0].time == pytest.approx(2 * (1 + 8 * 2) * 1000, rel=0.001)
 
 
-def test_what_a_ring_keeps():
+def test_what_a_ring_takes():
     """Weights and sums, the optimizer's shard, inputs of 8 segments and summaries of 16 rows, and one row's graph."""
     weights = 4 * JOB.shape.layer_parameters + JOB.shape.head_parameters
-    inputs = 8 * 16 * (1058 + 514) * 4096 * 2
-    graph = 1058 * bytes_per_position(replace(JOB.shape, num_hidden_layers=4), "none", 2)
-    assert ring(JOB, Cluster(), 64, 8).bytes == (6 + 16 / 8) * weights + inputs + graph
+    found = ring(JOB, SMALL, 64, 8)
+    assert found.bytes == (6 + 12 / 8) * weights + INPUTS + GRAPH and not found.fits
+
+
+@pytest.mark.parametrize(("more", "kept"), [(0, 0), (0.5, 0), (1, 1), (32.4, 32), (32.5, 32 + 514 / 1058)])
+def test_what_a_ring_keeps(more, kept):
+    """Before two segments of 16 rows stand summaries, of 514 positions where a segment has 1,058. What is kept is read
+    once on all stages."""
+    window, size = ring_window(JOB, FAR, 8, GRAPH, INPUTS + (more + 1e-6) * GRAPH)
+    assert size == pytest.approx(kept * GRAPH)
+    read_twice, _ = ring_window(JOB, FAR, 8, GRAPH, 0)
+    once, twice = (sum(bar.stop - bar.start for bars in w.stages for bar in bars) for w in (window, read_twice))
+    head = JOB.flops(JOB.shape.head_parameters)  # which the first reading leaves out
+    assert head > 0
+    assert twice - once == pytest.approx(kept * JOB.flops(32 * JOB.shape.layer_parameters) / FAR.rate)
 
 
 def test_what_fits():

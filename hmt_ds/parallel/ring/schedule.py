@@ -5,6 +5,7 @@ and begins the next segment there. The README beside this file has the bound tha
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import accumulate
@@ -195,3 +196,21 @@ def live_items(items: list[Item]) -> int:
     if not any(item.backward for item in items):
         return 0
     return max(accumulate(-1 if item.backward else 1 for item in items if item.kind != Kind.RECALL))
+
+
+def graphs_kept(order: list[Item], sizes: Mapping[Kind, float], spare: float) -> frozenset[Item]:
+    """Those of a stage's items that keep their graphs in so many bytes: the ones whose backward pass comes first.
+
+    They are the last ones that are read. Without memory an item goes backward as many items later as all others: there
+    it is all or none.
+
+    Args:
+        order: with backward passes.
+        sizes: bytes of a graph, by the kind of its item.
+    """
+    read = [item for item in order if not item.backward and item.kind != Kind.RECALL]
+    at_a_time = live_items(order)
+    if at_a_time < len(read):
+        return frozenset(read if at_a_time * sizes[Kind.MAIN] <= spare else [])
+    taken = accumulate(sizes[item.kind] for item in reversed(read))
+    return frozenset(item for item, total in zip(reversed(read), taken, strict=True) if total <= spare)
