@@ -115,7 +115,7 @@ def measure(recipe: Recipe, prepared: Prepared, options: BenchOptions, device: t
         "run": described(recipe, options, device, executor) | {"parameters": parameters, "trained_parameters": trained},
         "compute": asdict(executor.compute),
         "plan": asdict(executor.room.plan) if executor.stages == 1 else None,
-        "ring": ring_numbers(executor, segments, phases) if isinstance(executor, RingExecutor) else None,
+        "ring": ring_of(executor, training.gradient_accumulation, segments, phases),
         "steps": [asdict(step) for step in timed],
         "peak_flops_per_second": peaks,
         "flops": flops,
@@ -124,6 +124,13 @@ def measure(recipe: Recipe, prepared: Prepared, options: BenchOptions, device: t
         "phase_segments": segments,
         "memory": memory,
     }
+
+
+def ring_of(
+    executor: ZeroExecutor, windows: int, segments: int, phases: list[dict[str, float]]
+) -> dict[str, Any] | None:
+    """Its numbers, if it is one."""
+    return ring_numbers(executor, windows, segments, phases) if isinstance(executor, RingExecutor) else None
 
 
 def described(recipe: Recipe, options: BenchOptions, device: torch.device, executor: ZeroExecutor) -> dict[str, Any]:

@@ -10,16 +10,17 @@ from hmt_ds.parallel.distributed import from_all_ranks
 from hmt_ds.parallel.ring.executor import RingExecutor
 from hmt_ds.parallel.ring.schedule import Costs, Item, Kind, ring_schedule
 from hmt_ds.planning.flops import summary_positions
-from hmt_ds.planning.ring import Machine, simulate
+from hmt_ds.planning.ring import Link, Machine, simulate
 
 WORK = ("summary", "recall", "forward", "backward")  # the phases of a window, but for waiting
 
 
-def ring_numbers(executor: RingExecutor, segments: int, phases: list[dict[str, float]]) -> dict[str, Any]:
+def ring_numbers(executor: RingExecutor, windows: int, segments: int, phases: list[dict[str, float]]) -> dict[str, Any]:
     """What a ring is, and its phases and bubbles by stage. All ranks call it.
 
     Args:
-        segments: of the window whose phases were measured.
+        windows: of the step whose phases were measured.
+        segments: of each of them.
         phases: seconds of each rank's.
     """
     pipelines, parts = executor.data_ranks, executor.micro_batches
@@ -33,6 +34,7 @@ def ring_numbers(executor: RingExecutor, segments: int, phases: list[dict[str, f
         "phase_seconds": by_stage,
         "bubbles": measured_bubbles(by_stage),
         "schedule_bubbles": scheduled_bubbles(executor.stages, segments, parts, executor.settings, keeps),
+        "simulated_bubbles": simulated_bubbles(by_stage, windows, segments, parts, executor.settings, keeps),
         "items": segments * parts * (2 if executor.settings.mode == "hmt" else 1),
         "kept_graphs": [len(kept) for kept in keeps],
     }
@@ -93,3 +95,49 @@ def scheduled_bubbles(
     costs = Costs(summary=summary_positions(settings) / settings.positions)
     schedule = ring_schedule(stages, segments, micro_batches, mode=settings.mode)
     return simulate(schedule, Machine.uniform(costs, stages, computes_ahead=True, keeps=keeps), settings.mode).bubbles
+
+
+def simulated_bubbles(
+    by_stage: list[dict[str, float]],
+    windows: int,
+    segments: int,
+    micro_batches: int,
+    settings: MemorySettings,
+    keeps: Sequence[Collection[Item]],
+) -> list[float]:
+    """The same of the schedule with what its items take on each stage, by its measured phases (a head makes the last
+    stage slower)."""
+    items = segments * micro_batches
+    costs = [
+        costs_of({name: seconds / windows for name, seconds in phases.items()}, items, kept, settings)
+        for phases, kept in zip(by_stage, keeps, strict=True)
+    ]
+    schedule = ring_schedule(len(costs), segments, micro_batches, mode=settings.mode)
+    machine = Machine(costs, [Link()] * (len(costs) - 1), computes_ahead=True, keeps=keeps)
+    return simulate(schedule, machine, settings.mode).bubbles
+
+
+def costs_of(
+    phases: dict[str, float], items: int, kept: Collection[Item], settings: MemorySettings
+) -> dict[tuple[Kind, bool], float]:
+    """Seconds of a stage's items: forward by their phases; backward by their positions, with what is read again.
+
+    Args:
+        phases: seconds of a window's.
+        items: segments of all micro-batches.
+        kept: the items that are not read again.
+    """
+    share = summary_positions(settings) / settings.positions
+    forward = {
+        Kind.MAIN: phases["forward"] / items,
+        Kind.SUMMARY: phases["summary"] / items,
+        Kind.RECALL: phases["recall"] / items,
+    }
+    again = phases["forward"] + phases["summary"] - sum(forward[item.kind] for item in kept)
+    back = (phases["backward"] - again) / (items * (1 + share))
+    backward = {
+        Kind.MAIN: forward[Kind.MAIN] + back,
+        Kind.SUMMARY: forward[Kind.SUMMARY] + back * share,
+        Kind.RECALL: 0.0,
+    }
+    return {(kind, False): cost for kind, cost in forward.items()} | {(k, True): c for k, c in backward.items()}

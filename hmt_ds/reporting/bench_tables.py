@@ -125,6 +125,7 @@ def stages_table(ring: dict[str, Any], segments: int) -> Table:
         table.add_row(name, *(f"{seconds[name]:.3f}" for seconds in ring["phase_seconds"]))
     table.add_section()
     table.add_row("bubble", *(f"{share:.1%}" for share in ring["bubbles"]))
+    table.add_row("simulated with these times", *(f"{share:.1%}" for share in ring["simulated_bubbles"]))
     table.add_row("of the schedule", *(f"{share:.1%}" for share in ring["schedule_bubbles"]))
     return table
 
@@ -134,8 +135,9 @@ def bubble_notes() -> str:
     return (
         "backward: with what is computed again. wait: for a neighbour's message. A stage that is done with its windows "
         "before others waits for them in reduce and step.\n"
-        "bubble: the share of the windows' time that a stage does not work; of the schedule: with equal stages, "
-        "summaries by their positions, and messages that take no time."
+        "bubble: the share of the windows' time that a stage does not work; simulated: the schedule's, with what its "
+        "items took on each stage and messages that take no time; of the schedule: with equal stages too, and "
+        "summaries by their positions."
     )
 
 

@@ -101,6 +101,14 @@ def test_bubbles_are_what_is_not_work(run):
     assert ring["schedule_bubbles"] == pytest.approx([3 * 22 / (4 * 3 * 2 * 32 + 3 * 22)] * 2)
 
 
+def test_bubbles_of_these_times(run):
+    """The simulator is told how long items took, so it misses the stages' waiting alone: messages, and one core."""
+    ring = run.result["ring"]
+    for measured, simulated in zip(ring["bubbles"], ring["simulated_bubbles"], strict=True):
+        assert 0 < simulated < 1 and abs(measured - simulated) < 0.35
+    assert "simulated with these times" in run.printed
+
+
 def test_memory_is_that_of_one_stage(run):
     """In bytes a weight: 2; 4 of sums, DeepSpeed's own; 12 of the optimizer, for a pipeline alone shares nothing."""
     memory = run.result["memory"]
