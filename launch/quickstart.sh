@@ -27,8 +27,8 @@ for word in "$@"; do
     case $word in
         -h | --help) usage && exit ;;
         --training.output | --training.output=*) output_given=true ;;
-        --checkpoint.resume=latest) resume=true ;;
-        latest) if [ "$previous" = --checkpoint.resume ]; then resume=true; fi ;;
+        --checkpoint.resume=auto) resume=true ;;
+        auto) if [ "$previous" = --checkpoint.resume ]; then resume=true; fi ;;
     esac
     previous=$word
 done
