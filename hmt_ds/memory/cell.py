@@ -197,14 +197,24 @@ class HMT(nn.Module):
         return hidden[:, m : m + part.tokens.shape[1]], hidden.gather(1, at)
 
     def score(
-        self, part: Segment, hidden: Tensor, *, with_loss: bool, with_logits: bool = False
+        self,
+        part: Segment,
+        hidden: Tensor,
+        *,
+        with_loss: bool,
+        with_logits: bool = False,
+        backward_follows: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """The rows' losses ``[b]`` and logits ``[b, L, v]`` of the fresh tokens, from hidden states ``[b, w, d]``."""
+        """The rows' losses ``[b]`` and logits ``[b, L, v]`` of the fresh tokens, from hidden states ``[b, w, d]``.
+
+        ``backward_follows``: see :func:`hmt_ds.memory.loss.row_losses`.
+        """
         hidden = hidden.gather(1, part.fresh[:, :, None].expand(-1, -1, hidden.shape[2]))
         logits = self.backbone.logits(hidden) if with_logits else None
         if not with_loss:
             return torch.zeros(len(hidden), device=hidden.device), logits
-        return row_losses(self.backbone.logits, hidden, part.labels, self.backbone.vocabulary), logits
+        head, vocabulary = self.backbone.logits, self.backbone.vocabulary
+        return row_losses(head, hidden, part.labels, vocabulary, backward_follows=backward_follows), logits
 
 
 def trailing(part: Segment | Summary, m: int) -> Tensor:

@@ -15,9 +15,17 @@ LOGITS = 2**27  # that stand at a time: 4,096 positions of a vocabulary of 32k, 
 
 
 def row_losses(
-    head: Callable[[Tensor], Tensor], hidden: Tensor, labels: Tensor, vocabulary: int, at_a_time: int = LOGITS
+    head: Callable[[Tensor], Tensor],
+    hidden: Tensor,
+    labels: Tensor,
+    vocabulary: int,
+    at_a_time: int = LOGITS,
+    *,
+    backward_follows: bool = False,
 ) -> Tensor:
     """Cross-entropy in nats, summed per row. Logits stand for a chunk of positions at a time, in both directions.
+
+    They are computed once more for the backward pass, unless it follows at once and one chunk is all.
 
     Args:
         head: ``[.., d]`` -> logits ``[.., v]``.
@@ -25,12 +33,15 @@ def row_losses(
         labels: ``[b, t]``, already shifted; ``IGNORED`` ones count nothing.
         vocabulary: v.
         at_a_time: how many logits stand at a time.
+        backward_follows: with nothing in between that takes memory.
 
     Returns:
         ``[b]``, at least float32. Divide by the labels of the whole global batch, never by a rank's own.
     """
     positions = max(1, at_a_time // vocabulary)
-    parts = zip(hidden.flatten(0, 1).split(positions), labels.flatten().split(positions), strict=True)
+    parts = list(zip(hidden.flatten(0, 1).split(positions), labels.flatten().split(positions), strict=True))
+    if backward_follows and len(parts) == 1:
+        return token_losses(head, *parts[0]).view(labels.shape).sum(dim=1)
     losses = [checkpoint(token_losses, head, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
     return torch.cat(losses).view(labels.shape).sum(dim=1)
 

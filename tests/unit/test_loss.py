@@ -74,6 +74,22 @@ def test_rows_sums():
     torch.testing.assert_close(losses, math.log(V) * torch.tensor([T, 3.0, 0]))
 
 
+@pytest.mark.parametrize(("positions", "times"), [(ROWS * T, 1), (ROWS * T - 1, 2)])
+def test_one_chunk_is_not_computed_again(positions, times):
+    """Where its backward pass follows at once; of several chunks the logits would stand together."""
+    head, hidden, labels = draw(torch.float64)
+    expected, seen = plain(head, hidden, labels), []
+
+    def record(chunk: Tensor) -> Tensor:
+        seen.append(len(chunk))
+        return head(chunk)
+
+    losses = row_losses(record, hidden, labels, V, positions * V, backward_follows=True)
+    torch.testing.assert_close(losses, expected)
+    torch.testing.assert_close(gradients(losses, head, hidden), gradients(expected, head, hidden))
+    assert sum(seen) == times * ROWS * T
+
+
 @pytest.mark.parametrize("at_a_time", [1, V, 4 * V, 4 * V + V - 1, LOGITS])
 @pytest.mark.parametrize("training", [False, True])
 def test_the_head_sees_a_chunk_at_a_time(at_a_time, training):

@@ -224,7 +224,7 @@ class RingPass:
         if isinstance(part, Summary):
             gradient = self.query_gradients.pop(key)
             return (trailing.to(gradient.dtype) * gradient).sum()
-        losses, _ = self.model.score(part, tokens, with_loss=True)
+        losses, _ = self.model.score(part, tokens, with_loss=True, backward_follows=True)
         self.losses[key] = losses.detach()
         return weighted(losses, self.weight) + (
             self.borders[item.micro_batch].pull(item.segment, trailing) if self.m else 0
