@@ -52,7 +52,7 @@ def build_ring(recipe: Recipe, prepared: Prepared, device: torch.device) -> Ring
     Raises:
         ConfigError: if the ranks cannot be divided into pipelines.
     """
-    model, pipeline, parts = recipe.model, recipe.pipeline, micro_batches_of(recipe)
+    model, pipeline, parts = recipe.model, recipe.pipeline, recipe.micro_batches
     if world_size() % pipeline.stages:
         raise ConfigError([f"pipeline.stages is {pipeline.stages}, which {world_size()} ranks are no multiple of"])
     place = Place(pipeline.stages, pipeline.timeout_minutes)
@@ -83,7 +83,7 @@ def time_of(recipe: Recipe, config: Any, **how: Any) -> LayerTimes:
     """What a layer and the head take for a segment of a micro-batch."""
     memory = recipe.memory.model_dump()
     settings = MemorySettings(**memory | {"recall_dim": memory["recall_dim"] or 1})  # the recall is not timed
-    return layer_times(config, settings, rows=recipe.training.batch_size // micro_batches_of(recipe), **how)
+    return layer_times(config, settings, rows=recipe.training.batch_size // recipe.micro_batches, **how)
 
 
 def divided_by_time(spans: list[Span], times: LayerTimes) -> str:
@@ -91,14 +91,6 @@ def divided_by_time(spans: list[Span], times: LayerTimes) -> str:
     sizes = [span.end - span.first for span in spans]
     layer, head = (1000 * seconds for seconds in times)
     return f"pipeline.layers by time: {sizes}; a layer takes {layer:.3g} ms, the head {head:.3g} ms"
-
-
-def micro_batches_of(recipe: Recipe) -> int:
-    """Into how many parts a pipeline's rows are divided."""
-    pipeline, rows = recipe.pipeline, recipe.training.batch_size
-    if pipeline.micro_batches != "auto":
-        return pipeline.micro_batches
-    return min((n for n in range(1, rows + 1) if rows % n == 0 and n >= pipeline.stages), default=rows)
 
 
 def few_parts(recipe: Recipe, parts: int) -> str:

@@ -44,22 +44,27 @@ def check_compute(recipe: Recipe, config: Any, ds_config: dict[str, Any]) -> lis
 
 
 def check_recompute(recipe: Recipe, config: Any) -> list[str]:
-    """A policy under which the activations alone are more than the machine has."""
-    compute, training = recipe.compute, recipe.training
+    """A policy under which the activations alone are more than the machine has.
+
+    On a ring a stage has its share of the layers, and reads a micro-batch at a time.
+    """
+    compute, training, stages = recipe.compute, recipe.training, recipe.pipeline.stages
     settings = MemorySettings(**recipe.memory.model_dump() | {"recall_dim": recipe.memory.recall_dim or 1})
     size = 4 if recipe.model.precision == "fp32" else 2
-    shape = {"batch": training.batch_size, "size": size}
-    needed = kept_bytes(config, settings, compute.recompute, depth=training.bptt_depth, **shape)
+    whole = compute.recompute in ("none", "selective")
+    rows, depth = training.batch_size, training.bptt_depth
+    at_once = rows if whole or stages == 1 else max(1, rows // recipe.micro_batches)
+    needed = kept_bytes(config, settings, compute.recompute, batch=at_once, depth=depth, size=size) // stages
     available, where = memory_of_this_machine()
     if needed <= available:
         return []
     said = f"compute.recompute {compute.recompute}: activations take at least {needed / GIB:,.1f} GiB"
     said += f", {where} has {available / GIB:,.1f}"
-    if compute.recompute in ("none", "selective"):
-        one = kept_bytes(config, settings, compute.recompute, depth=1, **shape)
-        return [f"{said} ({training.bptt_depth} segments of {one / GIB:,.2f}): take auto, or lower training.bptt_depth"]
+    if whole:
+        return [f"{said} ({depth} segments of {needed / depth / GIB:,.2f}): take auto, or lower training.bptt_depth"]
     less = "" if compute.recompute == "segment+layer" else "take segment+layer, or "
-    return [f"{said} for one segment of {training.batch_size} rows: {less}lower training.batch_size"]
+    more = "" if stages == 1 else ", or raise pipeline.micro_batches"
+    return [f"{said} for one segment of {at_once} rows: {less}lower training.batch_size{more}"]
 
 
 def check_leaves(recipe: Recipe, config: Any, stage: int) -> list[str]:

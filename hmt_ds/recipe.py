@@ -233,3 +233,11 @@ class Recipe(Section):
     checkpoint: Checkpoint = Checkpoint()
     evaluation: Evaluation = Evaluation()
     logging: Logging = Logging()
+
+    @property
+    def micro_batches(self) -> int:
+        """Into how many parts a pipeline's rows are divided; 1 without stages."""
+        rows = self.training.batch_size
+        if self.pipeline.micro_batches != "auto":
+            return self.pipeline.micro_batches
+        return min((n for n in range(1, rows + 1) if rows % n == 0 and n >= self.pipeline.stages), default=rows)

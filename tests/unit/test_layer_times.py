@@ -1,11 +1,15 @@
 """Layers divided by time: given times, and real ones of a tiny model."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from tiny import GPT2, LLAMA, make_settings
+from torch.utils.flop_counter import FlopCounterMode
 
 from hmt_ds.assemble import divided_by_time
 from hmt_ds.backbones import LoraSettings, read_config
+from hmt_ds.parallel.ring import layer_times as times_module
 from hmt_ds.parallel.ring.build import stage_spans
 from hmt_ds.parallel.ring.layer_times import LayerTimes, layer_times
 
@@ -49,7 +53,15 @@ def test_it_runs(config, options):
     assert 0 < times.layer < 10 and 0 < times.head < 10
 
 
-def test_a_large_head_takes_its_time():
-    """Of a thousand times the vocabulary, against a layer of the same width."""
-    small, large = found(LLAMA), found(LLAMA | {"vocab_size": 40000})
-    assert large.head > 5 * small.head and large.head > large.layer
+def flops_of(work: Callable[[], None], device: torch.device) -> float:
+    """In place of seconds, which depend on what else the machine does."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def test_a_large_head_takes_its_time(monkeypatch):
+    """Of a thousand times the vocabulary as much more; a layer takes what it took."""
+    monkeypatch.setattr(times_module, "seconds_of", flops_of)
+    small, large = found(LLAMA), found(LLAMA | {"vocab_size": 1000 * LLAMA["vocab_size"]})
+    assert large.head == 1000 * small.head > large.layer == small.layer

@@ -4,9 +4,12 @@ from typing import Any
 
 import pytest
 
-from hmt_ds.assemble import few_parts, micro_batches_of
+from hmt_ds import feasible
+from hmt_ds.assemble import few_parts
 from hmt_ds.backbones import read_config
-from hmt_ds.feasible import check_pipeline
+from hmt_ds.feasible import check_pipeline, check_recompute
+from hmt_ds.memory import MemorySettings
+from hmt_ds.planning.activations import kept_bytes
 from hmt_ds.recipe import Recipe
 
 LLAMA = {"model_type": "llama", "num_hidden_layers": 4}
@@ -64,7 +67,29 @@ def test_each_problem_is_one_line(recipe, ds_config, said):
 
 @pytest.mark.parametrize(("rows", "stages", "parts"), [(4, 2, 2), (4, 3, 4), (9, 2, 3), (2, 4, 2), (1, 2, 1)])
 def test_by_itself_it_takes_the_fewest_parts_that_keep_stages_busy(rows, stages, parts):
-    assert micro_batches_of(recipe_of(batch_size=rows, stages=stages)) == parts
+    assert recipe_of(batch_size=rows, stages=stages).micro_batches == parts
+
+
+@pytest.mark.parametrize(
+    ("recompute", "share", "said"),
+    [
+        ("auto", 2 / 4 / 2, "for one segment of 2 rows: take segment+layer, or lower training.batch_size, or raise"),
+        ("segment+layer", 2 / 4 / 2, "for one segment of 2 rows: lower training.batch_size, or raise pipeline.micro"),
+        ("none", 1 / 2, "3 segments of"),
+    ],
+)
+def test_a_stage_keeps_its_layers_of_a_micro_batch(monkeypatch, recompute, share, said):
+    """Of 4 rows in two parts on two stages; or of all rows and segments, where nothing is read again."""
+    plain = recipe_of()
+    compute = plain.compute.model_copy(update={"recompute": recompute})
+    training = plain.training.model_copy(update={"bptt_depth": 3})
+    recipe = plain.model_copy(update={"compute": compute, "training": training})
+    config, settings = read_config(LLAMA), MemorySettings("hmt", 8, recall_dim=1)
+    whole = kept_bytes(config, settings, recompute, batch=4, depth=3, size=2)
+    for available, problems in ((whole * share, 0), (whole * share - 1, 1)):
+        monkeypatch.setattr(feasible, "memory_of_this_machine", lambda available=available: (available, "the GPU"))
+        found = check_recompute(recipe, config)
+        assert len(found) == problems and all(said in line for line in found)
 
 
 def test_too_few_parts_are_said_with_what_they_cost():
