@@ -169,10 +169,15 @@ class RingPass:
         return Reading(given, self.through(part, item, given))
 
     def read_again(self, item: Item, part: Segment | Summary) -> Reading:
-        """As an item was read before, with a graph."""
-        if before := self.random.pop(item, None):
-            before.restore()
-        return self.with_graph(part, item, self.inputs.take(item))
+        """As an item was read before, with a graph. Whatever is read next draws random numbers of its own."""
+        before = self.random.pop(item, None)
+        if before is None:
+            return self.with_graph(part, item, self.inputs.take(item))
+        now = RandomState(self.device)
+        before.restore()
+        reading = self.with_graph(part, item, self.inputs.take(item))
+        now.restore()
+        return reading
 
     def through_layers(self, part: Segment | Summary, item: Item, given: Tensor | None) -> Tensor:
         """Through this stage's layers, ``[b, t, h]``. The first stage makes the embeddings."""
