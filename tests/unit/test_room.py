@@ -205,10 +205,12 @@ def test_a_stage_keeps_what_goes_backward_first(spare, kept):
     assert len(last) > len(ORDER) and found.keeps(ORDER) == found.keeps(last) == set(READ[len(READ) - kept :])
 
 
-@pytest.mark.parametrize(("spare", "kept"), [(3 * 700 - 1, 0), (3 * 700, 4)])
-def test_without_memory_a_stage_keeps_all_or_nothing(spare, kept):
-    """Its items go backward in the order in which they were read; three stand at a time."""
-    order = ring_schedule(3, 2, 2, mode="backbone")[0]
+@pytest.mark.parametrize(
+    ("segments", "spare", "kept"), [(2, 3 * 700 - 1, 0), (2, 3 * 700, 4), (1, 2 * 700 - 1, 0), (1, 2 * 700, 2)]
+)
+def test_without_memory_a_stage_keeps_all_or_nothing(segments, spare, kept):
+    """Its items go backward in the order in which they were read; of 3 stages, three stand at a time, or all two."""
+    order = ring_schedule(3, segments, 2, mode="backbone")[0]
     found = RingRoom(ComputeSettings(), SETTINGS, DEPTH, GPU)
     found.segment, found.spare = SEGMENT, spare
     assert len(found.keeps(order)) == kept

@@ -208,9 +208,9 @@ def graphs_kept(order: list[Item], sizes: Mapping[Kind, float], spare: float) ->
         order: with backward passes.
         sizes: bytes of a graph, by the kind of its item.
     """
-    read = [item for item in order if not item.backward and item.kind != Kind.RECALL]
-    at_a_time = live_items(order)
-    if at_a_time < len(read):
-        return frozenset(read if at_a_time * sizes[Kind.MAIN] <= spare else [])
+    items = [item for item in order if item.kind != Kind.RECALL]
+    read = [item for item in items if not item.backward]
+    if gradient_of(read[-1]) != next(item for item in items if item.backward):
+        return frozenset(read if live_items(order) * sizes[Kind.MAIN] <= spare else [])
     taken = accumulate(sizes[item.kind] for item in reversed(read))
     return frozenset(item for item, total in zip(reversed(read), taken, strict=True) if total <= spare)
