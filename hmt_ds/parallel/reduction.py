@@ -86,6 +86,7 @@ class PerStep:
         self.pairs = list(zip(self.weights, self.aliases, strict=True))
         self.model = copy.deepcopy(model, {id(weight): alias for weight, alias in self.pairs})
         self.sums: dict[nn.Parameter, Tensor] = {}
+        self.in_place = False  # whether they are DeepSpeed's own
         self.shared: list[tuple[nn.Parameter, Any]] = []  # weights that other ranks of a group have too
         for alias in self.aliases:
             if alias.requires_grad:
