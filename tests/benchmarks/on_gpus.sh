@@ -48,10 +48,14 @@ attention() {
         bench "memory$segments" 200 bench-1.1b "$segments" 1 --ranks 1 --steps 1
     done
 }
-# every weight of 6.8B on one H100: DeepSpeed's file for offloading, with the weights and 2 of 7 parts of the optimizer on
+# every weight of 6.8B on one H100: DeepSpeed's file for offloading, with the weights and 3 of 10 parts of the optimizer on
 # the GPU. All on the host would be 136 GiB: weights, moments and gradients in float32, these twice and page-locked, for
 # which torch takes powers of two.
 offload() {
+    part_offloaded
+    bench offload 480 bench-6.8b 8 "${BATCH:-8}" --ranks 1 "${offloaded[@]}"
+}
+part_offloaded() {
     "${PYTHON:-python3}" - "$folder/zero3_part.json" <<'END'
 import json, sys
 config = json.load(open("ds_configs/zero3_offload.json"))
@@ -59,9 +63,9 @@ del config["zero_optimization"]["offload_param"]
 config["zero_optimization"]["offload_optimizer"]["ratio"] = 0.7
 json.dump(config, open(sys.argv[1], "w"))
 END
-    bench offload 480 bench-6.8b 8 "${BATCH:-8}" --ranks 1 --deepspeed "$folder/zero3_part.json" \
-        --compute.reduction segment --compute.recompute segment+layer --steps 1 --warmup 1
 }
+offloaded=(--deepspeed "$folder/zero3_part.json" --compute.reduction segment --compute.recompute segment+layer --steps 1
+    --warmup 1)
 
 # two GPUs --------------------------------------------------------------------------------------------------------------
 # two of 80 GB: HIDDEN_LAYERS=20, for 6.8B (32 layers) needs more with ZeRO-2. Rows of a micro-batch: BATCH.
@@ -82,7 +86,7 @@ streaming() {
 }
 # a first look at whether a ring runs
 ring_small() {
-    bench ring_small 100 bench-1.1b 8 8 --ranks 2 --deepspeed ds_configs/zero1.json --pipeline.stages 2 --steps 2 --warmup 3
+    bench ring_small 200 bench-1.1b 8 8 --ranks 2 --deepspeed ds_configs/zero1.json --pipeline.stages 2 --steps 2 --warmup 3
 }
 # 32 rows a step: on a ring of two stages with ZeRO-1, PARTS micro-batches at a time, and with both ranks data-parallel
 ring() {
@@ -119,6 +123,11 @@ shape13b=(--model.source.hidden_size 5120 --model.source.intermediate_size 13824
 ring_large() {
     bench ring_large 300 bench-6.8b 8 "${BATCH:-8}" --ranks 2 --deepspeed ds_configs/zero1.json --pipeline.stages 2 \
         --pipeline.micro_batches "${BATCH:-8}" --steps 1 --warmup 1 "${shape13b[@]}"
+}
+# the same on two of 80 GB, each of which then has what one has of 6.8B
+large_offload() {
+    part_offloaded
+    bench large_offload 540 bench-6.8b 8 "${BATCH:-8}" --ranks 2 "${offloaded[@]}" "${shape13b[@]}"
 }
 large() {
     bench large 400 bench-6.8b 8 1 --ranks 2 --deepspeed ds_configs/zero3.json --compute.reduction segment --steps 2 \

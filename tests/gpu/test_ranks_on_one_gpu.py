@@ -25,8 +25,14 @@ RING = {
         ring_gradients.Case(2, 1, 5, 1, "rmt", "lora"),
         ring_gradients.Case(2, 1, 3, 2, mode="backbone"),
         ring_gradients.Case(2, 1, 5, 2, spill=True),
+        ring_gradients.Case(2, 1, 2, 2, keeps=5),
     ],
-    "3 stages": [ring_gradients.Case(3, 1, 5, 4), ring_gradients.Case(3, 1, 1, 1, "rmt")],
+    "3 stages": [
+        ring_gradients.Case(3, 1, 5, 4, spill=True, keeps=7),
+        ring_gradients.Case(3, 1, 1, 1, "rmt"),
+        ring_gradients.Case(3, 1, 3, 2, mode="backbone"),
+        ring_gradients.Case(3, 1, 2, 4, mode="backbone", keeps=3),
+    ],
     "2 x 2": [ring_gradients.Case(2, 2, 2, 2, accumulation=2)],
 }
 ZERO = [
