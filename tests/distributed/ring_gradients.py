@@ -12,6 +12,7 @@ from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from ranks import PROJECT, run_ranks
@@ -25,6 +26,7 @@ from hmt_ds.parallel.distributed import end_process, from_rank_0, join, rank, wo
 from hmt_ds.parallel.ds_config import EngineSettings, fill_ds_config, read_ds_config
 from hmt_ds.parallel.ring.build import build_stage, stage_spans
 from hmt_ds.parallel.ring.executor import RingExecutor
+from hmt_ds.parallel.ring.passes import RingPass
 from hmt_ds.parallel.ring.place import Place
 from hmt_ds.parallel.settle import ComputeSettings
 
@@ -60,6 +62,12 @@ class Case:
     def rows(self) -> int:
         """Of the global batch."""
         return 4 * self.pipelines
+
+    @property
+    def again(self) -> int:
+        """Items that each stage reads again in a window. (Without memory it keeps all graphs, where it keeps any.)"""
+        items = self.segments * self.micro_batches * (2 if self.mode == "hmt" else 1)
+        return items - (items if self.mode == "backbone" and self.keeps else min(items, self.keeps))
 
     @property
     def memory(self) -> Any:
@@ -136,19 +144,24 @@ def place_of(stages: int) -> Place:
 def on_all_ranks(case: Case, device: torch.device) -> dict[str, Any]:
     """The same through the executor; this rank's stage of it."""
     executor = make_executor(case, device)
-    step = executor.engine.step
-    run: dict[str, Any] = {"losses": [], "norms": [], "gradients": []}
+    step, read_again = executor.engine.step, RingPass.read_again
+    run: dict[str, Any] = {"losses": [], "norms": [], "gradients": [], "again": 0}
 
     def look_and_step() -> None:
         found = full_gradients(executor.engine.module)
         run["gradients"].append({name: gradient for name, gradient in found.items() if name != "stand_in"})
         step()
 
+    def count(*arguments: Any) -> Any:
+        run["again"] += 1
+        return read_again(*arguments)
+
     executor.engine.step = look_and_step
-    for group in steps(case, executor.data_rank, executor.data_ranks):
-        output = executor.train_batch(group)
-        run["losses"].append(output.loss)
-        run["norms"].append(output.gradient_norm or 0.0)
+    with patch.object(RingPass, "read_again", count):
+        for group in steps(case, executor.data_rank, executor.data_ranks):
+            output = executor.train_batch(group)
+            run["losses"].append(output.loss)
+            run["norms"].append(output.gradient_norm or 0.0)
     assert executor.state is not None
     weights = {n: w for n, w in get_weights(executor.engine.module).items() if n != "stand_in"}
     run |= {"weights": weights, "memories": executor.state.memories.detach().cpu()}
@@ -197,6 +210,7 @@ def gathered(case: Case, run: dict[str, Any]) -> dict[str, Any]:
         "memories": torch.cat([other["memories"] for other in every[-case.pipelines :]]),
         "losses": run["losses"],
         "norms": run["norms"],
+        "again": [stage["again"] for stage in first],
         "apart": [
             k for k in first[0]["weights"].keys() & first[-1]["weights"].keys()
             if not torch.equal(first[0]["weights"][k], first[-1]["weights"][k])
@@ -220,6 +234,8 @@ def compare(case: Case, got: dict[str, Any], expected: dict[str, Any]) -> dict[s
         "memories": float((got["memories"] - expected["memories"]).abs().max()) if got["memories"].numel() else 0.0,
         "norms": expected["norms"],
         "apart": got["apart"],
+        "again": got["again"],
+        "again_expected": [case.again * case.accumulation * STEPS] * case.stages,
     }
 
 

@@ -32,6 +32,7 @@ def test_gradients_are_those_of_one_process(cases):
         assert row["norm"] < (1e-2 if low else 1e-5) and row["memories"] < (0.1 if low else 1e-5), row
         assert max(row["norms"]) > 0.01, "nothing was clipped"
         assert not row["apart"], "tied weights have drifted apart"
+        assert row["again"] == row["again_expected"], row
 
 
 @pytest.mark.slow
