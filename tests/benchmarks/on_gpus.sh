@@ -78,6 +78,7 @@ stage3() {
 # both with gradients reduced after each segment: stage 3 streams
 streaming() {
     local segment=(--compute.reduction segment --compute.recompute segment --compute.summary_batch 2 --warmup 2)
+    segment+=(--compute.kernels "${KERNELS:-auto}")
     bench segment2 200 bench-6.8b 8 "${BATCH:-4}" --ranks 2 "${segment[@]}" "${shape[@]}"
     for layers in ${LAYERS:-2 4 8}; do
         bench "streaming$layers" 200 bench-6.8b 8 "${BATCH:-4}" --ranks 2 --deepspeed ds_configs/zero3.json "${segment[@]}" \

@@ -13,6 +13,7 @@ from zero_gradients import (
     BF16,
     BF16_SAMPLE,
     CLIPPING,
+    COMPILED,
     CONFIGS,
     GRID,
     POLICIES,
@@ -109,6 +110,13 @@ def test_sums_over_segments_are_in_float32():
 @pytest.mark.slow
 def test_sums_over_segments_are_in_float32_everywhere():
     check_sums(LONG)
+
+
+@pytest.mark.slow
+def test_compiled_layers():
+    """Also within ZeRO-3's leaves, where each segment is reduced: its hooks run around a leaf and not in it."""
+    for row in run_cases(COMPILED, timeout=1200):
+        check_fp32(row)
 
 
 @pytest.mark.slow

@@ -53,13 +53,14 @@ class Case:
     summary_batch: int = 1
     leaf_layers: int = 1
     optimizer: str = "AdamW"
+    kernels: str = "plain"
 
     def __str__(self) -> str:
         return "-".join(map(str, astuple(self)))
 
     def compute(self) -> ComputeSettings:
         """What is traded for what."""
-        return ComputeSettings(self.recompute, self.summary_batch, self.reduction, self.leaf_layers, "plain")
+        return ComputeSettings(self.recompute, self.summary_batch, self.reduction, self.leaf_layers, self.kernels)
 
     def calls(self) -> int:
         """How often a step calls a layer: once for each reading, once more for what is read or computed again."""
@@ -74,6 +75,10 @@ class Case:
 GRID = [
     Case(config, train, reduction=reduction)
     for reduction, train, config in itertools.product(("segment", "step"), ("whole", "frozen", "lora"), CONFIGS)
+]
+COMPILED = [
+    Case(config, reduction=way, leaf_layers=2, kernels="compile")
+    for config, way in (("zero1", "step"), ("zero2", "segment"), ("zero3", "segment"), ("zero3", "step"))
 ]
 BF16 = [
     Case(config, precision="bf16", reduction=way) for way, config in itertools.product(("segment", "step"), CONFIGS)
