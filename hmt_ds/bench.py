@@ -16,7 +16,6 @@ from hmt_ds.held_out import as_window
 from hmt_ds.memory import MemorySettings, Window
 from hmt_ds.parallel.distributed import end_process, rank, world_size
 from hmt_ds.parallel.ring.executor import RingExecutor
-from hmt_ds.parallel.room import CAPTURED
 from hmt_ds.parallel.zero import ZeroExecutor
 from hmt_ds.planning.flops import matrix_rate, peak_flops
 from hmt_ds.planning.measure import CLOCKED_STEPS, Bench, arithmetic, random_windows, speeds
@@ -101,8 +100,8 @@ def measure(recipe: Recipe, prepared: Prepared, options: BenchOptions, device: t
     training = recipe.training
     runs = Bench(executor, steps_of(recipe, prepared, options, executor))
     say(f"warming up, {options.warmup} steps; then {options.steps} timed ones")
-    if executor.compute.cuda_graphs == "always" and options.warmup < CAPTURED:
-        say(f"note: CUDA graphs are captured in step {CAPTURED}; after a shorter --warmup the numbers are no run's")
+    if options.warmup < (steps := executor.room.settled_after):
+        say(f"note: a GPU is at speed after {steps} steps; with --warmup {options.warmup} the numbers are no run's")
     runs.warm_up(options.warmup)
     timed = runs.timed(options.steps)
     phases, memory = runs.by_phase(min(CLOCKED_STEPS, options.steps)), runs.memory(resident_bytes())

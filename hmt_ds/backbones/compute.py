@@ -78,8 +78,10 @@ def use_liger(backbone: CausalLM) -> None:
 
 
 def compile_layers(backbone: CausalLM) -> None:
-    """Compile the decoder's layers, one by one: all of them share one code, compiled for each shape once."""
+    """Compile the decoder's layers, one by one: all of them share one code, compiled for each shape once. And the last
+    norm."""
     module, name = layers_of(backbone)
     torch._dynamo.config.cache_size_limit = max(32, torch._dynamo.config.cache_size_limit)
-    for layer in getattr(module, name):
-        layer.compile(dynamic=False)
+    norms = [child for child in module.children() if type(child).__name__.endswith("Norm")]
+    for part in [*getattr(module, name), *norms]:
+        part.compile(dynamic=False)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from hmt_ds.memory.loss import row_losses
+from hmt_ds.memory.loss import cross_entropy, row_losses
 from hmt_ds.memory.recall import Recall
 from hmt_ds.memory.segments import Segment, Summary
 from hmt_ds.memory.settings import MemorySettings, Mode
@@ -76,6 +76,7 @@ class HMT(nn.Module):
         super().__init__()
         self.backbone: Backbone = backbone  # type: ignore[assignment]
         self.settings = settings
+        self.cross_entropy = cross_entropy  # an executor puts a compiled one here
         dim = self.backbone.dim
         if settings.mode != "backbone":
             self.initial_prompt = Prompt(settings.memory_tokens, dim)
@@ -214,7 +215,8 @@ class HMT(nn.Module):
         if not with_loss:
             return torch.zeros(len(hidden), device=hidden.device), logits
         head, vocabulary = self.backbone.logits, self.backbone.vocabulary
-        return row_losses(head, hidden, part.labels, vocabulary, backward_follows=backward_follows), logits
+        how: dict[str, Any] = {"cross_entropy": self.cross_entropy, "backward_follows": backward_follows}
+        return row_losses(head, hidden, part.labels, vocabulary, **how), logits
 
 
 def trailing(part: Segment | Summary, m: int) -> Tensor:

@@ -14,6 +14,12 @@ from hmt_ds.memory.segments import IGNORED
 LOGITS = 2**27  # that stand at a time: 4,096 positions of a vocabulary of 32k, 1,024 of one of 128k
 
 
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Of each position: logits ``[p, v]``, labels ``[p]`` -> ``[p]``, taken to float32 at least."""
+    precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return nn.functional.cross_entropy(precise, labels, ignore_index=IGNORED, reduction="none")
+
+
 def row_losses(
     head: Callable[[Tensor], Tensor],
     hidden: Tensor,
@@ -21,6 +27,7 @@ def row_losses(
     vocabulary: int,
     at_a_time: int = LOGITS,
     *,
+    cross_entropy: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
     backward_follows: bool = False,
 ) -> Tensor:
     """Cross-entropy in nats, summed per row. Logits stand for a chunk of positions at a time, in both directions.
@@ -33,6 +40,7 @@ def row_losses(
         labels: ``[b, t]``, already shifted; ``IGNORED`` ones count nothing.
         vocabulary: v.
         at_a_time: how many logits stand at a time.
+        cross_entropy: of each position, :func:`cross_entropy` or its compiled form.
         backward_follows: with nothing in between that takes memory.
 
     Returns:
@@ -40,9 +48,13 @@ def row_losses(
     """
     positions = max(1, at_a_time // vocabulary)
     parts = list(zip(hidden.flatten(0, 1).split(positions), labels.flatten().split(positions), strict=True))
+
+    def token_losses(hidden: Tensor, labels: Tensor) -> Tensor:
+        return cross_entropy(head(hidden), labels)
+
     if backward_follows and len(parts) == 1:
-        return token_losses(head, *parts[0]).view(labels.shape).sum(dim=1)
-    losses = [checkpoint(token_losses, head, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
+        return token_losses(*parts[0]).view(labels.shape).sum(dim=1)
+    losses = [checkpoint(token_losses, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
     return torch.cat(losses).view(labels.shape).sum(dim=1)
 
 
@@ -54,10 +66,3 @@ def weighted(losses: Tensor, weight: float) -> Tensor:
     """
     total = losses.sum()
     return total * (weight + 0 * total.detach())
-
-
-def token_losses(head: Callable[[Tensor], Tensor], hidden: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of each position: hidden ``[p, d]``, labels ``[p]`` -> ``[p]``, taken to float32 at least."""
-    logits = head(hidden)
-    precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return nn.functional.cross_entropy(precise, labels, ignore_index=IGNORED, reduction="none")

@@ -39,6 +39,13 @@ class Room:
         """Whether the present step is the measured one. (On CPUs none is: there the plan stays as it is.)"""
         return self.device.type != "cpu" and self.step == MEASURED
 
+    @property
+    def settled_after(self) -> int:
+        """Steps after which all is as it stays: planned, compiled, and captured if it is to be."""
+        if self.device.type == "cpu":
+            return 0
+        return CAPTURED if self.compute.cuda_graphs == "always" else CAPTURED - 1
+
     def bounded(self, segments: int, batch: int, batches: int) -> Plan:
         """The plan that the recipe leaves of these numbers."""
         if self.compute.recompute in ("none", "selective"):

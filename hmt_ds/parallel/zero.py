@@ -13,6 +13,7 @@ import torch
 from hmt_ds.backbones import CausalLM
 from hmt_ds.backbones.compute import compile_layers
 from hmt_ds.memory import HMT, MemoryState, SegmentOutput, Window, backward_through_time, read_window
+from hmt_ds.memory.loss import cross_entropy
 from hmt_ds.memory.unroll import Phase
 from hmt_ds.parallel.build import parameter_groups
 from hmt_ds.parallel.distributed import add_up, rank, world_size
@@ -99,6 +100,8 @@ class ZeroExecutor:
         self.gradients = PerStep(model, in_autocast, graphs) if once else PerSegment(model)
         if self.compute.kernels == "compile":
             compile_layers(cast(CausalLM, self.gradients.model.backbone))
+        if self.compute.kernels != "plain":
+            self.gradients.model.cross_entropy = torch.compile(cross_entropy)
         with redirect_stdout(io.StringIO()):  # DeepSpeed prints how much memory it takes
             self.engine, *_ = deepspeed.initialize(
                 model=model,

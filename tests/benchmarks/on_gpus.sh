@@ -123,7 +123,7 @@ shape13b=(--model.source.hidden_size 5120 --model.source.intermediate_size 13824
     --model.source.num_attention_heads 40)
 ring_large() {
     bench ring_large 300 bench-6.8b 8 "${BATCH:-8}" --ranks 2 --deepspeed ds_configs/zero1.json --pipeline.stages 2 \
-        --pipeline.micro_batches "${BATCH:-8}" --steps 1 --warmup 1 "${shape13b[@]}"
+        --pipeline.micro_batches "${BATCH:-8}" --steps 1 --warmup 3 "${shape13b[@]}"
 }
 # the same on two of 80 GB, each of which then has what one has of 6.8B
 large_offload() {

@@ -146,7 +146,7 @@ def test_liger_is_absent():
 
 
 def test_compiled_layers_give_the_same_gradients():
-    """In float32, in training; the layers share one code, compiled once. (Seven seconds on a CPU.)"""
+    """In float32, in training; the layers share one code, compiled once, beside the norm's. (Nine seconds on a CPU.)"""
     found = []
     for compiled in (False, True):
         backbone = build_model(LLAMA | {"num_hidden_layers": LAYERS}, dtype=torch.float32, seed=1).train()
@@ -157,5 +157,5 @@ def test_compiled_layers_give_the_same_gradients():
         with torch._dynamo.config.patch(error_on_recompile=True):
             loss_of(backbone.decode(backbone.embed(IDS), None)).backward()
         found.append({name: weight.grad for name, weight in backbone.named_parameters() if weight.grad is not None})
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
     assert distance(found[1], found[0]) < 1e-4

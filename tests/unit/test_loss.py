@@ -7,12 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hmt_ds.memory import IGNORED
-from hmt_ds.memory.loss import LOGITS, row_losses, weighted
+from hmt_ds.memory.loss import LOGITS, cross_entropy, row_losses, weighted
 
 ROWS, T, D, V = 3, 10, 4, 11
 CHUNKS = [1, 7, 10, 15, 30, 1000]  # positions, of 30: some divide rows, some all, and some nothing
@@ -30,7 +29,8 @@ def plain(head: nn.Module, hidden: Tensor, labels: Tensor) -> Tensor:
     """All logits at a time, in float32 at least."""
     logits = head(hidden)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none").sum(dim=1)
+    losses = nn.functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
+    return losses.sum(dim=1)
 
 
 def gradients(losses: Tensor, head: nn.Linear, hidden: Tensor) -> list[Tensor]:
@@ -60,6 +60,18 @@ def test_bfloat16(positions):
     found, wanted = gradients(losses, head, hidden), gradients(expected, head, hidden)
     for one, other in zip(found, wanted, strict=True):
         assert one.dtype == torch.bfloat16 and (one - other).norm() < 0.02 * other.norm()
+
+
+def test_compiled():
+    """The same, in chunks of two sizes."""
+    head, hidden, labels = draw(torch.float64)
+    expected = plain(head, hidden, labels)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    losses = row_losses(head, hidden, labels, V, at_a_time=7 * V, cross_entropy=torch.compile(cross_entropy))
+    torch.testing.assert_close(losses, expected)
+    torch.testing.assert_close(gradients(losses, head, hidden), gradients(expected, head, hidden))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
 
 
 def test_rows_sums():

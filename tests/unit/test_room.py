@@ -245,3 +245,12 @@ def test_smallest_of_all_ranks(monkeypatch):
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
     assert distributed.smallest([3, 4, 5], torch.device("cpu")) == [3, 2, 5]
+
+
+@pytest.mark.parametrize(
+    ("device", "graphs", "steps"), [("cpu", "never", 0), ("cuda", "never", 3), ("cuda", "always", 4)]
+)
+def test_a_run_is_at_speed_after_some_steps(device, graphs, steps):
+    """The second is measured, the third compiles what was planned, the fourth is captured."""
+    compute = ComputeSettings(cuda_graphs=graphs)
+    assert Room(compute, SETTINGS, DEPTH, torch.device(device)).settled_after == steps

@@ -72,7 +72,8 @@ def time_layer(
         return read
 
     def head() -> None:
-        row_losses(backbone.logits, hidden, labels, backbone.vocabulary).sum().backward()
+        losses = row_losses(backbone.logits, hidden, labels, backbone.vocabulary, backward_follows=True)
+        losses.sum().backward()
 
     lengths = [settings.positions]
     if settings.mode == "hmt":
