@@ -1,25 +1,15 @@
-"""The ring's schedules: complete, free of deadlock on first-in-first-out links, small, and as fast as can be proven."""
+"""The ring's schedules: complete, free of deadlock on first-in-first-out links, and small."""
 
-import time
 from collections import Counter, deque
-from functools import cache
 from itertools import product
 
 import pytest
 
 from hmt_ds.parallel.ring.schedule import MODES, Costs, Item, Kind, live_items, needs, receiver, ring_schedule
-from hmt_ds.planning.ring import Machine, Timeline, lower_bound, simulate
+from hmt_ds.planning.ring import Machine, simulate
 
 SHAPES = list(product(range(1, 9), repeat=3))  # stages, segments, micro-batches
 SUMMARY, RECALL, MAIN = Kind.SUMMARY, Kind.RECALL, Kind.MAIN
-HALF = Costs()  # a main pass takes 1, a summary 0.5, backward three times as long
-
-
-@cache
-def timeline(stages: int, segments: int, batches: int, mode: str, costs: Costs = HALF) -> Timeline:
-    """Of equal stages."""
-    schedule = ring_schedule(stages, segments, batches, mode=mode, costs=costs)
-    return simulate(schedule, Machine.uniform(costs, stages), mode)
 
 
 class Stage:
@@ -190,95 +180,6 @@ def test_kept_inputs(mode, link):
             assert live_items([item for item in items if not item.backward]) == 0
 
 
-def reference_bound(stages: int, segments: int, batches: int, mode: str) -> float:
-    """The README's formula, f = 1, s = 1/2, r = 3, messages in no time."""
-    work = segments * batches * {"hmt": 1.5, "rmt": 1, "backbone": 1}[mode] + (stages - 1)
-    wait = {
-        "hmt": (stages - segments * batches) / 2 + (segments - 1) * max(0, stages - batches),
-        "rmt": (segments - 1) * max(0, stages - batches),
-        "backbone": 0,
-    }[mode]
-    return 4 * (work + max(0, wait))
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_time_against_the_bound(mode):
-    """Met exactly: without recall always, with recall from B = P on and up to B = P / 2."""
-    gaps = {}
-    for shape in SHAPES:
-        stages, _, batches = shape
-        bound = lower_bound(*shape, mode=mode, costs=HALF)
-        assert bound == pytest.approx(reference_bound(*shape, mode))
-        gaps[shape] = timeline(*shape, mode).time / bound - 1
-        assert gaps[shape] > -1e-9
-        if mode != "hmt" or batches >= stages or 2 * batches <= stages:
-            assert gaps[shape] < 1e-9, shape
-    assert max(gaps.values()) < 0.0834 and sum(gaps.values()) / len(gaps) < 0.0051
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_evaluation_against_the_bound(mode):
-    """Forward passes alone take as their half of the bound says."""
-    for stages, segments, batches in SHAPES:
-        schedule = ring_schedule(stages, segments, batches, mode=mode, backward=False)
-        found = simulate(schedule, Machine.uniform(HALF, stages), mode).time
-        half = lower_bound(stages, segments, batches, mode=mode, backward=False, costs=HALF)
-        assert half == pytest.approx(reference_bound(stages, segments, batches, mode) / 4)
-        assert found == pytest.approx(half) if batches >= stages or 2 * batches <= stages else found > half - 1e-9
-
-
-# the best of all schedules, found by an exact solver (CP-SAT) that ran to its proof; main 2, summary 1, backward 3
-OPTIMA = {
-    (2, 2, 1): 40,
-    (3, 2, 2): 69,
-    (3, 3, 2): 93,
-    (2, 2, 2): 56,
-    (4, 2, 2): 88,
-    (4, 2, 3): 98,
-    (3, 2, 3): 88,
-    (4, 1, 2): 56,
-    (3, 3, 1): 84,
-}
-
-
-@pytest.mark.parametrize(("shape", "optimum"), OPTIMA.items(), ids=str)
-def test_bound_against_the_optimum(shape, optimum):
-    """What was solved exactly lies between the bound and our time, and is our time wherever that meets the bound."""
-    costs = Costs(main=2, summary=1)
-    bound, ours = lower_bound(*shape, costs=costs), timeline(*shape, "hmt", costs).time
-    assert bound <= optimum <= ours <= 1.07 * optimum
-    assert ours == optimum or bound < ours
-
-
-SLOW = [  # the same solver, with recall, links and ring that take time: mode, backward, costs, optimum
-    ((2, 2, 1), "hmt", True, Costs(4, 4, 2, 2, 3, 1), 106),
-    ((4, 1, 2), "rmt", True, Costs(3, 4, 3, 2, 1, 2), 78),
-    ((3, 1, 3), "rmt", True, Costs(3, 1, 2, 2, 1, 1), 57),
-    ((3, 2, 2), "hmt", False, Costs(1, 1, 2, 1, 1, 2), 23),
-    ((2, 1, 3), "hmt", False, Costs(2, 3, 3, 0, 3, 2), 24),
-    ((2, 1, 2), "backbone", True, Costs(4, 4, 3, 0, 3, 2), 54),
-]
-
-
-@pytest.mark.parametrize(("shape", "mode", "backward", "costs", "optimum"), SLOW, ids=str)
-def test_bound_with_slow_links(shape, mode, backward, costs, optimum):
-    bound = lower_bound(*shape, mode=mode, backward=backward, costs=costs)
-    schedule = ring_schedule(*shape, mode=mode, backward=backward, costs=costs)
-    assert bound <= optimum <= simulate(schedule, Machine.uniform(costs, shape[0]), mode).time
-
-
-def test_slow_links_hardly_matter():
-    """A twentieth of a main pass per message, a tenth around the ring: hidden by summaries, but for the filling."""
-    costs = Costs(link=0.05, ring=0.1, recall=0.02)
-    for mode in MODES:
-        gaps = [
-            timeline(*shape, mode, costs).time / lower_bound(*shape, mode=mode, costs=costs) - 1
-            for shape in SHAPES
-            if shape[2] >= shape[0]
-        ]
-        assert min(gaps) > -1e-9 and max(gaps) < 0.018
-
-
 def words(items: list[Item]) -> str:
     return " ".join(map(repr, items))
 
@@ -294,7 +195,8 @@ def test_by_hand():
         "B1.1 B1.0 q1.1 B0.1 q1.0 B0.0 t1.1 t1.0 q0.1 t0.1 q0.0 t0.0"
     )
     # both stages have summaries until the first prompt is back; then stage 1 waits for stage 0's first main pass
-    bars = {repr(bar.item): (bar.start, bar.stop) for bar in timeline(2, 2, 2, "hmt").stages[1]}
+    stages = simulate(ring_schedule(2, 2, 2), Machine.uniform(Costs(), 2)).stages
+    bars = {repr(bar.item): (bar.start, bar.stop) for bar in stages[1]}
     assert bars["s0.0"] == (0.5, 1) and bars["F0.0"] == (3, 4) and bars["F1.1"] == (6, 7) and bars["B1.1"] == (7, 10)
 
 
@@ -358,14 +260,13 @@ def test_mistakes(shape, options, said):
         ring_schedule(*shape, **options)
 
 
-def test_large_schedules_are_made_in_seconds():
-    began = time.perf_counter()
-    schedule = ring_schedule(16, 64, 64)
-    assert time.perf_counter() - began < 3 and sum(map(len, schedule)) == 16 * 4 * 64**2 + 2 * 64**2
+def test_large_schedules():
+    """Each stage has all items, the last one the recalls too."""
+    assert list(map(len, ring_schedule(16, 64, 64))) == [4 * 64**2] * 15 + [6 * 64**2]
 
 
 def test_the_simulator_sees_deadlocks():
     schedule = ring_schedule(2, 2, 2)
     schedule[0].insert(0, schedule[0].pop(4))  # the first main pass in front of all summaries
     with pytest.raises(ValueError, match="wait for each other"):
-        simulate(schedule, Machine.uniform(HALF, 2))
+        simulate(schedule, Machine.uniform(Costs(), 2))
