@@ -42,4 +42,15 @@ launch() {
     [ -s "$HMT_DS_EXIT_CODE_FILE" ] || tell_ranks KILL # what a killed pdsh has left
     return "$code"
 }
-run_launcher launch "$@"
+
+# pdsh replaces %n and the like, and a shell on each machine reads the words. DeepSpeed puts those with blanks, and no
+# others, in double quotes, and escapes nothing but such quotes in them.
+words=()
+for word in "$@"; do
+    case $word in
+        *" "*) word=$(printf %s "$word" | sed 's/[\\$`]/\\&/g') ;;
+        *) printf -v word %q "$word" ;;
+    esac
+    words+=("${word//%/%%}")
+done
+run_launcher launch "${words[@]}"

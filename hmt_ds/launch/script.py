@@ -51,6 +51,7 @@ class Job:
         folder: of the run.
         seed: of the run, the first one of an array.
         tries: starts that may find the same newest checkpoint.
+        target: what convert writes, below the run's folder.
     """
 
     command: str
@@ -59,6 +60,12 @@ class Job:
     seed: int
     allocation: Allocation
     tries: int = 3
+    target: str | None = None
+
+    @property
+    def runs(self) -> list[Path]:
+        """Folders of the runs that it is about."""
+        return run_folders(self.folder, self.seed, self.allocation.array)
 
     def script(self, file: Path) -> str:
         """The script's text.
@@ -70,6 +77,7 @@ class Job:
         said = {"training.output", "checkpoint.resume", *(["training.seed"] if array else [])}
         log = f"{self.command}-{'%A_%a' if array else '%j'}.out"
         environment = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+        environment.filters["quote"] = shlex.quote
         template = environment.from_string(files("hmt_ds.launch").joinpath("job.sbatch.j2").read_text())
         rendered = template.render(
             asdict(self.allocation),
@@ -88,8 +96,14 @@ class Job:
             arguments="".join(f" {shlex.quote(word)}" for word in self.words),
             seed=self.seed,
             tries=self.tries,
+            target=self.target,
         )
         return rendered.rstrip() + "\n"
+
+
+def run_folders(folder: Path, seed: int, array: int | None) -> list[Path]:
+    """Where the runs of a job go, as its script says: into the folder itself, those of an array into one per seed."""
+    return [folder / f"seed_{seed + number}" for number in range(array)] if array else [folder]
 
 
 def options_of(words: tuple[str, ...], said: set[str]) -> list[str]:

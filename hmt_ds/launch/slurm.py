@@ -1,10 +1,13 @@
 """``hmt-ds launch slurm RECIPE``: job scripts for Slurm, submitted one behind the other."""
 
 import argparse
+import os
 import re
 import shlex
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +60,8 @@ def launch(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from hmt_ds.reporting.progress import print_problems
 
     try:
-        jobs = chain(arguments, overrides)
+        with deepspeed_unasked():
+            jobs = chain(arguments, overrides)
         if not arguments.dry_run and not shutil.which("sbatch"):
             raise ConfigError(["there is no sbatch here: --dry-run shows the scripts"])
         before = None
@@ -82,6 +86,21 @@ def launch(arguments: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
+@contextmanager
+def deepspeed_unasked() -> Iterator[None]:
+    """DeepSpeed looks for GPUs when it is imported, and says on stdout that a login node has none.
+
+    Not so where DS_ACCELERATOR is set; but a job inherits the environment, and it has GPUs.
+    """
+    given = "DS_ACCELERATOR" in os.environ
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    try:
+        yield
+    finally:
+        if not given:
+            del os.environ["DS_ACCELERATOR"]
+
+
 def chain(arguments: argparse.Namespace, overrides: list[str]) -> list[Any]:
     """The jobs, in order.
 
@@ -104,50 +123,78 @@ def chain(arguments: argparse.Namespace, overrides: list[str]) -> list[Any]:
     more = tuple(arguments.sbatch)
     wrong = [option for option in more if not re.fullmatch(r"[a-z][a-z-]+(=\S+)?", option)]
     problems += [f"--sbatch: must be like exclusive or qos=high, got {option!r}" for option in wrong]
+    for option, name in (("--partition", arguments.partition), ("--account", arguments.account)):
+        if name is not None and not re.fullmatch(r"\S+", name):
+            problems.append(f"{option}: must be a name without blanks, got {name!r}")
     common = (arguments.time, arguments.partition, arguments.account, array, more)
     jobs: list[Any] = []
     run: list[str] = []  # recipe and keys of the run that what follows is about
     for text in [shlex.join(["train", arguments.source, *overrides]), *arguments.then]:
-        command, *words = shlex.split(text) or [""]
-        if command not in THEN:
-            problems.append(f"--then: must begin with one of {', '.join(THEN)}, got {text!r}")
+        said = split_command(text, problems)
+        if not said:
             continue
+        command, words = said[0], said[1:]
         folder, seed = (jobs[-1].folder, jobs[-1].seed) if jobs else (Path(), 0)
+        target = None
         if command == "train":
             try:
-                folder, seed = read_recipe(words, elastic=nodes[0] != nodes[-1])
+                folder, seed = read_recipe(words, elastic=nodes[0] != nodes[-1], array=array)
                 run = words
             except ConfigError as error:
                 problems += error.problems
                 run = []
         elif run:
-            problems += [f"--then {command}: {problem}" for problem in follower_problems(command, words, run)]
+            found = follower_problems(command, words, run)
+            target = target_of(words) if command == "convert" and not found else None
+            problems += [f"--then {command}: {problem}" for problem in found]
         least, most = (nodes[0], nodes[-1]) if command == "train" else (1, 1)
         allocation = Allocation(least, most, gpus, *common)
-        jobs.append(Job(command, tuple(words), folder, seed, allocation, tries))
+        job = Job(command, tuple(words), folder, seed, allocation, tries, target)
+        problems += target_problems(job, jobs) if target else []
+        jobs.append(job)
     if problems:
         raise ConfigError(problems)
     return jobs
 
 
-def read_recipe(words: list[str], *, elastic: bool) -> tuple[Path, int]:
-    """Folder and seed of the run that a recipe and overrides describe.
+def split_command(text: str, problems: list[str]) -> list[str]:
+    """A job's command and what follows it, or nothing with the problem noted."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        problems.append(f"--then: must be quoted as in a shell, got {text!r} ({str(error).lower()})")
+        return []
+    if words and words[0] in THEN:
+        return words
+    problems.append(f"--then: must begin with one of {', '.join(THEN)}, got {text!r}")
+    return []
+
+
+def read_recipe(words: list[str], *, elastic: bool, array: int | None) -> tuple[Path, int]:
+    """Folder and seed of the run that a recipe and overrides describe; of an array, where its runs' folders are.
 
     Raises:
         ConfigError: if it is no recipe, would go on with a run without being told to, or must be elastic and is not.
     """
     from hmt_ds.config import ConfigError, load_recipe
-    from hmt_ds.prepare import check_output
+    from hmt_ds.launch.script import run_folders
+    from hmt_ds.prepare import check_folders, check_output
 
     if not words:
         raise ConfigError(["--then train: name a recipe"])
     recipe = load_recipe(words[0], words[1:])
-    problems = check_output(recipe)
-    if elastic and not recipe.training.elastic:
+    training = recipe.training
+    problems = check_folders(recipe)
+    if "\n" in training.output:
+        problems.append(f"training.output: must be one line, got {training.output!r}: give another folder")
+    for folder in run_folders(Path(training.output), training.seed, array):
+        run = training.model_copy(update={"output": str(folder)})
+        problems += check_output(recipe.model_copy(update={"training": run}))
+    if elastic and not training.elastic:
         problems.append("--nodes: a run on fewer or more machines needs --training.elastic true")
     if problems:
         raise ConfigError(problems)
-    return Path(recipe.training.output), recipe.training.seed
+    return Path(training.output), training.seed
 
 
 def follower_problems(command: str, words: list[str], run: list[str]) -> list[str]:
@@ -159,7 +206,7 @@ def follower_problems(command: str, words: list[str], run: list[str]) -> list[st
     """
     from hmt_ds.config import ConfigError, load_recipe
     from hmt_ds.conversion import ConversionError
-    from hmt_ds.convert import Options, check_part
+    from hmt_ds.convert import Options, check_part, refuse_foreign_options
 
     try:
         recipe = load_recipe(run[0], [*run[1:], *(words if command == "evaluate" else ())])
@@ -167,14 +214,41 @@ def follower_problems(command: str, words: list[str], run: list[str]) -> list[st
         return error.problems
     if command == "evaluate":
         return [] if recipe.data.validation else ["data.validation: missing, there is nothing to evaluate on"]
-    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
-    add_convert_options(parser)
     try:
-        arguments, unknown = parser.parse_known_args(words)
-        check_part(Options(**chosen(arguments)), recipe.memory.mode, recipe.model.train)
+        arguments, unknown = parse_convert(words)
+        options = Options(**chosen(arguments))
+        refuse_foreign_options(options)
+        check_part(options, recipe.memory.mode, recipe.model.train)
     except (argparse.ArgumentError, ConversionError) as error:
         return [str(error)]
     return [f"unrecognized arguments: {shlex.join(unknown)}"] if unknown else []
+
+
+def parse_convert(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The options of a conversion, and what is none.
+
+    Raises:
+        ArgumentError: if one of them is wrong.
+    """
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    add_convert_options(parser)
+    return parser.parse_known_args(words)
+
+
+def target_of(words: list[str]) -> str:
+    """What a conversion writes, below the run's folder: each part has its own."""
+    what = parse_convert(words)[0].what
+    return "converted" if what == "model" else f"converted-{what}"
+
+
+def target_problems(job: Any, earlier: list[Any]) -> list[str]:
+    """What would be in the way of a conversion, which writes new folders alone."""
+    there = [run / job.target for run in job.runs if (run / job.target).exists()]
+    problems = [f"--then convert: {path} is there already: move it away" for path in there]
+    if any((one.folder, one.target) == (job.folder, job.target) for one in earlier):
+        target = job.folder / job.target
+        problems.append(f"--then convert: two would write {target}: leave one out, or name another part with --what")
+    return problems
 
 
 def submit(words: list[str]) -> str:

@@ -5,6 +5,7 @@
 prints scripts for 1, 8 and 64 nodes, for a person to read.
 """
 
+import os
 import re
 import shlex
 import subprocess
@@ -100,6 +101,29 @@ def test_chain(monkeypatch, capsys, recipe):
     assert all("--kill-on-invalid-dep=yes" in words for words in submitted[1:])
 
 
+def test_each_part_is_written_to_a_folder_of_its_own(monkeypatch, capsys, recipe):
+    parts = ("--merge", "--what memory", "--what backbone --merge")
+    words = ["--dry-run", *(f"--then=convert {part}" for part in parts)]
+    _, *converts = scripts_in(ask(monkeypatch, capsys, recipe, *words)[1])
+    targets = [re.search('convert "[$]run" "[$]run/(.*?)"', script)[1] for script in converts]
+    assert targets == ["converted", "converted-memory", "converted-backbone"]
+
+
+def test_a_conversion_that_is_there_is_said_before_the_training(monkeypatch, capsys, recipe, tmp_path):
+    (tmp_path / "runs/my run/converted").mkdir(parents=True)
+    code, _, errors = ask(monkeypatch, capsys, recipe, "--dry-run", "--then", "convert --merge")
+    assert code == 2 and errors == ["error: --then convert: runs/my run/converted is there already: move it away"]
+
+
+def test_values_stay_whole(monkeypatch, capsys, recipe):
+    """For sbatch a # begins a comment, also within a word, and a line of a comment ends with the line."""
+    words = ("--partition", "a#b", "--account", "it's", "--sbatch", "constraint=[a|b]#", "--model.source", "a\nexit 1")
+    (script,) = scripts_in(ask(monkeypatch, capsys, recipe, "--dry-run", *words)[1])
+    found = options_in(script)
+    assert [found[key] for key in ("partition", "account", "constraint")] == ["a#b", "it's", "[a|b]#"]
+    assert all(line.startswith("#") for line in script.partition("\nset -")[0].splitlines())
+
+
 def test_array_counts_the_seed_up(monkeypatch, capsys, recipe):
     (script,) = scripts_in(ask(monkeypatch, capsys, recipe, "--array", "3", "--dry-run")[1])
     assert options_in(script)["array"] == "0-2"
@@ -127,6 +151,10 @@ def test_scripts_are_clean(monkeypatch, capsys, recipe):
         (["--array", "0-3"], "--array: must be a whole number of at least 1, got '0-3'"),
         (["--time", "1day"], "--time: must be like 90 (minutes), 12:00:00 or 2-12 (days-hours), got '1day'"),
         (["--then", "deploy"], "--then: must begin with one of train, evaluate, convert, got 'deploy'"),
+        (
+            ["--then", "evaluate it's"],
+            """--then: must be quoted as in a shell, got "evaluate it's" (no closing quotation)""",
+        ),
         (["--then", "train"], "--then train: name a recipe"),
         (["--then", "train no.yaml"], "no.yaml: no such recipe"),
         (["--then", "evaluate --data.what 1"], "--then evaluate: data.what: unknown key"),
@@ -139,6 +167,16 @@ def test_scripts_are_clean(monkeypatch, capsys, recipe):
             ["--then", "convert --merge --dtype fp8"],
             "--then convert: argument --dtype: invalid choice: 'fp8' (choose from 'bf16', 'fp32')",
         ),
+        (["--then", "convert --merge --backbone foo"], "--then convert: --backbone: the source says this itself"),
+        (
+            ["--then", "convert --what memory", "--then", "convert --what memory --dtype bf16"],
+            "--then convert: two would write runs/my run/converted-memory: leave one out, or name another part with "
+            "--what",
+        ),
+        (["--partition", "a b"], "--partition: must be a name without blanks, got 'a b'"),
+        (["--account", "a\nb"], "--account: must be a name without blanks, got 'a\\nb'"),
+        (["--training.output", "recipe.yaml"], "training.output: recipe.yaml is a file, give a folder"),
+        (["--training.output", '"a\\nb"'], "training.output: must be one line, got 'a\\nb': give another folder"),
         (["--sbatch", "qos high"], "--sbatch: must be like exclusive or qos=high, got 'qos high'"),
         (["--training.stepps", "3"], "training.stepps: unknown key; did you mean training.steps?"),
     ],
@@ -154,6 +192,30 @@ def test_a_run_that_is_there_is_not_gone_on_with_unasked(monkeypatch, capsys, re
     code, _, errors = ask(monkeypatch, capsys, recipe, "--dry-run")
     assert code == 2 and "runs/my run holds a run already" in errors[0]
     assert ask(monkeypatch, capsys, recipe, "--dry-run", "--checkpoint.resume", "auto")[0] == 0
+
+
+def test_nor_is_one_of_an_array(monkeypatch, capsys, recipe, tmp_path):
+    for seed in (4, 6, 7, 8):
+        (tmp_path / f"runs/my run/seed_{seed}/checkpoints").mkdir(parents=True)
+    code, _, errors = ask(monkeypatch, capsys, recipe, "--dry-run", "--array", "3")
+    assert code == 2 and [error.split(" holds")[0] for error in errors] == [
+        "error: training.output: runs/my run/seed_6",
+        "error: training.output: runs/my run/seed_7",
+    ]
+    assert ask(monkeypatch, capsys, recipe, "--dry-run", "--array", "3", "--checkpoint.resume", "auto")[0] == 0
+
+
+def test_what_is_printed_and_what_the_job_inherits(recipe, tmp_path):
+    """On a machine without GPUs: nothing of DeepSpeed's words for one, and not that ranks are to run on CPUs."""
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text('#!/bin/sh\necho "7;${DS_ACCELERATOR-}" | tee asked\n')
+    sbatch.chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"}
+    environment |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "hmt_ds.cli", "launch", "slurm", recipe]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout == "job 7   runs/my run/jobs/train.sbatch\n"
+    assert (tmp_path / "asked").read_text() == "7;\n"
 
 
 def test_no_slurm_here(monkeypatch, capsys, recipe, tmp_path):
