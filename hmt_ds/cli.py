@@ -1,17 +1,22 @@
 """The command ``hmt-ds``. It checks what was asked, starts the ranks of this machine, and passes on how they ended."""
 
+from __future__ import annotations
+
 import argparse
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hmt_ds import __version__
 from hmt_ds.convert_options import add_convert_options, chosen
 from hmt_ds.launch.slurm import add_launch, launch
 from hmt_ds.local import run_ranks
-from hmt_ds.planning.options import add_bench_options, take_options
+from hmt_ds.planning.options import BenchOptions, add_bench_options, take_options
 from hmt_ds.planning.plan_options import add_plan
+
+if TYPE_CHECKING:
+    from hmt_ds.recipe import Recipe
 
 RANKS_HELP = "processes on this machine (default: as many as wrote the run's checkpoint, or its GPUs, or 1)"
 
@@ -93,21 +98,37 @@ def check(arguments: argparse.Namespace, recipe_file: Path, overrides: list[str]
     from hmt_ds.config import ConfigError, load_recipe
 
     options, problems = take_options(arguments) if arguments.command == "bench" else (None, [])
+    try:
+        recipe = load_recipe(recipe_file, overrides)
+        check_recipe(arguments, options, recipe, recipe_file)
+    except ConfigError as error:
+        raise ConfigError(problems + error.problems) from None
     if problems:
         raise ConfigError(problems)
-    recipe = load_recipe(recipe_file, overrides)
+    return [*options.words(), *overrides] if options else overrides
+
+
+def check_recipe(
+    arguments: argparse.Namespace, options: BenchOptions | None, recipe: Recipe, recipe_file: Path
+) -> None:
+    """See whether a recipe can be run here.
+
+    Args:
+        options: of ``bench``, else None.
+
+    Raises:
+        ConfigError: with all problems.
+    """
     from hmt_ds.parallel.distributed import quiet
     from hmt_ds.prepare import prepare
 
     quiet()
     with_data = options is None or options.tokens == "data"
     prepare(recipe, recipe_file, new_run=arguments.command == "train", with_data=with_data)
-    if options is None:
-        return overrides
-    from hmt_ds.bench import check_reference
+    if options is not None:
+        from hmt_ds.bench import check_reference
 
-    check_reference(recipe, options, arguments.ranks)
-    return [*options.words(), *overrides]
+        check_reference(recipe, options, arguments.ranks)
 
 
 def quiet_environment() -> None:

@@ -27,6 +27,7 @@ from hmt_ds.data import (
     load_tokenizer,
     tokenize_documents,
 )
+from hmt_ds.data.folders import why_no_folder
 from hmt_ds.evaluation.perplexity import segments_needed
 from hmt_ds.feasible import check_compute, check_pipeline
 from hmt_ds.memory import MemorySettings
@@ -100,7 +101,10 @@ def prepare(recipe: Recipe, recipe_file: str | Path, *, new_run: bool = True, wi
             problems += check_compute(recipe, config, ds_config)
             problems += check_pipeline(recipe, config, ds_config)
         if model.train == "lora":
-            problems.attempt(lambda: check_adapters(config, LoraSettings(**model.lora.model_dump())), "model.lora: ")
+            problems.attempt(
+                lambda: check_adapters(config, LoraSettings(**model.lora.model_dump()), recipe.pipeline.stages),
+                "model.lora: ",
+            )
     vocabulary = getattr(config, "vocab_size", None)
     datasets = read_data(recipe, vocabulary, problems) if with_data else (None, None, None)
     if problems or ds_config is None or datasets is None:
@@ -131,9 +135,9 @@ def check_training(recipe: Recipe) -> list[str]:
 
 
 def check_folders(recipe: Recipe) -> list[str]:
-    """Folders that are to be written into must not be files."""
+    """Folders that are to be written into must not be files, nor below one."""
     named = {"training.output": recipe.training.output, "data.cache_dir": recipe.data.cache_dir}
-    return [f"{key}: {path} is a file, give a folder" for key, path in named.items() if Path(path).is_file()]
+    return [f"{key}: {reason}" for key, path in named.items() if (reason := why_no_folder(Path(path)))]
 
 
 def check_output(recipe: Recipe) -> list[str]:

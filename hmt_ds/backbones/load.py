@@ -14,6 +14,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from hmt_ds.backbones.converted import KEYS, backbone_config, memory_beside_backbone, read_converted
 from hmt_ds.backbones.model import BackboneError, CausalLM
 
+# By the names of most families, and by GPT-2's
+SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "n_embd", "n_layer", "n_head"),
+)
+
 
 @dataclass(frozen=True)
 class LoraSettings:
@@ -36,8 +42,10 @@ def read_config(source: str | dict[str, Any], *, trust_remote_code: bool = False
     """The model's configuration, from a folder, a hub name, or a mapping with ``model_type``.
 
     Raises:
-        BackboneError: if there is no such model, or it is no causal language model.
+        BackboneError: if there is no such model, it is no causal language model, or its sizes make none.
     """
+    if isinstance(source, dict):
+        check_sizes(source)
     try:
         if isinstance(source, dict):
             values = dict(source)
@@ -50,11 +58,24 @@ def read_config(source: str | dict[str, Any], *, trust_remote_code: bool = False
     except StrictDataclassError as error:
         name = source.get("model_type") if isinstance(source, dict) else source
         raise BackboneError(f"model {name!r}: {str(error).strip().splitlines()[-1].strip()}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ArithmeticError) as error:
         name = source.get("model_type") if isinstance(source, dict) else source
         where = "" if isinstance(source, dict) or Path(source).exists() else " (no such folder here)"
         reason = str(error).strip().splitlines()[0].partition(" Should contain one of")[0]  # hundreds of names follow
         raise BackboneError(f"model {name!r}{where}: {reason}") from None
+
+
+def check_sizes(source: dict[str, Any]) -> None:
+    """transformers takes sizes of zero, or divides by them.
+
+    Raises:
+        BackboneError: a line for each.
+    """
+    small = {key: source[key] for key in SIZES if isinstance(source.get(key), int) and source[key] < 1}
+    if small:
+        raise BackboneError(
+            "\n".join(f"model.source.{key} is {size}: must be at least 1" for key, size in small.items())
+        )
 
 
 def check_slips(source: dict[str, Any]) -> None:

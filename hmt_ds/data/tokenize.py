@@ -11,6 +11,7 @@ from datasets import Dataset, Features, Value
 from transformers import PreTrainedTokenizerBase
 
 from hmt_ds.data.errors import DataError
+from hmt_ds.data.folders import why_no_folder
 
 FEATURES = Features({"input_ids": datasets.List(Value("int32")), "length": Value("int64")})
 
@@ -37,9 +38,11 @@ def tokenize_documents(
         num_proc: Number of processes.
 
     Raises:
-        DataError: No document has a token.
+        DataError: No document has a token, or the cache cannot be written.
     """
     cache_dir = cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "hmt_ds_tokens"
+    if reason := why_no_folder(cache_dir):
+        raise DataError(f"tokens cannot be kept: {reason}")
     cache_dir.mkdir(parents=True, exist_ok=True)
     fingerprint = _fingerprint(documents, tokenizer, add_eos)
     tokens = documents.map(

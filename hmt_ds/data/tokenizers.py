@@ -16,6 +16,9 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto, TrainerSpec
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from hmt_ds.data.errors import DataError, first_line
+from hmt_ds.data.folders import why_no_folder
+
+FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")  # any of them makes a tokenizer of a folder
 
 # Blanks, line ends, bytes outside the vocabulary and letters that Unicode normalisation would change. It does not
 # begin with a blank: there alone LlamaTokenizer differs from sentencepiece (one "▁" less), for every model.
@@ -54,15 +57,17 @@ def train_sentencepiece(files: list[Path], out: Path, vocab_size: int) -> Path:
 
     Args:
         files: UTF-8 text files.
-        out: The folder to write, with `tokenizer.model` and `tokenizer_config.json`.
+        out: The folder to write, with `tokenizer.model` and `tokenizer_config.json`. It has no tokenizer yet.
         vocab_size: Number of pieces, at least 259 (three special pieces and 256 bytes) plus the characters used.
 
     Returns:
         The folder, for `load_tokenizer`.
 
     Raises:
-        DataError: A file cannot be read, or there is too little text for the vocabulary or too much for it.
+        DataError: A file cannot be read, there is too little text for the vocabulary or too much for it, or the
+            folder is no place for a new tokenizer.
     """
+    _check_place(out)
     model = io.BytesIO()
     try:
         SentencePieceTrainer.train(
@@ -108,6 +113,13 @@ def describe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     """What it is by its content, wherever it lies: its size, and the beginning of its vocabulary's hash."""
     vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
     return f"{len(tokenizer):,} tokens, vocabulary {hashlib.sha256(vocabulary.encode()).hexdigest()[:12]}"
+
+
+def _check_place(out: Path) -> None:
+    if reason := why_no_folder(out):
+        raise DataError(f"the tokenizer cannot be written: {reason}")
+    if there := [name for name in FILES if (out / name).exists()]:
+        raise DataError(f"{out} has a tokenizer already ({', '.join(there)}): name another folder, or remove it")
 
 
 def _lines(files: list[Path]) -> Iterator[str]:

@@ -1,7 +1,6 @@
 """DeepSpeed's configuration: read from ds_configs/*.json, with the values filled in that the recipe decides."""
 
 import copy
-import difflib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,26 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from pydantic import ValidationError
 
+from hmt_ds.parallel.ds_keys import refusal, unknown_keys
+
 AUTO = "auto"
 HOW = {"torch_adam", "foreach", "fused", "capturable", "differentiable"}  # ways to compute Adam's step
+NOT_IN_THE_FILE = {
+    "train_batch_size": "training.batch_size, training.gradient_accumulation and the number of ranks decide it",
+    "scheduler": "the recipe's section schedule decides it",
+}
+# What has to be a section, and what may stand there instead of one
+SECTIONS: dict[tuple[str, ...], Any] = {
+    ("zero_optimization",): {},
+    ("zero_optimization", "offload_optimizer"): None,
+    ("zero_optimization", "offload_param"): None,
+    ("optimizer",): AUTO,
+    ("optimizer", "params"): AUTO,
+    ("bf16",): {},
+    ("fp16",): {},
+    ("torch_autocast",): {},
+    ("data_types",): {},
+}
 ONCE = 2 * 10**8  # numbers in a bucket: enough for a network's full speed
 
 
@@ -56,9 +73,19 @@ def read_ds_config(file: str | Path) -> dict[str, Any]:
     return config
 
 
+def section_of(config: dict[str, Any], *path: str) -> dict[str, Any]:
+    """A section of the file; an empty one where there is none."""
+    section: Any = config
+    for key in path:
+        section = section.get(key)
+        if not isinstance(section, dict):
+            return {}
+    return section
+
+
 def stage_of(config: dict[str, Any]) -> int:
     """The ZeRO stage."""
-    return config.get("zero_optimization", {}).get("stage", 0)
+    return section_of(config, "zero_optimization").get("stage", 0)
 
 
 def computes_in_autocast(config: dict[str, Any], precision: str) -> bool:
@@ -73,15 +100,14 @@ def computes_in_autocast(config: dict[str, Any], precision: str) -> bool:
 
 def offloads(config: dict[str, Any]) -> bool:
     """Whether the optimizer's states live in the host's memory."""
-    return config.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none") != "none"
+    return section_of(config, "zero_optimization", "offload_optimizer").get("device", "none") != "none"
 
 
 def share_on_gpu(config: dict[str, Any]) -> float:
     """Of the optimizer's states. At stage 3 DeepSpeed can offload a part of them."""
     if not offloads(config):
         return 1.0
-    zero = config["zero_optimization"]
-    return 1.0 - zero["offload_optimizer"].get("ratio", 1.0) if zero.get("stage") == 3 else 0.0
+    return 1.0 - offload_ratio(config) if stage_of(config) == 3 else 0.0
 
 
 def with_bucket(config: dict[str, Any], trained: int, *, once: bool) -> dict[str, Any]:
@@ -117,8 +143,7 @@ def decided_values(config: dict[str, Any], settings: EngineSettings) -> dict[tup
         values["optimizer", "params", name] = value
     if settings.optimizer in ("Adam", "AdamW") and not offloads(config):
         # torch's needs no compiler; with offloading DeepSpeed's own for CPUs is several times faster
-        given = config.get("optimizer", {}).get("params", AUTO)
-        given = {} if given == AUTO else given
+        given = section_of(config, "optimizer", "params")
         values["optimizer", "params", "torch_adam"] = given.get("torch_adam", True)
         if get_accelerator().device_name() == "cuda" and not HOW & {*given, *settings.optimizer_params}:
             # reads and writes each number once, and takes no memory besides
@@ -133,10 +158,10 @@ def fill_ds_config(config: dict[str, Any], settings: EngineSettings) -> dict[str
         DeepSpeedConfigError: naming every value that is neither "auto" nor what the recipe says, and every "auto"
             that the recipe does not decide.
     """
-    sections = ("zero_optimization", "optimizer", "bf16", "fp16", "torch_autocast", "data_types")
-    if wrong := [key for key in sections if not section_or_auto(config, key)]:
-        raise DeepSpeedConfigError("\n".join(f"{key} must be a section, not {config[key]!r}" for key in wrong))
-    filled, problems = copy.deepcopy(config), zero_problems(config)
+    if wrong := misshapen(config):
+        raise DeepSpeedConfigError("\n".join(wrong))
+    filled = copy.deepcopy({key: value for key, value in config.items() if key not in NOT_IN_THE_FILE})
+    problems = zero_problems(config)
     for path, value in decided_values(config, settings).items():
         section = filled
         for key in path[:-1]:
@@ -148,9 +173,10 @@ def fill_ds_config(config: dict[str, Any], settings: EngineSettings) -> dict[str
             name = ".".join(path)
             problems.append(f"{name} is {given!r} in the DeepSpeed file and {value!r} by the recipe: write auto")
         section[path[-1]] = value
-    problems += slips(config) + unwatched(config) + unparted(config, settings.optimizer)
+    problems += [f"{key}: {why}, leave it out" for key, why in NOT_IN_THE_FILE.items() if key in config]
+    problems += unknown_keys(config) + unwatched(config) + unparted(config, settings.optimizer)
     problems += [f"{key} is auto, but the recipe does not decide it: give a value" for key in remaining_autos(filled)]
-    if problems:
+    if problems := problems or refusal(filled):
         raise DeepSpeedConfigError("\n".join(problems))
     filled.setdefault("steps_per_print", 10**12)
     filled.setdefault("zero_allow_untested_optimizer", True)  # `check_optimizer` has looked at it
@@ -158,22 +184,24 @@ def fill_ds_config(config: dict[str, Any], settings: EngineSettings) -> dict[str
 
 
 def zero_problems(config: dict[str, Any]) -> list[str]:
-    """What DeepSpeed's own schema of ZeRO refuses."""
-    zero = {key: value for key, value in config.get("zero_optimization", {}).items() if value != AUTO}
+    """What DeepSpeed's own schema of ZeRO refuses; and numbers as text, which it takes, and nobody else."""
+    zero = {key: value for key, value in section_of(config, "zero_optimization").items() if value != AUTO}
     try:
         DeepSpeedZeroConfig(**zero)
     except ValidationError as error:
         where = [(".".join(map(str, ("zero_optimization", *e["loc"]))), e) for e in error.errors()]
         return [f"{key} is {e['input']!r}: {e['msg'][0].lower()}{e['msg'][1:]}" for key, e in where]
-    return []
+    numbers = {"stage": stage_of(config), "offload_optimizer.ratio": offload_ratio(config)}
+    return [
+        f"zero_optimization.{key} is {value!r}: must be a number, without quotes"
+        for key, value in numbers.items()
+        if value != AUTO and (isinstance(value, bool) or not isinstance(value, int | float))
+    ]
 
 
-def slips(config: dict[str, Any]) -> list[str]:
-    """Keys that DeepSpeed would pass over in silence, though they look like one that the recipe decides."""
-    decided = ("gradient_accumulation_steps", "gradient_clipping", "train_micro_batch_size_per_gpu", "optimizer")
-    known = (*decided, "zero_optimization", "bf16", "fp16", "data_types", "torch_autocast")
-    near = {key: difflib.get_close_matches(key, known, 1, cutoff=0.8) for key in config if key not in known}
-    return [f"{key}: unknown key; did you mean {names[0]}?" for key, names in near.items() if names]
+def offload_ratio(config: dict[str, Any]) -> Any:
+    """The share of the optimizer's states that is offloaded, where they are."""
+    return section_of(config, "zero_optimization", "offload_optimizer").get("ratio", 1.0)
 
 
 def unwatched(config: dict[str, Any]) -> list[str]:
@@ -188,7 +216,7 @@ def unwatched(config: dict[str, Any]) -> list[str]:
 
 def unparted(config: dict[str, Any], optimizer: str) -> list[str]:
     """An optimizer of which DeepSpeed cannot offload a part."""
-    ratio = config.get("zero_optimization", {}).get("offload_optimizer", {}).get("ratio", 1.0)
+    ratio = offload_ratio(config)
     key = f"zero_optimization.offload_optimizer.ratio is {ratio}"
     if ratio == 1.0 or not offloads(config):
         return []
@@ -199,10 +227,14 @@ def unparted(config: dict[str, Any], optimizer: str) -> list[str]:
     )
 
 
-def section_or_auto(config: dict[str, Any], key: str) -> bool:
-    """Whether a key is absent, a section, or optimizer: auto."""
-    value = config.get(key, {})
-    return isinstance(value, dict) or (key == "optimizer" and value == AUTO)
+def misshapen(config: dict[str, Any]) -> list[str]:
+    """What should be a section and is none."""
+    found = [(path, section_of(config, *path[:-1]).get(path[-1], {})) for path in SECTIONS]
+    return [
+        f"{'.'.join(path)} must be a section, not {json.dumps(value)}"
+        for path, value in found
+        if not isinstance(value, dict) and value != SECTIONS[path]
+    ]
 
 
 def remaining_autos(config: dict[str, Any], prefix: str = "") -> list[str]:

@@ -68,11 +68,23 @@ def take_options(arguments: argparse.Namespace) -> tuple[BenchOptions, list[str]
         problems.append(f"--tokens: must be random or data, got {options.tokens!r}")
     if options.fresh and options.tokens == "data":
         problems.append("--fresh: is for random tokens, documents of the data begin where they begin")
-    if options.json and options.json.is_dir():
-        problems.append(f"--json: {options.json} is a folder, give a file")
-    if options.trace and options.trace.is_file():
-        problems.append(f"--trace: {options.trace} is a file, give a folder")
-    return options, problems
+    return options, problems + place_problems(options.json, options.trace)
+
+
+def place_problems(json: Path | None, trace: Path | None) -> list[str]:
+    """What stands where numbers and a trace are to be written."""
+    from hmt_ds.data.folders import why_no_folder  # with it comes torch
+
+    problems = []
+    if json and json.is_dir():
+        problems.append(f"--json: {json} is a folder, give a file")
+    elif json and json.is_file() and json.suffix != ".json":
+        problems.append(f"--json: {json} is there, and it is no .json file: name another, it would be overwritten")
+    elif json and not json.exists() and (reason := why_no_folder(json)):
+        problems.append(f"--json: {reason}")
+    if trace and (reason := why_no_folder(trace)):
+        problems.append(f"--trace: {reason}")
+    return problems
 
 
 def parse_words(words: list[str]) -> tuple[BenchOptions, list[str], list[str]]:

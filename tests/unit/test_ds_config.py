@@ -20,6 +20,7 @@ from hmt_ds.parallel.ds_config import (
     offloads,
     read_ds_config,
     remaining_autos,
+    share_on_gpu,
     stage_of,
     with_bucket,
 )
@@ -160,6 +161,69 @@ def test_contradictions_are_all_listed():
     ]
     assert len(lines) == len(starts)
     assert all(line.startswith(start) for line, start in zip(lines, starts, strict=True)), lines
+
+
+ZERO_2 = {"stage": 2}
+OF_THE_BATCH = "training.batch_size, training.gradient_accumulation and the number of ranks decide it, leave it out"
+
+
+@pytest.mark.parametrize(
+    ("config", "lines"),
+    [
+        (
+            {"zero_optimization": {"offload_optimizer": "cpu", "offload_param": True}},
+            [
+                'zero_optimization.offload_optimizer must be a section, not "cpu"',
+                "zero_optimization.offload_param must be a section, not true",
+            ],
+        ),
+        ({"optimizer": {"type": "auto", "params": None}}, ["optimizer.params must be a section, not null"]),
+        ({"optimizer": {"type": "auto", "params": "x"}}, ['optimizer.params must be a section, not "x"']),
+        (
+            {"zero_optimization": {"stage": "3", "offload_optimizer": {"device": "cpu", "ratio": "0.5"}}},
+            [
+                "zero_optimization.stage is '3': must be a number, without quotes",
+                "zero_optimization.offload_optimizer.ratio is '0.5': must be a number, without quotes",
+                "zero_optimization.offload_optimizer.ratio is 0.5, but DeepSpeed offloads a part at stage 3 alone",
+            ],
+        ),
+        ({"train_batch_size": 64}, [f"train_batch_size: {OF_THE_BATCH}"]),
+        (
+            {"train_batch_size": "auto", "scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": "auto"}}},
+            [f"train_batch_size: {OF_THE_BATCH}", "scheduler: the recipe's section schedule decides it, leave it out"],
+        ),
+        ({"zero": {"stage": 3}}, ["zero: unknown key; did you mean zero_optimization?"]),
+        (
+            {"gradient_cliping": 1.0, "nothing_like_it": 1},
+            [
+                "gradient_cliping: unknown key; did you mean gradient_clipping?",
+                "nothing_like_it: unknown key; leave it out",
+            ],
+        ),
+        ({"elasticity": {"enabled": True}}, ["DeepSpeed refuses the file: Elastic training has been removed"]),
+        ({"compile": {"deepcompile": "never"}}, ["DeepSpeed refuses the file: 1 validation error for CompileConfig"]),
+    ],
+    ids=lambda value: "_".join(value) if isinstance(value, dict) else None,
+)
+def test_what_would_end_a_rank_or_do_nothing(config, lines):
+    with pytest.raises(DeepSpeedConfigError) as error:
+        fill_ds_config({"zero_optimization": ZERO_2} | config, SETTINGS)
+    said = str(error.value).splitlines()
+    assert len(said) == len(lines) and all(map(str.startswith, said, lines)), said
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"zero_optimization": ZERO_2 | {"offload_optimizer": None, "offload_param": None}},
+        {"zero_optimization": ZERO_2, "flops_profiler": {"enabled": True}, "aio": {}, "wandb": {"enabled": False}},
+        {"zero_optimization": ZERO_2, "optimizer": {"params": {}}, "communication_data_type": "fp32"},
+    ],
+)
+def test_what_deepspeed_knows_may_be_there(config):
+    filled = fill_ds_config(config, SETTINGS)
+    assert filled.items() >= {key: config[key] for key in config if key != "optimizer"}.items()
+    assert not offloads(filled) and share_on_gpu(filled) == 1.0
 
 
 def test_steps_that_are_not_finite_cannot_be_taken_unseen():
