@@ -11,7 +11,7 @@ from hmt_ds.backbones.stages import Span
 from hmt_ds.config import ConfigError
 from hmt_ds.data import WindowLoader, document_lengths
 from hmt_ds.memory import MemorySettings
-from hmt_ds.parallel.build import build_hmt
+from hmt_ds.parallel.build import MEMORY_SEED, build_hmt
 from hmt_ds.parallel.distributed import add_up, rank, world_size
 from hmt_ds.parallel.ds_config import computes_in_autocast
 from hmt_ds.parallel.ring.build import build_stage, stage_spans
@@ -29,9 +29,22 @@ from hmt_ds.recipe import Recipe
 
 def build_executor(recipe: Recipe, prepared: Prepared, device: torch.device) -> ZeroExecutor:
     """The recipe's model, or this rank's stage of it, in DeepSpeed's engine on this rank's device."""
+    build = build_ring if recipe.pipeline.stages > 1 else build_on_zero
+    executor = build(recipe, prepared, device)
+    seed_dropout(executor, recipe.training.seed)
+    return executor
+
+
+def seed_dropout(executor: ZeroExecutor, seed: int) -> None:
+    """Let each rank draw numbers of its own. Ranks that drop layers whole, and gather weights together, must drop the
+    same ones."""
+    layers_drop = getattr(executor.engine.module.backbone.config, "layerdrop", 0.0)
+    torch.manual_seed(seed ^ MEMORY_SEED ^ (0 if layers_drop else rank() << 32))
+
+
+def build_on_zero(recipe: Recipe, prepared: Prepared, device: torch.device) -> ZeroExecutor:
+    """The whole model, of which every rank has what DeepSpeed gives it."""
     model = recipe.model
-    if recipe.pipeline.stages > 1:
-        return build_ring(recipe, prepared, device)
     hmt = build_hmt(
         model.source,
         recipe.memory.model_dump(),
@@ -155,8 +168,11 @@ def identity(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
         "model.tokenizer": prepared.tokenizer,
         "training.seed": recipe.training.seed,
         "training.batch_size x ranks": recipe.training.batch_size * (world_size() // recipe.pipeline.stages),
-        "optimizer.name": recipe.optimizer.name,
     }
+    found |= {
+        f"optimizer.{key}": value for key, value in recipe.optimizer.model_dump(include={"name", "params"}).items()
+    }
+    found |= {f"schedule.{key}": value for key, value in recipe.schedule.model_dump().items()}
     found |= {f"memory.{key}": value for key, value in recipe.memory.model_dump().items()}
     if model.train == "lora":
         found |= {f"model.lora.{key}": value for key, value in model.lora.model_dump().items()}

@@ -29,6 +29,11 @@ def check_compute(recipe: Recipe, config: Any, ds_config: dict[str, Any]) -> lis
     depth = recipe.training.bptt_depth
     if isinstance(compute.summary_batch, int) and compute.summary_batch > depth:
         problems.append(f"compute.summary_batch is {compute.summary_batch}, a window has {depth} (training.bptt_depth)")
+    if recipe.model.precision == "fp16" and stage_of(ds_config) in (1, 2) and offloads(ds_config):
+        problems.append(
+            f"model.precision: not fp16 at ZeRO-{stage_of(ds_config)} with an offloaded optimizer, for DeepSpeed clips "
+            "gradients there that are still scaled: take bf16, or ds_configs/zero3_offload.json"
+        )
     if compute.cuda_graphs == "always" and (reason := why_not_captured(recipe, ds_config)):
         problems.append(f"compute.cuda_graphs is always, but {reason}: take auto")
     if compute.kernels == "liger" and not liger_knows(config.model_type):
@@ -129,8 +134,17 @@ def check_pipeline(recipe: Recipe, config: Any, ds_config: dict[str, Any]) -> li
         )
     if model.precision == "fp16":
         problems.append("pipeline.stages: not with model.precision fp16: take bf16")
-    if recipe.compute.reduction == "segment":
+    if offloads(ds_config):
+        problems.append("pipeline.stages: not with an offloaded optimizer: take ds_configs/zero1.json")
+    compute = recipe.compute
+    if compute.reduction == "segment":
         problems.append("compute.reduction is segment: stages sum their gradients over a step, take auto")
+    if compute.summary_batch != "auto":
+        problems.append(
+            f"compute.summary_batch is {compute.summary_batch}: stages read one segment's summary at a time, take auto"
+        )
+    if compute.spill:
+        problems.append("compute.spill: on stages pipeline.live_inputs says what goes to the host, take false")
     return problems
 
 

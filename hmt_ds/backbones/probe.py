@@ -42,11 +42,14 @@ def check_backbone(config: Any) -> None:
         raise BackboneError(f"{kind} computes its logits in a way of its own; it needs a row in backbones/families.py")
 
 
-def check_adapters(config: Any, lora: LoraSettings) -> None:
-    """Make sure that LoRA finds the layers that it is to adapt.
+def check_adapters(config: Any, lora: LoraSettings, stages: int = 1) -> None:
+    """Make sure that LoRA finds the layers that it is to adapt, and that they may be adapted.
+
+    Args:
+        stages: into which the backbone is cut.
 
     Raises:
-        BackboneError: one line that says what peft says.
+        BackboneError: one line that says what peft says, or what cannot be.
     """
     with torch.device("meta"):
         small = one_layer(config)
@@ -54,6 +57,15 @@ def check_adapters(config: Any, lora: LoraSettings) -> None:
         add_adapters(small, lora)
     except ValueError as error:
         raise BackboneError(first_line(error)) from None
+    ends = [end for end in (small.get_input_embeddings(), small.get_output_embeddings()) if hasattr(end, "lora_A")]
+    names = [name for name, module in small.named_modules() if any(module is end for end in ends)]
+    if names and stages > 1:
+        raise BackboneError(f"target_modules has {names[0]}, and on stages adapters are in layers alone: leave it out")
+    if lora.dropout and hasattr(small.get_output_embeddings(), "lora_A"):
+        raise BackboneError(
+            f"dropout is {lora.dropout}, and target_modules has the head {names[-1]}, whose logits are computed twice: "
+            "leave it out, or take dropout 0"
+        )
 
 
 def one_layer(config: Any) -> Any:
@@ -62,7 +74,12 @@ def one_layer(config: Any) -> Any:
     config.num_hidden_layers = 1
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:1]
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=is_foreign(config)).eval()
+
+
+def is_foreign(config: Any) -> bool:
+    """Whether a configuration is code of its folder's, which was let in by the user's word when it was read."""
+    return type(config).__module__.startswith("transformers_modules")
 
 
 def first_line(error: Exception) -> str:

@@ -63,7 +63,7 @@ def initialise_prompts(model: HMT) -> None:
     """Give the prompts the spread of the backbone's token embeddings, as the reference does."""
     embedding = cast(CausalLM, model.backbone).model.get_input_embeddings()
     with torch.no_grad(), deepspeed.zero.GatheredParameters(list(embedding.parameters())):
-        some = torch.arange(0, embedding.num_embeddings, 7, device=embedding.weight.device)
+        some = torch.arange(0, len(embedding.weight), 7, device=embedding.weight.device)
         spread = float(embedding(some).float().std())
     for name in ("initial_prompt", "summary_prompt"):
         if hasattr(model, name):

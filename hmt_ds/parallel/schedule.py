@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from deepspeed.runtime import lr_schedules
 
 DEEPSPEED_SCHEDULES = ("WarmupLR", "WarmupDecayLR", "WarmupCosineLR", "OneCycle", "LRRangeTest")
+WANTING = ("LRScheduler", "_LRScheduler", "ReduceLROnPlateau")  # steps of its own; a metric
 
 
 class ScheduleError(ValueError):
@@ -20,7 +22,8 @@ def make_scheduler(name: str, params: dict[str, Any], total_steps: int) -> Calla
 
     Args:
         name: a class of DeepSpeed's ``lr_schedules`` or of ``torch.optim.lr_scheduler``.
-        params: its arguments. ``total_num_steps`` is ``total_steps`` unless given.
+        params: its arguments. Unless given, ``total_num_steps`` is ``total_steps``, and ``warmup_num_steps`` a tenth of
+            that, at most 1,000.
         total_steps: optimizer steps of the run.
 
     Raises:
@@ -28,7 +31,7 @@ def make_scheduler(name: str, params: dict[str, Any], total_steps: int) -> Calla
     """
     known = {n: getattr(lr_schedules, n) for n in DEEPSPEED_SCHEDULES}
     for n, c in vars(torch.optim.lr_scheduler).items():
-        if inspect.isclass(c) and issubclass(c, torch.optim.lr_scheduler.LRScheduler):
+        if inspect.isclass(c) and issubclass(c, torch.optim.lr_scheduler.LRScheduler) and n not in WANTING:
             known.setdefault(n, c)
     if name not in known:
         near = difflib.get_close_matches(name, known, 1)
@@ -37,10 +40,19 @@ def make_scheduler(name: str, params: dict[str, Any], total_steps: int) -> Calla
     accepted = [p for p in inspect.signature(known[name]).parameters if p != "optimizer"]
     if unknown := [p for p in params if p not in accepted]:
         raise ScheduleError(f"schedule.params: {name} takes no {', '.join(unknown)}; it takes {', '.join(accepted)}")
-    if "total_num_steps" in accepted:
-        params = {"total_num_steps": total_steps} | params
+    if (kind := params.get("warmup_type", "log")) not in ("log", "linear"):
+        raise ScheduleError(f"schedule.params: warmup_type is log or linear, got {kind!r}")  # DeepSpeed takes log
+    by_default = {"total_num_steps": total_steps, "warmup_num_steps": max(1, min(1000, total_steps // 10))}
+    params = {p: value for p, value in by_default.items() if p in accepted} | params
     try:
-        known[name](torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=1.0), **params)
-    except (TypeError, ValueError, AssertionError) as error:
+        rehearse(known[name](torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=1.0), **params), total_steps)
+    except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
         raise ScheduleError(f"schedule.params: {name} cannot be made of {params}: {error}") from None
     return lambda optimizer: known[name](optimizer, **params)
+
+
+def rehearse(schedule: Any, steps: int) -> None:
+    """Go through all steps of a run: what a schedule cannot do may show in the last one."""
+    with warnings.catch_warnings(action="ignore"):  # torch misses the optimizer's steps
+        for _ in range(steps):
+            schedule.step()

@@ -66,12 +66,17 @@ def worth_capturing(
 ) -> bool:
     """Whether CUDA graphs can replay the readings, and launches take longer than arithmetic."""
     backbone = cast(CausalLM, model.backbone)
-    draws = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
-    draws |= getattr(backbone.config, "attention_dropout", 0.0) > 0
     stays = reduction == "step" and stage_of(ds_config) < 3 and not offloads(ds_config)
-    possible = device.type == "cuda" and stays and not draws and recompute in ("auto", "none", "segment")
+    possible = device.type == "cuda" and stays and not draws(model) and recompute in ("auto", "none", "segment")
     positions = ds_config["train_micro_batch_size_per_gpu"] * model.settings.positions
     return possible and positions * layer_size(backbone) < LAUNCH_BOUND
+
+
+def draws(model: HMT) -> bool:
+    """Whether a reading draws random numbers: modules of dropout, or what families do without one (OPT all of it)."""
+    config = cast(CausalLM, model.backbone).config
+    rates = [getattr(config, name, None) or 0.0 for name in ("attention_dropout", "dropout", "layerdrop")]
+    return max(rates + [module.p for module in model.modules() if isinstance(module, nn.Dropout)]) > 0
 
 
 def best_kernels(backbone: CausalLM, reduction: str, recompute: str, device: torch.device) -> str:

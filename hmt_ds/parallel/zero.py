@@ -32,6 +32,7 @@ class StepOutput:
         loss: mean cross-entropy in nats, over all labels of all ranks.
         tokens: labels that were counted.
         fresh_tokens: tokens read, labels or not.
+        learning_rate: of this step, for the first group of weights.
         gradient_norm: before clipping, or None where DeepSpeed does not know it.
         recall_distance: mean number of segments back of what was recalled; None if nothing was.
         skipped: whether the optimizer left the step out, for the gradients are not finite.
@@ -44,6 +45,7 @@ class StepOutput:
     loss: float
     tokens: int
     fresh_tokens: int
+    learning_rate: float
     gradient_norm: float | None
     recall_distance: float | None
     skipped: bool
@@ -164,6 +166,7 @@ class ZeroExecutor:
         with self.gradients.of_a_step(self.backward_passes(windows), self.loss_scale(), self.phase):
             totals, finite = zip(*(self.backward_through(window, weight) for window in windows), strict=True)
             self.room.windows_read()
+        rate = self.engine.get_lr()[0]  # before the step, which moves the schedule on
         norm, skipped = self.take_step()
         self.room.step_done()
         self.gradients.step_done()
@@ -173,6 +176,7 @@ class ZeroExecutor:
             loss=loss / max(tokens, 1),
             tokens=tokens,
             fresh_tokens=fresh,
+            learning_rate=rate,
             gradient_norm=norm,
             recall_distance=distance / recalls if recalls else None,
             skipped=skipped,

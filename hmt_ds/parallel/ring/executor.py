@@ -7,7 +7,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from hmt_ds.backbones import CausalLM
 from hmt_ds.memory import HMT, MemoryState, SegmentOutput, Window
@@ -18,7 +18,7 @@ from hmt_ds.parallel.ring.passes import RingPass
 from hmt_ds.parallel.ring.place import Place
 from hmt_ds.parallel.ring.room import RingRoom
 from hmt_ds.parallel.ring.schedule import Item, ring_schedule
-from hmt_ds.parallel.settle import BY_DEFAULT, ComputeSettings
+from hmt_ds.parallel.settle import BY_DEFAULT, ComputeSettings, draws
 from hmt_ds.parallel.zero import ZeroExecutor
 
 Rows = TypeVar("Rows", Window, MemoryState)
@@ -52,8 +52,7 @@ class RingExecutor(ZeroExecutor):
         self.stages, self.reports = place.stages, place.closes
         backbone = cast(CausalLM, model.backbone)
         self.hidden = backbone.config.get_text_config().hidden_size
-        self.draws = any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules())
-        self.draws |= getattr(backbone.config, "attention_dropout", 0.0) > 0
+        self.draws = draws(model)
         compute = replace(compute, reduction="step", cuda_graphs="never", leaf_layers=1)
         super().__init__(model, compute=compute, grid=place.grid, **options)
         self.room: RingRoom = RingRoom(self.compute, self.settings, self.room.depth, self.device)
