@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,37 @@ from pydantic import BaseModel, ValidationError
 from hmt_ds.recipe import Recipe
 
 PROJECT = Path(__file__).resolve().parent.parent
+FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")  # 1e-4, which YAML 1.1 takes for text
+
+
+class Reader(yaml.SafeLoader):
+    """Of recipes and values."""
+
+
+class Writer(yaml.SafeDumper):
+    """Its inverse."""
+
+
+Reader.yaml_implicit_resolvers = {  # what looks like a date is text
+    first: [(tag, pattern) for tag, pattern in found if not tag.endswith(":timestamp")]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for one in (Reader, Writer):
+    one.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+.0123456789"))
+
+
+def read_yaml(text: str) -> Any:
+    """What a text of YAML says.
+
+    Raises:
+        yaml.YAMLError: if it is none.
+    """
+    return yaml.load(text, Reader)
+
+
+def write_yaml(values: Any) -> str:
+    """The text for values, in their order."""
+    return yaml.dump(values, Dumper=Writer, sort_keys=False)
 
 
 class ConfigError(ValueError):
@@ -35,7 +67,7 @@ def load_recipe(file: str | Path, overrides: list[str] | None = None) -> Recipe:
     """
     path = Path(file)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], 1)
         raise ConfigError([f"{file}: no such recipe" + (f"; did you mean {near[0]}?" if near else "")]) from None
@@ -47,9 +79,12 @@ def load_recipe(file: str | Path, overrides: list[str] | None = None) -> Recipe:
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        problems += [describe(problem) for problem in error.errors()]
+        problems += describe(error, Recipe)
     if problems:
         raise ConfigError(problems)
+    beside = path.resolve().parent / recipe.deepspeed
+    if not Path(recipe.deepspeed).is_file() and beside.is_file():
+        recipe = recipe.model_copy(update={"deepspeed": str(beside)})  # the run's own recipe lies elsewhere
     return recipe
 
 
@@ -68,30 +103,41 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> list[str]:
         *sections, leaf = key.split(".")
         target = values
         for section in sections:
-            target = target.setdefault(section, {})
+            if target.get(section) is None:  # so a recipe is written that leaves a section out
+                target[section] = {}
+            target = target[section]
             if not isinstance(target, dict):
                 problems.append(f"{key}: {section} is a value, not a section")
                 break
         else:
             try:
-                target[leaf] = yaml.safe_load(text)
+                target[leaf] = read_yaml(text)
             except yaml.YAMLError:
                 problems.append(f"{key}: {text!r} cannot be read as a value; put quotes around text")
     return problems
 
 
-def describe(problem: Any) -> str:
-    """One line for one of pydantic's errors, with a near key where a key is unknown."""
-    where = [str(part) for part in problem["loc"] if not str(part).startswith("dict[")]
-    key = ".".join(where)
-    if problem["type"] == "extra_forbidden":
-        return f"{key}: unknown key{did_you_mean(where)}"
-    if problem["type"] == "missing":
-        return f"{key}: missing"
-    shown = problem["input"]
+def describe(error: ValidationError, section: type[BaseModel]) -> list[str]:
+    """A line for each key that is wrong, with a near key where one is unknown."""
+    known, wrong = dict(keys(section)), dict[str, list[Any]]()
+    for problem in error.errors():
+        where = [str(part) for part in problem["loc"]]
+        while problem["type"] not in ("missing", "extra_forbidden") and len(where) > 1 and ".".join(where) not in known:
+            where.pop()  # pydantic's name for one of several types
+        wrong.setdefault(".".join(where), []).append(problem)
+    return [f"{key}: {what_is_wrong(key, problems)}" for key, problems in wrong.items()]
+
+
+def what_is_wrong(key: str, problems: list[Any]) -> str:
+    """With a key, which each of its types has a problem with."""
+    if problems[0]["type"] == "extra_forbidden":
+        return f"unknown key{did_you_mean(key.split('.'))}"
+    if problems[0]["type"] == "missing":
+        return "missing"
+    shown = problems[0]["input"]
     shown = "" if isinstance(shown, dict) and len(str(shown)) > 80 else f", got {shown!r}"
-    message = problem["msg"].replace("Input should be", "must be").replace("Input", "value")
-    return f"{key}: {message}{shown}"
+    messages = [problem["msg"].replace("Input should be", "must be").replace("Input", "value") for problem in problems]
+    return " or ".join(dict.fromkeys(messages)) + shown
 
 
 def did_you_mean(where: list[str]) -> str:

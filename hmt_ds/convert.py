@@ -1,5 +1,6 @@
 """``hmt-ds convert SOURCE TARGET``: checkpoints of ours and of others into Hugging Face folders."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from hmt_ds.checkpoint import CheckpointError, newest_intact
 from hmt_ds.checkpoint.files import damage
 from hmt_ds.config import ConfigError, load_recipe
 from hmt_ds.conversion import ConversionError, Export, write_folder
-from hmt_ds.conversion.adapters import ADAPTER, Adapters, merge_found
+from hmt_ds.conversion.adapters import ADAPTER, Adapters, check_untied, merge_found
 from hmt_ds.conversion.card import card
 from hmt_ds.conversion.folder import BACKBONE, What, peft_config
 from hmt_ds.conversion.formats import kind_of, read_foreign
@@ -91,6 +92,7 @@ def of_run(source: Path, options: Options, notes: list[str]) -> Export:
     parts = RunParts(recipe, of_checkpoint(checkpoint), config, settings)
     weights, dtype = parts.of(options.what), DTYPES[options.dtype or ("bf16" if model.precision == "bf16" else "fp32")]
     named = model.source if isinstance(model.source, str) else None
+    step = json.loads((checkpoint / "progress.json").read_text(encoding="utf-8"))["step"]
     return Export(
         options.what,
         weights,
@@ -100,7 +102,7 @@ def of_run(source: Path, options: Options, notes: list[str]) -> Export:
         tokenizer=find_tokenizer(model.tokenizer or named, notes, options.what),
         generation=generation_of(named, config),
         lora=parts.peft_config() if options.what == "adapter" else None,
-        card=card(options.what, f"{run.name}/{checkpoint.name}", settings, named, run),
+        card=card(options.what, f"{run.name}/{checkpoint.name}", settings, named, run, step),
         pictures=tuple(run.glob("loss.png")),
     )
 
@@ -157,7 +159,11 @@ class RunParts:
         if self.recipe.model.train == "whole":
             return only(fit(self.trained, plain, "the checkpoint"), what)
         weights = fit(with_frozen(self.trained, self.frozen(), plain), plain, "the checkpoint and model.source")
-        return only(self.adapters().merged(weights) if self.recipe.model.train == "lora" else weights, what)
+        if self.recipe.model.train == "lora":
+            adapters = self.adapters()
+            check_untied(adapters.layers(), plain)
+            weights = adapters.merged(weights)
+        return only(weights, what)
 
     def frozen(self) -> Weights:
         """The backbone as it was before training."""

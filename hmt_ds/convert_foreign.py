@@ -46,7 +46,7 @@ def foreign_settings(weights: Weights, config: Any, overrides: tuple[str, ...]) 
     try:
         said = Foreign.model_validate({key: sections[key] for key in sections.keys() & Foreign.model_fields})
     except ValidationError as error:
-        problems += [f"--{describe(problem)}" for problem in error.errors()]
+        problems += [f"--{line}" for line in describe(error, Foreign)]
     if problems:
         raise ConfigError(problems)
     return settings_of(said.memory, config), said.lora.alpha

@@ -1,5 +1,6 @@
 """Evaluation on this rank, as ``--module hmt_ds.evaluate RUN_OR_RECIPE [--section.key value ...]``."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -22,7 +23,8 @@ def evaluate(named: str, overrides: list[str], device: torch.device) -> None:
     signals = StopSignals()
     source, run = Path(named), Path(named).is_dir()
     recipe_file = source / "recipe.yaml" if run else source
-    recipe = load_recipe(recipe_file, overrides)
+    # what is found stays with the run, also if it was moved
+    recipe = load_recipe(recipe_file, [*(["--training.output", json.dumps(named)] if run else []), *overrides])
     if recipe.data.validation is None:
         raise ConfigError(["data.validation: missing, there is nothing to evaluate on"])
     checkpoint = newest_intact(source / "checkpoints", say) if run else None

@@ -44,7 +44,9 @@ class HeldOut:
             file = Path(self.recipe.training.output) / "evaluation" / f"step_{step:06d}.json"
             with warning(file):
                 file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_text(json.dumps({"step": step, "rows": as_dicts(rows)}, indent=1))
+                aside = file.with_suffix(".part")
+                aside.write_text(json.dumps({"step": step, "rows": as_dicts(rows)}, indent=1))
+                aside.replace(file)
                 plot_perplexity(rows, file.with_suffix(".png"))
                 print(f"evaluation  {file} and .png", flush=True)
         return rows

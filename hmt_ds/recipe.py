@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt
 
 from hmt_ds.memory.settings import Mode, RecallScale
 
@@ -173,7 +173,7 @@ class Schedule(Section):
 
     name: str = "WarmupCosineLR"
     params: dict[str, Any] = {}
-    """Its arguments. total_num_steps is training.steps unless given."""
+    """Its arguments. Unless given, total_num_steps is training.steps, warmup_num_steps a tenth of it, at most 1,000."""
 
 
 class Checkpoint(Section):
@@ -208,7 +208,8 @@ class Logging(Section):
     """Where the metrics go, besides metrics.jsonl in the run's folder."""
 
     every: int = Field(1, ge=1)
-    wandb: Literal["off", "offline", "online"] = "off"
+    # (YAML reads a bare off as false)
+    wandb: Annotated[Literal["off", "offline", "online"], BeforeValidator(lambda v: "off" if v is False else v)] = "off"
     project: str = "hmt_ds"
     """Project name in wandb."""
     tensorboard: bool = False

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-import yaml
 
 from hmt_ds.assemble import build_executor, identity, sizes_of, training_loader
 from hmt_ds.bad_steps import BadStepCounter, read_left_out, write_left_out
 from hmt_ds.checkpoint import CheckpointError, Keeping, Saver, load_checkpoint, newest_intact
 from hmt_ds.checkpoint import Progress as Position
+from hmt_ds.checkpoint.files import step_of
 from hmt_ds.checkpoint.load import check_identity
-from hmt_ds.config import ConfigError
+from hmt_ds.config import ConfigError, write_yaml
 from hmt_ds.data import Batch
 from hmt_ds.held_out import HeldOut, as_window, warning
 from hmt_ds.parallel.distributed import from_rank_0, rank, world_size
@@ -47,7 +47,7 @@ class Trainer:
         self.executor = build_executor(recipe, prepared, device)
         self.parameters, self.trained = sizes_of(self.executor)
         self.position = Position()
-        self.resumed: tuple[Path, int] | None = None
+        self.intact: tuple[Path, int] | None = None
         self.rank_times = RankTimes(self.executor, recipe.logging.slow_rank)
         self.bad_steps, self.left_out = BadStepCounter(), list[int]()
         keep = recipe.checkpoint
@@ -138,7 +138,7 @@ class Trainer:
         """Be where a checkpoint is."""
         self.left_out = read_left_out(self.folder)
         self.position = load_checkpoint(self.executor, checkpoint)
-        self.resumed = checkpoint, self.position.step
+        self.intact = checkpoint, self.position.step
 
     def go_back(self) -> None:
         """After too many bad steps: back to the newest intact checkpoint; what they read is left out from now on."""
@@ -169,7 +169,7 @@ class Trainer:
 
     def begin_folder(self) -> str | None:
         """Keep the recipe with the run; says what is wrong if that cannot be."""
-        resolved = yaml.safe_dump(self.recipe.model_dump(mode="json"), sort_keys=False)
+        resolved = write_yaml(self.recipe.model_dump(mode="json"))
         aside = self.folder / ".recipe.yaml"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -202,7 +202,7 @@ class Trainer:
             "step": self.position.step,
             "loss": output.loss,
             "perplexity": float(torch.tensor(output.loss).exp()),
-            "learning_rate": self.executor.engine.get_lr()[0],
+            "learning_rate": output.learning_rate,
             "gradient_norm": output.gradient_norm,
             "skipped": self.executor.engine.skipped_steps,
             "slowest_rank": self.rank_times.slowest,
@@ -225,7 +225,8 @@ class Trainer:
     def end_save(self) -> None:
         """Make visible what is being written, if anything is."""
         try:
-            self.saver.finish()
+            if checkpoint := self.saver.finish():
+                self.intact = checkpoint, step_of(checkpoint)
         except CheckpointError as error:
             self.progress.say(f"warning: {error}")
 
@@ -236,8 +237,8 @@ class Trainer:
             CheckpointError: if it cannot be written.
         """
         self.end_save()
-        if self.resumed is not None and self.resumed[1] == self.position.step:
-            return self.resumed[0]  # it is intact; to write it anew would put it at risk
+        if self.intact is not None and self.intact[1] == self.position.step:
+            return self.intact[0]  # it is intact; to write it anew would put it at risk
         self.saver.begin(self.executor, self.position)
         checkpoint = self.saver.finish()
         assert checkpoint is not None
@@ -251,7 +252,8 @@ class Trainer:
         if rank() == 0:
             if rows := [row for row in read_metrics(self.folder / "metrics.jsonl") if row["loss"] is not None]:
                 first, last = rows[0]["loss"], [row["loss"] for row in rows[-10:]]
-                print(f"loss        {first:.3f} -> {sum(last) / len(last):.3f} (mean of the last {len(last)} steps)")
+                mean = sum(last) / len(last)
+                print(f"loss        {first:.3f} -> {mean:.3f} (mean of the last {len(last)} logged steps)")
                 with warning(picture := self.folder / "loss.png"):
                     plot_loss(rows, picture)
                     print(f"picture     {picture}")

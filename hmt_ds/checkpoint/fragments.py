@@ -110,10 +110,11 @@ def scalars(engine: Any) -> dict[str, Any]:
 
 
 def set_scalars(engine: Any, saved: dict[str, Any]) -> None:
-    """The inverse of :func:`scalars`, but for how a step is computed: that is this device's."""
+    """The inverse of :func:`scalars`, but for how a step is computed, which is this device's, and for the decay of
+    weights, which is the recipe's."""
     optimizer = base_optimizer(engine)
     for group, values in zip(optimizer.param_groups, saved["groups"], strict=True):
-        remembered = {k: v for k, v in values.items() if k not in HOW}
+        remembered = {k: v for k, v in values.items() if k not in {*HOW, "weight_decay"}}
         group.update({k: tuple(v) if isinstance(group.get(k), tuple) else v for k, v in remembered.items()})
     for state in optimizer.state.values():
         for key, value in saved["state"].items():

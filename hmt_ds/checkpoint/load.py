@@ -17,6 +17,10 @@ from hmt_ds.parallel.distributed import from_all_ranks, from_rank_0, rank, world
 from hmt_ds.parallel.ring.build import STAND_IN
 from hmt_ds.parallel.zero import ZeroExecutor
 
+# what steps change in a schedule of DeepSpeed's or torch's
+MOVING = {"last_batch_iteration", "last_epoch", "_step_count", "_last_lr", "T_cur", "T_i", "_is_initial"}
+MOVING.add("_get_lr_called_within_step")
+
 
 def newest_intact(folder: Path, say: Callable[[str], None]) -> Path | None:
     """The newest checkpoint of which every file is as it was written; the same on all ranks.
@@ -143,7 +147,7 @@ def restore_engine(engine: Any, saved: dict[str, Any]) -> None:
     """Schedule, loss scale and counters."""
     set_scalars(engine, saved["optimizer"])
     if engine.lr_scheduler and saved["schedule"] is not None:
-        engine.lr_scheduler.load_state_dict(saved["schedule"])
+        restore_schedule(engine.lr_scheduler, saved["schedule"])
     if scaler := engine.torch_autocast_z0_gradscaler:
         if saved["loss_scaler"]:
             scaler.load_state_dict(saved["loss_scaler"])
@@ -151,6 +155,21 @@ def restore_engine(engine: Any, saved: dict[str, Any]) -> None:
         vars(engine.optimizer.loss_scaler).update(saved["loss_scaler"])
     for key in COUNTERS:
         setattr(engine, key, saved["counters"][key])
+
+
+def restore_schedule(schedule: Any, saved: dict[str, Any]) -> None:
+    """Let it be where it was. Its arguments are the recipe's. Torch's schedules go on from the last rate: for them the
+    rate to begin with must be the same too.
+
+    Raises:
+        CheckpointError: naming what differs, with both values.
+    """
+    here = json.loads(json.dumps(schedule.state_dict()))  # as it was saved: JSON's keys are texts
+    for key in sorted((here.keys() | saved.keys()) - MOVING):
+        if here.get(key) != saved.get(key):
+            there = f"{key} is {saved.get(key)} in the checkpoint, {here.get(key)} here"
+            raise CheckpointError(f"schedule: {there}: go on with the first, or begin a new run")
+    schedule.load_state_dict(schedule.state_dict() | {key: saved[key] for key in MOVING & saved.keys()})
 
 
 def restore_rank(executor: ZeroExecutor, checkpoint: Path, saved: dict[str, Any]) -> None:

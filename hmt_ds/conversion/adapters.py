@@ -69,6 +69,21 @@ class Adapters:
         return self.weights.renamed(rename)
 
 
+def check_untied(layers: set[str], model: HMT) -> None:
+    """Can these layers' adapters be put in?
+
+    Args:
+        model: a skeleton without adapters.
+
+    Raises:
+        ConversionError: if one's weight is another layer's too, which has no adapter.
+    """
+    tied = [names for names, _ in names_of(model) if len(names) > 1]
+    for name in (name for names in tied for name in names):
+        if name.removesuffix(".weight") in layers:
+            raise ConversionError(f"{name} has an adapter and is tied to another weight: it cannot be put in")
+
+
 def merge_found(weights: Weights, config: Any, settings: MemorySettings, alpha: float) -> Weights:
     """Weights from elsewhere whose adapters, if any, are put in.
 
@@ -85,9 +100,6 @@ def merge_found(weights: Weights, config: Any, settings: MemorySettings, alpha: 
         raise ConversionError(f"LoRA adapters of several ranks: {', '.join(map(str, sorted(ranks)))}")
     layers = sorted({name.partition(ADAPTER)[0].removeprefix(BACKBONE) for name in weights.shapes if ADAPTER in name})
     lora = LoraSettings(rank=ranks.pop(), alpha=alpha, target_modules=layers)
-    tied = [names for names, _ in names_of(skeleton(config, settings)) if len(names) > 1]
-    for name in (name for names in tied for name in names):
-        if name.removeprefix(BACKBONE).removesuffix(".weight") in layers:
-            raise ConversionError(f"{name} has an adapter and is tied to another weight: it cannot be put in")
+    check_untied({BACKBONE + layer for layer in layers}, skeleton(config, settings))
     plain = weights.renamed(lambda name: None if ADAPTER in name else name)
     return Adapters(weights, skeleton(config, settings, lora)).merged(plain)

@@ -33,7 +33,14 @@ model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BACKBONE)
 }
 
 
-def card(what: str, origin: str, settings: MemorySettings, base: str | None = None, run: Path | None = None) -> str:
+def card(
+    what: str,
+    origin: str,
+    settings: MemorySettings,
+    base: str | None = None,
+    run: Path | None = None,
+    step: int = 0,
+) -> str:
     """The text.
 
     Args:
@@ -41,6 +48,7 @@ def card(what: str, origin: str, settings: MemorySettings, base: str | None = No
         origin: what was converted, as people call it.
         base: the backbone that training began from, if it has a name; a folder's is nobody else's business.
         run: the run's folder, for recipe, figures and picture.
+        step: of the run, that the weights are of.
     """
     head = ["library_name: " + ("peft" if what == "adapter" else "transformers"), "tags: [hmt, long-context]"]
     head += [f"base_model: {json.dumps(base)}"] if base and not Path(base).exists() else []
@@ -54,7 +62,7 @@ def card(what: str, origin: str, settings: MemorySettings, base: str | None = No
         f"| memory | |\n| --- | --- |\n{sizes}",
     ]
     if run is not None:
-        parts += figures(run)
+        parts += figures(run, step)
         recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
         text = yaml.safe_dump(without_folders(recipe), sort_keys=False, allow_unicode=True)
         parts.append(f"## Recipe\n\n```yaml\n{text.strip()}\n```")
@@ -70,18 +78,21 @@ def without_folders(value: Any) -> Any:
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
-def figures(run: Path) -> list[str]:
-    """Losses, perplexities and the picture, as far as the run has them."""
+def figures(run: Path, step: int) -> list[str]:
+    """Losses and perplexities up to a step, and the picture, as far as the run has them."""
     found = []
     log = run / "metrics.jsonl"
-    if log.is_file() and (rows := [row for row in read_metrics(log) if row["loss"] is not None]):
+    if log.is_file() and (
+        rows := [row for row in read_metrics(log) if row["loss"] is not None and row["step"] <= step]
+    ):
         last = [row["loss"] for row in rows[-10:]]
         found.append(
-            f"## Training\n\n{rows[-1]['step']:,} steps; loss {rows[0]['loss']:.3f} at first, "
-            f"{sum(last) / len(last):.3f} over the last {len(last)} steps (nats per token)."
+            f"## Training\n\n{step:,} steps; loss {rows[0]['loss']:.3f} at first, "
+            f"{sum(last) / len(last):.3f} over the last {len(last)} that were logged (nats per token)."
         )
-    if evaluations := sorted((run / "evaluation").glob("step_*.json")):
-        found.append(perplexities(json.loads(evaluations[-1].read_text())))
+    evaluations = sorted((run / "evaluation").glob("step_*.json"))
+    if before := [file for file in evaluations if int(file.stem.removeprefix("step_")) <= step]:
+        found.append(perplexities(json.loads(before[-1].read_text())))
     if (run / "loss.png").is_file():
         found.append("![loss](loss.png)")
     return found

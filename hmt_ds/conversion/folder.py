@@ -84,7 +84,10 @@ def write_folder(export: Export, target: Path, max_shard: str = "5GB") -> None:
     try:
         aside.mkdir(parents=True)
         fill(export, aside, max_shard)
-        for file in aside.iterdir():
+        for file in aside.rglob("*"):
+            if file.is_dir():  # of a tokenizer with several chat templates
+                flush_folder(file)
+                continue
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())
         flush_folder(aside)

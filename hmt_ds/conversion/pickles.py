@@ -78,7 +78,7 @@ def refusing(source: Path) -> Iterator[None]:
         name = said.partition("GLOBAL ")[2].split(" ")[0]
         what = f"wants to call {name}" if name else "is no file of weights alone"
         raise ConversionError(f"{source} {what}: refused, for a checkpoint must not hold code") from None
-    except (OSError, EOFError, RuntimeError, KeyError, ValueError) as error:
+    except (OSError, EOFError, RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConversionError(f"{source} cannot be read: {reason}") from None
 

@@ -8,13 +8,21 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from hmt_ds.backbones import CausalLM, LoraSettings, select_trainable
+from hmt_ds.backbones.probe import is_foreign
 from hmt_ds.conversion.errors import ConversionError, shown
+from hmt_ds.conversion.shards import same
 from hmt_ds.conversion.weights import Weights
 from hmt_ds.memory import HMT, MemorySettings
 
 
 def skeleton(config: Any, settings: MemorySettings, lora: LoraSettings | None = None) -> HMT:
-    """An HMT of that configuration on the meta device."""
+    """An HMT of that configuration on the meta device.
+
+    Raises:
+        ConversionError: if the backbone has code of its own, which a folder of ours would not have.
+    """
+    if is_foreign(config):
+        raise ConversionError(f"{config.model_type} has code of its own (model.trust_remote_code): it is not converted")
     with torch.device("meta"):
         backbone = CausalLM(AutoModelForCausalLM.from_config(config, dtype=torch.float32))
         if lora:
@@ -55,6 +63,11 @@ def fit(weights: Weights, model: nn.Module, origin: str) -> Weights:
         elif not stands_for(weights.shapes[stored[0]], shape):
             wrong.append(
                 f"{names[0]} has the shape {list(weights.shapes[stored[0]])} there, {list(shape)} by the config"
+            )
+        elif apart := [name for name in stored[1:] if not same(weights.read(name), weights.read(stored[0]))]:
+            raise ConversionError(
+                f"{origin}: {apart[0]} is not {stored[0]}, to which the config ties it: say tie_word_embeddings false "
+                "in the config.json of the backbone"
             )
         else:
             chosen[stored[0]], shapes[names[0]] = names[0], shape

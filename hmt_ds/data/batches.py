@@ -1,5 +1,6 @@
 """Windows of the plan as tensors: one rank's rows of each, read from the tokenized documents."""
 
+import signal
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -111,8 +112,14 @@ class WindowLoader:
                 batch_size=None,
                 num_workers=self._num_workers,
                 generator=torch.Generator(),
+                worker_init_fn=outlive_sigterm,
             )
         )
+
+
+def outlive_sigterm(_: int) -> None:
+    """A scheduler's SIGTERM comes to workers too, and the rank has yet to save: they end with the rank."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class _WindowReader(TorchDataset[Batch]):

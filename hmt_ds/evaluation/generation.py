@@ -5,6 +5,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from hmt_ds.backbones.families import family_of
 from hmt_ds.backbones.model import CausalLM
 from hmt_ds.memory import HMT, MemoryState, read_window, split_document
 
@@ -35,18 +36,41 @@ def generate(model: HMT, input_ids: Tensor, max_new_tokens: int, **options: Any)
         device=input_ids.device,
     )
     wanted = input_ids.shape[1] + max_new_tokens
+    ends, pad = ends_of(model, options)
+    ended = torch.zeros(len(input_ids), 1, dtype=torch.bool, device=input_ids.device)
     while tokens.shape[1] < wanted:
         closed = (tokens.shape[1] - 1) // settings.segment_length * settings.segment_length
         if closed > read:
             window = split_document(tokens[:, read:closed], settings.segment_length, goes_on=read > 0)
             *_, (_, state) = read_window(model, settings, window, state)
             read = closed
-        room = min(wanted - tokens.shape[1], settings.segment_length)
+        room = min(wanted - tokens.shape[1], settings.segment_length, places_left(model, tokens.shape[1] - closed))
         new = continue_segment(model, tokens[:, closed:], state, closed > 0, max_new_tokens=room, **options)
+        new = new.masked_fill(ended, pad)
+        ended |= torch.isin(new, ends).any(dim=1, keepdim=True)
         tokens = torch.cat([tokens, new], dim=1)
-        if new.shape[1] < room:
+        if new.shape[1] < room or ended.all():
             break
     return tokens[:, input_ids.shape[1] :]
+
+
+def places_left(model: HMT, open_tokens: int) -> int:
+    """How many tokens can follow so many of a segment: at least one, for a whole segment fits with its prompts."""
+    config, settings = cast(CausalLM, model.backbone).config, model.settings
+    if not family_of(config).hard_positions:
+        return settings.segment_length
+    prompt = 0 if settings.mode == "backbone" else settings.memory_tokens
+    return config.max_position_embeddings + 1 - prompt - settings.sensory_tokens - open_tokens  # the last is not read
+
+
+def ends_of(model: HMT, options: dict[str, Any]) -> tuple[Tensor, int]:
+    """The ids that end a row ``[any number]``, and what stands behind one, as in transformers' ``generate``."""
+    config = cast(CausalLM, model.backbone).model.generation_config
+    end, pad = (options.get(name, getattr(config, name)) for name in ("eos_token_id", "pad_token_id"))
+    ends = [] if end is None else [end] if isinstance(end, int) else list(end)
+    if pad is None:
+        pad = next(iter(ends), 0)
+    return torch.tensor(ends, dtype=torch.long, device=next(model.parameters()).device), pad
 
 
 def continue_segment(model: HMT, segment_ids: Tensor, state: MemoryState, goes_on: bool, **options: Any) -> Tensor:

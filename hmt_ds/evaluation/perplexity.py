@@ -37,7 +37,7 @@ class PerplexityRow:
 
 def segments_needed(segments_read: list[int]) -> int:
     """How many segments of a document are needed: the last bucket reaches twice as far as it begins."""
-    return 2 * max(segments_read)
+    return max(1, 2 * max(segments_read))
 
 
 def perplexity_by_segments(
@@ -79,8 +79,8 @@ def losses_by_index(executor: ZeroExecutor, windows: Iterable[Window], depth: in
 
 
 def perplexity(loss: float, tokens: int) -> float:
-    """exp(loss / tokens), nan where nothing was scored."""
-    return math.exp(loss / tokens) if tokens else math.nan
+    """exp(loss / tokens), inf where that is too large for a float, nan where nothing was scored."""
+    return float(torch.tensor(loss / tokens, dtype=torch.float64).exp()) if tokens else math.nan
 
 
 def as_dicts(rows: list[PerplexityRow]) -> list[dict]:

@@ -20,12 +20,12 @@ COLOURS = {
 
 
 def plot_loss(rows: Sequence[dict[str, Any]], file: Path) -> None:
-    """Loss against steps, with its mean over the last ten."""
+    """Loss against steps, with its mean over the last ten that were logged."""
     steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
     means = [sum(losses[max(0, i - 9) : i + 1]) / len(losses[max(0, i - 9) : i + 1]) for i in range(len(losses))]
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    axes.plot(steps, losses, color="tab:blue", alpha=0.35, linewidth=1, label="each step")
-    axes.plot(steps, means, color="tab:blue", label="mean of 10 steps")
+    axes.plot(steps, losses, color="tab:blue", alpha=0.35, linewidth=1, label="logged steps")
+    axes.plot(steps, means, color="tab:blue", label="mean of 10 of them")
     axes.set(xlabel="optimizer step", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)
     axes.legend()
@@ -39,7 +39,7 @@ def plot_perplexity(rows: Sequence[Any], file: Path) -> None:
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     axes.plot(read, [row.memory_off for row in rows], "o--", color="tab:gray", label="memory off")
     axes.plot(read, [row.memory_on for row in rows], "o-", color="tab:blue", label="memory on")
-    axes.set_xscale("log", base=2)
+    axes.set_xscale("symlog", base=2, linthresh=1)  # nothing read, too
     axes.set_xticks(read, [str(n) for n in read])
     axes.minorticks_off()
     axes.set(xlabel="segments read before", ylabel="held-out perplexity")

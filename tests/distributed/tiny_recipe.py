@@ -26,7 +26,7 @@ def make_materials(folder: Path) -> None:
     """Text of four documents, unequal in length, and a tokenizer."""
     novel = (PROJECT / "hmt_ds/data/samples/prideprejudice.txt").read_text(encoding="utf-8")
     chapters = re.split(r"^(?=Chapter \d+)", novel, flags=re.MULTILINE)[1:5]
-    (folder / "text.txt").write_text("".join(c[:n] for c, n in zip(chapters, (1500, 300, 2500, 900), strict=True)))
+    (folder / "text.txt").write_text("\n".join(c[:n] for c, n in zip(chapters, (1500, 300, 2500, 900), strict=True)))
     train_sentencepiece([folder / "text.txt"], folder / "tokenizer", VOCABULARY)
 
 
