@@ -26,6 +26,8 @@ from hmt_ds.planning.ring import Machine, simulate
 from hmt_ds.prepare import Prepared
 from hmt_ds.recipe import Recipe
 
+RANKS_APART = 0x9E3779B1  # odd: multiples differ in the lowest 32 bits of a seed, and a CPU's generator takes no others
+
 
 def build_executor(recipe: Recipe, prepared: Prepared, device: torch.device) -> ZeroExecutor:
     """The recipe's model, or this rank's stage of it, in DeepSpeed's engine on this rank's device."""
@@ -39,7 +41,7 @@ def seed_dropout(executor: ZeroExecutor, seed: int) -> None:
     """Let each rank draw numbers of its own. Ranks that drop layers whole, and gather weights together, must drop the
     same ones."""
     layers_drop = getattr(executor.engine.module.backbone.config, "layerdrop", 0.0)
-    torch.manual_seed(seed ^ MEMORY_SEED ^ (0 if layers_drop else rank() << 32))
+    torch.manual_seed(seed ^ MEMORY_SEED ^ (0 if layers_drop else rank() * RANKS_APART))
 
 
 def build_on_zero(recipe: Recipe, prepared: Prepared, device: torch.device) -> ZeroExecutor:

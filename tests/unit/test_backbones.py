@@ -1,5 +1,7 @@
 """Every family of the table, and some outside it, on tiny random models of two layers."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from tiny import GPT2, LLAMA, L, document, empty_state, make_model, make_settings, make_window, one_graph
@@ -11,6 +13,7 @@ from hmt_ds.backbones import (
     CausalLM,
     LoraSettings,
     build_model,
+    check_adapters,
     check_backbone,
     family_of,
     read_config,
@@ -141,6 +144,25 @@ def test_train_lora(targets, layers):
     assert all("lora_A" in name or "lora_B" in name for name in adapters) and not any("lm_head" in n for n in adapters)
     unchanged = {n.replace(".base_layer", "") for n, _ in backbone.named_parameters() if "lora_" not in n}
     assert unchanged == names
+
+
+@pytest.mark.parametrize(
+    ("targets", "dropout", "stages", "why"),
+    [
+        ("q_proj", 0.1, 2, None),
+        ("all-linear", 0.1, 2, None),
+        ("lm_head", 0.0, 1, None),
+        ("embed_tokens", 0.1, 1, None),
+        ("lm_head", 0.0, 2, "target_modules has lm_head, and on stages adapters are in layers alone"),
+        ("embed_tokens", 0.0, 2, "target_modules has model.embed_tokens, and on stages"),
+        ("lm_head", 0.1, 1, "dropout is 0.1, and target_modules has the head lm_head, whose logits are computed twice"),
+    ],
+)
+def test_adapters_that_cannot_be_are_refused(targets, dropout, stages, why):
+    """Tied or cut ends cannot have adapters of their own, and logits are computed again without the same draws."""
+    lora = LoraSettings(dropout=dropout, target_modules=targets if targets == "all-linear" else ["q_proj", targets])
+    with pytest.raises(BackboneError, match=why) if why else nullcontext():
+        check_adapters(read_config(LLAMA), lora, stages)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "phi3", "opt, projected"])

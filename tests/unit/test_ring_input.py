@@ -14,9 +14,12 @@ from hmt_ds.recipe import Recipe
 
 LLAMA = {"model_type": "llama", "num_hidden_layers": 4}
 ZERO_1 = {"zero_optimization": {"stage": 1}}
+OFFLOADED = {"zero_optimization": {"stage": 1, "offload_optimizer": {"device": "cpu"}}}
 
 
-def recipe_of(model: dict[str, Any] | None = None, batch_size: int = 4, **pipeline: Any) -> Recipe:
+def recipe_of(
+    model: dict[str, Any] | None = None, batch_size: int = 4, compute: dict[str, Any] | None = None, **pipeline: Any
+) -> Recipe:
     """A recipe with a pipeline."""
     return Recipe.model_validate(
         {
@@ -26,6 +29,7 @@ def recipe_of(model: dict[str, Any] | None = None, batch_size: int = 4, **pipeli
             "training": {"output": "run", "steps": 1, "batch_size": batch_size},
             "optimizer": {"lr": 0.1},
             "deepspeed": "zero1.json",
+            "compute": compute or {},
             "pipeline": {"stages": 2} | pipeline,
         }
     )
@@ -58,6 +62,10 @@ def test_without_a_pipeline_nothing_is_asked():
         (recipe_of({"train": "frozen"}), None, "frozen"),
         (recipe_of({"precision": "fp16"}), None, "fp16: take bf16"),
         (recipe_of({"source": {"model_type": "stablelm"}}), None, "stablelm cannot be cut into stages"),
+        (recipe_of(), OFFLOADED, "pipeline.stages: not with an offloaded optimizer: take ds_configs/zero1.json"),
+        (recipe_of(compute={"reduction": "segment"}), None, "compute.reduction is segment"),
+        (recipe_of(compute={"summary_batch": 2}), None, "compute.summary_batch is 2: stages read one segment's"),
+        (recipe_of(compute={"spill": True}), None, "compute.spill: on stages pipeline.live_inputs says"),
     ],
 )
 def test_each_problem_is_one_line(recipe, ds_config, said):

@@ -5,17 +5,21 @@ from typing import Any
 
 import pytest
 import torch
+from test_backbones import OPT
 from tiny import GPT2, LLAMA, make_model
 
 from hmt_ds.backbones.compute import layers_of
 from hmt_ds.memory import HMT
 from hmt_ds.parallel import settle
 from hmt_ds.parallel.leaves import LayerRuns
-from hmt_ds.parallel.settle import ComputeSettings, arrange, number_of, resolve, whole_gradient_fits
+from hmt_ds.parallel.settle import ComputeSettings, arrange, draws, number_of, resolve, whole_gradient_fits
 
 AUTO = ComputeSettings()
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 FOUR = LLAMA | {"num_hidden_layers": 4}
+CALM = dict.fromkeys(
+    ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout", "hidden_dropout", "dropout", "layerdrop"), 0.0
+)
 GIB = 2**30
 
 
@@ -153,12 +157,22 @@ def test_graphs_are_captured_where_it_can_be_and_helps(memory, liger, change, co
     assert resolve(replace(AUTO, **change), make_model(FOUR), config, CPU).cuda_graphs == "never"
 
 
-@pytest.mark.parametrize("backbone", [GPT2 | {"resid_pdrop": 0.1}, LLAMA | {"attention_dropout": 0.1}])
-def test_dropout_is_not_captured(memory, liger, backbone):
+@pytest.mark.parametrize(
+    ("backbone", "name"),
+    [
+        (GPT2, "resid_pdrop"),
+        (LLAMA, "attention_dropout"),
+        (OPT | {"model_type": "opt"}, "dropout"),  # no module shows it
+        (OPT | {"model_type": "opt"}, "layerdrop"),
+        (OPT | {"model_type": "opt"}, "attention_dropout"),
+    ],
+)
+def test_dropout_is_not_captured(memory, liger, backbone, name):
     """A replay would draw the same numbers for ever, or other ones the second time."""
-    calm = backbone | dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout"), 0.0)
-    assert resolve(AUTO, make_model(backbone), at(2), GPU).cuda_graphs == "never"
-    assert resolve(AUTO, make_model(calm), at(2), GPU).cuda_graphs == "always"
+    for rate, graphs in ((0.1, "never"), (0.0, "always")):
+        model = make_model(backbone | CALM | {name: rate})
+        assert draws(model) == (rate > 0)
+        assert resolve(AUTO, model, at(2), GPU).cuda_graphs == graphs
 
 
 def arranged(stage: int = 2, **changes: Any) -> HMT:
