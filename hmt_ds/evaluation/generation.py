@@ -44,7 +44,9 @@ def generate(model: HMT, input_ids: Tensor, max_new_tokens: int, **options: Any)
             window = split_document(tokens[:, read:closed], settings.segment_length, goes_on=read > 0)
             *_, (_, state) = read_window(model, settings, window, state)
             read = closed
-        room = min(wanted - tokens.shape[1], settings.segment_length, places_left(model, tokens.shape[1] - closed))
+        room = min(
+            wanted - tokens.shape[1], settings.segment_length, places_left(model, tokens.shape[1] - closed, closed > 0)
+        )
         new = continue_segment(model, tokens[:, closed:], state, closed > 0, max_new_tokens=room, **options)
         new = new.masked_fill(ended, pad)
         ended |= torch.isin(new, ends).any(dim=1, keepdim=True)
@@ -54,13 +56,14 @@ def generate(model: HMT, input_ids: Tensor, max_new_tokens: int, **options: Any)
     return tokens[:, input_ids.shape[1] :]
 
 
-def places_left(model: HMT, open_tokens: int) -> int:
+def places_left(model: HMT, open_tokens: int, goes_on: bool) -> int:
     """How many tokens can follow so many of a segment: at least one, for a whole segment fits with its prompts."""
     config, settings = cast(CausalLM, model.backbone).config, model.settings
     if not family_of(config).hard_positions:
         return settings.segment_length
     prompt = 0 if settings.mode == "backbone" else settings.memory_tokens
-    return config.max_position_embeddings + 1 - prompt - settings.sensory_tokens - open_tokens  # the last is not read
+    sensory = settings.sensory_tokens if goes_on else 0
+    return config.max_position_embeddings + 1 - prompt - sensory - open_tokens  # the last is not read
 
 
 def ends_of(model: HMT, options: dict[str, Any]) -> tuple[Tensor, int]:
@@ -77,7 +80,8 @@ def continue_segment(model: HMT, segment_ids: Tensor, state: MemoryState, goes_o
     """Continue the open segment ``[b, 1 to L]``; returns the new tokens ``[b, n]``."""
     window = split_document(segment_ids, segment_ids.shape[1], goes_on=goes_on)
     segment = window.segment(0, state.tail, model.settings)
-    embeddings = model.backbone.embed(segment.tokens)
+    length = int(segment.lengths[0])  # a document's first segment has no sensory tokens, but pads behind
+    embeddings = model.backbone.embed(segment.tokens[:, :length])
     if model.settings.mode != "backbone":
         reads = model.settings.mode == "hmt" and state.memories.shape[1] > 0
         query = model.read_ahead(window.summary(0, 1, model.settings)) if reads else None

@@ -3,14 +3,28 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import yaml
 from ranks import PROJECT, cpu_environment
 from tiny_recipe import STEPS, make_materials, train, write_recipe
 
 
+def evaluate(run: Path) -> subprocess.CompletedProcess[str]:
+    """`hmt-ds evaluate` to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "hmt_ds.cli", "evaluate", str(run), "--ranks", "2"],
+        env=cpu_environment(),
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
 def test_a_run_is_evaluated_again(tmp_path):
-    """On as many ranks to the bit; the table is printed."""
+    """On as many ranks to the bit; the table is printed; what is found stays with the run, also if it was moved."""
     make_materials(tmp_path)
     recipe, output = write_recipe(tmp_path, 2), tmp_path / "run"
     values = yaml.safe_load(recipe.read_text())
@@ -21,14 +35,11 @@ def test_a_run_is_evaluated_again(tmp_path):
     found = json.loads(file.read_text())
     assert code == 0 and len(found["rows"]) == 2, printed
     file.unlink()
-    run = subprocess.run(
-        [sys.executable, "-m", "hmt_ds.cli", "evaluate", str(output), "--ranks", "2"],
-        env=cpu_environment(),
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    run = evaluate(output)
     assert run.returncode == 0 and "held-out perplexity" in run.stdout, run.stdout + run.stderr
     assert json.loads(file.read_text()) == found
+    moved = output.rename(tmp_path / "moved")
+    (moved / file.relative_to(output)).unlink()
+    run = evaluate(moved)
+    assert run.returncode == 0 and not output.exists(), run.stdout + run.stderr
+    assert json.loads((moved / file.relative_to(output)).read_text()) == found

@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import pytest
-import yaml
 
-from hmt_ds.config import ConfigError, apply_overrides, find_file, keys, load_recipe
+from hmt_ds.config import ConfigError, apply_overrides, find_file, keys, load_recipe, write_yaml
 from hmt_ds.recipe import Recipe
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -84,7 +83,7 @@ def test_what_is_written_is_what_was_read(file, tmp_path):
     """A run's recipe.yaml, as the trainer writes it, is the same recipe again."""
     recipe = load_recipe(file, ["--optimizer.lr", "1.2345678901234567e-4", "--checkpoint.every", "3"])
     saved = tmp_path / "recipe.yaml"
-    saved.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+    saved.write_text(write_yaml(recipe.model_dump(mode="json")))
     assert load_recipe(saved) == recipe
 
 

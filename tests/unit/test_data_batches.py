@@ -4,6 +4,7 @@ import itertools
 import json
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from datasets import Dataset, Features, List, Value
@@ -89,6 +90,21 @@ def test_the_number_of_workers_changes_nothing(tokens):
         batches = list(itertools.islice(loader(tokens, num_workers=workers), 8))
         assert len(batches) == 8
         assert all(map(same, batches, expected))
+
+
+def test_a_worker_outlives_sigterm_and_ends_with_its_loader(tokens):
+    """A scheduler sends the signal to all processes, and the rank still has steps to do and a checkpoint to write."""
+    expected = list(itertools.islice(loader(tokens), 12))
+    before = psutil.Process().children()
+    batches = iter(loader(tokens, num_workers=1))
+    found = [next(batches)]
+    workers = [child for child in psutil.Process().children() if child not in before]
+    assert len(workers) == 1
+    workers[0].terminate()
+    found += itertools.islice(batches, 11)  # more than are read ahead
+    assert all(map(same, found, expected)) and workers[0].is_running()
+    del batches
+    assert psutil.wait_procs(workers, timeout=10) == (workers, [])
 
 
 @pytest.mark.parametrize("epochs", [1, None])

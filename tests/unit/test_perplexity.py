@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import L, cut, document, empty_state, make_model, make_window
 
-from hmt_ds.evaluation.perplexity import perplexity_by_segments
+from hmt_ds.evaluation.perplexity import perplexity, perplexity_by_segments, segments_needed
 from hmt_ds.memory import HMT, IGNORED, MemoryState, Window, read_window
 
 
@@ -62,3 +62,23 @@ def test_nothing_scored_is_nan():
     windows = [make_window([[document(2 * L)]])]
     rows = perplexity_by_segments(Reader(model), lambda: windows, [1, 4])  # type: ignore[arg-type]
     assert rows[0].tokens == L - 1 and rows[1].tokens == 0 and math.isnan(rows[1].memory_on)
+
+
+@pytest.mark.parametrize(
+    ("loss", "tokens", "expected"),
+    [(0.0, 3, 1.0), (2 * math.log(5), 2, 5.0), (2400.0, 3, math.inf), (math.nan, 3, math.nan), (0.0, 0, math.nan)],
+)
+def test_perplexity(loss, tokens, expected):
+    """800 nats a token are more than a float holds, and no reason to end a run."""
+    assert perplexity(loss, tokens) == pytest.approx(expected, nan_ok=True)
+
+
+@pytest.mark.parametrize(("read", "needed"), [([0], 1), ([0, 1], 2), ([1], 2), ([1, 2, 4], 8)])
+def test_segments_needed(read, needed):
+    assert segments_needed(read) == needed
+
+
+def test_nothing_read_before_is_a_bucket():
+    windows = [make_window([[document(2 * L)]])]
+    (row,) = perplexity_by_segments(Reader(make_model()), lambda: windows, [0])  # type: ignore[arg-type]
+    assert (row.segments_read, row.below, row.tokens) == (0, 1, L)

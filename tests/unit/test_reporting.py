@@ -19,6 +19,7 @@ from hmt_ds.config import keys
 from hmt_ds.memory import MemorySettings
 from hmt_ds.planning.flops import peak_flops, positions_per_token, useful_flops_per_token
 from hmt_ds.recipe import Recipe
+from hmt_ds.reporting import plots
 from hmt_ds.reporting.metrics import Metrics, read_metrics
 from hmt_ds.reporting.plots import plot_loss, plot_perplexity
 from hmt_ds.reporting.tables import keys_table, perplexity_table, print_recipe
@@ -169,6 +170,20 @@ def test_pictures(tmp_path):
     for file in tmp_path.glob("*.png"):
         with Image.open(file) as picture:
             assert picture.width > 500 and len(picture.convert("RGB").getcolors(1 << 20) or ()) > 10
+
+
+def test_nothing_read_has_a_place_on_the_axis(tmp_path, monkeypatch):
+    """On a logarithmic one 0 is nowhere."""
+    figures, close = [], plots.plt.close
+    monkeypatch.setattr(plots.plt, "close", figures.append)
+    rows = [SimpleNamespace(segments_read=n, memory_on=18.0 - n, memory_off=20.0) for n in (0, 1, 2)]
+    plot_perplexity(rows, tmp_path / "perplexity.png")
+    axes = figures[0].axes[0]
+    places = [axes.transData.transform((x, 18.0))[0] for x in axes.get_xticks()]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "1", "2"]
+    left, right = axes.bbox.x0, axes.bbox.x1
+    assert left < places[0] < places[1] - 50 < places[2] - 100 < right - 100  # pixels
+    close(figures[0])
 
 
 def test_useful_flops():

@@ -1,0 +1,133 @@
+"""What stands in a recipe: numbers, texts that look like others, sections left out, and files beside it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hmt_ds.config import ConfigError, find_file, load_recipe, read_yaml, write_yaml
+
+PROJECT = Path(__file__).resolve().parents[2]
+QUICKSTART = PROJECT / "launch" / "recipes" / "quickstart.yaml"
+
+
+def write_recipe(file: Path, **sections: Any) -> Path:
+    """The quickstart's recipe with some sections changed; text is taken as it is."""
+    values = read_yaml(QUICKSTART.read_text())
+    lines = [f"{name}: {text}" for name, text in sections.items()]
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(write_yaml({k: v for k, v in values.items() if k not in sections}) + "\n".join(lines) + "\n")
+    return file
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1e-4", 0.0001),
+        ("1E5", 100000.0),
+        ("+2.e3", 2000.0),
+        ("-.5e+1", -5.0),
+        ("1.5e-3", 0.0015),
+        ("{a: 1e-4, b: [2e0]}", {"a": 0.0001, "b": [2.0]}),
+        ("'1e-4'", "1e-4"),
+        ("1e", "1e"),
+        ("x1e4", "x1e4"),
+        ("1e4x", "1e4x"),
+        ("3", 3),
+        ("2024-05-01", "2024-05-01"),
+        ("2024-05-01 10:20:30", "2024-05-01 10:20:30"),
+        ("{a: 2024-05-01}", {"a": "2024-05-01"}),
+        ("off", False),
+        ("", None),
+    ],
+)
+def test_what_is_read(text, expected):
+    assert read_yaml(text) == expected and type(read_yaml(text)) is type(expected)
+
+
+def test_numbers_without_a_dot_in_a_recipe(tmp_path):
+    """Also where any value may stand, so that nothing but the reading makes a number of it."""
+    file = write_recipe(
+        tmp_path / "recipe.yaml", optimizer="{lr: 1e-4, params: {eps: 1e-6}}", schedule="{name: StepLR}"
+    )
+    recipe = load_recipe(file, ["--optimizer.params.x", "2e-3", "--schedule.params", "{y: {z: 3e1}}"])
+    assert recipe.optimizer.lr == 0.0001 and recipe.optimizer.params == {"eps": 0.000001, "x": 0.002}
+    assert recipe.schedule.params == {"y": {"z": 30.0}}
+
+
+@pytest.mark.parametrize(
+    "value", ["1e-4", 1e-4, "-.5E3", 1e-05, 1e300, "2024-05-01", "off", False, "null", None, "3", 3, "", "a: b", "1.5"]
+)
+def test_what_is_written_is_read_back(value):
+    """Text stays text and a number a number, as keys too."""
+    values = {"b": value, "a": [value, {"c": value}], value: 1}
+    found = read_yaml(write_yaml(values))
+    assert found == values and list(found) == list(values)
+    assert [type(one) for one in (found["b"], *found["a"])] == [type(value), type(value), dict]
+    assert type(list(found)[2]) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("words", "section", "key", "expected"),
+    [
+        (["--logging.wandb", "off"], "logging", "wandb", "off"),
+        (["--logging.wandb=offline"], "logging", "wandb", "offline"),
+        (["--data.train.name", "2024-05-01"], "data", "train.name", "2024-05-01"),
+        (["--data.validation.source", "x"], "data", "validation.source", "x"),
+        (["--checkpoint.every", "7"], "checkpoint", "every", 7),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_sections_that_are_null_and_texts_that_look_like_others(tmp_path, words, section, key, expected):
+    file = write_recipe(tmp_path / "recipe.yaml", data="{train: {source: t}, validation: null}", checkpoint="null")
+    words = words if section == "checkpoint" else [*words, "--checkpoint.every", "3"]
+    value = load_recipe(file, words).model_dump()[section]
+    for part in key.split("."):
+        value = value[part]
+    assert value == expected
+
+
+@pytest.mark.parametrize("text", ["off", "'off'", "offline"])
+def test_wandb_in_a_recipe(tmp_path, text):
+    recipe = load_recipe(write_recipe(tmp_path / "recipe.yaml", logging=f"{{wandb: {text}}}"))
+    assert recipe.logging.wandb == text.strip("'")
+    assert load_recipe(write_recipe(tmp_path / "again.yaml", logging=str(recipe.logging.model_dump(mode="json"))))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "parts"),
+    [
+        ("compute.summary_batch", "x", ["must be 'auto' or must be a valid integer", ", got 'x'"]),
+        ("compute.summary_batch", "0", ["must be 'auto' or must be greater than 0, got 0"]),
+        ("pipeline.layers", "x", ["must be 'auto' or 'time' or must be a valid list, got 'x'"]),
+        ("pipeline.layers", "[1, x]", ["must be 'auto' or 'time' or must be a valid integer", ", got [1, 'x']"]),
+        ("model.source", "5", ["must be a valid string or must be a valid dictionary, got 5"]),
+        ("model.lora.target_modules", "5", ["must be a valid string or must be a valid list, got 5"]),
+        ("logging.wandb", "true", ["must be 'off', 'offline' or 'online', got True"]),
+    ],
+)
+def test_one_line_for_a_key_of_several_types(key, value, parts):
+    with pytest.raises(ConfigError) as error:
+        load_recipe(QUICKSTART, [f"--{key}", value])
+    (line,) = error.value.problems
+    assert line.startswith(f"{key}: {parts[0]}") and line.endswith(parts[-1])
+
+
+def test_a_deepspeed_file_beside_the_recipe_is_found_from_anywhere(tmp_path, monkeypatch):
+    """By the run's recipe.yaml too, which lies elsewhere."""
+    write_recipe(tmp_path / "sub" / "recipe.yaml", deepspeed="own.json")
+    (tmp_path / "sub" / "own.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe("sub/recipe.yaml")
+    run = tmp_path / "run" / "recipe.yaml"
+    run.parent.mkdir()
+    run.write_text(write_yaml(recipe.model_dump(mode="json")))
+    monkeypatch.chdir(run.parent)
+    for one, file in ((recipe, Path("recipe.yaml")), (load_recipe("recipe.yaml"), Path("recipe.yaml"))):
+        assert find_file(one.deepspeed, file) == tmp_path / "sub" / "own.json"
+
+
+@pytest.mark.parametrize("name", ["ds_configs/zero3.json", "nowhere.json"])
+def test_other_deepspeed_files_keep_their_names(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe(write_recipe(tmp_path / "recipe.yaml", deepspeed=name)).deepspeed == name

@@ -1,0 +1,67 @@
+"""Learning rates: what a schedule cannot do is said before the run, and defaults follow its steps."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from hmt_ds.parallel.schedule import ScheduleError, make_scheduler
+
+STEPS = 50
+ONE_CYCLE = {"max_lr": 1.0}
+
+
+def rates(name: str, params: dict[str, Any], steps: int = STEPS) -> list[float]:
+    """Of steps 1 to `steps`, where the optimizer's is 1; as DeepSpeed's engine has them."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedule = make_scheduler(name, params, steps)(optimizer)
+    found = []
+    for _ in range(steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "said"),
+    [
+        ("ReduceLROnPlateau", {}, "schedule.name: ReduceLROnPlateau is no schedule"),
+        ("LRScheduler", {}, "schedule.name: LRScheduler is no schedule"),
+        ("_LRScheduler", {}, "schedule.name: _LRScheduler is no schedule"),
+        ("WarmupLR", {"warmup_type": "linaer"}, "schedule.params: warmup_type is log or linear, got 'linaer'"),
+        ("OneCycleLR", ONE_CYCLE | {"total_steps": STEPS - 1}, "schedule.params: OneCycleLR cannot be made of"),
+        ("StepLR", {"step_size": 0}, "schedule.params: StepLR cannot be made of"),
+        ("WarmupCosineLR", {"cos_min_ratio": "x"}, "schedule.params: WarmupCosineLR cannot be made of"),
+        ("WarmupCosineLR", {"warmup_num_steps": 0}, "schedule.params: WarmupCosineLR cannot be made of"),
+    ],
+    ids=lambda value: "_".join(value) or None if isinstance(value, dict) else None,
+)
+def test_refused(name, params, said):
+    with pytest.raises(ScheduleError) as error:
+        make_scheduler(name, params, STEPS)
+    assert str(error.value).startswith(said) and len(str(error.value).splitlines()) == 1
+
+
+def test_as_many_steps_as_the_run_has_will_do():
+    assert len(rates("OneCycleLR", ONE_CYCLE | {"total_steps": STEPS})) == STEPS
+
+
+def test_rates_of_torch():
+    assert rates("StepLR", {"step_size": 2, "gamma": 0.5}, 6) == [1, 1, 0.5, 0.5, 0.25, 0.25]
+
+
+@pytest.mark.parametrize("name", ["WarmupLR", "WarmupDecayLR", "WarmupCosineLR"])
+@pytest.mark.parametrize(
+    ("steps", "given", "warmup"),
+    [(50, {}, 5), (12000, {}, 1000), (59, {}, 5), (8, {}, 2), (50, {"warmup_num_steps": 10}, 10)],
+    ids=["tenth", "at_most_1000", "rounded_down", "two_at_least", "given"],
+)
+def test_warmup_by_default(name, steps, given, warmup):
+    """A tenth of the steps, at most 1,000. DeepSpeed's schedules begin one step late, and take two steps at least."""
+    params = {"warmup_type": "linear"} | given | ({"warmup_max_lr": 1.0} if name == "WarmupDecayLR" else {})
+    found = rates(name, params, steps)
+    assert found[: warmup + 1] == pytest.approx([0, *(n / warmup for n in range(warmup))])
+    assert found[warmup + 1] == pytest.approx(1.0, abs=0.21) and found[warmup + 1] >= found[warmup]
+    if name == "WarmupLR":
+        assert set(found[warmup + 1 :]) == {1.0}
