@@ -170,6 +170,8 @@ def restore_schedule(schedule: Any, saved: dict[str, Any]) -> None:
             there = f"{key} is {saved.get(key)} in the checkpoint, {here.get(key)} here"
             raise CheckpointError(f"schedule: {there}: go on with the first, or begin a new run")
     schedule.load_state_dict(schedule.state_dict() | {key: saved[key] for key in MOVING & saved.keys()})
+    if saved.get("last_batch_iteration", -1) >= 0:  # DeepSpeed's: the optimizer still has the rate of the checkpoint
+        schedule.step(saved["last_batch_iteration"])
 
 
 def restore_rank(executor: ZeroExecutor, checkpoint: Path, saved: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from hmt_ds.backbones import (
     select_trainable,
 )
 from hmt_ds.memory import HMT, read_window
+from hmt_ds.parallel.build import initialise_prompts
 
 # windows and caps are small enough to bite within a segment
 SIZES = {name: value for name, value in LLAMA.items() if name != "model_type"} | {"pad_token_id": 0}
@@ -176,6 +177,15 @@ def test_lora_starts_from_the_model(kind):
         if "lora_B" in name:
             nn.init.normal_(parameter)
     assert not torch.allclose(backbone.logits(backbone.decode(backbone.embed(ids))), before)
+
+
+def test_prompts_begin_beside_adapted_embeddings():
+    """Adapted embeddings say otherwise how many they are; the prompts have the spread of them all the same."""
+    model = make_model(LLAMA | {"hidden_size": 256})
+    select_trainable(model.backbone, "lora", LoraSettings(rank=2, target_modules=["embed_tokens", "q_proj"]))
+    initialise_prompts(model)
+    for prompt in (model.initial_prompt, model.summary_prompt):
+        assert float(prompt.embeddings.weight.detach().std()) == pytest.approx(LLAMA["initializer_range"], rel=0.2)
 
 
 def test_random_weights_follow_the_seed():

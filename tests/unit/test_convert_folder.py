@@ -1,0 +1,96 @@
+"""What stands in a converted folder besides weights: the tokenizer's files, and the figures of its card."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from tiny import LLAMA, make_settings
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from hmt_ds import held_out
+from hmt_ds.backbones import read_config
+from hmt_ds.conversion import Export, write_folder
+from hmt_ds.conversion.card import card, figures
+from hmt_ds.conversion.weights import tensors
+from hmt_ds.evaluation.perplexity import PerplexityRow
+from hmt_ds.held_out import HeldOut
+
+TEMPLATES = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+
+
+def test_a_tokenizer_with_several_chat_templates(tmp_path):
+    """transformers writes a folder of them into the folder."""
+    words = Tokenizer(WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    tokenizer: Any = PreTrainedTokenizerFast(tokenizer_object=words)
+    tokenizer.chat_template = TEMPLATES
+    config = read_config(LLAMA)
+    weights = tensors(
+        {f"backbone.model.{n}": w for n, w in AutoModelForCausalLM.from_config(config).state_dict().items()}
+    )
+    export = Export("backbone", weights, config, make_settings(mode="backbone"), torch.float32, tokenizer=tokenizer)
+    write_folder(export, tmp_path / "hf")
+    assert any(path.is_dir() for path in (tmp_path / "hf").iterdir())
+    assert AutoTokenizer.from_pretrained(tmp_path / "hf").chat_template == TEMPLATES
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+@pytest.fixture
+def run(tmp_path) -> Path:
+    """A run of 30 steps, each of which has its number as loss, evaluated after steps 10, 20 and 30."""
+    rows = [{"step": step, "loss": None if step == 4 else float(step)} for step in range(1, 31)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "recipe.yaml").write_text("training: {steps: 30}\n")
+    (tmp_path / "evaluation").mkdir()
+    for step in (10, 20, 30):
+        content = {"step": step, "rows": [{"segments_read": 1, "memory_on": step + 0.5}]}
+        (tmp_path / f"evaluation/step_{step:06d}.json").write_text(json.dumps(content))
+    (tmp_path / "evaluation/step_000015.part").write_text("{")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("step", "losses", "evaluation"),
+    [
+        (2, "2 steps; loss 1.000 at first, 1.500 over the last 2 that", None),
+        (12, "12 steps; loss 1.000 at first, 7.300 over the last 10 that", 10),  # 2, 3, and 5 to 12
+        (20, "20 steps; loss 1.000 at first, 15.500 over the last 10 that", 20),
+        (30, "30 steps; loss 1.000 at first, 25.500 over the last 10 that", 30),
+    ],
+)
+def test_a_card_tells_its_own_checkpoints_figures(run, step, losses, evaluation):
+    found = figures(run, step)
+    assert losses in found[0] and len(found) == (1 if evaluation is None else 2)
+    if evaluation is not None:
+        assert f"perplexity after step {evaluation}:" in found[1] and f"| 1 | {evaluation}.500 |" in found[1]
+    assert losses in card("model", f"run/step_{step:06d}", make_settings(), run=run, step=step)
+
+
+def test_a_disk_that_is_full_leaves_the_evaluation_before(tmp_path, monkeypatch, capsys):
+    """The file is written aside: what is there under its name is whole, and of what failed nobody reads."""
+    rows = [PerplexityRow(1, 2, 10, 5.0, 6.0)]
+    monkeypatch.setattr(held_out, "perplexity_by_segments", lambda executor, windows, segments_read: rows)
+    recipe: Any = SimpleNamespace(
+        training=SimpleNamespace(output=str(tmp_path)), evaluation=SimpleNamespace(segments_read=[1])
+    )
+    one = HeldOut(recipe, cast(Any, SimpleNamespace(validation=[])), cast(Any, None), lambda: None)
+    one.evaluate(3)
+    file = tmp_path / "evaluation/step_000003.json"
+    before = file.read_bytes()
+    assert json.loads(before)["rows"][0]["memory_on"] == 5.0
+    assert sorted(path.suffix for path in file.parent.iterdir()) == [".json", ".png"]
+    right = Path.write_text
+
+    def full(path: Path, text: str, *more: Any, **options: Any) -> int:
+        right(path, text[: len(text) // 2], *more, **options)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    for step in (3, 4):
+        one.evaluate(step)
+    assert file.read_bytes() == before and list(file.parent.glob("*.json")) == [file]
+    assert capsys.readouterr().err.count("cannot be written: No space left on device") == 2

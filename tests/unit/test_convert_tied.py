@@ -1,0 +1,98 @@
+"""Weights that a configuration ties: what is stored twice must be one, and an adapter on one of them cannot go in."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import LLAMA, make_settings
+from transformers import AutoModelForCausalLM
+
+from hmt_ds.backbones import LoraSettings, build_model, read_config, select_trainable
+from hmt_ds.conversion import ConversionError
+from hmt_ds.conversion.adapters import ADAPTER
+from hmt_ds.conversion.skeleton import fit, skeleton
+from hmt_ds.conversion.weights import tensors
+from hmt_ds.convert import RunParts
+from hmt_ds.memory import HMT, MemorySettings
+from hmt_ds.recipe import Recipe
+
+TIED = LLAMA | {"tie_word_embeddings": True}
+HEAD, EMBEDDING = "backbone.model.lm_head.weight", "backbone.model.model.embed_tokens.weight"
+BACKBONE = make_settings(mode="backbone")
+
+
+def stored(head: str) -> dict[str, torch.Tensor]:
+    """A file's weights, the head as said."""
+    torch.manual_seed(0)
+    model = HMT(build_model(TIED, dtype=torch.float32), BACKBONE)
+    found = {name: weight.clone() for name, weight in model.state_dict().items()}
+    assert {HEAD, EMBEDDING} <= found.keys()
+    if head == "absent":
+        del found[HEAD]
+    if head == "another":
+        found[HEAD][0, 0] += 1
+    return found
+
+
+@pytest.mark.parametrize("head", ["equal", "absent"])
+def test_one_weight(head):
+    given = stored(head)
+    found = fit(tensors(given), skeleton(read_config(TIED), BACKBONE), "the file")
+    assert EMBEDDING in found.shapes and HEAD not in found.shapes
+    assert torch.equal(found.read(EMBEDDING), given[EMBEDDING])
+
+
+def test_two_weights_are_refused():
+    """One of them would be lost without a word; a configuration that does not tie them takes both."""
+    given = stored("another")
+    with pytest.raises(ConversionError) as error:
+        fit(tensors(given), skeleton(read_config(TIED), BACKBONE), "the file")
+    assert str(error.value) == (
+        f"the file: {HEAD} is not {EMBEDDING}, to which the config ties it: say tie_word_embeddings false in the "
+        "config.json of the backbone"
+    )
+    found = fit(tensors(given), skeleton(read_config(LLAMA), BACKBONE), "the file")
+    assert all(torch.equal(found.read(name), given[name]) for name in (HEAD, EMBEDDING))
+
+
+def lora_run(folder: Path, config: dict[str, Any], targets: list[str]) -> RunParts:
+    """A LoRA run whose adapters are no longer zero."""
+    AutoModelForCausalLM.from_config(read_config(config)).save_pretrained(folder)
+    lora = {"rank": 2, "alpha": 2, "target_modules": targets}
+    values: dict[str, Any] = {
+        "model": {"source": str(folder), "train": "lora", "lora": lora},
+        "memory": {"segment_length": BACKBONE.segment_length, "mode": "backbone"},
+        "data": {"train": {"source": "text.txt"}},
+        "training": {"output": "run", "steps": 1},
+        "optimizer": {"lr": 1e-3},
+        "deepspeed": "zero1.json",
+    }
+    backbone = build_model(str(folder), dtype=torch.float32)
+    select_trainable(backbone, "lora", LoraSettings(**lora))
+    settings = MemorySettings("backbone", segment_length=BACKBONE.segment_length, recall_dim=1)
+    weights = {name: torch.ones_like(p) for name, p in HMT(backbone, settings).named_parameters() if ADAPTER in name}
+    return RunParts(Recipe.model_validate(values), tensors(weights), read_config(config), settings)
+
+
+@pytest.mark.parametrize("layer", ["lm_head", "embed_tokens"])
+@pytest.mark.parametrize("what", ["model", "backbone"])
+def test_an_adapter_on_tied_weights_is_not_merged(tmp_path, layer, what):
+    """It is the head's alone, or the embedding's alone: put in, it would change both, or be lost."""
+    name = {"lm_head": HEAD, "embed_tokens": EMBEDDING}[layer]
+    run = lora_run(tmp_path, TIED, ["q_proj", layer])
+    with pytest.raises(ConversionError) as error:
+        run.of(what)
+    assert str(error.value) == f"{name} has an adapter and is tied to another weight: it cannot be put in"
+    assert any(f"{layer}.lora_" in part for part in run.of("adapter").shapes)  # alone it goes
+
+
+@pytest.mark.parametrize("config", [LLAMA, TIED], ids=["untied", "tied"])
+def test_other_adapters_are_merged(tmp_path, config):
+    """Two ranks of ones, scaled by alpha / rank = 1, add 2 to each number of the layer's weight."""
+    layer = "lm_head" if config is LLAMA else "q_proj"
+    found = lora_run(tmp_path, config, [layer]).of("model")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
+    for name in found.shapes:
+        expected = plain[name.removeprefix("backbone.model.")] + (2 if f"{layer}." in name else 0)
+        torch.testing.assert_close(found.read(name), expected)

@@ -1,0 +1,171 @@
+"""What a resume makes of a schedule, an optimizer and a recipe that are not, or are, those of the checkpoint."""
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from hmt_ds.assemble import identity
+from hmt_ds.checkpoint import CheckpointError
+from hmt_ds.checkpoint.fragments import scalars
+from hmt_ds.checkpoint.load import check_identity, restore_engine
+from hmt_ds.checkpoint.save import COUNTERS
+from hmt_ds.parallel.schedule import make_scheduler
+from hmt_ds.recipe import Recipe
+
+STEPS = 8
+MILESTONES = {"milestones": [2, 5], "gamma": 0.1}
+LINEAR = {"warmup_num_steps": 4, "warmup_type": "linear"}
+
+
+def engine_of(name: str, params: dict[str, Any], lr: float = 1.0, weight_decay: float = 0.0) -> Any:
+    """What of DeepSpeed's engine a resume touches, around a real optimizer and a real schedule."""
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))], lr=lr, weight_decay=weight_decay)
+    found: Any = SimpleNamespace(optimizer=optimizer, zero_optimization_stage=lambda: 0)
+    found.lr_scheduler = make_scheduler(name, params, STEPS)(optimizer)
+    found.torch_autocast_z0_gradscaler = None
+    vars(found).update(dict.fromkeys(COUNTERS, 0))
+    return found
+
+
+def rates(engine: Any, steps: int) -> list[float]:
+    """At which so many steps are taken."""
+    found = []
+    for _ in range(steps):
+        found.append(engine.optimizer.param_groups[0]["lr"])
+        engine.optimizer.param_groups[0]["params"][0].grad = torch.ones(2)
+        engine.optimizer.step()
+        engine.lr_scheduler.step()
+    return found
+
+
+def resume(engine: Any, saved: Any) -> Any:
+    """An engine that goes on where another one was saved, through a file's text."""
+    state = {"optimizer": scalars(saved), "schedule": saved.lr_scheduler.state_dict(), "loss_scaler": {}}
+    restore_engine(engine, json.loads(json.dumps(state | {"counters": dict.fromkeys(COUNTERS, 3)})))
+    return engine
+
+
+@pytest.mark.parametrize("steps", [1, 3, 6])
+def test_milestones_survive(steps):
+    """JSON makes texts of the numbers that they are kept under."""
+    saved = engine_of("MultiStepLR", MILESTONES)
+    found = rates(saved, steps) + rates(resume(engine_of("MultiStepLR", MILESTONES), saved), STEPS - steps)
+    assert found == pytest.approx([1, 1, 0.1, 0.1, 0.1, 0.01, 0.01, 0.01])
+
+
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [
+        ("CosineAnnealingLR", {"T_max": STEPS}),
+        ("CosineAnnealingWarmRestarts", {"T_0": 3, "T_mult": 2}),
+        ("OneCycleLR", {"max_lr": 1.0, "total_steps": 2 * STEPS}),
+        ("StepLR", {"step_size": 2}),
+        ("PolynomialLR", {"total_iters": 6}),
+        ("CyclicLR", {"base_lr": 0.1, "max_lr": 1.0, "step_size_up": 3, "cycle_momentum": False}),
+        ("WarmupLR", LINEAR),
+        ("WarmupDecayLR", LINEAR),
+        ("WarmupCosineLR", LINEAR),
+        ("LRRangeTest", {"lr_range_test_step_size": 3}),
+        ("OneCycle", {"cycle_min_lr": 0.1, "cycle_max_lr": 1.0, "cycle_first_step_size": 3}),
+    ],
+)
+@pytest.mark.parametrize("steps", [0, 3])
+def test_all_go_on_as_if_nothing_had_happened(name, params, steps):
+    whole = rates(engine_of(name, params), STEPS)
+    saved = engine_of(name, params)
+    before = rates(saved, steps)
+    assert before + rates(resume(engine_of(name, params), saved), STEPS - steps) == whole
+
+
+@pytest.mark.parametrize(
+    ("params", "rate", "said"),
+    [
+        ({"T_max": STEPS}, 0.5, r"base_lrs is \[1\.0\] in the checkpoint, \[0\.5\] here"),
+        ({"T_max": 2 * STEPS}, 1.0, r"T_max is 8 in the checkpoint, 16 here"),
+    ],
+)
+def test_torchs_go_on_from_the_last_rate(params, rate, said):
+    """So they cannot take another one."""
+    saved = engine_of("CosineAnnealingLR", {"T_max": STEPS})
+    rates(saved, 3)
+    with pytest.raises(CheckpointError, match=rf"^schedule: {said}: go on with the first, or begin a new run$"):
+        resume(engine_of("CosineAnnealingLR", params, rate), saved)
+
+
+@pytest.mark.parametrize(
+    ("name", "at_first", "later"),
+    [
+        ("WarmupLR", [0, 0, 0.25], [0.5, 0.75, 1]),
+        ("WarmupCosineLR", [0, 0, 0.25], [0.5, 0.75, 0.0001 + 0.9999 * (1 + math.cos(math.pi / 4)) / 2]),
+    ],
+)
+def test_deepspeeds_take_the_recipes_rate(name, at_first, later):
+    """From the first step on, at the shares of the rate that a linear warm-up of four steps has."""
+    saved = engine_of(name, LINEAR, 1.0)
+    assert rates(saved, 3) == at_first
+    found = rates(resume(engine_of(name, LINEAR, 0.2), saved), 3)
+    assert found == pytest.approx([0.2 * share for share in later])
+
+
+def test_the_decay_of_weights_is_the_recipes():
+    """What else the optimizer had in its groups is the checkpoint's."""
+    saved = engine_of("WarmupLR", LINEAR, weight_decay=0.1)
+    saved.optimizer.param_groups[0]["eps"] = 0.5
+    (group,) = resume(engine_of("WarmupLR", LINEAR, weight_decay=0.3), saved).optimizer.param_groups
+    assert (group["weight_decay"], group["eps"], group["betas"]) == (0.3, 0.5, (0.9, 0.999))
+
+
+RECIPE: dict[str, Any] = {
+    "model": {"source": {"model_type": "gpt2"}},
+    "memory": {"segment_length": 8},
+    "data": {"train": {"source": "text.txt"}},
+    "training": {"output": "run", "steps": STEPS},
+    "optimizer": {"name": "AdamW", "lr": 1e-3, "params": {"betas": [0.9, 0.98]}},
+    "schedule": {"name": "WarmupLR", "params": LINEAR},
+    "deepspeed": "zero1.json",
+}
+PREPARED: Any = SimpleNamespace(tokenizer="tokenizer", train=None)
+
+
+def compare(folder: Path, changes: dict[str, Any]) -> None:
+    """The recipe's checkpoint with a recipe of which some keys have other values."""
+    file = folder / "progress.json"
+    file.write_text(json.dumps({"identity": identity(Recipe.model_validate(RECIPE), PREPARED)}))
+    other = json.loads(json.dumps(RECIPE))
+    for key, value in changes.items():
+        section, leaf = key.split(".")
+        other[section][leaf] = value
+    check_identity(folder, identity(Recipe.model_validate(other), PREPARED))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "there", "here"),
+    [
+        ("schedule.name", "WarmupCosineLR", "'WarmupLR'", "'WarmupCosineLR'"),
+        ("schedule.params", {}, "{'warmup_num_steps': 4, 'warmup_type': 'linear'}", "{}"),
+        ("optimizer.params", {"betas": [0.9, 0.95]}, "{'betas': [0.9, 0.98]}", "{'betas': [0.9, 0.95]}"),
+        ("optimizer.name", "Adam", "'AdamW'", "'Adam'"),
+    ],
+)
+def test_what_a_resume_cannot_honour_is_refused(tmp_path, key, value, there, here):
+    with pytest.raises(CheckpointError) as error:
+        compare(tmp_path, {key: value})
+    cure = "go on with the first, or begin a new run"
+    assert str(error.value) == f"{key} is {there} in {tmp_path}, {here} here: {cure}"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"optimizer.lr": 0.1, "optimizer.memory_lr": 0.2, "optimizer.weight_decay": 0.3},
+        {"optimizer.params": {"betas": [0.9, 0.98]}, "training.steps": 2 * STEPS},
+    ],
+)
+def test_what_a_resume_honours_is_let_in(tmp_path, changes):
+    compare(tmp_path, changes)
