@@ -62,6 +62,10 @@ def read_config(source: str | dict[str, Any], *, trust_remote_code: bool = False
         name = source.get("model_type") if isinstance(source, dict) else source
         where = "" if isinstance(source, dict) or Path(source).exists() else " (no such folder here)"
         reason = str(error).strip().splitlines()[0].partition(" Should contain one of")[0]  # hundreds of names follow
+        if "trust_remote_code" in str(error):
+            reason = (
+                "it has code of its own, which runs with model.trust_remote_code true alone: say so if you trust it"
+            )
         raise BackboneError(f"model {name!r}{where}: {reason}") from None
 
 

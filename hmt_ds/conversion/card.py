@@ -90,9 +90,9 @@ def figures(run: Path, step: int) -> list[str]:
             f"## Training\n\n{step:,} steps; loss {rows[0]['loss']:.3f} at first, "
             f"{sum(last) / len(last):.3f} over the last {len(last)} that were logged (nats per token)."
         )
-    evaluations = sorted((run / "evaluation").glob("step_*.json"))
-    if before := [file for file in evaluations if int(file.stem.removeprefix("step_")) <= step]:
-        found.append(perplexities(json.loads(before[-1].read_text())))
+    evaluations = {int(file.stem.removeprefix("step_")): file for file in (run / "evaluation").glob("step_*.json")}
+    if before := [number for number in evaluations if number <= step]:
+        found.append(perplexities(json.loads(evaluations[max(before)].read_text())))
     if (run / "loss.png").is_file():
         found.append("![loss](loss.png)")
     return found

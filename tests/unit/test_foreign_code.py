@@ -51,7 +51,7 @@ def test_let_in(folder):
 
 
 def test_refused_without_the_users_word(folder):
-    with pytest.raises(BackboneError, match="contains custom code") as error:
+    with pytest.raises(BackboneError, match=r"my_model.*: it has code of its own.*say so if you trust it") as error:
         read_config(str(folder))
     assert "\n" not in str(error.value)
 
