@@ -34,7 +34,7 @@ def check_compute(recipe: Recipe, config: Any, ds_config: dict[str, Any]) -> lis
             f"model.precision: not fp16 at ZeRO-{stage_of(ds_config)} with an offloaded optimizer, for DeepSpeed clips "
             "gradients there that are still scaled: take bf16, or ds_configs/zero3_offload.json"
         )
-    if compute.cuda_graphs == "always" and (reason := why_not_captured(recipe, ds_config)):
+    if compute.cuda_graphs == "always" and (reason := why_not_captured(recipe, config, ds_config)):
         problems.append(f"compute.cuda_graphs is always, but {reason}: take auto")
     if compute.kernels == "liger" and not liger_knows(config.model_type):
         problems.append(
@@ -87,7 +87,7 @@ def check_leaves(recipe: Recipe, config: Any, stage: int) -> list[str]:
     return []
 
 
-def why_not_captured(recipe: Recipe, ds_config: dict[str, Any]) -> str | None:
+def why_not_captured(recipe: Recipe, config: Any, ds_config: dict[str, Any]) -> str | None:
     """Why CUDA graphs cannot replay the readings, if they cannot."""
     compute = recipe.compute
     if not torch.cuda.is_available():
@@ -98,6 +98,9 @@ def why_not_captured(recipe: Recipe, ds_config: dict[str, Any]) -> str | None:
         return "with compute.reduction segment DeepSpeed's hooks run in every pass"
     if compute.recompute in ("selective", "segment+layer"):
         return f"checkpoints (compute.recompute {compute.recompute}) cannot be captured"
+    rates = [rate for name, rate in config.to_dict().items() if "drop" in name and isinstance(rate, float)]
+    if max([*rates, recipe.model.lora.dropout if recipe.model.train == "lora" else 0.0]) > 0:
+        return "the backbone has dropout, and a segment that is read again must draw what it drew"
     return None
 
 
