@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from tiny_recipe import make_materials, train, write_recipe
 
 from hmt_ds.reporting.metrics import read_metrics
@@ -10,6 +11,7 @@ RESUME = ("--checkpoint.resume", "auto", "--training.steps", "6")
 WARMUP = ("--schedule.name", "WarmupLR")
 
 
+@pytest.mark.slow
 def test_other_schedules_and_optimizers(tmp_path):
     """At a warm-up of 3 steps the fourth and all later ones have the full rate."""
     make_materials(tmp_path)
