@@ -15,6 +15,7 @@ from typing import Any
 
 import ring_gradients
 import torch
+import zero_cases
 import zero_gradients
 from ranks import run_ranks
 from tiny_runs import DEPTH, VOCABULARY, get_weights, windows
@@ -91,7 +92,7 @@ def make_executor(case: Case, device: torch.device) -> ZeroExecutor:
             ring_gradients.Case(2, pipelines, DEPTH, 2, precision=case.precision), device
         )
     return zero_gradients.make_executor(
-        zero_gradients.Case(case.config, precision=case.precision, reduction=case.reduction), device
+        zero_cases.Case(case.config, precision=case.precision, reduction=case.reduction), device
     )
 
 

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from ranks import run_ranks
 from tiny_runs import DEPTH, get_weights, windows
-from zero_gradients import Case, make_executor
+from zero_cases import Case
+from zero_gradients import make_executor
 
 from hmt_ds.checkpoint import Keeping, Progress, Saver, load_checkpoint
 from hmt_ds.parallel.distributed import end_process, join, rank, world_size

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from tiny_runs import MEMORY, VOCABULARY, L, plain_model
 from torch import Tensor
-from zero_gradients import Case, full_gradients, make_executor, start_weights, whole_error, worst
+from zero_cases import Case
+from zero_gradients import full_gradients, make_executor, start_weights, whole_error, worst
 
 from hmt_ds.memory import IGNORED, MemoryState, Window
 from hmt_ds.parallel.distributed import end_process, join, rank, world_size

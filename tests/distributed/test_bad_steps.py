@@ -12,7 +12,7 @@ import pytest
 from bad_steps import SEGMENT, Case, run_cases
 from ranks import PROJECT
 from tiny_recipe import STEPS, make_materials, train, write_recipe
-from zero_gradients import CONFIGS
+from zero_cases import CONFIGS
 
 from hmt_ds.reporting.metrics import read_metrics
 

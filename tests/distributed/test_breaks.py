@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from ranks import PROJECT, cpu_environment
-from zero_gradients import SAMPLE, Case
+from zero_cases import SAMPLE, Case
 
 BREAKS = str(Path(__file__).with_name("breaks"))
 BATCHES, UNROLL = "tests/unit/test_data_batches.py", "tests/unit/test_unroll.py"

@@ -7,20 +7,19 @@ import torch
 from long_sums import LONG, SHORT, Depth
 from ranks import run_ranks
 from tiny_runs import DEPTH, MEMORY, ROWS, L, windows
-from zero_gradients import (
+from zero_cases import (
     ACCUMULATION,
     ACCUMULATION_SAMPLE,
     BF16,
     BF16_SAMPLE,
-    CLIPPING,
     COMPILED,
     CONFIGS,
     GRID,
     POLICIES,
     SAMPLE,
     Case,
-    run_cases,
 )
+from zero_gradients import CLIPPING, run_cases
 
 
 def check_fp32(row: dict[str, Any]) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 from safetensors.torch import save_file
 from tiny_runs import get_weights, windows
-from zero_gradients import Case, make_executor
+from zero_cases import Case
+from zero_gradients import make_executor
 
 from hmt_ds.parallel.distributed import end_process, join, rank, world_size
 

@@ -6,7 +6,6 @@ prints the table of every stage, what is trained, precision and accumulation. As
 """
 
 import gc
-import itertools
 import json
 import os
 import sys
@@ -20,16 +19,15 @@ from deepspeed.utils import safe_get_full_grad
 from ranks import PROJECT, run_ranks
 from tiny_runs import BACKBONE, DEPTH, MEMORY, ROWS, get_weights, plain_model, set_weights, windows
 from torch import Tensor
+from zero_cases import ACCUMULATION, BF16, GRID, POLICIES, Case
 
 from hmt_ds.backbones.compute import layers_of
 from hmt_ds.memory import MemoryState, Window, read_window
 from hmt_ds.parallel.build import build_hmt
 from hmt_ds.parallel.distributed import end_process, join, rank, world_size
 from hmt_ds.parallel.ds_config import EngineSettings, fill_ds_config, read_ds_config
-from hmt_ds.parallel.settle import ComputeSettings
 from hmt_ds.parallel.zero import ZeroExecutor
 
-CONFIGS = ("zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
 # eps is well above rounding: AdamW's first step is lr * g / (|g| + eps), which for tiny g would be the sign of rounding
 OPTIMIZER = {"lr": 3e-3, "betas": [0.9, 0.95], "eps": 1e-5, "weight_decay": 0.1}
 OPTIMIZERS = {
@@ -38,92 +36,6 @@ OPTIMIZERS = {
     "momentum": ("SGD", {"lr": 0.1, "momentum": 0.9}),
 }
 CLIPPING = 1.0
-
-
-@dataclass(frozen=True)
-class Case:
-    """One row of the table: a file of ds_configs, and how it is used."""
-
-    config: str
-    train: str = "whole"
-    precision: str = "fp32"
-    accumulation: int = 1
-    reduction: str = "segment"
-    recompute: str = "segment"
-    summary_batch: int = 1
-    leaf_layers: int = 1
-    optimizer: str = "AdamW"
-    kernels: str = "plain"
-
-    def __str__(self) -> str:
-        return "-".join(map(str, astuple(self)))
-
-    def compute(self) -> ComputeSettings:
-        """What is traded for what."""
-        return ComputeSettings(self.recompute, self.summary_batch, self.reduction, self.leaf_layers, self.kernels)
-
-    def calls(self) -> int:
-        """How often a step calls a layer: once for each reading, once more for what is read or computed again."""
-        depth = DEPTH // self.accumulation
-        readings = depth + -(-depth // min(self.summary_batch, depth))
-        # all is read twice, but a window's last segment
-        times = readings if self.recompute in ("none", "selective") else 2 * readings - 1
-        checkpoints = readings if self.recompute in ("selective", "segment+layer") else 0
-        return self.accumulation * (times + checkpoints)
-
-
-GRID = [
-    Case(config, train, reduction=reduction)
-    for reduction, train, config in itertools.product(("segment", "step"), ("whole", "frozen", "lora"), CONFIGS)
-]
-COMPILED = [
-    Case(config, reduction=way, leaf_layers=2, kernels="compile")
-    for config, way in (("zero1", "step"), ("zero2", "segment"), ("zero3", "segment"), ("zero3", "step"))
-]
-BF16 = [
-    Case(config, precision="bf16", reduction=way) for way, config in itertools.product(("segment", "step"), CONFIGS)
-]
-ACCUMULATION = [
-    Case(config, accumulation=2, reduction=way) for way, config in itertools.product(("segment", "step"), CONFIGS)
-]
-# what is kept and what is read again; batches of summaries that do and do not divide the window; two layers a leaf
-POLICIES = [
-    Case(config, reduction=way, recompute=recompute, summary_batch=batch, leaf_layers=2)
-    for config, way, (recompute, batch) in itertools.product(
-        CONFIGS, ("segment", "step"), [("none", 2), ("selective", 4), ("segment", 3), ("segment+layer", 2)]
-    )
-]
-ACCUMULATION_SAMPLE = [
-    Case("zero0", accumulation=2, reduction="step"),
-    Case("zero2_offload", accumulation=2),
-    Case("zero3", accumulation=2),
-    Case("zero3", accumulation=2, reduction="step"),
-]
-BF16_SAMPLE = [
-    Case("zero0", precision="bf16", reduction="step"),
-    Case("zero1", precision="bf16"),
-    Case("zero2", precision="bf16", reduction="step"),
-    Case("zero3", precision="bf16"),
-    Case("zero3", precision="bf16", reduction="step"),
-]
-# every stage and offload at both with both ways of reduction, every mode of training, every policy
-SAMPLE = [
-    Case("zero0"),
-    Case("zero0", reduction="step", recompute="segment+layer", summary_batch=3),
-    Case("zero1", "lora"),
-    Case("zero1", reduction="step"),
-    Case("zero2"),
-    Case("zero2", reduction="step", recompute="selective", summary_batch=4),
-    Case("zero3"),
-    Case("zero3", recompute="none", summary_batch=2, leaf_layers=2),
-    Case("zero3", "lora", reduction="step", summary_batch=2),
-    Case("zero2_offload", "frozen"),
-    Case("zero2_offload", reduction="step"),
-    Case("zero2_offload", recompute="none", summary_batch=3),
-    Case("zero3_offload", "lora"),
-    Case("zero3_offload", recompute="segment+layer", summary_batch=2, leaf_layers=2),
-    Case("zero3_offload", reduction="step", recompute="none"),
-]
 
 
 @dataclass

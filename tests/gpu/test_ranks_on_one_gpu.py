@@ -12,6 +12,7 @@ import time
 import pytest
 import ring_gradients
 import torch
+import zero_cases
 import zero_gradients
 from ranks import GPU_RANKS, PROJECT, free_port
 from tiny_recipe import make_materials, write_recipe
@@ -36,13 +37,13 @@ RING = {
     "2 x 2": [ring_gradients.Case(2, 2, 2, 2, accumulation=2)],
 }
 ZERO = [
-    zero_gradients.Case("zero1", reduction="step"),
-    zero_gradients.Case("zero2", reduction="step", recompute="none"),
-    zero_gradients.Case("zero2"),
-    zero_gradients.Case("zero3"),
-    zero_gradients.Case("zero3", recompute="segment", summary_batch=3, leaf_layers=2),
-    zero_gradients.Case("zero3", "lora", reduction="step", summary_batch=2),
-    zero_gradients.Case("zero3_offload", leaf_layers=2),
+    zero_cases.Case("zero1", reduction="step"),
+    zero_cases.Case("zero2", reduction="step", recompute="none"),
+    zero_cases.Case("zero2"),
+    zero_cases.Case("zero3"),
+    zero_cases.Case("zero3", recompute="segment", summary_batch=3, leaf_layers=2),
+    zero_cases.Case("zero3", "lora", reduction="step", summary_batch=2),
+    zero_cases.Case("zero3_offload", leaf_layers=2),
 ]
 
 

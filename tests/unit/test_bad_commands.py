@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_bad_input import contents, errors_in, make_folder
+from bad_folder import contents, errors_in, make_folder
 
 from hmt_ds import cli
 

@@ -18,15 +18,11 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import pytest
-import yaml
+from bad_folder import VOCABULARY, contents, errors_in, make_folder
 
 from hmt_ds import cli
-from hmt_ds.data import train_sentencepiece
 
 PROJECT = Path(__file__).resolve().parents[2]
-VOCABULARY = 300
-LLAMA = {"model_type": "llama", "vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 16}
-LLAMA |= {"num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 64}
 NO_EMBEDDINGS = {"model_type": "cpmant", "vocab_size": VOCABULARY, "hidden_size": 16, "dim_ff": 16, "dim_head": 8}
 
 
@@ -185,32 +181,6 @@ CASES = [
 ]
 
 
-def make_folder(folder: Path) -> None:
-    """A recipe that works, and things that do not."""
-    (folder / "text.txt").write_text("A short document.\n")  # less than one segment
-    train_sentencepiece([folder / "text.txt"], folder / "tokenizer", VOCABULARY)
-    recipe: dict[str, Any] = {
-        "model": {"source": LLAMA, "tokenizer": "tokenizer", "precision": "fp32"},
-        "memory": {"segment_length": 16, "sensory_tokens": 4},
-        "data": {"train": {"source": "text.txt"}, "cache_dir": "cache"},
-        "training": {"output": "run", "steps": 1, "bptt_depth": 1},
-        "optimizer": {"lr": 1e-3},
-        "deepspeed": "ds_configs/zero2.json",
-    }
-    against = {"gradient_clipping": 5.0, "zero_optimization": {"stage": 7}}
-    auto = {"zero_optimization": {"stage": 2, "reduce_bucket_size": "auto"}}
-    number, stage = {"zero_optimization": 3}, {"zero_optimization": {"stage": "two"}}
-    files = {"recipe.yaml": yaml.safe_dump(recipe), "broken.yaml": "a: [", "list.yaml": "[1]", "empty.yaml": "{}"}
-    files |= {"against.json": json.dumps(against), "auto.json": json.dumps(auto)}
-    files |= {"slip.json": '{"gradient_cliping": 1.0}'}
-    files |= {"number.json": json.dumps(number), "stage.json": json.dumps(stage), "empty.txt": " \n", "data.doc": "x"}
-    for name, text in files.items():
-        (folder / name).write_text(text)
-    (folder / "binary.txt").write_bytes(bytes(range(128, 256)))
-    (folder / "old").mkdir()
-    (folder / "old" / "metrics.jsonl").write_text('{"step": 1}\n')
-
-
 @contextlib.contextmanager
 def inside(folder: Path) -> Iterator[None]:
     """The working folder, for a while."""
@@ -233,17 +203,6 @@ def ask(folder: Path, case: Case) -> tuple[Any, str]:
     ):
         cli.main()
     return end.value.code, said.getvalue()
-
-
-def errors_in(said: str) -> list[str]:
-    """The problems' lines."""
-    return [line for line in said.splitlines() if line.startswith("error: ")]
-
-
-def contents(folder: Path) -> dict[Path, bytes | None]:
-    """All below a folder, folders too, but for the cache: documents that were in order may be kept there."""
-    paths = [path for path in folder.rglob("*") if folder / "cache" not in (path, *path.parents)]
-    return {path: path.read_bytes() if path.is_file() else None for path in paths}
 
 
 @pytest.fixture(scope="module")
