@@ -144,7 +144,7 @@ def check_pipeline(recipe: Recipe, config: Any, ds_config: dict[str, Any]) -> li
         problems.append("compute.reduction is segment: stages sum their gradients over a step, take auto")
     if compute.summary_batch != "auto":
         problems.append(
-            f"compute.summary_batch is {compute.summary_batch}: stages read one segment's summary at a time, take auto"
+            f"compute.summary_batch is {compute.summary_batch}: stages read one segment's at a time, take auto"
         )
     if compute.spill:
         problems.append("compute.spill: on stages pipeline.live_inputs says what goes to the host, take false")

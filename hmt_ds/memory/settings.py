@@ -46,6 +46,11 @@ class MemorySettings:
         return prompts + self.sensory_tokens + self.segment_length
 
     @property
+    def summary_share(self) -> float:
+        """How many positions a summary has, prompts included, for each of a segment."""
+        return (self.summary_length + 2 * self.memory_tokens) / self.positions
+
+    @property
     def kept_memories(self) -> int:
         """How many memories a segment can see: N with recall, the last one without, none for the backbone alone."""
         return {"hmt": self.cached_memories, "rmt": 1, "backbone": 0}[self.mode]

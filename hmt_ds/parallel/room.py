@@ -26,8 +26,7 @@ class Room:
         self.segment = self.summary = 0  # bytes of the largest graph of each
         self.step, self.peak, self.peak_behind = 1, 0, 0
         # at first, batches of summaries that are no larger than a segment
-        share = (settings.summary_length + 2 * settings.memory_tokens) / settings.positions
-        self.plan = self.bounded(1, max(n for n in self.divisors if n == 1 or n * share <= 1), 0)
+        self.plan = self.bounded(1, max(n for n in self.divisors if n == 1 or n * settings.summary_share <= 1), 0)
 
     @property
     def divisors(self) -> list[int]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from hmt_ds.memory import MemorySettings
-from hmt_ds.parallel.ring.schedule import Kind, graphs_kept, ring_schedule
+from hmt_ds.parallel.ring.schedule import Kind, graphs_kept, ring_schedule, summaries_together
 from hmt_ds.planning.activations import bytes_per_position
 from hmt_ds.planning.flops import summary_positions
 from hmt_ds.planning.plan_options import CompareOptions
@@ -166,24 +166,30 @@ def ring_window(job: Job, cluster: Cluster, stages: int, graph: float, room: flo
     near, far = Link(cluster.near, cluster.within_node), Link(cluster.far, cluster.between_nodes)
     links = [near if (p + 1) % node else far for p in range(stages - 1)]
     number = SIZE * job.shape.hidden_size
+    parts = job.rows * stages
+    together = summaries_together(stages, job.segments, parts, settings.summary_share)
     message_bytes = {
         Kind.MAIN: number * settings.positions,
-        Kind.SUMMARY: number * summary_positions(settings),
+        Kind.SUMMARY: number * summary_positions(settings) * together,
         Kind.RECALL: number * settings.memory_tokens,
     }
-    times = [stage_durations(job, cluster, stages, last=p == stages - 1) for p in range(stages)]
-    schedule = ring_schedule(stages, job.segments, job.rows * stages, mode=settings.mode)
+    times = [stage_durations(job, cluster, stages, together, last=p == stages - 1) for p in range(stages)]
+    schedule = ring_schedule(stages, job.segments, parts, mode=settings.mode, together=together)
     spare = room - max(peak_kept_bytes(items, message_bytes) for items in schedule)
-    sizes = {Kind.MAIN: graph, Kind.SUMMARY: graph * summary_positions(settings) / settings.positions}
+    sizes = {Kind.MAIN: graph, Kind.SUMMARY: graph * settings.summary_share * together}
     keeps = [graphs_kept(items, sizes, spare) for items in schedule]
     machine = Machine(times, links, near if stages <= node else far, message_bytes, keeps=keeps)
     return simulate(schedule, machine, settings.mode), sum(sizes[item.kind] for item in keeps[0])
 
 
-def stage_durations(job: Job, cluster: Cluster, stages: int, *, last: bool) -> Durations:
-    """Seconds of a stage's items. The last stage has the head, which the first reading leaves out."""
+def stage_durations(job: Job, cluster: Cluster, stages: int, together: int, *, last: bool) -> Durations:
+    """Seconds of a stage's items. The last stage has the head, which the first reading leaves out.
+
+    Args:
+        together: of how many micro-batches a summary is.
+    """
     layers = job.shape.num_hidden_layers // stages * job.shape.layer_parameters
-    main, summary = job.flops(layers) / cluster.rate, job.flops(layers, summary=True) / cluster.rate
+    main, summary = job.flops(layers) / cluster.rate, together * job.flops(layers, summary=True) / cluster.rate
     head = job.flops(job.shape.head_parameters) / cluster.rate if last else 0.0
     backward = {(Kind.MAIN, True): 3 * (main + head), (Kind.SUMMARY, True): 3 * summary, (Kind.RECALL, True): 0.0}
     return {(Kind.MAIN, False): main, (Kind.SUMMARY, False): summary, (Kind.RECALL, False): 0.0} | backward

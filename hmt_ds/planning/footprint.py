@@ -73,12 +73,14 @@ class MemoryProbe:
 
     Attributes:
         peaks: bytes, on GPUs.
+        reserved: bytes that torch's allocator had at most, on GPUs.
         parts: bytes that stood at the borders of the phase, at most.
     """
 
     def __init__(self, executor: ZeroExecutor):
         self.executor, self.open = executor, ["other"]
         self.peaks: dict[str, int] = {}
+        self.reserved = 0
         self.parts: dict[str, dict[str, int]] = {}
         if executor.device.type != "cpu":  # the peaks of earlier steps are not of this one
             torch.get_device_module(executor.device).reset_peak_memory_stats()
@@ -105,6 +107,7 @@ class MemoryProbe:
         if self.executor.device.type != "cpu":
             cuda = torch.get_device_module(self.executor.device)
             self.peaks[name] = max(self.peaks.get(name, 0), cuda.max_memory_allocated())
+            self.reserved = max(self.reserved, cuda.max_memory_reserved())
             cuda.reset_peak_memory_stats()
 
 
@@ -143,6 +146,6 @@ def footprint(probe: MemoryProbe, peak: int) -> dict[str, Any]:
         "phase_peak_bytes": {name: size + idle for name, size in phases.items()},
         "forward_backward_peak_bytes": without_step,
         "forward_backward_without_optimizer_bytes": without_step - named["optimizer_states_bytes"],
-        "reserved_bytes": torch.get_device_module(device).max_memory_reserved(),
+        "reserved_bytes": probe.reserved,
         "outside_bytes": outside_torch(device),
     }

@@ -173,7 +173,9 @@ def arithmetic(executor: ZeroExecutor, parameters: int, trained: int, batch: int
     twice, again = executor.compute.recompute == "segment+layer", 0.0
     if isinstance(executor, RingExecutor):
         keeps = keeps_of_stages(executor, segments)
-        again = repeated_positions_on_ring(settings, keeps, executor.micro_batches, segments, layers_again=twice)
+        parts = executor.micro_batches
+        together = executor.together(segments, parts)
+        again = repeated_positions_on_ring(settings, keeps, parts, together, segments, layers_again=twice)
     else:
         again = repeated_positions(settings, executor.room.plan, segments, layers_again=twice)
     per_token = useful_flops_per_token(parameters, trained, settings)

@@ -133,6 +133,8 @@ class Simulation:
         self.schedule, self.machine, self.mode = schedule, machine, mode
         self.count = len(schedule)
         self.segments = 1 + max(item.segment for item in schedule[0])
+        parts = {item.kind: 1 + item.micro_batch for item in sorted(schedule[0])}
+        self.together = parts[Kind.MAIN] // parts.get(Kind.SUMMARY, parts[Kind.MAIN])
         self.bars: list[list[Bar]] = [[] for _ in schedule]
         self.done: list[dict[Item, float]] = [{} for _ in schedule]
         self.arrived: list[dict[Item, float]] = [{} for _ in schedule]
@@ -172,7 +174,7 @@ class Simulation:
     def ready(self, item: Item, stage: int) -> float | None:
         """When all that an item needs is there, as far as is known."""
         latest = 0.0
-        for at, needed in needs(item, stage, self.count, self.segments, self.mode):
+        for at, needed in needs(item, stage, self.count, self.segments, self.mode, self.together):
             when = (self.done if at == stage else self.arrived)[stage].get(needed)
             if when is None:
                 return None

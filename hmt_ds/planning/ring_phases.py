@@ -26,16 +26,17 @@ def ring_numbers(executor: RingExecutor, windows: int, segments: int, phases: li
     pipelines, parts = executor.data_ranks, executor.micro_batches
     module, name = layers_of(cast(CausalLM, executor.engine.module.backbone))
     by_stage = [mean(phases[first : first + pipelines]) for first in range(0, len(phases), pipelines)]
-    keeps = keeps_of_stages(executor, segments)
+    keeps, together = keeps_of_stages(executor, segments), executor.together(segments, parts)
+    shape = (segments, parts, together, executor.settings, keeps)
     return {
         "stages": executor.stages,
         "micro_batches": parts,
         "layers": from_all_ranks(len(getattr(module, name)))[::pipelines],
         "phase_seconds": by_stage,
         "bubbles": measured_bubbles(by_stage),
-        "schedule_bubbles": scheduled_bubbles(executor.stages, segments, parts, executor.settings, keeps),
-        "simulated_bubbles": simulated_bubbles(by_stage, windows, segments, parts, executor.settings, keeps),
-        "items": segments * parts * (2 if executor.settings.mode == "hmt" else 1),
+        "schedule_bubbles": scheduled_bubbles(executor.stages, *shape),
+        "simulated_bubbles": simulated_bubbles(by_stage, windows, *shape),
+        "items": segments * (parts + parts // together * (executor.settings.mode == "hmt")),
         "kept_graphs": [len(kept) for kept in keeps],
     }
 
@@ -50,6 +51,7 @@ def repeated_positions_on_ring(
     settings: MemorySettings,
     keeps: Sequence[Collection[Item]],
     micro_batches: int,
+    together: int,
     segments: int,
     *,
     layers_again: bool,
@@ -58,11 +60,13 @@ def repeated_positions_on_ring(
 
     Args:
         keeps: of each stage, the items that keep their graphs.
+        together: of how many micro-batches a summary is.
         layers_again: whether each layer is read forward once more when it goes backward (segment+layer).
     """
     lengths = {Kind.MAIN: settings.positions, Kind.SUMMARY: summary_positions(settings)}
     every = segments * sum(lengths.values())
-    kept = sum(lengths[item.kind] for stage in keeps for item in stage) / len(keeps) / micro_batches
+    rows = {Kind.MAIN: 1, Kind.SUMMARY: together}
+    kept = sum(lengths[item.kind] * rows[item.kind] for stage in keeps for item in stage) / len(keeps) / micro_batches
     return every * (1 + layers_again) - kept
 
 
@@ -84,16 +88,18 @@ def scheduled_bubbles(
     stages: int,
     segments: int,
     micro_batches: int,
+    together: int,
     settings: MemorySettings,
     keeps: Sequence[Collection[Item]] = (),
 ) -> list[float]:
     """The same of the schedule, if all stages are equal, a summary costs its positions, and messages take no time.
 
     Args:
+        together: of how many micro-batches a summary is.
         keeps: of each stage, the items that keep their graphs.
     """
-    costs = Costs(summary=summary_positions(settings) / settings.positions)
-    schedule = ring_schedule(stages, segments, micro_batches, mode=settings.mode)
+    costs = Costs(summary=settings.summary_share * together)
+    schedule = ring_schedule(stages, segments, micro_batches, mode=settings.mode, together=together)
     return simulate(schedule, Machine.uniform(costs, stages, computes_ahead=True, keeps=keeps), settings.mode).bubbles
 
 
@@ -102,6 +108,7 @@ def simulated_bubbles(
     windows: int,
     segments: int,
     micro_batches: int,
+    together: int,
     settings: MemorySettings,
     keeps: Sequence[Collection[Item]],
 ) -> list[float]:
@@ -109,35 +116,36 @@ def simulated_bubbles(
     stage slower)."""
     items = segments * micro_batches
     costs = [
-        costs_of({name: seconds / windows for name, seconds in phases.items()}, items, kept, settings)
+        costs_of({name: seconds / windows for name, seconds in phases.items()}, items, together, kept, settings)
         for phases, kept in zip(by_stage, keeps, strict=True)
     ]
-    schedule = ring_schedule(len(costs), segments, micro_batches, mode=settings.mode)
+    schedule = ring_schedule(len(costs), segments, micro_batches, mode=settings.mode, together=together)
     machine = Machine(costs, [Link()] * (len(costs) - 1), computes_ahead=True, keeps=keeps)
     return simulate(schedule, machine, settings.mode).bubbles
 
 
 def costs_of(
-    phases: dict[str, float], items: int, kept: Collection[Item], settings: MemorySettings
+    phases: dict[str, float], items: int, together: int, kept: Collection[Item], settings: MemorySettings
 ) -> dict[tuple[Kind, bool], float]:
     """Seconds of a stage's items: forward by their phases; backward by their positions, with what is read again.
 
     Args:
         phases: seconds of a window's.
         items: segments of all micro-batches.
+        together: of how many of them a summary is.
         kept: the items that are not read again.
     """
-    share = summary_positions(settings) / settings.positions
+    share = summary_positions(settings) / settings.positions  # 0 where there are none
     forward = {
         Kind.MAIN: phases["forward"] / items,
-        Kind.SUMMARY: phases["summary"] / items,
+        Kind.SUMMARY: phases["summary"] / items * together,
         Kind.RECALL: phases["recall"] / items,
     }
     again = phases["forward"] + phases["summary"] - sum(forward[item.kind] for item in kept)
     back = (phases["backward"] - again) / (items * (1 + share))
     backward = {
         Kind.MAIN: forward[Kind.MAIN] + back,
-        Kind.SUMMARY: forward[Kind.SUMMARY] + back * share,
+        Kind.SUMMARY: forward[Kind.SUMMARY] + back * share * together,
         Kind.RECALL: 0.0,
     }
     return {(kind, False): cost for kind, cost in forward.items()} | {(k, True): c for k, c in backward.items()}

@@ -16,7 +16,7 @@ STYLES = {
 }
 LABEL = 9  # columns in front of a line
 LINES = 48  # of stages that are drawn, but one block at least; the rest is cut off
-SHORTEST = 2  # columns of the shortest bar
+SHORTEST, NAMED = 2, 4  # columns of the shortest bar, and of a segment's forward pass, at least
 
 
 def timeline_lines(stages: Sequence[Sequence[Any]], width: int) -> Iterator[Text]:
@@ -28,7 +28,9 @@ def timeline_lines(stages: Sequence[Sequence[Any]], width: int) -> Iterator[Text
         width: columns.
     """
     stages = [[bar for bar in bars if bar.stop > bar.start] for bars in stages]
-    unit = min(bar.stop - bar.start for bars in stages for bar in bars) / SHORTEST
+    times = [(bar.item, bar.stop - bar.start) for bars in stages for bar in bars]
+    main = min(time for item, time in times if item.kind == "main" and not item.backward)
+    unit = min(min(time for _, time in times) / SHORTEST, main / NAMED)
     end, columns = max(bars[-1].stop for bars in stages), max(width - LABEL, 20)
     blocks = -(-round(end / unit) // columns)
     shown = min(blocks, max(1, LINES // len(stages)))

@@ -28,6 +28,7 @@ from hmt_ds.parallel.ring.build import build_stage, stage_spans
 from hmt_ds.parallel.ring.executor import RingExecutor
 from hmt_ds.parallel.ring.passes import RingPass
 from hmt_ds.parallel.ring.place import Place
+from hmt_ds.parallel.ring.schedule import summaries_together
 from hmt_ds.parallel.settle import ComputeSettings
 
 LAYERS, STEPS = 4, 2
@@ -66,12 +67,15 @@ class Case:
     @property
     def again(self) -> int:
         """Items that each stage reads again in a window. (Without memory it keeps all graphs, where it keeps any.)"""
-        items = self.segments * self.micro_batches * (2 if self.mode == "hmt" else 1)
+        together = summaries_together(self.stages, self.segments, self.micro_batches, self.memory.summary_share)
+        summaries = self.micro_batches // together if self.mode == "hmt" else 0
+        items = self.segments * (self.micro_batches + summaries)
         return items - (items if self.mode == "backbone" and self.keeps else min(items, self.keeps))
 
     @property
     def memory(self) -> Any:
-        return replace(MEMORY, mode=self.mode)
+        """With summaries so short that a stage reads two micro-batches' together, wherever it may."""
+        return replace(MEMORY, mode=self.mode, summary_fraction=0.25)
 
 
 LAYOUTS = [(2, 1), (3, 1), (4, 1), (2, 2)]

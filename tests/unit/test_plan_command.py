@@ -35,16 +35,17 @@ def test_schedule(monkeypatch, capsys):
     code, out, err = run(monkeypatch, capsys, *shaped(2, 2, 2))
     assert (code, err) == (0, "")
     lines = out.splitlines()
-    # a column is a quarter: summaries have two, main passes four, backward six and twelve
-    gradients = "B1.1--------B1.0--------B0.1--------B0.0--------t1."
-    assert lines[1] == f"stage 0  s0s0s1s1F0.0F0.1F1.0F1.1{' ' * 16}{gradients}"
-    assert lines[2] == f"stage 1    s0s0s1s1  F0.0F0.1F1.0F1.1{gradients}1--t1.0--t0."
-    assert lines[3:6] == ["time 22.75", "stage 0  1--t1.0--t0.1--t0.0--", "stage 1  1--t0.0--"]
-    assert "\n".join(lines[-4:]) == (
+    # a column is a quarter: main passes have four, and so have summaries, of both micro-batches; backward twelve
+    gradients = "B1.1--------B1.0--------B0.1--------B0.0--------t1.0"
+    assert lines[1] == f"stage 0  s0.0s1.0F0.0F0.1F1.0F1.1{' ' * 16}{gradients[:-1]}"
+    assert lines[2] == f"stage 1      s0.0s1.0F0.0F0.1F1.0F1.1{gradients}--------t0."
+    assert lines[3:6] == ["time 22.75", "stage 0  0--------t0.0--------", "stage 1  0--------"]
+    assert "\n".join(lines[-5:]) == (
         "time         28, where a main pass takes 1 forward, a summary 0.5, backward 3 times that\n"
+        "summaries    those of 2 micro-batches are read together\n"
         "lower bound  28, which no schedule beats; met\n"
         "bubble       14.3% of a stage's time\n"
-        "kept inputs  8 on a stage at its peak"
+        "kept inputs  6 on a stage at its peak"
     )
 
 
@@ -98,8 +99,10 @@ def test_every_bar_is_drawn(width):
 def test_items_without_time_are_not_drawn():
     _, lines = drawn()
     assert not any("r0" in line.plain for line in lines) and "recall" not in lines[-1].plain
-    bars = [[Bar(Item(Kind.MAIN, 11, 0), 0, 1), Bar(Item(Kind.MAIN, 12, 0), 1, 1)]]
-    assert [line.plain for line in timeline_lines(bars, 60)][1] == "stage 0  F-"
+    bars = [
+        [Bar(Item(Kind.MAIN, 11, 0), 0, 1), Bar(Item(Kind.MAIN, 12, 0), 1, 1), Bar(Item(Kind.SUMMARY, 11, 0), 1, 1.5)]
+    ]
+    assert [line.plain for line in timeline_lines(bars, 60)][1] == "stage 0  F11-s-"
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])

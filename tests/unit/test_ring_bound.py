@@ -1,11 +1,12 @@
 """The ring's schedules are as fast as can be proven."""
 
+from dataclasses import replace
 from functools import cache
 from itertools import product
 
 import pytest
 
-from hmt_ds.parallel.ring.schedule import MODES, Costs, ring_schedule
+from hmt_ds.parallel.ring.schedule import MODES, Costs, ring_schedule, summaries_together
 from hmt_ds.planning.ring import Machine, Timeline, lower_bound, simulate
 
 SHAPES = list(product(range(1, 9), repeat=3))  # stages, segments, micro-batches
@@ -43,6 +44,20 @@ def test_time_against_the_bound(mode):
         if mode != "hmt" or batches >= stages or 2 * batches <= stages:
             assert gaps[shape] < 1e-9, shape
     assert max(gaps.values()) < 0.0834 and sum(gaps.values()) / len(gaps) < 0.0051
+
+
+@pytest.mark.parametrize("share", [0.5, 0.4, 0.25, 0.1])
+def test_summaries_together_cost_no_time(share):
+    """Where they are read together, by the rule of the executor, a window takes what it takes with single ones."""
+    costs, found = Costs(summary=share), 0
+    for shape in SHAPES:
+        together = summaries_together(*shape, share)
+        if together > 1:
+            schedule, longer = ring_schedule(*shape, together=together), replace(costs, summary=together * share)
+            time = simulate(schedule, Machine.uniform(longer, shape[0])).time
+            assert time == pytest.approx(timeline(*shape, "hmt", costs).time), shape
+            found += 1
+    assert found > 100
 
 
 @pytest.mark.parametrize("mode", MODES)

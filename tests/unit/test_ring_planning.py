@@ -182,10 +182,10 @@ def test_what_a_ring_takes():
     assert found.bytes == (6 + 12 / 8) * weights + INPUTS + GRAPH and not found.fits
 
 
-@pytest.mark.parametrize(("more", "kept"), [(0, 0), (0.5, 0), (1, 1), (32.4, 32), (32.5, 32 + 514 / 1058)])
+@pytest.mark.parametrize(("more", "kept"), [(0, 0), (0.5, 0), (1, 1), (32.9, 32), (33, 32 + 2 * 514 / 1058)])
 def test_what_a_ring_keeps(more, kept):
-    """Before two segments of 16 rows stand summaries, of 514 positions where a segment has 1,058. What is kept is read
-    once on all stages."""
+    """Before two segments of 16 rows stand summaries of two rows each, of 514 positions where a segment has 1,058. What
+    is kept is read once on all stages."""
     window, size = ring_window(JOB, FAR, 8, GRAPH, INPUTS + (more + 1e-6) * GRAPH)
     assert size == pytest.approx(kept * GRAPH)
     read_twice, _ = ring_window(JOB, FAR, 8, GRAPH, 0)

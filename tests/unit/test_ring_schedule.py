@@ -5,10 +5,22 @@ from itertools import product
 
 import pytest
 
-from hmt_ds.parallel.ring.schedule import MODES, Costs, Item, Kind, live_items, needs, receiver, ring_schedule
+from hmt_ds.parallel.ring.schedule import (
+    MODES,
+    Costs,
+    Item,
+    Kind,
+    live_items,
+    needs,
+    receiver,
+    ring_schedule,
+    summaries_together,
+)
 from hmt_ds.planning.ring import Machine, simulate
 
 SHAPES = list(product(range(1, 9), repeat=3))  # stages, segments, micro-batches
+# and of how many micro-batches a summary is
+GROUPED = [(*shape, n) for shape in SHAPES for n in range(1, shape[2] + 1) if shape[2] % n == 0]
 SUMMARY, RECALL, MAIN = Kind.SUMMARY, Kind.RECALL, Kind.MAIN
 
 
@@ -19,7 +31,8 @@ class Stage:
     one that is wanted: the receiver posts its receives in the sender's order.
     """
 
-    def __init__(self, number: int, stages: int, items: list[Item], mode: str, channels: dict):
+    def __init__(self, number: int, stages: int, items: list[Item], mode: str, channels: dict, together: int):
+        self.together = together
         self.number, self.items, self.mode, self.channels = number, deque(items), mode, channels
         self.first, self.last, self.ends = number == 0, number == stages - 1, (0, stages - 1)
         self.here: set = set()  # what lies on this stage: inputs kept, queries, memories, prompts, gradients
@@ -81,15 +94,20 @@ class Stage:
         return ready
 
     def summary(self, n: int, b: int, backward: bool) -> bool:
-        me = self.number
+        me, parts = self.number, range(b * self.together, (b + 1) * self.together)
         if not backward:
             ready = self.first or self.take(("activation", SUMMARY, n, b), me - 1, me)
             if ready:
                 self.give(("input", SUMMARY, n, b))
-                self.give(("query", n, b)) if self.last else self.give(("activation", SUMMARY, n, b), me, me + 1)
+                if not self.last:
+                    self.give(("activation", SUMMARY, n, b), me, me + 1)
+                for part in parts if self.last else []:
+                    self.give(("query", n, part))
             return ready
         if self.last:
-            ready = self.take(("query gradient", n, b))
+            wanted = {("query gradient", n, part) for part in parts}
+            ready = wanted <= self.here
+            self.here -= wanted if ready else set()
         else:
             ready = self.take(("activation gradient", SUMMARY, n, b), me + 1, me)
         if ready:
@@ -117,10 +135,10 @@ class Stage:
         return ready
 
 
-def execute(schedule: list[list[Item]], segments: int, mode: str) -> tuple[list[Stage], dict]:
+def execute(schedule: list[list[Item]], segments: int, mode: str, together: int) -> tuple[list[Stage], dict]:
     """Run all stages until none can go on."""
     channels: dict = {}
-    stages = [Stage(p, len(schedule), items, mode, channels) for p, items in enumerate(schedule)]
+    stages = [Stage(p, len(schedule), items, mode, channels, together) for p, items in enumerate(schedule)]
     for stage in stages:
         stage.segments = segments
     moved = True
@@ -132,24 +150,27 @@ def execute(schedule: list[list[Item]], segments: int, mode: str) -> tuple[list[
     return stages, channels
 
 
-def expected(stage: int, stages: int, segments: int, batches: int, mode: str, backward: bool) -> Counter:
+def expected(stage: int, stages: int, segments: int, batches: int, together: int, mode: str, backward: bool) -> Counter:
     """Each item that a stage has to do, once."""
     kinds = {"hmt": [SUMMARY, RECALL, MAIN], "rmt": [RECALL, MAIN], "backbone": [MAIN]}[mode]
     kinds = [kind for kind in kinds if kind != RECALL or stage == stages - 1]
     ways = [False, True] if backward else [False]
-    return Counter(Item(*names) for names in product(kinds, range(segments), range(batches), ways))
+    parts = {SUMMARY: batches // together, RECALL: batches, MAIN: batches}
+    return Counter(
+        Item(*names) for kind in kinds for names in product([kind], range(segments), range(parts[kind]), ways)
+    )
 
 
 @pytest.mark.parametrize("backward", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("mode", MODES)
 def test_complete_and_free_of_deadlock(mode, backward):
     """All 512 shapes: every item once and where it belongs; all lists end, and nothing is left but the last memory."""
-    for shape in SHAPES:
-        stages, segments, batches = shape
-        schedule = ring_schedule(*shape, mode=mode, backward=backward)
+    for shape in GROUPED if mode == "hmt" else [(*shape, 1) for shape in SHAPES]:
+        _, segments, batches, together = shape
+        schedule = ring_schedule(*shape[:3], mode=mode, backward=backward, together=together)
         for p, items in enumerate(schedule):
-            assert Counter(items) == expected(p, stages, segments, batches, mode, backward), (shape, p)
-        ran, channels = execute(schedule, segments, mode)
+            assert Counter(items) == expected(p, *shape, mode, backward), (shape, p)
+        ran, channels = execute(schedule, segments, mode, together)
         assert not any(stage.items for stage in ran), (shape, [list(stage.items)[:1] for stage in ran])
         assert not any(channels.values())
         last = segments - 1 if mode != "backbone" else 0
@@ -163,8 +184,9 @@ def test_complete_and_free_of_deadlock(mode, backward):
 @pytest.mark.parametrize("mode", MODES)
 def test_kept_inputs(mode, link):
     """The promise, counted anew from the interpreter's point of view: inputs that are there."""
-    for stages, segments, batches in SHAPES:
-        schedule = ring_schedule(stages, segments, batches, mode=mode, costs=Costs(link=link))
+    for stages, segments, batches, together in GROUPED if mode == "hmt" else [(*shape, 1) for shape in SHAPES]:
+        how = {"mode": mode, "together": together, "costs": Costs(link=link)}
+        schedule = ring_schedule(stages, segments, batches, **how)
         for p, items in enumerate(schedule):
             kept, most = set(), 0
             for item in items:
@@ -175,7 +197,7 @@ def test_kept_inputs(mode, link):
                     most = max(most, len(kept))
             windows = segments * batches
             ahead = stages - p if not link else 2 * (stages - p) - 1
-            promised = {"hmt": 2 * windows, "rmt": windows, "backbone": min(windows, ahead)}[mode]
+            promised = {"hmt": windows + windows // together, "rmt": windows, "backbone": min(windows, ahead)}[mode]
             assert live_items(items) == most == promised, (stages, segments, batches, p)
             assert live_items([item for item in items if not item.backward]) == 0
 
@@ -205,6 +227,23 @@ def test_summaries_are_two_segments_ahead():
     assert words(ring_schedule(2, 4, 1, backward=False)[0]) == "s0.0 s1.0 F0.0 s2.0 F1.0 s3.0 F2.0 F3.0"
 
 
+def test_summaries_of_two_micro_batches():
+    """Two stages, two segments: what their recalls need, and when they go backward."""
+    first, last = ring_schedule(2, 2, 2, together=2)
+    assert words(first) == "s0.0 s1.0 F0.0 F0.1 F1.0 F1.1 B1.1 B1.0 B0.1 B0.0 t1.0 t0.0"
+    assert words(last) == (
+        "s0.0 r0.0 r0.1 s1.0 F0.0 r1.0 F0.1 r1.1 F1.0 F1.1 B1.1 B1.0 q1.1 B0.1 q1.0 B0.0 t1.0 q0.1 q0.0 t0.0"
+    )
+
+
+def test_how_many_summaries_are_read_together():
+    """No longer than a segment, in whole groups, and no stage waits for the first one."""
+    assert [summaries_together(2, 8, parts, 0.5) for parts in (1, 2, 3, 4, 6)] == [1, 2, 1, 2, 2]
+    assert [summaries_together(2, 8, 8, share) for share in (0.6, 0.5, 0.3, 0.25, 0.1)] == [1, 2, 2, 4, 8]
+    assert [summaries_together(stages, 8, 4, 0.25) for stages in (1, 2, 3, 4, 5)] == [4, 4, 2, 2, 1]
+    assert summaries_together(2, 1, 2, 0.5) == 1 and summaries_together(2, 1, 4, 0.5) == 2
+
+
 def test_without_memory_it_is_1f1b():
     assert words(ring_schedule(2, 1, 4, mode="backbone")[0]) == "F0.0 F0.1 B0.0 F0.2 B0.1 F0.3 B0.2 B0.3"
 
@@ -212,13 +251,13 @@ def test_without_memory_it_is_1f1b():
 @pytest.mark.parametrize("mode", MODES)
 def test_results_go_where_they_are_needed(mode):
     """`receiver` and `needs` say the same of every message."""
-    for stages, segments, batches in product((1, 2, 4), (1, 3), (1, 2)):
-        schedule = ring_schedule(stages, segments, batches, mode=mode)
+    for stages, segments, batches, together in product((1, 2, 4), (1, 3), (2, 4), (1, 2)):
+        schedule = ring_schedule(stages, segments, batches, mode=mode, together=together)
         asked = Counter(
             (item, at, p)
             for p, items in enumerate(schedule)
             for wanted in items
-            for at, item in needs(wanted, p, stages, segments, mode)
+            for at, item in needs(wanted, p, stages, segments, mode, together)
             if at != p
         )
         given = Counter(
@@ -252,6 +291,7 @@ def test_items():
         ((0, 1, 1), {}, "stages: must be at least 1, got 0"),
         ((1, -2, 1), {}, "segments: must be at least 1, got -2"),
         ((1, 1, 0), {}, "micro-batches: must be at least 1, got 0"),
+        ((1, 1, 3), {"together": 2}, "together: must divide the 3 micro-batches, got 2"),
         ((1, 1, 1), {"mode": "htm"}, "mode: must be one of hmt, rmt, backbone, got htm"),
     ],
 )

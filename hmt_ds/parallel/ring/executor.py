@@ -17,7 +17,7 @@ from hmt_ds.parallel.ring.inputs import Inputs
 from hmt_ds.parallel.ring.passes import RingPass
 from hmt_ds.parallel.ring.place import Place
 from hmt_ds.parallel.ring.room import RingRoom
-from hmt_ds.parallel.ring.schedule import Item, ring_schedule
+from hmt_ds.parallel.ring.schedule import Item, ring_schedule, summaries_together
 from hmt_ds.parallel.settle import BY_DEFAULT, ComputeSettings, draws
 from hmt_ds.parallel.zero import ZeroExecutor
 
@@ -71,7 +71,19 @@ class RingExecutor(ZeroExecutor):
 
     def order(self, segments: int, mode: str, *, backward: bool = True, micro_batches: int | None = None) -> list[Item]:
         """What this stage does with a window."""
-        return schedule_of(self.stages, segments, micro_batches or self.micro_batches, mode, backward)[self.place.stage]
+        parts = micro_batches or self.micro_batches
+        together = self.together(segments, parts)
+        return schedule_of(self.stages, segments, parts, mode, backward, together)[self.place.stage]
+
+    def together(self, segments: int, micro_batches: int) -> int:
+        """Of how many micro-batches a summary is."""
+        return summaries_together(self.stages, segments, micro_batches, self.settings.summary_share)
+
+    def cut(self, window: Window, micro_batches: int) -> tuple[list[Window], list[Window]]:
+        """The micro-batches, and the same rows as summaries read them."""
+        window = window.to(self.device)
+        summarised = micro_batches // self.together(len(window), micro_batches)
+        return divided(window, micro_batches), divided(window, summarised)
 
     def backward_through(self, window: Window, weight: float) -> tuple[Tensor, Tensor]:
         """As on ZeRO; the losses are known on the last stage alone."""
@@ -81,7 +93,7 @@ class RingExecutor(ZeroExecutor):
         work = RingPass(
             self.gradients.model,
             self.place,
-            divided(window.to(self.device), self.micro_batches),
+            *self.cut(window, self.micro_batches),
             divided(state, self.micro_batches),
             mode=mode,
             hidden=self.hidden,
@@ -113,7 +125,7 @@ class RingExecutor(ZeroExecutor):
         work = RingPass(
             self.engine.module,
             self.place,
-            divided(window.to(self.device), parts),
+            *self.cut(window, parts),
             divided(state or self.empty_state(rows, self.settings.kept_memories), parts),
             mode=mode,
             hidden=self.hidden,
@@ -131,9 +143,11 @@ class RingExecutor(ZeroExecutor):
 
 
 @cache
-def schedule_of(stages: int, segments: int, micro_batches: int, mode: str, backward: bool) -> list[list[Item]]:
+def schedule_of(
+    stages: int, segments: int, micro_batches: int, mode: str, backward: bool, together: int
+) -> list[list[Item]]:
     """The same schedule is asked for in every step."""
-    return ring_schedule(stages, segments, micro_batches, mode=mode, backward=backward)
+    return ring_schedule(stages, segments, micro_batches, mode=mode, backward=backward, together=together)
 
 
 def divided(whole: Rows, parts: int) -> list[Rows]:

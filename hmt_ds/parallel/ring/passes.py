@@ -17,7 +17,7 @@ from hmt_ds.memory.settings import Mode
 from hmt_ds.memory.unroll import Phase
 from hmt_ds.parallel.ring.inputs import Inputs
 from hmt_ds.parallel.ring.place import Channel, Place, Shape
-from hmt_ds.parallel.ring.schedule import Item, Kind
+from hmt_ds.parallel.ring.schedule import Item, Kind, micro_batches_of
 
 FORWARD_PHASES = {Kind.SUMMARY: "summary", Kind.RECALL: "recall", Kind.MAIN: "forward"}
 
@@ -35,6 +35,7 @@ class RingPass:
     Args:
         model: what the stage has of it.
         parts: the micro-batches, on the stage's device; all of as many rows.
+        summarised: the same rows, in as many parts as there are summaries of a segment.
         states: what each carries into the window.
         mode: of the memory.
         hidden: h.
@@ -53,6 +54,7 @@ class RingPass:
         model: HMT,
         place: Place,
         parts: list[Window],
+        summarised: list[Window],
         states: list[MemoryState],
         *,
         mode: Mode,
@@ -65,7 +67,7 @@ class RingPass:
         draws: bool = False,
         phase: Phase = nullcontext,
     ):
-        self.model, self.place, self.parts, self.mode = model, place, parts, mode
+        self.model, self.place, self.parts, self.summarised, self.mode = model, place, parts, summarised, mode
         self.hidden, self.dtype, self.inputs, self.weight, self.draws = hidden, dtype, inputs, weight, draws
         self.keeps, self.phase, self.through = keeps, phase, watch(self.through_layers)
         self.readings: dict[Item, Reading] = {}
@@ -111,7 +113,7 @@ class RingPass:
 
     def shape(self, item: Item) -> Shape:
         """Of the message that an item receives."""
-        rows = len(self.parts[0].lengths)
+        rows = len((self.summarised if item.kind == Kind.SUMMARY else self.parts)[0].lengths)
         if item.kind == Kind.RECALL or (self.place.opens and not item.backward):
             return Shape((rows, self.m, self.model.backbone.dim), self.dtype)
         settings = self.settings
@@ -121,10 +123,15 @@ class RingPass:
 
     def part(self, item: Item) -> Segment | Summary:
         """The tokens of an item."""
-        window, n = self.parts[item.micro_batch], item.segment
+        n, b = item.segment, item.micro_batch
         if item.kind == Kind.SUMMARY:
-            return window.summary(n, n + 1, self.settings)
-        return window.segment(n, self.tails[item.micro_batch], self.settings)
+            return self.summarised[b].summary(n, n + 1, self.settings)
+        return self.parts[b].segment(n, self.tails[b], self.settings)
+
+    def keys(self, item: Item) -> list[tuple[int, int]]:
+        """Segment and micro-batch of the queries that a summary gives."""
+        together = len(self.parts) // len(self.summarised)
+        return [(item.segment, b) for b in micro_batches_of(item, together)]
 
     def forward(self, item: Item) -> None:
         """An item's forward pass: its input is kept, its output goes on."""
@@ -139,16 +146,16 @@ class RingPass:
                 self.place.channels["out"].send(hidden)
                 return
             tokens, trailing = self.model.leave(part, hidden, self.m)
-        key = (item.segment, item.micro_batch)
         if item.kind == Kind.SUMMARY:
-            self.queries[key] = trailing
+            keys = self.keys(item)
+            self.queries.update(zip(keys, trailing.chunk(len(keys)), strict=True))
             return
         if self.m:
             self.borders[item.micro_batch].write(item.segment, trailing)
         if not self.inputs.wanted:
             assert isinstance(part, Segment)
             with torch.no_grad():
-                self.losses[key] = self.model.score(part, tokens, with_loss=True)[0]
+                self.losses[item.segment, item.micro_batch] = self.model.score(part, tokens, with_loss=True)[0]
 
     def read(self, item: Item, part: Segment | Summary, given: Tensor | None) -> Tensor:
         """Through this stage's layers; what the backward pass wants is kept."""
@@ -225,12 +232,11 @@ class RingPass:
     def loss(self, item: Item, part: Segment | Summary, hidden: Tensor) -> Tensor:
         """The scalar that the last stage goes backward from, with what later segments have sent put in."""
         tokens, trailing = self.model.leave(part, hidden, self.m)
-        key = (item.segment, item.micro_batch)
         if isinstance(part, Summary):
-            gradient = self.query_gradients.pop(key)
+            gradient = torch.cat([self.query_gradients.pop(key) for key in self.keys(item)])
             return (trailing.to(gradient.dtype) * gradient).sum()
         losses, _ = self.model.score(part, tokens, with_loss=True, backward_follows=True)
-        self.losses[key] = losses.detach()
+        self.losses[item.segment, item.micro_batch] = losses.detach()
         return weighted(losses, self.weight) + (
             self.borders[item.micro_batch].pull(item.segment, trailing) if self.m else 0
         )

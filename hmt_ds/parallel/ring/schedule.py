@@ -37,7 +37,7 @@ class Item:
     Attributes:
         kind: what is done.
         segment: of the window, from 0.
-        micro_batch: from 0.
+        micro_batch: from 0. Of a summary: which of the equal groups of micro-batches that are read together.
         backward: whether this is the backward pass, which reads the stage's input once more first.
     """
 
@@ -73,7 +73,14 @@ UNIT = Costs()
 
 
 def ring_schedule(
-    stages: int, segments: int, micro_batches: int, *, mode: str = "hmt", backward: bool = True, costs: Costs = UNIT
+    stages: int,
+    segments: int,
+    micro_batches: int,
+    *,
+    mode: str = "hmt",
+    backward: bool = True,
+    together: int = 1,
+    costs: Costs = UNIT,
 ) -> list[list[Item]]:
     """The items of each stage, in order.
 
@@ -86,19 +93,22 @@ def ring_schedule(
         micro_batches: B, that are read side by side. From B = P on, the ring is never waited for.
         mode: of the memory. Memories are carried into the window, so segment 0 recalls as all others do.
         backward: False for evaluation: forward passes alone.
+        together: of how many micro-batches a summary is, see :func:`summaries_together`.
         costs: without memory, slow links let earlier stages read further ahead. With memory the order is the same
             whatever they are.
 
     Raises:
-        ValueError: a number below 1, or an unknown mode.
+        ValueError: a number below 1, an unknown mode, or micro-batches that are no whole groups.
     """
     for name, number in {"stages": stages, "segments": segments, "micro-batches": micro_batches}.items():
         if number < 1:
             raise ValueError(f"{name}: must be at least 1, got {number}")
     if mode not in MODES:
         raise ValueError(f"mode: must be one of {', '.join(MODES)}, got {mode}")
-    through = forward_order(segments, micro_batches, mode)
-    on_last = through if mode == "backbone" else with_recalls(through, segments, micro_batches, mode)
+    if micro_batches % together:
+        raise ValueError(f"together: must divide the {micro_batches} micro-batches, got {together}")
+    through = forward_order(segments, micro_batches, mode, together)
+    on_last = through if mode == "backbone" else with_recalls(through, segments, micro_batches, mode, together)
     orders = [*[through] * (stages - 1), on_last]
     if not backward:
         return [list(order) for order in orders]
@@ -107,7 +117,22 @@ def ring_schedule(
     return [order + [gradient_of(item) for item in reversed(order)] for order in orders]
 
 
-def forward_order(segments: int, micro_batches: int, mode: str) -> list[Item]:
+def summaries_together(stages: int, segments: int, micro_batches: int, share: float) -> int:
+    """The summaries of how many micro-batches a stage reads as one item: as many as take no longer than a segment.
+
+    Twice the rows take less than twice the time, and gradients are added to their sums half as often. But no stage may
+    wait for it: a group's first prompt is there after P of its items, and until then the first stage has the summaries
+    of two segments.
+
+    Args:
+        share: what a summary of one micro-batch takes of a main pass.
+    """
+    sizes = [n for n in range(2, micro_batches + 1) if micro_batches % n == 0]
+    ready = min(2, segments) * micro_batches
+    return max((n for n in sizes if n * share <= 1 and n * stages <= ready), default=1)
+
+
+def forward_order(segments: int, micro_batches: int, mode: str, together: int = 1) -> list[Item]:
     """What goes through all stages: segment after segment, and summaries two segments ahead, s0 s1 F0 s2 F1 s3 F2 F3.
 
     So the summaries of a segment are there before it is read, and stand where a stage would wait for the ring.
@@ -115,16 +140,22 @@ def forward_order(segments: int, micro_batches: int, mode: str) -> list[Item]:
     rounds = [(float(n), Kind.MAIN, n) for n in range(segments)]
     if mode == "hmt":
         rounds += [(n - 1.5, Kind.SUMMARY, n) for n in range(segments)]
-    return [Item(kind, n, b) for _, kind, n in sorted(rounds) for b in range(micro_batches)]
+    parts = {Kind.MAIN: micro_batches, Kind.SUMMARY: micro_batches // together}
+    return [Item(kind, n, b) for _, kind, n in sorted(rounds) for b in range(parts[kind])]
 
 
-def with_recalls(through: list[Item], segments: int, micro_batches: int, mode: str) -> list[Item]:
+def micro_batches_of(item: Item, together: int) -> range:
+    """The micro-batches that a summary is of."""
+    return range(item.micro_batch * together, (item.micro_batch + 1) * together)
+
+
+def with_recalls(through: list[Item], segments: int, micro_batches: int, mode: str, together: int) -> list[Item]:
     """The last stage's order: each recall as soon as all that it needs is there."""
     order = [Item(Kind.RECALL, 0, b) for b in range(micro_batches)] if mode == "rmt" else []
     for item in through:
         order.append(item)
         if item.kind == Kind.SUMMARY and item.segment == 0:
-            order.append(Item(Kind.RECALL, 0, item.micro_batch))
+            order += [Item(Kind.RECALL, 0, b) for b in micro_batches_of(item, together)]
         if item.kind == Kind.MAIN and item.segment + 1 < segments:
             order.append(Item(Kind.RECALL, item.segment + 1, item.micro_batch))
     return order
@@ -152,12 +183,12 @@ def read_ahead(behind: int, costs: Costs) -> int:
     return 1 + behind * (1 + math.ceil(2 * costs.link / (costs.main * (1 + costs.backward))))
 
 
-def needs(item: Item, stage: int, stages: int, segments: int, mode: str) -> list[tuple[int, Item]]:
+def needs(item: Item, stage: int, stages: int, segments: int, mode: str, together: int = 1) -> list[tuple[int, Item]]:
     """What must be done before an item can be: pairs of a stage and its item."""
     kind, n, b, last = item.kind, item.segment, item.micro_batch, stages - 1
     if not item.backward:
         if kind == Kind.RECALL:
-            queries = [(last, Item(Kind.SUMMARY, n, b))] if mode == "hmt" else []
+            queries = [(last, Item(Kind.SUMMARY, n, b // together))] if mode == "hmt" else []
             return queries + ([(last, Item(Kind.MAIN, n - 1, b))] if n else [])
         if stage:
             return [(stage - 1, item)]
@@ -168,7 +199,8 @@ def needs(item: Item, stage: int, stages: int, segments: int, mode: str) -> list
     if stage < last:
         return [*own, (stage + 1, item)]
     if kind == Kind.SUMMARY:
-        return [*own, (last, Item(Kind.RECALL, n, b, backward=True))]
+        prompts = [Item(Kind.RECALL, n, part, backward=True) for part in micro_batches_of(item, together)]
+        return own + [(last, prompt) for prompt in prompts]
     if n + 1 == segments or mode == "backbone":
         return own
     return [*own, (last, Item(Kind.RECALL, n + 1, b, backward=True))]
@@ -190,8 +222,9 @@ def receiver(item: Item, stage: int, stages: int, mode: str) -> int | None:
 def live_items(items: list[Item]) -> int:
     """How many inputs a stage keeps at most, each from its forward to its backward pass.
 
-    2SB in mode hmt, SB in mode rmt; without memory so many as :func:`read_ahead` says, and SB at most. What a recall
-    keeps, a query, is not counted. None for forward passes alone.
+    One for each of the SB segments and, in mode hmt, for the items of their summaries; without memory so many as
+    :func:`read_ahead` says, and SB at most. What a recall keeps, a query, is not counted. None for forward passes
+    alone.
     """
     if not any(item.backward for item in items):
         return 0
