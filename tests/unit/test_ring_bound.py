@@ -46,16 +46,19 @@ def test_time_against_the_bound(mode):
     assert max(gaps.values()) < 0.0834 and sum(gaps.values()) / len(gaps) < 0.0051
 
 
-@pytest.mark.parametrize("share", [0.5, 0.4, 0.25, 0.1])
+@pytest.mark.parametrize("share", [0.55, 0.5, 0.4, 0.25, 0.1])
 def test_summaries_together_cost_no_time(share):
-    """Where they are read together, by the rule of the executor, a window takes what it takes with single ones."""
+    """Where they are read together, by the rule of the executor, a window takes what it takes with single ones; or what
+    they are longer than a main pass, once for each border."""
     costs, found = Costs(summary=share), 0
     for shape in SHAPES:
         together = summaries_together(*shape, share)
         if together > 1:
             schedule, longer = ring_schedule(*shape, together=together), replace(costs, summary=together * share)
             time = simulate(schedule, Machine.uniform(longer, shape[0])).time
-            assert time == pytest.approx(timeline(*shape, "hmt", costs).time), shape
+            over = max(0, together * share - 1) * (shape[0] - 1) * (1 + costs.backward)
+            single = timeline(*shape, "hmt", costs).time
+            assert single - 1e-9 <= time <= single + over + 1e-9, shape
             found += 1
     assert found > 100
 

@@ -237,9 +237,9 @@ def test_summaries_of_two_micro_batches():
 
 
 def test_how_many_summaries_are_read_together():
-    """No longer than a segment, in whole groups, and no stage waits for the first one."""
+    """About as long as a segment, in whole groups, and no stage waits for the first one."""
     assert [summaries_together(2, 8, parts, 0.5) for parts in (1, 2, 3, 4, 6)] == [1, 2, 1, 2, 2]
-    assert [summaries_together(2, 8, 8, share) for share in (0.6, 0.5, 0.3, 0.25, 0.1)] == [1, 2, 2, 4, 8]
+    assert [summaries_together(2, 8, 8, share) for share in (0.6, 0.501, 0.5, 0.3, 0.25, 0.1)] == [1, 2, 2, 2, 4, 8]
     assert [summaries_together(stages, 8, 4, 0.25) for stages in (1, 2, 3, 4, 5)] == [4, 4, 2, 2, 1]
     assert summaries_together(2, 1, 2, 0.5) == 1 and summaries_together(2, 1, 4, 0.5) == 2
 

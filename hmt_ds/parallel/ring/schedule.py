@@ -27,6 +27,9 @@ class Kind(StrEnum):
     MAIN = "main"
 
 
+LONGEST = (
+    1.1  # of a main pass: where no sensory tokens are read, two summaries have a few positions more than a segment
+)
 LETTERS = {Kind.SUMMARY: "st", Kind.RECALL: "rq", Kind.MAIN: "FB"}
 
 
@@ -118,7 +121,7 @@ def ring_schedule(
 
 
 def summaries_together(stages: int, segments: int, micro_batches: int, share: float) -> int:
-    """The summaries of how many micro-batches a stage reads as one item: as many as take no longer than a segment.
+    """The summaries of how many micro-batches a stage reads as one item: as many as take about as long as a segment.
 
     Twice the rows take less than twice the time, and gradients are added to their sums half as often. But no stage may
     wait for it: a group's first prompt is there after P of its items, and until then the first stage has the summaries
@@ -129,7 +132,7 @@ def summaries_together(stages: int, segments: int, micro_batches: int, share: fl
     """
     sizes = [n for n in range(2, micro_batches + 1) if micro_batches % n == 0]
     ready = min(2, segments) * micro_batches
-    return max((n for n in sizes if n * share <= 1 and n * stages <= ready), default=1)
+    return max((n for n in sizes if n * share <= LONGEST and n * stages <= ready), default=1)
 
 
 def forward_order(segments: int, micro_batches: int, mode: str, together: int = 1) -> list[Item]:
