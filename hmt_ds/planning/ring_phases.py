@@ -31,6 +31,7 @@ def ring_numbers(executor: RingExecutor, windows: int, segments: int, phases: li
     return {
         "stages": executor.stages,
         "micro_batches": parts,
+        "summaries_together": together,
         "layers": from_all_ranks(len(getattr(module, name)))[::pipelines],
         "phase_seconds": by_stage,
         "bubbles": measured_bubbles(by_stage),

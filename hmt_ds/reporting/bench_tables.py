@@ -51,6 +51,8 @@ def run_table(result: dict[str, Any]) -> Table:
     if ring:
         layers = ", ".join(map(str, ring["layers"]))
         parts = f"{ring['micro_batches']} micro-batches a window"
+        if ring["summaries_together"] > 1:
+            parts += f", summaries of {ring['summaries_together']} together"
         table.add_row("ring", f"{run['pipelines']} x {ring['stages']} stages of {layers} layers, {parts}")
         kept = ", ".join(map(str, ring["kept_graphs"]))
         table.add_row("kept", f"{kept} graphs of {ring['items']} items; the others are read again")

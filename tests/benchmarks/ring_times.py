@@ -83,7 +83,8 @@ def compare(recipe_file: str, overrides: list[str], device: torch.device) -> Non
 def row_of(executor: RingExecutor, shape: tuple[int, int], found: list[dict[str, Any]], hop: float) -> str:
     """A shape's fastest step beside the simulator's."""
     mode, links = executor.settings.mode, [Link(hop)] * (executor.stages - 1)
-    schedule, end = ring_schedule(executor.stages, *shape, mode=mode), min(stage["after"] for stage in found)
+    schedule = ring_schedule(executor.stages, *shape, mode=mode, together=executor.together(*shape))
+    end = min(stage["after"] for stage in found)
 
     def predicted(middle: Middle, computes_ahead: bool = True) -> Timeline:
         machine = Machine(costs_of(found, middle), links, Link(hop), computes_ahead=computes_ahead)

@@ -77,6 +77,8 @@ class RingExecutor(ZeroExecutor):
 
     def together(self, segments: int, micro_batches: int) -> int:
         """Of how many micro-batches a summary is."""
+        if self.settings.mode != "hmt":
+            return 1
         return summaries_together(self.stages, segments, micro_batches, self.settings.summary_share)
 
     def cut(self, window: Window, micro_batches: int) -> tuple[list[Window], list[Window]]:
