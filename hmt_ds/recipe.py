@@ -173,7 +173,8 @@ class Schedule(Section):
 
     name: str = "WarmupCosineLR"
     params: dict[str, Any] = {}
-    """Its arguments. Unless given, total_num_steps is training.steps, warmup_num_steps a tenth of it, at most 1,000."""
+    """Its arguments. Unless given, total_num_steps is training.steps, warmup_num_steps a tenth of it, at most 1,000,
+    and warmup_max_lr the optimizer's rates."""
 
 
 class Checkpoint(Section):

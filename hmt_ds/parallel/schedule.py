@@ -23,7 +23,7 @@ def make_scheduler(name: str, params: dict[str, Any], total_steps: int) -> Calla
     Args:
         name: a class of DeepSpeed's ``lr_schedules`` or of ``torch.optim.lr_scheduler``.
         params: its arguments. Unless given, ``total_num_steps`` is ``total_steps``, and ``warmup_num_steps`` a tenth of
-            that, at most 1,000.
+            that, at most 1,000; ``warmup_max_lr`` is the optimizer's rate.
         total_steps: optimizer steps of the run.
 
     Raises:
@@ -42,7 +42,11 @@ def make_scheduler(name: str, params: dict[str, Any], total_steps: int) -> Calla
         raise ScheduleError(f"schedule.params: {name} takes no {', '.join(unknown)}; it takes {', '.join(accepted)}")
     if (kind := params.get("warmup_type", "log")) not in ("log", "linear"):
         raise ScheduleError(f"schedule.params: warmup_type is log or linear, got {kind!r}")  # DeepSpeed takes log
-    by_default = {"total_num_steps": total_steps, "warmup_num_steps": max(1, min(1000, total_steps // 10))}
+    by_default = {
+        "total_num_steps": total_steps,
+        "warmup_num_steps": max(1, min(1000, total_steps // 10)),
+        "warmup_max_lr": None,  # the optimizer's; WarmupDecayLR would go to 0.001, whatever that is
+    }
     params = {p: value for p, value in by_default.items() if p in accepted} | params
     try:
         rehearse(known[name](torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=1.0), **params), total_steps)

@@ -51,6 +51,21 @@ def test_rates_of_torch():
     assert rates("StepLR", {"step_size": 2, "gamma": 0.5}, 6) == [1, 1, 0.5, 0.5, 0.25, 0.25]
 
 
+@pytest.mark.parametrize(("params", "highest"), [({}, [1e-5, 1e-4]), ({"warmup_max_lr": 1e-3}, [1e-3, 1e-3])])
+@pytest.mark.parametrize("name", ["WarmupLR", "WarmupDecayLR"])
+def test_rates_of_the_optimizer_are_the_highest(name, params, highest):
+    """optimizer.lr and memory_lr, unless another is given."""
+    groups = [{"params": [torch.zeros(1, requires_grad=True)], "lr": rate} for rate in (1e-5, 1e-4)]
+    optimizer = torch.optim.SGD(groups)
+    schedule = make_scheduler(name, params | {"warmup_num_steps": 5}, STEPS)(optimizer)
+    found = []
+    for _ in range(STEPS):
+        found.append(torch.tensor([group["lr"] for group in optimizer.param_groups]))
+        optimizer.step()
+        schedule.step()
+    torch.testing.assert_close(torch.stack(found).amax(dim=0), torch.tensor(highest))
+
+
 @pytest.mark.parametrize("name", ["WarmupLR", "WarmupDecayLR", "WarmupCosineLR"])
 @pytest.mark.parametrize(
     ("steps", "given", "warmup"),
@@ -59,7 +74,7 @@ def test_rates_of_torch():
 )
 def test_warmup_by_default(name, steps, given, warmup):
     """A tenth of the steps, at most 1,000. DeepSpeed's schedules begin one step late, and take two steps at least."""
-    params = {"warmup_type": "linear"} | given | ({"warmup_max_lr": 1.0} if name == "WarmupDecayLR" else {})
+    params = {"warmup_type": "linear"} | given
     found = rates(name, params, steps)
     assert found[: warmup + 1] == pytest.approx([0, *(n / warmup for n in range(warmup))])
     assert found[warmup + 1] == pytest.approx(1.0, abs=0.21) and found[warmup + 1] >= found[warmup]
