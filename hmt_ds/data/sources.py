@@ -37,7 +37,8 @@ def load_documents(
 
     Args:
         source: A .txt, .jsonl, .json or .parquet file; a folder of files of one such kind, read recursively in the
-            order of their paths; a folder written by `save_to_disk`; or the name of a data set on the hub.
+            order of their paths, without hidden ones; a folder written by `save_to_disk`; or the name of a data set
+            on the hub.
         text_field: The column that holds the text.
         split: The split of a hub data set or of a saved `DatasetDict`. Files have the one split "train", of which
             `datasets` can take a part ("train[:10%]"); a saved `Dataset` is taken whole.
@@ -71,7 +72,11 @@ def _find_files(path: Path) -> tuple[str, list[Path]]:
         if path.suffix.lower() not in BUILDERS:
             raise DataError(f"{path}: cannot read files of kind {path.suffix!r}; use one of {kinds}")
         return BUILDERS[path.suffix.lower()], [path]
-    files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in BUILDERS)
+    files = sorted(
+        file
+        for file in path.rglob("*")
+        if file.suffix.lower() in BUILDERS and file.is_file() and not hidden(file.relative_to(path))
+    )
     counts = Counter(BUILDERS[file.suffix.lower()] for file in files)
     if not files:
         raise DataError(f"folder {path} holds no file of a kind that can be read: {kinds}")
@@ -79,6 +84,11 @@ def _find_files(path: Path) -> tuple[str, list[Path]]:
         mix = " and ".join(f"{count} {builder}" for builder, count in sorted(counts.items()))
         raise DataError(f"folder {path} mixes {mix} files; name a folder of one kind, or one file")
     return next(iter(counts)), files
+
+
+def hidden(path: Path) -> bool:
+    """Whether a name on the way begins with a dot: what an editor or a notebook put aside is no document."""
+    return any(name.startswith(".") for name in path.parts)
 
 
 def _load_files(builder: str, files: list[Path], split: str) -> Dataset:

@@ -77,7 +77,8 @@ def test_a_folder_is_read_recursively_in_the_order_of_its_paths(tmp_path):
     folder = tmp_path / "odd [1] *"
     (folder / "b").mkdir(parents=True)
     (folder / "README.md").write_text("not a document")
-    for name in ("c.txt", "b/z.txt", "b/a.txt", "a.txt"):
+    (folder / "b/.ipynb_checkpoints").mkdir()
+    for name in ("c.txt", "b/z.txt", "b/a.txt", "a.txt", ".draft.txt", "b/.ipynb_checkpoints/a.jsonl"):
         (folder / name).write_text(name)
     assert texts(folder) == ["a.txt", "b/a.txt", "b/z.txt", "c.txt"]
 
