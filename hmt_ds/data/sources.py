@@ -75,7 +75,7 @@ def _find_files(path: Path) -> tuple[str, list[Path]]:
     files = sorted(
         file
         for file in path.rglob("*")
-        if file.suffix.lower() in BUILDERS and file.is_file() and not hidden(file.relative_to(path))
+        if file.suffix.lower() in BUILDERS and file.is_file() and not _hidden(file.relative_to(path))
     )
     counts = Counter(BUILDERS[file.suffix.lower()] for file in files)
     if not files:
@@ -86,7 +86,7 @@ def _find_files(path: Path) -> tuple[str, list[Path]]:
     return next(iter(counts)), files
 
 
-def hidden(path: Path) -> bool:
+def _hidden(path: Path) -> bool:
     """Whether a name on the way begins with a dot: what an editor or a notebook put aside is no document."""
     return any(name.startswith(".") for name in path.parts)
 
