@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from hmt_ds.backbones import BackboneError, LoraSettings, read_config, read_converted
+from hmt_ds.backbones import BackboneError, LoraSettings, build_model, read_config, read_converted
 from hmt_ds.checkpoint import CheckpointError, newest_intact
 from hmt_ds.checkpoint.files import damage
 from hmt_ds.config import ConfigError, load_recipe
@@ -17,8 +17,8 @@ from hmt_ds.conversion.adapters import ADAPTER, Adapters, check_untied, merge_fo
 from hmt_ds.conversion.card import card
 from hmt_ds.conversion.folder import BACKBONE, What, peft_config
 from hmt_ds.conversion.formats import kind_of, read_foreign
-from hmt_ds.conversion.skeleton import fit, skeleton, with_frozen
-from hmt_ds.conversion.weights import Weights, of_checkpoint, of_folder
+from hmt_ds.conversion.skeleton import both, fit, skeleton, with_frozen
+from hmt_ds.conversion.weights import Weights, of_checkpoint, of_folder, tensors
 from hmt_ds.convert_foreign import foreign_settings, settings_of
 from hmt_ds.data import DataError, load_tokenizer
 from hmt_ds.memory import MemorySettings
@@ -158,7 +158,10 @@ class RunParts:
         plain = skeleton(self.config, self.settings)
         if self.recipe.model.train == "whole":
             return only(fit(self.trained, plain, "the checkpoint"), what)
-        weights = fit(with_frozen(self.trained, self.frozen(), plain), plain, "the checkpoint and model.source")
+        weights = with_frozen(self.trained, self.frozen(), plain)
+        if any(name not in weights.shapes for name, _ in plain.named_parameters()):
+            weights = both(self.trained, self.frozen_by_transformers())
+        weights = fit(weights, plain, "the checkpoint and model.source")
         if self.recipe.model.train == "lora":
             adapters = self.adapters()
             check_untied(adapters.layers(), plain)
@@ -182,6 +185,12 @@ class RunParts:
             except (OSError, ValueError) as error:
                 raise ConversionError(f"model.source {source!r} is not here: {str(error).splitlines()[0]}") from None
         return of_folder(folder).renamed(lambda name: name.removeprefix(f"hmt.{BACKBONE}"))
+
+    def frozen_by_transformers(self) -> Weights:
+        """The same where files have other weights than the model, as those of experts: held whole, on the host."""
+        model, dtype = self.recipe.model, getattr(self.config, "dtype", None) or torch.float32
+        backbone = build_model(str(model.source), dtype=dtype, trust_remote_code=model.trust_remote_code)
+        return tensors({f"backbone.{name}": weight for name, weight in backbone.state_dict().items()})
 
     def lora(self) -> LoraSettings:
         """As the recipe says."""
