@@ -27,9 +27,8 @@ class Kind(StrEnum):
     MAIN = "main"
 
 
-LONGEST = (
-    1.1  # of a main pass: where no sensory tokens are read, two summaries have a few positions more than a segment
-)
+# main passes that summaries of several micro-batches take at most: without sensory tokens two are a little over one
+LONGEST = 1.1
 LETTERS = {Kind.SUMMARY: "st", Kind.RECALL: "rq", Kind.MAIN: "FB"}
 
 
