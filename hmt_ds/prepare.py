@@ -15,6 +15,7 @@ from hmt_ds.backbones import (
     check_backbone,
     check_memory,
     check_slips,
+    check_weights,
     family_of,
     read_config,
 )
@@ -96,6 +97,7 @@ def prepare(recipe: Recipe, recipe_file: str | Path, *, new_run: bool = True, wi
             problems.attempt(lambda: check_slips(source))
         problems.attempt(lambda: check_backbone(config), "model: ")
         problems.attempt(lambda: check_memory(model.source, recipe.memory.model_dump()))
+        problems.attempt(lambda: check_weights(model.source, trust_remote_code=model.trust_remote_code))
         problems += check_positions(recipe, config)
         if ds_config is not None:
             problems += check_compute(recipe, config, ds_config)

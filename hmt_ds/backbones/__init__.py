@@ -2,7 +2,7 @@
 
 from hmt_ds.backbones.converted import check_memory, fill_memory, read_converted
 from hmt_ds.backbones.families import FAMILIES, Family, family_of
-from hmt_ds.backbones.load import LoraSettings, build_model, check_slips, read_config, select_trainable
+from hmt_ds.backbones.load import LoraSettings, build_model, check_slips, check_weights, read_config, select_trainable
 from hmt_ds.backbones.model import BackboneError, CausalLM
 from hmt_ds.backbones.probe import check_adapters, check_backbone
 
@@ -17,6 +17,7 @@ __all__ = [
     "check_backbone",
     "check_memory",
     "check_slips",
+    "check_weights",
     "family_of",
     "fill_memory",
     "read_config",

@@ -2,12 +2,14 @@
 
 import difflib
 import zlib
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -115,18 +117,54 @@ def build_model(
         dtype: of the weights.
         seed: of random weights.
         device: where random weights are made; stored ones come by way of the host.
+
+    Raises:
+        BackboneError: if the files lack a weight.
     """
     if isinstance(source, dict):
         torch.manual_seed(seed)
         with torch.device(device):
             model = AutoModelForCausalLM.from_config(read_config(source), dtype=dtype)
-    elif converted := read_converted(source):
-        config = backbone_config(converted)
-        with memory_beside_backbone(config):
-            model = AutoModelForCausalLM.from_pretrained(source, config=config, dtype=dtype, key_mapping=KEYS)
     else:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=trust_remote_code)
+        model = load_all(source, dtype=dtype, trust_remote_code=trust_remote_code)
     return CausalLM(model)
+
+
+def load_all(source: str, *, trust_remote_code: bool, **options: Any) -> Any:
+    """A stored model with all its weights: transformers takes random numbers for those that are missing.
+
+    Raises:
+        BackboneError: naming one that is missing, or has another shape.
+    """
+    if converted := read_converted(source):
+        config = backbone_config(converted)
+        beside: AbstractContextManager[None] = memory_beside_backbone(config)
+        options |= {"config": config, "key_mapping": KEYS}
+    else:
+        beside, options = nullcontext(), options | {"trust_remote_code": trust_remote_code}
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # what they are is said below
+    with beside:
+        model, found = AutoModelForCausalLM.from_pretrained(source, **options)
+    if missing := sorted(found["missing_keys"]):
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise BackboneError(f"model {source!r}: its files have no {missing[0]}{more}")
+    for name, stored, wanted in sorted(found["mismatched_keys"]):
+        raise BackboneError(f"model {source!r}: {name} is {list(stored)} in its files, {list(wanted)} by its config")
+    return model
+
+
+def check_weights(source: str | dict[str, Any], *, trust_remote_code: bool = False) -> None:
+    """Are all weights of a model there, and of the config's shapes? Their numbers are not read.
+
+    Raises:
+        BackboneError: in one line.
+    """
+    if isinstance(source, dict):
+        return
+    try:
+        load_all(source, trust_remote_code=trust_remote_code, device_map="meta")
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise BackboneError(f"model {source!r}: {' '.join(str(error).split())[:300]}") from None
 
 
 def select_trainable(backbone: CausalLM, train: str, lora: LoraSettings | None = None, seed: int = 0) -> None:

@@ -35,6 +35,8 @@ def make_folder(folder: Path) -> None:
     for name, text in files.items():
         (folder / name).write_text(text)
     (folder / "binary.txt").write_bytes(bytes(range(128, 256)))
+    (folder / "no_weights").mkdir()
+    (folder / "no_weights/config.json").write_text(json.dumps(LLAMA))
     (folder / "old").mkdir()
     (folder / "old" / "metrics.jsonl").write_text('{"step": 1}\n')
 

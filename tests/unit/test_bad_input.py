@@ -105,6 +105,7 @@ CASES = [
         ["model.tokenizer: tokenizer './no' is neither a file, a folder nor a hub name"],
     ),
     Case("absent model", ["--model.source", "./no"], ["model './no' (no such folder here)"]),
+    Case("no weights", ["--model.source", "no_weights"], ["model 'no_weights': Error no file named model.safetensors"]),
     Case("unknown model type", ["--model.source.model_type", "lama"], ["model 'lama'"]),
     Case("backbone", ["--model.source", json.dumps(NO_EMBEDDINGS)], ["model: cpmant takes no inputs_embeds"]),
     Case("reentrant", ["--compute.recompute", "reentrant"], ["compute.recompute: reentrant", "use segment"]),
