@@ -5,6 +5,7 @@ import inspect
 from typing import Any
 
 import torch
+from peft.tuners.lora.layer import ParamWrapper
 from transformers import AutoModelForCausalLM
 
 from hmt_ds.backbones.families import FAMILIES
@@ -57,6 +58,12 @@ def check_adapters(config: Any, lora: LoraSettings, stages: int = 1) -> None:
         add_adapters(small, lora)
     except ValueError as error:
         raise BackboneError(first_line(error)) from None
+    # peft's wrappers around single parameters fail at ZeRO-3, and are not merged by `hmt-ds convert`
+    if wrapped := [name for name, module in small.named_modules() if isinstance(module, ParamWrapper)]:
+        raise BackboneError(
+            f"target_modules has {wrapped[0]}, a single parameter, as experts are too: name linear layers, such as "
+            "[q_proj, k_proj, v_proj, o_proj]"
+        )
     ends = [end for end in (small.get_input_embeddings(), small.get_output_embeddings()) if hasattr(end, "lora_A")]
     names = [name for name, module in small.named_modules() if any(module is end for end in ends)]
     if names and stages > 1:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
 
 from hmt_ds.backbones import LoraSettings
@@ -35,15 +34,8 @@ class Adapters:
         return {name.partition(ADAPTER)[0] for name in self.weights.shapes if ADAPTER in name}
 
     def merged(self, plain: Weights) -> Weights:
-        """Weights without adapters, with what they add put in, in float32.
-
-        Raises:
-            ConversionError: if some are of parameters that are no layer's, as those of experts.
-        """
+        """Weights without adapters, with what they add put in, in float32."""
         layers = self.layers()
-        for layer in sorted(layers):
-            if isinstance(self.model.get_submodule(layer), ParamWrapper):
-                raise ConversionError(f"{layer} has an adapter that cannot be put in: take --what adapter")
 
         def read(name: str) -> Tensor:
             weight, layer = plain.read(name), name.removesuffix(".weight")

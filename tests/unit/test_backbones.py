@@ -170,6 +170,14 @@ def test_adapters_that_cannot_be_are_refused(targets, dropout, stages, why):
         check_adapters(read_config(LLAMA), lora, stages)
 
 
+def test_adapters_of_experts_are_refused():
+    """All-linear takes the router and the experts in, which are single parameters."""
+    config = read_config(LLAMA | {"model_type": "mixtral", "num_local_experts": 3, "num_experts_per_tok": 2})
+    with pytest.raises(BackboneError, match=r"target_modules has .*mlp.*, a single parameter"):
+        check_adapters(config, LoraSettings())
+    check_adapters(config, LoraSettings(target_modules=["q_proj", "v_proj"]))
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "phi3", "opt, projected"])
 def test_lora_starts_from_the_model(kind):
     """At first adapters add nothing; then they do, through the memory too."""
