@@ -24,7 +24,7 @@ from hmt_ds.parallel.ring.passes import RingPass
 from hmt_ds.parallel.settle import ComputeSettings
 
 SEGMENTS, PARTS, ROWS = 2, 2, 4
-ITEMS = 2 * SEGMENTS * PARTS  # summaries and segments
+ITEMS = SEGMENTS * (PARTS + 1)  # segments, and summaries of both micro-batches together
 OPT = {
     "model_type": "opt",
     "vocab_size": VOCABULARY,
