@@ -98,8 +98,19 @@ make_work() {
 # scancel and the time limit end the script before it comes here.
 requeue_unless_ended() {
     case $1 in 0 | 2) exit "$1" ;; esac
-    say "the ranks ended with $1: the job goes back into the queue"
+    requeue "the ranks ended with $1"
+}
+
+# end_unless_started: what a Slurm job does when a machine is not fit to start. At the first start something is wrong with
+# the launch. Later it is a machine that has changed, as one does that comes back from a failure, and the run is not lost.
+end_unless_started() {
+    if [ "${SLURM_RESTART_COUNT:-0}" = 0 ]; then exit 2; fi
+    requeue "a machine is not fit"
+}
+
+requeue() {
+    say "$1: the job goes back into the queue"
     scontrol requeue "$SLURM_JOB_ID"
     sleep 60 # in which Slurm ends the script
-    exit "$1"
+    exit 1
 }

@@ -89,6 +89,7 @@ def ask_by_srun(hosts: dict[str, int]) -> dict[str, Any]:
     answers = by_number(run.stdout)
     errors = by_number(run.stderr)
     unlabelled = [line for line in run.stderr.splitlines() if line.startswith(("srun:", "slurmstepd:"))]
+    causes = [line for line in unlabelled if "error:" in line] or unlabelled  # the first: others come of it
     said: dict[str, Any] = {}
     for number, host in enumerate(hosts):
         if answer := answers.get(number):
@@ -96,7 +97,7 @@ def ask_by_srun(hosts: dict[str, int]) -> dict[str, Any]:
         elif error := errors.get(number):
             said[host] = f"{error} ({SAME_PATH})"
         else:
-            said[host] = f"no answer ({(unlabelled or ['srun says nothing'])[-1]})"
+            said[host] = f"no answer ({(causes or ['srun says nothing'])[0]})"
     return said
 
 

@@ -19,6 +19,7 @@ from hmt_ds.reporting.metrics import read_metrics
 
 MINICLUSTER = Path(__file__).with_name("minicluster")
 VENV = Path(sys.prefix)
+SITE_PACKAGES = next(VENV.glob("lib/python3*/site-packages"))
 CANNOT = 77  # its exit code where a machine cannot have a cluster
 NODES = ("head", "node0", "node1")
 SBATCH = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=2")
@@ -80,6 +81,15 @@ class Cluster:
         code, printed = self.run(node, *command, timeout=timeout, **environment)
         assert code == 0, f"{' '.join(command)}: exit code {code}\n{printed}"
         return printed
+
+    @contextmanager
+    def without(self, node: str, folder: Path) -> Iterator[None]:
+        """Hide a folder from a node alone."""
+        self.check(node, "mount", "-t", "tmpfs", "tmpfs", str(folder))
+        try:
+            yield
+        finally:
+            self.check(node, "umount", str(folder))
 
     def submit(self, *words: str, **environment: str) -> str:
         """Submit a job; returns its number."""

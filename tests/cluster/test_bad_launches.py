@@ -1,9 +1,7 @@
 """What keeps a launch from starting: one line that names the machine, exit code 2, and nothing left running."""
 
-from pathlib import Path
-
 import pytest
-from conftest import NODES, SBATCH, VENV, finish
+from conftest import NODES, SBATCH, SITE_PACKAGES, VENV, finish
 
 pytestmark = pytest.mark.cluster
 
@@ -72,39 +70,25 @@ def test_port_is_none(launched, port):
     assert code == 2 and errors == [f"error: MASTER_PORT: must be a number from 1 to 65535, got {port!r}"]
 
 
-@pytest.fixture
-def node1_without(cluster):
-    """Hide a folder from node1 alone, for a while."""
-    hidden: list[str] = []
-
-    def hide(folder: Path) -> None:
-        cluster.check("node1", "mount", "-t", "tmpfs", "tmpfs", str(folder))
-        hidden.append(str(folder))
-
-    yield hide
-    for folder in hidden:
-        cluster.check("node1", "umount", folder)
-
-
-def test_module_is_missing_on_one_node(launched, node1_without):
-    node1_without(next(VENV.glob("lib/python3*/site-packages")) / "deepspeed")
-    code, errors = launched(GOOD)
+def test_module_is_missing_on_one_node(launched, cluster):
+    with cluster.without("node1", SITE_PACKAGES / "deepspeed"):
+        code, errors = launched(GOOD)
     assert code == 2 and errors == [f"error: node1: deepspeed not installed in {VENV}/bin/python"]
 
 
-def test_no_python_on_one_node(launched, node1_without):
-    node1_without(VENV / "bin")
-    code, (error,) = launched(GOOD)
+def test_no_python_on_one_node(launched, cluster):
+    with cluster.without("node1", VENV / "bin"):
+        code, (error,) = launched(GOOD)
     assert code == 2 and error.startswith("error: node1: ") and f"{VENV}/bin/python: No such file" in error
     assert error.endswith("(the project and its Python must be at the same path on all machines)")
 
 
-def test_the_same_inside_of_slurm(cluster, recipe, node1_without, tmp_path):
+def test_the_same_inside_of_slurm(cluster, recipe, tmp_path):
     """A node is named there, too, and the job is not tried again."""
-    node1_without(VENV / "bin")
     words = (*SBATCH, f"--output={tmp_path}/log", "launch/slurm.sbatch", str(recipe))
-    job = cluster.submit(*words, "--training.output", str(tmp_path / "run"))
-    assert cluster.wait(job) == "FAILED" and cluster.job(job, "ExitCode") == "2:0"
+    with cluster.without("node1", VENV / "bin"):
+        job = cluster.submit(*words, "--training.output", str(tmp_path / "run"))
+        assert cluster.wait(job) == "FAILED" and cluster.job(job, "ExitCode") == "2:0"
     errors = [line for line in (tmp_path / "log").read_text().splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and errors[0].startswith("error: node1: "), errors
     assert f"{VENV}/bin/python: No such file" in errors[0]

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import PROJECT, Cluster, Curve, curve, finish, wait_for_step, wait_until
+from conftest import PROJECT, SITE_PACKAGES, VENV, Cluster, Curve, curve, finish, wait_for_step, wait_until
 from jobs import log_of, starts, submit, wait_for_start
 
 pytestmark = pytest.mark.cluster
@@ -75,6 +75,19 @@ def test_a_power_cut_in_the_middle_of_a_save(cluster, recipe, undisturbed, tmp_p
     wait_until((tmp_path / "saving").exists, lambda: log_of(output))
     print(go_on(cluster, output, job, without_power))
     assert starts(output) == 2 and curve(output) == undisturbed
+
+
+def test_a_machine_that_comes_back_unfit(cluster, recipe, undisturbed, tmp_path):
+    """The job waits for one that is fit, where a first start would end with what is wrong."""
+    output = tmp_path / "run"
+    job = submit(cluster, recipe, output, *MORE)
+    wait_for_step(output, EVERY + 3)
+    with cluster.without("node1", SITE_PACKAGES / "deepspeed"):
+        killed(cluster)
+        wait_until(lambda: "not fit: the job goes back" in log_of(output), lambda: log_of(output))
+    assert cluster.wait(job) == "COMPLETED", log_of(output)
+    assert f"error: node1: deepspeed not installed in {VENV}/bin/python\n" in log_of(output)
+    assert cluster.job(job, "Restarts") == "2" and starts(output) == 3 and curve(output) == undisturbed
 
 
 def test_slurmd_is_killed(cluster, recipe, tmp_path):
