@@ -50,6 +50,7 @@ class Prepared:
         lora: adapters, for model.train lora.
         train, validation: tokenised documents. ``train`` is None where no data were wanted.
         tokenizer: what it is by its content, for people.
+        warnings: what a run can start with, but should not without a word.
     """
 
     ds_config: dict[str, Any]
@@ -57,6 +58,7 @@ class Prepared:
     train: Dataset | None
     validation: Dataset | None
     tokenizer: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 class Problems(list[str]):
@@ -90,6 +92,7 @@ def prepare(recipe: Recipe, recipe_file: str | Path, *, new_run: bool = True, wi
     problems.attempt(lambda: check_optimizer(wanted.name, wanted.lr, wanted.weight_decay, wanted.params, stage))
     problems.attempt(lambda: make_scheduler(recipe.schedule.name, recipe.schedule.params, recipe.training.steps))
     model = recipe.model
+    warnings: list[str] | None = None
     config = problems.attempt(lambda: read_config(model.source, trust_remote_code=model.trust_remote_code))
     if config is not None:
         source = model.source
@@ -97,7 +100,7 @@ def prepare(recipe: Recipe, recipe_file: str | Path, *, new_run: bool = True, wi
             problems.attempt(lambda: check_slips(source))
         problems.attempt(lambda: check_backbone(config), "model: ")
         problems.attempt(lambda: check_memory(model.source, recipe.memory.model_dump()))
-        problems.attempt(lambda: check_weights(model.source, trust_remote_code=model.trust_remote_code))
+        warnings = problems.attempt(lambda: check_weights(model.source, trust_remote_code=model.trust_remote_code))
         problems += check_positions(recipe, config)
         if ds_config is not None:
             problems += check_compute(recipe, config, ds_config)
@@ -111,7 +114,9 @@ def prepare(recipe: Recipe, recipe_file: str | Path, *, new_run: bool = True, wi
     datasets = read_data(recipe, vocabulary, problems) if with_data else (None, None, None)
     if problems or ds_config is None or datasets is None:
         raise ConfigError(problems)
-    return Prepared(ds_config, LoraSettings(**model.lora.model_dump()), *datasets)
+    train, validation, tokenizer = datasets
+    lora = LoraSettings(**model.lora.model_dump())
+    return Prepared(ds_config, lora, train, validation, tokenizer, tuple(warnings or ()))
 
 
 def check_training(recipe: Recipe) -> list[str]:

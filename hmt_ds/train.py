@@ -107,6 +107,8 @@ def prepare_together(recipe: Recipe, recipe_file: str | Path, *, new_run: bool, 
         if found := list(dict.fromkeys(chain(*from_all_ranks(problems)))):
             raise ConfigError(found)
     assert prepared is not None
+    for warning in prepared.warnings if rank() == 0 else ():
+        print(f"warning: {warning}", flush=True)
     return prepared
 
 

@@ -126,12 +126,15 @@ def build_model(
         with torch.device(device):
             model = AutoModelForCausalLM.from_config(read_config(source), dtype=dtype)
     else:
-        model = load_all(source, dtype=dtype, trust_remote_code=trust_remote_code)
+        model, _ = load_all(source, dtype=dtype, trust_remote_code=trust_remote_code)
     return CausalLM(model)
 
 
-def load_all(source: str, *, trust_remote_code: bool, **options: Any) -> Any:
+def load_all(source: str, *, trust_remote_code: bool, **options: Any) -> tuple[Any, list[str]]:
     """A stored model with all its weights: transformers takes random numbers for those that are missing.
+
+    Returns:
+        The model, and the names of weights in its files that it does not have.
 
     Raises:
         BackboneError: naming one that is missing, or has another shape.
@@ -150,21 +153,28 @@ def load_all(source: str, *, trust_remote_code: bool, **options: Any) -> Any:
         raise BackboneError(f"model {source!r}: its files have no {missing[0]}{more}")
     for name, stored, wanted in sorted(found["mismatched_keys"]):
         raise BackboneError(f"model {source!r}: {name} is {list(stored)} in its files, {list(wanted)} by its config")
-    return model
+    return model, sorted(found["unexpected_keys"])
 
 
-def check_weights(source: str | dict[str, Any], *, trust_remote_code: bool = False) -> None:
+def check_weights(source: str | dict[str, Any], *, trust_remote_code: bool = False) -> list[str]:
     """Are all weights of a model there, and of the config's shapes? Their numbers are not read.
+
+    Returns:
+        A warning, if its files hold more than that: a head of another task, or biases that the config denies.
 
     Raises:
         BackboneError: in one line.
     """
     if isinstance(source, dict):
-        return
+        return []
     try:
-        load_all(source, trust_remote_code=trust_remote_code, device_map="meta")
+        model, unknown = load_all(source, trust_remote_code=trust_remote_code, device_map="meta")
     except (OSError, RuntimeError, SafetensorError) as error:
         raise BackboneError(f"model {source!r}: {' '.join(str(error).split())[:300]}") from None
+    if not unknown:
+        return []
+    more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
+    return [f"model {source!r}: its files hold {unknown[0]}{more}, which {type(model).__name__} leaves out"]
 
 
 def select_trainable(backbone: CausalLM, train: str, lora: LoraSettings | None = None, seed: int = 0) -> None:

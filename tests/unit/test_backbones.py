@@ -211,7 +211,16 @@ def test_weights_from_a_folder(tmp_path):
     loaded = build_model(str(tmp_path), dtype=torch.float32)
     for (name, saved), (_, read) in zip(backbone.named_parameters(), loaded.named_parameters(), strict=True):
         assert torch.equal(saved, read), name
-    check_weights(str(tmp_path))
+    assert check_weights(str(tmp_path)) == []
+
+
+def test_weights_that_the_model_does_not_have_are_named(tmp_path):
+    build_model(LLAMA | {"attention_bias": True}, dtype=torch.float32).model.save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace('"attention_bias": true', '"attention_bias": false'))
+    (said,) = check_weights(str(tmp_path))
+    name = "model.layers.0.self_attn.k_proj.bias"
+    assert said.endswith(f"its files hold {name} (and 7 more), which LlamaForCausalLM leaves out")
 
 
 def without_one(file: Path) -> None:
