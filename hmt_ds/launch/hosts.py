@@ -5,6 +5,8 @@ import re
 import subprocess
 from pathlib import Path
 
+NOT_IN_A_JOB = "not in a Slurm job: submit the script with sbatch, or run it inside of salloc"
+
 
 class LaunchProblem(ValueError):
     """What keeps a launch from starting: one line per problem."""
@@ -50,7 +52,7 @@ def slurm_hosts() -> dict[str, int]:
         LaunchProblem: outside of a job.
     """
     if "SLURM_JOB_NODELIST" not in os.environ:
-        raise LaunchProblem(["not in a Slurm job: submit the script with sbatch, or run it inside of salloc"])
+        raise LaunchProblem([NOT_IN_A_JOB])
     names = subprocess.run(
         ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]], capture_output=True, text=True, check=True
     ).stdout.split()

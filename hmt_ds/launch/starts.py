@@ -1,19 +1,24 @@
-"""How often a job may start from the same checkpoint: ``python -m hmt_ds.launch.starts JOB TRIES RECIPE ...``.
+"""How often a job may start from the same checkpoint: ``python -m hmt_ds.launch.starts TRIES RECIPE ...``, in a job.
 
 A job that goes back into the queue whenever it fails would do so for ever if something is wrong that another start does
 not cure. Each start leaves a line in ``starts`` in the run's folder; when TRIES starts have found the same newest
 checkpoint, the next one ends with 2. A new job begins to count anew.
 """
 
+import os
 import sys
 from pathlib import Path
 
 from hmt_ds.config import ConfigError, load_recipe
+from hmt_ds.launch.hosts import NOT_IN_A_JOB
 from hmt_ds.reporting.progress import print_problems
 
 
 def main(job: str, tries: int, recipe: str, overrides: list[str]) -> int:
     """Note a start; returns the exit code."""
+    if not job:
+        print_problems([NOT_IN_A_JOB])
+        return 2
     try:
         folder = Path(load_recipe(recipe, overrides).training.output)
     except ConfigError as error:
@@ -40,6 +45,6 @@ def note_start(folder: Path, job: str) -> tuple[int, str]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 4:
-        sys.exit("usage: python -m hmt_ds.launch.starts JOB TRIES RECIPE [--section.key value ...]")
-    sys.exit(main(sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4:]))
+    if len(sys.argv) < 3:
+        sys.exit("usage: python -m hmt_ds.launch.starts TRIES RECIPE [--section.key value ...]")
+    sys.exit(main(os.environ.get("SLURM_JOB_ID", ""), int(sys.argv[1]), sys.argv[2], sys.argv[3:]))

@@ -34,31 +34,42 @@ def run_ranks(
         result = Path(folder) / "result.json"
         command = [sys.executable, str(Path(__file__).with_name(script)), json.dumps(task), str(result)]
         logs = [Path(folder) / f"rank_{rank}" for rank in range(ranks)]
-        start = os.environ | GPU_RANKS if one_gpu else cpu_environment()
-        common = start | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())} | environment
-        processes = []
-        for rank, log in enumerate(logs):
-            own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
-            if one_gpu:
-                own |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "NCCL_HOSTID": f"machine {rank}"}
-            with log.open("w") as out:
-                processes.append(
-                    subprocess.Popen(command, env=common | own, stdout=out, stderr=subprocess.STDOUT, cwd=PROJECT)
-                )
-        codes = wait_for(processes, timeout)
+        codes = wait_for(start_ranks(command, logs, environment, one_gpu=one_gpu), timeout)
         if any(codes):
             printed = "\n".join(f"--- rank {rank}\n{log.read_text()[-6000:]}" for rank, log in enumerate(logs))
             raise RanksFailed(f"{script}: exit codes {codes}\n{printed}")
         return json.loads(result.read_text())
 
 
-def wait_for(processes: list[subprocess.Popen[bytes]], timeout: float) -> list[int]:
-    """The exit codes. The first failure, or the end of the time, ends all: ranks would wait for each other for ever."""
-    deadline = time.monotonic() + timeout
+def start_ranks(
+    command: list[str], logs: list[Path], environment: dict[str, str], *, one_gpu: bool = False
+) -> list[subprocess.Popen[bytes]]:
+    """Start a command as so many ranks as there are logs, which get what they print."""
+    start = os.environ | GPU_RANKS if one_gpu else cpu_environment()
+    common = start | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())} | environment
+    processes = []
+    for rank, log in enumerate(logs):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(len(logs))}
+        if one_gpu:
+            own |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "NCCL_HOSTID": f"machine {rank}"}
+        with log.open("w") as out:
+            processes.append(
+                subprocess.Popen(command, env=common | own, stdout=out, stderr=subprocess.STDOUT, cwd=PROJECT)
+            )
+    return processes
+
+
+def wait_for(processes: list[subprocess.Popen[bytes]], timeout: float, patience: float = 0.0) -> list[int]:
+    """The exit codes. A failure, or the end of the time, ends all: ranks would wait for each other for ever.
+
+    Args:
+        patience: seconds that the others have after the first failure.
+    """
+    deadline, failed = time.monotonic() + timeout, False
     try:
         while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
-            if any(process.returncode for process in processes):
-                break
+            if not failed and any(process.returncode for process in processes):
+                deadline, failed = min(deadline, time.monotonic() + patience), True
             time.sleep(0.05)
     finally:
         for process in processes:

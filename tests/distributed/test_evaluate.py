@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 from ranks import PROJECT, cpu_environment
-from tiny_recipe import STEPS, make_materials, train, write_recipe
+from tiny_recipe import STEPS, make_materials, run_module, train, write_recipe
 
 
 def evaluate(run: Path) -> subprocess.CompletedProcess[str]:
@@ -40,6 +40,6 @@ def test_a_run_is_evaluated_again(tmp_path):
     assert json.loads(file.read_text()) == found
     moved = output.rename(tmp_path / "moved")
     (moved / file.relative_to(output)).unlink()
-    run = evaluate(moved)
-    assert run.returncode == 0 and not output.exists(), run.stdout + run.stderr
+    code, printed = run_module("hmt_ds.evaluate", str(moved))
+    assert code == 0 and not output.exists(), printed
     assert json.loads((moved / file.relative_to(output)).read_text()) == found

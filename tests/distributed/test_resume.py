@@ -10,6 +10,7 @@ from tiny_recipe import (
     STEPS,
     command_of,
     finish,
+    launch,
     launchers_of,
     make_materials,
     ranks_of,
@@ -67,7 +68,7 @@ def test_killed_then_stopped_then_finished(folder):
     assert 6 <= stopped < STEPS
     assert (broken / "checkpoints" / "latest").read_text().strip() == f"step_{stopped:06d}"
 
-    code, printed = train(recipe, broken, *RESUME)
+    code, printed = launch(recipe, broken, *RESUME)
     assert code == 0 and f"step {stopped}" in printed, printed
     assert losses(broken) == losses(whole)
     with (broken / "metrics.csv").open() as table:

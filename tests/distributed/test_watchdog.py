@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from ranks import PROJECT
-from tiny_recipe import STEPS, make_materials, ranks_of, train, write_recipe
+from tiny_recipe import STEPS, launch, make_materials, ranks_of, train, write_recipe
 
 from hmt_ds.reporting.metrics import read_metrics
 
@@ -20,7 +20,7 @@ def test_a_rank_that_hangs_ends_the_run(tmp_path, broken):
     make_materials(tmp_path)
     recipe, output = write_recipe(tmp_path, 2), tmp_path / "run"
     path = f"{Path(__file__).with_name('breaks')}:{PROJECT}"
-    code, printed = train(recipe, output, *LIMIT, PYTHONPATH=path, HMT_DS_BREAK=broken)
+    code, printed = launch(recipe, output, *LIMIT, PYTHONPATH=path, HMT_DS_BREAK=broken)
     ended = time.time()
     assert code not in (0, 2, 75) and not ranks_of(output), printed
     last = (output / "metrics.jsonl").stat().st_mtime
