@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from hmt_ds.backbones.converted import KEYS, backbone_config, memory_beside_backbone, read_converted
 from hmt_ds.backbones.model import BackboneError, CausalLM
+from hmt_ds.backbones.tied import check_tied
 
 # By the names of most families, and by GPT-2's
 SIZES = (
@@ -157,7 +158,7 @@ def load_all(source: str, *, trust_remote_code: bool, **options: Any) -> tuple[A
 
 
 def check_weights(source: str | dict[str, Any], *, trust_remote_code: bool = False) -> list[str]:
-    """Are all weights of a model there, and of the config's shapes? Their numbers are not read.
+    """Are all weights of a model there, of the config's shapes, and tied where it ties them? No other numbers are read.
 
     Returns:
         A warning, if its files hold more than that: a head of another task, or biases that the config denies.
@@ -169,6 +170,7 @@ def check_weights(source: str | dict[str, Any], *, trust_remote_code: bool = Fal
         return []
     try:
         model, unknown = load_all(source, trust_remote_code=trust_remote_code, device_map="meta")
+        check_tied(model, source)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise BackboneError(f"model {source!r}: {' '.join(str(error).split())[:300]}") from None
     if not unknown:

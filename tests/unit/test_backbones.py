@@ -1,12 +1,9 @@
 """Every family of the table, and some outside it, on tiny random models of two layers."""
 
 from contextlib import nullcontext
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from tiny import GPT2, LLAMA, L, document, empty_state, make_model, make_settings, make_window, one_graph
 from torch import nn
 
@@ -18,7 +15,6 @@ from hmt_ds.backbones import (
     build_model,
     check_adapters,
     check_backbone,
-    check_weights,
     family_of,
     read_config,
     select_trainable,
@@ -203,60 +199,6 @@ def test_prompts_begin_beside_adapted_embeddings():
 def test_random_weights_follow_the_seed():
     one, same, other = (build_model(LLAMA, dtype=torch.float32, seed=s).model.lm_head.weight for s in (3, 3, 4))
     assert torch.equal(one, same) and not torch.equal(one, other)
-
-
-def test_weights_from_a_folder(tmp_path):
-    backbone = build_model(LLAMA, dtype=torch.float32)
-    backbone.model.save_pretrained(tmp_path)
-    loaded = build_model(str(tmp_path), dtype=torch.float32)
-    for (name, saved), (_, read) in zip(backbone.named_parameters(), loaded.named_parameters(), strict=True):
-        assert torch.equal(saved, read), name
-    assert check_weights(str(tmp_path)) == []
-
-
-def test_weights_that_the_model_does_not_have_are_named(tmp_path):
-    build_model(LLAMA | {"attention_bias": True}, dtype=torch.float32).model.save_pretrained(tmp_path)
-    config = tmp_path / "config.json"
-    config.write_text(config.read_text().replace('"attention_bias": true', '"attention_bias": false'))
-    (said,) = check_weights(str(tmp_path))
-    name = "model.layers.0.self_attn.k_proj.bias"
-    assert said.endswith(f"its files hold {name} (and 7 more), which LlamaForCausalLM leaves out")
-
-
-def without_one(file: Path) -> None:
-    """Leave a weight out."""
-    weights = load_file(file)
-    del weights["model.layers.1.mlp.up_proj.weight"]
-    save_file(weights, file, metadata={"format": "pt"})
-
-
-def with_another(file: Path) -> None:
-    """Give a weight another shape."""
-    save_file(load_file(file) | {"model.norm.weight": torch.ones(3)}, file, metadata={"format": "pt"})
-
-
-def cut_off(file: Path) -> None:
-    """As a download that was broken off."""
-    file.write_bytes(file.read_bytes()[:-1])
-
-
-@pytest.mark.parametrize(
-    ("damage", "said"),
-    [
-        (without_one, "its files have no model.layers.1.mlp.up_proj.weight"),
-        (with_another, "model.norm.weight is [3] in its files, [16] by its config"),
-        (cut_off, "incomplete"),
-        (Path.unlink, "no file named model.safetensors"),
-    ],
-)
-def test_weights_that_are_missing_are_not_random_ones(tmp_path, damage, said):
-    build_model(LLAMA, dtype=torch.float32).model.save_pretrained(tmp_path)
-    damage(tmp_path / "model.safetensors")
-    with pytest.raises(BackboneError) as error:
-        check_weights(str(tmp_path))
-    assert said in str(error.value) and len(str(error.value).splitlines()) == 1
-    with pytest.raises((BackboneError, OSError, SafetensorError)):
-        build_model(str(tmp_path), dtype=torch.float32)
 
 
 @pytest.mark.parametrize(

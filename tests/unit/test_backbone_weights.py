@@ -1,0 +1,97 @@
+"""A backbone's weights from a folder: all of them, of the right shapes, and none that is left out without a word."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from tiny import LLAMA
+from torch import Tensor
+
+from hmt_ds.backbones import BackboneError, build_model, check_weights
+
+
+def test_weights_from_a_folder(tmp_path):
+    backbone = build_model(LLAMA, dtype=torch.float32)
+    backbone.model.save_pretrained(tmp_path)
+    loaded = build_model(str(tmp_path), dtype=torch.float32)
+    for (name, saved), (_, read) in zip(backbone.named_parameters(), loaded.named_parameters(), strict=True):
+        assert torch.equal(saved, read), name
+    assert check_weights(str(tmp_path)) == []
+
+
+def test_weights_that_the_model_does_not_have_are_named(tmp_path):
+    build_model(LLAMA | {"attention_bias": True}, dtype=torch.float32).model.save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace('"attention_bias": true', '"attention_bias": false'))
+    (said,) = check_weights(str(tmp_path))
+    name = "model.layers.0.self_attn.k_proj.bias"
+    assert said.endswith(f"its files hold {name} (and 7 more), which LlamaForCausalLM leaves out")
+
+
+def save_bin(weights: dict[str, Tensor], file: Path) -> None:
+    """As torch saves them."""
+    torch.save(weights, file.with_name("pytorch_model.bin"))
+
+
+def save_old(weights: dict[str, Tensor], file: Path) -> None:
+    """As it did before it made archives of them."""
+    torch.save(weights, file.with_name("pytorch_model.bin"), _use_new_zipfile_serialization=False)
+
+
+def save(weights: dict[str, Tensor], file: Path) -> None:
+    """As transformers does."""
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("saved_by", [save, save_bin, save_old])
+def test_weights_that_the_config_ties_are_one(tmp_path, saved_by):
+    """transformers takes both, with a warning that nobody sees here."""
+    model = build_model(LLAMA | {"tie_word_embeddings": True, "vocab_size": 5000}, dtype=torch.float32).model
+    model.save_pretrained(tmp_path)
+    weights = load_file(file := tmp_path / "model.safetensors")
+    file.unlink()
+    head = weights["model.embed_tokens.weight"].clone()
+    saved_by(weights | {"lm_head.weight": head}, file)
+    assert check_weights(str(tmp_path)) == []
+    head[-1, -1] += 1
+    saved_by(weights | {"lm_head.weight": head}, file)
+    with pytest.raises(BackboneError, match=r"lm_head.weight is not model.embed_tokens.weight in its files, and"):
+        check_weights(str(tmp_path))
+
+
+def without_one(file: Path) -> None:
+    """Leave a weight out."""
+    weights = load_file(file)
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save(weights, file)
+
+
+def with_another(file: Path) -> None:
+    """Give a weight another shape."""
+    save(load_file(file) | {"model.norm.weight": torch.ones(3)}, file)
+
+
+def cut_off(file: Path) -> None:
+    """As a download that was broken off."""
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (without_one, "its files have no model.layers.1.mlp.up_proj.weight"),
+        (with_another, "model.norm.weight is [3] in its files, [16] by its config"),
+        (cut_off, "incomplete"),
+        (Path.unlink, "no file named model.safetensors"),
+    ],
+)
+def test_weights_that_are_missing_are_not_random_ones(tmp_path, damage, said):
+    build_model(LLAMA, dtype=torch.float32).model.save_pretrained(tmp_path)
+    damage(tmp_path / "model.safetensors")
+    with pytest.raises(BackboneError) as error:
+        check_weights(str(tmp_path))
+    assert said in str(error.value) and len(str(error.value).splitlines()) == 1
+    with pytest.raises((BackboneError, OSError, SafetensorError)):
+        build_model(str(tmp_path), dtype=torch.float32)
