@@ -45,10 +45,22 @@ def read_config(source: str | dict[str, Any], *, trust_remote_code: bool = False
     """The model's configuration, from a folder, a hub name, or a mapping with ``model_type``.
 
     Raises:
-        BackboneError: if there is no such model, it is no causal language model, or its sizes make none.
+        BackboneError: if there is no such model, it is quantized, it is no causal language model, or of no sizes.
     """
     if isinstance(source, dict):
         check_sizes(source)
+    config = any_config(source, trust_remote_code=trust_remote_code)
+    if quantization := getattr(config, "quantization_config", None):
+        how = quantization if isinstance(quantization, dict) else quantization.to_dict()
+        raise BackboneError(
+            f"model {source!r}: its weights are quantized ({how.get('quant_method')}), and such are not trained here, "
+            "nor under LoRA: name the model that it was made from"
+        )
+    return config
+
+
+def any_config(source: str | dict[str, Any], *, trust_remote_code: bool) -> Any:
+    """The same for any model that transformers knows."""
     try:
         if isinstance(source, dict):
             values = dict(source)
@@ -61,7 +73,7 @@ def read_config(source: str | dict[str, Any], *, trust_remote_code: bool = False
     except StrictDataclassError as error:
         name = source.get("model_type") if isinstance(source, dict) else source
         raise BackboneError(f"model {name!r}: {str(error).strip().splitlines()[-1].strip()}") from None
-    except (OSError, ValueError, ArithmeticError) as error:
+    except (OSError, ValueError, ArithmeticError, ImportError) as error:  # the last from a model's own code
         name = source.get("model_type") if isinstance(source, dict) else source
         where = "" if isinstance(source, dict) or Path(source).exists() else " (no such folder here)"
         reason = str(error).strip().splitlines()[0].partition(" Should contain one of")[0]  # hundreds of names follow
@@ -171,7 +183,7 @@ def check_weights(source: str | dict[str, Any], *, trust_remote_code: bool = Fal
     try:
         model, unknown = load_all(source, trust_remote_code=trust_remote_code, device_map="meta")
         check_tied(model, source)
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except (OSError, RuntimeError, ImportError, SafetensorError) as error:
         raise BackboneError(f"model {source!r}: {' '.join(str(error).split())[:300]}") from None
     if not unknown:
         return []

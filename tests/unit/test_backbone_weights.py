@@ -1,5 +1,6 @@
 """A backbone's weights from a folder: all of them, of the right shapes, and none that is left out without a word."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from tiny import LLAMA
 from torch import Tensor
 
-from hmt_ds.backbones import BackboneError, build_model, check_weights
+from hmt_ds.backbones import BackboneError, build_model, check_weights, read_config
 
 
 def test_weights_from_a_folder(tmp_path):
@@ -28,6 +29,14 @@ def test_weights_that_the_model_does_not_have_are_named(tmp_path):
     (said,) = check_weights(str(tmp_path))
     name = "model.layers.0.self_attn.k_proj.bias"
     assert said.endswith(f"its files hold {name} (and 7 more), which LlamaForCausalLM leaves out")
+
+
+def test_quantized_weights_are_refused(tmp_path):
+    build_model(LLAMA, dtype=torch.float32).model.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"quantization_config": {"quant_method": "fp8"}}))
+    with pytest.raises(BackboneError, match=r"its weights are quantized \(fp8\), and such are not trained here"):
+        read_config(str(tmp_path))
 
 
 def save_bin(weights: dict[str, Tensor], file: Path) -> None:
