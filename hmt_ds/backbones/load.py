@@ -49,6 +49,8 @@ def read_config(source: str | dict[str, Any], *, trust_remote_code: bool = False
     """
     if isinstance(source, dict):
         check_sizes(source)
+    elif Path(source, "adapter_config.json").exists():  # transformers would put it in
+        raise BackboneError(f"model {source!r}: it has an adapter of peft's: merge it into its model, and name that")
     config = any_config(source, trust_remote_code=trust_remote_code)
     if quantization := getattr(config, "quantization_config", None):
         how = quantization if isinstance(quantization, dict) else quantization.to_dict()

@@ -39,6 +39,13 @@ def test_quantized_weights_are_refused(tmp_path):
         read_config(str(tmp_path))
 
 
+def test_adapters_are_refused(tmp_path):
+    build_model(LLAMA, dtype=torch.float32).model.save_pretrained(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(BackboneError, match="it has an adapter of peft's: merge it into its model, and name that"):
+        read_config(str(tmp_path))
+
+
 def save_bin(weights: dict[str, Tensor], file: Path) -> None:
     """As torch saves them."""
     torch.save(weights, file.with_name("pytorch_model.bin"))
