@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
@@ -47,7 +48,8 @@ def load_documents(
             split into documents. The text before the first match is a document too. Without it a file is a document.
 
     Raises:
-        DataError: The source is absent, of an unknown or mixed kind, unreadable, without the text field, or empty.
+        DataError: The source is absent, of an unknown or mixed kind, unreadable, not UTF-8, empty, or without the text
+            field.
     """
     path = Path(source)
     if path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
@@ -139,7 +141,8 @@ def _keep_text(documents: Dataset, text_field: str, source: str) -> Dataset:
     documents = documents.select_columns([text_field])
     if text_field != "text":
         documents = documents.rename_column(text_field, "text")
-    dtype = getattr(documents.features["text"], "dtype", "lists")
+    kind = documents.features["text"]
+    dtype = getattr(kind, "dtype", type(kind).__name__)  # List; Json, where rows are of several kinds
     if dtype not in ("string", "large_string"):
         raise DataError(f"column {text_field!r} of {source} holds {dtype}, not text (string); name another column")
     return documents
@@ -163,8 +166,24 @@ def _split_before(pattern: re.Pattern[str], text: str) -> list[str]:
     return [text[start:end] for start, end in itertools.pairwise(cuts)]
 
 
+def _check_utf8(texts: pa.ChunkedArray, source: str) -> None:
+    """The reader of JSON takes any bytes for text, and they would fail where they are tokenized."""
+    first = 0
+    for chunk in texts.chunks:
+        try:
+            chunk.validate(full=True)
+        except pa.ArrowInvalid as error:
+            within = re.search(r"index (\d+)", str(error))
+            which = f"document {first + int(within[1])}" if within else "a document"
+            raise DataError(
+                f"{source}: {which} (the first is 0) is not UTF-8: convert it, as with `iconv -f latin1 -t utf8`"
+            ) from None
+        first += len(chunk)
+
+
 def _drop_blank(documents: Dataset, source: str) -> Dataset:
     texts = documents.with_format("arrow")[:]["text"]
+    _check_utf8(texts, source)
     keep = np.asarray(pc.fill_null(pc.match_substring_regex(texts, r"\S"), False))
     if not keep.any():
         raise DataError(f"{source} holds no documents: all {len(keep)} texts are blank or absent")

@@ -151,6 +151,14 @@ def test_unreadable_files_are_named(tmp_path):
     refused(tmp_path / "bad.parquet", "bad.parquet as parquet", "Parquet magic bytes not found")
 
 
+def test_a_document_that_is_not_utf8_is_named(tmp_path):
+    """pyarrow reads it, as many bytes as there are."""
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(b'{"text": "good"}\n{"text": "caf\xe9"}\n{"text": "fine"}\n')
+    with pytest.raises(DataError, match=r"a.jsonl: document 1 \(the first is 0\) is not UTF-8: convert it"):
+        load_documents(str(file))
+
+
 def test_the_unreadable_file_of_a_folder_is_named(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", [{"text": "a"}])
     (tmp_path / "b.jsonl").write_text("{\n")
