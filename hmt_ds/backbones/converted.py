@@ -76,7 +76,7 @@ def fill_memory(model: nn.Module, source: str) -> list[str]:
     """Put a converted folder's memory modules into an HMT, in place; returns the names of those that it has."""
     own = {name: weight for name, weight in model.named_parameters() if not name.startswith("backbone.")}
     found = []
-    for file in safetensors_of(source):
+    for file in files_of(source, "model.safetensors"):
         with safe_open(file, framework="pt") as saved:
             for name in saved.keys():  # noqa: SIM118
                 weight = own.get(name.removeprefix(PREFIX))
@@ -90,10 +90,11 @@ def fill_memory(model: nn.Module, source: str) -> list[str]:
     return found
 
 
-def safetensors_of(source: str) -> list[Path]:
-    """The files of a model's weights, in a folder or on the hub."""
-    index = cached_file(source, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
+def files_of(source: str, name: str) -> list[Path]:
+    """A model's weights in a folder or on the hub: the file of that name, or its parts; empty if there is neither."""
+    index = cached_file(source, f"{name}.index.json", _raise_exceptions_for_missing_entries=False)
     if index is None:
-        return [Path(str(cached_file(source, "model.safetensors")))]
-    names = sorted(set(json.loads(Path(index).read_text())["weight_map"].values()))
-    return [Path(str(cached_file(source, name))) for name in names]
+        file = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+        return [Path(file)] if file else []
+    parts = sorted(set(json.loads(Path(index).read_text())["weight_map"].values()))
+    return [Path(str(cached_file(source, part))) for part in parts]

@@ -1,6 +1,5 @@
 """Weights that a configuration ties, and a model's files hold apart."""
 
-import json
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -8,8 +7,8 @@ from zipfile import is_zipfile
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers.utils import cached_file
 
+from hmt_ds.backbones.converted import files_of
 from hmt_ds.backbones.model import BackboneError
 
 FILES = ("model.safetensors", "pytorch_model.bin")
@@ -39,18 +38,13 @@ def check_tied(model: Any, source: str) -> None:
 
 def stored_weights(source: str) -> dict[str, Any]:
     """A model's weights by their names in its files. What stands for one gives its rows, and reads no others."""
-    for name in FILES:
-        index = cached_file(source, f"{name}.index.json", _raise_exceptions_for_missing_entries=False)
-        parts = sorted(set(json.loads(Path(index).read_text())["weight_map"].values())) if index else [name]
-        files = [cached_file(source, part, _raise_exceptions_for_missing_entries=False) for part in parts]
-        if all(files):
-            return {key: weight for file in files for key, weight in weights_in(str(file)).items()}
-    return {}
+    files = next((found for name in FILES if (found := files_of(source, name))), [])
+    return {name: weight for file in files for name, weight in weights_in(file).items()}
 
 
-def weights_in(file: str) -> dict[str, Any]:
+def weights_in(file: Path) -> dict[str, Any]:
     """The same for one file."""
-    if file.endswith(".safetensors"):
+    if file.suffix == ".safetensors":
         opened = safe_open(file, framework="pt")
         return {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
     mapped = is_zipfile(file)  # older files are read as a whole
@@ -58,7 +52,7 @@ def weights_in(file: str) -> dict[str, Any]:
 
 
 def differ(one: Any, other: Any) -> bool:
-    """Whether two stored weights are not equal, read by and by."""
+    """Whether two stored weights are not equal; a block of rows is read at a time."""
     first = 0
     while True:
         rows: list[Tensor] = [weight[first : first + ROWS] for weight in (one, other)]
