@@ -40,6 +40,7 @@ class PerSegment:
     def attach(self, engine: Any) -> None:
         """Work with this engine."""
         self.engine = engine
+        move_buffers(self.model, engine.device)
         for module in self.model.modules():
             if isinstance(module, LayerRuns):
                 module.gather_ahead(engine)
@@ -95,6 +96,7 @@ class PerStep:
     def attach(self, engine: Any) -> None:
         """Work with this engine."""
         self.engine, self.sharded = engine, stage_of(engine.config) == 3
+        move_buffers(self.model, engine.device)
 
     def read(self, *arguments: Any, **options: Any) -> Any:
         """Read a segment or a summary."""
@@ -195,6 +197,17 @@ class PerStep:
         optimizer.fp32_groups_has_gradients = [[True] * len(group) for group in optimizer.bf16_groups]
         if self.engine.dp_world_size > 1:  # (one rank's would be rounded to bf16 for nothing)
             self.engine.allreduce_gradients()
+
+
+def move_buffers(model: nn.Module, device: torch.device) -> None:
+    """Move a model's buffers to a device, in place; parameters stay where they are.
+
+    DeepSpeed moves the model it is given, but neither a copy of that model nor buffers made under ``zero.Init``. A
+    rotary frequency left on the host is copied in every forward pass, and CUDA graphs cannot capture that copy.
+    """
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = buffer.to(device)
 
 
 def whole_sums(optimizer: Any) -> Iterator[tuple[nn.Parameter, Tensor]]:

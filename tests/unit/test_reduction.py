@@ -1,11 +1,13 @@
 """What DeepSpeed's shard of the gradients is while windows are read. Gradients themselves: tests/distributed."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny import GPT2, LLAMA, make_model
 
-from hmt_ds.parallel.reduction import PerStep
+from hmt_ds.parallel.reduction import PerSegment, PerStep
 
 
 @pytest.mark.parametrize("device", ["none", "cpu"])
@@ -24,3 +26,17 @@ def test_the_shard_takes_no_memory_while_windows_are_read(device):
 def test_other_stages_have_none():
     with PerStep.without_shards(SimpleNamespace(engine=SimpleNamespace(optimizer=object(), config={}))):
         pass
+
+
+@pytest.mark.parametrize("backbone", [LLAMA, GPT2])
+@pytest.mark.parametrize("way", ["once per step", "after each segment"])
+def test_buffers_lie_on_the_engine_s_device(way, backbone):
+    """A pretrained model is read on the host and moved by DeepSpeed, which knows nothing of a copy of it."""
+    model = make_model(backbone)
+    model.register_buffer("constant", torch.zeros(2))
+    gradients = PerStep(model, nullcontext()) if way == "once per step" else PerSegment(model)
+    gradients.attach(SimpleNamespace(device=torch.device("meta"), config={}))
+    buffers = dict(gradients.model.named_buffers())
+    assert len(buffers) > (backbone is LLAMA)
+    assert {name: buffer.device.type for name, buffer in buffers.items()} == dict.fromkeys(buffers, "meta")
+    assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
