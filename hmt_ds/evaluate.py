@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 
 from hmt_ds.checkpoint import load_checkpoint, newest_intact
-from hmt_ds.config import ConfigError, load_recipe
-from hmt_ds.parallel.distributed import end_process
-from hmt_ds.parallel.stopping import StopSignals
-from hmt_ds.train import as_rank, prepare_together
-from hmt_ds.trainer import Trainer, say
+from hmt_ds.config.load import ConfigError, load_recipe
+from hmt_ds.distributed.process_group import end_process
+from hmt_ds.distributed.stopping import StopSignals
+from hmt_ds.training.rank import as_rank, prepare_together, say
+from hmt_ds.training.trainer import Trainer
 
 
 def main() -> int:

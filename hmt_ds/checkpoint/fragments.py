@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hmt_ds.parallel.ds_config import HOW
-from hmt_ds.parallel.partial_offload import part_for
+from hmt_ds.parallel.deepspeed_config.fill import HOW
+from hmt_ds.parallel.deepspeed_config.partial_offload import part_for
 
 WEIGHT = "weight"
 REPLICATED = "ds_pipe_replicated"  # DeepSpeed's mark on a weight that another stage has too

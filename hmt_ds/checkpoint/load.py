@@ -13,8 +13,8 @@ from hmt_ds.checkpoint.files import CheckpointError, checkpoints_in, damage, rea
 from hmt_ds.checkpoint.fragments import WEIGHT, ensure_states, fragments, set_scalars, spread_weights
 from hmt_ds.checkpoint.ranks import rank_file, read_memories, read_random_states
 from hmt_ds.checkpoint.save import COUNTERS, Progress, loss_scaler
-from hmt_ds.parallel.distributed import from_all_ranks, from_rank_0, rank, world_size
-from hmt_ds.parallel.ring.build import STAND_IN
+from hmt_ds.distributed.process_group import from_all_ranks, from_rank_0, rank, world_size
+from hmt_ds.parallel.pipeline.build_stage import STAND_IN
 from hmt_ds.parallel.zero import ZeroExecutor
 
 # what steps change in a schedule of DeepSpeed's or torch's

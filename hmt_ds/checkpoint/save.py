@@ -16,7 +16,7 @@ from hmt_ds.checkpoint.files import CheckpointError, begin, discard, partial_of,
 from hmt_ds.checkpoint.fragments import Fragment, ensure_states, fragments, scalars
 from hmt_ds.checkpoint.ranks import rank_file, rank_tensors, write_rank
 from hmt_ds.checkpoint.staging import Staging
-from hmt_ds.parallel.distributed import add_up, from_all_ranks, rank, world_size
+from hmt_ds.distributed.process_group import add_up, from_all_ranks, rank, world_size
 from hmt_ds.parallel.zero import ZeroExecutor
 
 FILE_BYTES = 2**31  # of one file of fragments, about

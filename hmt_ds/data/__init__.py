@@ -2,10 +2,10 @@
 
 from hmt_ds.data.batches import IGNORE_INDEX, Batch, WindowLoader
 from hmt_ds.data.errors import DataError
-from hmt_ds.data.plan import Piece, PlanState, Window, WindowPlan
 from hmt_ds.data.sources import load_documents
 from hmt_ds.data.tokenize import document_lengths, tokenize_documents
 from hmt_ds.data.tokenizers import check_vocabulary, describe_tokenizer, load_tokenizer, train_sentencepiece
+from hmt_ds.data.window_plan import Piece, PlanState, Window, WindowPlan
 
 __all__ = [
     "IGNORE_INDEX",

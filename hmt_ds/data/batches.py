@@ -11,8 +11,8 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from hmt_ds.data.plan import Piece, PlanState, WindowPlan
 from hmt_ds.data.tokenize import document_lengths
+from hmt_ds.data.window_plan import Piece, PlanState, WindowPlan
 
 IGNORE_INDEX = -100  # the label that cross-entropy leaves out
 

@@ -10,8 +10,8 @@ import numpy as np
 from datasets import Dataset, Features, Value
 from transformers import PreTrainedTokenizerBase
 
+from hmt_ds.config.value_checks import why_no_folder
 from hmt_ds.data.errors import DataError
-from hmt_ds.data.folders import why_no_folder
 
 FEATURES = Features({"input_ids": datasets.List(Value("int32")), "length": Value("int64")})
 

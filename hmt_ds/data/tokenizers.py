@@ -15,8 +15,8 @@ from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from sentencepiece.sentencepiece_model_pb2 import ModelProto, TrainerSpec
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from hmt_ds.config.value_checks import why_no_folder
 from hmt_ds.data.errors import DataError, first_line
-from hmt_ds.data.folders import why_no_folder
 
 FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")  # any of them makes a tokenizer of a folder
 

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from hmt_ds.distributed.process_group import add_up
 from hmt_ds.memory import IGNORED, MemoryState, Window
-from hmt_ds.parallel.distributed import add_up
 from hmt_ds.parallel.zero import ZeroExecutor
 
 

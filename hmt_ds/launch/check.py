@@ -1,6 +1,6 @@
 """Are the machines ready? ``python -m hmt_ds.launch.check hostfile FILE`` for a launch by ssh, ``slurm`` inside a job.
 
-Every machine runs `hmt_ds.launch.probe`. Prints settings that a launch script evaluates; or a line for each problem,
+Every machine runs `hmt_ds.launch.machine`. Prints settings that a launch script evaluates; or a line for each problem,
 with the machine's name, and ends with 2.
 """
 
@@ -59,7 +59,7 @@ def probe_words(hosts: dict[str, int], host: str) -> list[str]:
     first = host == names[0]
     gpus = 0 if os.environ.get("DS_ACCELERATOR") == "cpu" else hosts[host]
     port = os.environ.get("MASTER_PORT", "0") if first else "0"
-    return [sys.executable, "-m", "hmt_ds.launch.probe", names[-1] if first else names[0], str(gpus), port]
+    return [sys.executable, "-m", "hmt_ds.launch.machine", names[-1] if first else names[0], str(gpus), port]
 
 
 def ask_by_ssh(hosts: dict[str, int]) -> dict[str, Any]:

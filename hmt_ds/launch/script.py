@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
-from hmt_ds.config import PROJECT
+from hmt_ds.config.load import PROJECT
 
 NODE_ENV = PROJECT / "launch" / "node_env.sh"
 TITLES = {

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hmt_ds.convert_options import add_convert_options, chosen
-from hmt_ds.planning.options import whole_number
+from hmt_ds.config.value_checks import whole_number
+from hmt_ds.conversion.convert_options import add_convert_options, chosen
 
 # minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes, days-hours:minutes:seconds
 TIME = r"\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+(:\d\d){0,2}"
@@ -56,7 +56,7 @@ def add_launch(commands: Any) -> None:
 
 def launch(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Write and submit, or show; returns the exit code."""
-    from hmt_ds.config import ConfigError
+    from hmt_ds.config.load import ConfigError
     from hmt_ds.reporting.progress import print_problems
 
     try:
@@ -107,7 +107,7 @@ def chain(arguments: argparse.Namespace, overrides: list[str]) -> list[Any]:
     Raises:
         ConfigError: with all that is wrong with the options and the recipes.
     """
-    from hmt_ds.config import ConfigError
+    from hmt_ds.config.load import ConfigError
     from hmt_ds.launch.script import NODE_ENV, Allocation, Job
 
     problems = [] if NODE_ENV.exists() else [f"{NODE_ENV}: not there; install with pip install -e, from the project"]
@@ -176,9 +176,9 @@ def read_recipe(words: list[str], *, elastic: bool, array: int | None) -> tuple[
     Raises:
         ConfigError: if it is no recipe, would go on with a run without being told to, or must be elastic and is not.
     """
-    from hmt_ds.config import ConfigError, load_recipe
+    from hmt_ds.config.load import ConfigError, load_recipe
     from hmt_ds.launch.script import run_folders
-    from hmt_ds.prepare import check_folders, check_output
+    from hmt_ds.preflight.prepare import check_folders, check_output
 
     if not words:
         raise ConfigError(["--then train: name a recipe"])
@@ -204,9 +204,9 @@ def follower_problems(command: str, words: list[str], run: list[str]) -> list[st
         words: the command's.
         run: recipe and overrides of the run.
     """
-    from hmt_ds.config import ConfigError, load_recipe
-    from hmt_ds.conversion import ConversionError
-    from hmt_ds.convert import Options, check_part, refuse_foreign_options
+    from hmt_ds.config.load import ConfigError, load_recipe
+    from hmt_ds.conversion.convert import Options, check_part, refuse_foreign_options
+    from hmt_ds.conversion.errors import ConversionError
 
     try:
         recipe = load_recipe(run[0], [*run[1:], *(words if command == "evaluate" else ())])
@@ -257,7 +257,7 @@ def submit(words: list[str]) -> str:
     Raises:
         ConfigError: with what sbatch says.
     """
-    from hmt_ds.config import ConfigError
+    from hmt_ds.config.load import ConfigError
 
     run = subprocess.run(words, capture_output=True, text=True, check=False)
     if run.returncode:

@@ -69,7 +69,7 @@ class Prompt(nn.Module):
 class HMT(nn.Module):
     """A backbone that reads one segment at a time and remembers the earlier ones.
 
-    ``forward`` reads one segment; :mod:`hmt_ds.memory.unroll` goes through many.
+    ``forward`` reads one segment; :mod:`hmt_ds.memory.bptt` goes through many.
     """
 
     def __init__(self, backbone: nn.Module, settings: MemorySettings):

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hmt_ds.memory.borders import RandomState
-from hmt_ds.memory.plan import Plan
+from hmt_ds.memory.boundaries import RandomState
+from hmt_ds.memory.recompute_plan import Plan
 from hmt_ds.memory.segments import Summary, Window
 from hmt_ds.memory.settings import MemorySettings
 

@@ -12,16 +12,16 @@ import torch
 
 from hmt_ds.backbones import CausalLM
 from hmt_ds.backbones.compute import compile_layers
+from hmt_ds.distributed.process_group import add_up, rank, world_size
 from hmt_ds.memory import HMT, MemoryState, SegmentOutput, Window, backward_through_time, read_window
+from hmt_ds.memory.bptt import Phase
 from hmt_ds.memory.loss import cross_entropy
-from hmt_ds.memory.unroll import Phase
-from hmt_ds.parallel.build import parameter_groups
-from hmt_ds.parallel.distributed import add_up, rank, world_size
-from hmt_ds.parallel.ds_config import computes_in_autocast, stage_of, with_bucket
-from hmt_ds.parallel.partial_offload import join_parts
-from hmt_ds.parallel.reduction import PerSegment, PerStep
-from hmt_ds.parallel.room import Room
-from hmt_ds.parallel.settle import BY_DEFAULT, ComputeSettings, arrange, number_of, resolve
+from hmt_ds.parallel.activation_budget import Room
+from hmt_ds.parallel.build_hmt import parameter_groups
+from hmt_ds.parallel.compute_choice import BY_DEFAULT, ComputeSettings, arrange, number_of, resolve
+from hmt_ds.parallel.deepspeed_config.fill import computes_in_autocast, stage_of, with_bucket
+from hmt_ds.parallel.deepspeed_config.partial_offload import join_parts
+from hmt_ds.parallel.gradients import PerSegment, PerStep
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class ZeroExecutor:
     """Runs windows through an HMT inside a DeepSpeed engine.
 
     Args:
-        model: from :func:`hmt_ds.parallel.build.build_hmt`.
+        model: from :func:`hmt_ds.parallel.build_hmt.build_hmt`.
         ds_config: filled.
         precision: ``fp32``, ``bf16`` or ``fp16``.
         memory_lr: learning rate of the memory modules, or None for the optimizer's.

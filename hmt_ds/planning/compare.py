@@ -10,19 +10,19 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from hmt_ds.memory import MemorySettings
-from hmt_ds.parallel.ring.schedule import Kind, graphs_kept, ring_schedule, summaries_together
+from hmt_ds.parallel.pipeline.schedule import Kind, graphs_kept, ring_schedule, summaries_together
 from hmt_ds.planning.activations import bytes_per_position
 from hmt_ds.planning.flops import summary_positions
 from hmt_ds.planning.plan_options import CompareOptions
-from hmt_ds.planning.ring import Durations, Link, Machine, Timeline, peak_kept_bytes, simulate
 from hmt_ds.planning.shapes import SHAPES, Shape
+from hmt_ds.planning.simulate import Durations, Link, Machine, Timeline, peak_kept_bytes, simulate
 
 SIZE = 2  # bytes of a bf16 number
-USABLE = 0.92  # of a GPU's memory, as parallel/room.py plans
+USABLE = 0.92  # of a GPU's memory, as parallel/activation_budget.py plans
 # bytes of a trained weight: bf16 and its float32 sum on every rank that computes with it (ZeRO-3 shards both); and, in
-# a shard, DeepSpeed's float32 weight and two moments, as parallel/settle.py counts
+# a shard, DeepSpeed's float32 weight and two moments, as parallel/compute_choice.py counts
 WHOLE, SHARD = SIZE + 4, 12
-LEAVES = 0.1  # of the memory: two of ZeRO-3's leaves and their gradients, a fortieth each (parallel/settle.py)
+LEAVES = 0.1  # of the memory: two of ZeRO-3's leaves and their gradients, a fortieth each (parallel/compute_choice.py)
 
 
 @dataclass(frozen=True)
@@ -136,8 +136,9 @@ def stage_counts(shape: Shape, cluster: Cluster, gpus: int) -> Iterator[int]:
 def ring(job: Job, cluster: Cluster, gpus: int, stages: int) -> Estimate:
     """Rings of so many stages, data parallel to each other with ZeRO-1.
 
-    A micro-batch is one row. As many items as fit keep their graphs (parallel/ring/room.py); the others are read again
-    before their backward pass. In the end the rings reduce-scatter their float32 sums, and gather bf16 weights.
+    A micro-batch is one row. As many items as fit keep their graphs (parallel/pipeline/stage_budget.py); the others are
+    read again before their backward pass. In the end the rings reduce-scatter their float32 sums, and gather bf16
+    weights.
     """
     node, rings = cluster.gpus_per_node, gpus // stages
     layers, head = job.shape.num_hidden_layers // stages, job.shape.head_parameters
@@ -219,8 +220,8 @@ def data_parallel(
     """A step in which each GPU reads its own rows, as many at a time as fit.
 
     Messages go beside the arithmetic of their pass, so a pass takes the longer of the two. As many of the last segments
-    keep their activations as fit, and are read once (parallel/room.py); the rest is read, and read again. Summaries are
-    read in batches that are no larger than a segment, twice.
+    keep their activations as fit, and are read once (parallel/activation_budget.py); the rest is read, and read
+    again. Summaries are read in batches that are no larger than a segment, twice.
 
     Args:
         states: bytes of weights, sums and the optimizer's states.

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hmt_ds.parallel.ring.schedule import MODES
-from hmt_ds.planning.options import whole_number
+from hmt_ds.config.value_checks import whole_number
+from hmt_ds.parallel.pipeline.schedule import MODES
 from hmt_ds.planning.shapes import SHAPES
 
 PICTURES = (".png", ".svg", ".pdf")

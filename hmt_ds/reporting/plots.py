@@ -53,7 +53,7 @@ def plot_schedule(stages: Sequence[Sequence[Any]], title: str, file: Path) -> No
     """The bars of each stage, one stage below the other.
 
     Args:
-        stages: as for :func:`hmt_ds.reporting.ring_timeline.timeline_lines`.
+        stages: as for :func:`hmt_ds.reporting.pipeline_timeline.timeline_lines`.
     """
     end = max(bars[-1].stop for bars in stages)
     figure, axes = plt.subplots(figsize=(min(40, 4 + end / 10), 1.5 + 0.5 * len(stages)), layout="constrained")

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 import yaml
 
-from hmt_ds.assemble import build_executor, identity
 from hmt_ds.checkpoint import Keeping, Progress, Saver
 from hmt_ds.checkpoint.fragments import base_optimizer, buffers
-from hmt_ds.config import load_recipe
-from hmt_ds.parallel.distributed import end_process
-from hmt_ds.train import as_rank, prepare_together
+from hmt_ds.config.load import load_recipe
+from hmt_ds.distributed.process_group import end_process
+from hmt_ds.training.build import build_executor, identity
+from hmt_ds.training.rank import as_rank, prepare_together
 
 RECIPE = "launch/recipes/bench-1.1b.yaml"
 

@@ -112,7 +112,7 @@ ring_beside() {
 }
 # the ring's simulator beside measured steps, one row a micro-batch
 simulated() {
-    "${PYTHON:-python3}" -m torch.distributed.run --nproc_per_node 2 tests/benchmarks/ring_times.py launch/recipes/bench-6.8b.yaml \
+    "${PYTHON:-python3}" -m torch.distributed.run --nproc_per_node 2 tests/benchmarks/pipeline_times.py launch/recipes/bench-6.8b.yaml \
         --deepspeed ds_configs/zero1.json --pipeline.stages 2 --compute.recompute segment "${shape[@]}" \
         >"$folder/simulated.log" 2>&1
     echo "== simulated: exit code $?"

@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
-from hmt_ds.assemble import build_executor, identity
-from hmt_ds.bench import say, steps_of
+from hmt_ds.benchmark.bench_options import parse_words
+from hmt_ds.benchmark.run import steps_of
 from hmt_ds.checkpoint import Keeping, Progress, Saver
-from hmt_ds.config import load_recipe
-from hmt_ds.parallel.distributed import end_process, world_size
+from hmt_ds.config.load import load_recipe
+from hmt_ds.distributed.process_group import end_process, world_size
 from hmt_ds.parallel.zero import ZeroExecutor
-from hmt_ds.planning.options import parse_words
-from hmt_ds.train import as_rank, prepare_together
+from hmt_ds.training.build import build_executor, identity
+from hmt_ds.training.rank import as_rank, prepare_together, say
 
 WARMUP = 6
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import NODES, PROJECT, SBATCH, Cluster, curve, finish, wait_for_step, wait_until
 
-from hmt_ds.parallel.stopping import STOPPED
+from hmt_ds.distributed.stopping import STOPPED
 
 pytestmark = pytest.mark.cluster
 

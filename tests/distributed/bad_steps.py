@@ -13,7 +13,7 @@ from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import ring_gradients
+import pipeline_gradients
 import torch
 import zero_cases
 import zero_gradients
@@ -23,8 +23,8 @@ from torch import Tensor
 
 from hmt_ds.backbones import CausalLM
 from hmt_ds.checkpoint.fragments import fragments, scalars
+from hmt_ds.distributed.process_group import end_process, from_all_ranks, join, rank, world_size
 from hmt_ds.memory import Window
-from hmt_ds.parallel.distributed import end_process, from_all_ranks, join, rank, world_size
 from hmt_ds.parallel.zero import StepOutput, ZeroExecutor
 
 POISON = VOCABULARY - 1
@@ -88,8 +88,8 @@ def make_executor(case: Case, device: torch.device) -> ZeroExecutor:
     """The executors that the tests of gradients have."""
     if case.config == "ring":
         pipelines = world_size() // 2
-        return ring_gradients.make_executor(
-            ring_gradients.Case(2, pipelines, DEPTH, 2, precision=case.precision), device
+        return pipeline_gradients.make_executor(
+            pipeline_gradients.Case(2, pipelines, DEPTH, 2, precision=case.precision), device
         )
     return zero_gradients.make_executor(
         zero_cases.Case(case.config, precision=case.precision, reduction=case.reduction), device

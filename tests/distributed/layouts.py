@@ -24,7 +24,7 @@ from zero_cases import Case
 from zero_gradients import make_executor
 
 from hmt_ds.checkpoint import Keeping, Progress, Saver, load_checkpoint
-from hmt_ds.parallel.distributed import end_process, join, rank, world_size
+from hmt_ds.distributed.process_group import end_process, join, rank, world_size
 from hmt_ds.parallel.zero import ZeroExecutor
 
 CONFIGS = ("zero0", "zero1", "zero2", "zero3", "zero3_offload")

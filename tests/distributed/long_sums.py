@@ -16,8 +16,8 @@ from torch import Tensor
 from zero_cases import Case
 from zero_gradients import full_gradients, make_executor, start_weights, whole_error, worst
 
+from hmt_ds.distributed.process_group import end_process, join, rank, world_size
 from hmt_ds.memory import IGNORED, MemoryState, Window
-from hmt_ds.parallel.distributed import end_process, join, rank, world_size
 from hmt_ds.parallel.zero import ZeroExecutor
 
 Depth = tuple[str, str, int]  # file of ds_configs, way of reduction, segments

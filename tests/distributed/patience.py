@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-from hmt_ds.parallel.distributed import end_process, from_all_ranks, from_rank_0, join, rank
+from hmt_ds.distributed.process_group import end_process, from_all_ranks, from_rank_0, join, rank
 
 SECONDS = 4.0  # that an exchange waits
 

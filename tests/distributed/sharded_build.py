@@ -10,9 +10,9 @@ import torch
 from ranks import PROJECT
 from transformers import AutoModelForCausalLM
 
-from hmt_ds.parallel.build import build_hmt
-from hmt_ds.parallel.distributed import end_process, join, rank, world_size
-from hmt_ds.parallel.ds_config import EngineSettings, fill_ds_config, read_ds_config
+from hmt_ds.distributed.process_group import end_process, join, rank, world_size
+from hmt_ds.parallel.build_hmt import build_hmt
+from hmt_ds.parallel.deepspeed_config.fill import EngineSettings, fill_ds_config, read_ds_config
 
 
 def look(source: Any, precision: str) -> dict[str, Any]:

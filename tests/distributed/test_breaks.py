@@ -9,7 +9,7 @@ from ranks import PROJECT, cpu_environment
 from zero_cases import SAMPLE, Case
 
 BREAKS = str(Path(__file__).with_name("breaks"))
-BATCHES, UNROLL = "tests/unit/test_data_batches.py", "tests/unit/test_unroll.py"
+BATCHES, UNROLL = "tests/unit/test_data_batches.py", "tests/unit/test_bptt.py"
 ZERO0, ZERO1, ZERO3 = Case("zero0"), Case("zero1", reduction="step"), Case("zero3")
 OFFLOADED = Case("zero2_offload", "frozen"), Case("zero3_offload", "lora")
 KEPT = Case("zero3", recompute="none", summary_batch=2, leaf_layers=2)

@@ -10,7 +10,7 @@ import pytest
 from tiny_recipe import STEPS, command_of, finish, make_materials, signal_at, start, train, write_recipe
 
 from hmt_ds.checkpoint import newest_intact
-from hmt_ds.parallel.stopping import STOPPED
+from hmt_ds.distributed.stopping import STOPPED
 from hmt_ds.reporting.metrics import read_metrics
 
 RESUME = ("--checkpoint.resume", "auto")

@@ -14,7 +14,7 @@ from ranks import run_ranks
 
 from hmt_ds.checkpoint import CheckpointError, Keeping, Progress, Saver, load_checkpoint, newest_intact, save
 from hmt_ds.checkpoint.files import MANIFEST
-from hmt_ds.parallel.distributed import end_process, join, rank
+from hmt_ds.distributed.process_group import end_process, join, rank
 from hmt_ds.parallel.zero import ZeroExecutor
 
 FULL = OSError(28, "No space left on device\nand more that a library has to say")

@@ -11,7 +11,7 @@ from ranks import run_ranks
 from safetensors.torch import load_file
 from tiny_runs import BACKBONE, MEMORY
 
-from hmt_ds.convert import Options, convert
+from hmt_ds.conversion.convert import Options, convert
 
 CONFIGS = ("zero0", "zero1", "zero2", "zero3")
 SIZES = ("segment_length", "sensory_tokens", "cached_memories")

@@ -20,7 +20,7 @@ from tiny_recipe import (
     write_recipe,
 )
 
-from hmt_ds.parallel.stopping import STOPPED
+from hmt_ds.distributed.stopping import STOPPED
 from hmt_ds.reporting.metrics import read_metrics
 
 RESUME = ("--checkpoint.resume", "auto")

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from hmt_ds.assemble import build_executor
 from hmt_ds.checkpoint import load_checkpoint, newest_intact
-from hmt_ds.config import load_recipe
+from hmt_ds.config.load import load_recipe
+from hmt_ds.distributed.process_group import end_process, join
 from hmt_ds.evaluation.generation import generate
 from hmt_ds.memory import MemoryState, read_window, split_document
-from hmt_ds.parallel.distributed import end_process, join
-from hmt_ds.prepare import prepare
+from hmt_ds.preflight.prepare import prepare
+from hmt_ds.training.build import build_executor
 
 
 def model_of(task: dict[str, Any]) -> Any:

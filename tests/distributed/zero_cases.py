@@ -5,7 +5,7 @@ from dataclasses import astuple, dataclass
 
 from tiny_runs import DEPTH
 
-from hmt_ds.parallel.settle import ComputeSettings
+from hmt_ds.parallel.compute_choice import ComputeSettings
 
 CONFIGS = ("zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
 

@@ -10,7 +10,7 @@ from tiny_runs import get_weights, windows
 from zero_cases import Case
 from zero_gradients import make_executor
 
-from hmt_ds.parallel.distributed import end_process, join, rank, world_size
+from hmt_ds.distributed.process_group import end_process, join, rank, world_size
 
 
 def be_a_rank(task: dict[str, Any], result: Path) -> None:

@@ -22,10 +22,10 @@ from torch import Tensor
 from zero_cases import ACCUMULATION, BF16, GRID, POLICIES, Case
 
 from hmt_ds.backbones.compute import layers_of
+from hmt_ds.distributed.process_group import end_process, join, rank, world_size
 from hmt_ds.memory import MemoryState, Window, read_window
-from hmt_ds.parallel.build import build_hmt
-from hmt_ds.parallel.distributed import end_process, join, rank, world_size
-from hmt_ds.parallel.ds_config import EngineSettings, fill_ds_config, read_ds_config
+from hmt_ds.parallel.build_hmt import build_hmt
+from hmt_ds.parallel.deepspeed_config.fill import EngineSettings, fill_ds_config, read_ds_config
 from hmt_ds.parallel.zero import ZeroExecutor
 
 # eps is well above rounding: AdamW's first step is lr * g / (|g| + eps), which for tiny g would be the sign of rounding

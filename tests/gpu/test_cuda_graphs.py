@@ -3,11 +3,11 @@
 import pytest
 import torch
 
+from hmt_ds.distributed.process_group import join
 from hmt_ds.memory import MemorySettings, Window
-from hmt_ds.parallel.build import build_hmt
-from hmt_ds.parallel.distributed import join
-from hmt_ds.parallel.ds_config import EngineSettings, fill_ds_config, read_ds_config
-from hmt_ds.parallel.settle import ComputeSettings
+from hmt_ds.parallel.build_hmt import build_hmt
+from hmt_ds.parallel.compute_choice import ComputeSettings
+from hmt_ds.parallel.deepspeed_config.fill import EngineSettings, fill_ds_config, read_ds_config
 from hmt_ds.parallel.zero import ZeroExecutor
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]

@@ -9,8 +9,8 @@ import subprocess
 import sys
 import time
 
+import pipeline_gradients
 import pytest
-import ring_gradients
 import torch
 import zero_cases
 import zero_gradients
@@ -22,19 +22,19 @@ from hmt_ds.reporting.metrics import read_metrics
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 RING = {
     "2 stages": [
-        ring_gradients.Case(2, 1, 2, 4),
-        ring_gradients.Case(2, 1, 5, 1, "rmt", "lora"),
-        ring_gradients.Case(2, 1, 3, 2, mode="backbone"),
-        ring_gradients.Case(2, 1, 5, 2, spill=True),
-        ring_gradients.Case(2, 1, 2, 2, keeps=5),
+        pipeline_gradients.Case(2, 1, 2, 4),
+        pipeline_gradients.Case(2, 1, 5, 1, "rmt", "lora"),
+        pipeline_gradients.Case(2, 1, 3, 2, mode="backbone"),
+        pipeline_gradients.Case(2, 1, 5, 2, spill=True),
+        pipeline_gradients.Case(2, 1, 2, 2, keeps=5),
     ],
     "3 stages": [
-        ring_gradients.Case(3, 1, 5, 4, spill=True, keeps=7),
-        ring_gradients.Case(3, 1, 1, 1, "rmt"),
-        ring_gradients.Case(3, 1, 3, 2, mode="backbone"),
-        ring_gradients.Case(3, 1, 2, 4, mode="backbone", keeps=3),
+        pipeline_gradients.Case(3, 1, 5, 4, spill=True, keeps=7),
+        pipeline_gradients.Case(3, 1, 1, 1, "rmt"),
+        pipeline_gradients.Case(3, 1, 3, 2, mode="backbone"),
+        pipeline_gradients.Case(3, 1, 2, 4, mode="backbone", keeps=3),
     ],
-    "2 x 2": [ring_gradients.Case(2, 2, 2, 2, accumulation=2)],
+    "2 x 2": [pipeline_gradients.Case(2, 2, 2, 2, accumulation=2)],
 }
 ZERO = [
     zero_cases.Case("zero1", reduction="step"),
@@ -49,7 +49,7 @@ ZERO = [
 
 @pytest.mark.parametrize("cases", RING.values(), ids=RING)
 def test_ring(cases):
-    for row in ring_gradients.run_cases(cases, one_gpu=True):
+    for row in pipeline_gradients.run_cases(cases, one_gpu=True):
         print(row["case"], {key: row[key] for key in ("gradient", "weights", "loss", "norm")})
         assert row["gradient"] < 1e-5 and row["weights"] < 1e-5 and row["norm"] < 1e-5, row
         assert not row["apart"], "tied weights have drifted apart"

@@ -20,7 +20,7 @@ from hmt_ds.backbones import (
     select_trainable,
 )
 from hmt_ds.memory import HMT, read_window
-from hmt_ds.parallel.build import initialise_prompts
+from hmt_ds.parallel.build_hmt import initialise_prompts
 
 # windows and caps are small enough to bite within a segment
 SIZES = {name: value for name, value in LLAMA.items() if name != "model_type"} | {"pad_token_id": 0}

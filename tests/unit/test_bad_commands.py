@@ -72,7 +72,7 @@ def folder(tmp_path_factory) -> Path:
 def test_problem_is_one_line(folder, monkeypatch, capsys, words, lines):
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["hmt-ds", *words])
-    monkeypatch.setattr("hmt_ds.cli.run_ranks", lambda *arguments: pytest.fail("ranks were started"))
+    monkeypatch.setattr("hmt_ds.launch.start.run_ranks", lambda *arguments: pytest.fail("ranks were started"))
     before = contents(folder)
     with pytest.raises(SystemExit) as end:
         cli.main()
@@ -87,7 +87,7 @@ def test_bench_may_write_its_numbers_anew(folder, monkeypatch, tmp_path, name):
     (tmp_path / "old.json").write_text(json.dumps({}))
     started = []
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("hmt_ds.cli.run_ranks", lambda module, words, ranks: started.append(words) or 0)
+    monkeypatch.setattr("hmt_ds.launch.start.run_ranks", lambda module, words, ranks: started.append(words) or 0)
     monkeypatch.setattr(sys, "argv", ["hmt-ds", *BENCH, "--json", str(tmp_path / name)])
     with pytest.raises(SystemExit) as end:
         cli.main()

@@ -249,8 +249,8 @@ def test_command_itself(folder):
 
 
 def test_document_shorter_than_a_segment_is_fine(folder, tmp_path):
-    from hmt_ds.config import load_recipe
-    from hmt_ds.prepare import prepare
+    from hmt_ds.config.load import load_recipe
+    from hmt_ds.preflight.prepare import prepare
 
     with inside(folder):
         prepared = prepare(load_recipe("recipe.yaml", ["--data.cache_dir", str(tmp_path)]), "recipe.yaml")

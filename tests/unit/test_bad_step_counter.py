@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from hmt_ds import bad_steps
-from hmt_ds.bad_steps import RETURNS, BadStepCounter, BadSteps, read_left_out, suspects, write_left_out
 from hmt_ds.checkpoint import CheckpointError
 from hmt_ds.memory import MemoryState
+from hmt_ds.training import bad_steps
+from hmt_ds.training.bad_steps import RETURNS, BadStepCounter, BadSteps, read_left_out, suspects, write_left_out
 
 DOCUMENTS = torch.tensor([[4, 4, 7], [5, 6, -1], [8, 8, 8]])
 ALL = torch.ones(3, 3, dtype=torch.bool)

@@ -12,16 +12,16 @@ import yaml
 from tiny import make_settings
 
 from hmt_ds.backbones import read_config
-from hmt_ds.bench import steps_of
-from hmt_ds.config import ConfigError, load_recipe
+from hmt_ds.benchmark.bench_options import parse_words
+from hmt_ds.benchmark.footprint import bytes_within
+from hmt_ds.benchmark.measure import Bench, TimedStep, random_windows, speeds
+from hmt_ds.benchmark.run import steps_of
+from hmt_ds.config.load import ConfigError, load_recipe
 from hmt_ds.memory import MemorySettings, Plan
-from hmt_ds.planning import clock as clock_module
-from hmt_ds.planning.clock import Clock
 from hmt_ds.planning.flops import rates, repeated_positions
-from hmt_ds.planning.footprint import bytes_within
-from hmt_ds.planning.measure import Bench, TimedStep, random_windows, speeds
-from hmt_ds.planning.options import parse_words
-from hmt_ds.prepare import prepare
+from hmt_ds.preflight.prepare import prepare
+from hmt_ds.reporting import phase_clock as clock_module
+from hmt_ds.reporting.phase_clock import Clock
 
 PROJECT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -206,7 +206,7 @@ def test_options_are_read_again_by_the_ranks():
 def test_problem_is_one_line(folder, monkeypatch, capsys, words, lines):
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["hmt-ds", "bench", "recipe.yaml", *words])
-    monkeypatch.setattr("hmt_ds.cli.run_ranks", lambda *arguments: pytest.fail("ranks were started"))
+    monkeypatch.setattr("hmt_ds.launch.start.run_ranks", lambda *arguments: pytest.fail("ranks were started"))
     from hmt_ds import cli
 
     with pytest.raises(SystemExit) as end:

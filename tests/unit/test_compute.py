@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hmt_ds.backbones import FAMILIES, BackboneError, build_model
 from hmt_ds.backbones.compute import EXPENSIVE, checkpoint_layers, compile_layers, layers_of, liger_knows
 from hmt_ds.memory import HMT
-from hmt_ds.parallel.leaves import group_layers
+from hmt_ds.parallel.layer_groups import group_layers
 
 LAYERS = 3
 IDS = torch.arange(1, 13)[None]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from hmt_ds.config import ConfigError, find_file, load_recipe, read_yaml, write_yaml
+from hmt_ds.config.load import ConfigError, find_file, load_recipe, read_yaml, write_yaml
 
 PROJECT = Path(__file__).resolve().parents[2]
 QUICKSTART = PROJECT / "launch" / "recipes" / "quickstart.yaml"

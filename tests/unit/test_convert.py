@@ -17,13 +17,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import hmt_ds
 from hmt_ds.backbones import check_memory
-from hmt_ds.conversion import ConversionError
+from hmt_ds.conversion.convert import Options, convert
+from hmt_ds.conversion.errors import ConversionError
 from hmt_ds.conversion.pickles import read_pickle
 from hmt_ds.conversion.remote_code import remote_code
 from hmt_ds.conversion.shards import plan_shards, write_shards
 from hmt_ds.conversion.weights import of_folder, tensors
-from hmt_ds.convert import Options, convert
-from hmt_ds.parallel.build import build_hmt
+from hmt_ds.parallel.build_hmt import build_hmt
 
 PARITY = Path(__file__).parents[1] / "parity"
 sys.path.insert(0, str(PARITY))

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from hmt_ds.conversion.convert import RunParts
 from hmt_ds.conversion.skeleton import skeleton
 from hmt_ds.conversion.weights import tensors
-from hmt_ds.convert import RunParts
 from hmt_ds.memory import MemorySettings
 
 CONFIG = AutoConfig.for_model(

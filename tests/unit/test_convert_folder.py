@@ -12,13 +12,13 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from hmt_ds import held_out
 from hmt_ds.backbones import read_config
-from hmt_ds.conversion import Export, write_folder
 from hmt_ds.conversion.card import card, figures
+from hmt_ds.conversion.folder import Export, write_folder
 from hmt_ds.conversion.weights import tensors
 from hmt_ds.evaluation.perplexity import PerplexityRow
-from hmt_ds.held_out import HeldOut
+from hmt_ds.training import validation
+from hmt_ds.training.validation import HeldOut
 
 TEMPLATES = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
 
@@ -73,7 +73,7 @@ def test_a_card_tells_its_own_checkpoints_figures(run, step, losses, evaluation)
 def test_a_disk_that_is_full_leaves_the_evaluation_before(tmp_path, monkeypatch, capsys):
     """The file is written aside: what is there under its name is whole, and of what failed nobody reads."""
     rows = [PerplexityRow(1, 2, 10, 5.0, 6.0)]
-    monkeypatch.setattr(held_out, "perplexity_by_segments", lambda executor, windows, segments_read: rows)
+    monkeypatch.setattr(validation, "perplexity_by_segments", lambda executor, windows, segments_read: rows)
     recipe: Any = SimpleNamespace(
         training=SimpleNamespace(output=str(tmp_path)), evaluation=SimpleNamespace(segments_read=[1])
     )

@@ -9,13 +9,13 @@ from tiny import LLAMA, make_settings
 from transformers import AutoModelForCausalLM
 
 from hmt_ds.backbones import LoraSettings, build_model, read_config, select_trainable
-from hmt_ds.conversion import ConversionError
+from hmt_ds.config.recipe import Recipe
 from hmt_ds.conversion.adapters import ADAPTER
+from hmt_ds.conversion.convert import RunParts
+from hmt_ds.conversion.errors import ConversionError
 from hmt_ds.conversion.skeleton import fit, skeleton
 from hmt_ds.conversion.weights import tensors
-from hmt_ds.convert import RunParts
 from hmt_ds.memory import HMT, MemorySettings
-from hmt_ds.recipe import Recipe
 
 TIED = LLAMA | {"tie_word_embeddings": True}
 HEAD, EMBEDDING = "backbone.model.lm_head.weight", "backbone.model.model.embed_tokens.weight"

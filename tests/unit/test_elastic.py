@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from hmt_ds import elastic
-from hmt_ds.config import ConfigError
-from hmt_ds.recipe import Recipe
+from hmt_ds.config.load import ConfigError
+from hmt_ds.config.recipe import Recipe
+from hmt_ds.training import elastic
 
 
 @pytest.fixture

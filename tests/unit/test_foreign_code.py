@@ -9,7 +9,7 @@ from tiny import LLAMA, make_settings
 from transformers import dynamic_module_utils
 
 from hmt_ds.backbones import BackboneError, LoraSettings, check_adapters, check_backbone, read_config
-from hmt_ds.conversion import ConversionError
+from hmt_ds.conversion.errors import ConversionError
 from hmt_ds.conversion.skeleton import skeleton
 
 CODE = """

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from hmt_ds import trainer as module
 from hmt_ds.checkpoint import CheckpointError
 from hmt_ds.checkpoint import Progress as Position
-from hmt_ds.parallel.stopping import Stopped
-from hmt_ds.trainer import Trainer
+from hmt_ds.distributed.stopping import Stopped
+from hmt_ds.training import trainer as module
+from hmt_ds.training.trainer import Trainer
 
 
 class FakeSaver:

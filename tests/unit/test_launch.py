@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from hmt_ds.local import places
-from hmt_ds.parallel import distributed
-from hmt_ds.parallel.distributed import LaunchError, find_place
+from hmt_ds.distributed import process_group
+from hmt_ds.distributed.process_group import LaunchError, find_place
+from hmt_ds.launch.local import places
 
 NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 MPI = {
@@ -77,7 +77,7 @@ def test_several_machines_need_a_first_one(monkeypatch):
 @pytest.mark.parametrize("given", [MPI, HYDRA], ids=["mpirun", "MPICH"])
 def test_mpi_is_asked_for_it(monkeypatch, given):
     """tests/cluster/test_launchers.py asks a real one."""
-    monkeypatch.setattr(distributed, "meeting_place", lambda: {"MASTER_ADDR": "10.0.0.7", "MASTER_PORT": "41234"})
+    monkeypatch.setattr(process_group, "meeting_place", lambda: {"MASTER_ADDR": "10.0.0.7", "MASTER_PORT": "41234"})
     found = place(monkeypatch, given)
     assert (found["MASTER_ADDR"], found["MASTER_PORT"]) == ("10.0.0.7", "41234")
     assert place(monkeypatch, given | {"MASTER_PORT": "29400"})["MASTER_PORT"] == "29400"

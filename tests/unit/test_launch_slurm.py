@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from hmt_ds import cli
-from hmt_ds.launch.starts import main as start
+from hmt_ds.launch.restarts import main as start
 
 RECIPE = {
     "model": {"source": "./model", "train": "lora"},
@@ -67,7 +67,7 @@ def test_elastic(monkeypatch, capsys, recipe):
     code, printed, errors = ask(monkeypatch, capsys, *words, "--training.elastic", "true", "--then", "evaluate")
     train, evaluate = scripts_in(printed)
     assert code == 0 and options_in(train)["nodes"] == "2-8" and options_in(evaluate)["nodes"] == "1"
-    assert 'nodes=$(python -m hmt_ds.elastic "$SLURM_NNODES" 4 "${recipe[@]}") || exit 2' in train
+    assert 'nodes=$(python -m hmt_ds.training.elastic "$SLURM_NNODES" 4 "${recipe[@]}") || exit 2' in train
     assert 'srun --nodes="$nodes" --ntasks=$((nodes * 4)) --relative=0' in train
 
 

@@ -7,11 +7,11 @@ import torch
 from tiny import GPT2, LLAMA, make_settings
 from torch.utils.flop_counter import FlopCounterMode
 
-from hmt_ds.assemble import divided_by_time
 from hmt_ds.backbones import LoraSettings, read_config
-from hmt_ds.parallel.ring import layer_times as times_module
-from hmt_ds.parallel.ring.build import stage_spans
-from hmt_ds.parallel.ring.layer_times import LayerTimes, layer_times
+from hmt_ds.parallel.pipeline import layer_times as times_module
+from hmt_ds.parallel.pipeline.build_stage import stage_spans
+from hmt_ds.parallel.pipeline.layer_times import LayerTimes, layer_times
+from hmt_ds.training.build import divided_by_time
 
 CPU = torch.device("cpu")
 

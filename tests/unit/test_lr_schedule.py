@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from hmt_ds.parallel.schedule import ScheduleError, make_scheduler
+from hmt_ds.parallel.deepspeed_config.lr_schedule import ScheduleError, make_scheduler
 
 STEPS = 50
 ONE_CYCLE = {"max_lr": 1.0}

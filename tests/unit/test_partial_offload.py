@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hmt_ds.parallel.partial_offload import join_parts, part_for
+from hmt_ds.parallel.deepspeed_config.partial_offload import join_parts, part_for
 
 
 class OnHost(torch.optim.SGD):

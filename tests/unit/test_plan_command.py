@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from hmt_ds import cli
-from hmt_ds.parallel.ring.schedule import UNIT, Costs, Item, Kind, ring_schedule
-from hmt_ds.planning.ring import Bar, Machine, simulate
+from hmt_ds.parallel.pipeline.schedule import UNIT, Costs, Item, Kind, ring_schedule
+from hmt_ds.planning.simulate import Bar, Machine, simulate
+from hmt_ds.reporting.pipeline_timeline import STYLES, timeline_lines
 from hmt_ds.reporting.plots import plot_schedule
-from hmt_ds.reporting.ring_timeline import STYLES, timeline_lines
 
 PROJECT = Path(__file__).resolve().parents[2]
 

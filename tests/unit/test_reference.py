@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from hmt_ds.backbones import read_config
+from hmt_ds.benchmark import reference
 from hmt_ds.memory import MemorySettings
-from hmt_ds.planning import reference
 from hmt_ds.reporting.bench_tables import reference_table
 
 CPU = torch.device("cpu")

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from hmt_ds.assemble import identity
 from hmt_ds.checkpoint import CheckpointError
 from hmt_ds.checkpoint.fragments import scalars
 from hmt_ds.checkpoint.load import check_identity, restore_engine
 from hmt_ds.checkpoint.save import COUNTERS
-from hmt_ds.parallel.schedule import make_scheduler
-from hmt_ds.recipe import Recipe
+from hmt_ds.config.recipe import Recipe
+from hmt_ds.parallel.deepspeed_config.lr_schedule import make_scheduler
+from hmt_ds.training.build import identity
 
 STEPS = 8
 MILESTONES = {"milestones": [2, 5], "gamma": 0.1}

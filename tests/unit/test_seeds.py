@@ -7,8 +7,8 @@ import torch
 from test_backbones import OPT
 from tiny import LLAMA, make_model
 
-from hmt_ds import assemble
-from hmt_ds.assemble import seed_dropout
+from hmt_ds.training import build
+from hmt_ds.training.build import seed_dropout
 
 RANKS, SEEDS = 8, (0, 1, 42)
 
@@ -24,7 +24,7 @@ def test_each_rank_draws_its_own(monkeypatch, backbone, different):
     drawn = {}
     for seed in SEEDS:
         for number in range(RANKS):
-            monkeypatch.setattr(assemble, "rank", lambda number=number: number)
+            monkeypatch.setattr(build, "rank", lambda number=number: number)
             seed_dropout(executor, seed)
             drawn[seed, number] = tuple(torch.rand(4).tolist())
             seed_dropout(executor, seed)

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_leaves import FOUR, LAYERS
+from test_layer_groups import FOUR, LAYERS
 from tiny import LLAMA, VOCABULARY, make_model
 
 from hmt_ds.backbones import BackboneError, CausalLM, read_config

@@ -22,12 +22,12 @@ def linger(place: str) -> None:
 
 def slow_down() -> None:
     """Building the model, writing a checkpoint, evaluating."""
-    from hmt_ds import assemble
     from hmt_ds.checkpoint import save
     from hmt_ds.parallel.zero import ZeroExecutor
+    from hmt_ds.training import build
 
     for owner, name, place in (
-        (assemble, "build_hmt", "start"),
+        (build, "build_hmt", "start"),
         (save, "write_share", "saving"),
         (ZeroExecutor, "read", "evaluation"),
     ):

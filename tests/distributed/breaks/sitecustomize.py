@@ -27,7 +27,7 @@ def memory() -> None:
 
 def borders() -> None:
     """Memories outlive their document, in training alone."""
-    from hmt_ds.memory.borders import Borders
+    from hmt_ds.memory.boundaries import Borders
 
     right = Borders.before
 
@@ -79,19 +79,19 @@ def segments() -> None:
 
 def flags() -> None:
     """DeepSpeed is not told where a backward pass begins, unless a forward pass does it."""
-    from hmt_ds.parallel import reduction
+    from hmt_ds.parallel import gradients
 
     def backward(gradients, scalar):
         gradients.remaining -= 1
         gradients.engine.set_gradient_accumulation_boundary(gradients.remaining == 0)
         gradients.engine.backward(scalar, scale_wrt_gas=False)
 
-    reduction.PerSegment.backward = backward
+    gradients.PerSegment.backward = backward
 
 
 def undelivered() -> None:
     """The sums of a step are zeros when they are handed over."""
-    from hmt_ds.parallel.reduction import PerStep
+    from hmt_ds.parallel.gradients import PerStep
 
     right = PerStep.deliver
 
@@ -105,7 +105,7 @@ def undelivered() -> None:
 
 def delivered_twice() -> None:
     """The sums of a step are handed over, and not cleared: the next step hands them over again."""
-    from hmt_ds.parallel.reduction import PerStep
+    from hmt_ds.parallel.gradients import PerStep
 
     right = PerStep.deliver
 
@@ -121,18 +121,18 @@ def delivered_twice() -> None:
 def rank_1() -> None:
     """Rank 1 fails before it joins the others."""
     if os.environ.get("RANK") == "1":
-        from hmt_ds.parallel import distributed
+        from hmt_ds.distributed import process_group
 
         def join(*minutes, **more):
             raise RuntimeError("rank 1 fails on purpose")
 
-        distributed.join = join
+        process_group.join = join
 
 
 def rank_1_without_data() -> None:
     """Rank 1 does not find the data that rank 0 has read."""
-    from hmt_ds import prepare
-    from hmt_ds.config import ConfigError
+    from hmt_ds.config.load import ConfigError
+    from hmt_ds.preflight import prepare
 
     right = prepare.prepare
 
@@ -178,7 +178,7 @@ def in_the_sixth_step(name: str) -> None:
     """Rank 1 sends itself a signal before the second backward pass of its sixth window."""
     import signal
 
-    from hmt_ds.parallel.ring.passes import RingPass
+    from hmt_ds.parallel.pipeline.stage import RingPass
 
     right, seen = RingPass.backward, {}
 
@@ -224,7 +224,7 @@ def slow_rank() -> None:
     """Rank 1 needs longer for every segment."""
     import time
 
-    from hmt_ds.parallel.reduction import PerStep
+    from hmt_ds.parallel.gradients import PerStep
 
     right = PerStep.read
 

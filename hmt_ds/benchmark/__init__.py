@@ -1,0 +1,1 @@
+"""Speed and memory of some steps of a recipe."""

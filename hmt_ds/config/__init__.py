@@ -1,0 +1,1 @@
+"""The recipe: its keys, and reading it."""

@@ -1,0 +1,1 @@
+"""Processes: joining, exchanging small values, stopping, watching."""

@@ -1,0 +1,1 @@
+"""DeepSpeed's configuration, filled from the recipe."""

@@ -1,0 +1,248 @@
+"""DeepSpeed's configuration: read from ds_configs/*.json, with the values filled in that the recipe decides."""
+
+import copy
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from pydantic import ValidationError
+
+from hmt_ds.parallel.deepspeed_config.keys import refusal, unknown_keys
+
+AUTO = "auto"
+HOW = {"torch_adam", "foreach", "fused", "capturable", "differentiable"}  # ways to compute Adam's step
+NOT_IN_THE_FILE = {
+    "train_batch_size": "training.batch_size, training.gradient_accumulation and the number of ranks decide it",
+    "scheduler": "the recipe's section schedule decides it",
+}
+# What has to be a section, and what may stand there instead of one
+SECTIONS: dict[tuple[str, ...], Any] = {
+    ("zero_optimization",): {},
+    ("zero_optimization", "offload_optimizer"): None,
+    ("zero_optimization", "offload_param"): None,
+    ("optimizer",): AUTO,
+    ("optimizer", "params"): AUTO,
+    ("bf16",): {},
+    ("fp16",): {},
+    ("torch_autocast",): {},
+    ("data_types",): {},
+}
+ONCE = 2 * 10**8  # numbers in a bucket: enough for a network's full speed
+
+
+class DeepSpeedConfigError(ValueError):
+    """A DeepSpeed file that cannot be read or that contradicts the recipe; one line per problem."""
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What the recipe decides and DeepSpeed has to know.
+
+    Attributes:
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+        batch_size: rows per rank.
+        gradient_accumulation: windows between two optimizer steps. (The executor counts backward passes for
+            DeepSpeed.)
+        gradient_clipping: largest norm, 0 for none.
+        optimizer: name and arguments, by DeepSpeed's names.
+    """
+
+    precision: str
+    batch_size: int
+    gradient_accumulation: int
+    gradient_clipping: float
+    optimizer: str
+    optimizer_params: dict[str, Any]
+
+
+def read_ds_config(file: str | Path) -> dict[str, Any]:
+    """Read a DeepSpeed file.
+
+    Raises:
+        DeepSpeedConfigError: if it is no JSON object.
+    """
+    try:
+        config = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DeepSpeedConfigError(f"{file}: not readable as JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise DeepSpeedConfigError(f"{file}: must hold an object with DeepSpeed's keys")
+    return config
+
+
+def section_of(config: dict[str, Any], *path: str) -> dict[str, Any]:
+    """A section of the file; an empty one where there is none."""
+    section: Any = config
+    for key in path:
+        section = section.get(key)
+        if not isinstance(section, dict):
+            return {}
+    return section
+
+
+def stage_of(config: dict[str, Any]) -> int:
+    """The ZeRO stage."""
+    return section_of(config, "zero_optimization").get("stage", 0)
+
+
+def computes_in_autocast(config: dict[str, Any], precision: str) -> bool:
+    """Whether weights stay in float32 and torch.autocast casts them, instead of weights in the lower precision.
+
+    So it is where DeepSpeed cannot add up low-precision gradients in float32: at stage 0, and at stage 2 with the
+    optimizer offloaded. Float32 gradients need no second copy, so stage 0 takes no more memory for it.
+    """
+    stage = stage_of(config)
+    return precision != "fp32" and (stage == 0 or (stage in (1, 2) and offloads(config)))
+
+
+def offloads(config: dict[str, Any]) -> bool:
+    """Whether the optimizer's states live in the host's memory."""
+    return section_of(config, "zero_optimization", "offload_optimizer").get("device", "none") != "none"
+
+
+def share_on_gpu(config: dict[str, Any]) -> float:
+    """Of the optimizer's states. At stage 3 DeepSpeed can offload a part of them."""
+    if not offloads(config):
+        return 1.0
+    return 1.0 - offload_ratio(config) if stage_of(config) == 3 else 0.0
+
+
+def with_bucket(config: dict[str, Any], trained: int, *, once: bool) -> dict[str, Any]:
+    """The configuration with buckets for gradients that are as small as they may be, unless the file says their size.
+
+    DeepSpeed makes two of each type and sums in a third, of 5e8 numbers: for LoRA that is memory for nothing.
+
+    Args:
+        trained: how many numbers all gradients have.
+        once: whether they are reduced once a step; then it does not matter how often something is launched for it.
+    """
+    zero = dict(config.get("zero_optimization", {}))
+    zero.setdefault("reduce_bucket_size", min(trained, ONCE if once else DeepSpeedZeroConfig().reduce_bucket_size))
+    return config | {"zero_optimization": zero}
+
+
+def decided_values(config: dict[str, Any], settings: EngineSettings) -> dict[tuple[str, ...], Any]:
+    """DeepSpeed's keys that the recipe decides, with their values."""
+    autocast = computes_in_autocast(config, settings.precision)
+    low = "" if autocast else settings.precision
+    values: dict[tuple[str, ...], Any] = {
+        ("train_micro_batch_size_per_gpu",): settings.batch_size,
+        ("gradient_accumulation_steps",): settings.gradient_accumulation,
+        ("gradient_clipping",): settings.gradient_clipping,
+        ("bf16", "enabled"): low == "bf16",
+        ("fp16", "enabled"): low == "fp16",
+        ("torch_autocast", "enabled"): autocast,
+        ("torch_autocast", "dtype"): {"fp16": "float16"}.get(settings.precision, "bfloat16"),
+        ("data_types", "grad_accum_dtype"): "fp32",
+        ("optimizer", "type"): settings.optimizer,
+    }
+    for name, value in settings.optimizer_params.items():
+        values["optimizer", "params", name] = value
+    if settings.optimizer in ("Adam", "AdamW") and not offloads(config):
+        # torch's needs no compiler; with offloading DeepSpeed's own for CPUs is several times faster
+        given = section_of(config, "optimizer", "params")
+        values["optimizer", "params", "torch_adam"] = given.get("torch_adam", True)
+        if get_accelerator().device_name() == "cuda" and not HOW & {*given, *settings.optimizer_params}:
+            # reads and writes each number once, and takes no memory besides
+            values["optimizer", "params", "fused"] = True
+    return values
+
+
+def fill_ds_config(config: dict[str, Any], settings: EngineSettings) -> dict[str, Any]:
+    """The configuration with every "auto" filled in.
+
+    Raises:
+        DeepSpeedConfigError: naming every value that is neither "auto" nor what the recipe says, and every "auto"
+            that the recipe does not decide.
+    """
+    if wrong := misshapen(config):
+        raise DeepSpeedConfigError("\n".join(wrong))
+    filled = copy.deepcopy({key: value for key, value in config.items() if key not in NOT_IN_THE_FILE})
+    problems = zero_problems(config)
+    for path, value in decided_values(config, settings).items():
+        section = filled
+        for key in path[:-1]:
+            if section.get(key, AUTO) == AUTO:
+                section[key] = {}
+            section = section[key]
+        given = section.get(path[-1], AUTO)
+        if given != AUTO and given != value:
+            name = ".".join(path)
+            problems.append(f"{name} is {given!r} in the DeepSpeed file and {value!r} by the recipe: write auto")
+        section[path[-1]] = value
+    problems += [f"{key}: {why}, leave it out" for key, why in NOT_IN_THE_FILE.items() if key in config]
+    problems += unknown_keys(config) + unwatched(config) + unparted(config, settings.optimizer)
+    problems += [f"{key} is auto, but the recipe does not decide it: give a value" for key in remaining_autos(filled)]
+    if problems := problems or refusal(filled):
+        raise DeepSpeedConfigError("\n".join(problems))
+    filled.setdefault("steps_per_print", 10**12)
+    filled.setdefault("zero_allow_untested_optimizer", True)  # `check_optimizer` has looked at it
+    return filled
+
+
+def zero_problems(config: dict[str, Any]) -> list[str]:
+    """What DeepSpeed's own schema of ZeRO refuses; and numbers as text, which it takes, and nobody else."""
+    zero = {key: value for key, value in section_of(config, "zero_optimization").items() if value != AUTO}
+    try:
+        DeepSpeedZeroConfig(**zero)
+    except ValidationError as error:
+        where = [(".".join(map(str, ("zero_optimization", *e["loc"]))), e) for e in error.errors()]
+        return [f"{key} is {e['input']!r}: {e['msg'][0].lower()}{e['msg'][1:]}" for key, e in where]
+    numbers = {"stage": stage_of(config), "offload_optimizer.ratio": offload_ratio(config)}
+    return [
+        f"zero_optimization.{key} is {value!r}: must be a number, without quotes"
+        for key, value in numbers.items()
+        if value != AUTO and (isinstance(value, bool) or not isinstance(value, int | float))
+    ]
+
+
+def offload_ratio(config: dict[str, Any]) -> Any:
+    """The share of the optimizer's states that is offloaded, where they are."""
+    return section_of(config, "zero_optimization", "offload_optimizer").get("ratio", 1.0)
+
+
+def unwatched(config: dict[str, Any]) -> list[str]:
+    """Keys by which DeepSpeed would take steps whose gradients are not finite."""
+    needed = (("bf16", "check_grad_overflow"), ("zero_optimization", "compute_grad_norm"))
+    return [
+        f"{section}.{key} is false: steps whose gradients are not finite would be taken; leave it out"
+        for section, key in needed
+        if config.get(section, {}).get(key) is False
+    ]
+
+
+def unparted(config: dict[str, Any], optimizer: str) -> list[str]:
+    """An optimizer of which DeepSpeed cannot offload a part."""
+    ratio = offload_ratio(config)
+    key = f"zero_optimization.offload_optimizer.ratio is {ratio}"
+    if ratio == 1.0 or not offloads(config):
+        return []
+    if stage_of(config) != 3:
+        return [f"{key}, but DeepSpeed offloads a part at stage 3 alone: leave it out"]
+    return (
+        [] if optimizer in ("Adam", "AdamW") else [f"{key}, but DeepSpeed can part only Adam and AdamW: leave it out"]
+    )
+
+
+def misshapen(config: dict[str, Any]) -> list[str]:
+    """What should be a section and is none."""
+    found = [(path, section_of(config, *path[:-1]).get(path[-1], {})) for path in SECTIONS]
+    return [
+        f"{'.'.join(path)} must be a section, not {json.dumps(value)}"
+        for path, value in found
+        if not isinstance(value, dict) and value != SECTIONS[path]
+    ]
+
+
+def remaining_autos(config: dict[str, Any], prefix: str = "") -> list[str]:
+    """Keys whose value is still "auto"."""
+    found = []
+    for key, value in config.items():
+        if isinstance(value, dict):
+            found += remaining_autos(value, f"{prefix}{key}.")
+        elif value == AUTO:
+            found.append(prefix + key)
+    return found

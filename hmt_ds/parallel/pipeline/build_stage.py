@@ -1,0 +1,104 @@
+"""Dividing a model's layers among stages, and building one stage without holding the others."""
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from deepspeed.runtime.utils import partition_balanced
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from hmt_ds.backbones import (
+    CausalLM,
+    LoraSettings,
+    build_model,
+    fill_memory,
+    read_config,
+    read_converted,
+    select_trainable,
+)
+from hmt_ds.backbones.compute import layers_in
+from hmt_ds.backbones.converted import KEYS
+from hmt_ds.backbones.stages import Span, cut, load_stage, spans_of, width
+from hmt_ds.memory import HMT, MemorySettings
+from hmt_ds.parallel.build_hmt import MEMORY_SEED, initialise_prompts
+from hmt_ds.parallel.pipeline.layer_times import LayerTimes
+
+STAND_IN = "stand_in"
+
+
+def stage_spans(config: Any, stages: int, split: str | list[int] | LayerTimes = "auto") -> list[Span]:
+    """The layers of each stage.
+
+    Args:
+        split: so many layers for each stage; or the times of a layer and of the head, so that the slowest stage takes
+            as little as can be; or ``auto``, the same by parameters. The head is counted, for it is arithmetic;
+            embeddings are not.
+    """
+    if isinstance(split, list):
+        return spans_of(split)
+    costs = costs_by_time(config, split) if isinstance(split, LayerTimes) else costs_by_size(config)
+    borders = [int(border) for border in partition_balanced(costs, stages)]
+    return [Span(a, b, len(costs)) for a, b in pairwise(borders)]
+
+
+def costs_by_time(config: Any, times: LayerTimes) -> list[float]:
+    """Seconds of each layer; the last one has the head."""
+    layers = config.get_text_config().num_hidden_layers
+    return [times.layer] * (layers - 1) + [times.layer + times.head]
+
+
+def costs_by_size(config: Any) -> list[float]:
+    """Parameters of each layer; the last one has the head's."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    holder, name = layers_in(model)
+    sizes = [sum(p.numel() for p in layer.parameters()) for layer in getattr(holder, name)]
+    sizes[-1] += model.get_output_embeddings().weight.numel()
+    return sizes
+
+
+def build_stage(
+    source: str | dict[str, Any],
+    memory: dict[str, Any],
+    span: Span,
+    *,
+    dtype: torch.dtype,
+    train: str = "whole",
+    lora: LoraSettings | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    trust_remote_code: bool = False,
+) -> HMT:
+    """One stage of a backbone, and of the memory modules those that belong there. Names are those of the whole model.
+
+    From a folder a rank reads its own weights alone. Random weights are made whole and then cut, so that a model begins
+    with the same numbers however many stages it has.
+    """
+    config = read_config(source, trust_remote_code=trust_remote_code)
+    if isinstance(source, dict):
+        backbone = build_model(source, dtype=dtype, seed=seed, device=device)
+        cut(backbone, span)
+    else:
+        names = {"key_mapping": KEYS} if read_converted(source) else {"trust_remote_code": trust_remote_code}
+        backbone = CausalLM(load_stage(source, span, config, dtype=dtype, **names), width(config))
+    select_trainable(backbone, train, lora, seed)
+    torch.manual_seed(seed ^ MEMORY_SEED)
+    values = memory | {"recall_dim": memory.get("recall_dim") or backbone.dim}
+    model = HMT(backbone, MemorySettings(**values))
+    if span.opens:
+        initialise_prompts(model)
+    for name, belongs in {"initial_prompt": span.opens, "summary_prompt": span.opens, "recall": span.closes}.items():
+        if hasattr(model, name) and not belongs:
+            delattr(model, name)
+    if model.settings.mode != "backbone" and all(name.startswith("backbone.") for name, _ in model.named_parameters()):
+        # DeepSpeed adds up norms group by group, so all stages must have a group of memory modules
+        weight = nn.Parameter(torch.zeros(1))
+        weight.ds_pipe_replicated = True  # type: ignore[attr-defined]
+        model.register_parameter(STAND_IN, weight)
+    if read_converted(source):
+        fill_memory(model, str(source))
+    for name, child in model.named_children():
+        if name != "backbone":
+            child.to(dtype)
+    return model

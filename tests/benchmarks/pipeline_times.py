@@ -1,0 +1,156 @@
+"""The ring's simulator against measurements: a step's time and bubble, for several depths and numbers of micro-batches.
+
+torchrun --nproc_per_node P tests/benchmarks/pipeline_times.py RECIPE --pipeline.stages P [--section.key value ...]
+
+One row of random tokens is a micro-batch. All shapes are measured in turn, several times, and of each shape the fastest
+step counts, for that is the least disturbed. Its items' medians by kind and stage are the simulator's costs; or their
+means, which add up to the step's work where others take the cores away for a while. "If it waited": by the means, if
+the executor did not compute again before its gradients are there.
+
+On GPUs all are times of the device's stream, and nothing is kept: --compute.recompute segment.
+"""
+
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import nullcontext
+from itertools import product
+from statistics import fmean, median
+from typing import Any
+
+import torch
+
+from hmt_ds.benchmark.measure import random_windows
+from hmt_ds.config.load import load_recipe
+from hmt_ds.distributed.process_group import end_process, from_all_ranks
+from hmt_ds.parallel.pipeline.executor import RingExecutor
+from hmt_ds.parallel.pipeline.layer_times import finish
+from hmt_ds.parallel.pipeline.p2p import Shape
+from hmt_ds.parallel.pipeline.schedule import Kind, ring_schedule
+from hmt_ds.planning.simulate import Link, Machine, Timeline, simulate
+from hmt_ds.reporting.phase_clock import Clock
+from hmt_ds.training.build import build_executor
+from hmt_ds.training.rank import as_rank, prepare_together, say
+
+DEPTHS, PARTS, HOPS = (2, 4, 8), (1, 2, 4), 50
+ROUNDS = int(os.environ.get("ROUNDS", "6"))
+SHAPES = list(product(DEPTHS, PARTS))
+Middle = Callable[[list[float]], float]  # of an item's times
+
+
+class Stopwatch(Clock):
+    """Seconds of each item of a step, without those in which it waits. Give it to an executor as its ``phase``."""
+
+    def read(self) -> tuple[float, list[float], float]:
+        """The step is over: its seconds, those of each item, and those of waiting."""
+        whole, waited = sum(self.end().values()), 0.0
+        items: list[float] = []
+        within = 0.0
+        for (start, name), (stop, after) in zip(self.marks, self.marks[1:], strict=False):
+            if name == "wait":
+                waited += self.between(start, stop)
+            elif name != "other":
+                within += self.between(start, stop)
+            if name != "other" and after == "other" and within:
+                items.append(within)
+                within = 0.0
+        return whole, items, waited
+
+
+def main() -> int:
+    """Measure; returns the exit code."""
+    return as_rank(compare)
+
+
+def compare(recipe_file: str, overrides: list[str], device: torch.device) -> None:
+    """Print a table of all shapes."""
+    recipe = load_recipe(recipe_file, overrides)
+    prepared = prepare_together(recipe, recipe_file, new_run=False, with_data=False)
+    executor = build_executor(recipe, prepared, device)
+    assert isinstance(executor, RingExecutor)
+    rounds = [{shape: step_of(executor, *shape) for shape in SHAPES} for _ in range(ROUNDS + 1)][1:]
+    fastest = {shape: min((found[shape] for found in rounds), key=window_of) for shape in SHAPES}
+    slower = median(median(window_of(found[shape]) for found in rounds) / window_of(fastest[shape]) for shape in SHAPES)
+    hop = seconds_of_hop(executor)
+    say(f"a message: {hop * 1000:.1f} ms; the median step took {slower:.2f} x the fastest")
+    say("| S | B | main, ms | step, s | by medians | by means | if it waited | bubbles | by means |\n|" + 9 * "---|")
+    for shape, found in fastest.items():
+        say(row_of(executor, shape, found, hop))
+
+
+def row_of(executor: RingExecutor, shape: tuple[int, int], found: list[dict[str, Any]], hop: float) -> str:
+    """A shape's fastest step beside the simulator's."""
+    mode, links = executor.settings.mode, [Link(hop)] * (executor.stages - 1)
+    schedule = ring_schedule(executor.stages, *shape, mode=mode, together=executor.together(*shape))
+    end = min(stage["after"] for stage in found)
+
+    def predicted(middle: Middle, computes_ahead: bool = True) -> Timeline:
+        machine = Machine(costs_of(found, middle), links, Link(hop), computes_ahead=computes_ahead)
+        return simulate(schedule, machine, mode, end)
+
+    seconds, window = found[0]["seconds"], window_of(found)
+    mains = ", ".join(f"{cost[Kind.MAIN, False] * 1000:.0f}" for cost in costs_of(found, median))
+    guesses = [predicted(median), predicted(fmean), predicted(fmean, computes_ahead=False)]
+    times = [f"{guess.time:.3f} ({guess.time / seconds - 1:+.1%})" for guess in guesses]
+    bubbles = listed([1 - sum(stage["items"]) / window for stage in found])
+    cells = [*map(str, shape), mains, f"{seconds:.3f}", *times, bubbles, listed(guesses[1].bubbles)]
+    return f"| {' | '.join(cells)} |"
+
+
+def step_of(executor: RingExecutor, segments: int, parts: int) -> list[dict[str, Any]]:
+    """What a step took, on each stage."""
+    settings = executor.settings
+    vocabulary = executor.engine.module.backbone.vocabulary
+    windows = random_windows(parts, segments, settings.segment_length, vocabulary, seed=0, fresh=True)
+    executor.micro_batches, executor.state, watch = parts, None, Stopwatch(executor.device)
+    finish(executor.device)
+    executor.phase = watch
+    watch.begin()
+    executor.train_batch([next(windows)])
+    seconds, (*items, reduction, update), waited = watch.read()
+    executor.phase = nullcontext
+    return from_all_ranks({"seconds": seconds, "items": items, "waited": waited, "after": reduction + update,
+                           "order": executor.order(segments, settings.mode)})  # fmt: skip
+
+
+def window_of(found: list[dict[str, Any]]) -> float:
+    """Seconds of the window, until the last stage is done."""
+    return max(sum(stage["items"]) + stage["waited"] for stage in found)
+
+
+def costs_of(found: list[dict[str, Any]], middle: Middle) -> list[dict[tuple[Kind, bool], float]]:
+    """What each kind of item takes, on each stage."""
+    costs = []
+    for stage in found:
+        every = defaultdict(list)
+        for item, seconds in zip(stage["order"], stage["items"], strict=True):
+            every[item.kind, item.backward].append(seconds)
+        costs.append({kind: middle(seconds) for kind, seconds in every.items()})
+    return costs
+
+
+def seconds_of_hop(executor: RingExecutor) -> float:
+    """What a segment's message takes from the first stage to the second: half of the way there and back."""
+    place, size = executor.place, (1, executor.settings.positions, executor.hidden)
+    message, times = torch.zeros(size, dtype=executor.dtype, device=executor.device), []
+    there, back = {0: ("back_in", "out"), 1: ("in", "back_out")}.get(place.stage, ("", ""))
+    for _ in range(HOPS if there else 0):
+        start = time.perf_counter()
+        if place.opens:
+            place.channels[back].send(message)
+        place.channels[there].receive(Shape(size, executor.dtype))
+        finish(executor.device)
+        if not place.opens:
+            place.channels[back].send(message)
+        times.append((time.perf_counter() - start) / 2)
+    return from_all_ranks(median(times) if times else 0.0)[0]
+
+
+def listed(shares: list[float]) -> str:
+    """One for each stage."""
+    return ", ".join(f"{share:.1%}" for share in shares)
+
+
+if __name__ == "__main__":
+    end_process(main())

@@ -1,0 +1,97 @@
+"""Stages whose layers draw random numbers: gradients of items that are read again, against those of kept graphs.
+
+As a rank this file is started by run_ranks.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from pipeline_gradients import place_of
+from tiny_runs import MEMORY, VOCABULARY, windows
+from torch import Tensor
+from zero_gradients import CLIPPING, OPTIMIZER, PROJECT, full_gradients, whole_error
+
+from hmt_ds.backbones import read_config
+from hmt_ds.distributed.process_group import end_process, join, rank, world_size
+from hmt_ds.parallel.compute_choice import ComputeSettings
+from hmt_ds.parallel.deepspeed_config.fill import EngineSettings, fill_ds_config, read_ds_config
+from hmt_ds.parallel.pipeline.build_stage import build_stage, stage_spans
+from hmt_ds.parallel.pipeline.executor import RingExecutor
+from hmt_ds.parallel.pipeline.stage import RingPass
+
+SEGMENTS, PARTS, ROWS = 2, 2, 4
+ITEMS = SEGMENTS * (PARTS + 1)  # segments, and summaries of both micro-batches together
+OPT = {
+    "model_type": "opt",
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "word_embed_proj_dim": 32,
+    "ffn_dim": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "init_std": 0.06,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+}
+
+
+def gradients_of(backbone: dict[str, Any], keeps: int, seed: int) -> tuple[dict[str, Tensor], int]:
+    """This stage's gradients of one step in which so many items keep their graphs, and how many were read again."""
+    place = place_of(world_size())
+    settings = EngineSettings("fp32", ROWS, 1, CLIPPING, "AdamW", OPTIMIZER)
+    span = stage_spans(read_config(backbone), place.stages)[place.stage]
+    executor = RingExecutor(
+        build_stage(backbone, vars(MEMORY), span, dtype=torch.float32, seed=1),
+        place,
+        micro_batches=PARTS,
+        ds_config=fill_ds_config(read_ds_config(PROJECT / "ds_configs" / "zero1.json"), settings),
+        precision="fp32",
+        device=torch.device("cpu"),
+        depth=SEGMENTS,
+        compute=ComputeSettings(kernels="plain"),
+    )
+    executor.room.segment = executor.room.summary = 1
+    executor.room.spare = keeps
+    found: dict[str, Tensor] = {}
+    step, read_again, again = executor.engine.step, RingPass.read_again, []
+
+    def look_and_step() -> None:
+        found.update(full_gradients(executor.engine.module))
+        step()
+
+    def count(*arguments: Any) -> Any:
+        again.append(arguments)
+        return read_again(*arguments)
+
+    executor.engine.step = look_and_step
+    torch.manual_seed(seed + rank())
+    with patch.object(RingPass, "read_again", count):
+        executor.train_batch(windows(0, 1, SEGMENTS, ROWS)[:1])
+    executor.engine.destroy()
+    return found, len(again)
+
+
+def be_a_rank(backbones: list[dict[str, Any]], result: Path) -> None:
+    """A row for each backbone, with what each stage has found."""
+    join(timeout_minutes=2)
+    rows = []
+    for backbone in backbones:
+        kept, nothing = gradients_of(backbone, ITEMS, 3)
+        read, items = gradients_of(backbone, 0, 3)
+        other, _ = gradients_of(backbone, ITEMS, 7)
+        own = {"off": whole_error(read, kept), "other": whole_error(other, kept), "again": [nothing, items]}
+        every: list[Any] = [None] * world_size()
+        torch.distributed.all_gather_object(every, own)
+        rows.append(every)
+    if rank() == 0:
+        result.write_text(json.dumps(rows))
+    end_process(0)
+
+
+if __name__ == "__main__":
+    be_a_rank(json.loads(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,286 @@
+"""Stages in a ring against one process: gradients before clipping, weights, losses and norms of some steps.
+
+As a rank this file is started by run_ranks. By hand it runs the whole grid:
+python tests/distributed/pipeline_gradients.py
+"""
+
+import gc
+import json
+import os
+import sys
+from dataclasses import astuple, dataclass, replace
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from ranks import PROJECT, run_ranks
+from tiny_runs import BACKBONE, MEMORY, get_weights, plain_model, set_weights, windows
+from torch import Tensor
+from zero_gradients import CLIPPING, OPTIMIZER, full_gradients, worst
+
+from hmt_ds.backbones import read_config
+from hmt_ds.distributed.process_group import end_process, from_rank_0, join, rank, world_size
+from hmt_ds.memory import MemoryState, read_window
+from hmt_ds.parallel.compute_choice import ComputeSettings
+from hmt_ds.parallel.deepspeed_config.fill import EngineSettings, fill_ds_config, read_ds_config
+from hmt_ds.parallel.pipeline.build_stage import build_stage, stage_spans
+from hmt_ds.parallel.pipeline.executor import RingExecutor
+from hmt_ds.parallel.pipeline.schedule import summaries_together
+from hmt_ds.parallel.pipeline.stage import RingPass
+from hmt_ds.parallel.pipeline.topology import Place
+
+LAYERS, STEPS = 4, 2
+LIMIT = 3  # inputs that stay where they are, in the cases that put the others elsewhere
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison.
+
+    Attributes:
+        segments: of a window; each step has one window for each of ``accumulation``.
+        stage: of ZeRO.
+        precision: ``fp32`` or ``bf16``.
+        spill: let older inputs go to the host.
+        keeps: items that keep their graphs.
+    """
+
+    stages: int
+    pipelines: int
+    segments: int
+    micro_batches: int
+    mode: str = "hmt"
+    train: str = "whole"
+    stage: int = 1
+    accumulation: int = 1
+    precision: str = "fp32"
+    spill: bool = False
+    keeps: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Of the global batch."""
+        return 4 * self.pipelines
+
+    @property
+    def again(self) -> int:
+        """Items that each stage reads again in a window. (Without memory it keeps all graphs, where it keeps any.)"""
+        together = summaries_together(self.stages, self.segments, self.micro_batches, self.memory.summary_share)
+        summaries = self.micro_batches // together if self.mode == "hmt" else 0
+        items = self.segments * (self.micro_batches + summaries)
+        return items - (items if self.mode == "backbone" and self.keeps else min(items, self.keeps))
+
+    @property
+    def memory(self) -> Any:
+        """With summaries so short that a stage reads two micro-batches' together, wherever it may."""
+        return replace(MEMORY, mode=self.mode, summary_fraction=0.25)
+
+
+LAYOUTS = [(2, 1), (3, 1), (4, 1), (2, 2)]
+GRID = [
+    Case(stages, pipelines, segments, parts, mode, train)
+    for (stages, pipelines), segments, parts, mode, train in product(
+        LAYOUTS, (1, 2, 5), (1, 2, 4), ("hmt", "rmt"), ("whole", "lora")
+    )
+]
+OTHERS = [
+    Case(2, 2, 2, 2, accumulation=2),
+    Case(2, 1, 3, 2, mode="backbone"),
+    Case(3, 1, 3, 2, mode="backbone"),
+    Case(4, 1, 2, 4, mode="backbone", spill=True),
+    Case(3, 1, 2, 4, mode="backbone", keeps=3),
+    Case(3, 1, 5, 4, spill=True),
+    Case(3, 1, 2, 2, keeps=5),
+    Case(2, 1, 2, 2, mode="rmt", keeps=9),
+    Case(2, 2, 5, 2, precision="bf16"),
+]
+LARGE = [Case(3, 2, 2, 2), Case(4, 2, 2, 4)]
+
+
+@cache
+def in_one_process(case: Case) -> dict[str, Any]:
+    """All rows in one process in float64: torch alone, one graph for each window."""
+    model = start_model(case).double()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, **OPTIMIZER)
+    cached = case.memory.kept_memories
+    state = MemoryState.empty(case.rows, 2, 32, 3, dtype=torch.float64, device=torch.device("cpu"), cached=cached)
+    run: dict[str, Any] = {"losses": [], "norms": [], "gradients": []}
+    for group in steps(case, 0, 1):
+        labels = sum(int((window.labels >= 0).sum()) for window in group)
+        total = torch.zeros(())
+        for window in group:
+            outputs, states = zip(*read_window(model, case.memory, window, state.detach()), strict=True)
+            total, state = total + torch.stack([o.loss.sum() for o in outputs]).sum(), states[-1]
+        optimizer.zero_grad()
+        (total / labels).backward()
+        none = {n: torch.zeros_like(p) for n, p in model.named_parameters() if p.requires_grad}
+        run["gradients"].append(
+            {n: z if (g := dict(model.named_parameters())[n].grad) is None else g.clone() for n, z in none.items()}
+        )
+        run["losses"].append(float(total.detach()) / labels)
+        run["norms"].append(float(torch.nn.utils.clip_grad_norm_(trained, CLIPPING)))
+        optimizer.step()
+    return run | {"weights": get_weights(model), "memories": state.memories.detach()}
+
+
+def start_model(case: Case) -> Any:
+    """Where both begin; in bf16 with numbers that bf16 has."""
+    model = plain_model(case.train, layers=LAYERS, memory=case.memory)
+    return model if case.precision == "fp32" else model.bfloat16().float()
+
+
+def steps(case: Case, number: int, pipelines: int) -> list[list[Any]]:
+    """The windows of each optimizer step."""
+    every = windows(number, pipelines, case.segments, case.rows)
+    groups = [every[i : i + case.accumulation] for i in range(0, len(every), case.accumulation)]
+    return [group for group in groups if len(group) == case.accumulation][:STEPS]
+
+
+@cache
+def place_of(stages: int) -> Place:
+    """Groups are made once."""
+    return Place(stages, timeout_minutes=2)
+
+
+def on_all_ranks(case: Case, device: torch.device) -> dict[str, Any]:
+    """The same through the executor; this rank's stage of it."""
+    executor = make_executor(case, device)
+    step, read_again = executor.engine.step, RingPass.read_again
+    run: dict[str, Any] = {"losses": [], "norms": [], "gradients": [], "again": 0}
+
+    def look_and_step() -> None:
+        found = full_gradients(executor.engine.module)
+        run["gradients"].append({name: gradient for name, gradient in found.items() if name != "stand_in"})
+        step()
+
+    def count(*arguments: Any) -> Any:
+        run["again"] += 1
+        return read_again(*arguments)
+
+    executor.engine.step = look_and_step
+    with patch.object(RingPass, "read_again", count):
+        for group in steps(case, executor.data_rank, executor.data_ranks):
+            output = executor.train_batch(group)
+            run["losses"].append(output.loss)
+            run["norms"].append(output.gradient_norm or 0.0)
+    assert executor.state is not None
+    weights = {n: w for n, w in get_weights(executor.engine.module).items() if n != "stand_in"}
+    run |= {"weights": weights, "memories": executor.state.memories.detach().cpu()}
+    executor.engine.destroy()
+    return run
+
+
+def make_executor(case: Case, device: torch.device) -> RingExecutor:
+    """The executor of a case, with the plain process's weights."""
+    config = read_ds_config(PROJECT / "ds_configs" / f"zero{case.stage}.json")
+    settings = EngineSettings(case.precision, case.rows // case.pipelines, 1, CLIPPING, "AdamW", OPTIMIZER)
+    config = fill_ds_config(config, settings)
+    place = place_of(case.stages)
+    source = BACKBONE | {"num_hidden_layers": LAYERS}
+    span = stage_spans(read_config(source), case.stages)[place.stage]
+    dtype = torch.bfloat16 if case.precision == "bf16" else torch.float32
+    model = build_stage(source, vars(case.memory), span, dtype=dtype, train=case.train, device=device)
+    whole = get_weights(start_model(case))
+    set_weights(model, {name: whole.get(name, weight) for name, weight in model.named_parameters()})
+    model.eval()
+    executor = RingExecutor(
+        model,
+        place,
+        micro_batches=case.micro_batches,
+        live_inputs=LIMIT if case.spill else None,
+        ds_config=config,
+        precision=case.precision,
+        device=device,
+        depth=case.segments,
+        compute=ComputeSettings(kernels="plain"),
+    )
+    executor.room.segment = executor.room.summary = 1
+    executor.room.spare = case.keeps
+    return executor
+
+
+def gathered(case: Case, run: dict[str, Any]) -> dict[str, Any]:
+    """Of all stages of the first pipeline, what each has; tied weights stand on two."""
+    every: list[Any] = [None] * world_size()
+    torch.distributed.all_gather_object(every, run)
+    first = every[:: case.pipelines]
+    gradients = [{k: v for stage in first for k, v in stage["gradients"][n].items()} for n in range(len(run["losses"]))]
+    return {
+        "gradients": gradients,
+        "weights": {k: v for stage in first for k, v in stage["weights"].items()},
+        "memories": torch.cat([other["memories"] for other in every[-case.pipelines :]]),
+        "losses": run["losses"],
+        "norms": run["norms"],
+        "again": [stage["again"] for stage in first],
+        "apart": [
+            k for k in first[0]["weights"].keys() & first[-1]["weights"].keys()
+            if not torch.equal(first[0]["weights"][k], first[-1]["weights"][k])
+        ],
+    }  # fmt: skip
+
+
+def compare(case: Case, got: dict[str, Any], expected: dict[str, Any]) -> dict[str, Any]:
+    """A row of the table."""
+    pairs = list(zip(got["gradients"], expected["gradients"], strict=True))
+    gradient, name = max(worst(g, e) for g, e in pairs)
+    whole: list[Tensor] = [torch.cat([x[n].double().flatten() for n in pairs[0][1]]) for x in pairs[0]]
+    return {
+        "case": astuple(case),
+        "gradient": gradient,
+        "gradient_of": name,
+        "whole_gradient": float((whole[0] - whole[1]).norm() / whole[1].norm()),
+        "weights": worst({n: w.float() for n, w in got["weights"].items()}, expected["weights"])[0],
+        "loss": max(abs(g / e - 1) for g, e in zip(got["losses"], expected["losses"], strict=True)),
+        "norm": max(abs(g / e - 1) for g, e in zip(got["norms"], expected["norms"], strict=True)),
+        "memories": float((got["memories"] - expected["memories"]).abs().max()) if got["memories"].numel() else 0.0,
+        "norms": expected["norms"],
+        "apart": got["apart"],
+        "again": got["again"],
+        "again_expected": [case.again * case.accumulation * STEPS] * case.stages,
+    }
+
+
+def be_a_rank(cases: list[Case], result: Path) -> None:
+    """Run cases one after the other in one process group."""
+    device = join(timeout_minutes=2)
+    rows = []
+    for case in cases:
+        got = gathered(case, on_all_ranks(case, device))
+        if rank() == 0:
+            plain = replace(case, stages=1, micro_batches=1, stage=1, spill=False, keeps=0)
+            rows.append(compare(case, got, in_one_process(plain)))
+        from_rank_0(None)
+        gc.collect()
+    if rank() == 0:
+        result.write_text(json.dumps(rows))
+    end_process(0)
+
+
+def run_cases(cases: list[Case], timeout: float = 300, one_gpu: bool = False) -> list[dict[str, Any]]:
+    """The rows of some cases that take as many ranks."""
+    (ranks,) = {case.stages * case.pipelines for case in cases}
+    tasks = [astuple(case) for case in cases]
+    return run_ranks("pipeline_gradients.py", tasks, ranks=ranks, timeout=timeout, one_gpu=one_gpu)
+
+
+def print_table() -> None:
+    """Every case: the largest relative errors of two steps."""
+    line = "{:6} {:9} {:8} {:6} {:8} {:6} {:4} {:4} {:5} {:5} {:5}  {:>9} {:>9} {:>9} {:>9} {:>9}  {}"
+    print(line.format("stages", "pipelines", "segments", "parts", "mode", "train", "ZeRO", "acc.", "type", "spill",
+                      "keeps", "gradient", "weights", "loss", "norm", "whole g.", "worst in"))  # fmt: skip
+    cases = GRID + OTHERS + LARGE
+    for ranks in sorted({case.stages * case.pipelines for case in cases}):
+        for row in run_cases([c for c in cases if c.stages * c.pipelines == ranks], timeout=3600):
+            errors = [f"{row[key]:.1e}" for key in ("gradient", "weights", "loss", "norm", "whole_gradient")]
+            print(line.format(*map(str, row["case"]), *errors, row["gradient_of"]), row["apart"] or "", flush=True)
+
+
+if __name__ == "__main__":
+    if "RANK" in os.environ:
+        be_a_rank([Case(*values) for values in json.loads(sys.argv[1])], Path(sys.argv[2]))
+    else:
+        print_table()

@@ -1,0 +1,118 @@
+"""`hmt-ds bench` by two stages: what is counted once for both, and the phases of each."""
+
+import json
+import subprocess
+import sys
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+from ranks import PROJECT, cpu_environment
+
+BATCH, DEPTH, L, K, ACCUMULATION = 4, 3, 16, 4, 2
+# embeddings and head, three layers of 7,744 weights, the last norm; two prompts, and the recall's two projections
+LAYER = 2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48 + 2 * 32
+FIRST, LAST = 64 * 32 + 2 * LAYER + 2 * 32, 64 * 32 + LAYER + 32 + 2 * 32 * 32
+# 22 positions a segment and 10 a summary
+POSITIONS = L + K + 2 + L // 2 + 2
+PHASES = ["summary", "recall", "forward", "backward", "wait", "reduce", "step", "other"]
+
+
+class Run(NamedTuple):
+    """What came of it."""
+
+    printed: str
+    result: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Run:
+    folder = tmp_path_factory.mktemp("ring_bench")
+    backbone = {"model_type": "llama", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48}
+    backbone |= {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
+    training = {"output": str(folder / "run"), "steps": 9, "bptt_depth": DEPTH, "batch_size": BATCH}
+    recipe = {
+        "model": {"source": backbone, "precision": "bf16"},
+        "memory": {"segment_length": L, "sensory_tokens": K, "cached_memories": 5},
+        "data": {"train": {"source": "nowhere.jsonl"}},
+        "training": training | {"gradient_accumulation": ACCUMULATION},
+        "pipeline": {"stages": 2, "layers": [2, 1]},
+        "optimizer": {"lr": 1e-3},
+        "deepspeed": "ds_configs/zero1.json",
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    command = [sys.executable, "-m", "hmt_ds.cli", "bench", str(folder / "recipe.yaml"), "--ranks", "2"]
+    ended = subprocess.run(
+        [*command, "--steps", "3", "--warmup", "1", "--json", str(folder / "a.json")],
+        cwd=PROJECT,
+        env=cpu_environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return Run(ended.stdout, json.loads((folder / "a.json").read_text()))
+
+
+def test_tokens_of_both_stages_are_the_same_ones(run):
+    tokens = BATCH * DEPTH * L * ACCUMULATION
+    assert [step["fresh_tokens"] for step in run.result["steps"]] == [tokens] * 3
+    middle = sorted(step["seconds"] for step in run.result["steps"])[1]
+    whole = run.result["speed"]["whole_step"]
+    assert whole["seconds"] == middle and whole["tokens_per_second_per_gpu"] == pytest.approx(tokens / 2 / middle)
+    assert whole["useful_tflops_per_second"] == pytest.approx(
+        6 * (FIRST + LAST) * POSITIONS / L * tokens / 2 / middle / 1e12
+    )
+
+
+def test_layers_read_everything_twice(run):
+    flops, whole = run.result["flops"], run.result["speed"]["whole_step"]
+    assert flops["useful_flops_per_window"] == 6 * (FIRST + LAST) * POSITIONS * BATCH * DEPTH
+    assert flops["repeated_flops_per_window"] == 2 * 3 * LAYER * POSITIONS * BATCH * DEPTH
+    more = 1 + flops["repeated_flops_per_window"] / flops["useful_flops_per_window"]
+    assert whole["executed_tflops_per_second"] == pytest.approx(more * whole["useful_tflops_per_second"])
+
+
+def test_the_ring_is_described(run):
+    ring, about = run.result["ring"], run.result["run"]
+    assert (ring["stages"], ring["micro_batches"], ring["layers"], about["pipelines"]) == (2, 2, [2, 1], 1)
+    assert about["parameters"] == about["trained_parameters"] == FIRST + LAST and run.result["plan"] is None
+    assert "1 x 2 stages of 2, 1 layers, 2 micro-batches" in run.printed and "batch 4 per pipeline" in run.printed
+    assert "summaries of 2 together" in " ".join(run.printed.replace("│", " ").split())
+    assert "0, 0 graphs of 9 items" in run.printed, "on CPUs nothing is measured"
+
+
+def test_each_stage_has_its_phases(run):
+    first, last = run.result["ring"]["phase_seconds"]
+    assert list(first) == list(last) == PHASES and run.result["phase_seconds"] == first
+    # recalls are made on the last stage; all else takes time on both
+    assert first["recall"] == 0 and min(*last.values(), *(first[name] for name in PHASES if name != "recall")) > 0
+    assert first["backward"] > first["forward"] and last["backward"] > last["forward"]
+    assert run.printed.count("seconds by phase and stage") == 1
+
+
+def test_bubbles_are_what_is_not_work(run):
+    ring = run.result["ring"]
+    work = [sum(seconds[name] for name in PHASES[:4]) for seconds in ring["phase_seconds"]]
+    whole = max(done + seconds["wait"] for done, seconds in zip(work, ring["phase_seconds"], strict=True))
+    assert ring["bubbles"] == pytest.approx([1 - done / whole for done in work])
+    # f = 22 and s = 10 positions: stages work 4 SB(f + s) and wait 4 (P-1) f (parallel/pipeline/README.md), but for f
+    # in which the first stage computes its first backward pass's segment again
+    assert ring["schedule_bubbles"] == pytest.approx([3 * 22 / (4 * 3 * 2 * 32 + 3 * 22)] * 2)
+
+
+def test_bubbles_of_these_times(run):
+    """The stages take turns at least once each way. (How near they come is for benchmarks.)"""
+    assert all(0 < share < 1 for share in run.result["ring"]["simulated_bubbles"])
+    assert "simulated with these times" in run.printed
+
+
+def test_memory_is_that_of_one_stage(run):
+    """In bytes a weight: 2; 4 of sums, DeepSpeed's own; 12 of the optimizer, for a pipeline alone shares nothing."""
+    memory = run.result["memory"]
+    own = (FIRST, LAST)[memory["rank"]]
+    assert memory["weights_bytes"] == pytest.approx(2 * own, rel=0.02)
+    assert memory["optimizer_states_bytes"] == pytest.approx(12 * own, rel=0.02)
+    assert memory["gradients_bytes"] == pytest.approx(4 * own, rel=0.02)
+    assert f"memory of the fullest rank, {memory['rank']} (stage {memory['rank']})" in " ".join(run.printed.split())

@@ -1,0 +1,13 @@
+"""On a ring of two stages an item that is read again draws what it drew before."""
+
+from pipeline_dropout import ITEMS, OPT
+from ranks import run_ranks
+
+
+def test_items_read_again_have_the_gradients_of_kept_graphs():
+    """OPT drops without a module that shows it."""
+    for stages in run_ranks("pipeline_dropout.py", [OPT | {"dropout": 0.1}, OPT | {"layerdrop": 0.5}]):
+        for found in stages:
+            assert found["again"] == [0, ITEMS]
+            assert found["off"] < 1e-5, found
+            assert found["other"] > 0.1, "nothing was dropped"

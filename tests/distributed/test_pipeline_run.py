@@ -1,0 +1,126 @@
+"""`hmt-ds train` on a ring of stages: resumed, taken to another layout, converted, and with a stage that is gone."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from tiny_recipe import STEPS, finish, make_materials, ranks_of, signal_at, start, train, write_recipe
+
+from hmt_ds.reporting.metrics import read_metrics
+
+RESUME = ("--checkpoint.resume", "auto")
+RING = ("--pipeline.stages", "2")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Text and tokenizer, for all runs."""
+    folder = tmp_path_factory.mktemp("ring")
+    make_materials(folder)
+    return folder
+
+
+def losses(output: Path) -> list[tuple[int, Any, Any]]:
+    """Step, loss and gradient norm of every line of the log."""
+    return [(row["step"], row["loss"], row["gradient_norm"]) for row in read_metrics(output / "metrics.jsonl")]
+
+
+def without_dropout(recipe: Path) -> Path:
+    """The same recipe, of which all layouts draw the same numbers: none. With four layers, for three stages."""
+    values = yaml.safe_load(recipe.read_text())
+    values["model"]["source"] |= {"n_layer": 4, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    file = recipe.with_name(f"plain_{recipe.name}")
+    file.write_text(yaml.safe_dump(values))
+    return file
+
+
+def test_killed_and_resumed_it_is_the_same_run(folder):
+    """With dropout and carried memories, bit for bit."""
+    recipe, whole, broken = write_recipe(folder, 1), folder / "whole", folder / "broken"
+    code, printed = train(recipe, whole, *RING)
+    assert code == 0, printed
+    with start(recipe, broken, *RING) as process:
+        signal_at(process, ranks_of, signal.SIGKILL, broken, step=6)
+        finish(process)
+    code, printed = train(recipe, broken, *RING, *RESUME)
+    assert code == 0 and "resumed from" in printed, printed
+    assert losses(broken) == losses(whole) and len(losses(whole)) == STEPS
+
+
+def test_in_bf16_nothing_but_ours_is_printed(folder):
+    """DeepSpeed's optimizer for it prints how much memory it takes, eight times."""
+    code, printed = train(write_recipe(folder, 1), folder / "bf16", *RING, "--model.precision", "bf16")
+    assert code == 0 and "MA " not in printed, printed
+    assert len(losses(folder / "bf16")) == STEPS
+
+
+def close(one: list[tuple[int, Any, Any]], other: list[tuple[int, Any, Any]]) -> bool:
+    """The same within rounding."""
+    pairs = zip(one, other, strict=True)
+    return all(a[0] == b[0] and abs(a[1] / b[1] - 1) < 1e-5 and abs(a[2] / b[2] - 1) < 1e-3 for a, b in pairs)
+
+
+def copy_up_to(run: Path, target: Path, step: int) -> Path:
+    """A run as it was after a step."""
+    name = f"step_{step:06d}"
+    (target / "checkpoints" / name).mkdir(parents=True)
+    for file in (run / "checkpoints" / name).iterdir():
+        (target / "checkpoints" / name / file.name).write_bytes(file.read_bytes())
+    (target / "checkpoints" / "latest").write_text(name)
+    (target / "metrics.jsonl").write_bytes((run / "metrics.jsonl").read_bytes())
+    return target
+
+
+def test_any_layout_goes_on_from_any_other(folder):
+    """From random weights and from checkpoints: ZeRO and rings of two and three stages take the same steps."""
+    one, two = without_dropout(write_recipe(folder, 1)), without_dropout(write_recipe(folder, 2))
+    zero, ring = folder / "zero", folder / "ring"
+    assert train(two, zero, ranks=1)[0] == 0
+    assert train(one, ring, *RING)[0] == 0
+    assert close(losses(ring), losses(zero))
+    for source, target, recipe, words, ranks in (
+        (ring, "ring_to_zero", two, (), 1),
+        (zero, "zero_to_ring", one, RING, 2),
+        (ring, "two_to_three", one, ("--pipeline.stages", "3"), 3),
+    ):
+        run = copy_up_to(source, folder / target, 4)
+        code, printed = train(recipe, run, *words, *RESUME, ranks=ranks)
+        assert code == 0 and "step 4" in printed, printed
+        assert close(losses(run), losses(zero)), target
+
+
+def test_a_converted_ring_is_the_converted_whole(folder):
+    """The same names, and the same weights within rounding."""
+    from hmt_ds.conversion.convert import Options, convert
+
+    found = []
+    for run in ("zero", "ring"):
+        convert(folder / run, folder / f"{run}_converted", Options())
+        found.append(load_file(folder / f"{run}_converted" / "model.safetensors"))
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.allclose(weight, found[1][name], rtol=0, atol=1e-4) for name, weight in found[0].items())
+    assert json.loads((folder / "ring_converted/config.json").read_text())["model_type"] == "hmt"
+
+
+@pytest.mark.parametrize("way", ["stage_killed", pytest.param("stage_stopped", marks=pytest.mark.slow)])
+def test_a_stage_that_is_gone_ends_all(folder, way):
+    """In the middle of a step; a line says who waits for whom, and the run goes on from its checkpoint.
+
+    (For a stage that was stopped the launcher itself waits half a minute, for it to heed SIGTERM.)
+    """
+    recipe, output = write_recipe(folder, 1), folder / way
+    broken = {"PYTHONPATH": str(Path(__file__).with_name("breaks")), "HMT_DS_BREAK": way}
+    with start(recipe, output, *RING, "--pipeline.timeout_minutes", "0.1", **broken) as process:
+        code, printed = finish(process, timeout=200)
+        assert not ranks_of(output)
+    errors = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert code != 0 and len(losses(output)) == 5, printed
+    assert len(errors) == 1 and "rank 1 did not" in errors[0] and "rank 0 waits for" in errors[0], printed
+    assert "Traceback" not in printed, printed
+    code, printed = train(recipe, output, *RING, *RESUME)
+    assert code == 0 and "step 4" in printed and len(losses(output)) == STEPS, printed

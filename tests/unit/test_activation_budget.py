@@ -1,0 +1,257 @@
+"""How much of a window is kept: what the recipe fixes, and what the measured step leaves room for."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tiny import document, make_settings, make_window
+
+from hmt_ds.distributed import process_group
+from hmt_ds.memory import Plan
+from hmt_ds.parallel import activation_budget
+from hmt_ds.parallel.activation_budget import MARGIN, MEASURED, Room
+from hmt_ds.parallel.compute_choice import ComputeSettings
+from hmt_ds.parallel.pipeline.schedule import ring_schedule
+from hmt_ds.parallel.pipeline.stage_budget import RingRoom
+
+DEPTH = 12
+SETTINGS = make_settings()
+WINDOW = make_window([[document(DEPTH * SETTINGS.segment_length)]])
+TOTAL = 100_000
+SEGMENT, SUMMARY = 700, 300  # bytes of a graph
+FIRST = 2  # summaries that are no longer than a segment: 5 positions each, and 10
+GPU = torch.device("cuda")
+
+
+class FakeGpu(SimpleNamespace):
+    """The numbers that torch.cuda would tell; whatever is read stays allocated until the step is over.
+
+    Args:
+        behind: what the reduction and the optimizer take, when nothing that was read stands any more.
+    """
+
+    def __init__(self, before: int = 10_000, others: int = 0, total: int = TOTAL, behind: int = 0):
+        super().__init__(before=before, allocated=before, peak=10**9, others=others, total=total, behind=behind)
+
+    def memory_allocated(self) -> int:
+        return self.allocated
+
+    def memory_reserved(self) -> int:
+        return self.allocated + 500
+
+    def mem_get_info(self) -> tuple[int, int]:
+        return self.total - self.others - self.memory_reserved(), self.total
+
+    def reset_peak_memory_stats(self) -> None:
+        self.peak = self.allocated
+
+    def max_memory_allocated(self) -> int:
+        return self.peak
+
+    def read(self, part: Any, share: float = 1.0) -> str:
+        """A graph comes to stand; without one as much does for a moment."""
+        self.allocated += int(share * (SUMMARY if part == WINDOW_SUMMARY else SEGMENT))
+        if torch.is_grad_enabled():
+            self.peak = max(self.peak, self.allocated)
+        return "read"
+
+
+WINDOW_SUMMARY = WINDOW.summary(0, 1, SETTINGS)
+WINDOW_SEGMENT = WINDOW.segment(0, torch.zeros(1, SETTINGS.sensory_tokens, dtype=torch.long), SETTINGS)
+
+
+def measured(monkeypatch, gpu: FakeGpu | None = None, others: list[float] | None = None, **compute: Any) -> Room:
+    """A room after the measured step, in which one segment and one summary stood with their graphs.
+
+    Args:
+        others: what another rank has room for.
+    """
+    gpu = gpu or FakeGpu()
+    monkeypatch.setattr(torch, "get_device_module", lambda device: gpu)
+    monkeypatch.setattr(activation_budget, "smallest", lambda mine, device: list(map(min, mine, others or mine)))
+    found = Room(ComputeSettings(**{"cuda_graphs": "never"} | compute), SETTINGS, DEPTH, GPU)
+    for _ in range(MEASURED):
+        gpu.allocated = gpu.before
+        read = found.watch(gpu.read)
+        with torch.no_grad():
+            assert read(WINDOW_SEGMENT, 5) == "read"
+        batch = found.plan.summary_segments
+        for part, share in ((WINDOW_SUMMARY, batch), (WINDOW_SEGMENT, 1), (WINDOW_SEGMENT, 0.5), (WINDOW_SUMMARY, 0.5)):
+            gpu.allocated = gpu.before
+            read(part, share)
+        found.windows_read()
+        gpu.peak = max(gpu.peak, gpu.before + gpu.behind)
+        found.step_done()
+    return found
+
+
+def free_in(gpu: FakeGpu) -> float:
+    """Bytes that the plan may spend: what is left of the margin beside others, caches apart, and the peak."""
+    return MARGIN * gpu.total - gpu.others - (gpu.before + SEGMENT)
+
+
+@pytest.mark.parametrize(
+    ("recompute", "summary_batch", "plan"),
+    [
+        ("none", "auto", Plan(DEPTH, FIRST, DEPTH)),
+        ("selective", 3, Plan(DEPTH, 3, DEPTH)),
+        ("segment", "auto", Plan(1, FIRST, 0)),
+        ("segment", 5, Plan(1, 5, 0)),
+        ("segment+layer", 50, Plan(1, DEPTH, 0)),
+        ("auto", "auto", Plan(1, FIRST, 0)),
+        ("auto", 4, Plan(1, 4, 0)),
+    ],
+)
+def test_before_anything_is_measured(recompute, summary_batch, plan):
+    """On a CPU, where nothing is measured, it stays so."""
+    for device in (torch.device("cpu"), GPU):
+        assert Room(ComputeSettings(recompute, summary_batch), SETTINGS, DEPTH, device).plan == plan
+    cpu, read = Room(ComputeSettings(recompute, summary_batch), SETTINGS, DEPTH, torch.device("cpu")), FakeGpu().read
+    for _ in range(MEASURED + 1):
+        assert cpu.watch(read) == read
+        cpu.windows_read()
+        cpu.step_done()
+    assert cpu.plan == plan
+
+
+@pytest.mark.parametrize(
+    ("recompute", "segments", "batches"),
+    [("none", DEPTH, DEPTH), ("selective", DEPTH, DEPTH), ("segment", 1, 0), ("segment+layer", 1, 0)],
+)
+def test_what_the_recipe_fixes_is_not_measured_away(monkeypatch, recompute, segments, batches):
+    for total in (TOTAL, 12_000):
+        plan = measured(monkeypatch, FakeGpu(total=total), recompute=recompute).plan
+        assert (plan.kept_segments, plan.kept_summaries) == (segments, batches)
+    assert measured(monkeypatch, summary_batch=5).plan.summary_segments == 5
+
+
+def test_the_first_batches_are_no_larger_than_a_segment():
+    """And all of one size."""
+    sizes = {depth: Room(ComputeSettings(), SETTINGS, depth, GPU).plan.summary_segments for depth in (1, 2, 3, 4, 7)}
+    assert sizes == {1: 1, 2: 2, 3: 1, 4: 2, 7: 1}
+
+
+def test_one_step_is_measured_by_its_largest_graphs(monkeypatch):
+    """Without a graph nothing is kept, and the optimizer's peak does not count as theirs."""
+    gpu = FakeGpu(behind=TOTAL)
+    found = measured(monkeypatch, gpu)
+    assert (found.segment, found.summary, found.peak) == (SEGMENT, FIRST * SUMMARY, gpu.before + SEGMENT)
+    assert found.watch(gpu.read) == gpu.read, "it measures on, after it has planned"
+
+
+def test_all_is_kept_where_it_fits(monkeypatch):
+    plan = measured(monkeypatch).plan
+    assert plan.kept_segments == plan.summary_segments == DEPTH and plan.kept_summaries >= 1
+
+
+@pytest.mark.parametrize("graphs", ["never", "always"])
+@pytest.mark.parametrize("total", [*range(11_000, 40_000, 500), 12_337])
+def test_as_much_as_fits(monkeypatch, graphs, total):
+    """Never more; and where a GPU has more memory, never less. Batches of summaries divide the window."""
+    gpu = FakeGpu(total=total)
+    plan, space = measured(monkeypatch, gpu, cuda_graphs=graphs).plan, free_in(gpu)
+    spent = (plan.kept_segments - 1) * SEGMENT + plan.kept_summaries * plan.summary_segments * SUMMARY
+    assert spent <= max(0, space) and DEPTH % plan.summary_segments == 0
+    if graphs == "never" and plan.kept_segments < DEPTH:
+        assert spent + SEGMENT > space and plan.kept_summaries == 0
+    if graphs == "always" and plan.kept_segments > 1:  # what is captured keeps its memory, and so does its rehearsal
+        assert spent + 2 * SEGMENT + plan.summary_segments * SUMMARY <= space
+    larger = measured(monkeypatch, FakeGpu(total=total + 3000), cuda_graphs=graphs).plan
+    assert larger.kept_segments >= plan.kept_segments and larger.summary_segments >= plan.summary_segments
+
+
+def test_nothing_fits(monkeypatch):
+    """One segment has its place already, and as many summaries as go into that."""
+    assert measured(monkeypatch, FakeGpu(total=10_800)).plan == Plan(1, SEGMENT // SUMMARY, 0)
+
+
+def test_what_others_hold_on_the_gpu_counts(monkeypatch):
+    alone, beside = FakeGpu(total=17_100), FakeGpu(total=17_100, others=3 * SEGMENT)
+    plans = [measured(monkeypatch, gpu).plan for gpu in (alone, beside)]
+    assert 1 < plans[1].kept_segments == plans[0].kept_segments - 3 < DEPTH - 3
+
+
+def test_graphs_take_room(monkeypatch):
+    """What is captured keeps its memory: less is left for segments."""
+    kept = [measured(monkeypatch, FakeGpu(total=18_000), cuda_graphs=way).plan for way in ("never", "always")]
+    assert kept[1].kept_segments < kept[0].kept_segments
+
+
+def test_what_comes_behind_the_windows(monkeypatch):
+    """The reduction and the optimizer find the memory of what was read free, but not that of CUDA graphs."""
+    still = SUMMARY // 2  # what the last reading of the fake step leaves standing
+    for way, fewer in (("never", 0), ("always", 3)):
+        gpus = [FakeGpu(total=18_000, behind=still + segments * SEGMENT) for segments in (0, 3)]
+        small, large = [measured(monkeypatch, gpu, cuda_graphs=way, summary_batch=1).plan.kept_segments for gpu in gpus]
+        assert 1 < large == small - fewer < DEPTH
+
+
+def test_all_ranks_keep_what_fits_on_the_fullest(monkeypatch):
+    """Each must make as many backward passes as the others."""
+    assert measured(monkeypatch, others=[5, 4, 0]).plan == Plan(5, 4, 0)
+    assert measured(monkeypatch, FakeGpu(total=10_800), others=[5, 4, 2]).plan == Plan(1, 2, 0)
+
+
+ORDER = ring_schedule(2, 2, 2)[0]  # s0 s0 s1 s1 F0 F0 F1 F1, and backward
+READ = [item for item in ORDER if not item.backward]
+
+
+@pytest.mark.parametrize(("spare", "kept"), [(0, 0), (699, 0), (700, 1), (2 * 700, 2), (4 * 700 + 299, 4), (3100, 5)])
+def test_a_stage_keeps_what_goes_backward_first(spare, kept):
+    """By the size of its graphs; of the last stage too, which recalls between its readings."""
+    found = RingRoom(ComputeSettings(), SETTINGS, DEPTH, GPU)
+    found.segment, found.summary, found.spare = SEGMENT, SUMMARY, spare
+    last = ring_schedule(2, 2, 2)[1]
+    assert len(last) > len(ORDER) and found.keeps(ORDER) == found.keeps(last) == set(READ[len(READ) - kept :])
+
+
+@pytest.mark.parametrize(
+    ("segments", "spare", "kept"), [(2, 3 * 700 - 1, 0), (2, 3 * 700, 4), (1, 2 * 700 - 1, 0), (1, 2 * 700, 2)]
+)
+def test_without_memory_a_stage_keeps_all_or_nothing(segments, spare, kept):
+    """Its items go backward in the order in which they were read; of 3 stages, three stand at a time, or all two."""
+    order = ring_schedule(3, segments, 2, mode="backbone")[0]
+    found = RingRoom(ComputeSettings(), SETTINGS, DEPTH, GPU)
+    found.segment, found.spare = SEGMENT, spare
+    assert len(found.keeps(order)) == kept
+
+
+@pytest.mark.parametrize(("recompute", "kept"), [("none", 8), ("selective", 8), ("segment", 0), ("auto", 4)])
+def test_the_measured_step_of_a_stage(monkeypatch, recompute, kept):
+    """What the recipe fixes is not measured away."""
+    gpu = FakeGpu()
+    gpu.total = int(
+        (gpu.before + 4 * SEGMENT + SUMMARY) / MARGIN
+    )  # beside the peak, with one graph in it, three and a rest
+    monkeypatch.setattr(torch, "get_device_module", lambda device: gpu)
+    found = RingRoom(ComputeSettings(recompute), SETTINGS, DEPTH, GPU)
+    for _ in range(MEASURED):
+        read = found.watch(gpu.read)
+        for part in (WINDOW_SUMMARY, WINDOW_SEGMENT):
+            gpu.allocated = gpu.before
+            read(part)
+        found.windows_read()
+        found.step_done()
+    assert (found.segment, found.summary) == (SEGMENT, SUMMARY) and len(found.keeps(ORDER)) == kept
+
+
+def test_smallest_of_all_ranks(monkeypatch):
+    """Of each value by itself."""
+
+    def all_reduce(values: torch.Tensor, operation: Any) -> None:
+        assert operation == torch.distributed.ReduceOp.MIN
+        values.copy_(torch.minimum(values, torch.tensor([9.0, 2.0, 5.0])))
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    assert process_group.smallest([3, 4, 5], torch.device("cpu")) == [3, 2, 5]
+
+
+@pytest.mark.parametrize(
+    ("device", "graphs", "steps"), [("cpu", "never", 0), ("cuda", "never", 3), ("cuda", "always", 4)]
+)
+def test_a_run_is_at_speed_after_some_steps(device, graphs, steps):
+    """The second is measured, the third compiles what was planned, the fourth is captured."""
+    compute = ComputeSettings(cuda_graphs=graphs)
+    assert Room(compute, SETTINGS, DEPTH, torch.device(device)).settled_after == steps

@@ -1,0 +1,42 @@
+"""Settings that contradict DeepSpeed's file are said before anything starts."""
+
+import pytest
+from test_pipeline_checks import LLAMA, recipe_of
+
+from hmt_ds.backbones import read_config
+from hmt_ds.preflight.compute_checks import check_compute
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("device", ["cpu", "none", None])
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_gradients_are_clipped_when_they_are_scaled_no_more(precision, device, stage):
+    """DeepSpeed clips fp16's scaled gradients where ZeRO-1 or 2 offloads the optimizer, and nowhere else."""
+    zero = {"stage": stage} | ({"offload_optimizer": {"device": device}} if device else {})
+    recipe = recipe_of({"precision": precision}, stages=1)
+    found = check_compute(recipe, read_config(LLAMA), {"zero_optimization": zero})
+    if precision == "fp16" and device == "cpu" and stage < 3:
+        (line,) = found
+        assert line.startswith(f"model.precision: not fp16 at ZeRO-{stage} with an offloaded optimizer")
+    else:
+        assert found == []
+
+
+@pytest.mark.parametrize(
+    ("config", "model", "refused"),
+    [
+        (LLAMA, {}, False),
+        (LLAMA | {"attention_dropout": 0.1}, {}, True),
+        ({"model_type": "opt"}, {}, True),
+        ({"model_type": "opt", "dropout": 0.0}, {}, False),
+        (LLAMA, {"train": "lora", "lora": {"dropout": 0.1}}, True),
+        (LLAMA, {"train": "whole", "lora": {"dropout": 0.1}}, False),
+    ],
+)
+def test_dropout_is_not_captured(monkeypatch, config, model, refused):
+    """Of OPT it is a tenth unless the configuration says otherwise."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("hmt_ds.preflight.compute_checks.memory_of_this_machine", lambda: (10**15, "the GPU"))
+    recipe = recipe_of(model, compute={"cuda_graphs": "always"}, stages=1)
+    found = check_compute(recipe, read_config(config), {"zero_optimization": {"stage": 2}})
+    assert [("has dropout" in line) for line in found] == [True] * refused

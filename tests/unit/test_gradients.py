@@ -1,0 +1,42 @@
+"""What DeepSpeed's shard of the gradients is while windows are read. Gradients themselves: tests/distributed."""
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny import GPT2, LLAMA, make_model
+
+from hmt_ds.parallel.gradients import PerSegment, PerStep
+
+
+@pytest.mark.parametrize("device", ["none", "cpu"])
+def test_the_shard_takes_no_memory_while_windows_are_read(device):
+    """And is zero behind them, for DeepSpeed looks for NaN in its padding too. On the host it stays."""
+    shards = torch.full((7,), torch.nan)
+    part = shards.narrow(0, 2, 3)
+    config = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": device}}}
+    engine = SimpleNamespace(optimizer=SimpleNamespace(grad_partitions_flat_buffer=shards), config=config)
+    with PerStep.without_shards(SimpleNamespace(engine=engine)):
+        assert shards.untyped_storage().nbytes() == (0 if device == "none" else 28)
+    if device == "none":
+        assert shards.tolist() == [0] * 7 and part.tolist() == [0] * 3
+
+
+def test_other_stages_have_none():
+    with PerStep.without_shards(SimpleNamespace(engine=SimpleNamespace(optimizer=object(), config={}))):
+        pass
+
+
+@pytest.mark.parametrize("backbone", [LLAMA, GPT2])
+@pytest.mark.parametrize("way", ["once per step", "after each segment"])
+def test_buffers_lie_on_the_engine_s_device(way, backbone):
+    """A pretrained model is read on the host and moved by DeepSpeed, which knows nothing of a copy of it."""
+    model = make_model(backbone)
+    model.register_buffer("constant", torch.zeros(2))
+    gradients = PerStep(model, nullcontext()) if way == "once per step" else PerSegment(model)
+    gradients.attach(SimpleNamespace(device=torch.device("meta"), config={}))
+    buffers = dict(gradients.model.named_buffers())
+    assert len(buffers) > (backbone is LLAMA)
+    assert {name: buffer.device.type for name, buffer in buffers.items()} == dict.fromkeys(buffers, "meta")
+    assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}

@@ -1,0 +1,38 @@
+"""The thread that ends a rank whose neighbour sends nothing. NCCL's events cannot be had here: stand-ins of them."""
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import time
+from datetime import timedelta
+from hmt_ds.parallel.pipeline.p2p_timeout import Lookout
+
+class Event:
+    def __init__(self, seconds):
+        self.at = time.monotonic() + seconds
+    def query(self):
+        return time.monotonic() > self.at
+
+lookout = Lookout(timedelta(seconds=1.5))
+for seconds in {seconds}:
+    lookout.watch(Event(seconds), f"rank 1 did not send message {{seconds}}")
+time.sleep(4)
+print(len(lookout.messages), "left")
+"""
+
+
+@pytest.mark.parametrize(
+    "seconds, code, said",
+    [
+        ([0.0, 0.1, 0.8], 0, "0 left"),
+        ([0.0, 30, 0.1], 1, "error: rank 1 did not send message 30, for 2 s"),
+    ],
+)
+def test_lookout(seconds, code, said):
+    """It ends the process for a message that does not come, and for none else."""
+    command = [sys.executable, "-c", PROGRAM.format(seconds=seconds)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, (ended.stdout + ended.stderr).strip()) == (code, said)

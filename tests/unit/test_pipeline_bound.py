@@ -1,0 +1,126 @@
+"""The ring's schedules are as fast as can be proven."""
+
+from dataclasses import replace
+from functools import cache
+from itertools import product
+
+import pytest
+
+from hmt_ds.parallel.pipeline.schedule import MODES, Costs, ring_schedule, summaries_together
+from hmt_ds.planning.simulate import Machine, Timeline, lower_bound, simulate
+
+SHAPES = list(product(range(1, 9), repeat=3))  # stages, segments, micro-batches
+HALF = Costs()  # a main pass takes 1, a summary 0.5, backward three times as long
+
+
+@cache
+def timeline(stages: int, segments: int, batches: int, mode: str, costs: Costs = HALF) -> Timeline:
+    """Of equal stages."""
+    schedule = ring_schedule(stages, segments, batches, mode=mode, costs=costs)
+    return simulate(schedule, Machine.uniform(costs, stages), mode)
+
+
+def reference_bound(stages: int, segments: int, batches: int, mode: str) -> float:
+    """The README's formula, f = 1, s = 1/2, r = 3, messages in no time."""
+    work = segments * batches * {"hmt": 1.5, "rmt": 1, "backbone": 1}[mode] + (stages - 1)
+    wait = {
+        "hmt": (stages - segments * batches) / 2 + (segments - 1) * max(0, stages - batches),
+        "rmt": (segments - 1) * max(0, stages - batches),
+        "backbone": 0,
+    }[mode]
+    return 4 * (work + max(0, wait))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_time_against_the_bound(mode):
+    """Met exactly: without recall always, with recall from B = P on and up to B = P / 2."""
+    gaps = {}
+    for shape in SHAPES:
+        stages, _, batches = shape
+        bound = lower_bound(*shape, mode=mode, costs=HALF)
+        assert bound == pytest.approx(reference_bound(*shape, mode))
+        gaps[shape] = timeline(*shape, mode).time / bound - 1
+        assert gaps[shape] > -1e-9
+        if mode != "hmt" or batches >= stages or 2 * batches <= stages:
+            assert gaps[shape] < 1e-9, shape
+    assert max(gaps.values()) < 0.0834 and sum(gaps.values()) / len(gaps) < 0.0051
+
+
+@pytest.mark.parametrize("share", [0.55, 0.5, 0.4, 0.25, 0.1])
+def test_summaries_together_cost_no_time(share):
+    """Where they are read together, by the rule of the executor, a window takes what it takes with single ones; or what
+    they are longer than a main pass, once for each border."""
+    costs, found = Costs(summary=share), 0
+    for shape in SHAPES:
+        together = summaries_together(*shape, share)
+        if together > 1:
+            schedule, longer = ring_schedule(*shape, together=together), replace(costs, summary=together * share)
+            time = simulate(schedule, Machine.uniform(longer, shape[0])).time
+            over = max(0, together * share - 1) * (shape[0] - 1) * (1 + costs.backward)
+            single = timeline(*shape, "hmt", costs).time
+            assert single - 1e-9 <= time <= single + over + 1e-9, shape
+            found += 1
+    assert found > 100
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_evaluation_against_the_bound(mode):
+    """Forward passes alone take as their half of the bound says."""
+    for stages, segments, batches in SHAPES:
+        schedule = ring_schedule(stages, segments, batches, mode=mode, backward=False)
+        found = simulate(schedule, Machine.uniform(HALF, stages), mode).time
+        half = lower_bound(stages, segments, batches, mode=mode, backward=False, costs=HALF)
+        assert half == pytest.approx(reference_bound(stages, segments, batches, mode) / 4)
+        assert found == pytest.approx(half) if batches >= stages or 2 * batches <= stages else found > half - 1e-9
+
+
+# the best of all schedules, found by an exact solver (CP-SAT) that ran to its proof; main 2, summary 1, backward 3
+OPTIMA = {
+    (2, 2, 1): 40,
+    (3, 2, 2): 69,
+    (3, 3, 2): 93,
+    (2, 2, 2): 56,
+    (4, 2, 2): 88,
+    (4, 2, 3): 98,
+    (3, 2, 3): 88,
+    (4, 1, 2): 56,
+    (3, 3, 1): 84,
+}
+
+
+@pytest.mark.parametrize(("shape", "optimum"), OPTIMA.items(), ids=str)
+def test_bound_against_the_optimum(shape, optimum):
+    """What was solved exactly lies between the bound and our time, and is our time wherever that meets the bound."""
+    costs = Costs(main=2, summary=1)
+    bound, ours = lower_bound(*shape, costs=costs), timeline(*shape, "hmt", costs).time
+    assert bound <= optimum <= ours <= 1.07 * optimum
+    assert ours == optimum or bound < ours
+
+
+SLOW = [  # the same solver, with recall, links and ring that take time: mode, backward, costs, optimum
+    ((2, 2, 1), "hmt", True, Costs(4, 4, 2, 2, 3, 1), 106),
+    ((4, 1, 2), "rmt", True, Costs(3, 4, 3, 2, 1, 2), 78),
+    ((3, 1, 3), "rmt", True, Costs(3, 1, 2, 2, 1, 1), 57),
+    ((3, 2, 2), "hmt", False, Costs(1, 1, 2, 1, 1, 2), 23),
+    ((2, 1, 3), "hmt", False, Costs(2, 3, 3, 0, 3, 2), 24),
+    ((2, 1, 2), "backbone", True, Costs(4, 4, 3, 0, 3, 2), 54),
+]
+
+
+@pytest.mark.parametrize(("shape", "mode", "backward", "costs", "optimum"), SLOW, ids=str)
+def test_bound_with_slow_links(shape, mode, backward, costs, optimum):
+    bound = lower_bound(*shape, mode=mode, backward=backward, costs=costs)
+    schedule = ring_schedule(*shape, mode=mode, backward=backward, costs=costs)
+    assert bound <= optimum <= simulate(schedule, Machine.uniform(costs, shape[0]), mode).time
+
+
+def test_slow_links_hardly_matter():
+    """A twentieth of a main pass per message, a tenth around the ring: hidden by summaries, but for the filling."""
+    costs = Costs(link=0.05, ring=0.1, recall=0.02)
+    for mode in MODES:
+        gaps = [
+            timeline(*shape, mode, costs).time / lower_bound(*shape, mode=mode, costs=costs) - 1
+            for shape in SHAPES
+            if shape[2] >= shape[0]
+        ]
+        assert min(gaps) > -1e-9 and max(gaps) < 0.018
