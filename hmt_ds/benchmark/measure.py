@@ -15,7 +15,7 @@ from hmt_ds.benchmark.pipeline_phases import keeps_of_stages, repeated_positions
 from hmt_ds.distributed.process_group import add_up, from_all_ranks, rank, world_size
 from hmt_ds.memory import Window
 from hmt_ds.parallel.compute_choice import number_of
-from hmt_ds.parallel.pipeline.executor import RingExecutor
+from hmt_ds.parallel.pipeline.executor import PipelineExecutor
 from hmt_ds.parallel.zero import ZeroExecutor
 from hmt_ds.planning.flops import rates, repeated_positions, useful_flops_per_token
 from hmt_ds.reporting.phase_clock import PHASES, RING_PHASES, Clock
@@ -171,7 +171,7 @@ def arithmetic(executor: ZeroExecutor, parameters: int, trained: int, batch: int
         of_all = add_up(torch.tensor(in_layers, dtype=torch.float64, device=executor.device))
         in_layers = round(float(of_all) / executor.data_ranks)
     twice, again = executor.compute.recompute == "segment+layer", 0.0
-    if isinstance(executor, RingExecutor):
+    if isinstance(executor, PipelineExecutor):
         keeps = keeps_of_stages(executor, segments)
         parts = executor.micro_batches
         together = executor.together(segments, parts)

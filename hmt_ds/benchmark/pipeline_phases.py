@@ -7,15 +7,17 @@ from hmt_ds.backbones import CausalLM
 from hmt_ds.backbones.compute import layers_of
 from hmt_ds.distributed.process_group import from_all_ranks
 from hmt_ds.memory import MemorySettings
-from hmt_ds.parallel.pipeline.executor import RingExecutor
-from hmt_ds.parallel.pipeline.schedule import Costs, Item, Kind, ring_schedule
+from hmt_ds.parallel.pipeline.executor import PipelineExecutor
+from hmt_ds.parallel.pipeline.schedule import Costs, Item, Kind, pipeline_schedule
 from hmt_ds.planning.flops import summary_positions
 from hmt_ds.planning.simulate import Link, Machine, simulate
 
 WORK = ("summary", "recall", "forward", "backward")  # the phases of a window, but for waiting
 
 
-def ring_numbers(executor: RingExecutor, windows: int, segments: int, phases: list[dict[str, float]]) -> dict[str, Any]:
+def ring_numbers(
+    executor: PipelineExecutor, windows: int, segments: int, phases: list[dict[str, float]]
+) -> dict[str, Any]:
     """What a ring is, and its phases and bubbles by stage. All ranks call it.
 
     Args:
@@ -42,7 +44,7 @@ def ring_numbers(executor: RingExecutor, windows: int, segments: int, phases: li
     }
 
 
-def keeps_of_stages(executor: RingExecutor, segments: int) -> list[frozenset[Item]]:
+def keeps_of_stages(executor: PipelineExecutor, segments: int) -> list[frozenset[Item]]:
     """The items of a window that keep their graphs, of the first pipeline's stages. All ranks call it."""
     kept = executor.room.keeps(executor.order(segments, executor.settings.mode))
     return from_all_ranks(kept)[:: executor.data_ranks]
@@ -100,7 +102,7 @@ def scheduled_bubbles(
         keeps: of each stage, the items that keep their graphs.
     """
     costs = Costs(summary=settings.summary_share * together)
-    schedule = ring_schedule(stages, segments, micro_batches, mode=settings.mode, together=together)
+    schedule = pipeline_schedule(stages, segments, micro_batches, mode=settings.mode, together=together)
     return simulate(schedule, Machine.uniform(costs, stages, computes_ahead=True, keeps=keeps), settings.mode).bubbles
 
 
@@ -120,7 +122,7 @@ def simulated_bubbles(
         costs_of({name: seconds / windows for name, seconds in phases.items()}, items, together, kept, settings)
         for phases, kept in zip(by_stage, keeps, strict=True)
     ]
-    schedule = ring_schedule(len(costs), segments, micro_batches, mode=settings.mode, together=together)
+    schedule = pipeline_schedule(len(costs), segments, micro_batches, mode=settings.mode, together=together)
     machine = Machine(costs, [Link()] * (len(costs) - 1), computes_ahead=True, keeps=keeps)
     return simulate(schedule, machine, settings.mode).bubbles
 

@@ -18,7 +18,7 @@ from hmt_ds.config.load import ConfigError, load_recipe
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.distributed.process_group import rank, world_size
 from hmt_ds.memory import MemorySettings, Window
-from hmt_ds.parallel.pipeline.executor import RingExecutor
+from hmt_ds.parallel.pipeline.executor import PipelineExecutor
 from hmt_ds.parallel.zero import ZeroExecutor
 from hmt_ds.planning.flops import matrix_rate, peak_flops
 from hmt_ds.preflight.prepare import Prepared
@@ -123,7 +123,7 @@ def ring_of(
     executor: ZeroExecutor, windows: int, segments: int, phases: list[dict[str, float]]
 ) -> dict[str, Any] | None:
     """Its numbers, if it is one."""
-    return ring_numbers(executor, windows, segments, phases) if isinstance(executor, RingExecutor) else None
+    return ring_numbers(executor, windows, segments, phases) if isinstance(executor, PipelineExecutor) else None
 
 
 def described(recipe: Recipe, options: BenchOptions, device: torch.device, executor: ZeroExecutor) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from hmt_ds.checkpoint.files import CheckpointError, checkpoints_in, damage, read_manifest
 from hmt_ds.checkpoint.fragments import WEIGHT, ensure_states, fragments, set_scalars, spread_weights
 from hmt_ds.checkpoint.ranks import rank_file, read_memories, read_random_states
-from hmt_ds.checkpoint.save import COUNTERS, Progress, loss_scaler
+from hmt_ds.checkpoint.save import COUNTERS, RunPosition, loss_scaler
 from hmt_ds.distributed.process_group import from_all_ranks, from_rank_0, rank, world_size
 from hmt_ds.parallel.pipeline.build_stage import STAND_IN
 from hmt_ds.parallel.zero import ZeroExecutor
@@ -40,7 +40,7 @@ def newest_intact(folder: Path, say: Callable[[str], None]) -> Path | None:
     return from_rank_0(found)  # type: ignore[return-value]
 
 
-def load_checkpoint(executor: ZeroExecutor, checkpoint: Path, *, weights_only: bool = False) -> Progress:
+def load_checkpoint(executor: ZeroExecutor, checkpoint: Path, *, weights_only: bool = False) -> RunPosition:
     """Put an executor where the saved one was.
 
     With another number of ranks the rows of the global batch must be as many as before: then each rank takes the
@@ -58,7 +58,7 @@ def load_checkpoint(executor: ZeroExecutor, checkpoint: Path, *, weights_only: b
     if not weights_only:
         restore_engine(executor.engine, saved)
         restore_rank(executor, checkpoint, saved)
-    return Progress(saved["step"], saved["tokens"], saved["position"])
+    return RunPosition(saved["step"], saved["tokens"], saved["position"])
 
 
 def check_identity(checkpoint: Path, here: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ FILE_BYTES = 2**31  # of one file of fragments, about
 
 
 @dataclass(frozen=True)
-class Progress:
+class RunPosition:
     """How far a run has come.
 
     Attributes:
@@ -76,7 +76,7 @@ class Saver:
         self.staging = Staging()
         self.problem: str | None = None
 
-    def begin(self, executor: ZeroExecutor, progress: Progress) -> None:
+    def begin(self, executor: ZeroExecutor, progress: RunPosition) -> None:
         """Start to write; in the background, return when all is copied to the host. What fails, :meth:`finish` says."""
         assert self.target is None, "finish the one before"
         self.target, self.problem = self.folder / f"step_{progress.step:06d}", None
@@ -85,7 +85,7 @@ class Saver:
         if not self.failed():
             self.attempt(self.write, self.target, executor, progress)
 
-    def write(self, target: Path, executor: ZeroExecutor, progress: Progress) -> None:
+    def write(self, target: Path, executor: ZeroExecutor, progress: RunPosition) -> None:
         """Write this rank's share, or copy it and let a thread write."""
         if executor.engine.zero_optimization_stage() == 0:
             ensure_states(executor.engine)  # where every step up to now was skipped, there are none
@@ -215,7 +215,7 @@ def groups_of(parts: Iterable[Fragment]) -> Iterator[list[Fragment]]:
         yield group
 
 
-def state_of(executor: ZeroExecutor, progress: Progress) -> dict[str, Any]:
+def state_of(executor: ZeroExecutor, progress: RunPosition) -> dict[str, Any]:
     """What is the same on all ranks."""
     engine = executor.engine
     rows = 0 if executor.state is None else len(executor.state.valid)

@@ -5,17 +5,17 @@ from hmt_ds.data.errors import DataError
 from hmt_ds.data.sources import load_documents
 from hmt_ds.data.tokenize import document_lengths, tokenize_documents
 from hmt_ds.data.tokenizers import check_vocabulary, describe_tokenizer, load_tokenizer, train_sentencepiece
-from hmt_ds.data.window_plan import Piece, PlanState, Window, WindowPlan
+from hmt_ds.data.window_plan import Piece, PlannedWindow, WindowPlan, WindowPlanState
 
 __all__ = [
     "IGNORE_INDEX",
     "Batch",
     "DataError",
     "Piece",
-    "PlanState",
-    "Window",
+    "PlannedWindow",
     "WindowLoader",
     "WindowPlan",
+    "WindowPlanState",
     "check_vocabulary",
     "describe_tokenizer",
     "document_lengths",

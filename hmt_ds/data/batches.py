@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from hmt_ds.data.tokenize import document_lengths
-from hmt_ds.data.window_plan import Piece, PlanState, WindowPlan
+from hmt_ds.data.window_plan import Piece, WindowPlan, WindowPlanState
 
 IGNORE_INDEX = -100  # the label that cross-entropy leaves out
 
@@ -87,7 +87,7 @@ class WindowLoader:
         self._windows = _WindowReader(tokens, segment_length)
         self._rows = slice(rank * batch_size, (rank + 1) * batch_size)
         self._num_workers = num_workers
-        self._state = None if state is None else PlanState.from_dict(state)
+        self._state = None if state is None else WindowPlanState.from_dict(state)
         self._plan: dict[str, Any] = {
             "rows": world_size * batch_size,
             "segments": segments,

@@ -19,7 +19,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class PlanState:
+class WindowPlanState:
     """Where the plan stands between two windows.
 
     Attributes:
@@ -38,21 +38,21 @@ class PlanState:
         return {"epoch": self.epoch, "cursor": self.cursor, "rows": rows}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "PlanState":
+    def from_dict(cls, values: dict[str, Any]) -> "WindowPlanState":
         """Read what `to_dict` wrote."""
         rows = tuple(None if row is None else (row[0], row[1]) for row in values["rows"])
         return cls(values["epoch"], values["cursor"], rows)
 
 
 @dataclass(frozen=True)
-class Window:
+class PlannedWindow:
     """One global batch: `pieces[row][segment]`, None for an empty segment, and the state after it."""
 
     pieces: list[list[Piece | None]]
-    state: PlanState
+    state: WindowPlanState
 
 
-class WindowPlan(Iterator[Window]):
+class WindowPlan(Iterator[PlannedWindow]):
     """The windows of a run, in order.
 
     All rows advance together, segment by segment. A row walks through its document, across windows; in the segment
@@ -89,7 +89,7 @@ class WindowPlan(Iterator[Window]):
         seed: int,
         shuffle: bool = True,
         epochs: int | None = None,
-        state: PlanState | None = None,
+        state: WindowPlanState | None = None,
         left_out: Collection[int] = (),
     ) -> None:
         self._lengths = np.asarray(lengths, dtype=np.int64)
@@ -101,7 +101,7 @@ class WindowPlan(Iterator[Window]):
         self._left_out = frozenset(left_out)
         if self._left_out.issuperset(range(len(self._lengths))):
             raise DataError(f"all {len(self._lengths)} documents are left out, so there is nothing to read")
-        state = state or PlanState(0, 0, (None,) * rows)
+        state = state or WindowPlanState(0, 0, (None,) * rows)
         _check_state(state, self._lengths, rows)
         self._segments, self._segment_length = segments, segment_length
         self._seed, self._shuffle, self._epochs = seed, shuffle, epochs
@@ -110,12 +110,12 @@ class WindowPlan(Iterator[Window]):
         self._order = self._order_of(self._epoch)
         self._pass_over()
 
-    def __next__(self) -> Window:
+    def __next__(self) -> PlannedWindow:
         if self._queue_is_empty() and not any(self._rows):
             raise StopIteration
         columns = [[self._next_piece(row) for row in range(len(self._rows))] for _ in range(self._segments)]
         pieces = [list(row) for row in zip(*columns, strict=True)]
-        return Window(pieces, PlanState(self._epoch, self._cursor, tuple(self._rows)))
+        return PlannedWindow(pieces, WindowPlanState(self._epoch, self._cursor, tuple(self._rows)))
 
     def _next_piece(self, row: int) -> Piece | None:
         place = self._rows[row] or self._take_document()
@@ -155,7 +155,7 @@ class WindowPlan(Iterator[Window]):
         return np.random.default_rng([self._seed, epoch]).permutation(len(self._lengths))
 
 
-def _check_state(state: PlanState, lengths: np.ndarray, rows: int) -> None:
+def _check_state(state: WindowPlanState, lengths: np.ndarray, rows: int) -> None:
     if len(state.rows) != rows:
         raise DataError(
             f"the saved position is of {len(state.rows)} rows, but the run has {rows} "

@@ -10,7 +10,7 @@ from hmt_ds.memory.segments import Window
 from hmt_ds.memory.state import MemoryState
 
 
-class Borders:
+class Boundaries:
     """The memories at all segment borders of a window, and the gradients that later segments send to them.
 
     One buffer ``[b, c + s, m, d]`` holds the memories, so that a border costs one memory and not a copy of the cache.

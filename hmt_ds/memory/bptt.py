@@ -11,16 +11,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hmt_ds.memory.boundaries import Borders, RandomState
+from hmt_ds.memory.boundaries import Boundaries, RandomState
 from hmt_ds.memory.cell import SegmentOutput
 from hmt_ds.memory.loss import weighted
-from hmt_ds.memory.recompute_plan import Plan
+from hmt_ds.memory.recompute_plan import RecomputePlan
 from hmt_ds.memory.segments import Window
 from hmt_ds.memory.settings import MemorySettings
 from hmt_ds.memory.state import MemoryState
 from hmt_ds.memory.summaries import Summaries
 
-ONE_SEGMENT = Plan()
+ONE_SEGMENT = RecomputePlan()
 Read = Callable[..., Any]  # an HMT, or an engine around one
 Phase = Callable[[str], AbstractContextManager[Any]]
 
@@ -68,7 +68,7 @@ def backward_through_time(
     *,
     weight: float,
     backward: Callable[[Tensor], object],
-    plan: Plan = ONE_SEGMENT,
+    plan: RecomputePlan = ONE_SEGMENT,
     loss_scale: float = 1.0,
     phase: Phase = nullcontext,
 ) -> tuple[WindowTotals, MemoryState]:
@@ -114,11 +114,17 @@ class Unroll:
     """The two passes over a window; see :func:`backward_through_time`."""
 
     def __init__(
-        self, read: Read, settings: MemorySettings, window: Window, state: MemoryState, plan: Plan, phase: Phase
+        self,
+        read: Read,
+        settings: MemorySettings,
+        window: Window,
+        state: MemoryState,
+        plan: RecomputePlan,
+        phase: Phase,
     ):
         self.read, self.settings, self.window, self.plan, self.phase = read, settings, window, plan, phase
         self.device, self.tail = state.memories.device, state.tail.to(window.input_ids.device)
-        self.borders = Borders(state, window, settings.kept_memories)
+        self.borders = Boundaries(state, window, settings.kept_memories)
         # the first segment of all has nothing to recall
         first = (0 if state.memories.shape[1] else 1) if settings.mode == "hmt" else len(window)
         with phase("summary"):

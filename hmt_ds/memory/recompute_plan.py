@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Plan:
+class RecomputePlan:
     """How memory is spent on speed. Gradients do not depend on it.
 
     Attributes:
@@ -22,6 +22,6 @@ class Plan:
         return segments + -(-summarised // self.summary_segments)
 
     @classmethod
-    def keep_all(cls, segments: int) -> "Plan":
+    def keep_all(cls, segments: int) -> "RecomputePlan":
         """Nothing is read twice."""
         return cls(segments, segments, segments)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hmt_ds.memory.boundaries import RandomState
-from hmt_ds.memory.recompute_plan import Plan
+from hmt_ds.memory.recompute_plan import RecomputePlan
 from hmt_ds.memory.segments import Summary, Window
 from hmt_ds.memory.settings import MemorySettings
 
@@ -33,7 +33,7 @@ class Summaries:
         settings: MemorySettings,
         window: Window,
         first: int,
-        plan: Plan,
+        plan: RecomputePlan,
         device: torch.device,
     ):
         self.read, self.settings, self.window, self.device = read, settings, window, device

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from hmt_ds.distributed.process_group import smallest
-from hmt_ds.memory import MemorySettings, Plan, Summary
+from hmt_ds.memory import MemorySettings, RecomputePlan, Summary
 from hmt_ds.parallel.compute_choice import ComputeSettings
 
 MARGIN = 0.92  # of the GPU's memory is planned with; the rest is for what differs between steps
@@ -14,7 +14,7 @@ MEASURED = 2  # the step that is measured; in the first, optimizer states may be
 CAPTURED = MEASURED + 2  # the step whose readings go into CUDA graphs; the one before it compiles what was planned
 
 
-class Room:
+class ActivationBudget:
     """Decides what is kept of a window.
 
     The first steps keep one segment. When one of them was measured, as many segments keep their activations as fit
@@ -45,7 +45,7 @@ class Room:
             return 0
         return CAPTURED if self.compute.cuda_graphs == "always" else CAPTURED - 1
 
-    def bounded(self, segments: int, batch: int, batches: int) -> Plan:
+    def bounded(self, segments: int, batch: int, batches: int) -> RecomputePlan:
         """The plan that the recipe leaves of these numbers."""
         if self.compute.recompute in ("none", "selective"):
             segments, batches = self.depth, self.depth
@@ -53,7 +53,7 @@ class Room:
             segments, batches = 1, 0
         if isinstance(self.compute.summary_batch, int):
             batch = self.compute.summary_batch
-        return Plan(min(segments, self.depth), min(batch, self.depth), batches)
+        return RecomputePlan(min(segments, self.depth), min(batch, self.depth), batches)
 
     def watch(self, read: Callable[..., Any]) -> Callable[..., Any]:
         """The reader of a step; where the step is measured, one that notes how much memory its graphs take."""

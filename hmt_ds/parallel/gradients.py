@@ -24,10 +24,10 @@ from hmt_ds.memory.bptt import Phase
 from hmt_ds.parallel.activation_budget import CAPTURED
 from hmt_ds.parallel.cuda_graphs import GraphedReader
 from hmt_ds.parallel.deepspeed_config.fill import offloads, stage_of
-from hmt_ds.parallel.layer_groups import LayerRuns
+from hmt_ds.parallel.layer_groups import LayerGroups
 
 
-class PerSegment:
+class ReducePerSegment:
     """Every backward pass goes through the engine.
 
     Args:
@@ -42,7 +42,7 @@ class PerSegment:
         self.engine = engine
         move_buffers(self.model, engine.device)
         for module in self.model.modules():
-            if isinstance(module, LayerRuns):
+            if isinstance(module, LayerGroups):
                 module.gather_ahead(engine)
 
     def read(self, *arguments: Any, **options: Any) -> Any:
@@ -70,7 +70,7 @@ class PerSegment:
         """A step is over."""
 
 
-class PerStep:
+class ReducePerStep:
     """Backward passes are torch's own; the engine gets the sums.
 
     Args:
@@ -181,7 +181,7 @@ class PerStep:
         trained = [(weight, self.sums[alias]) for weight, alias in self.pairs if alias.requires_grad]
 
         def forward() -> Tensor:
-            return torch.stack([Delivery.apply(weight, total, self.scale) for weight, total in trained]).sum()
+            return torch.stack([DeliverGradient.apply(weight, total, self.scale) for weight, total in trained]).sum()
 
         # through the engine's forward pass, in which DeepSpeed makes itself ready for a backward pass
         self.engine.module.forward = forward
@@ -218,7 +218,7 @@ def whole_sums(optimizer: Any) -> Iterator[tuple[nn.Parameter, Tensor]]:
             yield from zip(weights, sums, strict=True)
 
 
-class Delivery(torch.autograd.Function):
+class DeliverGradient(torch.autograd.Function):
     """A zero whose gradient with respect to a weight is a sum that was made elsewhere."""
 
     @staticmethod

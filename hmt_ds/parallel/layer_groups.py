@@ -14,7 +14,7 @@ from hmt_ds.backbones.families import FAMILIES
 def group_layers(backbone: CausalLM, per_leaf: int) -> None:
     """Let ZeRO-3 gather the decoder's layers in runs of so many; names of parameters stay as they are."""
     module, name = layers_of(backbone)
-    setattr(module, name, LayerRuns(getattr(module, name), per_leaf))
+    setattr(module, name, LayerGroups(getattr(module, name), per_leaf))
 
 
 def can_run_together(config: Any) -> bool:
@@ -22,7 +22,7 @@ def can_run_together(config: Any) -> bool:
     return config.model_type in FAMILIES and not getattr(config, "layerdrop", 0)
 
 
-class LayerRuns(nn.ModuleList):
+class LayerGroups(nn.ModuleList):
     """A list of layers whose members are called in runs.
 
     Its registered members are the layers, so parameters keep their names. Whoever walks the tree by ``children``, as
@@ -30,13 +30,13 @@ class LayerRuns(nn.ModuleList):
     layer: it notes the call, and the last caller of a run calls the run.
     """
 
-    runs: "list[LayerRun]"
+    runs: "list[LayerGroup]"
 
     def __init__(self, layers: nn.ModuleList, per_leaf: int):
         super().__init__(layers)
         members = list(layers)
         starts = range(0, len(members), per_leaf)
-        runs = [LayerRun(members[start : start + per_leaf]) for start in starts]
+        runs = [LayerGroup(members[start : start + per_leaf]) for start in starts]
         object.__setattr__(self, "runs", runs)  # past nn.Module, which would register them
 
     def gather_ahead(self, engine: Any) -> None:
@@ -77,7 +77,7 @@ class LayerRuns(nn.ModuleList):
         return super().__getitem__(index)
 
 
-class LayerRun(nn.Module):
+class LayerGroup(nn.Module):
     """Some consecutive layers that ZeRO-3 gathers and releases together."""
 
     def __init__(self, layers: list[nn.Module]):
@@ -103,7 +103,7 @@ class LayerRun(nn.Module):
 class LayerCall:
     """Stands for a layer while a decoder goes through its list."""
 
-    def __init__(self, run: LayerRun, layer: nn.Module):
+    def __init__(self, run: LayerGroup, layer: nn.Module):
         self.run, self.layer = run, layer
 
     def __call__(self, hidden: Tensor, *arguments: Any, **options: Any) -> Tensor:

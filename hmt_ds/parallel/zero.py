@@ -16,12 +16,12 @@ from hmt_ds.distributed.process_group import add_up, rank, world_size
 from hmt_ds.memory import HMT, MemoryState, SegmentOutput, Window, backward_through_time, read_window
 from hmt_ds.memory.bptt import Phase
 from hmt_ds.memory.loss import cross_entropy
-from hmt_ds.parallel.activation_budget import Room
+from hmt_ds.parallel.activation_budget import ActivationBudget
 from hmt_ds.parallel.build_hmt import parameter_groups
 from hmt_ds.parallel.compute_choice import BY_DEFAULT, ComputeSettings, arrange, number_of, resolve
 from hmt_ds.parallel.deepspeed_config.fill import computes_in_autocast, stage_of, with_bucket
 from hmt_ds.parallel.deepspeed_config.partial_offload import join_parts
-from hmt_ds.parallel.gradients import PerSegment, PerStep
+from hmt_ds.parallel.gradients import ReducePerSegment, ReducePerStep
 
 
 @dataclass(frozen=True)
@@ -92,14 +92,14 @@ class ZeroExecutor:
         autocast = computes_in_autocast(ds_config, precision)
         self.dtype = torch.float32 if autocast else low
         self.compute = resolve(compute, model, ds_config, device)
-        self.room = Room(self.compute, self.settings, depth, device)
+        self.room = ActivationBudget(self.compute, self.settings, depth, device)
         arrange(model, self.compute, stage_of(ds_config))
         once = self.compute.reduction == "step"
         trained = sum(number_of(weight) for weight in model.parameters() if weight.requires_grad)
         # made before DeepSpeed puts hooks into the model
         in_autocast = torch.autocast(device.type, low, enabled=autocast, cache_enabled=False)
         graphs = self.compute.cuda_graphs == "always"
-        self.gradients = PerStep(model, in_autocast, graphs) if once else PerSegment(model)
+        self.gradients = ReducePerStep(model, in_autocast, graphs) if once else ReducePerSegment(model)
         if self.compute.kernels == "compile":
             compile_layers(cast(CausalLM, self.gradients.model.backbone))
         if self.compute.kernels != "plain":

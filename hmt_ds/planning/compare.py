@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from hmt_ds.memory import MemorySettings
-from hmt_ds.parallel.pipeline.schedule import Kind, graphs_kept, ring_schedule, summaries_together
+from hmt_ds.parallel.pipeline.schedule import Kind, graphs_kept, pipeline_schedule, summaries_together
 from hmt_ds.planning.activations import bytes_per_position
 from hmt_ds.planning.flops import summary_positions
 from hmt_ds.planning.plan_options import CompareOptions
-from hmt_ds.planning.shapes import SHAPES, Shape
+from hmt_ds.planning.shapes import SHAPES, ModelShape
 from hmt_ds.planning.simulate import Durations, Link, Machine, Timeline, peak_kept_bytes, simulate
 
 SIZE = 2  # bytes of a bf16 number
@@ -67,7 +67,7 @@ class Job:
         rows: that a step reads for each GPU.
     """
 
-    shape: Shape
+    shape: ModelShape
     settings: MemorySettings
     segments: int = 8
     rows: int = 2
@@ -125,7 +125,7 @@ def best_ring(job: Job, cluster: Cluster, gpus: int) -> Estimate | None:
     return min(found, key=lambda e: (not e.fits, e.seconds if e.fits else e.bytes), default=None)
 
 
-def stage_counts(shape: Shape, cluster: Cluster, gpus: int) -> Iterator[int]:
+def stage_counts(shape: ModelShape, cluster: Cluster, gpus: int) -> Iterator[int]:
     """Stages with as many layers each, in rings that fill nodes, or parts of a node."""
     for stages in range(2, min(shape.num_hidden_layers, gpus) + 1):
         straddles = cluster.gpus_per_node % stages and stages % cluster.gpus_per_node
@@ -175,7 +175,7 @@ def ring_window(job: Job, cluster: Cluster, stages: int, graph: float, room: flo
         Kind.RECALL: number * settings.memory_tokens,
     }
     times = [stage_durations(job, cluster, stages, together, last=p == stages - 1) for p in range(stages)]
-    schedule = ring_schedule(stages, job.segments, parts, mode=settings.mode, together=together)
+    schedule = pipeline_schedule(stages, job.segments, parts, mode=settings.mode, together=together)
     spare = room - max(peak_kept_bytes(items, message_bytes) for items in schedule)
     sizes = {Kind.MAIN: graph, Kind.SUMMARY: graph * settings.summary_share * together}
     keeps = [graphs_kept(items, sizes, spare) for items in schedule]

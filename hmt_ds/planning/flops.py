@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from hmt_ds.memory import MemorySettings, Plan
+from hmt_ds.memory import MemorySettings, RecomputePlan
 
 # dense bf16 matrix rate by the datasheets, FLOP/s
 PEAK_FLOPS = {
@@ -50,7 +50,7 @@ def useful_flops_per_token(parameters: int, trained: int, settings: MemorySettin
     return (4 * parameters + 2 * trained) * positions_per_token(settings)
 
 
-def repeated_positions(settings: MemorySettings, plan: Plan, segments: int, *, layers_again: bool) -> int:
+def repeated_positions(settings: MemorySettings, plan: RecomputePlan, segments: int, *, layers_again: bool) -> int:
     """How many positions of one row of a window the layers read forward more than once.
 
     Args:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from hmt_ds.parallel.pipeline.schedule import UNIT, ring_schedule, summaries_together
+from hmt_ds.parallel.pipeline.schedule import UNIT, pipeline_schedule, summaries_together
 from hmt_ds.planning.plan_options import ScheduleOptions, take_plan_options
 from hmt_ds.planning.simulate import Machine, Timeline, lower_bound, simulate
 from hmt_ds.reporting.pipeline_timeline import timeline_lines
@@ -34,7 +34,7 @@ def draw(options: ScheduleOptions) -> int:
     shape = (options.stages, options.segments, options.micro_batches)
     together = summaries_together(*shape, UNIT.summary / UNIT.main) if options.mode == "hmt" else 1
     costs = replace(UNIT, summary=UNIT.summary * together)
-    schedule = ring_schedule(*shape, mode=options.mode, together=together)
+    schedule = pipeline_schedule(*shape, mode=options.mode, together=together)
     timeline = simulate(schedule, Machine.uniform(costs, options.stages), options.mode)
     bound = lower_bound(*shape, mode=options.mode, costs=UNIT)
     out = console(WIDTH)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Shape:
+class ModelShape:
     """A backbone like Llama's; the names are those of its configuration.
 
     Attributes:
@@ -35,7 +35,7 @@ class Shape:
 
 
 SHAPES = {  # Llama 2's (arXiv 2307.09288 and its configurations)
-    "7b": Shape(4096, 11008, 32),
-    "13b": Shape(5120, 13824, 40),
-    "70b": Shape(8192, 28672, 80, key_value_share=1 / 8),
+    "7b": ModelShape(4096, 11008, 32),
+    "13b": ModelShape(5120, 13824, 40),
+    "70b": ModelShape(8192, 28672, 80, key_value_share=1 / 8),
 }

@@ -193,7 +193,7 @@ def simulate(schedule: list[list[Item]], machine: Machine, mode: str = "hmt", at
     """The time of a step, and what is kept.
 
     Args:
-        schedule: from :func:`ring_schedule`, or any other lists of items.
+        schedule: from :func:`pipeline_schedule`, or any other lists of items.
         at_the_end: time of the reduction and of the optimizer.
 
     Raises:

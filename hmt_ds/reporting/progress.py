@@ -5,7 +5,7 @@ import sys
 from tqdm import tqdm
 
 
-class Progress:
+class ProgressBar:
     """A bar with loss, tokens per second, memory and time left; lines now and then where there is no terminal.
 
     Args:

@@ -18,10 +18,10 @@ from hmt_ds.parallel.compute_choice import ComputeSettings, number_of, replicate
 from hmt_ds.parallel.deepspeed_config.fill import computes_in_autocast
 from hmt_ds.parallel.deepspeed_config.lr_schedule import make_scheduler
 from hmt_ds.parallel.pipeline.build_stage import build_stage, stage_spans
-from hmt_ds.parallel.pipeline.executor import RingExecutor
+from hmt_ds.parallel.pipeline.executor import PipelineExecutor
 from hmt_ds.parallel.pipeline.layer_times import LayerTimes, layer_times
-from hmt_ds.parallel.pipeline.schedule import UNIT, ring_schedule
-from hmt_ds.parallel.pipeline.topology import Place
+from hmt_ds.parallel.pipeline.schedule import UNIT, pipeline_schedule
+from hmt_ds.parallel.pipeline.topology import Topology
 from hmt_ds.parallel.zero import ZeroExecutor
 from hmt_ds.planning.simulate import Machine, simulate
 from hmt_ds.preflight.prepare import Prepared
@@ -31,7 +31,7 @@ RANKS_APART = 0x9E3779B1  # odd: multiples differ in the lowest 32 bits of a see
 
 def build_executor(recipe: Recipe, prepared: Prepared, device: torch.device) -> ZeroExecutor:
     """The recipe's model, or this rank's stage of it, in DeepSpeed's engine on this rank's device."""
-    build = build_ring if recipe.pipeline.stages > 1 else build_on_zero
+    build = build_on_pipeline if recipe.pipeline.stages > 1 else build_on_zero
     executor = build(recipe, prepared, device)
     seed_dropout(executor, recipe.training.seed)
     return executor
@@ -61,7 +61,7 @@ def build_on_zero(recipe: Recipe, prepared: Prepared, device: torch.device) -> Z
     return ZeroExecutor(hmt, **options_of(recipe, prepared, device))
 
 
-def build_ring(recipe: Recipe, prepared: Prepared, device: torch.device) -> RingExecutor:
+def build_on_pipeline(recipe: Recipe, prepared: Prepared, device: torch.device) -> PipelineExecutor:
     """This rank's stage of the recipe's model.
 
     Raises:
@@ -70,7 +70,7 @@ def build_ring(recipe: Recipe, prepared: Prepared, device: torch.device) -> Ring
     model, pipeline, parts = recipe.model, recipe.pipeline, recipe.micro_batches
     if world_size() % pipeline.stages:
         raise ConfigError([f"pipeline.stages is {pipeline.stages}, which {world_size()} ranks are no multiple of"])
-    place = Place(pipeline.stages, pipeline.timeout_minutes)
+    place = Topology(pipeline.stages, pipeline.timeout_minutes)
     autocast = computes_in_autocast(prepared.ds_config, model.precision)
     config = read_config(model.source, trust_remote_code=model.trust_remote_code)
     dtype = torch.bfloat16 if model.precision == "bf16" and not autocast else torch.float32
@@ -89,7 +89,7 @@ def build_ring(recipe: Recipe, prepared: Prepared, device: torch.device) -> Ring
     )
     if parts < pipeline.stages and rank() == 0:
         print(few_parts(recipe, parts), flush=True)
-    return RingExecutor(
+    return PipelineExecutor(
         stage, place, micro_batches=parts, live_inputs=pipeline.live_inputs, **options_of(recipe, prepared, device)
     )
 
@@ -111,7 +111,7 @@ def divided_by_time(spans: list[Span], times: LayerTimes) -> str:
 def few_parts(recipe: Recipe, parts: int) -> str:
     """A warning that stages will wait for each other, and for how long."""
     stages, mode = recipe.pipeline.stages, recipe.memory.mode
-    schedule = ring_schedule(stages, recipe.training.bptt_depth, parts, mode=mode)
+    schedule = pipeline_schedule(stages, recipe.training.bptt_depth, parts, mode=mode)
     idle = max(simulate(schedule, Machine.uniform(UNIT, stages), mode).bubbles)
     return (
         f"warning: with {parts} micro-batches on {stages} stages a stage waits {idle:.0%} of its time; more keep it "

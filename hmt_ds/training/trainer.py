@@ -9,8 +9,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from hmt_ds.checkpoint import CheckpointError, Keeping, Saver, load_checkpoint, newest_intact
-from hmt_ds.checkpoint import Progress as Position
+from hmt_ds.checkpoint import CheckpointError, Keeping, RunPosition, Saver, load_checkpoint, newest_intact
 from hmt_ds.checkpoint.files import step_of
 from hmt_ds.checkpoint.load import check_identity
 from hmt_ds.config.load import ConfigError, write_yaml
@@ -24,12 +23,12 @@ from hmt_ds.planning.flops import peak_flops, useful_flops_per_token
 from hmt_ds.preflight.prepare import Prepared
 from hmt_ds.reporting.metrics import Metrics, read_metrics
 from hmt_ds.reporting.plots import plot_loss
-from hmt_ds.reporting.progress import Progress
+from hmt_ds.reporting.progress import ProgressBar
 from hmt_ds.training.bad_steps import BadStepCounter, read_left_out, write_left_out
 from hmt_ds.training.build import build_executor, identity, sizes_of, training_loader
 from hmt_ds.training.rank import resident_bytes, say
 from hmt_ds.training.stragglers import RankTimes
-from hmt_ds.training.validation import HeldOut, as_window, warning
+from hmt_ds.training.validation import Validation, as_window, warning
 
 
 class Trainer:
@@ -47,7 +46,7 @@ class Trainer:
         self.folder = Path(recipe.training.output)
         self.executor = build_executor(recipe, prepared, device)
         self.parameters, self.trained = sizes_of(self.executor)
-        self.position = Position()
+        self.position = RunPosition()
         self.intact: tuple[Path, int] | None = None
         self.rank_times = RankTimes(self.executor, recipe.logging.slow_rank)
         self.bad_steps, self.left_out = BadStepCounter(), list[int]()
@@ -59,7 +58,7 @@ class Trainer:
             background=keep.background,
             alive=self.alive,
         )
-        self.held_out = HeldOut(recipe, prepared, self.executor, self.before_window)
+        self.held_out = Validation(recipe, prepared, self.executor, self.before_window)
         self.watchdog: Watchdog | None = None
 
     def train(self) -> None:
@@ -90,7 +89,7 @@ class Trainer:
             flags = (self.signals.told, self.saver.written())
             with self.rank_times.of_a_step(loading):
                 output = self.executor.train_batch([as_window(b) for b in windows], flags)
-            self.position = Position(step, self.position.tokens + output.fresh_tokens, windows[-1].position)
+            self.position = RunPosition(step, self.position.tokens + output.fresh_tokens, windows[-1].position)
             self.alive(f"step {step}")
             self.say_of_step(self.rank_times.look())
             self.report(output, time.perf_counter() - started)
@@ -166,7 +165,7 @@ class Trainer:
         """The logs and the progress bar, from the step on that the run is at."""
         first, chosen = rank() == 0, self.recipe.logging.model_dump(exclude={"every", "slow_rank"})
         self.logs = Metrics(self.folder, self.position.step, **chosen) if first else None
-        self.progress = Progress(self.recipe.training.steps, self.position.step, shown=first)
+        self.progress = ProgressBar(self.recipe.training.steps, self.position.step, shown=first)
 
     def begin_folder(self) -> str | None:
         """Keep the recipe with the run; says what is wrong if that cannot be."""

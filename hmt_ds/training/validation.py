@@ -20,7 +20,7 @@ from hmt_ds.reporting.plots import plot_perplexity
 from hmt_ds.reporting.tables import perplexity_table
 
 
-class HeldOut:
+class Validation:
     """Reads the held-out documents of a recipe with a run's weights.
 
     Args:

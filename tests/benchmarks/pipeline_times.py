@@ -24,10 +24,10 @@ import torch
 from hmt_ds.benchmark.measure import random_windows
 from hmt_ds.config.load import load_recipe
 from hmt_ds.distributed.process_group import end_process, from_all_ranks
-from hmt_ds.parallel.pipeline.executor import RingExecutor
+from hmt_ds.parallel.pipeline.executor import PipelineExecutor
 from hmt_ds.parallel.pipeline.layer_times import finish
-from hmt_ds.parallel.pipeline.p2p import Shape
-from hmt_ds.parallel.pipeline.schedule import Kind, ring_schedule
+from hmt_ds.parallel.pipeline.p2p import TensorSpec
+from hmt_ds.parallel.pipeline.schedule import Kind, pipeline_schedule
 from hmt_ds.planning.simulate import Link, Machine, Timeline, simulate
 from hmt_ds.reporting.phase_clock import Clock
 from hmt_ds.training.build import build_executor
@@ -68,7 +68,7 @@ def compare(recipe_file: str, overrides: list[str], device: torch.device) -> Non
     recipe = load_recipe(recipe_file, overrides)
     prepared = prepare_together(recipe, recipe_file, new_run=False, with_data=False)
     executor = build_executor(recipe, prepared, device)
-    assert isinstance(executor, RingExecutor)
+    assert isinstance(executor, PipelineExecutor)
     rounds = [{shape: step_of(executor, *shape) for shape in SHAPES} for _ in range(ROUNDS + 1)][1:]
     fastest = {shape: min((found[shape] for found in rounds), key=window_of) for shape in SHAPES}
     slower = median(median(window_of(found[shape]) for found in rounds) / window_of(fastest[shape]) for shape in SHAPES)
@@ -79,10 +79,10 @@ def compare(recipe_file: str, overrides: list[str], device: torch.device) -> Non
         say(row_of(executor, shape, found, hop))
 
 
-def row_of(executor: RingExecutor, shape: tuple[int, int], found: list[dict[str, Any]], hop: float) -> str:
+def row_of(executor: PipelineExecutor, shape: tuple[int, int], found: list[dict[str, Any]], hop: float) -> str:
     """A shape's fastest step beside the simulator's."""
     mode, links = executor.settings.mode, [Link(hop)] * (executor.stages - 1)
-    schedule = ring_schedule(executor.stages, *shape, mode=mode, together=executor.together(*shape))
+    schedule = pipeline_schedule(executor.stages, *shape, mode=mode, together=executor.together(*shape))
     end = min(stage["after"] for stage in found)
 
     def predicted(middle: Middle, computes_ahead: bool = True) -> Timeline:
@@ -98,7 +98,7 @@ def row_of(executor: RingExecutor, shape: tuple[int, int], found: list[dict[str,
     return f"| {' | '.join(cells)} |"
 
 
-def step_of(executor: RingExecutor, segments: int, parts: int) -> list[dict[str, Any]]:
+def step_of(executor: PipelineExecutor, segments: int, parts: int) -> list[dict[str, Any]]:
     """What a step took, on each stage."""
     settings = executor.settings
     vocabulary = executor.engine.module.backbone.vocabulary
@@ -130,7 +130,7 @@ def costs_of(found: list[dict[str, Any]], middle: Middle) -> list[dict[tuple[Kin
     return costs
 
 
-def seconds_of_hop(executor: RingExecutor) -> float:
+def seconds_of_hop(executor: PipelineExecutor) -> float:
     """What a segment's message takes from the first stage to the second: half of the way there and back."""
     place, size = executor.place, (1, executor.settings.positions, executor.hidden)
     message, times = torch.zeros(size, dtype=executor.dtype, device=executor.device), []
@@ -139,7 +139,7 @@ def seconds_of_hop(executor: RingExecutor) -> float:
         start = time.perf_counter()
         if place.opens:
             place.channels[back].send(message)
-        place.channels[there].receive(Shape(size, executor.dtype))
+        place.channels[there].receive(TensorSpec(size, executor.dtype))
         finish(executor.device)
         if not place.opens:
             place.channels[back].send(message)

@@ -23,7 +23,7 @@ from tiny_runs import DEPTH, get_weights, windows
 from zero_cases import Case
 from zero_gradients import make_executor
 
-from hmt_ds.checkpoint import Keeping, Progress, Saver, load_checkpoint
+from hmt_ds.checkpoint import Keeping, RunPosition, Saver, load_checkpoint
 from hmt_ds.distributed.process_group import end_process, join, rank, world_size
 from hmt_ds.parallel.zero import ZeroExecutor
 
@@ -48,7 +48,7 @@ def save(folder: Path, config: str, case: dict[str, str], device: torch.device) 
     executor = executor_of(config, case, device)
     losses(executor, 0, BEFORE)
     saver = Saver(folder / f"{config}-{world_size()}", {}, Keeping())
-    saver.begin(executor, Progress(step=BEFORE))
+    saver.begin(executor, RunPosition(step=BEFORE))
     path = saver.finish()
     expected = losses(executor, BEFORE, AFTER)
     weights = {name: weight.float().norm().item() for name, weight in get_weights(executor.engine.module).items()}

@@ -20,8 +20,8 @@ from hmt_ds.distributed.process_group import end_process, join, rank, world_size
 from hmt_ds.parallel.compute_choice import ComputeSettings
 from hmt_ds.parallel.deepspeed_config.fill import EngineSettings, fill_ds_config, read_ds_config
 from hmt_ds.parallel.pipeline.build_stage import build_stage, stage_spans
-from hmt_ds.parallel.pipeline.executor import RingExecutor
-from hmt_ds.parallel.pipeline.stage import RingPass
+from hmt_ds.parallel.pipeline.executor import PipelineExecutor
+from hmt_ds.parallel.pipeline.stage import StagePass
 
 SEGMENTS, PARTS, ROWS = 2, 2, 4
 ITEMS = SEGMENTS * (PARTS + 1)  # segments, and summaries of both micro-batches together
@@ -45,7 +45,7 @@ def gradients_of(backbone: dict[str, Any], keeps: int, seed: int) -> tuple[dict[
     place = place_of(world_size())
     settings = EngineSettings("fp32", ROWS, 1, CLIPPING, "AdamW", OPTIMIZER)
     span = stage_spans(read_config(backbone), place.stages)[place.stage]
-    executor = RingExecutor(
+    executor = PipelineExecutor(
         build_stage(backbone, vars(MEMORY), span, dtype=torch.float32, seed=1),
         place,
         micro_batches=PARTS,
@@ -58,7 +58,7 @@ def gradients_of(backbone: dict[str, Any], keeps: int, seed: int) -> tuple[dict[
     executor.room.segment = executor.room.summary = 1
     executor.room.spare = keeps
     found: dict[str, Tensor] = {}
-    step, read_again, again = executor.engine.step, RingPass.read_again, []
+    step, read_again, again = executor.engine.step, StagePass.read_again, []
 
     def look_and_step() -> None:
         found.update(full_gradients(executor.engine.module))
@@ -70,7 +70,7 @@ def gradients_of(backbone: dict[str, Any], keeps: int, seed: int) -> tuple[dict[
 
     executor.engine.step = look_and_step
     torch.manual_seed(seed + rank())
-    with patch.object(RingPass, "read_again", count):
+    with patch.object(StagePass, "read_again", count):
         executor.train_batch(windows(0, 1, SEGMENTS, ROWS)[:1])
     executor.engine.destroy()
     return found, len(again)

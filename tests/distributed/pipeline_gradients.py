@@ -27,10 +27,10 @@ from hmt_ds.memory import MemoryState, read_window
 from hmt_ds.parallel.compute_choice import ComputeSettings
 from hmt_ds.parallel.deepspeed_config.fill import EngineSettings, fill_ds_config, read_ds_config
 from hmt_ds.parallel.pipeline.build_stage import build_stage, stage_spans
-from hmt_ds.parallel.pipeline.executor import RingExecutor
+from hmt_ds.parallel.pipeline.executor import PipelineExecutor
 from hmt_ds.parallel.pipeline.schedule import summaries_together
-from hmt_ds.parallel.pipeline.stage import RingPass
-from hmt_ds.parallel.pipeline.topology import Place
+from hmt_ds.parallel.pipeline.stage import StagePass
+from hmt_ds.parallel.pipeline.topology import Topology
 
 LAYERS, STEPS = 4, 2
 LIMIT = 3  # inputs that stay where they are, in the cases that put the others elsewhere
@@ -141,15 +141,15 @@ def steps(case: Case, number: int, pipelines: int) -> list[list[Any]]:
 
 
 @cache
-def place_of(stages: int) -> Place:
+def place_of(stages: int) -> Topology:
     """Groups are made once."""
-    return Place(stages, timeout_minutes=2)
+    return Topology(stages, timeout_minutes=2)
 
 
 def on_all_ranks(case: Case, device: torch.device) -> dict[str, Any]:
     """The same through the executor; this rank's stage of it."""
     executor = make_executor(case, device)
-    step, read_again = executor.engine.step, RingPass.read_again
+    step, read_again = executor.engine.step, StagePass.read_again
     run: dict[str, Any] = {"losses": [], "norms": [], "gradients": [], "again": 0}
 
     def look_and_step() -> None:
@@ -162,7 +162,7 @@ def on_all_ranks(case: Case, device: torch.device) -> dict[str, Any]:
         return read_again(*arguments)
 
     executor.engine.step = look_and_step
-    with patch.object(RingPass, "read_again", count):
+    with patch.object(StagePass, "read_again", count):
         for group in steps(case, executor.data_rank, executor.data_ranks):
             output = executor.train_batch(group)
             run["losses"].append(output.loss)
@@ -174,7 +174,7 @@ def on_all_ranks(case: Case, device: torch.device) -> dict[str, Any]:
     return run
 
 
-def make_executor(case: Case, device: torch.device) -> RingExecutor:
+def make_executor(case: Case, device: torch.device) -> PipelineExecutor:
     """The executor of a case, with the plain process's weights."""
     config = read_ds_config(PROJECT / "ds_configs" / f"zero{case.stage}.json")
     settings = EngineSettings(case.precision, case.rows // case.pipelines, 1, CLIPPING, "AdamW", OPTIMIZER)
@@ -187,7 +187,7 @@ def make_executor(case: Case, device: torch.device) -> RingExecutor:
     whole = get_weights(start_model(case))
     set_weights(model, {name: whole.get(name, weight) for name, weight in model.named_parameters()})
     model.eval()
-    executor = RingExecutor(
+    executor = PipelineExecutor(
         model,
         place,
         micro_batches=case.micro_batches,

@@ -12,7 +12,7 @@ import torch
 from layouts import executor_of, losses
 from ranks import run_ranks
 
-from hmt_ds.checkpoint import CheckpointError, Keeping, Progress, Saver, load_checkpoint, newest_intact, save
+from hmt_ds.checkpoint import CheckpointError, Keeping, RunPosition, Saver, load_checkpoint, newest_intact, save
 from hmt_ds.checkpoint.files import MANIFEST
 from hmt_ds.distributed.process_group import end_process, join, rank
 from hmt_ds.parallel.zero import ZeroExecutor
@@ -24,7 +24,7 @@ def try_to_save(executor: ZeroExecutor, folder: Path, step: int) -> str:
     """Save; returns the error, or nothing."""
     saver = Saver(folder, {}, Keeping())
     try:
-        saver.begin(executor, Progress(step=step))
+        saver.begin(executor, RunPosition(step=step))
         saver.finish()
     except CheckpointError as error:
         return str(error)
@@ -90,7 +90,7 @@ def in_background(task: dict[str, Any], device: torch.device) -> dict[str, Any]:
 def begun(executor: ZeroExecutor, folder: Path, *, background: bool) -> Saver:
     """A Saver that has begun."""
     saver = Saver(folder, {"key": "value"}, Keeping(), background=background)
-    saver.begin(executor, Progress(2, 77, {"epoch": 0}))
+    saver.begin(executor, RunPosition(2, 77, {"epoch": 0}))
     return saver
 
 

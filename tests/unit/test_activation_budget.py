@@ -8,12 +8,12 @@ import torch
 from tiny import document, make_settings, make_window
 
 from hmt_ds.distributed import process_group
-from hmt_ds.memory import Plan
+from hmt_ds.memory import RecomputePlan
 from hmt_ds.parallel import activation_budget
-from hmt_ds.parallel.activation_budget import MARGIN, MEASURED, Room
+from hmt_ds.parallel.activation_budget import MARGIN, MEASURED, ActivationBudget
 from hmt_ds.parallel.compute_choice import ComputeSettings
-from hmt_ds.parallel.pipeline.schedule import ring_schedule
-from hmt_ds.parallel.pipeline.stage_budget import RingRoom
+from hmt_ds.parallel.pipeline.schedule import pipeline_schedule
+from hmt_ds.parallel.pipeline.stage_budget import StageBudget
 
 DEPTH = 12
 SETTINGS = make_settings()
@@ -61,7 +61,9 @@ WINDOW_SUMMARY = WINDOW.summary(0, 1, SETTINGS)
 WINDOW_SEGMENT = WINDOW.segment(0, torch.zeros(1, SETTINGS.sensory_tokens, dtype=torch.long), SETTINGS)
 
 
-def measured(monkeypatch, gpu: FakeGpu | None = None, others: list[float] | None = None, **compute: Any) -> Room:
+def measured(
+    monkeypatch, gpu: FakeGpu | None = None, others: list[float] | None = None, **compute: Any
+) -> ActivationBudget:
     """A room after the measured step, in which one segment and one summary stood with their graphs.
 
     Args:
@@ -70,7 +72,7 @@ def measured(monkeypatch, gpu: FakeGpu | None = None, others: list[float] | None
     gpu = gpu or FakeGpu()
     monkeypatch.setattr(torch, "get_device_module", lambda device: gpu)
     monkeypatch.setattr(activation_budget, "smallest", lambda mine, device: list(map(min, mine, others or mine)))
-    found = Room(ComputeSettings(**{"cuda_graphs": "never"} | compute), SETTINGS, DEPTH, GPU)
+    found = ActivationBudget(ComputeSettings(**{"cuda_graphs": "never"} | compute), SETTINGS, DEPTH, GPU)
     for _ in range(MEASURED):
         gpu.allocated = gpu.before
         read = found.watch(gpu.read)
@@ -94,20 +96,23 @@ def free_in(gpu: FakeGpu) -> float:
 @pytest.mark.parametrize(
     ("recompute", "summary_batch", "plan"),
     [
-        ("none", "auto", Plan(DEPTH, FIRST, DEPTH)),
-        ("selective", 3, Plan(DEPTH, 3, DEPTH)),
-        ("segment", "auto", Plan(1, FIRST, 0)),
-        ("segment", 5, Plan(1, 5, 0)),
-        ("segment+layer", 50, Plan(1, DEPTH, 0)),
-        ("auto", "auto", Plan(1, FIRST, 0)),
-        ("auto", 4, Plan(1, 4, 0)),
+        ("none", "auto", RecomputePlan(DEPTH, FIRST, DEPTH)),
+        ("selective", 3, RecomputePlan(DEPTH, 3, DEPTH)),
+        ("segment", "auto", RecomputePlan(1, FIRST, 0)),
+        ("segment", 5, RecomputePlan(1, 5, 0)),
+        ("segment+layer", 50, RecomputePlan(1, DEPTH, 0)),
+        ("auto", "auto", RecomputePlan(1, FIRST, 0)),
+        ("auto", 4, RecomputePlan(1, 4, 0)),
     ],
 )
 def test_before_anything_is_measured(recompute, summary_batch, plan):
     """On a CPU, where nothing is measured, it stays so."""
     for device in (torch.device("cpu"), GPU):
-        assert Room(ComputeSettings(recompute, summary_batch), SETTINGS, DEPTH, device).plan == plan
-    cpu, read = Room(ComputeSettings(recompute, summary_batch), SETTINGS, DEPTH, torch.device("cpu")), FakeGpu().read
+        assert ActivationBudget(ComputeSettings(recompute, summary_batch), SETTINGS, DEPTH, device).plan == plan
+    cpu, read = (
+        ActivationBudget(ComputeSettings(recompute, summary_batch), SETTINGS, DEPTH, torch.device("cpu")),
+        FakeGpu().read,
+    )
     for _ in range(MEASURED + 1):
         assert cpu.watch(read) == read
         cpu.windows_read()
@@ -128,7 +133,10 @@ def test_what_the_recipe_fixes_is_not_measured_away(monkeypatch, recompute, segm
 
 def test_the_first_batches_are_no_larger_than_a_segment():
     """And all of one size."""
-    sizes = {depth: Room(ComputeSettings(), SETTINGS, depth, GPU).plan.summary_segments for depth in (1, 2, 3, 4, 7)}
+    sizes = {
+        depth: ActivationBudget(ComputeSettings(), SETTINGS, depth, GPU).plan.summary_segments
+        for depth in (1, 2, 3, 4, 7)
+    }
     assert sizes == {1: 1, 2: 2, 3: 1, 4: 2, 7: 1}
 
 
@@ -163,7 +171,7 @@ def test_as_much_as_fits(monkeypatch, graphs, total):
 
 def test_nothing_fits(monkeypatch):
     """One segment has its place already, and as many summaries as go into that."""
-    assert measured(monkeypatch, FakeGpu(total=10_800)).plan == Plan(1, SEGMENT // SUMMARY, 0)
+    assert measured(monkeypatch, FakeGpu(total=10_800)).plan == RecomputePlan(1, SEGMENT // SUMMARY, 0)
 
 
 def test_what_others_hold_on_the_gpu_counts(monkeypatch):
@@ -189,20 +197,20 @@ def test_what_comes_behind_the_windows(monkeypatch):
 
 def test_all_ranks_keep_what_fits_on_the_fullest(monkeypatch):
     """Each must make as many backward passes as the others."""
-    assert measured(monkeypatch, others=[5, 4, 0]).plan == Plan(5, 4, 0)
-    assert measured(monkeypatch, FakeGpu(total=10_800), others=[5, 4, 2]).plan == Plan(1, 2, 0)
+    assert measured(monkeypatch, others=[5, 4, 0]).plan == RecomputePlan(5, 4, 0)
+    assert measured(monkeypatch, FakeGpu(total=10_800), others=[5, 4, 2]).plan == RecomputePlan(1, 2, 0)
 
 
-ORDER = ring_schedule(2, 2, 2)[0]  # s0 s0 s1 s1 F0 F0 F1 F1, and backward
+ORDER = pipeline_schedule(2, 2, 2)[0]  # s0 s0 s1 s1 F0 F0 F1 F1, and backward
 READ = [item for item in ORDER if not item.backward]
 
 
 @pytest.mark.parametrize(("spare", "kept"), [(0, 0), (699, 0), (700, 1), (2 * 700, 2), (4 * 700 + 299, 4), (3100, 5)])
 def test_a_stage_keeps_what_goes_backward_first(spare, kept):
     """By the size of its graphs; of the last stage too, which recalls between its readings."""
-    found = RingRoom(ComputeSettings(), SETTINGS, DEPTH, GPU)
+    found = StageBudget(ComputeSettings(), SETTINGS, DEPTH, GPU)
     found.segment, found.summary, found.spare = SEGMENT, SUMMARY, spare
-    last = ring_schedule(2, 2, 2)[1]
+    last = pipeline_schedule(2, 2, 2)[1]
     assert len(last) > len(ORDER) and found.keeps(ORDER) == found.keeps(last) == set(READ[len(READ) - kept :])
 
 
@@ -211,8 +219,8 @@ def test_a_stage_keeps_what_goes_backward_first(spare, kept):
 )
 def test_without_memory_a_stage_keeps_all_or_nothing(segments, spare, kept):
     """Its items go backward in the order in which they were read; of 3 stages, three stand at a time, or all two."""
-    order = ring_schedule(3, segments, 2, mode="backbone")[0]
-    found = RingRoom(ComputeSettings(), SETTINGS, DEPTH, GPU)
+    order = pipeline_schedule(3, segments, 2, mode="backbone")[0]
+    found = StageBudget(ComputeSettings(), SETTINGS, DEPTH, GPU)
     found.segment, found.spare = SEGMENT, spare
     assert len(found.keeps(order)) == kept
 
@@ -225,7 +233,7 @@ def test_the_measured_step_of_a_stage(monkeypatch, recompute, kept):
         (gpu.before + 4 * SEGMENT + SUMMARY) / MARGIN
     )  # beside the peak, with one graph in it, three and a rest
     monkeypatch.setattr(torch, "get_device_module", lambda device: gpu)
-    found = RingRoom(ComputeSettings(recompute), SETTINGS, DEPTH, GPU)
+    found = StageBudget(ComputeSettings(recompute), SETTINGS, DEPTH, GPU)
     for _ in range(MEASURED):
         read = found.watch(gpu.read)
         for part in (WINDOW_SUMMARY, WINDOW_SEGMENT):
@@ -254,4 +262,4 @@ def test_smallest_of_all_ranks(monkeypatch):
 def test_a_run_is_at_speed_after_some_steps(device, graphs, steps):
     """The second is measured, the third compiles what was planned, the fourth is captured."""
     compute = ComputeSettings(cuda_graphs=graphs)
-    assert Room(compute, SETTINGS, DEPTH, torch.device(device)).settled_after == steps
+    assert ActivationBudget(compute, SETTINGS, DEPTH, torch.device(device)).settled_after == steps

@@ -17,7 +17,7 @@ from hmt_ds.benchmark.footprint import bytes_within
 from hmt_ds.benchmark.measure import Bench, TimedStep, random_windows, speeds
 from hmt_ds.benchmark.run import steps_of
 from hmt_ds.config.load import ConfigError, load_recipe
-from hmt_ds.memory import MemorySettings, Plan
+from hmt_ds.memory import MemorySettings, RecomputePlan
 from hmt_ds.planning.flops import rates, repeated_positions
 from hmt_ds.preflight.prepare import prepare
 from hmt_ds.reporting import phase_clock as clock_module
@@ -87,13 +87,13 @@ SIZES = MemorySettings("hmt", segment_length=10, recall_dim=8, sensory_tokens=2,
 @pytest.mark.parametrize(
     ("plan", "layers_again", "positions"),
     [
-        (Plan(1, 1, 0), False, 3 * 14 + 4 * 7),  # the last of 4 segments is read once
-        (Plan(3, 1, 0), False, 1 * 14 + 4 * 7),
-        (Plan.keep_all(4), False, 0),
-        (Plan(4, 3, 1), False, 3 * 7),  # batches of 3 and of 1 summaries; the last one is kept
-        (Plan(4, 3, 0), False, 4 * 7),
-        (Plan(9, 9, 9), False, 0),  # more than there is
-        (Plan(1, 1, 0), True, 3 * 14 + 4 * 7 + 4 * (14 + 7)),
+        (RecomputePlan(1, 1, 0), False, 3 * 14 + 4 * 7),  # the last of 4 segments is read once
+        (RecomputePlan(3, 1, 0), False, 1 * 14 + 4 * 7),
+        (RecomputePlan.keep_all(4), False, 0),
+        (RecomputePlan(4, 3, 1), False, 3 * 7),  # batches of 3 and of 1 summaries; the last one is kept
+        (RecomputePlan(4, 3, 0), False, 4 * 7),
+        (RecomputePlan(9, 9, 9), False, 0),  # more than there is
+        (RecomputePlan(1, 1, 0), True, 3 * 14 + 4 * 7 + 4 * (14 + 7)),
     ],
 )
 def test_positions_read_again(plan, layers_again, positions):
@@ -101,7 +101,7 @@ def test_positions_read_again(plan, layers_again, positions):
 
 
 def test_positions_read_again_without_recall():
-    plan = Plan(1, 1, 0)
+    plan = RecomputePlan(1, 1, 0)
     assert repeated_positions(make_settings(mode="rmt"), plan, 4, layers_again=False) == 3 * (6 + 2 + 2)
     assert repeated_positions(make_settings(mode="backbone"), plan, 4, layers_again=False) == 0
     assert repeated_positions(make_settings(mode="backbone"), plan, 4, layers_again=True) == 4 * (6 + 2)
@@ -159,7 +159,7 @@ def test_windows_belong_to_the_pipeline(folder):
 )
 def test_a_short_step_has_all_that_a_whole_one_has(kept, at_once, segments):
     """One segment that is not kept, or timed steps would be the first to meet it; and whole batches of summaries."""
-    executor = types.SimpleNamespace(stages=1, room=types.SimpleNamespace(plan=Plan(kept, at_once, 0)))
+    executor = types.SimpleNamespace(stages=1, room=types.SimpleNamespace(plan=RecomputePlan(kept, at_once, 0)))
     assert Bench(executor, iter(())).short == segments
 
 

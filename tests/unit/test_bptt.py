@@ -21,8 +21,8 @@ from tiny import (
 )
 from torch import Tensor
 
-from hmt_ds.memory import HMT, MemoryState, Plan, Segment, SegmentOutput, Summary, Window, read_window
-from hmt_ds.memory.boundaries import Borders
+from hmt_ds.memory import HMT, MemoryState, RecomputePlan, Segment, SegmentOutput, Summary, Window, read_window
+from hmt_ds.memory.boundaries import Boundaries
 from hmt_ds.memory.bptt import totals_of
 
 TOLERANCE = 1e-6
@@ -126,7 +126,9 @@ def test_weight_and_loss_scale(changes):
 
 
 @pytest.mark.parametrize("mode", ["hmt", "rmt", "backbone"])
-@pytest.mark.parametrize("plan", [Plan(), Plan(2, 2), Plan(1, 3, 1), Plan(3, 1, 2)], ids=str)
+@pytest.mark.parametrize(
+    "plan", [RecomputePlan(), RecomputePlan(2, 2), RecomputePlan(1, 3, 1), RecomputePlan(3, 1, 2)], ids=str
+)
 def test_dropout_draws_the_same_both_times(mode, plan):
     """What is read twice draws the same numbers twice: it equals what is read once, and so does what is drawn later.
 
@@ -135,12 +137,12 @@ def test_dropout_draws_the_same_both_times(mode, plan):
     gpt2 = GPT2 | {"resid_pdrop": 0.2, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
     model, window = make_model(gpt2, mode=mode).train(), make_window([[document(4 * L)], [document(L), document(9)]])
 
-    def draw(plan: Plan, seed: int) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    def draw(plan: RecomputePlan, seed: int) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         torch.manual_seed(seed)
         totals, _ = segment_wise(model, window, empty_state(model, 2), plan=plan)
         return totals.loss, take_gradients(model), torch.rand(3)
 
-    once = replace(Plan.keep_all(len(window)), summary_segments=plan.summary_segments)
+    once = replace(RecomputePlan.keep_all(len(window)), summary_segments=plan.summary_segments)
     loss, expected, drawn = draw(once, seed=7)
     assert not torch.allclose(draw(once, seed=8)[0], loss), "no dropout: this would test nothing"
     found_loss, found, found_drawn = draw(plan, seed=7)
@@ -210,7 +212,7 @@ def test_totals_of_a_window():
 def test_gradients_of_memories_are_summed_in_float32():
     """In bfloat16 256 + 1 is 256: many small gradients to one memory would be lost."""
     state = MemoryState.empty(1, 1, 1, 0, dtype=torch.bfloat16, device=torch.device("cpu"))
-    borders = Borders(state, make_window([[document(2 * L)]]), keep=1)
+    borders = Boundaries(state, make_window([[document(2 * L)]]), keep=1)
     for gradient in (256, 1):
         borders.push(1, torch.full((1, 1, 1, 1), gradient, dtype=torch.bfloat16), scale=1.0)
     assert float(borders.pull(0, torch.ones(1, 1, 1, dtype=torch.bfloat16))) == 257

@@ -12,7 +12,7 @@ from hmt_ds.backbones.compute import layers_of
 from hmt_ds.memory import HMT
 from hmt_ds.parallel import compute_choice
 from hmt_ds.parallel.compute_choice import ComputeSettings, arrange, draws, number_of, resolve, whole_gradient_fits
-from hmt_ds.parallel.layer_groups import LayerRuns
+from hmt_ds.parallel.layer_groups import LayerGroups
 
 AUTO = ComputeSettings()
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -186,7 +186,7 @@ def test_leaves_only_where_deepspeed_gathers_layers():
     def sizes(model: HMT) -> list[int] | None:
         module, name = layers_of(model.backbone)
         layers = getattr(module, name)
-        return [len(run.layers) for run in layers.runs] if isinstance(layers, LayerRuns) else None
+        return [len(run.layers) for run in layers.runs] if isinstance(layers, LayerGroups) else None
 
     assert sizes(arranged(stage=3)) == [2, 2]
     assert sizes(arranged(stage=3, leaf_layers=3)) == [3, 1]

@@ -18,7 +18,7 @@ from hmt_ds.conversion.folder import Export, write_folder
 from hmt_ds.conversion.weights import tensors
 from hmt_ds.evaluation.perplexity import PerplexityRow
 from hmt_ds.training import validation
-from hmt_ds.training.validation import HeldOut
+from hmt_ds.training.validation import Validation
 
 TEMPLATES = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
 
@@ -77,7 +77,7 @@ def test_a_disk_that_is_full_leaves_the_evaluation_before(tmp_path, monkeypatch,
     recipe: Any = SimpleNamespace(
         training=SimpleNamespace(output=str(tmp_path)), evaluation=SimpleNamespace(segments_read=[1])
     )
-    one = HeldOut(recipe, cast(Any, SimpleNamespace(validation=[])), cast(Any, None), lambda: None)
+    one = Validation(recipe, cast(Any, SimpleNamespace(validation=[])), cast(Any, None), lambda: None)
     one.evaluate(3)
     file = tmp_path / "evaluation/step_000003.json"
     before = file.read_bytes()

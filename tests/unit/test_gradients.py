@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import GPT2, LLAMA, make_model
 
-from hmt_ds.parallel.gradients import PerSegment, PerStep
+from hmt_ds.parallel.gradients import ReducePerSegment, ReducePerStep
 
 
 @pytest.mark.parametrize("device", ["none", "cpu"])
@@ -17,14 +17,14 @@ def test_the_shard_takes_no_memory_while_windows_are_read(device):
     part = shards.narrow(0, 2, 3)
     config = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": device}}}
     engine = SimpleNamespace(optimizer=SimpleNamespace(grad_partitions_flat_buffer=shards), config=config)
-    with PerStep.without_shards(SimpleNamespace(engine=engine)):
+    with ReducePerStep.without_shards(SimpleNamespace(engine=engine)):
         assert shards.untyped_storage().nbytes() == (0 if device == "none" else 28)
     if device == "none":
         assert shards.tolist() == [0] * 7 and part.tolist() == [0] * 3
 
 
 def test_other_stages_have_none():
-    with PerStep.without_shards(SimpleNamespace(engine=SimpleNamespace(optimizer=object(), config={}))):
+    with ReducePerStep.without_shards(SimpleNamespace(engine=SimpleNamespace(optimizer=object(), config={}))):
         pass
 
 
@@ -34,7 +34,7 @@ def test_buffers_lie_on_the_engine_s_device(way, backbone):
     """A pretrained model is read on the host and moved by DeepSpeed, which knows nothing of a copy of it."""
     model = make_model(backbone)
     model.register_buffer("constant", torch.zeros(2))
-    gradients = PerStep(model, nullcontext()) if way == "once per step" else PerSegment(model)
+    gradients = ReducePerStep(model, nullcontext()) if way == "once per step" else ReducePerSegment(model)
     gradients.attach(SimpleNamespace(device=torch.device("meta"), config={}))
     buffers = dict(gradients.model.named_buffers())
     assert len(buffers) > (backbone is LLAMA)

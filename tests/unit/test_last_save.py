@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from hmt_ds.checkpoint import CheckpointError
-from hmt_ds.checkpoint import Progress as Position
+from hmt_ds.checkpoint import CheckpointError, RunPosition
 from hmt_ds.distributed.stopping import Stopped
 from hmt_ds.training import trainer as module
 from hmt_ds.training.trainer import Trainer
@@ -21,7 +20,7 @@ class FakeSaver:
         self.begun: list[int] = []
         self.target: Path | None = None
 
-    def begin(self, executor: Any, position: Position) -> None:
+    def begin(self, executor: Any, position: RunPosition) -> None:
         assert self.target is None
         self.begun.append(position.step)
         self.target = Path(f"checkpoints/step_{position.step:06d}")
@@ -46,7 +45,7 @@ def stopped_in_evaluation(monkeypatch: pytest.MonkeyPatch, saver: FakeSaver, eve
         evaluation=SimpleNamespace(every=4),
     )
     output = SimpleNamespace(fresh_tokens=1, flags=(0, 0))
-    one.saver, one.position, one.intact, one.logs, one.watchdog = saver, Position(), None, None, None
+    one.saver, one.position, one.intact, one.logs, one.watchdog = saver, RunPosition(), None, None, None
     one.signals = SimpleNamespace(told=0)
     one.executor = SimpleNamespace(train_batch=lambda windows, flags: output)
     one.progress = SimpleNamespace(say=lambda text: None, close=lambda: None)

@@ -11,7 +11,7 @@ from torch import Tensor
 from hmt_ds.backbones import FAMILIES, CausalLM
 from hmt_ds.backbones.compute import layers_of
 from hmt_ds.memory import HMT
-from hmt_ds.parallel.layer_groups import LayerRun, LayerRuns, group_layers
+from hmt_ds.parallel.layer_groups import LayerGroup, LayerGroups, group_layers
 
 LAYERS = 4
 IDS = torch.arange(1, 13)[None] * 5 % VOCABULARY  # longer than the sliding windows
@@ -24,7 +24,7 @@ FOUR["qwen3, windows"] = FOUR["qwen3"] | {"use_sliding_window": True, "max_windo
 each_kind = pytest.mark.parametrize("config", FOUR.values(), ids=FOUR.keys())
 
 
-def runs_of(backbone: CausalLM) -> LayerRuns:
+def runs_of(backbone: CausalLM) -> LayerGroups:
     """The decoder's list, once it is grouped."""
     module, name = layers_of(backbone)
     return getattr(module, name)
@@ -75,10 +75,10 @@ def test_children_are_runs(per_leaf, sizes):
     layers = list(runs_of(model.backbone))
     group_layers(model.backbone, per_leaf)
     runs = list(runs_of(model.backbone).children())
-    assert all(isinstance(run, LayerRun) and run._z3_leaf for run in runs)
+    assert all(isinstance(run, LayerGroup) and run._z3_leaf for run in runs)
     assert [len(run.layers) for run in runs] == sizes
     assert [layer for run in runs for layer in run.layers] == layers
-    assert {module for module in model.modules() if isinstance(module, LayerRun)} == set(runs)
+    assert {module for module in model.modules() if isinstance(module, LayerGroup)} == set(runs)
 
 
 def test_modes_and_types_reach_the_layers():

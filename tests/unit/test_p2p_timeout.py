@@ -8,7 +8,7 @@ import pytest
 PROGRAM = """
 import time
 from datetime import timedelta
-from hmt_ds.parallel.pipeline.p2p_timeout import Lookout
+from hmt_ds.parallel.pipeline.p2p_timeout import P2PTimeout
 
 class Event:
     def __init__(self, seconds):
@@ -16,7 +16,7 @@ class Event:
     def query(self):
         return time.monotonic() > self.at
 
-lookout = Lookout(timedelta(seconds=1.5))
+lookout = P2PTimeout(timedelta(seconds=1.5))
 for seconds in {seconds}:
     lookout.watch(Event(seconds), f"rank 1 did not send message {{seconds}}")
 time.sleep(4)

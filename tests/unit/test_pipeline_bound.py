@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from hmt_ds.parallel.pipeline.schedule import MODES, Costs, ring_schedule, summaries_together
+from hmt_ds.parallel.pipeline.schedule import MODES, Costs, pipeline_schedule, summaries_together
 from hmt_ds.planning.simulate import Machine, Timeline, lower_bound, simulate
 
 SHAPES = list(product(range(1, 9), repeat=3))  # stages, segments, micro-batches
@@ -16,7 +16,7 @@ HALF = Costs()  # a main pass takes 1, a summary 0.5, backward three times as lo
 @cache
 def timeline(stages: int, segments: int, batches: int, mode: str, costs: Costs = HALF) -> Timeline:
     """Of equal stages."""
-    schedule = ring_schedule(stages, segments, batches, mode=mode, costs=costs)
+    schedule = pipeline_schedule(stages, segments, batches, mode=mode, costs=costs)
     return simulate(schedule, Machine.uniform(costs, stages), mode)
 
 
@@ -54,7 +54,7 @@ def test_summaries_together_cost_no_time(share):
     for shape in SHAPES:
         together = summaries_together(*shape, share)
         if together > 1:
-            schedule, longer = ring_schedule(*shape, together=together), replace(costs, summary=together * share)
+            schedule, longer = pipeline_schedule(*shape, together=together), replace(costs, summary=together * share)
             time = simulate(schedule, Machine.uniform(longer, shape[0])).time
             over = max(0, together * share - 1) * (shape[0] - 1) * (1 + costs.backward)
             single = timeline(*shape, "hmt", costs).time
@@ -67,7 +67,7 @@ def test_summaries_together_cost_no_time(share):
 def test_evaluation_against_the_bound(mode):
     """Forward passes alone take as their half of the bound says."""
     for stages, segments, batches in SHAPES:
-        schedule = ring_schedule(stages, segments, batches, mode=mode, backward=False)
+        schedule = pipeline_schedule(stages, segments, batches, mode=mode, backward=False)
         found = simulate(schedule, Machine.uniform(HALF, stages), mode).time
         half = lower_bound(stages, segments, batches, mode=mode, backward=False, costs=HALF)
         assert half == pytest.approx(reference_bound(stages, segments, batches, mode) / 4)
@@ -110,7 +110,7 @@ SLOW = [  # the same solver, with recall, links and ring that take time: mode, b
 @pytest.mark.parametrize(("shape", "mode", "backward", "costs", "optimum"), SLOW, ids=str)
 def test_bound_with_slow_links(shape, mode, backward, costs, optimum):
     bound = lower_bound(*shape, mode=mode, backward=backward, costs=costs)
-    schedule = ring_schedule(*shape, mode=mode, backward=backward, costs=costs)
+    schedule = pipeline_schedule(*shape, mode=mode, backward=backward, costs=costs)
     assert bound <= optimum <= simulate(schedule, Machine.uniform(costs, shape[0]), mode).time
 
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from hmt_ds.memory import MemorySettings, Plan
-from hmt_ds.parallel.pipeline.schedule import Costs, Item, Kind, ring_schedule
+from hmt_ds.memory import MemorySettings, RecomputePlan
+from hmt_ds.parallel.pipeline.schedule import Costs, Item, Kind, pipeline_schedule
 from hmt_ds.planning.activations import bytes_per_position
 from hmt_ds.planning.compare import (
     Cluster,
@@ -21,7 +21,7 @@ from hmt_ds.planning.compare import (
 )
 from hmt_ds.planning.flops import positions_per_token, repeated_positions, useful_flops_per_token
 from hmt_ds.planning.plan_options import CompareOptions
-from hmt_ds.planning.shapes import SHAPES, Shape
+from hmt_ds.planning.shapes import SHAPES, ModelShape
 from hmt_ds.planning.simulate import Link, Machine, durations, lower_bound, simulate
 
 SETTINGS = MemorySettings("hmt", segment_length=1024, recall_dim=64)
@@ -41,7 +41,7 @@ def test_messages_wait_for_each_other():
     """10 bytes at 2 a second, and a second on their way. Going back they are as slow."""
     costs = Costs(main=1, backward=2)
     machine = Machine([durations(costs)] * 2, [Link(1, 2)], message_bytes={Kind.MAIN: 10})
-    found = simulate(ring_schedule(2, 1, 2, mode="backbone"), machine, "backbone", at_the_end=4)
+    found = simulate(pipeline_schedule(2, 1, 2, mode="backbone"), machine, "backbone", at_the_end=4)
     assert spans(found.stages[1]) == [("F0.0", 7, 8), ("B0.0", 8, 10), ("F0.1", 12, 13), ("B0.1", 13, 15)]
     assert spans(found.stages[0]) == [("F0.0", 0, 1), ("F0.1", 1, 2), ("B0.0", 16, 18), ("B0.1", 21, 23)]
     assert found.window_time == 23 and found.time == 27
@@ -52,7 +52,7 @@ def test_messages_wait_for_each_other():
 def test_the_ring_is_a_link_of_its_own():
     """Of two stages too, in both directions."""
     costs = Costs(main=1, backward=1, recall=0.5, link=2, ring=3)
-    found = simulate(ring_schedule(2, 1, 1, mode="rmt"), Machine.uniform(costs, 2), "rmt")
+    found = simulate(pipeline_schedule(2, 1, 1, mode="rmt"), Machine.uniform(costs, 2), "rmt")
     assert spans(found.stages[0]) == [("F0.0", 3.5, 4.5), ("B0.0", 10.5, 11.5)]
     assert spans(found.stages[1]) == [("r0.0", 0, 0.5), ("F0.0", 6.5, 7.5), ("B0.0", 7.5, 8.5), ("q0.0", 14.5, 15)]
     assert found.time == lower_bound(2, 1, 1, mode="rmt", costs=costs) == 15
@@ -60,7 +60,7 @@ def test_the_ring_is_a_link_of_its_own():
 
 def test_what_is_computed_again_need_not_wait():
     """The first stage has read its segment again when the gradient comes, and has 2 of 3 left to do."""
-    schedule = ring_schedule(2, 1, 1, mode="backbone")
+    schedule = pipeline_schedule(2, 1, 1, mode="backbone")
     found = simulate(schedule, Machine.uniform(Costs(), 2, computes_ahead=True), "backbone")
     assert spans(found.stages[1]) == [("F0.0", 1, 2), ("B0.0", 2, 5)]
     assert spans(found.stages[0]) == [("F0.0", 0, 1), ("B0.0", 4, 7)]
@@ -70,12 +70,12 @@ def test_what_is_computed_again_need_not_wait():
 def test_kept_graphs_are_not_computed_again():
     """By hand, on one stage: F0 F1 of 1 and 2 B of 3, of which the kept one takes 2; beside another stage that keeps
     nothing it waits."""
-    order = ring_schedule(1, 1, 2, mode="rmt")
+    order = pipeline_schedule(1, 1, 2, mode="rmt")
     kept = [{Item(Kind.MAIN, 0, 1)}]
     assert simulate(order, Machine.uniform(Costs(), 1), "rmt").time == 2 + 2 * 3
     assert simulate(order, Machine.uniform(Costs(), 1, keeps=kept), "rmt").time == 2 + 2 + 3
     # F0 F1 on stage 0; stage 1 has both at 3, and the gradient is back at 6; a kept item is not begun before
-    order = ring_schedule(2, 1, 2, mode="backbone")
+    order = pipeline_schedule(2, 1, 2, mode="backbone")
     machine = Machine.uniform(Costs(), 2, computes_ahead=True, keeps=[{Item(Kind.MAIN, 0, 0)}, ()])
     found = simulate(order, machine, "backbone")
     assert [(repr(bar.item), bar.start, bar.stop) for bar in found.stages[0]] == [
@@ -86,7 +86,7 @@ def test_kept_graphs_are_not_computed_again():
 def test_stages_may_differ():
     """The second stage takes twice as long."""
     machine = Machine([durations(Costs(main=1)), durations(Costs(main=2))], [Link()])
-    found = simulate(ring_schedule(2, 1, 3, mode="backbone", backward=False), machine, "backbone")
+    found = simulate(pipeline_schedule(2, 1, 3, mode="backbone", backward=False), machine, "backbone")
     assert spans(found.stages[1]) == [("F0.0", 1, 3), ("F0.1", 3, 5), ("F0.2", 5, 7)]
     assert found.bubbles == pytest.approx([4 / 7, 1 / 7]) and found.kept_bytes == [0, 0]
 
@@ -95,7 +95,7 @@ def test_kept_bytes():
     """Summaries and segments count as what they are; a recall keeps nothing."""
     sizes = {Kind.MAIN: 100, Kind.SUMMARY: 10, Kind.RECALL: 1}
     machine = replace(Machine.uniform(Costs(), 2), message_bytes=sizes)
-    assert simulate(ring_schedule(2, 3, 4), machine).kept_bytes == [12 * 110] * 2
+    assert simulate(pipeline_schedule(2, 3, 4), machine).kept_bytes == [12 * 110] * 2
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("7b", 6738415616), ("13b", 13015864320), ("70b", 68976648192)])
@@ -139,7 +139,7 @@ def test_flops_are_those_of_bench(kept):
     """Useful ones and repeated ones; bench counts the head for summaries too, so without a head."""
     parameters = 32 * HEADLESS.shape.layer_parameters
     useful = useful_flops_per_token(parameters, parameters, SETTINGS) * HEADLESS.tokens
-    again = 2 * parameters * 2 * repeated_positions(SETTINGS, Plan(kept, 1, 0), 8, layers_again=False)
+    again = 2 * parameters * 2 * repeated_positions(SETTINGS, RecomputePlan(kept, 1, 0), 8, layers_again=False)
     counted = sum(flops for flops, _ in window_passes(HEADLESS, kept, 0))
     assert counted * HEADLESS.rows == pytest.approx(useful + again)
 
@@ -231,4 +231,4 @@ def test_comparison():
 
 def test_a_shape_without_grouped_heads():
     """By hand: 4 x 2 x 2 of attention, 3 x 2 x 5 of the MLP, two norms; embedding and head 7 x 2; the last norm."""
-    assert Shape(2, 5, 3, vocab_size=7).parameters == 3 * (16 + 30 + 4) + 2 * 14 + 2
+    assert ModelShape(2, 5, 3, vocab_size=7).parameters == 3 * (16 + 30 + 4) + 2 * 14 + 2

@@ -12,8 +12,8 @@ from hmt_ds.parallel.pipeline.schedule import (
     Item,
     live_items,
     needs,
+    pipeline_schedule,
     receiver,
-    ring_schedule,
     summaries_together,
 )
 from hmt_ds.planning.simulate import Machine, simulate
@@ -40,7 +40,7 @@ def test_complete_and_free_of_deadlock(mode, backward):
     """All 512 shapes: every item once and where it belongs; all lists end, and nothing is left but the last memory."""
     for shape in GROUPED if mode == "hmt" else [(*shape, 1) for shape in SHAPES]:
         _, segments, batches, together = shape
-        schedule = ring_schedule(*shape[:3], mode=mode, backward=backward, together=together)
+        schedule = pipeline_schedule(*shape[:3], mode=mode, backward=backward, together=together)
         for p, items in enumerate(schedule):
             assert Counter(items) == expected(p, *shape, mode, backward), (shape, p)
         ran, channels = execute(schedule, segments, mode, together)
@@ -59,7 +59,7 @@ def test_kept_inputs(mode, link):
     """The promise, counted anew from the interpreter's point of view: inputs that are there."""
     for stages, segments, batches, together in GROUPED if mode == "hmt" else [(*shape, 1) for shape in SHAPES]:
         how = {"mode": mode, "together": together, "costs": Costs(link=link)}
-        schedule = ring_schedule(stages, segments, batches, **how)
+        schedule = pipeline_schedule(stages, segments, batches, **how)
         for p, items in enumerate(schedule):
             kept, most = set(), 0
             for item in items:
@@ -81,7 +81,7 @@ def words(items: list[Item]) -> str:
 
 def test_by_hand():
     """Two stages, two segments, two micro-batches."""
-    first, last = ring_schedule(2, 2, 2)
+    first, last = pipeline_schedule(2, 2, 2)
     assert words(first) == (
         "s0.0 s0.1 s1.0 s1.1 F0.0 F0.1 F1.0 F1.1 B1.1 B1.0 B0.1 B0.0 t1.1 t1.0 t0.1 t0.0"  # the mirror image
     )
@@ -90,19 +90,19 @@ def test_by_hand():
         "B1.1 B1.0 q1.1 B0.1 q1.0 B0.0 t1.1 t1.0 q0.1 t0.1 q0.0 t0.0"
     )
     # both stages have summaries until the first prompt is back; then stage 1 waits for stage 0's first main pass
-    stages = simulate(ring_schedule(2, 2, 2), Machine.uniform(Costs(), 2)).stages
+    stages = simulate(pipeline_schedule(2, 2, 2), Machine.uniform(Costs(), 2)).stages
     bars = {repr(bar.item): (bar.start, bar.stop) for bar in stages[1]}
     assert bars["s0.0"] == (0.5, 1) and bars["F0.0"] == (3, 4) and bars["F1.1"] == (6, 7) and bars["B1.1"] == (7, 10)
 
 
 def test_summaries_are_two_segments_ahead():
-    assert words(ring_schedule(1, 4, 1, backward=False)[0][:8]) == "s0.0 r0.0 s1.0 F0.0 r1.0 s2.0 F1.0 r2.0"
-    assert words(ring_schedule(2, 4, 1, backward=False)[0]) == "s0.0 s1.0 F0.0 s2.0 F1.0 s3.0 F2.0 F3.0"
+    assert words(pipeline_schedule(1, 4, 1, backward=False)[0][:8]) == "s0.0 r0.0 s1.0 F0.0 r1.0 s2.0 F1.0 r2.0"
+    assert words(pipeline_schedule(2, 4, 1, backward=False)[0]) == "s0.0 s1.0 F0.0 s2.0 F1.0 s3.0 F2.0 F3.0"
 
 
 def test_summaries_of_two_micro_batches():
     """Two stages, two segments: what their recalls need, and when they go backward."""
-    first, last = ring_schedule(2, 2, 2, together=2)
+    first, last = pipeline_schedule(2, 2, 2, together=2)
     assert words(first) == "s0.0 s1.0 F0.0 F0.1 F1.0 F1.1 B1.1 B1.0 B0.1 B0.0 t1.0 t0.0"
     assert words(last) == (
         "s0.0 r0.0 r0.1 s1.0 F0.0 r1.0 F0.1 r1.1 F1.0 F1.1 B1.1 B1.0 q1.1 B0.1 q1.0 B0.0 t1.0 q0.1 q0.0 t0.0"
@@ -118,14 +118,14 @@ def test_how_many_summaries_are_read_together():
 
 
 def test_without_memory_it_is_1f1b():
-    assert words(ring_schedule(2, 1, 4, mode="backbone")[0]) == "F0.0 F0.1 B0.0 F0.2 B0.1 F0.3 B0.2 B0.3"
+    assert words(pipeline_schedule(2, 1, 4, mode="backbone")[0]) == "F0.0 F0.1 B0.0 F0.2 B0.1 F0.3 B0.2 B0.3"
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_results_go_where_they_are_needed(mode):
     """`receiver` and `needs` say the same of every message."""
     for stages, segments, batches, together in product((1, 2, 4), (1, 3), (2, 4), (1, 2)):
-        schedule = ring_schedule(stages, segments, batches, mode=mode, together=together)
+        schedule = pipeline_schedule(stages, segments, batches, mode=mode, together=together)
         asked = Counter(
             (item, at, p)
             for p, items in enumerate(schedule)
@@ -170,16 +170,16 @@ def test_items():
 )
 def test_mistakes(shape, options, said):
     with pytest.raises(ValueError, match=said):
-        ring_schedule(*shape, **options)
+        pipeline_schedule(*shape, **options)
 
 
 def test_large_schedules():
     """Each stage has all items, the last one the recalls too."""
-    assert list(map(len, ring_schedule(16, 64, 64))) == [4 * 64**2] * 15 + [6 * 64**2]
+    assert list(map(len, pipeline_schedule(16, 64, 64))) == [4 * 64**2] * 15 + [6 * 64**2]
 
 
 def test_the_simulator_sees_deadlocks():
-    schedule = ring_schedule(2, 2, 2)
+    schedule = pipeline_schedule(2, 2, 2)
     schedule[0].insert(0, schedule[0].pop(4))  # the first main pass in front of all summaries
     with pytest.raises(ValueError, match="wait for each other"):
         simulate(schedule, Machine.uniform(Costs(), 2))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hmt_ds import cli
-from hmt_ds.parallel.pipeline.schedule import UNIT, Costs, Item, Kind, ring_schedule
+from hmt_ds.parallel.pipeline.schedule import UNIT, Costs, Item, Kind, pipeline_schedule
 from hmt_ds.planning.simulate import Bar, Machine, simulate
 from hmt_ds.reporting.pipeline_timeline import STYLES, timeline_lines
 from hmt_ds.reporting.plots import plot_schedule
@@ -69,7 +69,7 @@ def test_long_ones_are_cut(monkeypatch, capsys):
 
 def drawn(costs: Costs = UNIT, width: int = 100, shape=(3, 2, 3)):
     """The bars of each stage, and their lines."""
-    schedule = ring_schedule(*shape, costs=costs)
+    schedule = pipeline_schedule(*shape, costs=costs)
     stages = simulate(schedule, Machine.uniform(costs, shape[0])).stages
     return stages, list(timeline_lines(stages, width))
 

@@ -24,16 +24,16 @@ from tiny import (
 )
 from torch import Tensor
 
-from hmt_ds.memory import HMT, MemoryState, Plan, Summary, Window, backward_through_time, read_window
-from hmt_ds.memory.boundaries import Borders
+from hmt_ds.memory import HMT, MemoryState, RecomputePlan, Summary, Window, backward_through_time, read_window
+from hmt_ds.memory.boundaries import Boundaries
 
 MODES = ("hmt", "rmt", "backbone")
 SEGMENTS = 5
 TOLERANCE = 1e-9
-GRID = [Plan(*sizes) for sizes in product((1, 2, 3, SEGMENTS), (1, 2, 3, SEGMENTS), (0, 1, SEGMENTS))]
+GRID = [RecomputePlan(*sizes) for sizes in product((1, 2, 3, SEGMENTS), (1, 2, 3, SEGMENTS), (0, 1, SEGMENTS))]
 # where nothing is summarised, a plan is its kept segments
 CASES = [(mode, plan) for mode in MODES for plan in GRID if mode == "hmt" or plan.summary_segments == 1]
-SOME = [Plan(), Plan(2, 2, 1), Plan(1, 3), Plan.keep_all(SEGMENTS)]
+SOME = [RecomputePlan(), RecomputePlan(2, 2, 1), RecomputePlan(1, 3), RecomputePlan.keep_all(SEGMENTS)]
 
 
 @pytest.fixture(autouse=True)
@@ -136,7 +136,7 @@ class Recorder:
         self.phase = "none"
 
 
-def record(mode: str, plan: Plan, carried: bool) -> Recorder:
+def record(mode: str, plan: RecomputePlan, carried: bool) -> Recorder:
     """The work on four segments."""
     model = make_model(mode=mode)
     recorder, window = Recorder(model), make_window([[document(5 * L)]])
@@ -152,21 +152,21 @@ def record(mode: str, plan: Plan, carried: bool) -> Recorder:
 
 # first all that is read before the backward passes, then segment by segment from the last, each with what follows it
 ORDERS = [
-    ("hmt", Plan(), False, "sss rrrR | bSb RbSb RbSb Rb"),
-    ("hmt", Plan(), True, "ssss rrrR | bSb RbSb RbSb RbSb"),
-    ("hmt", Plan(2), False, "sss rrRR | bSb bSb RbSb Rb"),
-    ("hmt", Plan(1, 2), False, "ss rrrR | bSb Rb RbSb Rb"),
-    ("hmt", Plan(1, 2), True, "ss rrrR | b RbSb Rb RbSb"),
-    ("hmt", Plan(1, 3), True, "ss rrrR | bSb Rb Rb RbSb"),
-    ("hmt", Plan(1, 1, 2), False, "sSS rrrR | bb Rbb RbSb Rb"),
-    ("hmt", Plan(2, 2, 1), False, "sS rrRR | bb b RbSb Rb"),
-    ("hmt", Plan(9, 9, 9), True, "S RRRR | b b b bb"),
-    ("hmt", Plan.keep_all(4), False, "S RRRR | b b bb b"),
-    ("rmt", Plan(), True, "rrrR | b Rb Rb Rb"),
-    ("rmt", Plan(3), False, "rRRR | b b b Rb"),
-    ("rmt", Plan.keep_all(4), False, "RRRR | b b b b"),
-    ("backbone", Plan(), False, "Rb Rb Rb Rb"),
-    ("backbone", Plan.keep_all(4), True, "Rb Rb Rb Rb"),
+    ("hmt", RecomputePlan(), False, "sss rrrR | bSb RbSb RbSb Rb"),
+    ("hmt", RecomputePlan(), True, "ssss rrrR | bSb RbSb RbSb RbSb"),
+    ("hmt", RecomputePlan(2), False, "sss rrRR | bSb bSb RbSb Rb"),
+    ("hmt", RecomputePlan(1, 2), False, "ss rrrR | bSb Rb RbSb Rb"),
+    ("hmt", RecomputePlan(1, 2), True, "ss rrrR | b RbSb Rb RbSb"),
+    ("hmt", RecomputePlan(1, 3), True, "ss rrrR | bSb Rb Rb RbSb"),
+    ("hmt", RecomputePlan(1, 1, 2), False, "sSS rrrR | bb Rbb RbSb Rb"),
+    ("hmt", RecomputePlan(2, 2, 1), False, "sS rrRR | bb b RbSb Rb"),
+    ("hmt", RecomputePlan(9, 9, 9), True, "S RRRR | b b b bb"),
+    ("hmt", RecomputePlan.keep_all(4), False, "S RRRR | b b bb b"),
+    ("rmt", RecomputePlan(), True, "rrrR | b Rb Rb Rb"),
+    ("rmt", RecomputePlan(3), False, "rRRR | b b b Rb"),
+    ("rmt", RecomputePlan.keep_all(4), False, "RRRR | b b b b"),
+    ("backbone", RecomputePlan(), False, "Rb Rb Rb Rb"),
+    ("backbone", RecomputePlan.keep_all(4), True, "Rb Rb Rb Rb"),
 ]
 
 
@@ -178,11 +178,11 @@ def test_order_of_work(mode, plan, carried, order):
 
 def test_phases():
     """Every piece of work stands under the name that its time is reported by."""
-    recorder = record("hmt", Plan(2, 2, 1), carried=False)
+    recorder = record("hmt", RecomputePlan(2, 2, 1), carried=False)
     before = [*["summary"] * 2, *["forward"] * 4]
     behind = ["backward"] * 3 + ["recompute", "backward", "summary", "backward", "recompute", "backward"]
     assert "".join(recorder.work) == "sSrrRRbbbRbSbRb" and recorder.phases == before + behind
-    assert set(record("backbone", Plan(), carried=False).phases) == {"forward", "backward"}
+    assert set(record("backbone", RecomputePlan(), carried=False).phases) == {"forward", "backward"}
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +212,7 @@ def test_window_on_another_device(mode, plan, elsewhere):
 def test_borders_lie_with_the_window(elsewhere):
     """Both buffers, memories and gradients; what a segment sees of them is a copy on the model's device."""
     model, window, state = make_case("hmt", carried=True)
-    borders = Borders(state, window.to(elsewhere), keep=3)
+    borders = Boundaries(state, window.to(elsewhere), keep=3)
     borders.push(1, torch.ones(5, 3, 1, model.backbone.dim), scale=1.0)
     assert {x.device.type for x in (borders.memories, borders.gradients, borders.documents)} == {"lazy"}
     memories, valid = borders.before(2)
@@ -223,7 +223,7 @@ def test_borders_lie_with_the_window(elsewhere):
 def test_kept_graphs_do_not_see_later_memories():
     """The buffer is written while graphs that read from it stand."""
     _, window, state = make_case("hmt", carried=False)
-    borders = Borders(state, window, keep=3)
+    borders = Boundaries(state, window, keep=3)
     before, _ = borders.before(1)
     borders.write(0, torch.ones_like(before[:, 0]))
     assert before.count_nonzero() == 0

@@ -7,7 +7,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from hmt_ds.data import DataError, Piece, PlanState, Window, WindowPlan
+from hmt_ds.data import DataError, Piece, PlannedWindow, WindowPlan, WindowPlanState
 
 LENGTHS = [70, 3, 10, 41, 20, 1, 33, 7, 9, 11]  # 1 to 7 segments of 10, exact multiples among them
 
@@ -16,7 +16,7 @@ def plan(lengths=LENGTHS, **changes) -> WindowPlan:
     return WindowPlan(lengths, **{"rows": 4, "segments": 3, "segment_length": 10, "seed": 1, **changes})
 
 
-def in_time_order(windows: list[Window]) -> list[tuple[int, Piece]]:
+def in_time_order(windows: list[PlannedWindow]) -> list[tuple[int, Piece]]:
     """All pieces with their row: segment by segment, and within a segment row by row."""
     return [
         (row, pieces[segment])
@@ -27,7 +27,7 @@ def in_time_order(windows: list[Window]) -> list[tuple[int, Piece]]:
     ]
 
 
-def first_pieces(windows: list[Window]) -> list[int]:
+def first_pieces(windows: list[PlannedWindow]) -> list[int]:
     return [piece.document for _, piece in in_time_order(windows) if piece.offset == 0]
 
 
@@ -43,8 +43,8 @@ def test_rows_change_documents_in_the_next_segment():
             [Piece(3, 10, 2), None, None],
         ],
     ]
-    assert windows[0].state == PlanState(0, 4, (None, (3, 10)))
-    assert windows[1].state == PlanState(1, 0, (None, None))
+    assert windows[0].state == WindowPlanState(0, 4, (None, (3, 10)))
+    assert windows[1].state == WindowPlanState(1, 0, (None, None))
 
 
 @pytest.mark.parametrize("rows", [1, 3, 4, 16])
@@ -98,7 +98,7 @@ def test_seeds_differ_and_the_same_seed_repeats():
 def test_two_epochs_follow_without_a_gap_and_then_end():
     windows = list(plan(epochs=2, rows=2))
     assert sorted(first_pieces(windows)) == sorted([*range(10)] * 2)
-    assert windows[-1].state == PlanState(2, 0, (None, None))
+    assert windows[-1].state == WindowPlanState(2, 0, (None, None))
     assert any(piece is not None for row in windows[-1].pieces for piece in row)
 
 
@@ -106,7 +106,7 @@ def test_two_epochs_follow_without_a_gap_and_then_end():
 def test_resume_after_every_window_equals_the_uninterrupted_plan(epochs):
     whole = list(itertools.islice(plan(epochs=epochs), 30))
     for index, window in enumerate(whole):
-        state = PlanState.from_dict(json.loads(json.dumps(window.state.to_dict())))
+        state = WindowPlanState.from_dict(json.loads(json.dumps(window.state.to_dict())))
         assert state == window.state
         rest = itertools.islice(plan(epochs=epochs, state=state), 30 - index - 1)
         assert list(rest) == whole[index + 1 :]
@@ -121,10 +121,10 @@ def test_documents_left_out_change_nothing_else():
 
 
 def test_a_row_in_a_document_that_is_left_out_takes_the_next():
-    state = PlanState(0, 4, (None, (3, 10)))
+    state = WindowPlanState(0, 4, (None, (3, 10)))
     (window,) = plan([25, 10, 5, 12, 30], rows=2, shuffle=False, epochs=1, state=state, left_out=[3])
     assert window.pieces == [[Piece(4, 0, 10), Piece(4, 10, 10), Piece(4, 20, 10)], [None] * 3]
-    state = PlanState(0, 4, (None, None))
+    state = WindowPlanState(0, 4, (None, None))
     assert not list(plan([25, 10, 5, 12, 30], rows=2, shuffle=False, epochs=1, state=state, left_out=[4]))
 
 
@@ -140,10 +140,10 @@ def test_more_rows_than_documents():
         ({"lengths": []}, "got 0, 0 of them empty"),
         ({"lengths": [3, 0]}, "got 2, 1 of them empty"),
         ({"left_out": range(10)}, "all 10 documents are left out"),
-        ({"state": PlanState(0, 0, (None,) * 3)}, r"position is of 3 rows, but the run has 4"),
-        ({"state": PlanState(0, 10, (None,) * 4)}, r"at least 11 documents, but there are 10"),
-        ({"state": PlanState(0, 1, (None, (12, 0), None, None))}, r"at least 13 documents, but there are 10"),
-        ({"state": PlanState(0, 1, (None, (1, 3), None, None))}, r"token 3 of document 1, which has 3 tokens"),
+        ({"state": WindowPlanState(0, 0, (None,) * 3)}, r"position is of 3 rows, but the run has 4"),
+        ({"state": WindowPlanState(0, 10, (None,) * 4)}, r"at least 11 documents, but there are 10"),
+        ({"state": WindowPlanState(0, 1, (None, (12, 0), None, None))}, r"at least 13 documents, but there are 10"),
+        ({"state": WindowPlanState(0, 1, (None, (1, 3), None, None))}, r"token 3 of document 1, which has 3 tokens"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes, message):

@@ -13,18 +13,18 @@ from hmt_ds.backbones import CausalLM
 from hmt_ds.memory import HMT, MemoryState, SegmentOutput, Window
 from hmt_ds.memory.settings import Mode
 from hmt_ds.parallel.compute_choice import BY_DEFAULT, ComputeSettings, draws
-from hmt_ds.parallel.gradients import PerStep
-from hmt_ds.parallel.pipeline.schedule import Item, ring_schedule, summaries_together
-from hmt_ds.parallel.pipeline.stage import RingPass
-from hmt_ds.parallel.pipeline.stage_budget import RingRoom
-from hmt_ds.parallel.pipeline.stashed_inputs import Inputs
-from hmt_ds.parallel.pipeline.topology import Place
+from hmt_ds.parallel.gradients import ReducePerStep
+from hmt_ds.parallel.pipeline.schedule import Item, pipeline_schedule, summaries_together
+from hmt_ds.parallel.pipeline.stage import StagePass
+from hmt_ds.parallel.pipeline.stage_budget import StageBudget
+from hmt_ds.parallel.pipeline.stashed_inputs import StashedInputs
+from hmt_ds.parallel.pipeline.topology import Topology
 from hmt_ds.parallel.zero import ZeroExecutor
 
 Rows = TypeVar("Rows", Window, MemoryState)
 
 
-class RingExecutor(ZeroExecutor):
+class PipelineExecutor(ZeroExecutor):
     """Runs windows through a stage of an HMT; the other stages are on other ranks.
 
     DeepSpeed's engine has this stage's weights, and shares their optimizer with the same stage of other pipelines
@@ -41,7 +41,7 @@ class RingExecutor(ZeroExecutor):
     def __init__(
         self,
         model: HMT,
-        place: Place,
+        place: Topology,
         *,
         micro_batches: int,
         live_inputs: int | None = None,
@@ -55,7 +55,7 @@ class RingExecutor(ZeroExecutor):
         self.draws = draws(model)
         compute = replace(compute, reduction="step", cuda_graphs="never", leaf_layers=1)
         super().__init__(model, compute=compute, grid=place.grid, **options)
-        self.room: RingRoom = RingRoom(self.compute, self.settings, self.room.depth, self.device)
+        self.room: StageBudget = StageBudget(self.compute, self.settings, self.room.depth, self.device)
         self.share_tied_weights()
 
     def share_tied_weights(self) -> None:
@@ -65,7 +65,7 @@ class RingExecutor(ZeroExecutor):
         if any(ends) and backbone.config.get_text_config().tie_word_embeddings:
             weight = backbone.model.get_input_embeddings().weight
             if weight.requires_grad:
-                assert isinstance(self.gradients, PerStep)
+                assert isinstance(self.gradients, ReducePerStep)
                 self.gradients.shared = [(dict(self.gradients.pairs)[weight], self.place.ends)]
             weight.ds_pipe_replicated = self.place.closes  # DeepSpeed counts its gradient's norm once, on the first
 
@@ -92,7 +92,7 @@ class RingExecutor(ZeroExecutor):
         rows, mode = len(window.input_ids), self.settings.mode
         state = self.state or self.empty_state(rows, self.settings.kept_memories)
         order = self.order(len(window), mode)
-        work = RingPass(
+        work = StagePass(
             self.gradients.model,
             self.place,
             *self.cut(window, self.micro_batches),
@@ -100,14 +100,14 @@ class RingExecutor(ZeroExecutor):
             mode=mode,
             hidden=self.hidden,
             dtype=self.dtype,
-            inputs=Inputs(self.live_inputs),
+            inputs=StashedInputs(self.live_inputs),
             keeps=self.room.keeps(order),
             watch=self.room.watch,
             weight=weight,
             draws=self.draws,
             phase=self.phase,
         )
-        with cast(PerStep, self.gradients).autocast:
+        with cast(ReducePerStep, self.gradients).autocast:
             work.run(order)
         state = joined(list(work.states()))
         with self.phase("wait"):  # for checkpoints, which take the first stage's
@@ -124,7 +124,7 @@ class RingExecutor(ZeroExecutor):
         self.engine.eval()
         rows, mode = len(window.input_ids), cast(Mode, options.get("mode", self.settings.mode))
         parts = max(n for n in range(1, self.micro_batches + 1) if rows % n == 0)
-        work = RingPass(
+        work = StagePass(
             self.engine.module,
             self.place,
             *self.cut(window, parts),
@@ -132,9 +132,9 @@ class RingExecutor(ZeroExecutor):
             mode=mode,
             hidden=self.hidden,
             dtype=self.dtype,
-            inputs=Inputs(wanted=False),
+            inputs=StashedInputs(wanted=False),
         )
-        with cast(PerStep, self.gradients).autocast:
+        with cast(ReducePerStep, self.gradients).autocast:
             work.run(self.order(len(window), mode, backward=False, micro_batches=parts))
         after = joined(list(work.states()))
         nothing = torch.zeros(rows, 0, self.dim, device=self.device)
@@ -149,7 +149,7 @@ def schedule_of(
     stages: int, segments: int, micro_batches: int, mode: str, backward: bool, together: int
 ) -> list[list[Item]]:
     """The same schedule is asked for in every step."""
-    return ring_schedule(stages, segments, micro_batches, mode=mode, backward=backward, together=together)
+    return pipeline_schedule(stages, segments, micro_batches, mode=mode, backward=backward, together=together)
 
 
 def divided(whole: Rows, parts: int) -> list[Rows]:
@@ -164,7 +164,7 @@ def joined(parts: list[MemoryState]) -> MemoryState:
     return MemoryState(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(parts[0])))
 
 
-def finite_of(work: RingPass, segments: int, device: torch.device) -> Tensor:
+def finite_of(work: StagePass, segments: int, device: torch.device) -> Tensor:
     """Whether the loss of a row's segment is finite, ``[b, s]`` bool; True where another stage knows."""
     parts = range(len(work.parts))
     if not work.losses:
@@ -173,7 +173,7 @@ def finite_of(work: RingPass, segments: int, device: torch.device) -> Tensor:
     return torch.stack(losses, dim=1).isfinite()
 
 
-def totals_of(work: RingPass, device: torch.device) -> Tensor:
+def totals_of(work: StagePass, device: torch.device) -> Tensor:
     """Loss, recall distances and recalls; zeros but on the last stage. ``[3]`` float64."""
     totals = torch.zeros(3, dtype=torch.float64, device=device)
     totals[0] = sum((loss.double().sum() for loss in work.losses.values()), totals[0])

@@ -11,12 +11,12 @@ from deepspeed.accelerator import get_accelerator
 from torch import Tensor
 
 from hmt_ds.distributed.process_group import LostRank, rank
-from hmt_ds.parallel.pipeline.p2p_timeout import Lookout
+from hmt_ds.parallel.pipeline.p2p_timeout import P2PTimeout
 
 NCCL_LATER = timedelta(minutes=5)  # than the lookout, who says it better
 
 
-class Shape(NamedTuple):
+class TensorSpec(NamedTuple):
     """What a message is."""
 
     size: tuple[int, ...]
@@ -38,7 +38,7 @@ class Channel:
         far: whether the two are on different machines.
     """
 
-    def __init__(self, sender: int, receiver: int, timeout: timedelta, lookout: Lookout | None, far: bool):
+    def __init__(self, sender: int, receiver: int, timeout: timedelta, lookout: P2PTimeout | None, far: bool):
         name = f"hmt_ds {sender} -> {receiver}"
         limit = timeout + NCCL_LATER if lookout else timeout
         self.group = dist.new_group([sender, receiver], timeout=limit, group_desc=name)
@@ -55,7 +55,7 @@ class Channel:
         if rank() == self.sender:
             self.send(torch.zeros(1, device=self.device))
         elif rank() == self.receiver:
-            self.receive(Shape((1,), torch.float32))
+            self.receive(TensorSpec((1,), torch.float32))
 
     def send(self, tensor: Tensor) -> None:
         """Let a message go; it must not be written into any more."""
@@ -64,13 +64,13 @@ class Channel:
         tensor = tensor.detach().contiguous()
         self.sent.append((dist.isend(tensor, self.receiver, group=self.group), tensor))
 
-    def ask(self, shape: Shape) -> None:
+    def ask(self, shape: TensorSpec) -> None:
         """Let the next message come, before it is needed."""
         with self.stream or contextlib.nullcontext():
             buffer = torch.empty(shape.size, dtype=shape.dtype, device=self.device)
             self.asked.append((dist.irecv(buffer, self.sender, group=self.group), buffer))
 
-    def receive(self, shape: Shape) -> Tensor:
+    def receive(self, shape: TensorSpec) -> Tensor:
         """The next message."""
         if not self.asked:
             self.ask(shape)

@@ -27,7 +27,7 @@ class Awaited(NamedTuple):
     failure: str  # what to say if it does not come
 
 
-class Lookout(threading.Thread):
+class P2PTimeout(threading.Thread):
     """Ends this rank with a line that names the neighbour, when a message has not come in time.
 
     NCCL would end it too, but with the stack of one of its threads, and of no rank by name.

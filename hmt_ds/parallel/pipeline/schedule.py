@@ -74,7 +74,7 @@ class Costs:
 UNIT = Costs()
 
 
-def ring_schedule(
+def pipeline_schedule(
     stages: int,
     segments: int,
     micro_batches: int,

@@ -10,15 +10,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hmt_ds.memory import HMT, Borders, MemoryState, RandomState, Segment, Summary, Window
+from hmt_ds.memory import HMT, Boundaries, MemoryState, RandomState, Segment, Summary, Window
 from hmt_ds.memory.bptt import Phase
 from hmt_ds.memory.cell import remembers
 from hmt_ds.memory.loss import weighted
 from hmt_ds.memory.settings import Mode
-from hmt_ds.parallel.pipeline.p2p import Channel, Shape
+from hmt_ds.parallel.pipeline.p2p import Channel, TensorSpec
 from hmt_ds.parallel.pipeline.schedule import Item, Kind, micro_batches_of
-from hmt_ds.parallel.pipeline.stashed_inputs import Inputs
-from hmt_ds.parallel.pipeline.topology import Place
+from hmt_ds.parallel.pipeline.stashed_inputs import StashedInputs
+from hmt_ds.parallel.pipeline.topology import Topology
 
 FORWARD_PHASES = {Kind.SUMMARY: "summary", Kind.RECALL: "recall", Kind.MAIN: "forward"}
 
@@ -30,7 +30,7 @@ class Reading(NamedTuple):
     hidden: Tensor
 
 
-class RingPass:
+class StagePass:
     """Runs a stage's items on the micro-batches of one window.
 
     Args:
@@ -43,7 +43,7 @@ class RingPass:
         dtype: of what is sent.
         inputs: keeps the stage's inputs from an item's forward to its backward pass.
         keeps: the items that keep their graphs instead, and are not read again.
-        watch: put around the reading of an item (:meth:`hmt_ds.parallel.activation_budget.Room.watch`).
+        watch: put around the reading of an item (:meth:`hmt_ds.parallel.activation_budget.ActivationBudget.watch`).
         weight: factor of the loss.
         draws: whether the model draws random numbers (dropout).
         phase: a context around each item, by its name: ``summary``, ``recall`` or ``forward``; ``backward`` for all
@@ -53,7 +53,7 @@ class RingPass:
     def __init__(
         self,
         model: HMT,
-        place: Place,
+        place: Topology,
         parts: list[Window],
         summarised: list[Window],
         states: list[MemoryState],
@@ -61,7 +61,7 @@ class RingPass:
         mode: Mode,
         hidden: int,
         dtype: torch.dtype,
-        inputs: Inputs,
+        inputs: StashedInputs,
         keeps: Collection[Item] = (),
         watch: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda read: read,
         weight: float = 1.0,
@@ -76,7 +76,7 @@ class RingPass:
         self.tails = [state.tail for state in states]
         self.m = 0 if mode == "backbone" else model.settings.memory_tokens
         # the first stage wants to know who remembers anything, the last one has the memories themselves
-        self.borders = [Borders(s, w, model.settings.kept_memories) for s, w in zip(states, parts, strict=True)]
+        self.borders = [Boundaries(s, w, model.settings.kept_memories) for s, w in zip(states, parts, strict=True)]
         self.queries: dict[tuple[int, int], Tensor] = {}
         self.query_gradients: dict[tuple[int, int], Tensor] = {}
         self.random: dict[Item, RandomState] = {}
@@ -112,15 +112,15 @@ class RingPass:
         """Through which an item's message comes."""
         return self.place.channels["back_in" if item.backward else "in"]
 
-    def shape(self, item: Item) -> Shape:
+    def shape(self, item: Item) -> TensorSpec:
         """Of the message that an item receives."""
         rows = len((self.summarised if item.kind == Kind.SUMMARY else self.parts)[0].lengths)
         if item.kind == Kind.RECALL or (self.place.opens and not item.backward):
-            return Shape((rows, self.m, self.model.backbone.dim), self.dtype)
+            return TensorSpec((rows, self.m, self.model.backbone.dim), self.dtype)
         settings = self.settings
         width = settings.sensory_tokens + settings.segment_length
         tokens = width if item.kind == Kind.MAIN else settings.summary_length
-        return Shape((rows, tokens + 2 * self.m, self.hidden), self.dtype)
+        return TensorSpec((rows, tokens + 2 * self.m, self.hidden), self.dtype)
 
     def part(self, item: Item) -> Segment | Summary:
         """The tokens of an item."""

@@ -3,12 +3,12 @@
 import math
 from typing import Any
 
-from hmt_ds.parallel.activation_budget import Room
+from hmt_ds.parallel.activation_budget import ActivationBudget
 from hmt_ds.parallel.pipeline.schedule import Item, Kind, graphs_kept
 
 
-class RingRoom(Room):
-    """As :class:`Room`, for a stage, whose window is a list of items.
+class StageBudget(ActivationBudget):
+    """As :class:`ActivationBudget`, for a stage, whose window is a list of items.
 
     The items that are read last, whose backward pass comes first, keep their graphs as far as they fit beside a
     measured step, which keeps none. The others keep their inputs and are read once more. Every stage plans for itself.

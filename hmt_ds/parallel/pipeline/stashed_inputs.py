@@ -6,7 +6,7 @@ from torch import Tensor
 from hmt_ds.parallel.pipeline.schedule import Item
 
 
-class Inputs:
+class StashedInputs:
     """With memory what was put in last is wanted first, so the oldest go to the host when there are too many.
 
     (Without memory the oldest is wanted first, but then a stage keeps no more than there are stages behind it.)

@@ -12,10 +12,10 @@ from deepspeed.runtime.pipe.topology import PipeDataParallelTopology, PipelinePa
 
 from hmt_ds.distributed.process_group import from_all_ranks, rank, world_size
 from hmt_ds.parallel.pipeline.p2p import Channel
-from hmt_ds.parallel.pipeline.p2p_timeout import Lookout
+from hmt_ds.parallel.pipeline.p2p_timeout import P2PTimeout
 
 
-class Place:
+class Topology:
     """A rank's stage and pipeline. Rank = stage x pipelines + pipeline: a node has ranks of few stages.
 
     Args:
@@ -31,7 +31,7 @@ class Place:
         limit = timedelta(minutes=timeout_minutes)
         self.asks_ahead = get_accelerator().device_name() == "cpu"  # on GPUs: see Channel
         machines = from_all_ranks(os.environ.get("NCCL_HOSTID") or socket.gethostname())  # as NCCL tells them apart
-        lookout = None if self.asks_ahead else Lookout(limit)
+        lookout = None if self.asks_ahead else P2PTimeout(limit)
         mine: dict[str, Channel] = {}
         for pipeline in range(self.pipelines):
             ranks = [stage * self.pipelines + pipeline for stage in range(stages)]

@@ -27,15 +27,15 @@ def memory() -> None:
 
 def borders() -> None:
     """Memories outlive their document, in training alone."""
-    from hmt_ds.memory.boundaries import Borders
+    from hmt_ds.memory.boundaries import Boundaries
 
-    right = Borders.before
+    right = Boundaries.before
 
     def before(borders, n):
         memories, valid = right(borders, n)
         return memories, valid | True
 
-    Borders.before = before
+    Boundaries.before = before
 
 
 def reduction() -> None:
@@ -86,28 +86,28 @@ def flags() -> None:
         gradients.engine.set_gradient_accumulation_boundary(gradients.remaining == 0)
         gradients.engine.backward(scalar, scale_wrt_gas=False)
 
-    gradients.PerSegment.backward = backward
+    gradients.ReducePerSegment.backward = backward
 
 
 def undelivered() -> None:
     """The sums of a step are zeros when they are handed over."""
-    from hmt_ds.parallel.gradients import PerStep
+    from hmt_ds.parallel.gradients import ReducePerStep
 
-    right = PerStep.deliver
+    right = ReducePerStep.deliver
 
     def deliver(gradients):
         for total in gradients.sums.values():
             total.zero_()
         right(gradients)
 
-    PerStep.deliver = deliver
+    ReducePerStep.deliver = deliver
 
 
 def delivered_twice() -> None:
     """The sums of a step are handed over, and not cleared: the next step hands them over again."""
-    from hmt_ds.parallel.gradients import PerStep
+    from hmt_ds.parallel.gradients import ReducePerStep
 
-    right = PerStep.deliver
+    right = ReducePerStep.deliver
 
     def deliver(gradients):
         kept = {alias: total.clone() for alias, total in gradients.sums.items()}
@@ -115,7 +115,7 @@ def delivered_twice() -> None:
         for alias, total in kept.items():
             gradients.sums[alias].copy_(total)
 
-    PerStep.deliver = deliver
+    ReducePerStep.deliver = deliver
 
 
 def rank_1() -> None:
@@ -178,9 +178,9 @@ def in_the_sixth_step(name: str) -> None:
     """Rank 1 sends itself a signal before the second backward pass of its sixth window."""
     import signal
 
-    from hmt_ds.parallel.pipeline.stage import RingPass
+    from hmt_ds.parallel.pipeline.stage import StagePass
 
-    right, seen = RingPass.backward, {}
+    right, seen = StagePass.backward, {}
 
     def backward(work, item):
         seen.setdefault(id(work.parts), []).append(item)
@@ -188,7 +188,7 @@ def in_the_sixth_step(name: str) -> None:
             os.kill(os.getpid(), getattr(signal, name))
         return right(work, item)
 
-    RingPass.backward = backward
+    StagePass.backward = backward
 
 
 def rank_stopped() -> None:
@@ -224,15 +224,15 @@ def slow_rank() -> None:
     """Rank 1 needs longer for every segment."""
     import time
 
-    from hmt_ds.parallel.gradients import PerStep
+    from hmt_ds.parallel.gradients import ReducePerStep
 
-    right = PerStep.read
+    right = ReducePerStep.read
 
     def read(gradients, *arguments, **options):
         time.sleep(0.02 if os.environ.get("RANK") == "1" else 0)
         return right(gradients, *arguments, **options)
 
-    PerStep.read = read
+    ReducePerStep.read = read
 
 
 def poison() -> None:
