@@ -1,4 +1,4 @@
-"""Installation. Tool settings live in dotfiles; the pinned set that we test is launch/constraints.txt."""
+"""Package metadata. Tools are configured in dotfiles; launch/constraints.txt pins the tested versions."""
 
 from setuptools import find_packages, setup
 

@@ -5,10 +5,10 @@
 #
 #   HOSTFILE=hostfile    a line `NAME slots=8` for each machine
 #   MASTER_PORT=29500    where the ranks meet on the first machine (default: any free port)
-#   RESTARTS=0           how often the ranks start anew when they have failed, from the newest checkpoint
+#   RESTARTS=0           how often to restart failed ranks from the newest checkpoint
 #
-# The project, its .venv and the run's folder are at the same path on all machines. Ctrl-C, SIGTERM and SIGUSR1 stop the
-# run after the step in hand. Exit codes: 0 at the end; 75 stopped and saved; 2 a mistake in the recipe or the hostfile.
+# The project, its .venv and the run's folder must be at the same path on all machines. Ctrl-C, SIGTERM and SIGUSR1 stop
+# the run after the current step. Exit codes: 0 finished; 75 stopped and saved; 2 an error in the recipe or the hostfile.
 
 # shellcheck disable=SC2317,SC2329 # functions that run_launcher calls
 set -euo pipefail
@@ -22,14 +22,15 @@ eval "$settings" # HMT_DS_HOSTS, MASTER_ADDR, MASTER_PORT, the network's interfa
 make_work runs
 write_deepspeed_env "$work/env"
 
-# Signals do not travel through ssh: find the launcher's part on each machine, and signal the ranks, its children.
+# ssh does not forward signals: find the launcher's process on each machine and signal its children, the ranks.
 tell_ranks() {
     local part="^[^ ]*python[^ ]* -u -m deepspeed.launcher.launch .*--master_addr=$MASTER_ADDR"
     part+=" --master_port=$MASTER_PORT "
     PDSH_RCMD_TYPE=ssh pdsh -w "$HMT_DS_HOSTS" "pkill -$1 -P \$(pgrep -d, -f '$part')" 2>/dev/null || true
 }
 
-# pdsh waits for all machines. When one of them is lost or its ranks have failed, the others may wait for it for ever.
+# pdsh waits for all machines. If one is lost or its ranks failed, the ranks of the others may wait for it forever: when
+# pdsh reports a failed machine, kill the ranks on all of them.
 launch() {
     local code=0
     deepspeed --hostfile "$hostfile" --force_multi --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" \
@@ -39,12 +40,12 @@ launch() {
             case $line in pdsh@*"exited with exit code"*) sleep 5 && tell_ranks KILL ;; esac
         done
     ) || code=$?
-    [ -s "$HMT_DS_EXIT_CODE_FILE" ] || tell_ranks KILL # what a killed pdsh has left
+    [ -s "$HMT_DS_EXIT_CODE_FILE" ] || tell_ranks KILL # ranks that a killed pdsh left behind
     return "$code"
 }
 
-# pdsh replaces %n and the like, and a shell on each machine reads the words. DeepSpeed puts those with blanks, and no
-# others, in double quotes, and escapes nothing but such quotes in them.
+# Arguments pass through pdsh, which expands %n and the like, and through a shell on each machine. DeepSpeed puts double
+# quotes around arguments with spaces and escapes nothing else in them, so escape both kinds here.
 words=()
 for word in "$@"; do
     case $word in

@@ -6,11 +6,11 @@
 #   --deepspeed          through `deepspeed --launcher openmpi`, which calls mpirun in turn
 #   HOSTFILE=hostfile    a line `NAME slots=8` for each machine
 #   MASTER_PORT=29500    where the ranks meet on the first machine (default: any free port)
-#   RESTARTS=0           how often the ranks start anew when they have failed, from the newest checkpoint
+#   RESTARTS=0           how often to restart failed ranks from the newest checkpoint
 #
-# Ctrl-C, SIGTERM and SIGUSR1 stop the run after the step in hand. Exit codes: 0 at the end; 75 stopped and saved; 2 a
-# mistake in the recipe or the hostfile. Without this script, `mpirun ... python -m hmt_ds.train RECIPE` (any MPI) does
-# too: ranks find their number in mpirun's variables, and by mpi4py where they meet; but nothing is asked beforehand.
+# Ctrl-C, SIGTERM and SIGUSR1 stop the run after the current step. Exit codes: 0 finished; 75 stopped and saved; 2 an
+# error in the recipe or the hostfile. `mpirun ... python -m hmt_ds.train RECIPE` with any MPI works without this script:
+# ranks read their number from mpirun's variables and agree on an address through mpi4py. It skips the machine checks.
 
 # shellcheck disable=SC2317,SC2329 # functions that run_launcher calls
 set -euo pipefail
@@ -25,12 +25,12 @@ eval "$settings" # HMT_DS_RANKS, MASTER_ADDR, MASTER_PORT, the network's interfa
 make_work runs
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 
-# MPI itself only starts the ranks, which then talk through NCCL or gloo: one interface is enough for it.
+# MPI only starts the ranks, which communicate through NCCL or gloo, so one interface is enough for MPI.
 arguments=()
 if [ -n "${GLOO_SOCKET_IFNAME:-}" ]; then arguments+=(--mca btl_tcp_if_include "$GLOO_SOCKET_IFNAME"); fi
 if [ "$(id -u)" = 0 ]; then arguments+=(--allow-run-as-root); fi
 
-tell_ranks() { # mpirun hands USR1 to all ranks; told TERM it kills them
+tell_ranks() { # mpirun forwards USR1 to all ranks; on TERM it kills them
     local number=${1/KILL/TERM}
     if [ "$way" = mpirun ]; then kill "-$number" "$2"; else pkill "-$number" -P "$2" mpirun; fi
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A first run: install what is missing, then train a small HMT on a novel. See usage below.
+# First run: install missing packages, then train a small HMT on a novel. See usage below.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/setup_env.sh
@@ -9,15 +9,15 @@ usage() {
     cat <<'TEXT'
 usage: bash launch/quickstart.sh [--ranks N] [--section.key value ...]
 
-Makes .venv, installs the tested versions into it, trains a tokenizer, and trains launch/recipes/quickstart.yaml:
-on as many ranks as there are GPUs, or on two ranks on the CPU. Only what is missing is done.
+Creates .venv with the tested versions, trains a tokenizer, and trains launch/recipes/quickstart.yaml on all GPUs, or
+on two CPU ranks. Steps that are already done are skipped.
 
   --ranks N               processes to start
-  --training.steps 200    any key of the recipe; `.venv/bin/hmt-ds keys` lists them
+  --training.steps 200    override any key of the recipe; `.venv/bin/hmt-ds keys` lists them
 
-The run goes to runs/quickstart, or to the next free of runs/quickstart-2, -3 and so on, unless --training.output
-names a folder. With --checkpoint.resume auto the newest of these runs goes on. Paths are relative to the project.
-PYTHON=python3.11 chooses the Python that .venv is made with.
+The run is written to runs/quickstart, or to the first free one of runs/quickstart-2, -3 and so on, unless
+--training.output names a folder. --checkpoint.resume auto resumes the newest of these runs. Paths are relative to the
+project. PYTHON=python3.11 selects the Python that creates .venv.
 TEXT
 }
 
@@ -36,7 +36,7 @@ done
 setup_env
 
 tokenizer=runs/quickstart-tokenizer
-if ! [ -f $tokenizer/tokenizer_config.json ]; then # the file that is written last
+if ! [ -f $tokenizer/tokenizer_config.json ]; then # the last file that is written
     say "Training a tokenizer on Pride and Prejudice ($tokenizer)"
     .venv/bin/python -m hmt_ds.cli tokenizer hmt_ds/data/samples/prideprejudice.txt \
         --vocab-size 4096 --output $tokenizer
@@ -47,7 +47,7 @@ if ! $output_given; then
     output=runs/quickstart
     if $resume; then
         newest=$(printf '%s\n' runs/quickstart runs/quickstart-[0-9]* | sort -V | tail -n 1)
-        if [ -d "$newest" ]; then output=$newest; fi # else the pattern itself: no such folder
+        if [ -d "$newest" ]; then output=$newest; fi # if there is none, $newest is the pattern itself
     else
         number=1
         while [ -n "$(ls -A "$output" 2>/dev/null)" ]; do

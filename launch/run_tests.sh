@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The tests: bash launch/run_tests.sh [--all] [pytest's arguments].
-# --all adds the slow ones, but none that need a GPU or a cluster.
+# Run the tests: bash launch/run_tests.sh [--all] [pytest arguments]
+# --all adds the slow tests, but none that need a GPU or a cluster.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/setup_env.sh
@@ -16,9 +16,9 @@ done
 
 setup_env
 
-export OMP_NUM_THREADS=1 # tests start several ranks, and each would take all cores
-# What DeepSpeed compiles for this .venv's torch. A killed build leaves a lock that the next one waits for without end:
-# whoever holds the folder, no other test run does, and any lock in it is stale.
+export OMP_NUM_THREADS=1 # tests start several ranks; each would otherwise use all cores
+# DeepSpeed's compiled extensions for this .venv's torch. A killed build leaves a lock file that the next build waits
+# for, forever. While this run holds the folder's lock no other test run is in it, so any lock file there is stale.
 export TORCH_EXTENSIONS_DIR=$PWD/.venv/torch_extensions
 mkdir -p "$TORCH_EXTENSIONS_DIR"
 exec 9<"$TORCH_EXTENSIONS_DIR"

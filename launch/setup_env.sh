@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Makes .venv in the project's root, or completes it; `source` this there and call setup_env.
-# pip's own settings (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS, pip.conf) decide where packages come from.
+# Create or complete .venv in the project's root: `source` this file there and call setup_env.
+# pip's own settings (PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS, pip.conf) select where packages come from.
 
 TORCH=torch==2.13.0
 
@@ -15,7 +15,7 @@ setup_env() {
     if ! is_set_up "$stamp" "$wanted"; then
         make_venv
         install_packages
-        echo "$wanted" >"$stamp" # last: an interrupted set-up is gone through again
+        echo "$wanted" >"$stamp" # last, so that an interrupted set-up is repeated
     fi
     exec 9<&-
 }
@@ -28,16 +28,16 @@ make_venv() {
     local python=${PYTHON:-python3} fresh=()
     if .venv/bin/python -m pip --version >/dev/null 2>&1; then return; fi
     if ! command -v "$python" >/dev/null; then
-        fail "there is no $python. On Debian: apt-get install python3 python3-venv"
+        fail "$python was not found. On Debian: apt-get install python3 python3-venv"
     fi
     if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
-        fail "$("$python" -V) is too old, Python 3.11 is needed. Name another one: PYTHON=python3.11 bash $0"
+        fail "$("$python" -V) is too old; Python 3.11 or newer is required. Select another one: PYTHON=python3.11 bash $0"
     fi
     if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
-        fail "this Python cannot make virtual environments. On Debian: apt-get install python3-venv"
+        fail "this Python cannot create virtual environments. On Debian: apt-get install python3-venv"
     fi
-    say "Making a virtual environment in .venv with $("$python" -V)"
-    # What does not even start is the rest of another Python's: away with it.
+    say "Creating a virtual environment in .venv with $("$python" -V)"
+    # A .venv whose Python does not start belongs to a Python that is gone: clear it.
     .venv/bin/python -c '' 2>/dev/null || fresh=(--clear)
     "$python" -m venv "${fresh[@]}" .venv
 }
@@ -46,11 +46,11 @@ install_packages() {
     local pins=(-c launch/constraints.txt)
     say "Installing PyTorch ($TORCH)"
     .venv/bin/python -m pip install -q "$TORCH"
-    say "Installing DeepSpeed, Transformers and the rest (launch/constraints.txt); a few minutes"
+    say "Installing DeepSpeed, Transformers and the other packages of launch/constraints.txt; this takes a few minutes"
     .venv/bin/python -m pip install -q "${pins[@]}" setuptools wheel
-    # DeepSpeed comes as source. Without build isolation it is built beside the torch above, not beside a second one
-    # that pip fetches for it; as for CPUs, since on a GPU without CUDA's compiler its set-up fails. Nothing is
-    # compiled now, so the result is the same. Torch is named again so that nothing exchanges it.
+    # DeepSpeed is a source distribution. Without build isolation it is built against the torch installed above and not
+    # against another one that pip would download. DS_ACCELERATOR=cpu: on a GPU machine without CUDA's compiler its
+    # set-up fails; nothing is compiled at this point, so the result is the same. $TORCH is repeated to keep its version.
     DS_ACCELERATOR=cpu .venv/bin/python -m pip install -q "${pins[@]}" --no-build-isolation "$TORCH" -e '.[dev,mpi]'
     .venv/bin/python -m pip check
 }

@@ -1,4 +1,4 @@
-"""A pretend ssh and Slurm cluster of two nodes for the tests of this folder, and the run that they launch."""
+"""Fixtures: a simulated ssh and Slurm cluster of two nodes, and the training run that the tests launch on it."""
 
 import os
 import re
@@ -20,28 +20,28 @@ from hmt_ds.reporting.metrics import read_metrics
 MINICLUSTER = Path(__file__).with_name("minicluster")
 VENV = Path(sys.prefix)
 SITE_PACKAGES = next(VENV.glob("lib/python3*/site-packages"))
-CANNOT = 77  # its exit code where a machine cannot have a cluster
+CANNOT = 77  # minicluster's exit code on a machine that cannot run a cluster
 NODES = ("head", "node0", "node1")
 SBATCH = ("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=2")
 STEPS = 160
-PATIENCE = 240.0  # seconds, where others need the cores too
+PATIENCE = 240.0  # seconds; long, because other processes may use the cores
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
 
 Curve = list[tuple[int, float, float]]
 
 
 class Cluster:
-    """The nodes head, node0 and node1. They share the machine's files and cores.
+    """The nodes head, node0 and node1, which share the machine's files and cores.
 
     Args:
-        state: folder of the cluster's own files.
+        state: the cluster's state folder.
     """
 
     def __init__(self, state: Path):
         self.state = state
 
     def minicluster(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """The script itself: up, down, fail NODE, boot NODE."""
+        """Run the minicluster script: up, down, fail NODE, boot NODE."""
         return subprocess.run(
             [str(MINICLUSTER), *words],
             env=os.environ | {"MC_STATE": str(self.state)},
@@ -53,7 +53,7 @@ class Cluster:
 
     @contextmanager
     def start(self, node: str, *command: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
-        """Start a command on a node, in the project's folder. What a failure leaves of it is killed."""
+        """Start a command on a node in the project's folder; kill its processes if the body raises."""
         more = {"MC_STATE": str(self.state), "VENV": str(VENV), "PATH": f"{VENV}/bin:{os.environ['PATH']}"}
         with subprocess.Popen(
             [str(MINICLUSTER), "exec", node, *command],
@@ -72,19 +72,19 @@ class Cluster:
                 raise
 
     def run(self, node: str, *command: str, timeout: float = PATIENCE, **environment: str) -> tuple[int, str]:
-        """Run a command on a node; returns its exit code and all that it printed."""
+        """Run a command on a node; return its exit code and output."""
         with self.start(node, *command, **environment) as process:
             return finish(process, timeout)
 
     def check(self, node: str, *command: str, timeout: float = PATIENCE, **environment: str) -> str:
-        """Run a command that must succeed; returns what it printed."""
+        """Run a command that must succeed; return its output."""
         code, printed = self.run(node, *command, timeout=timeout, **environment)
         assert code == 0, f"{' '.join(command)}: exit code {code}\n{printed}"
         return printed
 
     @contextmanager
     def without(self, node: str, folder: Path) -> Iterator[None]:
-        """Hide a folder from a node alone."""
+        """Hide a folder on one node."""
         self.check(node, "mount", "-t", "tmpfs", "tmpfs", str(folder))
         try:
             yield
@@ -92,16 +92,16 @@ class Cluster:
             self.check(node, "umount", str(folder))
 
     def submit(self, *words: str, **environment: str) -> str:
-        """Submit a job; returns its number."""
+        """Submit a job; return its id."""
         return self.check("head", "sbatch", "--parsable", *words, **environment).split()[-1]
 
     def job(self, number: str, key: str) -> str:
-        """What Slurm says of a job, such as its JobState or ExitCode."""
+        """A field of a job as Slurm reports it, such as JobState or ExitCode."""
         said = self.check("head", "scontrol", "show", "job", number)
         return dict(re.findall(r"(\S+?)=(\S*)", said))[key]
 
     def wait(self, number: str, *states: str, timeout: float = PATIENCE) -> str:
-        """Wait until a job is in one of the states (at its end, without any); returns the state."""
+        """Wait until a job is in one of the states (by default: ended); return the state."""
         found = ""
 
         def there() -> bool:
@@ -114,7 +114,7 @@ class Cluster:
 
 
 def finish(process: subprocess.Popen[str], timeout: float = PATIENCE) -> tuple[int, str]:
-    """Exit code and output of a process; it and its children end with the time."""
+    """Wait for a process; return its exit code and output. Kill it and its children after the timeout."""
     try:
         printed = process.communicate(timeout=timeout)[0]
     except subprocess.TimeoutExpired as late:
@@ -124,7 +124,7 @@ def finish(process: subprocess.Popen[str], timeout: float = PATIENCE) -> tuple[i
 
 
 def wait_until(there: Callable[[], bool], said: Callable[[], str], timeout: float = PATIENCE) -> None:
-    """Wait for something; in vain is a failure, with what is said then."""
+    """Wait until a condition holds; fail after the timeout with the message from ``said``."""
     deadline = time.monotonic() + timeout
     while not there():
         assert time.monotonic() < deadline, f"not after {timeout} s: {said()}"
@@ -132,18 +132,18 @@ def wait_until(there: Callable[[], bool], said: Callable[[], str], timeout: floa
 
 
 def curve(output: Path) -> Curve:
-    """Step, loss and gradient norm of every line of a run's log."""
+    """Step, loss and gradient norm of every row of a run's metrics."""
     return [(row["step"], row["loss"], row["gradient_norm"]) for row in read_metrics(output / "metrics.jsonl")]
 
 
 def wait_for_step(output: Path, step: int) -> None:
-    """Until a run has written a step into its log."""
+    """Wait until a run has logged a step."""
     wait_until(lambda: len(curve(output)) >= step, lambda: f"{output} is at step {len(curve(output))}")
 
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Up for all tests of a session."""
+    """A running cluster, shared by all tests of the session."""
     there = Cluster(tmp_path_factory.mktemp("cluster"))
     up = there.minicluster("up")
     if up.returncode == CANNOT:
@@ -157,7 +157,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(autouse=True)
 def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
-    """What a failed test has left in the queue or on the nodes would slow down those after it."""
+    """Kill the ranks and jobs that a failed test left behind, which would slow down later tests."""
     yield
     if "cluster" in request.fixturenames:
         there: Cluster = request.getfixturevalue("cluster")
@@ -169,7 +169,7 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that is launched: some seconds of steps for two ranks, a checkpoint at the end alone."""
+    """The recipe of the launched run: a few seconds on two ranks, with one checkpoint at the end."""
     folder = tmp_path_factory.mktemp("materials")
     make_materials(folder)
     file = write_recipe(folder, stage=2)
@@ -182,7 +182,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def undisturbed(cluster: Cluster, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Curve:
-    """The curve of that run on one machine."""
+    """Losses of the same run on one machine without interruptions."""
     output = tmp_path_factory.mktemp("undisturbed") / "run"
     words = ("bash", "launch/local.sh", str(recipe), "--ranks", "2", "--training.output", str(output))
     cluster.check("node0", *words)

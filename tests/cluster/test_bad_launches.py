@@ -1,4 +1,4 @@
-"""What keeps a launch from starting: one line that names the machine, exit code 2, and nothing left running."""
+"""A launch that cannot start prints one line that names the machine, exits with 2, and leaves nothing running."""
 
 import pytest
 from conftest import NODES, SBATCH, SITE_PACKAGES, VENV, finish
@@ -10,7 +10,7 @@ GOOD = "node0 slots=1\nnode1 slots=1\n"
 
 @pytest.fixture
 def launched(cluster, recipe, tmp_path):
-    """Launch with a hostfile; returns exit code and errors."""
+    """Launch with a hostfile; return the exit code and the error lines."""
 
     def launch(hosts: str, script: str = "hostfile.sh", **environment: str) -> tuple[int, list[str]]:
         file, output = tmp_path / "hostfile", tmp_path / "run"
@@ -50,7 +50,7 @@ def test_no_hostfile(cluster, recipe, tmp_path):
 
 
 def test_too_few_gpus(launched):
-    """Nowhere are GPUs here, and without the word that ranks run on CPUs they are looked for."""
+    """The nodes have no GPUs; unless DS_ACCELERATOR says cpu, the launch requires them."""
     code, errors = launched(GOOD, DS_ACCELERATOR="")
     assert code == 2 and [error.split(" (")[0] for error in errors] == [
         "error: node0: 0 GPUs visible, 1 ranks are to start",
@@ -84,7 +84,7 @@ def test_no_python_on_one_node(launched, cluster):
 
 
 def test_the_same_inside_of_slurm(cluster, recipe, tmp_path):
-    """A node is named there, too, and the job is not tried again."""
+    """A Slurm job names the node too, and is not requeued."""
     words = (*SBATCH, f"--output={tmp_path}/log", "launch/slurm.sbatch", str(recipe))
     with cluster.without("node1", VENV / "bin"):
         job = cluster.submit(*words, "--training.output", str(tmp_path / "run"))
@@ -108,7 +108,7 @@ def test_no_environment(cluster, recipe, tmp_path, script):
 
 
 def test_a_wrong_recipe(cluster, recipe, tmp_path):
-    """What the ranks find wrong comes through as their exit code."""
+    """An error that only the ranks find is passed on as exit code 2."""
     hostfile = tmp_path / "hostfile"
     hostfile.write_text(GOOD)
     for script in ("hostfile.sh", "mpi.sh"):

@@ -1,4 +1,4 @@
-"""What breaks under a job: it is seen in the set time, and the run goes on from its newest checkpoint, bit for bit."""
+"""Faults during a Slurm job are detected in time, and the run resumes from its newest checkpoint, bit for bit."""
 
 import re
 import time
@@ -20,22 +20,22 @@ NO_DROPOUT = [word for place in ("attn", "embd", "resid") for word in (f"--model
 
 
 def killed(cluster: Cluster) -> None:
-    """A rank, as by the system where memory runs out."""
+    """Kill a rank with SIGKILL, as the kernel does when memory runs out."""
     cluster.check("node1", "pkill", "-KILL", "-f", RANK)
 
 
 def stopped(cluster: Cluster) -> None:
-    """A rank that stays, and does nothing."""
+    """Stop a rank with SIGSTOP: it stays alive and does nothing."""
     cluster.check("node1", "pkill", "-STOP", "-f", RANK)
 
 
 def without_power(cluster: Cluster) -> None:
-    """All of a node, in a moment."""
+    """Cut a node's power."""
     cluster.minicluster("fail", "node1")
 
 
 def go_on(cluster: Cluster, output: Path, job: str, fault: Callable[[Cluster], None]) -> str:
-    """Do it to a running job, and see it to its end; returns a line of figures."""
+    """Cause a fault in a running job and wait for the job to complete; return a line of timings."""
     before, began = len(curve(output)), time.monotonic()
     fault(cluster)
     wait_until(lambda: cluster.job(job, "Restarts") == "1", lambda: log_of(output))
@@ -55,7 +55,7 @@ def go_on(cluster: Cluster, output: Path, job: str, fault: Callable[[Cluster], N
 
 
 def state_of_node_1(cluster: Cluster) -> str:
-    """By Slurm."""
+    """The state of node1 that Slurm reports."""
     return cluster.check("head", "sinfo", "-h", "-n", "node1", "-o", "%T")
 
 
@@ -78,20 +78,20 @@ def test_a_power_cut_in_the_middle_of_a_save(cluster, recipe, undisturbed, tmp_p
 
 
 def test_a_machine_that_comes_back_unfit(cluster, recipe, undisturbed, tmp_path):
-    """The job waits for one that is fit, where a first start would end with what is wrong."""
+    """A restarted job is requeued until its machines pass their checks; a first start would fail."""
     output = tmp_path / "run"
     job = submit(cluster, recipe, output, *MORE)
     wait_for_step(output, EVERY + 3)
     with cluster.without("node1", SITE_PACKAGES / "deepspeed"):
         killed(cluster)
-        wait_until(lambda: "not fit: the job goes back" in log_of(output), lambda: log_of(output))
+        wait_until(lambda: "failed its checks; requeueing the job" in log_of(output), lambda: log_of(output))
     assert cluster.wait(job) == "COMPLETED", log_of(output)
     assert f"error: node1: deepspeed not installed in {VENV}/bin/python\n" in log_of(output)
     assert cluster.job(job, "Restarts") == "2" and starts(output) == 3 and curve(output) == undisturbed
 
 
 def test_slurmd_is_killed(cluster, recipe, tmp_path):
-    """Slurm takes the node for lost, with a rank on it that works on, and starts the job anew when the node is back."""
+    """Slurm marks the node down while its rank still works, and restarts the job when the node is back."""
     output = tmp_path / "run"
     job = submit(cluster, recipe, output, *MORE, "--training.steps", "1000")
     wait_for_step(output, EVERY + 3)
@@ -107,7 +107,7 @@ def test_slurmd_is_killed(cluster, recipe, tmp_path):
 
 @contextmanager
 def node_1_lost(cluster: Cluster) -> Iterator[None]:
-    """For as long as the test wants it."""
+    """Power off node1 in this context."""
     cluster.minicluster("fail", "node1")
     try:
         yield
@@ -117,7 +117,7 @@ def node_1_lost(cluster: Cluster) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def without_dropout(cluster, recipe, tmp_path_factory) -> Curve:
-    """The undisturbed run whose losses do not depend on the number of ranks."""
+    """An undisturbed run without dropout: its losses do not depend on the number of ranks."""
     output = tmp_path_factory.mktemp("without_dropout") / "run"
     local = ("bash", "launch/local.sh", str(recipe), "--ranks", "2")
     cluster.check("node0", *local, "--training.output", str(output), *NO_DROPOUT)
@@ -125,7 +125,7 @@ def without_dropout(cluster, recipe, tmp_path_factory) -> Curve:
 
 
 def check_losses(output: Path, expected: Curve) -> None:
-    """The same up to rounding."""
+    """Assert that a run's losses equal the expected ones up to rounding."""
     found = curve(output)
     assert [step for step, *_ in found] == [step for step, *_ in expected]
     worst = max(abs(a[1] - b[1]) / b[1] for a, b in zip(found, expected, strict=True))
@@ -134,7 +134,7 @@ def check_losses(output: Path, expected: Curve) -> None:
 
 
 def test_a_node_is_lost_for_good(cluster, recipe, without_dropout, tmp_path):
-    """The job goes on with the other one, and all rows."""
+    """The job continues on the other node with the whole global batch."""
     output = tmp_path / "run"
     wait_until(lambda: state_of_node_1(cluster).strip() == "idle", lambda: state_of_node_1(cluster))
     more = (*MORE, *NO_DROPOUT, "--nodes", "1-2", "--training.elastic", "true")

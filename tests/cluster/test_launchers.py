@@ -1,4 +1,4 @@
-"""Every way of starting the ranks: the same losses, stopped and gone on with, and true exit codes."""
+"""Every launcher gives the same losses, stops and resumes, and ends with rank 0's exit code."""
 
 import shlex
 from pathlib import Path
@@ -10,7 +10,7 @@ from hmt_ds.distributed.stopping import STOPPED
 
 pytestmark = pytest.mark.cluster
 
-INTERACTIVE = {  # how each is found among the processes of the node that it was started on
+INTERACTIVE = {  # pattern that finds the script among the processes of its node
     "local.sh": "python -m hmt_ds.cli train",
     "hostfile.sh": "bash launch/hostfile.sh",
     "mpi.sh": "bash launch/mpi.sh",
@@ -20,7 +20,7 @@ INTERACTIVE = {  # how each is found among the processes of the node that it was
 
 @pytest.fixture(scope="session")
 def hostfile(tmp_path_factory) -> Path:
-    """Two machines, a rank each."""
+    """A hostfile of two machines with one rank each."""
     file = tmp_path_factory.mktemp("hosts") / "hostfile"
     file.write_text("node0 slots=1\nnode1 slots=1\n")
     return file
@@ -34,7 +34,7 @@ def launch(cluster: Cluster, script: str, hostfile: Path, recipe: Path, output: 
 
 
 def signal_script(cluster: Cluster, script: str, number: str) -> None:
-    """As a person's Ctrl-C or a scheduler would: to the script alone."""
+    """Send a signal to the script alone, as Ctrl-C or a scheduler does."""
     cluster.check("head", "pkill", f"-{number}", "-o", "-f", f"^{INTERACTIVE[script]}")
 
 
@@ -44,7 +44,7 @@ def ranks_on(cluster: Cluster, node: str) -> list[str]:
 
 
 def test_one_run_through_all_interactive_launchers(cluster, recipe, hostfile, undisturbed, tmp_path):
-    """Each stops it with another signal and the next one goes on: the losses are those of one undisturbed run."""
+    """Each launcher resumes the run and is stopped by another signal; the losses match an undisturbed run."""
     output, at = tmp_path / "run", 0
     signals = dict(zip(INTERACTIVE, ("INT", "TERM", "USR1", "TERM"), strict=True))
     for script, number in signals.items():
@@ -73,7 +73,7 @@ def test_slurm(cluster, recipe, undisturbed, tmp_path, script):
 
 
 def test_mpirun_alone(cluster, recipe, undisturbed, tmp_path):
-    """MPI is asked where the ranks meet."""
+    """Without a launch script, ranks get the master address through mpi4py."""
     output = tmp_path / "run"
     ranks = ("mpirun", "--allow-run-as-root", "-np", "2", "--host", "node0:1,node1:1", "-x", "PATH", "-x", "PYTHONPATH")
     passed = [word for name in ("DS_ACCELERATOR", "OMP_NUM_THREADS", "TORCH_EXTENSIONS_DIR") for word in ("-x", name)]
@@ -83,8 +83,8 @@ def test_mpirun_alone(cluster, recipe, undisturbed, tmp_path):
 
 
 @pytest.mark.parametrize("script", ["hostfile.sh", "mpi.sh"])
-def test_failed_ranks_start_anew(cluster, recipe, hostfile, undisturbed, tmp_path, script):
-    """Once; the next failure is the end."""
+def test_failed_ranks_are_restarted(cluster, recipe, hostfile, undisturbed, tmp_path, script):
+    """With RESTARTS=1 the first failure restarts the ranks and the second ends the launch."""
     output = tmp_path / "run"
     with launch(cluster, script, hostfile, recipe, output, "--checkpoint.every", "5", RESTARTS="1") as process:
         for step in (8, 80):
@@ -92,11 +92,11 @@ def test_failed_ranks_start_anew(cluster, recipe, hostfile, undisturbed, tmp_pat
             cluster.check("node1", "kill", "-KILL", *ranks_on(cluster, "node1"))
             wait_until(lambda: not ranks_on(cluster, "node1"), lambda: "still there")
         code, printed = finish(process)
-    assert code not in (0, STOPPED) and printed.count("they start anew") == 1, printed
+    assert code not in (0, STOPPED) and printed.count("restarting from the newest checkpoint") == 1, printed
     assert curve(output)[:80] == undisturbed[:80]
 
 
-def test_torchrun_starts_anew_when_a_rank_has_failed(cluster, recipe, undisturbed, tmp_path):
+def test_torchrun_restarts_after_a_failed_rank(cluster, recipe, undisturbed, tmp_path):
     output = tmp_path / "run"
     words = ("bash", "launch/torchrun.sh", str(recipe), "--training.output", str(output), "--checkpoint.every", "5")
     with cluster.start("head", "srun", "-N2", "--ntasks-per-node=1", *words, RANKS="1") as process:
@@ -108,7 +108,7 @@ def test_torchrun_starts_anew_when_a_rank_has_failed(cluster, recipe, undisturbe
 
 
 def test_torchrun_stops(cluster, recipe, tmp_path):
-    """Saved, and not started anew."""
+    """A stopped run is saved and not restarted."""
     output = tmp_path / "run"
     words = ("bash", "launch/torchrun.sh", str(recipe), "--training.output", str(output), "--training.steps", "100000")
     with cluster.start("head", "srun", "-N2", "--ntasks-per-node=1", *words, RANKS="1") as process:
@@ -121,7 +121,7 @@ def test_torchrun_stops(cluster, recipe, tmp_path):
 
 
 def test_a_dead_rank_ends_the_others(cluster, recipe, hostfile, tmp_path):
-    """Also one that hangs, and so would never notice."""
+    """A dead rank ends even a rank that hangs and would never notice."""
     output = tmp_path / "run"
     with launch(cluster, "hostfile.sh", hostfile, recipe, output) as process:
         wait_for_step(output, 3)
@@ -134,7 +134,7 @@ def test_a_dead_rank_ends_the_others(cluster, recipe, hostfile, tmp_path):
 
 @pytest.mark.parametrize(("script", "child"), [("local.sh", "deepspeed.launcher.launch"), ("hostfile.sh", "pdsh")])
 def test_exit_code_is_true_where_deepspeeds_is_not(cluster, recipe, hostfile, tmp_path, script, child):
-    """deepspeed's command ends with 0 when what it started is killed, and leaves the ranks running."""
+    """The deepspeed command exits with 0 when its child is killed, and leaves the ranks running."""
     output = tmp_path / "run"
     with launch(cluster, script, hostfile, recipe, output, "--training.steps", "100000") as process:
         wait_for_step(output, 3)
@@ -147,7 +147,7 @@ def test_exit_code_is_true_where_deepspeeds_is_not(cluster, recipe, hostfile, tm
 
 
 def test_a_cache_of_each_machine(cluster, recipe, hostfile, undisturbed, tmp_path):
-    """Each reads the documents itself, once: /dev/shm is a node's own."""
+    """With a cache that machines do not share (/dev/shm), each machine reads the documents once."""
     cache = "/dev/shm/hmt_ds_cache"
     with launch(cluster, "hostfile.sh", hostfile, recipe, tmp_path / "run", "--data.cache_dir", cache) as process:
         code, printed = finish(process)

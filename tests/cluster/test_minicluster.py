@@ -1,4 +1,4 @@
-"""Is the pretend cluster one: nodes of their own, ssh, MPI, Slurm, arrays, dependencies, pretended GPUs?"""
+"""The simulated cluster has separate nodes, ssh, MPI, and Slurm with arrays, dependencies and simulated GPUs."""
 
 import pytest
 
@@ -6,7 +6,7 @@ pytestmark = pytest.mark.cluster
 
 
 def words(printed: str) -> list[str]:
-    """Sorted, for ranks print in any order."""
+    """The printed words, sorted: ranks print in any order."""
     return sorted(printed.split())
 
 

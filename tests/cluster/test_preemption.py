@@ -1,4 +1,4 @@
-"""Jobs that Slurm stops, and starts again until their run is at its end: the losses are those of an undisturbed run."""
+"""Slurm jobs that are stopped and requeued until their run is finished have the losses of an undisturbed run."""
 
 import time
 from pathlib import Path
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.cluster
 
 
 def tell_and_see_to_its_end(cluster: Cluster, job: str, output: Path, times: int) -> None:
-    """Send USR1, as often as said, to a job that comes back each time."""
+    """Send USR1 to a requeueing job ``times`` times, then wait for it to complete."""
     for _ in range(times):
         before = starts(output)
         wait_for_step(output, len(curve(output)) + 3)
@@ -36,13 +36,13 @@ def test_told_by_the_time_limit_and_nine_times_more(cluster, recipe, tmp_path):
     job = submit(cluster, recipe, output, *steps, "--tries", "2", "--time", "2", "--sbatch", "signal=USR1@60")
     wait_for_start(output, 2)
     assert log_of(output).count("stopped after step") == 1 and "TIME LIMIT" not in log_of(output)
-    cluster.check("head", "scontrol", "update", f"JobId={job}", "TimeLimit=10")  # else it is soon told once more
+    cluster.check("head", "scontrol", "update", f"JobId={job}", "TimeLimit=10")  # or it is soon stopped again
     tell_and_see_to_its_end(cluster, job, output, 9)
     assert starts(output) == 11 and curve(output) == curve(whole)
 
 
 def test_told_at_bad_moments(cluster, recipe, undisturbed, tmp_path):
-    """While the model is built, while a checkpoint is written, and in the middle of an evaluation."""
+    """Stop a job while it builds the model, while it writes a checkpoint, and during an evaluation."""
     output, places = tmp_path / "run", ("start", "saving", "evaluation")
     environment = {"PYTHONPATH": f"{PROJECT}/tests/cluster/slow:{PROJECT}", "HMT_DS_SLOW": str(tmp_path)}
     more = ("--checkpoint.every", "20", "--evaluation.every", "50", "--tries", "3")
@@ -76,7 +76,7 @@ def test_preempted_by_a_higher_partition(cluster, recipe, undisturbed, tmp_path)
 
 
 def test_cancelled(cluster, recipe, tmp_path):
-    """By a person: the end of it, also after it has come back."""
+    """scancel ends a job for good, also after it was requeued."""
     output = tmp_path / "run"
     job = submit(cluster, recipe, output, "--training.steps", "1000000")
     wait_for_step(output, 3)
@@ -89,7 +89,7 @@ def test_cancelled(cluster, recipe, tmp_path):
 
 
 def test_gives_up_without_progress(cluster, recipe, tmp_path):
-    """A rank fails in the third step of each start, and no checkpoint comes of it."""
+    """A job whose rank fails in the third step of every start, before any checkpoint, is not requeued forever."""
     output = tmp_path / "run"
     environment = {"PYTHONPATH": f"{PROJECT}/tests/distributed/breaks:{PROJECT}", "HMT_DS_BREAK": "out_of_memory"}
     job = submit(cluster, recipe, output, "--tries", "1", **environment)
@@ -109,7 +109,7 @@ def test_a_wrong_recipe_is_not_tried_again_and_nothing_follows_it(cluster, recip
 
 
 def test_array_and_chain(cluster, recipe, undisturbed, tmp_path):
-    """Two runs that differ in their seed; each is evaluated, and then converted."""
+    """An array of two runs with different seeds; each is evaluated, then converted."""
     output = tmp_path / "run"
     words = (*LAUNCH, str(recipe), *SIZE, "--training.output", str(output), "--array", "2")
     printed = cluster.check("head", *words, "--then", "evaluate", "--then", "convert --dtype bf16")

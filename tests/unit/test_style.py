@@ -1,30 +1,29 @@
-"""Lint and types, as part of the tests: there is no other place where they are asked."""
+"""Lint, format, types and shell scripts: the hooks of .pre-commit-config.yaml, run as tests."""
 
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
-SHELLCHECK = Path(sys.executable).with_name("shellcheck")
+CONFIG = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+HOOKS = [hook for repo in CONFIG["repos"] for hook in repo["hooks"]]
 
 
-@pytest.mark.parametrize("command", [["ruff", "check"], ["mypy"]], ids=lambda command: command[0])
-def test_clean(command):
-    """Both read their dotfiles in the root of the repository."""
-    run = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook["id"])
+def test_hook_passes(hook):
+    """The tools are found beside this Python, whether or not the environment is activated."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    words = shlex.split(hook["entry"])
+    run = subprocess.run(words, cwd=ROOT, env=os.environ | {"PATH": path}, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-@pytest.mark.parametrize("readme", sorted(ROOT.glob("hmt_ds/**/README.md")), ids=lambda file: file.parent.name)
-def test_a_map_names_all_files(readme):
-    """Of its folder."""
-    files = {file.name for file in readme.parent.glob("*.py")} - {"__init__.py"}
-    assert sorted(name for name in files if name not in readme.read_text()) == []
-
-
-def test_shell_is_clean():
-    scripts = [*ROOT.glob("launch/*.sh"), *ROOT.glob("launch/*.sbatch"), ROOT / "tests/cluster/minicluster"]
-    run = subprocess.run([SHELLCHECK, "-x", *scripts], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stdout
+def test_hooks_check_the_whole_project():
+    """A hook that is given file names would not run here as pre-commit runs it."""
+    assert {hook["id"] for hook in HOOKS} == {"ruff-check", "ruff-format", "mypy", "shellcheck"}
+    assert all(hook["language"] == "system" and hook["pass_filenames"] is False for hook in HOOKS)

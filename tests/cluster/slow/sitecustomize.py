@@ -1,6 +1,7 @@
-"""Places in a run that take their time, once each, so that a signal can be sent while a rank is there.
+"""Delay a run once at each of several places, so that a test can send a signal while a rank is there.
 
-Python imports this file at its start, from PYTHONPATH; HMT_DS_SLOW names a folder, where rank 0 says where it is.
+Python imports this file at start-up from PYTHONPATH. Rank 0 creates a file named after the place in the folder
+HMT_DS_SLOW.
 """
 
 import os
@@ -11,17 +12,17 @@ SECONDS = 3
 
 
 def linger(place: str) -> None:
-    """Say where this is, and stay a while; in vain the second time."""
+    """Create the file that marks this place and sleep; do nothing the second time."""
     mark = Path(os.environ["HMT_DS_SLOW"], place)
     if os.environ.get("RANK") == "0" and not mark.exists():
         mark.touch()
         deadline = time.monotonic() + SECONDS
-        while (left := deadline - time.monotonic()) > 0:  # a signal would end one long sleep
+        while (left := deadline - time.monotonic()) > 0:  # a signal would interrupt a single long sleep
             time.sleep(left)
 
 
 def slow_down() -> None:
-    """Building the model, writing a checkpoint, evaluating."""
+    """Wrap the functions that build the model, write a checkpoint and evaluate."""
     from hmt_ds.checkpoint import save
     from hmt_ds.parallel.zero import ZeroExecutor
     from hmt_ds.training import build
