@@ -11,7 +11,7 @@ setup(
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.8",
-        "deepspeed>=0.19.8",
+        "deepspeed>=0.19.8,<0.20",
         "transformers>=5.17",
         "datasets>=4",
         "sentencepiece>=0.2",

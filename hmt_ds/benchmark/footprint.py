@@ -8,18 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hmt_ds.distributed.deepspeed_internals import base_optimizer, gradient_tensors, master_buffers, weight_shard
 from hmt_ds.parallel.activation_budget import outside_torch
 from hmt_ds.parallel.zero import ZeroExecutor
-
-# where DeepSpeed's optimizers keep gradients, and float32 weights; whatever is missing here counts as "activations"
-GRADIENTS = (
-    "averaged_gradients",
-    "all_grad_tensors",
-    "grad_partitions_flat_buffer",
-    "ipg_buckets",
-    "fp32_groups_gradients_flat",
-)
-MASTERS = ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat")
 
 
 def bytes_within(things: Any, device: torch.device, seen: set[int]) -> int:
@@ -41,31 +32,20 @@ def bytes_within(things: Any, device: torch.device, seen: set[int]) -> int:
 
 def parts(executor: ZeroExecutor) -> dict[str, int]:
     """Bytes of what stands on the device now, by what it is for."""
-    module, optimizer = executor.engine.module, executor.engine.optimizer
+    module, optimizer = executor.engine.module, base_optimizer(executor.engine)
     own = [*module.parameters(), *executor.gradients.model.parameters()]  # the second are aliases; whole at ZeRO-3
-    shards = [getattr(weight, "ds_tensor", None) for weight in own]
-    inner = getattr(optimizer, "optimizer", optimizer)  # within DeepSpeed's, if that is one of ZeRO
-    masters = [getattr(optimizer, name, None) for name in MASTERS]
-    masters += [weight for group in inner.param_groups for weight in group["params"]]
-    flat = [tensor for tensor in walk(masters) if isinstance(tensor, Tensor)]
-    gradients = [getattr(optimizer, name, None) for name in GRADIENTS]
-    gradients += [getattr(executor.gradients, "sums", None), [tensor.grad for tensor in (*own, *flat)]]
+    shards = [weight_shard(weight) for weight in own]
+    in_groups = [weight for group in optimizer.param_groups for weight in group["params"]]
+    masters = [*master_buffers(executor.engine), *in_groups]
+    gradients = gradient_tensors(executor.engine)
+    gradients += [getattr(executor.gradients, "sums", None), [tensor.grad for tensor in (*own, *masters)]]
     seen: set[int] = {0}  # tensors without a storage are at address 0
     device = executor.device
     return {
         "weights": bytes_within([own, shards, list(module.buffers())], device, seen),
         "gradients": bytes_within(gradients, device, seen),
-        "optimizer_states": bytes_within([masters, inner.state], device, seen),
+        "optimizer_states": bytes_within([masters, optimizer.state], device, seen),
     }
-
-
-def walk(things: Any) -> Iterator[Any]:
-    """What is in nested lists."""
-    if isinstance(things, list | tuple):
-        for thing in things:
-            yield from walk(thing)
-    else:
-        yield things
 
 
 class MemoryProbe:

@@ -5,16 +5,17 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
+from hmt_ds.backbones import CausalLM
 from hmt_ds.backbones.compute import layers_of
 from hmt_ds.benchmark.footprint import MemoryProbe, footprint
 from hmt_ds.benchmark.pipeline_phases import keeps_of_stages, repeated_positions_on_ring
+from hmt_ds.distributed.deepspeed_internals import full_numel
 from hmt_ds.distributed.process_group import add_up, from_all_ranks, rank, world_size
 from hmt_ds.memory import Window
-from hmt_ds.parallel.compute_choice import number_of
 from hmt_ds.parallel.pipeline.executor import PipelineExecutor
 from hmt_ds.parallel.zero import ZeroExecutor
 from hmt_ds.planning.flops import rates, repeated_positions, useful_flops_per_token
@@ -165,8 +166,8 @@ class Bench:
 def arithmetic(executor: ZeroExecutor, parameters: int, trained: int, batch: int, segments: int) -> dict[str, Any]:
     """What FLOPs a window takes on the rank or the stages that read it, and what they are counted from."""
     settings = executor.settings
-    module, name = layers_of(executor.engine.module.backbone)
-    in_layers = sum(number_of(weight) for weight in getattr(module, name).parameters())
+    module, name = layers_of(cast(CausalLM, executor.engine.module.backbone))
+    in_layers = sum(full_numel(weight) for weight in getattr(module, name).parameters())
     if executor.stages > 1:
         of_all = add_up(torch.tensor(in_layers, dtype=torch.float64, device=executor.device))
         in_layers = round(float(of_all) / executor.data_ranks)

@@ -11,11 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hmt_ds.distributed.deepspeed_internals import (
+    base_optimizer,
+    full_shape,
+    group_of_buffers,
+    is_replicated,
+    master_buffers,
+    optimizer_for,
+    optimizer_shard,
+)
+from hmt_ds.distributed.engine import Engine
+from hmt_ds.memory import HMT
 from hmt_ds.parallel.deepspeed_config.fill import HOW
-from hmt_ds.parallel.deepspeed_config.partial_offload import part_for
 
 WEIGHT = "weight"
-REPLICATED = "ds_pipe_replicated"  # DeepSpeed's mark on a weight that another stage has too
 
 
 @dataclass(frozen=True)
@@ -41,51 +50,33 @@ class Fragment:
         return self.tensors[WEIGHT].numel()
 
 
-def fragments(engine: Any, *, rank: int, world_size: int, to_write: bool) -> Iterator[Fragment]:
+def fragments(engine: Engine[HMT], *, rank: int, world_size: int, to_write: bool) -> Iterator[Fragment]:
     """This rank's fragments.
 
     Args:
         to_write: where every rank holds all (stage 0), yield this rank's share of it only; together all ranks yield
             every weight once.
     """
-    find = {0: at_stage_0, 3: at_stage_3}.get(engine.zero_optimization_stage(), at_stages_1_and_2)
+    find = of_replicated if engine.zero_optimization_stage() == 0 else of_sharded
     for name, parameter in engine.module.named_parameters():
-        if parameter.requires_grad and not (to_write and getattr(parameter, REPLICATED, False)):
+        if parameter.requires_grad and not (to_write and is_replicated(parameter)):
             yield from find(engine, name, parameter, rank, world_size if to_write else 1)
 
 
-def at_stage_0(engine: Any, name: str, parameter: Any, rank: int, shares: int) -> Iterator[Fragment]:
-    """Every rank has everything; to write, each takes an equal share of each weight."""
-    size = -(-parameter.numel() // shares)
-    start = min(parameter.numel(), rank * size if shares > 1 else 0)
-    numel = min(size, parameter.numel() - start)
-    if numel:
-        state = engine.optimizer.state[parameter]
-        yield cut(name, tuple(parameter.shape), start, parameter.data.view(-1), state, start, numel)
+def of_replicated(engine: Engine[HMT], name: str, weight: Tensor, rank: int, shares: int) -> Iterator[Fragment]:
+    """Stage 0: every rank has the whole weight; to write, each takes an equal share of it."""
+    size = -(-weight.numel() // shares)
+    start = min(weight.numel(), rank * size if shares > 1 else 0)
+    if numel := min(size, weight.numel() - start):
+        state = base_optimizer(engine).state[weight]
+        yield cut(name, full_shape(weight), start, weight.data.view(-1), state, start, numel)
 
 
-def at_stages_1_and_2(engine: Any, name: str, parameter: Any, rank: int, shares: int) -> Iterator[Fragment]:
-    """DeepSpeed has noted which part of a weight is this rank's, or that none is."""
-    found = parameter._hp_mapping
-    if found is None:
-        return
-    optimizer = engine.optimizer
-    flat = flats_of(optimizer)[found.param_group_index]
-    here, there = found.hp_fragment_address, found.lp_fragment_address
-    state = optimizer.optimizer.state[flat]
-    yield cut(name, tuple(parameter.shape), there.start, flat.data, state, here.start, here.numel)
-
-
-def at_stage_3(engine: Any, name: str, parameter: Any, rank: int, shares: int) -> Iterator[Fragment]:
-    """Each weight is cut into equal parts, the last ones padded."""
-    optimizer = engine.optimizer
-    group, offset, size = optimizer.grad_position[optimizer.get_param_id(parameter)]
-    start = rank * size
-    numel = min(size, parameter.ds_numel - start)
-    if numel > 0:
-        flat = optimizer.fp32_partitioned_groups_flat[group]
-        state = optimizer.optimizer.state[flat]
-        yield cut(name, tuple(parameter.ds_shape), start, flat.data, state, offset, numel)
+def of_sharded(engine: Engine[HMT], name: str, weight: Tensor, rank: int, shares: int) -> Iterator[Fragment]:
+    """Stages 1 to 3: the part of the weight in this rank's flat buffers, if it has one."""
+    if found := optimizer_shard(engine, weight, rank):
+        state = base_optimizer(engine).state[found.buffer]
+        yield cut(name, full_shape(weight), found.start, found.buffer.data, state, found.offset, found.numel)
 
 
 def cut(
@@ -99,7 +90,7 @@ def cut(
     return Fragment(name, shape, start, tensors)
 
 
-def scalars(engine: Any) -> dict[str, Any]:
+def scalars(engine: Engine[HMT]) -> dict[str, Any]:
     """What else the optimizer remembers, the same on all ranks: steps and the numbers of each group of weights."""
     optimizer = base_optimizer(engine)
     groups = [{key: value for key, value in g.items() if key != "params"} for g in optimizer.param_groups]
@@ -109,7 +100,7 @@ def scalars(engine: Any) -> dict[str, Any]:
     return {"groups": groups, "state": single}
 
 
-def set_scalars(engine: Any, saved: dict[str, Any]) -> None:
+def set_scalars(engine: Engine[HMT], saved: dict[str, Any]) -> None:
     """The inverse of :func:`scalars`, but for how a step is computed, which is this device's, and for the decay of
     weights, which is the recipe's."""
     optimizer = base_optimizer(engine)
@@ -124,12 +115,7 @@ def set_scalars(engine: Any, saved: dict[str, Any]) -> None:
                 state[key] = type(state.get(key, value))(value)
 
 
-def base_optimizer(engine: Any) -> Any:
-    """torch's optimizer, or what stands for it, inside of DeepSpeed's."""
-    return engine.optimizer if engine.zero_optimization_stage() == 0 else engine.optimizer.optimizer
-
-
-def ensure_states(engine: Any) -> None:
+def ensure_states(engine: Engine[HMT]) -> None:
     """Make the optimizer's states exist before its first step, as they are then.
 
     It takes a step on zeros, one buffer after the other, and every weight is put back.
@@ -144,7 +130,7 @@ def ensure_states(engine: Any) -> None:
         optimizer.param_groups[number]["params"] = [flat]
         gradient, value = flat.grad, flat.detach().clone()
         flat.grad = torch.zeros_like(flat)
-        (optimizer if engine.zero_optimization_stage() == 0 else part_for(engine.optimizer, flat)).step()
+        optimizer_for(engine, flat).step()
         flat.data.copy_(value)
         flat.grad = gradient
         if "step" in (state := optimizer.state[flat]):
@@ -153,36 +139,9 @@ def ensure_states(engine: Any) -> None:
         group["params"] = own
 
 
-def buffers(engine: Any) -> list[tuple[int, Tensor]]:
-    """What the optimizer steps on, with its group's number: this rank's flat buffers, or at stage 0 the weights."""
-    optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
-    if stage == 0:
-        return [(number, w) for number, group in enumerate(optimizer.param_groups) for w in group["params"]]
-    if stage == 3:
-        flats = optimizer.fp32_partitioned_groups_flat
-        return [(optimizer.sub_group_to_group_id[number], flat) for number, flat in enumerate(flats)]
-    return list(enumerate(flats_of(optimizer)))
-
-
-def flats_of(optimizer: Any) -> list[Tensor]:
-    """The float32 buffers of stages 1 and 2, one for each group of weights."""
-    return getattr(optimizer, "single_partition_of_fp32_groups", None) or optimizer.fp32_groups_flat_partition
-
-
-def spread_weights(engine: Any) -> None:
-    """Let the weights that compute follow the float32 ones."""
-    optimizer, stage = engine.optimizer, engine.zero_optimization_stage()
-    if stage in (1, 2):
-        optimizer.update_lp_params()
-    if stage == 3:
-        for low, full in zip(
-            optimizer.fp16_partitioned_groups_flat, optimizer.fp32_partitioned_groups_flat, strict=True
-        ):
-            low.data.copy_(full.data)
-        for flat, parts in zip(optimizer.fp16_partitioned_groups_flat, optimizer.fp16_partitioned_groups, strict=True):
-            for part, new in zip(parts, optimizer.unflatten(flat, parts), strict=True):
-                part.data = new.data
-        if optimizer.persistent_parameters:
-            # small weights stand whole on every rank, and are not gathered before they are read
-            optimizer.persistent_parameters[0].partition(optimizer.persistent_parameters)
-            optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
+def buffers(engine: Engine[HMT]) -> list[tuple[int, Tensor]]:
+    """What the optimizer updates, each with its group's number: the flat buffers, or at stage 0 the weights."""
+    if engine.zero_optimization_stage() == 0:
+        groups = base_optimizer(engine).param_groups
+        return [(number, weight) for number, group in enumerate(groups) for weight in group["params"]]
+    return list(zip(group_of_buffers(engine), master_buffers(engine), strict=True))

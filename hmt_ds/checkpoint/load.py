@@ -10,10 +10,18 @@ import torch
 from safetensors import safe_open
 
 from hmt_ds.checkpoint.files import CheckpointError, checkpoints_in, damage, read_manifest
-from hmt_ds.checkpoint.fragments import WEIGHT, ensure_states, fragments, set_scalars, spread_weights
+from hmt_ds.checkpoint.fragments import WEIGHT, ensure_states, fragments, set_scalars
 from hmt_ds.checkpoint.ranks import rank_file, read_memories, read_random_states
-from hmt_ds.checkpoint.save import COUNTERS, RunPosition, loss_scaler
+from hmt_ds.checkpoint.save import RunPosition
+from hmt_ds.distributed.deepspeed_internals import (
+    full_shape,
+    refresh_weights,
+    set_counters,
+    set_loss_scaler_state,
+)
+from hmt_ds.distributed.engine import Engine
 from hmt_ds.distributed.process_group import from_all_ranks, from_rank_0, rank, world_size
+from hmt_ds.memory import HMT
 from hmt_ds.parallel.pipeline.build_stage import STAND_IN
 from hmt_ds.parallel.zero import ZeroExecutor
 
@@ -54,7 +62,7 @@ def load_checkpoint(executor: ZeroExecutor, checkpoint: Path, *, weights_only: b
     """
     saved = json.loads((checkpoint / "progress.json").read_text(encoding="utf-8"))
     Parts(checkpoint).fill(executor, states=not weights_only)
-    spread_weights(executor.engine)
+    refresh_weights(executor.engine)
     if not weights_only:
         restore_engine(executor.engine, saved)
         restore_rank(executor, checkpoint, saved)
@@ -135,7 +143,7 @@ class Parts:
 def trained_by(executor: ZeroExecutor) -> dict[str, list[int]]:
     """The shapes of all weights that are trained, on whichever stage."""
     own = {
-        name: list(getattr(p, "ds_shape", p.shape))
+        name: list(full_shape(p))
         for name, p in executor.engine.module.named_parameters()
         if p.requires_grad and name != STAND_IN
     }
@@ -143,18 +151,13 @@ def trained_by(executor: ZeroExecutor) -> dict[str, list[int]]:
     return {name: shape for stage in every for name, shape in stage.items()}
 
 
-def restore_engine(engine: Any, saved: dict[str, Any]) -> None:
+def restore_engine(engine: Engine[HMT], saved: dict[str, Any]) -> None:
     """Schedule, loss scale and counters."""
     set_scalars(engine, saved["optimizer"])
     if engine.lr_scheduler and saved["schedule"] is not None:
         restore_schedule(engine.lr_scheduler, saved["schedule"])
-    if scaler := engine.torch_autocast_z0_gradscaler:
-        if saved["loss_scaler"]:
-            scaler.load_state_dict(saved["loss_scaler"])
-    elif (own := loss_scaler(engine)) and own.keys() == saved["loss_scaler"].keys():  # else of another precision
-        vars(engine.optimizer.loss_scaler).update(saved["loss_scaler"])
-    for key in COUNTERS:
-        setattr(engine, key, saved["counters"][key])
+    set_loss_scaler_state(engine, saved["loss_scaler"])
+    set_counters(engine, saved["counters"])
 
 
 def restore_schedule(schedule: Any, saved: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from hmt_ds.checkpoint.files import CheckpointError, begin, discard, partial_of,
 from hmt_ds.checkpoint.fragments import Fragment, ensure_states, fragments, scalars
 from hmt_ds.checkpoint.ranks import rank_file, rank_tensors, write_rank
 from hmt_ds.checkpoint.staging import Staging
+from hmt_ds.distributed.deepspeed_internals import counters, loss_scaler_state
 from hmt_ds.distributed.process_group import add_up, from_all_ranks, rank, world_size
 from hmt_ds.parallel.zero import ZeroExecutor
 
@@ -226,17 +227,6 @@ def state_of(executor: ZeroExecutor, progress: RunPosition) -> dict[str, Any]:
         "zero_stage": engine.zero_optimization_stage(),
         "optimizer": scalars(engine),
         "schedule": engine.lr_scheduler.state_dict() if engine.lr_scheduler else None,
-        "loss_scaler": loss_scaler(engine),
-        "counters": {key: getattr(engine, key) for key in COUNTERS},
+        "loss_scaler": loss_scaler_state(engine),
+        "counters": counters(engine),
     }
-
-
-COUNTERS = ("global_steps", "global_samples", "micro_steps", "skipped_steps")
-
-
-def loss_scaler(engine: Any) -> dict[str, float]:
-    """The numbers of a loss scaler (fp16)."""
-    if scaler := engine.torch_autocast_z0_gradscaler:
-        return scaler.state_dict()
-    found = vars(getattr(engine.optimizer, "loss_scaler", object)) if hasattr(engine.optimizer, "loss_scaler") else {}
-    return {key: value for key, value in found.items() if isinstance(value, (int, float))}

@@ -15,6 +15,7 @@ import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
 
+from hmt_ds.distributed.deepspeed_internals import skip_shared_memory_kernel
 from hmt_ds.distributed.mpi import meeting_place
 
 OPEN_MPI = {
@@ -56,8 +57,7 @@ def join(timeout_minutes: float = 30) -> torch.device:
     # It warns of messages that wait for each other on one communicator; a ring has one for each end and direction.
     os.environ.setdefault("TORCH_NCCL_SHOW_EAGER_INIT_P2P_SERIALIZATION_WARNING", "false")
     accelerator = get_accelerator()
-    # Its shared-memory kernel for CPU ranks takes minutes to compile and hangs behind the lock of a killed build.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    skip_shared_memory_kernel()
     deepspeed.init_distributed(
         accelerator.communication_backend_name(), timeout=timedelta(minutes=timeout_minutes), verbose=False
     )

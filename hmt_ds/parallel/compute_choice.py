@@ -10,6 +10,7 @@ from torch import nn
 
 from hmt_ds.backbones import CausalLM
 from hmt_ds.backbones.compute import checkpoint_layers, layers_of, liger_knows, use_liger
+from hmt_ds.distributed.deepspeed_internals import full_numel
 from hmt_ds.distributed.process_group import smallest, world_size
 from hmt_ds.memory import HMT
 from hmt_ds.parallel.deepspeed_config.fill import offloads, share_on_gpu, stage_of
@@ -90,7 +91,7 @@ def best_kernels(backbone: CausalLM, reduction: str, recompute: str, device: tor
 
 def whole_gradient_fits(model: HMT, ds_config: dict[str, Any], device: torch.device) -> bool:
     """Whether a rank can hold all weights and the float32 sum of all gradients, with a quarter left for activations."""
-    sizes = [(number_of(p), p.element_size(), p.requires_grad) for p in model.parameters()]
+    sizes = [(full_numel(p), p.element_size(), p.requires_grad) for p in model.parameters()]
     stage, trained = stage_of(ds_config), sum(number for number, _, trains in sizes if trains)
     whole = sum(number * size for number, size, _ in sizes) + 4 * trained
     shards = world_size() if stage else 1
@@ -112,17 +113,7 @@ def leaf_that_fits(backbone: CausalLM, device: torch.device) -> int:
 def layer_size(backbone: CausalLM) -> int:
     """Parameters of the first layer."""
     module, name = layers_of(backbone)
-    return max(1, sum(number_of(parameter) for parameter in next(iter(getattr(module, name))).parameters()))
-
-
-def replicated(parameter: Any) -> bool:
-    """Whether a weight stands here for another stage's, which counts and saves it."""
-    return getattr(parameter, "ds_pipe_replicated", False)
-
-
-def number_of(parameter: Any) -> int:
-    """How many numbers a parameter has, sharded or not."""
-    return getattr(parameter, "ds_numel", parameter.numel())
+    return max(1, sum(full_numel(parameter) for parameter in next(iter(getattr(module, name))).parameters()))
 
 
 def capacity(device: torch.device) -> float:

@@ -16,14 +16,19 @@ from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from torch import Tensor, nn
 
+from hmt_ds.distributed.deepspeed_internals import (
+    all_reduce_fp32_sums,
+    fp32_gradient_sums,
+    gradient_shard,
+    start_backward,
+)
+from hmt_ds.distributed.engine import Engine
 from hmt_ds.memory import HMT
 from hmt_ds.memory.bptt import Phase
 from hmt_ds.parallel.activation_budget import CAPTURED
 from hmt_ds.parallel.cuda_graphs import GraphedReader
-from hmt_ds.parallel.deepspeed_config.fill import offloads, stage_of
 from hmt_ds.parallel.layer_groups import LayerGroups
 
 
@@ -37,7 +42,7 @@ class ReducePerSegment:
     def __init__(self, model: HMT):
         self.model = model
 
-    def attach(self, engine: Any) -> None:
+    def attach(self, engine: Engine[HMT]) -> None:
         """Work with this engine."""
         self.engine = engine
         move_buffers(self.model, engine.device)
@@ -59,10 +64,7 @@ class ReducePerSegment:
     def backward(self, scalar: Tensor) -> None:
         """The backward pass of one segment; the last one of a step is where DeepSpeed finishes the gradients."""
         self.remaining -= 1
-        if hasattr(self.engine.optimizer, "clear_backward_seen_flag"):
-            # forward passes do it, but where segments keep their graphs several backward passes follow each other;
-            # without it stage 3 would take the second for a part of the first, and forget the first
-            self.engine.optimizer.clear_backward_seen_flag()
+        start_backward(self.engine)
         self.engine.set_gradient_accumulation_boundary(self.remaining == 0)
         self.engine.backward(scalar, scale_wrt_gas=False)
 
@@ -93,9 +95,9 @@ class ReducePerStep:
             if alias.requires_grad:
                 alias.register_post_accumulate_grad_hook(self.add)
 
-    def attach(self, engine: Any) -> None:
+    def attach(self, engine: Engine[HMT]) -> None:
         """Work with this engine."""
-        self.engine, self.sharded = engine, stage_of(engine.config) == 3
+        self.engine, self.sharded = engine, engine.zero_optimization_stage() == 3
         move_buffers(self.model, engine.device)
 
     def read(self, *arguments: Any, **options: Any) -> Any:
@@ -137,8 +139,8 @@ class ReducePerStep:
     def without_shards(self) -> Iterator[None]:
         """At stage 3 DeepSpeed holds a float32 shard of the gradients, which nobody reads before the sums are
         delivered: for so long its memory is lent to activations."""
-        shards = getattr(self.engine.optimizer, "grad_partitions_flat_buffer", None)
-        if shards is None or offloads(self.engine.config):  # (there it is page-locked memory of the host)
+        shards = gradient_shard(self.engine)
+        if shards is None:
             yield
             return
         storage = shards.untyped_storage()
@@ -152,7 +154,7 @@ class ReducePerStep:
         """Zeros, in the first step, before any activation: what stays must not stand between what comes and goes."""
         if self.sums:
             return
-        lent = dict(whole_sums(self.engine.optimizer))
+        lent = fp32_gradient_sums(self.engine)
         self.in_place = bool(lent)
         for weight, alias in self.pairs:
             if alias.requires_grad and self.in_place:
@@ -176,7 +178,7 @@ class ReducePerStep:
             torch.distributed.all_reduce(self.sums[alias], group=group)
         self.engine.set_gradient_accumulation_boundary(True)
         if self.in_place:
-            self.reduce_in_place()
+            all_reduce_fp32_sums(self.engine)
             return
         trained = [(weight, self.sums[alias]) for weight, alias in self.pairs if alias.requires_grad]
 
@@ -184,19 +186,13 @@ class ReducePerStep:
             return torch.stack([DeliverGradient.apply(weight, total, self.scale) for weight, total in trained]).sum()
 
         # through the engine's forward pass, in which DeepSpeed makes itself ready for a backward pass
-        self.engine.module.forward = forward
+        module: nn.Module = self.engine.module
+        module.forward = forward
         try:
             scalar = self.engine()
         finally:
-            del self.engine.module.forward
+            del module.forward
         self.engine.backward(scalar, scale_wrt_gas=False)
-
-    def reduce_in_place(self) -> None:
-        """Add up the sums over the ranks where they are DeepSpeed's own."""
-        optimizer = self.engine.optimizer
-        optimizer.fp32_groups_has_gradients = [[True] * len(group) for group in optimizer.bf16_groups]
-        if self.engine.dp_world_size > 1:  # (one rank's would be rounded to bf16 for nothing)
-            self.engine.allreduce_gradients()
 
 
 def move_buffers(model: nn.Module, device: torch.device) -> None:
@@ -208,14 +204,6 @@ def move_buffers(model: nn.Module, device: torch.device) -> None:
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             module._buffers[name] = buffer.to(device)
-
-
-def whole_sums(optimizer: Any) -> Iterator[tuple[nn.Parameter, Tensor]]:
-    """The weights, each with a flat float32 sum of its gradients, of an optimizer of DeepSpeed's that holds them whole
-    (that of stage 1 in bf16). It clears them in its step."""
-    if isinstance(optimizer, BF16_Optimizer):
-        for weights, sums in zip(optimizer.bf16_groups, optimizer.fp32_groups_gradients, strict=True):
-            yield from zip(weights, sums, strict=True)
 
 
 class DeliverGradient(torch.autograd.Function):

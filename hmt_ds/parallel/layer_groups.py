@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from hmt_ds.backbones import CausalLM
 from hmt_ds.backbones.compute import layers_of
 from hmt_ds.backbones.families import FAMILIES
+from hmt_ds.distributed.deepspeed_internals import gather_function, mark_leaf
+from hmt_ds.distributed.engine import Engine
+from hmt_ds.memory import HMT
 
 
 def group_layers(backbone: CausalLM, per_leaf: int) -> None:
@@ -39,15 +42,13 @@ class LayerGroups(nn.ModuleList):
         runs = [LayerGroup(members[start : start + per_leaf]) for start in starts]
         object.__setattr__(self, "runs", runs)  # past nn.Module, which would register them
 
-    def gather_ahead(self, engine: Any) -> None:
+    def gather_ahead(self, engine: Engine[HMT]) -> None:
         """Let each run start the gathering of the one after it, and in the backward pass of the one before it.
 
         DeepSpeed's own prefetching follows a trace, of one sequence of modules. Here several take turns (summaries,
         segments with and without a graph), so that its trace is dropped and made anew all the time.
         """
-        gatherer = engine.optimizer.parameter_offload.get_param_coordinator()
-        # takes those that are not here yet; whoever needs them waits for them
-        gather = gatherer._PartitionedParameterCoordinator__all_gather_params
+        gather = gather_function(engine)
         for run, after in zip(self.runs[:-1], self.runs[1:], strict=True):
             run.gather_next = partial(gather, set(after.parameters()), True)
             after.gather_previous = partial(gather, set(run.parameters()), False)
@@ -83,7 +84,7 @@ class LayerGroup(nn.Module):
     def __init__(self, layers: list[nn.Module]):
         super().__init__()
         self.layers = nn.ModuleList(layers)
-        self._z3_leaf = True  # what deepspeed.utils.set_z3_leaf_modules sets
+        mark_leaf(self)
         self.calls: list[tuple[nn.Module, tuple[Any, ...], dict[str, Any]]] = []
         self.gather_next: Callable[[], None] = lambda: None
         self.gather_previous: Callable[[], None] = lambda: None

@@ -12,15 +12,23 @@ import torch
 
 from hmt_ds.backbones import CausalLM
 from hmt_ds.backbones.compute import compile_layers
+from hmt_ds.distributed.deepspeed_internals import (
+    full_numel,
+    join_offloaded_parts,
+    loss_scale,
+    set_overflow,
+    skip_steps_on_overflow,
+    skipped_steps,
+)
+from hmt_ds.distributed.engine import Engine
 from hmt_ds.distributed.process_group import add_up, rank, world_size
 from hmt_ds.memory import HMT, MemoryState, SegmentOutput, Window, backward_through_time, read_window
 from hmt_ds.memory.bptt import Phase
 from hmt_ds.memory.loss import cross_entropy
 from hmt_ds.parallel.activation_budget import ActivationBudget
 from hmt_ds.parallel.build_hmt import parameter_groups
-from hmt_ds.parallel.compute_choice import BY_DEFAULT, ComputeSettings, arrange, number_of, resolve
+from hmt_ds.parallel.compute_choice import BY_DEFAULT, ComputeSettings, arrange, resolve
 from hmt_ds.parallel.deepspeed_config.fill import computes_in_autocast, stage_of, with_bucket
-from hmt_ds.parallel.deepspeed_config.partial_offload import join_parts
 from hmt_ds.parallel.gradients import ReducePerSegment, ReducePerStep
 
 
@@ -95,7 +103,7 @@ class ZeroExecutor:
         self.room = ActivationBudget(self.compute, self.settings, depth, device)
         arrange(model, self.compute, stage_of(ds_config))
         once = self.compute.reduction == "step"
-        trained = sum(number_of(weight) for weight in model.parameters() if weight.requires_grad)
+        trained = sum(full_numel(weight) for weight in model.parameters() if weight.requires_grad)
         # made before DeepSpeed puts hooks into the model
         in_autocast = torch.autocast(device.type, low, enabled=autocast, cache_enabled=False)
         graphs = self.compute.cuda_graphs == "always"
@@ -105,7 +113,7 @@ class ZeroExecutor:
         if self.compute.kernels != "plain":
             self.gradients.model.cross_entropy = torch.compile(cross_entropy)
         with redirect_stdout(io.StringIO()):  # DeepSpeed prints how much memory it takes
-            self.engine, *_ = deepspeed.initialize(
+            engine, *_ = deepspeed.initialize(
                 model=model,
                 model_parameters=parameter_groups(model, memory_lr),
                 lr_scheduler=scheduler,
@@ -113,12 +121,9 @@ class ZeroExecutor:
                 # DeepSpeed counts backward passes; for many, any number above 1 will do
                 config=with_bucket(ds_config, trained, once=once) | {"gradient_accumulation_steps": 1 if once else 2},
             )
-        if not self.engine.zero_optimization():
-            # at the other stages the optimizer is DeepSpeed's, and leaves steps out by itself; by this attribute the
-            # engine knows that one was: it counts it, and keeps the schedule where it is
-            self.engine.optimizer.overflow = False
-            self.engine.optimizer.register_step_pre_hook(pass_over)
-        join_parts(self.engine.optimizer)
+        self.engine: Engine[HMT] = engine
+        skip_steps_on_overflow(self.engine)
+        join_offloaded_parts(self.engine)
         self.gradients.attach(self.engine)
         self.state: MemoryState | None = None
         self.phase: Phase = nullcontext
@@ -163,7 +168,7 @@ class ZeroExecutor:
         self.gradients.model.train()
         # DeepSpeed takes the mean over ranks; what is wanted is the sum over all labels, divided once
         weight = self.data_ranks / max(tokens, 1)
-        with self.gradients.of_a_step(self.backward_passes(windows), self.loss_scale(), self.phase):
+        with self.gradients.of_a_step(self.backward_passes(windows), loss_scale(self.engine), self.phase):
             totals, finite = zip(*(self.backward_through(window, weight) for window in windows), strict=True)
             self.room.windows_read()
         rate = self.engine.get_lr()[0]  # before the step, which moves the schedule on
@@ -188,17 +193,17 @@ class ZeroExecutor:
 
     def take_step(self) -> tuple[float | None, bool]:
         """The optimizer's step; returns the gradients' norm if it is known, and whether the step was left out."""
-        optimizer, before, norm = self.engine.optimizer, self.engine.skipped_steps, self.plain_gradient_norm()
+        before, norm = skipped_steps(self.engine), self.plain_gradient_norm()
         if norm is not None:
-            optimizer.overflow = not math.isfinite(norm)
+            set_overflow(self.engine, not math.isfinite(norm))
         with self.phase("step"):
             self.engine.step()
         if norm is None:
             found = self.engine.get_global_grad_norm()
             norm = None if found is None else float(found)
         else:
-            optimizer.overflow = False
-        return norm, self.engine.skipped_steps > before
+            set_overflow(self.engine, False)
+        return norm, skipped_steps(self.engine) > before
 
     def backward_through(self, window: Window, weight: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Add a window's gradients, and carry the memory on.
@@ -218,7 +223,7 @@ class ZeroExecutor:
             weight=weight,
             backward=self.gradients.backward,
             plan=self.room.plan,
-            loss_scale=self.loss_scale(),
+            loss_scale=loss_scale(self.engine),
             phase=self.phase,
         )
         totals = [sums.loss, sums.recall_distance, sums.recalls, self.carry(state)]
@@ -236,16 +241,10 @@ class ZeroExecutor:
 
     def plain_gradient_norm(self) -> float | None:
         """The norm at stage 0, where DeepSpeed clips without telling it; None at the other stages."""
-        if self.engine.zero_optimization():
+        if self.engine.zero_optimization_stage() > 0:
             return None
         gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
-        return float(torch.nn.utils.get_total_norm(gradients)) / self.loss_scale()
-
-    def loss_scale(self) -> float:
-        """What the engine multiplies losses by (1 unless fp16)."""
-        if scaler := self.engine.torch_autocast_z0_gradscaler:
-            return float(scaler.get_scale())
-        return float(getattr(self.engine.optimizer, "loss_scale", 1.0) or 1.0)
+        return float(torch.nn.utils.get_total_norm(gradients)) / loss_scale(self.engine)
 
     @torch.no_grad()
     def read(
@@ -255,9 +254,3 @@ class ZeroExecutor:
         self.engine.eval()
         state = state or self.empty_state(window.input_ids.shape[0])
         yield from read_window(self.engine, self.settings, window.to(self.device), state, **options)
-
-
-def pass_over(optimizer: Any, *arguments: Any) -> None:
-    """Leave a step out: torch's optimizers pass over weights without gradients."""
-    if optimizer.overflow:
-        optimizer.zero_grad()

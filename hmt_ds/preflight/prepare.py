@@ -185,14 +185,14 @@ def deepspeed_config(recipe: Recipe, recipe_file: str | Path) -> dict[str, Any]:
     file = find_file(recipe.deepspeed, recipe_file)
     if file is None:
         raise DeepSpeedConfigError(f"{recipe.deepspeed}: no such file")
-    training, optimizer = recipe.training, recipe.optimizer
-    params = {"lr": optimizer.lr, "weight_decay": optimizer.weight_decay, **optimizer.params}
+    training, wanted = recipe.training, recipe.optimizer
+    params = {"lr": wanted.lr, "weight_decay": wanted.weight_decay, **wanted.params}
     settings = EngineSettings(
         precision=recipe.model.precision,
         batch_size=training.batch_size,
         gradient_accumulation=training.gradient_accumulation,
         gradient_clipping=training.gradient_clipping,
-        optimizer=optimizer.name,
+        optimizer=wanted.name,
         optimizer_params=params,
     )
     return fill_ds_config(read_ds_config(file), settings)

@@ -2,19 +2,20 @@
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from hmt_ds.backbones import read_config
+from hmt_ds.backbones import CausalLM, read_config
 from hmt_ds.backbones.stages import Span
 from hmt_ds.config.load import ConfigError
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.data import WindowLoader, document_lengths
+from hmt_ds.distributed.deepspeed_internals import full_numel, is_replicated
 from hmt_ds.distributed.process_group import add_up, rank, world_size
 from hmt_ds.memory import MemorySettings
 from hmt_ds.parallel.build_hmt import MEMORY_SEED, build_hmt
-from hmt_ds.parallel.compute_choice import ComputeSettings, number_of, replicated
+from hmt_ds.parallel.compute_choice import ComputeSettings
 from hmt_ds.parallel.deepspeed_config.fill import computes_in_autocast
 from hmt_ds.parallel.deepspeed_config.lr_schedule import make_scheduler
 from hmt_ds.parallel.pipeline.build_stage import build_stage, stage_spans
@@ -40,7 +41,7 @@ def build_executor(recipe: Recipe, prepared: Prepared, device: torch.device) -> 
 def seed_dropout(executor: ZeroExecutor, seed: int) -> None:
     """Let each rank draw numbers of its own. Ranks that drop layers whole, and gather weights together, must drop the
     same ones."""
-    layers_drop = getattr(executor.engine.module.backbone.config, "layerdrop", 0.0)
+    layers_drop = getattr(cast(CausalLM, executor.engine.module.backbone).config, "layerdrop", 0.0)
     torch.manual_seed(seed ^ MEMORY_SEED ^ (0 if layers_drop else rank() * RANKS_APART))
 
 
@@ -153,8 +154,8 @@ def training_loader(
 
 def sizes_of(executor: ZeroExecutor) -> tuple[int, int]:
     """How many parameters the model has, sharded or in stages, and how many of them are trained."""
-    own = [p for p in executor.engine.module.parameters() if not replicated(p)]
-    sizes = torch.tensor([sum(map(number_of, own)), sum(number_of(p) for p in own if p.requires_grad)]).double()
+    own = [p for p in executor.engine.module.parameters() if not is_replicated(p)]
+    sizes = torch.tensor([sum(map(full_numel, own)), sum(full_numel(p) for p in own if p.requires_grad)]).double()
     if executor.stages > 1:
         sizes = add_up(sizes.to(executor.device)) / executor.data_ranks
     whole, trained = sizes.long().tolist()

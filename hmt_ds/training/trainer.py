@@ -15,6 +15,7 @@ from hmt_ds.checkpoint.load import check_identity
 from hmt_ds.config.load import ConfigError, write_yaml
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.data import Batch
+from hmt_ds.distributed.deepspeed_internals import skipped_steps
 from hmt_ds.distributed.process_group import from_rank_0, rank, world_size
 from hmt_ds.distributed.stopping import Stopped, StopSignals
 from hmt_ds.distributed.watchdog import Watchdog
@@ -204,7 +205,7 @@ class Trainer:
             "perplexity": float(torch.tensor(output.loss).exp()),
             "learning_rate": output.learning_rate,
             "gradient_norm": output.gradient_norm,
-            "skipped": self.executor.engine.skipped_steps,
+            "skipped": skipped_steps(self.executor.engine),
             "slowest_rank": self.rank_times.slowest,
             "slowest_ratio": self.rank_times.ratio,
             "tokens_per_second": speed,

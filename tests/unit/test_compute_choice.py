@@ -9,9 +9,10 @@ from test_backbones import OPT
 from tiny import GPT2, LLAMA, make_model
 
 from hmt_ds.backbones.compute import layers_of
+from hmt_ds.distributed.deepspeed_internals import full_numel
 from hmt_ds.memory import HMT
 from hmt_ds.parallel import compute_choice
-from hmt_ds.parallel.compute_choice import ComputeSettings, arrange, draws, number_of, resolve, whole_gradient_fits
+from hmt_ds.parallel.compute_choice import ComputeSettings, arrange, draws, resolve, whole_gradient_fits
 from hmt_ds.parallel.layer_groups import LayerGroups
 
 AUTO = ComputeSettings()
@@ -106,9 +107,9 @@ def test_ranks_share_the_states(memory, monkeypatch):
 def test_sharded_weights_count_whole():
     """At stage 3 a parameter shows nothing of its size."""
     weight = torch.nn.Parameter(torch.zeros(6))
-    assert number_of(weight) == 6
+    assert full_numel(weight) == 6
     weight.data, weight.ds_numel = torch.empty(0), 6
-    assert number_of(weight) == 6
+    assert full_numel(weight) == 6
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ def test_the_shard_takes_no_memory_while_windows_are_read(device):
     """And is zero behind them, for DeepSpeed looks for NaN in its padding too. On the host it stays."""
     shards = torch.full((7,), torch.nan)
     part = shards.narrow(0, 2, 3)
-    config = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": device}}}
-    engine = SimpleNamespace(optimizer=SimpleNamespace(grad_partitions_flat_buffer=shards), config=config)
+    optimizer = SimpleNamespace(grad_partitions_flat_buffer=shards, offload_optimizer=device == "cpu")
+    engine = SimpleNamespace(optimizer=optimizer)
     with ReducePerStep.without_shards(SimpleNamespace(engine=engine)):
         assert shards.untyped_storage().nbytes() == (0 if device == "none" else 28)
     if device == "none":
@@ -24,7 +24,7 @@ def test_the_shard_takes_no_memory_while_windows_are_read(device):
 
 
 def test_other_stages_have_none():
-    with ReducePerStep.without_shards(SimpleNamespace(engine=SimpleNamespace(optimizer=object(), config={}))):
+    with ReducePerStep.without_shards(SimpleNamespace(engine=SimpleNamespace(optimizer=object()))):
         pass
 
 
@@ -35,7 +35,7 @@ def test_buffers_lie_on_the_engine_s_device(way, backbone):
     model = make_model(backbone)
     model.register_buffer("constant", torch.zeros(2))
     gradients = ReducePerStep(model, nullcontext()) if way == "once per step" else ReducePerSegment(model)
-    gradients.attach(SimpleNamespace(device=torch.device("meta"), config={}))
+    gradients.attach(SimpleNamespace(device=torch.device("meta"), zero_optimization_stage=lambda: 0))
     buffers = dict(gradients.model.named_buffers())
     assert len(buffers) > (backbone is LLAMA)
     assert {name: buffer.device.type for name, buffer in buffers.items()} == dict.fromkeys(buffers, "meta")

@@ -1,15 +1,15 @@
-"""Both parts of an optimizer that DeepSpeed has parted are one: schedules and checkpoints know one of them only."""
+"""The two optimizers of a partly offloaded one share groups and states: schedules and checkpoints see one of them."""
 
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from hmt_ds.parallel.deepspeed_config.partial_offload import join_parts, part_for
+from hmt_ds.distributed.deepspeed_internals import join_offloaded_parts, optimizer_for
 
 
 class OnHost(torch.optim.SGD):
-    """Has groups and states like DeepSpeed's Adam for CPUs: fewer keys than torch's."""
+    """An optimizer with the groups and states of DeepSpeed's CPU Adam: fewer keys than torch's."""
 
     def __init__(self, decoupled: bool):
         self.adam_w_mode = decoupled
@@ -20,8 +20,13 @@ class OnHost(torch.optim.SGD):
             group.update(kept)
 
 
-def parted(decoupled: bool = True) -> SimpleNamespace:
-    """As DeepSpeed makes it: the second part's first group is its own, the others are the first part's."""
+def engine_with(optimizer: SimpleNamespace) -> SimpleNamespace:
+    """An engine at stage 3."""
+    return SimpleNamespace(optimizer=optimizer, zero_optimization_stage=lambda: 3)
+
+
+def partly_offloaded(decoupled: bool = True) -> SimpleNamespace:
+    """An optimizer as DeepSpeed makes it: the first group on the GPU is its own, the others are the host's."""
     on_host = OnHost(decoupled)
     on_gpu = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=0.5, betas=(0.9, 0.95), weight_decay=0.1)
     on_gpu.add_param_group(on_host.param_groups[1] | {"params": [torch.nn.Parameter(torch.zeros(1))]})
@@ -30,9 +35,9 @@ def parted(decoupled: bool = True) -> SimpleNamespace:
 
 @pytest.mark.parametrize("decoupled", [True, False], ids=["AdamW", "Adam"])
 def test_a_step_on_the_gpu(decoupled):
-    """Has the learning rate of the schedule, and leaves its states where checkpoints find them."""
-    optimizer, kind = parted(decoupled), torch.optim.AdamW if decoupled else torch.optim.Adam
-    join_parts(optimizer)
+    """It uses the schedule's learning rate and leaves its states where checkpoints find them."""
+    optimizer, kind = partly_offloaded(decoupled), torch.optim.AdamW if decoupled else torch.optim.Adam
+    join_offloaded_parts(engine_with(optimizer))
     flat, alone = (torch.nn.Parameter(torch.ones(5)) for _ in range(2))
     expected = kind([alone], lr=0.5, betas=(0.9, 0.95), weight_decay=0.1)
     for rate in (0.3, 0.2):
@@ -47,8 +52,8 @@ def test_a_step_on_the_gpu(decoupled):
 
 
 def test_which_part_steps():
-    optimizer, whole = parted(), SimpleNamespace(optimizer="all")
-    assert part_for(optimizer, torch.zeros(1)) is optimizer.optimizer
-    assert part_for(optimizer, torch.zeros(1, device="meta")) is optimizer.backup_optimizer
-    assert part_for(whole, torch.zeros(1, device="meta")) == "all"
-    join_parts(whole)
+    optimizer, whole = partly_offloaded(), SimpleNamespace(optimizer="all")
+    assert optimizer_for(engine_with(optimizer), torch.zeros(1)) is optimizer.optimizer
+    assert optimizer_for(engine_with(optimizer), torch.zeros(1, device="meta")) is optimizer.backup_optimizer
+    assert optimizer_for(engine_with(whole), torch.zeros(1, device="meta")) == "all"
+    join_offloaded_parts(engine_with(whole))

@@ -20,6 +20,7 @@ from hmt_ds.backbones import (
 from hmt_ds.backbones.compute import layers_in
 from hmt_ds.backbones.converted import KEYS
 from hmt_ds.backbones.stages import Span, cut, load_stage, spans_of, width
+from hmt_ds.distributed.deepspeed_internals import mark_replicated
 from hmt_ds.memory import HMT, MemorySettings
 from hmt_ds.parallel.build_hmt import MEMORY_SEED, initialise_prompts
 from hmt_ds.parallel.pipeline.layer_times import LayerTimes
@@ -94,7 +95,7 @@ def build_stage(
     if model.settings.mode != "backbone" and all(name.startswith("backbone.") for name, _ in model.named_parameters()):
         # DeepSpeed adds up norms group by group, so all stages must have a group of memory modules
         weight = nn.Parameter(torch.zeros(1))
-        weight.ds_pipe_replicated = True  # type: ignore[attr-defined]
+        mark_replicated(weight)
         model.register_parameter(STAND_IN, weight)
     if read_converted(source):
         fill_memory(model, str(source))

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hmt_ds.backbones import CausalLM
+from hmt_ds.distributed.deepspeed_internals import mark_replicated
 from hmt_ds.memory import HMT, MemoryState, SegmentOutput, Window
 from hmt_ds.memory.settings import Mode
 from hmt_ds.parallel.compute_choice import BY_DEFAULT, ComputeSettings, draws
@@ -67,7 +68,7 @@ class PipelineExecutor(ZeroExecutor):
             if weight.requires_grad:
                 assert isinstance(self.gradients, ReducePerStep)
                 self.gradients.shared = [(dict(self.gradients.pairs)[weight], self.place.ends)]
-            weight.ds_pipe_replicated = self.place.closes  # DeepSpeed counts its gradient's norm once, on the first
+            mark_replicated(weight, self.place.closes)  # its gradient's norm counts once, on the first stage
 
     def order(self, segments: int, mode: str, *, backward: bool = True, micro_batches: int | None = None) -> list[Item]:
         """What this stage does with a window."""
