@@ -1,14 +1,39 @@
 """Distributed training of the Hierarchical Memory Transformer (arXiv 2405.06067) on DeepSpeed."""
 
-from typing import Any
+import ast
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from hmt_ds.backbones.pretrained import load_pretrained
+
+__all__ = ["__version__", "lazy_imports", "load_pretrained"]
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str) -> Any:
-    """``hmt_ds.load_pretrained``, without the seconds that transformers takes to import for those who do not ask."""
-    if name == "load_pretrained":
-        from hmt_ds.backbones.pretrained import load_pretrained
+def lazy_imports(file: str) -> Callable[[str], Any]:
+    """Return a module ``__getattr__`` (PEP 562) that runs a package's imports on first access.
 
-        return load_pretrained
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    The imports are those that the package's ``__init__.py`` lists under ``if TYPE_CHECKING``, where type checkers and
+    editors see them. So ``import hmt_ds.memory.settings`` does not import torch, though ``hmt_ds.memory`` exports the
+    model.
+
+    Args:
+        file: ``__file__`` of the package.
+    """
+    blocks = [node for node in ast.parse(Path(file).read_text(encoding="utf-8")).body if isinstance(node, ast.If)]
+    imports = [node for block in blocks for node in block.body if isinstance(node, ast.ImportFrom)]
+    modules = {alias.name: str(node.module) for node in imports for alias in node.names}
+
+    def getattr_lazily(name: str) -> Any:
+        if name not in modules:
+            raise AttributeError(f"{Path(file).parent.name!r} has no attribute {name!r}")
+        return getattr(import_module(modules[name]), name)
+
+    return getattr_lazily
+
+
+if not TYPE_CHECKING:  # or mypy would accept any name
+    __getattr__ = lazy_imports(__file__)

@@ -1,10 +1,18 @@
 """Hugging Face causal language models as backbones of the memory: one table row per family."""
 
-from hmt_ds.backbones.converted import check_memory, fill_memory, read_converted
-from hmt_ds.backbones.families import FAMILIES, Family, family_of
-from hmt_ds.backbones.load import LoraSettings, build_model, check_slips, check_weights, read_config, select_trainable
-from hmt_ds.backbones.model import BackboneError, CausalLM
-from hmt_ds.backbones.probe import check_adapters, check_backbone
+from typing import TYPE_CHECKING
+
+from hmt_ds import lazy_imports
+
+if TYPE_CHECKING:
+    from hmt_ds.backbones.converted import check_memory, fill_memory, read_converted
+    from hmt_ds.backbones.families import FAMILIES, Family, family_of
+    from hmt_ds.backbones.load import build_model, check_slips, check_weights, read_config, select_trainable
+    from hmt_ds.backbones.model import BackboneError, CausalLM
+    from hmt_ds.backbones.probe import check_adapters, check_backbone
+    from hmt_ds.backbones.settings import LoraSettings
+else:
+    __getattr__ = lazy_imports(__file__)
 
 __all__ = [
     "FAMILIES",

@@ -13,6 +13,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PretrainedConf
 from transformers.utils import cached_file
 
 from hmt_ds.backbones.model import BackboneError
+from hmt_ds.memory.settings import MemorySettings
 
 MODEL_TYPE = "hmt"
 PREFIX = "hmt."
@@ -49,7 +50,7 @@ def memory_beside_backbone(config: Any) -> Iterator[None]:
         kind._keys_to_ignore_on_load_unexpected = ignored
 
 
-def check_memory(source: Any, memory: dict[str, Any]) -> None:
+def check_memory(source: Any, memory: MemorySettings) -> None:
     """Can the memory modules of a converted folder be taken up by a run with these settings?
 
     Modules that the folder lacks begin anew: a run of mode ``hmt`` can start from one of mode ``rmt``.
@@ -65,9 +66,9 @@ def check_memory(source: Any, memory: dict[str, Any]) -> None:
     if converted is None:
         return
     stored = converted["memory"]
-    both = [mode for mode in ("hmt", "rmt", "backbone") if mode in (stored["mode"], memory["mode"])][-1]
+    both = [mode for mode in ("hmt", "rmt", "backbone") if mode in (stored["mode"], memory.mode)][-1]
     for key in {"hmt": SHAPED, "rmt": SHAPED[:1], "backbone": ()}[both]:
-        here = memory[key]
+        here = getattr(memory, key)
         if here is not None and here != stored[key]:
             raise BackboneError(f"memory.{key} is {stored[key]} in the weights of model.source, {here} here")
 

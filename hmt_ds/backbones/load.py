@@ -3,7 +3,6 @@
 import difflib
 import zlib
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from hmt_ds.backbones.converted import KEYS, backbone_config, memory_beside_backbone, read_converted
 from hmt_ds.backbones.model import BackboneError, CausalLM
+from hmt_ds.backbones.settings import LoraSettings
 from hmt_ds.backbones.tied import check_tied
 
 # By the names of most families, and by GPT-2's
@@ -22,23 +22,6 @@ SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "n_embd", "n_layer", "n_head"),
 )
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """Low-rank adapters, made by peft.
-
-    Attributes:
-        rank: r.
-        alpha: adapters are scaled by alpha / r.
-        dropout: in front of the adapters.
-        target_modules: names of linear layers, or ``all-linear`` for all but the head.
-    """
-
-    rank: int = 8
-    alpha: float = 16
-    dropout: float = 0.0
-    target_modules: str | list[str] = "all-linear"
 
 
 def read_config(source: str | dict[str, Any], *, trust_remote_code: bool = False) -> Any:

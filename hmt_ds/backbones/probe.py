@@ -9,8 +9,9 @@ from peft.tuners.lora.layer import ParamWrapper
 from transformers import AutoModelForCausalLM
 
 from hmt_ds.backbones.families import FAMILIES
-from hmt_ds.backbones.load import LoraSettings, add_adapters
+from hmt_ds.backbones.load import add_adapters
 from hmt_ds.backbones.model import BackboneError, CausalLM
+from hmt_ds.backbones.settings import LoraSettings
 
 
 def check_backbone(config: Any) -> None:

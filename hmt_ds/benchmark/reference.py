@@ -47,7 +47,7 @@ class Work:
     seed: int
 
 
-def reference_problems(folder: Path, config: Any, settings: dict[str, Any], precision: str, train: str) -> list[str]:
+def reference_problems(folder: Path, config: Any, settings: MemorySettings, precision: str, train: str) -> list[str]:
     """Why the reference cannot do the same work: a line for each reason.
 
     Args:
@@ -65,7 +65,7 @@ def reference_problems(folder: Path, config: Any, settings: dict[str, Any], prec
     ]
     if not torch.cuda.is_available():
         wrong.append("HMT-pytorch needs a GPU, and there is none here")
-    if settings["mode"] != "hmt" or settings["memory_tokens"] != 1:
+    if settings.mode != "hmt" or settings.memory_tokens != 1:
         wrong.append("compared are memory.mode hmt and memory.memory_tokens 1 alone")
     if precision != "bf16" or train != "whole":
         wrong.append("compared are model.precision bf16 and model.train whole alone")
@@ -112,11 +112,12 @@ def build_reference(folder: Path, work: Work, device: torch.device) -> nn.Module
     module = load(folder)
     with device:  # the reference makes tensors without saying where, and multiplies them with the backbone's
         cell = module.MemoryCell(backbone, num_mem_tokens=settings.memory_tokens, num_prepend=settings.sensory_tokens)
+        width = backbone.get_input_embeddings().embedding_dim
         model = module.RecurrentWrapper(
             cell,
             emb=copy.deepcopy(backbone.get_input_embeddings()),
-            word_emb_dim=backbone.get_input_embeddings().embedding_dim,
-            hidden_dim=settings.recall_dim,
+            word_emb_dim=width,
+            hidden_dim=settings.recall_width(width),
             ltm_context=settings.cached_memories,
             segment_size=settings.segment_length,
             max_n_segments=work.segments,

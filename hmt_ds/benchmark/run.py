@@ -13,11 +13,11 @@ from hmt_ds.backbones import read_config
 from hmt_ds.benchmark.bench_options import BenchOptions, parse_words
 from hmt_ds.benchmark.measure import CLOCKED_STEPS, Bench, arithmetic, random_windows, speeds
 from hmt_ds.benchmark.pipeline_phases import ring_numbers
-from hmt_ds.benchmark.reference import Work, reference_problems, run_reference, width_in_config
+from hmt_ds.benchmark.reference import Work, reference_problems, run_reference
 from hmt_ds.config.load import ConfigError, load_recipe
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.distributed.process_group import rank, world_size
-from hmt_ds.memory import MemorySettings, Window
+from hmt_ds.memory import Window
 from hmt_ds.parallel.pipeline.executor import PipelineExecutor
 from hmt_ds.parallel.zero import ZeroExecutor
 from hmt_ds.planning.flops import matrix_rate, peak_flops
@@ -64,8 +64,7 @@ def check_reference(recipe: Recipe, options: BenchOptions, ranks: int) -> None:
         return
     model = recipe.model
     config = read_config(model.source, trust_remote_code=model.trust_remote_code)
-    memory = recipe.memory.model_dump()
-    problems = reference_problems(options.reference, config, memory, model.precision, model.train)
+    problems = reference_problems(options.reference, config, recipe.memory, model.precision, model.train)
     if ranks != 1:
         problems.append(f"--reference: HMT-pytorch is run on one GPU, not on {ranks}: use --ranks 1")
     if problems:
@@ -78,9 +77,7 @@ def beside(recipe: Recipe, options: BenchOptions, device: torch.device) -> dict[
         return {}
     say("HMT-pytorch first, on the same work")
     training, source = recipe.training, recipe.model.source
-    values = recipe.memory.model_dump()
-    values["recall_dim"] = values["recall_dim"] or width_in_config(read_config(source))
-    work = Work(source, MemorySettings(**values), training.batch_size, training.bptt_depth, training.seed)
+    work = Work(source, recipe.memory, training.batch_size, training.bptt_depth, training.seed)
     found = run_reference(options.reference, work, device, options.steps)
     if device.type != "cpu":
         torch.get_device_module(device).empty_cache()

@@ -6,14 +6,16 @@ import difflib
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from hmt_ds.config.derive import fields_of
 from hmt_ds.config.recipe import Recipe
 
 PROJECT = Path(__file__).resolve().parents[2]
+UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's types of error, in models and in dataclasses
 FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")  # 1e-4, which YAML 1.1 takes for text
 
 
@@ -122,7 +124,7 @@ def describe(error: ValidationError, section: type[BaseModel]) -> list[str]:
     known, wrong = dict(keys(section)), dict[str, list[Any]]()
     for problem in error.errors():
         where = [str(part) for part in problem["loc"]]
-        while problem["type"] not in ("missing", "extra_forbidden") and len(where) > 1 and ".".join(where) not in known:
+        while problem["type"] not in ("missing", *UNKNOWN) and len(where) > 1 and ".".join(where) not in known:
             where.pop()  # pydantic's name for one of several types
         wrong.setdefault(".".join(where), []).append(problem)
     return [f"{key}: {what_is_wrong(key, problems)}" for key, problems in wrong.items()]
@@ -130,7 +132,7 @@ def describe(error: ValidationError, section: type[BaseModel]) -> list[str]:
 
 def what_is_wrong(key: str, problems: list[Any]) -> str:
     """With a key, which each of its types has a problem with."""
-    if problems[0]["type"] == "extra_forbidden":
+    if problems[0]["type"] in UNKNOWN:
         return f"unknown key{did_you_mean(key.split('.'))}"
     if problems[0]["type"] == "missing":
         return "missing"
@@ -151,14 +153,12 @@ def did_you_mean(where: list[str]) -> str:
     return f"; did you mean {elsewhere[near[0]]}?" if near else ""
 
 
-def keys(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def keys(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every key of the recipe with its pydantic field, sections included."""
-    for name, field in section.model_fields.items():
+    for name, field in fields_of(section).items():
         yield prefix + name, field
-        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        for kind in kinds:
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                yield from keys(kind, f"{prefix}{name}.")
+        for kind in (field.annotation, *get_args(field.annotation)):
+            yield from keys(kind, f"{prefix}{name}.")
 
 
 def find_file(name: str, recipe: str | Path) -> Path | None:

@@ -6,25 +6,27 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt
 
-from hmt_ds.memory.settings import Mode, RecallScale
+from hmt_ds.backbones.settings import LoraSettings
+from hmt_ds.config.derive import STRICT, section
+from hmt_ds.memory.settings import MemorySettings
+from hmt_ds.parallel.settings import ComputeSettings
+
+AtLeastOne = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
     """A part of the recipe: unknown keys are errors, and a field's docstring is its help text."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
-    )
+    model_config = ConfigDict(**STRICT, frozen=True)
 
 
-class Lora(Section):
-    """Low-rank adapters, where model.train is lora."""
-
-    rank: int = Field(8, ge=1)
-    alpha: float = Field(16, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: str | list[str] = "all-linear"
-    """Names of linear layers, or all-linear for all but the head."""
+@section(
+    rank=AtLeastOne,
+    alpha=Annotated[float, Field(gt=0)],
+    dropout=Annotated[float, Field(ge=0, lt=1)],
+)
+class Lora(LoraSettings):
+    """Low-rank adapters, used with model.train lora."""
 
 
 class Model(Section):
@@ -42,25 +44,16 @@ class Model(Section):
     """Let a model's folder run code of its own."""
 
 
-class Memory(Section):
+@section(
+    segment_length=AtLeastOne,
+    sensory_tokens=Annotated[int, Field(ge=0)],
+    memory_tokens=AtLeastOne,
+    cached_memories=AtLeastOne,
+    summary_fraction=Annotated[float, Field(gt=0, le=1)],
+    recall_dim=Annotated[int | None, Field(ge=1)],
+)
+class Memory(MemorySettings):
     """The memory around the backbone (hmt_ds/memory)."""
-
-    segment_length: int = Field(ge=1)
-    """L: fresh tokens per segment, sensory tokens and prompts not counted."""
-    mode: Mode = "hmt"
-    """hmt: with recall; rmt: recurrence alone; backbone: no memory."""
-    sensory_tokens: int = Field(32, ge=0)
-    """k: tokens of the previous segment that are read again."""
-    memory_tokens: int = Field(1, ge=1)
-    """m: embeddings per memory."""
-    cached_memories: int = Field(300, ge=1)
-    """N: how many of the newest memories the recall sees."""
-    summary_fraction: float = Field(0.5, gt=0, le=1)
-    """The share of a segment that its summary reads."""
-    recall_dim: int | None = Field(None, ge=1)
-    """Width of the recall's projections. Default: the embedding width."""
-    recall_scale: RecallScale = "paper"
-    """reference only for checkpoints that HMT-pytorch trained at width 4096 or more."""
 
 
 class Source(Section):
@@ -134,26 +127,9 @@ class Pipeline(Section):
     """For how long a stage waits for another one before the run ends."""
 
 
-class Compute(Section):
-    """Memory for speed. Gradients do not depend on it, but for rounding."""
-
-    recompute: Literal["auto", "none", "selective", "segment", "segment+layer", "reentrant"] = "auto"
-    """What is computed again in the backward pass. none: nothing; selective: all but matrix products and attention;
-    segment: segments; segment+layer: segments, and within a segment its layers; auto: the segments that do not fit.
-    (Reentrant checkpointing is refused.)"""
-    summary_batch: Literal["auto"] | PositiveInt = "auto"
-    """Segments whose summaries are read at once. auto: as many as take no more memory than what else is kept."""
-    reduction: Literal["auto", "step", "segment"] = "auto"
-    """When ranks add up their gradients. step: once, which needs 4 bytes per trained weight on each rank, and at stage
-    3 whole weights during the step; segment: after each backward pass, sharded; auto: step if it fits."""
-    leaf_layers: Literal["auto"] | PositiveInt = "auto"
-    """At ZeRO-3 with reduction segment: layers that are gathered together."""
-    kernels: Literal["auto", "plain", "liger", "compile"] = "auto"
-    """auto: on GPUs compile, or liger where hooks forbid it; plain on CPUs."""
-    cuda_graphs: Literal["auto", "always", "never"] = "auto"
-    """Launch a segment's kernels all at once: at stages 0 to 2 with reduction step, without dropout."""
-    spill: bool = False
-    """Keep what crosses segment borders in the host's memory."""
+@section(summary_batch=Literal["auto"] | PositiveInt, leaf_layers=Literal["auto"] | PositiveInt)
+class Compute(ComputeSettings):
+    """Memory and speed (hmt_ds/parallel). Gradients are the same up to rounding."""
 
 
 class Optimizer(Section):

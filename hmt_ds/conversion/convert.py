@@ -194,7 +194,7 @@ class RunParts:
 
     def lora(self) -> LoraSettings:
         """As the recipe says."""
-        return LoraSettings(**self.recipe.model.lora.model_dump())
+        return self.recipe.model.lora
 
     def adapters(self) -> Adapters:
         """Those of a LoRA run."""

@@ -1,6 +1,7 @@
 """The memory of a checkpoint without a recipe: what its weights and the command line say."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from pydantic import Field, ValidationError
@@ -52,12 +53,11 @@ def foreign_settings(weights: Weights, config: Any, overrides: tuple[str, ...]) 
     return settings_of(said.memory, config), said.lora.alpha
 
 
-def settings_of(memory: Memory, config: Any) -> MemorySettings:
+def settings_of(memory: MemorySettings, config: Any) -> MemorySettings:
     """The recipe's sizes; the recall is as wide as the embeddings unless it says otherwise."""
-    values = memory.model_dump()
-    return MemorySettings(**values | {"recall_dim": values["recall_dim"] or width_of(config)})
+    return replace(memory, recall_dim=memory.recall_width(width_of(config)))
 
 
 def width_of(config: Any) -> int:
     """Of the embeddings."""
-    return skeleton(config, MemorySettings("backbone", 1, 1)).backbone.dim
+    return skeleton(config, MemorySettings(segment_length=1, mode="backbone")).backbone.dim

@@ -16,7 +16,11 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from hmt_ds.backbones.model import CausalLM
 from hmt_ds.evaluation.generation import generate
-from hmt_ds.memory import HMT, IGNORED, MemorySettings, MemoryState, read_window, split_document
+from hmt_ds.memory.bptt import read_window
+from hmt_ds.memory.cell import HMT
+from hmt_ds.memory.segments import IGNORED, split_document
+from hmt_ds.memory.settings import MemorySettings
+from hmt_ds.memory.state import MemoryState
 
 
 class HMTConfig(PretrainedConfig):

@@ -1,11 +1,18 @@
 """Documents to batches: sources, tokenizers, token ids, the order of segments, and tensors. README.md has the map."""
 
-from hmt_ds.data.batches import IGNORE_INDEX, Batch, WindowLoader
-from hmt_ds.data.errors import DataError
-from hmt_ds.data.sources import load_documents
-from hmt_ds.data.tokenize import document_lengths, tokenize_documents
-from hmt_ds.data.tokenizers import check_vocabulary, describe_tokenizer, load_tokenizer, train_sentencepiece
-from hmt_ds.data.window_plan import Piece, PlannedWindow, WindowPlan, WindowPlanState
+from typing import TYPE_CHECKING
+
+from hmt_ds import lazy_imports
+
+if TYPE_CHECKING:
+    from hmt_ds.data.batches import IGNORE_INDEX, Batch, WindowLoader
+    from hmt_ds.data.errors import DataError
+    from hmt_ds.data.sources import load_documents
+    from hmt_ds.data.tokenize import document_lengths, tokenize_documents
+    from hmt_ds.data.tokenizers import check_vocabulary, describe_tokenizer, load_tokenizer, train_sentencepiece
+    from hmt_ds.data.window_plan import Piece, PlannedWindow, WindowPlan, WindowPlanState
+else:
+    __getattr__ = lazy_imports(__file__)
 
 __all__ = [
     "IGNORE_INDEX",

@@ -7,7 +7,10 @@ from torch import Tensor
 
 from hmt_ds.backbones.families import family_of
 from hmt_ds.backbones.model import CausalLM
-from hmt_ds.memory import HMT, MemoryState, read_window, split_document
+from hmt_ds.memory.bptt import read_window
+from hmt_ds.memory.cell import HMT
+from hmt_ds.memory.segments import split_document
+from hmt_ds.memory.state import MemoryState
 
 
 @torch.no_grad()

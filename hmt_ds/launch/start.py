@@ -22,7 +22,6 @@ def start_ranks(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
     source = Path(arguments.source)
     recipe_file = source / "recipe.yaml" if source.is_dir() else source
-    quiet_environment()
     if arguments.command == "bench" and arguments.reference and not arguments.ranks:
         arguments.ranks = 1
     try:
@@ -46,6 +45,7 @@ def check(arguments: argparse.Namespace, recipe_file: Path, overrides: list[str]
     options, problems = take_options(arguments) if arguments.command == "bench" else (None, [])
     try:
         recipe = load_recipe(recipe_file, overrides)
+        quiet_environment()  # imports torch, for which nobody with a misspelt key should have to wait
         check_recipe(arguments, options, recipe, recipe_file)
     except ConfigError as error:
         raise ConfigError(problems + error.problems) from None

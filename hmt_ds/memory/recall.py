@@ -22,10 +22,11 @@ class Recall(nn.Module):
 
     def __init__(self, dim: int, settings: MemorySettings):
         super().__init__()
-        self.query = nn.Linear(dim, settings.recall_dim, bias=False)
-        self.key = nn.Linear(dim, settings.recall_dim, bias=False)
-        by_width = settings.recall_scale == "reference" and min(dim, settings.recall_dim) >= LARGE
-        self.scale = 1 / settings.recall_dim if by_width else 1 / math.sqrt(settings.recall_dim)
+        width = settings.recall_width(dim)
+        self.query = nn.Linear(dim, width, bias=False)
+        self.key = nn.Linear(dim, width, bias=False)
+        by_width = settings.recall_scale == "reference" and min(dim, width) >= LARGE
+        self.scale = 1 / width if by_width else 1 / math.sqrt(width)
 
     def forward(self, query: Tensor, memories: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Recall what the query asks for.

@@ -1,4 +1,4 @@
-"""The sizes that define an HMT, in one immutable place."""
+"""Settings of the memory around a backbone: the recipe's section ``memory``. Imports no torch."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -10,47 +10,48 @@ MODES: tuple[str, ...] = get_args(Mode)
 
 @dataclass(frozen=True)
 class MemorySettings:
-    """Sizes of the memory around a backbone.
+    """Sizes of the memory around a backbone."""
 
-    Attributes:
-        mode: ``hmt`` recalls earlier memories; ``rmt`` hands on the last memory alone (the paper's first training
-            stage); ``backbone`` has no memory at all, and keeps the sensory tokens.
-        segment_length: L, fresh tokens per segment. Sensory tokens and prompts are not counted.
-        sensory_tokens: k, tokens of the previous segment that are read again.
-        memory_tokens: m, embeddings per memory. The paper uses one.
-        cached_memories: N, how many of the newest memories the recall sees.
-        summary_fraction: j / L, the share of a segment that the summary pass reads.
-        recall_dim: width of the recall's projections.
-        recall_scale: ``paper`` divides scores by sqrt(recall_dim). ``reference`` divides by recall_dim where that and
-            the embedding width are at least 4096, as HMT-pytorch does in training: for its checkpoints only.
-    """
-
-    mode: Mode
     segment_length: int
-    recall_dim: int
+    """L: fresh tokens per segment; sensory tokens and prompts are not counted."""
+    mode: Mode = "hmt"
+    """hmt: recall over the cached memories; rmt: only the last memory is passed on (the paper's first training stage);
+    backbone: no memory, sensory tokens only."""
     sensory_tokens: int = 32
+    """k: tokens of the previous segment that are repeated in front of each segment."""
     memory_tokens: int = 1
+    """m: embeddings per memory. The paper uses one."""
     cached_memories: int = 300
+    """N: how many of the newest memories the recall attends to."""
     summary_fraction: float = 0.5
+    """Fraction of a segment that its summary pass reads."""
+    recall_dim: int | None = None
+    """Width of the recall's query and key projections. Default: the embedding width."""
     recall_scale: RecallScale = "paper"
+    """paper: divide scores by sqrt(recall_dim); reference: divide by recall_dim where that and the embedding width are
+    at least 4096, as HMT-pytorch does in training. Use reference only for checkpoints that HMT-pytorch trained."""
+
+    def recall_width(self, embedding_width: int) -> int:
+        """Return ``recall_dim``, or the embedding width where it is not set."""
+        return self.recall_dim or embedding_width
 
     @property
     def summary_length(self) -> int:
-        """j, how many tokens of a segment its summary reads."""
+        """j, how many tokens of a segment its summary pass reads."""
         return max(1, round(self.segment_length * self.summary_fraction))
 
     @property
     def positions(self) -> int:
-        """The longest sequence that the backbone is given: prompt, sensory tokens, segment, prompt."""
+        """Length of the longest sequence that the backbone sees: prompt, sensory tokens, segment, prompt."""
         prompts = 0 if self.mode == "backbone" else 2 * self.memory_tokens
         return prompts + self.sensory_tokens + self.segment_length
 
     @property
     def summary_share(self) -> float:
-        """How many positions a summary has, prompts included, for each of a segment."""
+        """Positions of a summary pass, prompts included, per position of a segment."""
         return (self.summary_length + 2 * self.memory_tokens) / self.positions
 
     @property
     def kept_memories(self) -> int:
-        """How many memories a segment can see: N with recall, the last one without, none for the backbone alone."""
+        """How many memories a segment can use: N with recall, 1 in mode rmt, 0 in mode backbone."""
         return {"hmt": self.cached_memories, "rmt": 1, "backbone": 0}[self.mode]

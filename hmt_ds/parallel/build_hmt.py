@@ -1,6 +1,5 @@
 """Building a model so that no rank need hold it whole, and handing it to DeepSpeed."""
 
-from dataclasses import asdict
 from typing import Any, cast
 
 import deepspeed
@@ -17,7 +16,7 @@ MEMORY_SEED = 0x484D54  # the memory modules start from the same numbers on ever
 
 def build_hmt(
     source: str | dict[str, Any],
-    memory: MemorySettings | dict[str, Any],
+    memory: MemorySettings,
     *,
     ds_config: dict[str, Any],
     precision: str = "fp32",
@@ -31,7 +30,6 @@ def build_hmt(
 
     Args:
         source: folder, hub name, or configuration for random weights.
-        memory: sizes; ``recall_dim`` may be None for the width of the embeddings.
         ds_config: filled; its stage says how to build.
         precision: ``fp32``, ``bf16`` or ``fp16``.
         train: ``whole``, ``frozen`` or ``lora``.
@@ -47,9 +45,7 @@ def build_hmt(
     del during_build
     torch.manual_seed(seed ^ MEMORY_SEED)
     select_trainable(backbone, train, lora, seed)
-    values = asdict(memory) if isinstance(memory, MemorySettings) else dict(memory)
-    values["recall_dim"] = values.get("recall_dim") or backbone.dim
-    model = HMT(backbone, MemorySettings(**values))
+    model = HMT(backbone, memory)
     initialise_prompts(model)
     if read_converted(source):
         fill_memory(model, str(source))

@@ -1,7 +1,7 @@
 """What is traded for what when a step is computed: settled from the recipe, the model and the device."""
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, cast
 
 import psutil
@@ -15,33 +15,11 @@ from hmt_ds.distributed.process_group import smallest, world_size
 from hmt_ds.memory import HMT
 from hmt_ds.parallel.deepspeed_config.fill import offloads, share_on_gpu, stage_of
 from hmt_ds.parallel.layer_groups import can_run_together, group_layers
+from hmt_ds.parallel.settings import ComputeSettings, Kernels, Recompute, Reduction
 
 # positions x parameters of a layer, below which its kernels are done before the next are launched (a tenth of a
 # millisecond to one, measured on an H100)
 LAUNCH_BOUND = 2.5e11
-
-
-@dataclass(frozen=True)
-class ComputeSettings:
-    """What is traded for what; the recipe's section ``compute``.
-
-    Attributes:
-        recompute: ``none``, ``selective``, ``segment``, ``segment+layer`` or ``auto``.
-        summary_batch: segments whose summaries are read at once, or ``auto``.
-        reduction: reduce gradients once per ``step``, after each ``segment``, or ``auto``.
-        leaf_layers: layers that ZeRO-3 gathers at once, or ``auto``.
-        kernels: ``plain``, ``liger``, ``compile`` or ``auto``.
-        cuda_graphs: ``always``, ``never`` or ``auto``.
-        spill: keep what crosses segment borders in the host's memory.
-    """
-
-    recompute: str = "auto"
-    summary_batch: int | str = "auto"
-    reduction: str = "auto"
-    leaf_layers: int | str = "auto"
-    kernels: str = "auto"
-    cuda_graphs: str = "auto"
-    spill: bool = False
 
 
 BY_DEFAULT = ComputeSettings()
@@ -80,7 +58,7 @@ def draws(model: HMT) -> bool:
     return max(rates + [module.p for module in model.modules() if isinstance(module, nn.Dropout)]) > 0
 
 
-def best_kernels(backbone: CausalLM, reduction: str, recompute: str, device: torch.device) -> str:
+def best_kernels(backbone: CausalLM, reduction: Reduction, recompute: Recompute, device: torch.device) -> Kernels:
     """Compiled layers where no hook of ZeRO-3 and no checkpoint is in them; else liger's, if it knows the family."""
     if device.type == "cpu":
         return "plain"

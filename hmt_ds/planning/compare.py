@@ -106,7 +106,7 @@ class Estimate:
 def comparison(options: CompareOptions) -> list[tuple[int, str, Estimate | None]]:
     """GPUs, way, and its estimate: each way for each number of GPUs. None where a ring is not possible."""
     shape = SHAPES[options.shape]
-    settings = MemorySettings("hmt", options.segment_length, recall_dim=shape.hidden_size)
+    settings = MemorySettings(options.segment_length, recall_dim=shape.hidden_size)
     job = Job(shape, settings, options.segments, options.rows)
     cluster = Cluster(options.between_nodes, rate=options.rate)
     ways = {"ZeRO-1": zero1, "ring": best_ring, "ZeRO-3": zero3}

@@ -8,7 +8,6 @@ import torch
 from hmt_ds.backbones.compute import liger_knows
 from hmt_ds.backbones.families import FAMILIES
 from hmt_ds.config.recipe import Recipe
-from hmt_ds.memory import MemorySettings
 from hmt_ds.parallel.deepspeed_config.fill import offloads, stage_of
 from hmt_ds.parallel.layer_groups import can_run_together
 from hmt_ds.planning.activations import GIB, kept_bytes
@@ -54,12 +53,11 @@ def check_recompute(recipe: Recipe, config: Any) -> list[str]:
     On a ring a stage has its share of the layers, and reads a micro-batch at a time.
     """
     compute, training, stages = recipe.compute, recipe.training, recipe.pipeline.stages
-    settings = MemorySettings(**recipe.memory.model_dump() | {"recall_dim": recipe.memory.recall_dim or 1})
     size = 4 if recipe.model.precision == "fp32" else 2
     whole = compute.recompute in ("none", "selective")
     rows, depth = training.batch_size, training.bptt_depth
     at_once = rows if whole or stages == 1 else max(1, rows // recipe.micro_batches)
-    needed = kept_bytes(config, settings, compute.recompute, batch=at_once, depth=depth, size=size) // stages
+    needed = kept_bytes(config, recipe.memory, compute.recompute, batch=at_once, depth=depth, size=size) // stages
     available, where = memory_of_this_machine()
     if needed <= available:
         return []

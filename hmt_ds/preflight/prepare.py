@@ -10,7 +10,6 @@ from datasets import Dataset
 
 from hmt_ds.backbones import (
     BackboneError,
-    LoraSettings,
     check_adapters,
     check_backbone,
     check_memory,
@@ -31,7 +30,6 @@ from hmt_ds.data import (
     tokenize_documents,
 )
 from hmt_ds.evaluation.perplexity import segments_needed
-from hmt_ds.memory import MemorySettings
 from hmt_ds.parallel.deepspeed_config.fill import (
     DeepSpeedConfigError,
     EngineSettings,
@@ -53,14 +51,12 @@ class Prepared:
 
     Attributes:
         ds_config: DeepSpeed's configuration, filled.
-        lora: adapters, for model.train lora.
         train, validation: tokenised documents. ``train`` is None where no data were wanted.
         tokenizer: what it is by its content, for people.
         warnings: what a run can start with, but should not without a word.
     """
 
     ds_config: dict[str, Any]
-    lora: LoraSettings
     train: Dataset | None
     validation: Dataset | None
     tokenizer: str | None = None
@@ -105,7 +101,7 @@ def prepare(recipe: Recipe, recipe_file: str | Path, *, new_run: bool = True, wi
         if isinstance(source, dict):
             problems.attempt(lambda: check_slips(source))
         problems.attempt(lambda: check_backbone(config), "model: ")
-        problems.attempt(lambda: check_memory(model.source, recipe.memory.model_dump()))
+        problems.attempt(lambda: check_memory(model.source, recipe.memory))
         warnings = problems.attempt(lambda: check_weights(model.source, trust_remote_code=model.trust_remote_code))
         problems += check_positions(recipe, config)
         if ds_config is not None:
@@ -113,7 +109,7 @@ def prepare(recipe: Recipe, recipe_file: str | Path, *, new_run: bool = True, wi
             problems += check_pipeline(recipe, config, ds_config)
         if model.train == "lora":
             problems.attempt(
-                lambda: check_adapters(config, LoraSettings(**model.lora.model_dump()), recipe.pipeline.stages),
+                lambda: check_adapters(config, model.lora, recipe.pipeline.stages),
                 "model.lora: ",
             )
     vocabulary = getattr(config, "vocab_size", None)
@@ -121,8 +117,7 @@ def prepare(recipe: Recipe, recipe_file: str | Path, *, new_run: bool = True, wi
     if problems or ds_config is None or datasets is None:
         raise ConfigError(problems)
     train, validation, tokenizer = datasets
-    lora = LoraSettings(**model.lora.model_dump())
-    return Prepared(ds_config, lora, train, validation, tokenizer, tuple(warnings or ()))
+    return Prepared(ds_config, train, validation, tokenizer, tuple(warnings or ()))
 
 
 def check_training(recipe: Recipe) -> list[str]:
@@ -168,15 +163,14 @@ def check_output(recipe: Recipe) -> list[str]:
 def check_positions(recipe: Recipe, config: Any) -> list[str]:
     """Prompts, sensory tokens and segment together must fit into the backbone's positions."""
     memory = recipe.memory
-    settings = MemorySettings(**memory.model_dump() | {"recall_dim": memory.recall_dim or 1})
     limit = getattr(config, "max_position_embeddings", None)
-    if limit is None or settings.positions <= limit:
+    if limit is None or memory.positions <= limit:
         return []
     kind = "has" if family_of(config).hard_positions else "was made for"
-    prompts = settings.positions - memory.sensory_tokens - memory.segment_length
+    prompts = memory.positions - memory.sensory_tokens - memory.segment_length
     return [
         f"memory: {memory.segment_length} fresh + {memory.sensory_tokens} sensory + {prompts} prompt tokens are "
-        f"{settings.positions} positions, the backbone {kind} {limit}: shorten memory.segment_length"
+        f"{memory.positions} positions, the backbone {kind} {limit}: shorten memory.segment_length"
     ]
 
 

@@ -51,12 +51,13 @@ def keys_table(keys: Iterable[tuple[str, Any]]) -> Table:
     table.columns[0].no_wrap = True
     for name, field in keys:
         kind = field.annotation
-        if hasattr(kind, "model_fields"):
+        if hasattr(kind, "__pydantic_fields__"):  # a section
             table.add_row()
             table.add_row(f"[bold]{name}[/]", "", f"[bold]{(kind.__doc__ or '').strip()}[/]")
             continue
         default = "required" if field.is_required() else str(field.default)
-        table.add_row(name, type_name(kind), f"[cyan]{escape(default)}[/]  {escape(field.description or '')}")
+        meaning = " ".join((field.description or "").split())
+        table.add_row(name, type_name(kind), f"[cyan]{escape(default)}[/]  {escape(meaning)}")
     return table
 
 

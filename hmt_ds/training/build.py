@@ -1,6 +1,7 @@
 """What a recipe is made into on a rank: the model in its engine, the windows, and what a checkpoint must agree with."""
 
 from collections.abc import Collection
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,9 +14,7 @@ from hmt_ds.config.recipe import Recipe
 from hmt_ds.data import WindowLoader, document_lengths
 from hmt_ds.distributed.deepspeed_internals import full_numel, is_replicated
 from hmt_ds.distributed.process_group import add_up, rank, world_size
-from hmt_ds.memory import MemorySettings
 from hmt_ds.parallel.build_hmt import MEMORY_SEED, build_hmt
-from hmt_ds.parallel.compute_choice import ComputeSettings
 from hmt_ds.parallel.deepspeed_config.fill import computes_in_autocast
 from hmt_ds.parallel.deepspeed_config.lr_schedule import make_scheduler
 from hmt_ds.parallel.pipeline.build_stage import build_stage, stage_spans
@@ -50,11 +49,11 @@ def build_on_zero(recipe: Recipe, prepared: Prepared, device: torch.device) -> Z
     model = recipe.model
     hmt = build_hmt(
         model.source,
-        recipe.memory.model_dump(),
+        recipe.memory,
         ds_config=prepared.ds_config,
         precision=model.precision,
         train=model.train,
-        lora=prepared.lora,
+        lora=model.lora,
         seed=recipe.training.seed,
         device=device,
         trust_remote_code=model.trust_remote_code,
@@ -75,14 +74,14 @@ def build_on_pipeline(recipe: Recipe, prepared: Prepared, device: torch.device) 
     autocast = computes_in_autocast(prepared.ds_config, model.precision)
     config = read_config(model.source, trust_remote_code=model.trust_remote_code)
     dtype = torch.bfloat16 if model.precision == "bf16" and not autocast else torch.float32
-    how: dict[str, Any] = {"dtype": dtype, "train": model.train, "lora": prepared.lora, "device": device}
+    how: dict[str, Any] = {"dtype": dtype, "train": model.train, "lora": model.lora, "device": device}
     split = time_of(recipe, config, **how) if pipeline.layers == "time" else pipeline.layers
     spans = stage_spans(config, pipeline.stages, split)
     if rank() == 0 and isinstance(split, LayerTimes):
         print(divided_by_time(spans, split), flush=True)
     stage = build_stage(
         model.source,
-        recipe.memory.model_dump(),
+        recipe.memory,
         spans[place.stage],
         seed=recipe.training.seed,
         trust_remote_code=model.trust_remote_code,
@@ -97,9 +96,7 @@ def build_on_pipeline(recipe: Recipe, prepared: Prepared, device: torch.device) 
 
 def time_of(recipe: Recipe, config: Any, **how: Any) -> LayerTimes:
     """What a layer and the head take for a segment of a micro-batch."""
-    memory = recipe.memory.model_dump()
-    settings = MemorySettings(**memory | {"recall_dim": memory["recall_dim"] or 1})  # the recall is not timed
-    return layer_times(config, settings, rows=recipe.training.batch_size // recipe.micro_batches, **how)
+    return layer_times(config, recipe.memory, rows=recipe.training.batch_size // recipe.micro_batches, **how)
 
 
 def divided_by_time(spans: list[Span], times: LayerTimes) -> str:
@@ -127,7 +124,7 @@ def options_of(recipe: Recipe, prepared: Prepared, device: torch.device) -> dict
         "precision": recipe.model.precision,
         "device": device,
         "depth": recipe.training.bptt_depth,
-        "compute": ComputeSettings(**recipe.compute.model_dump()),
+        "compute": recipe.compute,
         "memory_lr": recipe.optimizer.memory_lr,
         "scheduler": make_scheduler(recipe.schedule.name, recipe.schedule.params, recipe.training.steps),
     }
@@ -176,9 +173,9 @@ def identity(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
         f"optimizer.{key}": value for key, value in recipe.optimizer.model_dump(include={"name", "params"}).items()
     }
     found |= {f"schedule.{key}": value for key, value in recipe.schedule.model_dump().items()}
-    found |= {f"memory.{key}": value for key, value in recipe.memory.model_dump().items()}
+    found |= {f"memory.{key}": value for key, value in asdict(recipe.memory).items()}
     if model.train == "lora":
-        found |= {f"model.lora.{key}": value for key, value in model.lora.model_dump().items()}
+        found |= {f"model.lora.{key}": value for key, value in asdict(model.lora).items()}
     if prepared.train is not None:
         lengths = document_lengths(prepared.train)
         found["data.train"] = f"{len(lengths):,} documents, {int(lengths.sum()):,} tokens"

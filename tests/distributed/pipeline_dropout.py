@@ -46,7 +46,7 @@ def gradients_of(backbone: dict[str, Any], keeps: int, seed: int) -> tuple[dict[
     settings = EngineSettings("fp32", ROWS, 1, CLIPPING, "AdamW", OPTIMIZER)
     span = stage_spans(read_config(backbone), place.stages)[place.stage]
     executor = PipelineExecutor(
-        build_stage(backbone, vars(MEMORY), span, dtype=torch.float32, seed=1),
+        build_stage(backbone, MEMORY, span, dtype=torch.float32, seed=1),
         place,
         micro_batches=PARTS,
         ds_config=fill_ds_config(read_ds_config(PROJECT / "ds_configs" / "zero1.json"), settings),

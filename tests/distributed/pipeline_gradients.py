@@ -183,7 +183,7 @@ def make_executor(case: Case, device: torch.device) -> PipelineExecutor:
     source = BACKBONE | {"num_hidden_layers": LAYERS}
     span = stage_spans(read_config(source), case.stages)[place.stage]
     dtype = torch.bfloat16 if case.precision == "bf16" else torch.float32
-    model = build_stage(source, vars(case.memory), span, dtype=dtype, train=case.train, device=device)
+    model = build_stage(source, case.memory, span, dtype=dtype, train=case.train, device=device)
     whole = get_weights(start_model(case))
     set_weights(model, {name: whole.get(name, weight) for name, weight in model.named_parameters()})
     model.eval()

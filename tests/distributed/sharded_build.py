@@ -11,6 +11,7 @@ from ranks import PROJECT
 from transformers import AutoModelForCausalLM
 
 from hmt_ds.distributed.process_group import end_process, join, rank, world_size
+from hmt_ds.memory import MemorySettings
 from hmt_ds.parallel.build_hmt import build_hmt
 from hmt_ds.parallel.deepspeed_config.fill import EngineSettings, fill_ds_config, read_ds_config
 
@@ -19,7 +20,7 @@ def look(source: Any, precision: str) -> dict[str, Any]:
     """Build from a folder or a configuration; what each parameter of the backbone is right after."""
     settings = EngineSettings(precision, 1, 4, 1.0, "AdamW", {"lr": 1e-3})
     config = fill_ds_config(read_ds_config(PROJECT / "ds_configs" / "zero3.json"), settings)
-    memory = {"mode": "hmt", "segment_length": 8, "recall_dim": None}
+    memory = MemorySettings(segment_length=8)
     model = build_hmt(source, memory, ds_config=config, precision=precision, train="whole", seed=1)
     parameters = dict(model.backbone.model.named_parameters())  # type: ignore[attr-defined]
     shares = [p.ds_tensor.numel() * world_size() / p.ds_numel for p in parameters.values()]

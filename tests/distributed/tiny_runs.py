@@ -33,7 +33,7 @@ BACKBONE = {
     "tie_word_embeddings": True,
 }
 # fewer memories than segments
-MEMORY = MemorySettings("hmt", segment_length=L, recall_dim=24, sensory_tokens=3, memory_tokens=2, cached_memories=3)
+MEMORY = MemorySettings(segment_length=L, recall_dim=24, sensory_tokens=3, memory_tokens=2, cached_memories=3)
 
 
 def tokenised() -> Dataset:

@@ -22,7 +22,7 @@ BACKBONE = {
     "num_key_value_heads": 2,
     "initializer_range": 0.06,
 }
-MEMORY = MemorySettings("hmt", segment_length=L, recall_dim=64, sensory_tokens=4, cached_memories=8)
+MEMORY = MemorySettings(segment_length=L, recall_dim=64, sensory_tokens=4, cached_memories=8)
 
 
 def windows() -> list[Window]:

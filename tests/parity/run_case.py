@@ -52,7 +52,7 @@ def build(case: dict, tensors: dict[str, Tensor]) -> HMT:
         sensory_tokens=case["sensory_tokens"],
         cached_memories=case["cached_memories"],
         summary_fraction=case["summary_fraction"],
-        recall_dim=case["recall_hidden_dim"] or 1,
+        recall_dim=case["recall_hidden_dim"],
     )
     model = HMT(CausalLM(AutoModelForCausalLM.from_config(config)), settings).double().eval()
     weights = {ours(k.removeprefix("weight.")): v for k, v in tensors.items() if k.startswith("weight.")}

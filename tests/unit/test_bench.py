@@ -81,7 +81,7 @@ def test_clock_outlives_an_error(moments):
 
 
 # 10 + 2 + 2 x 1 positions a segment, 5 + 2 x 1 a summary
-SIZES = MemorySettings("hmt", segment_length=10, recall_dim=8, sensory_tokens=2, cached_memories=3)
+SIZES = MemorySettings(segment_length=10, recall_dim=8, sensory_tokens=2, cached_memories=3)
 
 
 @pytest.mark.parametrize(

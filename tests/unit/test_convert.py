@@ -23,6 +23,7 @@ from hmt_ds.conversion.pickles import read_pickle
 from hmt_ds.conversion.remote_code import remote_code
 from hmt_ds.conversion.shards import plan_shards, write_shards
 from hmt_ds.conversion.weights import of_folder, tensors
+from hmt_ds.memory import MemorySettings
 from hmt_ds.parallel.build_hmt import build_hmt
 
 PARITY = Path(__file__).parents[1] / "parity"
@@ -91,7 +92,8 @@ def test_the_papers_second_stage_begins_with_the_first(tmp_path):
     torch.save(weights_of(stored), tmp_path / "model.pth")
     convert(tmp_path / "model.pth", tmp_path / "hf", options_for(case, make_backbone(tmp_path / "backbone", case)))
     first = load_file(tmp_path / "hf/model.safetensors")
-    memory = json.loads((tmp_path / "hf/config.json").read_text())["memory"] | {"mode": "hmt", "recall_dim": 8}
+    stored = MemorySettings(**json.loads((tmp_path / "hf/config.json").read_text())["memory"])
+    memory = replace(stored, mode="hmt", recall_dim=8)
     check_memory(str(tmp_path / "hf"), memory)
     second = dict(build_hmt(str(tmp_path / "hf"), memory, ds_config={}).named_parameters(remove_duplicate=False))
     assert "hmt.initial_prompt.embeddings.weight" in first and "hmt.summary_prompt.embeddings.weight" not in first

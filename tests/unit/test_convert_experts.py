@@ -21,7 +21,7 @@ CONFIG = AutoConfig.for_model(
     num_local_experts=3,
     num_experts_per_tok=2,
 )
-SETTINGS = MemorySettings("hmt", segment_length=8, recall_dim=8)
+SETTINGS = MemorySettings(segment_length=8, recall_dim=8)
 
 
 def test_frozen_ones_come_through_transformers(tmp_path):

@@ -70,7 +70,7 @@ def lora_run(folder: Path, config: dict[str, Any], targets: list[str]) -> RunPar
     }
     backbone = build_model(str(folder), dtype=torch.float32)
     select_trainable(backbone, "lora", LoraSettings(**lora))
-    settings = MemorySettings("backbone", segment_length=BACKBONE.segment_length, recall_dim=1)
+    settings = MemorySettings(BACKBONE.segment_length, mode="backbone")
     weights = {name: torch.ones_like(p) for name, p in HMT(backbone, settings).named_parameters() if ADAPTER in name}
     return RunParts(Recipe.model_validate(values), tensors(weights), read_config(config), settings)
 

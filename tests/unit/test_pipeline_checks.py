@@ -1,5 +1,6 @@
 """What a ring of stages cannot be made of is said before anything starts."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -89,10 +90,10 @@ def test_by_itself_it_takes_the_fewest_parts_that_keep_stages_busy(rows, stages,
 def test_a_stage_keeps_its_layers_of_a_micro_batch(monkeypatch, recompute, share, said):
     """Of 4 rows in two parts on two stages; or of all rows and segments, where nothing is read again."""
     plain = recipe_of()
-    compute = plain.compute.model_copy(update={"recompute": recompute})
+    compute = replace(plain.compute, recompute=recompute)
     training = plain.training.model_copy(update={"bptt_depth": 3})
     recipe = plain.model_copy(update={"compute": compute, "training": training})
-    config, settings = read_config(LLAMA), MemorySettings("hmt", 8, recall_dim=1)
+    config, settings = read_config(LLAMA), MemorySettings(8, recall_dim=1)
     whole = kept_bytes(config, settings, recompute, batch=4, depth=3, size=2)
     for available, problems in ((whole * share, 0), (whole * share - 1, 1)):
         monkeypatch.setattr(
@@ -105,5 +106,5 @@ def test_a_stage_keeps_its_layers_of_a_micro_batch(monkeypatch, recompute, share
 def test_too_few_parts_are_said_with_what_they_cost():
     """One micro-batch without summaries on two stages: each waits while the other works."""
     recipe = recipe_of(batch_size=1)
-    alone = recipe.model_copy(update={"memory": recipe.memory.model_copy(update={"mode": "rmt"})})
+    alone = recipe.model_copy(update={"memory": replace(recipe.memory, mode="rmt")})
     assert "with 1 micro-batches on 2 stages a stage waits 50% of its time" in few_parts(alone, 1)

@@ -7,7 +7,7 @@ from hmt_ds.memory import MemorySettings
 from hmt_ds.parallel.pipeline.schedule import Item, Kind
 
 # 10 + 2 + 2 x 1 positions a segment, 5 + 2 x 1 a summary
-SIZES = MemorySettings("hmt", segment_length=10, recall_dim=8, sensory_tokens=2, cached_memories=3)
+SIZES = MemorySettings(segment_length=10, recall_dim=8, sensory_tokens=2, cached_memories=3)
 
 
 def test_a_ring_reads_every_position_twice_but_for_kept_graphs():

@@ -24,7 +24,7 @@ from hmt_ds.planning.plan_options import CompareOptions
 from hmt_ds.planning.shapes import SHAPES, ModelShape
 from hmt_ds.planning.simulate import Link, Machine, durations, lower_bound, simulate
 
-SETTINGS = MemorySettings("hmt", segment_length=1024, recall_dim=64)
+SETTINGS = MemorySettings(segment_length=1024, recall_dim=64)
 JOB = Job(SHAPES["7b"], SETTINGS)
 HEADLESS = Job(replace(SHAPES["7b"], vocab_size=0), SETTINGS)
 SMALL = Cluster(memory=1e9)  # no graph is kept
@@ -224,7 +224,7 @@ def test_comparison():
     options = CompareOptions("13b", (8, 64), 25e9, 300e12, rows=3, segment_length=256, segments=4)
     rows = comparison(options)
     assert [(gpus, way) for gpus, way, _ in rows] == [(n, w) for n in (8, 64) for w in ("ZeRO-1", "ring", "ZeRO-3")]
-    job = Job(SHAPES["13b"], MemorySettings("hmt", 256, 5120), segments=4, rows=3)
+    job = Job(SHAPES["13b"], MemorySettings(256, recall_dim=5120), segments=4, rows=3)
     assert rows[5][2] == zero3(job, Cluster(25e9, rate=300e12), 64)
     assert rows[4][2] == best_ring(job, Cluster(25e9, rate=300e12), 64)
 

@@ -16,7 +16,7 @@ from hmt_ds.reporting.bench_tables import reference_table
 CPU = torch.device("cpu")
 LLAMA = {"model_type": "llama", "vocab_size": 50, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
 LLAMA |= {"num_attention_heads": 2, "max_position_embeddings": 64}
-SIZES = MemorySettings("hmt", segment_length=10, recall_dim=8, sensory_tokens=2, cached_memories=3)
+SIZES = MemorySettings(segment_length=10, recall_dim=8, sensory_tokens=2, cached_memories=3)
 
 
 @pytest.fixture
@@ -81,8 +81,8 @@ def test_reference_out_of_memory_is_a_row(clone):
         ({}, None),
         ({"precision": "fp32"}, "compared are model.precision bf16"),
         ({"train": "lora"}, "model.train whole alone"),
-        ({"settings": {"mode": "rmt", "memory_tokens": 1}}, "memory.mode hmt"),
-        ({"settings": {"mode": "hmt", "memory_tokens": 2}}, "memory.memory_tokens 1 alone"),
+        ({"settings": MemorySettings(10, mode="rmt")}, "memory.mode hmt"),
+        ({"settings": MemorySettings(10, memory_tokens=2)}, "memory.memory_tokens 1 alone"),
         ({"config": types.SimpleNamespace(model_type="odd")}, "takes no odd"),
         ({"folder": Path("nowhere")}, "nowhere has no modeling_rmt/language_modeling.py"),
     ],
@@ -90,7 +90,7 @@ def test_reference_out_of_memory_is_a_row(clone):
 def test_what_the_reference_cannot_take(clone, monkeypatch, changes, line):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(reference, "NEEDS", {"json": "json"})
-    config, settings = read_config(LLAMA), {"mode": "hmt", "memory_tokens": 1}
+    config, settings = read_config(LLAMA), MemorySettings(10)
     arguments = {"folder": clone, "config": config, "settings": settings, "precision": "bf16", "train": "whole"}
     problems = reference.reference_problems(**(arguments | changes))
     assert len(problems) == (line is not None) and all(line in problem for problem in problems)
@@ -99,8 +99,6 @@ def test_what_the_reference_cannot_take(clone, monkeypatch, changes, line):
 def test_what_the_reference_lacks(clone, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(reference, "NEEDS", {"no_such_module": "no-such-package"})
-    found = reference.reference_problems(
-        clone, read_config(LLAMA), {"mode": "hmt", "memory_tokens": 1}, "bf16", "whole"
-    )
+    found = reference.reference_problems(clone, read_config(LLAMA), MemorySettings(10), "bf16", "whole")
     assert [line.partition(": ")[0] for line in found] == ["--reference"] * 2
     assert "pip install no-such-package" in found[0] and "needs a GPU" in found[1]

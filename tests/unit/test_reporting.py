@@ -188,7 +188,7 @@ def test_nothing_read_has_a_place_on_the_axis(tmp_path, monkeypatch):
 
 def test_useful_flops():
     """By hand: 10 + 2 sensory + 2 prompts + 5 + 2 of the summary are 21 positions for 10 tokens."""
-    settings = MemorySettings("hmt", segment_length=10, recall_dim=4, sensory_tokens=2)
+    settings = MemorySettings(segment_length=10, recall_dim=4, sensory_tokens=2)
     assert positions_per_token(settings) == 2.1
     assert useful_flops_per_token(100, 100, settings) == 6 * 100 * 2.1
     assert useful_flops_per_token(100, 0, settings) == 4 * 100 * 2.1

@@ -45,7 +45,7 @@ GPT2 = {
 
 def make_settings(**changes: Any) -> MemorySettings:
     """Three memories are cached, so that windows of four segments overflow the cache."""
-    usual = MemorySettings("hmt", segment_length=L, recall_dim=8, sensory_tokens=2, cached_memories=3)
+    usual = MemorySettings(segment_length=L, recall_dim=8, sensory_tokens=2, cached_memories=3)
     return replace(usual, **changes)
 
 

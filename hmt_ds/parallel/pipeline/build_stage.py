@@ -61,7 +61,7 @@ def costs_by_size(config: Any) -> list[float]:
 
 def build_stage(
     source: str | dict[str, Any],
-    memory: dict[str, Any],
+    memory: MemorySettings,
     span: Span,
     *,
     dtype: torch.dtype,
@@ -85,8 +85,7 @@ def build_stage(
         backbone = CausalLM(load_stage(source, span, config, dtype=dtype, **names), width(config))
     select_trainable(backbone, train, lora, seed)
     torch.manual_seed(seed ^ MEMORY_SEED)
-    values = memory | {"recall_dim": memory.get("recall_dim") or backbone.dim}
-    model = HMT(backbone, MemorySettings(**values))
+    model = HMT(backbone, memory)
     if span.opens:
         initialise_prompts(model)
     for name, belongs in {"initial_prompt": span.opens, "summary_prompt": span.opens, "recall": span.closes}.items():

@@ -1,0 +1,34 @@
+"""Settings that trade memory for speed: the recipe's section ``compute``. Imports no torch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Recompute = Literal["auto", "none", "selective", "segment", "segment+layer", "reentrant"]
+Reduction = Literal["auto", "step", "segment"]
+Kernels = Literal["auto", "plain", "liger", "compile"]
+CudaGraphs = Literal["auto", "always", "never"]
+
+
+@dataclass(frozen=True)
+class ComputeSettings:
+    """Activation checkpointing, gradient reduction and kernels. Gradients are the same up to rounding."""
+
+    recompute: Recompute = "auto"
+    """Activation checkpointing. none: keep all activations; selective: keep only the results of matrix products and
+    attention; segment: recompute whole segments in the backward pass; segment+layer: the same, and recompute layer by
+    layer within a segment; auto: recompute the segments whose activations do not fit. (reentrant is refused.)"""
+    summary_batch: Literal["auto"] | int = "auto"
+    """How many segments have their summaries computed in one batch. auto: as many as need no more memory than the
+    activations that are kept anyway."""
+    reduction: Reduction = "auto"
+    """When gradients are reduced across ranks. step: once per optimizer step, which needs 4 bytes per trained weight on
+    each rank, and at ZeRO-3 the whole weights during the step; segment: after each backward pass, sharded; auto: step
+    if it fits."""
+    leaf_layers: Literal["auto"] | int = "auto"
+    """Layers that ZeRO-3 gathers together, with reduction segment."""
+    kernels: Kernels = "auto"
+    """auto: compile on GPUs, liger where ZeRO-3's hooks or layer checkpoints rule compile out, plain on CPUs."""
+    cuda_graphs: CudaGraphs = "auto"
+    """Replay a segment's kernels as a CUDA graph: at ZeRO stages 0 to 2 with reduction step, without dropout."""
+    spill: bool = False
+    """Offload the tensors that cross segment boundaries to the host's memory."""
