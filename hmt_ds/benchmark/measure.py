@@ -12,14 +12,14 @@ import torch
 from hmt_ds.backbones import CausalLM
 from hmt_ds.backbones.compute import layers_of
 from hmt_ds.benchmark.footprint import MemoryProbe, footprint
-from hmt_ds.benchmark.pipeline_phases import keeps_of_stages, repeated_positions_on_ring
+from hmt_ds.benchmark.pipeline_phases import keeps_of_stages, repeated_positions_on_pipeline
 from hmt_ds.distributed.deepspeed_internals import full_numel
 from hmt_ds.distributed.process_group import add_up, from_all_ranks, rank, world_size
 from hmt_ds.memory import Window
 from hmt_ds.parallel.pipeline.executor import PipelineExecutor
 from hmt_ds.parallel.zero import ZeroExecutor
 from hmt_ds.planning.flops import rates, repeated_positions, useful_flops_per_token
-from hmt_ds.reporting.phase_clock import PHASES, RING_PHASES, Clock
+from hmt_ds.reporting.phase_clock import PHASES, PIPELINE_PHASES, Clock
 
 CLOCKED_STEPS = 2
 # Segments, at least, of a window that is read for anything but the timed steps: a document of a million tokens is not
@@ -119,7 +119,7 @@ class Bench:
         """Seconds of each phase of a step, all of them timed: the mean of so many steps, on each rank."""
         clock = Clock(self.executor.device)
         found = [self.clocked(clock, self.short_step(None))[0] for _ in range(steps)]
-        names = PHASES if self.executor.stages == 1 else RING_PHASES
+        names = PHASES if self.executor.stages == 1 else PIPELINE_PHASES
         mean = {name: sum(seconds.get(name, 0.0) for seconds in found) / steps for name in names}
         return from_all_ranks(mean)
 
@@ -175,8 +175,8 @@ def arithmetic(executor: ZeroExecutor, parameters: int, trained: int, batch: int
     if isinstance(executor, PipelineExecutor):
         keeps = keeps_of_stages(executor, segments)
         parts = executor.micro_batches
-        together = executor.together(segments, parts)
-        again = repeated_positions_on_ring(settings, keeps, parts, together, segments, layers_again=twice)
+        summary_group = executor.summary_group(segments, parts)
+        again = repeated_positions_on_pipeline(settings, keeps, parts, summary_group, segments, layers_again=twice)
     else:
         again = repeated_positions(settings, executor.room.plan, segments, layers_again=twice)
     per_token = useful_flops_per_token(parameters, trained, settings)

@@ -12,7 +12,7 @@ from rich.console import Console
 from hmt_ds.backbones import read_config
 from hmt_ds.benchmark.bench_options import BenchOptions, parse_words
 from hmt_ds.benchmark.measure import CLOCKED_STEPS, Bench, arithmetic, random_windows, speeds
-from hmt_ds.benchmark.pipeline_phases import ring_numbers
+from hmt_ds.benchmark.pipeline_phases import pipeline_results
 from hmt_ds.benchmark.reference import Work, reference_problems, run_reference
 from hmt_ds.config.load import ConfigError, load_recipe
 from hmt_ds.config.recipe import Recipe
@@ -105,7 +105,7 @@ def measure(recipe: Recipe, prepared: Prepared, options: BenchOptions, device: t
         "run": described(recipe, options, device, executor) | {"parameters": parameters, "trained_parameters": trained},
         "compute": asdict(executor.compute),
         "plan": asdict(executor.room.plan) if executor.stages == 1 else None,
-        "ring": ring_of(executor, training.gradient_accumulation, segments, phases),
+        "pipeline": pipeline_results_of(executor, training.gradient_accumulation, segments, phases),
         "steps": [asdict(step) for step in timed],
         "peak_flops_per_second": peaks,
         "flops": flops,
@@ -116,11 +116,11 @@ def measure(recipe: Recipe, prepared: Prepared, options: BenchOptions, device: t
     }
 
 
-def ring_of(
+def pipeline_results_of(
     executor: ZeroExecutor, windows: int, segments: int, phases: list[dict[str, float]]
 ) -> dict[str, Any] | None:
     """Its numbers, if it is one."""
-    return ring_numbers(executor, windows, segments, phases) if isinstance(executor, PipelineExecutor) else None
+    return pipeline_results(executor, windows, segments, phases) if isinstance(executor, PipelineExecutor) else None
 
 
 def described(recipe: Recipe, options: BenchOptions, device: torch.device, executor: ZeroExecutor) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""What a layout costs, before it runs."""
+"""Estimates of a layout's time and memory, before it runs."""

@@ -1,22 +1,33 @@
-"""How much memory activations take at least: enough to refuse what cannot work, before anything starts."""
+"""A lower bound on activation memory, to refuse what cannot fit before anything starts."""
 
-from typing import Any
+from typing import Protocol
 
 from hmt_ds.memory import MemorySettings
 
 GIB = 2**30
 
 
-def bytes_per_position(config: Any, recompute: str, size: int) -> int:
-    """What a position keeps for the backward pass, at least, in all layers.
+class LayerSizes(Protocol):
+    """The sizes in a backbone's configuration that every family has."""
 
-    A layer keeps the results of its matrix products and what went into them: about six times the hidden size and three
-    times the MLP's. Measured on an H100 with compiled layers: 1.24 MiB in bf16 for a Llama of 1.1B, of which this
-    formula finds 1.22.
+    @property
+    def hidden_size(self) -> int:
+        """Width of the hidden states."""
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Number of layers."""
+
+
+def bytes_per_position(config: LayerSizes, recompute: str, size: int) -> int:
+    """Return the bytes that all layers keep for the backward pass of one position, at least.
+
+    A layer keeps the inputs and results of its matrix products: about six times the hidden size and three times the
+    MLP's. Measured on an H100 with compiled layers: 1.24 MiB in bf16 for a Llama of 1.1B; this formula gives 1.22.
 
     Args:
         config: the backbone's.
-        recompute: ``none``, ``selective`` or ``segment+layer``; ``segment`` and ``auto`` are like ``none``.
+        recompute: ``none``, ``selective`` or ``segment+layer``; ``segment`` and ``auto`` count like ``none``.
         size: bytes of a number.
     """
     dim, layers = config.hidden_size, config.num_hidden_layers
@@ -25,11 +36,13 @@ def bytes_per_position(config: Any, recompute: str, size: int) -> int:
     return layers * numbers * size
 
 
-def kept_bytes(config: Any, settings: MemorySettings, recompute: str, *, batch: int, depth: int, size: int) -> int:
-    """What the activations of a window take at their peak, at least.
+def kept_bytes(
+    config: LayerSizes, settings: MemorySettings, recompute: str, *, batch: int, depth: int, size: int
+) -> int:
+    """Return the peak bytes of a window's activations, at least.
 
     Args:
-        batch: rows of a rank.
+        batch: rows per rank.
         depth: segments of a window.
         size: bytes of a number.
     """

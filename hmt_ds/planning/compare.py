@@ -1,8 +1,8 @@
-"""A ring pipeline beside ZeRO on the same job, by formula: where the time of a step goes on a cluster.
+"""Estimate a training step on a cluster with a pipeline, ZeRO-1 and ZeRO-3, to see where its time goes.
 
-Counted are matrix products, messages, and what must lie in a GPU's memory. Not counted are attention scores, norms, the
-recall, the optimizer's own arithmetic (as much for all of them), kernel launches, and ZeRO-3's hooks, which within a
-node cost more than its bytes do: the estimate for ZeRO-3 is the best that it could be.
+Counted are matrix products, messages and GPU memory. Not counted are attention scores, norms, the recall, the
+optimizer's arithmetic (equal for all of them), kernel launches and ZeRO-3's hooks, which cost more than its messages
+within a node: the estimate for ZeRO-3 is a best case.
 """
 
 from collections.abc import Iterator
@@ -10,19 +10,19 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from hmt_ds.memory import MemorySettings
-from hmt_ds.parallel.pipeline.schedule import Kind, graphs_kept, pipeline_schedule, summaries_together
+from hmt_ds.parallel.pipeline.schedule import Kind, graphs_to_keep, pipeline_schedule, summary_group_size
 from hmt_ds.planning.activations import bytes_per_position
 from hmt_ds.planning.flops import summary_positions
 from hmt_ds.planning.plan_options import CompareOptions
 from hmt_ds.planning.shapes import SHAPES, ModelShape
 from hmt_ds.planning.simulate import Durations, Link, Machine, Timeline, peak_kept_bytes, simulate
 
-SIZE = 2  # bytes of a bf16 number
+BF16 = 2  # bytes
 USABLE = 0.92  # of a GPU's memory, as parallel/activation_budget.py plans
-# bytes of a trained weight: bf16 and its float32 sum on every rank that computes with it (ZeRO-3 shards both); and, in
-# a shard, DeepSpeed's float32 weight and two moments, as parallel/compute_choice.py counts
-WHOLE, SHARD = SIZE + 4, 12
-LEAVES = 0.1  # of the memory: two of ZeRO-3's leaves and their gradients, a fortieth each (parallel/compute_choice.py)
+# Bytes of a trained weight. Replicated: bf16 weight and float32 gradient sum (ZeRO-3 shards both). Sharded: float32
+# weight and two moments, as parallel/compute_choice.py counts.
+REPLICATED, SHARDED = BF16 + 4, 12
+GATHERED = 0.1  # of the memory: two of ZeRO-3's leaf modules and their gradients, a fortieth each
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class Cluster:
     """Nodes of GPUs.
 
     Attributes:
-        between_nodes: bytes per second into a node, and out of it; its GPUs share them.
-        within_node: bytes per second into a GPU, and out of it. NVLink's 900 GB/s are both ways together.
-        rate: achieved FLOP/s of a GPU's matrix products.
+        between_nodes: bytes per second into a node, and out of it, shared by its GPUs.
+        within_node: bytes per second into a GPU, and out of it. NVLink's 900 GB/s count both directions.
+        rate: FLOP/s that a GPU achieves in matrix products.
         memory: bytes of a GPU.
-        gpus_per_node: as many on each.
-        near, far: seconds until a message's first byte arrives, within a node and between two.
+        gpus_per_node: number of GPUs on each node.
+        latency_within, latency_between: seconds until a message's first byte arrives, within and between nodes.
     """
 
     between_nodes: float = 50e9
@@ -43,14 +43,19 @@ class Cluster:
     rate: float = 600e12
     memory: float = 80e9
     gpus_per_node: int = 8
-    near: float = 10e-6
-    far: float = 20e-6
+    latency_within: float = 10e-6
+    latency_between: float = 20e-6
 
-    def spread_seconds(self, size: float, in_node: int, nodes: int, sharing: int = 1) -> float:
-        """Gather so many bytes, of which all these ranks have equal shards, on each of them; or reduce-scatter them.
+    def all_gather_seconds(self, size: float, in_node: int, nodes: int, sharing: int = 1) -> float:
+        """Return the seconds of an all-gather or a reduce-scatter of ``size`` bytes in all.
 
-        Each GPU must be sent all but its own shard, and each node all but its own, at least once; NCCL's rings need no
-        more. ``sharing``: groups of ranks that do so at the same time on a node.
+        Each GPU must receive all but its own shard, and each node all but its own, at least once; NCCL's ring
+        algorithms need no more.
+
+        Args:
+            in_node: ranks of the process group on each node.
+            nodes: that the process group spans.
+            sharing: process groups that do so at the same time on a node.
         """
         into_gpu = size * (1 - 1 / (in_node * nodes)) if in_node > 1 else 0.0
         into_node = size * sharing * (1 - 1 / nodes)
@@ -59,12 +64,12 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Job:
-    """What is trained: every weight, in bf16 with float32 sums, by Adam.
+    """A training job: all weights, in bf16 with float32 gradient sums, by Adam.
 
     Attributes:
         settings: of the memory.
-        segments: of a window.
-        rows: that a step reads for each GPU.
+        segments: per window.
+        rows: per step and GPU.
     """
 
     shape: ModelShape
@@ -72,27 +77,27 @@ class Job:
     segments: int = 8
     rows: int = 2
 
-    def flops(self, parameters: float, *, summary: bool = False) -> float:
-        """Of one row's forward pass: 2 for each parameter and position, as in planning/flops.py."""
+    def forward_flops(self, parameters: float, *, summary: bool = False) -> float:
+        """Return the FLOPs of one row's forward pass: 2 per parameter and position, as in planning/flops.py."""
         return 2 * parameters * (summary_positions(self.settings) if summary else self.settings.positions)
 
     @property
     def tokens(self) -> int:
-        """Fresh tokens of a step for each GPU."""
+        """Fresh tokens per step and GPU."""
         return self.rows * self.segments * self.settings.segment_length
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A layout's step.
+    """The estimated step of a layout.
 
     Attributes:
         layout: in words.
         seconds: of the step.
-        tokens_per_second: fresh ones for each GPU.
-        idle: the share of the step in which a GPU does no matrix products.
-        bytes: of a GPU's memory; the fullest one.
-        fits: whether it has as many.
+        tokens_per_second: fresh tokens per second and GPU.
+        idle: share of the step in which a GPU runs no matrix products.
+        bytes: memory of the fullest GPU.
+        fits: whether a GPU has that memory.
     """
 
     layout: str
@@ -104,153 +109,161 @@ class Estimate:
 
 
 def comparison(options: CompareOptions) -> list[tuple[int, str, Estimate | None]]:
-    """GPUs, way, and its estimate: each way for each number of GPUs. None where a ring is not possible."""
+    """Return number of GPUs, method and estimate; None where no pipeline is possible."""
     shape = SHAPES[options.shape]
     settings = MemorySettings(options.segment_length, recall_dim=shape.hidden_size)
     job = Job(shape, settings, options.segments, options.rows)
     cluster = Cluster(options.between_nodes, rate=options.rate)
-    ways = {"ZeRO-1": zero1, "ring": best_ring, "ZeRO-3": zero3}
-    return [(gpus, name, way(job, cluster, gpus)) for gpus in options.gpus for name, way in ways.items()]
+    methods = {"ZeRO-1": zero1, "pipeline": best_pipeline, "ZeRO-3": zero3}
+    return [(gpus, name, method(job, cluster, gpus)) for gpus in options.gpus for name, method in methods.items()]
 
 
 def estimate(job: Job, cluster: Cluster, layout: str, seconds: float, arithmetic: float, size: float) -> Estimate:
-    """From the seconds of a step, and of its matrix products on a GPU."""
+    """Return an estimate from the seconds of a step and those of its matrix products on a GPU."""
     fits = size <= USABLE * cluster.memory
     return Estimate(layout, seconds, job.tokens / seconds, 1 - arithmetic / seconds, size, fits)
 
 
-def best_ring(job: Job, cluster: Cluster, gpus: int) -> Estimate | None:
-    """The fastest ring of two stages or more that fits; if none does, the smallest one. None if there is no ring."""
-    found = [ring(job, cluster, gpus, stages) for stages in stage_counts(job.shape, cluster, gpus)]
+def best_pipeline(job: Job, cluster: Cluster, gpus: int) -> Estimate | None:
+    """Return the fastest pipeline that fits; if none fits, the one with the least memory; None if there is none."""
+    found = [pipeline(job, cluster, gpus, stages) for stages in stage_counts(job.shape, cluster, gpus)]
     return min(found, key=lambda e: (not e.fits, e.seconds if e.fits else e.bytes), default=None)
 
 
 def stage_counts(shape: ModelShape, cluster: Cluster, gpus: int) -> Iterator[int]:
-    """Stages with as many layers each, in rings that fill nodes, or parts of a node."""
+    """Yield the numbers of stages that divide the layers equally and do not straddle a part of a node."""
     for stages in range(2, min(shape.num_hidden_layers, gpus) + 1):
         straddles = cluster.gpus_per_node % stages and stages % cluster.gpus_per_node
         if not straddles and gpus % stages == 0 and shape.num_hidden_layers % stages == 0:
             yield stages
 
 
-def ring(job: Job, cluster: Cluster, gpus: int, stages: int) -> Estimate:
-    """Rings of so many stages, data parallel to each other with ZeRO-1.
+def pipeline(job: Job, cluster: Cluster, gpus: int, stages: int) -> Estimate:
+    """Estimate pipelines with the given number of stages, data-parallel to each other with ZeRO-1.
 
-    A micro-batch is one row. As many items as fit keep their graphs (parallel/pipeline/stage_budget.py); the others are
-    read again before their backward pass. In the end the rings reduce-scatter their float32 sums, and gather bf16
+    A micro-batch is one row. As many forward passes keep their graphs as fit (parallel/pipeline/stage_budget.py); the
+    others are recomputed. At the end of a step the pipelines reduce-scatter float32 gradient sums and all-gather bf16
     weights.
     """
-    node, rings = cluster.gpus_per_node, gpus // stages
+    node, pipelines = cluster.gpus_per_node, gpus // stages
     layers, head = job.shape.num_hidden_layers // stages, job.shape.head_parameters
     weights = layers * job.shape.layer_parameters + head  # the first stage has the embedding, the last one the head
-    states = (WHOLE + SHARD / rings) * weights
-    graph = job.settings.positions * bytes_per_position(replace(job.shape, num_hidden_layers=layers), "none", SIZE)
-    window, kept = ring_window(job, cluster, stages, graph, USABLE * cluster.memory - states)
+    states = (REPLICATED + SHARDED / pipelines) * weights
+    graph = job.settings.positions * bytes_per_position(replace(job.shape, num_hidden_layers=layers), "none", BF16)
+    window, kept = pipeline_window(job, cluster, stages, graph, USABLE * cluster.memory - states)
     in_node = max(1, min(node, gpus) // stages)
-    seconds = window.window_time + cluster.spread_seconds(
-        WHOLE * weights, in_node, rings // in_node, sharing=min(node, stages)
+    seconds = window.window_time + cluster.all_gather_seconds(
+        REPLICATED * weights, in_node, pipelines // in_node, sharing=min(node, stages)
     )
-    busy = sum(bar.stop - bar.start for bars in window.stages for bar in bars) / stages
+    busy = sum(timed.stop - timed.start for actions in window.stages for timed in actions) / stages
     size = states + max(window.kept_bytes) + max(kept, graph)
-    return estimate(job, cluster, f"{stages} stages x {rings}", seconds, busy, size)
+    return estimate(job, cluster, f"{stages} stages x {pipelines}", seconds, busy, size)
 
 
 @lru_cache(maxsize=64)
-def ring_window(job: Job, cluster: Cluster, stages: int, graph: float, room: float) -> tuple[Timeline, float]:
-    """The simulated window of one ring, whose ranks stand in a row, and the bytes of the graphs that a stage keeps.
+def pipeline_window(job: Job, cluster: Cluster, stages: int, graph: float, free_bytes: float) -> tuple[Timeline, float]:
+    """Simulate a window of one pipeline on consecutive ranks; return it with the bytes of a stage's kept graphs.
 
     Args:
-        graph: bytes of a segment's.
-        room: bytes for inputs and graphs.
+        graph: bytes of the graph of a segment pass.
+        free_bytes: for stage inputs and graphs.
     """
     node, settings = cluster.gpus_per_node, job.settings
-    near, far = Link(cluster.near, cluster.within_node), Link(cluster.far, cluster.between_nodes)
-    links = [near if (p + 1) % node else far for p in range(stages - 1)]
-    number = SIZE * job.shape.hidden_size
-    parts = job.rows * stages
-    together = summaries_together(stages, job.segments, parts, settings.summary_share)
+    within, between = (
+        Link(cluster.latency_within, cluster.within_node),
+        Link(cluster.latency_between, cluster.between_nodes),
+    )
+    links = [within if (p + 1) % node else between for p in range(stages - 1)]
+    position = BF16 * job.shape.hidden_size
+    micro_batches = job.rows * stages
+    group = summary_group_size(stages, job.segments, micro_batches, settings.summary_share)
     message_bytes = {
-        Kind.MAIN: number * settings.positions,
-        Kind.SUMMARY: number * summary_positions(settings) * together,
-        Kind.RECALL: number * settings.memory_tokens,
+        Kind.SEGMENT: position * settings.positions,
+        Kind.SUMMARY: position * summary_positions(settings) * group,
+        Kind.RECALL: position * settings.memory_tokens,
     }
-    times = [stage_durations(job, cluster, stages, together, last=p == stages - 1) for p in range(stages)]
-    schedule = pipeline_schedule(stages, job.segments, parts, mode=settings.mode, together=together)
-    spare = room - max(peak_kept_bytes(items, message_bytes) for items in schedule)
-    sizes = {Kind.MAIN: graph, Kind.SUMMARY: graph * settings.summary_share * together}
-    keeps = [graphs_kept(items, sizes, spare) for items in schedule]
-    machine = Machine(times, links, near if stages <= node else far, message_bytes, keeps=keeps)
-    return simulate(schedule, machine, settings.mode), sum(sizes[item.kind] for item in keeps[0])
+    times = [stage_durations(job, cluster, stages, group, last=p == stages - 1) for p in range(stages)]
+    schedule = pipeline_schedule(stages, job.segments, micro_batches, mode=settings.mode, summary_group=group)
+    for_graphs = free_bytes - max(peak_kept_bytes(actions, message_bytes) for actions in schedule)
+    sizes = {Kind.SEGMENT: graph, Kind.SUMMARY: graph * settings.summary_share * group}
+    kept = [graphs_to_keep(actions, sizes, for_graphs) for actions in schedule]
+    wraparound = within if stages <= node else between
+    machine = Machine(times, links, wraparound, message_bytes, kept_graphs=kept)
+    return simulate(schedule, machine, settings.mode), sum(sizes[action.kind] for action in kept[0])
 
 
-def stage_durations(job: Job, cluster: Cluster, stages: int, together: int, *, last: bool) -> Durations:
-    """Seconds of a stage's items. The last stage has the head, which the first reading leaves out.
+def stage_durations(job: Job, cluster: Cluster, stages: int, summary_group: int, *, last: bool) -> Durations:
+    """Return the seconds of a stage's actions. The last stage runs the head, in backward passes only.
 
     Args:
-        together: of how many micro-batches a summary is.
+        summary_group: micro-batches per summary pass.
     """
     layers = job.shape.num_hidden_layers // stages * job.shape.layer_parameters
-    main, summary = job.flops(layers) / cluster.rate, together * job.flops(layers, summary=True) / cluster.rate
-    head = job.flops(job.shape.head_parameters) / cluster.rate if last else 0.0
-    backward = {(Kind.MAIN, True): 3 * (main + head), (Kind.SUMMARY, True): 3 * summary, (Kind.RECALL, True): 0.0}
-    return {(Kind.MAIN, False): main, (Kind.SUMMARY, False): summary, (Kind.RECALL, False): 0.0} | backward
+    segment = job.forward_flops(layers) / cluster.rate
+    summary = summary_group * job.forward_flops(layers, summary=True) / cluster.rate
+    head = job.forward_flops(job.shape.head_parameters) / cluster.rate if last else 0.0
+    forward = {(Kind.SEGMENT, False): segment, (Kind.SUMMARY, False): summary, (Kind.RECALL, False): 0.0}
+    backward = {(Kind.SEGMENT, True): 3 * (segment + head), (Kind.SUMMARY, True): 3 * summary, (Kind.RECALL, True): 0.0}
+    return forward | backward
 
 
 def zero1(job: Job, cluster: Cluster, gpus: int) -> Estimate:
-    """ZeRO-1 with ``compute.reduction step``: each GPU has the whole model and the float32 sum of its gradient."""
+    """Estimate ZeRO-1 with ``compute.reduction step``: each GPU has all weights and their float32 gradient sums."""
     parameters = job.shape.parameters
-    size = (WHOLE + SHARD / gpus) * parameters
+    size = (REPLICATED + SHARDED / gpus) * parameters
     in_node = min(gpus, cluster.gpus_per_node)
-    at_the_end = cluster.spread_seconds(WHOLE * parameters, in_node, gpus // in_node)
-    return data_parallel(job, cluster, "whole", size, at_the_end=at_the_end)
+    reduction = cluster.all_gather_seconds(REPLICATED * parameters, in_node, gpus // in_node)
+    return data_parallel(job, cluster, "whole", size, reduction=reduction)
 
 
 def zero3(job: Job, cluster: Cluster, gpus: int) -> Estimate:
-    """ZeRO-3 with ``compute.reduction segment``: every pass gathers all weights, a backward pass reduces gradients."""
+    """Estimate ZeRO-3 with ``compute.reduction segment``: each pass all-gathers weights, backward reduces gradients."""
     parameters = job.shape.parameters
-    size = (WHOLE + SHARD) * parameters / gpus + LEAVES * cluster.memory
+    size = (REPLICATED + SHARDED) * parameters / gpus + GATHERED * cluster.memory
     in_node = min(gpus, cluster.gpus_per_node)
-    gather = cluster.spread_seconds(SIZE * parameters, in_node, gpus // in_node)
+    gather = cluster.all_gather_seconds(BF16 * parameters, in_node, gpus // in_node)
     return data_parallel(job, cluster, "sharded", size, gather=gather)
 
 
 def data_parallel(
-    job: Job, cluster: Cluster, layout: str, states: float, *, gather: float = 0.0, at_the_end: float = 0.0
+    job: Job, cluster: Cluster, layout: str, states: float, *, gather: float = 0.0, reduction: float = 0.0
 ) -> Estimate:
-    """A step in which each GPU reads its own rows, as many at a time as fit.
+    """Estimate a step in which each GPU trains on its own rows, as many at a time as fit.
 
-    Messages go beside the arithmetic of their pass, so a pass takes the longer of the two. As many of the last segments
-    keep their activations as fit, and are read once (parallel/activation_budget.py); the rest is read, and read
-    again. Summaries are read in batches that are no larger than a segment, twice.
+    Messages overlap with the arithmetic of their pass, so a pass takes the longer of the two. As many of the last
+    segments keep their activations as fit (parallel/activation_budget.py); the others are recomputed. Summaries run in
+    batches no larger than a segment, and are recomputed.
 
     Args:
-        states: bytes of weights, sums and the optimizer's states.
-        gather: seconds to gather all weights, or to reduce all gradients.
+        states: bytes of weights, gradient sums and optimizer states.
+        gather: seconds to all-gather all weights, or to reduce all gradients.
+        reduction: seconds at the end of the step.
     """
-    room = USABLE * cluster.memory - states
-    row = job.settings.positions * bytes_per_position(job.shape, "none", SIZE)
-    at_once = max((n for n in range(1, job.rows + 1) if job.rows % n == 0 and n * row <= room), default=1)
-    kept = max(1, min(job.segments, int(room // (at_once * row))))
-    passes = [(work * at_once / cluster.rate, sent) for work, sent in window_passes(job, kept, gather)]
+    free_bytes = USABLE * cluster.memory - states
+    row = job.settings.positions * bytes_per_position(job.shape, "none", BF16)
+    at_once = max((n for n in range(1, job.rows + 1) if job.rows % n == 0 and n * row <= free_bytes), default=1)
+    kept = max(1, min(job.segments, int(free_bytes // (at_once * row))))
+    passes = [(flops * at_once / cluster.rate, sent) for flops, sent in window_passes(job, kept, gather)]
     times = job.rows // at_once
-    seconds = times * sum(max(work, sent) for work, sent in passes) + at_the_end
+    seconds = times * sum(max(work, sent) for work, sent in passes) + reduction
     arithmetic = times * sum(work for work, _ in passes)
     rows = "" if at_once == job.rows else f", {at_once} of {job.rows} rows at a time"
     return estimate(job, cluster, f"{layout}{rows}", seconds, arithmetic, states + kept * at_once * row)
 
 
 def window_passes(job: Job, kept: int, gather: float) -> Iterator[tuple[float, float]]:
-    """All passes over a window: FLOPs by row, and seconds of messages. A backward pass gathers, and reduces as much."""
+    """Yield FLOPs per row and message seconds of each pass over a window. Backward passes gather and reduce."""
     layers = job.shape.num_hidden_layers * job.shape.layer_parameters
-    main, whole = job.flops(layers), job.flops(layers + job.shape.head_parameters)
+    without_head = job.forward_flops(layers)
+    with_head = job.forward_flops(layers + job.shape.head_parameters)
     for n in range(job.segments):
         if n < job.segments - kept:
-            yield main, gather  # without the head, which no border needs
-        yield whole, gather
-        yield 2 * whole, 2 * gather
+            yield without_head, gather  # the next segment needs no logits
+        yield with_head, gather
+        yield 2 * with_head, 2 * gather
     if job.settings.mode == "hmt":
         share = summary_positions(job.settings) / job.settings.positions
         batch = max(n for n in range(1, job.segments + 1) if job.segments % n == 0 and (n == 1 or n * share <= 1))
-        summaries = batch * job.flops(layers, summary=True)
+        summaries = batch * job.forward_flops(layers, summary=True)
         for _ in range(job.segments // batch):
             yield from [(summaries, gather), (summaries, gather), (2 * summaries, 2 * gather)]

@@ -1,7 +1,6 @@
-"""Arithmetic of a training step, and what share of a device's it uses."""
+"""FLOPs of a training step, and the share of a device's peak rate that they use."""
 
 import statistics
-from typing import Any
 
 import torch
 
@@ -23,25 +22,25 @@ PEAK_FLOPS = {
 
 
 def peak_flops(device_name: str) -> float | None:
-    """A device's datasheet rate in FLOP/s, or None where we do not know it."""
+    """Return a device's datasheet rate in FLOP/s, or None if it is not listed."""
     return next((rate for name, rate in PEAK_FLOPS.items() if name in device_name), None)
 
 
 def positions_per_token(settings: MemorySettings) -> float:
-    """How many positions the backbone reads for one fresh token: prompts, sensory tokens and summaries included."""
+    """Return the positions the backbone runs on per fresh token: prompts, sensory tokens and summaries included."""
     return (settings.positions + summary_positions(settings)) / settings.segment_length
 
 
 def summary_positions(settings: MemorySettings) -> int:
-    """How many positions the backbone reads for a segment's summary."""
+    """Return the positions of a segment's summary pass; 0 in modes without recall."""
     return settings.summary_length + 2 * settings.memory_tokens if settings.mode == "hmt" else 0
 
 
 def useful_flops_per_token(parameters: int, trained: int, settings: MemorySettings) -> float:
-    """FLOPs of forward and backward for one fresh token.
+    """Return the FLOPs of the forward and backward pass per fresh token.
 
-    2 per parameter and position forward, 2 backward through the activations, 2 more for each trained weight.
-    Recomputation and attention scores are not counted.
+    2 per parameter and position forward, 2 backward for the activations, 2 more for each trained weight. Recomputation
+    and attention scores are not counted.
 
     Args:
         parameters: of the whole model.
@@ -51,16 +50,16 @@ def useful_flops_per_token(parameters: int, trained: int, settings: MemorySettin
 
 
 def repeated_positions(settings: MemorySettings, plan: RecomputePlan, segments: int, *, layers_again: bool) -> int:
-    """How many positions of one row of a window the layers read forward more than once.
+    """Return how many positions per row of a window the layers recompute.
 
     Args:
-        plan: what is kept.
+        plan: what keeps its activations.
         segments: of the window.
-        layers_again: whether each layer is read forward once more when it goes backward (segment+layer).
+        layers_again: whether activation checkpointing recomputes every layer in its backward pass (segment+layer).
     """
     every = segments * (settings.positions + summary_positions(settings))
     again = int(layers_again) * every
-    if settings.mode == "backbone":  # nothing crosses a border: each segment goes backward as soon as it is read
+    if settings.mode == "backbone":  # nothing crosses a boundary: each segment's backward pass follows its forward pass
         return again
     segments_again = segments - min(segments, max(1, plan.kept_segments))
     size = plan.summary_segments
@@ -70,11 +69,13 @@ def repeated_positions(settings: MemorySettings, plan: RecomputePlan, segments: 
 
 
 def matrix_rate(device: torch.device, size: int = 8192, repeats: int = 20) -> float:
-    """FLOP/s of a GPU's bf16 matrix product on random numbers: the median of some. Zeros would be faster than work is.
+    """Measure the FLOP/s of a GPU's bf16 matrix product, as a median.
+
+    On random numbers: a GPU multiplies zeros faster than real activations.
 
     Args:
         size: of the square matrices.
-        repeats: products that are timed, after a quarter as many that are not.
+        repeats: timed products, after a quarter as many untimed ones.
     """
     one, other = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     out, cuda, marks = torch.empty_like(one), torch.get_device_module(device), []
@@ -88,14 +89,14 @@ def matrix_rate(device: torch.device, size: int = 8192, repeats: int = 20) -> fl
     return 2 * size**3 / statistics.median(seconds)
 
 
-def rates(tokens: float, seconds: float, useful: float, executed: float, peaks: dict[str, float]) -> dict[str, Any]:
-    """Speed of one rank.
+def rates(tokens: float, seconds: float, useful: float, executed: float, peaks: dict[str, float]) -> dict[str, float]:
+    """Return the speed of one rank.
 
     Args:
-        tokens: fresh tokens that it read.
-        useful: FLOPs that it had to do.
-        executed: FLOPs that it did.
-        peaks: FLOP/s that its device could do, by where that is known from.
+        tokens: fresh tokens.
+        useful: FLOPs without recomputation.
+        executed: FLOPs with recomputation.
+        peaks: peak FLOP/s of its device, by source (``measured``, ``datasheet``).
     """
     result = {
         "tokens_per_second_per_gpu": tokens / seconds,

@@ -1,14 +1,14 @@
-"""The sizes of Llama's backbones, for estimates without a configuration at hand."""
+"""The sizes of Llama models, for estimates without a configuration file."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A backbone like Llama's; the names are those of its configuration.
+    """The sizes of a Llama, named as in its configuration.
 
     Attributes:
-        key_value_share: key and value heads by query heads.
+        key_value_share: key and value heads per query head.
     """
 
     hidden_size: int
@@ -19,18 +19,18 @@ class ModelShape:
 
     @property
     def layer_parameters(self) -> int:
-        """Queries and outputs, keys and values, three matrices of the MLP, two norms."""
+        """Parameters of a layer: query and output, key and value, three MLP matrices, two norms."""
         dim = self.hidden_size
         return round(2 * dim * dim * (1 + self.key_value_share)) + 3 * dim * self.intermediate_size + 2 * dim
 
     @property
     def head_parameters(self) -> int:
-        """Of the head, and of the embedding, which is not tied to it."""
+        """Parameters of the head; the embedding has as many, untied."""
         return self.vocab_size * self.hidden_size
 
     @property
     def parameters(self) -> int:
-        """All, the last norm included."""
+        """All parameters, the last norm included."""
         return self.num_hidden_layers * self.layer_parameters + 2 * self.head_parameters + self.hidden_size
 
 

@@ -20,12 +20,12 @@ def bench_tables(result: dict[str, Any]) -> Iterator[Any]:
     yield run_table(result)
     yield speed_table(result["speed"])
     yield formulas(result)
-    if ring := result["ring"]:
-        yield stages_table(ring, result["phase_segments"])
+    if pipeline := result["pipeline"]:
+        yield stages_table(pipeline, result["phase_segments"])
         yield bubble_notes()
     else:
         yield phase_table(result["phase_seconds"], result["phase_segments"])
-    yield memory_table(result["memory"], result["run"]["pipelines"] if ring else None)
+    yield memory_table(result["memory"], result["run"]["pipelines"] if pipeline else None)
 
 
 def reference_tables(result: dict[str, Any]) -> Iterator[Any]:
@@ -36,26 +36,26 @@ def reference_tables(result: dict[str, Any]) -> Iterator[Any]:
 
 def run_table(result: dict[str, Any]) -> Table:
     """What was run, and what was settled."""
-    run, plan, ring = result["run"], result["plan"], result["ring"]
+    run, plan, pipeline = result["run"], result["plan"], result["pipeline"]
     table = Table("", "", title="what was run", show_header=False)
     parameters, trained = (run[name] / 1e6 for name in ("parameters", "trained_parameters"))
     table.add_row("parameters", f"{parameters:,.1f}M, {trained:,.1f}M trained")
     table.add_row("ranks", f"{run['ranks']} x {run['device']}, {run['precision']}, ZeRO-{run['zero_stage']}")
     window = f"{run['bptt_depth_segments']} segments of {run['segment_length_tokens']} tokens"
     windows = "" if run["windows_per_step"] == 1 else f", {run['windows_per_step']} windows a step"
-    of = "pipeline" if ring else "rank"
+    of = "pipeline" if pipeline else "rank"
     table.add_row("window", f"{window}, batch {run['batch_size']} per {of}{windows}, {run['mode']}")
     documents = "each window begins new documents" if run["fresh"] else "memories are carried on"
     table.add_row("tokens", f"random, {documents}" if run["tokens"] == "random" else "the recipe's data")
     table.add_row("compute", ", ".join(f"{name} {value}" for name, value in result["compute"].items()))
-    if ring:
-        layers = ", ".join(map(str, ring["layers"]))
-        parts = f"{ring['micro_batches']} micro-batches a window"
-        if ring["summaries_together"] > 1:
-            parts += f", summaries of {ring['summaries_together']} together"
-        table.add_row("ring", f"{run['pipelines']} x {ring['stages']} stages of {layers} layers, {parts}")
-        kept = ", ".join(map(str, ring["kept_graphs"]))
-        table.add_row("kept", f"{kept} graphs of {ring['items']} items; the others are read again")
+    if pipeline:
+        layers = ", ".join(map(str, pipeline["layers"]))
+        parts = f"{pipeline['micro_batches']} micro-batches a window"
+        if pipeline["summary_group_size"] > 1:
+            parts += f", summaries of {pipeline['summary_group_size']} together"
+        table.add_row("pipeline", f"{run['pipelines']} x {pipeline['stages']} stages of {layers} layers, {parts}")
+        kept = ", ".join(map(str, pipeline["kept_graphs"]))
+        table.add_row("kept", f"{kept} graphs of {pipeline['items']} items; the others are read again")
     else:
         kept = f"{plan['kept_segments']} segments, {plan['kept_summaries']} batches of summaries"
         table.add_row("kept", f"{kept}; summaries are read {plan['summary_segments']} at a time")
@@ -117,18 +117,18 @@ def phase_table(seconds: dict[str, float], segments: int) -> Table:
     return table
 
 
-def stages_table(ring: dict[str, Any], segments: int) -> Table:
+def stages_table(pipeline: dict[str, Any], segments: int) -> Table:
     """Where the time of each stage goes, and what of it the schedule says."""
     table = Table(title=f"seconds by phase and stage, in steps of {segments} segments")
     table.add_column("phase")
-    for stage in range(ring["stages"]):
+    for stage in range(pipeline["stages"]):
         table.add_column(f"stage {stage}", justify="right")
-    for name in ring["phase_seconds"][0]:
-        table.add_row(name, *(f"{seconds[name]:.3f}" for seconds in ring["phase_seconds"]))
+    for name in pipeline["phase_seconds"][0]:
+        table.add_row(name, *(f"{seconds[name]:.3f}" for seconds in pipeline["phase_seconds"]))
     table.add_section()
-    table.add_row("bubble", *(f"{share:.1%}" for share in ring["bubbles"]))
-    table.add_row("simulated with these times", *(f"{share:.1%}" for share in ring["simulated_bubbles"]))
-    table.add_row("of the schedule", *(f"{share:.1%}" for share in ring["schedule_bubbles"]))
+    table.add_row("bubble", *(f"{share:.1%}" for share in pipeline["bubbles"]))
+    table.add_row("simulated with these times", *(f"{share:.1%}" for share in pipeline["simulated_bubbles"]))
+    table.add_row("of the schedule", *(f"{share:.1%}" for share in pipeline["schedule_bubbles"]))
     return table
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 PHASES = ("summary", "forward", "recompute", "backward", "wait", "reduce", "step", "other")
-RING_PHASES = ("summary", "recall", "forward", "backward", "wait", "reduce", "step", "other")
+PIPELINE_PHASES = ("summary", "recall", "forward", "backward", "wait", "reduce", "step", "other")
 
 
 class Clock:

@@ -7,8 +7,8 @@ from typing import Any
 from rich.text import Text
 
 STYLES = {
-    ("main", False): ("black on bright_blue", "a segment forward"),
-    ("main", True): ("black on bright_green", "a segment backward"),
+    ("segment", False): ("black on bright_blue", "a segment forward"),
+    ("segment", True): ("black on bright_green", "a segment backward"),
     ("summary", False): ("black on bright_cyan", "its summary forward"),
     ("summary", True): ("black on bright_yellow", "its summary backward"),
     ("recall", False): ("black on bright_magenta", "recall forward"),
@@ -23,13 +23,13 @@ def timeline_lines(stages: Sequence[Sequence[Any]], width: int) -> Iterator[Text
     """The lines of a timeline, with what its letters mean.
 
     Args:
-        stages: the bars of each stage, with ``item`` (``kind``, ``segment``, ``micro_batch``, ``backward``), ``start``
-            and ``stop``. Bars that take no time are left out.
+        stages: the bars of each stage, with ``action`` (``kind``, ``segment``, ``micro_batch``, ``backward``),
+            ``start`` and ``stop``. Bars that take no time are left out.
         width: columns.
     """
     stages = [[bar for bar in bars if bar.stop > bar.start] for bars in stages]
-    times = [(bar.item, bar.stop - bar.start) for bars in stages for bar in bars]
-    main = min(time for item, time in times if item.kind == "main" and not item.backward)
+    times = [(bar.action, bar.stop - bar.start) for bars in stages for bar in bars]
+    main = min(time for action, time in times if action.kind == "segment" and not action.backward)
     unit = min(min(time for _, time in times) / SHORTEST, main / NAMED)
     end, columns = max(bars[-1].stop for bars in stages), max(width - LABEL, 20)
     blocks = -(-round(end / unit) // columns)
@@ -56,21 +56,21 @@ def cells(bars: Sequence[Any], unit: float, columns: int) -> list[tuple[str, str
         start, stop = round(bar.start / unit), round(bar.stop / unit)
         if start >= columns:
             break
-        style, _ = STYLES[bar.item.kind, bar.item.backward]
-        text = label(bar.item, stop - start).ljust(stop - start, "-")
+        style, _ = STYLES[bar.action.kind, bar.action.backward]
+        text = label(bar.action, stop - start).ljust(stop - start, "-")
         row[start:stop] = [(character, style) for character in text]
     return row
 
 
-def label(item: Any, columns: int) -> str:
-    """As much of an item's name as there is room for."""
-    whole = repr(item)
+def label(action: Any, columns: int) -> str:
+    """As much of an action's name as there is room for."""
+    whole = repr(action)
     return next(text for text in (whole, whole.split(".")[0], whole[0]) if len(text) <= columns)
 
 
 def legend(stages: Sequence[Sequence[Any]]) -> Text:
     """What is drawn how."""
-    drawn = {(bar.item.kind, bar.item.backward): repr(bar.item)[0] for bars in stages for bar in bars}
+    drawn = {(bar.action.kind, bar.action.backward): repr(bar.action)[0] for bars in stages for bar in bars}
     line = Text()
     for key, (style, words) in STYLES.items():
         if key in drawn:

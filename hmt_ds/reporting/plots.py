@@ -10,8 +10,8 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
 COLOURS = {
-    ("main", False): "tab:blue",
-    ("main", True): "tab:green",
+    ("segment", False): "tab:blue",
+    ("segment", True): "tab:green",
     ("summary", False): "tab:cyan",
     ("summary", True): "gold",
     ("recall", False): "tab:pink",
@@ -60,7 +60,7 @@ def plot_schedule(stages: Sequence[Sequence[Any]], title: str, file: Path) -> No
     edge = 0.5 if end < 1000 else 0  # thin bars would be all edge
     for key, colour in COLOURS.items():
         for number, bars in enumerate(stages):
-            spans = [(b.start, b.stop - b.start) for b in bars if (b.item.kind, b.item.backward) == key]
+            spans = [(b.start, b.stop - b.start) for b in bars if (b.action.kind, b.action.backward) == key]
             spans = [span for span in spans if span[1] > 0]
             if spans:
                 name = f"{key[0]}, {'backward' if key[1] else 'forward'}"

@@ -20,7 +20,7 @@ from hmt_ds.parallel.deepspeed_config.lr_schedule import make_scheduler
 from hmt_ds.parallel.pipeline.build_stage import build_stage, stage_spans
 from hmt_ds.parallel.pipeline.executor import PipelineExecutor
 from hmt_ds.parallel.pipeline.layer_times import LayerTimes, layer_times
-from hmt_ds.parallel.pipeline.schedule import UNIT, pipeline_schedule
+from hmt_ds.parallel.pipeline.schedule import UNIT_COSTS, pipeline_schedule
 from hmt_ds.parallel.pipeline.topology import Topology
 from hmt_ds.parallel.zero import ZeroExecutor
 from hmt_ds.planning.simulate import Machine, simulate
@@ -110,7 +110,7 @@ def few_parts(recipe: Recipe, parts: int) -> str:
     """A warning that stages will wait for each other, and for how long."""
     stages, mode = recipe.pipeline.stages, recipe.memory.mode
     schedule = pipeline_schedule(stages, recipe.training.bptt_depth, parts, mode=mode)
-    idle = max(simulate(schedule, Machine.uniform(UNIT, stages), mode).bubbles)
+    idle = max(simulate(schedule, Machine.uniform(UNIT_COSTS, stages), mode).bubbles)
     return (
         f"warning: with {parts} micro-batches on {stages} stages a stage waits {idle:.0%} of its time; more keep it "
         f"busy, up to {stages}: raise training.batch_size (now {recipe.training.batch_size}), or lower pipeline.stages"

@@ -3,7 +3,7 @@
 torchrun --nproc_per_node P tests/benchmarks/pipeline_times.py RECIPE --pipeline.stages P [--section.key value ...]
 
 One row of random tokens is a micro-batch. All shapes are measured in turn, several times, and of each shape the fastest
-step counts, for that is the least disturbed. Its items' medians by kind and stage are the simulator's costs; or their
+step counts, for that is the least disturbed. Its actions' medians by kind and stage are the simulator's costs; or their
 means, which add up to the step's work where others take the cores away for a while. "If it waited": by the means, if
 the executor did not compute again before its gradients are there.
 
@@ -36,16 +36,16 @@ from hmt_ds.training.rank import as_rank, prepare_together, say
 DEPTHS, PARTS, HOPS = (2, 4, 8), (1, 2, 4), 50
 ROUNDS = int(os.environ.get("ROUNDS", "6"))
 SHAPES = list(product(DEPTHS, PARTS))
-Middle = Callable[[list[float]], float]  # of an item's times
+Middle = Callable[[list[float]], float]  # of an action's times
 
 
 class Stopwatch(Clock):
-    """Seconds of each item of a step, without those in which it waits. Give it to an executor as its ``phase``."""
+    """Seconds of each action of a step, without those in which it waits. Give it to an executor as its ``phase``."""
 
     def read(self) -> tuple[float, list[float], float]:
-        """The step is over: its seconds, those of each item, and those of waiting."""
+        """The step is over: its seconds, those of each action, and those of waiting."""
         whole, waited = sum(self.end().values()), 0.0
-        items: list[float] = []
+        actions: list[float] = []
         within = 0.0
         for (start, name), (stop, after) in zip(self.marks, self.marks[1:], strict=False):
             if name == "wait":
@@ -53,9 +53,9 @@ class Stopwatch(Clock):
             elif name != "other":
                 within += self.between(start, stop)
             if name != "other" and after == "other" and within:
-                items.append(within)
+                actions.append(within)
                 within = 0.0
-        return whole, items, waited
+        return whole, actions, waited
 
 
 def main() -> int:
@@ -82,18 +82,18 @@ def compare(recipe_file: str, overrides: list[str], device: torch.device) -> Non
 def row_of(executor: PipelineExecutor, shape: tuple[int, int], found: list[dict[str, Any]], hop: float) -> str:
     """A shape's fastest step beside the simulator's."""
     mode, links = executor.settings.mode, [Link(hop)] * (executor.stages - 1)
-    schedule = pipeline_schedule(executor.stages, *shape, mode=mode, together=executor.together(*shape))
+    schedule = pipeline_schedule(executor.stages, *shape, mode=mode, summary_group=executor.summary_group(*shape))
     end = min(stage["after"] for stage in found)
 
-    def predicted(middle: Middle, computes_ahead: bool = True) -> Timeline:
-        machine = Machine(costs_of(found, middle), links, Link(hop), computes_ahead=computes_ahead)
+    def predicted(middle: Middle, recomputes_early: bool = True) -> Timeline:
+        machine = Machine(costs_of(found, middle), links, Link(hop), recomputes_early=recomputes_early)
         return simulate(schedule, machine, mode, end)
 
     seconds, window = found[0]["seconds"], window_of(found)
-    mains = ", ".join(f"{cost[Kind.MAIN, False] * 1000:.0f}" for cost in costs_of(found, median))
-    guesses = [predicted(median), predicted(fmean), predicted(fmean, computes_ahead=False)]
+    mains = ", ".join(f"{cost[Kind.SEGMENT, False] * 1000:.0f}" for cost in costs_of(found, median))
+    guesses = [predicted(median), predicted(fmean), predicted(fmean, recomputes_early=False)]
     times = [f"{guess.time:.3f} ({guess.time / seconds - 1:+.1%})" for guess in guesses]
-    bubbles = listed([1 - sum(stage["items"]) / window for stage in found])
+    bubbles = listed([1 - sum(stage["actions"]) / window for stage in found])
     cells = [*map(str, shape), mains, f"{seconds:.3f}", *times, bubbles, listed(guesses[1].bubbles)]
     return f"| {' | '.join(cells)} |"
 
@@ -108,41 +108,43 @@ def step_of(executor: PipelineExecutor, segments: int, parts: int) -> list[dict[
     executor.phase = watch
     watch.begin()
     executor.train_batch([next(windows)])
-    seconds, (*items, reduction, update), waited = watch.read()
+    seconds, (*actions, reduction, update), waited = watch.read()
     executor.phase = nullcontext
-    return from_all_ranks({"seconds": seconds, "items": items, "waited": waited, "after": reduction + update,
+    return from_all_ranks({"seconds": seconds, "actions": actions, "waited": waited, "after": reduction + update,
                            "order": executor.order(segments, settings.mode)})  # fmt: skip
 
 
 def window_of(found: list[dict[str, Any]]) -> float:
     """Seconds of the window, until the last stage is done."""
-    return max(sum(stage["items"]) + stage["waited"] for stage in found)
+    return max(sum(stage["actions"]) + stage["waited"] for stage in found)
 
 
 def costs_of(found: list[dict[str, Any]], middle: Middle) -> list[dict[tuple[Kind, bool], float]]:
-    """What each kind of item takes, on each stage."""
+    """What each kind of action takes, on each stage."""
     costs = []
     for stage in found:
         every = defaultdict(list)
-        for item, seconds in zip(stage["order"], stage["items"], strict=True):
-            every[item.kind, item.backward].append(seconds)
+        for action, seconds in zip(stage["order"], stage["actions"], strict=True):
+            every[action.kind, action.backward].append(seconds)
         costs.append({kind: middle(seconds) for kind, seconds in every.items()})
     return costs
 
 
 def seconds_of_hop(executor: PipelineExecutor) -> float:
     """What a segment's message takes from the first stage to the second: half of the way there and back."""
-    place, size = executor.place, (1, executor.settings.positions, executor.hidden)
+    topology, size = executor.topology, (1, executor.settings.positions, executor.hidden_size)
     message, times = torch.zeros(size, dtype=executor.dtype, device=executor.device), []
-    there, back = {0: ("back_in", "out"), 1: ("in", "back_out")}.get(place.stage, ("", ""))
-    for _ in range(HOPS if there else 0):
+    channels = topology.channels
+    ends = {0: (channels.backward_in, channels.forward_out), 1: (channels.forward_in, channels.backward_out)}
+    incoming, outgoing = ends.get(topology.stage, ends[0])
+    for _ in range(HOPS if topology.stage in ends else 0):
         start = time.perf_counter()
-        if place.opens:
-            place.channels[back].send(message)
-        place.channels[there].receive(TensorSpec(size, executor.dtype))
+        if topology.is_first:
+            outgoing.send(message)
+        incoming.receive(TensorSpec(size, executor.dtype))
         finish(executor.device)
-        if not place.opens:
-            place.channels[back].send(message)
+        if not topology.is_first:
+            outgoing.send(message)
         times.append((time.perf_counter() - start) / 2)
     return from_all_ranks(median(times) if times else 0.0)[0]
 

@@ -10,7 +10,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from pipeline_gradients import place_of
+from pipeline_gradients import topology_of
 from tiny_runs import MEMORY, VOCABULARY, windows
 from torch import Tensor
 from zero_gradients import CLIPPING, OPTIMIZER, PROJECT, full_gradients, whole_error
@@ -42,12 +42,12 @@ OPT = {
 
 def gradients_of(backbone: dict[str, Any], keeps: int, seed: int) -> tuple[dict[str, Tensor], int]:
     """This stage's gradients of one step in which so many items keep their graphs, and how many were read again."""
-    place = place_of(world_size())
+    topology = topology_of(world_size())
     settings = EngineSettings("fp32", ROWS, 1, CLIPPING, "AdamW", OPTIMIZER)
-    span = stage_spans(read_config(backbone), place.stages)[place.stage]
+    span = stage_spans(read_config(backbone), topology.stages)[topology.stage]
     executor = PipelineExecutor(
         build_stage(backbone, MEMORY, span, dtype=torch.float32, seed=1),
-        place,
+        topology,
         micro_batches=PARTS,
         ds_config=fill_ds_config(read_ds_config(PROJECT / "ds_configs" / "zero1.json"), settings),
         precision="fp32",
@@ -56,9 +56,9 @@ def gradients_of(backbone: dict[str, Any], keeps: int, seed: int) -> tuple[dict[
         compute=ComputeSettings(kernels="plain"),
     )
     executor.room.segment = executor.room.summary = 1
-    executor.room.spare = keeps
+    executor.room.free_bytes = keeps
     found: dict[str, Tensor] = {}
-    step, read_again, again = executor.engine.step, StagePass.read_again, []
+    step, recompute, again = executor.engine.step, StagePass.recompute, []
 
     def look_and_step() -> None:
         found.update(full_gradients(executor.engine.module))
@@ -66,11 +66,11 @@ def gradients_of(backbone: dict[str, Any], keeps: int, seed: int) -> tuple[dict[
 
     def count(*arguments: Any) -> Any:
         again.append(arguments)
-        return read_again(*arguments)
+        return recompute(*arguments)
 
     executor.engine.step = look_and_step
     torch.manual_seed(seed + rank())
-    with patch.object(StagePass, "read_again", count):
+    with patch.object(StagePass, "recompute", count):
         executor.train_batch(windows(0, 1, SEGMENTS, ROWS)[:1])
     executor.engine.destroy()
     return found, len(again)

@@ -28,7 +28,7 @@ from hmt_ds.parallel.compute_choice import ComputeSettings
 from hmt_ds.parallel.deepspeed_config.fill import EngineSettings, fill_ds_config, read_ds_config
 from hmt_ds.parallel.pipeline.build_stage import build_stage, stage_spans
 from hmt_ds.parallel.pipeline.executor import PipelineExecutor
-from hmt_ds.parallel.pipeline.schedule import summaries_together
+from hmt_ds.parallel.pipeline.schedule import summary_group_size
 from hmt_ds.parallel.pipeline.stage import StagePass
 from hmt_ds.parallel.pipeline.topology import Topology
 
@@ -68,8 +68,8 @@ class Case:
     @property
     def again(self) -> int:
         """Items that each stage reads again in a window. (Without memory it keeps all graphs, where it keeps any.)"""
-        together = summaries_together(self.stages, self.segments, self.micro_batches, self.memory.summary_share)
-        summaries = self.micro_batches // together if self.mode == "hmt" else 0
+        summary_group = summary_group_size(self.stages, self.segments, self.micro_batches, self.memory.summary_share)
+        summaries = self.micro_batches // summary_group if self.mode == "hmt" else 0
         items = self.segments * (self.micro_batches + summaries)
         return items - (items if self.mode == "backbone" and self.keeps else min(items, self.keeps))
 
@@ -141,7 +141,7 @@ def steps(case: Case, number: int, pipelines: int) -> list[list[Any]]:
 
 
 @cache
-def place_of(stages: int) -> Topology:
+def topology_of(stages: int) -> Topology:
     """Groups are made once."""
     return Topology(stages, timeout_minutes=2)
 
@@ -149,7 +149,7 @@ def place_of(stages: int) -> Topology:
 def on_all_ranks(case: Case, device: torch.device) -> dict[str, Any]:
     """The same through the executor; this rank's stage of it."""
     executor = make_executor(case, device)
-    step, read_again = executor.engine.step, StagePass.read_again
+    step, recompute = executor.engine.step, StagePass.recompute
     run: dict[str, Any] = {"losses": [], "norms": [], "gradients": [], "again": 0}
 
     def look_and_step() -> None:
@@ -159,10 +159,10 @@ def on_all_ranks(case: Case, device: torch.device) -> dict[str, Any]:
 
     def count(*arguments: Any) -> Any:
         run["again"] += 1
-        return read_again(*arguments)
+        return recompute(*arguments)
 
     executor.engine.step = look_and_step
-    with patch.object(StagePass, "read_again", count):
+    with patch.object(StagePass, "recompute", count):
         for group in steps(case, executor.data_rank, executor.data_ranks):
             output = executor.train_batch(group)
             run["losses"].append(output.loss)
@@ -179,9 +179,9 @@ def make_executor(case: Case, device: torch.device) -> PipelineExecutor:
     config = read_ds_config(PROJECT / "ds_configs" / f"zero{case.stage}.json")
     settings = EngineSettings(case.precision, case.rows // case.pipelines, 1, CLIPPING, "AdamW", OPTIMIZER)
     config = fill_ds_config(config, settings)
-    place = place_of(case.stages)
+    topology = topology_of(case.stages)
     source = BACKBONE | {"num_hidden_layers": LAYERS}
-    span = stage_spans(read_config(source), case.stages)[place.stage]
+    span = stage_spans(read_config(source), case.stages)[topology.stage]
     dtype = torch.bfloat16 if case.precision == "bf16" else torch.float32
     model = build_stage(source, case.memory, span, dtype=dtype, train=case.train, device=device)
     whole = get_weights(start_model(case))
@@ -189,7 +189,7 @@ def make_executor(case: Case, device: torch.device) -> PipelineExecutor:
     model.eval()
     executor = PipelineExecutor(
         model,
-        place,
+        topology,
         micro_batches=case.micro_batches,
         live_inputs=LIMIT if case.spill else None,
         ds_config=config,
@@ -199,7 +199,7 @@ def make_executor(case: Case, device: torch.device) -> PipelineExecutor:
         compute=ComputeSettings(kernels="plain"),
     )
     executor.room.segment = executor.room.summary = 1
-    executor.room.spare = case.keeps
+    executor.room.free_bytes = case.keeps
     return executor
 
 

@@ -27,7 +27,7 @@ class Run(NamedTuple):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Run:
-    folder = tmp_path_factory.mktemp("ring_bench")
+    folder = tmp_path_factory.mktemp("pipeline_bench")
     backbone = {"model_type": "llama", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48}
     backbone |= {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
     training = {"output": str(folder / "run"), "steps": 9, "bptt_depth": DEPTH, "batch_size": BATCH}
@@ -75,8 +75,8 @@ def test_layers_read_everything_twice(run):
 
 
 def test_the_ring_is_described(run):
-    ring, about = run.result["ring"], run.result["run"]
-    assert (ring["stages"], ring["micro_batches"], ring["layers"], about["pipelines"]) == (2, 2, [2, 1], 1)
+    pipeline, about = run.result["pipeline"], run.result["run"]
+    assert (pipeline["stages"], pipeline["micro_batches"], pipeline["layers"], about["pipelines"]) == (2, 2, [2, 1], 1)
     assert about["parameters"] == about["trained_parameters"] == FIRST + LAST and run.result["plan"] is None
     assert "1 x 2 stages of 2, 1 layers, 2 micro-batches" in run.printed and "batch 4 per pipeline" in run.printed
     assert "summaries of 2 together" in " ".join(run.printed.replace("│", " ").split())
@@ -84,7 +84,7 @@ def test_the_ring_is_described(run):
 
 
 def test_each_stage_has_its_phases(run):
-    first, last = run.result["ring"]["phase_seconds"]
+    first, last = run.result["pipeline"]["phase_seconds"]
     assert list(first) == list(last) == PHASES and run.result["phase_seconds"] == first
     # recalls are made on the last stage; all else takes time on both
     assert first["recall"] == 0 and min(*last.values(), *(first[name] for name in PHASES if name != "recall")) > 0
@@ -93,18 +93,18 @@ def test_each_stage_has_its_phases(run):
 
 
 def test_bubbles_are_what_is_not_work(run):
-    ring = run.result["ring"]
-    work = [sum(seconds[name] for name in PHASES[:4]) for seconds in ring["phase_seconds"]]
-    whole = max(done + seconds["wait"] for done, seconds in zip(work, ring["phase_seconds"], strict=True))
-    assert ring["bubbles"] == pytest.approx([1 - done / whole for done in work])
+    pipeline = run.result["pipeline"]
+    work = [sum(seconds[name] for name in PHASES[:4]) for seconds in pipeline["phase_seconds"]]
+    whole = max(done + seconds["wait"] for done, seconds in zip(work, pipeline["phase_seconds"], strict=True))
+    assert pipeline["bubbles"] == pytest.approx([1 - done / whole for done in work])
     # f = 22 and s = 10 positions: stages work 4 SB(f + s) and wait 4 (P-1) f (parallel/pipeline/README.md), but for f
     # in which the first stage computes its first backward pass's segment again
-    assert ring["schedule_bubbles"] == pytest.approx([3 * 22 / (4 * 3 * 2 * 32 + 3 * 22)] * 2)
+    assert pipeline["schedule_bubbles"] == pytest.approx([3 * 22 / (4 * 3 * 2 * 32 + 3 * 22)] * 2)
 
 
 def test_bubbles_of_these_times(run):
     """The stages take turns at least once each way. (How near they come is for benchmarks.)"""
-    assert all(0 < share < 1 for share in run.result["ring"]["simulated_bubbles"])
+    assert all(0 < share < 1 for share in run.result["pipeline"]["simulated_bubbles"])
     assert "simulated with these times" in run.printed
 
 

@@ -20,7 +20,7 @@ RING = ("--pipeline.stages", "2")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """Text and tokenizer, for all runs."""
-    folder = tmp_path_factory.mktemp("ring")
+    folder = tmp_path_factory.mktemp("pipeline")
     make_materials(folder)
     return folder
 
@@ -79,7 +79,7 @@ def copy_up_to(run: Path, target: Path, step: int) -> Path:
 def test_any_layout_goes_on_from_any_other(folder):
     """From random weights and from checkpoints: ZeRO and rings of two and three stages take the same steps."""
     one, two = without_dropout(write_recipe(folder, 1)), without_dropout(write_recipe(folder, 2))
-    zero, ring = folder / "zero", folder / "ring"
+    zero, ring = folder / "zero", folder / "pipeline"
     assert train(two, zero, ranks=1)[0] == 0
     assert train(one, ring, *RING)[0] == 0
     assert close(losses(ring), losses(zero))
@@ -99,7 +99,7 @@ def test_a_converted_ring_is_the_converted_whole(folder):
     from hmt_ds.conversion.convert import Options, convert
 
     found = []
-    for run in ("zero", "ring"):
+    for run in ("zero", "pipeline"):
         convert(folder / run, folder / f"{run}_converted", Options())
         found.append(load_file(folder / f"{run}_converted" / "model.safetensors"))
     assert found[0].keys() == found[1].keys()

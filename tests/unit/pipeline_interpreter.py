@@ -2,32 +2,32 @@
 
 from collections import deque
 
-from hmt_ds.parallel.pipeline.schedule import Item, Kind
+from hmt_ds.parallel.pipeline.schedule import Action, Kind
 
-SUMMARY, RECALL, MAIN = Kind.SUMMARY, Kind.RECALL, Kind.MAIN
+SUMMARY, RECALL, SEGMENT = Kind.SUMMARY, Kind.RECALL, Kind.SEGMENT
 
 
 class Stage:
-    """Executes one stage's list. It knows what an item reads and writes, and nothing of times.
+    """Executes one stage's list. It knows what an action reads and writes, and nothing of times.
 
     Sending never blocks. A channel gives messages in the order in which they were sent, and the next one must be the
     one that is wanted: the receiver posts its receives in the sender's order.
     """
 
-    def __init__(self, number: int, stages: int, items: list[Item], mode: str, channels: dict, together: int):
-        self.together = together
-        self.number, self.items, self.mode, self.channels = number, deque(items), mode, channels
+    def __init__(self, number: int, stages: int, actions: list[Action], mode: str, channels: dict, summary_group: int):
+        self.summary_group = summary_group
+        self.number, self.actions, self.mode, self.channels = number, deque(actions), mode, channels
         self.first, self.last, self.ends = number == 0, number == stages - 1, (0, stages - 1)
         self.here: set = set()  # what lies on this stage: inputs kept, queries, memories, prompts, gradients
 
     def step(self) -> bool:
-        """Do the next item; False if something is not there yet."""
-        item = self.items[0]
-        name = (item.segment, item.micro_batch)
-        work = {MAIN: self.main, SUMMARY: self.summary, RECALL: self.recall}[item.kind]
-        done = work(*name, item.backward)
+        """Do the next action; False if something is not there yet."""
+        action = self.actions[0]
+        name = (action.segment, action.micro_batch)
+        work = {SEGMENT: self.main, SUMMARY: self.summary, RECALL: self.recall}[action.kind]
+        done = work(*name, action.backward)
         if done:
-            self.items.popleft()
+            self.actions.popleft()
         return done
 
     def take(self, message: tuple, *way) -> bool:
@@ -58,26 +58,26 @@ class Stage:
             if self.first:
                 ready = self.mode == "backbone" or self.take(("prompt", n, b), last, first)
             else:
-                ready = self.take(("activation", MAIN, n, b), me - 1, me)
+                ready = self.take(("activation", SEGMENT, n, b), me - 1, me)
             if ready:
-                self.give(("input", MAIN, n, b))
-                self.give(("memory", n, b)) if self.last else self.give(("activation", MAIN, n, b), me, me + 1)
+                self.give(("input", SEGMENT, n, b))
+                self.give(("memory", n, b)) if self.last else self.give(("activation", SEGMENT, n, b), me, me + 1)
             return ready
         if self.last:
             ends = n == self.segments - 1 or self.mode == "backbone"
             ready = ends or self.take(("memory gradient", n, b))
         else:
-            ready = self.take(("activation gradient", MAIN, n, b), me + 1, me)
+            ready = self.take(("activation gradient", SEGMENT, n, b), me + 1, me)
         if ready:
-            assert self.take(("input", MAIN, n, b))
+            assert self.take(("input", SEGMENT, n, b))
             if not self.first:
-                self.give(("activation gradient", MAIN, n, b), me, me - 1)
+                self.give(("activation gradient", SEGMENT, n, b), me, me - 1)
             elif self.mode != "backbone":
                 self.give(("prompt gradient", n, b), first, last)
         return ready
 
     def summary(self, n: int, b: int, backward: bool) -> bool:
-        me, parts = self.number, range(b * self.together, (b + 1) * self.together)
+        me, parts = self.number, range(b * self.summary_group, (b + 1) * self.summary_group)
         if not backward:
             ready = self.first or self.take(("activation", SUMMARY, n, b), me - 1, me)
             if ready:
@@ -118,16 +118,16 @@ class Stage:
         return ready
 
 
-def execute(schedule: list[list[Item]], segments: int, mode: str, together: int) -> tuple[list[Stage], dict]:
+def execute(schedule: list[list[Action]], segments: int, mode: str, summary_group: int) -> tuple[list[Stage], dict]:
     """Run all stages until none can go on."""
     channels: dict = {}
-    stages = [Stage(p, len(schedule), items, mode, channels, together) for p, items in enumerate(schedule)]
+    stages = [Stage(p, len(schedule), actions, mode, channels, summary_group) for p, actions in enumerate(schedule)]
     for stage in stages:
         stage.segments = segments
     moved = True
     while moved:
         moved = False
         for stage in stages:
-            while stage.items and stage.step():
+            while stage.actions and stage.step():
                 moved = True
     return stages, channels

@@ -202,27 +202,29 @@ def test_all_ranks_keep_what_fits_on_the_fullest(monkeypatch):
 
 
 ORDER = pipeline_schedule(2, 2, 2)[0]  # s0 s0 s1 s1 F0 F0 F1 F1, and backward
-READ = [item for item in ORDER if not item.backward]
+READ = [action for action in ORDER if not action.backward]
 
 
 @pytest.mark.parametrize(("spare", "kept"), [(0, 0), (699, 0), (700, 1), (2 * 700, 2), (4 * 700 + 299, 4), (3100, 5)])
 def test_a_stage_keeps_what_goes_backward_first(spare, kept):
     """By the size of its graphs; of the last stage too, which recalls between its readings."""
     found = StageBudget(ComputeSettings(), SETTINGS, DEPTH, GPU)
-    found.segment, found.summary, found.spare = SEGMENT, SUMMARY, spare
+    found.segment, found.summary, found.free_bytes = SEGMENT, SUMMARY, spare
     last = pipeline_schedule(2, 2, 2)[1]
-    assert len(last) > len(ORDER) and found.keeps(ORDER) == found.keeps(last) == set(READ[len(READ) - kept :])
+    assert len(last) > len(ORDER) and found.choose_graphs(ORDER) == found.choose_graphs(last) == set(
+        READ[len(READ) - kept :]
+    )
 
 
 @pytest.mark.parametrize(
     ("segments", "spare", "kept"), [(2, 3 * 700 - 1, 0), (2, 3 * 700, 4), (1, 2 * 700 - 1, 0), (1, 2 * 700, 2)]
 )
 def test_without_memory_a_stage_keeps_all_or_nothing(segments, spare, kept):
-    """Its items go backward in the order in which they were read; of 3 stages, three stand at a time, or all two."""
+    """Its actions go backward in the order in which they were read; of 3 stages, three stand at a time, or all two."""
     order = pipeline_schedule(3, segments, 2, mode="backbone")[0]
     found = StageBudget(ComputeSettings(), SETTINGS, DEPTH, GPU)
-    found.segment, found.spare = SEGMENT, spare
-    assert len(found.keeps(order)) == kept
+    found.segment, found.free_bytes = SEGMENT, spare
+    assert len(found.choose_graphs(order)) == kept
 
 
 @pytest.mark.parametrize(("recompute", "kept"), [("none", 8), ("selective", 8), ("segment", 0), ("auto", 4)])
@@ -241,7 +243,7 @@ def test_the_measured_step_of_a_stage(monkeypatch, recompute, kept):
             read(part)
         found.windows_read()
         found.step_done()
-    assert (found.segment, found.summary) == (SEGMENT, SUMMARY) and len(found.keeps(ORDER)) == kept
+    assert (found.segment, found.summary) == (SEGMENT, SUMMARY) and len(found.choose_graphs(ORDER)) == kept
 
 
 def test_smallest_of_all_ranks(monkeypatch):

@@ -16,11 +16,11 @@ class Event:
     def query(self):
         return time.monotonic() > self.at
 
-lookout = P2PTimeout(timedelta(seconds=1.5))
+timeout_thread = P2PTimeout(timedelta(seconds=1.5))
 for seconds in {seconds}:
-    lookout.watch(Event(seconds), f"rank 1 did not send message {{seconds}}")
+    timeout_thread.watch(Event(seconds), f"rank 1 did not send message {{seconds}}")
 time.sleep(4)
-print(len(lookout.messages), "left")
+print(len(timeout_thread.messages), "left")
 """
 
 
@@ -31,7 +31,7 @@ print(len(lookout.messages), "left")
         ([0.0, 30, 0.1], 1, "error: rank 1 did not send message 30, for 2 s"),
     ],
 )
-def test_lookout(seconds, code, said):
+def test_timeout(seconds, code, said):
     """It ends the process for a message that does not come, and for none else."""
     command = [sys.executable, "-c", PROGRAM.format(seconds=seconds)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120)

@@ -6,7 +6,8 @@ from itertools import product
 
 import pytest
 
-from hmt_ds.parallel.pipeline.schedule import MODES, Costs, pipeline_schedule, summaries_together
+from hmt_ds.memory.settings import MODES
+from hmt_ds.parallel.pipeline.schedule import Costs, pipeline_schedule, summary_group_size
 from hmt_ds.planning.simulate import Machine, Timeline, lower_bound, simulate
 
 SHAPES = list(product(range(1, 9), repeat=3))  # stages, segments, micro-batches
@@ -52,11 +53,14 @@ def test_summaries_together_cost_no_time(share):
     they are longer than a main pass, once for each border."""
     costs, found = Costs(summary=share), 0
     for shape in SHAPES:
-        together = summaries_together(*shape, share)
-        if together > 1:
-            schedule, longer = pipeline_schedule(*shape, together=together), replace(costs, summary=together * share)
+        summary_group = summary_group_size(*shape, share)
+        if summary_group > 1:
+            schedule, longer = (
+                pipeline_schedule(*shape, summary_group=summary_group),
+                replace(costs, summary=summary_group * share),
+            )
             time = simulate(schedule, Machine.uniform(longer, shape[0])).time
-            over = max(0, together * share - 1) * (shape[0] - 1) * (1 + costs.backward)
+            over = max(0, summary_group * share - 1) * (shape[0] - 1) * (1 + costs.backward)
             single = timeline(*shape, "hmt", costs).time
             assert single - 1e-9 <= time <= single + over + 1e-9, shape
             found += 1
@@ -91,7 +95,7 @@ OPTIMA = {
 @pytest.mark.parametrize(("shape", "optimum"), OPTIMA.items(), ids=str)
 def test_bound_against_the_optimum(shape, optimum):
     """What was solved exactly lies between the bound and our time, and is our time wherever that meets the bound."""
-    costs = Costs(main=2, summary=1)
+    costs = Costs(segment=2, summary=1)
     bound, ours = lower_bound(*shape, costs=costs), timeline(*shape, "hmt", costs).time
     assert bound <= optimum <= ours <= 1.07 * optimum
     assert ours == optimum or bound < ours
@@ -116,7 +120,7 @@ def test_bound_with_slow_links(shape, mode, backward, costs, optimum):
 
 def test_slow_links_hardly_matter():
     """A twentieth of a main pass per message, a tenth around the ring: hidden by summaries, but for the filling."""
-    costs = Costs(link=0.05, ring=0.1, recall=0.02)
+    costs = Costs(link=0.05, wraparound=0.1, recall=0.02)
     for mode in MODES:
         gaps = [
             timeline(*shape, mode, costs).time / lower_bound(*shape, mode=mode, costs=costs) - 1

@@ -5,15 +5,15 @@ from dataclasses import replace
 import pytest
 
 from hmt_ds.memory import MemorySettings, RecomputePlan
-from hmt_ds.parallel.pipeline.schedule import Costs, Item, Kind, pipeline_schedule
+from hmt_ds.parallel.pipeline.schedule import Action, Costs, Kind, pipeline_schedule
 from hmt_ds.planning.activations import bytes_per_position
 from hmt_ds.planning.compare import (
     Cluster,
     Job,
-    best_ring,
+    best_pipeline,
     comparison,
-    ring,
-    ring_window,
+    pipeline,
+    pipeline_window,
     stage_counts,
     window_passes,
     zero1,
@@ -30,28 +30,28 @@ HEADLESS = Job(replace(SHAPES["7b"], vocab_size=0), SETTINGS)
 SMALL = Cluster(memory=1e9)  # no graph is kept
 GRAPH = 1058 * bytes_per_position(replace(JOB.shape, num_hidden_layers=4), "none", 2)  # a segment's, of 8 stages
 INPUTS = 8 * 16 * (1058 + 514) * 4096 * 2  # of 8 segments and summaries of 16 rows
-FAR = Cluster(between_nodes=1e18, within_node=1e18, near=0, far=0)  # messages take no time
+FAR = Cluster(between_nodes=1e18, within_node=1e18, latency_within=0, latency_between=0)  # messages take no time
 
 
 def spans(bars) -> list[tuple[str, float, float]]:
-    return [(repr(bar.item), bar.start, bar.stop) for bar in bars]
+    return [(repr(bar.action), bar.start, bar.stop) for bar in bars]
 
 
 def test_messages_wait_for_each_other():
     """10 bytes at 2 a second, and a second on their way. Going back they are as slow."""
-    costs = Costs(main=1, backward=2)
-    machine = Machine([durations(costs)] * 2, [Link(1, 2)], message_bytes={Kind.MAIN: 10})
-    found = simulate(pipeline_schedule(2, 1, 2, mode="backbone"), machine, "backbone", at_the_end=4)
+    costs = Costs(segment=1, backward=2)
+    machine = Machine([durations(costs)] * 2, [Link(1, 2)], message_bytes={Kind.SEGMENT: 10})
+    found = simulate(pipeline_schedule(2, 1, 2, mode="backbone"), machine, "backbone", after_window=4)
     assert spans(found.stages[1]) == [("F0.0", 7, 8), ("B0.0", 8, 10), ("F0.1", 12, 13), ("B0.1", 13, 15)]
     assert spans(found.stages[0]) == [("F0.0", 0, 1), ("F0.1", 1, 2), ("B0.0", 16, 18), ("B0.1", 21, 23)]
     assert found.window_time == 23 and found.time == 27
     assert found.bubbles == [1 - 6 / 23] * 2
-    assert found.kept_items == [2, 1] and found.kept_bytes == [20, 10]
+    assert found.kept_inputs == [2, 1] and found.kept_bytes == [20, 10]
 
 
 def test_the_ring_is_a_link_of_its_own():
     """Of two stages too, in both directions."""
-    costs = Costs(main=1, backward=1, recall=0.5, link=2, ring=3)
+    costs = Costs(segment=1, backward=1, recall=0.5, link=2, wraparound=3)
     found = simulate(pipeline_schedule(2, 1, 1, mode="rmt"), Machine.uniform(costs, 2), "rmt")
     assert spans(found.stages[0]) == [("F0.0", 3.5, 4.5), ("B0.0", 10.5, 11.5)]
     assert spans(found.stages[1]) == [("r0.0", 0, 0.5), ("F0.0", 6.5, 7.5), ("B0.0", 7.5, 8.5), ("q0.0", 14.5, 15)]
@@ -61,7 +61,7 @@ def test_the_ring_is_a_link_of_its_own():
 def test_what_is_computed_again_need_not_wait():
     """The first stage has read its segment again when the gradient comes, and has 2 of 3 left to do."""
     schedule = pipeline_schedule(2, 1, 1, mode="backbone")
-    found = simulate(schedule, Machine.uniform(Costs(), 2, computes_ahead=True), "backbone")
+    found = simulate(schedule, Machine.uniform(Costs(), 2, recomputes_early=True), "backbone")
     assert spans(found.stages[1]) == [("F0.0", 1, 2), ("B0.0", 2, 5)]
     assert spans(found.stages[0]) == [("F0.0", 0, 1), ("B0.0", 4, 7)]
     assert simulate(schedule, Machine.uniform(Costs(), 2), "backbone").time == 8
@@ -71,21 +71,21 @@ def test_kept_graphs_are_not_computed_again():
     """By hand, on one stage: F0 F1 of 1 and 2 B of 3, of which the kept one takes 2; beside another stage that keeps
     nothing it waits."""
     order = pipeline_schedule(1, 1, 2, mode="rmt")
-    kept = [{Item(Kind.MAIN, 0, 1)}]
+    kept = [{Action(Kind.SEGMENT, 0, 1)}]
     assert simulate(order, Machine.uniform(Costs(), 1), "rmt").time == 2 + 2 * 3
-    assert simulate(order, Machine.uniform(Costs(), 1, keeps=kept), "rmt").time == 2 + 2 + 3
-    # F0 F1 on stage 0; stage 1 has both at 3, and the gradient is back at 6; a kept item is not begun before
+    assert simulate(order, Machine.uniform(Costs(), 1, kept_graphs=kept), "rmt").time == 2 + 2 + 3
+    # F0 F1 on stage 0; stage 1 has both at 3, and the gradient is back at 6; a kept action is not begun before
     order = pipeline_schedule(2, 1, 2, mode="backbone")
-    machine = Machine.uniform(Costs(), 2, computes_ahead=True, keeps=[{Item(Kind.MAIN, 0, 0)}, ()])
+    machine = Machine.uniform(Costs(), 2, recomputes_early=True, kept_graphs=[{Action(Kind.SEGMENT, 0, 0)}, ()])
     found = simulate(order, machine, "backbone")
-    assert [(repr(bar.item), bar.start, bar.stop) for bar in found.stages[0]] == [
+    assert [(repr(bar.action), bar.start, bar.stop) for bar in found.stages[0]] == [
         ("F0.0", 0, 1), ("F0.1", 1, 2), ("B0.0", 5, 7), ("B0.1", 8, 11)
     ]  # fmt: skip
 
 
 def test_stages_may_differ():
     """The second stage takes twice as long."""
-    machine = Machine([durations(Costs(main=1)), durations(Costs(main=2))], [Link()])
+    machine = Machine([durations(Costs(segment=1)), durations(Costs(segment=2))], [Link()])
     found = simulate(pipeline_schedule(2, 1, 3, mode="backbone", backward=False), machine, "backbone")
     assert spans(found.stages[1]) == [("F0.0", 1, 3), ("F0.1", 3, 5), ("F0.2", 5, 7)]
     assert found.bubbles == pytest.approx([4 / 7, 1 / 7]) and found.kept_bytes == [0, 0]
@@ -93,7 +93,7 @@ def test_stages_may_differ():
 
 def test_kept_bytes():
     """Summaries and segments count as what they are; a recall keeps nothing."""
-    sizes = {Kind.MAIN: 100, Kind.SUMMARY: 10, Kind.RECALL: 1}
+    sizes = {Kind.SEGMENT: 100, Kind.SUMMARY: 10, Kind.RECALL: 1}
     machine = replace(Machine.uniform(Costs(), 2), message_bytes=sizes)
     assert simulate(pipeline_schedule(2, 3, 4), machine).kept_bytes == [12 * 110] * 2
 
@@ -114,7 +114,7 @@ def test_shapes(name, parameters):
     ],
 )
 def test_gathering(in_node, nodes, sharing, seconds):
-    assert Cluster().spread_seconds(9e9, in_node, nodes, sharing) == pytest.approx(seconds)
+    assert Cluster().all_gather_seconds(9e9, in_node, nodes, sharing) == pytest.approx(seconds)
 
 
 def test_gathering_7b_over_a_network_takes_270_ms():
@@ -146,7 +146,7 @@ def test_flops_are_those_of_bench(kept):
 
 def test_a_ring_with_little_memory_reads_all_twice():
     """Its stages' work together: 4 forward passes for all positions, and 4 of the head but the one that is left out."""
-    window, kept = ring_window(JOB, FAR, 8, GRAPH, room=0)
+    window, kept = pipeline_window(JOB, FAR, 8, GRAPH, free_bytes=0)
     assert kept == 0
     busy = sum(bar.stop - bar.start for bars in window.stages for bar in bars) * FAR.rate
     layers, head = 32 * JOB.shape.layer_parameters, JOB.shape.head_parameters
@@ -159,26 +159,30 @@ def test_equal_stages_meet_the_bound():
     """Without head and messages the window is that of the README."""
     forward = 2 * 4 * HEADLESS.shape.layer_parameters / FAR.rate
     costs = Costs(forward * SETTINGS.positions, forward * (SETTINGS.summary_length + 2))
-    assert ring_window(HEADLESS, FAR, 8, GRAPH, room=0)[0].time == pytest.approx(lower_bound(8, 8, 16, costs=costs))
+    assert pipeline_window(HEADLESS, FAR, 8, GRAPH, free_bytes=0)[0].time == pytest.approx(
+        lower_bound(8, 8, 16, costs=costs)
+    )
 
 
 def test_where_a_ring_spends_its_step():
     """The end: float32 sums are scattered and bf16 weights gathered, of all stages of a node through its network."""
     weights = 4 * JOB.shape.layer_parameters + JOB.shape.head_parameters
     end = 6 * weights * 8 * (1 - 1 / 2) / 50e9
-    assert ring(JOB, SMALL, 16, 8).seconds == pytest.approx(ring_window(JOB, SMALL, 8, GRAPH, 0)[0].time + end)
+    assert pipeline(JOB, SMALL, 16, 8).seconds == pytest.approx(pipeline_window(JOB, SMALL, 8, GRAPH, 0)[0].time + end)
     # stages in one node, rings in one node: over NVLink
     end = 6 * (8 * JOB.shape.layer_parameters + JOB.shape.head_parameters) * (1 - 1 / 2) / 450e9
-    assert ring(JOB, SMALL, 8, 4).seconds == pytest.approx(ring_window(JOB, SMALL, 4, GRAPH, 0)[0].time + end)
+    assert pipeline(JOB, SMALL, 8, 4).seconds == pytest.approx(pipeline_window(JOB, SMALL, 4, GRAPH, 0)[0].time + end)
     # a ring over two nodes has two slow links, the ring's own among them
     # and all wait for them: a summary's way over the link, then for 8 segments the ring and the link, both ways
-    assert ring_window(JOB, Cluster(far=1000), 16, GRAPH, 0)[0].time == pytest.approx(2 * (1 + 8 * 2) * 1000, rel=0.001)
+    assert pipeline_window(JOB, Cluster(latency_between=1000), 16, GRAPH, 0)[0].time == pytest.approx(
+        2 * (1 + 8 * 2) * 1000, rel=0.001
+    )
 
 
 def test_what_a_ring_takes():
     """Weights and sums, the optimizer's shard, inputs of 8 segments and summaries of 16 rows, and one row's graph."""
     weights = 4 * JOB.shape.layer_parameters + JOB.shape.head_parameters
-    found = ring(JOB, SMALL, 64, 8)
+    found = pipeline(JOB, SMALL, 64, 8)
     assert found.bytes == (6 + 12 / 8) * weights + INPUTS + GRAPH and not found.fits
 
 
@@ -186,22 +190,22 @@ def test_what_a_ring_takes():
 def test_what_a_ring_keeps(more, kept):
     """Before two segments of 16 rows stand summaries of two rows each, of 514 positions where a segment has 1,058. What
     is kept is read once on all stages."""
-    window, size = ring_window(JOB, FAR, 8, GRAPH, INPUTS + (more + 1e-6) * GRAPH)
+    window, size = pipeline_window(JOB, FAR, 8, GRAPH, INPUTS + (more + 1e-6) * GRAPH)
     assert size == pytest.approx(kept * GRAPH)
-    read_twice, _ = ring_window(JOB, FAR, 8, GRAPH, 0)
+    read_twice, _ = pipeline_window(JOB, FAR, 8, GRAPH, 0)
     once, twice = (sum(bar.stop - bar.start for bars in w.stages for bar in bars) for w in (window, read_twice))
-    head = JOB.flops(JOB.shape.head_parameters)  # which the first reading leaves out
+    head = JOB.forward_flops(JOB.shape.head_parameters)  # which the first reading leaves out
     assert head > 0
-    assert twice - once == pytest.approx(kept * JOB.flops(32 * JOB.shape.layer_parameters) / FAR.rate)
+    assert twice - once == pytest.approx(kept * JOB.forward_flops(32 * JOB.shape.layer_parameters) / FAR.rate)
 
 
 def test_what_fits():
     """6 bytes for each weight, and its activations: 7B on a GPU of 80 GB, no 13B."""
     larger = replace(JOB, shape=SHAPES["13b"])
     assert zero1(JOB, Cluster(), 64).fits and not zero1(larger, Cluster(), 1024).fits
-    assert best_ring(larger, Cluster(), 64).fits and zero3(larger, Cluster(), 64).fits
+    assert best_pipeline(larger, Cluster(), 64).fits and zero3(larger, Cluster(), 64).fits
     assert not zero3(larger, Cluster(), 2).fits
-    largest = best_ring(replace(JOB, shape=SHAPES["70b"]), Cluster(), 8)
+    largest = best_pipeline(replace(JOB, shape=SHAPES["70b"]), Cluster(), 8)
     assert not largest.fits and largest.layout == "8 stages x 1"  # what comes nearest
 
 
@@ -216,17 +220,17 @@ def test_stages():
     """As many layers on each, and no ring across a part of a node."""
     assert list(stage_counts(SHAPES["7b"], Cluster(), 64)) == [2, 4, 8, 16, 32]
     assert list(stage_counts(SHAPES["13b"], Cluster(), 40)) == [2, 4, 8, 40]
-    assert list(stage_counts(SHAPES["13b"], Cluster(), 1)) == [] and best_ring(JOB, Cluster(), 1) is None
+    assert list(stage_counts(SHAPES["13b"], Cluster(), 1)) == [] and best_pipeline(JOB, Cluster(), 1) is None
 
 
 def test_comparison():
     """Each way for each number of GPUs, with the options in their places."""
     options = CompareOptions("13b", (8, 64), 25e9, 300e12, rows=3, segment_length=256, segments=4)
     rows = comparison(options)
-    assert [(gpus, way) for gpus, way, _ in rows] == [(n, w) for n in (8, 64) for w in ("ZeRO-1", "ring", "ZeRO-3")]
+    assert [(gpus, way) for gpus, way, _ in rows] == [(n, w) for n in (8, 64) for w in ("ZeRO-1", "pipeline", "ZeRO-3")]
     job = Job(SHAPES["13b"], MemorySettings(256, recall_dim=5120), segments=4, rows=3)
     assert rows[5][2] == zero3(job, Cluster(25e9, rate=300e12), 64)
-    assert rows[4][2] == best_ring(job, Cluster(25e9, rate=300e12), 64)
+    assert rows[4][2] == best_pipeline(job, Cluster(25e9, rate=300e12), 64)
 
 
 def test_a_shape_without_grouped_heads():

@@ -4,17 +4,17 @@ from collections import Counter
 from itertools import product
 
 import pytest
-from pipeline_interpreter import MAIN, RECALL, SUMMARY, execute
+from pipeline_interpreter import RECALL, SEGMENT, SUMMARY, execute
 
+from hmt_ds.memory.settings import MODES
 from hmt_ds.parallel.pipeline.schedule import (
-    MODES,
+    Action,
     Costs,
-    Item,
-    live_items,
-    needs,
+    dependencies,
+    destination,
+    peak_live_inputs,
     pipeline_schedule,
-    receiver,
-    summaries_together,
+    summary_group_size,
 )
 from hmt_ds.planning.simulate import Machine, simulate
 
@@ -23,28 +23,30 @@ SHAPES = list(product(range(1, 9), repeat=3))  # stages, segments, micro-batches
 GROUPED = [(*shape, n) for shape in SHAPES for n in range(1, shape[2] + 1) if shape[2] % n == 0]
 
 
-def expected(stage: int, stages: int, segments: int, batches: int, together: int, mode: str, backward: bool) -> Counter:
-    """Each item that a stage has to do, once."""
-    kinds = {"hmt": [SUMMARY, RECALL, MAIN], "rmt": [RECALL, MAIN], "backbone": [MAIN]}[mode]
+def expected(
+    stage: int, stages: int, segments: int, batches: int, summary_group: int, mode: str, backward: bool
+) -> Counter:
+    """Each action that a stage has to do, once."""
+    kinds = {"hmt": [SUMMARY, RECALL, SEGMENT], "rmt": [RECALL, SEGMENT], "backbone": [SEGMENT]}[mode]
     kinds = [kind for kind in kinds if kind != RECALL or stage == stages - 1]
     ways = [False, True] if backward else [False]
-    parts = {SUMMARY: batches // together, RECALL: batches, MAIN: batches}
+    parts = {SUMMARY: batches // summary_group, RECALL: batches, SEGMENT: batches}
     return Counter(
-        Item(*names) for kind in kinds for names in product([kind], range(segments), range(parts[kind]), ways)
+        Action(*names) for kind in kinds for names in product([kind], range(segments), range(parts[kind]), ways)
     )
 
 
 @pytest.mark.parametrize("backward", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("mode", MODES)
 def test_complete_and_free_of_deadlock(mode, backward):
-    """All 512 shapes: every item once and where it belongs; all lists end, and nothing is left but the last memory."""
+    """All 512 shapes: every action runs once on its stage; all lists end, and only the last memory is left."""
     for shape in GROUPED if mode == "hmt" else [(*shape, 1) for shape in SHAPES]:
-        _, segments, batches, together = shape
-        schedule = pipeline_schedule(*shape[:3], mode=mode, backward=backward, together=together)
-        for p, items in enumerate(schedule):
-            assert Counter(items) == expected(p, *shape, mode, backward), (shape, p)
-        ran, channels = execute(schedule, segments, mode, together)
-        assert not any(stage.items for stage in ran), (shape, [list(stage.items)[:1] for stage in ran])
+        _, segments, batches, summary_group = shape
+        schedule = pipeline_schedule(*shape[:3], mode=mode, backward=backward, summary_group=summary_group)
+        for p, actions in enumerate(schedule):
+            assert Counter(actions) == expected(p, *shape, mode, backward), (shape, p)
+        ran, channels = execute(schedule, segments, mode, summary_group)
+        assert not any(stage.actions for stage in ran), (shape, [list(stage.actions)[:1] for stage in ran])
         assert not any(channels.values())
         last = segments - 1 if mode != "backbone" else 0
         memories = {("memory", n, b) for n in range(last, segments) for b in range(batches)}
@@ -57,26 +59,28 @@ def test_complete_and_free_of_deadlock(mode, backward):
 @pytest.mark.parametrize("mode", MODES)
 def test_kept_inputs(mode, link):
     """The promise, counted anew from the interpreter's point of view: inputs that are there."""
-    for stages, segments, batches, together in GROUPED if mode == "hmt" else [(*shape, 1) for shape in SHAPES]:
-        how = {"mode": mode, "together": together, "costs": Costs(link=link)}
+    for stages, segments, batches, summary_group in GROUPED if mode == "hmt" else [(*shape, 1) for shape in SHAPES]:
+        how = {"mode": mode, "summary_group": summary_group, "costs": Costs(link=link)}
         schedule = pipeline_schedule(stages, segments, batches, **how)
-        for p, items in enumerate(schedule):
+        for p, actions in enumerate(schedule):
             kept, most = set(), 0
-            for item in items:
-                name = (item.kind, item.segment, item.micro_batch)
-                if item.kind != RECALL:
+            for action in actions:
+                name = (action.kind, action.segment, action.micro_batch)
+                if action.kind != RECALL:
                     kept ^= {name}
-                    assert (name in kept) != item.backward
+                    assert (name in kept) != action.backward
                     most = max(most, len(kept))
             windows = segments * batches
             ahead = stages - p if not link else 2 * (stages - p) - 1
-            promised = {"hmt": windows + windows // together, "rmt": windows, "backbone": min(windows, ahead)}[mode]
-            assert live_items(items) == most == promised, (stages, segments, batches, p)
-            assert live_items([item for item in items if not item.backward]) == 0
+            promised = {"hmt": windows + windows // summary_group, "rmt": windows, "backbone": min(windows, ahead)}[
+                mode
+            ]
+            assert peak_live_inputs(actions) == most == promised, (stages, segments, batches, p)
+            assert peak_live_inputs([action for action in actions if not action.backward]) == 0
 
 
-def words(items: list[Item]) -> str:
-    return " ".join(map(repr, items))
+def words(actions: list[Action]) -> str:
+    return " ".join(map(repr, actions))
 
 
 def test_by_hand():
@@ -91,7 +95,7 @@ def test_by_hand():
     )
     # both stages have summaries until the first prompt is back; then stage 1 waits for stage 0's first main pass
     stages = simulate(pipeline_schedule(2, 2, 2), Machine.uniform(Costs(), 2)).stages
-    bars = {repr(bar.item): (bar.start, bar.stop) for bar in stages[1]}
+    bars = {repr(bar.action): (bar.start, bar.stop) for bar in stages[1]}
     assert bars["s0.0"] == (0.5, 1) and bars["F0.0"] == (3, 4) and bars["F1.1"] == (6, 7) and bars["B1.1"] == (7, 10)
 
 
@@ -102,7 +106,7 @@ def test_summaries_are_two_segments_ahead():
 
 def test_summaries_of_two_micro_batches():
     """Two stages, two segments: what their recalls need, and when they go backward."""
-    first, last = pipeline_schedule(2, 2, 2, together=2)
+    first, last = pipeline_schedule(2, 2, 2, summary_group=2)
     assert words(first) == "s0.0 s1.0 F0.0 F0.1 F1.0 F1.1 B1.1 B1.0 B0.1 B0.0 t1.0 t0.0"
     assert words(last) == (
         "s0.0 r0.0 r0.1 s1.0 F0.0 r1.0 F0.1 r1.1 F1.0 F1.1 B1.1 B1.0 q1.1 B0.1 q1.0 B0.0 t1.0 q0.1 q0.0 t0.0"
@@ -111,10 +115,10 @@ def test_summaries_of_two_micro_batches():
 
 def test_how_many_summaries_are_read_together():
     """About as long as a segment, in whole groups, and no stage waits for the first one."""
-    assert [summaries_together(2, 8, parts, 0.5) for parts in (1, 2, 3, 4, 6)] == [1, 2, 1, 2, 2]
-    assert [summaries_together(2, 8, 8, share) for share in (0.6, 0.501, 0.5, 0.3, 0.25, 0.1)] == [1, 2, 2, 2, 4, 8]
-    assert [summaries_together(stages, 8, 4, 0.25) for stages in (1, 2, 3, 4, 5)] == [4, 4, 2, 2, 1]
-    assert summaries_together(2, 1, 2, 0.5) == 1 and summaries_together(2, 1, 4, 0.5) == 2
+    assert [summary_group_size(2, 8, parts, 0.5) for parts in (1, 2, 3, 4, 6)] == [1, 2, 1, 2, 2]
+    assert [summary_group_size(2, 8, 8, share) for share in (0.6, 0.501, 0.5, 0.3, 0.25, 0.1)] == [1, 2, 2, 2, 4, 8]
+    assert [summary_group_size(stages, 8, 4, 0.25) for stages in (1, 2, 3, 4, 5)] == [4, 4, 2, 2, 1]
+    assert summary_group_size(2, 1, 2, 0.5) == 1 and summary_group_size(2, 1, 4, 0.5) == 2
 
 
 def test_without_memory_it_is_1f1b():
@@ -124,38 +128,45 @@ def test_without_memory_it_is_1f1b():
 @pytest.mark.parametrize("mode", MODES)
 def test_results_go_where_they_are_needed(mode):
     """`receiver` and `needs` say the same of every message."""
-    for stages, segments, batches, together in product((1, 2, 4), (1, 3), (2, 4), (1, 2)):
-        schedule = pipeline_schedule(stages, segments, batches, mode=mode, together=together)
+    for stages, segments, batches, summary_group in product((1, 2, 4), (1, 3), (2, 4), (1, 2)):
+        schedule = pipeline_schedule(stages, segments, batches, mode=mode, summary_group=summary_group)
         asked = Counter(
-            (item, at, p)
-            for p, items in enumerate(schedule)
-            for wanted in items
-            for at, item in needs(wanted, p, stages, segments, mode, together)
+            (action, at, p)
+            for p, actions in enumerate(schedule)
+            for wanted in actions
+            for at, action in dependencies(wanted, p, stages, segments, mode, summary_group)
             if at != p
         )
         given = Counter(
-            (item, p, to)
-            for p, items in enumerate(schedule)
-            for item in items
-            if (to := receiver(item, p, stages, mode)) is not None
+            (action, p, to)
+            for p, actions in enumerate(schedule)
+            for action in actions
+            if (to := destination(action, p, stages, mode)) is not None
         )
         assert asked == given
 
 
 def test_needs_by_hand():
     """Also what a stage's order grants anyway."""
-    recall, main = Item(RECALL, 2, 1), Item(MAIN, 1, 1)
-    assert set(needs(recall, 3, 4, 5, "hmt")) == {(3, Item(SUMMARY, 2, 1)), (3, main)}
-    assert needs(recall, 3, 4, 5, "rmt") == [(3, main)] and needs(Item(RECALL, 0, 1), 3, 4, 5, "rmt") == []
-    gradient = Item(MAIN, 1, 1, backward=True)
-    assert set(needs(gradient, 3, 4, 5, "hmt")) == {(3, main), (3, Item(RECALL, 2, 1, backward=True))}
-    assert set(needs(gradient, 2, 4, 5, "hmt")) == {(2, main), (3, gradient)}
-    assert needs(gradient, 3, 4, 2, "hmt") == needs(gradient, 3, 4, 5, "backbone") == [(3, main)]
+    recall, main = Action(RECALL, 2, 1), Action(SEGMENT, 1, 1)
+    assert set(dependencies(recall, 3, 4, 5, "hmt")) == {(3, Action(SUMMARY, 2, 1)), (3, main)}
+    assert (
+        dependencies(recall, 3, 4, 5, "rmt") == [(3, main)] and dependencies(Action(RECALL, 0, 1), 3, 4, 5, "rmt") == []
+    )
+    gradient = Action(SEGMENT, 1, 1, backward=True)
+    assert set(dependencies(gradient, 3, 4, 5, "hmt")) == {(3, main), (3, Action(RECALL, 2, 1, backward=True))}
+    assert set(dependencies(gradient, 2, 4, 5, "hmt")) == {(2, main), (3, gradient)}
+    assert dependencies(gradient, 3, 4, 2, "hmt") == dependencies(gradient, 3, 4, 5, "backbone") == [(3, main)]
 
 
 def test_items():
-    assert {Item(MAIN, 1, 2), Item(MAIN, 1, 2), Item(MAIN, 1, 2, True)} == {Item(MAIN, 1, 2), Item(MAIN, 1, 2, True)}
-    assert sorted([Item(MAIN, 1, 0), Item(MAIN, 0, 1), Item(MAIN, 0, 0, True), Item(MAIN, 0, 0)])[1].backward
+    assert {Action(SEGMENT, 1, 2), Action(SEGMENT, 1, 2), Action(SEGMENT, 1, 2, True)} == {
+        Action(SEGMENT, 1, 2),
+        Action(SEGMENT, 1, 2, True),
+    }
+    assert sorted([Action(SEGMENT, 1, 0), Action(SEGMENT, 0, 1), Action(SEGMENT, 0, 0, True), Action(SEGMENT, 0, 0)])[
+        1
+    ].backward
 
 
 @pytest.mark.parametrize(
@@ -164,7 +175,7 @@ def test_items():
         ((0, 1, 1), {}, "stages: must be at least 1, got 0"),
         ((1, -2, 1), {}, "segments: must be at least 1, got -2"),
         ((1, 1, 0), {}, "micro-batches: must be at least 1, got 0"),
-        ((1, 1, 3), {"together": 2}, "together: must divide the 3 micro-batches, got 2"),
+        ((1, 1, 3), {"summary_group": 2}, "summary_group: must divide the 3 micro-batches, got 2"),
         ((1, 1, 1), {"mode": "htm"}, "mode: must be one of hmt, rmt, backbone, got htm"),
     ],
 )
@@ -174,7 +185,7 @@ def test_mistakes(shape, options, said):
 
 
 def test_large_schedules():
-    """Each stage has all items, the last one the recalls too."""
+    """Each stage has all actions, the last one the recalls too."""
     assert list(map(len, pipeline_schedule(16, 64, 64))) == [4 * 64**2] * 15 + [6 * 64**2]
 
 

@@ -1,4 +1,4 @@
-"""`hmt-ds plan`: what it draws, its facts, its table, its errors."""
+"""`hmt-ds plan`: the drawn schedule, its figures, the comparison table, errors."""
 
 import math
 import re
@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from hmt_ds import cli
-from hmt_ds.parallel.pipeline.schedule import UNIT, Costs, Item, Kind, pipeline_schedule
-from hmt_ds.planning.simulate import Bar, Machine, simulate
+from hmt_ds.parallel.pipeline.schedule import UNIT_COSTS, Action, Costs, Kind, pipeline_schedule
+from hmt_ds.planning.simulate import Machine, TimedAction, simulate
 from hmt_ds.reporting.pipeline_timeline import STYLES, timeline_lines
 from hmt_ds.reporting.plots import plot_schedule
 
@@ -18,7 +18,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 
 def run(monkeypatch, capsys, *words: str) -> tuple[int, str, str]:
-    """The command in this process, without a terminal: exit code, output, errors."""
+    """Run the command in this process, without a terminal; return exit code, output and errors."""
     monkeypatch.setattr(sys, "argv", ["hmt-ds", "plan", *words])
     with pytest.raises(SystemExit) as end:
         cli.main()
@@ -26,7 +26,7 @@ def run(monkeypatch, capsys, *words: str) -> tuple[int, str, str]:
 
 
 def shaped(stages: int, segments: int, batches: int) -> list[str]:
-    """Words of the command."""
+    """Return the command-line words for a schedule of this shape."""
     names = {"stages": stages, "segments": segments, "micro-batches": batches}
     return ["--schedule", *(word for name, number in names.items() for word in (f"--{name}", str(number)))]
 
@@ -35,48 +35,48 @@ def test_schedule(monkeypatch, capsys):
     code, out, err = run(monkeypatch, capsys, *shaped(2, 2, 2))
     assert (code, err) == (0, "")
     lines = out.splitlines()
-    # a column is a quarter: main passes have four, and so have summaries, of both micro-batches; backward twelve
+    # a column is a quarter: four for a segment pass and for a summary pass over both micro-batches, backward twelve
     gradients = "B1.1--------B1.0--------B0.1--------B0.0--------t1.0"
     assert lines[1] == f"stage 0  s0.0s1.0F0.0F0.1F1.0F1.1{' ' * 16}{gradients[:-1]}"
     assert lines[2] == f"stage 1      s0.0s1.0F0.0F0.1F1.0F1.1{gradients}--------t0."
     assert lines[3:6] == ["time 22.75", "stage 0  0--------t0.0--------", "stage 1  0--------"]
     assert "\n".join(lines[-5:]) == (
-        "time         28, where a main pass takes 1 forward, a summary 0.5, backward 3 times that\n"
-        "summaries    those of 2 micro-batches are read together\n"
-        "lower bound  28, which no schedule beats; met\n"
+        "time         28; forward passes take 1 (segment) and 0.5 (summary), backward passes 3 times that\n"
+        "summaries    2 micro-batches per summary pass\n"
+        "lower bound  28 for any schedule; met\n"
         "bubble       14.3% of a stage's time\n"
-        "kept inputs  6 on a stage at its peak"
+        "kept inputs  6 per stage, at its peak"
     )
 
 
-def test_facts_of_stages_that_differ(monkeypatch, capsys):
+def test_figures_of_unequal_stages(monkeypatch, capsys):
     _, out, _ = run(monkeypatch, capsys, *shaped(4, 2, 3))
-    assert "lower bound  48, which no schedule beats; this is 8.3% above" in out
+    assert "lower bound  48 for any schedule; this one is 8.3% above" in out
     _, out, _ = run(monkeypatch, capsys, *shaped(4, 2, 3), "--mode", "backbone")
-    assert "kept inputs  1 to 4 on a stage at its peak" in out and "summary forward" not in out
+    assert "kept inputs  1 to 4 per stage, at its peak" in out and "summary forward" not in out
     assert "bubble       33.3% of" in out
 
 
-def test_long_ones_are_cut(monkeypatch, capsys):
+def test_long_schedules_are_cut_off(monkeypatch, capsys):
     code, out, _ = run(monkeypatch, capsys, *shaped(8, 16, 8))
     lines = out.splitlines()
     assert code == 0 and max(map(len, lines)) <= 100
     assert "cut off at 136.5 of 796; --picture FILE draws all of it" in lines
     assert sum(line.startswith("stage 7") for line in lines) == 6
     _, out, _ = run(monkeypatch, capsys, *shaped(60, 2, 2))
-    assert sum(line.startswith("stage") for line in out.splitlines()) == 60  # one block is drawn of any
+    assert sum(line.startswith("stage") for line in out.splitlines()) == 60  # at least one block is always drawn
 
 
-def drawn(costs: Costs = UNIT, width: int = 100, shape=(3, 2, 3)):
-    """The bars of each stage, and their lines."""
+def drawn(costs: Costs = UNIT_COSTS, width: int = 100, shape=(3, 2, 3)):
+    """Return the timed actions of each stage, and the lines drawn for them."""
     schedule = pipeline_schedule(*shape, costs=costs)
     stages = simulate(schedule, Machine.uniform(costs, shape[0])).stages
     return stages, list(timeline_lines(stages, width))
 
 
 @pytest.mark.parametrize("width", [40, 100, 163])
-def test_every_bar_is_drawn(width):
-    """The blocks one behind the other hold each bar, at its place, in its style and not over another one."""
+def test_every_action_is_drawn(width):
+    """Joined end to end, the blocks contain each action once, at its time and in its style."""
     stages, lines = drawn(Costs(recall=0.25), width, shape=(2, 1, 2))
     unit = 0.25 / 2
     for number, bars in enumerate(stages):
@@ -90,17 +90,21 @@ def test_every_bar_is_drawn(width):
                     styles[block * columns + at - 9] = span.style
         for bar in bars:
             start, stop = round(bar.start / unit), round(bar.stop / unit)
-            assert re.fullmatch(re.escape(repr(bar.item)[: min(2, stop - start)]) + ".*-*", text[start:stop])
-            assert {styles[at] for at in range(start, stop)} == {STYLES[bar.item.kind, bar.item.backward][0]}
+            assert re.fullmatch(re.escape(repr(bar.action)[: min(2, stop - start)]) + ".*-*", text[start:stop])
+            assert {styles[at] for at in range(start, stop)} == {STYLES[bar.action.kind, bar.action.backward][0]}
         busy = sum(round((bar.stop - bar.start) / unit) for bar in bars)
         assert len(text.replace(" ", "")) == len(styles) == busy
 
 
-def test_items_without_time_are_not_drawn():
+def test_actions_without_duration_are_not_drawn():
     _, lines = drawn()
     assert not any("r0" in line.plain for line in lines) and "recall" not in lines[-1].plain
     bars = [
-        [Bar(Item(Kind.MAIN, 11, 0), 0, 1), Bar(Item(Kind.MAIN, 12, 0), 1, 1), Bar(Item(Kind.SUMMARY, 11, 0), 1, 1.5)]
+        [
+            TimedAction(Action(Kind.SEGMENT, 11, 0), 0, 1),
+            TimedAction(Action(Kind.SEGMENT, 12, 0), 1, 1),
+            TimedAction(Action(Kind.SUMMARY, 11, 0), 1, 1.5),
+        ]
     ]
     assert [line.plain for line in timeline_lines(bars, 60)][1] == "stage 0  F11-s-"
 
@@ -113,8 +117,8 @@ def test_picture(monkeypatch, capsys, tmp_path, suffix):
     assert file.read_bytes()[:4] == {"png": b"\x89PNG", "svg": b"<?xm"}[suffix]
 
 
-def test_the_picture_has_every_bar(monkeypatch, tmp_path):
-    """All items of all stages, at their times, in one colour for each kind."""
+def test_picture_shows_every_action(monkeypatch, tmp_path):
+    """All actions of all stages, at their times, in one colour for each kind."""
     import matplotlib.axes
 
     spans = []
@@ -129,7 +133,7 @@ def test_the_picture_has_every_bar(monkeypatch, tmp_path):
     plot_schedule(stages, "title", tmp_path / "schedule.png")
     ways = {False: "forward", True: "backward"}
     expected = [
-        (number, f"{bar.item.kind}, {ways[bar.item.backward]}", bar.start, bar.stop - bar.start)
+        (number, f"{bar.action.kind}, {ways[bar.action.backward]}", bar.start, bar.stop - bar.start)
         for number, bars in enumerate(stages)
         for bar in bars
         if bar.stop > bar.start
@@ -143,7 +147,7 @@ def test_compare(monkeypatch, capsys):
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if "│" in line]
     assert [row[:3] for row in rows[:3]] == [
         ["1", "ZeRO-1", "does not fit"],
-        ["", "ring", "not possible"],
+        ["", "pipeline", "not possible"],
         ["", "ZeRO-3", "does not fit"],
     ]
     assert [row[0] for row in rows[3:]] == ["64", "", ""] and math.prod(map(int, rows[4][2].split(" stages x "))) == 64
@@ -162,18 +166,18 @@ def test_compare(monkeypatch, capsys):
         ("--schedule --stages 100 --segments 100 --micro-batches 11", ["are 110,000: at most 100,000"]),
         ("--schedule --picture there", ["--picture: must end in .png, .svg, .pdf, got 'there'"]),
         ("--schedule --picture nowhere/a.png", ["--picture: nowhere/a.png cannot be written"]),
-        ("--schedule --gpus 8 --rows 1", ["--gpus: is for --compare", "--rows: is for --compare"]),
-        ("--compare --stages 2", ["--stages: is for --schedule"]),
+        ("--schedule --gpus 8 --rows 1", ["--gpus: only with --compare", "--rows: only with --compare"]),
+        ("--compare --stages 2", ["--stages: only with --schedule"]),
         ("--compare --shape 8b", ["--shape: must be one of 7b, 13b, 70b, got '8b'"]),
         ("--compare --gpus 8,,x", ["--gpus: must be a whole number of at least 1, got ''", "got 'x'"]),
-        ("--compare --gpus 12", ["--gpus: 12 neither fill nodes of 8 nor are 1, 2 or 4 of one node"]),
+        ("--compare --gpus 12", ["--gpus: must be 1, 2, 4 or a multiple of 8 (the GPUs of a node), got 12"]),
         ("--compare --between-nodes 0", ["--between-nodes: must be a number above 0, got '0'"]),
         ("--compare --rate inf", ["--rate: must be a number above 0, got 'inf'"]),
         ("--compare --rate much", ["--rate: must be a number above 0, got 'much'"]),
-        ("--compare --rows 100 --segments 10", ["100 rows x 10 segments are 1,000: at most 512 are estimated"]),
+        ("--compare --rows 100 --segments 10", ["100 rows x 10 segments are 1,000: at most 512 can be estimated"]),
     ],
 )
-def test_mistakes_are_one_line_each(monkeypatch, capsys, tmp_path, words, lines):
+def test_each_problem_is_one_line(monkeypatch, capsys, tmp_path, words, lines):
     monkeypatch.chdir(tmp_path)
     code, out, err = run(monkeypatch, capsys, *words.split())
     said = err.splitlines()
@@ -182,7 +186,7 @@ def test_mistakes_are_one_line_each(monkeypatch, capsys, tmp_path, words, lines)
 
 
 @pytest.mark.parametrize("words", ["", "--schedule --compare", "--schedule --stage-length 3"])
-def test_one_of_both(monkeypatch, capsys, words):
+def test_exactly_one_of_schedule_and_compare(monkeypatch, capsys, words):
     code, out, err = run(monkeypatch, capsys, *words.split())
     assert code == 2 and not out and "error: " in err
 

@@ -1,4 +1,4 @@
-"""The executor on a ring of stages: the same step as on ZeRO, with another way through a window."""
+"""The executor of a pipeline stage: the optimizer step of parallel/zero.py, with another way through a window."""
 
 from collections.abc import Iterator
 from dataclasses import fields, replace
@@ -15,9 +15,10 @@ from hmt_ds.memory import HMT, MemoryState, SegmentOutput, Window
 from hmt_ds.memory.settings import Mode
 from hmt_ds.parallel.compute_choice import BY_DEFAULT, ComputeSettings, draws
 from hmt_ds.parallel.gradients import ReducePerStep
-from hmt_ds.parallel.pipeline.schedule import Item, pipeline_schedule, summaries_together
+from hmt_ds.parallel.pipeline.schedule import Action, pipeline_schedule, summary_group_size
 from hmt_ds.parallel.pipeline.stage import StagePass
 from hmt_ds.parallel.pipeline.stage_budget import StageBudget
+from hmt_ds.parallel.pipeline.stage_window import Stage, StageWindow
 from hmt_ds.parallel.pipeline.stashed_inputs import StashedInputs
 from hmt_ds.parallel.pipeline.topology import Topology
 from hmt_ds.parallel.zero import ZeroExecutor
@@ -26,93 +27,97 @@ Rows = TypeVar("Rows", Window, MemoryState)
 
 
 class PipelineExecutor(ZeroExecutor):
-    """Runs windows through a stage of an HMT; the other stages are on other ranks.
+    """Runs windows through one stage of an HMT; the other stages are on other ranks.
 
-    DeepSpeed's engine has this stage's weights, and shares their optimizer with the same stage of other pipelines
-    (ZeRO-1). Gradients are summed in float32 over a step and handed to it once.
+    DeepSpeed's engine holds this stage's weights and shards their optimizer states over the same stage of the other
+    pipelines (ZeRO-1). Gradients are accumulated in float32 over a step and reduced once.
 
     Args:
         model: this rank's stage, from :func:`hmt_ds.parallel.pipeline.build_stage.build_stage`.
-        place: of this rank.
-        micro_batches: into how many parts the rows of a window are divided.
-        live_inputs: how many inputs stay on the device; None for all.
+        topology: of this rank.
+        micro_batches: number of micro-batches per window.
+        live_inputs: stage inputs that stay on the device; None for all.
         options: for :class:`ZeroExecutor`.
     """
 
     def __init__(
         self,
         model: HMT,
-        place: Topology,
+        topology: Topology,
         *,
         micro_batches: int,
         live_inputs: int | None = None,
         compute: ComputeSettings = BY_DEFAULT,
         **options: Any,
     ):
-        self.place, self.micro_batches, self.live_inputs = place, micro_batches, live_inputs
-        self.stages, self.reports = place.stages, place.closes
+        self.topology, self.micro_batches, self.live_inputs = topology, micro_batches, live_inputs
+        self.stages, self.reports = topology.stages, topology.is_last
         backbone = cast(CausalLM, model.backbone)
-        self.hidden = backbone.config.get_text_config().hidden_size
-        self.draws = draws(model)
+        self.hidden_size = backbone.config.get_text_config().hidden_size
+        self.uses_dropout = draws(model)
         compute = replace(compute, reduction="step", cuda_graphs="never", leaf_layers=1)
-        super().__init__(model, compute=compute, grid=place.grid, **options)
+        super().__init__(model, compute=compute, grid=topology.grid, **options)
         self.room: StageBudget = StageBudget(self.compute, self.settings, self.room.depth, self.device)
         self.share_tied_weights()
 
     def share_tied_weights(self) -> None:
-        """The embeddings that are also the head stand on the first and the last stage: both step by the same sum."""
+        """Keep tied embeddings and head equal: the first and the last stage each have a copy of the weight."""
         backbone = cast(CausalLM, self.engine.module.backbone)
-        ends = (self.place.opens, self.place.closes)
-        if any(ends) and backbone.config.get_text_config().tie_word_embeddings:
+        has_copy = self.topology.is_first or self.topology.is_last
+        if has_copy and backbone.config.get_text_config().tie_word_embeddings:
             weight = backbone.model.get_input_embeddings().weight
             if weight.requires_grad:
                 assert isinstance(self.gradients, ReducePerStep)
-                self.gradients.shared = [(dict(self.gradients.pairs)[weight], self.place.ends)]
-            mark_replicated(weight, self.place.closes)  # its gradient's norm counts once, on the first stage
+                # ALL-REDUCE between the first and the last stage, once per step (ReducePerStep.deliver): the gradient
+                # of the weight as embedding and as head. Both copies take the same optimizer step and stay equal.
+                self.gradients.shared = [(dict(self.gradients.pairs)[weight], self.topology.first_and_last)]
+            mark_replicated(weight, self.topology.is_last)  # its gradient's norm counts once, on the first stage
 
-    def order(self, segments: int, mode: str, *, backward: bool = True, micro_batches: int | None = None) -> list[Item]:
-        """What this stage does with a window."""
-        parts = micro_batches or self.micro_batches
-        together = self.together(segments, parts)
-        return schedule_of(self.stages, segments, parts, mode, backward, together)[self.place.stage]
+    def order(
+        self, segments: int, mode: str, *, backward: bool = True, micro_batches: int | None = None
+    ) -> list[Action]:
+        """Return this stage's actions for a window."""
+        micro_batches = micro_batches or self.micro_batches
+        group = self.summary_group(segments, micro_batches)
+        return schedule_of(self.stages, segments, micro_batches, mode, backward, group)[self.topology.stage]
 
-    def together(self, segments: int, micro_batches: int) -> int:
-        """Of how many micro-batches a summary is."""
+    def summary_group(self, segments: int, micro_batches: int) -> int:
+        """Return how many micro-batches one summary pass covers."""
         if self.settings.mode != "hmt":
             return 1
-        return summaries_together(self.stages, segments, micro_batches, self.settings.summary_share)
+        return summary_group_size(self.stages, segments, micro_batches, self.settings.summary_share)
 
-    def cut(self, window: Window, micro_batches: int) -> tuple[list[Window], list[Window]]:
-        """The micro-batches, and the same rows as summaries read them."""
+    def split(self, window: Window, micro_batches: int) -> tuple[list[Window], list[Window]]:
+        """Return the micro-batches of a window, and the same rows in one part per summary pass."""
         window = window.to(self.device)
-        summarised = micro_batches // self.together(len(window), micro_batches)
-        return divided(window, micro_batches), divided(window, summarised)
+        summary_batches = micro_batches // self.summary_group(len(window), micro_batches)
+        return split_rows(window, micro_batches), split_rows(window, summary_batches)
 
     def backward_through(self, window: Window, weight: float) -> tuple[Tensor, Tensor]:
-        """As on ZeRO; the losses are known on the last stage alone."""
-        rows, mode = len(window.input_ids), self.settings.mode
-        state = self.state or self.empty_state(rows, self.settings.kept_memories)
+        """Accumulate a window's gradients and carry its memory on, as on ZeRO; only the last stage has the losses."""
+        mode = self.settings.mode
+        state = self.state or self.empty_state(len(window.input_ids), self.settings.kept_memories)
         order = self.order(len(window), mode)
-        work = StagePass(
+        work = self.stage_pass(
             self.gradients.model,
-            self.place,
-            *self.cut(window, self.micro_batches),
-            divided(state, self.micro_batches),
-            mode=mode,
-            hidden=self.hidden,
-            dtype=self.dtype,
-            inputs=StashedInputs(self.live_inputs),
-            keeps=self.room.keeps(order),
-            watch=self.room.watch,
-            weight=weight,
-            draws=self.draws,
-            phase=self.phase,
+            StageWindow(
+                *self.split(window, self.micro_batches),
+                states=split_rows(state, self.micro_batches),
+                mode=mode,
+                stash=StashedInputs(self.live_inputs),
+                kept_graphs=self.room.choose_graphs(order),
+                measure=self.room.watch,
+                loss_weight=weight,
+                phase=self.phase,
+            ),
         )
         with cast(ReducePerStep, self.gradients).autocast:
             work.run(order)
-        state = joined(list(work.states()))
-        with self.phase("wait"):  # for checkpoints, which take the first stage's
-            dist.broadcast(state.memories, self.place.ranks[-1], group=self.place.grid.get_pipe_parallel_group())
+        state = join_rows(list(work.final_states()))
+        with self.phase("wait"):
+            # BROADCAST from the last stage to all stages of the pipeline: the memories after the window. Training
+            # does not need them there, but checkpoints take the first stage's.
+            dist.broadcast(state.memories, self.topology.ranks[-1], group=self.topology.grid.get_pipe_parallel_group())
         anew = self.carry(state)
         totals = torch.cat([totals_of(work, self.device), anew[None] * self.reports])
         return totals, finite_of(work, len(window), self.device)
@@ -121,64 +126,73 @@ class PipelineExecutor(ZeroExecutor):
     def read(
         self, window: Window, state: MemoryState | None, **options: Any
     ) -> Iterator[tuple[SegmentOutput, MemoryState]]:
-        """Read a window without training. Losses are the last stage's; the state is that behind the whole window."""
+        """Evaluate a window. The last stage alone has the losses; every state yielded is that after the window."""
         self.engine.eval()
         rows, mode = len(window.input_ids), cast(Mode, options.get("mode", self.settings.mode))
-        parts = max(n for n in range(1, self.micro_batches + 1) if rows % n == 0)
-        work = StagePass(
+        count = max(n for n in range(1, self.micro_batches + 1) if rows % n == 0)
+        state = state or self.empty_state(rows, self.settings.kept_memories)
+        work = self.stage_pass(
             self.engine.module,
-            self.place,
-            *self.cut(window, parts),
-            divided(state or self.empty_state(rows, self.settings.kept_memories), parts),
-            mode=mode,
-            hidden=self.hidden,
-            dtype=self.dtype,
-            inputs=StashedInputs(wanted=False),
+            StageWindow(
+                *self.split(window, count),
+                states=split_rows(state, count),
+                mode=mode,
+                stash=StashedInputs(enabled=False),
+            ),
         )
         with cast(ReducePerStep, self.gradients).autocast:
-            work.run(self.order(len(window), mode, backward=False, micro_batches=parts))
-        after = joined(list(work.states()))
-        nothing = torch.zeros(rows, 0, self.dim, device=self.device)
+            work.run(self.order(len(window), mode, backward=False, micro_batches=count))
+        after = join_rows(list(work.final_states()))
+        no_prompt = torch.zeros(rows, 0, self.dim, device=self.device)
         for n in range(len(window)):
-            found = [work.losses[n, b] for b in range(parts)] if self.reports else [torch.zeros(rows)]
-            share = [work.shares[n, b] for b in range(parts)] if (n, 0) in work.shares else [torch.zeros(rows, 0)]
-            yield SegmentOutput(torch.cat(found), nothing, nothing, torch.cat(share)), after
+            losses, weights = [torch.zeros(rows)], [torch.zeros(rows, 0)]
+            if self.reports:
+                losses = [work.losses[n, b] for b in range(count)]
+            if (n, 0) in work.recall_weights:
+                weights = [work.recall_weights[n, b] for b in range(count)]
+            yield SegmentOutput(torch.cat(losses), no_prompt, no_prompt, torch.cat(weights)), after
+
+    def stage_pass(self, model: HMT, window: StageWindow) -> StagePass:
+        """Return the run of a window through this stage."""
+        stage = Stage(model, self.topology, self.hidden_size, self.dtype, self.uses_dropout)
+        return StagePass(stage, window)
 
 
 @cache
 def schedule_of(
-    stages: int, segments: int, micro_batches: int, mode: str, backward: bool, together: int
-) -> list[list[Item]]:
-    """The same schedule is asked for in every step."""
-    return pipeline_schedule(stages, segments, micro_batches, mode=mode, backward=backward, together=together)
+    stages: int, segments: int, micro_batches: int, mode: str, backward: bool, summary_group: int
+) -> list[list[Action]]:
+    """Return the schedule, cached: every step asks for the same one."""
+    return pipeline_schedule(stages, segments, micro_batches, mode=mode, backward=backward, summary_group=summary_group)
 
 
-def divided(whole: Rows, parts: int) -> list[Rows]:
-    """The rows in so many parts."""
-    names = [field.name for field in fields(whole)]
-    pieces = {n: t.chunk(parts) for n in names if (t := getattr(whole, n)) is not None}
-    return [replace(whole, **{name: piece[b] for name, piece in pieces.items()}) for b in range(parts)]
+def split_rows(batch: Rows, parts: int) -> list[Rows]:
+    """Split a batch into parts of consecutive rows."""
+    names = [field.name for field in fields(batch)]
+    chunks = {name: tensor.chunk(parts) for name in names if (tensor := getattr(batch, name)) is not None}
+    return [replace(batch, **{name: chunk[b] for name, chunk in chunks.items()}) for b in range(parts)]
 
 
-def joined(parts: list[MemoryState]) -> MemoryState:
-    """The inverse of :func:`divided`."""
+def join_rows(parts: list[MemoryState]) -> MemoryState:
+    """Join what :func:`split_rows` split."""
     return MemoryState(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(parts[0])))
 
 
 def finite_of(work: StagePass, segments: int, device: torch.device) -> Tensor:
-    """Whether the loss of a row's segment is finite, ``[b, s]`` bool; True where another stage knows."""
-    parts = range(len(work.parts))
+    """Return where the loss of a row's segment is finite, ``[b, s]`` bool; True on stages without losses."""
+    batches = work.micro_batches
     if not work.losses:
-        return torch.ones(sum(len(p.lengths) for p in work.parts), segments, dtype=torch.bool, device=device)
-    losses = [torch.cat([work.losses[n, b] for b in parts]) for n in range(segments)]
+        return torch.ones(sum(len(b.lengths) for b in batches), segments, dtype=torch.bool, device=device)
+    losses = [torch.cat([work.losses[n, b] for b in range(len(batches))]) for n in range(segments)]
     return torch.stack(losses, dim=1).isfinite()
 
 
 def totals_of(work: StagePass, device: torch.device) -> Tensor:
-    """Loss, recall distances and recalls; zeros but on the last stage. ``[3]`` float64."""
+    """Return loss, summed recall distances and number of recalls, ``[3]`` float64; zeros on stages without losses."""
     totals = torch.zeros(3, dtype=torch.float64, device=device)
     totals[0] = sum((loss.double().sum() for loss in work.losses.values()), totals[0])
-    for share in work.shares.values():
-        ages = torch.arange(share.shape[1], 0, -1, device=device, dtype=share.dtype)
-        totals[1:] += torch.stack([(share * ages).sum(), (share.sum(dim=1) > 0).sum().to(share.dtype)]).double()
+    for weights in work.recall_weights.values():
+        ages = torch.arange(weights.shape[1], 0, -1, device=device, dtype=weights.dtype)
+        recalls = (weights.sum(dim=1) > 0).sum().to(weights.dtype)
+        totals[1:] += torch.stack([(weights * ages).sum(), recalls]).double()
     return totals

@@ -1,9 +1,9 @@
-"""Point-to-point messages between neighbouring pipeline stages."""
+"""Point-to-point messages between pipeline stages."""
 
 import contextlib
 from collections import deque
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -13,94 +13,115 @@ from torch import Tensor
 from hmt_ds.distributed.process_group import LostRank, rank
 from hmt_ds.parallel.pipeline.p2p_timeout import P2PTimeout
 
-NCCL_LATER = timedelta(minutes=5)  # than the lookout, who says it better
+NCCL_GRACE = timedelta(minutes=5)  # NCCL's own timeout comes later than P2PTimeout, whose message names the rank
 
 
 class TensorSpec(NamedTuple):
-    """What a message is."""
+    """Size and type of a message."""
 
     size: tuple[int, ...]
     dtype: torch.dtype
 
 
+class InFlight(NamedTuple):
+    """A posted send or receive, and the tensor that must stay alive until it completes."""
+
+    work: dist.Work
+    tensor: Tensor
+
+
 class Channel:
     """Messages from one stage to another, first in, first out, on a communicator of their own.
 
-    Sending does not wait. On a GPU receiving does not hold up the host either. There NCCL's kernels spin until a
-    message comes: on multiprocessors that the layers' matrix products miss, and the host that loads a kernel, or frees
-    memory, waits for them. So between GPUs of one machine a message is received when the device comes to its item; it
-    lies in the receiver's buffers by then. Between machines it sets out only when it is asked for: there a stream of
-    the channel's own receives as soon as the host comes to the item, while the device still computes. Gloo sends
-    nothing before it is asked for either, and then takes a while.
+    Sends do not block. When a receive is posted depends on the backend:
+
+    - gloo transfers nothing before the receive is posted, so all receives of a window are posted when it begins.
+    - NCCL on one machine: posted when the device needs the message. A receive kernel posted earlier spins on
+      multiprocessors that matrix products could use, and loading a kernel or freeing memory waits until it ends. The
+      message is in the receiver's buffers by then.
+    - NCCL across machines transfers nothing before the receive is posted. A side stream posts it when the host reaches
+      the action, while the device still computes the previous ones.
 
     Args:
-        lookout: on a GPU, which looks whether messages come.
-        far: whether the two are on different machines.
+        timeout_thread: watches the messages; None on CPUs, where gloo's own timeout applies.
+        across_machines: whether sender and receiver are on different machines.
     """
 
-    def __init__(self, sender: int, receiver: int, timeout: timedelta, lookout: P2PTimeout | None, far: bool):
+    def __init__(
+        self, sender: int, receiver: int, timeout: timedelta, timeout_thread: P2PTimeout | None, across_machines: bool
+    ):
         name = f"hmt_ds {sender} -> {receiver}"
-        limit = timeout + NCCL_LATER if lookout else timeout
+        limit = timeout + NCCL_GRACE if timeout_thread else timeout
         self.group = dist.new_group([sender, receiver], timeout=limit, group_desc=name)
-        self.sender, self.receiver, self.lookout = sender, receiver, lookout
-        self.sent: deque[tuple[Any, Tensor]] = deque()
-        self.asked: deque[tuple[Any, Tensor]] = deque()
+        self.sender, self.receiver, self.timeout_thread = sender, receiver, timeout_thread
+        self.sends: deque[InFlight] = deque()
+        self.receives: deque[InFlight] = deque()
         self.device = torch.device(get_accelerator().current_device_name())
-        self.stream = torch.Stream(self.device) if lookout and far else None
+        self.side_stream = torch.Stream(self.device) if timeout_thread and across_machines else None
         self.connect()
 
     def connect(self) -> None:
-        """Let a first message go: NCCL's holds the hosts up until both ends are there. All connect in one order, while
-        in a ring each stage would begin with waiting for the one before it."""
+        """Exchange a first message: NCCL creates the connection then, and blocks both hosts until it exists.
+
+        All ranks create the channels in one order. Left to the first window, each stage would block on the stage
+        before it, and the first on the last.
+        """
         if rank() == self.sender:
             self.send(torch.zeros(1, device=self.device))
         elif rank() == self.receiver:
             self.receive(TensorSpec((1,), torch.float32))
 
     def send(self, tensor: Tensor) -> None:
-        """Let a message go; it must not be written into any more."""
-        while self.sent and self.sent[0][0].is_completed():
-            self.finish(*self.sent.popleft())
+        """Send without blocking; the tensor must not be written to afterwards."""
+        while self.sends and self.sends[0].work.is_completed():
+            self.wait(self.sends.popleft())
         tensor = tensor.detach().contiguous()
-        self.sent.append((dist.isend(tensor, self.receiver, group=self.group), tensor))
+        self.sends.append(InFlight(posted(dist.isend(tensor, self.receiver, group=self.group)), tensor))
 
-    def ask(self, shape: TensorSpec) -> None:
-        """Let the next message come, before it is needed."""
-        with self.stream or contextlib.nullcontext():
-            buffer = torch.empty(shape.size, dtype=shape.dtype, device=self.device)
-            self.asked.append((dist.irecv(buffer, self.sender, group=self.group), buffer))
+    def post_receive(self, spec: TensorSpec) -> None:
+        """Post the receive of the next message."""
+        with self.side_stream or contextlib.nullcontext():
+            buffer = torch.empty(spec.size, dtype=spec.dtype, device=self.device)
+            self.receives.append(InFlight(posted(dist.irecv(buffer, self.sender, group=self.group)), buffer))
 
-    def receive(self, shape: TensorSpec) -> Tensor:
-        """The next message."""
-        if not self.asked:
-            self.ask(shape)
-        work, buffer = self.asked.popleft()
-        self.finish(work, buffer)
-        if self.stream is not None:
-            buffer.record_stream(torch.accelerator.current_stream())
-        return buffer
+    def receive(self, spec: TensorSpec) -> Tensor:
+        """Return the next message, whose receive is posted now unless it was posted before."""
+        if not self.receives:
+            self.post_receive(spec)
+        message = self.receives.popleft()
+        self.wait(message)
+        if self.side_stream is not None:
+            # the buffer was allocated on the side stream: the allocator must know that this one reads it too
+            message.tensor.record_stream(torch.accelerator.current_stream())
+        return message.tensor
 
     def flush(self) -> None:
-        """Wait until all that was sent has been taken."""
-        while self.sent:
-            self.finish(*self.sent.popleft())
+        """Wait until all sends have completed."""
+        while self.sends:
+            self.wait(self.sends.popleft())
 
-    def finish(self, work: Any, message: Tensor) -> None:
-        """Wait for a message; on a GPU, let the device wait, which computes nothing that comes later.
+    def wait(self, message: InFlight) -> None:
+        """Wait for a message: on a CPU the host does; on a GPU the device's stream, and the host goes on.
 
         Raises:
-            LostRank: if the neighbour is gone, or does not answer in time.
+            LostRank: if the neighbour is gone, or does not respond in time.
         """
         if rank() == self.receiver:
             failure = f"rank {self.sender} did not send what rank {rank()} waits for"
         else:
             failure = f"rank {self.receiver} did not take what rank {rank()} has sent"
         try:
-            work.wait()
+            message.work.wait()
         except RuntimeError as error:
-            said = str(error).strip().splitlines()[0].partition(". This is typically")[0]
-            raise LostRank(f"{failure}: {said}") from None
-        if self.lookout:
-            came = torch.Event(self.device)
-            came.record()
-            self.lookout.watch(came, failure)
+            reason = str(error).strip().splitlines()[0].partition(". This is typically")[0]
+            raise LostRank(f"{failure}: {reason}") from None
+        if self.timeout_thread:
+            arrived = torch.Event(self.device)
+            arrived.record()
+            self.timeout_thread.watch(arrived, failure)
+
+
+def posted(work: dist.Work | None) -> dist.Work:
+    """Return the handle, which torch leaves out for ranks outside the group."""
+    assert work is not None
+    return work

@@ -1,4 +1,4 @@
-"""On a GPU the device waits for a message, and nothing on the host would notice that it never comes."""
+"""A timeout for point-to-point messages on GPUs, where only the device waits and the host would not notice."""
 
 import sys
 import threading
@@ -9,48 +9,48 @@ from typing import NamedTuple, Protocol
 
 from hmt_ds.distributed.process_group import end_process
 
-TICK = 0.5  # seconds between two looks
+POLL_SECONDS = 0.5
 
 
 class Event(Protocol):
-    """torch's, of a device's stream."""
+    """An event recorded on a device's stream, as ``torch.Event``."""
 
     def query(self) -> bool:
-        """Whether the stream has come to it."""
+        """Whether the stream has reached the event."""
 
 
-class Awaited(NamedTuple):
-    """A message on its way."""
+class PendingMessage(NamedTuple):
+    """A message that the device waits for."""
 
-    came: Event
+    arrived: Event
     since: float  # of time.monotonic
-    failure: str  # what to say if it does not come
+    failure: str  # what to print if it does not arrive
 
 
 class P2PTimeout(threading.Thread):
-    """Ends this rank with a line that names the neighbour, when a message has not come in time.
+    """A thread that ends this rank, with a line that names the neighbour, if a message does not arrive in time.
 
-    NCCL would end it too, but with the stack of one of its threads, and of no rank by name.
+    NCCL's watchdog would end the rank too, but with a C++ stack that names no rank.
 
     Args:
-        timeout: for one message, from when the host has asked for it.
+        timeout: for one message, from when the host posted it.
     """
 
     def __init__(self, timeout: timedelta):
-        super().__init__(daemon=True, name="hmt_ds lookout")
+        super().__init__(daemon=True, name="hmt_ds p2p timeout")
         self.seconds = timeout.total_seconds()
-        self.messages: deque[Awaited] = deque()
+        self.messages: deque[PendingMessage] = deque()
         self.start()
 
-    def watch(self, came: Event, failure: str) -> None:
-        """Look at a message until it has come. They come in the order in which they are watched: by one stream."""
-        self.messages.append(Awaited(came, time.monotonic(), failure))
+    def watch(self, arrived: Event, failure: str) -> None:
+        """Watch a message until it arrives. All events are of one stream, so they complete in the order watched."""
+        self.messages.append(PendingMessage(arrived, time.monotonic(), failure))
 
     def run(self) -> None:
-        """The thread."""
+        """Poll the oldest pending message; the body of the thread."""
         while True:
-            time.sleep(TICK)
-            while self.messages and self.messages[0].came.query():
+            time.sleep(POLL_SECONDS)
+            while self.messages and self.messages[0].arrived.query():
                 self.messages.popleft()
             if self.messages and time.monotonic() - self.messages[0].since > self.seconds:
                 print(f"\nerror: {self.messages[0].failure}, for {self.seconds:.0f} s", file=sys.stderr)

@@ -1,7 +1,9 @@
-"""In which order the stages of a ring read a window: plain lists, made before anything runs.
+"""The pipeline schedule: an ordered list of forward and backward passes for each stage, made before anything runs.
 
-A micro-batch goes through the stages once for each segment; from the last stage its recalled prompt goes to the first,
-and begins the next segment there. The README beside this file has the bound that these orders are measured by.
+A micro-batch passes through all stages once per segment; the last stage then recalls a prompt and sends it to the
+first stage, where the next segment begins. README.md states the lower bound that this schedule is measured against.
+
+Imports no torch, so that ``hmt-ds plan`` starts quickly.
 """
 
 import math
@@ -10,37 +12,38 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import accumulate
 
-MODES = ("hmt", "rmt", "backbone")
+from hmt_ds.memory.settings import MODES
 
 
 class Kind(StrEnum):
-    """What a stage does with a segment of a micro-batch.
+    """The kinds of passes over one segment of a micro-batch.
 
     Attributes:
-        SUMMARY: reads the summary's tokens. On the last stage that gives the query q_n.
-        RECALL: makes the prompt P_n, on the last stage alone.
-        MAIN: reads the segment between its prompts. On the last stage that gives the memory M_n and the loss.
+        SUMMARY: through the summary's tokens; on the last stage it yields the query q_n.
+        RECALL: computes the prompt P_n from the query and the memories, on the last stage alone.
+        SEGMENT: through the segment between its prompts; on the last stage it yields the memory M_n and the loss.
     """
 
     SUMMARY = "summary"
     RECALL = "recall"
-    MAIN = "main"
+    SEGMENT = "segment"
 
 
-# main passes that summaries of several micro-batches take at most: without sensory tokens two are a little over one
-LONGEST = 1.1
-LETTERS = {Kind.SUMMARY: "st", Kind.RECALL: "rq", Kind.MAIN: "FB"}
+# Longest summary pass over several micro-batches, in segment passes. Without sensory tokens two summaries take a little
+# more than one segment, hence not exactly 1.
+MAX_GROUP_COST = 1.1
+LETTERS = {Kind.SUMMARY: "st", Kind.RECALL: "rq", Kind.SEGMENT: "FB"}
 
 
 @dataclass(frozen=True, order=True, repr=False)
-class Item:
-    """One piece of a stage's work; shown as F2.0 (main), s2.0 (summary), r2.0 (recall), backward B2.0, t2.0, q2.0.
+class Action:
+    """One pass of a stage. Printed as F2.0 (segment), s2.0 (summary), r2.0 (recall); backward as B2.0, t2.0, q2.0.
 
     Attributes:
-        kind: what is done.
-        segment: of the window, from 0.
-        micro_batch: from 0. Of a summary: which of the equal groups of micro-batches that are read together.
-        backward: whether this is the backward pass, which reads the stage's input once more first.
+        kind: of pass.
+        segment: index in the window.
+        micro_batch: index of the micro-batch; for a summary, index of the group of micro-batches it covers.
+        backward: whether this is the backward pass, which includes the recomputation of the forward pass.
     """
 
     kind: Kind
@@ -54,24 +57,24 @@ class Item:
 
 @dataclass(frozen=True)
 class Costs:
-    """What the items of a stage take, in any unit of time.
+    """Durations of the passes of a stage and of its messages, in any unit of time.
 
     Attributes:
-        main, summary, recall: their forward passes.
-        backward: a backward pass takes so many forward passes; 3 with the recomputation.
-        link: from one stage to the next, or back.
-        ring: from the last stage to the first, or back.
+        segment, summary, recall: forward passes.
+        backward: a backward pass as a multiple of its forward pass; 3 with recomputation.
+        link: a message between neighbouring stages, in either direction.
+        wraparound: a message between the last and the first stage, in either direction.
     """
 
-    main: float = 1.0
+    segment: float = 1.0
     summary: float = 0.5
     backward: float = 3.0
     recall: float = 0.0
     link: float = 0.0
-    ring: float = 0.0
+    wraparound: float = 0.0
 
 
-UNIT = Costs()
+UNIT_COSTS = Costs()
 
 
 def pipeline_schedule(
@@ -81,171 +84,184 @@ def pipeline_schedule(
     *,
     mode: str = "hmt",
     backward: bool = True,
-    together: int = 1,
-    costs: Costs = UNIT,
-) -> list[list[Item]]:
-    """The items of each stage, in order.
+    summary_group: int = 1,
+    costs: Costs = UNIT_COSTS,
+) -> list[list[Action]]:
+    """Return the actions of each stage, in order.
 
-    Every stage has the same order, and its backward passes mirror its forward passes: what was read last goes backward
-    first, so kept inputs are a stack. Without memory nothing has to come back before a backward pass, and each stage
-    alternates between the two as soon as it can (1F1B), which keeps fewer inputs.
+    With memory, all stages run the forward passes in one order and the backward passes in the reverse order, so the
+    stashed inputs form a stack. Without memory no backward pass has to wait for later segments, and each stage runs
+    1F1B, which stashes fewer inputs.
 
     Args:
         segments: S, of the window.
-        micro_batches: B, that are read side by side. From B = P on, the ring is never waited for.
-        mode: of the memory. Memories are carried into the window, so segment 0 recalls as all others do.
+        micro_batches: B. From B = P on, no stage waits for the prompt from the last stage.
+        mode: of the memory. Memories are carried into the window, so segment 0 recalls like all others.
         backward: False for evaluation: forward passes alone.
-        together: of how many micro-batches a summary is, see :func:`summaries_together`.
-        costs: without memory, slow links let earlier stages read further ahead. With memory the order is the same
-            whatever they are.
+        summary_group: micro-batches per summary pass, see :func:`summary_group_size`.
+        costs: without memory, slow links call for more warm-up passes. With memory the order does not depend on it.
 
     Raises:
-        ValueError: a number below 1, an unknown mode, or micro-batches that are no whole groups.
+        ValueError: a number below 1, an unknown mode, or micro-batches that ``summary_group`` does not divide.
     """
     for name, number in {"stages": stages, "segments": segments, "micro-batches": micro_batches}.items():
         if number < 1:
             raise ValueError(f"{name}: must be at least 1, got {number}")
     if mode not in MODES:
         raise ValueError(f"mode: must be one of {', '.join(MODES)}, got {mode}")
-    if micro_batches % together:
-        raise ValueError(f"together: must divide the {micro_batches} micro-batches, got {together}")
-    through = forward_order(segments, micro_batches, mode, together)
-    on_last = through if mode == "backbone" else with_recalls(through, segments, micro_batches, mode, together)
-    orders = [*[through] * (stages - 1), on_last]
+    if micro_batches % summary_group:
+        raise ValueError(f"summary_group: must divide the {micro_batches} micro-batches, got {summary_group}")
+    common = forward_order(segments, micro_batches, mode, summary_group)
+    on_last = common if mode == "backbone" else insert_recalls(common, segments, micro_batches, mode, summary_group)
+    orders = [*[common] * (stages - 1), on_last]
     if not backward:
         return [list(order) for order in orders]
     if mode == "backbone":
-        return [alternating(order, read_ahead(stages - 1 - p, costs)) for p, order in enumerate(orders)]
-    return [order + [gradient_of(item) for item in reversed(order)] for order in orders]
+        return [one_forward_one_backward(order, warmup_passes(stages - 1 - p, costs)) for p, order in enumerate(orders)]
+    # All forward passes come first: the backward pass of a segment needs the gradient of its memory, which only the
+    # backward pass of the next segment computes. The reverse order is the one in which those gradients appear.
+    return [order + [backward_of(action) for action in reversed(order)] for order in orders]
 
 
-def summaries_together(stages: int, segments: int, micro_batches: int, share: float) -> int:
-    """The summaries of how many micro-batches a stage reads as one item: as many as take about as long as a segment.
+def summary_group_size(stages: int, segments: int, micro_batches: int, share: float) -> int:
+    """Return how many micro-batches one summary pass covers: as many as take about as long as a segment pass.
 
-    Twice the rows take less than twice the time, and gradients are added to their sums half as often. But no stage may
-    wait for it: a group's first prompt is there after P of its items, and until then the first stage has the summaries
-    of two segments.
+    One pass over twice the rows takes less than twice the time, and adds to the gradient accumulation buffers half as
+    often. But no stage may idle for it: the first prompt exists after P passes of a group, and until then the first
+    stage only has the summaries of two segments to work on.
 
     Args:
-        share: what a summary of one micro-batch takes of a main pass.
+        share: duration of one micro-batch's summary pass, in segment passes.
     """
     sizes = [n for n in range(2, micro_batches + 1) if micro_batches % n == 0]
     ready = min(2, segments) * micro_batches
-    return max((n for n in sizes if n * share <= LONGEST and n * stages <= ready), default=1)
+    return max((n for n in sizes if n * share <= MAX_GROUP_COST and n * stages <= ready), default=1)
 
 
-def forward_order(segments: int, micro_batches: int, mode: str, together: int = 1) -> list[Item]:
-    """What goes through all stages: segment after segment, and summaries two segments ahead, s0 s1 F0 s2 F1 s3 F2 F3.
+def forward_order(segments: int, micro_batches: int, mode: str, summary_group: int = 1) -> list[Action]:
+    """Return the forward passes of every stage, with summaries two segments ahead: s0 s1 F0 s2 F1 s3 F2 F3.
 
-    So the summaries of a segment are there before it is read, and stand where a stage would wait for the ring.
+    So a segment's queries exist before its recall, and summaries fill the time in which a stage would otherwise wait
+    for the prompt from the last stage.
     """
-    rounds = [(float(n), Kind.MAIN, n) for n in range(segments)]
+    rounds = [(float(n), Kind.SEGMENT, n) for n in range(segments)]
     if mode == "hmt":
         rounds += [(n - 1.5, Kind.SUMMARY, n) for n in range(segments)]
-    parts = {Kind.MAIN: micro_batches, Kind.SUMMARY: micro_batches // together}
-    return [Item(kind, n, b) for _, kind, n in sorted(rounds) for b in range(parts[kind])]
+    passes = {Kind.SEGMENT: micro_batches, Kind.SUMMARY: micro_batches // summary_group}
+    return [Action(kind, n, b) for _, kind, n in sorted(rounds) for b in range(passes[kind])]
 
 
-def micro_batches_of(item: Item, together: int) -> range:
-    """The micro-batches that a summary is of."""
-    return range(item.micro_batch * together, (item.micro_batch + 1) * together)
+def micro_batches_of(summary: Action, summary_group: int) -> range:
+    """Return the micro-batches that a summary pass covers."""
+    return range(summary.micro_batch * summary_group, (summary.micro_batch + 1) * summary_group)
 
 
-def with_recalls(through: list[Item], segments: int, micro_batches: int, mode: str, together: int) -> list[Item]:
-    """The last stage's order: each recall as soon as all that it needs is there."""
-    order = [Item(Kind.RECALL, 0, b) for b in range(micro_batches)] if mode == "rmt" else []
-    for item in through:
-        order.append(item)
-        if item.kind == Kind.SUMMARY and item.segment == 0:
-            order += [Item(Kind.RECALL, 0, b) for b in micro_batches_of(item, together)]
-        if item.kind == Kind.MAIN and item.segment + 1 < segments:
-            order.append(Item(Kind.RECALL, item.segment + 1, item.micro_batch))
+def insert_recalls(
+    common: list[Action], segments: int, micro_batches: int, mode: str, summary_group: int
+) -> list[Action]:
+    """Return the last stage's order: each recall follows the last pass that it depends on."""
+    order = [Action(Kind.RECALL, 0, b) for b in range(micro_batches)] if mode == "rmt" else []
+    for action in common:
+        order.append(action)
+        if action.kind == Kind.SUMMARY and action.segment == 0:
+            order += [Action(Kind.RECALL, 0, b) for b in micro_batches_of(action, summary_group)]
+        if action.kind == Kind.SEGMENT and action.segment + 1 < segments:
+            order.append(Action(Kind.RECALL, action.segment + 1, action.micro_batch))
     return order
 
 
-def gradient_of(item: Item) -> Item:
-    """The backward pass of a forward pass."""
-    return Item(item.kind, item.segment, item.micro_batch, backward=True)
+def backward_of(action: Action) -> Action:
+    """Return the backward pass that belongs to a forward pass."""
+    return Action(action.kind, action.segment, action.micro_batch, backward=True)
 
 
-def alternating(order: list[Item], ahead: int) -> list[Item]:
-    """So many forward passes, then one backward and one forward, and the other backward passes (1F1B)."""
-    result = order[:ahead]
-    for n, item in enumerate(order):
-        result += [gradient_of(item), *order[ahead + n : ahead + n + 1]]
+def forward_of(action: Action) -> Action:
+    """Return the forward pass that belongs to a backward pass."""
+    return Action(action.kind, action.segment, action.micro_batch)
+
+
+def one_forward_one_backward(order: list[Action], warmup: int) -> list[Action]:
+    """Return a 1F1B order: warm-up forward passes, then alternating passes, then the remaining backward passes."""
+    result = order[:warmup]
+    for n, action in enumerate(order):
+        result += [backward_of(action), *order[warmup + n : warmup + n + 1]]
     return result
 
 
-def read_ahead(behind: int, costs: Costs) -> int:
-    """How many forward passes come before the first backward pass, by the number of stages behind.
+def warmup_passes(later_stages: int, costs: Costs) -> int:
+    """Return how many forward passes a stage runs before its first backward pass.
 
-    One more for each of them; and where messages take time, as many more as fill the way there and back, so that a
-    stage finds its next input when it has finished the last.
+    One, and one more for each later stage. Where messages take time, as many more as fill a round trip, so that a stage
+    finds its next input when it has finished the previous one.
     """
-    return 1 + behind * (1 + math.ceil(2 * costs.link / (costs.main * (1 + costs.backward))))
+    return 1 + later_stages * (1 + math.ceil(2 * costs.link / (costs.segment * (1 + costs.backward))))
 
 
-def needs(item: Item, stage: int, stages: int, segments: int, mode: str, together: int = 1) -> list[tuple[int, Item]]:
-    """What must be done before an item can be: pairs of a stage and its item."""
-    kind, n, b, last = item.kind, item.segment, item.micro_batch, stages - 1
-    if not item.backward:
+def dependencies(
+    action: Action, stage: int, stages: int, segments: int, mode: str, summary_group: int = 1
+) -> list[tuple[int, Action]]:
+    """Return what must be done before an action can start, as pairs of a stage and its action."""
+    kind, n, b, last = action.kind, action.segment, action.micro_batch, stages - 1
+    if not action.backward:
         if kind == Kind.RECALL:
-            queries = [(last, Item(Kind.SUMMARY, n, b // together))] if mode == "hmt" else []
-            return queries + ([(last, Item(Kind.MAIN, n - 1, b))] if n else [])
+            queries = [(last, Action(Kind.SUMMARY, n, b // summary_group))] if mode == "hmt" else []
+            return queries + ([(last, Action(Kind.SEGMENT, n - 1, b))] if n else [])
         if stage:
-            return [(stage - 1, item)]
-        return [(last, Item(Kind.RECALL, n, b))] if kind == Kind.MAIN and mode != "backbone" else []
+            return [(stage - 1, action)]
+        return [(last, Action(Kind.RECALL, n, b))] if kind == Kind.SEGMENT and mode != "backbone" else []
     if kind == Kind.RECALL:
-        return [(0, Item(Kind.MAIN, n, b, backward=True))]
-    own = [(stage, Item(kind, n, b))]
+        return [(0, Action(Kind.SEGMENT, n, b, backward=True))]
+    own = [(stage, forward_of(action))]
     if stage < last:
-        return [*own, (stage + 1, item)]
+        return [*own, (stage + 1, action)]
     if kind == Kind.SUMMARY:
-        prompts = [Item(Kind.RECALL, n, part, backward=True) for part in micro_batches_of(item, together)]
-        return own + [(last, prompt) for prompt in prompts]
+        # the gradients of its queries, one from the recall of each of its micro-batches
+        recalls = [Action(Kind.RECALL, n, b, backward=True) for b in micro_batches_of(action, summary_group)]
+        return own + [(last, recall) for recall in recalls]
     if n + 1 == segments or mode == "backbone":
         return own
-    return [*own, (last, Item(Kind.RECALL, n + 1, b, backward=True))]
+    # the gradient of M_n, to which the next segment's recall is the last to add
+    return [*own, (last, Action(Kind.RECALL, n + 1, b, backward=True))]
 
 
-def receiver(item: Item, stage: int, stages: int, mode: str) -> int | None:
-    """The stage that an item's result is sent to; None where it stays, or is the end."""
-    if item.kind == Kind.RECALL:
-        to = stages - 1 if item.backward else 0
-    elif not item.backward:
+def destination(action: Action, stage: int, stages: int, mode: str) -> int | None:
+    """Return the stage that an action's result is sent to; None if it stays on its stage, or is not needed."""
+    if action.kind == Kind.RECALL:
+        to = stages - 1 if action.backward else 0
+    elif not action.backward:
         to = min(stage + 1, stages - 1)
     elif stage:
         to = stage - 1
     else:
-        to = stages - 1 if item.kind == Kind.MAIN and mode != "backbone" else 0
+        to = stages - 1 if action.kind == Kind.SEGMENT and mode != "backbone" else 0
     return None if to == stage else to
 
 
-def live_items(items: list[Item]) -> int:
-    """How many inputs a stage keeps at most, each from its forward to its backward pass.
+def peak_live_inputs(actions: list[Action]) -> int:
+    """Return how many inputs a stage stashes at its peak, each from its forward to its backward pass.
 
-    One for each of the SB segments and, in mode hmt, for the items of their summaries; without memory so many as
-    :func:`read_ahead` says, and SB at most. What a recall keeps, a query, is not counted. None for forward passes
-    alone.
+    With memory, one per segment and micro-batch, and one per summary pass; without memory as many as
+    :func:`warmup_passes` returns, S x B at most; for forward passes alone, 0. Queries kept for recalls do not count.
     """
-    if not any(item.backward for item in items):
+    if not any(action.backward for action in actions):
         return 0
-    return max(accumulate(-1 if item.backward else 1 for item in items if item.kind != Kind.RECALL))
+    return max(accumulate(-1 if action.backward else 1 for action in actions if action.kind != Kind.RECALL))
 
 
-def graphs_kept(order: list[Item], sizes: Mapping[Kind, float], spare: float) -> frozenset[Item]:
-    """Those of a stage's items that keep their graphs in so many bytes: the ones whose backward pass comes first.
+def graphs_to_keep(order: list[Action], sizes: Mapping[Kind, float], free_bytes: float) -> frozenset[Action]:
+    """Choose the forward passes that keep their autograd graphs, so that their backward passes recompute nothing.
 
-    They are the last ones that are read. Without memory an item goes backward as many items later as all others: there
-    it is all or none.
+    With memory these are the last forward passes, whose backward passes come first: their graphs live shortest.
+    Without memory (1F1B) every graph lives equally long, so all are kept or none.
 
     Args:
-        order: with backward passes.
-        sizes: bytes of a graph, by the kind of its item.
+        order: a stage's actions, backward passes included.
+        sizes: bytes of a graph, by the kind of its pass.
+        free_bytes: that all graphs kept may take together.
     """
-    items = [item for item in order if item.kind != Kind.RECALL]
-    read = [item for item in items if not item.backward]
-    if gradient_of(read[-1]) != next(item for item in items if item.backward):
-        return frozenset(read if live_items(order) * sizes[Kind.MAIN] <= spare else [])
-    taken = accumulate(sizes[item.kind] for item in reversed(read))
-    return frozenset(item for item, total in zip(reversed(read), taken, strict=True) if total <= spare)
+    passes = [action for action in order if action.kind != Kind.RECALL]
+    forwards = [action for action in passes if not action.backward]
+    if backward_of(forwards[-1]) != next(action for action in passes if action.backward):
+        return frozenset(forwards if peak_live_inputs(order) * sizes[Kind.SEGMENT] <= free_bytes else [])
+    totals = accumulate(sizes[action.kind] for action in reversed(forwards))
+    return frozenset(action for action, total in zip(reversed(forwards), totals, strict=True) if total <= free_bytes)

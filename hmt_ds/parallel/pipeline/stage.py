@@ -1,262 +1,260 @@
-"""One stage's part of a window: forward and backward passes in the order of the schedule.
+"""The forward and backward passes of one stage over a window.
+
+Where to look, beside the order of the passes in schedule.py:
+
+- :meth:`StagePass.run`: the loop over the stage's actions.
+- :meth:`StagePass.forward` and :meth:`StagePass.recall`: receive, compute, send to the next stage. The last stage sends
+  to the first.
+- :meth:`StagePass.backward` and :meth:`StagePass.recall_backward`: recompute, receive a gradient, backpropagate, send a
+  gradient to the previous stage. The first stage sends to the last.
 
 Shapes: b rows of a micro-batch, t = m + w + m positions, h hidden size, m memory tokens, d embedding width.
 """
 
-from collections.abc import Callable, Collection, Iterator
-from contextlib import nullcontext
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from hmt_ds.memory import HMT, Boundaries, MemoryState, RandomState, Segment, Summary, Window
-from hmt_ds.memory.bptt import Phase
+from hmt_ds.memory import Boundaries, MemoryState, RandomState, Segment, Summary
 from hmt_ds.memory.cell import remembers
 from hmt_ds.memory.loss import weighted
-from hmt_ds.memory.settings import Mode
 from hmt_ds.parallel.pipeline.p2p import Channel, TensorSpec
-from hmt_ds.parallel.pipeline.schedule import Item, Kind, micro_batches_of
-from hmt_ds.parallel.pipeline.stashed_inputs import StashedInputs
-from hmt_ds.parallel.pipeline.topology import Topology
+from hmt_ds.parallel.pipeline.schedule import Action, Kind, forward_of
+from hmt_ds.parallel.pipeline.stage_window import Stage, StageWindow
 
-FORWARD_PHASES = {Kind.SUMMARY: "summary", Kind.RECALL: "recall", Kind.MAIN: "forward"}
+FORWARD_PHASES = {Kind.SUMMARY: "summary", Kind.RECALL: "recall", Kind.SEGMENT: "forward"}
 
 
-class Reading(NamedTuple):
-    """An item that was read with a graph, from what the stage was given to what it hands on."""
+class StageGraph(NamedTuple):
+    """The two ends of a stage's autograd graph: its input, a leaf that collects a gradient, and its output."""
 
-    given: Tensor | None
+    stage_input: Tensor | None
     hidden: Tensor
 
 
 class StagePass:
-    """Runs a stage's items on the micro-batches of one window.
+    """Runs the actions of a stage on one window."""
 
-    Args:
-        model: what the stage has of it.
-        parts: the micro-batches, on the stage's device; all of as many rows.
-        summarised: the same rows, in as many parts as there are summaries of a segment.
-        states: what each carries into the window.
-        mode: of the memory.
-        hidden: h.
-        dtype: of what is sent.
-        inputs: keeps the stage's inputs from an item's forward to its backward pass.
-        keeps: the items that keep their graphs instead, and are not read again.
-        watch: put around the reading of an item (:meth:`hmt_ds.parallel.activation_budget.ActivationBudget.watch`).
-        weight: factor of the loss.
-        draws: whether the model draws random numbers (dropout).
-        phase: a context around each item, by its name: ``summary``, ``recall`` or ``forward``; ``backward`` for all
-            kinds, with what is computed again; and within them ``wait``, for a neighbour.
-    """
-
-    def __init__(
-        self,
-        model: HMT,
-        place: Topology,
-        parts: list[Window],
-        summarised: list[Window],
-        states: list[MemoryState],
-        *,
-        mode: Mode,
-        hidden: int,
-        dtype: torch.dtype,
-        inputs: StashedInputs,
-        keeps: Collection[Item] = (),
-        watch: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda read: read,
-        weight: float = 1.0,
-        draws: bool = False,
-        phase: Phase = nullcontext,
-    ):
-        self.model, self.place, self.parts, self.summarised, self.mode = model, place, parts, summarised, mode
-        self.hidden, self.dtype, self.inputs, self.weight, self.draws = hidden, dtype, inputs, weight, draws
-        self.keeps, self.phase, self.through = keeps, phase, watch(self.through_layers)
-        self.readings: dict[Item, Reading] = {}
-        self.settings, self.device = model.settings, parts[0].input_ids.device
-        self.tails = [state.tail for state in states]
-        self.m = 0 if mode == "backbone" else model.settings.memory_tokens
-        # the first stage wants to know who remembers anything, the last one has the memories themselves
-        self.borders = [Boundaries(s, w, model.settings.kept_memories) for s, w in zip(states, parts, strict=True)]
+    def __init__(self, stage: Stage, window: StageWindow):
+        self.stage, self.window, self.micro_batches = stage, window, window.micro_batches
+        self.model, self.settings, self.mode = stage.model, stage.model.settings, window.mode
+        self.topology, self.channels = stage.topology, stage.topology.channels
+        self.device, self.phase = window.micro_batches[0].input_ids.device, window.phase
+        self.m = 0 if self.mode == "backbone" else self.settings.memory_tokens
+        self.layers = window.measure(self.run_layers)
+        # the last stage holds the memories; the first only needs to know which rows have any to recall
+        self.boundaries = [
+            Boundaries(state, micro_batch, self.settings.kept_memories)
+            for state, micro_batch in zip(window.states, self.micro_batches, strict=True)
+        ]
+        self.graphs: dict[Action, StageGraph] = {}
+        self.random_states: dict[Action, RandomState] = {}
+        # by segment and micro-batch, on the last stage
         self.queries: dict[tuple[int, int], Tensor] = {}
         self.query_gradients: dict[tuple[int, int], Tensor] = {}
-        self.random: dict[Item, RandomState] = {}
         self.losses: dict[tuple[int, int], Tensor] = {}
-        self.shares: dict[tuple[int, int], Tensor] = {}
+        self.recall_weights: dict[tuple[int, int], Tensor] = {}
 
-    def run(self, order: list[Item]) -> None:
-        """All items, one after the other."""
-        for item in order if self.place.asks_ahead else []:
-            if self.receives(item):
-                self.channel(item).ask(self.shape(item))
-        for item in order:
-            with self.phase("backward" if item.backward else FORWARD_PHASES[item.kind]):
-                (self.backward if item.backward else self.forward)(item)
+    def run(self, order: list[Action]) -> None:
+        """Run all actions of the window, in order."""
+        for action in order if self.topology.posts_receives_early else []:
+            if self.expects_message(action):
+                self.channel_in(action).post_receive(self.message_spec(action))
+        for action in order:
+            with self.phase("backward" if action.backward else FORWARD_PHASES[action.kind]):
+                (self.backward if action.backward else self.forward)(action)
         with self.phase("wait"):
-            for channel in self.place.channels.values():
+            for channel in self.channels:
                 channel.flush()
 
-    def receives(self, item: Item) -> bool:
-        """Whether a message belongs to an item: of the stage before or behind, or of the other end of the ring."""
-        if item.kind == Kind.RECALL:
-            return item.backward  # the gradient of the prompt that it has made
-        if item.backward:
-            return not self.place.closes
-        return not self.place.opens or (item.kind == Kind.MAIN and self.mode != "backbone")
+    # messages
 
-    def receive(self, item: Item) -> Tensor:
-        """The message that belongs to an item."""
-        with self.phase("wait"):
-            return self.channel(item).receive(self.shape(item))
+    def expects_message(self, action: Action) -> bool:
+        """Whether an action needs a message from another stage."""
+        if action.kind == Kind.RECALL:
+            return action.backward  # the gradient of the prompt, from the first stage
+        if action.backward:
+            return not self.topology.is_last
+        # the first stage embeds the tokens itself; for segments it waits for the prompt from the last stage
+        return not self.topology.is_first or (action.kind == Kind.SEGMENT and self.mode != "backbone")
 
-    def channel(self, item: Item) -> Channel:
-        """Through which an item's message comes."""
-        return self.place.channels["back_in" if item.backward else "in"]
+    def channel_in(self, action: Action) -> Channel:
+        """Return the channel that an action's message arrives on."""
+        return self.channels.backward_in if action.backward else self.channels.forward_in
 
-    def shape(self, item: Item) -> TensorSpec:
-        """Of the message that an item receives."""
-        rows = len((self.summarised if item.kind == Kind.SUMMARY else self.parts)[0].lengths)
-        if item.kind == Kind.RECALL or (self.place.opens and not item.backward):
-            return TensorSpec((rows, self.m, self.model.backbone.dim), self.dtype)
-        settings = self.settings
+    def message_spec(self, action: Action) -> TensorSpec:
+        """Return the size and type of the message that an action needs."""
+        rows, settings = self.window.rows_of(action), self.settings
+        if action.kind == Kind.RECALL or (self.topology.is_first and not action.backward):
+            return TensorSpec((rows, self.m, self.model.backbone.dim), self.stage.dtype)  # a prompt or its gradient
         width = settings.sensory_tokens + settings.segment_length
-        tokens = width if item.kind == Kind.MAIN else settings.summary_length
-        return TensorSpec((rows, tokens + 2 * self.m, self.hidden), self.dtype)
+        tokens = width if action.kind == Kind.SEGMENT else settings.summary_length
+        return TensorSpec((rows, tokens + 2 * self.m, self.stage.hidden_size), self.stage.dtype)
 
-    def part(self, item: Item) -> Segment | Summary:
-        """The tokens of an item."""
-        n, b = item.segment, item.micro_batch
-        if item.kind == Kind.SUMMARY:
-            return self.summarised[b].summary(n, n + 1, self.settings)
-        return self.parts[b].segment(n, self.tails[b], self.settings)
+    def receive(self, action: Action) -> Tensor:
+        """Receive the message that an action needs."""
+        with self.phase("wait"):
+            return self.channel_in(action).receive(self.message_spec(action))
 
-    def keys(self, item: Item) -> list[tuple[int, int]]:
-        """Segment and micro-batch of the queries that a summary gives."""
-        together = len(self.parts) // len(self.summarised)
-        return [(item.segment, b) for b in micro_batches_of(item, together)]
+    # forward passes
 
-    def forward(self, item: Item) -> None:
-        """An item's forward pass: its input is kept, its output goes on."""
-        if item.kind == Kind.RECALL:
-            self.recall(item)
+    def forward(self, action: Action) -> None:
+        """Run a forward pass, and send its output on."""
+        if action.kind == Kind.RECALL:
+            self.recall(action)
             return
-        part = self.part(item)
-        given = self.receive(item) if self.receives(item) else None
-        hidden = self.read(item, part, given)
+        tokens = self.window.tokens_of(action, self.settings)
+        # RECEIVE from the previous stage: the hidden states of these tokens, [b, t, h]. On the first stage from the
+        # last one: the recalled prompt P_n, [b, m, d], the only thing that segment n needs from segment n - 1.
+        stage_input = self.receive(action) if self.expects_message(action) else None
+        hidden = self.forward_layers(action, tokens, stage_input)
+        if self.topology.is_last:
+            self.end_forward(action, tokens, hidden)
+        else:
+            # SEND to the next stage: the hidden states of these tokens, from which its layers continue.
+            self.channels.forward_out.send(hidden)
+
+    def forward_layers(self, action: Action, tokens: Segment | Summary, stage_input: Tensor | None) -> Tensor:
+        """Run the layers, keeping what the backward pass needs: the graph, or the input to recompute it from."""
+        if action in self.window.kept_graphs:
+            self.graphs[action] = self.with_graph(tokens, action, stage_input)
+            return self.graphs[action].hidden
+        if self.window.stash.enabled:
+            if self.stage.uses_dropout:
+                self.random_states[action] = RandomState(self.device)
+            self.window.stash.put(action, stage_input)
         with torch.no_grad():
-            if not self.place.closes:
-                self.place.channels["out"].send(hidden)
-                return
-            tokens, trailing = self.model.leave(part, hidden, self.m)
-        if item.kind == Kind.SUMMARY:
-            keys = self.keys(item)
-            self.queries.update(zip(keys, trailing.chunk(len(keys)), strict=True))
+            return self.layers(tokens, action, stage_input)
+
+    @torch.no_grad()
+    def end_forward(self, action: Action, tokens: Segment | Summary, hidden: Tensor) -> None:
+        """Take the queries or the memory from the last hidden states, on the last stage."""
+        token_states, prompt_states = self.model.leave(tokens, hidden, self.m)
+        if isinstance(tokens, Summary):
+            keys = self.window.query_keys(action)
+            self.queries.update(zip(keys, prompt_states.chunk(len(keys)), strict=True))
             return
         if self.m:
-            self.borders[item.micro_batch].write(item.segment, trailing)
-        if not self.inputs.wanted:
-            assert isinstance(part, Segment)
-            with torch.no_grad():
-                self.losses[item.segment, item.micro_batch] = self.model.score(part, tokens, with_loss=True)[0]
+            self.boundaries[action.micro_batch].write(action.segment, prompt_states)
+        if (
+            not self.window.stash.enabled
+        ):  # in training the backward pass computes the loss, so that logits are made once
+            loss, _ = self.model.score(tokens, token_states, with_loss=True)
+            self.losses[action.segment, action.micro_batch] = loss
 
-    def read(self, item: Item, part: Segment | Summary, given: Tensor | None) -> Tensor:
-        """Through this stage's layers; what the backward pass wants is kept."""
-        if item in self.keeps:
-            self.readings[item] = self.with_graph(part, item, given)
-            return self.readings[item].hidden
-        if self.draws:
-            self.random[item] = RandomState(self.device)
-        if self.inputs.wanted:
-            self.inputs.put(item, given)
+    def recall(self, action: Action) -> None:
+        """Recall the prompt of a segment, on the last stage."""
+        key = (action.segment, action.micro_batch)
+        memories, valid = self.boundaries[action.micro_batch].before(action.segment)
         with torch.no_grad():
-            return self.through(part, item, given)
-
-    def with_graph(self, part: Segment | Summary, item: Item, given: Tensor | None) -> Reading:
-        """Through this stage's layers, with a graph that begins at what the stage was given."""
-        if given is not None:
-            given.requires_grad_()
-        return Reading(given, self.through(part, item, given))
-
-    def read_again(self, item: Item, part: Segment | Summary) -> Reading:
-        """As an item was read before, with a graph. Whatever is read next draws random numbers of its own."""
-        before = self.random.pop(item, None)
-        if before is None:
-            return self.with_graph(part, item, self.inputs.take(item))
-        now = RandomState(self.device)
-        before.restore()
-        reading = self.with_graph(part, item, self.inputs.take(item))
-        now.restore()
-        return reading
-
-    def through_layers(self, part: Segment | Summary, item: Item, given: Tensor | None) -> Tensor:
-        """Through this stage's layers, ``[b, t, h]``. The first stage makes the embeddings."""
-        if self.place.opens:
-            given = self.model.enter(part, self.prompt(item, part, given))
-        assert given is not None
-        return self.model.decode(part, given).to(self.dtype)
-
-    def prompt(self, item: Item, part: Segment | Summary, recalled: Tensor | None) -> Tensor:
-        """What stands around the tokens, ``[b, m, d]``."""
-        rows = len(part.tokens)
-        if item.kind == Kind.SUMMARY:
-            return self.model.summary_prompt(rows)
-        if recalled is None:
-            return torch.zeros(rows, 0, self.model.backbone.dim, dtype=self.dtype, device=self.device)
-        valid = self.borders[item.micro_batch].before(item.segment)[1]
-        return self.model.prompt_of(recalled, remembers(valid, self.mode))
-
-    def recall(self, item: Item) -> None:
-        """P_n on the last stage, which goes to the first."""
-        key = (item.segment, item.micro_batch)
-        memories, valid = self.borders[item.micro_batch].before(item.segment)
-        with torch.no_grad():
-            recalled, self.shares[key] = self.model.recalled(self.queries.get(key), memories, valid, self.mode)
-        if not self.inputs.wanted:
+            recalled, weights = self.model.recalled(self.queries.get(key), memories, valid, self.mode)
+        self.recall_weights[key] = weights
+        if not self.window.stash.enabled:
             self.queries.pop(key, None)
-        self.place.channels["out"].send(recalled)
+        # SEND from the last stage to the first: the recalled prompt P_n, with which segment n begins there. Memories
+        # and queries never leave the last stage.
+        self.channels.forward_out.send(recalled)
 
-    def backward(self, item: Item) -> None:
-        """An item's backward pass, behind one more forward pass if its graph was not kept; the gradient of its input
-        goes back."""
-        if item.kind == Kind.RECALL:
-            self.recall_backward(item)
+    # backward passes
+
+    def backward(self, action: Action) -> None:
+        """Run a backward pass, and send the gradient of the stage's input back.
+
+        The schedule runs backward passes in the reverse order of the forward passes: segments from last to first, each
+        micro-batch's recall between them, and a segment's summary pass once its query has a gradient.
+        """
+        if action.kind == Kind.RECALL:
+            self.recall_backward(action)
             return
-        part, read = self.part(item), Item(item.kind, item.segment, item.micro_batch)
-        given, hidden = self.readings.pop(read) if read in self.readings else self.read_again(read, part)
-        if self.place.closes:
-            self.loss(item, part, hidden).backward()
+        tokens, forward = self.window.tokens_of(action, self.settings), forward_of(action)
+        # A few graphs were kept, where memory allows; of all other passes only the stage input was, and the layers run
+        # once more. They do so before the gradient is received: this overlaps with the next stage's backward pass.
+        graph = self.graphs.pop(forward) if forward in self.graphs else self.recompute(forward, tokens)
+        if self.topology.is_last:
+            self.backward_scalar(action, tokens, graph.hidden).backward()
         else:
-            hidden.backward(self.receive(item))
-        if given is not None:
-            assert given.grad is not None
-            self.place.channels["back_out"].send(given.grad)
+            # RECEIVE from the next stage: the gradient of the hidden states that it was sent, [b, t, h].
+            graph.hidden.backward(self.receive(action))
+        if graph.stage_input is not None:
+            assert graph.stage_input.grad is not None
+            # SEND to the previous stage: the gradient of the hidden states that it sent. From the first stage to the
+            # last: the gradient of the prompt P_n, which continues through the recall there.
+            self.channels.backward_out.send(graph.stage_input.grad)
 
-    def loss(self, item: Item, part: Segment | Summary, hidden: Tensor) -> Tensor:
-        """The scalar that the last stage goes backward from, with what later segments have sent put in."""
-        tokens, trailing = self.model.leave(part, hidden, self.m)
-        if isinstance(part, Summary):
-            gradient = torch.cat([self.query_gradients.pop(key) for key in self.keys(item)])
-            return (trailing.to(gradient.dtype) * gradient).sum()
-        losses, _ = self.model.score(part, tokens, with_loss=True, backward_follows=True)
-        self.losses[item.segment, item.micro_batch] = losses.detach()
-        return weighted(losses, self.weight) + (
-            self.borders[item.micro_batch].pull(item.segment, trailing) if self.m else 0
-        )
+    def recompute(self, action: Action, tokens: Segment | Summary) -> StageGraph:
+        """Run a forward pass once more from its stashed input, this time with a graph."""
+        random_state = self.random_states.pop(action, None)
+        if random_state is None:
+            return self.with_graph(tokens, action, self.window.stash.take(action))
+        # Dropout must draw the numbers of the first time, but what follows must not repeat later draws.
+        current = RandomState(self.device)
+        random_state.restore()
+        graph = self.with_graph(tokens, action, self.window.stash.take(action))
+        current.restore()
+        return graph
 
-    def recall_backward(self, item: Item) -> None:
-        """The prompt's gradient comes from the first stage, and goes to the query and the memories."""
-        key = (item.segment, item.micro_batch)
-        borders = self.borders[item.micro_batch]
-        memories, valid = borders.before(item.segment)
+    def backward_scalar(self, action: Action, tokens: Segment | Summary, hidden: Tensor) -> Tensor:
+        """Return the scalar that the last stage backpropagates: the loss, and what later segments contribute.
+
+        A gradient g that other passes computed for a tensor x enters as the scalar <x, g>, whose gradient is g.
+        """
+        token_states, prompt_states = self.model.leave(tokens, hidden, self.m)
+        if isinstance(tokens, Summary):
+            # the gradients of the queries, which the recalls of this segment left behind
+            gradient = torch.cat([self.query_gradients.pop(key) for key in self.window.query_keys(action)])
+            return (prompt_states.to(gradient.dtype) * gradient).sum()
+        losses, _ = self.model.score(tokens, token_states, with_loss=True, backward_follows=True)
+        self.losses[action.segment, action.micro_batch] = losses.detach()
+        loss = weighted(losses, self.window.loss_weight)
+        # the gradient of M_n, summed over the recalls of all later segments that saw it
+        return loss + self.boundaries[action.micro_batch].pull(action.segment, prompt_states) if self.m else loss
+
+    def recall_backward(self, action: Action) -> None:
+        """Backpropagate the gradient of a prompt to the query and the memories it was recalled from."""
+        key = (action.segment, action.micro_batch)
+        boundaries = self.boundaries[action.micro_batch]
+        memories, valid = boundaries.before(action.segment)
+        # The recall is recomputed from its inputs, which are leaves here: its graph does not reach into the passes that
+        # computed them. Their gradients wait for those passes' own backward passes.
         memories.requires_grad_()
         query = self.queries.pop(key).requires_grad_() if self.mode == "hmt" else None
         recalled, _ = self.model.recalled(query, memories, valid, self.mode)
-        recalled.backward(self.receive(item))
-        borders.push(item.segment, memories.grad, 1.0)
+        # RECEIVE from the first stage: the gradient of the prompt P_n, [b, m, d].
+        recalled.backward(self.receive(action))
+        boundaries.push(action.segment, memories.grad, 1.0)
         if query is not None:
             assert query.grad is not None
             self.query_gradients[key] = query.grad.to(torch.promote_types(query.dtype, torch.float32))
 
-    def states(self) -> Iterator[MemoryState]:
-        """What is behind the window, of each micro-batch; the memories are right on the last stage alone."""
-        for borders, window in zip(self.borders, self.parts, strict=True):
-            yield borders.state(window, window.tail(len(window) - 1, self.settings.sensory_tokens))
+    # what the layers run on
+
+    def with_graph(self, tokens: Segment | Summary, action: Action, stage_input: Tensor | None) -> StageGraph:
+        """Run the layers with a graph that begins at the stage's input."""
+        if stage_input is not None:
+            stage_input.requires_grad_()
+        return StageGraph(stage_input, self.layers(tokens, action, stage_input))
+
+    def run_layers(self, tokens: Segment | Summary, action: Action, stage_input: Tensor | None) -> Tensor:
+        """Run this stage's layers, ``[b, t, h]``. The first stage embeds the tokens and the prompt before."""
+        if self.topology.is_first:
+            stage_input = self.model.enter(tokens, self.prompt(tokens, action, stage_input))
+        assert stage_input is not None
+        return self.model.decode(tokens, stage_input).to(self.stage.dtype)
+
+    def prompt(self, tokens: Segment | Summary, action: Action, recalled: Tensor | None) -> Tensor:
+        """Return the prompt before and after the tokens, ``[b, m, d]``."""
+        rows = len(tokens.tokens)
+        if action.kind == Kind.SUMMARY:
+            return self.model.summary_prompt(rows)
+        if recalled is None:
+            return torch.zeros(rows, 0, self.model.backbone.dim, dtype=self.stage.dtype, device=self.device)
+        valid = self.boundaries[action.micro_batch].before(action.segment)[1]
+        return self.model.prompt_of(recalled, remembers(valid, self.mode))
+
+    def final_states(self) -> Iterator[MemoryState]:
+        """Yield the memory of each micro-batch after the window; its memories are correct on the last stage alone."""
+        for boundaries, micro_batch in zip(self.boundaries, self.micro_batches, strict=True):
+            tail = micro_batch.tail(len(micro_batch) - 1, self.settings.sensory_tokens)
+            yield boundaries.state(micro_batch, tail)

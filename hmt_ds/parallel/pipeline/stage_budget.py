@@ -1,35 +1,37 @@
-"""How many items of a stage keep their graphs: by what a step takes of the GPU's memory."""
+"""How many forward passes of a stage keep their autograd graphs, from measured GPU memory."""
 
 import math
 from typing import Any
 
 from hmt_ds.parallel.activation_budget import ActivationBudget
-from hmt_ds.parallel.pipeline.schedule import Item, Kind, graphs_kept
+from hmt_ds.parallel.pipeline.schedule import Action, Kind, graphs_to_keep
 
 
 class StageBudget(ActivationBudget):
-    """As :class:`ActivationBudget`, for a stage, whose window is a list of items.
+    """The activation budget of a pipeline stage, which counts forward passes instead of segments.
 
-    The items that are read last, whose backward pass comes first, keep their graphs as far as they fit beside a
-    measured step, which keeps none. The others keep their inputs and are read once more. Every stage plans for itself.
+    The measured step keeps no graph. Afterwards the last forward passes, whose backward passes come first, keep their
+    graphs as far as these fit beside that step's peak; the others stash their inputs and are recomputed. Every stage
+    decides for itself.
 
     Attributes:
-        spare: bytes for graphs; none before a step was measured.
+        free_bytes: for graphs; 0 before a step was measured.
     """
 
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)
-        self.spare = math.inf if self.compute.recompute in ("none", "selective") else 0.0
+        self.free_bytes = math.inf if self.compute.recompute in ("none", "selective") else 0.0
 
     def step_done(self) -> None:
-        """Plan the next steps by the measured one."""
+        """Set the budget of the next steps after the measured one."""
         if self.measures and self.compute.recompute == "auto":
-            # one graph is in the peak; kept ones are gone when the first item is read again
-            self.spare = self.beside(self.peak) + self.segment
+            # The peak contains one graph, that of a recomputed pass. Kept graphs are freed before the first pass is
+            # recomputed, so one of them may take its place.
+            self.free_bytes = self.beside(self.peak) + self.segment
         self.step += 1
 
-    def keeps(self, order: list[Item]) -> frozenset[Item]:
-        """Those of a window's items that keep their graphs."""
-        if self.spare <= 0:
+    def choose_graphs(self, order: list[Action]) -> frozenset[Action]:
+        """Return the forward passes of a window that keep their graphs."""
+        if self.free_bytes <= 0:
             return frozenset()
-        return graphs_kept(order, {Kind.MAIN: self.segment, Kind.SUMMARY: self.summary}, self.spare)
+        return graphs_to_keep(order, {Kind.SEGMENT: self.segment, Kind.SUMMARY: self.summary}, self.free_bytes)

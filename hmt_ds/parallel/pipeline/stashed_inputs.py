@@ -1,45 +1,46 @@
-"""The inputs that a stage keeps from an item's forward to its backward pass, the oldest of them on the host."""
+"""Stage inputs stashed from each forward pass to its backward pass, with the oldest offloaded to the host."""
 
 import torch
 from torch import Tensor
 
-from hmt_ds.parallel.pipeline.schedule import Item
+from hmt_ds.parallel.pipeline.schedule import Action
 
 
 class StashedInputs:
-    """With memory what was put in last is wanted first, so the oldest go to the host when there are too many.
+    """Stash of stage inputs, by forward pass.
 
-    (Without memory the oldest is wanted first, but then a stage keeps no more than there are stages behind it.)
+    With memory the input stashed last is needed first, so beyond the limit the oldest go to the host. (Without memory
+    the oldest is needed first, but then a stage stashes no more inputs than there are stages after it.)
 
     Args:
-        limit: how many stay on the device; None for all.
-        wanted: False where no backward pass comes, and nothing has to be kept.
+        limit: inputs that stay on the device; None for all.
+        enabled: False for evaluation, where no backward pass follows and nothing is stashed.
     """
 
-    def __init__(self, limit: int | None = None, *, wanted: bool = True):
-        self.limit, self.wanted = limit, wanted
-        self.here: dict[Item, Tensor | None] = {}
-        self.on_host: dict[Item, tuple[Tensor, torch.device] | None] = {}
+    def __init__(self, limit: int | None = None, *, enabled: bool = True):
+        self.limit, self.enabled = limit, enabled
+        self.on_device: dict[Action, Tensor | None] = {}
+        self.on_host: dict[Action, tuple[Tensor, torch.device] | None] = {}
 
-    def put(self, item: Item, given: Tensor | None) -> None:
-        """Keep an item's input; None where the stage makes its own."""
-        self.here[item] = given
-        if self.limit is not None and len(self.here) > self.limit:
-            oldest = next(iter(self.here))
-            tensor = self.here.pop(oldest)
+    def put(self, action: Action, stage_input: Tensor | None) -> None:
+        """Stash the input of a forward pass; None where the stage computes its input itself."""
+        self.on_device[action] = stage_input
+        if self.limit is not None and len(self.on_device) > self.limit:
+            oldest = next(iter(self.on_device))
+            tensor = self.on_device.pop(oldest)
             self.on_host[oldest] = None if tensor is None else (to_host(tensor), tensor.device)
 
-    def take(self, item: Item) -> Tensor | None:
-        """An item's input, which is not kept any longer."""
-        if item in self.here:
-            return self.here.pop(item)
-        there = self.on_host.pop(item)
-        return None if there is None else there[0].to(there[1], non_blocking=True)
+    def take(self, action: Action) -> Tensor | None:
+        """Remove and return the input of a forward pass, on the device."""
+        if action in self.on_device:
+            return self.on_device.pop(action)
+        offloaded = self.on_host.pop(action)
+        return None if offloaded is None else offloaded[0].to(offloaded[1], non_blocking=True)
 
     def __len__(self) -> int:
-        return len(self.here) + len(self.on_host)
+        return len(self.on_device) + len(self.on_host)
 
 
 def to_host(tensor: Tensor) -> Tensor:
-    """A copy in page-locked memory, made while the device goes on."""
+    """Copy to pinned memory without blocking the host."""
     return torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda).copy_(tensor, non_blocking=True)

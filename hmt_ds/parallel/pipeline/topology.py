@@ -1,10 +1,11 @@
-"""A rank's stage and pipeline, and its channels to the neighbouring stages."""
+"""The stage and the pipeline of a rank, and its channels to the neighbouring stages."""
 
 import contextlib
 import io
 import os
 import socket
 from datetime import timedelta
+from typing import NamedTuple
 
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
@@ -15,43 +16,61 @@ from hmt_ds.parallel.pipeline.p2p import Channel
 from hmt_ds.parallel.pipeline.p2p_timeout import P2PTimeout
 
 
+class StageChannels(NamedTuple):
+    """The four channels of a stage.
+
+    The stages form a ring: the last stage's ``forward_out``, which carries recalled prompts, is the first stage's
+    ``forward_in``; the gradients of the prompts take the same edge back.
+
+    Attributes:
+        forward_in, forward_out: activations and prompts, from the previous and to the next stage.
+        backward_in, backward_out: gradients, from the next and to the previous stage.
+    """
+
+    forward_in: Channel
+    forward_out: Channel
+    backward_in: Channel
+    backward_out: Channel
+
+
 class Topology:
-    """A rank's stage and pipeline. Rank = stage x pipelines + pipeline: a node has ranks of few stages.
+    """The stage and the pipeline of this rank. Rank = stage x pipelines + pipeline, so a node has ranks of few stages.
 
     Args:
-        stages: P; the ranks must be a multiple of it.
-        timeout_minutes: for how long a neighbour is waited for.
+        stages: P; divides the number of ranks.
+        timeout_minutes: how long to wait for a neighbour's message.
     """
+
+    channels: StageChannels
 
     def __init__(self, stages: int, timeout_minutes: float):
         self.stages, self.pipelines = stages, world_size() // stages
         self.stage, self.pipeline = divmod(rank(), self.pipelines)
         with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints the topology
             self.grid = PipelineParallelGrid(PipeDataParallelTopology(num_pp=stages, num_dp=self.pipelines))
-        limit = timedelta(minutes=timeout_minutes)
-        self.asks_ahead = get_accelerator().device_name() == "cpu"  # on GPUs: see Channel
+        timeout = timedelta(minutes=timeout_minutes)
+        self.posts_receives_early = get_accelerator().device_name() == "cpu"  # see Channel
+        thread = None if self.posts_receives_early else P2PTimeout(timeout)
         machines = from_all_ranks(os.environ.get("NCCL_HOSTID") or socket.gethostname())  # as NCCL tells them apart
-        lookout = None if self.asks_ahead else P2PTimeout(limit)
-        mine: dict[str, Channel] = {}
+        # creating a group is collective: every rank creates the groups of all pipelines, in one order
         for pipeline in range(self.pipelines):
             ranks = [stage * self.pipelines + pipeline for stage in range(stages)]
-            # the last is the ring; every rank takes part in making every group
-            ways = [(a, b, machines[a] != machines[b]) for a, b in zip(ranks, ranks[1:] + ranks[:1], strict=True)]
-            forward = [Channel(a, b, limit, lookout, far) for a, b, far in ways]
-            back = [Channel(b, a, limit, lookout, far) for a, b, far in ways]
-            ends = dist.new_group([ranks[0], ranks[-1]], timeout=limit)
+            # each stage and the next one; the last stage's next one is the first
+            edges = [(a, b, machines[a] != machines[b]) for a, b in zip(ranks, ranks[1:] + ranks[:1], strict=True)]
+            forward = [Channel(a, b, timeout, thread, across) for a, b, across in edges]
+            backward = [Channel(b, a, timeout, thread, across) for a, b, across in edges]
+            first_and_last = dist.new_group([ranks[0], ranks[-1]], timeout=timeout)
             if pipeline == self.pipeline:
-                self.ranks, self.ends = ranks, ends
-                mine |= {"in": forward[self.stage - 1], "out": forward[self.stage]}
-                mine |= {"back_in": back[self.stage], "back_out": back[self.stage - 1]}
-        self.channels = mine
+                self.ranks, self.first_and_last = ranks, first_and_last
+                previous, own = self.stage - 1, self.stage  # edges before and after this stage; -1 is the last one
+                self.channels = StageChannels(forward[previous], forward[own], backward[own], backward[previous])
 
     @property
-    def opens(self) -> bool:
+    def is_first(self) -> bool:
         """Whether this is the first stage."""
         return self.stage == 0
 
     @property
-    def closes(self) -> bool:
+    def is_last(self) -> bool:
         """Whether this is the last stage."""
         return self.stage == self.stages - 1

@@ -182,11 +182,11 @@ def in_the_sixth_step(name: str) -> None:
 
     right, seen = StagePass.backward, {}
 
-    def backward(work, item):
-        seen.setdefault(id(work.parts), []).append(item)
-        if os.environ.get("RANK") == "1" and len(seen) == 6 and len(list(seen.values())[-1]) == 2:
+    def backward(stage, action):
+        seen.setdefault(stage, []).append(action)
+        if os.environ.get("RANK") == "1" and len(seen) == 6 and len(seen[stage]) == 2:
             os.kill(os.getpid(), getattr(signal, name))
-        return right(work, item)
+        return right(stage, action)
 
     StagePass.backward = backward
 

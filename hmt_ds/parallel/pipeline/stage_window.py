@@ -1,0 +1,80 @@
+"""What a stage runs: its part of the model, and one window of micro-batches."""
+
+from collections.abc import Callable, Collection
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hmt_ds.memory import HMT, MemorySettings, MemoryState, Segment, Summary, Window
+from hmt_ds.memory.bptt import Phase
+from hmt_ds.memory.settings import Mode
+from hmt_ds.parallel.pipeline.schedule import Action, Kind, micro_batches_of
+from hmt_ds.parallel.pipeline.stashed_inputs import StashedInputs
+from hmt_ds.parallel.pipeline.topology import Topology
+
+Layers = Callable[[Segment | Summary, Action, Tensor | None], Tensor]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What stays the same from window to window.
+
+    Attributes:
+        model: this stage's part of the model.
+        hidden_size: h.
+        dtype: of messages.
+        uses_dropout: whether the layers draw random numbers, which a recomputation must repeat.
+    """
+
+    model: HMT
+    topology: Topology
+    hidden_size: int
+    dtype: torch.dtype
+    uses_dropout: bool = False
+
+
+@dataclass(frozen=True)
+class StageWindow:
+    """A window as a stage runs it.
+
+    Attributes:
+        micro_batches: on the stage's device, with equally many rows each.
+        summary_batches: the same rows, in as many parts as a segment has summary passes.
+        states: the memory that each micro-batch carries into the window.
+        mode: of the memory.
+        stash: holds stage inputs from forward to backward passes.
+        kept_graphs: the forward passes that keep their autograd graphs instead.
+        measure: wraps the layers, see :meth:`hmt_ds.parallel.activation_budget.ActivationBudget.watch`.
+        loss_weight: factor of the loss.
+        phase: a context around each action, by name: ``summary``, ``recall`` or ``forward``; ``backward`` for all
+            kinds, recomputation included; and within these ``wait``, for a neighbour's message.
+    """
+
+    micro_batches: list[Window]
+    summary_batches: list[Window]
+    states: list[MemoryState]
+    mode: Mode
+    stash: StashedInputs
+    kept_graphs: Collection[Action] = ()
+    measure: Callable[[Layers], Layers] = lambda layers: layers
+    loss_weight: float = 1.0
+    phase: Phase = nullcontext
+
+    def tokens_of(self, action: Action, settings: MemorySettings) -> Segment | Summary:
+        """Return the tokens that a pass runs on."""
+        n, b = action.segment, action.micro_batch
+        if action.kind == Kind.SUMMARY:
+            return self.summary_batches[b].summary(n, n + 1, settings)
+        return self.micro_batches[b].segment(n, self.states[b].tail, settings)
+
+    def rows_of(self, action: Action) -> int:
+        """Return the number of rows that a pass runs on."""
+        batches = self.summary_batches if action.kind == Kind.SUMMARY else self.micro_batches
+        return len(batches[0].lengths)
+
+    def query_keys(self, summary: Action) -> list[tuple[int, int]]:
+        """Return the segment and micro-batch of each query that a summary pass yields."""
+        group = len(self.micro_batches) // len(self.summary_batches)
+        return [(summary.segment, b) for b in micro_batches_of(summary, group)]
