@@ -12,7 +12,7 @@ setup(
     install_requires=[
         "torch>=2.8",
         "deepspeed>=0.19.8,<0.20",
-        "transformers>=5.17",
+        "transformers>=5.17,<5.24",  # the tested release series: see backbones/transformers_internals.py
         "datasets>=4",
         "sentencepiece>=0.2",
         "peft>=0.17",

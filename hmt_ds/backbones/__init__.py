@@ -1,16 +1,18 @@
-"""Hugging Face causal language models as backbones of the memory: one table row per family."""
+"""Hugging Face causal language models as backbones of the memory."""
 
 from typing import TYPE_CHECKING
 
 from hmt_ds import lazy_imports
 
 if TYPE_CHECKING:
+    from hmt_ds.backbones.build_backbone import build_model, check_weights
     from hmt_ds.backbones.converted import check_memory, fill_memory, read_converted
     from hmt_ds.backbones.families import FAMILIES, Family, family_of
-    from hmt_ds.backbones.load import build_model, check_slips, check_weights, read_config, select_trainable
     from hmt_ds.backbones.model import BackboneError, CausalLM
+    from hmt_ds.backbones.model_config import check_config_keys, read_config
     from hmt_ds.backbones.probe import check_adapters, check_backbone
     from hmt_ds.backbones.settings import LoraSettings
+    from hmt_ds.backbones.trainable import select_trainable
 else:
     __getattr__ = lazy_imports(__file__)
 
@@ -23,8 +25,8 @@ __all__ = [
     "build_model",
     "check_adapters",
     "check_backbone",
+    "check_config_keys",
     "check_memory",
-    "check_slips",
     "check_weights",
     "family_of",
     "fill_memory",

@@ -1,15 +1,15 @@
-"""How a backbone computes: what its layers keep for the backward pass, and by which kernels."""
+"""How a backbone computes: which activations its layers keep for the backward pass, and with which kernels."""
 
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+from transformers import PreTrainedModel
 
 from hmt_ds.backbones.model import BackboneError, CausalLM
 
-# what costs matrix products to have again; all else is recomputed where checkpoints are selective
+# Operations whose results selective activation checkpointing keeps: matrix products are expensive to recompute.
 EXPENSIVE = {
     torch.ops.aten.mm.default,
     torch.ops.aten.addmm.default,
@@ -21,13 +21,13 @@ EXPENSIVE = {
 }
 
 
-def layers_of(backbone: CausalLM) -> tuple[nn.Module, str]:
-    """Where the decoder's layers are; see :func:`layers_in`."""
-    return layers_in(backbone.model)
+def decoder_layers(backbone: CausalLM) -> tuple[nn.Module, str]:
+    """Find a backbone's decoder layers; see :func:`find_layers`."""
+    return find_layers(backbone.model)
 
 
-def layers_in(model: Any) -> tuple[nn.Module, str]:
-    """In a transformers model: the module that holds the list of the decoder's layers, and the list's name.
+def find_layers(model: PreTrainedModel) -> tuple[nn.Module, str]:
+    """Find the module of a transformers model that holds the list of decoder layers, and the list's name in it.
 
     Raises:
         BackboneError: if there is no such list.
@@ -40,28 +40,30 @@ def layers_in(model: Any) -> tuple[nn.Module, str]:
     ]
     if not lists:
         raise BackboneError(f"{model.config.model_type}: no list of layers found")
+    # experts and the like are lists too, and shorter
     _, module, name = max(lists, key=lambda found: found[0])
     return module, name
 
 
 def checkpoint_layers(backbone: CausalLM, *, selective: bool) -> None:
-    """Let each layer keep its input alone (or, selectively, the results of its matrix products too), in training.
+    """Turn on activation checkpointing of every decoder layer, for training.
 
-    transformers' own checkpoints, without reentrance: those fail under ZeRO.
+    Args:
+        selective: keep the results of matrix products besides each layer's input, and recompute the rest.
     """
-    arguments: dict[str, Any] = {"use_reentrant": False}
+    arguments: dict[str, object] = {"use_reentrant": False}  # reentrant checkpoints fail under ZeRO
     if selective:
         arguments["context_fn"] = partial(create_selective_checkpoint_contexts, keep_expensive)
     backbone.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=arguments)
 
 
-def keep_expensive(context: Any, operation: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:
-    """Which results stay."""
+def keep_expensive(context: object, operation: object, *arguments: object, **options: object) -> CheckpointPolicy:
+    """Decide whether an operation's result is kept: the policy of selective activation checkpointing."""
     return CheckpointPolicy.MUST_SAVE if operation in EXPENSIVE else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def liger_knows(model_type: str) -> bool:
-    """Whether liger-kernel is installed and has kernels for this family."""
+    """Return whether liger-kernel is installed and has kernels for a model type."""
     try:
         from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
     except ImportError:
@@ -70,17 +72,19 @@ def liger_knows(model_type: str) -> bool:
 
 
 def use_liger(backbone: CausalLM) -> None:
-    """Put liger-kernel's norms, rotary embeddings and MLPs into the model, in place; parameters stay as they are."""
+    """Replace norms, rotary embeddings and MLPs with liger-kernel's, in place; parameters stay as they are."""
     from liger_kernel.transformers.monkey_patch import _apply_liger_kernel_to_instance
 
-    # the loss is ours: it goes through the head in chunks
+    # not liger's loss: ours applies the head in chunks
     _apply_liger_kernel_to_instance(model=backbone.model, cross_entropy=False, fused_linear_cross_entropy=False)
 
 
 def compile_layers(backbone: CausalLM) -> None:
-    """Compile the decoder's layers, one by one: all of them share one code, compiled for each shape once. And the last
-    norm."""
-    module, name = layers_of(backbone)
+    """Compile the decoder layers and the final norm with ``torch.compile``.
+
+    Layers are compiled one by one: they share one code object, so each shape is compiled once and not for every layer.
+    """
+    module, name = decoder_layers(backbone)
     torch._dynamo.config.cache_size_limit = max(32, torch._dynamo.config.cache_size_limit)
     norms = [child for child in module.children() if type(child).__name__.endswith("Norm")]
     for part in [*getattr(module, name), *norms]:

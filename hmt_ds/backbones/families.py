@@ -1,25 +1,27 @@
-"""What differs between model families, as far as the memory has to know. To add a family: one row and one test.
+"""A table of the differences between model families that affect the memory. To add a family: one row and one test.
 
-Most of what differs is the model's own business: it happens between ``inputs_embeds`` and ``last_hidden_state``:
+Most differences need no entry, because they lie between ``inputs_embeds`` and ``last_hidden_state``, inside the model:
 embedding scales, projections to another width, sliding windows, rotary or learned positions.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from transformers import PreTrainedConfig
 
 
 class Family(NamedTuple):
     """One row of the table.
 
     Attributes:
-        softcap: name of the configuration's final logit cap c; logits become c * tanh(logits / c).
-        hard_positions: whether positions beyond the configuration's limit do not exist at all (learned embeddings).
+        softcap: the configuration's key for the final logit cap c; logits become c * tanh(logits / c).
+        hard_positions: whether positions beyond the configured length fail (learned position embeddings).
     """
 
     softcap: str | None = None
     hard_positions: bool = False
 
 
-GENERAL = Family()  # any other model; hmt_ds.backbones.probe makes sure that it fits
+GENERAL = Family()  # for any other model, after hmt_ds.backbones.probe has checked that it fits
 
 FAMILIES: dict[str, Family] = {
     "llama": Family(),  # also SmolLM, Yi, OpenLlama and most others
@@ -36,6 +38,6 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def family_of(config: Any) -> Family:
-    """The row of a configuration's model type, or the general one."""
+def family_of(config: PreTrainedConfig) -> Family:
+    """Return the row of a configuration's model type, or the general one."""
     return FAMILIES.get(config.model_type, GENERAL)

@@ -1,23 +1,25 @@
-"""Our own class from a converted folder, without the code in it."""
+"""Loading a converted folder as an :class:`HMT`, without the code in it."""
 
 from pathlib import Path
 
 import torch
 
+from hmt_ds.backbones.build_backbone import build_model
 from hmt_ds.backbones.converted import fill_memory, read_converted
-from hmt_ds.backbones.load import build_model
 from hmt_ds.backbones.model import BackboneError
 from hmt_ds.memory import HMT, MemorySettings
 
 
 def load_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> HMT:
-    """An HMT in evaluation mode, for :func:`hmt_ds.evaluation.generation.generate` and the rest.
+    """Load a converted model in evaluation mode, for :func:`hmt_ds.evaluation.generation.generate` and the rest.
 
     Args:
-        folder: written by ``hmt-ds convert``; or a name on the hub.
+        folder: a folder that ``hmt-ds convert`` has written, or the name of one on the hub.
+        dtype: type of the weights.
+        device: where the model is moved to.
 
     Raises:
-        BackboneError: if it is no such folder, or weights are missing in it.
+        BackboneError: if it is not a converted folder, or lacks weights.
     """
     converted = read_converted(str(folder))
     if converted is None:
@@ -27,6 +29,6 @@ def load_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32, devi
     if missing := sorted(wanted - set(fill_memory(model, str(folder)))):
         raise BackboneError(f"{folder} has no {missing[0]}")
     for name, child in model.named_children():
-        if name != "backbone":  # that has its type already, and buffers that must keep theirs
+        if name != "backbone":  # loaded in its dtype already, with buffers that must keep float32
             child.to(dtype)
     return model.to(device).eval()

@@ -1,126 +1,150 @@
-"""A run of a model's layers, with what stands in front of the first and behind the last: one stage of a pipeline.
+"""Reducing a model to one pipeline stage: some of its layers, embeddings on the first stage, norm and head on the last.
 
-A stage is the transformers model itself with the rest taken out: names of weights, masks, positions and all else stay
-the model's own business.
+A stage is the transformers model itself with the other modules removed, so names of weights, masks, positions and
+everything else remain transformers' own.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from hmt_ds.backbones.compute import layers_in
+from hmt_ds.backbones.compute import find_layers
 from hmt_ds.backbones.families import FAMILIES
 from hmt_ds.backbones.model import BackboneError, CausalLM
+from hmt_ds.backbones.transformers_internals import causal_lm_class, set_tied_weights
 
+# modules beside the list of layers, by the names of all families of the table
 FRONT = {"embed_tokens", "embed_positions", "project_in", "wte", "wpe", "drop", "embed_in", "emb_dropout"}
+POSITIONS = {"embed_positions", "wpe"}
 BACK = {"norm", "ln_f", "final_layer_norm", "project_out"}
-SHARED = {"rotary_emb"}  # every stage has its own
+SHARED = {"rotary_emb"}  # kept by every stage
 
 
-class Span(NamedTuple):
-    """The layers ``first`` to ``end - 1`` of ``of``."""
+class LayerRange(NamedTuple):
+    """The layers ``first`` to ``end - 1`` of a model with ``total`` layers."""
 
     first: int
     end: int
-    of: int
+    total: int
 
     @property
-    def opens(self) -> bool:
-        """Whether it is the first stage: it has the embeddings."""
+    def is_first(self) -> bool:
+        """Whether this is the first stage, which has the embeddings."""
         return self.first == 0
 
     @property
-    def closes(self) -> bool:
-        """Whether it is the last stage: it has the norm and the head."""
-        return self.end == self.of
+    def is_last(self) -> bool:
+        """Whether this is the last stage, which has the norm and the head."""
+        return self.end == self.total
 
 
-def spans_of(sizes: Sequence[int]) -> list[Span]:
-    """The stages that have so many layers each."""
+def layer_ranges(sizes: Sequence[int]) -> list[LayerRange]:
+    """Return the ranges of stages with these numbers of layers."""
     ends = [sum(sizes[: n + 1]) for n in range(len(sizes))]
-    return [Span(end - size, end, ends[-1]) for size, end in zip(sizes, ends, strict=True)]
+    return [LayerRange(end - size, end, ends[-1]) for size, end in zip(sizes, ends, strict=True)]
 
 
-def cut(backbone: CausalLM, span: Span) -> None:
-    """Take out of a backbone, in place, what does not belong to a stage.
+def trim_to_stage(backbone: CausalLM, layers: LayerRange) -> None:
+    """Remove from a backbone, in place, all modules that do not belong to a stage.
 
     Raises:
-        BackboneError: if it is not known what else the model has besides its layers.
+        BackboneError: if the model is not in the table of families, or has modules of unknown purpose.
     """
-    cut_model(backbone.model, span)
+    trim_model(backbone.model, layers)
 
 
-def cut_model(model: Any, span: Span) -> None:
-    """The same for the transformers model in it."""
-    holder, name = layers_in(model)
+def trim_model(model: PreTrainedModel, layers: LayerRange) -> None:
+    """Do the same for a bare transformers model."""
+    holder, name = find_layers(model)
     others = {child for child, _ in holder.named_children() if child != name}
     if model.config.model_type not in FAMILIES or others - FRONT - BACK - SHARED:
         raise BackboneError(f"{model.config.model_type} cannot be cut into stages: it is not in the table of families")
-    layers = getattr(holder, name)
     kept = nn.ModuleList()
-    for number, layer in list(layers.named_children())[span.first : span.end]:
-        kept.add_module(number, layer)  # under its own number
+    for number, layer in list(getattr(holder, name).named_children())[layers.first : layers.end]:
+        kept.add_module(number, layer)  # under its number in the whole model: weights keep their names
     setattr(holder, name, kept)
     config = model.config.get_text_config()
     if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[span.first : span.end]  # read by the layer's place in the list
-    config.num_hidden_layers = span.end - span.first
-    if not span.opens:
-        for child in others & FRONT:
-            # a head that shares the embeddings' weight keeps them, to be a head
-            if not (span.closes and shared_with_head(model, getattr(holder, child))):
-                setattr(holder, child, Nothing() if child in ("embed_positions", "wpe") else nn.Identity())
-    if not span.closes:
+        # the decoder looks up a layer's type by its place in the list, which starts from 0 in every stage
+        config.layer_types = config.layer_types[layers.first : layers.end]
+    config.num_hidden_layers = layers.end - layers.first
+    if not layers.is_first:
+        remove_front(model, holder, others & FRONT, keep_shared=layers.is_last)
+    if not layers.is_last:
         for child in others & BACK:
             setattr(holder, child, nn.Identity())
-        model.all_tied_weights_keys = {}  # nothing that transformers would have to tie
-        head = model.get_output_embeddings()
-        for child, module in model.named_children():
-            if module is head:
-                setattr(model, child, nn.Identity())
+        remove_head(model)
 
 
-def shared_with_head(model: Any, module: nn.Module) -> bool:
-    """Whether a module is the token embeddings, and the head has, or will have when it is filled, the same weight."""
+def remove_front(model: PreTrainedModel, holder: nn.Module, names: set[str], *, keep_shared: bool) -> None:
+    """Replace the modules in front of the first layer.
+
+    Args:
+        model: the transformers model.
+        holder: its module that has them.
+        names: of these modules.
+        keep_shared: keep the token embeddings if the head has the same weight: on the last stage it needs it.
+    """
+    for name in names:
+        if not (keep_shared and shared_with_head(model, getattr(holder, name))):
+            setattr(holder, name, NoPositions() if name in POSITIONS else nn.Identity())
+
+
+def remove_head(model: PreTrainedModel) -> None:
+    """Replace the head, so that transformers has nothing to tie."""
+    set_tied_weights(model, {})
+    head = model.get_output_embeddings()
+    for name, module in model.named_children():
+        if module is head:
+            setattr(model, name, nn.Identity())
+
+
+def shared_with_head(model: PreTrainedModel, module: nn.Module) -> bool:
+    """Return whether a module is the token embeddings, and the head has (or, once loaded, will have) its weight."""
     return model.config.get_text_config().tie_word_embeddings and module is model.get_input_embeddings()
 
 
-def width(config: Any) -> int:
-    """Of the embeddings, by the configuration of a family of the table."""
+def embedding_width(config: PreTrainedConfig) -> int:
+    """Return the width of the embeddings, for a model of the table of families."""
     config = config.get_text_config()
     return getattr(config, "word_embed_proj_dim", None) or config.hidden_size
 
 
-class Nothing(nn.Module):
-    """Stands where positions were added, which the first stage has done."""
+class NoPositions(nn.Module):
+    """In place of position embeddings, which the first stage has added already."""
 
-    def forward(self, *arguments: Any, **options: Any) -> Tensor:
-        """A zero to add."""
+    def forward(self, *arguments: object, **options: object) -> Tensor:
+        """Return a zero to add."""
         return torch.zeros(())
 
 
-def load_stage(source: str, span: Span, config: Any, **options: Any) -> Any:
-    """A stage with its weights from a folder, of which it reads no others.
+def load_stage(source: str, layers: LayerRange, config: PreTrainedConfig, **options: object) -> PreTrainedModel:
+    """Load a stage from a folder, without reading the other stages' weights.
 
     Args:
+        source: a folder or a hub name.
+        layers: of the stage.
         config: of the whole model.
         options: for ``from_pretrained``.
 
     Raises:
-        BackboneError: if one of its weights is not there: transformers would take random numbers.
+        BackboneError: if one of its weights is missing: transformers would use random numbers.
     """
-    whole = AutoModelForCausalLM._model_mapping[type(config)]
+    whole = causal_lm_class(config)
 
-    def __init__(self: Any, config: Any, *arguments: Any, **more: Any) -> None:
+    def __init__(self: PreTrainedModel, config: PreTrainedConfig, *arguments: object, **more: object) -> None:
         whole.__init__(self, config, *arguments, **more)
-        cut_model(self, span)
+        trim_model(self, layers)
 
-    # transformers makes the modules without memory, and then fills those that there are
-    part: Any = type(whole.__name__, (whole,), {"__init__": __init__, "__module__": whole.__module__})
-    model, found = part.from_pretrained(source, config=config, output_loading_info=True, **options)
+    # `from_pretrained` constructs the model on the meta device and then reads weights for the modules that it has:
+    # a subclass that trims itself in its constructor is filled with the stage's weights alone
+    stage_class: type[PreTrainedModel] = type(
+        whole.__name__, (whole,), {"__init__": __init__, "__module__": whole.__module__}
+    )
+    model, found = stage_class.from_pretrained(source, config=config, output_loading_info=True, **options)
     if missing := sorted(found["missing_keys"]):
-        raise BackboneError(f"{source} has no {missing[0]}, which layers {span.first} to {span.end - 1} need")
+        raise BackboneError(f"{source} has no {missing[0]}, which layers {layers.first} to {layers.end - 1} need")
     return model

@@ -1,63 +1,74 @@
-"""Weights that a configuration ties, and a model's files hold apart."""
+"""A check for weights that a configuration ties but a model's files store with different values."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 from zipfile import is_zipfile
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from hmt_ds.backbones.converted import files_of
+from hmt_ds.backbones.converted import model_files
 from hmt_ds.backbones.model import BackboneError
+from hmt_ds.backbones.transformers_internals import tied_weights
 
 FILES = ("model.safetensors", "pytorch_model.bin")
-ROWS = 4096  # compared at once: an embedding may have gigabytes
+ROWS = 4096  # compared at a time: an embedding may have gigabytes
 
 
-def check_tied(model: Any, source: str) -> None:
-    """Weights that are one in the model must be one in its files: transformers would train both, a ring one of them.
+class Rows(Protocol):
+    """A stored weight whose rows are read when they are asked for: a safetensors slice, or a mapped tensor."""
+
+    def __getitem__(self, rows: slice) -> Tensor: ...
+
+
+def check_tied(model: PreTrainedModel, source: str) -> None:
+    """Check that weights which are one in the model are equal in its files.
+
+    transformers would otherwise load both and train them apart, or a pipeline would use only one.
 
     Args:
-        model: with or without its numbers.
+        model: may be on the meta device.
         source: the folder or hub name that it was read from.
 
     Raises:
-        BackboneError: saying which differ, and what to do.
+        BackboneError: naming the weights that differ, and what to do.
     """
-    tied = model.all_tied_weights_keys
-    stored = stored_weights(source) if tied else {}
+    tied = tied_weights(model)
+    stored: Mapping[str, Rows] = stored_weights(source) if tied else {}
     for pair in tied.items():
         one, other = (stored.get(name, stored.get(name.removeprefix(f"{model.base_model_prefix}."))) for name in pair)
         if one is not None and other is not None and differ(one, other):
             raise BackboneError(
-                f"model {source!r}: {pair[0]} is not {pair[1]} in its files, and its config ties them: say "
-                "tie_word_embeddings false in its config.json"
+                f"model {source!r}: {pair[0]} and {pair[1]} differ in its files, but its config ties them: set "
+                "tie_word_embeddings to false in its config.json"
             )
 
 
-def stored_weights(source: str) -> dict[str, Any]:
-    """A model's weights by their names in its files. What stands for one gives its rows, and reads no others."""
-    files = next((found for name in FILES if (found := files_of(source, name))), [])
+def stored_weights(source: str) -> dict[str, Rows]:
+    """Map the names in a model's files to the weights, without reading their values yet."""
+    files = next((found for name in FILES if (found := model_files(source, name))), [])
     return {name: weight for file in files for name, weight in weights_in(file).items()}
 
 
-def weights_in(file: Path) -> dict[str, Any]:
-    """The same for one file."""
+def weights_in(file: Path) -> dict[str, Rows]:
+    """Map the names in one file to the weights."""
     if file.suffix == ".safetensors":
         opened = safe_open(file, framework="pt")
         return {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
-    mapped = is_zipfile(file)  # older files are read as a whole
+    mapped = is_zipfile(file)  # files in torch's format before 1.6 cannot be mapped, and are read whole
     return dict(torch.load(file, map_location="cpu", mmap=mapped, weights_only=True))
 
 
-def differ(one: Any, other: Any) -> bool:
-    """Whether two stored weights are not equal; a block of rows is read at a time."""
+def differ(one: Rows, other: Rows) -> bool:
+    """Return whether two stored weights are unequal, reading a block of rows at a time."""
     first = 0
     while True:
-        rows: list[Tensor] = [weight[first : first + ROWS] for weight in (one, other)]
-        if not torch.equal(*rows):
+        block, other_block = one[first : first + ROWS], other[first : first + ROWS]
+        if not torch.equal(block, other_block):
             return True
-        if len(rows[0]) < ROWS:
+        if len(block) < ROWS:
             return False
         first += ROWS

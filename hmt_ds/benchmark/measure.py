@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 
 from hmt_ds.backbones import CausalLM
-from hmt_ds.backbones.compute import layers_of
+from hmt_ds.backbones.compute import decoder_layers
 from hmt_ds.benchmark.footprint import MemoryProbe, footprint
 from hmt_ds.benchmark.pipeline_phases import keeps_of_stages, repeated_positions_on_pipeline
 from hmt_ds.distributed.deepspeed_internals import full_numel
@@ -166,7 +166,7 @@ class Bench:
 def arithmetic(executor: ZeroExecutor, parameters: int, trained: int, batch: int, segments: int) -> dict[str, Any]:
     """What FLOPs a window takes on the rank or the stages that read it, and what they are counted from."""
     settings = executor.settings
-    module, name = layers_of(cast(CausalLM, executor.engine.module.backbone))
+    module, name = decoder_layers(cast(CausalLM, executor.engine.module.backbone))
     in_layers = sum(full_numel(weight) for weight in getattr(module, name).parameters())
     if executor.stages > 1:
         of_all = add_up(torch.tensor(in_layers, dtype=torch.float64, device=executor.device))

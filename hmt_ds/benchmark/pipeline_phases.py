@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from typing import Any, cast
 
 from hmt_ds.backbones import CausalLM
-from hmt_ds.backbones.compute import layers_of
+from hmt_ds.backbones.compute import decoder_layers
 from hmt_ds.distributed.process_group import from_all_ranks
 from hmt_ds.memory import MemorySettings
 from hmt_ds.parallel.pipeline.executor import PipelineExecutor
@@ -26,7 +26,7 @@ def pipeline_results(
         phases: seconds of each rank's.
     """
     pipelines, parts = executor.data_ranks, executor.micro_batches
-    module, name = layers_of(cast(CausalLM, executor.engine.module.backbone))
+    module, name = decoder_layers(cast(CausalLM, executor.engine.module.backbone))
     by_stage = [mean(phases[first : first + pipelines]) for first in range(0, len(phases), pipelines)]
     keeps, summary_group = keeps_of_stages(executor, segments), executor.summary_group(segments, parts)
     shape = (segments, parts, summary_group, executor.settings, keeps)

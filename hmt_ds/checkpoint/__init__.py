@@ -6,9 +6,9 @@ from hmt_ds import lazy_imports
 
 if TYPE_CHECKING:
     from hmt_ds.checkpoint.files import CheckpointError
-    from hmt_ds.checkpoint.load import load_checkpoint, newest_intact
-    from hmt_ds.checkpoint.save import Keeping, RunPosition, Saver
+    from hmt_ds.checkpoint.restore import load_checkpoint, newest_intact
+    from hmt_ds.checkpoint.save import Retention, RunPosition, Saver
 else:
     __getattr__ = lazy_imports(__file__)
 
-__all__ = ["CheckpointError", "Keeping", "RunPosition", "Saver", "load_checkpoint", "newest_intact"]
+__all__ = ["CheckpointError", "Retention", "RunPosition", "Saver", "load_checkpoint", "newest_intact"]

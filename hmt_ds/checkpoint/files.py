@@ -108,7 +108,7 @@ def flush_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def checkpoints_in(folder: Path) -> list[Path]:
+def list_checkpoints(folder: Path) -> list[Path]:
     """All that look like checkpoints, the newest step first."""
     found = [path for path in folder.glob("step_*") if re.fullmatch(r"step_\d+", path.name) and path.is_dir()]
     return sorted(found, key=step_of, reverse=True)
@@ -133,7 +133,7 @@ def prune(newest: Path, keep: int | None, milestones: int | None) -> None:
     if keep is None:
         return
     kept = 1
-    for old in (path for path in checkpoints_in(newest.parent) if step_of(path) < step_of(newest)):
+    for old in (path for path in list_checkpoints(newest.parent) if step_of(path) < step_of(newest)):
         if kept < keep:
             kept += not damage(old, hashes=False)
         elif not (milestones and step_of(old) % milestones == 0):

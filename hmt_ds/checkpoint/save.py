@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hmt_ds.checkpoint.files import CheckpointError, begin, discard, partial_of, prune, seal, write_file, write_json
 from hmt_ds.checkpoint.fragments import Fragment, ensure_states, fragments, scalars
-from hmt_ds.checkpoint.ranks import rank_file, rank_tensors, write_rank
+from hmt_ds.checkpoint.rank_state import rank_file, rank_tensors, write_rank
 from hmt_ds.checkpoint.staging import Staging
 from hmt_ds.distributed.deepspeed_internals import counters, loss_scaler_state
 from hmt_ds.distributed.process_group import add_up, from_all_ranks, rank, world_size
@@ -39,7 +39,7 @@ class RunPosition:
 
 
 @dataclass(frozen=True)
-class Keeping:
+class Retention:
     """Which checkpoints stay.
 
     Attributes:
@@ -65,7 +65,7 @@ class Saver:
         self,
         folder: Path,
         identity: dict[str, Any],
-        keeping: Keeping,
+        keeping: Retention,
         *,
         background: bool = False,
         alive: Callable[[str], None] = lambda after: None,

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hmt_ds.backbones import LoraSettings
-from hmt_ds.conversion.errors import ConversionError
+from hmt_ds.conversion.conversion_error import ConversionError
 from hmt_ds.conversion.skeleton import names_of, skeleton
 from hmt_ds.conversion.weights import Weights
 from hmt_ds.memory import HMT, MemorySettings

@@ -15,7 +15,7 @@ from hmt_ds.config.load import ConfigError, load_recipe
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.conversion.adapters import ADAPTER, Adapters, check_untied, merge_found
 from hmt_ds.conversion.card import card
-from hmt_ds.conversion.errors import ConversionError
+from hmt_ds.conversion.conversion_error import ConversionError
 from hmt_ds.conversion.folder import BACKBONE, Export, What, peft_config, write_folder
 from hmt_ds.conversion.foreign import foreign_settings, settings_of
 from hmt_ds.conversion.formats import kind_of, read_foreign

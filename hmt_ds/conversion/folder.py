@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from hmt_ds.backbones import LoraSettings
 from hmt_ds.checkpoint.files import flush_folder, partial_of
-from hmt_ds.conversion.errors import ConversionError
+from hmt_ds.conversion.conversion_error import ConversionError
 from hmt_ds.conversion.remote_code import remote_code
 from hmt_ds.conversion.shards import plan_shards, write_shards
 from hmt_ds.conversion.weights import Weights

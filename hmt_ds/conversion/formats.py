@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from hmt_ds.checkpoint.files import MANIFEST, checkpoints_in
-from hmt_ds.conversion.errors import ConversionError
+from hmt_ds.checkpoint.files import MANIFEST, list_checkpoints
+from hmt_ds.conversion.conversion_error import ConversionError
 from hmt_ds.conversion.pickles import guarded, read_pickle, read_state_dict, refusing
 from hmt_ds.conversion.weights import Weights, of_folder, tensors
 from hmt_ds.memory.settings import Mode
@@ -41,7 +41,7 @@ def kind_of(source: Path) -> Kind:
         "checkpoint": (source / MANIFEST).is_file(),
         "run": (source / "recipe.yaml").is_file() and (source / "checkpoints").is_dir(),
         "hugging_face": (source / "config.json").is_file(),
-        "checkpoints": bool(checkpoints_in(source)),
+        "checkpoints": bool(list_checkpoints(source)),
         "deepspeed": is_deepspeed(tagged(source)),
         "state_dict": (source / "pytorch_model.bin").is_file() or (source / "model.safetensors").is_file(),
     }

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, Pret
 from transformers.modeling_outputs import CausalLMOutput
 
 from hmt_ds.backbones.model import CausalLM
+from hmt_ds.backbones.transformers_internals import set_tied_weights, tied_weights
 from hmt_ds.evaluation.generation import generate
 from hmt_ds.memory.bptt import read_window
 from hmt_ds.memory.cell import HMT
@@ -60,8 +61,8 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):
         model = AutoModelForCausalLM.from_config(config.backbone, dtype=torch.get_default_dtype())
         self.hmt = HMT(CausalLM(model), MemorySettings(**config.memory))
         # transformers asks the children for these: they are the backbone's, under longer names
-        tied = {f"backbone.model.{k}": f"backbone.model.{v}" for k, v in model.all_tied_weights_keys.items()}
-        self.hmt.all_tied_weights_keys = tied  # type: ignore[assignment]
+        tied = {f"backbone.model.{k}": f"backbone.model.{v}" for k, v in tied_weights(model).items()}
+        set_tied_weights(self.hmt, tied)
         self.post_init()
 
     def get_input_embeddings(self) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hmt_ds.conversion.errors import ConversionError
+from hmt_ds.conversion.conversion_error import ConversionError
 
 
 def deepspeed_classes() -> list[Any]:

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from hmt_ds.conversion.errors import ConversionError
+from hmt_ds.conversion.conversion_error import ConversionError
 from hmt_ds.conversion.weights import Weights
 
 MAX_SHARD = "5GB"

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from hmt_ds.backbones import CausalLM, LoraSettings, select_trainable
-from hmt_ds.backbones.probe import is_foreign
-from hmt_ds.conversion.errors import ConversionError, shown
+from hmt_ds.backbones.transformers_internals import has_own_code
+from hmt_ds.conversion.conversion_error import ConversionError, shown
 from hmt_ds.conversion.shards import same
 from hmt_ds.conversion.weights import Weights
 from hmt_ds.memory import HMT, MemorySettings
@@ -21,7 +21,7 @@ def skeleton(config: Any, settings: MemorySettings, lora: LoraSettings | None = 
     Raises:
         ConversionError: if the backbone has code of its own, which a folder of ours would not have.
     """
-    if is_foreign(config):
+    if has_own_code(config):
         raise ConversionError(f"{config.model_type} has code of its own (model.trust_remote_code): it is not converted")
     with torch.device("meta"):
         backbone = CausalLM(AutoModelForCausalLM.from_config(config, dtype=torch.float32))

@@ -10,8 +10,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hmt_ds.checkpoint.fragments import WEIGHT
-from hmt_ds.checkpoint.load import Parts
-from hmt_ds.conversion.errors import ConversionError, shown
+from hmt_ds.checkpoint.restore import Parts
+from hmt_ds.conversion.conversion_error import ConversionError, shown
 from hmt_ds.conversion.pickles import read_pickle
 
 

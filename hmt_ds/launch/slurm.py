@@ -205,8 +205,8 @@ def follower_problems(command: str, words: list[str], run: list[str]) -> list[st
         run: recipe and overrides of the run.
     """
     from hmt_ds.config.load import ConfigError, load_recipe
+    from hmt_ds.conversion.conversion_error import ConversionError
     from hmt_ds.conversion.convert import Options, check_part, refuse_foreign_options
-    from hmt_ds.conversion.errors import ConversionError
 
     try:
         recipe = load_recipe(run[0], [*run[1:], *(words if command == "evaluate" else ())])

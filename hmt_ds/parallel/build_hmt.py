@@ -1,13 +1,14 @@
 """Building a model so that no rank need hold it whole, and handing it to DeepSpeed."""
 
+from contextlib import nullcontext
 from typing import Any, cast
 
 import deepspeed
 import torch
 from torch import nn
-from transformers.integrations import HfDeepSpeedConfig
 
 from hmt_ds.backbones import CausalLM, LoraSettings, build_model, fill_memory, read_converted, select_trainable
+from hmt_ds.backbones.transformers_internals import build_under_zero_init
 from hmt_ds.memory import HMT, MemorySettings
 from hmt_ds.parallel.deepspeed_config.fill import computes_in_autocast, stage_of
 
@@ -39,10 +40,8 @@ def build_hmt(
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     if computes_in_autocast(ds_config, precision):
         dtype = torch.float32
-    # transformers holds this object weakly and asks it whether to build under zero.Init
-    during_build = HfDeepSpeedConfig(ds_config) if stage_of(ds_config) == 3 else None
-    backbone = build_model(source, dtype=dtype, seed=seed, device=device, trust_remote_code=trust_remote_code)
-    del during_build
+    with build_under_zero_init(ds_config) if stage_of(ds_config) == 3 else nullcontext():
+        backbone = build_model(source, dtype=dtype, seed=seed, device=device, trust_remote_code=trust_remote_code)
     torch.manual_seed(seed ^ MEMORY_SEED)
     select_trainable(backbone, train, lora, seed)
     model = HMT(backbone, memory)

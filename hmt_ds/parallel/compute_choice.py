@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hmt_ds.backbones import CausalLM
-from hmt_ds.backbones.compute import checkpoint_layers, layers_of, liger_knows, use_liger
+from hmt_ds.backbones.compute import checkpoint_layers, decoder_layers, liger_knows, use_liger
 from hmt_ds.distributed.deepspeed_internals import full_numel
 from hmt_ds.distributed.process_group import smallest, world_size
 from hmt_ds.memory import HMT
@@ -83,14 +83,14 @@ def leaf_that_fits(backbone: CausalLM, device: torch.device) -> int:
     """As many layers as take a fortieth of the memory: two such leaves stand at a time, and their gradients."""
     if not can_run_together(backbone.config):
         return 1
-    module, name = layers_of(backbone)
+    module, name = decoder_layers(backbone)
     size = layer_size(backbone) * next(backbone.parameters()).element_size()
     return max(1, min(len(getattr(module, name)), int(capacity(device) / 40 / size)))
 
 
 def layer_size(backbone: CausalLM) -> int:
     """Parameters of the first layer."""
-    module, name = layers_of(backbone)
+    module, name = decoder_layers(backbone)
     return max(1, sum(full_numel(parameter) for parameter in next(iter(getattr(module, name))).parameters()))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hmt_ds.backbones import CausalLM
-from hmt_ds.backbones.compute import layers_of
+from hmt_ds.backbones.compute import decoder_layers
 from hmt_ds.backbones.families import FAMILIES
 from hmt_ds.distributed.deepspeed_internals import gather_function, mark_leaf
 from hmt_ds.distributed.engine import Engine
@@ -16,7 +16,7 @@ from hmt_ds.memory import HMT
 
 def group_layers(backbone: CausalLM, per_leaf: int) -> None:
     """Let ZeRO-3 gather the decoder's layers in runs of so many; names of parameters stay as they are."""
-    module, name = layers_of(backbone)
+    module, name = decoder_layers(backbone)
     setattr(module, name, LayerGroups(getattr(module, name), per_leaf))
 
 

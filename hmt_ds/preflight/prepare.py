@@ -12,8 +12,8 @@ from hmt_ds.backbones import (
     BackboneError,
     check_adapters,
     check_backbone,
+    check_config_keys,
     check_memory,
-    check_slips,
     check_weights,
     family_of,
     read_config,
@@ -99,7 +99,7 @@ def prepare(recipe: Recipe, recipe_file: str | Path, *, new_run: bool = True, wi
     if config is not None:
         source = model.source
         if isinstance(source, dict):
-            problems.attempt(lambda: check_slips(source))
+            problems.attempt(lambda: check_config_keys(source))
         problems.attempt(lambda: check_backbone(config), "model: ")
         problems.attempt(lambda: check_memory(model.source, recipe.memory))
         warnings = problems.attempt(lambda: check_weights(model.source, trust_remote_code=model.trust_remote_code))

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 
 from hmt_ds.backbones import CausalLM, read_config
-from hmt_ds.backbones.stages import Span
+from hmt_ds.backbones.stages import LayerRange
 from hmt_ds.config.load import ConfigError
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.data import WindowLoader, document_lengths
@@ -99,9 +99,9 @@ def time_of(recipe: Recipe, config: Any, **how: Any) -> LayerTimes:
     return layer_times(config, recipe.memory, rows=recipe.training.batch_size // recipe.micro_batches, **how)
 
 
-def divided_by_time(spans: list[Span], times: LayerTimes) -> str:
+def divided_by_time(ranges: list[LayerRange], times: LayerTimes) -> str:
     """A line that says how the layers were divided, and by what."""
-    sizes = [span.end - span.first for span in spans]
+    sizes = [layers.end - layers.first for layers in ranges]
     layer, head = (1000 * seconds for seconds in times)
     return f"pipeline.layers by time: {sizes}; a layer takes {layer:.3g} ms, the head {head:.3g} ms"
 

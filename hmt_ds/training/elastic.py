@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from hmt_ds.checkpoint.files import checkpoints_in
+from hmt_ds.checkpoint.files import list_checkpoints
 from hmt_ds.config.load import ConfigError, load_recipe
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.distributed.process_group import from_rank_0, rank, world_size
@@ -58,7 +58,7 @@ def rows_of_run(recipe: Recipe) -> int | None:
     """How many rows the run's newest checkpoint has that says it; None for a new run."""
     if recipe.checkpoint.resume == "never":
         return None
-    for checkpoint in checkpoints_in(Path(recipe.training.output) / "checkpoints"):
+    for checkpoint in list_checkpoints(Path(recipe.training.output) / "checkpoints"):
         try:
             saved = json.loads((checkpoint / "progress.json").read_text(encoding="utf-8"))
             return saved["rows_per_rank"] * (saved["world_size"] // saved["stages"])

@@ -9,9 +9,9 @@ from typing import Any, NoReturn
 
 import torch
 
-from hmt_ds.checkpoint import CheckpointError, Keeping, RunPosition, Saver, load_checkpoint, newest_intact
+from hmt_ds.checkpoint import CheckpointError, Retention, RunPosition, Saver, load_checkpoint, newest_intact
 from hmt_ds.checkpoint.files import step_of
-from hmt_ds.checkpoint.load import check_identity
+from hmt_ds.checkpoint.restore import check_identity
 from hmt_ds.config.load import ConfigError, write_yaml
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.data import Batch
@@ -55,7 +55,7 @@ class Trainer:
         self.saver = Saver(
             self.folder / "checkpoints",
             identity(recipe, prepared),
-            Keeping(keep.keep, keep.milestones),
+            Retention(keep.keep, keep.milestones),
             background=keep.background,
             alive=self.alive,
         )

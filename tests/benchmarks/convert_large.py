@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import yaml
 
-from hmt_ds.checkpoint import Keeping, Progress, Saver
+from hmt_ds.checkpoint import Retention, RunPosition, Saver
 from hmt_ds.checkpoint.fragments import base_optimizer, buffers
 from hmt_ds.config.load import load_recipe
 from hmt_ds.distributed.process_group import end_process
@@ -34,8 +34,8 @@ def write(recipe_file: str, words: list[str], device: torch.device) -> None:
     prepared = prepare_together(recipe, recipe_file, new_run=False, with_data=False)
     executor = build_executor(recipe, prepared, device)
     add_states(executor.engine)
-    saver = Saver(Path(folder) / "checkpoints", identity(recipe, prepared), Keeping())
-    saver.begin(executor, Progress(1))
+    saver = Saver(Path(folder) / "checkpoints", identity(recipe, prepared), Retention())
+    saver.begin(executor, RunPosition(1))
     saver.finish()
     (Path(folder) / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
 

@@ -14,7 +14,7 @@ import torch
 
 from hmt_ds.benchmark.bench_options import parse_words
 from hmt_ds.benchmark.run import steps_of
-from hmt_ds.checkpoint import Keeping, Progress, Saver
+from hmt_ds.checkpoint import Retention, RunPosition, Saver
 from hmt_ds.config.load import load_recipe
 from hmt_ds.distributed.process_group import end_process, world_size
 from hmt_ds.parallel.zero import ZeroExecutor
@@ -44,7 +44,7 @@ def measure(recipe_file: str, words: list[str], device: torch.device) -> None:
     say(f"a step without saving: {step:.3f} s")
     # the first save in the background makes the page-locked memory that later ones have
     for number, how in enumerate(("in the foreground", "in the background", "in the background again")):
-        saver = Saver(Path(folder) / f"{number}", identity(recipe, prepared), Keeping(1), background=number > 0)
+        saver = Saver(Path(folder) / f"{number}", identity(recipe, prepared), Retention(1), background=number > 0)
         lost, taken, written = save_once(executor, saver, steps, step)
         say(f"{how}: {lost:.2f} s lost, {taken:.2f} s until it was visible, {written / 2**30:.2f} GiB")
 
@@ -52,7 +52,7 @@ def measure(recipe_file: str, words: list[str], device: torch.device) -> None:
 def save_once(executor: ZeroExecutor, saver: Saver, steps: Any, step: float) -> tuple[float, float, int]:
     """Seconds lost, seconds until the checkpoint is visible, and its bytes."""
     started, done = time.perf_counter(), 0
-    saver.begin(executor, Progress(1))
+    saver.begin(executor, RunPosition(1))
     say(f"begun after {time.perf_counter() - started:.2f} s")
     while executor.train_batch(next(steps), (saver.written(),)).flags[0] < world_size():
         done += 1

@@ -28,7 +28,7 @@ from tiny_recipe import make_materials, write_recipe
 
 from hmt_ds import train
 from hmt_ds.checkpoint import files, newest_intact, save
-from hmt_ds.checkpoint.files import checkpoints_in
+from hmt_ds.checkpoint.files import list_checkpoints
 from hmt_ds.reporting.metrics import read_metrics
 
 STAGES = (1, 2, 3)
@@ -201,12 +201,12 @@ def survivors_end(pids: list[int], seconds: float = 0.5) -> None:
 
 def newest(output: Path) -> int:
     """The step of the newest checkpoint, 0 without one."""
-    return max((files.step_of(path) for path in checkpoints_in(output / "checkpoints")), default=0)
+    return max((files.step_of(path) for path in list_checkpoints(output / "checkpoints")), default=0)
 
 
 def check_checkpoints(output: Path, before: int) -> None:
     """All that can be seen are intact, and the newest of before is not lost."""
-    damaged = {path.name: files.damage(path) for path in checkpoints_in(output / "checkpoints")}
+    damaged = {path.name: files.damage(path) for path in list_checkpoints(output / "checkpoints")}
     assert not any(damaged.values()), damaged
     said: list[str] = []
     found = newest_intact(output / "checkpoints", said.append)

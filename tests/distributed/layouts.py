@@ -23,7 +23,7 @@ from tiny_runs import DEPTH, get_weights, windows
 from zero_cases import Case
 from zero_gradients import make_executor
 
-from hmt_ds.checkpoint import Keeping, RunPosition, Saver, load_checkpoint
+from hmt_ds.checkpoint import Retention, RunPosition, Saver, load_checkpoint
 from hmt_ds.distributed.process_group import end_process, join, rank, world_size
 from hmt_ds.parallel.zero import ZeroExecutor
 
@@ -47,7 +47,7 @@ def save(folder: Path, config: str, case: dict[str, str], device: torch.device) 
     """Train, save, train on: what should come after the checkpoint."""
     executor = executor_of(config, case, device)
     losses(executor, 0, BEFORE)
-    saver = Saver(folder / f"{config}-{world_size()}", {}, Keeping())
+    saver = Saver(folder / f"{config}-{world_size()}", {}, Retention())
     saver.begin(executor, RunPosition(step=BEFORE))
     path = saver.finish()
     expected = losses(executor, BEFORE, AFTER)

@@ -12,7 +12,7 @@ import torch
 from layouts import executor_of, losses
 from ranks import run_ranks
 
-from hmt_ds.checkpoint import CheckpointError, Keeping, RunPosition, Saver, load_checkpoint, newest_intact, save
+from hmt_ds.checkpoint import CheckpointError, Retention, RunPosition, Saver, load_checkpoint, newest_intact, save
 from hmt_ds.checkpoint.files import MANIFEST
 from hmt_ds.distributed.process_group import end_process, join, rank
 from hmt_ds.parallel.zero import ZeroExecutor
@@ -22,7 +22,7 @@ FULL = OSError(28, "No space left on device\nand more that a library has to say"
 
 def try_to_save(executor: ZeroExecutor, folder: Path, step: int) -> str:
     """Save; returns the error, or nothing."""
-    saver = Saver(folder, {}, Keeping())
+    saver = Saver(folder, {}, Retention())
     try:
         saver.begin(executor, RunPosition(step=step))
         saver.finish()
@@ -89,7 +89,7 @@ def in_background(task: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 def begun(executor: ZeroExecutor, folder: Path, *, background: bool) -> Saver:
     """A Saver that has begun."""
-    saver = Saver(folder, {"key": "value"}, Keeping(), background=background)
+    saver = Saver(folder, {"key": "value"}, Retention(), background=background)
     saver.begin(executor, RunPosition(2, 77, {"epoch": 0}))
     return saver
 

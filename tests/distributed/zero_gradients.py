@@ -21,7 +21,7 @@ from tiny_runs import BACKBONE, DEPTH, MEMORY, ROWS, get_weights, plain_model, s
 from torch import Tensor
 from zero_cases import ACCUMULATION, BF16, GRID, POLICIES, Case
 
-from hmt_ds.backbones.compute import layers_of
+from hmt_ds.backbones.compute import decoder_layers
 from hmt_ds.distributed.process_group import end_process, join, rank, world_size
 from hmt_ds.memory import MemoryState, Window, read_window
 from hmt_ds.parallel.build_hmt import build_hmt
@@ -103,7 +103,7 @@ def on_all_ranks(case: Case, device: torch.device) -> Run:
         run.calls[-1] += 1
 
     executor.engine.step = look_and_step
-    module, name = layers_of(reader.backbone)
+    module, name = decoder_layers(reader.backbone)
     getattr(module, name)[0].mlp.register_forward_pre_hook(count)
     for group in steps(case, rank(), world_size()):
         run.calls.append(0)

@@ -28,21 +28,21 @@ def test_weights_that_the_model_does_not_have_are_named(tmp_path):
     config.write_text(config.read_text().replace('"attention_bias": true', '"attention_bias": false'))
     (said,) = check_weights(str(tmp_path))
     name = "model.layers.0.self_attn.k_proj.bias"
-    assert said.endswith(f"its files hold {name} (and 7 more), which LlamaForCausalLM leaves out")
+    assert said.endswith(f"its files hold {name} (and 7 more), which LlamaForCausalLM does not use")
 
 
 def test_quantized_weights_are_refused(tmp_path):
     build_model(LLAMA, dtype=torch.float32).model.save_pretrained(tmp_path)
     file = tmp_path / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"quantization_config": {"quant_method": "fp8"}}))
-    with pytest.raises(BackboneError, match=r"its weights are quantized \(fp8\), and such are not trained here"):
+    with pytest.raises(BackboneError, match=r"its weights are quantized \(fp8\), which cannot be trained here"):
         read_config(str(tmp_path))
 
 
 def test_adapters_are_refused(tmp_path):
     build_model(LLAMA, dtype=torch.float32).model.save_pretrained(tmp_path)
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(BackboneError, match="it has an adapter of peft's: merge it into its model, and name that"):
+    with pytest.raises(BackboneError, match="it holds a peft adapter: merge the adapter into its model"):
         read_config(str(tmp_path))
 
 
@@ -73,7 +73,9 @@ def test_weights_that_the_config_ties_are_one(tmp_path, saved_by):
     assert check_weights(str(tmp_path)) == []
     head[-1, -1] += 1
     saved_by(weights | {"lm_head.weight": head}, file)
-    with pytest.raises(BackboneError, match=r"lm_head.weight is not model.embed_tokens.weight in its files, and"):
+    with pytest.raises(
+        BackboneError, match=r"lm_head.weight and model.embed_tokens.weight differ in its files, but its config ties"
+    ):
         check_weights(str(tmp_path))
 
 

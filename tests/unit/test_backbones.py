@@ -154,8 +154,8 @@ def test_train_lora(targets, layers):
         ("all-linear", 0.1, 2, None),
         ("lm_head", 0.0, 1, None),
         ("embed_tokens", 0.1, 1, None),
-        ("lm_head", 0.0, 2, "target_modules has lm_head, and on stages adapters are in layers alone"),
-        ("embed_tokens", 0.0, 2, "target_modules has model.embed_tokens, and on stages"),
+        ("lm_head", 0.0, 2, "target_modules has lm_head, but with pipeline stages only decoder layers can"),
+        ("embed_tokens", 0.0, 2, "target_modules has model.embed_tokens, but with pipeline stages"),
         ("lm_head", 0.1, 1, "dropout is 0.1, and target_modules has the head lm_head, whose logits are computed twice"),
     ],
 )
@@ -169,7 +169,7 @@ def test_adapters_that_cannot_be_are_refused(targets, dropout, stages, why):
 def test_adapters_of_experts_are_refused():
     """All-linear takes the router and the experts in, which are single parameters."""
     config = read_config(LLAMA | {"model_type": "mixtral", "num_local_experts": 3, "num_experts_per_tok": 2})
-    with pytest.raises(BackboneError, match=r"target_modules has .*mlp.*, a single parameter"):
+    with pytest.raises(BackboneError, match=r"target_modules has .*mlp.*, which is a single parameter"):
         check_adapters(config, LoraSettings())
     check_adapters(config, LoraSettings(target_modules=["q_proj", "v_proj"]))
 
@@ -207,8 +207,8 @@ def test_random_weights_follow_the_seed():
         ({"model_type": "cpmant"}, "takes no inputs_embeds"),
         ({"model_type": "t5"}, "cannot be built as a causal language model"),
         ({"model_type": "bert"}, "not causal"),  # an encoder
-        ({"model_type": "cohere"}, "of its own"),  # logit_scale
-        ({"model_type": "granite", "logits_scaling": 8.0}, "of its own"),
+        ({"model_type": "cohere"}, "its logits are not its output embeddings"),  # logit_scale
+        ({"model_type": "granite", "logits_scaling": 8.0}, "its logits are not its output embeddings"),
         ({"model_type": "xlm"}, "not causal"),  # an encoder whose output embeddings do give its logits
         ({"model_type": "gemma4_text"}, "inputs_embeds"),  # it takes embeddings of its own ids only
     ],

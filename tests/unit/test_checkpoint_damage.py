@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from hmt_ds.checkpoint import Keeping, Saver, newest_intact
-from hmt_ds.checkpoint.files import MANIFEST, begin, checkpoints_in, damage, prune, read_manifest, write_manifest
+from hmt_ds.checkpoint import Retention, Saver, newest_intact
+from hmt_ds.checkpoint.files import MANIFEST, begin, damage, list_checkpoints, prune, read_manifest, write_manifest
 from hmt_ds.checkpoint.fragments import Fragment
-from hmt_ds.checkpoint.ranks import rank_tensors
+from hmt_ds.checkpoint.rank_state import rank_tensors
 from hmt_ds.checkpoint.save import write_share
 from hmt_ds.memory import MemoryState
 
@@ -29,7 +29,7 @@ def write(folder: Path, step: int) -> Path:
     parts = [Fragment(n, (3, 4), 0, {k: torch.randn(12) for k in ("weight", "exp_avg")}) for n in ("one", "two")]
     memory = MemoryState.empty(2, 1, 4, 1, dtype=torch.float32, device=torch.device("cpu"), cached=2)
     write_share(target, parts, rank_tensors(memory, torch.device("cpu")), json.dumps({"step": step, "identity": {}}))
-    Saver(folder, {}, Keeping()).complete(target)
+    Saver(folder, {}, Retention()).complete(target)
     return target
 
 
@@ -125,7 +125,7 @@ def test_only_checkpoints_are_taken_for_one(tmp_path):
     shutil.copytree(steps[1], tmp_path / ".step_2000000.partial")
     shutil.copytree(steps[1], tmp_path / "step_2000000.bak")
     (tmp_path / "step_3000000").write_text("a file")
-    assert checkpoints_in(tmp_path) == steps[::-1]
+    assert list_checkpoints(tmp_path) == steps[::-1]
 
 
 def test_a_disk_that_cannot_be_read(tmp_path, monkeypatch):

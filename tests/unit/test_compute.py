@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hmt_ds.backbones import FAMILIES, BackboneError, build_model
-from hmt_ds.backbones.compute import EXPENSIVE, checkpoint_layers, compile_layers, layers_of, liger_knows
+from hmt_ds.backbones.compute import EXPENSIVE, checkpoint_layers, compile_layers, decoder_layers, liger_knows
 from hmt_ds.memory import HMT
 from hmt_ds.parallel.layer_groups import group_layers
 
@@ -56,7 +56,7 @@ def products(calls: Counter[Any]) -> int:
 def test_layers_of(config):
     """The decoder's list, whatever it is called, has all its layers, and each is called in a reading."""
     backbone = make_model(config).backbone
-    module, name = layers_of(backbone)
+    module, name = decoder_layers(backbone)
     layers, calls = getattr(module, name), []
     assert isinstance(layers, nn.ModuleList) and len(layers) == backbone.config.num_hidden_layers
     for layer in layers:
@@ -70,7 +70,7 @@ def test_the_longest_list_are_the_layers():
     decoder = nn.Module()
     decoder.heads, decoder.blocks, decoder.rest = (nn.ModuleList(nn.Linear(1, 1) for _ in range(n)) for n in (1, 3, 2))
     backbone = SimpleNamespace(model=SimpleNamespace(base_model=decoder))
-    assert layers_of(backbone) == (decoder, "blocks")  # type: ignore[arg-type]
+    assert decoder_layers(backbone) == (decoder, "blocks")  # type: ignore[arg-type]
 
 
 def test_every_family_is_tested():
@@ -80,7 +80,7 @@ def test_every_family_is_tested():
 def test_no_layers_are_told_in_one_line():
     model = SimpleNamespace(base_model=nn.Linear(2, 2), config=SimpleNamespace(model_type="odd"))
     with pytest.raises(BackboneError, match="odd: no list of layers") as caught:
-        layers_of(SimpleNamespace(model=model))  # type: ignore[arg-type]
+        decoder_layers(SimpleNamespace(model=model))  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
 
 

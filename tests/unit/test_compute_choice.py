@@ -8,7 +8,7 @@ import torch
 from test_backbones import OPT
 from tiny import GPT2, LLAMA, make_model
 
-from hmt_ds.backbones.compute import layers_of
+from hmt_ds.backbones.compute import decoder_layers
 from hmt_ds.distributed.deepspeed_internals import full_numel
 from hmt_ds.memory import HMT
 from hmt_ds.parallel import compute_choice
@@ -134,7 +134,7 @@ def test_kernels(memory, liger, reduction, recompute, known, kernels):
 def test_leaves_by_memory(memory, liger):
     """As many layers as take a fortieth, one at least, all at most."""
     model = make_model(FOUR)
-    module, name = layers_of(model.backbone)
+    module, name = decoder_layers(model.backbone)
     layer = 8 * sum(p.numel() for p in getattr(module, name)[0].parameters())
     for layers, expected in ((0.1, 1), (1.5, 1), (2.5, 2), (3.5, 3), (100, 4)):
         memory(40 * layer * layers)
@@ -185,7 +185,7 @@ def arranged(stage: int = 2, **changes: Any) -> HMT:
 
 def test_leaves_only_where_deepspeed_gathers_layers():
     def sizes(model: HMT) -> list[int] | None:
-        module, name = layers_of(model.backbone)
+        module, name = decoder_layers(model.backbone)
         layers = getattr(module, name)
         return [len(run.layers) for run in layers.runs] if isinstance(layers, LayerGroups) else None
 

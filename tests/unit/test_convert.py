@@ -17,8 +17,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import hmt_ds
 from hmt_ds.backbones import check_memory
+from hmt_ds.conversion.conversion_error import ConversionError
 from hmt_ds.conversion.convert import Options, convert
-from hmt_ds.conversion.errors import ConversionError
 from hmt_ds.conversion.pickles import read_pickle
 from hmt_ds.conversion.remote_code import remote_code
 from hmt_ds.conversion.shards import plan_shards, write_shards

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 from hmt_ds.backbones import LoraSettings, build_model, read_config, select_trainable
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.conversion.adapters import ADAPTER
+from hmt_ds.conversion.conversion_error import ConversionError
 from hmt_ds.conversion.convert import RunParts
-from hmt_ds.conversion.errors import ConversionError
 from hmt_ds.conversion.skeleton import fit, skeleton
 from hmt_ds.conversion.weights import tensors
 from hmt_ds.memory import HMT, MemorySettings

@@ -9,7 +9,7 @@ from tiny import LLAMA, make_settings
 from transformers import dynamic_module_utils
 
 from hmt_ds.backbones import BackboneError, LoraSettings, check_adapters, check_backbone, read_config
-from hmt_ds.conversion.errors import ConversionError
+from hmt_ds.conversion.conversion_error import ConversionError
 from hmt_ds.conversion.skeleton import skeleton
 
 CODE = """
@@ -51,7 +51,7 @@ def test_let_in(folder):
 
 
 def test_refused_without_the_users_word(folder):
-    with pytest.raises(BackboneError, match=r"my_model.*: it has code of its own.*say so if you trust it") as error:
+    with pytest.raises(BackboneError, match=r"my_model.*: it has its own code.*set it if you trust it") as error:
         read_config(str(folder))
     assert "\n" not in str(error.value)
 

@@ -9,7 +9,7 @@ from tiny import LLAMA, VOCABULARY, distance, make_model, take_gradients
 from torch import Tensor
 
 from hmt_ds.backbones import FAMILIES, CausalLM
-from hmt_ds.backbones.compute import layers_of
+from hmt_ds.backbones.compute import decoder_layers
 from hmt_ds.memory import HMT
 from hmt_ds.parallel.layer_groups import LayerGroup, LayerGroups, group_layers
 
@@ -26,7 +26,7 @@ each_kind = pytest.mark.parametrize("config", FOUR.values(), ids=FOUR.keys())
 
 def runs_of(backbone: CausalLM) -> LayerGroups:
     """The decoder's list, once it is grouped."""
-    module, name = layers_of(backbone)
+    module, name = decoder_layers(backbone)
     return getattr(module, name)
 
 
@@ -101,7 +101,7 @@ def arguments_of_layers(model: HMT) -> list[list[Tensor]]:
         flat = [one for value in given for one in (value if isinstance(value, tuple) else (value,))]
         found.append([one for one in flat if isinstance(one, Tensor)])
 
-    module, name = layers_of(model.backbone)
+    module, name = decoder_layers(model.backbone)
     layers = torch.nn.ModuleList.__iter__(getattr(module, name))
     handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
     read(model)

@@ -11,7 +11,7 @@ import torch
 
 from hmt_ds.checkpoint import CheckpointError
 from hmt_ds.checkpoint.fragments import scalars
-from hmt_ds.checkpoint.load import check_identity, restore_engine
+from hmt_ds.checkpoint.restore import check_identity, restore_engine
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.distributed.deepspeed_internals import COUNTERS
 from hmt_ds.parallel.deepspeed_config.lr_schedule import make_scheduler

@@ -9,7 +9,7 @@ from test_layer_groups import FOUR, LAYERS
 from tiny import LLAMA, VOCABULARY, make_model
 
 from hmt_ds.backbones import BackboneError, CausalLM, read_config
-from hmt_ds.backbones.stages import Span, cut, load_stage, spans_of, width
+from hmt_ds.backbones.stages import LayerRange, embedding_width, layer_ranges, load_stage, trim_to_stage
 
 IDS = torch.arange(1, 13)[None] * 5 % VOCABULARY  # longer than the sliding windows
 KINDS = FOUR | {"llama, tied": FOUR["llama"] | {"tie_word_embeddings": True}}
@@ -21,8 +21,8 @@ each_split = pytest.mark.parametrize("sizes", [[2, 2], [1, 2, 1], [1, 1, 1, 1]],
 def stages_of(backbone: CausalLM, sizes: list[int]) -> list[CausalLM]:
     """Copies that are cut."""
     stages = [copy.deepcopy(backbone) for _ in sizes]
-    for stage, span in zip(stages, spans_of(sizes), strict=True):
-        cut(stage, span)
+    for stage, layers in zip(stages, layer_ranges(sizes), strict=True):
+        trim_to_stage(stage, layers)
     return stages
 
 
@@ -58,14 +58,16 @@ def test_a_stage_reads_its_own_weights_alone(config, tmp_path):
     backbone = make_model(config).backbone
     backbone.model.save_pretrained(tmp_path / "whole")
     loaded = []
-    for number, (stage, span) in enumerate(zip(stages_of(backbone, [1, 2, 1]), spans_of([1, 2, 1]), strict=True)):
+    for number, (stage, layers) in enumerate(zip(stages_of(backbone, [1, 2, 1]), layer_ranges([1, 2, 1]), strict=True)):
         folder = tmp_path / str(number)
         folder.mkdir()
         (folder / "config.json").write_text((tmp_path / "whole/config.json").read_text())
         weights = {name: weight.detach().clone() for name, weight in stage.model.named_parameters()}
         save_file(weights, folder / "model.safetensors", {"format": "pt"})
         whole = read_config(str(folder))
-        loaded.append(CausalLM(load_stage(str(folder), span, whole, dtype=torch.float64).eval(), width(whole)))
+        loaded.append(
+            CausalLM(load_stage(str(folder), layers, whole, dtype=torch.float64).eval(), embedding_width(whole))
+        )
     assert torch.equal(logits_through(loaded), logits_through(stages_of(backbone, [1, 2, 1])))
 
 
@@ -76,19 +78,19 @@ def test_a_weight_that_is_missing_is_named(tmp_path):
     del weights["model.layers.2.mlp.up_proj.weight"]
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     config = read_config(str(tmp_path))
-    load_stage(str(tmp_path), Span(0, 2, LAYERS), config, dtype=torch.float64)
+    load_stage(str(tmp_path), LayerRange(0, 2, LAYERS), config, dtype=torch.float64)
     with pytest.raises(BackboneError, match=r"has no model.layers.2.mlp.up_proj.weight, which layers 2 to 3 need"):
-        load_stage(str(tmp_path), Span(2, 4, LAYERS), read_config(str(tmp_path)), dtype=torch.float64)
+        load_stage(str(tmp_path), LayerRange(2, 4, LAYERS), read_config(str(tmp_path)), dtype=torch.float64)
 
 
 def test_a_stranger_is_not_cut():
     backbone = make_model(FOUR["stablelm"]).backbone
     with pytest.raises(BackboneError, match="stablelm cannot be cut into stages"):
-        cut(backbone, Span(0, 2, LAYERS))
+        trim_to_stage(backbone, LayerRange(0, 2, LAYERS))
 
 
 def test_width_is_that_of_the_embeddings():
     for config in KINDS.values():
         values = dict(config)
-        assert width(read_config(values)) == make_model(config).backbone.dim
-    assert width(read_config(dict(LLAMA))) == 16
+        assert embedding_width(read_config(values)) == make_model(config).backbone.dim
+    assert embedding_width(read_config(dict(LLAMA))) == 16

@@ -17,9 +17,9 @@ from hmt_ds.backbones import (
     read_converted,
     select_trainable,
 )
-from hmt_ds.backbones.compute import layers_in
-from hmt_ds.backbones.converted import KEYS
-from hmt_ds.backbones.stages import Span, cut, load_stage, spans_of, width
+from hmt_ds.backbones.compute import find_layers
+from hmt_ds.backbones.converted import BACKBONE_KEY_MAPPING
+from hmt_ds.backbones.stages import LayerRange, embedding_width, layer_ranges, load_stage, trim_to_stage
 from hmt_ds.distributed.deepspeed_internals import mark_replicated
 from hmt_ds.memory import HMT, MemorySettings
 from hmt_ds.parallel.build_hmt import MEMORY_SEED, initialise_prompts
@@ -28,7 +28,7 @@ from hmt_ds.parallel.pipeline.layer_times import LayerTimes
 STAND_IN = "stand_in"
 
 
-def stage_spans(config: Any, stages: int, split: str | list[int] | LayerTimes = "auto") -> list[Span]:
+def stage_spans(config: Any, stages: int, split: str | list[int] | LayerTimes = "auto") -> list[LayerRange]:
     """The layers of each stage.
 
     Args:
@@ -37,10 +37,10 @@ def stage_spans(config: Any, stages: int, split: str | list[int] | LayerTimes = 
             embeddings are not.
     """
     if isinstance(split, list):
-        return spans_of(split)
+        return layer_ranges(split)
     costs = costs_by_time(config, split) if isinstance(split, LayerTimes) else costs_by_size(config)
     borders = [int(border) for border in partition_balanced(costs, stages)]
-    return [Span(a, b, len(costs)) for a, b in pairwise(borders)]
+    return [LayerRange(a, b, len(costs)) for a, b in pairwise(borders)]
 
 
 def costs_by_time(config: Any, times: LayerTimes) -> list[float]:
@@ -53,7 +53,7 @@ def costs_by_size(config: Any) -> list[float]:
     """Parameters of each layer; the last one has the head's."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    holder, name = layers_in(model)
+    holder, name = find_layers(model)
     sizes = [sum(p.numel() for p in layer.parameters()) for layer in getattr(holder, name)]
     sizes[-1] += model.get_output_embeddings().weight.numel()
     return sizes
@@ -62,7 +62,7 @@ def costs_by_size(config: Any) -> list[float]:
 def build_stage(
     source: str | dict[str, Any],
     memory: MemorySettings,
-    span: Span,
+    layers: LayerRange,
     *,
     dtype: torch.dtype,
     train: str = "whole",
@@ -79,16 +79,19 @@ def build_stage(
     config = read_config(source, trust_remote_code=trust_remote_code)
     if isinstance(source, dict):
         backbone = build_model(source, dtype=dtype, seed=seed, device=device)
-        cut(backbone, span)
+        trim_to_stage(backbone, layers)
     else:
-        names = {"key_mapping": KEYS} if read_converted(source) else {"trust_remote_code": trust_remote_code}
-        backbone = CausalLM(load_stage(source, span, config, dtype=dtype, **names), width(config))
+        options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+        if read_converted(source):
+            options = {"key_mapping": BACKBONE_KEY_MAPPING}
+        backbone = CausalLM(load_stage(source, layers, config, dtype=dtype, **options), embedding_width(config))
     select_trainable(backbone, train, lora, seed)
     torch.manual_seed(seed ^ MEMORY_SEED)
     model = HMT(backbone, memory)
-    if span.opens:
+    if layers.is_first:
         initialise_prompts(model)
-    for name, belongs in {"initial_prompt": span.opens, "summary_prompt": span.opens, "recall": span.closes}.items():
+    first, last = layers.is_first, layers.is_last
+    for name, belongs in {"initial_prompt": first, "summary_prompt": first, "recall": last}.items():
         if hasattr(model, name) and not belongs:
             delattr(model, name)
     if model.settings.mode != "backbone" and all(name.startswith("backbone.") for name, _ in model.named_parameters()):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from hmt_ds.backbones import CausalLM, LoraSettings, select_trainable
-from hmt_ds.backbones.probe import one_layer
+from hmt_ds.backbones.probe import one_layer_model
 from hmt_ds.distributed.process_group import from_rank_0, rank
 from hmt_ds.memory import MemorySettings
 from hmt_ds.memory.loss import row_losses
@@ -55,7 +55,7 @@ def time_layer(
         rows: of a micro-batch.
         train: what of the backbone is trained.
     """
-    backbone = CausalLM(one_layer(config))
+    backbone = CausalLM(one_layer_model(config))
     select_trainable(backbone, train, lora)
     backbone.to(device, dtype)
     hidden = torch.randn(rows, settings.segment_length, backbone.dim, device=device, dtype=dtype, requires_grad=True)

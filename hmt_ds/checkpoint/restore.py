@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from hmt_ds.checkpoint.files import CheckpointError, checkpoints_in, damage, read_manifest
+from hmt_ds.checkpoint.files import CheckpointError, damage, list_checkpoints, read_manifest
 from hmt_ds.checkpoint.fragments import WEIGHT, ensure_states, fragments, set_scalars
-from hmt_ds.checkpoint.ranks import rank_file, read_memories, read_random_states
+from hmt_ds.checkpoint.rank_state import rank_file, read_memories, read_random_states
 from hmt_ds.checkpoint.save import RunPosition
 from hmt_ds.distributed.deepspeed_internals import (
     full_shape,
@@ -38,7 +38,7 @@ def newest_intact(folder: Path, say: Callable[[str], None]) -> Path | None:
     """
     found: Path | None = None
     if rank() == 0:
-        for checkpoint in checkpoints_in(folder):
+        for checkpoint in list_checkpoints(folder):
             problems = damage(checkpoint)
             if not problems:
                 found = checkpoint

@@ -1,0 +1,95 @@
+"""Reading a backbone's configuration from a folder, the hub or a recipe, and refusing what cannot be trained."""
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, PreTrainedConfig
+
+from hmt_ds.backbones.converted import backbone_config, read_converted
+from hmt_ds.backbones.model import BackboneError
+
+# sizes by the names of most families, and by GPT-2's
+SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "n_embd", "n_layer", "n_head"),
+)
+
+
+def read_config(source: str | dict[str, Any], *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """Read a model's configuration from a folder, a hub name, or a mapping with ``model_type``.
+
+    Raises:
+        BackboneError: if there is no such model, or it is quantized, holds an adapter, is not a causal language model,
+            or has a size below 1.
+    """
+    if isinstance(source, dict):
+        check_sizes(source)
+    elif Path(source, "adapter_config.json").exists():
+        # transformers would add the adapter to the model without saying so
+        raise BackboneError(
+            f"model {source!r}: it holds a peft adapter: merge the adapter into its model and name the merged model"
+        )
+    config = any_config(source, trust_remote_code=trust_remote_code)
+    if quantization := getattr(config, "quantization_config", None):
+        how = quantization if isinstance(quantization, dict) else quantization.to_dict()
+        raise BackboneError(
+            f"model {source!r}: its weights are quantized ({how.get('quant_method')}), which cannot be trained here, "
+            "not even with LoRA: name the model that it was quantized from"
+        )
+    return config
+
+
+def any_config(source: str | dict[str, Any], *, trust_remote_code: bool) -> PreTrainedConfig:
+    """Read the configuration of any model that transformers knows, with one-line errors."""
+    try:
+        if isinstance(source, dict):
+            values = dict(source)
+            return AutoConfig.for_model(values.pop("model_type"), **values)
+        if converted := read_converted(source):
+            return backbone_config(converted)
+        return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except KeyError:
+        raise BackboneError("model.config: needs model_type, for example llama") from None
+    except StrictDataclassError as error:
+        raise BackboneError(f"model {name_of(source)!r}: {str(error).strip().splitlines()[-1].strip()}") from None
+    except (OSError, ValueError, ArithmeticError, ImportError) as error:  # ImportError: from a model's own code
+        where = "" if isinstance(source, dict) or Path(source).exists() else " (no such folder here)"
+        # transformers appends the hundreds of model types that it knows
+        reason = str(error).strip().splitlines()[0].partition(" Should contain one of")[0]
+        if "trust_remote_code" in str(error):
+            reason = "it has its own code, which runs only with model.trust_remote_code true: set it if you trust it"
+        raise BackboneError(f"model {name_of(source)!r}{where}: {reason}") from None
+
+
+def name_of(source: str | dict[str, Any]) -> str | None:
+    """Return what error messages call a model."""
+    return source.get("model_type") if isinstance(source, dict) else source
+
+
+def check_sizes(source: dict[str, Any]) -> None:
+    """Refuse sizes below 1, which transformers would accept or divide by.
+
+    Raises:
+        BackboneError: with a line for each of them.
+    """
+    small = {key: source[key] for key in SIZES if isinstance(source.get(key), int) and source[key] < 1}
+    if small:
+        raise BackboneError(
+            "\n".join(f"model.source.{key} is {size}: must be at least 1" for key, size in small.items())
+        )
+
+
+def check_config_keys(source: dict[str, Any]) -> None:
+    """Refuse misspelt keys of a model's configuration: transformers accepts any key.
+
+    Raises:
+        BackboneError: naming the key that was probably meant.
+    """
+    default = AutoConfig.for_model(source["model_type"])
+    known = [*default.to_dict(), *default.attribute_map]
+    for key in source:
+        near = difflib.get_close_matches(key, known, 1, cutoff=0.85)
+        if near and key not in known and not hasattr(default, key):
+            raise BackboneError(f"model.source.{key}: {default.model_type} has no such key; did you mean {near[0]}?")

@@ -1,0 +1,50 @@
+"""Choosing which weights of a backbone are trained: all, none, or LoRA adapters."""
+
+import zlib
+
+import torch
+from torch import nn
+
+from hmt_ds.backbones.model import CausalLM
+from hmt_ds.backbones.settings import LoraSettings
+
+
+def select_trainable(backbone: CausalLM, train: str, lora: LoraSettings | None = None, seed: int = 0) -> None:
+    """Freeze what is not trained of a backbone, and add adapters if there are to be any, in place.
+
+    Args:
+        train: ``whole``, ``frozen`` (only the memory modules are trained), or ``lora``.
+        lora: the adapters' settings, for ``lora``.
+        seed: of the adapters' random weights.
+    """
+    if train == "whole":
+        return
+    for parameter in backbone.parameters():
+        parameter.requires_grad_(False)
+    if train == "lora":
+        add_adapters(backbone.model, lora or LoraSettings(), seed)
+
+
+def add_adapters(model: nn.Module, lora: LoraSettings, seed: int = 0) -> None:
+    """Add LoRA adapters to a model, in place; names and structure of the rest do not change.
+
+    Each adapter's random numbers are seeded by its name, so that a pipeline stage has the same ones as the whole model.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.lora import LoraLayer
+
+    inject_adapter_in_model(
+        LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=lora.target_modules,
+            task_type="CAUSAL_LM",
+        ),
+        model,
+    )
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            torch.manual_seed(seed ^ zlib.crc32(name.encode()))
+            for adapter in module.lora_A:
+                module.reset_lora_parameters(adapter, init_lora_weights=True)

@@ -1,0 +1,93 @@
+"""The parts of transformers that its documentation does not promise, each behind a small function.
+
+Whatever may change without notice is touched here alone: `setup.py` bounds the version, and
+`tests/unit/test_transformers_internals.py` checks that the installed version still has it.
+
+Converted folders carry a copy of this file, so it imports torch and transformers alone.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import nn
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel, masking_utils
+from transformers.utils import cached_file
+
+
+@contextmanager
+def one_sequence_per_row() -> Iterator[None]:
+    """Disable the search for packed sequences, and the special case for tracing, during a forward pass.
+
+    A row holds one sequence. Without a mask transformers would still compare the positions of every call to find
+    packed ones, which makes the GPU wait for the host. And while a CUDA graph is captured it would build full masks,
+    for graphs that are replayed on other shapes; ours never are, and full masks rule out the fast attention kernels.
+    """
+    saved = {name: getattr(masking_utils, name) for name in ("find_packed_sequence_indices", "is_tracing")}
+    masking_utils.find_packed_sequence_indices = lambda positions: None
+    masking_utils.is_tracing = lambda tensor=None: False
+    try:
+        yield
+    finally:
+        for name, function in saved.items():
+            setattr(masking_utils, name, function)
+
+
+def causal_lm_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """Return the class that ``AutoModelForCausalLM`` builds for a configuration."""
+    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+
+
+@contextmanager
+def ignore_weights(config: PreTrainedConfig, pattern: str) -> Iterator[None]:
+    """Let ``from_pretrained`` skip stored weights whose names match, without reporting them as unexpected.
+
+    The list of such patterns is an attribute of the model's class; there is no argument for it.
+    """
+    model_class = causal_lm_class(config)
+    saved = model_class._keys_to_ignore_on_load_unexpected
+    model_class._keys_to_ignore_on_load_unexpected = [*(saved or ()), pattern]
+    try:
+        yield
+    finally:
+        model_class._keys_to_ignore_on_load_unexpected = saved
+
+
+def tied_weights(model: PreTrainedModel) -> dict[str, str]:
+    """Return the names of a model's tied weights, each with the name of the weight whose values it shares."""
+    return model.all_tied_weights_keys
+
+
+def set_tied_weights(module: nn.Module, tied: dict[str, str]) -> None:
+    """Tell transformers what to tie when it loads a module: a part of a model, or a wrapper around one."""
+    module.all_tied_weights_keys = tied  # type: ignore[assignment]
+
+
+def find_file(source: str, name: str) -> Path | None:
+    """Return the path of a file of a folder or hub model, downloaded where needed; None if there is no such file."""
+    found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+    return Path(found) if found else None
+
+
+def has_own_code(config: PreTrainedConfig) -> bool:
+    """Return whether a configuration's class comes from the model's folder, whose code the user has trusted.
+
+    transformers imports such code into a package of this name.
+    """
+    return type(config).__module__.startswith("transformers_modules")
+
+
+@contextmanager
+def build_under_zero_init(ds_config: dict[str, object]) -> Iterator[None]:
+    """Let transformers build models inside ``zero.Init``, with a DeepSpeed configuration of stage 3.
+
+    transformers keeps a weak reference to the configuration object and looks it up in every ``from_config`` and
+    ``from_pretrained``: it has to live until the model is built, and no longer.
+    """
+    from transformers.integrations import HfDeepSpeedConfig
+
+    active = HfDeepSpeedConfig(ds_config)
+    try:
+        yield
+    finally:
+        del active
