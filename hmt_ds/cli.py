@@ -69,8 +69,8 @@ def list_keys(_: argparse.Namespace) -> int:
     """Print every key of the recipe."""
     from rich.console import Console
 
-    from hmt_ds.config.load import keys
     from hmt_ds.config.recipe import Recipe
+    from hmt_ds.config.sections import keys
     from hmt_ds.reporting.tables import keys_table
 
     Console().print(keys_table(keys(Recipe)))

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 from hmt_ds.checkpoint import load_checkpoint, newest_intact
-from hmt_ds.config.load import ConfigError, load_recipe
+from hmt_ds.config.config_error import ConfigError
+from hmt_ds.config.load import load_recipe
 from hmt_ds.distributed.process_group import end_process
 from hmt_ds.distributed.stopping import StopSignals
 from hmt_ds.training.rank import as_rank, prepare_together, say

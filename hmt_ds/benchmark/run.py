@@ -14,7 +14,8 @@ from hmt_ds.benchmark.bench_options import BenchOptions, parse_words
 from hmt_ds.benchmark.measure import CLOCKED_STEPS, Bench, arithmetic, random_windows, speeds
 from hmt_ds.benchmark.pipeline_phases import pipeline_results
 from hmt_ds.benchmark.reference import Work, reference_problems, run_reference
-from hmt_ds.config.load import ConfigError, load_recipe
+from hmt_ds.config.config_error import ConfigError
+from hmt_ds.config.load import load_recipe
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.distributed.process_group import rank, world_size
 from hmt_ds.memory import Window

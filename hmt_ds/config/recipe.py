@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt
 
 from hmt_ds.backbones.settings import LoraSettings
-from hmt_ds.config.derive import STRICT, section
+from hmt_ds.config.sections import STRICT, section
 from hmt_ds.memory.settings import MemorySettings
 from hmt_ds.parallel.settings import ComputeSettings
 

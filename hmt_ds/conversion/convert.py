@@ -11,7 +11,8 @@ from transformers import GenerationConfig
 from hmt_ds.backbones import BackboneError, LoraSettings, build_model, read_config, read_converted
 from hmt_ds.checkpoint import CheckpointError, newest_intact
 from hmt_ds.checkpoint.files import damage
-from hmt_ds.config.load import ConfigError, load_recipe
+from hmt_ds.config.config_error import ConfigError
+from hmt_ds.config.load import load_recipe
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.conversion.adapters import ADAPTER, Adapters, check_untied, merge_found
 from hmt_ds.conversion.card import card

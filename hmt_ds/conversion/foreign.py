@@ -6,7 +6,8 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from hmt_ds.config.load import ConfigError, apply_overrides, describe
+from hmt_ds.config.config_error import ConfigError, describe
+from hmt_ds.config.load import apply_overrides
 from hmt_ds.config.recipe import Memory, Section
 from hmt_ds.conversion.formats import mode_of
 from hmt_ds.conversion.skeleton import skeleton

@@ -9,7 +9,8 @@ import os
 import sys
 from pathlib import Path
 
-from hmt_ds.config.load import ConfigError, load_recipe
+from hmt_ds.config.config_error import ConfigError
+from hmt_ds.config.load import load_recipe
 from hmt_ds.launch.hosts import NOT_IN_A_JOB
 from hmt_ds.reporting.progress import print_problems
 

@@ -56,7 +56,7 @@ def add_launch(commands: Any) -> None:
 
 def launch(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Write and submit, or show; returns the exit code."""
-    from hmt_ds.config.load import ConfigError
+    from hmt_ds.config.config_error import ConfigError
     from hmt_ds.reporting.progress import print_problems
 
     try:
@@ -107,7 +107,7 @@ def chain(arguments: argparse.Namespace, overrides: list[str]) -> list[Any]:
     Raises:
         ConfigError: with all that is wrong with the options and the recipes.
     """
-    from hmt_ds.config.load import ConfigError
+    from hmt_ds.config.config_error import ConfigError
     from hmt_ds.launch.script import NODE_ENV, Allocation, Job
 
     problems = [] if NODE_ENV.exists() else [f"{NODE_ENV}: not there; install with pip install -e, from the project"]
@@ -176,7 +176,8 @@ def read_recipe(words: list[str], *, elastic: bool, array: int | None) -> tuple[
     Raises:
         ConfigError: if it is no recipe, would go on with a run without being told to, or must be elastic and is not.
     """
-    from hmt_ds.config.load import ConfigError, load_recipe
+    from hmt_ds.config.config_error import ConfigError
+    from hmt_ds.config.load import load_recipe
     from hmt_ds.launch.script import run_folders
     from hmt_ds.preflight.prepare import check_folders, check_output
 
@@ -204,7 +205,8 @@ def follower_problems(command: str, words: list[str], run: list[str]) -> list[st
         words: the command's.
         run: recipe and overrides of the run.
     """
-    from hmt_ds.config.load import ConfigError, load_recipe
+    from hmt_ds.config.config_error import ConfigError
+    from hmt_ds.config.load import load_recipe
     from hmt_ds.conversion.conversion_error import ConversionError
     from hmt_ds.conversion.convert import Options, check_part, refuse_foreign_options
 
@@ -257,7 +259,7 @@ def submit(words: list[str]) -> str:
     Raises:
         ConfigError: with what sbatch says.
     """
-    from hmt_ds.config.load import ConfigError
+    from hmt_ds.config.config_error import ConfigError
 
     run = subprocess.run(words, capture_output=True, text=True, check=False)
     if run.returncode:

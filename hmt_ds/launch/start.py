@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def start_ranks(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Check the recipe, then start the ranks of this machine through the deepspeed launcher."""
-    from hmt_ds.config.load import ConfigError
+    from hmt_ds.config.config_error import ConfigError
     from hmt_ds.reporting.progress import print_problems
 
     source = Path(arguments.source)
@@ -40,7 +40,8 @@ def check(arguments: argparse.Namespace, recipe_file: Path, overrides: list[str]
     Raises:
         ConfigError: with all problems.
     """
-    from hmt_ds.config.load import ConfigError, load_recipe
+    from hmt_ds.config.config_error import ConfigError
+    from hmt_ds.config.load import load_recipe
 
     options, problems = take_options(arguments) if arguments.command == "bench" else (None, [])
     try:

@@ -18,7 +18,8 @@ from hmt_ds.backbones import (
     family_of,
     read_config,
 )
-from hmt_ds.config.load import ConfigError, find_file
+from hmt_ds.config.config_error import ConfigError
+from hmt_ds.config.load import find_file
 from hmt_ds.config.recipe import Recipe, Source
 from hmt_ds.config.value_checks import why_no_folder
 from hmt_ds.data import (

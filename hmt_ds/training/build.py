@@ -9,7 +9,7 @@ import torch
 
 from hmt_ds.backbones import CausalLM, read_config
 from hmt_ds.backbones.stages import LayerRange
-from hmt_ds.config.load import ConfigError
+from hmt_ds.config.config_error import ConfigError
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.data import WindowLoader, document_lengths
 from hmt_ds.distributed.deepspeed_internals import full_numel, is_replicated

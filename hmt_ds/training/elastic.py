@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 from hmt_ds.checkpoint.files import list_checkpoints
-from hmt_ds.config.load import ConfigError, load_recipe
+from hmt_ds.config.config_error import ConfigError
+from hmt_ds.config.load import load_recipe
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.distributed.process_group import from_rank_0, rank, world_size
 from hmt_ds.reporting.progress import print_problems

@@ -11,7 +11,7 @@ from typing import NoReturn
 import torch
 
 from hmt_ds.checkpoint import CheckpointError
-from hmt_ds.config.load import ConfigError
+from hmt_ds.config.config_error import ConfigError
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.data import DataError
 from hmt_ds.distributed.process_group import (

@@ -12,7 +12,8 @@ import torch
 from hmt_ds.checkpoint import CheckpointError, Retention, RunPosition, Saver, load_checkpoint, newest_intact
 from hmt_ds.checkpoint.files import step_of
 from hmt_ds.checkpoint.restore import check_identity
-from hmt_ds.config.load import ConfigError, write_yaml
+from hmt_ds.config.config_error import ConfigError
+from hmt_ds.config.load import write_yaml
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.data import Batch
 from hmt_ds.distributed.deepspeed_internals import skipped_steps

@@ -16,7 +16,8 @@ from hmt_ds.benchmark.bench_options import parse_words
 from hmt_ds.benchmark.footprint import bytes_within
 from hmt_ds.benchmark.measure import Bench, TimedStep, random_windows, speeds
 from hmt_ds.benchmark.run import steps_of
-from hmt_ds.config.load import ConfigError, load_recipe
+from hmt_ds.config.config_error import ConfigError
+from hmt_ds.config.load import load_recipe
 from hmt_ds.memory import MemorySettings, RecomputePlan
 from hmt_ds.planning.flops import rates, repeated_positions
 from hmt_ds.preflight.prepare import prepare

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from hmt_ds.config.load import ConfigError, find_file, load_recipe, read_yaml, write_yaml
+from hmt_ds.config.config_error import ConfigError
+from hmt_ds.config.load import find_file, load_recipe, read_yaml, write_yaml
 
 PROJECT = Path(__file__).resolve().parents[2]
 QUICKSTART = PROJECT / "launch" / "recipes" / "quickstart.yaml"
@@ -97,12 +98,12 @@ def test_wandb_in_a_recipe(tmp_path, text):
 @pytest.mark.parametrize(
     ("key", "value", "parts"),
     [
-        ("compute.summary_batch", "x", ["must be 'auto' or must be a valid integer", ", got 'x'"]),
-        ("compute.summary_batch", "0", ["must be 'auto' or must be greater than 0, got 0"]),
-        ("pipeline.layers", "x", ["must be 'auto' or 'time' or must be a valid list, got 'x'"]),
-        ("pipeline.layers", "[1, x]", ["must be 'auto' or 'time' or must be a valid integer", ", got [1, 'x']"]),
-        ("model.source", "5", ["must be a valid string or must be a valid dictionary, got 5"]),
-        ("model.lora.target_modules", "5", ["must be a valid string or must be a valid list, got 5"]),
+        ("compute.summary_batch", "x", ["must be 'auto' or a whole number, got 'x'"]),
+        ("compute.summary_batch", "0", ["must be 'auto' or greater than 0, got 0"]),
+        ("pipeline.layers", "x", ["must be 'auto' or 'time' or a list, got 'x'"]),
+        ("pipeline.layers", "[1, x]", ["must be 'auto' or 'time' or a whole number, got [1, 'x']"]),
+        ("model.source", "5", ["must be text or a mapping of keys to values, got 5"]),
+        ("model.lora.target_modules", "5", ["must be text or a list, got 5"]),
         ("logging.wandb", "true", ["must be 'off', 'offline' or 'online', got True"]),
     ],
 )

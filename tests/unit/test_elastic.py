@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hmt_ds.config.load import ConfigError
+from hmt_ds.config.config_error import ConfigError
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.training import elastic
 

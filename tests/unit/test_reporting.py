@@ -15,8 +15,8 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto import wandb_internal_pb2 as pb
 
-from hmt_ds.config.load import keys
 from hmt_ds.config.recipe import Recipe
+from hmt_ds.config.sections import keys
 from hmt_ds.memory import MemorySettings
 from hmt_ds.planning.flops import peak_flops, positions_per_token, useful_flops_per_token
 from hmt_ds.reporting import plots

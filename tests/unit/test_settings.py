@@ -12,9 +12,8 @@ import pytest
 
 import hmt_ds.memory
 from hmt_ds.backbones.settings import LoraSettings
-from hmt_ds.config.derive import fields_of
-from hmt_ds.config.load import keys
 from hmt_ds.config.recipe import Compute, Lora, Memory, Recipe
+from hmt_ds.config.sections import fields_of, keys
 from hmt_ds.memory.settings import MemorySettings
 from hmt_ds.parallel.settings import ComputeSettings
 

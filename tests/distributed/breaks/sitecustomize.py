@@ -131,7 +131,7 @@ def rank_1() -> None:
 
 def rank_1_without_data() -> None:
     """Rank 1 does not find the data that rank 0 has read."""
-    from hmt_ds.config.load import ConfigError
+    from hmt_ds.config.config_error import ConfigError
     from hmt_ds.preflight import prepare
 
     right = prepare.prepare

@@ -1,31 +1,34 @@
-"""Derive sections of the recipe from the settings dataclasses of other rooms."""
+"""Sections of a recipe: made from the settings dataclasses of other rooms, and walked key by key."""
 
 import ast
 import inspect
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from itertools import pairwise
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
+from pydantic.fields import FieldInfo
 
 T = TypeVar("T")
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=())
 
 
-def section(**narrowed: Any) -> Callable[[type[T]], type[T]]:
+def section(**ranges: Any) -> Callable[[type[T]], type[T]]:
     """Make a section of a subclass of a settings dataclass, whose fields, defaults and help texts it inherits.
 
-    An instance is still an instance of the settings class, so rooms above the configuration take it as it is.
+    Its instances are instances of the settings class too, so the rooms that use the settings take them as they are.
 
     Args:
-        narrowed: types with ranges for some of the fields. pydantic is not imported where the settings are declared.
+        ranges: narrower types for some of the fields. They are given here because the settings dataclasses are plain
+            Python: the rooms that declare them do not depend on pydantic.
     """
 
     def decorate(cls: type[T]) -> type[T]:
-        types, texts = get_type_hints(cls) | narrowed, attribute_docstrings(cls.__mro__[1])
+        types, texts = get_type_hints(cls) | ranges, attribute_docstrings(cls.__mro__[1])
+        # a field that is annotated again without a value keeps its default and its place
         cls.__annotations__ = {
             field.name: Annotated[types[field.name], Field(description=texts.get(field.name))]
             for field in fields(cls)  # type: ignore[arg-type]
@@ -48,6 +51,14 @@ def attribute_docstrings(cls: type) -> dict[str, str]:
     }
 
 
-def fields_of(kind: Any) -> dict[str, Any]:
-    """Return the pydantic fields of a section by name; empty for any other type."""
+def fields_of(kind: object) -> dict[str, FieldInfo]:
+    """Return the pydantic fields of a model or dataclass by name; empty for any other type."""
     return getattr(kind, "__pydantic_fields__", {})
+
+
+def keys(kind: object, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Yield every key below a section with its field, inner sections included."""
+    for name, field in fields_of(kind).items():
+        yield prefix + name, field
+        for inner in (field.annotation, *get_args(field.annotation)):
+            yield from keys(inner, f"{prefix}{name}.")

@@ -1,0 +1,77 @@
+"""Error messages for wrong recipes and options: one line per key, which names the key, the rule and the value."""
+
+import difflib
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from hmt_ds.config.sections import keys
+
+UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's names for it in models and in dataclasses
+MESSAGES = {
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "must be a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),
+    **dict.fromkeys(("model_type", "dataclass_type", "dict_type"), "must be a mapping of keys to values"),
+    "string_type": "must be text",
+    "list_type": "must be a list",
+    "invalid_key": "keys must be text",
+    "greater_than_equal": "must be at least {ge:g}",
+    "greater_than": "must be greater than {gt:g}",
+    "less_than_equal": "must be at most {le:g}",
+    "less_than": "must be less than {lt:g}",
+    "value_error": "{error}",
+}
+
+
+class ConfigError(ValueError):
+    """A wrong recipe or wrong options: one line per problem."""
+
+    def __init__(self, problems: list[str]):
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+def describe(error: ValidationError, section: type[BaseModel]) -> list[str]:
+    """Return a line for each key that is wrong, with a suggestion where the key is unknown."""
+    known = [name for name, _ in keys(section)]
+    wrong: dict[str, list[ErrorDetails]] = {}
+    for problem in error.errors():
+        where = [str(part) for part in problem["loc"]]
+        while problem["type"] not in ("missing", *UNKNOWN) and len(where) > 1 and ".".join(where) not in known:
+            where.pop()  # pydantic appends the alternative of a union, or the index in a list
+        wrong.setdefault(".".join(where), []).append(problem)
+    lines = []
+    for key, problems in wrong.items():
+        unknown = problems[0]["type"] in UNKNOWN
+        lines.append(f"{key}: unknown key{did_you_mean(key, known)}" if unknown else problem_line(key, problems))
+    return lines
+
+
+def problem_line(key: str, problems: Sequence[ErrorDetails]) -> str:
+    """Describe a wrong value in one line. A key with several types has a problem for each of them."""
+    if problems[0]["type"] == "missing":
+        return f"{key}: missing"
+    value = problems[0]["input"]
+    shown = "" if isinstance(value, dict) and len(str(value)) > 80 else f", got {value!r}"
+    first, *others = dict.fromkeys(map(message, problems))
+    return f"{key}: {' or '.join([first, *(other.removeprefix('must be ') for other in others)])}{shown}"
+
+
+def message(problem: ErrorDetails) -> str:
+    """Return pydantic's message in the words of this project."""
+    if known := MESSAGES.get(problem["type"]):
+        return known.format(**problem.get("ctx", {}))
+    return problem["msg"].replace("Input should be", "must be").replace("Input", "value")
+
+
+def did_you_mean(key: str, known: Sequence[str]) -> str:
+    """Suggest the most similar known key of the same section, or else of any section."""
+    section, _, name = key.rpartition(".")
+    same = [other for other in known if other.rpartition(".")[0] == section]
+    if near := difflib.get_close_matches(key, same, 1, cutoff=0.75):
+        return f"; did you mean {near[0]}?"
+    elsewhere = {other.rpartition(".")[2]: other for other in known}
+    near = difflib.get_close_matches(name, elsewhere, 1, cutoff=0.75)
+    return f"; did you mean {elsewhere[near[0]]}?" if near else ""
