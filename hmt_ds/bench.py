@@ -2,12 +2,12 @@
 
 from hmt_ds.benchmark.run import bench
 from hmt_ds.distributed.process_group import end_process
-from hmt_ds.training.rank import as_rank
+from hmt_ds.training.rank import run_as_rank
 
 
 def main() -> int:
     """Measure; returns the exit code."""
-    return as_rank(bench)
+    return run_as_rank(bench)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Evaluation on this rank, as ``--module hmt_ds.evaluate RUN_OR_RECIPE [--section.key value ...]``."""
+"""Evaluate on this rank, as ``--module hmt_ds.evaluate RUN_OR_RECIPE [--section.key value ...]``."""
 
 import json
+import logging
 from pathlib import Path
 
 import torch
@@ -10,31 +11,34 @@ from hmt_ds.config.config_error import ConfigError
 from hmt_ds.config.load import load_recipe
 from hmt_ds.distributed.process_group import end_process
 from hmt_ds.distributed.stopping import StopSignals
-from hmt_ds.training.rank import as_rank, prepare_together, say
+from hmt_ds.training.rank import prepare_together, run_as_rank
 from hmt_ds.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 
 def main() -> int:
     """Evaluate; returns the exit code."""
-    return as_rank(evaluate)
+    return run_as_rank(evaluate)
 
 
-def evaluate(named: str, overrides: list[str], device: torch.device) -> None:
+def evaluate(run_or_recipe: str, overrides: list[str], device: torch.device) -> None:
     """Print and write the held-out perplexity of a run's newest checkpoint, or of a recipe's starting weights."""
     signals = StopSignals()
-    source, run = Path(named), Path(named).is_dir()
-    recipe_file = source / "recipe.yaml" if run else source
-    # what is found stays with the run, also if it was moved
-    recipe = load_recipe(recipe_file, [*(["--training.output", json.dumps(named)] if run else []), *overrides])
+    source, is_run = Path(run_or_recipe), Path(run_or_recipe).is_dir()
+    recipe_file = source / "recipe.yaml" if is_run else source
+    # the results go into the folder that was named, even if the run was moved since it was trained
+    output = ["--training.output", json.dumps(run_or_recipe)] if is_run else []
+    recipe = load_recipe(recipe_file, [*output, *overrides])
     if recipe.data.validation is None:
         raise ConfigError(["data.validation: missing, there is nothing to evaluate on"])
-    checkpoint = newest_intact(source / "checkpoints", say) if run else None
-    if run and checkpoint is None:
+    checkpoint = newest_intact(source / "checkpoints", logger.warning) if is_run else None
+    if is_run and checkpoint is None:
         raise ConfigError([f"{source}: the run has no checkpoint yet"])
     trainer = Trainer(recipe, prepare_together(recipe, recipe_file, new_run=False), device, signals)
     if checkpoint:
         trainer.position = load_checkpoint(trainer.executor, checkpoint, weights_only=True)
-    trainer.held_out.evaluate(trainer.position.step)
+    trainer.validation.evaluate(trainer.position.step)
 
 
 if __name__ == "__main__":

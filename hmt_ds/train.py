@@ -1,4 +1,4 @@
-"""Training on this rank: what every launcher starts, as ``--module hmt_ds.train RECIPE [--section.key value ...]``."""
+"""Train on this rank. Every launcher starts it as ``--module hmt_ds.train RECIPE [--section.key value ...]``."""
 
 import torch
 
@@ -6,20 +6,20 @@ from hmt_ds.config.load import load_recipe
 from hmt_ds.distributed.process_group import end_process, rank
 from hmt_ds.distributed.stopping import StopSignals
 from hmt_ds.reporting.tables import print_recipe
-from hmt_ds.training.elastic import keep_rows
-from hmt_ds.training.rank import as_rank, prepare_together
+from hmt_ds.training.elastic import keep_global_batch
+from hmt_ds.training.rank import prepare_together, run_as_rank
 from hmt_ds.training.trainer import Trainer
 
 
 def main() -> int:
     """Train; returns the exit code."""
-    return as_rank(train)
+    return run_as_rank(train)
 
 
 def train(recipe_file: str, overrides: list[str], device: torch.device) -> None:
-    """A training run from its recipe."""
+    """Train what a recipe describes."""
     signals = StopSignals()
-    recipe = keep_rows(load_recipe(recipe_file, overrides))
+    recipe = keep_global_batch(load_recipe(recipe_file, overrides))
     if rank() == 0:
         print_recipe(recipe.model_dump(mode="json"))
     Trainer(recipe, prepare_together(recipe, recipe_file, new_run=True), device, signals).train()

@@ -19,7 +19,7 @@ from hmt_ds.memory import Window
 from hmt_ds.parallel.pipeline.executor import PipelineExecutor
 from hmt_ds.parallel.zero import ZeroExecutor
 from hmt_ds.planning.flops import rates, repeated_positions, useful_flops_per_token
-from hmt_ds.reporting.phase_clock import PHASES, PIPELINE_PHASES, Clock
+from hmt_ds.reporting.phase_clock import PHASES, PIPELINE_PHASES, PhaseClock
 
 CLOCKED_STEPS = 2
 # Segments, at least, of a window that is read for anything but the timed steps: a document of a million tokens is not
@@ -107,7 +107,7 @@ class Bench:
 
     def timed(self, steps: int) -> list[TimedStep]:
         """Steps at full speed: two phases are timed, which takes four events and no waiting."""
-        clock = Clock(self.executor.device, only=("reduce", "step"))
+        clock = PhaseClock(self.executor.device, only=("reduce", "step"))
         if self.executor.device.type != "cpu":
             torch.get_device_module(self.executor.device).reset_peak_memory_stats()
         found = [self.clocked(clock, next(self.steps)) for _ in range(steps)]
@@ -117,13 +117,13 @@ class Bench:
 
     def by_phase(self, steps: int) -> list[dict[str, float]]:
         """Seconds of each phase of a step, all of them timed: the mean of so many steps, on each rank."""
-        clock = Clock(self.executor.device)
+        clock = PhaseClock(self.executor.device)
         found = [self.clocked(clock, self.short_step(None))[0] for _ in range(steps)]
         names = PHASES if self.executor.stages == 1 else PIPELINE_PHASES
         mean = {name: sum(seconds.get(name, 0.0) for seconds in found) / steps for name in names}
         return from_all_ranks(mean)
 
-    def clocked(self, clock: Clock, windows: list[Window]) -> tuple[dict[str, float], int, float]:
+    def clocked(self, clock: PhaseClock, windows: list[Window]) -> tuple[dict[str, float], int, float]:
         """One step: seconds by phase, fresh tokens of all ranks, loss."""
         if self.executor.device.type != "cpu":
             torch.get_device_module(self.executor.device).synchronize()

@@ -1,6 +1,7 @@
 """Run some steps of a recipe on all ranks and report their speed and memory."""
 
 import json
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from itertools import islice
@@ -24,9 +25,11 @@ from hmt_ds.parallel.zero import ZeroExecutor
 from hmt_ds.planning.flops import matrix_rate, peak_flops
 from hmt_ds.preflight.prepare import Prepared
 from hmt_ds.reporting.bench_tables import bench_tables, reference_tables
-from hmt_ds.training.build import build_executor, sizes_of, training_loader
-from hmt_ds.training.rank import prepare_together, resident_bytes, say
+from hmt_ds.training.build import build_executor, count_parameters, training_loader
+from hmt_ds.training.rank import peak_resident_bytes, prepare_together
 from hmt_ds.training.validation import as_window
+
+logger = logging.getLogger(__name__)
 
 
 def bench(recipe_file: str, words: list[str], device: torch.device) -> None:
@@ -40,8 +43,6 @@ def bench(recipe_file: str, words: list[str], device: torch.device) -> None:
     reference = beside(recipe, options, device)
     result = measure(recipe, prepared, options, device) | reference
     publish([*bench_tables(result), *(reference_tables(result) if reference else [])], result, options)
-    if options.json:
-        say(f"numbers     {options.json}")
 
 
 def publish(tables: Iterable[Any], result: dict[str, Any], options: BenchOptions) -> None:
@@ -53,6 +54,7 @@ def publish(tables: Iterable[Any], result: dict[str, Any], options: BenchOptions
         if options.json:
             options.json.parent.mkdir(parents=True, exist_ok=True)
             options.json.write_text(json.dumps(result, indent=1))
+            print(f"numbers     {options.json}", flush=True)
 
 
 def check_reference(recipe: Recipe, options: BenchOptions, ranks: int) -> None:
@@ -76,7 +78,7 @@ def beside(recipe: Recipe, options: BenchOptions, device: torch.device) -> dict[
     """HMT-pytorch's numbers on the same work, if wanted. They come first: an engine with CUDA graphs stays."""
     if options.reference is None:
         return {}
-    say("HMT-pytorch first, on the same work")
+    logger.info("HMT-pytorch first, on the same work")
     training, source = recipe.training, recipe.model.source
     work = Work(source, recipe.memory, training.batch_size, training.bptt_depth, training.seed)
     found = run_reference(options.reference, work, device, options.steps)
@@ -88,18 +90,20 @@ def beside(recipe: Recipe, options: BenchOptions, device: torch.device) -> dict[
 def measure(recipe: Recipe, prepared: Prepared, options: BenchOptions, device: torch.device) -> dict[str, Any]:
     """All numbers, with their units in their names."""
     executor = build_executor(recipe, prepared, device)
-    parameters, trained = sizes_of(executor)
+    parameters, trained = count_parameters(executor)
     training = recipe.training
     runs = Bench(executor, steps_of(recipe, prepared, options, executor))
-    say(f"warming up, {options.warmup} steps; then {options.steps} timed ones")
+    logger.info("warming up, %d steps; then %d timed ones", options.warmup, options.steps)
     if options.warmup < (steps := executor.room.settled_after):
-        say(f"note: a GPU is at speed after {steps} steps; with --warmup {options.warmup} the numbers are no run's")
+        logger.info("a GPU is at speed after %d steps: --warmup %d is too short", steps, options.warmup)
     runs.warm_up(options.warmup)
     timed = runs.timed(options.steps)
-    phases, memory = runs.by_phase(min(CLOCKED_STEPS, options.steps)), runs.memory(resident_bytes())
+    phases, memory = runs.by_phase(min(CLOCKED_STEPS, options.steps)), runs.memory(peak_resident_bytes())
     segments = min(runs.short, training.bptt_depth)
     if options.trace:
-        say(f"trace       {runs.trace(options.trace)}")
+        trace = runs.trace(options.trace)
+        if rank() == 0:
+            print(f"trace       {trace}", flush=True)
     flops = arithmetic(executor, parameters, trained, training.batch_size, training.bptt_depth)
     peaks = peak_rates(device)
     return {

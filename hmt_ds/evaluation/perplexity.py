@@ -1,29 +1,55 @@
-"""Held-out perplexity by segments read, with the memory on and off.
+"""Held-out perplexity by how many segments were read before, with memory on and off.
 
-A token is counted under the number of whole segments of its document that were read before its own. With memory off the
-same weights read the same tokens, sensory tokens included, without prompts.
+A token is counted under the number of whole segments of its document that precede its own. With memory off the same
+weights read the same tokens, sensory tokens included, without memory prompts.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from hmt_ds.distributed.process_group import add_up
-from hmt_ds.memory import IGNORED, MemoryState, Window
-from hmt_ds.parallel.zero import ZeroExecutor
+from hmt_ds.memory import IGNORED, MemoryState, SegmentOutput, Window
+from hmt_ds.memory.settings import Mode
+
+
+class SegmentReader(Protocol):
+    """A model that reads windows without training: the executor of a run, or a model that was built to read only.
+
+    Attributes:
+        device: of this rank.
+        reports: whether this rank has the losses (on a pipeline only the last stage has them).
+    """
+
+    device: torch.device
+    reports: bool
+
+    @property
+    def data_rank(self) -> int:
+        """Which share of the rows this rank reads."""
+
+    @property
+    def data_ranks(self) -> int:
+        """How many shares there are."""
+
+    def read(
+        self, window: Window, state: MemoryState | None, **mode: Mode
+    ) -> Iterator[tuple[SegmentOutput, MemoryState]]:
+        """Yield each segment's output and the state after it; without ``mode``, in that of the model's settings."""
 
 
 @dataclass(frozen=True)
 class PerplexityRow:
-    """One line of the table.
+    """One row of the table.
 
     Attributes:
-        segments_read: at least so many segments came before.
-        below: and fewer than so many.
-        tokens: how many tokens were scored.
+        segments_read: the fewest segments that came before.
+        below: one more than the most segments that came before.
+        tokens: tokens scored.
         memory_on: perplexity, exp(sum of losses / tokens).
         memory_off: the same without memory.
     """
@@ -36,23 +62,23 @@ class PerplexityRow:
 
 
 def segments_needed(segments_read: list[int]) -> int:
-    """How many segments of a document are needed: the last bucket reaches twice as far as it begins."""
+    """Segments of a document that the evaluation reads: the last row reaches twice as far as it begins."""
     return max(1, 2 * max(segments_read))
 
 
 def perplexity_by_segments(
-    executor: ZeroExecutor, windows: Callable[[], Iterable[Window]], segments_read: list[int]
+    reader: SegmentReader, windows: Callable[[], Iterable[Window]], segments_read: list[int]
 ) -> list[PerplexityRow]:
-    """Evaluate on this rank's windows, and add up over ranks.
+    """Evaluate on this rank's windows, and sum over the ranks.
 
     Args:
-        executor: with the weights to evaluate.
-        windows: gives the held-out windows anew each time; equally many on each rank.
-        segments_read: ascending; a bucket reaches from each to the next one.
+        reader: has the weights.
+        windows: returns the held-out windows from the beginning at each call; the same number on each rank.
+        segments_read: where the rows of the table begin, ascending; each reaches up to the next one.
     """
     depth = segments_needed(segments_read)
-    on = losses_by_index(executor, windows(), depth, {})
-    off = losses_by_index(executor, windows(), depth, {"mode": "backbone"})
+    on = losses_by_index(reader, windows(), depth)
+    off = losses_by_index(reader, windows(), depth, mode="backbone")
     rows = []
     for start, end in zip(segments_read, [*segments_read[1:], depth], strict=True):
         tokens = int(on[1, start:end].sum())
@@ -61,28 +87,28 @@ def perplexity_by_segments(
     return rows
 
 
-def losses_by_index(executor: ZeroExecutor, windows: Iterable[Window], depth: int, options: dict) -> Tensor:
-    """Summed losses and label counts by the segment's number in its document, ``[2, depth]``, over all ranks."""
+def losses_by_index(reader: SegmentReader, windows: Iterable[Window], depth: int, **mode: Mode) -> Tensor:
+    """Summed losses and label counts by the index of a segment in its document, ``[2, depth]``, over all ranks."""
     sums = torch.zeros(2, depth + 1, dtype=torch.float64)
     state: MemoryState | None = None
     index: Tensor | None = None
     for window in windows:
-        for n, (output, after) in enumerate(executor.read(window, state, **options)):
+        for n, (output, after) in enumerate(reader.read(window, state, **mode)):
             state = after
-            if not executor.reports:
+            if not reader.reports:
                 continue
             index = torch.where(window.starts[:, n], 0, 0 if index is None else index + 1)
-            at = index.clamp(max=depth)  # the last column takes what no bucket wants
-            sums[0].index_add_(0, at, output.loss.double().cpu())
-            sums[1].index_add_(0, at, (window.labels[:, n] != IGNORED).sum(dim=1).double())
-    return add_up(sums.to(executor.device)).cpu()[:, :depth]
+            column = index.clamp(max=depth)  # the last column takes the segments that no row of the table wants
+            sums[0].index_add_(0, column, output.loss.double().cpu())
+            sums[1].index_add_(0, column, (window.labels[:, n] != IGNORED).sum(dim=1).double())
+    return add_up(sums.to(reader.device)).cpu()[:, :depth]
 
 
 def perplexity(loss: float, tokens: int) -> float:
-    """exp(loss / tokens), inf where that is too large for a float, nan where nothing was scored."""
+    """exp(loss / tokens); inf where that overflows a float, nan where nothing was scored."""
     return float(torch.tensor(loss / tokens, dtype=torch.float64).exp()) if tokens else math.nan
 
 
-def as_dicts(rows: list[PerplexityRow]) -> list[dict]:
+def as_dicts(rows: list[PerplexityRow]) -> list[dict[str, float]]:
     """Rows for JSON."""
     return [asdict(row) for row in rows]

@@ -1,42 +1,40 @@
-"""Metrics of a run: a JSON line per logged step, and the same numbers to wandb, TensorBoard and CSV.
+"""Metrics of a run: one JSON line per logged step, and the same numbers to wandb, TensorBoard and CSV.
 
 Names: loss (nats per label), perplexity, learning_rate, gradient_norm, tokens_per_second (per rank, fresh tokens), mfu,
 peak_memory_gib (of the rank that reports), recall_distance (segments), seconds (of the step), skipped (steps so far),
-slowest_rank (of the last look at the ranks' own times), slowest_ratio (its time by its peers' median).
+slowest_rank (in the last comparison of the ranks' own times), slowest_ratio (its time by the median of its peers).
 """
 
 import json
-import sys
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from tqdm import tqdm
+from hmt_ds.reporting.monitors import Row, TensorBoard, Wandb
 
-from hmt_ds.reporting.monitors import TensorBoard, Wandb
-
-Row = dict[str, Any]
+logger = logging.getLogger(__name__)
 
 
-class Log(Protocol):
-    """Where rows go."""
+class Sink(Protocol):
+    """Somewhere that metrics are written to."""
 
     def write(self, row: Row) -> None:
-        """Add one step."""
+        """Write one step."""
 
     def close(self) -> None:
-        """No more steps come."""
+        """Write what is left; no more steps follow."""
 
 
 class Metrics:
-    """All logs of a run. One that cannot be written costs a warning, and never the run.
+    """Writes the metrics of a run to all sinks. One that cannot be written costs a warning, never the run.
 
     Args:
         folder: of the run.
-        resume_step: what was logged of later steps is dropped: that part of the run is done again.
+        resume_step: rows of later steps are dropped, because those steps are taken again.
         wandb: ``off``, ``offline`` or ``online``.
-        project: wandb's project.
+        project: name of the project in wandb.
         tensorboard, csv: whether to write these.
     """
 
@@ -50,53 +48,53 @@ class Metrics:
         tensorboard: bool = False,
         csv: bool = False,
     ):
-        self.logs: dict[str, Log] = {}
+        self.sinks: dict[str, Sink] = {}
         self.warned: set[str] = set()
-        self.begin("metrics.jsonl", lambda: json_lines(folder, resume_step))
+        self.open("metrics.jsonl", lambda: json_lines(folder, resume_step))
         if csv:
-            self.begin("metrics.csv", lambda: csv_lines(folder, resume_step))
+            self.open("metrics.csv", lambda: csv_lines(folder, resume_step))
         if tensorboard:
-            self.begin("tensorboard", lambda: TensorBoard(folder, resume_step))
+            self.open("tensorboard", lambda: TensorBoard(folder, resume_step))
         if wandb != "off":
-            self.begin("wandb", lambda: Wandb(folder, wandb, project))
+            self.open("wandb", lambda: Wandb(folder, wandb, project))
 
-    def begin(self, name: str, make: Callable[[], Log]) -> None:
-        """Begin a log."""
-        with self.warning(name):
-            self.logs[name] = make()
+    def open(self, name: str, make: Callable[[], Sink]) -> None:
+        """Open a sink."""
+        with self.warn_once(name):
+            self.sinks[name] = make()
 
     def write(self, row: Row) -> None:
-        """Log one step everywhere."""
-        for name, log in self.logs.items():
-            with self.warning(name):
-                log.write(row)
+        """Write one step to all sinks."""
+        for name, sink in self.sinks.items():
+            with self.warn_once(name):
+                sink.write(row)
 
     def close(self) -> None:
-        """No more steps come."""
-        for name, log in self.logs.items():
-            with self.warning(name):
-                log.close()
+        """Close all sinks."""
+        for name, sink in self.sinks.items():
+            with self.warn_once(name):
+                sink.close()
 
     @contextmanager
-    def warning(self, name: str) -> Iterator[None]:
-        """Around what a full disk or a library's trouble can stop; says so once for each log."""
+    def warn_once(self, name: str) -> Iterator[None]:
+        """Turn any failure of a sink, such as a full disk, into a warning: the first of each sink."""
         try:
             yield
-        except Exception as error:  # whatever a file system or a library makes of it
+        except Exception as error:  # file systems and monitoring libraries raise all kinds
             if name not in self.warned:
-                tqdm.write(f"warning: {name} cannot be written: {error}; training goes on", file=sys.stderr)
+                logger.warning("%s cannot be written: %s; training goes on", name, error)
             self.warned.add(name)
 
 
-class Lines:
-    """A file with a line for each step.
+class LineFile:
+    """A text file with one line per step.
 
     Args:
         file: is appended to.
-        resume_step: lines after this step are dropped, and a last one that a kill has torn.
-        step_of: a line's step.
-        as_line: a row's line.
-        head: the line before the first row's.
+        resume_step: lines of later steps are dropped, and so is a last line that was cut short by a kill.
+        step_of: the step of a line.
+        as_line: the line of a row.
+        header: the line above the first row.
     """
 
     def __init__(
@@ -105,35 +103,38 @@ class Lines:
         resume_step: int,
         step_of: Callable[[str], int],
         as_line: Callable[[Row], str],
-        head: Callable[[Row], str] | None = None,
+        header: Callable[[Row], str] | None = None,
     ):
-        self.file, self.as_line, self.head = file, as_line, head
-        self.waiting = ""
+        self.file, self.as_line, self.header = file, as_line, header
+        self.unwritten = ""  # lines that did not fit on the disk
         file.touch()
         cut(file, lambda line: step_of(line) <= resume_step)
 
     def write(self, row: Row) -> None:
-        """Append one step, after those that found no room."""
-        if self.head and not self.waiting and not self.file.stat().st_size:
-            self.waiting = self.head(row) + "\n"
-        self.waiting += self.as_line(row) + "\n"
+        """Append one step, after earlier ones that did not fit on the disk."""
+        if self.header and not self.unwritten and not self.file.stat().st_size:
+            self.unwritten = self.header(row) + "\n"
+        self.unwritten += self.as_line(row) + "\n"
         self.close()
 
     def close(self) -> None:
-        """Append what waits; the file is open no longer than that."""
+        """Append what is not yet written. The file is open no longer than that."""
         size = self.file.stat().st_size
         try:
             with self.file.open("a", encoding="utf-8") as out:
-                out.write(self.waiting)
+                out.write(self.unwritten)
         except OSError:
             with suppress(OSError):
-                truncate(self.file, size)  # no part of a line
+                truncate(self.file, size)  # leave no part of a line
             raise
-        self.waiting = ""
+        self.unwritten = ""
 
 
 def cut(file: Path, keep: Callable[[str], bool]) -> None:
-    """Shorten a file to its first whole lines that are to be kept. In place: a full disk has no room for a copy."""
+    """Shorten a file to its leading complete lines for which ``keep`` holds.
+
+    In place, because a full disk has no room for a copy.
+    """
     size = 0
     for line in file.read_bytes().splitlines(keepends=True):
         try:
@@ -147,31 +148,31 @@ def cut(file: Path, keep: Callable[[str], bool]) -> None:
 
 
 def truncate(file: Path, size: int) -> None:
-    """Shorten a file to so many bytes."""
+    """Shorten a file to ``size`` bytes."""
     with file.open("r+b") as out:
         out.truncate(size)
 
 
-def json_lines(folder: Path, resume_step: int) -> Lines:
-    """``metrics.jsonl``; floats are written so that they read back as the same bits."""
-    return Lines(folder / "metrics.jsonl", resume_step, lambda line: json.loads(line)["step"], json.dumps)
+def json_lines(folder: Path, resume_step: int) -> LineFile:
+    """``metrics.jsonl``; floats read back as the same bits."""
+    return LineFile(folder / "metrics.jsonl", resume_step, lambda line: json.loads(line)["step"], json.dumps)
 
 
-def csv_lines(folder: Path, resume_step: int) -> Lines:
-    """``metrics.csv``, a column for each metric; empty where there is no number."""
-    return Lines(
+def csv_lines(folder: Path, resume_step: int) -> LineFile:
+    """``metrics.csv``, one column per metric; empty where there is no number."""
+    return LineFile(
         folder / "metrics.csv",
         resume_step,
         lambda line: 0 if line.startswith("step,") else int(line.split(",")[0]),
         lambda row: ",".join("" if value is None else repr(value) for value in row.values()),
-        head=",".join,
+        header=",".join,
     )
 
 
 def read_metrics(file: Path) -> list[Row]:
-    """The rows of a run so far; a torn last line of a killed run is left out.
+    """The rows of a run so far, without a last line that was cut short by a kill.
 
-    A loss or norm that was not finite is None: JSON has no such numbers.
+    A loss or norm that was not finite is None, because JSON has no such numbers.
     """
     if not file.exists():
         return []

@@ -1,22 +1,23 @@
-"""wandb and TensorBoard: the metrics as ``train/NAME``. A run that is resumed goes on in the same curves."""
+"""Metrics in wandb and TensorBoard, as ``train/NAME``. A resumed run continues the same curves."""
 
 import os
 from pathlib import Path
 from typing import Any
 
+Row = dict[str, Any]  # the metrics of one step, by name; values are numbers or None
 STEP = "train/step"
 
 
 class Wandb:
-    """One run of wandb for all starts of a run; its id is kept in ``wandb_run_id``.
+    """One wandb run for all starts of a training run; its id is kept in ``wandb_run_id``.
 
-    wandb's own counter cannot be turned back, and online it would drop the steps that are done again. So each row says
-    its step itself, and the curves are drawn over that: a step that is done again stands there twice.
+    wandb's own step counter cannot be set back, and online it would drop the steps that a resumed run takes again. So
+    each row has its step as a metric, and the curves are drawn over that; a step that was taken twice is there twice.
 
     Args:
         folder: of the run.
-        mode: ``offline`` or ``online``. ``WANDB_MODE`` and ``WANDB_DIR`` in the environment go first.
-        project: wandb's.
+        mode: ``offline`` or ``online``. ``WANDB_MODE`` and ``WANDB_DIR`` in the environment take precedence.
+        project: name of the project in wandb.
     """
 
     def __init__(self, folder: Path, mode: str, project: str):
@@ -34,21 +35,21 @@ class Wandb:
         stored.write_text(self.run.id)
         self.run.define_metric("train/*", step_metric=STEP)
 
-    def write(self, row: dict[str, Any]) -> None:
+    def write(self, row: Row) -> None:
         """Send one step."""
-        self.run.log(named(row) | {STEP: row["step"]})
+        self.run.log(prefixed(row) | {STEP: row["step"]})
 
     def close(self) -> None:
-        """End this start's part of the run."""
+        """End the wandb run until the next start resumes it."""
         self.run.finish()
 
 
 class TensorBoard:
-    """Event files in ``tensorboard``.
+    """TensorBoard's event files, in the folder ``tensorboard``.
 
     Args:
         folder: of the run.
-        resume_step: TensorBoard hides what it has of later steps.
+        resume_step: TensorBoard hides what it has of later steps, which the resumed run takes again.
     """
 
     def __init__(self, folder: Path, resume_step: int):
@@ -56,17 +57,17 @@ class TensorBoard:
 
         self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1)
 
-    def write(self, row: dict[str, Any]) -> None:
+    def write(self, row: Row) -> None:
         """Send one step."""
-        for name, value in named(row).items():
+        for name, value in prefixed(row).items():
             self.writer.add_scalar(name, value, row["step"])
         self.writer.flush()
 
     def close(self) -> None:
-        """End the file."""
+        """Close the event file."""
         self.writer.close()
 
 
-def named(row: dict[str, Any]) -> dict[str, float]:
+def prefixed(row: Row) -> dict[str, float]:
     """The numbers of a step, under the names that the monitors show."""
     return {f"train/{name}": value for name, value in row.items() if name != "step" and value is not None}

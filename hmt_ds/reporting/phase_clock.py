@@ -1,4 +1,4 @@
-"""Where the time of a step goes, by the phases that the executor names."""
+"""Measure where the time of a step goes, by the phases that the executor names."""
 
 import time
 from collections import defaultdict
@@ -12,15 +12,16 @@ PHASES = ("summary", "forward", "recompute", "backward", "wait", "reduce", "step
 PIPELINE_PHASES = ("summary", "recall", "forward", "backward", "wait", "reduce", "step", "other")
 
 
-class Clock:
-    """Seconds by phase, of one step after the other. Give it to an executor as its ``phase``.
+class PhaseClock:
+    """Seconds by phase, of one step at a time. Assign it to an executor's ``phase``.
 
-    A phase within another stops the outer one's time, and the same phase may come many times: each moment of a step
-    counts for one phase, and those of none for ``other``. On GPUs times are those at which the stream came by, read
-    when the step is over, so nothing waits within it.
+    Phases may be nested and repeated. Each moment of a step counts for the innermost open phase, or for ``other`` if
+    none is open. On GPUs the times are those of events in the stream, which are read after the step, so that nothing
+    synchronizes within it.
 
     Args:
-        only: the phases that are timed; the rest counts as ``other``. Default: all.
+        device: of the executor.
+        only: phases that are timed; all else counts as ``other``. Default: all.
     """
 
     def __init__(self, device: torch.device, only: Collection[str] | None = None):
@@ -28,13 +29,13 @@ class Clock:
         self.begin()
 
     def begin(self) -> None:
-        """A step begins."""
+        """Begin a step."""
         self.open = ["other"]
         self.marks = [(self.now(), "other")]
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Around a part of the work."""
+        """Time a part of the work."""
         if self.only is not None and name not in self.only:
             yield
             return
@@ -47,7 +48,7 @@ class Clock:
             self.marks.append((self.now(), self.open[-1]))
 
     def end(self) -> dict[str, float]:
-        """The step is over: seconds of each of its phases, which together are the step."""
+        """End the step; returns the seconds of each phase, which add up to the step."""
         self.marks.append((self.now(), ""))
         if self.device.type != "cpu":
             torch.get_device_module(self.device).synchronize()
@@ -57,7 +58,7 @@ class Clock:
         return dict(seconds)
 
     def now(self) -> Any:
-        """A moment: seconds, or an event in the GPU's stream."""
+        """The present moment: seconds, or an event in the GPU's stream."""
         if self.device.type == "cpu":
             return time.perf_counter()
         event = torch.get_device_module(self.device).Event(enable_timing=True)

@@ -1,47 +1,62 @@
-"""The progress bar, and how problems are said."""
+"""How far a run is: a progress bar in a terminal, a log line per step elsewhere. And how errors are printed."""
 
+import logging
 import sys
+import time
+from collections.abc import Iterable
 
 from tqdm import tqdm
 
+logger = logging.getLogger(__name__)
 
-class ProgressBar:
-    """A bar with loss, tokens per second, memory and time left; lines now and then where there is no terminal.
+
+class Progress:
+    """Shows loss, tokens per second, memory and time left of the steps of a run.
 
     Args:
         total: steps of the run.
-        done: steps that an earlier start did.
-        shown: False on all ranks but one.
+        done: steps that earlier starts did.
+        every: without a terminal, steps between two lines.
+        shown: whether this rank shows anything.
     """
 
-    def __init__(self, total: int, done: int = 0, *, shown: bool = True):
-        terminal = sys.stderr.isatty()
+    def __init__(self, total: int, done: int = 0, *, every: int = 1, shown: bool = True):
+        self.total, self.step, self.every, self.shown = total, done, every, shown
+        self.first_step_ended: tuple[int, float] | None = None
         self.bar = tqdm(
             total=total,
             initial=done,
-            disable=not shown,
+            disable=not (shown and sys.stderr.isatty()),
             unit="step",
-            dynamic_ncols=terminal,
-            mininterval=0.1 if terminal else 10,
+            dynamic_ncols=True,
             bar_format="{desc}{n}/{total} |{bar:20}| {elapsed}<{remaining} {postfix}",
         )
 
     def advance(self, loss: float, tokens_per_second: float, memory_gib: float) -> None:
-        """One step done."""
-        self.bar.set_postfix_str(f"loss {loss:.3f} {tokens_per_second:,.0f} tok/s {memory_gib:.2f} GiB", refresh=False)
-        self.bar.update()
-
-    def say(self, text: str) -> None:
-        """Print a line above the bar."""
+        """Count one step."""
+        self.step += 1
+        numbers = f"loss {loss:.3f} {tokens_per_second:,.0f} tok/s {memory_gib:.2f} GiB"
         if not self.bar.disable:
-            self.bar.write(text, file=sys.stderr)
+            self.bar.set_postfix_str(numbers, refresh=False)
+            self.bar.update()
+        elif self.shown and (self.step % self.every == 0 or self.step == self.total):
+            logger.info("step %d/%d %s, %s left", self.step, self.total, numbers, self.time_left())
+        # compilers and measurements make the first step much longer than the others, so it is not counted
+        self.first_step_ended = self.first_step_ended or (self.step, time.monotonic())
+
+    def time_left(self) -> str:
+        """Hours, minutes and seconds that the remaining steps will take, by the steps since the first one."""
+        if self.first_step_ended is None:
+            return "?"
+        step, moment = self.first_step_ended
+        return tqdm.format_interval((time.monotonic() - moment) / (self.step - step) * (self.total - self.step))
 
     def close(self) -> None:
-        """Leave the bar as it stands."""
+        """Leave the bar on the screen as it is."""
         self.bar.close()
 
 
-def print_problems(problems: list[str]) -> None:
-    """What is wrong with the user's input, one line each."""
+def print_problems(problems: Iterable[str]) -> None:
+    """Print what is wrong with the user's input, one line each."""
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)

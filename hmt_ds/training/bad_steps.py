@@ -1,8 +1,12 @@
-"""Steps whose loss or gradients are not finite: what they read, how many came in a row, and what is left out for it."""
+"""Steps whose loss or gradients are not finite: count them, find the documents, go back to a checkpoint without these.
+
+The optimizer skips such a step by itself. What this file adds is the limit on consecutive ones.
+"""
 
 import json
+import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -12,121 +16,135 @@ from hmt_ds.data import Batch
 from hmt_ds.distributed.process_group import from_all_ranks, from_rank_0, rank
 from hmt_ds.parallel.zero import StepOutput
 
-NAMED = 10  # documents in a line
-RETURNS = 3  # to one checkpoint
+logger = logging.getLogger(__name__)
+
+MAX_NAMED = 10  # documents in one line of the log
+MAX_ROLLBACKS = 3  # to the same checkpoint
+EXCLUDED_FILE = "left_out.json"
 
 
-class BadSteps(RuntimeError):
-    """So many steps were bad that the run does not go on; the message is for people."""
+class TooManyBadSteps(RuntimeError):
+    """The run ends after too many consecutive bad steps; the message tells the user what to do."""
 
 
 class BadStepCounter:
-    """Counts bad steps that follow each other. All ranks tell it of every step.
+    """Counts consecutive bad steps. All ranks report every step to it.
 
     Attributes:
-        in_a_row: how many have been bad, up to now.
-        documents: what they read.
+        consecutive: bad steps since the last good one.
+        documents: the documents that are suspected of them.
     """
 
     def __init__(self) -> None:
-        self.in_a_row, self.documents = 0, set[int]()
-        self.returns: tuple[Path | None, int] = None, 0
+        self.consecutive, self.documents = 0, set[int]()
+        self.last_rollback: tuple[Path | None, int] = None, 0  # the checkpoint, and how often the run went back to it
 
-    def count(self, output: StepOutput, windows: list[Batch]) -> str | None:
-        """Note a step.
+    def count(self, output: StepOutput, windows: Sequence[Batch]) -> str | None:
+        """Count a step.
 
         Returns:
-            What there is to say of it, if it was not as it should be.
+            A message for the log, if anything about the step was not finite.
         """
-        anew = f"rows whose memory was not finite, and is dropped: {output.anew}" if output.anew else None
+        dropped = f"rows whose memory was not finite, and is dropped: {output.anew}" if output.anew else None
         if not output.bad:
-            self.in_a_row, self.documents = 0, set()
-            return "the gradients overflowed, the step is skipped" if output.skipped else anew
+            self.consecutive, self.documents = 0, set()
+            return "the gradients overflowed, the step is skipped" if output.skipped else dropped
         found = suspects(output.finite, torch.cat([window.documents for window in windows], dim=1))
-        self.in_a_row += 1
+        self.consecutive += 1
         self.documents |= found
-        said = f"loss or gradients are not finite, the step is skipped; it read {named(found)}"
-        return f"{said}; {anew}" if anew else said
+        message = f"loss or gradients are not finite, the step is skipped; it read {name_documents(found)}"
+        return f"{message}; {dropped}" if dropped else message
 
-    def way_back(self, checkpoints: Path, *, rollback: bool, say: Callable[[str], None]) -> tuple[Path, set[int]]:
-        """After too many in a row: the checkpoint to go back to, and what to leave out. Counting begins anew.
+    def roll_back(self, checkpoints: Path, *, allowed: bool) -> tuple[Path, set[int]]:
+        """After too many consecutive bad steps, choose the checkpoint to go back to, and reset the count.
+
+        Args:
+            checkpoints: folder of the run's checkpoints.
+            allowed: whether ``training.on_bad_steps`` is ``rollback``.
+
+        Returns:
+            The checkpoint, and the documents to exclude from now on.
 
         Raises:
-            BadSteps: if there is no going back.
+            TooManyBadSteps: if the run has to end instead.
         """
-        said = (
-            f"{self.in_a_row} steps in a row had a loss or gradients that are not finite (training.max_bad_steps); "
-            f"they read {named(self.documents)}"
+        problem = (
+            f"{self.consecutive} steps in a row had a loss or gradients that are not finite (training.max_bad_steps); "
+            f"they read {name_documents(self.documents)}"
         )
-        if not rollback:
-            raise BadSteps(
-                f"{said}; {checkpoints} is as it was: mend these documents, or go on without them by "
+        if not allowed:
+            raise TooManyBadSteps(
+                f"{problem}; {checkpoints} is unchanged: repair these documents, or go on without them by "
                 "--training.on_bad_steps rollback --checkpoint.resume auto"
             )
-        checkpoint = newest_intact(checkpoints, say)
+        checkpoint = newest_intact(checkpoints, logger.warning)
         if checkpoint is None:
-            raise BadSteps(f"{said}; there is no checkpoint to go back to: mend these documents, and begin anew")
-        before, times = self.returns
-        self.returns = checkpoint, times + 1 if checkpoint == before else 1
-        if self.returns[1] > RETURNS:
-            raise BadSteps(
-                f"{said}; the run has gone back to {checkpoint} {RETURNS} times, each time without more documents: "
-                "look for another reason, such as optimizer.lr"
+            raise TooManyBadSteps(
+                f"{problem}; there is no checkpoint to go back to: repair these documents, and start again"
             )
-        say(f"{said}; back to {checkpoint}, and on without them")
-        documents, self.documents, self.in_a_row = self.documents, set(), 0
+        before, times = self.last_rollback
+        self.last_rollback = checkpoint, times + 1 if checkpoint == before else 1
+        if self.last_rollback[1] > MAX_ROLLBACKS:
+            raise TooManyBadSteps(
+                f"{problem}; the run has gone back to {checkpoint} {MAX_ROLLBACKS} times, each time with fewer "
+                "documents: look for another reason, such as optimizer.lr"
+            )
+        if rank() == 0:
+            logger.warning("%s; back to %s, and on without them", problem, checkpoint)
+        documents, self.documents, self.consecutive = self.documents, set(), 0
         return checkpoint, documents
 
 
 def suspects(finite: torch.Tensor, documents: torch.Tensor) -> set[int]:
-    """The documents to which a bad step is laid, of all ranks: in each row the first whose loss is not finite.
+    """The documents that may have caused a bad step, of all ranks.
 
-    (What follows it in the row may have got it from there.) Where all losses are finite, all documents of the step.
+    In each row it is the first document whose loss is not finite: those after it in the row may have got it from there,
+    through the memory. If all losses are finite, and only a gradient is not, all documents of the step are suspects.
 
     Args:
         finite: ``[rows, segments]`` bool, of the losses of this rank's rows.
         documents: ``[rows, segments]``, -1 where there is none.
     """
-    read = documents >= 0
-    broken = ~finite.cpu() & read
+    present = documents >= 0
+    broken = ~finite.cpu() & present
     first = documents.gather(1, broken.long().argmax(dim=1, keepdim=True))[broken.any(dim=1)]
-    own, every = zip(*from_all_ranks((first.flatten().tolist(), documents[read].tolist())), strict=True)
+    own, every = zip(*from_all_ranks((first.flatten().tolist(), documents[present].tolist())), strict=True)
     return {document for some in (own if any(own) else every) for document in some}
 
 
-def named(documents: Iterable[int]) -> str:
-    """Documents by their numbers: those of the plan, in the source's order."""
+def name_documents(documents: Iterable[int]) -> str:
+    """Documents by their numbers in the source's order."""
     every = sorted(documents)
-    more = f" and {len(every) - NAMED} more" if len(every) > NAMED else ""
-    numbers = ", ".join(map(str, every[:NAMED]))
+    more = f" and {len(every) - MAX_NAMED} more" if len(every) > MAX_NAMED else ""
+    numbers = ", ".join(map(str, every[:MAX_NAMED]))
     return f"document{'s' * (len(every) > 1)} {numbers}{more} of data.train (counted from 0, without blank ones)"
 
 
-def read_left_out(folder: Path) -> list[int]:
-    """The documents that a run leaves out; the same on all ranks.
+def read_excluded(folder: Path) -> list[int]:
+    """Documents that earlier rollbacks of the run in ``folder`` have excluded; the same on all ranks.
 
     Raises:
         CheckpointError: if the list cannot be read.
     """
     found: list[int] | str = []
-    file = folder / "left_out.json"
+    file = folder / EXCLUDED_FILE
     if rank() == 0 and file.exists():
         try:
             found = [int(document) for document in json.loads(file.read_text(encoding="utf-8"))["documents"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            found = f"{file} is not readable: {error}; mend it, or delete it to read all documents"
+            found = f"{file} is not readable: {error}; repair it, or delete it to read all documents"
     found = from_rank_0(found)  # type: ignore[assignment]
     if isinstance(found, str):
         raise CheckpointError(found)
     return found
 
 
-def write_left_out(folder: Path, documents: list[int]) -> None:
-    """Keep the list for later starts; a killed process leaves the one before."""
+def write_excluded(folder: Path, documents: list[int]) -> None:
+    """Keep the list for later starts; a process killed while writing leaves the previous list."""
     if rank() == 0:
-        aside = folder / ".left_out.json"
+        aside = folder / f".{EXCLUDED_FILE}"
         with aside.open("w", encoding="utf-8") as out:
             out.write(json.dumps({"documents": documents}))
             out.flush()
             os.fsync(out.fileno())
-        aside.replace(folder / "left_out.json")
+        aside.replace(folder / EXCLUDED_FILE)

@@ -1,11 +1,13 @@
-"""What a recipe is made into on a rank: the model in its engine, the windows, and what a checkpoint must agree with."""
+"""Build what a run needs from its recipe: the model in its engine, the data loader, the identity of its checkpoints."""
 
+import logging
 from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from transformers import PretrainedConfig
 
 from hmt_ds.backbones import CausalLM, read_config
 from hmt_ds.backbones.stages import LayerRange
@@ -26,26 +28,31 @@ from hmt_ds.parallel.zero import ZeroExecutor
 from hmt_ds.planning.simulate import Machine, simulate
 from hmt_ds.preflight.prepare import Prepared
 
-RANKS_APART = 0x9E3779B1  # odd: multiples differ in the lowest 32 bits of a seed, and a CPU's generator takes no others
+logger = logging.getLogger(__name__)
+
+RANK_STRIDE = 0x9E3779B1  # odd, so that multiples differ in the lowest 32 bits: a CPU's generator takes no others
 
 
 def build_executor(recipe: Recipe, prepared: Prepared, device: torch.device) -> ZeroExecutor:
-    """The recipe's model, or this rank's stage of it, in DeepSpeed's engine on this rank's device."""
-    build = build_on_pipeline if recipe.pipeline.stages > 1 else build_on_zero
+    """The recipe's model, or this rank's pipeline stage of it, in DeepSpeed's engine on this rank's device."""
+    build = build_pipeline_executor if recipe.pipeline.stages > 1 else build_zero_executor
     executor = build(recipe, prepared, device)
     seed_dropout(executor, recipe.training.seed)
     return executor
 
 
 def seed_dropout(executor: ZeroExecutor, seed: int) -> None:
-    """Let each rank draw numbers of its own. Ranks that drop layers whole, and gather weights together, must drop the
-    same ones."""
-    layers_drop = getattr(cast(CausalLM, executor.engine.module.backbone).config, "layerdrop", 0.0)
-    torch.manual_seed(seed ^ MEMORY_SEED ^ (0 if layers_drop else rank() * RANKS_APART))
+    """Seed this rank's generator, so that ranks draw different dropout masks.
+
+    With layerdrop all ranks draw the same numbers: a layer that one rank skips and another one reads would leave the
+    second waiting for the first in ZeRO-3's all-gather.
+    """
+    has_layerdrop = getattr(cast(CausalLM, executor.engine.module.backbone).config, "layerdrop", 0.0)
+    torch.manual_seed(seed ^ MEMORY_SEED ^ (0 if has_layerdrop else rank() * RANK_STRIDE))
 
 
-def build_on_zero(recipe: Recipe, prepared: Prepared, device: torch.device) -> ZeroExecutor:
-    """The whole model, of which every rank has what DeepSpeed gives it."""
+def build_zero_executor(recipe: Recipe, prepared: Prepared, device: torch.device) -> ZeroExecutor:
+    """The whole model; DeepSpeed shards of it what the ZeRO stage says."""
     model = recipe.model
     hmt = build_hmt(
         model.source,
@@ -58,67 +65,71 @@ def build_on_zero(recipe: Recipe, prepared: Prepared, device: torch.device) -> Z
         device=device,
         trust_remote_code=model.trust_remote_code,
     )
-    return ZeroExecutor(hmt, **options_of(recipe, prepared, device))
+    return ZeroExecutor(hmt, **executor_options(recipe, prepared, device))
 
 
-def build_on_pipeline(recipe: Recipe, prepared: Prepared, device: torch.device) -> PipelineExecutor:
-    """This rank's stage of the recipe's model.
+def build_pipeline_executor(recipe: Recipe, prepared: Prepared, device: torch.device) -> PipelineExecutor:
+    """This rank's stage of the model.
 
     Raises:
         ConfigError: if the ranks cannot be divided into pipelines.
     """
-    model, pipeline, parts = recipe.model, recipe.pipeline, recipe.micro_batches
+    model, pipeline, micro_batches = recipe.model, recipe.pipeline, recipe.micro_batches
     if world_size() % pipeline.stages:
         raise ConfigError([f"pipeline.stages is {pipeline.stages}, which {world_size()} ranks are no multiple of"])
-    place = Topology(pipeline.stages, pipeline.timeout_minutes)
+    topology = Topology(pipeline.stages, pipeline.timeout_minutes)
     autocast = computes_in_autocast(prepared.ds_config, model.precision)
     config = read_config(model.source, trust_remote_code=model.trust_remote_code)
     dtype = torch.bfloat16 if model.precision == "bf16" and not autocast else torch.float32
-    how: dict[str, Any] = {"dtype": dtype, "train": model.train, "lora": model.lora, "device": device}
-    split = time_of(recipe, config, **how) if pipeline.layers == "time" else pipeline.layers
-    spans = stage_spans(config, pipeline.stages, split)
-    if rank() == 0 and isinstance(split, LayerTimes):
-        print(divided_by_time(spans, split), flush=True)
+    options: dict[str, Any] = {"dtype": dtype, "train": model.train, "lora": model.lora, "device": device}
+    split = measure_layers(recipe, config, **options) if pipeline.layers == "time" else pipeline.layers
+    ranges = stage_spans(config, pipeline.stages, split)
+    if isinstance(split, LayerTimes):
+        logger.info(describe_split(ranges, split))
     stage = build_stage(
         model.source,
         recipe.memory,
-        spans[place.stage],
+        ranges[topology.stage],
         seed=recipe.training.seed,
         trust_remote_code=model.trust_remote_code,
-        **how,
+        **options,
     )
-    if parts < pipeline.stages and rank() == 0:
-        print(few_parts(recipe, parts), flush=True)
+    if micro_batches < pipeline.stages and rank() == 0:
+        logger.warning(describe_bubble(recipe, micro_batches))
     return PipelineExecutor(
-        stage, place, micro_batches=parts, live_inputs=pipeline.live_inputs, **options_of(recipe, prepared, device)
+        stage,
+        topology,
+        micro_batches=micro_batches,
+        live_inputs=pipeline.live_inputs,
+        **executor_options(recipe, prepared, device),
     )
 
 
-def time_of(recipe: Recipe, config: Any, **how: Any) -> LayerTimes:
-    """What a layer and the head take for a segment of a micro-batch."""
-    return layer_times(config, recipe.memory, rows=recipe.training.batch_size // recipe.micro_batches, **how)
+def measure_layers(recipe: Recipe, config: PretrainedConfig, **options: Any) -> LayerTimes:
+    """Seconds that a layer and the head take for one segment of a micro-batch."""
+    return layer_times(config, recipe.memory, rows=recipe.training.batch_size // recipe.micro_batches, **options)
 
 
-def divided_by_time(ranges: list[LayerRange], times: LayerTimes) -> str:
-    """A line that says how the layers were divided, and by what."""
+def describe_split(ranges: list[LayerRange], times: LayerTimes) -> str:
+    """The layers of each stage, and the times by which they were divided."""
     sizes = [layers.end - layers.first for layers in ranges]
     layer, head = (1000 * seconds for seconds in times)
     return f"pipeline.layers by time: {sizes}; a layer takes {layer:.3g} ms, the head {head:.3g} ms"
 
 
-def few_parts(recipe: Recipe, parts: int) -> str:
-    """A warning that stages will wait for each other, and for how long."""
+def describe_bubble(recipe: Recipe, micro_batches: int) -> str:
+    """How long stages will wait for each other with fewer micro-batches than stages, and what to change."""
     stages, mode = recipe.pipeline.stages, recipe.memory.mode
-    schedule = pipeline_schedule(stages, recipe.training.bptt_depth, parts, mode=mode)
-    idle = max(simulate(schedule, Machine.uniform(UNIT_COSTS, stages), mode).bubbles)
+    schedule = pipeline_schedule(stages, recipe.training.bptt_depth, micro_batches, mode=mode)
+    bubble = max(simulate(schedule, Machine.uniform(UNIT_COSTS, stages), mode).bubbles)
     return (
-        f"warning: with {parts} micro-batches on {stages} stages a stage waits {idle:.0%} of its time; more keep it "
+        f"with {micro_batches} micro-batches on {stages} stages a stage waits {bubble:.0%} of its time; more keep it "
         f"busy, up to {stages}: raise training.batch_size (now {recipe.training.batch_size}), or lower pipeline.stages"
     )
 
 
-def options_of(recipe: Recipe, prepared: Prepared, device: torch.device) -> dict[str, Any]:
-    """What all executors are told."""
+def executor_options(recipe: Recipe, prepared: Prepared, device: torch.device) -> dict[str, Any]:
+    """The arguments that both executors take."""
     return {
         "ds_config": prepared.ds_config,
         "precision": recipe.model.precision,
@@ -131,9 +142,9 @@ def options_of(recipe: Recipe, prepared: Prepared, device: torch.device) -> dict
 
 
 def training_loader(
-    recipe: Recipe, prepared: Prepared, position: dict[str, Any] | None = None, left_out: Collection[int] = ()
+    recipe: Recipe, prepared: Prepared, position: dict[str, Any] | None = None, excluded: Collection[int] = ()
 ) -> WindowLoader:
-    """This rank's rows of the training documents, but for those left out, from a position on."""
+    """This rank's rows of the training documents, from a position on, without the excluded documents."""
     training, pipelines = recipe.training, world_size() // recipe.pipeline.stages
     return WindowLoader(
         prepared.train,
@@ -145,12 +156,12 @@ def training_loader(
         batch_size=training.batch_size,
         num_workers=recipe.data.workers,
         state=position,
-        left_out=left_out,
+        left_out=excluded,
     )
 
 
-def sizes_of(executor: ZeroExecutor) -> tuple[int, int]:
-    """How many parameters the model has, sharded or in stages, and how many of them are trained."""
+def count_parameters(executor: ZeroExecutor) -> tuple[int, int]:
+    """Parameters of the whole model, sharded or in stages, and how many of them are trained."""
     own = [p for p in executor.engine.module.parameters() if not is_replicated(p)]
     sizes = torch.tensor([sum(map(full_numel, own)), sum(full_numel(p) for p in own if p.requires_grad)]).double()
     if executor.stages > 1:
@@ -160,7 +171,7 @@ def sizes_of(executor: ZeroExecutor) -> tuple[int, int]:
 
 
 def identity(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
-    """What a run has in common with its checkpoints, by the recipe's keys."""
+    """What must be the same in a run and in a checkpoint that it resumes from, by the recipe's keys."""
     model = recipe.model
     found = {
         "model.source": model.source if isinstance(model.source, dict) else Path(model.source).name,

@@ -1,7 +1,6 @@
-"""Going on with another number of ranks (``training.elastic``): the rows of the global batch stay as many as they were.
+"""Resume on another number of ranks (``training.elastic``) with the rows of the global batch unchanged.
 
-``python -m hmt_ds.training.elastic NODES RANKS_PER_NODE RECIPE ...`` prints on how many of these machines a run can
-go on.
+``python -m hmt_ds.training.elastic NODES RANKS_PER_NODE RECIPE ...`` prints how many of these machines a run can use.
 """
 
 import json
@@ -19,20 +18,20 @@ from hmt_ds.reporting.progress import print_problems
 def main(nodes: int, ranks_per_node: int, recipe_file: str, overrides: list[str]) -> int:
     """Print the number of machines; returns the exit code."""
     try:
-        print(usable(load_recipe(recipe_file, overrides), nodes, ranks_per_node))
+        print(usable_nodes(load_recipe(recipe_file, overrides), nodes, ranks_per_node))
     except ConfigError as error:
         print_problems(error.problems)
         return 2
     return 0
 
 
-def usable(recipe: Recipe, nodes: int, ranks_per_node: int) -> int:
-    """How many of some machines can share the run's rows.
+def usable_nodes(recipe: Recipe, nodes: int, ranks_per_node: int) -> int:
+    """The largest number of machines, up to ``nodes``, whose ranks can share the run's rows equally.
 
     Raises:
-        ConfigError: if not even one can.
+        ConfigError: if not even one machine can.
     """
-    rows = rows_of_run(recipe)
+    rows = global_rows(recipe)
     for number in range(nodes, 0, -1):
         if rows is None or batch_size(recipe, rows, number * ranks_per_node):
             return number
@@ -40,13 +39,13 @@ def usable(recipe: Recipe, nodes: int, ranks_per_node: int) -> int:
     raise ConfigError([f"training.elastic: the run has {rows} rows, which {machines} cannot share"])
 
 
-def keep_rows(recipe: Recipe) -> Recipe:
-    """The recipe with the batch size by which these ranks have as many rows as the run's newest checkpoint.
+def keep_global_batch(recipe: Recipe) -> Recipe:
+    """The recipe with the batch size that gives these ranks the global batch of the run's newest checkpoint.
 
     Raises:
-        ConfigError: if they cannot share them.
+        ConfigError: if the ranks cannot share it equally.
     """
-    rows = from_rank_0(rows_of_run(recipe) if rank() == 0 else None)
+    rows = from_rank_0(global_rows(recipe) if rank() == 0 else None)
     if not recipe.training.elastic or not isinstance(rows, int):
         return recipe
     if not (size := batch_size(recipe, rows, world_size())):
@@ -55,8 +54,8 @@ def keep_rows(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"training": training})
 
 
-def rows_of_run(recipe: Recipe) -> int | None:
-    """How many rows the run's newest checkpoint has that says it; None for a new run."""
+def global_rows(recipe: Recipe) -> int | None:
+    """Rows of the global batch, from the run's newest readable checkpoint; None for a new run."""
     if recipe.checkpoint.resume == "never":
         return None
     for checkpoint in list_checkpoints(Path(recipe.training.output) / "checkpoints"):
@@ -64,14 +63,14 @@ def rows_of_run(recipe: Recipe) -> int | None:
             saved = json.loads((checkpoint / "progress.json").read_text(encoding="utf-8"))
             return saved["rows_per_rank"] * (saved["world_size"] // saved["stages"])
         except (OSError, ValueError, KeyError, TypeError):
-            continue  # damaged: resuming will say so
+            continue  # damaged: resuming reports it
     return None
 
 
 def batch_size(recipe: Recipe, rows: int, ranks: int) -> int:
-    """Rows of each rank, or pipeline; 0 if they cannot be shared."""
-    pipelines, left = divmod(ranks, recipe.pipeline.stages)
-    return 0 if left or not pipelines or rows % pipelines else rows // pipelines
+    """Rows of each rank, or of each pipeline; 0 if they cannot be shared equally."""
+    pipelines, remainder = divmod(ranks, recipe.pipeline.stages)
+    return 0 if remainder or not pipelines or rows % pipelines else rows // pipelines
 
 
 if __name__ == "__main__":

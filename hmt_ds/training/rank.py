@@ -1,6 +1,8 @@
 """What every rank does around its job: join the others, prepare together, end with an exit code."""
 
+import logging
 import os
+import resource
 import socket
 import sys
 from collections.abc import Callable
@@ -26,45 +28,54 @@ from hmt_ds.distributed.process_group import (
 )
 from hmt_ds.distributed.stopping import STOPPED, Stopped, write_exit_code
 from hmt_ds.preflight.prepare import Prepared, prepare
+from hmt_ds.reporting.log import log_seconds, start_log
 from hmt_ds.reporting.progress import print_problems
-from hmt_ds.training.bad_steps import BadSteps
+from hmt_ds.training.bad_steps import TooManyBadSteps
 
-OUT_OF_MEMORY = (
+logger = logging.getLogger(__name__)
+
+Job = Callable[[str, list[str], torch.device], None]
+
+# Errors that another start would not cure: the user has to change something.
+USER_ERRORS = (ConfigError, CheckpointError, DataError, LaunchError, TooManyBadSteps)
+OUT_OF_MEMORY_ADVICE = (
     "Lower training.batch_size; or take compute.recompute segment+layer, compute.reduction segment, a higher ZeRO "
     "stage, or a DeepSpeed file with offloading"
 )
 
 
-def as_rank(work: Callable[[str, list[str], torch.device], None]) -> int:
-    """Join the other ranks and work with them; returns the exit code.
+def run_as_rank(job: Job) -> int:
+    """Join the process group and do a job with the other ranks; returns the exit code.
 
     Args:
-        work: gets what the command line names, the overrides behind it, and this rank's device.
+        job: called with what the command line names, the overrides that follow it, and this rank's device.
     """
     quiet()
     try:
-        code = exit_code_of(work)
+        code = exit_code_of(job)
         write_exit_code(code)
     finally:
         leave()
     return code
 
 
-def exit_code_of(work: Callable[[str, list[str], torch.device], None]) -> int:
-    """Work, and say what ended it: 0 at the end, STOPPED if told to, 2 for what another start would not mend."""
+def exit_code_of(job: Job) -> int:
+    """Do the job: 0 if it ended, STOPPED if the run was told to stop, 2 for an error that only the user can cure."""
     named, *overrides = [word for word in sys.argv[1:] if not word.startswith("--local_rank")] or [""]
     try:
-        work(named, overrides, join())
+        device = join()
+        start_log(rank())
+        job(named, overrides, device)
     except Stopped as stopped:
         if rank() == 0:
             print(stopped, flush=True)
         return STOPPED
-    except (ConfigError, CheckpointError, DataError, LaunchError, BadSteps) as error:
+    except USER_ERRORS as error:
         if rank() == 0:
             print_problems(str(error).splitlines())
         return 2
     except torch.OutOfMemoryError as error:
-        # at once: the others wait for this rank, and the launcher ends them when it is gone
+        # At once: the other ranks wait for this one in a collective, and the launcher ends them when it is gone.
         end_out_of_memory(error)
     except LostRank as error:
         print(file=sys.stderr)
@@ -75,43 +86,38 @@ def exit_code_of(work: Callable[[str, list[str], torch.device], None]) -> int:
 
 def end_out_of_memory(error: Exception) -> NoReturn:
     """End this rank with a line that says what to change."""
-    said = ". ".join(str(error).split(". ")[:5])  # how much was asked for, and who has what
-    print(file=sys.stderr)  # where rank 0's progress bar may stand
-    print_problems([f"rank {rank()}: {said}. {OUT_OF_MEMORY}"])
+    sizes = ". ".join(str(error).split(". ")[:5])  # torch's first sentences: what was asked for, and who holds what
+    print(file=sys.stderr)  # the line of rank 0's progress bar may be unfinished
+    print_problems([f"rank {rank()}: {sizes}. {OUT_OF_MEMORY_ADVICE}"])
     end_process(1)
 
 
 def prepare_together(recipe: Recipe, recipe_file: str | Path, *, new_run: bool, with_data: bool = True) -> Prepared:
-    """Rank 0 checks the recipe and reads the data; then a rank on each machine, then all, which take it from the cache.
+    """Check the recipe and read the data: first on rank 0, then on one rank of each machine, then on all.
 
-    (A cache may be the machine's own: where it is not, rank 0 has filled it.)
+    Rank 0 fills the cache of tokenized documents, which the others read. A cache may be the machine's own; there the
+    first rank of each machine fills it for the others.
 
     Raises:
-        ConfigError: on all ranks, with what is wrong on any, and on which machine.
+        ConfigError: on all ranks, with the problems of every rank, and on which machine.
     """
     prepared, problems = None, list[str]()
-    for turn in (rank() == 0, os.environ["LOCAL_RANK"] == "0", True):
-        try:
-            if turn and not prepared:
-                prepared = prepare(recipe, recipe_file, new_run=new_run, with_data=with_data)
-        except ConfigError as error:
-            problems = [f"{socket.gethostname()}: {problem}" if rank() else problem for problem in error.problems]
-        if found := list(dict.fromkeys(chain(*from_all_ranks(problems)))):
-            raise ConfigError(found)
+    with log_seconds(logger, "reading documents" if with_data else "checking the recipe"):
+        for turn in (rank() == 0, os.environ["LOCAL_RANK"] == "0", True):
+            try:
+                if turn and not prepared:
+                    prepared = prepare(recipe, recipe_file, new_run=new_run, with_data=with_data)
+            except ConfigError as error:
+                host = f"{socket.gethostname()}: " if rank() else ""
+                problems = [f"{host}{problem}" for problem in error.problems]
+            if found := list(dict.fromkeys(chain(*from_all_ranks(problems)))):
+                raise ConfigError(found)
     assert prepared is not None
     for warning in prepared.warnings if rank() == 0 else ():
-        print(f"warning: {warning}", flush=True)
+        logger.warning(warning)
     return prepared
 
 
-def say(text: str) -> None:
-    """A line for people, from one rank."""
-    if rank() == 0:
-        print(text, flush=True)
-
-
-def resident_bytes() -> int:
-    """Most memory that this process has held so far."""
-    import resource
-
+def peak_resident_bytes() -> int:
+    """The most host memory that this process has held so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

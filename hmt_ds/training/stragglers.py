@@ -1,5 +1,6 @@
-"""Which rank is slow: how long each one works on a step before it waits for the others."""
+"""Find stragglers: ranks that work longer on a step than their peers, which then wait for them."""
 
+import logging
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,74 +10,79 @@ import torch
 
 from hmt_ds.distributed.process_group import add_up, from_all_ranks, rank, world_size
 from hmt_ds.parallel.zero import ZeroExecutor
-from hmt_ds.reporting.phase_clock import Clock
+from hmt_ds.reporting.phase_clock import PhaseClock
 
-STEPS = 20  # between two looks; in the first ones much is compiled and measured, so they do not count
-NAMED = 5  # ranks in a line
+logger = logging.getLogger(__name__)
+
+STEPS = 20  # between two comparisons
+MAX_NAMED = 5  # ranks in one line of the log
 
 
-class RankTimes:
-    """A rank's own work on each step: reading data, forward, backward; not reducing, stepping and waiting.
+class StragglerDetector:
+    """Compares the ranks' own work: reading data, forward and backward passes; not reducing, stepping and waiting.
 
-    With ``compute.reduction`` segment all wait for each other in every segment: nobody's own time can be told.
+    With ``compute.reduction: segment`` the ranks wait for each other in every segment, so a rank's own time cannot be
+    told from its peers', and nothing is compared.
 
     Args:
-        executor: gets a clock.
-        limit: times the peers' median, above which a rank is slow. (Peers are the ranks of a pipeline stage.)
+        executor: is given a clock.
+        limit: a rank is a straggler if it takes more than this many times the median of its peers. (The peers of a
+            rank are the ranks of the same pipeline stage.)
 
     Attributes:
-        slowest: the rank that took longest, compared with its peers; None before the first look.
-        ratio: how many times their median that is.
+        slowest_rank: the rank with the largest ratio in the last comparison; None before the first one.
+        slowest_ratio: its time by the median of its peers.
     """
 
     def __init__(self, executor: ZeroExecutor, limit: float):
         self.executor, self.limit = executor, limit
-        self.clock = Clock(executor.device, only=("wait", "reduce", "step"))
-        self.can_tell = executor.compute.reduction == "step"
-        if self.can_tell:
+        self.clock = PhaseClock(executor.device, only=("wait", "reduce", "step"))
+        self.enabled = executor.compute.reduction == "step"
+        if self.enabled:
             executor.phase = self.clock
         self.seconds: list[float] = []
-        self.warm, self.slow = False, list[int]()
-        self.slowest: int | None = None
-        self.ratio: float | None = None
+        self.warmed_up, self.stragglers = False, list[int]()
+        self.slowest_rank: int | None = None
+        self.slowest_ratio: float | None = None
 
     @contextmanager
-    def of_a_step(self, loading: float) -> Iterator[None]:
-        """Around a step whose windows took so many seconds to load."""
+    def time_step(self, loading_seconds: float) -> Iterator[None]:
+        """Time the own work of a step, whose windows took ``loading_seconds`` to load."""
         self.clock.begin()
         yield
-        self.seconds.append(loading + self.clock.end()["other"])
+        self.seconds.append(loading_seconds + self.clock.end()["other"])
 
-    def look(self) -> str | None:
-        """Compare the ranks, every so many steps; all ranks call it after each.
+    def compare(self) -> str | None:
+        """Compare the ranks, every ``STEPS`` steps. All ranks call this after each step.
 
         Returns:
-            What there is to say, if other ranks are slow than at the last look.
+            A message for the log, if other ranks are stragglers now than in the last comparison.
         """
-        if not self.can_tell or len(self.seconds) < STEPS:
+        if not self.enabled or len(self.seconds) < STEPS:
             return None
         own, self.seconds = median(self.seconds), []
-        if not self.warm:
-            self.warm = True
+        if not self.warmed_up:
+            self.warmed_up = True  # in the first steps much is compiled and measured, so they do not count
             return None
-        times = self.of_all(own)
-        ratios = (times / times.median(dim=1, keepdim=True).values).flatten()  # (of two: the shorter)
-        self.ratio, self.slowest = float(ratios.max()), int(ratios.argmax())
-        before, self.slow = self.slow, (ratios > self.limit).nonzero().flatten().tolist()
-        return self.said(times, ratios) if self.slow != before else None
+        times = self.gather(own)
+        ratios = (times / times.median(dim=1, keepdim=True).values).flatten()  # of two, torch's median is the smaller
+        self.slowest_ratio, self.slowest_rank = float(ratios.max()), int(ratios.argmax())
+        before, self.stragglers = self.stragglers, (ratios > self.limit).nonzero().flatten().tolist()
+        return self.describe(times, ratios) if self.stragglers != before else None
 
-    def of_all(self, own: float) -> torch.Tensor:
-        """``[stages, ranks of a stage]``, seconds."""
+    def gather(self, own: float) -> torch.Tensor:
+        """Seconds of all ranks, ``[stages, ranks of a stage]``."""
         times = torch.zeros(world_size(), dtype=torch.float64, device=self.executor.device)
         times[rank()] = own
         return add_up(times).cpu().view(self.executor.stages, -1)
 
-    def said(self, times: torch.Tensor, ratios: torch.Tensor) -> str:
-        """A line on the slow ranks, with their hosts."""
-        if not self.slow:
+    def describe(self, times: torch.Tensor, ratios: torch.Tensor) -> str:
+        """Name the stragglers and their hosts."""
+        if not self.stragglers:
             return "no rank is slow any more"
         hosts = from_all_ranks(socket.gethostname())
-        worst = sorted(self.slow, key=lambda n: -float(ratios[n]))[:NAMED]
+        worst = sorted(self.stragglers, key=lambda n: -float(ratios[n]))[:MAX_NAMED]
         each = [f"rank {n} on {hosts[n]} {times.flatten()[n]:.3g} s ({ratios[n]:.1f} times)" for n in worst]
-        more = f" and {len(self.slow) - NAMED} more" if len(self.slow) > NAMED else ""
-        return f"slow: a step takes {', '.join(each)}{more}; their peers take {times.median():.3g} s, and wait for them"
+        more = f" and {len(self.stragglers) - MAX_NAMED} more" if len(self.stragglers) > MAX_NAMED else ""
+        peers = f"their peers take {times.median():.3g} s, and wait for them"
+        return f"slow: a step takes {', '.join(each)}{more}; {peers}"

@@ -22,7 +22,7 @@ from hmt_ds.checkpoint.fragments import base_optimizer, buffers
 from hmt_ds.config.load import load_recipe
 from hmt_ds.distributed.process_group import end_process
 from hmt_ds.training.build import build_executor, identity
-from hmt_ds.training.rank import as_rank, prepare_together
+from hmt_ds.training.rank import prepare_together, run_as_rank
 
 RECIPE = "launch/recipes/bench-1.1b.yaml"
 
@@ -75,5 +75,5 @@ def main(folder: Path, dtypes: list[str]) -> None:
 if __name__ == "__main__":
     if sys.argv[1] == "write":
         del sys.argv[1]
-        end_process(as_rank(write))
+        end_process(run_as_rank(write))
     main(Path(sys.argv[1]), sys.argv[2:] or ["bf16", "fp32"])

@@ -10,6 +10,7 @@ the executor did not compute again before its gradients are there.
 On GPUs all are times of the device's stream, and nothing is kept: --compute.recompute segment.
 """
 
+import logging
 import os
 import time
 from collections import defaultdict
@@ -29,17 +30,19 @@ from hmt_ds.parallel.pipeline.layer_times import finish
 from hmt_ds.parallel.pipeline.p2p import TensorSpec
 from hmt_ds.parallel.pipeline.schedule import Kind, pipeline_schedule
 from hmt_ds.planning.simulate import Link, Machine, Timeline, simulate
-from hmt_ds.reporting.phase_clock import Clock
+from hmt_ds.reporting.phase_clock import PhaseClock
 from hmt_ds.training.build import build_executor
-from hmt_ds.training.rank import as_rank, prepare_together, say
+from hmt_ds.training.rank import prepare_together, run_as_rank
 
 DEPTHS, PARTS, HOPS = (2, 4, 8), (1, 2, 4), 50
 ROUNDS = int(os.environ.get("ROUNDS", "6"))
+logger = logging.getLogger("hmt_ds.tests")  # the log shows what is below the package's name
+
 SHAPES = list(product(DEPTHS, PARTS))
 Middle = Callable[[list[float]], float]  # of an action's times
 
 
-class Stopwatch(Clock):
+class Stopwatch(PhaseClock):
     """Seconds of each action of a step, without those in which it waits. Give it to an executor as its ``phase``."""
 
     def read(self) -> tuple[float, list[float], float]:
@@ -60,7 +63,7 @@ class Stopwatch(Clock):
 
 def main() -> int:
     """Measure; returns the exit code."""
-    return as_rank(compare)
+    return run_as_rank(compare)
 
 
 def compare(recipe_file: str, overrides: list[str], device: torch.device) -> None:
@@ -73,10 +76,12 @@ def compare(recipe_file: str, overrides: list[str], device: torch.device) -> Non
     fastest = {shape: min((found[shape] for found in rounds), key=window_of) for shape in SHAPES}
     slower = median(median(window_of(found[shape]) for found in rounds) / window_of(fastest[shape]) for shape in SHAPES)
     hop = seconds_of_hop(executor)
-    say(f"a message: {hop * 1000:.1f} ms; the median step took {slower:.2f} x the fastest")
-    say("| S | B | main, ms | step, s | by medians | by means | if it waited | bubbles | by means |\n|" + 9 * "---|")
+    logger.info(f"a message: {hop * 1000:.1f} ms; the median step took {slower:.2f} x the fastest")
+    logger.info(
+        "| S | B | main, ms | step, s | by medians | by means | if it waited | bubbles | by means |\n|" + 9 * "---|"
+    )
     for shape, found in fastest.items():
-        say(row_of(executor, shape, found, hop))
+        logger.info(row_of(executor, shape, found, hop))
 
 
 def row_of(executor: PipelineExecutor, shape: tuple[int, int], found: list[dict[str, Any]], hop: float) -> str:

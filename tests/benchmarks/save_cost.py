@@ -3,6 +3,7 @@
 python tests/benchmarks/save_cost.py RECIPE FOLDER [--section.key value ...]   (under any launcher; random tokens)
 """
 
+import logging
 import sys
 import time
 from dataclasses import replace
@@ -19,14 +20,16 @@ from hmt_ds.config.load import load_recipe
 from hmt_ds.distributed.process_group import end_process, world_size
 from hmt_ds.parallel.zero import ZeroExecutor
 from hmt_ds.training.build import build_executor, identity
-from hmt_ds.training.rank import as_rank, prepare_together, say
+from hmt_ds.training.rank import prepare_together, run_as_rank
+
+logger = logging.getLogger("hmt_ds.tests")  # the log shows what is below the package's name
 
 WARMUP = 6
 
 
 def main() -> int:
     """Measure; returns the exit code."""
-    return as_rank(measure)
+    return run_as_rank(measure)
 
 
 def measure(recipe_file: str, words: list[str], device: torch.device) -> None:
@@ -41,19 +44,19 @@ def measure(recipe_file: str, words: list[str], device: torch.device) -> None:
         executor.train_batch(next(steps))
     plain = [timed(lambda: executor.train_batch(next(steps))) for _ in range(10)]
     step = median(plain)
-    say(f"a step without saving: {step:.3f} s")
+    logger.info(f"a step without saving: {step:.3f} s")
     # the first save in the background makes the page-locked memory that later ones have
     for number, how in enumerate(("in the foreground", "in the background", "in the background again")):
         saver = Saver(Path(folder) / f"{number}", identity(recipe, prepared), Retention(1), background=number > 0)
         lost, taken, written = save_once(executor, saver, steps, step)
-        say(f"{how}: {lost:.2f} s lost, {taken:.2f} s until it was visible, {written / 2**30:.2f} GiB")
+        logger.info(f"{how}: {lost:.2f} s lost, {taken:.2f} s until it was visible, {written / 2**30:.2f} GiB")
 
 
 def save_once(executor: ZeroExecutor, saver: Saver, steps: Any, step: float) -> tuple[float, float, int]:
     """Seconds lost, seconds until the checkpoint is visible, and its bytes."""
     started, done = time.perf_counter(), 0
     saver.begin(executor, RunPosition(1))
-    say(f"begun after {time.perf_counter() - started:.2f} s")
+    logger.info(f"begun after {time.perf_counter() - started:.2f} s")
     while executor.train_batch(next(steps), (saver.written(),)).flags[0] < world_size():
         done += 1
     checkpoint = saver.finish()

@@ -63,7 +63,7 @@ def test_a_disk_that_fills_up(tmp_path, disk, background):
     code, printed = train(recipe, output, *options)
     said = [line for line in printed.splitlines() if "was not written" in line]
     assert code != 0 and len(said) == 2 and "Traceback" not in printed, printed
-    assert said[0].startswith("warning: ") and "step_000008 was not written: rank " in said[0], printed
+    assert " rank 0 WARNING " in said[0] and "step_000008 was not written: rank " in said[0], printed
     assert said[1].startswith("error: ") and f"step_{STEPS:06d} was not written: rank " in said[1], printed
     assert all("No space left on device" in line for line in said), printed
     assert losses(output) == losses(tmp_path / "whole")
@@ -83,7 +83,7 @@ def test_a_disk_without_room_for_the_log(tmp_path, disk):
     make_materials(tmp_path)
     fill(disk, 12 * 2**10)  # the recipe, and the beginning of the log
     code, printed = train(write_recipe(tmp_path), disk / "run", "--training.steps", str(2 * STEPS))
-    warnings = [line for line in printed.splitlines() if "warning: metrics" in line]
+    warnings = [line for line in printed.splitlines() if "WARNING metrics" in line]
     assert len(warnings) == 1 and "No space left on device" in warnings[0], printed
     errors = [line for line in printed.splitlines() if line.startswith("error: ")]
     assert code == 2 and len(errors) == 1 and f"step_{2 * STEPS:06d} was not written" in errors[0], printed

@@ -1,6 +1,7 @@
 """`hmt-ds evaluate` finds again what a run has found at its end."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,12 @@ def evaluate(run: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+def log_of(printed: str) -> list[str]:
+    """Steps and phases in a run's log, without their numbers."""
+    lines = re.findall(r"^\S+ \S+ rank 0 INFO (step \d+/\d+|.*: [\d.]+ s$)", printed, re.MULTILINE)
+    return [re.sub(r": [\d.]+ s$", ": S s", line) for line in lines]
+
+
 def test_a_run_is_evaluated_again(tmp_path):
     """On as many ranks to the bit; the table is printed; what is found stays with the run, also if it was moved."""
     make_materials(tmp_path)
@@ -34,6 +41,16 @@ def test_a_run_is_evaluated_again(tmp_path):
     file = output / "evaluation" / f"step_{STEPS:06d}.json"
     found = json.loads(file.read_text())
     assert code == 0 and len(found["rows"]) == 2, printed
+    assert log_of(printed) == [
+        *("reading documents: S s", "building the model: S s"),
+        *(f"step {n}/{STEPS}" for n in range(1, 5)),
+        "saving step_000004: S s",
+        *(f"step {n}/{STEPS}" for n in range(5, 9)),
+        "saving step_000008: S s",
+        *(f"step {n}/{STEPS}" for n in range(9, 13)),
+        "saving step_000012: S s",
+        "evaluating: S s",
+    ]
     file.unlink()
     run = evaluate(output)
     assert run.returncode == 0 and "held-out perplexity" in run.stdout, run.stdout + run.stderr

@@ -1,4 +1,4 @@
-"""Steps that are not finite: whom they are laid to, how they are counted, and where the way back leads."""
+"""Steps that are not finite: which documents are suspected, how they are counted, where a rollback leads."""
 
 import math
 from pathlib import Path
@@ -11,7 +11,14 @@ import torch
 from hmt_ds.checkpoint import CheckpointError
 from hmt_ds.memory import MemoryState
 from hmt_ds.training import bad_steps
-from hmt_ds.training.bad_steps import RETURNS, BadStepCounter, BadSteps, read_left_out, suspects, write_left_out
+from hmt_ds.training.bad_steps import (
+    MAX_ROLLBACKS,
+    BadStepCounter,
+    TooManyBadSteps,
+    read_excluded,
+    suspects,
+    write_excluded,
+)
 
 DOCUMENTS = torch.tensor([[4, 4, 7], [5, 6, -1], [8, 8, 8]])
 ALL = torch.ones(3, 3, dtype=torch.bool)
@@ -50,43 +57,43 @@ def test_counting():
     said = counter.count(step(True, broken((0, 1)), anew=1), WINDOWS)
     assert said is not None and "skipped; it read document 4 of data.train" in said and "is dropped: 1" in said
     counter.count(step(True, broken((1, 0))), WINDOWS)
-    assert (counter.in_a_row, counter.documents) == (2, {4, 5})
+    assert (counter.consecutive, counter.documents) == (2, {4, 5})
     assert "overflowed" in str(counter.count(step(False, skipped=True), WINDOWS))  # fp16 looks for its scale
-    assert (counter.in_a_row, counter.documents) == (0, set())
+    assert (counter.consecutive, counter.documents) == (0, set())
 
 
-def way_back(counter: BadStepCounter, **options: Any) -> tuple[Path, set[int]]:
+def roll_back(counter: BadStepCounter, *, allowed: bool) -> tuple[Path, set[int]]:
     """After a bad step that read document 4."""
     counter.count(step(True, broken((0, 0))), WINDOWS)
-    return counter.way_back(Path("run/checkpoints"), say=print, **options)
+    return counter.roll_back(Path("run/checkpoints"), allowed=allowed)
 
 
-def test_the_way_back_is_not_gone_for_ever(monkeypatch):
-    """Each time with another document left out; still it ends, for then it is not the documents."""
+def test_rollbacks_end(monkeypatch):
+    """After some rollbacks to one checkpoint, each without more documents, the documents are not the cause."""
     monkeypatch.setattr(bad_steps, "newest_intact", lambda folder, say: folder / "step_000004")
     counter = BadStepCounter()
-    for _ in range(RETURNS):
-        assert way_back(counter, rollback=True) == (Path("run/checkpoints/step_000004"), {4})
-        assert (counter.in_a_row, counter.documents) == (0, set())
-    with pytest.raises(BadSteps, match=r"optimizer\.lr"):
-        way_back(counter, rollback=True)
+    for _ in range(MAX_ROLLBACKS):
+        assert roll_back(counter, allowed=True) == (Path("run/checkpoints/step_000004"), {4})
+        assert (counter.consecutive, counter.documents) == (0, set())
+    with pytest.raises(TooManyBadSteps, match=r"optimizer\.lr"):
+        roll_back(counter, allowed=True)
 
 
-def test_no_way_back(monkeypatch):
-    with pytest.raises(BadSteps, match=r"--training\.on_bad_steps rollback --checkpoint\.resume auto"):
-        way_back(BadStepCounter(), rollback=False)
+def test_no_rollback(monkeypatch):
+    with pytest.raises(TooManyBadSteps, match=r"--training\.on_bad_steps rollback --checkpoint\.resume auto"):
+        roll_back(BadStepCounter(), allowed=False)
     monkeypatch.setattr(bad_steps, "newest_intact", lambda folder, say: None)
-    with pytest.raises(BadSteps, match="no checkpoint to go back to"):
-        way_back(BadStepCounter(), rollback=True)
+    with pytest.raises(TooManyBadSteps, match="no checkpoint to go back to"):
+        roll_back(BadStepCounter(), allowed=True)
 
 
-def test_the_list_of_what_is_left_out(tmp_path):
-    assert read_left_out(tmp_path) == []
-    write_left_out(tmp_path, [3, 12])
-    assert read_left_out(tmp_path) == [3, 12]
+def test_the_list_of_excluded_documents(tmp_path):
+    assert read_excluded(tmp_path) == []
+    write_excluded(tmp_path, [3, 12])
+    assert read_excluded(tmp_path) == [3, 12]
     (tmp_path / "left_out.json").write_text("[3")
-    with pytest.raises(CheckpointError, match=r"left_out\.json is not readable.*mend it, or delete it"):
-        read_left_out(tmp_path)
+    with pytest.raises(CheckpointError, match=r"left_out\.json is not readable.*repair it, or delete it"):
+        read_excluded(tmp_path)
 
 
 def test_a_memory_that_is_not_finite_is_lost_with_its_row_alone():

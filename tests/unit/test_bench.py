@@ -22,7 +22,7 @@ from hmt_ds.memory import MemorySettings, RecomputePlan
 from hmt_ds.planning.flops import rates, repeated_positions
 from hmt_ds.preflight.prepare import prepare
 from hmt_ds.reporting import phase_clock as clock_module
-from hmt_ds.reporting.phase_clock import Clock
+from hmt_ds.reporting.phase_clock import PhaseClock
 
 PROJECT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -39,7 +39,7 @@ def moments(monkeypatch):
 
 
 def test_clock_adds_up_what_repeats_and_nests(moments):
-    clock = Clock(CPU)
+    clock = PhaseClock(CPU)
     moments[0] = 1  # one second before anything
     with clock("forward"):
         moments[0] = 3
@@ -53,7 +53,7 @@ def test_clock_adds_up_what_repeats_and_nests(moments):
 
 
 def test_clock_begins_anew(moments):
-    clock = Clock(CPU)
+    clock = PhaseClock(CPU)
     with clock("forward"):
         moments[0] = 5
     clock.end()
@@ -64,7 +64,7 @@ def test_clock_begins_anew(moments):
 
 
 def test_clock_leaves_phases_out(moments):
-    clock = Clock(CPU, only=("step",))
+    clock = PhaseClock(CPU, only=("step",))
     with clock("forward"):
         moments[0] = 5
     with clock("step"):
@@ -73,7 +73,7 @@ def test_clock_leaves_phases_out(moments):
 
 
 def test_clock_outlives_an_error(moments):
-    clock = Clock(CPU)
+    clock = PhaseClock(CPU)
     with pytest.raises(ZeroDivisionError), clock("forward"):
         moments[0] = 2
         raise ZeroDivisionError

@@ -70,10 +70,10 @@ def test_a_card_tells_its_own_checkpoints_figures(run, step, losses, evaluation)
     assert losses in card("model", f"run/step_{step:06d}", make_settings(), run=run, step=step)
 
 
-def test_a_disk_that_is_full_leaves_the_evaluation_before(tmp_path, monkeypatch, capsys):
+def test_a_disk_that_is_full_leaves_the_evaluation_before(tmp_path, monkeypatch, caplog):
     """The file is written aside: what is there under its name is whole, and of what failed nobody reads."""
     rows = [PerplexityRow(1, 2, 10, 5.0, 6.0)]
-    monkeypatch.setattr(validation, "perplexity_by_segments", lambda executor, windows, segments_read: rows)
+    monkeypatch.setattr(validation, "perplexity_by_segments", lambda reader, windows, segments_read: rows)
     recipe: Any = SimpleNamespace(
         training=SimpleNamespace(output=str(tmp_path)), evaluation=SimpleNamespace(segments_read=[1])
     )
@@ -93,4 +93,4 @@ def test_a_disk_that_is_full_leaves_the_evaluation_before(tmp_path, monkeypatch,
     for step in (3, 4):
         one.evaluate(step)
     assert file.read_bytes() == before and list(file.parent.glob("*.json")) == [file]
-    assert capsys.readouterr().err.count("cannot be written: No space left on device") == 2
+    assert caplog.text.count("cannot be written: No space left on device") == 2

@@ -39,29 +39,29 @@ def make_recipe(output: Path, stages: int = 1, resume: str = "auto") -> Recipe:
 @pytest.mark.parametrize(("nodes", "ranks", "found"), [(4, 2, 4), (5, 2, 4), (7, 1, 6), (3, 8, 3), (2, 16, 0)])
 def test_machines(recipe, nodes, ranks, found):
     if found:
-        assert elastic.usable(recipe, nodes, ranks) == found
+        assert elastic.usable_nodes(recipe, nodes, ranks) == found
     else:
         with pytest.raises(ConfigError, match="24 rows, which 2 machines of 16 ranks, or fewer, cannot share"):
-            elastic.usable(recipe, nodes, ranks)
+            elastic.usable_nodes(recipe, nodes, ranks)
 
 
 def test_pipelines_share_rows(recipe, tmp_path):
-    assert elastic.usable(make_recipe(tmp_path, stages=4), 5, 8) == 4  # 10 pipelines cannot, 8 can
-    assert elastic.usable(make_recipe(tmp_path, stages=3), 4, 8) == 3  # 32 ranks are no pipelines of 3
+    assert elastic.usable_nodes(make_recipe(tmp_path, stages=4), 5, 8) == 4  # 10 pipelines cannot, 8 can
+    assert elastic.usable_nodes(make_recipe(tmp_path, stages=3), 4, 8) == 3  # 32 ranks are no pipelines of 3
 
 
 def test_a_new_run_takes_all(recipe, tmp_path):
-    assert elastic.usable(make_recipe(tmp_path / "new"), 5, 7) == 5
-    assert elastic.usable(make_recipe(tmp_path, resume="never"), 5, 7) == 5
+    assert elastic.usable_nodes(make_recipe(tmp_path / "new"), 5, 7) == 5
+    assert elastic.usable_nodes(make_recipe(tmp_path, resume="never"), 5, 7) == 5
 
 
 @pytest.mark.parametrize(("ranks", "size"), [(8, 3), (4, 6), (24, 1), (5, None)])
 def test_batch_size(recipe, monkeypatch, ranks, size):
     monkeypatch.setattr(elastic, "world_size", lambda: ranks)
     if size:
-        assert elastic.keep_rows(recipe).training.batch_size == size
+        assert elastic.keep_global_batch(recipe).training.batch_size == size
     else:
         with pytest.raises(ConfigError, match="24 rows, which 5 ranks cannot share"):
-            elastic.keep_rows(recipe)
+            elastic.keep_global_batch(recipe)
     rigid = recipe.model_copy(update={"training": recipe.training.model_copy(update={"elastic": False})})
-    assert elastic.keep_rows(rigid).training.batch_size == 1
+    assert elastic.keep_global_batch(rigid).training.batch_size == 1

@@ -8,7 +8,7 @@ import pytest
 
 from hmt_ds.checkpoint import CheckpointError, RunPosition
 from hmt_ds.distributed.stopping import Stopped
-from hmt_ds.training import trainer as module
+from hmt_ds.training.checkpoints import RunCheckpoints
 from hmt_ds.training.trainer import Trainer
 
 
@@ -37,32 +37,30 @@ class FakeSaver:
 
 
 def stopped_in_evaluation(monkeypatch: pytest.MonkeyPatch, saver: FakeSaver, every: int) -> str:
-    """What a run says that is told to stop in the evaluation after step 4."""
-    one: Any = Trainer.__new__(Trainer)
-    one.recipe = SimpleNamespace(
+    """The message of a run that is told to stop in the evaluation after step 4."""
+    checkpoints: Any = RunCheckpoints.__new__(RunCheckpoints)
+    checkpoints.saver, checkpoints.executor, checkpoints.newest = saver, None, None
+    run: Any = Trainer.__new__(Trainer)
+    run.recipe = SimpleNamespace(
         training=SimpleNamespace(steps=8, max_bad_steps=5),
         checkpoint=SimpleNamespace(every=every),
         evaluation=SimpleNamespace(every=4),
     )
-    output = SimpleNamespace(fresh_tokens=1, flags=(0, 0))
-    one.saver, one.position, one.intact, one.logs, one.watchdog = saver, RunPosition(), None, None, None
-    one.signals = SimpleNamespace(told=0)
-    one.executor = SimpleNamespace(train_batch=lambda windows, flags: output)
-    one.progress = SimpleNamespace(say=lambda text: None, close=lambda: None)
-    one.bad_steps = SimpleNamespace(count=lambda output, windows: None, in_a_row=0)
-    monkeypatch.setattr(one, "steps", lambda: ((n, [SimpleNamespace(position={})], 0.0) for n in range(1, 9)))
-    monkeypatch.setattr(one, "report", lambda output, seconds: None)
-    monkeypatch.setattr(module, "as_window", lambda batch: batch)
-    one.rank_times = module.RankTimes.__new__(module.RankTimes)
-    monkeypatch.setattr(module.RankTimes, "of_a_step", lambda self, loading: pytest.MonkeyPatch.context())
-    monkeypatch.setattr(module.RankTimes, "look", lambda self: None)
+    run.checkpoints, run.bad_steps = checkpoints, SimpleNamespace(consecutive=0)
+    run.log = SimpleNamespace(close=lambda: None)
+
+    def training_step(step: int, windows: Any, loading_seconds: float) -> Any:
+        run.position = RunPosition(step)
+        return SimpleNamespace(flags=(0, checkpoints.written()))
 
     def evaluate(step: int) -> None:
         raise Stopped("stopped in the evaluation")
 
-    one.held_out = SimpleNamespace(evaluate=evaluate)
+    monkeypatch.setattr(run, "steps", lambda: ((n, [], 0.0) for n in range(1, 9)))
+    monkeypatch.setattr(run, "training_step", training_step)
+    run.validation = SimpleNamespace(evaluate=evaluate)
     with pytest.raises(Stopped) as said:
-        one.take_steps()
+        run.fit()
     return str(said.value)
 
 

@@ -11,7 +11,7 @@ from hmt_ds.memory import MemorySettings
 from hmt_ds.planning.activations import kept_bytes
 from hmt_ds.preflight import compute_checks
 from hmt_ds.preflight.compute_checks import check_pipeline, check_recompute
-from hmt_ds.training.build import few_parts
+from hmt_ds.training.build import describe_bubble
 
 LLAMA = {"model_type": "llama", "num_hidden_layers": 4}
 ZERO_1 = {"zero_optimization": {"stage": 1}}
@@ -103,8 +103,8 @@ def test_a_stage_keeps_its_layers_of_a_micro_batch(monkeypatch, recompute, share
         assert len(found) == problems and all(said in line for line in found)
 
 
-def test_too_few_parts_are_said_with_what_they_cost():
+def test_too_few_micro_batches_are_reported_with_the_bubble():
     """One micro-batch without summaries on two stages: each waits while the other works."""
     recipe = recipe_of(batch_size=1)
     alone = recipe.model_copy(update={"memory": replace(recipe.memory, mode="rmt")})
-    assert "with 1 micro-batches on 2 stages a stage waits 50% of its time" in few_parts(alone, 1)
+    assert "with 1 micro-batches on 2 stages a stage waits 50% of its time" in describe_bubble(alone, 1)

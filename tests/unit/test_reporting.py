@@ -65,15 +65,15 @@ def largest_file(size: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("room", "lines"), [(52, 2), (9, 0)], ids=["some", "none"])
-def test_no_room_for_the_log(tmp_path, capsys, room, lines):
+def test_no_room_for_the_log(tmp_path, caplog, room, lines):
     """One warning for each file; what found no room is written when there is some, and nothing is half a line."""
     rows = [{"step": step, "loss": 1 / step} for step in range(1, 7)]
     logs = Metrics(tmp_path, csv=True)
     with largest_file(room):
         for row in rows[:5]:
             logs.write(row)
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 2 and all(line.startswith("warning: metrics.") for line in said), said
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2 and {record.levelname for record in caplog.records} == {"WARNING"}, said
     assert "metrics.jsonl cannot be written: [Errno 27]" in said[0] and "metrics.csv" in said[1]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == lines
     assert read_metrics(tmp_path / "metrics.jsonl") == rows[:lines]
@@ -81,7 +81,7 @@ def test_no_room_for_the_log(tmp_path, capsys, room, lines):
     assert read_metrics(tmp_path / "metrics.jsonl") == rows
     table = (tmp_path / "metrics.csv").read_text().splitlines()
     assert table == ["step,loss", *(f"{row['step']},{row['loss']}" for row in rows)]
-    assert not capsys.readouterr().err
+    assert len(caplog.records) == 2
 
 
 def test_a_log_is_cut_without_room(tmp_path):

@@ -1,0 +1,111 @@
+"""What a run records of its steps: metrics in the run's folder, progress on the screen, a summary at the end."""
+
+import math
+from pathlib import Path
+
+import torch
+
+from hmt_ds.checkpoint import RunPosition
+from hmt_ds.config.load import write_yaml
+from hmt_ds.config.recipe import Recipe
+from hmt_ds.distributed.deepspeed_internals import skipped_steps
+from hmt_ds.distributed.process_group import rank, world_size
+from hmt_ds.parallel.zero import StepOutput, ZeroExecutor
+from hmt_ds.planning.flops import peak_flops, useful_flops_per_token
+from hmt_ds.reporting.metrics import Metrics, Row, read_metrics
+from hmt_ds.reporting.plots import plot_loss
+from hmt_ds.reporting.progress import Progress
+from hmt_ds.training.rank import peak_resident_bytes
+from hmt_ds.training.stragglers import StragglerDetector
+from hmt_ds.training.validation import warn_if_unwritable
+
+
+class RunLog:
+    """Metrics and progress of a run, from the step on that it is at. Only rank 0 writes.
+
+    Args:
+        recipe: checked.
+        executor: the model that is trained.
+        parameters, trained: sizes of the whole model.
+        stragglers: adds its findings to the metrics.
+    """
+
+    def __init__(
+        self, recipe: Recipe, executor: ZeroExecutor, parameters: int, trained: int, stragglers: StragglerDetector
+    ):
+        self.recipe, self.executor, self.stragglers = recipe, executor, stragglers
+        self.folder = Path(recipe.training.output)
+        self.flops_per_token = useful_flops_per_token(parameters, trained, executor.settings)
+        self.metrics: Metrics | None = None
+        self.progress: Progress | None = None
+
+    def open(self, step: int) -> None:
+        """Open the logs after a step; what they have of later steps is dropped."""
+        first, options = rank() == 0, self.recipe.logging
+        chosen = options.model_dump(exclude={"every", "slow_rank"})
+        self.metrics = Metrics(self.folder, step, **chosen) if first else None
+        self.progress = Progress(self.recipe.training.steps, step, every=options.every, shown=first)
+
+    def close(self) -> None:
+        """Close the logs: no steps follow, or not from here."""
+        if self.progress:
+            self.progress.close()
+        if self.metrics:
+            self.metrics.close()
+
+    def record(self, output: StepOutput, position: RunPosition, seconds: float) -> None:
+        """Record a step that took so many seconds."""
+        row = self.row(output, position, seconds)
+        if self.progress:
+            self.progress.advance(output.loss, row["tokens_per_second"] * world_size(), row["peak_memory_gib"])
+        if self.metrics and position.step % self.recipe.logging.every == 0:
+            self.metrics.write(row)
+
+    def row(self, output: StepOutput, position: RunPosition, seconds: float) -> Row:
+        """A step's numbers, by the names in :mod:`hmt_ds.reporting.metrics`; None for what is unknown or not finite."""
+        speed = output.fresh_tokens / seconds / world_size()
+        on_cpu = self.executor.device.type == "cpu"
+        device = None if on_cpu else torch.get_device_module(self.executor.device)
+        peak = peak_flops(device.get_device_name()) if device else None
+        row = {
+            "step": position.step,
+            "loss": output.loss,
+            "perplexity": float(torch.tensor(output.loss).exp()),
+            "learning_rate": output.learning_rate,
+            "gradient_norm": output.gradient_norm,
+            "skipped": skipped_steps(self.executor.engine),
+            "slowest_rank": self.stragglers.slowest_rank,
+            "slowest_ratio": self.stragglers.slowest_ratio,
+            "tokens_per_second": speed,
+            "mfu": speed * self.flops_per_token / peak if peak else None,
+            "peak_memory_gib": (device.max_memory_allocated() if device else peak_resident_bytes()) / 2**30,
+            "recall_distance": output.recall_distance,
+            "seconds": seconds,
+        }
+        return {name: value if value is not None and math.isfinite(value) else None for name, value in row.items()}
+
+    def print_summary(self, checkpoint: Path) -> None:
+        """Print what came of the run, and draw its loss."""
+        if rank() != 0:
+            return
+        if rows := [row for row in read_metrics(self.folder / "metrics.jsonl") if row["loss"] is not None]:
+            first, last = rows[0]["loss"], [row["loss"] for row in rows[-10:]]
+            mean = sum(last) / len(last)
+            print(f"loss        {first:.3f} -> {mean:.3f} (mean of the last {len(last)} logged steps)")
+            with warn_if_unwritable(picture := self.folder / "loss.png"):
+                plot_loss(rows, picture)
+                print(f"picture     {picture}")
+        print(f"checkpoint  {checkpoint}", flush=True)
+
+
+def create_folder(recipe: Recipe) -> str | None:
+    """Create the run's folder with its recipe; returns the problem if that is not possible."""
+    folder, resolved = Path(recipe.training.output), write_yaml(recipe.model_dump(mode="json"))
+    aside = folder / ".recipe.yaml"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        aside.write_text(resolved)  # on a full disk the recipe of an earlier start stays
+        aside.replace(folder / "recipe.yaml")
+    except OSError as error:
+        return f"training.output: {folder} cannot be written: {error.strerror}"
+    return None
