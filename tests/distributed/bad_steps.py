@@ -1,8 +1,7 @@
-"""A step whose loss or gradients are not finite, on real ranks: what it leaves, and what the step after it makes.
+"""Effects of a non-finite step on the state and on the next step, on real ranks. Run by run_ranks.
 
-As a rank this file is started by run_ranks. Two runs are compared: one reads a good window, one with a poisonous token,
-and a good one again; the other reads the two good ones alone. All windows begin with new documents, so nothing but a
-trace of the bad step could make a difference.
+Two runs are compared: one reads a good window, a window with a poisoned token, and a good window; the other reads only
+the two good ones. All windows begin with new documents, so only a trace of the bad step can make a difference.
 """
 
 import gc
@@ -29,16 +28,16 @@ from hmt_ds.parallel.zero import StepOutput, ZeroExecutor
 
 POISON = VOCABULARY - 1
 embed_rightly = CausalLM.embed
-ROW, SEGMENT = 1, 1  # where the token stands, on the last data rank
+ROW, SEGMENT = 1, 1  # position of the poisoned token, on the last data rank
 
 
 @dataclass(frozen=True)
 class Case:
-    """How the ranks work together, and what the token spoils.
+    """How the ranks work together, and which values the poisoned token makes non-finite.
 
     Attributes:
         config: a file of ds_configs, or ``ring``.
-        spoils: ``loss``, with all that follows from it; or ``gradient``, of the embeddings alone.
+        spoils: ``loss`` and everything computed from it; or ``gradient``, that of the embeddings only.
     """
 
     config: str
@@ -51,7 +50,7 @@ class Case:
 
 
 class Spoiled(torch.autograd.Function):
-    """The same numbers, with a gradient that is not finite in some places."""
+    """The identity, with a gradient that is not finite in some places."""
 
     @staticmethod
     def forward(ctx: Any, embeddings: Tensor, where: Tensor) -> Tensor:
@@ -64,7 +63,7 @@ class Spoiled(torch.autograd.Function):
 
 
 def poison(spoils: str) -> None:
-    """Make the token do its work, in whatever reads it."""
+    """Patch the model so that the poisoned token has its effect."""
 
     def embed(backbone: CausalLM, ids: Tensor) -> Tensor:
         found, where = embed_rightly(backbone, ids), (ids == POISON)[:, :, None]
@@ -74,7 +73,7 @@ def poison(spoils: str) -> None:
 
 
 def three_windows(executor: ZeroExecutor) -> list[Window]:
-    """Good, bad, good; each row begins with a document."""
+    """A good, a bad and a good window; each row begins with a new document."""
     base = windows(executor.data_rank, executor.data_ranks)[0]
     starts = base.starts.clone()
     starts[:, 0] = True
@@ -85,7 +84,7 @@ def three_windows(executor: ZeroExecutor) -> list[Window]:
 
 
 def make_executor(case: Case, device: torch.device) -> ZeroExecutor:
-    """The executors that the tests of gradients have."""
+    """The executor of a case, as in the gradient tests."""
     if case.config == "ring":
         pipelines = world_size() // 2
         return pipeline_gradients.make_executor(
@@ -109,7 +108,7 @@ class Schedule:
 
 
 def trace(executor: ZeroExecutor) -> dict[str, Any]:
-    """All that a step changes, on this rank."""
+    """Everything that a step changes on this rank."""
     own = fragments(executor.engine, rank=executor.data_rank, world_size=executor.data_ranks, to_write=False)
     found = {f"{f.name}@{f.start} {key}": t.clone() for f in own for key, t in f.tensors.items()}
     found |= get_weights(executor.engine.module)
@@ -117,14 +116,14 @@ def trace(executor: ZeroExecutor) -> dict[str, Any]:
 
 
 def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """What is not the same, bit for bit, on any rank."""
+    """Names of the values that differ in any bit on any rank."""
     assert one.keys() == other.keys()
     own = [k for k, v in one.items() if not (torch.equal(v, other[k]) if torch.is_tensor(v) else v == other[k])]
     return sorted({name for names in from_all_ranks(own) for name in names})
 
 
 def run(case: Case, device: torch.device, chosen: list[int]) -> tuple[list[dict[str, Any]], list[StepOutput], Any]:
-    """Some of the windows; what stood after each step, and what it said."""
+    """Train on some of the windows; return the state and the output of each step."""
     executor = make_executor(case, device)
     executor.engine.lr_scheduler = Schedule()
     every = three_windows(executor)
@@ -139,7 +138,7 @@ def run(case: Case, device: torch.device, chosen: list[int]) -> tuple[list[dict[
 
 
 def compare(case: Case, device: torch.device) -> dict[str, Any]:
-    """What a test wants to know of a case."""
+    """The results of a case that the test checks."""
     poison(case.spoils)
     with_bad, said, bad_memory = run(case, device, [0, 1, 2])
     without, good, _ = run(case, device, [0, 2])
@@ -173,7 +172,7 @@ def be_a_rank(cases: list[Case], result: Path) -> None:
 
 
 def run_cases(cases: list[Case], ranks: int = 2) -> list[dict[str, Any]]:
-    """What became of some cases."""
+    """The results of some cases."""
     return run_ranks("bad_steps.py", [astuple(case) for case in cases], ranks=ranks, timeout=300)
 
 

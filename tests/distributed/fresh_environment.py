@@ -1,9 +1,9 @@
-"""A converted run in a new virtual environment with torch and transformers alone: the trainer's logits and text?
+"""Check that a new environment with only torch and transformers reproduces a trained run's logits and text.
 
     python tests/distributed/fresh_environment.py [--folder FOLDER]
 
-trains a tiny Llama for three steps on two ranks at ZeRO-3 and converts the run. By hand: pip fetches packages, from
-where its own settings say.
+trains a tiny Llama for three steps on two ranks at ZeRO-3, converts the run and reads the folder. Not part of the
+tests: pip downloads packages.
 """
 
 import argparse
@@ -31,7 +31,7 @@ LLAMA = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
-    "initializer_range": 0.06,  # with 0.02 recall weighs all memories alike, and a wrong one would not show
+    "initializer_range": 0.06,  # with 0.02 recall weighs all memories equally, which would hide a wrong recall
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
@@ -52,7 +52,7 @@ def make_folder(folder: Path) -> None:
 
 
 def make_environment(folder: Path) -> Path:
-    """A virtual environment with the versions that the project is tested with; returns its Python."""
+    """Create a virtual environment with the tested versions; return its Python."""
     pinned = re.search(r"^TORCH=(\S+)", (PROJECT / "launch/setup_env.sh").read_text(), re.MULTILINE)
     assert pinned
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
@@ -63,7 +63,7 @@ def make_environment(folder: Path) -> Path:
 
 
 def read_in(python: Path, folder: Path) -> dict[str, torch.Tensor]:
-    """What that Python makes of the document; isolated (-I), so that it sees no other packages."""
+    """Run the document in that Python, isolated (-I) from other packages."""
     script, found = Path(__file__).with_name("read_folder.py"), folder / "found.safetensors"
     command = [python, "-I", script, folder / "hf", folder / "ids.safetensors", found]
     environment = os.environ | {"HF_MODULES_CACHE": str(folder / "modules"), "HF_HUB_OFFLINE": "1"}
@@ -73,7 +73,7 @@ def read_in(python: Path, folder: Path) -> dict[str, torch.Tensor]:
 
 
 def compare(folder: Path) -> None:
-    """All of it."""
+    """Make the folder and the environment, and compare the results."""
     began = time.monotonic()
     make_folder(folder)
     made = time.monotonic()

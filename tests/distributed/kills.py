@@ -1,10 +1,9 @@
-"""Training killed again and again, at random times: the losses are those of a run that nobody disturbed, to the bit.
+"""Kill a training run repeatedly at random times; its losses must equal those of an undisturbed run, bit for bit.
 
     python tests/distributed/kills.py [--kills 200] [--stages 1 2 3] [--seed 0] [--folder FOLDER]
 
-The ranks are forked from this process, which has imported all that they need: a start takes a second. Saves are
-frequent and slowed down, so that many a kill lands inside one. Every other start writes its checkpoints in the
-background.
+Ranks are forked from this process, which has already imported everything, so a start takes a second. Saves are frequent
+and slowed down, so that many kills hit one. Every second start writes its checkpoints in the background.
 """
 
 import argparse
@@ -34,13 +33,13 @@ from hmt_ds.reporting.metrics import read_metrics
 STAGES = (1, 2, 3)
 RANKS = 2
 STEPS, EVERY, KEEP = 24, 2, 3
-SLOW = 0.1  # seconds that a rank's share takes longer than it has to, and the sealing
+SLOW = 0.1  # extra seconds for writing a rank's share and for sealing
 PATIENCE = 90.0  # seconds for a start
 
 
 @dataclass
 class Kills:
-    """What was done to the runs of one stage, and where it hit them."""
+    """Counts of the kills of one ZeRO stage, by where they hit."""
 
     where: Counter[str] = field(default_factory=Counter)
     runs: int = 0
@@ -50,7 +49,7 @@ class Kills:
 
 
 def forked(recipe: Path, output: Path, *more: str, slow: bool = True) -> list[int]:
-    """Start a run's ranks; what they print goes to ``output.log``."""
+    """Fork a run's ranks, which print to ``output.log``."""
     port = str(free_port())
     sys.stdout.flush()
     pids = []
@@ -62,7 +61,7 @@ def forked(recipe: Path, output: Path, *more: str, slow: bool = True) -> list[in
 
 
 def be_a_rank(rank: int, port: str, words: list[str], slow: bool) -> NoReturn:
-    """Train in a forked process, as `python -m hmt_ds.train` does."""
+    """Train in a forked process like `python -m hmt_ds.train`."""
     code = 1
     try:
         out = os.open(f"{words[2]}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -85,7 +84,7 @@ def be_a_rank(rank: int, port: str, words: list[str], slow: bool) -> NoReturn:
 
 
 def slow_down() -> None:
-    """Let writing take a while: inside of each rank's share, and inside of what makes a checkpoint visible."""
+    """Slow down the writing of each rank's share and the step that makes a checkpoint visible."""
     write_file, flush_folder = files.write_file, files.flush_folder
 
     def slow_write(*arguments: Any) -> Any:
@@ -101,7 +100,7 @@ def slow_down() -> None:
 
 @contextmanager
 def started(recipe: Path, output: Path, *more: str, slow: bool = True) -> Iterator[list[int]]:
-    """A run's ranks; none outlives the block."""
+    """A run's ranks, all killed at the end of the block."""
     pids = forked(recipe, output, *more, slow=slow)
     try:
         yield pids
@@ -111,7 +110,7 @@ def started(recipe: Path, output: Path, *more: str, slow: bool = True) -> Iterat
 
 
 def kill(pid: int) -> None:
-    """End a rank that has not been waited for, and wait for it."""
+    """Kill a rank that has not been reaped, and reap it."""
     with suppress(ProcessLookupError, ChildProcessError):
         if os.waitpid(pid, os.WNOHANG)[0] == 0:
             os.kill(pid, signal.SIGKILL)
@@ -119,7 +118,7 @@ def kill(pid: int) -> None:
 
 
 def ended(pids: list[int], seconds: float) -> list[int] | None:
-    """The exit codes so far, if all end in time or one of them badly. Nobody is waited for: they stay as zombies."""
+    """The exit codes once all ranks have ended, one has failed, or the time is up. Ranks are not reaped."""
     deadline = time.monotonic() + seconds
     while True:
         codes = [code for code in map(code_of, pids) if code is not None]
@@ -131,7 +130,7 @@ def ended(pids: list[int], seconds: float) -> list[int] | None:
 
 
 def code_of(pid: int) -> int | None:
-    """A rank's exit code, negative for a signal; None while it lives."""
+    """A rank's exit code, negative for a signal; None while it runs."""
     found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     if found is None:
         return None
@@ -144,7 +143,7 @@ def losses(output: Path) -> list[tuple[int, Any]]:
 
 
 def undisturbed(recipe: Path, output: Path) -> list[tuple[int, Any]]:
-    """The losses that all runs should have."""
+    """The losses of an undisturbed run."""
     with started(recipe, output, slow=False) as pids:
         codes = ended(pids, PATIENCE)
     assert codes == [0] * RANKS, read_log(output)
@@ -154,11 +153,11 @@ def undisturbed(recipe: Path, output: Path) -> list[tuple[int, Any]]:
 
 
 def wait_for_a_step(pids: list[int], output: Path, since: float) -> None:
-    """Until a start has written a step of its own into the log, or has ended."""
+    """Wait until this start has logged a step, or has ended."""
     known, log, deadline = 0, output / "metrics.jsonl", time.time() + PATIENCE
     while time.time() < deadline:
         if log.exists() and log.stat().st_mtime > since:
-            rows = len(read_metrics(log))  # the start first cuts the log at the step that it goes on from
+            rows = len(read_metrics(log))  # a start first truncates the log to the step that it resumes from
             if known and rows > known:
                 return
             known = known or max(rows, 1)
@@ -169,7 +168,7 @@ def wait_for_a_step(pids: list[int], output: Path, since: float) -> None:
 
 
 def disturb(recipe: Path, output: Path, dice: random.Random, number: int) -> str | None:
-    """Start a run, or start it again, and kill it; returns where it was hit, None if it came to its end before."""
+    """Start or resume a run and kill it; return where the kill hit, or None if the run had finished."""
     before, began, said = newest(output), time.time(), len(read_log(output))
     background = str(bool(number % 2)).lower()
     with started(recipe, output, "--checkpoint.resume", "auto", "--checkpoint.background", background) as pids:
@@ -190,7 +189,7 @@ def disturb(recipe: Path, output: Path, dice: random.Random, number: int) -> str
 
 
 def survivors_end(pids: list[int], seconds: float = 0.5) -> None:
-    """What a launcher does when a rank is gone: the others are asked to end, and then made to."""
+    """End the surviving ranks as a launcher does: SIGTERM first, then SIGKILL."""
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
@@ -205,7 +204,7 @@ def newest(output: Path) -> int:
 
 
 def check_checkpoints(output: Path, before: int) -> None:
-    """All that can be seen are intact, and the newest of before is not lost."""
+    """Check that all visible checkpoints are intact, and that the newest one of before still exists."""
     damaged = {path.name: files.damage(path) for path in list_checkpoints(output / "checkpoints")}
     assert not any(damaged.values()), damaged
     said: list[str] = []
@@ -214,20 +213,20 @@ def check_checkpoints(output: Path, before: int) -> None:
 
 
 def read_log(output: Path) -> str:
-    """What a run's starts have printed so far."""
+    """The output of all starts of a run so far."""
     log = Path(f"{output}.log")
     return log.read_text() if log.exists() else ""
 
 
 def check_resumed(printed: str, before: int, *, begun: bool = False) -> None:
-    """A start goes on from the newest checkpoint there was, as far as it came to say so, and passes none over."""
+    """Check that a start resumed from the newest checkpoint, if it got far enough to print that, and skipped none."""
     steps = [int(step) for step in re.findall(r"resumed from \S+, step (\d+)", printed)]
     assert "passed over" not in printed, printed
     assert steps == ([before] if before else []) or not (steps or begun), (steps, before, printed)
 
 
 def where(output: Path, began: float) -> str:
-    """Whether the kill was inside of saving, by the folder that this start was writing."""
+    """Whether the kill hit a save: this start left a partial folder."""
     partial = [
         path for path in (output / "checkpoints").glob(".step_*") if re.fullmatch(r"\.step_\d+\.partial", path.name)
     ]
@@ -235,7 +234,7 @@ def where(output: Path, began: float) -> str:
 
 
 def recipe_of(folder: Path, stage: int) -> Path:
-    """A recipe of many steps and saves."""
+    """A recipe with many steps and saves."""
     file = write_recipe(folder, stage)
     recipe = yaml.safe_load(file.read_text())
     recipe["training"]["steps"] = STEPS
@@ -245,7 +244,7 @@ def recipe_of(folder: Path, stage: int) -> Path:
 
 
 def kill_often(folder: Path, stage: int, kills: int, seed: int) -> Kills:
-    """Runs of a stage, one after the other, until so many kills are done; each is brought to its end and compared."""
+    """Kill runs of one ZeRO stage until ``kills`` is reached; finish each run and compare its losses."""
     recipe, dice, done, starts = recipe_of(folder, stage), random.Random(f"{seed} {stage}"), Kills(), 0
     expected = undisturbed(recipe, folder / f"stage_{stage}_undisturbed")
     while done.where.total() < kills:
@@ -264,7 +263,7 @@ def kill_often(folder: Path, stage: int, kills: int, seed: int) -> Kills:
 
 
 def finish(recipe: Path, output: Path) -> None:
-    """Let a run come to its end."""
+    """Resume a run and let it finish."""
     before, said = newest(output), len(read_log(output))
     with started(recipe, output, "--checkpoint.resume", "auto", slow=False) as pids:
         codes = ended(pids, PATIENCE)
@@ -273,12 +272,12 @@ def finish(recipe: Path, output: Path) -> None:
 
 
 def shares(kills: int, stages: int) -> list[int]:
-    """How many kills each stage gets."""
+    """The number of kills for each stage."""
     return [kills // stages + (number < kills % stages) for number in range(stages)]
 
 
 def main() -> None:
-    """The table."""
+    """Run the kills and print the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--stages", type=int, nargs="+", default=STAGES)

@@ -1,9 +1,9 @@
-"""Checkpoints of one layout resumed in another: the next losses, against those of the run that went on undisturbed.
+"""Resume checkpoints of one layout in another and compare the next losses with those of an undisturbed run.
 
     python tests/distributed/layouts.py [fp32|bf16]
 
-saves in each of 15 layouts (5 configurations x 1, 2, 4 ranks) and resumes each save in all of them: 225 pairs, a table.
-As a rank it is started by run_ranks.
+saves in each of 15 layouts (5 configurations x 1, 2, 4 ranks), resumes each save in all of them, and prints a table of
+225 pairs. run_ranks starts this file on every rank.
 """
 
 import gc
@@ -29,22 +29,22 @@ from hmt_ds.parallel.zero import ZeroExecutor
 
 CONFIGS = ("zero0", "zero1", "zero2", "zero3", "zero3_offload")
 RANKS = (1, 2, 4)
-BEFORE, AFTER = 2, 5  # steps before the checkpoint and behind it; the one epoch is read more than once
+BEFORE, AFTER = 2, 5  # steps before and after the checkpoint; more than one epoch
 
 
 def executor_of(config: str, case: dict[str, str], device: torch.device) -> ZeroExecutor:
-    """A new executor, with the weights that all start from."""
+    """A new executor with the common initial weights."""
     return make_executor(Case(config, reduction="step", **case), device)
 
 
 def losses(executor: ZeroExecutor, first: int, number: int) -> list[float]:
-    """Of some steps, from one on."""
+    """Losses of some steps, starting at step ``first``."""
     every = windows(rank(), world_size(), DEPTH)
     return [executor.train_batch([every[step % len(every)]]).loss for step in range(first, first + number)]
 
 
 def save(folder: Path, config: str, case: dict[str, str], device: torch.device) -> dict[str, Any]:
-    """Train, save, train on: what should come after the checkpoint."""
+    """Train, save and continue training; return the losses after the checkpoint."""
     executor = executor_of(config, case, device)
     losses(executor, 0, BEFORE)
     saver = Saver(folder / f"{config}-{world_size()}", {}, Retention())
@@ -57,12 +57,12 @@ def save(folder: Path, config: str, case: dict[str, str], device: torch.device) 
 
 
 def resume(saved: dict[str, Any], config: str, case: dict[str, str], device: torch.device) -> dict[str, Any]:
-    """How far the next losses, and the weights after them, are from what they should be."""
+    """Resume a checkpoint; return the errors of the next losses and of the weights after them."""
     executor = executor_of(config, case, device)
     with torch.no_grad():
         for parameter in executor.engine.module.parameters():
             if parameter.requires_grad:
-                parameter.data.fill_(torch.nan)  # nothing of the start may be left
+                parameter.data.fill_(torch.nan)  # everything must come from the checkpoint
     assert load_checkpoint(executor, Path(saved["path"])).step == BEFORE
     found = losses(executor, BEFORE, AFTER)
     weights = {name: weight.float().norm().item() for name, weight in get_weights(executor.engine.module).items()}
@@ -94,7 +94,7 @@ def be_a_rank(task: dict[str, Any], result: Path) -> None:
 def run_pairs(
     configs: Sequence[str] = CONFIGS, ranks: Sequence[int] = RANKS, timeout: float = 1500, **case: str
 ) -> dict[str, dict[str, Any]]:
-    """All pairs of some layouts; of a case, precision and the like may be said."""
+    """Run all pairs of some layouts; ``case`` has options such as the precision."""
     with tempfile.TemporaryDirectory() as folder:
         common = {"configs": configs, "case": case}
         saved: dict[str, Any] = {}
@@ -107,7 +107,7 @@ def run_pairs(
 
 
 def print_table(precision: str) -> None:
-    """Every pair: the largest relative difference of the next losses, and of any weight's norm after them."""
+    """Print the largest relative difference of the next losses, and of any weight's norm after them, for every pair."""
     began = time.monotonic()
     found = run_pairs(precision=precision)
     for pair, row in found.items():

@@ -1,6 +1,6 @@
-"""Gradients of many equal segments in bf16: the executor's, and what sums in float32 and in bf16 give.
+"""Compare the bf16 gradient of many equal segments with sums in float32 and in bf16. Run by run_ranks.
 
-A rank's script (run_ranks). Every document is the same and one segment long, so all segments have the same gradient.
+All documents are equal and one segment long, so all segments have the same gradient.
 """
 
 import gc
@@ -26,7 +26,7 @@ SHORT: list[Depth] = [depth for depth in LONG if depth[2] == 64 or depth[0] == "
 
 
 def one_row(segments: int) -> Window:
-    """The same document, over and over."""
+    """A window of one document repeated."""
     ids = torch.randint(VOCABULARY, (L,), generator=torch.Generator().manual_seed(0)).expand(1, segments, L)
     labels = torch.cat([ids[..., 1:], torch.full_like(ids[..., :1], IGNORED)], dim=2)
     everywhere = torch.ones(1, segments, dtype=torch.bool)
@@ -34,7 +34,7 @@ def one_row(segments: int) -> Window:
 
 
 def sums(weights: dict[str, Tensor], segments: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """As many times a segment's bf16 gradient, by one process, added up in float32 and in bf16."""
+    """One process's bf16 gradient of a segment, added up as many times in float32 and in bf16."""
     model = plain_model(dtype=torch.bfloat16)
     model.load_state_dict(weights, strict=False)
     state = MemoryState.empty(1, 2, model.backbone.dim, 3, dtype=torch.bfloat16, device=torch.device("cpu"))
@@ -49,7 +49,7 @@ def sums(weights: dict[str, Tensor], segments: int) -> tuple[dict[str, Tensor], 
 
 
 def of_executor(executor: ZeroExecutor, segments: int) -> dict[str, Tensor]:
-    """The gradient of one step on this rank's one row."""
+    """The executor's gradient of one step on this rank's one row."""
     found = {}
     step = executor.engine.step
 
@@ -64,9 +64,9 @@ def of_executor(executor: ZeroExecutor, segments: int) -> dict[str, Tensor]:
 
 
 def compare(depth: Depth, device: torch.device) -> dict[str, Any]:
-    """How far the executor and a sum in bf16 are from the sum in float32."""
+    """Relative errors of the executor and of a sum in bf16 against the sum in float32."""
     config, way, segments = depth
-    # whatever the sums do not depend on is chosen to be fast
+    # settings that do not affect the sums are chosen for speed
     case = Case(config, precision="bf16", reduction=way, recompute="none", summary_batch=64)
     precise, rough = sums(start_weights(case), segments)
     found = of_executor(make_executor(case, device, rows=world_size(), segments=segments), segments)
@@ -87,7 +87,7 @@ def be_a_rank(depths: list[Depth], result: Path) -> None:
     rows = []
     for depth in depths:
         rows.append(compare(depth, device))
-        gc.collect()  # DeepSpeed's engines hold themselves in cycles
+        gc.collect()  # DeepSpeed's engines are in reference cycles
     if rank() == 0:
         result.write_text(json.dumps(rows))
     end_process(0)

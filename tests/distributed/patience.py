@@ -1,4 +1,4 @@
-"""A rank that works alone for longer than an exchange would wait. As a rank this file is started by run_ranks."""
+"""One rank works alone for longer than the timeout of a collective. Run by run_ranks."""
 
 import json
 import sys
@@ -7,11 +7,11 @@ from pathlib import Path
 
 from hmt_ds.distributed.process_group import end_process, from_all_ranks, from_rank_0, join, rank
 
-SECONDS = 4.0  # that an exchange waits
+SECONDS = 4.0  # timeout of a collective
 
 
 def be_a_rank(result: Path) -> None:
-    """What rank 1 got from rank 0, which came late, and then rank 0 from rank 1."""
+    """The value that rank 1 received from rank 0, which was late, and the one that rank 0 received from rank 1."""
     join(timeout_minutes=SECONDS / 60)
     if rank() == 0:
         time.sleep(2 * SECONDS)

@@ -1,7 +1,4 @@
-"""Stages whose layers draw random numbers: gradients of items that are read again, against those of kept graphs.
-
-As a rank this file is started by run_ranks.
-"""
+"""Compare gradients of recomputed items with those of kept graphs, on stages with dropout. Run by run_ranks."""
 
 import json
 import sys
@@ -41,7 +38,7 @@ OPT = {
 
 
 def gradients_of(backbone: dict[str, Any], keeps: int, seed: int) -> tuple[dict[str, Tensor], int]:
-    """This stage's gradients of one step in which so many items keep their graphs, and how many were read again."""
+    """This stage's gradients of one step that keeps some items' graphs, and how many items were recomputed."""
     topology = topology_of(world_size())
     settings = EngineSettings("fp32", ROWS, 1, CLIPPING, "AdamW", OPTIMIZER)
     span = stage_spans(read_config(backbone), topology.stages)[topology.stage]
@@ -77,7 +74,7 @@ def gradients_of(backbone: dict[str, Any], keeps: int, seed: int) -> tuple[dict[
 
 
 def be_a_rank(backbones: list[dict[str, Any]], result: Path) -> None:
-    """A row for each backbone, with what each stage has found."""
+    """Write a row for each backbone with the results of all stages."""
     join(timeout_minutes=2)
     rows = []
     for backbone in backbones:

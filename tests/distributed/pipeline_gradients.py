@@ -1,6 +1,6 @@
-"""Stages in a ring against one process: gradients before clipping, weights, losses and norms of some steps.
+"""Compare pipeline stages with one process: gradients before clipping, weights, losses and norms of some steps.
 
-As a rank this file is started by run_ranks. By hand it runs the whole grid:
+run_ranks starts this file on every rank. Run by hand, it prints the whole grid:
 python tests/distributed/pipeline_gradients.py
 """
 
@@ -33,7 +33,7 @@ from hmt_ds.parallel.pipeline.stage import StagePass
 from hmt_ds.parallel.pipeline.topology import Topology
 
 LAYERS, STEPS = 4, 2
-LIMIT = 3  # inputs that stay where they are, in the cases that put the others elsewhere
+LIMIT = 3  # inputs that stay on the device, in cases that offload the others
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Case:
         segments: of a window; each step has one window for each of ``accumulation``.
         stage: of ZeRO.
         precision: ``fp32`` or ``bf16``.
-        spill: let older inputs go to the host.
-        keeps: items that keep their graphs.
+        spill: offload older inputs to the host.
+        keeps: number of items that keep their graphs.
     """
 
     stages: int
@@ -62,12 +62,12 @@ class Case:
 
     @property
     def rows(self) -> int:
-        """Of the global batch."""
+        """Rows of the global batch."""
         return 4 * self.pipelines
 
     @property
     def again(self) -> int:
-        """Items that each stage reads again in a window. (Without memory it keeps all graphs, where it keeps any.)"""
+        """Items that each stage recomputes in a window. (Without memory it keeps all graphs if it keeps any.)"""
         summary_group = summary_group_size(self.stages, self.segments, self.micro_batches, self.memory.summary_share)
         summaries = self.micro_batches // summary_group if self.mode == "hmt" else 0
         items = self.segments * (self.micro_batches + summaries)
@@ -75,7 +75,7 @@ class Case:
 
     @property
     def memory(self) -> Any:
-        """With summaries so short that a stage reads two micro-batches' together, wherever it may."""
+        """Memory settings with summaries short enough to be computed for two micro-batches together."""
         return replace(MEMORY, mode=self.mode, summary_fraction=0.25)
 
 
@@ -102,7 +102,7 @@ LARGE = [Case(3, 2, 2, 2), Case(4, 2, 2, 4)]
 
 @cache
 def in_one_process(case: Case) -> dict[str, Any]:
-    """All rows in one process in float64: torch alone, one graph for each window."""
+    """Train all rows in one process in float64, with torch alone and one graph per window."""
     model = start_model(case).double()
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, **OPTIMIZER)
@@ -128,7 +128,7 @@ def in_one_process(case: Case) -> dict[str, Any]:
 
 
 def start_model(case: Case) -> Any:
-    """Where both begin; in bf16 with numbers that bf16 has."""
+    """The common initial model; for bf16, with weights that bf16 can represent."""
     model = plain_model(case.train, layers=LAYERS, memory=case.memory)
     return model if case.precision == "fp32" else model.bfloat16().float()
 
@@ -142,12 +142,12 @@ def steps(case: Case, number: int, pipelines: int) -> list[list[Any]]:
 
 @cache
 def topology_of(stages: int) -> Topology:
-    """Groups are made once."""
+    """The topology of a layout, whose process groups are created once."""
     return Topology(stages, timeout_minutes=2)
 
 
 def on_all_ranks(case: Case, device: torch.device) -> dict[str, Any]:
-    """The same through the executor; this rank's stage of it."""
+    """Train with the executor; return the results of this rank's stage."""
     executor = make_executor(case, device)
     step, recompute = executor.engine.step, StagePass.recompute
     run: dict[str, Any] = {"losses": [], "norms": [], "gradients": [], "again": 0}
@@ -175,7 +175,7 @@ def on_all_ranks(case: Case, device: torch.device) -> dict[str, Any]:
 
 
 def make_executor(case: Case, device: torch.device) -> PipelineExecutor:
-    """The executor of a case, with the plain process's weights."""
+    """The executor of a case, with the weights of the single process."""
     config = read_ds_config(PROJECT / "ds_configs" / f"zero{case.stage}.json")
     settings = EngineSettings(case.precision, case.rows // case.pipelines, 1, CLIPPING, "AdamW", OPTIMIZER)
     config = fill_ds_config(config, settings)
@@ -204,7 +204,7 @@ def make_executor(case: Case, device: torch.device) -> PipelineExecutor:
 
 
 def gathered(case: Case, run: dict[str, Any]) -> dict[str, Any]:
-    """Of all stages of the first pipeline, what each has; tied weights stand on two."""
+    """The gradients of all stages of the first pipeline; tied weights are on two stages."""
     every: list[Any] = [None] * world_size()
     torch.distributed.all_gather_object(every, run)
     first = every[:: case.pipelines]
@@ -224,7 +224,7 @@ def gathered(case: Case, run: dict[str, Any]) -> dict[str, Any]:
 
 
 def compare(case: Case, got: dict[str, Any], expected: dict[str, Any]) -> dict[str, Any]:
-    """A row of the table."""
+    """Compute a row of the table."""
     pairs = list(zip(got["gradients"], expected["gradients"], strict=True))
     gradient, name = max(worst(g, e) for g, e in pairs)
     whole: list[Tensor] = [torch.cat([x[n].double().flatten() for n in pairs[0][1]]) for x in pairs[0]]
@@ -261,14 +261,14 @@ def be_a_rank(cases: list[Case], result: Path) -> None:
 
 
 def run_cases(cases: list[Case], timeout: float = 300, one_gpu: bool = False) -> list[dict[str, Any]]:
-    """The rows of some cases that take as many ranks."""
+    """Run some cases that need the same number of ranks."""
     (ranks,) = {case.stages * case.pipelines for case in cases}
     tasks = [astuple(case) for case in cases]
     return run_ranks("pipeline_gradients.py", tasks, ranks=ranks, timeout=timeout, one_gpu=one_gpu)
 
 
 def print_table() -> None:
-    """Every case: the largest relative errors of two steps."""
+    """Print the largest relative errors of two steps for every case."""
     line = "{:6} {:9} {:8} {:6} {:8} {:6} {:4} {:4} {:5} {:5} {:5}  {:>9} {:>9} {:>9} {:>9} {:>9}  {}"
     print(line.format("stages", "pipelines", "segments", "parts", "mode", "train", "ZeRO", "acc.", "type", "spill",
                       "keeps", "gradient", "weights", "loss", "norm", "whole g.", "worst in"))  # fmt: skip

@@ -1,4 +1,4 @@
-"""A converted folder in transformers' hands, as ``python read_folder.py FOLDER IDS RESULT``; in a place without hmt_ds.
+"""Run a converted folder with transformers alone, without hmt_ds: ``python read_folder.py FOLDER IDS RESULT``.
 
 IDS and RESULT are safetensors: ``input_ids``, ``labels``; ``logits``, ``last``, ``loss``, ``generated``, ``weights``.
 """

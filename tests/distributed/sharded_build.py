@@ -1,4 +1,4 @@
-"""A rank of test_sharded_build: builds a model at stage 3, and looks at what it holds."""
+"""Build a model at ZeRO-3 and record what this rank holds. Run by test_sharded_build."""
 
 import json
 import sys
@@ -17,7 +17,7 @@ from hmt_ds.parallel.deepspeed_config.fill import EngineSettings, fill_ds_config
 
 
 def look(source: Any, precision: str) -> dict[str, Any]:
-    """Build from a folder or a configuration; what each parameter of the backbone is right after."""
+    """Build from a folder or a configuration; return the state of every backbone parameter right after."""
     settings = EngineSettings(precision, 1, 4, 1.0, "AdamW", {"lr": 1e-3})
     config = fill_ds_config(read_ds_config(PROJECT / "ds_configs" / "zero3.json"), settings)
     memory = MemorySettings(segment_length=8)

@@ -1,6 +1,6 @@
-"""Steps that are not finite are skipped, and leave nothing behind, on real ranks; too many end a run, or roll it back.
+"""Non-finite steps are skipped without a trace on real ranks; too many in a row end a run or roll it back.
 
-``python -m pytest -m slow tests/distributed/test_bad_steps.py`` has every stage, precision and way to reduce.
+``python -m pytest -m slow tests/distributed/test_bad_steps.py`` runs every stage, precision and reduction.
 """
 
 import json
@@ -41,7 +41,7 @@ RING = [Case("ring", precision, spoils=spoils) for precision in ("fp32", "bf16")
 
 
 def check(row: dict[str, Any]) -> None:
-    """Skipped on all ranks alike, nothing changed by it, no trace in the step after it."""
+    """The bad step is skipped on all ranks, changes nothing, and does not affect the next step."""
     case = Case(*row["case"])
     assert row["skipped"] == row["bad"] == [[False, True, False]] * len(row["skipped"]), case
     assert not row["changed_by_the_bad_step"] and not row["changed_in_the_end"], (case, row)
@@ -90,7 +90,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def errors_in(printed: str) -> list[str]:
-    """The lines that say what ended a run."""
+    """The error lines of a run's output."""
     return [line for line in printed.splitlines() if line.startswith("error: ")]
 
 
@@ -105,7 +105,7 @@ def errors_in(printed: str) -> list[str]:
     ],
 )
 def test_too_many_end_the_run_or_roll_it_back(folder, stage, words):
-    """The document's name is said; the run that ended goes on without it, and so does a later start."""
+    """The bad document is named; after a rollback the run continues without it, and so does a later start."""
     recipe, output = write_recipe(folder, stage), folder / f"run_{stage}_{len(words)}"
     words = (*words, "--training.max_bad_steps", "2", "--checkpoint.every", "1")
     code, printed = train(recipe, output, *words, **BREAKS)

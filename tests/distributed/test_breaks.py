@@ -1,4 +1,4 @@
-"""Would the tests see it? Each break of the code, made for real, turns a test red that is green without it."""
+"""Each deliberate bug of breaks/sitecustomize.py fails a test that passes without it."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ ONCE = (
 
 
 def gradients(*cases: Case) -> list[str]:
-    """The tests of some cases."""
+    """Test ids of some cases."""
     assert set(cases) <= set(SAMPLE)
     return [f"tests/distributed/test_zero_gradients.py::test_gradients_and_weights[{case}]" for case in cases]
 
@@ -40,7 +40,7 @@ SLOW = [
 
 
 def run_tests(chosen: list[str], broken: str) -> subprocess.CompletedProcess[str]:
-    """Chosen tests in a process of their own, in which the code is broken."""
+    """Run tests in a separate process in which a bug is active."""
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen],
         cwd=PROJECT,
@@ -61,7 +61,7 @@ def run_tests(chosen: list[str], broken: str) -> subprocess.CompletedProcess[str
     ],
 )
 def test_break_is_seen(broken, chosen):
-    """All that is chosen turns red, one test of a file at least."""
+    """At least one test of every chosen file fails."""
     run = run_tests(chosen, broken)
     # 1: a test failed; anything else would be an error of pytest's, and no proof
     assert run.returncode == 1 and "AssertionError" in run.stdout, run.stdout + run.stderr
@@ -73,6 +73,6 @@ def test_break_is_seen(broken, chosen):
 @pytest.mark.slow
 @pytest.mark.parametrize("chosen", [[BATCHES, UNROLL], gradients(ZERO0, ZERO1, ZERO3, *OFFLOADED, KEPT, *ONCE)])
 def test_green_without_a_break(chosen):
-    """The same runs, unbroken, pass: so it is the break that was seen."""
+    """The same tests pass without the bug, so it is the bug that they detect."""
     run = run_tests(chosen, "")
     assert run.returncode == 0, run.stdout + run.stderr

@@ -1,4 +1,4 @@
-"""Saves that fail, and saves in the background, on two ranks. As a rank, this file is started by run_ranks."""
+"""Failing saves and background saves on two ranks. run_ranks starts this file on every rank."""
 
 import json
 import os
@@ -21,7 +21,7 @@ FULL = OSError(28, "No space left on device\nand more that a library has to say"
 
 
 def try_to_save(executor: ZeroExecutor, folder: Path, step: int) -> str:
-    """Save; returns the error, or nothing."""
+    """Save; return the error, or None."""
     saver = Saver(folder, {}, Retention())
     try:
         saver.begin(executor, RunPosition(step=step))
@@ -32,7 +32,7 @@ def try_to_save(executor: ZeroExecutor, folder: Path, step: int) -> str:
 
 
 def fail_on(failing: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One rank's disk is full."""
+    """Simulate a full disk on one rank."""
 
     def write_share(*arguments: Any) -> None:
         raise FULL
@@ -42,7 +42,7 @@ def fail_on(failing: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def failures(task: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """One save, then others that fail on some rank, then one more; what each rank was told, and the losses."""
+    """A save, saves that fail on some rank, and another save; return the errors of each rank and the losses."""
     executor, folder = executor_of("zero2", {}, device), Path(task["folder"])
     told = [try_to_save(executor, folder, 1)]
     found = losses(executor, 0, 1)
@@ -59,12 +59,12 @@ def failures(task: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 def undisturbed(task: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The losses without any save."""
+    """The losses of a run without saves."""
     return {"losses": losses(executor_of("zero2", {}, device), 0, 3)}
 
 
 def in_background(task: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """A save in the foreground; another of the same, in the background, held up while steps are taken."""
+    """Save the same state in the foreground, and in the background during training steps with a delayed writer."""
     executor, folder, go = executor_of(task["config"], {}, device), Path(task["folder"]), threading.Event()
     losses(executor, 0, 2)
     Saver.finish(begun(executor, folder / "foreground", background=False))
@@ -88,14 +88,14 @@ def in_background(task: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 def begun(executor: ZeroExecutor, folder: Path, *, background: bool) -> Saver:
-    """A Saver that has begun."""
+    """A Saver that has begun a save."""
     saver = Saver(folder, {"key": "value"}, Retention(), background=background)
     saver.begin(executor, RunPosition(2, 77, {"epoch": 0}))
     return saver
 
 
 def be_a_rank(task: dict[str, Any], result: Path) -> None:
-    """Do what the task names; the answers of both ranks."""
+    """Run the named task; return the results of both ranks."""
     found = globals()[task["do"]](task, join(timeout_minutes=2))
     both: list[Any] = [None, None]
     torch.distributed.all_gather_object(both, found)
@@ -105,7 +105,7 @@ def be_a_rank(task: dict[str, Any], result: Path) -> None:
 
 
 def test_all_ranks_agree_that_one_has_failed(tmp_path):
-    """Each says which and why, in one line; what was there stays, nothing half done does, and training goes on."""
+    """Every rank reports the failed rank and reason in one line; older checkpoints stay, no partial one does."""
     (tmp_path / "a_file").write_text("")
     one, other = run_ranks("test_checkpoint_saving.py", {"do": "failures", "folder": str(tmp_path)}, timeout=120)
     assert one == other
@@ -123,7 +123,7 @@ def test_all_ranks_agree_that_one_has_failed(tmp_path):
 
 @pytest.mark.parametrize("config", ["zero0", "zero1", "zero3"])
 def test_steps_meanwhile_do_not_enter_the_file(tmp_path, config):
-    """Saved in the background while steps are taken: the same files, bit for bit, as without."""
+    """A background save during training steps writes the same files, bit for bit, as a foreground save."""
     task = {"do": "in_background", "folder": str(tmp_path), "config": config}
     for row in run_ranks("test_checkpoint_saving.py", task, timeout=120):
         assert row["unfinished"] and row["found"] == row["expected"]

@@ -1,4 +1,4 @@
-"""Runs whose backbone was not trained as a whole: its weights come from model.source, adapters alone or merged."""
+"""Convert LoRA runs: backbone weights come from model.source, adapters are merged or written alone."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ GPT2 = {"model_type": "gpt2", "vocab_size": VOCABULARY, "n_embd": 32, "n_layer":
 
 
 def make_run(folder: Path, backbone: dict[str, Any], mode: str) -> Path:
-    """A run of some steps on a stored backbone with tied embeddings."""
+    """A short run on a stored backbone with tied embeddings."""
     make_materials(folder)
     config = AutoConfig.for_model(**backbone)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder / "base")

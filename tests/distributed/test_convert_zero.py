@@ -1,4 +1,4 @@
-"""DeepSpeed's own folders, stages 0 to 3 and universal, into Hugging Face folders."""
+"""Convert DeepSpeed's own checkpoints (stages 0 to 3, universal) to Hugging Face folders."""
 
 import argparse
 import json
@@ -28,7 +28,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def check(folder: Path, source: Path, name: str) -> None:
-    """Each weight is the engine's, bit for bit."""
+    """Assert that every weight equals the engine's, bit for bit."""
     words = tuple(word for key in SIZES for word in (f"--memory.{key}", str(getattr(MEMORY, key))))
     convert(source, folder / f"{name}-hf", Options(backbone=str(folder / "backbone"), overrides=words))
     found = load_file(folder / f"{name}-hf" / "model.safetensors")
@@ -39,7 +39,7 @@ def check(folder: Path, source: Path, name: str) -> None:
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_zero(folder, config):
-    """Named by the folder above, as accelerate's users know it, or by itself."""
+    """The source is the checkpoint folder, or its parent as accelerate's users name it."""
     check(folder, folder / config, config)
     check(folder, folder / config / "pytorch_model", f"{config}-tag")
 

@@ -1,4 +1,4 @@
-"""A checkpoint goes on in any layout: other numbers of ranks, other ZeRO stages, with offloading or without."""
+"""A checkpoint resumes in any layout: other numbers of ranks, other ZeRO stages, with and without offloading."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ ROUNDING = {"fp32": 1e-5, "bf16": 2e-3}  # of a loss, relative; seen are 2e-7 an
 
 
 def assert_goes_on(found: dict[str, dict[str, Any]], number: int, precision: str = "fp32") -> None:
-    """Every pair within rounding, and those of one layout the same to the bit."""
+    """Every pair agrees within rounding, and pairs of the same layout bit for bit."""
     assert len(found) == number
     for pair, row in found.items():
         saved, _, resumed = pair.partition(" -> ")
@@ -36,7 +36,7 @@ def test_memories_of_another_type():
     ],
 )
 def test_other_weights_and_states(train, optimizer):
-    """Some of the weights alone; one state a weight, or none."""
+    """Only some weights trained; optimizers with one state per weight, or none."""
     assert_goes_on(run_pairs(("zero1", "zero3"), (2,), train=train, optimizer=optimizer), 4)
 
 

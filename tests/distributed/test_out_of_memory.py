@@ -1,4 +1,4 @@
-"""A GPU that is full ends all ranks, with a line that says which knob to turn. The GPU's error is made by a break."""
+"""An out-of-memory error ends all ranks with a line that says which setting to change. A deliberate bug raises it."""
 
 from pathlib import Path
 

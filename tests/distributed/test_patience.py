@@ -1,4 +1,4 @@
-"""One rank may read data for as long as it takes, and what is wrong with one is wrong with all."""
+"""A rank may take longer than a collective's timeout to read data, and an error of one rank ends all of them."""
 
 import socket
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Stages in a ring give the gradients of one process: a sample; the whole grid is pipeline_gradients.py's."""
+"""Pipeline stages give the gradients of one process: a sample of the grid in pipeline_gradients.py."""
 
 import pytest
 from pipeline_gradients import BACKBONE, Case, run_cases
@@ -21,7 +21,7 @@ FOUR = [Case(2, 2, 2, 2, accumulation=2), Case(4, 1, 2, 4), Case(2, 2, 5, 2, pre
 
 @pytest.mark.parametrize("cases", [TWO, THREE, FOUR], ids=["2 ranks", "3 ranks", "4 ranks"])
 def test_gradients_are_those_of_one_process(cases):
-    """Tied weights stand on two stages, clipping needs the norm of all, memories are carried from window to window."""
+    """Covers tied weights on two stages, clipping by the norm over all stages, and memories carried between windows."""
     assert BACKBONE["tie_word_embeddings"]
     for row in run_cases(cases):
         low = row["case"][8] == "bf16"

@@ -1,4 +1,4 @@
-"""The log's learning rates are what its steps used."""
+"""The logged learning rates are those that the steps used."""
 
 import pytest
 from tiny_recipe import make_materials, train, write_recipe
@@ -9,7 +9,7 @@ HALF_TO_WHOLE = "{start_factor: 0.5, end_factor: 1.0, total_iters: 2}"
 
 
 def test_rates_in_the_log(tmp_path):
-    """Of 1e-3 the first step takes half, the second three quarters, the third all."""
+    """The steps use 0.5, 0.75 and 1 times the learning rate of 1e-3."""
     make_materials(tmp_path)
     words = ("--training.steps", "3", "--schedule.name", "LinearLR", "--schedule.params", HALF_TO_WHOLE)
     code, printed = train(write_recipe(tmp_path, 2), tmp_path / "run", *words, ranks=1)

@@ -1,4 +1,4 @@
-"""A run that is to go on with another recipe: what a resume cannot honour it refuses, all else counts at once."""
+"""Resuming with a changed recipe: changes that cannot be applied are rejected, all others take effect at once."""
 
 import json
 

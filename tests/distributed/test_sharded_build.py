@@ -1,4 +1,4 @@
-"""At stage 3 a model is sharded from its first moment on: no rank ever holds it whole."""
+"""At ZeRO-3 a model is sharded from the start: no rank ever holds all of it."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A rank that needs longer than the others is named, whichever of them waits for it."""
+"""A slow rank is reported, whichever rank waits for it."""
 
 import re
 import socket
@@ -16,7 +16,7 @@ SLOW = {"PYTHONPATH": f"{Path(__file__).with_name('breaks')}:{PROJECT}", "HMT_DS
 
 @pytest.mark.parametrize("stage", [3, pytest.param(0, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
 def test_a_slow_rank_is_named(tmp_path, stage):
-    """Not in the first steps, in which much is compiled and measured, and once."""
+    """It is reported once, and not in the first steps, which compile and measure."""
     make_materials(tmp_path)
     output, steps = tmp_path / "run", ("--training.steps", str(3 * STEPS))
     code, printed = train(write_recipe(tmp_path, stage), output, *steps, **SLOW)

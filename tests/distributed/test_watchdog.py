@@ -1,4 +1,4 @@
-"""A rank that hangs is killed from outside, in the time that was set, with a line that names it; the run can go on."""
+"""A hanging rank is killed from outside after the configured time, with a line that names it; the run can resume."""
 
 import re
 import time
@@ -39,7 +39,7 @@ def test_a_rank_that_hangs_ends_the_run(tmp_path, broken):
 
 @pytest.mark.slow
 def test_long_work_with_signs_of_life_is_let_alone(tmp_path):
-    """Hundred steps that together take longer than the limit of six seconds, and none of which does."""
+    """A hundred steps that together, but not singly, take longer than the limit of six seconds."""
     make_materials(tmp_path)
     path = f"{Path(__file__).with_name('breaks')}:{PROJECT}"
     words = ("--training.hang_minutes", "0.1", "--training.steps", "100")

@@ -1,4 +1,4 @@
-"""Every ZeRO stage gives the gradients and weights of one plain process. zero_gradients.py prints all figures."""
+"""Every ZeRO stage gives the gradients and weights of one process. zero_gradients.py prints all figures."""
 
 from typing import Any
 
@@ -38,7 +38,7 @@ def check_bf16(row: dict[str, Any]) -> None:
 
 
 def test_windows_hold_what_is_hard():
-    """What the comparison below is worth depends on it."""
+    """The windows have the properties that make the comparison below meaningful."""
     every = windows(0, 1)
     lengths = torch.cat([window.lengths for window in every], dim=1)
     starts = torch.cat([window.starts for window in every], dim=1)
@@ -50,7 +50,7 @@ def test_windows_hold_what_is_hard():
 
 
 def test_sample_has_every_stage_and_every_way():
-    """What is left to the slow tests is combinations."""
+    """The sample has every value of every option; the slow tests add combinations."""
     ways = {"segment", "step"}
     assert {(case.config, case.reduction) for case in SAMPLE} == {(config, way) for config in CONFIGS for way in ways}
     assert {case.train for case in SAMPLE} == {"whole", "frozen", "lora"}
@@ -67,7 +67,7 @@ def test_sample_has_every_stage_and_every_way():
 
 @pytest.fixture(scope="module")
 def rows(request) -> dict[Case, dict[str, Any]]:
-    """The cases of all selected tests, in one start of two ranks."""
+    """The results of all selected cases, from one start of two ranks."""
     own = [item for item in request.session.items if item.path == request.path and "rows" in item.fixturenames]
     cases = list(dict.fromkeys(item.callspec.params["case"] for item in own))
     return dict(zip(cases, run_cases(cases), strict=True))
@@ -81,7 +81,7 @@ def test_gradients_and_weights(rows, case):
 
 @pytest.mark.parametrize("case", SAMPLE, ids=str)
 def test_as_much_is_kept_as_was_asked_for(rows, case):
-    """The right gradients would come out too if everything were kept, or everything read twice."""
+    """Layer calls match the policy; gradients would be right whatever was kept or recomputed."""
     assert rows[case]["calls"] == [case.calls()] * 3, rows[case]
 
 
@@ -102,7 +102,7 @@ def check_sums(depths: list[Depth]) -> None:
 
 
 def test_sums_over_segments_are_in_float32():
-    """64 and 1024 equal segments. DeepSpeed's own default would add them up in bf16."""
+    """64 and 1024 equal segments; DeepSpeed's default would sum them in bf16."""
     check_sums(SHORT)
 
 
@@ -113,7 +113,7 @@ def test_sums_over_segments_are_in_float32_everywhere():
 
 @pytest.mark.slow
 def test_compiled_layers():
-    """Also within ZeRO-3's leaves, where each segment is reduced: its hooks run around a leaf and not in it."""
+    """Also in ZeRO-3's leaf modules with reduction segment: hooks run around a leaf, not in it."""
     for row in run_cases(COMPILED, timeout=1200):
         check_fp32(row)
 

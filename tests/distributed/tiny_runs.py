@@ -1,4 +1,4 @@
-"""The tiny model and documents on which several ranks are compared with one plain process."""
+"""A tiny model and documents for comparing several ranks with one process."""
 
 import deepspeed
 import numpy as np
@@ -12,15 +12,15 @@ from hmt_ds.memory import HMT, MemorySettings, Window
 
 L = 8
 ROWS = 4  # of the global batch
-DEPTH = 4  # segments that are backpropagated through in one optimizer step
+DEPTH = 4  # segments of a window
 STEPS = 3
 VOCABULARY = 64
-# Documents of 1 and of 7 segments side by side; most end in the middle of a window, in a short segment; the one of a
-# single token has no label at all. In the last window two rows, which are all that the second rank has, are dry.
+# Documents of 1 to 7 segments; most end within a window and in a short segment, and the document of one token has no
+# label. In the last window two rows, all of the second rank's, are empty.
 LENGTHS = [7 * L - 3, 3, L, 7 * L, 5, 2 * L + 1, 1, 8 * L - 2, 3 * L + 7, 2 * L + 1, L - 1]
 
-# With the usual initial weights (0.02) recall weighs all memories alike, and the gradient of the summary vanishes into
-# float32's rounding. Much wider ones make the recurrence chaotic: it magnifies rounding beyond 1e-5.
+# With the usual initial range (0.02) recall weighs all memories equally, and the summary's gradient disappears in
+# float32 rounding. A much wider range makes the recurrence chaotic, which amplifies rounding beyond 1e-5.
 BACKBONE = {
     "model_type": "llama",
     "vocab_size": VOCABULARY,
@@ -45,7 +45,7 @@ def tokenised() -> Dataset:
 
 
 def windows(rank: int, ranks: int, segments: int = DEPTH, rows: int = ROWS) -> list[Window]:
-    """A rank's rows of all windows of the one epoch."""
+    """A rank's rows of all windows of one epoch."""
     batches = WindowLoader(
         tokenised(),
         segments=segments,
@@ -63,29 +63,29 @@ def windows(rank: int, ranks: int, segments: int = DEPTH, rows: int = ROWS) -> l
 def plain_model(
     train: str = "whole", dtype: torch.dtype = torch.float32, layers: int = 2, memory: MemorySettings = MEMORY
 ) -> HMT:
-    """The model in one process."""
+    """The model in one process, without DeepSpeed."""
     backbone = build_model(BACKBONE | {"num_hidden_layers": layers}, dtype=dtype, seed=1)
     torch.manual_seed(2)
-    # (from some seeds a gradient vanishes, and one plain process in float32 is 1e-5 off one in float64)
+    # (with some seeds a gradient vanishes, and one process in float32 differs by 1e-5 from float64)
     select_trainable(backbone, train, seed=6)
     model = HMT(backbone, memory)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
-            nn.init.normal_(parameter, std=0.1)  # zero as a rule, and then lora_A has no gradient
+            nn.init.normal_(parameter, std=0.1)  # zero by default, and then lora_A has no gradient
         elif not name.startswith("backbone."):
             parameter.data = parameter.data.to(dtype)
     return model
 
 
 def set_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Put whole weights into a model, sharded or not."""
+    """Copy full weights into a model, which may be sharded."""
     for name, parameter in model.named_parameters():
         with torch.no_grad(), deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
             parameter.copy_(weights[name])
 
 
 def get_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of a model's whole weights on the CPU, sharded or not."""
+    """Full weights of a model, which may be sharded, on the CPU."""
     found = {}
     for name, parameter in model.named_parameters():
         with deepspeed.zero.GatheredParameters([parameter]):

@@ -1,6 +1,6 @@
-"""What the trainer's own model makes of a document: logits and continuation, from a run's newest checkpoint.
+"""Logits and continuation of a document by the trainer's own model, from a run's newest checkpoint.
 
-As a rank it is started by run_ranks; without hmt_ds's conversion.
+run_ranks starts this file; it does not use hmt_ds.conversion.
 """
 
 import json
@@ -21,7 +21,7 @@ from hmt_ds.training.build import build_executor
 
 
 def model_of(task: dict[str, Any]) -> Any:
-    """The run's model in its engine, at stage 0, unsharded; or, without a checkpoint, as a run of it would begin."""
+    """The run's model in an engine at stage 0, unsharded; without a checkpoint, with initial weights."""
     run = Path(task["run"])
     file = run / "recipe.yaml" if run.is_dir() else run
     recipe = load_recipe(file, task.get("overrides", []))
@@ -35,7 +35,7 @@ def model_of(task: dict[str, Any]) -> Any:
 
 @torch.no_grad()
 def be_a_rank(task: dict[str, Any], result: Path) -> None:
-    """Read and continue the ids."""
+    """Compute the logits of the ids and continue them."""
     model = model_of(task)
     ids = load_file(task["ids"])["input_ids"]
     settings = model.settings

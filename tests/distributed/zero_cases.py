@@ -1,4 +1,4 @@
-"""What the ZeRO executor is tried with: stages, what is trained, precision, ways to reduce, what is kept."""
+"""Configurations for the ZeRO executor's tests: stage, trained weights, precision, reduction, recomputation."""
 
 import itertools
 from dataclasses import astuple, dataclass
@@ -29,14 +29,14 @@ class Case:
         return "-".join(map(str, astuple(self)))
 
     def compute(self) -> ComputeSettings:
-        """What is traded for what."""
+        """The compute settings of this case."""
         return ComputeSettings(self.recompute, self.summary_batch, self.reduction, self.leaf_layers, self.kernels)
 
     def calls(self) -> int:
-        """How often a step calls a layer: once for each reading, once more for what is read or computed again."""
+        """Calls of a layer in one step: one per forward pass, and one more for each recomputation."""
         depth = DEPTH // self.accumulation
         readings = depth + -(-depth // min(self.summary_batch, depth))
-        # all is read twice, but a window's last segment
+        # every segment is computed twice except a window's last
         times = readings if self.recompute in ("none", "selective") else 2 * readings - 1
         checkpoints = readings if self.recompute in ("selective", "segment+layer") else 0
         return self.accumulation * (times + checkpoints)
@@ -56,7 +56,7 @@ BF16 = [
 ACCUMULATION = [
     Case(config, accumulation=2, reduction=way) for way, config in itertools.product(("segment", "step"), CONFIGS)
 ]
-# what is kept and what is read again; batches of summaries that do and do not divide the window; two layers a leaf
+# recomputation policies; summary batches that do and do not divide the window; two layers per leaf
 POLICIES = [
     Case(config, reduction=way, recompute=recompute, summary_batch=batch, leaf_layers=2)
     for config, way, (recompute, batch) in itertools.product(
@@ -76,7 +76,7 @@ BF16_SAMPLE = [
     Case("zero3", precision="bf16"),
     Case("zero3", precision="bf16", reduction="step"),
 ]
-# every stage and offload at both with both ways of reduction, every mode of training, every policy
+# every stage and offload file with both reductions, every training mode, every policy
 SAMPLE = [
     Case("zero0"),
     Case("zero0", reduction="step", recompute="segment+layer", summary_batch=3),

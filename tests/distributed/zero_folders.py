@@ -1,4 +1,4 @@
-"""DeepSpeed's own checkpoints, as it writes them by itself or under accelerate. A rank; run_ranks starts it."""
+"""Write checkpoints in DeepSpeed's own format, as users of DeepSpeed and accelerate have them. Run by run_ranks."""
 
 import json
 import sys
@@ -14,7 +14,7 @@ from hmt_ds.distributed.process_group import end_process, join, rank, world_size
 
 
 def be_a_rank(task: dict[str, Any], result: Path) -> None:
-    """Train two steps at each stage, save, and write the weights beside it."""
+    """Train two steps at each stage, save, and write the weights next to the checkpoint."""
     device = join(timeout_minutes=2)
     for config in task["configs"]:
         executor = make_executor(Case(config, reduction="step"), device)

@@ -1,8 +1,8 @@
-"""Gradients and weights of the ZeRO executor on two ranks, against one autograd graph in one plain process.
+"""Compare gradients and weights of the ZeRO executor on two ranks with one autograd graph in one process.
 
     python tests/distributed/zero_gradients.py
 
-prints the table of every stage, what is trained, precision and accumulation. As a rank it is started by run_ranks.
+prints the table over stages, trained weights, precision and accumulation. run_ranks starts this file on every rank.
 """
 
 import gc
@@ -40,9 +40,9 @@ CLIPPING = 1.0
 
 @dataclass
 class Run:
-    """What a training run leaves: per step the loss, the norm and all gradients before clipping; weights at the end.
+    """Results of a training run: loss, norm and all gradients before clipping for each step; weights at the end.
 
-    Of the executor, besides: how often a step called a layer, and which modules did not know that they are trained.
+    For the executor also: calls of a layer in a step, and the modules that were not in training mode.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -54,7 +54,7 @@ class Run:
 
 
 def start_weights(case: Case) -> dict[str, Tensor]:
-    """Where both runs start; in bf16 from numbers that bf16 has."""
+    """The common initial weights; for bf16, values that bf16 can represent."""
     weights = get_weights(plain_model(case.train))
     return weights if case.precision == "fp32" else {n: w.bfloat16().float() for n, w in weights.items()}
 
@@ -67,7 +67,7 @@ def steps(case: Case, number: int, ranks: int) -> list[list[Window]]:
 
 @cache
 def in_one_process(case: Case) -> Run:
-    """All rows in one process: torch alone, one graph per window; in float64, so that all errors are the executor's."""
+    """Train all rows in one process with torch alone, one graph per window, in float64: errors are the executor's."""
     model, run = plain_model(case.train), Run()
     set_weights(model, start_weights(case))
     model.double()
@@ -91,7 +91,7 @@ def in_one_process(case: Case) -> Run:
 
 
 def on_all_ranks(case: Case, device: torch.device) -> Run:
-    """The same through the executor, this rank with its rows."""
+    """Train this rank's rows with the executor."""
     executor, run = make_executor(case, device), Run()
     step, reader = executor.engine.step, executor.gradients.model
 
@@ -117,11 +117,11 @@ def on_all_ranks(case: Case, device: torch.device) -> Run:
 
 
 def make_executor(case: Case, device: torch.device, rows: int = ROWS, segments: int = DEPTH) -> ZeroExecutor:
-    """The executor of a case, with the plain process's weights, for so many rows of all ranks and segments a step."""
+    """The executor of a case, with the single process's weights, for some rows of all ranks and segments a step."""
     config = read_ds_config(PROJECT / "ds_configs" / f"{case.config}.json")
-    if "offload" in case.config and case.optimizer == "AdamW":  # torch's, so that nothing has to be compiled
+    if "offload" in case.config and case.optimizer == "AdamW":  # torch's optimizer, so that nothing is compiled
         config |= {"zero_force_ds_cpu_optimizer": False, "optimizer": {"type": "auto", "params": {"torch_adam": True}}}
-    if "zero3" in case.config:  # shard all: by default DeepSpeed keeps small weights whole, which here are all
+    if "zero3" in case.config:  # by default DeepSpeed does not shard small weights, and all weights here are small
         config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     if "hpz" in case.config:  # two nodes of two ranks
         config["zero_optimization"]["zero_hpz_partition_size"] = 2
@@ -129,7 +129,7 @@ def make_executor(case: Case, device: torch.device, rows: int = ROWS, segments: 
     config = fill_ds_config(config, settings)
     model = build_hmt(BACKBONE, MEMORY, ds_config=config, precision=case.precision, train=case.train, device=device)
     set_weights(model, start_weights(case))
-    model.eval()  # as one that was stored comes from its folder
+    model.eval()  # as a model read from a folder is
     return ZeroExecutor(
         model,
         ds_config=config,
@@ -141,13 +141,13 @@ def make_executor(case: Case, device: torch.device, rows: int = ROWS, segments: 
 
 
 def full_gradients(model: torch.nn.Module) -> dict[str, Tensor]:
-    """The reduced gradient of every trained weight, gathered from its shards; every rank must call."""
+    """The reduced gradient of every trained weight, gathered from its shards. A collective: every rank must call it."""
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     return {n: safe_get_full_grad(p).detach().float().to("cpu", copy=True) for n, p in trained.items()}
 
 
 def worst(got: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[float, str]:
-    """The largest relative error of any tensor, and its name; the floor is for what vanishes in exact arithmetic."""
+    """The largest relative error of any tensor, and its name; the floor is for gradients that are zero in theory."""
     floor = 1e-6 * max(float(value.norm()) for value in expected.values())
     assert got.keys() == expected.keys()
     errors = {n: float((got[n] - e).norm()) / max(float(e.norm()), floor) for n, e in expected.items()}
@@ -155,7 +155,7 @@ def worst(got: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[float, s
 
 
 def compare(case: Case, got: Run, expected: Run) -> dict[str, Any]:
-    """A row of the table."""
+    """Compute a row of the table."""
     per_step = [worst(g, e) for g, e in zip(got.gradients, expected.gradients, strict=True)]
     start, trained = start_weights(case), expected.gradients[0]
     gradient, name = max(per_step)
@@ -190,19 +190,19 @@ def be_a_rank(cases: list[Case], result: Path) -> None:
     for case in cases:
         plain = in_one_process(Case("one", case.train, case.precision, case.accumulation))
         rows.append(compare(case, on_all_ranks(case, device), plain))
-        gc.collect()  # DeepSpeed's engines hold themselves in cycles
+        gc.collect()  # DeepSpeed's engines are in reference cycles
     if rank() == 0:
         result.write_text(json.dumps(rows))
     end_process(0)
 
 
 def run_cases(cases: list[Case], **options: Any) -> list[dict[str, Any]]:
-    """The rows of some cases; options are those of run_ranks."""
+    """Run some cases; ``options`` go to run_ranks."""
     return run_ranks("zero_gradients.py", [astuple(case) for case in cases], **options)
 
 
 def print_table() -> None:
-    """Every case: the largest relative errors of three steps."""
+    """Print the largest relative errors of three steps for every case."""
     line = "{:14} {:7} {:5} {:>4} {:8} {:14} {:>4} {:>4}   {:>9} {:>9} {:>9} {:>9} {:>9}   {}"
     head = ("config", "train", "type", "acc.", "reduce", "recompute", "sum.", "leaf")
     print(line.format(*head, "gradient", "weights", "loss", "norm", "whole g.", "worst in"))

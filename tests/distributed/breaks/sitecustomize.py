@@ -1,12 +1,12 @@
-"""Deliberate breaks of hmt_ds, for tests that must turn red. Python imports this file at its start, from PYTHONPATH, in
-each process of a test run and in the ranks that it starts; HMT_DS_BREAK names the break."""
+"""Deliberate bugs in hmt_ds that tests must detect. Python imports this file at start-up from PYTHONPATH, in the test
+process and in its ranks; the environment variable HMT_DS_BREAK selects the bug."""
 
 import os
 from dataclasses import replace
 
 
 def labels() -> None:
-    """Labels are the tokens themselves instead of the ones after them."""
+    """Do not shift the labels: each token is its own label."""
     from hmt_ds.data import batches
 
     right = batches._WindowReader.__getitem__
@@ -14,19 +14,19 @@ def labels() -> None:
 
 
 def unshifted(batch):
-    """A batch with labels that stand one place too late."""
+    """A batch with unshifted labels."""
     return replace(batch, labels=batch.labels.roll(1, dims=2))
 
 
 def memory() -> None:
-    """Memories outlive their document."""
+    """Keep memories beyond the end of their document."""
     from hmt_ds.memory import MemoryState
 
     MemoryState.forget = lambda state, starts: state
 
 
 def borders() -> None:
-    """Memories outlive their document, in training alone."""
+    """Keep memories beyond the end of their document, in training only."""
     from hmt_ds.memory.boundaries import Boundaries
 
     right = Boundaries.before
@@ -39,7 +39,7 @@ def borders() -> None:
 
 
 def reduction() -> None:
-    """No rank reduces its gradients, at stages 0 to 2."""
+    """Skip the gradient reduction, at stages 0 to 2."""
     from deepspeed.runtime.engine import DeepSpeedEngine
     from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
@@ -48,7 +48,7 @@ def reduction() -> None:
 
 
 def summaries() -> None:
-    """Weights that a summary does not need take no part in it; and a window's first summary is a step's last pass."""
+    """Leave weights that a summary does not need out of its graph; the step's last backward pass is a summary's."""
     from hmt_ds.memory import HMT
 
     def read_ahead(model, part):
@@ -58,7 +58,7 @@ def summaries() -> None:
 
 
 def segments() -> None:
-    """The summary's prompt takes no part in segments; and a window's last segment is a step's first pass."""
+    """Leave the summary's prompt out of segments' graphs; the step's first backward pass is a segment's."""
     from hmt_ds.memory.cell import HMT, Prompt
 
     right, usual = HMT.memory_prompt, Prompt.forward
@@ -78,7 +78,7 @@ def segments() -> None:
 
 
 def flags() -> None:
-    """DeepSpeed is not told where a backward pass begins, unless a forward pass does it."""
+    """Do not call clear_backward_seen_flag before a backward pass."""
     from hmt_ds.parallel import gradients
 
     def backward(gradients, scalar):
@@ -90,7 +90,7 @@ def flags() -> None:
 
 
 def undelivered() -> None:
-    """The sums of a step are zeros when they are handed over."""
+    """Zero the gradient sums before DeepSpeed gets them."""
     from hmt_ds.parallel.gradients import ReducePerStep
 
     right = ReducePerStep.deliver
@@ -104,7 +104,7 @@ def undelivered() -> None:
 
 
 def delivered_twice() -> None:
-    """The sums of a step are handed over, and not cleared: the next step hands them over again."""
+    """Do not clear the gradient sums after DeepSpeed got them, so that the next step adds them again."""
     from hmt_ds.parallel.gradients import ReducePerStep
 
     right = ReducePerStep.deliver
@@ -119,7 +119,7 @@ def delivered_twice() -> None:
 
 
 def rank_1() -> None:
-    """Rank 1 fails before it joins the others."""
+    """Fail on rank 1 before it joins the process group."""
     if os.environ.get("RANK") == "1":
         from hmt_ds.distributed import process_group
 
@@ -130,7 +130,7 @@ def rank_1() -> None:
 
 
 def rank_1_without_data() -> None:
-    """Rank 1 does not find the data that rank 0 has read."""
+    """Hide the data that rank 0 has read from rank 1."""
     from hmt_ds.config.config_error import ConfigError
     from hmt_ds.preflight import prepare
 
@@ -145,7 +145,7 @@ def rank_1_without_data() -> None:
 
 
 def out_of_memory() -> None:
-    """Rank 1's GPU is full in its third step."""
+    """Raise an out-of-memory error on rank 1 in its third step."""
     import torch
 
     from hmt_ds.parallel.zero import ZeroExecutor
@@ -165,17 +165,17 @@ def out_of_memory() -> None:
 
 
 def stage_killed() -> None:
-    """The second stage kills itself in the middle of its sixth step."""
+    """Kill the second stage in the middle of its sixth step."""
     in_the_sixth_step("SIGKILL")
 
 
 def stage_stopped() -> None:
-    """The second stage stops there, and stays so."""
+    """Stop the second stage (SIGSTOP) in the middle of its sixth step."""
     in_the_sixth_step("SIGSTOP")
 
 
 def in_the_sixth_step(name: str) -> None:
-    """Rank 1 sends itself a signal before the second backward pass of its sixth window."""
+    """Send rank 1 a signal before the second backward pass of its sixth window."""
     import signal
 
     from hmt_ds.parallel.pipeline.stage import StagePass
@@ -192,21 +192,21 @@ def in_the_sixth_step(name: str) -> None:
 
 
 def rank_stopped() -> None:
-    """Rank 1 stops in its sixth step."""
+    """Stop rank 1 (SIGSTOP) in its sixth step."""
     import signal
 
     instead_of_the_sixth_step(lambda: os.kill(os.getpid(), signal.SIGSTOP))
 
 
 def rank_hangs() -> None:
-    """Rank 1 never comes to the end of its sixth step."""
+    """Let rank 1 hang in its sixth step."""
     import time
 
     instead_of_the_sixth_step(lambda: time.sleep(1000))
 
 
 def instead_of_the_sixth_step(action) -> None:
-    """What rank 1 does when it should read its sixth window."""
+    """Replace the sixth window of rank 1 by an action."""
     from hmt_ds.parallel.zero import ZeroExecutor
 
     right, steps = ZeroExecutor.backward_through, []
@@ -221,7 +221,7 @@ def instead_of_the_sixth_step(action) -> None:
 
 
 def slow_rank() -> None:
-    """Rank 1 needs longer for every segment."""
+    """Slow down every segment on rank 1."""
     import time
 
     from hmt_ds.parallel.gradients import ReducePerStep
@@ -236,7 +236,7 @@ def slow_rank() -> None:
 
 
 def poison() -> None:
-    """Whatever reads the fourth document has no finite loss."""
+    """Make the loss of the fourth document non-finite."""
     from hmt_ds.data import batches
 
     right = batches._WindowReader.__getitem__
@@ -245,7 +245,7 @@ def poison() -> None:
 
 
 def poisoned(batch):
-    """A batch in which the fourth document's tokens are all one that nothing else has."""
+    """A batch in which all tokens of the fourth document are the poisoned token, which no other document has."""
     where = (batch.documents == 3)[:, :, None].expand_as(batch.input_ids)
     others = batch.input_ids.clamp(max=POISON - 1)
     return replace(batch, input_ids=others.masked_fill(where, POISON))
@@ -255,7 +255,7 @@ POISON = 399  # the last token of the tiny vocabulary
 
 
 def poison_token() -> None:
-    """Its embedding is not finite."""
+    """Make the poisoned token's embedding non-finite."""
     import math
 
     from hmt_ds.backbones import CausalLM

@@ -1,11 +1,11 @@
-"""On PYTHONPATH this makes a Python that has torch and transformers, and neither hmt_ds nor DeepSpeed nor peft."""
+"""On PYTHONPATH, hide hmt_ds, DeepSpeed and peft, as in an environment with torch and transformers alone."""
 
 import sys
 from typing import Any
 
 
 class Without:
-    """A finder of modules that does not find these."""
+    """A module finder that raises for these packages."""
 
     def __init__(self, finder: Any):
         self.finder = finder
