@@ -1,6 +1,6 @@
-"""The options of `hmt-ds bench`: read twice, by the command, which checks them, and by the ranks that it starts.
+"""The options of `hmt-ds bench`, parsed by the command, which checks them, and again by the ranks that it starts.
 
-No torch in here: the command line builds its help from it.
+Imports no torch: the command line builds its help from this module.
 """
 
 import argparse
@@ -14,14 +14,14 @@ TOKENS = ("random", "data")
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What `hmt-ds bench` is told besides the recipe.
+    """The options of `hmt-ds bench`.
 
     Attributes:
-        steps: optimizer steps that are timed.
-        warmup: steps before them.
-        tokens: ``random``, or ``data`` for the recipe's own.
-        fresh: whether each window of random tokens begins its documents anew.
-        json: where all numbers are written.
+        steps: timed optimizer steps.
+        warmup: untimed steps before them.
+        tokens: ``random``, or ``data`` for the recipe's data.
+        fresh: whether each window of random tokens begins new documents.
+        json: file to write all numbers to.
         trace: folder for a trace of one step.
         reference: a clone of HMT-pytorch to compare with.
     """
@@ -35,7 +35,7 @@ class BenchOptions:
     reference: Path | None
 
     def words(self) -> list[str]:
-        """The same options as words of a command line."""
+        """Return the same options as command-line words."""
         named = {"--json": self.json, "--trace": self.trace, "--reference": self.reference}
         words = ["--steps", str(self.steps), "--warmup", str(self.warmup), "--tokens", self.tokens]
         words += ["--fresh"] if self.fresh else []
@@ -43,20 +43,30 @@ class BenchOptions:
 
 
 def add_bench_options(parser: argparse.ArgumentParser) -> None:
-    """Declare the options. Values stay text: what is wrong with them is said like what is wrong with a recipe."""
+    """Add the options. Values stay text until :func:`take_options` checks them all and reports every problem."""
     add = parser.add_argument
-    add("--steps", default="3", metavar="N", help="optimizer steps that are timed (default: 3)")
-    # on GPUs the second step is measured, the third compiles what is planned by it, and the fourth captures graphs
-    add("--warmup", default="4", metavar="N", help="steps before them (default: 4; with fewer a GPU is not at speed)")
-    add("--tokens", default="random", metavar="random|data", help="random tokens (default), or the recipe's data")
-    add("--fresh", action="store_true", help="begin new documents in each window; else memories are carried on")
-    add("--json", metavar="FILE", help="write all numbers, and every step's seconds")
-    add("--trace", metavar="FOLDER", help="write a trace of one more step, for Perfetto or chrome://tracing")
-    add("--reference", metavar="DIR", help="run HMT-pytorch from this clone on the same work, and compare (one GPU)")
+    add("--steps", default="3", metavar="N", help="timed optimizer steps (default: 3)")
+    # on GPUs the second step measures memory, the third compiles for the resulting plan, the fourth captures graphs
+    add(
+        "--warmup",
+        default="4",
+        metavar="N",
+        help="untimed steps before them (default: 4; with fewer a GPU is not at full speed)",
+    )
+    add(
+        "--tokens",
+        default="random",
+        metavar="random|data",
+        help="train on random tokens (default) or on the recipe's data",
+    )
+    add("--fresh", action="store_true", help="begin new documents in each window, instead of carrying memories on")
+    add("--json", metavar="FILE", help="write all numbers to a JSON file, with the seconds of every step")
+    add("--trace", metavar="FOLDER", help="write a trace of one more step, to open in Perfetto or chrome://tracing")
+    add("--reference", metavar="DIR", help="compare with HMT-pytorch, run from this clone on the same work (one GPU)")
 
 
 def take_options(arguments: argparse.Namespace) -> tuple[BenchOptions, list[str]]:
-    """The options, and a line for each that makes no sense."""
+    """Return the options, and one line per problem."""
     problems: list[str] = []
     given = {name: getattr(arguments, name) for name in ("json", "trace", "reference")}
     options = BenchOptions(
@@ -69,17 +79,17 @@ def take_options(arguments: argparse.Namespace) -> tuple[BenchOptions, list[str]
     if options.tokens not in TOKENS:
         problems.append(f"--tokens: must be random or data, got {options.tokens!r}")
     if options.fresh and options.tokens == "data":
-        problems.append("--fresh: is for random tokens, documents of the data begin where they begin")
-    return options, problems + place_problems(options.json, options.trace)
+        problems.append("--fresh: only with --tokens random")
+    return options, problems + path_problems(options.json, options.trace)
 
 
-def place_problems(json: Path | None, trace: Path | None) -> list[str]:
-    """What stands where numbers and a trace are to be written."""
+def path_problems(json: Path | None, trace: Path | None) -> list[str]:
+    """Return what prevents writing the numbers and the trace, one line per problem."""
     problems = []
     if json and json.is_dir():
         problems.append(f"--json: {json} is a folder, give a file")
     elif json and json.is_file() and json.suffix != ".json":
-        problems.append(f"--json: {json} is there, and it is no .json file: name another, it would be overwritten")
+        problems.append(f"--json: {json} exists and is not a .json file, and would be overwritten: give another file")
     elif json and not json.exists() and (reason := why_no_folder(json)):
         problems.append(f"--json: {reason}")
     if trace and (reason := why_no_folder(trace)):
@@ -88,7 +98,7 @@ def place_problems(json: Path | None, trace: Path | None) -> list[str]:
 
 
 def parse_words(words: list[str]) -> tuple[BenchOptions, list[str], list[str]]:
-    """What stands behind the recipe on a rank's command line: the options, the overrides, the problems."""
+    """Parse a rank's command line after the recipe; return the options, the recipe's overrides and the problems."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     add_bench_options(parser)
     arguments, overrides = parser.parse_known_args(words)

@@ -1,18 +1,18 @@
-"""Steps of an executor, timed: at full speed, by phases, for their memory, and for a trace."""
+"""Run an executor's steps and measure them: at full speed, by phase, for memory, and for a trace."""
 
 import math
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TypedDict, cast
 
 import torch
 
 from hmt_ds.backbones import CausalLM
 from hmt_ds.backbones.compute import decoder_layers
-from hmt_ds.benchmark.footprint import MemoryProbe, footprint
-from hmt_ds.benchmark.pipeline_phases import keeps_of_stages, repeated_positions_on_pipeline
+from hmt_ds.benchmark.footprint import Footprint, MemoryProbe, footprint
+from hmt_ds.benchmark.pipeline_phases import pipeline_window, recomputed_positions
 from hmt_ds.distributed.deepspeed_internals import full_numel
 from hmt_ds.distributed.process_group import add_up, from_all_ranks, rank, world_size
 from hmt_ds.memory import Window
@@ -22,9 +22,9 @@ from hmt_ds.planning.flops import rates, repeated_positions, useful_flops_per_to
 from hmt_ds.reporting.phase_clock import PHASES, PIPELINE_PHASES, PhaseClock
 
 CLOCKED_STEPS = 2
-# Segments, at least, of a window that is read for anything but the timed steps: a document of a million tokens is not
-# read ten times. The peak is the timed steps'.
-SHORT = 16
+# Least segments of a window in all but the timed steps, so that a document of a million tokens is not read ten times.
+# The peak memory is that of the timed steps.
+SHORT_WINDOW = 16
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,23 @@ class TimedStep:
     loss: float
 
 
+class Flops(TypedDict):
+    """FLOPs of a window, on the rank or the stages that run it, and what they are computed from."""
+
+    useful_flops_per_token: float
+    useful_flops_per_window: float
+    repeated_flops_per_window: float
+    layer_parameters: int
+
+
 def random_windows(
     batch: int, segments: int, length: int, vocabulary: int, *, seed: int, fresh: bool
 ) -> Iterator[Window]:
-    """Windows of random tokens without end; every row is one document, or begins one in each window.
+    """Yield windows of random tokens without end; each row is one document, or begins one in every window.
 
     Args:
-        seed: those of ranks that read other rows should differ.
-        fresh: whether each window begins new documents. Else memories are carried on, as in training on long ones.
+        seed: should differ between ranks with different rows.
+        fresh: whether each window begins new documents. Otherwise memories are carried on, as in long documents.
     """
     generator = torch.Generator().manual_seed(seed)
     following = torch.randint(vocabulary, (batch, 1), generator=generator)
@@ -69,17 +78,17 @@ def random_windows(
 
 
 def shortened(window: Window, segments: int) -> Window:
-    """Its first segments."""
+    """Return the first segments of a window."""
     first = (getattr(window, name)[:, :segments] for name in ("input_ids", "labels", "lengths", "starts"))
     return Window(*first)
 
 
 class Bench:
-    """Runs an executor's steps and measures them; all ranks call the same methods.
+    """Runs an executor's steps and measures them. All ranks call the same methods.
 
     Args:
         executor: freshly built.
-        steps: the windows of one step after the other.
+        steps: yields the windows of each step.
     """
 
     def __init__(self, executor: ZeroExecutor, steps: Iterator[list[Window]]):
@@ -87,26 +96,29 @@ class Bench:
         self.peak = 0  # bytes, of the timed steps, on GPUs
 
     def warm_up(self, steps: int) -> None:
-        """Steps that nobody times."""
+        """Run untimed steps."""
         for _ in range(steps):
             self.executor.train_batch(self.short_step())
 
     @property
     def short(self) -> int:
-        """Segments of a shortened window. It has all that a whole one has, or a whole one would meet what was neither
-        compiled nor captured: segments that are kept, one that is not, and batches of summaries of one size."""
+        """Segments of a shortened window.
+
+        It has every kind of work that a whole window has: kept segments, a recomputed one, and summary batches of one
+        size. Otherwise the timed steps would be the first to compile it or to capture it in CUDA graphs.
+        """
         if self.executor.stages > 1:
-            return SHORT
+            return SHORT_WINDOW
         plan = self.executor.room.plan
-        batches = math.ceil(max(SHORT, plan.kept_segments + 1) / plan.summary_segments)
+        batches = math.ceil(max(SHORT_WINDOW, plan.kept_segments + 1) / plan.summary_segments)
         return batches * plan.summary_segments
 
     def short_step(self, windows: int | None = 1) -> list[Window]:
-        """The first windows of a step, or all, cut off behind some segments."""
+        """Return the first windows of the next step, or all of them, shortened."""
         return [shortened(window, self.short) for window in next(self.steps)[:windows]]
 
     def timed(self, steps: int) -> list[TimedStep]:
-        """Steps at full speed: two phases are timed, which takes four events and no waiting."""
+        """Run steps at full speed: only two phases are timed, with four events and without synchronization."""
         clock = PhaseClock(self.executor.device, only=("reduce", "step"))
         if self.executor.device.type != "cpu":
             torch.get_device_module(self.executor.device).reset_peak_memory_stats()
@@ -116,7 +128,7 @@ class Bench:
         return [TimedStep(sum(s.values()), sum(s.values()) - s["other"], tokens, loss) for s, tokens, loss in found]
 
     def by_phase(self, steps: int) -> list[dict[str, float]]:
-        """Seconds of each phase of a step, all of them timed: the mean of so many steps, on each rank."""
+        """Time every phase of several steps; return the mean seconds by phase, of each rank."""
         clock = PhaseClock(self.executor.device)
         found = [self.clocked(clock, self.short_step(None))[0] for _ in range(steps)]
         names = PHASES if self.executor.stages == 1 else PIPELINE_PHASES
@@ -124,7 +136,7 @@ class Bench:
         return from_all_ranks(mean)
 
     def clocked(self, clock: PhaseClock, windows: list[Window]) -> tuple[dict[str, float], int, float]:
-        """One step: seconds by phase, fresh tokens of all ranks, loss."""
+        """Run one step; return seconds by phase, fresh tokens of all ranks, and the loss."""
         if self.executor.device.type != "cpu":
             torch.get_device_module(self.executor.device).synchronize()
         self.executor.phase = clock
@@ -134,22 +146,22 @@ class Bench:
         self.executor.phase = nullcontext
         return seconds, output.fresh_tokens, output.loss
 
-    def memory(self, resident: int) -> dict[str, Any]:
-        """Peak and parts of one more step, on the rank with the highest peak.
+    def memory(self, resident: int) -> Footprint:
+        """Probe one more step; return the peak memory and its parts, of the rank with the highest peak.
 
         Args:
-            resident: bytes that this process holds, for CPUs.
+            resident: bytes of this process, the peak on CPUs.
         """
         probe = MemoryProbe(self.executor)
         self.executor.phase = probe
         self.executor.train_batch(self.short_step())
         self.executor.phase = nullcontext
-        probe.note()
+        probe.record()
         every = from_all_ranks({"rank": rank()} | footprint(probe, self.peak or resident))
         return max(every, key=lambda found: found["peak_bytes"])
 
     def trace(self, folder: Path) -> Path:
-        """A trace of one more step, by rank 0, with the phases named in it."""
+        """Run one more step and write its trace, with named phases, on rank 0; return the file."""
         file = folder / "step.json"
         self.executor.phase = torch.profiler.record_function
         if rank() == 0:
@@ -163,49 +175,51 @@ class Bench:
         return file
 
 
-def arithmetic(executor: ZeroExecutor, parameters: int, trained: int, batch: int, segments: int) -> dict[str, Any]:
-    """What FLOPs a window takes on the rank or the stages that read it, and what they are counted from."""
+def flops_of(executor: ZeroExecutor, parameters: int, trained: int, batch: int, segments: int) -> Flops:
+    """Return the FLOPs of a window. Collective on a pipeline.
+
+    Args:
+        parameters: of the whole model.
+        trained: how many of them are trained.
+        batch: rows per rank or pipeline.
+        segments: of the window.
+    """
     settings = executor.settings
     module, name = decoder_layers(cast(CausalLM, executor.engine.module.backbone))
     in_layers = sum(full_numel(weight) for weight in getattr(module, name).parameters())
     if executor.stages > 1:
-        of_all = add_up(torch.tensor(in_layers, dtype=torch.float64, device=executor.device))
-        in_layers = round(float(of_all) / executor.data_ranks)
-    twice, again = executor.compute.recompute == "segment+layer", 0.0
+        total = add_up(torch.tensor(in_layers, dtype=torch.float64, device=executor.device))
+        in_layers = round(float(total) / executor.data_ranks)
+    layers_again = executor.compute.recompute == "segment+layer"
     if isinstance(executor, PipelineExecutor):
-        keeps = keeps_of_stages(executor, segments)
-        parts = executor.micro_batches
-        summary_group = executor.summary_group(segments, parts)
-        again = repeated_positions_on_pipeline(settings, keeps, parts, summary_group, segments, layers_again=twice)
+        again = recomputed_positions(pipeline_window(executor, segments), layers_again=layers_again)
     else:
-        again = repeated_positions(settings, executor.room.plan, segments, layers_again=twice)
+        again = repeated_positions(settings, executor.room.plan, segments, layers_again=layers_again)
     per_token = useful_flops_per_token(parameters, trained, settings)
-    useful = per_token * batch * segments * settings.segment_length
     return {
         "useful_flops_per_token": per_token,
-        "useful_flops_per_window": useful,
+        "useful_flops_per_window": per_token * batch * segments * settings.segment_length,
         "repeated_flops_per_window": 2 * in_layers * batch * again,
         "layer_parameters": in_layers,
     }
 
 
 def speeds(
-    steps: list[TimedStep], flops: dict[str, Any], windows: float, peaks: dict[str, float]
-) -> dict[str, dict[str, Any]]:
-    """Rates of the median step, and of the median step's forward and backward alone.
+    steps: list[TimedStep], flops: Flops, windows: float, peaks: dict[str, float]
+) -> dict[str, dict[str, float]]:
+    """Return the rates of the median step: whole, and its forward and backward passes alone.
 
     Args:
-        flops: from :func:`arithmetic`.
-        windows: of a step, for each rank: on a ring its stages share one.
-        peaks: FLOP/s of the device, by where they are known from.
+        windows: per step and rank; the stages of a pipeline share a window.
+        peaks: FLOP/s of the device, by source.
     """
     repeated = flops["repeated_flops_per_window"] * windows
 
-    def median(seconds: list[float]) -> dict[str, Any]:
+    def median(seconds: list[float]) -> dict[str, float]:
         tokens = [step.fresh_tokens / world_size() for step in steps]
-        took, read = sorted(zip(seconds, tokens, strict=True), key=lambda pair: pair[0] / pair[1])[len(steps) // 2]
-        useful = flops["useful_flops_per_token"] * read
-        return {"seconds": took, **rates(read, took, useful, useful + repeated, peaks)}
+        took, fresh = sorted(zip(seconds, tokens, strict=True), key=lambda pair: pair[0] / pair[1])[len(steps) // 2]
+        useful = flops["useful_flops_per_token"] * fresh
+        return {"seconds": took, **rates(fresh, took, useful, useful + repeated, peaks)}
 
     return {
         "whole_step": median([step.seconds for step in steps]),

@@ -1,7 +1,8 @@
-"""What the stages of a ring do with the time of a step, as measured, beside their schedule."""
+"""Measured phases and pipeline bubbles of each stage, beside those of the schedule."""
 
 from collections.abc import Collection, Sequence
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import TypedDict, cast
 
 from hmt_ds.backbones import CausalLM
 from hmt_ds.backbones.compute import decoder_layers
@@ -12,149 +13,166 @@ from hmt_ds.parallel.pipeline.schedule import Action, Costs, Kind, pipeline_sche
 from hmt_ds.planning.flops import summary_positions
 from hmt_ds.planning.simulate import Link, Machine, simulate
 
-WORK = ("summary", "recall", "forward", "backward")  # the phases of a window, but for waiting
+WORK = ("summary", "recall", "forward", "backward")  # the phases of a window, without waiting
+
+
+@dataclass(frozen=True)
+class PipelineWindow:
+    """The size of a window, and what its stages keep of it.
+
+    Attributes:
+        summary_group: micro-batches per summary pass.
+        kept_graphs: for each stage, the forward passes that keep their graphs; empty if none do.
+    """
+
+    segments: int
+    micro_batches: int
+    summary_group: int
+    settings: MemorySettings
+    kept_graphs: Sequence[Collection[Action]] = ()
+
+    def schedule(self, stages: int) -> list[list[Action]]:
+        """Return the schedule of this window."""
+        return pipeline_schedule(
+            stages,
+            self.segments,
+            self.micro_batches,
+            mode=self.settings.mode,
+            summary_group=self.summary_group,
+        )
+
+
+class PipelineResults(TypedDict):
+    """A pipeline's part of the results; lists have an entry per stage.
+
+    Attributes:
+        phase_seconds: seconds by phase.
+        bubbles: measured pipeline bubbles.
+        schedule_bubbles: of the schedule with equal stages.
+        simulated_bubbles: of the schedule with the measured durations.
+        forward_passes: of a window, recalls not counted.
+        kept_graphs: how many of them keep their graphs.
+    """
+
+    stages: int
+    micro_batches: int
+    summary_group_size: int
+    layers: list[int]
+    phase_seconds: list[dict[str, float]]
+    bubbles: list[float]
+    schedule_bubbles: list[float]
+    simulated_bubbles: list[float]
+    forward_passes: int
+    kept_graphs: list[int]
+
+
+def pipeline_window(executor: PipelineExecutor, segments: int) -> PipelineWindow:
+    """Return an executor's window. Collective: all ranks call it."""
+    micro_batches, settings = executor.micro_batches, executor.settings
+    kept = executor.room.choose_graphs(executor.order(segments, settings.mode))
+    by_stage = from_all_ranks(kept)[:: executor.data_ranks]  # of the first pipeline
+    return PipelineWindow(segments, micro_batches, executor.summary_group(segments, micro_batches), settings, by_stage)
 
 
 def pipeline_results(
     executor: PipelineExecutor, windows: int, segments: int, phases: list[dict[str, float]]
-) -> dict[str, Any]:
-    """What a ring is, and its phases and bubbles by stage. All ranks call it.
+) -> PipelineResults:
+    """Return a pipeline's layout, phases and bubbles. Collective: all ranks call it.
 
     Args:
         windows: of the step whose phases were measured.
-        segments: of each of them.
-        phases: seconds of each rank's.
+        segments: of each of these windows.
+        phases: seconds by phase, of each rank.
     """
-    pipelines, parts = executor.data_ranks, executor.micro_batches
+    pipelines, window = executor.data_ranks, pipeline_window(executor, segments)
     module, name = decoder_layers(cast(CausalLM, executor.engine.module.backbone))
     by_stage = [mean(phases[first : first + pipelines]) for first in range(0, len(phases), pipelines)]
-    keeps, summary_group = keeps_of_stages(executor, segments), executor.summary_group(segments, parts)
-    shape = (segments, parts, summary_group, executor.settings, keeps)
+    summaries = window.micro_batches // window.summary_group if window.settings.mode == "hmt" else 0
     return {
         "stages": executor.stages,
-        "micro_batches": parts,
-        "summary_group_size": summary_group,
+        "micro_batches": window.micro_batches,
+        "summary_group_size": window.summary_group,
         "layers": from_all_ranks(len(getattr(module, name)))[::pipelines],
         "phase_seconds": by_stage,
         "bubbles": measured_bubbles(by_stage),
-        "schedule_bubbles": scheduled_bubbles(executor.stages, *shape),
-        "simulated_bubbles": simulated_bubbles(by_stage, windows, *shape),
-        "actions": segments * (parts + parts // summary_group * (executor.settings.mode == "hmt")),
-        "kept_graphs": [len(kept) for kept in keeps],
+        "schedule_bubbles": scheduled_bubbles(executor.stages, window),
+        "simulated_bubbles": simulated_bubbles(by_stage, windows, window),
+        "forward_passes": segments * (window.micro_batches + summaries),
+        "kept_graphs": [len(kept) for kept in window.kept_graphs],
     }
 
 
-def keeps_of_stages(executor: PipelineExecutor, segments: int) -> list[frozenset[Action]]:
-    """The actions of a window that keep their graphs, of the first pipeline's stages. All ranks call it."""
-    kept = executor.room.choose_graphs(executor.order(segments, executor.settings.mode))
-    return from_all_ranks(kept)[:: executor.data_ranks]
-
-
-def repeated_positions_on_pipeline(
-    settings: MemorySettings,
-    keeps: Sequence[Collection[Action]],
-    micro_batches: int,
-    summary_group: int,
-    segments: int,
-    *,
-    layers_again: bool,
-) -> float:
-    """How many positions of one row of a window the layers read forward more than once, on the mean stage.
+def recomputed_positions(window: PipelineWindow, *, layers_again: bool) -> float:
+    """Return how many positions per row of a window the layers recompute, on the mean stage.
 
     Args:
-        keeps: of each stage, the actions that keep their graphs.
-        summary_group: of how many micro-batches a summary is.
-        layers_again: whether each layer is read forward once more when it goes backward (segment+layer).
+        layers_again: whether activation checkpointing recomputes every layer in its backward pass (segment+layer).
     """
-    lengths = {Kind.SEGMENT: settings.positions, Kind.SUMMARY: summary_positions(settings)}
-    every = segments * sum(lengths.values())
-    rows = {Kind.SEGMENT: 1, Kind.SUMMARY: summary_group}
-    kept = (
-        sum(lengths[action.kind] * rows[action.kind] for stage in keeps for action in stage)
-        / len(keeps)
-        / micro_batches
-    )
-    return every * (1 + layers_again) - kept
+    lengths = {Kind.SEGMENT: window.settings.positions, Kind.SUMMARY: summary_positions(window.settings)}
+    every = window.segments * sum(lengths.values())
+    rows = {Kind.SEGMENT: 1, Kind.SUMMARY: window.summary_group}
+    kept = sum(lengths[action.kind] * rows[action.kind] for stage in window.kept_graphs for action in stage)
+    return every * (1 + layers_again) - kept / len(window.kept_graphs) / window.micro_batches
 
 
-def mean(found: list[dict[str, float]]) -> dict[str, float]:
-    """Of a stage's ranks, one in each pipeline."""
-    return {name: sum(seconds[name] for seconds in found) / len(found) for name in found[0]}
+def mean(seconds_of_ranks: list[dict[str, float]]) -> dict[str, float]:
+    """Return the mean seconds by phase of a stage's ranks, one in each pipeline."""
+    count = len(seconds_of_ranks)
+    return {name: sum(seconds[name] for seconds in seconds_of_ranks) / count for name in seconds_of_ranks[0]}
 
 
 def measured_bubbles(by_stage: list[dict[str, float]]) -> list[float]:
-    """The share of the windows' time that each stage does not work.
+    """Return the share of the windows' time in which each stage does not work.
 
-    The windows last until the last stage is done; those that are done before wait in the phases that follow.
+    The windows last until the last stage is done; stages that are done earlier wait in the phases that follow.
     """
     whole = max(sum(seconds[name] for name in (*WORK, "wait")) for seconds in by_stage)
     return [1 - sum(seconds[name] for name in WORK) / whole for seconds in by_stage]
 
 
-def scheduled_bubbles(
-    stages: int,
-    segments: int,
-    micro_batches: int,
-    summary_group: int,
-    settings: MemorySettings,
-    keeps: Sequence[Collection[Action]] = (),
-) -> list[float]:
-    """The same of the schedule, if all stages are equal, a summary costs its positions, and messages take no time.
+def scheduled_bubbles(stages: int, window: PipelineWindow) -> list[float]:
+    """Return the bubbles of the schedule with equal stages, summaries by their positions, and instant messages."""
+    costs = Costs(summary=window.settings.summary_share * window.summary_group)
+    machine = Machine.uniform(costs, stages, recomputes_early=True, kept_graphs=window.kept_graphs)
+    return simulate(window.schedule(stages), machine, window.settings.mode).bubbles
 
-    Args:
-        summary_group: of how many micro-batches a summary is.
-        keeps: of each stage, the actions that keep their graphs.
+
+def simulated_bubbles(by_stage: list[dict[str, float]], windows: int, window: PipelineWindow) -> list[float]:
+    """Return the bubbles of the schedule with each stage's measured durations and instant messages.
+
+    They differ from :func:`scheduled_bubbles` because stages do: the head makes the last one slower.
     """
-    costs = Costs(summary=settings.summary_share * summary_group)
-    schedule = pipeline_schedule(stages, segments, micro_batches, mode=settings.mode, summary_group=summary_group)
-    return simulate(
-        schedule, Machine.uniform(costs, stages, recomputes_early=True, kept_graphs=keeps), settings.mode
-    ).bubbles
-
-
-def simulated_bubbles(
-    by_stage: list[dict[str, float]],
-    windows: int,
-    segments: int,
-    micro_batches: int,
-    summary_group: int,
-    settings: MemorySettings,
-    keeps: Sequence[Collection[Action]],
-) -> list[float]:
-    """The same of the schedule with what its actions take on each stage, by its measured phases (a head makes the last
-    stage slower)."""
-    actions = segments * micro_batches
     costs = [
-        costs_of({name: seconds / windows for name, seconds in phases.items()}, actions, summary_group, kept, settings)
-        for phases, kept in zip(by_stage, keeps, strict=True)
+        action_seconds({name: seconds / windows for name, seconds in phases.items()}, window, kept)
+        for phases, kept in zip(by_stage, window.kept_graphs, strict=True)
     ]
-    schedule = pipeline_schedule(len(costs), segments, micro_batches, mode=settings.mode, summary_group=summary_group)
-    machine = Machine(costs, [Link()] * (len(costs) - 1), recomputes_early=True, kept_graphs=keeps)
-    return simulate(schedule, machine, settings.mode).bubbles
+    links = [Link()] * (len(costs) - 1)
+    machine = Machine(costs, links, recomputes_early=True, kept_graphs=window.kept_graphs)
+    return simulate(window.schedule(len(costs)), machine, window.settings.mode).bubbles
 
 
-def costs_of(
-    phases: dict[str, float], actions: int, summary_group: int, kept: Collection[Action], settings: MemorySettings
+def action_seconds(
+    phases: dict[str, float], window: PipelineWindow, kept: Collection[Action]
 ) -> dict[tuple[Kind, bool], float]:
-    """Seconds of a stage's actions: forward by their phases; backward by their positions, with what is read again.
+    """Return the seconds of a stage's actions: forward by their phases, backward by positions and recomputation.
 
     Args:
-        phases: seconds of a window's.
-        actions: segments of all micro-batches.
-        summary_group: of how many of them a summary is.
-        kept: the actions that are not read again.
+        phases: seconds of a window, by phase.
+        kept: the stage's forward passes that are not recomputed.
     """
-    share = summary_positions(settings) / settings.positions  # 0 where there are none
+    passes, group, settings = window.segments * window.micro_batches, window.summary_group, window.settings
+    share = summary_positions(settings) / settings.positions  # 0 in modes without summaries
     forward = {
-        Kind.SEGMENT: phases["forward"] / actions,
-        Kind.SUMMARY: phases["summary"] / actions * summary_group,
-        Kind.RECALL: phases["recall"] / actions,
+        Kind.SEGMENT: phases["forward"] / passes,
+        Kind.SUMMARY: phases["summary"] / passes * group,
+        Kind.RECALL: phases["recall"] / passes,
     }
-    again = phases["forward"] + phases["summary"] - sum(forward[action.kind] for action in kept)
-    back = (phases["backward"] - again) / (actions * (1 + share))
+    recomputation = phases["forward"] + phases["summary"] - sum(forward[action.kind] for action in kept)
+    # what remains of the backward phase, per segment pass
+    autograd = (phases["backward"] - recomputation) / (passes * (1 + share))
     backward = {
-        Kind.SEGMENT: forward[Kind.SEGMENT] + back,
-        Kind.SUMMARY: forward[Kind.SUMMARY] + back * share * summary_group,
+        Kind.SEGMENT: forward[Kind.SEGMENT] + autograd,
+        Kind.SUMMARY: forward[Kind.SUMMARY] + autograd * share * group,
         Kind.RECALL: 0.0,
     }
     return {(kind, False): cost for kind, cost in forward.items()} | {(k, True): c for k, c in backward.items()}

@@ -1,4 +1,4 @@
-"""HMT-pytorch on the same work, from a clone that the user has: what its authors' code takes on this device."""
+"""Run HMT-pytorch, its authors' code, on the same work and device, from a clone that the user provides."""
 
 import copy
 import gc
@@ -13,28 +13,29 @@ from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import nn
+from transformers import PretrainedConfig
 
 from hmt_ds.backbones import build_model
 from hmt_ds.memory import MemorySettings
 
 SOURCE = Path("modeling_rmt/language_modeling.py")
-NEEDS = {"sklearn": "scikit-learn", "accelerate": "accelerate"}  # what it imports, and how that is installed
-SAVED_SEGMENTS = 5  # its own default of --num_seg_save: segments whose logits and hidden states it keeps
+NEEDS = {"sklearn": "scikit-learn", "accelerate": "accelerate"}  # modules it imports, and their packages
+SAVED_SEGMENTS = 5  # its default of --num_seg_save: segments whose logits and hidden states it keeps
 WARMUP = 1
 
 
 @dataclass(frozen=True)
 class Work:
-    """What both read.
+    """The work that both run.
 
     Attributes:
-        source: the backbone's, as in a recipe.
-        settings: of the memory. Its ``segment_length`` counts fresh tokens, as ``segment_size`` of the reference's
-            forward pass does; on the reference's command line prompts and sensory tokens are counted too.
+        source: of the backbone, as in a recipe.
+        settings: of the memory. ``segment_length`` counts fresh tokens, like ``segment_size`` of the reference's
+            forward pass; its command-line option also counts prompts and sensory tokens.
         batch: rows.
         segments: of a window.
         seed: of random weights and tokens.
@@ -47,13 +48,31 @@ class Work:
     seed: int
 
 
-def reference_problems(folder: Path, config: Any, settings: MemorySettings, precision: str, train: str) -> list[str]:
-    """Why the reference cannot do the same work: a line for each reason.
+class ReferenceResults(TypedDict):
+    """The measurements of the reference; None for what is unknown after it ran out of memory, or on CPUs.
+
+    Attributes:
+        seconds: of each timed pass.
+        peak_bytes: beyond what was allocated before.
+        segment_length_option_tokens: the value of its command-line option for the same segments.
+    """
+
+    out_of_memory: bool
+    seconds: list[float]
+    tokens_per_second_per_gpu: float | None
+    peak_bytes: int | None
+    standing_before_bytes: int
+    segment_length_option_tokens: int
+
+
+def reference_problems(
+    folder: Path, config: PretrainedConfig, settings: MemorySettings, precision: str, train: str
+) -> list[str]:
+    """Return why the reference cannot run the same work, one line per reason.
 
     Args:
         folder: the clone.
         config: of the backbone.
-        settings: the recipe's section ``memory``.
     """
     wrong = []
     if not (folder / SOURCE).is_file():
@@ -64,24 +83,24 @@ def reference_problems(folder: Path, config: Any, settings: MemorySettings, prec
         if importlib.util.find_spec(name) is None
     ]
     if not torch.cuda.is_available():
-        wrong.append("HMT-pytorch needs a GPU, and there is none here")
+        wrong.append("HMT-pytorch needs a GPU, and this machine has none")
     if settings.mode != "hmt" or settings.memory_tokens != 1:
-        wrong.append("compared are memory.mode hmt and memory.memory_tokens 1 alone")
+        wrong.append("only memory.mode hmt with memory.memory_tokens 1 can be compared")
     if precision != "bf16" or train != "whole":
-        wrong.append("compared are model.precision bf16 and model.train whole alone")
+        wrong.append("only model.precision bf16 with model.train whole can be compared")
     if width_in_config(config) is None:
-        wrong.append(f"HMT-pytorch takes no {config.model_type}: it looks for hidden_size in the configuration")
+        wrong.append(f"HMT-pytorch does not support {config.model_type}: it needs hidden_size in the configuration")
     return [f"--reference: {line}" for line in wrong]
 
 
-def width_in_config(config: Any) -> int | None:
-    """Where the reference looks for the width of the embeddings."""
+def width_in_config(config: PretrainedConfig) -> int | None:
+    """Return the embedding width where the reference looks for it; None if it is not there."""
     name = "word_embed_proj_dim" if config.model_type == "opt" else "hidden_size"
     return getattr(config, name, None)
 
 
-def run_reference(folder: Path, work: Work, device: torch.device, steps: int) -> dict[str, Any]:
-    """Forward and backward of some windows by the reference; that its memory does not suffice is a result too."""
+def run_reference(folder: Path, work: Work, device: torch.device, steps: int) -> ReferenceResults:
+    """Time forward and backward passes of the reference; running out of memory is a result too."""
     cuda = None if device.type == "cpu" else torch.get_device_module(device)
     standing = cuda.memory_allocated() if cuda else 0
     if cuda:
@@ -90,7 +109,7 @@ def run_reference(folder: Path, work: Work, device: torch.device, steps: int) ->
     try:
         timed_passes(build_reference(folder, work, device), work, device, WARMUP + steps, seconds)
     except torch.OutOfMemoryError:
-        # (what is left of it hangs at the exception, which is gone behind this block)
+        # its tensors hang on the exception's traceback, which is gone after this block
         seconds = []
     gc.collect()
     tokens = work.batch * work.segments * work.settings.segment_length
@@ -106,11 +125,11 @@ def run_reference(folder: Path, work: Work, device: torch.device, steps: int) ->
 
 
 def build_reference(folder: Path, work: Work, device: torch.device) -> nn.Module:
-    """The reference's model, as its training script makes it, in bfloat16."""
+    """Build the reference's model as its training script does, in bfloat16."""
     settings = work.settings
     backbone = build_model(work.source, dtype=torch.bfloat16, seed=work.seed, device=device).model
     module = load(folder)
-    with device:  # the reference makes tensors without saying where, and multiplies them with the backbone's
+    with device:  # the reference creates tensors on the default device and multiplies them with the backbone's
         cell = module.MemoryCell(backbone, num_mem_tokens=settings.memory_tokens, num_prepend=settings.sensory_tokens)
         width = backbone.get_input_embeddings().embedding_dim
         model = module.RecurrentWrapper(
@@ -127,9 +146,9 @@ def build_reference(folder: Path, work: Work, device: torch.device) -> nn.Module
     return model.to(device, torch.bfloat16).train()
 
 
-def load(folder: Path) -> Any:
-    """The reference's module. Its constructor loads scores from the hub that training does not use: a stand-in."""
-    with stand_in("evaluate", load=lambda name: None):
+def load(folder: Path) -> Any:  # a module that is not known to the type checker
+    """Import the reference's module, with a fake ``evaluate``: it would load metrics from the hub."""
+    with fake_module("evaluate", load=lambda name: None):
         sys.path.insert(0, str(folder.resolve()))
         try:
             return importlib.import_module(".".join(SOURCE.with_suffix("").parts))
@@ -138,10 +157,10 @@ def load(folder: Path) -> Any:
 
 
 @contextmanager
-def stand_in(name: str, **members: Any) -> Iterator[None]:
-    """A module of that name with these members, for a while."""
+def fake_module(name: str, **members: object) -> Iterator[None]:
+    """Replace a module temporarily by one with the given members."""
     module = ModuleType(name)
-    module.__spec__ = ModuleSpec(name, None)  # libraries that look for optional packages ask for it
+    module.__spec__ = ModuleSpec(name, None)  # libraries that look for optional packages read it
     vars(module).update(members)
     before = sys.modules.get(name)
     sys.modules[name] = module
@@ -154,13 +173,13 @@ def stand_in(name: str, **members: Any) -> Iterator[None]:
 
 
 def timed_passes(model: nn.Module, work: Work, device: torch.device, passes: int, seconds: list[float]) -> None:
-    """Forward and backward on random tokens; seconds of each pass are appended."""
+    """Run forward and backward passes on random tokens; appends the seconds of each to ``seconds``."""
     length = work.segments * work.settings.segment_length
     generator = torch.Generator().manual_seed(work.seed)
     vocabulary = model.memory_cell.model.config.vocab_size  # type: ignore[union-attr]
     for _ in range(passes):
         ids = torch.randint(vocabulary, (work.batch, length), generator=generator)  # type: ignore[arg-type]
-        wait_for(device)
+        synchronize(device)
         began = time.perf_counter()
         output, _ = model(
             input_ids=ids,
@@ -170,13 +189,13 @@ def timed_passes(model: nn.Module, work: Work, device: torch.device, passes: int
             sum_fraction=work.settings.summary_fraction,
         )
         output.loss.backward()
-        wait_for(device)
+        synchronize(device)
         seconds.append(time.perf_counter() - began)
         del output
         model.zero_grad()
 
 
-def wait_for(device: torch.device) -> None:
-    """Until the device has done its work."""
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has finished all queued work."""
     if device.type != "cpu":
         torch.get_device_module(device).synchronize()

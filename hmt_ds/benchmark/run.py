@@ -5,15 +5,14 @@ import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from itertools import islice
-from typing import Any
 
 import torch
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from hmt_ds.backbones import read_config
 from hmt_ds.benchmark.bench_options import BenchOptions, parse_words
-from hmt_ds.benchmark.measure import CLOCKED_STEPS, Bench, arithmetic, random_windows, speeds
-from hmt_ds.benchmark.pipeline_phases import pipeline_results
+from hmt_ds.benchmark.measure import CLOCKED_STEPS, Bench, flops_of, random_windows, speeds
+from hmt_ds.benchmark.pipeline_phases import PipelineResults, pipeline_results
 from hmt_ds.benchmark.reference import Work, reference_problems, run_reference
 from hmt_ds.config.config_error import ConfigError
 from hmt_ds.config.load import load_recipe
@@ -31,22 +30,25 @@ from hmt_ds.training.validation import as_window
 
 logger = logging.getLogger(__name__)
 
+Result = dict[str, object]  # numbers by name, with their units in the names; what --json writes
+
 
 def bench(recipe_file: str, words: list[str], device: torch.device) -> None:
-    """Run some steps of a recipe; print what they took, and write it if that was asked for."""
+    """Measure some steps of a recipe; print the tables, and write the numbers if asked to."""
     options, overrides, problems = parse_words(words)
     if problems:
         raise ConfigError(problems)
     recipe = load_recipe(recipe_file, overrides)
     prepared = prepare_together(recipe, recipe_file, new_run=False, with_data=options.tokens == "data")
     check_reference(recipe, options, world_size())
-    reference = beside(recipe, options, device)
+    # HMT-pytorch runs first: CUDA graphs of our own engine would keep their memory
+    reference = reference_results(recipe, options, device)
     result = measure(recipe, prepared, options, device) | reference
     publish([*bench_tables(result), *(reference_tables(result) if reference else [])], result, options)
 
 
-def publish(tables: Iterable[Any], result: dict[str, Any], options: BenchOptions) -> None:
-    """Print it and write it, on rank 0."""
+def publish(tables: Iterable[RenderableType], result: Result, options: BenchOptions) -> None:
+    """Print the tables and write the numbers, on rank 0."""
     if rank() == 0:
         console = Console()
         for table in tables:
@@ -58,10 +60,10 @@ def publish(tables: Iterable[Any], result: dict[str, Any], options: BenchOptions
 
 
 def check_reference(recipe: Recipe, options: BenchOptions, ranks: int) -> None:
-    """See whether HMT-pytorch can be run beside, if that is wanted. The recipe has been found in order.
+    """Check whether HMT-pytorch can run on the same work, if asked to. The recipe was checked before.
 
     Raises:
-        ConfigError: with all that stands against it.
+        ConfigError: with all problems.
     """
     if options.reference is None:
         return
@@ -69,13 +71,13 @@ def check_reference(recipe: Recipe, options: BenchOptions, ranks: int) -> None:
     config = read_config(model.source, trust_remote_code=model.trust_remote_code)
     problems = reference_problems(options.reference, config, recipe.memory, model.precision, model.train)
     if ranks != 1:
-        problems.append(f"--reference: HMT-pytorch is run on one GPU, not on {ranks}: use --ranks 1")
+        problems.append(f"--reference: HMT-pytorch runs on one GPU, not on {ranks}: use --ranks 1")
     if problems:
         raise ConfigError(problems)
 
 
-def beside(recipe: Recipe, options: BenchOptions, device: torch.device) -> dict[str, Any]:
-    """HMT-pytorch's numbers on the same work, if wanted. They come first: an engine with CUDA graphs stays."""
+def reference_results(recipe: Recipe, options: BenchOptions, device: torch.device) -> Result:
+    """Return HMT-pytorch's numbers on the same work; nothing if not asked to."""
     if options.reference is None:
         return {}
     logger.info("HMT-pytorch first, on the same work")
@@ -87,15 +89,15 @@ def beside(recipe: Recipe, options: BenchOptions, device: torch.device) -> dict[
     return {"reference": found}
 
 
-def measure(recipe: Recipe, prepared: Prepared, options: BenchOptions, device: torch.device) -> dict[str, Any]:
-    """All numbers, with their units in their names."""
+def measure(recipe: Recipe, prepared: Prepared, options: BenchOptions, device: torch.device) -> Result:
+    """Measure speed, phases and memory."""
     executor = build_executor(recipe, prepared, device)
     parameters, trained = count_parameters(executor)
     training = recipe.training
     runs = Bench(executor, steps_of(recipe, prepared, options, executor))
-    logger.info("warming up, %d steps; then %d timed ones", options.warmup, options.steps)
+    logger.info("%d warm-up steps, then %d timed ones", options.warmup, options.steps)
     if options.warmup < (steps := executor.room.settled_after):
-        logger.info("a GPU is at speed after %d steps: --warmup %d is too short", steps, options.warmup)
+        logger.info("a GPU reaches full speed after %d steps: --warmup %d is too short", steps, options.warmup)
     runs.warm_up(options.warmup)
     timed = runs.timed(options.steps)
     phases, memory = runs.by_phase(min(CLOCKED_STEPS, options.steps)), runs.memory(peak_resident_bytes())
@@ -104,13 +106,13 @@ def measure(recipe: Recipe, prepared: Prepared, options: BenchOptions, device: t
         trace = runs.trace(options.trace)
         if rank() == 0:
             print(f"trace       {trace}", flush=True)
-    flops = arithmetic(executor, parameters, trained, training.batch_size, training.bptt_depth)
+    flops = flops_of(executor, parameters, trained, training.batch_size, training.bptt_depth)
     peaks = peak_rates(device)
     return {
-        "run": described(recipe, options, device, executor) | {"parameters": parameters, "trained_parameters": trained},
+        "run": run_facts(recipe, options, device, executor) | {"parameters": parameters, "trained_parameters": trained},
         "compute": asdict(executor.compute),
         "plan": asdict(executor.room.plan) if executor.stages == 1 else None,
-        "pipeline": pipeline_results_of(executor, training.gradient_accumulation, segments, phases),
+        "pipeline": results_of_pipeline(executor, training.gradient_accumulation, segments, phases),
         "steps": [asdict(step) for step in timed],
         "peak_flops_per_second": peaks,
         "flops": flops,
@@ -121,15 +123,15 @@ def measure(recipe: Recipe, prepared: Prepared, options: BenchOptions, device: t
     }
 
 
-def pipeline_results_of(
+def results_of_pipeline(
     executor: ZeroExecutor, windows: int, segments: int, phases: list[dict[str, float]]
-) -> dict[str, Any] | None:
-    """Its numbers, if it is one."""
+) -> PipelineResults | None:
+    """Return the numbers of a pipeline; None without one."""
     return pipeline_results(executor, windows, segments, phases) if isinstance(executor, PipelineExecutor) else None
 
 
-def described(recipe: Recipe, options: BenchOptions, device: torch.device, executor: ZeroExecutor) -> dict[str, Any]:
-    """What was run."""
+def run_facts(recipe: Recipe, options: BenchOptions, device: torch.device, executor: ZeroExecutor) -> Result:
+    """Return what was run."""
     training = recipe.training
     return {
         "ranks": world_size(),
@@ -152,7 +154,7 @@ def described(recipe: Recipe, options: BenchOptions, device: torch.device, execu
 def steps_of(
     recipe: Recipe, prepared: Prepared, options: BenchOptions, executor: ZeroExecutor
 ) -> Iterator[list[Window]]:
-    """The windows of one step after the other; all stages of a pipeline have the same."""
+    """Yield the windows of each step; all stages of a pipeline get the same ones."""
     training = recipe.training
     windows: Iterator[Window]
     if options.tokens == "data":
@@ -171,7 +173,7 @@ def steps_of(
 
 
 def peak_rates(device: torch.device) -> dict[str, float]:
-    """What a GPU can do in FLOP/s, by its datasheet and as measured now; nothing on CPUs."""
+    """Return a GPU's peak FLOP/s, from its datasheet and as measured now; nothing on CPUs."""
     if device.type == "cpu":
         return {}
     measured, datasheet = matrix_rate(device), peak_flops(device_name(device))
@@ -179,5 +181,5 @@ def peak_rates(device: torch.device) -> dict[str, float]:
 
 
 def device_name(device: torch.device) -> str:
-    """As its maker calls it."""
+    """Return the vendor's name of the device."""
     return "CPU" if device.type == "cpu" else torch.get_device_module(device).get_device_name()

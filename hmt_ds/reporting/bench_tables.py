@@ -55,7 +55,9 @@ def run_table(result: dict[str, Any]) -> Table:
             parts += f", summaries of {pipeline['summary_group_size']} together"
         table.add_row("pipeline", f"{run['pipelines']} x {pipeline['stages']} stages of {layers} layers, {parts}")
         kept = ", ".join(map(str, pipeline["kept_graphs"]))
-        table.add_row("kept", f"{kept} graphs of {pipeline['items']} items; the others are read again")
+        table.add_row(
+            "kept", f"{kept} autograd graphs of {pipeline['forward_passes']} forward passes; the rest is recomputed"
+        )
     else:
         kept = f"{plan['kept_segments']} segments, {plan['kept_summaries']} batches of summaries"
         table.add_row("kept", f"{kept}; summaries are read {plan['summary_segments']} at a time")
@@ -147,7 +149,7 @@ def memory_table(memory: dict[str, Any], pipelines: int | None) -> Table:
     """What the peak consists of; on CPUs the parts are no shares of what is resident.
 
     Args:
-        pipelines: how many, on a ring.
+        pipelines: their number; None without pipeline parallelism.
     """
     at, peak, rank = memory["peak_phase"], memory["peak_bytes"], memory["rank"]
     stage = f" (stage {rank // pipelines})" if pipelines else ""

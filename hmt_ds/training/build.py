@@ -19,7 +19,7 @@ from hmt_ds.distributed.process_group import add_up, rank, world_size
 from hmt_ds.parallel.build_hmt import MEMORY_SEED, build_hmt
 from hmt_ds.parallel.deepspeed_config.fill import computes_in_autocast
 from hmt_ds.parallel.deepspeed_config.lr_schedule import make_scheduler
-from hmt_ds.parallel.pipeline.build_stage import build_stage, stage_spans
+from hmt_ds.parallel.pipeline.build_stage import build_stage, stage_layers
 from hmt_ds.parallel.pipeline.executor import PipelineExecutor
 from hmt_ds.parallel.pipeline.layer_times import LayerTimes, layer_times
 from hmt_ds.parallel.pipeline.schedule import UNIT_COSTS, pipeline_schedule
@@ -83,7 +83,7 @@ def build_pipeline_executor(recipe: Recipe, prepared: Prepared, device: torch.de
     dtype = torch.bfloat16 if model.precision == "bf16" and not autocast else torch.float32
     options: dict[str, Any] = {"dtype": dtype, "train": model.train, "lora": model.lora, "device": device}
     split = measure_layers(recipe, config, **options) if pipeline.layers == "time" else pipeline.layers
-    ranges = stage_spans(config, pipeline.stages, split)
+    ranges = stage_layers(config, pipeline.stages, split)
     if isinstance(split, LayerTimes):
         logger.info(describe_split(ranges, split))
     stage = build_stage(

@@ -26,7 +26,7 @@ from hmt_ds.benchmark.measure import random_windows
 from hmt_ds.config.load import load_recipe
 from hmt_ds.distributed.process_group import end_process, from_all_ranks
 from hmt_ds.parallel.pipeline.executor import PipelineExecutor
-from hmt_ds.parallel.pipeline.layer_times import finish
+from hmt_ds.parallel.pipeline.layer_times import synchronize
 from hmt_ds.parallel.pipeline.p2p import TensorSpec
 from hmt_ds.parallel.pipeline.schedule import Kind, pipeline_schedule
 from hmt_ds.planning.simulate import Link, Machine, Timeline, simulate
@@ -109,7 +109,7 @@ def step_of(executor: PipelineExecutor, segments: int, parts: int) -> list[dict[
     vocabulary = executor.engine.module.backbone.vocabulary
     windows = random_windows(parts, segments, settings.segment_length, vocabulary, seed=0, fresh=True)
     executor.micro_batches, executor.state, watch = parts, None, Stopwatch(executor.device)
-    finish(executor.device)
+    synchronize(executor.device)
     executor.phase = watch
     watch.begin()
     executor.train_batch([next(windows)])
@@ -147,7 +147,7 @@ def seconds_of_hop(executor: PipelineExecutor) -> float:
         if topology.is_first:
             outgoing.send(message)
         incoming.receive(TensorSpec(size, executor.dtype))
-        finish(executor.device)
+        synchronize(executor.device)
         if not topology.is_first:
             outgoing.send(message)
         times.append((time.perf_counter() - start) / 2)

@@ -16,7 +16,7 @@ from hmt_ds.backbones import read_config
 from hmt_ds.distributed.process_group import end_process, join, rank, world_size
 from hmt_ds.parallel.compute_choice import ComputeSettings
 from hmt_ds.parallel.deepspeed_config.fill import EngineSettings, fill_ds_config, read_ds_config
-from hmt_ds.parallel.pipeline.build_stage import build_stage, stage_spans
+from hmt_ds.parallel.pipeline.build_stage import build_stage, stage_layers
 from hmt_ds.parallel.pipeline.executor import PipelineExecutor
 from hmt_ds.parallel.pipeline.stage import StagePass
 
@@ -41,7 +41,7 @@ def gradients_of(backbone: dict[str, Any], keeps: int, seed: int) -> tuple[dict[
     """This stage's gradients of one step that keeps some items' graphs, and how many items were recomputed."""
     topology = topology_of(world_size())
     settings = EngineSettings("fp32", ROWS, 1, CLIPPING, "AdamW", OPTIMIZER)
-    span = stage_spans(read_config(backbone), topology.stages)[topology.stage]
+    span = stage_layers(read_config(backbone), topology.stages)[topology.stage]
     executor = PipelineExecutor(
         build_stage(backbone, MEMORY, span, dtype=torch.float32, seed=1),
         topology,

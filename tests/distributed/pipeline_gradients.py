@@ -26,7 +26,7 @@ from hmt_ds.distributed.process_group import end_process, from_rank_0, join, ran
 from hmt_ds.memory import MemoryState, read_window
 from hmt_ds.parallel.compute_choice import ComputeSettings
 from hmt_ds.parallel.deepspeed_config.fill import EngineSettings, fill_ds_config, read_ds_config
-from hmt_ds.parallel.pipeline.build_stage import build_stage, stage_spans
+from hmt_ds.parallel.pipeline.build_stage import build_stage, stage_layers
 from hmt_ds.parallel.pipeline.executor import PipelineExecutor
 from hmt_ds.parallel.pipeline.schedule import summary_group_size
 from hmt_ds.parallel.pipeline.stage import StagePass
@@ -181,7 +181,7 @@ def make_executor(case: Case, device: torch.device) -> PipelineExecutor:
     config = fill_ds_config(config, settings)
     topology = topology_of(case.stages)
     source = BACKBONE | {"num_hidden_layers": LAYERS}
-    span = stage_spans(read_config(source), case.stages)[topology.stage]
+    span = stage_layers(read_config(source), case.stages)[topology.stage]
     dtype = torch.bfloat16 if case.precision == "bf16" else torch.float32
     model = build_stage(source, case.memory, span, dtype=dtype, train=case.train, device=device)
     whole = get_weights(start_model(case))

@@ -19,7 +19,7 @@ from hmt_ds.memory import HMT, MemorySettings, Window
 from hmt_ds.parallel.build_hmt import build_hmt
 from hmt_ds.parallel.compute_choice import BY_DEFAULT
 from hmt_ds.parallel.deepspeed_config.fill import EngineSettings, fill_ds_config, read_ds_config
-from hmt_ds.parallel.pipeline.build_stage import build_stage, stage_spans
+from hmt_ds.parallel.pipeline.build_stage import build_stage, stage_layers
 from hmt_ds.parallel.pipeline.executor import PipelineExecutor
 from hmt_ds.parallel.pipeline.topology import Topology
 from hmt_ds.parallel.zero import ZeroExecutor
@@ -84,7 +84,7 @@ def make_executor(case: Case, device: torch.device) -> ZeroExecutor:
         model = build_hmt(case.folder, MEMORY, train=case.train, **options)
         return ZeroExecutor(model, depth=DEPTH, compute=BY_DEFAULT, **options)
     place = place_of(case.stages)
-    span = stage_spans(read_config(case.folder), case.stages)[place.stage]
+    span = stage_layers(read_config(case.folder), case.stages)[place.stage]
     model = build_stage(case.folder, MEMORY, span, dtype=torch.bfloat16, train=case.train, device=device)
     return PipelineExecutor(model, place, micro_batches=2, depth=DEPTH, compute=BY_DEFAULT, **options)
 

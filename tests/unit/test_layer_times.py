@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hmt_ds.backbones import LoraSettings, read_config
 from hmt_ds.parallel.pipeline import layer_times as times_module
-from hmt_ds.parallel.pipeline.build_stage import stage_spans
+from hmt_ds.parallel.pipeline.build_stage import stage_layers
 from hmt_ds.parallel.pipeline.layer_times import LayerTimes, layer_times
 from hmt_ds.training.build import describe_split
 
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 def sizes(layers: int, stages: int, times: LayerTimes) -> list[int]:
     config = read_config(LLAMA | {"num_hidden_layers": layers})
-    return [span.end - span.first for span in stage_spans(config, stages, times)]
+    return [span.end - span.first for span in stage_layers(config, stages, times)]
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_the_slowest_stage_has_as_little_as_can_be(layers, stages, head, expecte
 
 
 def test_it_says_what_was_found():
-    spans = stage_spans(read_config(LLAMA | {"num_hidden_layers": 8}), 2, LayerTimes(0.0125, 0.025))
+    spans = stage_layers(read_config(LLAMA | {"num_hidden_layers": 8}), 2, LayerTimes(0.0125, 0.025))
     said = describe_split(spans, LayerTimes(0.0125, 0.025))
     assert said == "pipeline.layers by time: [5, 3]; a layer takes 12.5 ms, the head 25 ms"
 

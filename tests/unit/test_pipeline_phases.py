@@ -1,38 +1,43 @@
-"""What `hmt-ds bench` counts of a ring: positions read again, what actions take, bubbles."""
+"""What `hmt-ds bench` computes for a pipeline: recomputed positions, durations of actions, bubbles."""
+
+from collections.abc import Sequence
 
 import pytest
 
 from hmt_ds.benchmark.pipeline_phases import (
-    costs_of,
-    repeated_positions_on_pipeline,
+    PipelineWindow,
+    action_seconds,
+    recomputed_positions,
     scheduled_bubbles,
     simulated_bubbles,
 )
 from hmt_ds.memory import MemorySettings
 from hmt_ds.parallel.pipeline.schedule import Action, Kind
 
-# 10 + 2 + 2 x 1 positions a segment, 5 + 2 x 1 a summary
+# 10 + 2 + 2 x 1 positions per segment, 5 + 2 x 1 per summary
 SIZES = MemorySettings(segment_length=10, recall_dim=8, sensory_tokens=2, cached_memories=3)
 
 
-def test_a_ring_reads_every_position_twice_but_for_kept_graphs():
-    assert repeated_positions_on_pipeline(SIZES, [(), ()], 2, 1, 4, layers_again=False) == 4 * (14 + 7)
-    assert repeated_positions_on_pipeline(SIZES, [(), ()], 2, 1, 4, layers_again=True) == 2 * 4 * (14 + 7)
-    kept = [Action(Kind.SEGMENT, 3, 1), Action(Kind.SEGMENT, 3, 0), Action(Kind.SUMMARY, 3, 1)]  # of two micro-batches
-    assert (
-        repeated_positions_on_pipeline(SIZES, [kept, ()], 2, 1, 4, layers_again=False) == 4 * 21 - (2 * 14 + 7) / 2 / 2
-    )
-    kept = [*kept[:2], Action(Kind.SUMMARY, 3, 0)]  # of both
-    again = repeated_positions_on_pipeline(SIZES, [kept, ()], 2, 2, 4, layers_again=False)
-    assert again == 4 * 21 - (2 * 14 + 2 * 7) / 2 / 2
+def window(segments: int, summary_group: int = 1, kept: Sequence[Sequence[Action]] = ((), ())) -> PipelineWindow:
+    """Return a window of two micro-batches."""
+    return PipelineWindow(segments, 2, summary_group, SIZES, kept)
 
 
-def test_what_the_items_of_a_stage_take():
-    """4 main actions and 4 summaries of half the positions; 2 and 1 of them kept. All in all 4 x 2 + 4 x 1 forward,
-    2 x 2 + 3 x 1 of it again, and 4 x 6 + 4 x 3 backward."""
+def test_every_position_is_recomputed_except_for_kept_graphs():
+    assert recomputed_positions(window(4), layers_again=False) == 4 * (14 + 7)
+    assert recomputed_positions(window(4), layers_again=True) == 2 * 4 * (14 + 7)
+    kept = [Action(Kind.SEGMENT, 3, 1), Action(Kind.SEGMENT, 3, 0), Action(Kind.SUMMARY, 3, 1)]
+    assert recomputed_positions(window(4, 1, [kept, ()]), layers_again=False) == 4 * 21 - (2 * 14 + 7) / 2 / 2
+    kept = [*kept[:2], Action(Kind.SUMMARY, 3, 0)]  # a summary pass over both micro-batches
+    assert recomputed_positions(window(4, 2, [kept, ()]), layers_again=False) == 4 * 21 - (2 * 14 + 2 * 7) / 2 / 2
+
+
+def test_durations_of_actions():
+    """4 segment passes and 4 summary passes of half the positions, of which 2 and 1 keep their graphs: 4 x 2 + 4 x 1
+    forward, 2 x 2 + 3 x 1 recomputed, and 4 x 6 + 4 x 3 backward."""
     kept = [Action(Kind.SEGMENT, 1, 1), Action(Kind.SEGMENT, 1, 0), Action(Kind.SUMMARY, 1, 1)]
     phases = {"forward": 8.0, "summary": 4.0, "recall": 0.4, "backward": 7.0 + 36.0}
-    singles = costs_of(phases, 4, 1, kept, SIZES)
+    singles = action_seconds(phases, window(2), kept)
     assert singles == {
         (Kind.SEGMENT, False): 2,
         (Kind.SUMMARY, False): 1,
@@ -41,18 +46,20 @@ def test_what_the_items_of_a_stage_take():
         (Kind.SUMMARY, True): 1 + 3,
         (Kind.RECALL, True): 0,
     }
-    kept = [*kept[:2], Action(Kind.SUMMARY, 1, 0)]  # of two micro-batches: twice as long
+    kept = [*kept[:2], Action(Kind.SUMMARY, 1, 0)]  # over two micro-batches: twice as long
     pairs = {(Kind.SUMMARY, False): 2, (Kind.SUMMARY, True): 2 + 6}
-    assert costs_of(phases | {"backward": 6.0 + 36.0}, 4, 2, kept, SIZES) == singles | pairs
+    assert action_seconds(phases | {"backward": 6.0 + 36.0}, window(2, 2), kept) == singles | pairs
 
 
 @pytest.mark.parametrize("summary_group", [1, 2])
-def test_bubbles_by_the_times_of_each_stage(summary_group):
-    """Equal stages have the schedule's; beside one that takes twice as long the other waits for half of the time."""
+def test_bubbles_with_measured_durations(summary_group):
+    """Equal stages have the bubbles of the schedule; beside a stage that takes twice as long the other idles half the
+    time."""
     phases = {"forward": 8.0, "summary": 4.0, "recall": 0.0, "backward": 12.0 + 24.0}
     slower = {name: 2 * seconds for name, seconds in phases.items()}
-    alike = simulated_bubbles([phases] * 2, 1, 2, 2, summary_group, SIZES, [(), ()])
-    assert alike == pytest.approx(scheduled_bubbles(2, 2, 2, summary_group, SIZES))
-    assert alike == pytest.approx(simulated_bubbles([slower] * 2, 2, 2, 2, summary_group, SIZES, [(), ()]))
-    first, last = simulated_bubbles([phases, slower], 1, 2, 2, summary_group, SIZES, [(), ()])
+    both = window(2, summary_group)
+    equal = simulated_bubbles([phases] * 2, 1, both)
+    assert equal == pytest.approx(scheduled_bubbles(2, both))
+    assert equal == pytest.approx(simulated_bubbles([slower] * 2, 2, both))
+    first, last = simulated_bubbles([phases, slower], 1, both)
     assert first == pytest.approx((1 + last) / 2) and first > 0.5 > last

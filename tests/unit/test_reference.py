@@ -1,4 +1,4 @@
-"""HMT-pytorch beside ours: what it is given, what it cannot take. A stand-in for the clone notes what comes."""
+"""Comparison with HMT-pytorch: the work it gets, what it does not support. A fake clone records its calls."""
 
 import sys
 import types
@@ -21,7 +21,7 @@ SIZES = MemorySettings(segment_length=10, recall_dim=8, sensory_tokens=2, cached
 
 @pytest.fixture
 def clone(tmp_path, monkeypatch) -> Iterator[Path]:
-    """Stands for a clone of HMT-pytorch: the same names and arguments, and a model that notes what it is given."""
+    """Write a fake clone of HMT-pytorch: the same names and arguments, and a model that records its calls."""
     monkeypatch.delitem(sys.modules, "modeling_rmt.language_modeling", raising=False)
     monkeypatch.delitem(sys.modules, "modeling_rmt", raising=False)
     file = tmp_path / "modeling_rmt" / "language_modeling.py"
@@ -79,15 +79,15 @@ def test_reference_out_of_memory_is_a_row(clone):
     ("changes", "line"),
     [
         ({}, None),
-        ({"precision": "fp32"}, "compared are model.precision bf16"),
-        ({"train": "lora"}, "model.train whole alone"),
-        ({"settings": MemorySettings(10, mode="rmt")}, "memory.mode hmt"),
-        ({"settings": MemorySettings(10, memory_tokens=2)}, "memory.memory_tokens 1 alone"),
-        ({"config": types.SimpleNamespace(model_type="odd")}, "takes no odd"),
+        ({"precision": "fp32"}, "only model.precision bf16"),
+        ({"train": "lora"}, "model.train whole can be compared"),
+        ({"settings": MemorySettings(10, mode="rmt")}, "only memory.mode hmt"),
+        ({"settings": MemorySettings(10, memory_tokens=2)}, "memory.memory_tokens 1 can be compared"),
+        ({"config": types.SimpleNamespace(model_type="odd")}, "does not support odd"),
         ({"folder": Path("nowhere")}, "nowhere has no modeling_rmt/language_modeling.py"),
     ],
 )
-def test_what_the_reference_cannot_take(clone, monkeypatch, changes, line):
+def test_unsupported_work_is_named(clone, monkeypatch, changes, line):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(reference, "NEEDS", {"json": "json"})
     config, settings = read_config(LLAMA), MemorySettings(10)
@@ -96,7 +96,7 @@ def test_what_the_reference_cannot_take(clone, monkeypatch, changes, line):
     assert len(problems) == (line is not None) and all(line in problem for problem in problems)
 
 
-def test_what_the_reference_lacks(clone, monkeypatch):
+def test_missing_requirements_are_named(clone, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(reference, "NEEDS", {"no_such_module": "no-such-package"})
     found = reference.reference_problems(clone, read_config(LLAMA), MemorySettings(10), "bf16", "whole")

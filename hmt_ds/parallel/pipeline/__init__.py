@@ -1,1 +1,1 @@
-"""A pipeline of stages in a ring: the prompts that the last stage recalls go to the first."""
+"""Pipeline parallelism: stages of consecutive layers, where the last stage sends recalled prompts to the first."""

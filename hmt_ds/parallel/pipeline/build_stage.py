@@ -1,4 +1,4 @@
-"""Dividing a model's layers among stages, and building one stage without holding the others."""
+"""Divide a model's layers among pipeline stages, and build one stage without the weights of the others."""
 
 from itertools import pairwise
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from deepspeed.runtime.utils import partition_balanced
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from hmt_ds.backbones import (
     CausalLM,
@@ -28,29 +28,31 @@ from hmt_ds.parallel.pipeline.layer_times import LayerTimes
 STAND_IN = "stand_in"
 
 
-def stage_spans(config: Any, stages: int, split: str | list[int] | LayerTimes = "auto") -> list[LayerRange]:
-    """The layers of each stage.
+def stage_layers(
+    config: PretrainedConfig, stages: int, split: str | list[int] | LayerTimes = "auto"
+) -> list[LayerRange]:
+    """Return the layers of each stage.
 
     Args:
-        split: so many layers for each stage; or the times of a layer and of the head, so that the slowest stage takes
-            as little as can be; or ``auto``, the same by parameters. The head is counted, for it is arithmetic;
-            embeddings are not.
+        split: the number of layers of each stage; or the times of a layer and of the head, to make the slowest stage as
+            fast as possible; or ``auto``, the same by numbers of parameters. The head counts, because it is a matrix
+            product; embeddings, which are lookups, do not.
     """
     if isinstance(split, list):
         return layer_ranges(split)
     costs = costs_by_time(config, split) if isinstance(split, LayerTimes) else costs_by_size(config)
-    borders = [int(border) for border in partition_balanced(costs, stages)]
-    return [LayerRange(a, b, len(costs)) for a, b in pairwise(borders)]
+    boundaries = [int(boundary) for boundary in partition_balanced(costs, stages)]
+    return [LayerRange(first, end, len(costs)) for first, end in pairwise(boundaries)]
 
 
-def costs_by_time(config: Any, times: LayerTimes) -> list[float]:
-    """Seconds of each layer; the last one has the head."""
+def costs_by_time(config: PretrainedConfig, times: LayerTimes) -> list[float]:
+    """Return the seconds of each layer; the last one includes the head."""
     layers = config.get_text_config().num_hidden_layers
     return [times.layer] * (layers - 1) + [times.layer + times.head]
 
 
-def costs_by_size(config: Any) -> list[float]:
-    """Parameters of each layer; the last one has the head's."""
+def costs_by_size(config: PretrainedConfig) -> list[float]:
+    """Return the number of parameters of each layer; the last one includes the head."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     holder, name = find_layers(model)
@@ -71,10 +73,10 @@ def build_stage(
     device: torch.device | str = "cpu",
     trust_remote_code: bool = False,
 ) -> HMT:
-    """One stage of a backbone, and of the memory modules those that belong there. Names are those of the whole model.
+    """Build one stage of the backbone, with the memory modules that belong to it; weights keep the whole model's names.
 
-    From a folder a rank reads its own weights alone. Random weights are made whole and then cut, so that a model begins
-    with the same numbers however many stages it has.
+    From a folder, a rank reads its own weights alone. Random weights are created for the whole model and then cut, so
+    that training starts from the same numbers with any number of stages.
     """
     config = read_config(source, trust_remote_code=trust_remote_code)
     if isinstance(source, dict):
@@ -88,6 +90,17 @@ def build_stage(
     select_trainable(backbone, train, lora, seed)
     torch.manual_seed(seed ^ MEMORY_SEED)
     model = HMT(backbone, memory)
+    trim_memory(model, layers)
+    if read_converted(source):
+        fill_memory(model, str(source))
+    for name, child in model.named_children():
+        if name != "backbone":
+            child.to(dtype)
+    return model
+
+
+def trim_memory(model: HMT, layers: LayerRange) -> None:
+    """Remove the memory modules of other stages: the first stage has the prompts, the last one the recall."""
     if layers.is_first:
         initialise_prompts(model)
     first, last = layers.is_first, layers.is_last
@@ -95,13 +108,8 @@ def build_stage(
         if hasattr(model, name) and not belongs:
             delattr(model, name)
     if model.settings.mode != "backbone" and all(name.startswith("backbone.") for name, _ in model.named_parameters()):
-        # DeepSpeed adds up norms group by group, so all stages must have a group of memory modules
+        # DeepSpeed all-reduces gradient norms across stages one parameter group at a time, so that every stage must
+        # have a group of memory modules. Replicated parameters do not count in the norm.
         weight = nn.Parameter(torch.zeros(1))
         mark_replicated(weight)
         model.register_parameter(STAND_IN, weight)
-    if read_converted(source):
-        fill_memory(model, str(source))
-    for name, child in model.named_children():
-        if name != "backbone":
-            child.to(dtype)
-    return model

@@ -1,11 +1,12 @@
-"""What a layer and the head take of a stage's time, measured on one layer with random weights."""
+"""Measure the times of a layer and of the head, on one layer with random weights, to divide layers among stages."""
 
 import time
 from collections.abc import Callable
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import torch
+from transformers import PretrainedConfig
 
 from hmt_ds.backbones import CausalLM, LoraSettings, select_trainable
 from hmt_ds.backbones.probe import one_layer_model
@@ -20,27 +21,16 @@ class LayerTimes(NamedTuple):
     """Seconds for one segment of a micro-batch, forward and backward.
 
     Attributes:
-        layer: with its summary, and with what is computed again.
-        head: with the loss.
+        layer: one layer, with its share of the summary pass and with recomputation.
+        head: the head and the loss.
     """
 
     layer: float
     head: float
 
 
-def layer_times(config: Any, settings: MemorySettings, *, device: torch.device, **options: Any) -> LayerTimes:
-    """As rank 0 finds them on its device; the others wait for it, so that all divide the layers alike.
-
-    Args:
-        config: the backbone's.
-        options: for :func:`time_layer`.
-    """
-    found = time_layer(config, settings, device=device, **options) if rank() == 0 else None
-    return LayerTimes(*from_rank_0(found))  # type: ignore[misc]
-
-
-def time_layer(
-    config: Any,
+def layer_times(
+    config: PretrainedConfig,
     settings: MemorySettings,
     *,
     rows: int,
@@ -49,27 +39,37 @@ def time_layer(
     train: str = "whole",
     lora: LoraSettings | None = None,
 ) -> LayerTimes:
-    """Medians of some readings, by plain kernels.
+    """Measure on rank 0; the other ranks wait for the result, so that all of them divide the layers equally.
 
     Args:
         rows: of a micro-batch.
-        train: what of the backbone is trained.
+        train: which weights of the backbone are trained.
     """
-    backbone = CausalLM(one_layer_model(config))
-    select_trainable(backbone, train, lora)
-    backbone.to(device, dtype)
+    found = None
+    if rank() == 0:
+        backbone = CausalLM(one_layer_model(config))
+        select_trainable(backbone, train, lora)
+        backbone.to(device, dtype)
+        found = time_layer(backbone, settings, rows, dtype, device)
+    return cast(LayerTimes, from_rank_0(found))
+
+
+def time_layer(
+    backbone: CausalLM, settings: MemorySettings, rows: int, dtype: torch.dtype, device: torch.device
+) -> LayerTimes:
+    """Measure medians of several runs, without compiled kernels, on a backbone of one layer."""
     hidden = torch.randn(rows, settings.segment_length, backbone.dim, device=device, dtype=dtype, requires_grad=True)
     labels = torch.randint(backbone.vocabulary, hidden.shape[:2], device=device)
 
     def layer(positions: int) -> Callable[[], None]:
-        given = torch.randn(rows, positions, backbone.dim, device=device, dtype=dtype, requires_grad=True)
+        stage_input = torch.randn(rows, positions, backbone.dim, device=device, dtype=dtype, requires_grad=True)
 
-        def read() -> None:
+        def run() -> None:
             with torch.no_grad():
-                backbone.decode(given)
-            backbone.decode(given).sum().backward()
+                backbone.decode(stage_input)
+            backbone.decode(stage_input).sum().backward()
 
-        return read
+        return run
 
     def head() -> None:
         losses = row_losses(backbone.logits, hidden, labels, backbone.vocabulary, backward_follows=True)
@@ -82,18 +82,18 @@ def time_layer(
 
 
 def seconds_of(work: Callable[[], None], device: torch.device) -> float:
-    """The median of some runs."""
+    """Return the median seconds of several runs."""
     taken = []
     for _ in range(WARM_UP + REPEATS):
-        finish(device)
+        synchronize(device)
         start = time.perf_counter()
         work()
-        finish(device)
+        synchronize(device)
         taken.append(time.perf_counter() - start)
     return median(taken[WARM_UP:])
 
 
-def finish(device: torch.device) -> None:
-    """Wait until the device has done all."""
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has finished all queued work."""
     if device.type != "cpu":
         torch.get_device_module(device).synchronize()
