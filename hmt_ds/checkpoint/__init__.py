@@ -1,4 +1,4 @@
-"""Saving a run and going on from there."""
+"""Saving a run, and resuming it from a checkpoint."""
 
 from typing import TYPE_CHECKING
 
@@ -7,7 +7,8 @@ from hmt_ds import lazy_imports
 if TYPE_CHECKING:
     from hmt_ds.checkpoint.files import CheckpointError
     from hmt_ds.checkpoint.restore import load_checkpoint, newest_intact
-    from hmt_ds.checkpoint.save import Retention, RunPosition, Saver
+    from hmt_ds.checkpoint.run_state import RunPosition
+    from hmt_ds.checkpoint.save import Retention, Saver
 else:
     __getattr__ = lazy_imports(__file__)
 

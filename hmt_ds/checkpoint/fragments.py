@@ -1,12 +1,12 @@
-"""Where this rank's part of each trained weight and of its optimizer state lies, at every ZeRO stage.
+"""This rank's part of each trained weight and of its optimizer state, at every ZeRO stage.
 
-DeepSpeed keeps float32 weights and optimizer states in flat buffers, of which each rank has its share; it may begin and
-end within a weight. This file is all that knows of those buffers.
+DeepSpeed keeps float32 weights and optimizer states in flat buffers, and each rank has a share of them, which may start
+and end inside a weight. Checkpoints are written and read through these views, whatever the stage.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -29,14 +29,14 @@ WEIGHT = "weight"
 
 @dataclass(frozen=True)
 class Fragment:
-    """A part of one trained weight, with the same part of its optimizer state.
+    """A range of one flattened weight, with the same range of its optimizer state.
 
     Attributes:
-        name: the weight's, as the model has it.
+        name: the weight's name in the model.
         shape: of the whole weight.
-        start: where in the flattened weight the part begins.
-        tensors: views ``[numel]`` of this rank's own tensors, float32: ``weight``, and each elementwise state by its
-            optimizer's name for it (``exp_avg``, ``exp_avg_sq``, ...). Writing into them changes the rank's state.
+        start: where in the flattened weight the range starts.
+        tensors: views ``[numel]`` of this rank's own float32 tensors: ``weight``, and each elementwise state by its
+            name in the optimizer (``exp_avg``, ``exp_avg_sq``, ...). Writing into them changes the rank's state.
     """
 
     name: str
@@ -46,25 +46,36 @@ class Fragment:
 
     @property
     def numel(self) -> int:
-        """How many numbers the part has."""
+        """Length of the range."""
         return self.tensors[WEIGHT].numel()
 
 
+class OptimizerScalars(TypedDict):
+    """The part of an optimizer's state that is the same on all ranks."""
+
+    groups: list[dict[str, object]]
+    state: dict[str, float]
+
+
 def fragments(engine: Engine[HMT], *, rank: int, world_size: int, to_write: bool) -> Iterator[Fragment]:
-    """This rank's fragments.
+    """Yield this rank's fragments.
 
     Args:
-        to_write: where every rank holds all (stage 0), yield this rank's share of it only; together all ranks yield
-            every weight once.
+        engine: DeepSpeed's.
+        rank: among the data-parallel ranks.
+        world_size: number of data-parallel ranks.
+        to_write: at stage 0, where every rank holds everything, yield only this rank's share; over all ranks each
+            number is then yielded exactly once.
     """
     find = of_replicated if engine.zero_optimization_stage() == 0 else of_sharded
     for name, parameter in engine.module.named_parameters():
+        # a weight that is replicated from another pipeline stage is written by that stage
         if parameter.requires_grad and not (to_write and is_replicated(parameter)):
             yield from find(engine, name, parameter, rank, world_size if to_write else 1)
 
 
 def of_replicated(engine: Engine[HMT], name: str, weight: Tensor, rank: int, shares: int) -> Iterator[Fragment]:
-    """Stage 0: every rank has the whole weight; to write, each takes an equal share of it."""
+    """Stage 0: every rank has the whole weight; one of equal shares of it is yielded."""
     size = -(-weight.numel() // shares)
     start = min(weight.numel(), rank * size if shares > 1 else 0)
     if numel := min(size, weight.numel() - start):
@@ -73,25 +84,25 @@ def of_replicated(engine: Engine[HMT], name: str, weight: Tensor, rank: int, sha
 
 
 def of_sharded(engine: Engine[HMT], name: str, weight: Tensor, rank: int, shares: int) -> Iterator[Fragment]:
-    """Stages 1 to 3: the part of the weight in this rank's flat buffers, if it has one."""
+    """Stages 1 to 3: the range of the weight in this rank's flat buffers, if it has one."""
     if found := optimizer_shard(engine, weight, rank):
         state = base_optimizer(engine).state[found.buffer]
         yield cut(name, full_shape(weight), found.start, found.buffer.data, state, found.offset, found.numel)
 
 
 def cut(
-    name: str, shape: tuple[int, ...], start: int, flat: Tensor, state: dict[str, Any], offset: int, numel: int
+    name: str, shape: tuple[int, ...], start: int, flat: Tensor, state: Mapping[str, object], offset: int, numel: int
 ) -> Fragment:
-    """A fragment from flat buffers: of the states, those that have a number for each number of the weight."""
+    """Make a fragment of a range of a flat buffer and of those optimizer states that are elementwise."""
     tensors = {WEIGHT: flat.narrow(0, offset, numel)}
     for key, value in state.items():
-        if torch.is_tensor(value) and value.numel() == flat.numel() and value.dim() > 0:
+        if isinstance(value, Tensor) and value.numel() == flat.numel() and value.dim() > 0:
             tensors[key] = value.view(-1).narrow(0, offset, numel)
     return Fragment(name, shape, start, tensors)
 
 
-def scalars(engine: Engine[HMT]) -> dict[str, Any]:
-    """What else the optimizer remembers, the same on all ranks: steps and the numbers of each group of weights."""
+def optimizer_scalars(engine: Engine[HMT]) -> OptimizerScalars:
+    """Return step counters and the settings of each parameter group, which are the same on all ranks."""
     optimizer = base_optimizer(engine)
     groups = [{key: value for key, value in g.items() if key != "params"} for g in optimizer.param_groups]
     states = [state for state in optimizer.state.values() if state]
@@ -100,29 +111,35 @@ def scalars(engine: Engine[HMT]) -> dict[str, Any]:
     return {"groups": groups, "state": single}
 
 
-def set_scalars(engine: Engine[HMT], saved: dict[str, Any]) -> None:
-    """The inverse of :func:`scalars`, but for how a step is computed, which is this device's, and for the decay of
-    weights, which is the recipe's."""
+def restore_scalars(engine: Engine[HMT], saved: OptimizerScalars) -> None:
+    """Set what :func:`optimizer_scalars` has returned.
+
+    Two kinds of settings keep their values: how a step is computed (fused or not, ...), which depends on the device,
+    and the weight decay, which is the recipe's.
+    """
     optimizer = base_optimizer(engine)
     for group, values in zip(optimizer.param_groups, saved["groups"], strict=True):
-        remembered = {k: v for k, v in values.items() if k not in {*HOW, "weight_decay"}}
-        group.update({k: tuple(v) if isinstance(group.get(k), tuple) else v for k, v in remembered.items()})
+        for key, value in values.items():
+            if key not in {*HOW, "weight_decay"}:
+                # JSON has made lists of tuples
+                group[key] = tuple(value) if isinstance(value, list) and isinstance(group.get(key), tuple) else value
     for state in optimizer.state.values():
-        for key, value in saved["state"].items():
+        for key, number in saved["state"].items():
             if torch.is_tensor(state.get(key)):
-                state[key].fill_(value)
+                state[key].fill_(number)
             else:
-                state[key] = type(state.get(key, value))(value)
+                state[key] = type(state.get(key, number))(number)
 
 
-def ensure_states(engine: Engine[HMT]) -> None:
-    """Make the optimizer's states exist before its first step, as they are then.
+def create_states(engine: Engine[HMT]) -> None:
+    """Create the optimizer's states where it has not taken a step yet, as they are before the first step.
 
-    It takes a step on zeros, one buffer after the other, and every weight is put back.
+    Optimizers create their states in their first step, each in its own way. So a step is taken with zero gradients,
+    with one buffer at a time to save memory, and every weight is put back afterwards.
     """
     optimizer = base_optimizer(engine)
     members = [group["params"] for group in optimizer.param_groups]
-    for number, flat in buffers(engine):
+    for number, flat in optimizer_buffers(engine):
         if optimizer.state.get(flat):
             continue
         for group in optimizer.param_groups:
@@ -139,8 +156,8 @@ def ensure_states(engine: Engine[HMT]) -> None:
         group["params"] = own
 
 
-def buffers(engine: Engine[HMT]) -> list[tuple[int, Tensor]]:
-    """What the optimizer updates, each with its group's number: the flat buffers, or at stage 0 the weights."""
+def optimizer_buffers(engine: Engine[HMT]) -> list[tuple[int, Tensor]]:
+    """Return what the optimizer updates, with the number of its group: the flat buffers, or at stage 0 the weights."""
     if engine.zero_optimization_stage() == 0:
         groups = base_optimizer(engine).param_groups
         return [(number, weight) for number, group in enumerate(groups) for weight in group["params"]]

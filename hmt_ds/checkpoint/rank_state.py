@@ -1,9 +1,8 @@
-"""What each rank has of its own besides weights: the carried memories of its rows, and random states."""
+"""What each rank has besides weights: the carried memories of its rows, and the states of its random generators."""
 
 import json
 import random
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from hmt_ds.memory import MemoryState
 
 
 def rank_tensors(memory: MemoryState | None, device: torch.device) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Copies on the host, and what has no tensor, as safetensors keeps them."""
+    """Copy a rank's state into the host's memory: tensors, and the rest as texts, as safetensors stores them."""
     tensors = {} if memory is None else {f"memory/{k}": v.detach().cpu().clone() for k, v in vars(memory).items()}
     kind, keys, *rest = np.random.get_state(legacy=True)
     version, numbers, gauss = random.getstate()
@@ -28,12 +27,12 @@ def rank_tensors(memory: MemoryState | None, device: torch.device) -> tuple[dict
 
 
 def write_rank(file: Path, tensors: dict[str, Tensor], texts: dict[str, str]) -> None:
-    """Write them."""
+    """Write what :func:`rank_tensors` has returned."""
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata=texts)
 
 
 def read_random_states(file: Path, device: torch.device) -> None:
-    """Put the generators where they were."""
+    """Set the random generators to their saved states."""
     with safe_open(file, framework="pt") as saved:
         texts = json.loads(saved.metadata()["random"])
         torch.set_rng_state(saved.get_tensor("random/torch"))
@@ -48,10 +47,14 @@ def read_random_states(file: Path, device: torch.device) -> None:
 def read_memories(
     checkpoint: Path, rows: range, rows_per_file: int, device: torch.device, dtype: torch.dtype
 ) -> MemoryState | None:
-    """The carried memories of some rows of the global batch, whichever ranks had them.
+    """Read the carried memories of some rows of the global batch, from the files of whichever ranks had them.
 
     Args:
-        dtype: of memories here; stage 0 has float32 ones where the others have bfloat16.
+        checkpoint: its folder.
+        rows: numbers of the rows.
+        rows_per_file: rows that each rank had when it was saved.
+        device: of the result.
+        dtype: of the memories here: another ZeRO stage may have saved float32 instead of bfloat16.
     """
     parts: list[dict[str, Tensor]] = []
     for row in rows:
@@ -61,10 +64,10 @@ def read_memories(
             parts.append({n.removeprefix("memory/"): saved.get_slice(n)[at : at + 1] for n in names})
     if not parts or not parts[0]:
         return None
-    whole: dict[str, Any] = {name: torch.cat([part[name] for part in parts]).to(device) for name in parts[0]}
+    whole = {name: torch.cat([part[name] for part in parts]).to(device) for name in parts[0]}
     return MemoryState(**{name: t.to(dtype) if t.is_floating_point() else t for name, t in whole.items()})
 
 
 def rank_file(rank: int) -> str:
-    """A rank's file."""
+    """Return the name of a rank's file."""
     return f"rank_{rank:05d}.safetensors"

@@ -1,50 +1,47 @@
-"""Writing a checkpoint: every rank its own share, while training goes on if wanted."""
+"""Writing a checkpoint: each rank writes its own share, if wanted in the background while training continues."""
 
 import json
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import ParamSpec
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hmt_ds.checkpoint.files import CheckpointError, begin, discard, partial_of, prune, seal, write_file, write_json
-from hmt_ds.checkpoint.fragments import Fragment, ensure_states, fragments, scalars
+from hmt_ds.checkpoint.files import (
+    CheckpointError,
+    Entries,
+    delete_old,
+    discard_partial,
+    partial_path,
+    publish,
+    start_partial,
+    write_file,
+    write_json,
+)
+from hmt_ds.checkpoint.fragments import Fragment, create_states, fragments
 from hmt_ds.checkpoint.rank_state import rank_file, rank_tensors, write_rank
+from hmt_ds.checkpoint.run_state import RUN_STATE, RunPosition, run_state
 from hmt_ds.checkpoint.staging import Staging
-from hmt_ds.distributed.deepspeed_internals import counters, loss_scaler_state
 from hmt_ds.distributed.process_group import add_up, from_all_ranks, rank, world_size
 from hmt_ds.parallel.zero import ZeroExecutor
 
-FILE_BYTES = 2**31  # of one file of fragments, about
-
-
-@dataclass(frozen=True)
-class RunPosition:
-    """How far a run has come.
-
-    Attributes:
-        step: optimizer steps done.
-        tokens: fresh tokens read by all ranks.
-        position: the data plan's state after the last window (None at the very start).
-    """
-
-    step: int = 0
-    tokens: int = 0
-    position: dict[str, Any] | None = None
+FILE_BYTES = 2**31  # approximate size at which a new file of fragments is started
+Arguments = ParamSpec("Arguments")
 
 
 @dataclass(frozen=True)
 class Retention:
-    """Which checkpoints stay.
+    """Which checkpoints are kept.
 
     Attributes:
-        newest: how many of the newest; None for all.
-        milestones: those whose step is a multiple of this stay too.
+        newest: number of newest ones; None for all.
+        milestones: also those whose step is a multiple of this.
     """
 
     newest: int | None = None
@@ -52,158 +49,172 @@ class Retention:
 
 
 class Saver:
-    """Writes a run's checkpoints. All ranks call each method at the same step.
+    """Writes a run's checkpoints. Every method that communicates is called by all ranks at the same step.
 
     Args:
-        folder: of all checkpoints, seen by all ranks.
-        identity: what a run must have in common with the checkpoint to go on from it; see :func:`check_identity`.
-        background: write in a thread; what is written is copied to the host's memory first.
-        alive: is called for each part of a checkpoint that is written, or copied.
+        folder: of all checkpoints, on a file system that all ranks share.
+        identity: what a resumed run must have in common with the checkpoint; see :func:`check_identity`.
+        retention: which checkpoints are kept.
+        background: write in a thread, from copies in the host's memory.
+        alive: called for each part of a checkpoint that is written or copied, for the watchdog.
     """
 
     def __init__(
         self,
         folder: Path,
-        identity: dict[str, Any],
-        keeping: Retention,
+        identity: dict[str, object],
+        retention: Retention,
         *,
         background: bool = False,
         alive: Callable[[str], None] = lambda after: None,
     ):
-        self.folder, self.identity, self.keeping, self.background = folder, identity, keeping, background
+        self.folder, self.identity, self.retention, self.background = folder, identity, retention, background
         self.alive = alive
         self.target: Path | None = None
         self.writer: threading.Thread | None = None
         self.staging = Staging()
         self.problem: str | None = None
 
-    def begin(self, executor: ZeroExecutor, progress: RunPosition) -> None:
-        """Start to write; in the background, return when all is copied to the host. What fails, :meth:`finish` says."""
-        assert self.target is None, "finish the one before"
-        self.target, self.problem = self.folder / f"step_{progress.step:06d}", None
-        if rank() == 0:
-            self.attempt(begin, self.target)
-        if not self.failed():
-            self.attempt(self.write, self.target, executor, progress)
+    def begin(self, executor: ZeroExecutor, position: RunPosition) -> None:
+        """Write this rank's share, or in the background copy it and start a thread that writes.
 
-    def write(self, target: Path, executor: ZeroExecutor, progress: RunPosition) -> None:
+        Errors are kept for :meth:`finish`, where all ranks meet: a rank that raised here would let the others wait.
+        """
+        assert self.target is None, "the checkpoint before is not finished"
+        self.target, self.problem = self.folder / f"step_{position.step:06d}", None
+        if rank() == 0:
+            self.attempt(start_partial, self.target)
+        # this all-reduce is also the barrier after which every rank may write into the folder
+        if not self.failed():
+            self.attempt(self.write, self.target, executor, position)
+
+    def write(self, target: Path, executor: ZeroExecutor, position: RunPosition) -> None:
         """Write this rank's share, or copy it and let a thread write."""
         if executor.engine.zero_optimization_stage() == 0:
-            ensure_states(executor.engine)  # where every step up to now was skipped, there are none
+            create_states(executor.engine)  # there are none if every step so far was skipped
         parts = self.parts(executor)
         own = rank_tensors(executor.state, executor.device)
-        # as text, at once: the steps to come change what it is made of
-        state = json.dumps(state_of(executor, progress) | {"identity": self.identity}, indent=1)
+        # serialized at once: following steps change the objects that it is made of
+        state = json.dumps(run_state(executor, position, self.identity), indent=1)
         if not self.background:
             return write_share(target, parts, own, state)
-        work = (write_share, target, self.copied(parts), own, state)
-        self.writer = threading.Thread(target=self.attempt, args=work, daemon=True)
+        # training may go on as soon as the copies are made: the thread reads nothing else
+        job = partial(self.attempt, write_share, target, self.copied(parts), own, state)
+        self.writer = threading.Thread(target=job, daemon=True)
         return self.writer.start()
 
     def parts(self, executor: ZeroExecutor) -> Iterator[Fragment]:
-        """What this rank has to write."""
+        """Yield the fragments that this rank writes."""
         ranks = {"rank": executor.data_rank, "world_size": executor.data_ranks}
         for part in fragments(executor.engine, **ranks, to_write=True):
             self.alive(f"saving {part.name}")
             yield part
 
     def copied(self, parts: Iterable[Fragment]) -> list[Fragment]:
-        """Copies on the host that later steps do not change."""
+        """Copy fragments into the host's memory."""
         self.staging.begin()
         copies = [replace(p, tensors={key: self.staging.copy(t) for key, t in p.tensors.items()}) for p in parts]
         self.staging.wait()
         return copies
 
-    def attempt(self, action: Any, *arguments: Any) -> None:
-        """Do something that a full disk can stop; what went wrong is kept for later."""
+    def attempt(
+        self, action: Callable[Arguments, object], *arguments: Arguments.args, **options: Arguments.kwargs
+    ) -> None:
+        """Call a function that a full disk can stop, and keep the first error for :meth:`finish`."""
         try:
-            action(*arguments)
-        except Exception as error:  # whatever a file system or a library makes of it
+            action(*arguments, **options)
+        except Exception as error:  # file systems and safetensors raise errors of many types
             said = str(error).strip().splitlines() or [type(error).__name__]
             self.problem = self.problem or f"rank {rank()}: {said[0]}"
 
     def failed(self) -> bool:
-        """Whether anything has gone wrong on any rank; the same on all."""
-        problems = torch.tensor([float(self.problem is not None)], device=device_of_ranks())
+        """Return whether any rank has had an error, by an all-reduce."""
+        problems = torch.tensor([float(self.problem is not None)], device=communication_device())
         return bool(add_up(problems).item())
 
     def written(self) -> int:
-        """1 if this rank has nothing left to write for the checkpoint that was begun, else 0."""
+        """Return 1 if this rank has written its share of the checkpoint that was begun, else 0."""
         return int(self.target is not None and not (self.writer and self.writer.is_alive()))
 
     def finish(self) -> Path | None:
-        """When all ranks have written: make the checkpoint visible. Waits for them; returns its path.
+        """Wait until all ranks have written, make the checkpoint visible, and return its path.
 
         Raises:
-            CheckpointError: if any rank could not write; the checkpoints before are as they were.
+            CheckpointError: if any rank could not write; earlier checkpoints are unchanged.
         """
         if self.target is None:
             return None
         if self.writer:
             self.writer.join()
         target, self.target, self.writer = self.target, None, None
+        # All shares are on the disk once this all-reduce says that nobody failed; only then may the folder be renamed.
         if not self.failed() and rank() == 0:
             self.attempt(self.complete, target)
+        # rank 0 may have failed in completing it: all ranks have to learn that
         if self.failed():
             if rank() == 0:
-                discard(target)
+                discard_partial(target)
             problem = next(filter(None, from_all_ranks(self.problem)))
-            raise CheckpointError(f"{target} was not written: {problem}; the checkpoints before it are untouched")
+            raise CheckpointError(f"{target} was not written: {problem}; earlier checkpoints are unchanged")
+        # old checkpoints are deleted only now that the new one is there
         if rank() == 0:
-            self.tidy(target)
+            self.delete_old(target)
         return target
 
     def complete(self, target: Path) -> None:
-        """Rank 0 gathers the ranks' entries, and makes the checkpoint visible."""
-        entries: dict[str, dict[str, Any]] = {}
+        """Collect all ranks' entries into the manifest and make the checkpoint visible (rank 0 alone)."""
+        entries: Entries = {}
         for number in range(world_size()):
-            file = partial_of(target) / entries_file(number)
+            file = partial_path(target) / entries_file(number)
             entries |= json.loads(file.read_text())
             file.unlink()
-        seal(target, entries)
+        publish(target, entries)
 
-    def tidy(self, target: Path) -> None:
-        """Delete old checkpoints; if that cannot be done, the new one is there all the same."""
+    def delete_old(self, target: Path) -> None:
+        """Delete old checkpoints; a failure is a warning, because the new one is complete."""
         try:
-            prune(target, self.keeping.newest, self.keeping.milestones)
+            delete_old(target, self.retention.newest, self.retention.milestones)
         except OSError as error:
             print(f"warning: old checkpoints could not be deleted: {error}", file=sys.stderr, flush=True)
 
 
 def entries_file(number: int) -> str:
-    """Where a rank tells rank 0 what it has written."""
+    """Return the name of the file in which a rank tells rank 0 what it has written."""
     return f"entries_{number:05d}.json"
 
 
-def device_of_ranks() -> torch.device:
-    """Where the ranks' tensors are for an exchange."""
+def communication_device() -> torch.device:
+    """Return the device on which tensors have to be for the process group's backend."""
     on_gpu = torch.distributed.is_initialized() and "nccl" in torch.distributed.get_backend()
     return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
 
 
 def write_share(
-    target: Path,
-    parts: Iterable[Fragment],
-    own: tuple[dict[str, Tensor], dict[str, str]],
-    state: str,
+    target: Path, parts: Iterable[Fragment], own: tuple[dict[str, Tensor], dict[str, str]], state: str
 ) -> None:
-    """Write this rank's files, and a list of them; rank 0 also what is the same on all."""
-    folder, entries = partial_of(target), {}
-    for number, group in enumerate(groups_of(parts)):
+    """Write this rank's files and a list of them; rank 0 also writes the state that all ranks share."""
+    folder = partial_path(target)
+    entries: Entries = {}
+    for number, group in enumerate(file_groups(parts)):
         name = f"fragments_{rank():05d}_{number:03d}.safetensors"
-        tensors = {f"{key}/{f.name}@{f.start}": t.detach().cpu() for f in group for key, t in f.tensors.items()}
-        shapes = {"shapes": json.dumps({f.name: f.shape for f in group})}  # one entry: of several the order is random
-        write = lambda file, tensors=tensors, shapes=shapes: save_file(tensors, file, metadata=shapes)  # noqa: E731
-        index = {"fragments": [[f.name, f.start, f.numel, list(f.tensors), list(f.shape)] for f in group]}
-        entries[name] = write_file(folder / name, write) | index
+        entries[name] = write_file(folder / name, partial(write_fragments, group))
+        entries[name]["fragments"] = [(f.name, f.start, f.numel, list(f.tensors), list(f.shape)) for f in group]
     entries[rank_file(rank())] = write_file(folder / rank_file(rank()), lambda file: write_rank(file, *own))
     if rank() == 0:
-        entries["progress.json"] = write_file(folder / "progress.json", lambda file: file.write_text(state))
+        entries[RUN_STATE] = write_file(folder / RUN_STATE, lambda file: file.write_text(state))
+    # last, after all files that it lists are flushed
     write_json(folder / entries_file(rank()), entries)
 
 
-def groups_of(parts: Iterable[Fragment]) -> Iterator[list[Fragment]]:
-    """Fragments that go into one file each time."""
+def write_fragments(group: list[Fragment], file: Path) -> None:
+    """Write fragments into a safetensors file."""
+    tensors = {f"{key}/{f.name}@{f.start}": t.detach().cpu() for f in group for key, t in f.tensors.items()}
+    # one entry for all shapes: safetensors writes several entries in random order
+    save_file(tensors, file, metadata={"shapes": json.dumps({f.name: f.shape for f in group})})
+
+
+def file_groups(parts: Iterable[Fragment]) -> Iterator[list[Fragment]]:
+    """Group fragments by the file that they go into."""
     group: list[Fragment] = []
     size = 0
     for part in parts:
@@ -214,19 +225,3 @@ def groups_of(parts: Iterable[Fragment]) -> Iterator[list[Fragment]]:
             group, size = [], 0
     if group:
         yield group
-
-
-def state_of(executor: ZeroExecutor, progress: RunPosition) -> dict[str, Any]:
-    """What is the same on all ranks."""
-    engine = executor.engine
-    rows = 0 if executor.state is None else len(executor.state.valid)
-    return asdict(progress) | {
-        "world_size": world_size(),
-        "stages": executor.stages,
-        "rows_per_rank": rows,
-        "zero_stage": engine.zero_optimization_stage(),
-        "optimizer": scalars(engine),
-        "schedule": engine.lr_scheduler.state_dict() if engine.lr_scheduler else None,
-        "loss_scaler": loss_scaler_state(engine),
-        "counters": counters(engine),
-    }

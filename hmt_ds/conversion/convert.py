@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 
 from hmt_ds.backbones import BackboneError, LoraSettings, build_model, read_config, read_converted
 from hmt_ds.checkpoint import CheckpointError, newest_intact
-from hmt_ds.checkpoint.files import damage
+from hmt_ds.checkpoint.files import find_damage
 from hmt_ds.config.config_error import ConfigError
 from hmt_ds.config.load import load_recipe
 from hmt_ds.config.recipe import Recipe
@@ -117,7 +117,7 @@ def find_checkpoint(source: Path, notes: list[str]) -> tuple[Path, Path]:
     kind = kind_of(source)
     if kind == "checkpoint":
         checkpoint: Path | None = source
-        if problems := damage(source):
+        if problems := find_damage(source):
             raise ConversionError(f"{source} is damaged: {problems[0]}")
     else:
         checkpoint = newest_intact(source / "checkpoints" if kind == "run" else source, notes.append)

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 
 from hmt_ds.backbones import LoraSettings
-from hmt_ds.checkpoint.files import flush_folder, partial_of
+from hmt_ds.checkpoint.files import flush_folder, partial_path
 from hmt_ds.conversion.conversion_error import ConversionError
 from hmt_ds.conversion.remote_code import remote_code
 from hmt_ds.conversion.shards import plan_shards, write_shards
@@ -79,7 +79,7 @@ def write_folder(export: Export, target: Path, max_shard: str = "5GB") -> None:
     Raises:
         ConversionError: if it cannot be written, or is not what was meant; nothing is left then.
     """
-    aside = partial_of(target)
+    aside = partial_path(target)
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(parents=True)

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hmt_ds.checkpoint.fragments import WEIGHT
-from hmt_ds.checkpoint.restore import Parts
+from hmt_ds.checkpoint.restore import FragmentReader
 from hmt_ds.conversion.conversion_error import ConversionError, shown
 from hmt_ds.conversion.pickles import read_pickle
 
@@ -45,7 +45,7 @@ def tensors(found: dict[str, Tensor]) -> Weights:
 
 def of_checkpoint(checkpoint: Path) -> Weights:
     """The trained weights of a checkpoint of ours, float32, put together from their fragments."""
-    parts = Parts(checkpoint)
+    parts = FragmentReader(checkpoint)
 
     def read(name: str) -> Tensor:
         whole = torch.empty(parts.shapes[name], dtype=torch.float32)

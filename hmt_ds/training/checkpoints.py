@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hmt_ds.checkpoint import CheckpointError, Retention, RunPosition, Saver, load_checkpoint, newest_intact
-from hmt_ds.checkpoint.files import step_of
+from hmt_ds.checkpoint.files import step_number
 from hmt_ds.checkpoint.restore import check_identity
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.distributed.process_group import rank
@@ -97,7 +97,7 @@ class RunCheckpoints:
             CheckpointError: if it cannot be written.
         """
         self.finish_save()
-        if self.newest is None or step_of(self.newest) != position.step:  # writing it again would put it at risk
+        if self.newest is None or step_number(self.newest) != position.step:  # writing it again would put it at risk
             self.begin(position)
             self.complete()
         assert self.newest is not None

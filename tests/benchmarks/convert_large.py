@@ -18,8 +18,9 @@ import torch
 import yaml
 
 from hmt_ds.checkpoint import Retention, RunPosition, Saver
-from hmt_ds.checkpoint.fragments import base_optimizer, buffers
+from hmt_ds.checkpoint.fragments import optimizer_buffers
 from hmt_ds.config.load import load_recipe
+from hmt_ds.distributed.deepspeed_internals import base_optimizer
 from hmt_ds.distributed.process_group import end_process
 from hmt_ds.training.build import build_executor, identity
 from hmt_ds.training.rank import prepare_together, run_as_rank
@@ -42,7 +43,7 @@ def write(recipe_file: str, words: list[str], device: torch.device) -> None:
 
 def add_states(engine: Any) -> None:
     """AdamW's states without a step: zeros, for which numpy takes no memory as long as they are only read."""
-    for _, flat in buffers(engine):
+    for _, flat in optimizer_buffers(engine):
         states = {key: torch.from_numpy(np.zeros(flat.numel(), np.float32)) for key in ("exp_avg", "exp_avg_sq")}
         base_optimizer(engine).state[flat] = {"step": torch.zeros(())} | states
 

@@ -21,7 +21,7 @@ from tiny_runs import DEPTH, VOCABULARY, get_weights, windows
 from torch import Tensor
 
 from hmt_ds.backbones import CausalLM
-from hmt_ds.checkpoint.fragments import fragments, scalars
+from hmt_ds.checkpoint.fragments import fragments, optimizer_scalars
 from hmt_ds.distributed.process_group import end_process, from_all_ranks, join, rank, world_size
 from hmt_ds.memory import Window
 from hmt_ds.parallel.zero import StepOutput, ZeroExecutor
@@ -112,7 +112,7 @@ def trace(executor: ZeroExecutor) -> dict[str, Any]:
     own = fragments(executor.engine, rank=executor.data_rank, world_size=executor.data_ranks, to_write=False)
     found = {f"{f.name}@{f.start} {key}": t.clone() for f in own for key, t in f.tensors.items()}
     found |= get_weights(executor.engine.module)
-    return found | {"scalars": scalars(executor.engine), "schedule": executor.engine.lr_scheduler.steps}
+    return found | {"scalars": optimizer_scalars(executor.engine), "schedule": executor.engine.lr_scheduler.steps}
 
 
 def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:

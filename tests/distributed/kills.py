@@ -200,16 +200,16 @@ def survivors_end(pids: list[int], seconds: float = 0.5) -> None:
 
 def newest(output: Path) -> int:
     """The step of the newest checkpoint, 0 without one."""
-    return max((files.step_of(path) for path in list_checkpoints(output / "checkpoints")), default=0)
+    return max((files.step_number(path) for path in list_checkpoints(output / "checkpoints")), default=0)
 
 
 def check_checkpoints(output: Path, before: int) -> None:
     """Check that all visible checkpoints are intact, and that the newest one of before still exists."""
-    damaged = {path.name: files.damage(path) for path in list_checkpoints(output / "checkpoints")}
+    damaged = {path.name: files.find_damage(path) for path in list_checkpoints(output / "checkpoints")}
     assert not any(damaged.values()), damaged
     said: list[str] = []
     found = newest_intact(output / "checkpoints", said.append)
-    assert not said and (files.step_of(found) if found else 0) >= before, (said, found, before)
+    assert not said and (files.step_number(found) if found else 0) >= before, (said, found, before)
 
 
 def read_log(output: Path) -> str:
@@ -221,7 +221,7 @@ def read_log(output: Path) -> str:
 def check_resumed(printed: str, before: int, *, begun: bool = False) -> None:
     """Check that a start resumed from the newest checkpoint, if it got far enough to print that, and skipped none."""
     steps = [int(step) for step in re.findall(r"resumed from \S+, step (\d+)", printed)]
-    assert "passed over" not in printed, printed
+    assert "was skipped" not in printed, printed
     assert steps == ([before] if before else []) or not (steps or begun), (steps, before, printed)
 
 

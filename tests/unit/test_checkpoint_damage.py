@@ -12,7 +12,15 @@ import pytest
 import torch
 
 from hmt_ds.checkpoint import Retention, Saver, newest_intact
-from hmt_ds.checkpoint.files import MANIFEST, begin, damage, list_checkpoints, prune, read_manifest, write_manifest
+from hmt_ds.checkpoint.files import (
+    MANIFEST,
+    delete_old,
+    find_damage,
+    list_checkpoints,
+    read_manifest,
+    start_partial,
+    write_manifest,
+)
 from hmt_ds.checkpoint.fragments import Fragment
 from hmt_ds.checkpoint.rank_state import rank_tensors
 from hmt_ds.checkpoint.save import write_share
@@ -25,7 +33,7 @@ def write(folder: Path, step: int) -> Path:
     """A checkpoint of one rank as the Saver writes it, with weights from a step's seed."""
     torch.manual_seed(step)
     target = folder / f"step_{step:06d}"
-    begin(target)
+    start_partial(target)
     parts = [Fragment(n, (3, 4), 0, {k: torch.randn(12) for k in ("weight", "exp_avg")}) for n in ("one", "two")]
     memory = MemoryState.empty(2, 1, 4, 1, dtype=torch.float32, device=torch.device("cpu"), cached=2)
     write_share(target, parts, rank_tensors(memory, torch.device("cpu")), json.dumps({"step": step, "identity": {}}))
@@ -62,9 +70,9 @@ def swap(file: Path, other: Path) -> None:
 
 # what is said, besides the name: of files that the manifest lists, and of the manifest itself
 WAYS: dict[Callable[[Path, Path], None], tuple[str, str]] = {
-    truncate: ("bytes, written were", "cannot be read"),
+    truncate: ("were written", "cannot be read"),
     flip: ("has changed: SHA-256", ""),
-    empty: ("has 0 bytes, written were", "cannot be read"),
+    empty: ("has 0 bytes, but", "cannot be read"),
     delete: ("is missing", "No such file"),
     swap: ("", ""),
 }
@@ -95,7 +103,7 @@ def test_every_bit_of_a_manifest_counts(tmp_path):
         content = bytearray(whole)
         content[place // 8] ^= 1 << place % 8
         (checkpoint / MANIFEST).write_bytes(content)
-        assert damage(checkpoint), (place, content[max(0, place // 8 - 20) : place // 8 + 20])
+        assert find_damage(checkpoint), (place, content[max(0, place // 8 - 20) : place // 8 + 20])
 
 
 def test_all_damaged(tmp_path):
@@ -148,11 +156,11 @@ def test_another_format_is_refused(tmp_path):
     checkpoint = write(tmp_path, 4)
     content = json.loads((checkpoint / MANIFEST).read_text())
     (checkpoint / MANIFEST).write_text(json.dumps(content | {"format": 2}))
-    assert damage(checkpoint) == [f"{MANIFEST} is of format 2, this version reads 1"]
+    assert find_damage(checkpoint) == [f"{MANIFEST} has format 2, this version reads 1"]
 
 
 def test_same_step_again_replaces_the_broken_one(tmp_path):
-    """A resumed run reaches the step of a checkpoint that it has passed over."""
+    """A resumed run reaches the step of a checkpoint that it has skipped."""
     (write(tmp_path, 4) / "progress.json").write_text("")
     assert newest_intact(tmp_path, lambda text: None) is None
     again = write(tmp_path, 4)
@@ -190,7 +198,7 @@ def test_killed_at_every_call_of_a_save(tmp_path, broken):
     while True:
         folder = tmp_path / str(number)
         before = write(folder, 4)
-        if broken:  # of the same step there is one that was passed over
+        if broken:  # of the same step there is one that was skipped
             (write(folder, 8) / "progress.json").unlink()
         with pytest.MonkeyPatch.context() as monkeypatch:
             kill_at(monkeypatch, number)
@@ -215,21 +223,21 @@ def steps_in(folder: Path) -> list[int]:
 
 def test_the_newest_and_milestones_stay(tmp_path):
     for step in range(1, 9):
-        prune(write(tmp_path, step), 2, 3)
+        delete_old(write(tmp_path, step), 2, 3)
     assert steps_in(tmp_path) == [3, 6, 7, 8]
-    prune(tmp_path / "step_000008", None, None)
+    delete_old(tmp_path / "step_000008", None, None)
     assert steps_in(tmp_path) == [3, 6, 7, 8]
 
 
 def test_broken_ones_do_not_count(tmp_path):
-    """Neither a later one that was passed over nor an earlier one may cost an intact one its place."""
+    """Neither a later one that was skipped nor an earlier one may cost an intact one its place."""
     for step in (2, 4, 6, 12):
         write(tmp_path, step)
     for step in (6, 12):
         (tmp_path / f"step_{step:06d}" / "progress.json").unlink()
-    prune(write(tmp_path, 8), 2, None)
+    delete_old(write(tmp_path, 8), 2, None)
     assert steps_in(tmp_path) == [4, 6, 8, 12]
-    prune(write(tmp_path, 10), 1, None)
+    delete_old(write(tmp_path, 10), 1, None)
     assert steps_in(tmp_path) == [10, 12]
 
 

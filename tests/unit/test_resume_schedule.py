@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hmt_ds.checkpoint import CheckpointError
-from hmt_ds.checkpoint.fragments import scalars
+from hmt_ds.checkpoint.fragments import optimizer_scalars
 from hmt_ds.checkpoint.restore import check_identity, restore_engine
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.distributed.deepspeed_internals import COUNTERS
@@ -45,7 +45,7 @@ def rates(engine: Any, steps: int) -> list[float]:
 
 def resume(engine: Any, saved: Any) -> Any:
     """An engine that goes on where another one was saved, through a file's text."""
-    state = {"optimizer": scalars(saved), "schedule": saved.lr_scheduler.state_dict(), "loss_scaler": {}}
+    state = {"optimizer": optimizer_scalars(saved), "schedule": saved.lr_scheduler.state_dict(), "loss_scaler": {}}
     restore_engine(engine, json.loads(json.dumps(state | {"counters": dict.fromkeys(COUNTERS, 3)})))
     return engine
 
@@ -93,7 +93,7 @@ def test_torchs_go_on_from_the_last_rate(params, rate, said):
     """So they cannot take another one."""
     saved = engine_of("CosineAnnealingLR", {"T_max": STEPS})
     rates(saved, 3)
-    with pytest.raises(CheckpointError, match=rf"^schedule: {said}: go on with the first, or begin a new run$"):
+    with pytest.raises(CheckpointError, match=rf"^schedule: {said}: use the first value, or start a new run$"):
         resume(engine_of("CosineAnnealingLR", params, rate), saved)
 
 
@@ -155,7 +155,7 @@ def compare(folder: Path, changes: dict[str, Any]) -> None:
 def test_what_a_resume_cannot_honour_is_refused(tmp_path, key, value, there, here):
     with pytest.raises(CheckpointError) as error:
         compare(tmp_path, {key: value})
-    cure = "go on with the first, or begin a new run"
+    cure = "use the first value, or start a new run"
     assert str(error.value) == f"{key} is {there} in {tmp_path}, {here} here: {cure}"
 
 

@@ -1,0 +1,74 @@
+"""``progress.json``: the state of a run that is the same on all ranks."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+from hmt_ds.checkpoint.fragments import OptimizerScalars, optimizer_scalars
+from hmt_ds.distributed.deepspeed_internals import counters, loss_scaler_state
+from hmt_ds.distributed.process_group import world_size
+from hmt_ds.parallel.zero import ZeroExecutor
+
+RUN_STATE = "progress.json"
+
+
+@dataclass(frozen=True)
+class RunPosition:
+    """How far a run has come.
+
+    Attributes:
+        step: optimizer steps done.
+        tokens: fresh tokens that all ranks have read.
+        position: the window plan's state after the last window (None before the first).
+    """
+
+    step: int = 0
+    tokens: int = 0
+    position: dict[str, Any] | None = None
+
+
+class EngineState(TypedDict):
+    """The part of the state that belongs to DeepSpeed's engine."""
+
+    optimizer: OptimizerScalars
+    schedule: dict[str, object] | None
+    loss_scaler: dict[str, float]
+    counters: dict[str, int]
+
+
+class RunState(EngineState):
+    """The content of the file: position, layout, engine, and what a run must have in common with it to resume."""
+
+    step: int
+    tokens: int
+    position: dict[str, Any] | None
+    world_size: int
+    stages: int
+    rows_per_rank: int
+    zero_stage: int
+    identity: dict[str, object]
+
+
+def run_state(executor: ZeroExecutor, position: RunPosition, identity: dict[str, object]) -> RunState:
+    """Collect the state of a run."""
+    engine = executor.engine
+    return {
+        "step": position.step,
+        "tokens": position.tokens,
+        "position": position.position,
+        "world_size": world_size(),
+        "stages": executor.stages,
+        "rows_per_rank": 0 if executor.state is None else len(executor.state.valid),
+        "zero_stage": engine.zero_optimization_stage(),
+        "optimizer": optimizer_scalars(engine),
+        "schedule": engine.lr_scheduler.state_dict() if engine.lr_scheduler else None,
+        "loss_scaler": loss_scaler_state(engine),
+        "counters": counters(engine),
+        "identity": identity,
+    }
+
+
+def read_run_state(checkpoint: Path) -> RunState:
+    """Read the state of a checkpoint's run."""
+    return json.loads((checkpoint / RUN_STATE).read_text(encoding="utf-8"))
