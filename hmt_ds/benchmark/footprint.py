@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hmt_ds.distributed.deepspeed_internals import base_optimizer, gradient_tensors, master_buffers, weight_shard
 from hmt_ds.parallel.activation_budget import outside_torch
-from hmt_ds.parallel.zero import ZeroExecutor
+from hmt_ds.parallel.protocols import Executor
 
 Footprint = dict[str, int | str | dict[str, int] | None]  # by name, with its unit
 
@@ -34,7 +34,7 @@ def bytes_within(nested: object, device: torch.device, seen: set[int]) -> int:
     return 0
 
 
-def memory_by_use(executor: ZeroExecutor) -> dict[str, int]:
+def memory_by_use(executor: Executor) -> dict[str, int]:
     """Return the bytes on the device of weights, gradients and optimizer states."""
     module, optimizer = executor.engine.module, base_optimizer(executor.engine)
     # the second tree's weights are aliases of the first one's, except at ZeRO-3, where they are gathered
@@ -62,7 +62,7 @@ class MemoryProbe:
         uses: most bytes of each use at the beginnings and ends of a phase, by phase.
     """
 
-    def __init__(self, executor: ZeroExecutor):
+    def __init__(self, executor: Executor):
         self.executor, self.open = executor, ["other"]
         self.peaks: dict[str, int] = {}
         self.reserved = 0

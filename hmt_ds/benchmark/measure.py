@@ -17,7 +17,7 @@ from hmt_ds.distributed.deepspeed_internals import full_numel
 from hmt_ds.distributed.process_group import add_up, from_all_ranks, rank, world_size
 from hmt_ds.memory import Window
 from hmt_ds.parallel.pipeline.executor import PipelineExecutor
-from hmt_ds.parallel.zero import ZeroExecutor
+from hmt_ds.parallel.protocols import Executor
 from hmt_ds.planning.flops import rates, repeated_positions, useful_flops_per_token
 from hmt_ds.reporting.phase_clock import PHASES, PIPELINE_PHASES, PhaseClock
 
@@ -91,7 +91,7 @@ class Bench:
         steps: yields the windows of each step.
     """
 
-    def __init__(self, executor: ZeroExecutor, steps: Iterator[list[Window]]):
+    def __init__(self, executor: Executor, steps: Iterator[list[Window]]):
         self.executor, self.steps = executor, steps
         self.peak = 0  # bytes, of the timed steps, on GPUs
 
@@ -109,7 +109,7 @@ class Bench:
         """
         if self.executor.stages > 1:
             return SHORT_WINDOW
-        plan = self.executor.room.plan
+        plan = self.executor.budget.plan
         batches = math.ceil(max(SHORT_WINDOW, plan.kept_segments + 1) / plan.summary_segments)
         return batches * plan.summary_segments
 
@@ -175,7 +175,7 @@ class Bench:
         return file
 
 
-def flops_of(executor: ZeroExecutor, parameters: int, trained: int, batch: int, segments: int) -> Flops:
+def flops_of(executor: Executor, parameters: int, trained: int, batch: int, segments: int) -> Flops:
     """Return the FLOPs of a window. Collective on a pipeline.
 
     Args:
@@ -194,7 +194,7 @@ def flops_of(executor: ZeroExecutor, parameters: int, trained: int, batch: int, 
     if isinstance(executor, PipelineExecutor):
         again = recomputed_positions(pipeline_window(executor, segments), layers_again=layers_again)
     else:
-        again = repeated_positions(settings, executor.room.plan, segments, layers_again=layers_again)
+        again = repeated_positions(settings, executor.budget.plan, segments, layers_again=layers_again)
     per_token = useful_flops_per_token(parameters, trained, settings)
     return {
         "useful_flops_per_token": per_token,

@@ -20,7 +20,7 @@ from hmt_ds.config.recipe import Recipe
 from hmt_ds.distributed.process_group import rank, world_size
 from hmt_ds.memory import Window
 from hmt_ds.parallel.pipeline.executor import PipelineExecutor
-from hmt_ds.parallel.zero import ZeroExecutor
+from hmt_ds.parallel.protocols import Executor
 from hmt_ds.planning.flops import matrix_rate, peak_flops
 from hmt_ds.preflight.prepare import Prepared
 from hmt_ds.reporting.bench_tables import bench_tables, reference_tables
@@ -96,7 +96,7 @@ def measure(recipe: Recipe, prepared: Prepared, options: BenchOptions, device: t
     training = recipe.training
     runs = Bench(executor, steps_of(recipe, prepared, options, executor))
     logger.info("%d warm-up steps, then %d timed ones", options.warmup, options.steps)
-    if options.warmup < (steps := executor.room.settled_after):
+    if options.warmup < (steps := executor.budget.settled_after):
         logger.info("a GPU reaches full speed after %d steps: --warmup %d is too short", steps, options.warmup)
     runs.warm_up(options.warmup)
     timed = runs.timed(options.steps)
@@ -111,7 +111,7 @@ def measure(recipe: Recipe, prepared: Prepared, options: BenchOptions, device: t
     return {
         "run": run_facts(recipe, options, device, executor) | {"parameters": parameters, "trained_parameters": trained},
         "compute": asdict(executor.compute),
-        "plan": asdict(executor.room.plan) if executor.stages == 1 else None,
+        "plan": asdict(executor.budget.plan) if executor.stages == 1 else None,
         "pipeline": results_of_pipeline(executor, training.gradient_accumulation, segments, phases),
         "steps": [asdict(step) for step in timed],
         "peak_flops_per_second": peaks,
@@ -124,13 +124,13 @@ def measure(recipe: Recipe, prepared: Prepared, options: BenchOptions, device: t
 
 
 def results_of_pipeline(
-    executor: ZeroExecutor, windows: int, segments: int, phases: list[dict[str, float]]
+    executor: Executor, windows: int, segments: int, phases: list[dict[str, float]]
 ) -> PipelineResults | None:
     """Return the numbers of a pipeline; None without one."""
     return pipeline_results(executor, windows, segments, phases) if isinstance(executor, PipelineExecutor) else None
 
 
-def run_facts(recipe: Recipe, options: BenchOptions, device: torch.device, executor: ZeroExecutor) -> Result:
+def run_facts(recipe: Recipe, options: BenchOptions, device: torch.device, executor: Executor) -> Result:
     """Return what was run."""
     training = recipe.training
     return {
@@ -151,9 +151,7 @@ def run_facts(recipe: Recipe, options: BenchOptions, device: torch.device, execu
     }
 
 
-def steps_of(
-    recipe: Recipe, prepared: Prepared, options: BenchOptions, executor: ZeroExecutor
-) -> Iterator[list[Window]]:
+def steps_of(recipe: Recipe, prepared: Prepared, options: BenchOptions, executor: Executor) -> Iterator[list[Window]]:
     """Yield the windows of each step; all stages of a pipeline get the same ones."""
     training = recipe.training
     windows: Iterator[Window]

@@ -18,7 +18,7 @@ from hmt_ds.distributed.engine import Engine
 from hmt_ds.distributed.process_group import from_all_ranks, from_rank_0, rank, world_size
 from hmt_ds.memory import HMT
 from hmt_ds.parallel.pipeline.build_stage import STAND_IN
-from hmt_ds.parallel.zero import ZeroExecutor
+from hmt_ds.parallel.protocols import Executor
 
 # entries of a learning-rate schedule's state that its steps change; the others are its arguments
 CHANGED_BY_STEPS = {
@@ -54,7 +54,7 @@ def newest_intact(folder: Path, say: Callable[[str], None]) -> Path | None:
     return cast(Path | None, from_rank_0(found))
 
 
-def load_checkpoint(executor: ZeroExecutor, checkpoint: Path, *, weights_only: bool = False) -> RunPosition:
+def load_checkpoint(executor: Executor, checkpoint: Path, *, weights_only: bool = False) -> RunPosition:
     """Set an executor to the state that was saved.
 
     The number of ranks may differ from the saved one if the global batch has as many rows: then each rank takes the
@@ -109,7 +109,7 @@ class FragmentReader:
                 self.shapes[name] = shape
                 self.keys.update(keys)
 
-    def fill(self, executor: ZeroExecutor, *, states: bool) -> None:
+    def fill(self, executor: Executor, *, states: bool) -> None:
         """Read this rank's part of all weights, and of the optimizer's states if wanted, into its own tensors."""
         engine = executor.engine
         if states:
@@ -157,7 +157,7 @@ class FragmentReader:
             raise CheckpointError(f"{self.checkpoint}: it has {done} of {into.numel()} numbers of {key} of {name}")
 
 
-def trained_weights(executor: ZeroExecutor) -> dict[str, list[int]]:
+def trained_weights(executor: Executor) -> dict[str, list[int]]:
     """Return the shapes of all trained weights, over all pipeline stages."""
     own = {
         name: list(full_shape(p))
@@ -197,7 +197,7 @@ def restore_lr_schedule(schedule: LrSchedule, saved: dict[str, object]) -> None:
         schedule.step(last)
 
 
-def restore_rank(executor: ZeroExecutor, checkpoint: Path, saved: RunState) -> None:
+def restore_rank(executor: Executor, checkpoint: Path, saved: RunState) -> None:
     """Restore carried memories, and random states if the layout is the same."""
     rows = saved["rows_per_rank"] * (saved["world_size"] // saved["stages"])
     here, left = divmod(rows, executor.data_ranks)

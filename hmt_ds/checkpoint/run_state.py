@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 from hmt_ds.checkpoint.fragments import OptimizerScalars, optimizer_scalars
 from hmt_ds.distributed.deepspeed_internals import counters, loss_scaler_state
 from hmt_ds.distributed.process_group import world_size
-from hmt_ds.parallel.zero import ZeroExecutor
+from hmt_ds.parallel.protocols import Executor
 
 RUN_STATE = "progress.json"
 
@@ -50,7 +50,7 @@ class RunState(EngineState):
     identity: dict[str, object]
 
 
-def run_state(executor: ZeroExecutor, position: RunPosition, identity: dict[str, object]) -> RunState:
+def run_state(executor: Executor, position: RunPosition, identity: dict[str, object]) -> RunState:
     """Collect the state of a run."""
     engine = executor.engine
     return {

@@ -29,7 +29,7 @@ from hmt_ds.checkpoint.rank_state import rank_file, rank_tensors, write_rank
 from hmt_ds.checkpoint.run_state import RUN_STATE, RunPosition, run_state
 from hmt_ds.checkpoint.staging import Staging
 from hmt_ds.distributed.process_group import add_up, from_all_ranks, rank, world_size
-from hmt_ds.parallel.zero import ZeroExecutor
+from hmt_ds.parallel.protocols import Executor
 
 FILE_BYTES = 2**31  # approximate size at which a new file of fragments is started
 Arguments = ParamSpec("Arguments")
@@ -75,7 +75,7 @@ class Saver:
         self.staging = Staging()
         self.problem: str | None = None
 
-    def begin(self, executor: ZeroExecutor, position: RunPosition) -> None:
+    def begin(self, executor: Executor, position: RunPosition) -> None:
         """Write this rank's share, or in the background copy it and start a thread that writes.
 
         Errors are kept for :meth:`finish`, where all ranks meet: a rank that raised here would let the others wait.
@@ -88,7 +88,7 @@ class Saver:
         if not self.failed():
             self.attempt(self.write, self.target, executor, position)
 
-    def write(self, target: Path, executor: ZeroExecutor, position: RunPosition) -> None:
+    def write(self, target: Path, executor: Executor, position: RunPosition) -> None:
         """Write this rank's share, or copy it and let a thread write."""
         if executor.engine.zero_optimization_stage() == 0:
             create_states(executor.engine)  # there are none if every step so far was skipped
@@ -103,7 +103,7 @@ class Saver:
         self.writer = threading.Thread(target=job, daemon=True)
         return self.writer.start()
 
-    def parts(self, executor: ZeroExecutor) -> Iterator[Fragment]:
+    def parts(self, executor: Executor) -> Iterator[Fragment]:
         """Yield the fragments that this rank writes."""
         ranks = {"rank": executor.data_rank, "world_size": executor.data_ranks}
         for part in fragments(executor.engine, **ranks, to_write=True):

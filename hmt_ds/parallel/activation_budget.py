@@ -72,7 +72,7 @@ class ActivationBudget:
         cuda.reset_peak_memory_stats()
         return watched
 
-    def windows_read(self) -> None:
+    def backward_done(self) -> None:
         """All backward passes of a step are done: their peak, and that of the reduction and the optimizer behind them,
         are measured apart."""
         if self.measures:

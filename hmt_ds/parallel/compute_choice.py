@@ -22,9 +22,6 @@ from hmt_ds.parallel.settings import ComputeSettings, Kernels, Recompute, Reduct
 LAUNCH_BOUND = 2.5e11
 
 
-BY_DEFAULT = ComputeSettings()
-
-
 def resolve(compute: ComputeSettings, model: HMT, ds_config: dict[str, Any], device: torch.device) -> ComputeSettings:
     """The same with every "auto" settled that does not have to be measured."""
     reduction, kernels, leaf_layers = compute.reduction, compute.kernels, compute.leaf_layers
@@ -103,7 +100,7 @@ def capacity(device: torch.device) -> float:
     return smallest([here], device)[0]
 
 
-def arrange(model: HMT, compute: ComputeSettings, stage: int) -> None:
+def prepare_layers(model: HMT, compute: ComputeSettings, stage: int) -> None:
     """Change the model's layers as settled, in place, before DeepSpeed takes it."""
     backbone = cast(CausalLM, model.backbone)
     if compute.kernels == "liger":

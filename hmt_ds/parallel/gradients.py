@@ -50,12 +50,12 @@ class ReducePerSegment:
             if isinstance(module, LayerGroups):
                 module.gather_ahead(engine)
 
-    def read(self, *arguments: Any, **options: Any) -> Any:
+    def forward(self, *arguments: Any, **options: Any) -> Any:
         """Read a segment or a summary."""
         return self.engine(*arguments, **options)
 
     @contextmanager
-    def of_a_step(self, passes: int, scale: float, phase: Phase) -> Iterator[None]:
+    def accumulate(self, passes: int, scale: float, phase: Phase) -> Iterator[None]:
         """Around all backward passes of an optimizer step, of which there are so many."""
         self.remaining = passes
         yield
@@ -100,11 +100,11 @@ class ReducePerStep:
         self.engine, self.sharded = engine, engine.zero_optimization_stage() == 3
         move_buffers(self.model, engine.device)
 
-    def read(self, *arguments: Any, **options: Any) -> Any:
+    def forward(self, *arguments: Any, **options: Any) -> Any:
         """Read a segment or a summary."""
-        return (self.replays or self.read_eagerly)(*arguments, **options)
+        return (self.replays or self.forward_eagerly)(*arguments, **options)
 
-    def read_eagerly(self, *arguments: Any, **options: Any) -> Any:
+    def forward_eagerly(self, *arguments: Any, **options: Any) -> Any:
         """Read kernel by kernel."""
         with self.autocast:
             return self.model(*arguments, **options)
@@ -114,12 +114,12 @@ class ReducePerStep:
         self.steps += 1
         if self.graphs and self.replays is None and self.steps + 1 >= CAPTURED:
             torch.cuda.empty_cache()
-            self.replays = GraphedReader(self.read_eagerly)
+            self.replays = GraphedReader(self.forward_eagerly)
         elif self.replays:
             self.replays.complete = True
 
     @contextmanager
-    def of_a_step(self, passes: int, scale: float, phase: Phase) -> Iterator[None]:
+    def accumulate(self, passes: int, scale: float, phase: Phase) -> Iterator[None]:
         """Around all backward passes of an optimizer step. At stage 3 the weights are whole for so long."""
         self.scale = scale
         with deepspeed.zero.GatheredParameters(self.weights, enabled=self.sharded):

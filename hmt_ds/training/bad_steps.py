@@ -14,7 +14,7 @@ import torch
 from hmt_ds.checkpoint import CheckpointError, newest_intact
 from hmt_ds.data import Batch
 from hmt_ds.distributed.process_group import from_all_ranks, from_rank_0, rank
-from hmt_ds.parallel.zero import StepOutput
+from hmt_ds.parallel.protocols import StepOutput
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,9 @@ class BadStepCounter:
         Returns:
             A message for the log, if anything about the step was not finite.
         """
-        dropped = f"rows whose memory was not finite, and is dropped: {output.anew}" if output.anew else None
+        dropped = (
+            f"rows whose memory was not finite, and is dropped: {output.reset_rows}" if output.reset_rows else None
+        )
         if not output.bad:
             self.consecutive, self.documents = 0, set()
             return "the gradients overflowed, the step is skipped" if output.skipped else dropped

@@ -16,6 +16,7 @@ from hmt_ds.config.recipe import Recipe
 from hmt_ds.data import WindowLoader, document_lengths
 from hmt_ds.distributed.deepspeed_internals import full_numel, is_replicated
 from hmt_ds.distributed.process_group import add_up, rank, world_size
+from hmt_ds.parallel.build_engine import ExecutorOptions
 from hmt_ds.parallel.build_hmt import MEMORY_SEED, build_hmt
 from hmt_ds.parallel.deepspeed_config.fill import computes_in_autocast
 from hmt_ds.parallel.deepspeed_config.lr_schedule import make_scheduler
@@ -24,6 +25,7 @@ from hmt_ds.parallel.pipeline.executor import PipelineExecutor
 from hmt_ds.parallel.pipeline.layer_times import LayerTimes, layer_times
 from hmt_ds.parallel.pipeline.schedule import UNIT_COSTS, pipeline_schedule
 from hmt_ds.parallel.pipeline.topology import Topology
+from hmt_ds.parallel.protocols import Executor
 from hmt_ds.parallel.zero import ZeroExecutor
 from hmt_ds.planning.simulate import Machine, simulate
 from hmt_ds.preflight.prepare import Prepared
@@ -33,7 +35,7 @@ logger = logging.getLogger(__name__)
 RANK_STRIDE = 0x9E3779B1  # odd, so that multiples differ in the lowest 32 bits: a CPU's generator takes no others
 
 
-def build_executor(recipe: Recipe, prepared: Prepared, device: torch.device) -> ZeroExecutor:
+def build_executor(recipe: Recipe, prepared: Prepared, device: torch.device) -> Executor:
     """The recipe's model, or this rank's pipeline stage of it, in DeepSpeed's engine on this rank's device."""
     build = build_pipeline_executor if recipe.pipeline.stages > 1 else build_zero_executor
     executor = build(recipe, prepared, device)
@@ -41,7 +43,7 @@ def build_executor(recipe: Recipe, prepared: Prepared, device: torch.device) -> 
     return executor
 
 
-def seed_dropout(executor: ZeroExecutor, seed: int) -> None:
+def seed_dropout(executor: Executor, seed: int) -> None:
     """Seed this rank's generator, so that ranks draw different dropout masks.
 
     With layerdrop all ranks draw the same numbers: a layer that one rank skips and another one reads would leave the
@@ -51,7 +53,7 @@ def seed_dropout(executor: ZeroExecutor, seed: int) -> None:
     torch.manual_seed(seed ^ MEMORY_SEED ^ (0 if has_layerdrop else rank() * RANK_STRIDE))
 
 
-def build_zero_executor(recipe: Recipe, prepared: Prepared, device: torch.device) -> ZeroExecutor:
+def build_zero_executor(recipe: Recipe, prepared: Prepared, device: torch.device) -> Executor:
     """The whole model; DeepSpeed shards of it what the ZeRO stage says."""
     model = recipe.model
     hmt = build_hmt(
@@ -65,7 +67,7 @@ def build_zero_executor(recipe: Recipe, prepared: Prepared, device: torch.device
         device=device,
         trust_remote_code=model.trust_remote_code,
     )
-    return ZeroExecutor(hmt, **executor_options(recipe, prepared, device))
+    return ZeroExecutor(hmt, executor_options(recipe, prepared, device))
 
 
 def build_pipeline_executor(recipe: Recipe, prepared: Prepared, device: torch.device) -> PipelineExecutor:
@@ -99,9 +101,9 @@ def build_pipeline_executor(recipe: Recipe, prepared: Prepared, device: torch.de
     return PipelineExecutor(
         stage,
         topology,
+        executor_options(recipe, prepared, device),
         micro_batches=micro_batches,
         live_inputs=pipeline.live_inputs,
-        **executor_options(recipe, prepared, device),
     )
 
 
@@ -128,17 +130,17 @@ def describe_bubble(recipe: Recipe, micro_batches: int) -> str:
     )
 
 
-def executor_options(recipe: Recipe, prepared: Prepared, device: torch.device) -> dict[str, Any]:
-    """The arguments that both executors take."""
-    return {
-        "ds_config": prepared.ds_config,
-        "precision": recipe.model.precision,
-        "device": device,
-        "depth": recipe.training.bptt_depth,
-        "compute": recipe.compute,
-        "memory_lr": recipe.optimizer.memory_lr,
-        "scheduler": make_scheduler(recipe.schedule.name, recipe.schedule.params, recipe.training.steps),
-    }
+def executor_options(recipe: Recipe, prepared: Prepared, device: torch.device) -> ExecutorOptions:
+    """The options of both executors."""
+    return ExecutorOptions(
+        ds_config=prepared.ds_config,
+        precision=recipe.model.precision,
+        device=device,
+        depth=recipe.training.bptt_depth,
+        compute=recipe.compute,
+        memory_lr=recipe.optimizer.memory_lr,
+        scheduler=make_scheduler(recipe.schedule.name, recipe.schedule.params, recipe.training.steps),
+    )
 
 
 def training_loader(
@@ -160,7 +162,7 @@ def training_loader(
     )
 
 
-def count_parameters(executor: ZeroExecutor) -> tuple[int, int]:
+def count_parameters(executor: Executor) -> tuple[int, int]:
     """Parameters of the whole model, sharded or in stages, and how many of them are trained."""
     own = [p for p in executor.engine.module.parameters() if not is_replicated(p)]
     sizes = torch.tensor([sum(map(full_numel, own)), sum(full_numel(p) for p in own if p.requires_grad)]).double()

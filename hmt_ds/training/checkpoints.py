@@ -11,7 +11,7 @@ from hmt_ds.checkpoint.files import step_number
 from hmt_ds.checkpoint.restore import check_identity
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.distributed.process_group import rank
-from hmt_ds.parallel.zero import ZeroExecutor
+from hmt_ds.parallel.protocols import Executor
 from hmt_ds.reporting.log import log_seconds
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ class RunCheckpoints:
         alive: called for each part of a checkpoint that is written.
     """
 
-    def __init__(self, recipe: Recipe, identity: dict[str, Any], executor: ZeroExecutor, alive: Callable[[str], None]):
+    def __init__(self, recipe: Recipe, identity: dict[str, Any], executor: Executor, alive: Callable[[str], None]):
         options = recipe.checkpoint
         self.executor, self.resume, self.identity = executor, options.resume, identity
         self.folder = Path(recipe.training.output) / "checkpoints"

@@ -10,7 +10,7 @@ from hmt_ds.config.load import write_yaml
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.distributed.deepspeed_internals import skipped_steps
 from hmt_ds.distributed.process_group import rank, world_size
-from hmt_ds.parallel.zero import StepOutput, ZeroExecutor
+from hmt_ds.parallel.protocols import Executor, StepOutput
 from hmt_ds.planning.flops import peak_flops, useful_flops_per_token
 from hmt_ds.reporting.metrics import Metrics, Row, read_metrics
 from hmt_ds.reporting.plots import plot_loss
@@ -31,7 +31,7 @@ class RunLog:
     """
 
     def __init__(
-        self, recipe: Recipe, executor: ZeroExecutor, parameters: int, trained: int, stragglers: StragglerDetector
+        self, recipe: Recipe, executor: Executor, parameters: int, trained: int, stragglers: StragglerDetector
     ):
         self.recipe, self.executor, self.stragglers = recipe, executor, stragglers
         self.folder = Path(recipe.training.output)

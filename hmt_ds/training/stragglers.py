@@ -9,7 +9,7 @@ from statistics import median
 import torch
 
 from hmt_ds.distributed.process_group import add_up, from_all_ranks, rank, world_size
-from hmt_ds.parallel.zero import ZeroExecutor
+from hmt_ds.parallel.protocols import Executor
 from hmt_ds.reporting.phase_clock import PhaseClock
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class StragglerDetector:
         slowest_ratio: its time by the median of its peers.
     """
 
-    def __init__(self, executor: ZeroExecutor, limit: float):
+    def __init__(self, executor: Executor, limit: float):
         self.executor, self.limit = executor, limit
         self.clock = PhaseClock(executor.device, only=("wait", "reduce", "step"))
         self.enabled = executor.compute.reduction == "step"

@@ -1,7 +1,7 @@
 """The training loop: load windows, take a step, record it, save and evaluate when they are due.
 
 Read :meth:`Trainer.train`, :meth:`Trainer.fit`, :meth:`Trainer.training_step`, in this order. The step itself is
-:meth:`hmt_ds.parallel.zero.ZeroExecutor.train_batch`.
+:func:`hmt_ds.parallel.train_step.train_step`.
 """
 
 import logging
@@ -20,7 +20,7 @@ from hmt_ds.data import Batch
 from hmt_ds.distributed.process_group import from_rank_0, rank, world_size
 from hmt_ds.distributed.stopping import Stopped, StopSignals
 from hmt_ds.distributed.watchdog import Watchdog
-from hmt_ds.parallel.zero import StepOutput
+from hmt_ds.parallel.protocols import StepOutput
 from hmt_ds.preflight.prepare import Prepared
 from hmt_ds.reporting.log import log_seconds
 from hmt_ds.training.bad_steps import BadStepCounter, read_excluded, write_excluded

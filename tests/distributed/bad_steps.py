@@ -24,7 +24,7 @@ from hmt_ds.backbones import CausalLM
 from hmt_ds.checkpoint.fragments import fragments, optimizer_scalars
 from hmt_ds.distributed.process_group import end_process, from_all_ranks, join, rank, world_size
 from hmt_ds.memory import Window
-from hmt_ds.parallel.zero import StepOutput, ZeroExecutor
+from hmt_ds.parallel.protocols import Executor, StepOutput
 
 POISON = VOCABULARY - 1
 embed_rightly = CausalLM.embed
@@ -72,7 +72,7 @@ def poison(spoils: str) -> None:
     CausalLM.embed = embed
 
 
-def three_windows(executor: ZeroExecutor) -> list[Window]:
+def three_windows(executor: Executor) -> list[Window]:
     """A good, a bad and a good window; each row begins with a new document."""
     base = windows(executor.data_rank, executor.data_ranks)[0]
     starts = base.starts.clone()
@@ -83,7 +83,7 @@ def three_windows(executor: ZeroExecutor) -> list[Window]:
     return found
 
 
-def make_executor(case: Case, device: torch.device) -> ZeroExecutor:
+def make_executor(case: Case, device: torch.device) -> Executor:
     """The executor of a case, as in the gradient tests."""
     if case.config == "ring":
         pipelines = world_size() // 2
@@ -107,7 +107,7 @@ class Schedule:
         return [0.0]
 
 
-def trace(executor: ZeroExecutor) -> dict[str, Any]:
+def trace(executor: Executor) -> dict[str, Any]:
     """Everything that a step changes on this rank."""
     own = fragments(executor.engine, rank=executor.data_rank, world_size=executor.data_ranks, to_write=False)
     found = {f"{f.name}@{f.start} {key}": t.clone() for f in own for key, t in f.tensors.items()}
@@ -147,7 +147,7 @@ def compare(case: Case, device: torch.device) -> dict[str, Any]:
         "case": astuple(case),
         "skipped": from_all_ranks([output.skipped for output in said]),
         "bad": from_all_ranks([output.bad for output in said]),
-        "anew": [output.anew for output in said],
+        "reset_rows": [output.reset_rows for output in said],
         "finite": from_all_ranks(said[1].finite.tolist()),
         "others_finite": all(from_all_ranks(all(bool(o.finite.all()) for o in (said[0], said[2])))),
         "losses": [output.loss for output in said],

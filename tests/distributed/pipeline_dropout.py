@@ -14,6 +14,7 @@ from zero_gradients import CLIPPING, OPTIMIZER, PROJECT, full_gradients, whole_e
 
 from hmt_ds.backbones import read_config
 from hmt_ds.distributed.process_group import end_process, join, rank, world_size
+from hmt_ds.parallel.build_engine import ExecutorOptions
 from hmt_ds.parallel.compute_choice import ComputeSettings
 from hmt_ds.parallel.deepspeed_config.fill import EngineSettings, fill_ds_config, read_ds_config
 from hmt_ds.parallel.pipeline.build_stage import build_stage, stage_layers
@@ -42,18 +43,12 @@ def gradients_of(backbone: dict[str, Any], keeps: int, seed: int) -> tuple[dict[
     topology = topology_of(world_size())
     settings = EngineSettings("fp32", ROWS, 1, CLIPPING, "AdamW", OPTIMIZER)
     span = stage_layers(read_config(backbone), topology.stages)[topology.stage]
-    executor = PipelineExecutor(
-        build_stage(backbone, MEMORY, span, dtype=torch.float32, seed=1),
-        topology,
-        micro_batches=PARTS,
-        ds_config=fill_ds_config(read_ds_config(PROJECT / "ds_configs" / "zero1.json"), settings),
-        precision="fp32",
-        device=torch.device("cpu"),
-        depth=SEGMENTS,
-        compute=ComputeSettings(kernels="plain"),
-    )
-    executor.room.segment = executor.room.summary = 1
-    executor.room.free_bytes = keeps
+    ds_config = fill_ds_config(read_ds_config(PROJECT / "ds_configs" / "zero1.json"), settings)
+    stage = build_stage(backbone, MEMORY, span, dtype=torch.float32, seed=1)
+    options = ExecutorOptions(ds_config, "fp32", torch.device("cpu"), SEGMENTS, ComputeSettings(kernels="plain"))
+    executor = PipelineExecutor(stage, topology, options, micro_batches=PARTS)
+    executor.budget.segment = executor.budget.summary = 1
+    executor.budget.free_bytes = keeps
     found: dict[str, Tensor] = {}
     step, recompute, again = executor.engine.step, StagePass.recompute, []
 

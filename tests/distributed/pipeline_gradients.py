@@ -24,6 +24,7 @@ from zero_gradients import CLIPPING, OPTIMIZER, full_gradients, worst
 from hmt_ds.backbones import read_config
 from hmt_ds.distributed.process_group import end_process, from_rank_0, join, rank, world_size
 from hmt_ds.memory import MemoryState, read_window
+from hmt_ds.parallel.build_engine import ExecutorOptions
 from hmt_ds.parallel.compute_choice import ComputeSettings
 from hmt_ds.parallel.deepspeed_config.fill import EngineSettings, fill_ds_config, read_ds_config
 from hmt_ds.parallel.pipeline.build_stage import build_stage, stage_layers
@@ -187,19 +188,11 @@ def make_executor(case: Case, device: torch.device) -> PipelineExecutor:
     whole = get_weights(start_model(case))
     set_weights(model, {name: whole.get(name, weight) for name, weight in model.named_parameters()})
     model.eval()
-    executor = PipelineExecutor(
-        model,
-        topology,
-        micro_batches=case.micro_batches,
-        live_inputs=LIMIT if case.spill else None,
-        ds_config=config,
-        precision=case.precision,
-        device=device,
-        depth=case.segments,
-        compute=ComputeSettings(kernels="plain"),
-    )
-    executor.room.segment = executor.room.summary = 1
-    executor.room.free_bytes = case.keeps
+    options = ExecutorOptions(config, case.precision, device, case.segments, ComputeSettings(kernels="plain"))
+    live_inputs = LIMIT if case.spill else None
+    executor = PipelineExecutor(model, topology, options, micro_batches=case.micro_batches, live_inputs=live_inputs)
+    executor.budget.segment = executor.budget.summary = 1
+    executor.budget.free_bytes = case.keeps
     return executor
 
 

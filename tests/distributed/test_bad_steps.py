@@ -50,9 +50,9 @@ def check(row: dict[str, Any]) -> None:
     broken = [(rank, r, n) for rank, rows in enumerate(row["finite"]) for r, s in enumerate(rows)
               for n, finite in enumerate(s) if not finite]  # fmt: skip
     if case.spoils == "gradient":
-        assert math.isfinite(row["losses"][1]) and not broken and row["anew"] == [0, 0, 0], case
+        assert math.isfinite(row["losses"][1]) and not broken and row["reset_rows"] == [0, 0, 0], case
     else:
-        assert math.isnan(row["losses"][1]) and row["anew"] == [0, 1, 0], case
+        assert math.isnan(row["losses"][1]) and row["reset_rows"] == [0, 1, 0], case
         # the last rank knows: of ZeRO's ranks it has the row, of a ring's stages it has the losses
         assert broken[0] == (len(row["finite"]) - 1, 1, SEGMENT) and len({place[:2] for place in broken}) == 1, broken
 

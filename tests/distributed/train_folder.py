@@ -16,8 +16,8 @@ from hmt_ds.conversion.folder import Export, write_folder
 from hmt_ds.conversion.weights import tensors
 from hmt_ds.distributed.process_group import end_process, from_all_ranks, join, rank
 from hmt_ds.memory import HMT, MemorySettings, Window
+from hmt_ds.parallel.build_engine import ExecutorOptions
 from hmt_ds.parallel.build_hmt import build_hmt
-from hmt_ds.parallel.compute_choice import BY_DEFAULT
 from hmt_ds.parallel.deepspeed_config.fill import EngineSettings, fill_ds_config, read_ds_config
 from hmt_ds.parallel.pipeline.build_stage import build_stage, stage_layers
 from hmt_ds.parallel.pipeline.executor import PipelineExecutor
@@ -75,18 +75,18 @@ def place_of(stages: int) -> Topology:
     return Topology(stages, timeout_minutes=2)
 
 
-def make_executor(case: Case, device: torch.device) -> ZeroExecutor:
+def make_executor(case: Case, device: torch.device) -> ZeroExecutor | PipelineExecutor:
     """The executor of a case, in bf16, with its weights from the folder."""
     settings = EngineSettings("bf16", ROWS, WINDOWS, 1.0, "AdamW", {"lr": LEARNING_RATE[case.train]})
     ds_config = fill_ds_config(read_ds_config(PROJECT / f"ds_configs/{case.config}.json"), settings)
-    options: dict[str, Any] = {"ds_config": ds_config, "precision": "bf16", "device": device}
+    options = ExecutorOptions(ds_config, "bf16", device, DEPTH)
     if case.stages == 1:
-        model = build_hmt(case.folder, MEMORY, train=case.train, **options)
-        return ZeroExecutor(model, depth=DEPTH, compute=BY_DEFAULT, **options)
+        chosen: dict[str, Any] = {"ds_config": ds_config, "precision": "bf16", "train": case.train, "device": device}
+        return ZeroExecutor(build_hmt(case.folder, MEMORY, **chosen), options)
     place = place_of(case.stages)
     span = stage_layers(read_config(case.folder), case.stages)[place.stage]
     model = build_stage(case.folder, MEMORY, span, dtype=torch.bfloat16, train=case.train, device=device)
-    return PipelineExecutor(model, place, micro_batches=2, depth=DEPTH, compute=BY_DEFAULT, **options)
+    return PipelineExecutor(model, place, options, micro_batches=2)
 
 
 def train(case: Case, device: torch.device) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from zero_cases import ACCUMULATION, BF16, GRID, POLICIES, Case
 from hmt_ds.backbones.compute import decoder_layers
 from hmt_ds.distributed.process_group import end_process, join, rank, world_size
 from hmt_ds.memory import MemoryState, Window, read_window
+from hmt_ds.parallel.build_engine import ExecutorOptions
 from hmt_ds.parallel.build_hmt import build_hmt
 from hmt_ds.parallel.deepspeed_config.fill import EngineSettings, fill_ds_config, read_ds_config
 from hmt_ds.parallel.zero import ZeroExecutor
@@ -130,14 +131,8 @@ def make_executor(case: Case, device: torch.device, rows: int = ROWS, segments: 
     model = build_hmt(BACKBONE, MEMORY, ds_config=config, precision=case.precision, train=case.train, device=device)
     set_weights(model, start_weights(case))
     model.eval()  # as a model read from a folder is
-    return ZeroExecutor(
-        model,
-        ds_config=config,
-        precision=case.precision,
-        device=device,
-        depth=segments // case.accumulation,
-        compute=case.compute(),
-    )
+    depth = segments // case.accumulation
+    return ZeroExecutor(model, ExecutorOptions(config, case.precision, device, depth, case.compute()))
 
 
 def full_gradients(model: torch.nn.Module) -> dict[str, Tensor]:

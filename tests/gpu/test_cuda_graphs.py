@@ -5,6 +5,7 @@ import torch
 
 from hmt_ds.distributed.process_group import join
 from hmt_ds.memory import MemorySettings, Window
+from hmt_ds.parallel.build_engine import ExecutorOptions
 from hmt_ds.parallel.build_hmt import build_hmt
 from hmt_ds.parallel.compute_choice import ComputeSettings
 from hmt_ds.parallel.deepspeed_config.fill import EngineSettings, fill_ds_config, read_ds_config
@@ -46,14 +47,8 @@ def gradients(precision: str, config: str, **compute: object) -> list[dict[str, 
     device = torch.device("cuda", 0)
     model = build_hmt(BACKBONE, MEMORY, ds_config=ds_config, precision=precision, device=device, seed=1)
     names = [name for name, _ in model.named_parameters()]
-    executor = ZeroExecutor(
-        model,
-        ds_config=ds_config,
-        precision=precision,
-        device=device,
-        depth=DEPTH,
-        compute=ComputeSettings(reduction="step", **compute),
-    )
+    chosen = ComputeSettings(reduction="step", **compute)
+    executor = ZeroExecutor(model, ExecutorOptions(ds_config, precision, device, DEPTH, chosen))
     found, deliver = [], executor.gradients.deliver
 
     def look_and_deliver() -> None:

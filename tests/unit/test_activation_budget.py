@@ -82,7 +82,7 @@ def measured(
         for part, share in ((WINDOW_SUMMARY, batch), (WINDOW_SEGMENT, 1), (WINDOW_SEGMENT, 0.5), (WINDOW_SUMMARY, 0.5)):
             gpu.allocated = gpu.before
             read(part, share)
-        found.windows_read()
+        found.backward_done()
         gpu.peak = max(gpu.peak, gpu.before + gpu.behind)
         found.step_done()
     return found
@@ -115,7 +115,7 @@ def test_before_anything_is_measured(recompute, summary_batch, plan):
     )
     for _ in range(MEASURED + 1):
         assert cpu.watch(read) == read
-        cpu.windows_read()
+        cpu.backward_done()
         cpu.step_done()
     assert cpu.plan == plan
 
@@ -241,7 +241,7 @@ def test_the_measured_step_of_a_stage(monkeypatch, recompute, kept):
         for part in (WINDOW_SUMMARY, WINDOW_SEGMENT):
             gpu.allocated = gpu.before
             read(part)
-        found.windows_read()
+        found.backward_done()
         found.step_done()
     assert (found.segment, found.summary) == (SEGMENT, SUMMARY) and len(found.choose_graphs(ORDER)) == kept
 

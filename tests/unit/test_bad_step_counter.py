@@ -25,9 +25,9 @@ ALL = torch.ones(3, 3, dtype=torch.bool)
 WINDOWS: Any = [SimpleNamespace(documents=DOCUMENTS)]
 
 
-def step(bad: bool, finite: torch.Tensor = ALL, *, skipped: bool = False, anew: int = 0) -> Any:
+def step(bad: bool, finite: torch.Tensor = ALL, *, skipped: bool = False, reset_rows: int = 0) -> Any:
     """What a step says of itself."""
-    return SimpleNamespace(bad=bad, skipped=bad or skipped, finite=finite, anew=anew)
+    return SimpleNamespace(bad=bad, skipped=bad or skipped, finite=finite, reset_rows=reset_rows)
 
 
 def broken(*places: tuple[int, int]) -> torch.Tensor:
@@ -54,7 +54,7 @@ def test_suspects(finite, found):
 def test_counting():
     counter = BadStepCounter()
     assert counter.count(step(False), WINDOWS) is None
-    said = counter.count(step(True, broken((0, 1)), anew=1), WINDOWS)
+    said = counter.count(step(True, broken((0, 1)), reset_rows=1), WINDOWS)
     assert said is not None and "skipped; it read document 4 of data.train" in said and "is dropped: 1" in said
     counter.count(step(True, broken((1, 0))), WINDOWS)
     assert (counter.consecutive, counter.documents) == (2, {4, 5})

@@ -160,7 +160,7 @@ def test_windows_belong_to_the_pipeline(folder):
 )
 def test_a_short_step_has_all_that_a_whole_one_has(kept, at_once, segments):
     """One segment that is not kept, or timed steps would be the first to meet it; and whole batches of summaries."""
-    executor = types.SimpleNamespace(stages=1, room=types.SimpleNamespace(plan=RecomputePlan(kept, at_once, 0)))
+    executor = types.SimpleNamespace(stages=1, budget=types.SimpleNamespace(plan=RecomputePlan(kept, at_once, 0)))
     assert Bench(executor, iter(())).short == segments
 
 

@@ -12,7 +12,7 @@ from hmt_ds.backbones.compute import decoder_layers
 from hmt_ds.distributed.deepspeed_internals import full_numel
 from hmt_ds.memory import HMT
 from hmt_ds.parallel import compute_choice
-from hmt_ds.parallel.compute_choice import ComputeSettings, arrange, draws, resolve, whole_gradient_fits
+from hmt_ds.parallel.compute_choice import ComputeSettings, draws, prepare_layers, resolve, whole_gradient_fits
 from hmt_ds.parallel.layer_groups import LayerGroups
 
 AUTO = ComputeSettings()
@@ -179,7 +179,7 @@ def test_dropout_is_not_captured(memory, liger, backbone, name):
 def arranged(stage: int = 2, **changes: Any) -> HMT:
     """A model after the changes that these settings make."""
     model = make_model(FOUR)
-    arrange(model, replace(ComputeSettings("auto", 1, "segment", 2, "plain", "never"), **changes), stage)
+    prepare_layers(model, replace(ComputeSettings("auto", 1, "segment", 2, "plain", "never"), **changes), stage)
     return model
 
 

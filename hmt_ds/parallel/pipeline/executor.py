@@ -1,6 +1,7 @@
-"""The executor of a pipeline stage: the optimizer step of parallel/zero.py, with another way through a window."""
+"""The executor of a pipeline stage: the optimizer step of parallel/train_step.py, with another way through a window."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from functools import cache
 from typing import Any, TypeVar, cast
@@ -12,8 +13,11 @@ from torch import Tensor
 from hmt_ds.backbones import CausalLM
 from hmt_ds.distributed.deepspeed_internals import mark_replicated
 from hmt_ds.memory import HMT, MemoryState, SegmentOutput, Window
+from hmt_ds.memory.bptt import Phase
 from hmt_ds.memory.settings import Mode
-from hmt_ds.parallel.compute_choice import BY_DEFAULT, ComputeSettings, draws
+from hmt_ds.parallel.build_engine import ExecutorOptions, build_engine
+from hmt_ds.parallel.compute_choice import draws, prepare_layers, resolve
+from hmt_ds.parallel.deepspeed_config.fill import stage_of
 from hmt_ds.parallel.gradients import ReducePerStep
 from hmt_ds.parallel.pipeline.schedule import Action, pipeline_schedule, summary_group_size
 from hmt_ds.parallel.pipeline.stage import StagePass
@@ -21,12 +25,13 @@ from hmt_ds.parallel.pipeline.stage_budget import StageBudget
 from hmt_ds.parallel.pipeline.stage_window import Stage, StageWindow
 from hmt_ds.parallel.pipeline.stashed_inputs import StashedInputs
 from hmt_ds.parallel.pipeline.topology import Topology
-from hmt_ds.parallel.zero import ZeroExecutor
+from hmt_ds.parallel.protocols import StepOutput
+from hmt_ds.parallel.train_step import carry, empty_state, train_step
 
 Rows = TypeVar("Rows", Window, MemoryState)
 
 
-class PipelineExecutor(ZeroExecutor):
+class PipelineExecutor:
     """Runs windows through one stage of an HMT; the other stages are on other ranks.
 
     DeepSpeed's engine holds this stage's weights and shards their optimizer states over the same stage of the other
@@ -35,29 +40,36 @@ class PipelineExecutor(ZeroExecutor):
     Args:
         model: this rank's stage, from :func:`hmt_ds.parallel.pipeline.build_stage.build_stage`.
         topology: of this rank.
+        options: as for every executor.
         micro_batches: number of micro-batches per window.
         live_inputs: stage inputs that stay on the device; None for all.
-        options: for :class:`ZeroExecutor`.
     """
 
     def __init__(
         self,
         model: HMT,
         topology: Topology,
+        options: ExecutorOptions,
         *,
         micro_batches: int,
         live_inputs: int | None = None,
-        compute: ComputeSettings = BY_DEFAULT,
-        **options: Any,
     ):
         self.topology, self.micro_batches, self.live_inputs = topology, micro_batches, live_inputs
         self.stages, self.reports = topology.stages, topology.is_last
+        self.data_ranks, self.data_rank = topology.pipelines, topology.pipeline
+        self.settings, self.embedding_width = model.settings, model.backbone.dim
+        self.precision, self.device, self.dtype = options.precision, options.device, options.dtype
         backbone = cast(CausalLM, model.backbone)
         self.hidden_size = backbone.config.get_text_config().hidden_size
         self.uses_dropout = draws(model)
-        compute = replace(compute, reduction="step", cuda_graphs="never", leaf_layers=1)
-        super().__init__(model, compute=compute, grid=topology.grid, **options)
-        self.room: StageBudget = StageBudget(self.compute, self.settings, self.room.depth, self.device)
+        compute = replace(options.compute, reduction="step", cuda_graphs="never", leaf_layers=1)
+        self.compute = resolve(compute, model, options.ds_config, options.device)
+        self.budget = StageBudget(self.compute, self.settings, options.depth, options.device)
+        prepare_layers(model, self.compute, stage_of(options.ds_config))
+        self.gradients = ReducePerStep(model, options.autocast())
+        self.engine = build_engine(model, self.gradients, options, self.compute, topology.grid)
+        self.state: MemoryState | None = None
+        self.phase: Phase = nullcontext
         self.share_tied_weights()
 
     def share_tied_weights(self) -> None:
@@ -67,7 +79,6 @@ class PipelineExecutor(ZeroExecutor):
         if has_copy and backbone.config.get_text_config().tie_word_embeddings:
             weight = backbone.model.get_input_embeddings().weight
             if weight.requires_grad:
-                assert isinstance(self.gradients, ReducePerStep)
                 # ALL-REDUCE between the first and the last stage, once per step (ReducePerStep.deliver): the gradient
                 # of the weight as embedding and as head. Both copies take the same optimizer step and stay equal.
                 self.gradients.shared = [(dict(self.gradients.pairs)[weight], self.topology.first_and_last)]
@@ -93,10 +104,18 @@ class PipelineExecutor(ZeroExecutor):
         summary_batches = micro_batches // self.summary_group(len(window), micro_batches)
         return split_rows(window, micro_batches), split_rows(window, summary_batches)
 
+    def train_batch(self, windows: list[Window], flags: tuple[int, ...] = ()) -> StepOutput:
+        """Take one optimizer step; see :func:`hmt_ds.parallel.train_step.train_step`."""
+        return train_step(self, windows, flags)
+
+    def backward_passes(self, windows: list[Window]) -> int:
+        """No backward pass goes through the engine, so :class:`ReducePerStep` does not count them."""
+        return 0
+
     def backward_through(self, window: Window, weight: float) -> tuple[Tensor, Tensor]:
         """Accumulate a window's gradients and carry its memory on, as on ZeRO; only the last stage has the losses."""
         mode = self.settings.mode
-        state = self.state or self.empty_state(len(window.input_ids), self.settings.kept_memories)
+        state = self.state or empty_state(self, len(window.input_ids), self.settings.kept_memories)
         order = self.order(len(window), mode)
         work = self.stage_pass(
             self.gradients.model,
@@ -105,21 +124,21 @@ class PipelineExecutor(ZeroExecutor):
                 states=split_rows(state, self.micro_batches),
                 mode=mode,
                 stash=StashedInputs(self.live_inputs),
-                kept_graphs=self.room.choose_graphs(order),
-                measure=self.room.watch,
+                kept_graphs=self.budget.choose_graphs(order),
+                measure=self.budget.watch,
                 loss_weight=weight,
                 phase=self.phase,
             ),
         )
-        with cast(ReducePerStep, self.gradients).autocast:
+        with self.gradients.autocast:
             work.run(order)
         state = join_rows(list(work.final_states()))
         with self.phase("wait"):
             # BROADCAST from the last stage to all stages of the pipeline: the memories after the window. Training
             # does not need them there, but checkpoints take the first stage's.
             dist.broadcast(state.memories, self.topology.ranks[-1], group=self.topology.grid.get_pipe_parallel_group())
-        anew = self.carry(state)
-        totals = torch.cat([totals_of(work, self.device), anew[None] * self.reports])
+        reset_rows = carry(self, state)
+        totals = torch.cat([totals_of(work, self.device), reset_rows[None] * self.reports])
         return totals, finite_of(work, len(window), self.device)
 
     @torch.no_grad()
@@ -130,7 +149,7 @@ class PipelineExecutor(ZeroExecutor):
         self.engine.eval()
         rows, mode = len(window.input_ids), cast(Mode, options.get("mode", self.settings.mode))
         count = max(n for n in range(1, self.micro_batches + 1) if rows % n == 0)
-        state = state or self.empty_state(rows, self.settings.kept_memories)
+        state = state or empty_state(self, rows, self.settings.kept_memories)
         work = self.stage_pass(
             self.engine.module,
             StageWindow(
@@ -140,10 +159,10 @@ class PipelineExecutor(ZeroExecutor):
                 stash=StashedInputs(enabled=False),
             ),
         )
-        with cast(ReducePerStep, self.gradients).autocast:
+        with self.gradients.autocast:
             work.run(self.order(len(window), mode, backward=False, micro_batches=count))
         after = join_rows(list(work.final_states()))
-        no_prompt = torch.zeros(rows, 0, self.dim, device=self.device)
+        no_prompt = torch.zeros(rows, 0, self.embedding_width, device=self.device)
         for n in range(len(window)):
             losses, weights = [torch.zeros(rows)], [torch.zeros(rows, 0)]
             if self.reports:

@@ -226,13 +226,13 @@ def slow_rank() -> None:
 
     from hmt_ds.parallel.gradients import ReducePerStep
 
-    right = ReducePerStep.read
+    right = ReducePerStep.forward
 
-    def read(gradients, *arguments, **options):
+    def forward(gradients, *arguments, **options):
         time.sleep(0.02 if os.environ.get("RANK") == "1" else 0)
         return right(gradients, *arguments, **options)
 
-    ReducePerStep.read = read
+    ReducePerStep.forward = forward
 
 
 def poison() -> None:

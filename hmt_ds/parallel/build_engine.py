@@ -1,0 +1,100 @@
+"""A DeepSpeed engine around a model, as an executor needs it."""
+
+import io
+from collections.abc import Callable
+from contextlib import AbstractContextManager, redirect_stdout
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import deepspeed
+import torch
+
+from hmt_ds.backbones import CausalLM
+from hmt_ds.backbones.compute import compile_layers
+from hmt_ds.distributed.deepspeed_internals import full_numel, join_offloaded_parts, skip_steps_on_overflow
+from hmt_ds.distributed.engine import Engine
+from hmt_ds.memory import HMT
+from hmt_ds.memory.loss import cross_entropy
+from hmt_ds.parallel.build_hmt import parameter_groups
+from hmt_ds.parallel.deepspeed_config.fill import computes_in_autocast, with_bucket
+from hmt_ds.parallel.protocols import GradientReduction
+from hmt_ds.parallel.settings import ComputeSettings
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class ExecutorOptions:
+    """What every executor needs besides its model.
+
+    Attributes:
+        ds_config: DeepSpeed's configuration, filled.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+        device: this rank's.
+        depth: segments of a window.
+        compute: how activations, gradients and kernels are treated.
+        memory_lr: learning rate of the memory modules; None for the optimizer's.
+        scheduler: makes a learning rate schedule from an optimizer.
+    """
+
+    ds_config: dict[str, Any]
+    precision: str
+    device: torch.device
+    depth: int
+    compute: ComputeSettings = field(default_factory=ComputeSettings)
+    memory_lr: float | None = None
+    scheduler: Callable[[torch.optim.Optimizer], object] | None = None
+
+    @property
+    def in_autocast(self) -> bool:
+        """Whether weights stay fp32 and torch.autocast lowers the precision."""
+        return computes_in_autocast(self.ds_config, self.precision)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights and of memories."""
+        return torch.float32 if self.in_autocast else DTYPES[self.precision]
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context of forward passes outside the engine (which enters its own)."""
+        low = DTYPES[self.precision]
+        return torch.autocast(self.device.type, low, enabled=self.in_autocast, cache_enabled=False)
+
+
+def build_engine(
+    model: HMT,
+    gradients: GradientReduction,
+    options: ExecutorOptions,
+    compute: ComputeSettings,
+    grid: object = None,
+) -> Engine[HMT]:
+    """Compile what is to be compiled, give the model to DeepSpeed and attach the gradient reduction.
+
+    Args:
+        model: prepared by :func:`hmt_ds.parallel.compute_choice.prepare_layers`.
+        gradients: made from the model before, for DeepSpeed puts hooks into it.
+        compute: resolved.
+        grid: DeepSpeed's process grid, where the ranks are not all data-parallel.
+    """
+    if compute.kernels == "compile":
+        compile_layers(cast(CausalLM, gradients.model.backbone))
+    if compute.kernels != "plain":
+        gradients.model.cross_entropy = torch.compile(cross_entropy)
+    once = compute.reduction == "step"
+    trained = sum(full_numel(weight) for weight in model.parameters() if weight.requires_grad)
+    config = with_bucket(options.ds_config, trained, once=once)
+    # DeepSpeed counts backward passes. The executor itself says which one is a step's last, so any number above 1 will
+    # do where there are several.
+    config |= {"gradient_accumulation_steps": 1 if once else 2}
+    with redirect_stdout(io.StringIO()):  # DeepSpeed prints how much memory it takes
+        engine, *_ = deepspeed.initialize(
+            model=model,
+            model_parameters=parameter_groups(model, options.memory_lr),
+            lr_scheduler=options.scheduler,
+            mpu=grid,
+            config=config,
+        )
+    skip_steps_on_overflow(engine)
+    join_offloaded_parts(engine)
+    gradients.attach(engine)
+    return engine

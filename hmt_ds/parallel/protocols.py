@@ -1,0 +1,138 @@
+"""Interfaces of this room: an executor runs windows through a model, a gradient reduction sums what they give."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from hmt_ds.distributed.engine import Engine
+from hmt_ds.memory import HMT, MemorySettings, MemoryState, SegmentOutput, Window
+from hmt_ds.memory.bptt import Phase
+from hmt_ds.parallel.activation_budget import ActivationBudget
+from hmt_ds.parallel.settings import ComputeSettings
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """The results of one optimizer step, over the whole global batch.
+
+    Attributes:
+        loss: mean cross-entropy in nats over all labels of all ranks.
+        tokens: the number of labels.
+        fresh_tokens: the number of tokens read, with or without a label.
+        learning_rate: of this step, for the first parameter group.
+        gradient_norm: before clipping; None where DeepSpeed does not compute it.
+        recall_distance: mean distance in segments of the recalled memories; None if nothing was recalled.
+        skipped: whether the optimizer skipped the step because gradients were not finite.
+        bad: whether the step was skipped for another reason than a too large loss scale (fp16).
+        reset_rows: the number of rows whose memory was not finite and was reset.
+        finite: ``[rows, segments]`` bool, whether the loss is finite, for this rank's rows and all windows of the step.
+        flags: the flags that were given to the step, summed over all ranks.
+    """
+
+    loss: float
+    tokens: int
+    fresh_tokens: int
+    learning_rate: float
+    gradient_norm: float | None
+    recall_distance: float | None
+    skipped: bool
+    bad: bool
+    reset_rows: int
+    finite: Tensor
+    flags: tuple[int, ...]
+
+
+class GradientReduction(Protocol):
+    """Where gradients are accumulated within an optimizer step, and when they are reduced over the ranks.
+
+    Attributes:
+        model: the modules that forward passes go through in training.
+    """
+
+    model: HMT
+
+    def attach(self, engine: Engine[HMT]) -> None:
+        """Use this engine, which was built around the model."""
+
+    def forward(self, *arguments: Any, **options: Any) -> Any:
+        """Run a segment or a summary through the model."""
+
+    def accumulate(self, passes: int, scale: float, phase: Phase) -> AbstractContextManager[None]:
+        """Surround all backward passes of an optimizer step; afterwards the engine has the reduced gradients.
+
+        Args:
+            passes: how many backward passes follow.
+            scale: the loss scale (fp16).
+            phase: surrounds the reduction, under the name ``reduce``.
+        """
+
+    def backward(self, scalar: Tensor) -> None:
+        """Run one backward pass."""
+
+    def step_done(self) -> None:
+        """Note that the optimizer has updated the weights."""
+
+
+class Executor(Protocol):
+    """Runs windows through an HMT inside a DeepSpeed engine: what training, evaluation and checkpoints know of it.
+
+    Attributes:
+        stages: the number of pipeline stages (1 on ZeRO).
+        data_ranks: the number of ranks, or pipelines, that share the rows of the global batch.
+        data_rank: the index of this rank, or of its pipeline, among them.
+        reports: whether this rank computes the losses.
+        embedding_width: d, of memories.
+        dtype: of memories.
+        compute: resolved settings.
+        state: the memory carried from the last window to the next; None before the first.
+        phase: surrounds each part of a step, by name.
+    """
+
+    stages: int
+    data_ranks: int
+    data_rank: int
+    reports: bool
+    settings: MemorySettings
+    precision: str
+    device: torch.device
+    embedding_width: int
+    dtype: torch.dtype
+    compute: ComputeSettings
+    engine: Engine[HMT]
+    state: MemoryState | None
+    phase: Phase
+
+    @property
+    def budget(self) -> ActivationBudget:
+        """How many segments keep their activations."""
+
+    @property
+    def gradients(self) -> GradientReduction:
+        """Where gradients are accumulated."""
+
+    def train_batch(self, windows: list[Window], flags: tuple[int, ...] = ()) -> StepOutput:
+        """Take one optimizer step; see :func:`hmt_ds.parallel.train_step.train_step`."""
+
+    def backward_through(self, window: Window, weight: float) -> tuple[Tensor, Tensor]:
+        """Add the gradients of ``weight`` times a window's loss, and carry the memory on.
+
+        Returns:
+            ``[4]`` float64: the loss, the recall distances, the number of recalls and of reset rows, summed over this
+            rank's rows; and ``[rows, segments]`` bool, whether the loss is finite.
+        """
+
+    def backward_passes(self, windows: list[Window]) -> int:
+        """The number of backward passes that a step on these windows takes."""
+
+    def read(
+        self, window: Window, state: MemoryState | None, **options: Any
+    ) -> Iterator[tuple[SegmentOutput, MemoryState]]:
+        """Run a window without training; yield the output of each segment and the state after it.
+
+        Args:
+            options: for the model (``mode``, ``with_logits``).
+        """

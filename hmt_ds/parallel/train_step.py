@@ -1,0 +1,103 @@
+"""One optimizer step, the same for every executor: accumulate gradients over windows, reduce, update the weights."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from hmt_ds.distributed.deepspeed_internals import loss_scale, set_overflow, skipped_steps
+from hmt_ds.distributed.engine import Engine
+from hmt_ds.distributed.process_group import add_up
+from hmt_ds.memory import HMT, MemoryState, Window
+from hmt_ds.parallel.protocols import Executor, StepOutput
+
+
+def train_step(executor: Executor, windows: list[Window], flags: tuple[int, ...] = ()) -> StepOutput:
+    """Take one optimizer step on one or more consecutive windows of this rank's rows.
+
+    The memory is carried from each window to the next, detached (truncated BPTT). All ranks must bring the same number
+    of windows, of the same number of segments.
+
+    Args:
+        windows: on the CPU.
+        flags: numbers to sum over the ranks on the way (for example, whether this rank received a stop signal).
+    """
+    own = [sum(int((w.labels >= 0).sum()) for w in windows), sum(int(w.lengths.sum()) for w in windows)]
+    counts = torch.tensor([*(own if executor.reports else (0, 0)), *flags], dtype=torch.float64)
+    with executor.phase("wait"):
+        tokens, fresh, *summed_flags = add_up(counts.to(executor.device)).long().tolist()
+    executor.engine.train()
+    executor.gradients.model.train()
+    # DeepSpeed averages over ranks; we want the sum over all labels of the global batch, divided once
+    weight = executor.data_ranks / max(tokens, 1)
+    passes, scale = executor.backward_passes(windows), loss_scale(executor.engine)
+    with executor.gradients.accumulate(passes, scale, executor.phase):
+        totals, finite = zip(*(executor.backward_through(window, weight) for window in windows), strict=True)
+        executor.budget.backward_done()
+    learning_rate = executor.engine.get_lr()[0]  # read before the step, which advances the schedule
+    norm, skipped = update_weights(executor)
+    executor.budget.step_done()
+    executor.gradients.step_done()
+    with executor.phase("wait"):
+        loss, distance, recalls, reset_rows = add_up(torch.stack(totals).sum(dim=0)).tolist()
+    return StepOutput(
+        loss=loss / max(tokens, 1),
+        tokens=tokens,
+        fresh_tokens=fresh,
+        learning_rate=learning_rate,
+        gradient_norm=norm,
+        recall_distance=distance / recalls if recalls else None,
+        skipped=skipped,
+        bad=skipped and not (executor.precision == "fp16" and math.isfinite(loss)),
+        reset_rows=int(reset_rows),
+        finite=torch.cat(finite, dim=1),
+        flags=tuple(summed_flags),
+    )
+
+
+def update_weights(executor: Executor) -> tuple[float | None, bool]:
+    """Run the optimizer's step; return the gradient norm if it is known, and whether the step was skipped."""
+    engine = executor.engine
+    before, norm = skipped_steps(engine), stage_0_gradient_norm(engine)
+    if norm is not None:
+        set_overflow(engine, not math.isfinite(norm))
+    with executor.phase("step"):
+        engine.step()
+    if norm is None:
+        found = engine.get_global_grad_norm()
+        norm = None if found is None else float(found)
+    else:
+        set_overflow(engine, False)
+    return norm, skipped_steps(engine) > before
+
+
+def stage_0_gradient_norm(engine: Engine[HMT]) -> float | None:
+    """The gradient norm at stage 0, where DeepSpeed clips without reporting it; None at other stages."""
+    if engine.zero_optimization_stage() > 0:
+        return None
+    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+    return float(torch.nn.utils.get_total_norm(gradients)) / loss_scale(engine)
+
+
+def empty_state(executor: Executor, rows: int, cached: int = 0) -> MemoryState:
+    """The state before a document, with room for ``cached`` memories."""
+    settings = executor.settings
+    return MemoryState.empty(
+        rows,
+        settings.memory_tokens,
+        executor.embedding_width,
+        settings.sensory_tokens,
+        dtype=executor.dtype,
+        device=executor.device,
+        cached=cached,
+    )
+
+
+def carry(executor: Executor, state: MemoryState) -> Tensor:
+    """Carry a state into the next window, without memories that are not finite.
+
+    Returns:
+        How many rows were reset (0-dimensional, float64).
+    """
+    executor.state, broken = state.without_broken()
+    return broken.sum().double()
