@@ -108,7 +108,7 @@ def convert_checkpoint(arguments: argparse.Namespace, overrides: list[str]) -> i
 
 
 def make_plan(arguments: argparse.Namespace) -> int:
-    """Print a ring's schedule, or estimates."""
+    """Draw a pipeline schedule, or estimate pipelines and ZeRO on clusters."""
     from hmt_ds.planning.plan import plan
 
     return plan(arguments)

@@ -110,7 +110,7 @@ class Training(Section):
 
 
 class Pipeline(Section):
-    """A ring of stages, each of which holds some of the layers (hmt_ds/parallel/pipeline)."""
+    """Pipeline parallelism: stages of consecutive layers (hmt_ds/parallel/pipeline)."""
 
     stages: int = Field(1, ge=1)
     """1: none. Else the ranks are divided into pipelines of so many; training.batch_size is of a pipeline then."""

@@ -54,7 +54,7 @@ def join(timeout_minutes: float = 30) -> torch.device:
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     # By default streams share 8 queues, where what waits for a message holds up what another stream would compute.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
-    # It warns of messages that wait for each other on one communicator; a ring has one for each end and direction.
+    # It warns of messages that wait for each other on one communicator; a pipeline stage has four.
     os.environ.setdefault("TORCH_NCCL_SHOW_EAGER_INIT_P2P_SERIALIZATION_WARNING", "false")
     accelerator = get_accelerator()
     skip_shared_memory_kernel()

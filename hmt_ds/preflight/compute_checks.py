@@ -50,7 +50,7 @@ def check_compute(recipe: Recipe, config: Any, ds_config: dict[str, Any]) -> lis
 def check_recompute(recipe: Recipe, config: Any) -> list[str]:
     """A policy under which the activations alone are more than the machine has.
 
-    On a ring a stage has its share of the layers, and reads a micro-batch at a time.
+    A pipeline stage has its share of the layers, and runs one micro-batch at a time.
     """
     compute, training, stages = recipe.compute, recipe.training, recipe.pipeline.stages
     size = 4 if recipe.model.precision == "fp32" else 2
@@ -103,7 +103,7 @@ def why_not_captured(recipe: Recipe, config: Any, ds_config: dict[str, Any]) -> 
 
 
 def check_pipeline(recipe: Recipe, config: Any, ds_config: dict[str, Any]) -> list[str]:
-    """What a ring of stages cannot be made of."""
+    """Check a recipe with pipeline stages; return one line per problem."""
     pipeline, model = recipe.pipeline, recipe.model
     if pipeline.stages == 1:
         return []

@@ -85,9 +85,9 @@ def comparison_table(rows: Iterable[tuple[int, str, Any]], job: Any) -> Table:
     speed = f"{job.rate / 1e12:g} TFLOP/s, {job.between_nodes / 1e9:g} GB/s into a node"
     table = Table(title=f"{job.shape}, {size}; {speed}", caption_justify="left")
     table.caption = (
-        "ZeRO-1: whole weights and float32 gradient on each GPU. ring: the best number of stages, from 2, with ZeRO-1 "
-        "over the rings. ZeRO-3: gathers all weights in every pass; its hooks, which cost more than that on one node, "
-        "are not counted. idle: no matrix products. ns: of the step, for a fresh token of all GPUs."
+        "ZeRO-1: whole weights and float32 gradient on each GPU. pipeline: the best number of stages, from 2, with "
+        "ZeRO-1 over the pipelines. ZeRO-3: all-gathers all weights in every pass; its hooks, which cost more within a "
+        "node, are not counted. idle: no matrix products. ns: of the step, per fresh token of all GPUs."
     )
     for column in ("GPUs", "way", "layout", "seconds", "ns/token", "tokens/s/GPU", "idle", "GB/GPU"):
         table.add_column(column, justify="left" if column in ("way", "layout") else "right")

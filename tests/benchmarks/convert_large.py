@@ -1,9 +1,9 @@
-"""Seconds and host memory of `hmt-ds convert` for a checkpoint of 1.1B weights with AdamW's states.
+"""Measure seconds and host memory of `hmt-ds convert` for a checkpoint of 1.1B weights with AdamW's states.
 
     python tests/benchmarks/convert_large.py FOLDER [DTYPE ...]
 
 writes a checkpoint of launch/recipes/bench-1.1b.yaml on one CPU rank, 13 GB, and converts it to each type (bf16, fp32).
-FOLDER is new, and deleted afterwards. Each part is a process of its own; its peak is the system's ``ru_maxrss``.
+FOLDER must not exist; it is deleted afterwards. Each part runs in its own process; its peak is ``ru_maxrss``.
 """
 
 import os
@@ -29,7 +29,7 @@ RECIPE = "launch/recipes/bench-1.1b.yaml"
 
 
 def write(recipe_file: str, words: list[str], device: torch.device) -> None:
-    """A run's folder with one checkpoint, of the random weights that a run begins with."""
+    """Write a run's folder with one checkpoint, of random weights."""
     folder, *overrides = words
     recipe = load_recipe(recipe_file, overrides)
     prepared = prepare_together(recipe, recipe_file, new_run=False, with_data=False)
@@ -42,14 +42,14 @@ def write(recipe_file: str, words: list[str], device: torch.device) -> None:
 
 
 def add_states(engine: Any) -> None:
-    """AdamW's states without a step: zeros, for which numpy takes no memory as long as they are only read."""
+    """Add AdamW's states without a step: numpy's zeros, which take no memory as long as they are only read."""
     for _, flat in optimizer_buffers(engine):
         states = {key: torch.from_numpy(np.zeros(flat.numel(), np.float32)) for key in ("exp_avg", "exp_avg_sq")}
         base_optimizer(engine).state[flat] = {"step": torch.zeros(())} | states
 
 
 def measured(what: str, made: Path, *command: str) -> None:
-    """Run a command of this Python to its end and print what it took, and the size of what it made."""
+    """Run a Python command; print its time and memory, and the size of the folder it created."""
     began = time.monotonic()
     pid = os.posix_spawn(sys.executable, [sys.executable, *command], os.environ)
     _, status, usage = os.wait4(pid, 0)
@@ -61,7 +61,7 @@ def measured(what: str, made: Path, *command: str) -> None:
 
 
 def main(folder: Path, dtypes: list[str]) -> None:
-    """Write, and convert to each type."""
+    """Write the checkpoint and convert it to each type."""
     folder.mkdir(parents=True)
     try:
         measured("write", folder / "run", __file__, "write", RECIPE, str(folder / "run"))

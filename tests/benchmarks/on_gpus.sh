@@ -6,7 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit
 folder=${1:?a folder for the numbers}
 shift
 mkdir -p "$folder"
-read -ra RING <<<"${RING:-}" # more arguments for rings
+read -ra PIPELINE <<<"${PIPELINE:-}" # more arguments for pipelines
 
 # bench NAME SECONDS RECIPE DEPTH BATCH [arguments]: one run, which is ended after so many seconds
 bench() {
@@ -85,32 +85,32 @@ streaming() {
             --compute.leaf_layers "$layers" "${shape[@]}"
     done
 }
-# a first look at whether a ring runs
-ring_small() {
-    bench ring_small 200 bench-1.1b 8 8 --ranks 2 --deepspeed ds_configs/zero1.json --pipeline.stages 2 --steps 2 --warmup 3
+# a first look at whether a pipeline runs
+pipeline_small() {
+    bench pipeline_small 200 bench-1.1b 8 8 --ranks 2 --deepspeed ds_configs/zero1.json --pipeline.stages 2 --steps 2 --warmup 3
 }
-# 32 rows a step: on a ring of two stages with ZeRO-1, PARTS micro-batches at a time, and with both ranks data-parallel
-ring() {
+# 32 rows a step: on a pipeline of two stages with ZeRO-1, PARTS micro-batches at a time, and with both ranks data-parallel
+pipeline() {
     local rows=${BATCH:-4}
     for segments in ${SEGMENTS:-8}; do
         for parts in ${PARTS:-2 8}; do
-            bench "ring$segments-$parts" 300 bench-6.8b "$segments" $((rows * parts)) --ranks 2 --deepspeed ds_configs/zero1.json \
+            bench "pipeline$segments-$parts" 300 bench-6.8b "$segments" $((rows * parts)) --ranks 2 --deepspeed ds_configs/zero1.json \
                 --pipeline.stages 2 --pipeline.micro_batches "$parts" --training.gradient_accumulation $((32 / rows / parts)) \
-                --steps 1 --warmup 3 "${shape[@]}" "${RING[@]}"
+                --steps 1 --warmup 3 "${shape[@]}" "${PIPELINE[@]}"
         done
     done
 }
-ring_beside() {
+pipeline_beside() {
     local rows=${BATCH:-4}
     for segments in ${SEGMENTS:-8}; do
         for stage in ${STAGES:-2 3}; do
-            bench "ring$segments-zero$stage" 300 bench-6.8b "$segments" "$rows" --ranks 2 --deepspeed "ds_configs/zero$stage.json" \
+            bench "pipeline$segments-zero$stage" 300 bench-6.8b "$segments" "$rows" --ranks 2 --deepspeed "ds_configs/zero$stage.json" \
                 --training.gradient_accumulation $((16 / rows)) --steps 1 --warmup "${WARMUP:-3}" "${shape[@]}" \
                 "${reduction[@]}"
         done
     done
 }
-# the ring's simulator beside measured steps, one row a micro-batch
+# simulated beside measured pipeline steps, one row a micro-batch
 simulated() {
     "${PYTHON:-python3}" -m torch.distributed.run --nproc_per_node 2 tests/benchmarks/pipeline_times.py launch/recipes/bench-6.8b.yaml \
         --deepspeed ds_configs/zero1.json --pipeline.stages 2 --compute.recompute segment "${shape[@]}" \
@@ -118,11 +118,11 @@ simulated() {
     echo "== simulated: exit code $?"
     grep -E "^\||^a message|rror" "$folder/simulated.log"
 }
-# every weight of 13B, by segments at stage 3 and on a ring
+# every weight of 13B, by segments at stage 3 and on a pipeline
 shape13b=(--model.source.hidden_size 5120 --model.source.intermediate_size 13824 --model.source.num_hidden_layers 40
     --model.source.num_attention_heads 40)
-ring_large() {
-    bench ring_large 300 bench-6.8b 8 "${BATCH:-8}" --ranks 2 --deepspeed ds_configs/zero1.json --pipeline.stages 2 \
+pipeline_large() {
+    bench pipeline_large 300 bench-6.8b 8 "${BATCH:-8}" --ranks 2 --deepspeed ds_configs/zero1.json --pipeline.stages 2 \
         --pipeline.micro_batches "${BATCH:-8}" --steps 1 --warmup 3 "${shape13b[@]}"
 }
 # the same on two of 80 GB, each of which then has what one has of 6.8B

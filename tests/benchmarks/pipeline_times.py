@@ -1,13 +1,13 @@
-"""The ring's simulator against measurements: a step's time and bubble, for several depths and numbers of micro-batches.
+"""Compare the pipeline simulator with measured steps, for several depths and numbers of micro-batches.
 
 torchrun --nproc_per_node P tests/benchmarks/pipeline_times.py RECIPE --pipeline.stages P [--section.key value ...]
 
-One row of random tokens is a micro-batch. All shapes are measured in turn, several times, and of each shape the fastest
-step counts, for that is the least disturbed. Its actions' medians by kind and stage are the simulator's costs; or their
-means, which add up to the step's work where others take the cores away for a while. "If it waited": by the means, if
-the executor did not compute again before its gradients are there.
+A micro-batch is one row of random tokens. All shapes are measured in turn, several times; the fastest step of a shape
+counts, because it is the least disturbed. The simulator's costs are medians of its actions, by kind and stage;
+or their means, which add up to the step's work even if other processes take the cores for a while. "If it waited": by
+the means, if the executor did not recompute before its gradients arrive.
 
-On GPUs all are times of the device's stream, and nothing is kept: --compute.recompute segment.
+On GPUs times are those of the device's stream. Keep no graphs: --compute.recompute segment.
 """
 
 import logging
@@ -39,14 +39,14 @@ ROUNDS = int(os.environ.get("ROUNDS", "6"))
 logger = logging.getLogger("hmt_ds.tests")  # the log shows what is below the package's name
 
 SHAPES = list(product(DEPTHS, PARTS))
-Middle = Callable[[list[float]], float]  # of an action's times
+Middle = Callable[[list[float]], float]  # of the durations of an action
 
 
 class Stopwatch(PhaseClock):
-    """Seconds of each action of a step, without those in which it waits. Give it to an executor as its ``phase``."""
+    """Times each action of a step, without waiting; used as an executor's ``phase``."""
 
     def read(self) -> tuple[float, list[float], float]:
-        """The step is over: its seconds, those of each action, and those of waiting."""
+        """End the step; return its seconds, those of each action, and those of waiting."""
         whole, waited = sum(self.end().values()), 0.0
         actions: list[float] = []
         within = 0.0
@@ -62,7 +62,7 @@ class Stopwatch(PhaseClock):
 
 
 def main() -> int:
-    """Measure; returns the exit code."""
+    """Run the comparison; returns the exit code."""
     return run_as_rank(compare)
 
 
@@ -85,7 +85,7 @@ def compare(recipe_file: str, overrides: list[str], device: torch.device) -> Non
 
 
 def row_of(executor: PipelineExecutor, shape: tuple[int, int], found: list[dict[str, Any]], hop: float) -> str:
-    """A shape's fastest step beside the simulator's."""
+    """Return a table row: the fastest step of a shape beside the simulated one."""
     mode, links = executor.settings.mode, [Link(hop)] * (executor.stages - 1)
     schedule = pipeline_schedule(executor.stages, *shape, mode=mode, summary_group=executor.summary_group(*shape))
     end = min(stage["after"] for stage in found)
@@ -104,7 +104,7 @@ def row_of(executor: PipelineExecutor, shape: tuple[int, int], found: list[dict[
 
 
 def step_of(executor: PipelineExecutor, segments: int, parts: int) -> list[dict[str, Any]]:
-    """What a step took, on each stage."""
+    """Run a step; return its times on each stage."""
     settings = executor.settings
     vocabulary = executor.engine.module.backbone.vocabulary
     windows = random_windows(parts, segments, settings.segment_length, vocabulary, seed=0, fresh=True)
@@ -120,12 +120,12 @@ def step_of(executor: PipelineExecutor, segments: int, parts: int) -> list[dict[
 
 
 def window_of(found: list[dict[str, Any]]) -> float:
-    """Seconds of the window, until the last stage is done."""
+    """Return the seconds of the window, until the last stage is done."""
     return max(sum(stage["actions"]) + stage["waited"] for stage in found)
 
 
 def costs_of(found: list[dict[str, Any]], middle: Middle) -> list[dict[tuple[Kind, bool], float]]:
-    """What each kind of action takes, on each stage."""
+    """Return the duration of each kind of action, by stage."""
     costs = []
     for stage in found:
         every = defaultdict(list)
@@ -136,7 +136,7 @@ def costs_of(found: list[dict[str, Any]], middle: Middle) -> list[dict[tuple[Kin
 
 
 def seconds_of_hop(executor: PipelineExecutor) -> float:
-    """What a segment's message takes from the first stage to the second: half of the way there and back."""
+    """Measure a segment's message from the first stage to the second: half of a round trip."""
     topology, size = executor.topology, (1, executor.settings.positions, executor.hidden_size)
     message, times = torch.zeros(size, dtype=executor.dtype, device=executor.device), []
     channels = topology.channels
@@ -155,7 +155,7 @@ def seconds_of_hop(executor: PipelineExecutor) -> float:
 
 
 def listed(shares: list[float]) -> str:
-    """One for each stage."""
+    """Format one share per stage."""
     return ", ".join(f"{share:.1%}" for share in shares)
 
 

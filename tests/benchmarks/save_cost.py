@@ -1,4 +1,4 @@
-"""Seconds of training that a checkpoint costs, written in the foreground and in the background.
+"""Measure the training time that a checkpoint costs, written in the foreground and in the background.
 
 python tests/benchmarks/save_cost.py RECIPE FOLDER [--section.key value ...]   (under any launcher; random tokens)
 """
@@ -28,7 +28,7 @@ WARMUP = 6
 
 
 def main() -> int:
-    """Measure; returns the exit code."""
+    """Run the measurement; returns the exit code."""
     return run_as_rank(measure)
 
 
@@ -45,7 +45,7 @@ def measure(recipe_file: str, words: list[str], device: torch.device) -> None:
     plain = [timed(lambda: executor.train_batch(next(steps))) for _ in range(10)]
     step = median(plain)
     logger.info(f"a step without saving: {step:.3f} s")
-    # the first save in the background makes the page-locked memory that later ones have
+    # the first save in the background allocates the pinned memory that later ones reuse
     for number, how in enumerate(("in the foreground", "in the background", "in the background again")):
         saver = Saver(Path(folder) / f"{number}", identity(recipe, prepared), Retention(1), background=number > 0)
         lost, taken, written = save_once(executor, saver, steps, step)
@@ -53,7 +53,7 @@ def measure(recipe_file: str, words: list[str], device: torch.device) -> None:
 
 
 def save_once(executor: ZeroExecutor, saver: Saver, steps: Any, step: float) -> tuple[float, float, int]:
-    """Seconds lost, seconds until the checkpoint is visible, and its bytes."""
+    """Return the seconds lost, the seconds until the checkpoint is visible, and its bytes."""
     started, done = time.perf_counter(), 0
     saver.begin(executor, RunPosition(1))
     logger.info(f"begun after {time.perf_counter() - started:.2f} s")
@@ -67,7 +67,7 @@ def save_once(executor: ZeroExecutor, saver: Saver, steps: Any, step: float) -> 
 
 
 def timed(work: Any) -> float:
-    """Seconds that it takes."""
+    """Return the seconds that the work takes."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started

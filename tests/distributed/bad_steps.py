@@ -36,7 +36,7 @@ class Case:
     """How the ranks work together, and which values the poisoned token makes non-finite.
 
     Attributes:
-        config: a file of ds_configs, or ``ring``.
+        config: a file of ds_configs, or ``pipeline``.
         spoils: ``loss`` and everything computed from it; or ``gradient``, that of the embeddings only.
     """
 
@@ -85,7 +85,7 @@ def three_windows(executor: Executor) -> list[Window]:
 
 def make_executor(case: Case, device: torch.device) -> Executor:
     """The executor of a case, as in the gradient tests."""
-    if case.config == "ring":
+    if case.config == "pipeline":
         pipelines = world_size() // 2
         return pipeline_gradients.make_executor(
             pipeline_gradients.Case(2, pipelines, DEPTH, 2, precision=case.precision), device

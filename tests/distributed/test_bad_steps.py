@@ -37,7 +37,9 @@ GRID = [
     for way in ("step", "segment")
     for spoils in ("loss", "gradient")
 ]
-RING = [Case("ring", precision, spoils=spoils) for precision in ("fp32", "bf16") for spoils in ("loss", "gradient")]
+PIPELINE = [
+    Case("pipeline", precision, spoils=spoils) for precision in ("fp32", "bf16") for spoils in ("loss", "gradient")
+]
 
 
 def check(row: dict[str, Any]) -> None:
@@ -53,7 +55,7 @@ def check(row: dict[str, Any]) -> None:
         assert math.isfinite(row["losses"][1]) and not broken and row["reset_rows"] == [0, 0, 0], case
     else:
         assert math.isnan(row["losses"][1]) and row["reset_rows"] == [0, 1, 0], case
-        # the last rank knows: of ZeRO's ranks it has the row, of a ring's stages it has the losses
+        # the last rank knows: of ZeRO's ranks it has the row, of pipeline stages the losses
         assert broken[0] == (len(row["finite"]) - 1, 1, SEGMENT) and len({place[:2] for place in broken}) == 1, broken
 
 
@@ -62,8 +64,8 @@ def test_a_bad_step_leaves_nothing():
         check(row)
 
 
-def test_a_bad_step_on_a_ring_leaves_nothing():
-    for row in run_cases(RING):
+def test_a_bad_step_on_a_pipeline_leaves_nothing():
+    for row in run_cases(PIPELINE):
         check(row)
 
 
@@ -75,7 +77,7 @@ def test_a_bad_step_leaves_nothing_anywhere():
 
 @pytest.mark.slow
 def test_a_bad_step_in_one_of_two_pipelines():
-    for row in run_cases(RING[:2], ranks=4):
+    for row in run_cases(PIPELINE[:2], ranks=4):
         check(row)
 
 

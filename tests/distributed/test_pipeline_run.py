@@ -1,4 +1,4 @@
-"""`hmt-ds train` on a ring of stages: resumed, taken to another layout, converted, and with a stage that is gone."""
+"""`hmt-ds train` on pipeline stages: resumed, moved to another layout, converted, and with a dead stage."""
 
 import json
 import signal
@@ -14,7 +14,7 @@ from tiny_recipe import STEPS, finish, make_materials, ranks_of, signal_at, star
 from hmt_ds.reporting.metrics import read_metrics
 
 RESUME = ("--checkpoint.resume", "auto")
-RING = ("--pipeline.stages", "2")
+TWO_STAGES = ("--pipeline.stages", "2")
 
 
 @pytest.fixture(scope="module")
@@ -42,19 +42,19 @@ def without_dropout(recipe: Path) -> Path:
 def test_killed_and_resumed_it_is_the_same_run(folder):
     """With dropout and carried memories, bit for bit."""
     recipe, whole, broken = write_recipe(folder, 1), folder / "whole", folder / "broken"
-    code, printed = train(recipe, whole, *RING)
+    code, printed = train(recipe, whole, *TWO_STAGES)
     assert code == 0, printed
-    with start(recipe, broken, *RING) as process:
+    with start(recipe, broken, *TWO_STAGES) as process:
         signal_at(process, ranks_of, signal.SIGKILL, broken, step=6)
         finish(process)
-    code, printed = train(recipe, broken, *RING, *RESUME)
+    code, printed = train(recipe, broken, *TWO_STAGES, *RESUME)
     assert code == 0 and "resumed from" in printed, printed
     assert losses(broken) == losses(whole) and len(losses(whole)) == STEPS
 
 
 def test_in_bf16_nothing_but_ours_is_printed(folder):
     """DeepSpeed's optimizer for it prints how much memory it takes, eight times."""
-    code, printed = train(write_recipe(folder, 1), folder / "bf16", *RING, "--model.precision", "bf16")
+    code, printed = train(write_recipe(folder, 1), folder / "bf16", *TWO_STAGES, "--model.precision", "bf16")
     assert code == 0 and "MA " not in printed, printed
     assert len(losses(folder / "bf16")) == STEPS
 
@@ -77,16 +77,16 @@ def copy_up_to(run: Path, target: Path, step: int) -> Path:
 
 
 def test_any_layout_goes_on_from_any_other(folder):
-    """From random weights and from checkpoints: ZeRO and rings of two and three stages take the same steps."""
+    """From random weights and from checkpoints: ZeRO and pipelines of two and three stages take the same steps."""
     one, two = without_dropout(write_recipe(folder, 1)), without_dropout(write_recipe(folder, 2))
-    zero, ring = folder / "zero", folder / "pipeline"
+    zero, pipeline = folder / "zero", folder / "pipeline"
     assert train(two, zero, ranks=1)[0] == 0
-    assert train(one, ring, *RING)[0] == 0
-    assert close(losses(ring), losses(zero))
+    assert train(one, pipeline, *TWO_STAGES)[0] == 0
+    assert close(losses(pipeline), losses(zero))
     for source, target, recipe, words, ranks in (
-        (ring, "ring_to_zero", two, (), 1),
-        (zero, "zero_to_ring", one, RING, 2),
-        (ring, "two_to_three", one, ("--pipeline.stages", "3"), 3),
+        (pipeline, "pipeline_to_zero", two, (), 1),
+        (zero, "zero_to_pipeline", one, TWO_STAGES, 2),
+        (pipeline, "two_to_three", one, ("--pipeline.stages", "3"), 3),
     ):
         run = copy_up_to(source, folder / target, 4)
         code, printed = train(recipe, run, *words, *RESUME, ranks=ranks)
@@ -94,7 +94,7 @@ def test_any_layout_goes_on_from_any_other(folder):
         assert close(losses(run), losses(zero)), target
 
 
-def test_a_converted_ring_is_the_converted_whole(folder):
+def test_a_converted_pipeline_is_the_converted_whole(folder):
     """The same names, and the same weights within rounding."""
     from hmt_ds.conversion.convert import Options, convert
 
@@ -104,7 +104,7 @@ def test_a_converted_ring_is_the_converted_whole(folder):
         found.append(load_file(folder / f"{run}_converted" / "model.safetensors"))
     assert found[0].keys() == found[1].keys()
     assert all(torch.allclose(weight, found[1][name], rtol=0, atol=1e-4) for name, weight in found[0].items())
-    assert json.loads((folder / "ring_converted/config.json").read_text())["model_type"] == "hmt"
+    assert json.loads((folder / "pipeline_converted/config.json").read_text())["model_type"] == "hmt"
 
 
 @pytest.mark.parametrize("way", ["stage_killed", pytest.param("stage_stopped", marks=pytest.mark.slow)])
@@ -115,12 +115,12 @@ def test_a_stage_that_is_gone_ends_all(folder, way):
     """
     recipe, output = write_recipe(folder, 1), folder / way
     broken = {"PYTHONPATH": str(Path(__file__).with_name("breaks")), "HMT_DS_BREAK": way}
-    with start(recipe, output, *RING, "--pipeline.timeout_minutes", "0.1", **broken) as process:
+    with start(recipe, output, *TWO_STAGES, "--pipeline.timeout_minutes", "0.1", **broken) as process:
         code, printed = finish(process, timeout=200)
         assert not ranks_of(output)
     errors = [line for line in printed.splitlines() if line.startswith("error: ")]
     assert code != 0 and len(losses(output)) == 5, printed
     assert len(errors) == 1 and "rank 1 did not" in errors[0] and "rank 0 waits for" in errors[0], printed
     assert "Traceback" not in printed, printed
-    code, printed = train(recipe, output, *RING, *RESUME)
+    code, printed = train(recipe, output, *TWO_STAGES, *RESUME)
     assert code == 0 and "step 4" in printed and len(losses(output)) == STEPS, printed

@@ -20,7 +20,7 @@ from tiny_recipe import make_materials, write_recipe
 from hmt_ds.reporting.metrics import read_metrics
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
-RING = {
+PIPELINE = {
     "2 stages": [
         pipeline_gradients.Case(2, 1, 2, 4),
         pipeline_gradients.Case(2, 1, 5, 1, "rmt", "lora"),
@@ -47,8 +47,8 @@ ZERO = [
 ]
 
 
-@pytest.mark.parametrize("cases", RING.values(), ids=RING)
-def test_ring(cases):
+@pytest.mark.parametrize("cases", PIPELINE.values(), ids=PIPELINE)
+def test_pipeline(cases):
     for row in pipeline_gradients.run_cases(cases, one_gpu=True):
         print(row["case"], {key: row[key] for key in ("gradient", "weights", "loss", "norm")})
         assert row["gradient"] < 1e-5 and row["weights"] < 1e-5 and row["norm"] < 1e-5, row
@@ -65,8 +65,8 @@ def test_zero():
 def test_stopped_neighbour(tmp_path):
     """The device alone waits for a message; the host says in time who did not send it."""
     make_materials(tmp_path)
-    long, ring = ["--training.steps", "100000"], ["--pipeline.stages", "2", "--pipeline.timeout_minutes", "0.2"]
-    command = [sys.executable, "-m", "hmt_ds.train", str(write_recipe(tmp_path, 1)), *long, *ring]
+    long, stages = ["--training.steps", "100000"], ["--pipeline.stages", "2", "--pipeline.timeout_minutes", "0.2"]
+    command = [sys.executable, "-m", "hmt_ds.train", str(write_recipe(tmp_path, 1)), *long, *stages]
     common = os.environ | GPU_RANKS | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     common |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
     processes, log = [], tmp_path / "run/metrics.jsonl"

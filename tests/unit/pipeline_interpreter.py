@@ -1,4 +1,4 @@
-"""Executes the lists of a ring's stages as the executor does, without arithmetic: what is sent, received and kept."""
+"""Run schedules as the executor does, without tensors: what is sent, received and stashed."""
 
 from collections import deque
 
@@ -8,20 +8,20 @@ SUMMARY, RECALL, SEGMENT = Kind.SUMMARY, Kind.RECALL, Kind.SEGMENT
 
 
 class Stage:
-    """Executes one stage's list. It knows what an action reads and writes, and nothing of times.
+    """Runs one stage's actions. It knows what an action needs and produces, but no durations.
 
-    Sending never blocks. A channel gives messages in the order in which they were sent, and the next one must be the
-    one that is wanted: the receiver posts its receives in the sender's order.
+    Sends never block. A channel delivers messages in the order sent, and the next one must be the one needed: the
+    receiver posts its receives in the sender's order.
     """
 
     def __init__(self, number: int, stages: int, actions: list[Action], mode: str, channels: dict, summary_group: int):
         self.summary_group = summary_group
         self.number, self.actions, self.mode, self.channels = number, deque(actions), mode, channels
         self.first, self.last, self.ends = number == 0, number == stages - 1, (0, stages - 1)
-        self.here: set = set()  # what lies on this stage: inputs kept, queries, memories, prompts, gradients
+        self.here: set = set()  # on this stage: stashed inputs, queries, memories, prompts, gradients
 
     def step(self) -> bool:
-        """Do the next action; False if something is not there yet."""
+        """Run the next action; False if something it needs is missing."""
         action = self.actions[0]
         name = (action.segment, action.micro_batch)
         work = {SEGMENT: self.main, SUMMARY: self.summary, RECALL: self.recall}[action.kind]
@@ -31,7 +31,7 @@ class Stage:
         return done
 
     def take(self, message: tuple, *way) -> bool:
-        """Receive a message, or use what lies here."""
+        """Receive a message, or take it from this stage."""
         if len(way) == 2 and way[0] != way[1]:
             channel = self.channels.setdefault((message[0], *way), deque())
             if not channel:
@@ -45,7 +45,7 @@ class Stage:
         return True
 
     def give(self, message: tuple, *way) -> None:
-        """Send, or leave it here."""
+        """Send a message, or leave it on this stage."""
         if len(way) == 2 and way[0] != way[1]:
             self.channels.setdefault((message[0], *way), deque()).append(message)
         else:
@@ -119,7 +119,7 @@ class Stage:
 
 
 def execute(schedule: list[list[Action]], segments: int, mode: str, summary_group: int) -> tuple[list[Stage], dict]:
-    """Run all stages until none can go on."""
+    """Run all stages until none can continue."""
     channels: dict = {}
     stages = [Stage(p, len(schedule), actions, mode, channels, summary_group) for p, actions in enumerate(schedule)]
     for stage in stages:

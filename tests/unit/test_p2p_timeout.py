@@ -1,4 +1,4 @@
-"""The thread that ends a rank whose neighbour sends nothing. NCCL's events cannot be had here: stand-ins of them."""
+"""The thread that ends a rank whose neighbour sends nothing, with fake events in place of a GPU's."""
 
 import subprocess
 import sys
@@ -32,7 +32,7 @@ print(len(timeout_thread.messages), "left")
     ],
 )
 def test_timeout(seconds, code, said):
-    """It ends the process for a message that does not come, and for none else."""
+    """It ends the process for a message that does not arrive in time, and only then."""
     command = [sys.executable, "-c", PROGRAM.format(seconds=seconds)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (ended.returncode, (ended.stdout + ended.stderr).strip()) == (code, said)

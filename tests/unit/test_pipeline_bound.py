@@ -1,4 +1,4 @@
-"""The ring's schedules are as fast as can be proven."""
+"""Schedules against the lower bound of the README, and against optimal schedules."""
 
 from dataclasses import replace
 from functools import cache
@@ -11,18 +11,18 @@ from hmt_ds.parallel.pipeline.schedule import Costs, pipeline_schedule, summary_
 from hmt_ds.planning.simulate import Machine, Timeline, lower_bound, simulate
 
 SHAPES = list(product(range(1, 9), repeat=3))  # stages, segments, micro-batches
-HALF = Costs()  # a main pass takes 1, a summary 0.5, backward three times as long
+HALF = Costs()  # a segment pass takes 1, a summary pass 0.5, backward three times as long
 
 
 @cache
 def timeline(stages: int, segments: int, batches: int, mode: str, costs: Costs = HALF) -> Timeline:
-    """Of equal stages."""
+    """Simulate equal stages."""
     schedule = pipeline_schedule(stages, segments, batches, mode=mode, costs=costs)
     return simulate(schedule, Machine.uniform(costs, stages), mode)
 
 
 def reference_bound(stages: int, segments: int, batches: int, mode: str) -> float:
-    """The README's formula, f = 1, s = 1/2, r = 3, messages in no time."""
+    """The README's formula for f = 1, s = 1/2, r = 3 and instant messages."""
     work = segments * batches * {"hmt": 1.5, "rmt": 1, "backbone": 1}[mode] + (stages - 1)
     wait = {
         "hmt": (stages - segments * batches) / 2 + (segments - 1) * max(0, stages - batches),
@@ -34,7 +34,7 @@ def reference_bound(stages: int, segments: int, batches: int, mode: str) -> floa
 
 @pytest.mark.parametrize("mode", MODES)
 def test_time_against_the_bound(mode):
-    """Met exactly: without recall always, with recall from B = P on and up to B = P / 2."""
+    """The bound is met without recall always, and with recall for B >= P and for B <= P / 2."""
     gaps = {}
     for shape in SHAPES:
         stages, _, batches = shape
@@ -48,9 +48,9 @@ def test_time_against_the_bound(mode):
 
 
 @pytest.mark.parametrize("share", [0.55, 0.5, 0.4, 0.25, 0.1])
-def test_summaries_together_cost_no_time(share):
-    """Where they are read together, by the rule of the executor, a window takes what it takes with single ones; or what
-    they are longer than a main pass, once for each border."""
+def test_grouped_summaries_cost_no_time(share):
+    """With the executor's group size a window takes no longer than with single summaries, except for what a group takes
+    beyond a segment pass, once per stage boundary."""
     costs, found = Costs(summary=share), 0
     for shape in SHAPES:
         summary_group = summary_group_size(*shape, share)
@@ -69,7 +69,7 @@ def test_summaries_together_cost_no_time(share):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_evaluation_against_the_bound(mode):
-    """Forward passes alone take as their half of the bound says."""
+    """Forward passes alone compared with their half of the bound."""
     for stages, segments, batches in SHAPES:
         schedule = pipeline_schedule(stages, segments, batches, mode=mode, backward=False)
         found = simulate(schedule, Machine.uniform(HALF, stages), mode).time
@@ -78,7 +78,7 @@ def test_evaluation_against_the_bound(mode):
         assert found == pytest.approx(half) if batches >= stages or 2 * batches <= stages else found > half - 1e-9
 
 
-# the best of all schedules, found by an exact solver (CP-SAT) that ran to its proof; main 2, summary 1, backward 3
+# times of optimal schedules, proven by an exact solver (CP-SAT); segment 2, summary 1, backward 3 times as long
 OPTIMA = {
     (2, 2, 1): 40,
     (3, 2, 2): 69,
@@ -94,14 +94,14 @@ OPTIMA = {
 
 @pytest.mark.parametrize(("shape", "optimum"), OPTIMA.items(), ids=str)
 def test_bound_against_the_optimum(shape, optimum):
-    """What was solved exactly lies between the bound and our time, and is our time wherever that meets the bound."""
+    """The optimum lies between the bound and our time, and equals our time wherever that meets the bound."""
     costs = Costs(segment=2, summary=1)
     bound, ours = lower_bound(*shape, costs=costs), timeline(*shape, "hmt", costs).time
     assert bound <= optimum <= ours <= 1.07 * optimum
     assert ours == optimum or bound < ours
 
 
-SLOW = [  # the same solver, with recall, links and ring that take time: mode, backward, costs, optimum
+SLOW = [  # the same solver, with recalls, links and a wraparound link that take time: mode, backward, costs, optimum
     ((2, 2, 1), "hmt", True, Costs(4, 4, 2, 2, 3, 1), 106),
     ((4, 1, 2), "rmt", True, Costs(3, 4, 3, 2, 1, 2), 78),
     ((3, 1, 3), "rmt", True, Costs(3, 1, 2, 2, 1, 1), 57),
@@ -119,7 +119,7 @@ def test_bound_with_slow_links(shape, mode, backward, costs, optimum):
 
 
 def test_slow_links_hardly_matter():
-    """A twentieth of a main pass per message, a tenth around the ring: hidden by summaries, but for the filling."""
+    """Messages of a twentieth of a segment pass, a tenth on the wraparound link: hidden by summaries after the fill."""
     costs = Costs(link=0.05, wraparound=0.1, recall=0.02)
     for mode in MODES:
         gaps = [

@@ -1,4 +1,4 @@
-"""What a ring of stages cannot be made of is said before anything starts."""
+"""Recipes that a pipeline cannot run are refused before anything starts."""
 
 from dataclasses import replace
 from typing import Any
@@ -21,7 +21,7 @@ OFFLOADED = {"zero_optimization": {"stage": 1, "offload_optimizer": {"device": "
 def recipe_of(
     model: dict[str, Any] | None = None, batch_size: int = 4, compute: dict[str, Any] | None = None, **pipeline: Any
 ) -> Recipe:
-    """A recipe with a pipeline."""
+    """Return a recipe with a pipeline."""
     return Recipe.model_validate(
         {
             "model": {"source": LLAMA} | (model or {}),
@@ -40,12 +40,12 @@ def problems(recipe: Recipe, ds_config: dict[str, Any] | None = None) -> list[st
     return check_pipeline(recipe, read_config(dict(recipe.model.source)), ZERO_1 if ds_config is None else ds_config)
 
 
-def test_nothing_is_wrong_with_two_stages():
+def test_two_stages_have_no_problems():
     assert problems(recipe_of()) == []
     assert problems(recipe_of(layers=[1, 3], micro_batches=2)) == problems(recipe_of(layers="time")) == []
 
 
-def test_without_a_pipeline_nothing_is_asked():
+def test_without_a_pipeline_nothing_is_checked():
     assert (
         problems(recipe_of({"train": "frozen"}, stages=1, micro_batches=3), {"zero_optimization": {"stage": 3}}) == []
     )
@@ -75,7 +75,7 @@ def test_each_problem_is_one_line(recipe, ds_config, said):
 
 
 @pytest.mark.parametrize(("rows", "stages", "parts"), [(4, 2, 2), (4, 3, 4), (9, 2, 3), (2, 4, 2), (1, 2, 1)])
-def test_by_itself_it_takes_the_fewest_parts_that_keep_stages_busy(rows, stages, parts):
+def test_default_is_the_fewest_micro_batches_that_keep_stages_busy(rows, stages, parts):
     assert recipe_of(batch_size=rows, stages=stages).micro_batches == parts
 
 
@@ -87,8 +87,8 @@ def test_by_itself_it_takes_the_fewest_parts_that_keep_stages_busy(rows, stages,
         ("none", 1 / 2, "3 segments of"),
     ],
 )
-def test_a_stage_keeps_its_layers_of_a_micro_batch(monkeypatch, recompute, share, said):
-    """Of 4 rows in two parts on two stages; or of all rows and segments, where nothing is read again."""
+def test_a_stage_holds_its_layers_of_one_micro_batch(monkeypatch, recompute, share, said):
+    """4 rows in two micro-batches on two stages; or all rows and segments, where nothing is recomputed."""
     plain = recipe_of()
     compute = replace(plain.compute, recompute=recompute)
     training = plain.training.model_copy(update={"bptt_depth": 3})
@@ -104,7 +104,7 @@ def test_a_stage_keeps_its_layers_of_a_micro_batch(monkeypatch, recompute, share
 
 
 def test_too_few_micro_batches_are_reported_with_the_bubble():
-    """One micro-batch without summaries on two stages: each waits while the other works."""
+    """One micro-batch without summaries on two stages: each idles while the other works."""
     recipe = recipe_of(batch_size=1)
     alone = recipe.model_copy(update={"memory": replace(recipe.memory, mode="rmt")})
     assert "with 1 micro-batches on 2 stages a stage waits 50% of its time" in describe_bubble(alone, 1)

@@ -1,4 +1,4 @@
-"""The ring's simulator and the estimates on clusters: by hand, and against the FLOPs that bench counts."""
+"""The pipeline simulator and the estimates for clusters, against results by hand and against bench's FLOPs."""
 
 from dataclasses import replace
 
@@ -27,18 +27,20 @@ from hmt_ds.planning.simulate import Link, Machine, durations, lower_bound, simu
 SETTINGS = MemorySettings(segment_length=1024, recall_dim=64)
 JOB = Job(SHAPES["7b"], SETTINGS)
 HEADLESS = Job(replace(SHAPES["7b"], vocab_size=0), SETTINGS)
-SMALL = Cluster(memory=1e9)  # no graph is kept
-GRAPH = 1058 * bytes_per_position(replace(JOB.shape, num_hidden_layers=4), "none", 2)  # a segment's, of 8 stages
-INPUTS = 8 * 16 * (1058 + 514) * 4096 * 2  # of 8 segments and summaries of 16 rows
-FAR = Cluster(between_nodes=1e18, within_node=1e18, latency_within=0, latency_between=0)  # messages take no time
+SMALL = Cluster(memory=1e9)  # too small to keep a graph
+GRAPH = 1058 * bytes_per_position(
+    replace(JOB.shape, num_hidden_layers=4), "none", 2
+)  # of a segment pass, with 8 stages
+INPUTS = 8 * 16 * (1058 + 514) * 4096 * 2  # stashed inputs of 8 segments and summaries of 16 rows
+FAR = Cluster(between_nodes=1e18, within_node=1e18, latency_within=0, latency_between=0)  # instant messages
 
 
-def spans(bars) -> list[tuple[str, float, float]]:
-    return [(repr(bar.action), bar.start, bar.stop) for bar in bars]
+def spans(actions) -> list[tuple[str, float, float]]:
+    return [(repr(timed.action), timed.start, timed.stop) for timed in actions]
 
 
 def test_messages_wait_for_each_other():
-    """10 bytes at 2 a second, and a second on their way. Going back they are as slow."""
+    """10 bytes at 2 bytes per second with a latency of a second, in both directions."""
     costs = Costs(segment=1, backward=2)
     machine = Machine([durations(costs)] * 2, [Link(1, 2)], message_bytes={Kind.SEGMENT: 10})
     found = simulate(pipeline_schedule(2, 1, 2, mode="backbone"), machine, "backbone", after_window=4)
@@ -49,8 +51,8 @@ def test_messages_wait_for_each_other():
     assert found.kept_inputs == [2, 1] and found.kept_bytes == [20, 10]
 
 
-def test_the_ring_is_a_link_of_its_own():
-    """Of two stages too, in both directions."""
+def test_the_wraparound_link_is_separate():
+    """Also with two stages, in both directions."""
     costs = Costs(segment=1, backward=1, recall=0.5, link=2, wraparound=3)
     found = simulate(pipeline_schedule(2, 1, 1, mode="rmt"), Machine.uniform(costs, 2), "rmt")
     assert spans(found.stages[0]) == [("F0.0", 3.5, 4.5), ("B0.0", 10.5, 11.5)]
@@ -58,8 +60,8 @@ def test_the_ring_is_a_link_of_its_own():
     assert found.time == lower_bound(2, 1, 1, mode="rmt", costs=costs) == 15
 
 
-def test_what_is_computed_again_need_not_wait():
-    """The first stage has read its segment again when the gradient comes, and has 2 of 3 left to do."""
+def test_recomputation_does_not_wait():
+    """When the gradient arrives, the first stage has recomputed its segment and has 2 of 3 left to do."""
     schedule = pipeline_schedule(2, 1, 1, mode="backbone")
     found = simulate(schedule, Machine.uniform(Costs(), 2, recomputes_early=True), "backbone")
     assert spans(found.stages[1]) == [("F0.0", 1, 2), ("B0.0", 2, 5)]
@@ -67,18 +69,18 @@ def test_what_is_computed_again_need_not_wait():
     assert simulate(schedule, Machine.uniform(Costs(), 2), "backbone").time == 8
 
 
-def test_kept_graphs_are_not_computed_again():
+def test_kept_graphs_are_not_recomputed():
     """By hand, on one stage: F0 F1 of 1 and 2 B of 3, of which the kept one takes 2; beside another stage that keeps
     nothing it waits."""
     order = pipeline_schedule(1, 1, 2, mode="rmt")
     kept = [{Action(Kind.SEGMENT, 0, 1)}]
     assert simulate(order, Machine.uniform(Costs(), 1), "rmt").time == 2 + 2 * 3
     assert simulate(order, Machine.uniform(Costs(), 1, kept_graphs=kept), "rmt").time == 2 + 2 + 3
-    # F0 F1 on stage 0; stage 1 has both at 3, and the gradient is back at 6; a kept action is not begun before
+    # F0 F1 on stage 0; stage 1 has both at 3, and the gradient is back at 6; a kept one does not start earlier
     order = pipeline_schedule(2, 1, 2, mode="backbone")
     machine = Machine.uniform(Costs(), 2, recomputes_early=True, kept_graphs=[{Action(Kind.SEGMENT, 0, 0)}, ()])
     found = simulate(order, machine, "backbone")
-    assert [(repr(bar.action), bar.start, bar.stop) for bar in found.stages[0]] == [
+    assert [(repr(timed.action), timed.start, timed.stop) for timed in found.stages[0]] == [
         ("F0.0", 0, 1), ("F0.1", 1, 2), ("B0.0", 5, 7), ("B0.1", 8, 11)
     ]  # fmt: skip
 
@@ -92,7 +94,7 @@ def test_stages_may_differ():
 
 
 def test_kept_bytes():
-    """Summaries and segments count as what they are; a recall keeps nothing."""
+    """Summaries and segments count with their own sizes; a recall stashes nothing."""
     sizes = {Kind.SEGMENT: 100, Kind.SUMMARY: 10, Kind.RECALL: 1}
     machine = replace(Machine.uniform(Costs(), 2), message_bytes=sizes)
     assert simulate(pipeline_schedule(2, 3, 4), machine).kept_bytes == [12 * 110] * 2
@@ -100,7 +102,7 @@ def test_kept_bytes():
 
 @pytest.mark.parametrize(("name", "parameters"), [("7b", 6738415616), ("13b", 13015864320), ("70b", 68976648192)])
 def test_shapes(name, parameters):
-    """As published with the weights."""
+    """Parameter counts as published with the weights."""
     assert SHAPES[name].parameters == parameters
 
 
@@ -108,7 +110,7 @@ def test_shapes(name, parameters):
     ("in_node", "nodes", "sharing", "seconds"),
     [
         (8, 1, 1, 7 / 8 * 9 / 450),  # within a node
-        (8, 8, 1, 7 / 8 * 9 / 50),  # the node's network is slower than what its GPUs do among themselves
+        (8, 8, 1, 7 / 8 * 9 / 50),  # the node's network is slower than the links within it
         (1, 2, 8, 8 / 2 * 9 / 50),  # eight pairs across two nodes
         (1, 1, 8, 0),
     ],
@@ -117,14 +119,16 @@ def test_gathering(in_node, nodes, sharing, seconds):
     assert Cluster().all_gather_seconds(9e9, in_node, nodes, sharing) == pytest.approx(seconds)
 
 
-def test_gathering_7b_over_a_network_takes_270_ms():
-    """What makes ZeRO-3 slow on an unrolled recurrence: two rows of 256 tokens are read in 13 ms."""
+def test_all_gather_of_7b_over_a_network_takes_270_ms():
+    """Why ZeRO-3 is slow on an unrolled recurrence: the arithmetic for two rows of 256 tokens takes 13 ms."""
     small = replace(JOB, settings=replace(SETTINGS, segment_length=256))
     found = zero3(small, Cluster(), 8 * 1024)
-    # 8 segments forward and backward, 4 batches of summaries twice forward and backward: 1 gather, and 2 for backward
+    # 8 segments forward and backward, 4 summary batches twice forward and once backward: 1 gather, and 2 for backward
     assert found.seconds == pytest.approx((8 * 3 + 4 * 4) * 2 * JOB.shape.parameters / 50e9, rel=0.001)
-    read = 2 * 8 * (290 * 6 * 6.6e9 + 130 * 8 * 6.5e9) / 600e12  # all segments keep their activations, no summary does
-    assert found.idle == pytest.approx(1 - read / found.seconds, abs=0.001)
+    arithmetic = (
+        2 * 8 * (290 * 6 * 6.6e9 + 130 * 8 * 6.5e9) / 600e12
+    )  # all segments keep their activations, no summary does
+    assert found.idle == pytest.approx(1 - arithmetic / found.seconds, abs=0.001)
 
 
 def test_zero3_without_messages_is_arithmetic():
@@ -136,7 +140,7 @@ def test_zero3_without_messages_is_arithmetic():
 
 @pytest.mark.parametrize("kept", [1, 3, 8])
 def test_flops_are_those_of_bench(kept):
-    """Useful ones and repeated ones; bench counts the head for summaries too, so without a head."""
+    """Useful and recomputed FLOPs; bench counts the head for summaries too, so this model has none."""
     parameters = 32 * HEADLESS.shape.layer_parameters
     useful = useful_flops_per_token(parameters, parameters, SETTINGS) * HEADLESS.tokens
     again = 2 * parameters * 2 * repeated_positions(SETTINGS, RecomputePlan(kept, 1, 0), 8, layers_again=False)
@@ -144,11 +148,11 @@ def test_flops_are_those_of_bench(kept):
     assert counted * HEADLESS.rows == pytest.approx(useful + again)
 
 
-def test_a_ring_with_little_memory_reads_all_twice():
-    """Its stages' work together: 4 forward passes for all positions, and 4 of the head but the one that is left out."""
+def test_a_pipeline_with_little_memory_recomputes_everything():
+    """The stages' work in all: 4 forward passes for all positions, and 3 of the head, which the first pass skips."""
     window, kept = pipeline_window(JOB, FAR, 8, GRAPH, free_bytes=0)
     assert kept == 0
-    busy = sum(bar.stop - bar.start for bars in window.stages for bar in bars) * FAR.rate
+    busy = sum(timed.stop - timed.start for actions in window.stages for timed in actions) * FAR.rate
     layers, head = 32 * JOB.shape.layer_parameters, JOB.shape.head_parameters
     tokens = 8 * JOB.tokens  # of 8 GPUs
     forward = 2 * layers * positions_per_token(SETTINGS) * tokens
@@ -156,7 +160,7 @@ def test_a_ring_with_little_memory_reads_all_twice():
 
 
 def test_equal_stages_meet_the_bound():
-    """Without head and messages the window is that of the README."""
+    """Without head and messages the window takes the time of the README's bound."""
     forward = 2 * 4 * HEADLESS.shape.layer_parameters / FAR.rate
     costs = Costs(forward * SETTINGS.positions, forward * (SETTINGS.summary_length + 2))
     assert pipeline_window(HEADLESS, FAR, 8, GRAPH, free_bytes=0)[0].time == pytest.approx(
@@ -164,67 +168,69 @@ def test_equal_stages_meet_the_bound():
     )
 
 
-def test_where_a_ring_spends_its_step():
-    """The end: float32 sums are scattered and bf16 weights gathered, of all stages of a node through its network."""
+def test_where_a_pipeline_spends_its_step():
+    """The reduction: float32 sums reduce-scattered and bf16 weights all-gathered, for all stages of a node."""
     weights = 4 * JOB.shape.layer_parameters + JOB.shape.head_parameters
     end = 6 * weights * 8 * (1 - 1 / 2) / 50e9
     assert pipeline(JOB, SMALL, 16, 8).seconds == pytest.approx(pipeline_window(JOB, SMALL, 8, GRAPH, 0)[0].time + end)
-    # stages in one node, rings in one node: over NVLink
+    # all stages and pipelines in one node: over NVLink
     end = 6 * (8 * JOB.shape.layer_parameters + JOB.shape.head_parameters) * (1 - 1 / 2) / 450e9
     assert pipeline(JOB, SMALL, 8, 4).seconds == pytest.approx(pipeline_window(JOB, SMALL, 4, GRAPH, 0)[0].time + end)
-    # a ring over two nodes has two slow links, the ring's own among them
-    # and all wait for them: a summary's way over the link, then for 8 segments the ring and the link, both ways
+    # a pipeline over two nodes has two slow links, one of them the wraparound, and everything waits for them: a summary
+    # on the link, then for 8 segments the wraparound and the link, forward and backward
     assert pipeline_window(JOB, Cluster(latency_between=1000), 16, GRAPH, 0)[0].time == pytest.approx(
         2 * (1 + 8 * 2) * 1000, rel=0.001
     )
 
 
-def test_what_a_ring_takes():
-    """Weights and sums, the optimizer's shard, inputs of 8 segments and summaries of 16 rows, and one row's graph."""
+def test_memory_of_a_pipeline():
+    """Weights and gradient sums, sharded optimizer states, stashed inputs, and the graph of one row."""
     weights = 4 * JOB.shape.layer_parameters + JOB.shape.head_parameters
     found = pipeline(JOB, SMALL, 64, 8)
     assert found.bytes == (6 + 12 / 8) * weights + INPUTS + GRAPH and not found.fits
 
 
 @pytest.mark.parametrize(("more", "kept"), [(0, 0), (0.5, 0), (1, 1), (32.9, 32), (33, 32 + 2 * 514 / 1058)])
-def test_what_a_ring_keeps(more, kept):
-    """Before two segments of 16 rows stand summaries of two rows each, of 514 positions where a segment has 1,058. What
-    is kept is read once on all stages."""
+def test_kept_graphs_of_a_pipeline(more, kept):
+    """The last two segments have 32 passes of one row; the passes before them are summaries of two rows each, with 514
+    positions where a segment has 1,058. Kept passes run forward once on all stages."""
     window, size = pipeline_window(JOB, FAR, 8, GRAPH, INPUTS + (more + 1e-6) * GRAPH)
     assert size == pytest.approx(kept * GRAPH)
     read_twice, _ = pipeline_window(JOB, FAR, 8, GRAPH, 0)
-    once, twice = (sum(bar.stop - bar.start for bars in w.stages for bar in bars) for w in (window, read_twice))
-    head = JOB.forward_flops(JOB.shape.head_parameters)  # which the first reading leaves out
+    once, twice = (
+        sum(timed.stop - timed.start for actions in w.stages for timed in actions) for w in (window, read_twice)
+    )
+    head = JOB.forward_flops(JOB.shape.head_parameters)  # which the first pass skips
     assert head > 0
     assert twice - once == pytest.approx(kept * JOB.forward_flops(32 * JOB.shape.layer_parameters) / FAR.rate)
 
 
 def test_what_fits():
-    """6 bytes for each weight, and its activations: 7B on a GPU of 80 GB, no 13B."""
+    """6 bytes per weight, and the activations: 7B fits on a GPU of 80 GB, 13B does not."""
     larger = replace(JOB, shape=SHAPES["13b"])
     assert zero1(JOB, Cluster(), 64).fits and not zero1(larger, Cluster(), 1024).fits
     assert best_pipeline(larger, Cluster(), 64).fits and zero3(larger, Cluster(), 64).fits
     assert not zero3(larger, Cluster(), 2).fits
     largest = best_pipeline(replace(JOB, shape=SHAPES["70b"]), Cluster(), 8)
-    assert not largest.fits and largest.layout == "8 stages x 1"  # what comes nearest
+    assert not largest.fits and largest.layout == "8 stages x 1"  # the one that needs least memory
 
 
-def test_rows_that_do_not_fit_are_read_in_turn():
+def test_rows_that_do_not_fit_run_in_turn():
     found = zero1(replace(JOB, rows=4), Cluster(memory=60e9), 64)
     assert found.layout == "whole, 2 of 4 rows at a time"
-    end = 6 * JOB.shape.parameters * (1 - 1 / 8) / 50e9  # float32 sums scattered, bf16 weights gathered
+    end = 6 * JOB.shape.parameters * (1 - 1 / 8) / 50e9  # float32 sums reduce-scattered, bf16 weights all-gathered
     assert found.seconds == pytest.approx(4 * sum(flops for flops, _ in window_passes(JOB, 1, 0)) / 600e12 + end)
 
 
 def test_stages():
-    """As many layers on each, and no ring across a part of a node."""
+    """Stages have equally many layers, and no pipeline straddles a part of a node."""
     assert list(stage_counts(SHAPES["7b"], Cluster(), 64)) == [2, 4, 8, 16, 32]
     assert list(stage_counts(SHAPES["13b"], Cluster(), 40)) == [2, 4, 8, 40]
     assert list(stage_counts(SHAPES["13b"], Cluster(), 1)) == [] and best_pipeline(JOB, Cluster(), 1) is None
 
 
 def test_comparison():
-    """Each way for each number of GPUs, with the options in their places."""
+    """Each method for each number of GPUs, with the options passed on."""
     options = CompareOptions("13b", (8, 64), 25e9, 300e12, rows=3, segment_length=256, segments=4)
     rows = comparison(options)
     assert [(gpus, way) for gpus, way, _ in rows] == [(n, w) for n in (8, 64) for w in ("ZeRO-1", "pipeline", "ZeRO-3")]

@@ -1,4 +1,4 @@
-"""The ring's schedules: complete, free of deadlock on first-in-first-out links, and small."""
+"""Schedules are complete, free of deadlock on first-in-first-out links, and stash few inputs."""
 
 from collections import Counter
 from itertools import product
@@ -19,14 +19,14 @@ from hmt_ds.parallel.pipeline.schedule import (
 from hmt_ds.planning.simulate import Machine, simulate
 
 SHAPES = list(product(range(1, 9), repeat=3))  # stages, segments, micro-batches
-# and of how many micro-batches a summary is
+# with the micro-batches per summary pass
 GROUPED = [(*shape, n) for shape in SHAPES for n in range(1, shape[2] + 1) if shape[2] % n == 0]
 
 
 def expected(
     stage: int, stages: int, segments: int, batches: int, summary_group: int, mode: str, backward: bool
 ) -> Counter:
-    """Each action that a stage has to do, once."""
+    """Return each action of a stage, once."""
     kinds = {"hmt": [SUMMARY, RECALL, SEGMENT], "rmt": [RECALL, SEGMENT], "backbone": [SEGMENT]}[mode]
     kinds = [kind for kind in kinds if kind != RECALL or stage == stages - 1]
     ways = [False, True] if backward else [False]
@@ -58,7 +58,7 @@ def test_complete_and_free_of_deadlock(mode, backward):
 @pytest.mark.parametrize("link", [0.0, 0.3])
 @pytest.mark.parametrize("mode", MODES)
 def test_kept_inputs(mode, link):
-    """The promise, counted anew from the interpreter's point of view: inputs that are there."""
+    """The documented peak, compared with a count of the stashed inputs."""
     for stages, segments, batches, summary_group in GROUPED if mode == "hmt" else [(*shape, 1) for shape in SHAPES]:
         how = {"mode": mode, "summary_group": summary_group, "costs": Costs(link=link)}
         schedule = pipeline_schedule(stages, segments, batches, **how)
@@ -87,13 +87,13 @@ def test_by_hand():
     """Two stages, two segments, two micro-batches."""
     first, last = pipeline_schedule(2, 2, 2)
     assert words(first) == (
-        "s0.0 s0.1 s1.0 s1.1 F0.0 F0.1 F1.0 F1.1 B1.1 B1.0 B0.1 B0.0 t1.1 t1.0 t0.1 t0.0"  # the mirror image
+        "s0.0 s0.1 s1.0 s1.1 F0.0 F0.1 F1.0 F1.1 B1.1 B1.0 B0.1 B0.0 t1.1 t1.0 t0.1 t0.0"  # the reverse
     )
     assert words(last) == (
         "s0.0 r0.0 s0.1 r0.1 s1.0 s1.1 F0.0 r1.0 F0.1 r1.1 F1.0 F1.1 "
         "B1.1 B1.0 q1.1 B0.1 q1.0 B0.0 t1.1 t1.0 q0.1 t0.1 q0.0 t0.0"
     )
-    # both stages have summaries until the first prompt is back; then stage 1 waits for stage 0's first main pass
+    # both stages run summaries until the first prompt arrives; then stage 1 waits for stage 0's first segment pass
     stages = simulate(pipeline_schedule(2, 2, 2), Machine.uniform(Costs(), 2)).stages
     bars = {repr(bar.action): (bar.start, bar.stop) for bar in stages[1]}
     assert bars["s0.0"] == (0.5, 1) and bars["F0.0"] == (3, 4) and bars["F1.1"] == (6, 7) and bars["B1.1"] == (7, 10)
@@ -105,7 +105,7 @@ def test_summaries_are_two_segments_ahead():
 
 
 def test_summaries_of_two_micro_batches():
-    """Two stages, two segments: what their recalls need, and when they go backward."""
+    """Two stages, two segments: the recalls that follow, and the order of backward passes."""
     first, last = pipeline_schedule(2, 2, 2, summary_group=2)
     assert words(first) == "s0.0 s1.0 F0.0 F0.1 F1.0 F1.1 B1.1 B1.0 B0.1 B0.0 t1.0 t0.0"
     assert words(last) == (
@@ -113,8 +113,8 @@ def test_summaries_of_two_micro_batches():
     )
 
 
-def test_how_many_summaries_are_read_together():
-    """About as long as a segment, in whole groups, and no stage waits for the first one."""
+def test_summary_group_size():
+    """About as long as a segment, in whole groups, and no stage waits for the first group."""
     assert [summary_group_size(2, 8, parts, 0.5) for parts in (1, 2, 3, 4, 6)] == [1, 2, 1, 2, 2]
     assert [summary_group_size(2, 8, 8, share) for share in (0.6, 0.501, 0.5, 0.3, 0.25, 0.1)] == [1, 2, 2, 2, 4, 8]
     assert [summary_group_size(stages, 8, 4, 0.25) for stages in (1, 2, 3, 4, 5)] == [4, 4, 2, 2, 1]
@@ -127,7 +127,7 @@ def test_without_memory_it_is_1f1b():
 
 @pytest.mark.parametrize("mode", MODES)
 def test_results_go_where_they_are_needed(mode):
-    """`receiver` and `needs` say the same of every message."""
+    """`destination` and `dependencies` agree on every message."""
     for stages, segments, batches, summary_group in product((1, 2, 4), (1, 3), (2, 4), (1, 2)):
         schedule = pipeline_schedule(stages, segments, batches, mode=mode, summary_group=summary_group)
         asked = Counter(
@@ -146,8 +146,8 @@ def test_results_go_where_they_are_needed(mode):
         assert asked == given
 
 
-def test_needs_by_hand():
-    """Also what a stage's order grants anyway."""
+def test_dependencies_by_hand():
+    """Dependencies that the order of a stage implies are listed too."""
     recall, main = Action(RECALL, 2, 1), Action(SEGMENT, 1, 1)
     assert set(dependencies(recall, 3, 4, 5, "hmt")) == {(3, Action(SUMMARY, 2, 1)), (3, main)}
     assert (
@@ -159,7 +159,7 @@ def test_needs_by_hand():
     assert dependencies(gradient, 3, 4, 2, "hmt") == dependencies(gradient, 3, 4, 5, "backbone") == [(3, main)]
 
 
-def test_items():
+def test_actions():
     assert {Action(SEGMENT, 1, 2), Action(SEGMENT, 1, 2), Action(SEGMENT, 1, 2, True)} == {
         Action(SEGMENT, 1, 2),
         Action(SEGMENT, 1, 2, True),
@@ -185,12 +185,12 @@ def test_mistakes(shape, options, said):
 
 
 def test_large_schedules():
-    """Each stage has all actions, the last one the recalls too."""
+    """Every stage has all passes; the last one also has the recalls."""
     assert list(map(len, pipeline_schedule(16, 64, 64))) == [4 * 64**2] * 15 + [6 * 64**2]
 
 
 def test_the_simulator_sees_deadlocks():
     schedule = pipeline_schedule(2, 2, 2)
-    schedule[0].insert(0, schedule[0].pop(4))  # the first main pass in front of all summaries
+    schedule[0].insert(0, schedule[0].pop(4))  # the first segment pass before all summaries
     with pytest.raises(ValueError, match="wait for each other"):
         simulate(schedule, Machine.uniform(Costs(), 2))

@@ -1,4 +1,4 @@
-"""A stage's passes without other stages: what an action draws. Gradients are compared in tests/distributed."""
+"""A stage on its own: the dropout of recomputed passes. Gradients are compared in tests/distributed."""
 
 from types import SimpleNamespace
 
@@ -12,8 +12,8 @@ from hmt_ds.parallel.pipeline.stashed_inputs import StashedInputs
 CPU = torch.device("cpu")
 
 
-def test_an_item_that_is_recompute_draws_the_same_and_later_ones_their_own():
-    """Else a window would draw the numbers of the window before, from its second action on."""
+def test_recomputation_repeats_random_numbers_without_affecting_later_ones():
+    """Otherwise a window would repeat the random numbers of the window before, from its second action on."""
     actions = [Action(Kind.SEGMENT, n, 0) for n in range(3)]
     stage = SimpleNamespace(random_states={}, window=SimpleNamespace(stash=StashedInputs()), device=CPU)
     stage.with_graph = lambda tokens, action, stage_input: StageGraph(stage_input, torch.rand(4))
