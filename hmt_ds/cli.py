@@ -1,72 +1,123 @@
-"""The command ``hmt-ds``. It checks what was asked, starts the ranks of this machine, and passes on how they ended."""
+"""The command ``hmt-ds``: parses what was asked, and runs it or starts the ranks that do.
 
-from __future__ import annotations
+Light to import: help texts and errors of the command line do not wait for torch.
+"""
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from pydantic.dataclasses import dataclass
 
 from hmt_ds import __version__
-from hmt_ds.benchmark.bench_options import add_bench_options
-from hmt_ds.conversion.convert_options import add_convert_options, chosen
-from hmt_ds.launch.slurm import add_launch, launch
-from hmt_ds.launch.start import quiet_environment, start_ranks
-from hmt_ds.planning.plan_options import add_plan
+from hmt_ds.benchmark.bench_options import BenchOptions
+from hmt_ds.config.config_error import ConfigError
+from hmt_ds.config.options import AtLeastOne, Options, add_options, read_options
+from hmt_ds.config.sections import STRICT
+from hmt_ds.conversion.convert_options import ConvertOptions
+from hmt_ds.launch.launch_options import LaunchOptions
+from hmt_ds.launch.start import RankOptions, set_rank_environment, start_bench, start_ranks
+from hmt_ds.planning.plan_options import add_plan_options, read_plan_options
+from hmt_ds.reporting.progress import print_problems
 
-RANKS_HELP = "processes on this machine (default: as many as wrote the run's checkpoint, or its GPUs, or 1)"
+Run = Callable[[argparse.Namespace, list[str]], int]  # from the arguments and the recipe's overrides to an exit code
+
+
+@dataclass(frozen=True, config=STRICT)
+class TokenizerOptions(Options):
+    """The options of `hmt-ds tokenizer`."""
+
+    vocab_size: AtLeastOne = 4096
+    """tokens in the vocabulary"""
+    output: Annotated[Path | None, "FOLDER"] = None
+    """new folder for the tokenizer; required"""
+
+    def conflicts(self) -> list[str]:
+        """Require a folder."""
+        return ["--output: missing, name a new folder"] if self.output is None else []
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the command line."""
+    parser = command_line()
+    arguments, overrides = parser.parse_known_args()
+    if overrides and not arguments.takes_overrides:
+        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+    try:
+        code = arguments.run(arguments, overrides)
+    except ConfigError as error:
+        print_problems(error.problems)
+        code = 2
+    sys.exit(code)
+
+
+def command_line() -> argparse.ArgumentParser:
+    """Return the parser, with the function of each command as ``run``."""
     parser = argparse.ArgumentParser(prog="hmt-ds", description="Train Hierarchical Memory Transformers on DeepSpeed.")
     parser.add_argument("--version", action="version", version=f"hmt-ds {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, help_text, operand in (
-        ("train", "train a model", "RECIPE"),
-        ("evaluate", "held-out perplexity by segments read, memory on and off", "RUN|RECIPE"),
-        ("bench", "speed and memory of some steps", "RECIPE"),
-    ):
-        command = commands.add_parser(
-            name,
-            help=help_text,
-            description=f"{help_text}. Keys of the recipe can follow: --memory.segment_length 256",
-            epilog="`hmt-ds keys` lists all keys. On several machines, see launch/.",
+
+    def add(name: str, run: Run, text: str, more: str = "", *, overrides: bool = False) -> argparse.ArgumentParser:
+        epilog = (
+            "`hmt-ds keys` lists the keys of a recipe. To use several machines, see launch/." if overrides else None
         )
-        command.add_argument("source", metavar=operand)
-        command.add_argument("--ranks", type=positive, metavar="N", help=RANKS_HELP)
+        command = commands.add_parser(name, help=text, description=f"{text}. {more}".strip(), epilog=epilog)
+        command.set_defaults(run=run, takes_overrides=overrides)
+        return command
+
+    keys_follow = "Keys of the recipe can follow: --memory.segment_length 256"
+    for name, run, operand, text in (
+        ("train", train, "RECIPE", "train a model"),
+        ("evaluate", train, "RUN|RECIPE", "measure held-out perplexity by segments read, with memory and without"),
+        ("bench", bench, "RECIPE", "measure the speed and memory of some steps"),
+    ):
+        command = add(name, run, text, keys_follow, overrides=True)
+        command.add_argument("source", metavar=operand, type=Path)
+        add_options(command, RankOptions)
         if name == "bench":
-            add_bench_options(command)
-    commands.add_parser("keys", help="list the keys of a recipe, with types and defaults")
-    tokenizer = commands.add_parser("tokenizer", help="train a sentencepiece BPE tokenizer on text files")
-    tokenizer.add_argument("files", nargs="+", type=Path, metavar="FILE")
-    tokenizer.add_argument("--vocab-size", type=int, default=4096)
-    tokenizer.add_argument("--output", type=Path, required=True, metavar="FOLDER")
-    add_convert(commands)
-    add_plan(commands)
-    add_launch(commands)
-    arguments, overrides = parser.parse_known_args()
-    if arguments.command == "convert":
-        sys.exit(convert_checkpoint(arguments, overrides))
-    if arguments.command == "launch":
-        sys.exit(launch(arguments, overrides))
-    if arguments.command in ("train", "evaluate", "bench"):
-        sys.exit(start_ranks(arguments, overrides))
-    if overrides:
-        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
-    other = {"keys": list_keys, "tokenizer": make_tokenizer, "plan": make_plan}[arguments.command]
-    sys.exit(other(arguments))
+            add_options(command, BenchOptions)
+
+    add("keys", list_keys, "list the keys of a recipe, with types and defaults")
+
+    command = add("tokenizer", make_tokenizer, "train a sentencepiece BPE tokenizer on text files")
+    command.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    add_options(command, TokenizerOptions)
+
+    more = "SOURCE is a run, a checkpoint of it, a converted folder, HMT-pytorch's weights or a DeepSpeed folder. "
+    more += "The last two need --backbone, and the sizes of the memory: --memory.segment_length 990"
+    command = add("convert", convert, "write a checkpoint as a Hugging Face folder", more, overrides=True)
+    command.add_argument("source", type=Path, metavar="SOURCE")
+    command.add_argument("target", type=Path, metavar="TARGET", help="a new folder")
+    add_options(command, ConvertOptions)
+
+    more = "Runs nothing and needs no recipe."
+    add_plan_options(add("plan", plan, "draw a pipeline schedule, or estimate pipelines and ZeRO on clusters", more))
+
+    more = "The scripts are written to the run's folder, under jobs/."
+    command = add("launch", launch, "write and submit job scripts", f"{more} {keys_follow}", overrides=True)
+    command.add_argument("system", choices=("slurm",))
+    command.add_argument("source", metavar="RECIPE")
+    add_options(command, LaunchOptions)
+    return parser
 
 
-def positive(text: str) -> int:
-    """A number of at least 1."""
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return int(text)
+def train(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Train or evaluate."""
+    options, problems = read_options(RankOptions, arguments)
+    return start_ranks(arguments.command, arguments.source, options.ranks, overrides, problems)
 
 
-def list_keys(_: argparse.Namespace) -> int:
-    """Print every key of the recipe."""
+def bench(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Measure."""
+    rank_options, wrong = read_options(RankOptions, arguments)
+    options, problems = read_options(BenchOptions, arguments)
+    return start_bench(arguments.source, rank_options.ranks, options, overrides, wrong + problems)
+
+
+def list_keys(_: argparse.Namespace, __: list[str]) -> int:
+    """Print every key of a recipe."""
     from rich.console import Console
 
     from hmt_ds.config.recipe import Recipe
@@ -77,54 +128,54 @@ def list_keys(_: argparse.Namespace) -> int:
     return 0
 
 
-def add_convert(commands: Any) -> None:
-    """The command ``convert``."""
-    command = commands.add_parser(
-        "convert",
-        help="write a checkpoint as a Hugging Face folder",
-        description="write a run, a checkpoint of it, a converted folder, HMT-pytorch's weights or a DeepSpeed folder "
-        "as a Hugging Face folder. The last two need --backbone, and sizes: --memory.segment_length 990",
-    )
-    command.add_argument("source", type=Path, metavar="SOURCE")
-    command.add_argument("target", type=Path, metavar="TARGET", help="a new folder")
-    add_convert_options(command)
+def make_tokenizer(arguments: argparse.Namespace, _: list[str]) -> int:
+    """Train a tokenizer and print where it is."""
+    from hmt_ds.data import DataError, train_sentencepiece
+
+    options, problems = read_options(TokenizerOptions, arguments)
+    if options.output is None or problems:
+        raise ConfigError(problems)
+    try:
+        train_sentencepiece(arguments.files, options.output, options.vocab_size)
+    except DataError as error:
+        raise ConfigError([str(error)]) from None
+    print(f"tokenizer   {options.output}")
+    return 0
 
 
-def convert_checkpoint(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Convert and say what was done."""
-    quiet_environment()
-    from hmt_ds.conversion.convert import MISTAKES, Options, convert
+def convert(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Convert, and print what was done."""
+    options, problems = read_options(ConvertOptions, arguments)
+    if problems:
+        raise ConfigError(problems)
+    set_rank_environment()
+    from hmt_ds.conversion.convert import MISTAKES
+    from hmt_ds.conversion.convert import convert as write_converted
     from hmt_ds.distributed.process_group import quiet
-    from hmt_ds.reporting.progress import print_problems
 
     quiet()
     try:
-        lines = convert(arguments.source, arguments.target, Options(**chosen(arguments), overrides=tuple(overrides)))
+        lines = write_converted(arguments.source, arguments.target, options, overrides)
     except MISTAKES as error:
-        print_problems(str(error).splitlines())
-        return 2
+        raise ConfigError(str(error).splitlines()) from None
     print("\n".join(lines))
     return 0
 
 
-def make_plan(arguments: argparse.Namespace) -> int:
-    """Draw a pipeline schedule, or estimate pipelines and ZeRO on clusters."""
-    from hmt_ds.planning.plan import plan
+def plan(arguments: argparse.Namespace, _: list[str]) -> int:
+    """Draw a schedule, or print estimates."""
+    options = read_plan_options(arguments)
+    from hmt_ds.planning.plan import plan as print_plan
 
-    return plan(arguments)
+    return print_plan(options)
 
 
-def make_tokenizer(arguments: argparse.Namespace) -> int:
-    """Train a tokenizer and say where it is."""
-    from hmt_ds.data import DataError, train_sentencepiece
-    from hmt_ds.reporting.progress import print_problems
+def launch(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Write and submit job scripts."""
+    from hmt_ds.launch.slurm import launch as submit_jobs
 
-    try:
-        train_sentencepiece(arguments.files, arguments.output, arguments.vocab_size)
-    except DataError as error:
-        print_problems([str(error)])
-        return 2
-    print(f"tokenizer   {arguments.output}")
+    options, problems = read_options(LaunchOptions, arguments)
+    submit_jobs(arguments.source, options, overrides, problems)
     return 0
 
 

@@ -10,12 +10,13 @@ import torch
 from rich.console import Console, RenderableType
 
 from hmt_ds.backbones import read_config
-from hmt_ds.benchmark.bench_options import BenchOptions, parse_words
+from hmt_ds.benchmark.bench_options import BenchOptions
 from hmt_ds.benchmark.measure import CLOCKED_STEPS, Bench, flops_of, random_windows, speeds
 from hmt_ds.benchmark.pipeline_phases import PipelineResults, pipeline_results
 from hmt_ds.benchmark.reference import Work, reference_problems, run_reference
 from hmt_ds.config.config_error import ConfigError
 from hmt_ds.config.load import load_recipe
+from hmt_ds.config.options import parse_options
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.distributed.process_group import rank, world_size
 from hmt_ds.memory import Window
@@ -35,9 +36,7 @@ Result = dict[str, object]  # numbers by name, with their units in the names; wh
 
 def bench(recipe_file: str, words: list[str], device: torch.device) -> None:
     """Measure some steps of a recipe; print the tables, and write the numbers if asked to."""
-    options, overrides, problems = parse_words(words)
-    if problems:
-        raise ConfigError(problems)
+    options, overrides = parse_options(BenchOptions, words)
     recipe = load_recipe(recipe_file, overrides)
     prepared = prepare_together(recipe, recipe_file, new_run=False, with_data=options.tokens == "data")
     check_reference(recipe, options, world_size())

@@ -1,7 +1,8 @@
 """Error messages for wrong recipes and options: one line per key, which names the key, the rule and the value."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -33,6 +34,15 @@ class ConfigError(ValueError):
         self.problems = problems
 
 
+@contextmanager
+def collected(problems: list[str]) -> Iterator[None]:
+    """Append the problems of a ConfigError to a list instead of raising it."""
+    try:
+        yield
+    except ConfigError as error:
+        problems += error.problems
+
+
 def describe(error: ValidationError, section: type[BaseModel]) -> list[str]:
     """Return a line for each key that is wrong, with a suggestion where the key is unknown."""
     known = [name for name, _ in keys(section)]
@@ -54,7 +64,8 @@ def problem_line(key: str, problems: Sequence[ErrorDetails]) -> str:
     if problems[0]["type"] == "missing":
         return f"{key}: missing"
     value = problems[0]["input"]
-    shown = "" if isinstance(value, dict) and len(str(value)) > 80 else f", got {value!r}"
+    said = problems[0]["type"] == "value_error" or (isinstance(value, dict) and len(str(value)) > 80)
+    shown = "" if said else f", got {value!r}"
     first, *others = dict.fromkeys(map(message, problems))
     return f"{key}: {' or '.join([first, *(other.removeprefix('must be ') for other in others)])}{shown}"
 

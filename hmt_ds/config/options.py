@@ -1,31 +1,34 @@
-"""Options of the commands: declared as a class, named in argparse, and checked by pydantic like a recipe."""
+"""Options of the commands: declared as a dataclass, named in argparse, and checked by pydantic like a recipe."""
 
 import argparse
 from collections.abc import Collection, Iterable
-from typing import Annotated, Any, Literal, Protocol, TypeVar, get_args, get_origin
+from typing import Annotated, Literal, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from hmt_ds.config.config_error import ConfigError, problem_line
-from hmt_ds.config.sections import STRICT, fields_of
+from hmt_ds.config.sections import fields_of
+from hmt_ds.config.value_checks import check_digits
+
+WholeNumber = Annotated[int, BeforeValidator(check_digits)]
+AtLeastOne = Annotated[WholeNumber, Field(ge=1)]
 
 
-class Options(BaseModel):
-    """Options of a command. A field's docstring is its help; a string in its ``Annotated`` type is its metavar."""
+class Options:
+    """Base of a command's options, which are a pydantic dataclass.
 
-    model_config = ConfigDict(**STRICT, frozen=True)
+    All fields have defaults. A field's docstring is its help text, and a string in its ``Annotated`` type is the
+    placeholder of its value. Flags are ``bool``, options that can be repeated are tuples.
+    """
+
+    def conflicts(self) -> list[str]:
+        """Return a line for each problem of several options together."""
+        return []
 
 
 T = TypeVar("T", bound=Options)
-AtLeastOne = Annotated[int, Field(ge=1)]
-
-
-class Parser(Protocol):
-    """An argparse parser, or a group of its options."""
-
-    def add_argument(self, *names: str, **settings: Any) -> argparse.Action: ...
 
 
 def flag(name: str) -> str:
@@ -33,45 +36,46 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def add_options(parser: Parser, kind: type[Options], leave_out: Collection[str] = ()) -> None:
+def add_options(
+    group: "argparse.ArgumentParser | argparse._ArgumentGroup", kind: type[Options], leave_out: Collection[str] = ()
+) -> None:
     """Name an option for each field. Values stay text until :func:`read_options` checks them all together."""
     for name, field in fields_of(kind).items():
+        text = " ".join((field.description or "").split()).replace("%", "%%")
         if name in leave_out:
             continue
-        text = " ".join((field.description or "").split()).replace("%", "%%")
         if field.annotation is bool:
-            parser.add_argument(flag(name), action="store_true", default=None, help=text)
+            group.add_argument(flag(name), action="store_true", default=None, help=text)
         elif get_origin(field.annotation) is tuple:
-            parser.add_argument(flag(name), action="append", metavar=metavar(field), help=text)
+            group.add_argument(flag(name), action="append", metavar=placeholder(field), help=text)
         else:
             default = "" if field.is_required() or field.default is None else f" (default: {field.default})"
-            parser.add_argument(flag(name), metavar=metavar(field), help=text + default)
+            group.add_argument(flag(name), metavar=placeholder(field), help=text + default)
 
 
-def metavar(field: FieldInfo) -> str:
-    """Return the placeholder of an option's value in help texts."""
+def placeholder(field: FieldInfo) -> str:
+    """Return what stands for an option's value in help texts."""
     named = [note for note in field.metadata if isinstance(note, str)]
-    kinds = [kind for kind in (field.annotation, *get_args(field.annotation)) if get_origin(kind) is Literal]
-    return named[0] if named else "|".join(get_args(kinds[0])) if kinds else "N"
+    choices = [kind for kind in (field.annotation, *get_args(field.annotation)) if get_origin(kind) is Literal]
+    return named[0] if named else "|".join(get_args(choices[0])) if choices else "N"
 
 
-def read_options(kind: type[T], arguments: argparse.Namespace, **more: Any) -> T:
+def read_options(kind: type[T], arguments: argparse.Namespace) -> tuple[T, list[str]]:
     """Build a command's options from what argparse found.
 
-    Args:
-        more: fields that are no options on the command line.
-
-    Raises:
-        ConfigError: with a line for each option whose value is wrong.
+    Returns:
+        The options, and a line for each that is wrong; these keep their defaults, so that the rest can be checked too.
     """
-    given = {name: value for name in fields_of(kind) if (value := getattr(arguments, name, None)) is not None}
+    given = {name: value for name in fields_of(kind) if (value := getattr(arguments, name)) is not None}
     try:
-        return kind(**given | more)
+        options = kind(**given)
+        return options, options.conflicts()
     except ValidationError as error:
         wrong: dict[str, list[ErrorDetails]] = {}
         for problem in error.errors():
-            wrong.setdefault(flag(str(problem["loc"][0])), []).append(problem)
-        raise ConfigError([problem_line(name, problems) for name, problems in wrong.items()]) from None
+            wrong.setdefault(str(problem["loc"][0]), []).append(problem)
+    options = kind(**{name: value for name, value in given.items() if name not in wrong})
+    return options, [problem_line(flag(name), problems) for name, problems in wrong.items()] + options.conflicts()
 
 
 def parse_options(kind: type[T], words: Iterable[str]) -> tuple[T, list[str]]:
@@ -86,13 +90,17 @@ def parse_options(kind: type[T], words: Iterable[str]) -> tuple[T, list[str]]:
         arguments, others = parser.parse_known_args(list(words))
     except argparse.ArgumentError as error:  # an option without its value
         raise ConfigError([f"{error.argument_name}: {error.message}"]) from None
-    return read_options(kind, arguments), others
+    options, problems = read_options(kind, arguments)
+    if problems:
+        raise ConfigError(problems)
+    return options, others
 
 
 def words_of(options: Options) -> list[str]:
     """Write options as words of a command line, from which :func:`parse_options` reads the same options."""
     words = []
-    for name, value in options:
+    for name in fields_of(options):
+        value = getattr(options, name)
         if value is True:
             words.append(flag(name))
         elif isinstance(value, tuple):

@@ -1,6 +1,7 @@
 """``hmt-ds convert SOURCE TARGET``: checkpoints of ours and of others into Hugging Face folders."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from hmt_ds.config.recipe import Recipe
 from hmt_ds.conversion.adapters import ADAPTER, Adapters, check_untied, merge_found
 from hmt_ds.conversion.card import card
 from hmt_ds.conversion.conversion_error import ConversionError
-from hmt_ds.conversion.folder import BACKBONE, Export, What, peft_config, write_folder
+from hmt_ds.conversion.convert_options import ConvertOptions, What
+from hmt_ds.conversion.folder import BACKBONE, Export, peft_config, write_folder
 from hmt_ds.conversion.foreign import foreign_settings, settings_of
 from hmt_ds.conversion.formats import kind_of, read_foreign
 from hmt_ds.conversion.skeleton import both, fit, skeleton, with_frozen
@@ -30,29 +32,11 @@ MISTAKES = (ConversionError, BackboneError, CheckpointError, ConfigError, DataEr
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-@dataclass(frozen=True)
-class Options:
-    """What the command line says besides source and target.
-
-    Attributes:
-        what: which part is written.
-        merge: put LoRA adapters into the weights.
-        dtype: of the folder; None for what the run computes in, or the source has.
-        dry_run: check all, write nothing.
-        backbone: folder or hub name of the backbone's configuration, for checkpoints without one.
-        overrides: ``--memory.segment_length 1024`` and the like, for checkpoints without a recipe.
-    """
-
-    what: What = "model"
-    merge: bool = False
-    dtype: str | None = None
-    dry_run: bool = False
-    backbone: str | None = None
-    overrides: tuple[str, ...] = ()
-
-
-def convert(source: Path, target: Path, options: Options) -> list[str]:
+def convert(source: Path, target: Path, options: ConvertOptions, overrides: Sequence[str] = ()) -> list[str]:
     """Convert; returns lines for people.
+
+    Args:
+        overrides: ``--memory.segment_length 1024`` and the like, for checkpoints without a recipe.
 
     Raises:
         ValueError: one of MISTAKES, with a line for each problem.
@@ -62,27 +46,27 @@ def convert(source: Path, target: Path, options: Options) -> list[str]:
     kind = kind_of(source)
     notes: list[str] = []
     if kind in ("run", "checkpoints", "checkpoint"):
-        refuse_foreign_options(options)
+        refuse_foreign_options(options, overrides)
         export = of_run(source, options, notes)
     elif kind == "hugging_face":
-        refuse_foreign_options(options)
+        refuse_foreign_options(options, overrides)
         export = of_hugging_face(source, options)
     else:
-        export = of_foreign(source, options, notes)
+        export = of_foreign(source, options, overrides, notes)
     if options.dry_run:
         return [*notes, f"would write {target}", export.summary()]
     write_folder(export, target)
     return [*notes, export.summary(), f"written and verified: {target}"]
 
 
-def refuse_foreign_options(options: Options) -> None:
+def refuse_foreign_options(options: ConvertOptions, overrides: Sequence[str] = ()) -> None:
     """What a source says itself is not asked for."""
-    given = [*(["--backbone"] if options.backbone else []), *options.overrides[:1]]
+    given = [*(["--backbone"] if options.backbone else []), *overrides[:1]]
     if given:
         raise ConversionError(f"{given[0]}: the source says this itself")
 
 
-def of_run(source: Path, options: Options, notes: list[str]) -> Export:
+def of_run(source: Path, options: ConvertOptions, notes: list[str]) -> Export:
     """A run of ours, its folder of checkpoints, or one checkpoint."""
     checkpoint, run = find_checkpoint(source, notes)
     recipe = load_recipe(run / "recipe.yaml")
@@ -129,7 +113,7 @@ def find_checkpoint(source: Path, notes: list[str]) -> tuple[Path, Path]:
     return checkpoint, run
 
 
-def check_part(options: Options, mode: Mode, train: str) -> None:
+def check_part(options: ConvertOptions, mode: Mode, train: str) -> None:
     """Does the source have the part that is asked for?"""
     if options.what == "adapter" and train != "lora":
         raise ConversionError(f"--what adapter: there is none, model.train was {train}")
@@ -214,7 +198,7 @@ def only(weights: Weights, what: What) -> Weights:
     return weights.renamed(lambda name: name if name.startswith(BACKBONE) == (what == "backbone") else None)
 
 
-def of_hugging_face(source: Path, options: Options) -> Export:
+def of_hugging_face(source: Path, options: ConvertOptions) -> Export:
     """A folder that was converted before."""
     converted = read_converted(str(source))
     if converted is None:
@@ -237,7 +221,7 @@ def of_hugging_face(source: Path, options: Options) -> Export:
     )
 
 
-def of_foreign(source: Path, options: Options, notes: list[str]) -> Export:
+def of_foreign(source: Path, options: ConvertOptions, overrides: Sequence[str], notes: list[str]) -> Export:
     """HMT-pytorch's weights, or a DeepSpeed folder with them or with ours."""
     weights, aside = read_foreign(source)
     if aside:
@@ -245,7 +229,7 @@ def of_foreign(source: Path, options: Options, notes: list[str]) -> Export:
     if not options.backbone:
         raise ConversionError(f"{source} does not say which backbone it has: --backbone FOLDER (with its config.json)")
     config = read_config(options.backbone)
-    settings, alpha = foreign_settings(weights, config, options.overrides)
+    settings, alpha = foreign_settings(weights, config, overrides)
     check_part(options, settings.mode, "whole")
     if any(ADAPTER in name for name in weights.shapes):
         notes.append(f"LoRA adapters are put into the weights, with alpha {alpha:g}: --lora.alpha names another")

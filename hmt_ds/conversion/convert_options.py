@@ -1,20 +1,26 @@
-"""What ``hmt-ds convert`` takes besides source and target. Light to import: torch is not wanted for a help text."""
+"""The options of `hmt-ds convert`. Imports no torch: the command line builds its help from this module."""
 
-import argparse
-from typing import Any
+from typing import Annotated, Literal
 
+from pydantic.dataclasses import dataclass
 
-def add_convert_options(command: argparse.ArgumentParser) -> None:
-    """Options of the command."""
-    add = command.add_argument
-    parts = ("model", "backbone", "memory", "adapter")
-    add("--what", choices=parts, default="model", help="the whole (default) or a part")
-    add("--merge", action="store_true", help="put LoRA adapters into the weights")
-    add("--dtype", choices=("bf16", "fp32"), help="default: as the run computes, or as the source is")
-    add("--backbone", metavar="DIR", help="the backbone's configuration, and its tokenizer")
-    add("--dry-run", action="store_true", help="check all of it, write nothing")
+from hmt_ds.config.options import Options
+from hmt_ds.config.sections import STRICT
+
+What = Literal["model", "backbone", "memory", "adapter"]
 
 
-def chosen(arguments: argparse.Namespace) -> dict[str, Any]:
-    """They alone, by the names of `hmt_ds.conversion.convert.Options`."""
-    return {name: getattr(arguments, name) for name in ("what", "merge", "dtype", "dry_run", "backbone")}
+@dataclass(frozen=True, config=STRICT)
+class ConvertOptions(Options):
+    """The options of `hmt-ds convert`."""
+
+    what: What = "model"
+    """the whole model, or a part of it"""
+    merge: bool = False
+    """merge LoRA adapters into the weights"""
+    dtype: Literal["bf16", "fp32"] | None = None
+    """type of the weights; default: what the run computes in, or the source's type"""
+    backbone: Annotated[str | None, "DIR"] = None
+    """folder or hub name of the backbone's configuration and tokenizer, for checkpoints without a recipe"""
+    dry_run: bool = False
+    """check everything, write nothing"""

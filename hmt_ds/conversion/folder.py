@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -14,12 +14,12 @@ from safetensors import SafetensorError
 from hmt_ds.backbones import LoraSettings
 from hmt_ds.checkpoint.files import flush_folder, partial_path
 from hmt_ds.conversion.conversion_error import ConversionError
+from hmt_ds.conversion.convert_options import What
 from hmt_ds.conversion.remote_code import remote_code
 from hmt_ds.conversion.shards import plan_shards, write_shards
 from hmt_ds.conversion.weights import Weights
 from hmt_ds.memory import MemorySettings
 
-What = Literal["model", "backbone", "memory", "adapter"]
 BACKBONE = "backbone.model."
 SETTINGS = "memory_config.json"
 

@@ -1,6 +1,7 @@
 """The memory of a checkpoint without a recipe: what its weights and the command line say."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,7 +29,7 @@ class Foreign(Section):
     lora: ForeignLora = ForeignLora()
 
 
-def foreign_settings(weights: Weights, config: Any, overrides: tuple[str, ...]) -> tuple[MemorySettings, float]:
+def foreign_settings(weights: Weights, config: Any, overrides: Sequence[str]) -> tuple[MemorySettings, float]:
     """What the weights' shapes say, and the command line the rest; and the adapters' alpha.
 
     Raises:

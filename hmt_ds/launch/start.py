@@ -1,107 +1,113 @@
-"""Start ``train``, ``evaluate`` or ``bench`` on this machine: check the recipe, then run the ranks."""
+"""Start ``train``, ``evaluate`` or ``bench`` on this machine: check the recipe, then start the ranks."""
 
-from __future__ import annotations
-
-import argparse
+import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from hmt_ds.benchmark.bench_options import BenchOptions, take_options
+from pydantic.dataclasses import dataclass
+
+from hmt_ds.benchmark.bench_options import BenchOptions
+from hmt_ds.config.config_error import ConfigError, collected
+from hmt_ds.config.load import load_recipe
+from hmt_ds.config.options import AtLeastOne, Options, words_of
+from hmt_ds.config.recipe import Recipe
+from hmt_ds.config.sections import STRICT
 from hmt_ds.launch.local import run_ranks
 
-if TYPE_CHECKING:
-    from hmt_ds.config.recipe import Recipe
+
+@dataclass(frozen=True, config=STRICT)
+class RankOptions(Options):
+    """The options of all commands that start ranks."""
+
+    ranks: AtLeastOne | None = None
+    """processes on this machine (default: as many as wrote the run's checkpoint, or one per GPU, or 1)"""
 
 
-def start_ranks(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Check the recipe, then start the ranks of this machine through the deepspeed launcher."""
-    from hmt_ds.config.config_error import ConfigError
-    from hmt_ds.reporting.progress import print_problems
-
-    source = Path(arguments.source)
-    recipe_file = source / "recipe.yaml" if source.is_dir() else source
-    if arguments.command == "bench" and arguments.reference and not arguments.ranks:
-        arguments.ranks = 1
-    try:
-        words = check(arguments, recipe_file, overrides)
-    except ConfigError as error:
-        print_problems(error.problems)
-        return 2
-    ranks = arguments.ranks or ranks_of(source) or number_of_gpus() or 1
-    named = str(source if arguments.command == "evaluate" else recipe_file)
-    return run_ranks(f"hmt_ds.{arguments.command}", [named, *words], ranks)
-
-
-def check(arguments: argparse.Namespace, recipe_file: Path, overrides: list[str]) -> list[str]:
-    """See whether the command can be done; returns what the ranks are told besides the recipe's file.
-
-    Raises:
-        ConfigError: with all problems.
-    """
-    from hmt_ds.config.config_error import ConfigError
-    from hmt_ds.config.load import load_recipe
-
-    options, problems = take_options(arguments) if arguments.command == "bench" else (None, [])
-    try:
-        recipe = load_recipe(recipe_file, overrides)
-        quiet_environment()  # imports torch, for which nobody with a misspelt key should have to wait
-        check_recipe(arguments, options, recipe, recipe_file)
-    except ConfigError as error:
-        raise ConfigError(problems + error.problems) from None
-    if problems:
-        raise ConfigError(problems)
-    return [*options.words(), *overrides] if options else overrides
-
-
-def check_recipe(
-    arguments: argparse.Namespace, options: BenchOptions | None, recipe: Recipe, recipe_file: Path
-) -> None:
-    """See whether a recipe can be run here.
+def start_ranks(command: str, source: Path, ranks: int | None, overrides: list[str], problems: list[str]) -> int:
+    """Check the recipe, then train or evaluate on the ranks of this machine; return the exit code.
 
     Args:
-        options: of ``bench``, else None.
+        command: ``train`` or ``evaluate``.
+        source: a recipe, or the folder of a run.
+        problems: of the options, reported together with those of the recipe.
 
     Raises:
-        ConfigError: with all problems.
+        ConfigError: with a line for each problem.
     """
+    recipe_file = source / "recipe.yaml" if source.is_dir() else source
+    with collected(problems):
+        check_recipe(load_recipe(recipe_file, overrides), recipe_file, new_run=command == "train", with_data=True)
+    if problems:
+        raise ConfigError(problems)
+    named = str(source if command == "evaluate" else recipe_file)
+    return run_ranks(f"hmt_ds.{command}", [named, *overrides], ranks or ranks_of(source) or number_of_gpus() or 1)
+
+
+def start_bench(
+    source: Path, ranks: int | None, options: BenchOptions, overrides: list[str], problems: list[str]
+) -> int:
+    """Check the recipe, then measure it on the ranks of this machine; return the exit code.
+
+    Args:
+        problems: of the options, reported together with those of the recipe.
+
+    Raises:
+        ConfigError: with a line for each problem.
+    """
+    recipe_file = source / "recipe.yaml" if source.is_dir() else source
+    if options.reference and ranks is None:
+        ranks = 1
+    with collected(problems):
+        recipe = load_recipe(recipe_file, overrides)
+        check_recipe(recipe, recipe_file, new_run=False, with_data=options.tokens == "data")
+        if options.reference:
+            from hmt_ds.benchmark.run import check_reference
+
+            check_reference(recipe, options, ranks or 1)
+    if problems:
+        raise ConfigError(problems)
+    words = [str(recipe_file), *words_of(options), *overrides]
+    return run_ranks("hmt_ds.bench", words, ranks or ranks_of(source) or number_of_gpus() or 1)
+
+
+def check_recipe(recipe: Recipe, recipe_file: Path, *, new_run: bool, with_data: bool) -> None:
+    """Check a recipe against the model, the data and this machine.
+
+    Raises:
+        ConfigError: with a line for each problem.
+    """
+    set_rank_environment()
+    # imported here because it takes seconds: a recipe with a wrong key is refused before
     from hmt_ds.distributed.process_group import quiet
     from hmt_ds.preflight.prepare import prepare
 
     quiet()
-    with_data = options is None or options.tokens == "data"
-    prepare(recipe, recipe_file, new_run=arguments.command == "train", with_data=with_data)
-    if options is not None:
-        from hmt_ds.benchmark.run import check_reference
-
-        check_reference(recipe, options, arguments.ranks)
+    prepare(recipe, recipe_file, new_run=new_run, with_data=with_data)
 
 
-def quiet_environment() -> None:
-    """Settings that the ranks inherit."""
+def set_rank_environment() -> None:
+    """Set environment variables for this process and the ranks, which inherit them."""
     # DeepSpeed compiles with ninja, which is beside this Python where the environment was not activated
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     if not number_of_gpus():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-        # glibc returns large blocks to the system at once and fetches them anew: tensors are 3 to 7 times slower
+        # by default glibc returns large blocks to the system at once, and page faults make tensors 3 to 7 times slower
         os.environ.setdefault("MALLOC_MMAP_MAX_", "0")
         os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "100000000000")
         os.environ.setdefault("MALLOC_TOP_PAD_", "1073741824")
 
 
 def number_of_gpus() -> int:
-    """GPUs of this machine."""
+    """Return the number of GPUs of this machine."""
     import torch
 
     return torch.cuda.device_count()
 
 
 def ranks_of(run: Path) -> int | None:
-    """How many ranks wrote a run's newest checkpoint."""
-    import json
-
+    """Return the number of ranks that wrote a run's newest checkpoint, or None if there is no checkpoint."""
     try:
         newest = (run / "checkpoints" / "latest").read_text().strip()
         return int(json.loads((run / "checkpoints" / newest / "progress.json").read_text())["world_size"])

@@ -113,9 +113,9 @@ def comparison(options: CompareOptions) -> list[tuple[int, str, Estimate | None]
     shape = SHAPES[options.shape]
     settings = MemorySettings(options.segment_length, recall_dim=shape.hidden_size)
     job = Job(shape, settings, options.segments, options.rows)
-    cluster = Cluster(options.between_nodes, rate=options.rate)
+    cluster = Cluster(1e9 * options.between_nodes, rate=1e12 * options.rate)
     methods = {"ZeRO-1": zero1, "pipeline": best_pipeline, "ZeRO-3": zero3}
-    return [(gpus, name, method(job, cluster, gpus)) for gpus in options.gpus for name, method in methods.items()]
+    return [(gpus, name, method(job, cluster, gpus)) for gpus in options.gpu_counts for name, method in methods.items()]
 
 
 def estimate(job: Job, cluster: Cluster, layout: str, seconds: float, arithmetic: float, size: float) -> Estimate:

@@ -1,12 +1,11 @@
 """``hmt-ds plan``: draw a pipeline schedule, or estimate pipelines and ZeRO on clusters."""
 
-import argparse
 from dataclasses import replace
 
 from rich.console import Console
 
 from hmt_ds.parallel.pipeline.schedule import UNIT_COSTS, pipeline_schedule, summary_group_size
-from hmt_ds.planning.plan_options import ScheduleOptions, take_plan_options
+from hmt_ds.planning.plan_options import CompareOptions, ScheduleOptions
 from hmt_ds.planning.simulate import Machine, Timeline, lower_bound, simulate
 from hmt_ds.reporting.pipeline_timeline import timeline_lines
 from hmt_ds.reporting.progress import print_problems
@@ -14,12 +13,8 @@ from hmt_ds.reporting.progress import print_problems
 WIDTH = 100
 
 
-def plan(arguments: argparse.Namespace) -> int:
+def plan(options: ScheduleOptions | CompareOptions) -> int:
     """Run the command; returns the exit code."""
-    options, problems = take_plan_options(arguments)
-    if problems:
-        print_problems(problems)
-        return 2
     if isinstance(options, ScheduleOptions):
         return draw(options)
     from hmt_ds.planning.compare import comparison  # imports torch, which a schedule does not need
@@ -31,7 +26,7 @@ def plan(arguments: argparse.Namespace) -> int:
 
 def draw(options: ScheduleOptions) -> int:
     """Draw the schedule of equal stages; returns the exit code."""
-    shape = (options.stages, options.segments, options.micro_batches)
+    shape = options.shape
     group = summary_group_size(*shape, UNIT_COSTS.summary / UNIT_COSTS.segment) if options.mode == "hmt" else 1
     costs = replace(UNIT_COSTS, summary=UNIT_COSTS.summary * group)
     schedule = pipeline_schedule(*shape, mode=options.mode, summary_group=group)
@@ -45,7 +40,7 @@ def draw(options: ScheduleOptions) -> int:
         return 0
     from hmt_ds.reporting.plots import plot_schedule  # imports matplotlib
 
-    title = f"{options.stages} stages, {options.segments} segments, {options.micro_batches} micro-batches"
+    title = f"{shape[0]} stages, {shape[1]} segments, {shape[2]} micro-batches"
     try:
         plot_schedule(timeline.stages, f"{title}: time {timeline.time:g}, bound {bound:g}", options.picture)
     except OSError as error:

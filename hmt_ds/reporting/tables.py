@@ -82,7 +82,7 @@ def comparison_table(rows: Iterable[tuple[int, str, Any]], job: Any) -> Table:
         job: with ``shape``, ``rows``, ``segments``, ``segment_length``, ``between_nodes`` and ``rate``.
     """
     size = f"{job.rows} rows of {job.segments} x {job.segment_length} tokens for each GPU"
-    speed = f"{job.rate / 1e12:g} TFLOP/s, {job.between_nodes / 1e9:g} GB/s into a node"
+    speed = f"{job.rate:g} TFLOP/s, {job.between_nodes:g} GB/s into a node"
     table = Table(title=f"{job.shape}, {size}; {speed}", caption_justify="left")
     table.caption = (
         "ZeRO-1: whole weights and float32 gradient on each GPU. pipeline: the best number of stages, from 2, with "

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from hmt_ds.benchmark.bench_options import parse_words
+from hmt_ds.benchmark.bench_options import BenchOptions
 from hmt_ds.benchmark.run import steps_of
 from hmt_ds.checkpoint import Retention, RunPosition, Saver
 from hmt_ds.config.load import load_recipe
@@ -38,7 +38,7 @@ def measure(recipe_file: str, words: list[str], device: torch.device) -> None:
     recipe = load_recipe(recipe_file, overrides)
     prepared = prepare_together(recipe, recipe_file, new_run=False, with_data=False)
     executor = build_executor(recipe, prepared, device)
-    options = parse_words([])[0]
+    options = BenchOptions()
     steps = steps_of(recipe, prepared, replace(options, tokens="random"), executor)
     for _ in range(WARMUP):
         executor.train_batch(next(steps))

@@ -11,7 +11,8 @@ from ranks import run_ranks
 from safetensors.torch import load_file
 from tiny_runs import BACKBONE, MEMORY
 
-from hmt_ds.conversion.convert import Options, convert
+from hmt_ds.conversion.convert import convert
+from hmt_ds.conversion.convert_options import ConvertOptions
 
 CONFIGS = ("zero0", "zero1", "zero2", "zero3")
 SIZES = ("segment_length", "sensory_tokens", "cached_memories")
@@ -30,7 +31,7 @@ def folder(tmp_path_factory) -> Path:
 def check(folder: Path, source: Path, name: str) -> None:
     """Assert that every weight equals the engine's, bit for bit."""
     words = tuple(word for key in SIZES for word in (f"--memory.{key}", str(getattr(MEMORY, key))))
-    convert(source, folder / f"{name}-hf", Options(backbone=str(folder / "backbone"), overrides=words))
+    convert(source, folder / f"{name}-hf", ConvertOptions(backbone=str(folder / "backbone")), words)
     found = load_file(folder / f"{name}-hf" / "model.safetensors")
     expected = load_file(folder / name.partition("-")[0] / "weights.safetensors")
     assert {n.removeprefix("hmt.") for n in found} == expected.keys()

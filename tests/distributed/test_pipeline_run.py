@@ -96,11 +96,12 @@ def test_any_layout_goes_on_from_any_other(folder):
 
 def test_a_converted_pipeline_is_the_converted_whole(folder):
     """The same names, and the same weights within rounding."""
-    from hmt_ds.conversion.convert import Options, convert
+    from hmt_ds.conversion.convert import convert
+    from hmt_ds.conversion.convert_options import ConvertOptions
 
     found = []
     for run in ("zero", "pipeline"):
-        convert(folder / run, folder / f"{run}_converted", Options())
+        convert(folder / run, folder / f"{run}_converted", ConvertOptions())
         found.append(load_file(folder / f"{run}_converted" / "model.safetensors"))
     assert found[0].keys() == found[1].keys()
     assert all(torch.allclose(weight, found[1][name], rtol=0, atol=1e-4) for name, weight in found[0].items())

@@ -44,18 +44,18 @@ CASES = [
     ([*TOKENIZER, "text.txt"], ["the tokenizer cannot be written: text.txt is a file, give a folder"]),
     ([*TOKENIZER, "text.txt/new"], [f"the tokenizer cannot be written: text.txt/new {BELOW}"]),
     ([*TOKENIZER, "tokenizer"], ["tokenizer has a tokenizer already (tokenizer.model, tokenizer_config.json): name"]),
-    ([*BENCH, "--json", "recipe.yaml"], ["--json: recipe.yaml is there, and it is no .json file"]),
+    ([*BENCH, "--json", "recipe.yaml"], ["--json: recipe.yaml exists and is not a .json file"]),
     (
         [*BENCH, "--json", "text.txt/x.json", "--trace", "text.txt/x"],
         [f"--json: text.txt/x.json {BELOW}", f"--trace: text.txt/x {BELOW}"],
     ),
     (
         [*BENCH, "--steps", "0", "--training.stepps", "1"],
-        ["--steps: must be a whole number of at least 1, got '0'", "training.stepps: unknown key"],
+        ["--steps: must be at least 1, got '0'", "training.stepps: unknown key"],
     ),
     (
         [*BENCH, "--steps", "0", "--compute.summary_batch", "50"],
-        ["--steps: must be a whole number of at least 1, got '0'", "compute.summary_batch is 50"],
+        ["--steps: must be at least 1, got '0'", "compute.summary_batch is 50"],
     ),
 ]
 

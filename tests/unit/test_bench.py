@@ -12,12 +12,13 @@ import yaml
 from tiny import make_settings
 
 from hmt_ds.backbones import read_config
-from hmt_ds.benchmark.bench_options import parse_words
+from hmt_ds.benchmark.bench_options import BenchOptions
 from hmt_ds.benchmark.footprint import bytes_within
 from hmt_ds.benchmark.measure import Bench, TimedStep, random_windows, speeds
 from hmt_ds.benchmark.run import steps_of
 from hmt_ds.config.config_error import ConfigError
 from hmt_ds.config.load import load_recipe
+from hmt_ds.config.options import parse_options, words_of
 from hmt_ds.memory import MemorySettings, RecomputePlan
 from hmt_ds.planning.flops import rates, repeated_positions
 from hmt_ds.preflight.prepare import prepare
@@ -145,7 +146,7 @@ def test_random_documents_have_no_end():
 
 def test_windows_belong_to_the_pipeline(folder):
     """Stages of one have the same tokens, whatever their ranks; other pipelines have others."""
-    recipe, options = load_recipe(folder / "recipe.yaml"), parse_words([])[0]
+    recipe, options = load_recipe(folder / "recipe.yaml"), BenchOptions()
 
     def ids(data_rank: int) -> torch.Tensor:
         module = types.SimpleNamespace(backbone=types.SimpleNamespace(vocabulary=50))
@@ -180,19 +181,19 @@ def test_bytes_count_once():
 
 def test_options_are_read_again_by_the_ranks():
     words = ["--steps", "5", "--memory.mode", "rmt", "--fresh", "--json", "a.json", "--reference=clone"]
-    options, overrides, problems = parse_words(words)
-    assert overrides == ["--memory.mode", "rmt"] and not problems
+    options, overrides = parse_options(BenchOptions, words)
+    assert overrides == ["--memory.mode", "rmt"]
     assert (options.steps, options.warmup, options.fresh, options.json) == (5, 4, True, Path("a.json"))
-    assert parse_words([*options.words(), *overrides]) == (options, overrides, [])
+    assert parse_options(BenchOptions, [*words_of(options), *overrides]) == (options, overrides)
 
 
 @pytest.mark.parametrize(
     ("words", "lines"),
     [
-        (["--steps", "0"], ["--steps: must be a whole number of at least 1, got '0'"]),
-        (["--steps", "2.5"], ["--steps: must be a whole number of at least 1, got '2.5'"]),
-        (["--warmup", "-1"], ["--warmup: must be a whole number of at least 0, got '-1'"]),
-        (["--tokens", "text"], ["--tokens: must be random or data, got 'text'"]),
+        (["--steps", "0"], ["--steps: must be at least 1, got '0'"]),
+        (["--steps", "2.5"], ["--steps: must be a whole number, got '2.5'"]),
+        (["--warmup", "-1"], ["--warmup: must be at least 0, got '-1'"]),
+        (["--tokens", "text"], ["--tokens: must be 'random' or 'data', got 'text'"]),
         (["--tokens", "data", "--fresh"], ["--fresh: only with --tokens random"]),
         (["--json", "folder"], ["--json: folder is a folder, give a file"]),
         (["--trace", "recipe.yaml"], ["--trace: recipe.yaml is a file, give a folder"]),

@@ -18,7 +18,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import hmt_ds
 from hmt_ds.backbones import check_memory
 from hmt_ds.conversion.conversion_error import ConversionError
-from hmt_ds.conversion.convert import Options, convert
+from hmt_ds.conversion.convert import convert
+from hmt_ds.conversion.convert_options import ConvertOptions
 from hmt_ds.conversion.pickles import read_pickle
 from hmt_ds.conversion.remote_code import remote_code
 from hmt_ds.conversion.shards import plan_shards, write_shards
@@ -62,9 +63,9 @@ def sizes(case: dict[str, Any]) -> tuple[str, ...]:
     return tuple(word for key in keys for word in (f"--memory.{key}", str(case[key])))
 
 
-def options_for(case: dict[str, Any], backbone: Path, **more: Any) -> Options:
+def options_for(case: dict[str, Any], backbone: Path, **more: Any) -> tuple[ConvertOptions, tuple[str, ...]]:
     """Of a conversion of a case."""
-    return Options(backbone=str(backbone), overrides=sizes(case), **more)
+    return ConvertOptions(backbone=str(backbone), **more), sizes(case)
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ def test_reference_weights(file, tmp_path, monkeypatch):
     case, stored = run_case.read_case(file)
     torch.save(weights_of(stored), tmp_path / "model.pth")
     backbone = make_backbone(tmp_path / "backbone", case)
-    convert(tmp_path / "model.pth", tmp_path / "hf", options_for(case, backbone))
+    convert(tmp_path / "model.pth", tmp_path / "hf", *options_for(case, backbone))
     # the cases are float64, the folder float32: put the digits back that the type has cut off
     monkeypatch.setattr(run_case, "build", lambda case, stored: restored(tmp_path / "hf", stored))
     assert max(run_case.run_case(file).values()) <= run_case.TOLERANCE
@@ -90,7 +91,7 @@ def test_the_papers_second_stage_begins_with_the_first(tmp_path):
     """A run of mode hmt from weights of mode rmt: the recall begins anew, all else goes on."""
     case, stored = run_case.read_case(BASIC.with_stem("rmt_stage_one"))
     torch.save(weights_of(stored), tmp_path / "model.pth")
-    convert(tmp_path / "model.pth", tmp_path / "hf", options_for(case, make_backbone(tmp_path / "backbone", case)))
+    convert(tmp_path / "model.pth", tmp_path / "hf", *options_for(case, make_backbone(tmp_path / "backbone", case)))
     first = load_file(tmp_path / "hf/model.safetensors")
     stored = MemorySettings(**json.loads((tmp_path / "hf/config.json").read_text())["memory"])
     memory = replace(stored, mode="hmt", recall_dim=8)
@@ -120,11 +121,11 @@ def test_parts_and_types(basic, tmp_path):
     for what, file in (("backbone", "model"), ("memory", "memory"), ("model", "model")):
         for dtype in ("bf16", "fp32"):
             target = tmp_path / f"{what}-{dtype}"
-            convert(tmp_path / "model.pth", target, options_for(case, backbone, what=what, dtype=dtype))
+            convert(tmp_path / "model.pth", target, *options_for(case, backbone, what=what, dtype=dtype))
             found = load_file(target / f"{file}.safetensors")
             assert {w.dtype for w in found.values()} == {torch.bfloat16 if dtype == "bf16" else torch.float32}
     # a converted folder is a source too
-    convert(tmp_path / "model-fp32", tmp_path / "again", Options(what="memory"))
+    convert(tmp_path / "model-fp32", tmp_path / "again", ConvertOptions(what="memory"))
     one, two = load_file(tmp_path / "again/memory.safetensors"), load_file(tmp_path / "memory-fp32/memory.safetensors")
     assert len(one) == 4 and one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
     plain = json.loads((tmp_path / "backbone-fp32/config.json").read_text())
@@ -147,14 +148,14 @@ def test_what_does_not_fit(broken, basic, tmp_path):
     if broken == "shape":
         weights["mem"] = torch.zeros(3, 5)
     if broken == "no_size":
-        options = Options(backbone=str(backbone))
+        options = (ConvertOptions(backbone=str(backbone)), ())
     if broken == "no_backbone":
-        options = Options(overrides=sizes(case))
+        options = (ConvertOptions(), sizes(case))
     if broken == "wrong_key":
-        options = Options(backbone=str(backbone), overrides=(*sizes(case), "--model.train", "frozen"))
+        options = (ConvertOptions(backbone=str(backbone)), (*sizes(case), "--model.train", "frozen"))
     torch.save(weights, tmp_path / "model.pth")
     with pytest.raises(ValueError, match=said.replace("[", r"\[").replace("]", r"\]")) as error:
-        convert(tmp_path / "model.pth", tmp_path / "hf", options)
+        convert(tmp_path / "model.pth", tmp_path / "hf", *options)
     assert len(str(error.value).splitlines()) == 1
     assert not (tmp_path / "hf").exists()
 
@@ -193,7 +194,7 @@ def test_code_is_refused_and_not_run(kind, tmp_path):
     mark = tmp_path / "ran"
     source = poisoned(tmp_path, kind, Payload(mark))
     with pytest.raises(ConversionError, match="refused, for a checkpoint must not hold code") as error:
-        convert(source, tmp_path / "hf", Options())
+        convert(source, tmp_path / "hf", ConvertOptions())
     assert len(str(error.value).splitlines()) == 1
     assert not mark.exists() and not (tmp_path / "hf").exists()
     if kind == "pth":  # the payload is a real one
@@ -224,15 +225,15 @@ def adapted(tmp_path) -> Any:
 def test_reference_adapters(adapted, tmp_path):
     """Names and arithmetic are peft's."""
     words = ("--memory.mode", "backbone", "--memory.segment_length", "8", "--memory.sensory_tokens", "0")
-    options = Options(what="backbone", backbone=str(tmp_path / "backbone"), overrides=words)
-    said = convert(tmp_path / "pth", tmp_path / "hf", options)
+    options = ConvertOptions(what="backbone", backbone=str(tmp_path / "backbone"))
+    said = convert(tmp_path / "pth", tmp_path / "hf", options, words)
     assert said[0] == "LoRA adapters are put into the weights, with alpha 32: --lora.alpha names another"
     ids = torch.arange(40)[None]
     found = AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()(ids).logits
     torch.testing.assert_close(found, adapted(ids).logits, rtol=0, atol=1e-5)
     with adapted.disable_adapter():
         assert (adapted(ids).logits - found).abs().max() > 0.1
-    convert(tmp_path / "pth", tmp_path / "less", replace(options, overrides=(*words, "--lora.alpha", "16")))
+    convert(tmp_path / "pth", tmp_path / "less", options, (*words, "--lora.alpha", "16"))
     less = AutoModelForCausalLM.from_pretrained(tmp_path / "less").eval()(ids).logits
     assert (less - found).abs().max() > 0.01
 
@@ -241,9 +242,9 @@ def test_adapters_on_tied_weights_are_refused(adapted, tmp_path):
     config = AutoConfig.for_model(**LLAMA | {"tie_word_embeddings": True})
     config.save_pretrained(tmp_path / "backbone")
     words = ("--memory.mode", "backbone", "--memory.segment_length", "8", "--memory.sensory_tokens", "0")
-    options = Options(what="backbone", backbone=str(tmp_path / "backbone"), overrides=words)
+    options = ConvertOptions(what="backbone", backbone=str(tmp_path / "backbone"))
     with pytest.raises(ConversionError, match=r"embed_tokens\.weight has an adapter and is tied"):
-        convert(tmp_path / "pth", tmp_path / "hf", options)
+        convert(tmp_path / "pth", tmp_path / "hf", options, words)
 
 
 class Reduced:

@@ -112,7 +112,7 @@ def test_each_part_is_written_to_a_folder_of_its_own(monkeypatch, capsys, recipe
 def test_a_conversion_that_is_there_is_said_before_the_training(monkeypatch, capsys, recipe, tmp_path):
     (tmp_path / "runs/my run/converted").mkdir(parents=True)
     code, _, errors = ask(monkeypatch, capsys, recipe, "--dry-run", "--then", "convert --merge")
-    assert code == 2 and errors == ["error: --then convert: runs/my run/converted is there already: move it away"]
+    assert code == 2 and errors == ["error: --then convert: runs/my run/converted exists: move it away"]
 
 
 def test_values_stay_whole(monkeypatch, capsys, recipe):
@@ -146,9 +146,9 @@ def test_scripts_are_clean(monkeypatch, capsys, recipe):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["--nodes", "0"], "--nodes: must be a whole number of at least 1, got '0'"),
-        (["--gpus-per-node", "all"], "--gpus-per-node: must be a whole number of at least 1, got 'all'"),
-        (["--array", "0-3"], "--array: must be a whole number of at least 1, got '0-3'"),
+        (["--nodes", "0"], "--nodes: must be a whole number of at least 1, or a range such as 2-8, got '0'"),
+        (["--gpus-per-node", "all"], "--gpus-per-node: must be a whole number, got 'all'"),
+        (["--array", "0-3"], "--array: must be a whole number, got '0-3'"),
         (["--time", "1day"], "--time: must be like 90 (minutes), 12:00:00 or 2-12 (days-hours), got '1day'"),
         (["--then", "deploy"], "--then: must begin with one of train, evaluate, convert, got 'deploy'"),
         (
@@ -165,7 +165,7 @@ def test_scripts_are_clean(monkeypatch, capsys, recipe):
         (["--then", "convert --merge --dtpe bf16"], "--then convert: unrecognized arguments: --dtpe bf16"),
         (
             ["--then", "convert --merge --dtype fp8"],
-            "--then convert: argument --dtype: invalid choice: 'fp8' (choose from 'bf16', 'fp32')",
+            "--then convert: --dtype: must be 'bf16' or 'fp32', got 'fp8'",
         ),
         (["--then", "convert --merge --backbone foo"], "--then convert: --backbone: the source says this itself"),
         (
@@ -221,7 +221,7 @@ def test_what_is_printed_and_what_the_job_inherits(recipe, tmp_path):
 def test_no_slurm_here(monkeypatch, capsys, recipe, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     code, _, errors = ask(monkeypatch, capsys, recipe)
-    assert code == 2 and errors == ["error: there is no sbatch here: --dry-run shows the scripts"]
+    assert code == 2 and errors == ["error: sbatch is not on the PATH: use --dry-run to print the scripts"]
     assert not (tmp_path / "runs").exists()
 
 

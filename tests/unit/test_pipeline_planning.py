@@ -231,7 +231,7 @@ def test_stages():
 
 def test_comparison():
     """Each method for each number of GPUs, with the options passed on."""
-    options = CompareOptions("13b", (8, 64), 25e9, 300e12, rows=3, segment_length=256, segments=4)
+    options = CompareOptions("13b", "8,64", 25, 300, rows=3, segment_length=256, segments=4)
     rows = comparison(options)
     assert [(gpus, way) for gpus, way, _ in rows] == [(n, w) for n in (8, 64) for w in ("ZeRO-1", "pipeline", "ZeRO-3")]
     job = Job(SHAPES["13b"], MemorySettings(256, recall_dim=5120), segments=4, rows=3)

@@ -25,7 +25,11 @@ SECTIONS = {
     "compute": (Compute, ComputeSettings),
 }
 SCHEMA = {"config/recipe.py", "memory/settings.py", "backbones/settings.py", "parallel/settings.py"}
-OTHERS = {("conversion/foreign.py", "ForeignLora", "alpha")}  # HMT-pytorch's default, which is not the recipe's
+OTHERS = {
+    ("conversion/foreign.py", "ForeignLora", "alpha"),  # HMT-pytorch's default, which is not the recipe's
+    # of a schedule that is drawn without a recipe
+    *(("planning/plan_options.py", "ScheduleOptions", name) for name in ("stages", "micro_batches", "mode")),
+}
 
 
 def declared(file: Path) -> Iterator[tuple[str, str]]:

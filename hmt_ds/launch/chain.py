@@ -1,0 +1,168 @@
+"""The jobs of a launch: a training run, and the commands that follow it with ``--then``."""
+
+import shlex
+from pathlib import Path
+
+from hmt_ds.config.config_error import ConfigError, collected
+from hmt_ds.config.load import load_recipe
+from hmt_ds.config.options import parse_options
+from hmt_ds.config.recipe import Recipe
+from hmt_ds.conversion.conversion_error import ConversionError
+from hmt_ds.conversion.convert import check_part, refuse_foreign_options
+from hmt_ds.conversion.convert_options import ConvertOptions
+from hmt_ds.launch.launch_options import LaunchOptions
+from hmt_ds.launch.script import NODE_ENV, Allocation, Job, run_folders
+from hmt_ds.preflight.prepare import check_folders, check_output
+
+COMMANDS = ("train", "evaluate", "convert")
+
+
+def plan_jobs(recipe_file: str, options: LaunchOptions, overrides: list[str], problems: list[str]) -> list[Job]:
+    """Return the jobs in order, after checking their recipes and options.
+
+    Args:
+        problems: found so far.
+
+    Raises:
+        ConfigError: with a line for each problem of any job.
+    """
+    if not NODE_ENV.exists():
+        problems.append(f"{NODE_ENV}: not found; install the project with pip install -e")
+    jobs: list[Job] = []
+    run: list[str] = []  # recipe and overrides of the run that the next commands refer to; empty if it is wrong
+    for text in [shlex.join(["train", recipe_file, *overrides]), *options.then]:
+        with collected(problems):
+            command, *words = split_command(text)
+            if command == "train":
+                run = []
+                jobs.append(training_job(words, options))
+                run = words
+            elif run:
+                jobs.append(following_job(command, words, run, jobs, options))
+    if problems:
+        raise ConfigError(problems)
+    return jobs
+
+
+def split_command(text: str) -> list[str]:
+    """Split the text of ``--then`` into a command and its words.
+
+    Raises:
+        ConfigError: if the quotes do not match, or the command is unknown.
+    """
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ConfigError([f"--then: must be quoted as in a shell, got {text!r} ({str(error).lower()})"]) from None
+    if words and words[0] in COMMANDS:
+        return words
+    raise ConfigError([f"--then: must begin with one of {', '.join(COMMANDS)}, got {text!r}"])
+
+
+def training_job(words: list[str], options: LaunchOptions) -> Job:
+    """Return the job that trains a recipe.
+
+    Args:
+        words: recipe and overrides.
+
+    Raises:
+        ConfigError: if the recipe is wrong, would overwrite a run, or is not elastic and must be.
+    """
+    if not words:
+        raise ConfigError(["--then train: name a recipe"])
+    recipe = load_recipe(words[0], words[1:])
+    problems = check_run(recipe, options)
+    if problems:
+        raise ConfigError(problems)
+    allocation = allocate(options, options.fewest_nodes, options.most_nodes)
+    training = recipe.training
+    return Job("train", tuple(words), Path(training.output), training.seed, allocation, options.tries)
+
+
+def check_run(recipe: Recipe, options: LaunchOptions) -> list[str]:
+    """Return what keeps a recipe from being trained by a job: one line per problem."""
+    training = recipe.training
+    problems = check_folders(recipe)
+    if "\n" in training.output:
+        problems.append(f"training.output: must be one line, got {training.output!r}: give another folder")
+    for folder in run_folders(Path(training.output), training.seed, options.array):
+        run = training.model_copy(update={"output": str(folder)})
+        problems += check_output(recipe.model_copy(update={"training": run}))
+    if options.fewest_nodes < options.most_nodes and not training.elastic:
+        problems.append("--nodes: a run on fewer or more machines needs --training.elastic true")
+    return problems
+
+
+def following_job(command: str, words: list[str], run: list[str], jobs: list[Job], options: LaunchOptions) -> Job:
+    """Return the job that evaluates or converts a run after its training.
+
+    Args:
+        words: the command's.
+        run: recipe and overrides of the run.
+        jobs: those before, the last of which is about the same run.
+
+    Raises:
+        ConfigError: with what would keep the command from working.
+    """
+    target = None
+    try:
+        if command == "evaluate":
+            check_evaluation(words, run)
+        else:
+            target = check_conversion(words, run)
+    except (ConfigError, ConversionError) as error:
+        raise ConfigError([f"--then {command}: {line}" for line in str(error).splitlines()]) from None
+    last = jobs[-1]
+    job = Job(command, tuple(words), last.folder, last.seed, allocate(options, 1, 1), options.tries, target)
+    if target and (problems := target_problems(job, target, jobs)):
+        raise ConfigError([f"--then convert: {line}" for line in problems])
+    return job
+
+
+def check_evaluation(words: list[str], run: list[str]) -> None:
+    """Check that a run can be evaluated.
+
+    Raises:
+        ConfigError: if an override is wrong, or there are no held-out documents.
+    """
+    if not load_recipe(run[0], [*run[1:], *words]).data.validation:
+        raise ConfigError(["data.validation: missing, there is nothing to evaluate on"])
+
+
+def check_conversion(words: list[str], run: list[str]) -> str:
+    """Check that a run can be converted; return the name of the folder to write, one for each part of the model.
+
+    Raises:
+        ConfigError: if an option is wrong.
+        ConversionError: if the run's model does not have the part.
+    """
+    recipe = load_recipe(run[0], run[1:])
+    options, unknown = parse_options(ConvertOptions, words)
+    refuse_foreign_options(options)
+    check_part(options, recipe.memory.mode, recipe.model.train)
+    if unknown:
+        raise ConfigError([f"unrecognized arguments: {shlex.join(unknown)}"])
+    return "converted" if options.what == "model" else f"converted-{options.what}"
+
+
+def target_problems(job: Job, target: str, earlier: list[Job]) -> list[str]:
+    """Return why a conversion cannot write its folder: one line per problem. Existing folders are never overwritten."""
+    existing = [folder / target for folder in job.runs if (folder / target).exists()]
+    problems = [f"{path} exists: move it away" for path in existing]
+    if any((other.folder, other.target) == (job.folder, target) for other in earlier):
+        problems.append(f"two would write {job.folder / target}: leave one out, or name another part with --what")
+    return problems
+
+
+def allocate(options: LaunchOptions, fewest: int, most: int) -> Allocation:
+    """Return what a job on some nodes asks of Slurm."""
+    return Allocation(
+        fewest,
+        most,
+        options.gpus_per_node,
+        options.time,
+        options.partition,
+        options.account,
+        options.array,
+        options.sbatch,
+    )

@@ -1,0 +1,73 @@
+"""The options of `hmt-ds launch slurm`. Imports no torch: the command line builds its help from this module."""
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator
+from pydantic.dataclasses import dataclass
+
+from hmt_ds.config.options import AtLeastOne, Options
+from hmt_ds.config.sections import STRICT
+
+# minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes, days-hours:minutes:seconds
+TIME = r"\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+(:\d\d){0,2}"
+
+
+def like(pattern: str, example: str) -> AfterValidator:
+    """Return a validator that accepts only text of a pattern."""
+
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(f"must be {example}, got {text!r}")
+        return text
+
+    return AfterValidator(check)
+
+
+def check_nodes(text: str) -> str:
+    """Raise ValueError unless text is a number of nodes, or a range of them."""
+    numbers = [int(number) if number.isdecimal() else 0 for number in text.split("-", 1)]
+    if min(numbers) < 1 or numbers != sorted(numbers):
+        raise ValueError(f"must be a whole number of at least 1, or a range such as 2-8, got {text!r}")
+    return text
+
+
+Name = Annotated[str, like(r"\S+", "a name without blanks")]
+SbatchOption = Annotated[str, like(r"[a-z][a-z-]+(=\S+)?", "like exclusive or qos=high")]
+
+
+@dataclass(frozen=True, config=STRICT)
+class LaunchOptions(Options):
+    """The options of `hmt-ds launch slurm`."""
+
+    nodes: Annotated[str, "N", AfterValidator(check_nodes)] = "1"
+    """nodes; with training.elastic also a range such as 2-8"""
+    gpus_per_node: AtLeastOne = 8
+    """GPUs, and ranks, on each node"""
+    time: Annotated[str, "LIMIT", like(TIME, "like 90 (minutes), 12:00:00 or 2-12 (days-hours)")] = "24:00:00"
+    """time limit of each start of the job, in one of Slurm's forms"""
+    partition: Annotated[Name | None, "NAME"] = None
+    """Slurm partition"""
+    account: Annotated[Name | None, "NAME"] = None
+    """Slurm account"""
+    sbatch: Annotated[tuple[SbatchOption, ...], "OPTION"] = ()
+    """another option of sbatch without its dashes, such as qos=high; can be repeated"""
+    array: AtLeastOne | None = None
+    """number of runs that differ in training.seed, counted up, in folders seed_0, seed_1 and so on"""
+    tries: AtLeastOne = 3
+    """starts without a newer checkpoint before the job gives up"""
+    then: Annotated[tuple[str, ...], "COMMAND"] = ()
+    """job to run after the one before has succeeded: evaluate, convert, "convert --merge", "train other.yaml"; can be
+    repeated"""
+    dry_run: bool = False
+    """print the scripts; write and submit nothing"""
+
+    @property
+    def fewest_nodes(self) -> int:
+        """The lower end of ``nodes``."""
+        return int(self.nodes.split("-")[0])
+
+    @property
+    def most_nodes(self) -> int:
+        """The upper end of ``nodes``."""
+        return int(self.nodes.split("-")[-1])
