@@ -95,7 +95,7 @@ def measure(recipe: Recipe, prepared: Prepared, options: BenchOptions, device: t
     training = recipe.training
     runs = Bench(executor, steps_of(recipe, prepared, options, executor))
     logger.info("%d warm-up steps, then %d timed ones", options.warmup, options.steps)
-    if options.warmup < (steps := executor.budget.settled_after):
+    if options.warmup < (steps := executor.budget.warm_up_steps):
         logger.info("a GPU reaches full speed after %d steps: --warmup %d is too short", steps, options.warmup)
     runs.warm_up(options.warmup)
     timed = runs.timed(options.steps)

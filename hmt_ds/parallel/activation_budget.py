@@ -1,4 +1,4 @@
-"""How much of a window can be kept: by what a step takes of the GPU's memory."""
+"""Choose how many segments keep their activations, from measured peak memory."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,46 +7,56 @@ import torch
 
 from hmt_ds.distributed.process_group import smallest
 from hmt_ds.memory import MemorySettings, RecomputePlan, Summary
-from hmt_ds.parallel.compute_choice import ComputeSettings
+from hmt_ds.parallel.settings import ComputeSettings
 
-MARGIN = 0.92  # of the GPU's memory is planned with; the rest is for what differs between steps
-MEASURED = 2  # the step that is measured; in the first, optimizer states may be missing, and compilers work
-CAPTURED = MEASURED + 2  # the step whose readings go into CUDA graphs; the one before it compiles what was planned
+MARGIN = 0.92  # share of the GPU's memory to plan with; the rest is for differences between steps
+MEASURED = 2  # the measured step; in the first, optimizer states may be missing and compilers take memory
+CAPTURED = MEASURED + 2  # the step that captures CUDA graphs; the one before compiles what the plan asks for
+
+Forward = Callable[..., Any]  # an HMT's forward pass: a segment gives a SegmentOutput, a summary its queries
 
 
 class ActivationBudget:
-    """Decides what is kept of a window.
+    """The recomputation plan of the coming steps.
 
-    The first steps keep one segment. When one of them was measured, as many segments keep their activations as fit
-    beside all else, and summaries are read in larger batches. All ranks keep the same.
+    The first steps keep the activations of one segment. One of them is measured; then as many segments keep their
+    activations as fit beside everything else, and summaries run in larger batches. All ranks use the same plan.
+
+    Attributes:
+        plan: of the coming step.
+        segment_bytes: of the largest autograd graph of a segment in the measured step.
+        summary_bytes: of the largest graph of a batch of summaries.
+        peak: bytes allocated at most while windows ran.
+        peak_after: and in the gradient reduction and the optimizer's step after them.
     """
 
     def __init__(self, compute: ComputeSettings, settings: MemorySettings, depth: int, device: torch.device):
         self.compute, self.settings, self.depth, self.device = compute, settings, depth, device
-        self.segment = self.summary = 0  # bytes of the largest graph of each
-        self.step, self.peak, self.peak_behind = 1, 0, 0
-        # at first, batches of summaries that are no larger than a segment
-        self.plan = self.bounded(1, max(n for n in self.divisors if n == 1 or n * settings.summary_share <= 1), 0)
+        self.segment_bytes = self.summary_bytes = 0
+        self.step, self.peak, self.peak_after = 1, 0, 0
+        # before anything is measured: batches of summaries that are no larger than a segment
+        batch = max(n for n in self.batch_sizes if n == 1 or n * settings.summary_share <= 1)
+        self.plan = self.within_recipe(1, batch, 0)
 
     @property
-    def divisors(self) -> list[int]:
-        """Sizes of batches that are all alike: what is compiled or captured is so for a size."""
+    def batch_sizes(self) -> list[int]:
+        """Batch sizes that divide the window: every shape is compiled and captured by itself, so there is one."""
         return [n for n in range(1, self.depth + 1) if self.depth % n == 0]
 
     @property
-    def measures(self) -> bool:
-        """Whether the present step is the measured one. (On CPUs none is: there the plan stays as it is.)"""
+    def is_measured_step(self) -> bool:
+        """Whether this is the measured step. CPUs do not count allocations: there the first plan stays."""
         return self.device.type != "cpu" and self.step == MEASURED
 
     @property
-    def settled_after(self) -> int:
-        """Steps after which all is as it stays: planned, compiled, and captured if it is to be."""
+    def warm_up_steps(self) -> int:
+        """Steps until everything is planned, compiled and captured."""
         if self.device.type == "cpu":
             return 0
         return CAPTURED if self.compute.cuda_graphs == "always" else CAPTURED - 1
 
-    def bounded(self, segments: int, batch: int, batches: int) -> RecomputePlan:
-        """The plan that the recipe leaves of these numbers."""
+    def within_recipe(self, segments: int, batch: int, batches: int) -> RecomputePlan:
+        """The plan with these numbers, except for those that the recipe fixes."""
         if self.compute.recompute in ("none", "selective"):
             segments, batches = self.depth, self.depth
         elif self.compute.recompute != "auto":
@@ -55,77 +65,82 @@ class ActivationBudget:
             batch = self.compute.summary_batch
         return RecomputePlan(min(segments, self.depth), min(batch, self.depth), batches)
 
-    def watch(self, read: Callable[..., Any]) -> Callable[..., Any]:
-        """The reader of a step; where the step is measured, one that notes how much memory its graphs take."""
-        if not self.measures:
-            return read
+    def measure(self, forward: Forward) -> Forward:
+        """Wrap a forward pass so that the measured step notes the memory of its autograd graphs."""
+        if not self.is_measured_step:
+            return forward
         cuda = torch.get_device_module(self.device)
 
-        def watched(part: Any, *arguments: Any, **options: Any) -> Any:
+        def measured(part: object, *arguments: Any, **options: Any) -> object:
             before = cuda.memory_allocated()
-            output = read(part, *arguments, **options)
+            output = forward(part, *arguments, **options)
             if torch.is_grad_enabled():
-                kind = "summary" if isinstance(part, Summary) else "segment"
+                kind = "summary_bytes" if isinstance(part, Summary) else "segment_bytes"
                 setattr(self, kind, max(getattr(self, kind), cuda.memory_allocated() - before))
             return output
 
         cuda.reset_peak_memory_stats()
-        return watched
+        return measured
 
     def backward_done(self) -> None:
-        """All backward passes of a step are done: their peak, and that of the reduction and the optimizer behind them,
-        are measured apart."""
-        if self.measures:
+        """Note the peak of the windows, after the last backward pass of a step.
+
+        The reduction and the optimizer have a peak of their own: they run when activations are freed, so only CUDA
+        graphs, which never free their memory, add to it.
+        """
+        if self.is_measured_step:
             cuda = torch.get_device_module(self.device)
             self.peak = cuda.max_memory_allocated()
             cuda.reset_peak_memory_stats()
 
     def step_done(self) -> None:
-        """Plan the next steps by the measured one, on the rank that has least room."""
-        if self.measures:
-            self.peak_behind = torch.get_device_module(self.device).max_memory_allocated()
-            self.plan = self.bounded(*map(int, smallest(self.what_fits(), self.device)))
+        """After the measured step: plan the next ones, by the rank with the least memory left."""
+        if self.is_measured_step:
+            self.peak_after = torch.get_device_module(self.device).max_memory_allocated()
+            self.plan = self.within_recipe(*map(int, smallest(self.largest_plan(), self.device)))
         self.step += 1
 
-    def what_fits(self) -> list[int]:
-        """Segments that keep their activations, summaries in a batch, and batches that keep theirs."""
+    def largest_plan(self) -> list[int]:
+        """Segments that keep activations, summaries in a batch, and batches that keep theirs, as many as fit."""
         graphs, peak = self.compute.cuda_graphs == "always", self.peak
-        if graphs:  # what they have taken nobody else can use, and one segment is in the peak of all
-            peak = max(peak, self.peak_behind + self.segment)
-        room = self.beside(peak)
-        single = self.summary / self.plan.summary_segments
         if graphs:
-            room -= 2 * self.segment  # each capture has a rehearsal
-            batch = self.batch_in(room / 4)
-            room -= batch * single
-            segments = self.segments_in(room)
+            # Captured memory stays allocated during the reduction and the optimizer's step. The peak of the windows
+            # contains one segment already, so it is added to the other peak before the two are compared.
+            peak = max(peak, self.peak_after + self.segment_bytes)
+        left = self.bytes_left(peak)
+        single = self.summary_bytes / self.plan.summary_segments
+        if graphs:
+            left -= 2 * self.segment_bytes  # a capture is preceded by a warm-up pass, which keeps its memory too
+            batch = self.batch_within(left / 4)
+            left -= batch * single
+            segments = self.segments_within(left)
         else:
-            segments = self.segments_in(room)
-            # a batch goes backward when the graphs of its segments are gone
-            batch = self.batch_in(segments * self.segment)
-        left = room - (segments - 1) * self.segment
+            segments = self.segments_within(left)
+            # A batch of summaries runs backward when the graphs of its own segments are freed: it may take their place.
+            batch = self.batch_within(segments * self.segment_bytes)
+        left -= (segments - 1) * self.segment_bytes
         batches = max(0, int(left // max(batch * single, 1))) if segments == self.depth else 0
         return [segments, batch, batches]
 
-    def beside(self, peak: int) -> float:
-        """Bytes of the GPU's memory that are free when so many are taken, less a margin."""
+    def bytes_left(self, peak: int) -> float:
+        """Bytes of the GPU's memory beside a peak, a margin and what is allocated outside of torch."""
         total = torch.get_device_module(self.device).mem_get_info()[1]
         return MARGIN * total - outside_torch(self.device) - peak
 
-    def batch_in(self, room: float) -> int:
-        """How many summaries are read at once where so many bytes may be taken, if the recipe does not say it."""
+    def batch_within(self, size: float) -> int:
+        """The number of summaries in a batch of at most ``size`` bytes, unless the recipe fixes it."""
         if isinstance(self.compute.summary_batch, int):
             return self.plan.summary_segments
-        single = self.summary / self.plan.summary_segments
-        return max(n for n in self.divisors if n * single <= max(room, single))
+        single = self.summary_bytes / self.plan.summary_segments
+        return max(n for n in self.batch_sizes if n * single <= max(size, single))
 
-    def segments_in(self, room: float) -> int:
-        """How many segments keep their activations in so many bytes; one has its place already."""
-        return min(self.depth, 1 + max(0, int(room // max(self.segment, 1))))
+    def segments_within(self, size: float) -> int:
+        """The number of segments that keep their activations in ``size`` bytes beside the one of the measured step."""
+        return min(self.depth, 1 + max(0, int(size // max(self.segment_bytes, 1))))
 
 
 def outside_torch(device: torch.device) -> int:
-    """Bytes of a GPU's memory that torch's allocator does not have: CUDA's own, NCCL's, other processes'."""
+    """Bytes of a GPU's memory outside of torch's allocator: CUDA's, NCCL's, other processes'."""
     cuda = torch.get_device_module(device)
     free, total = cuda.mem_get_info()
     return int(total - free - cuda.memory_reserved())

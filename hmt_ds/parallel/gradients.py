@@ -1,12 +1,12 @@
-"""When gradients are reduced over the ranks: after each backward pass, or once per optimizer step.
+"""When gradients are reduced over the ranks: after every backward pass, or once per optimizer step.
 
-After each pass: DeepSpeed shards what the pass has left, and sums the shards in float32. Nothing whole stands.
+After every pass: DeepSpeed shards the gradients of one segment and sums the shards in fp32. No rank ever holds a whole
+gradient.
 
-Once per step: each rank sums its own gradients in float32 first. The model that reads is a second tree of modules over
-the same weights, so that DeepSpeed's hooks are not in its way; they run for every backward pass, and at stage 3 for
-every module. In the end the sums are handed to DeepSpeed's engine as if one backward pass had made them. That takes 4
-bytes for each trained weight on every rank, and at stage 3 the whole weights for as long as the step lasts. At stage 1
-in bf16 DeepSpeed holds such sums itself, whole: there they are made in its own.
+Once per step: each rank sums its own gradients in fp32 buffers and gives the sums to DeepSpeed's engine as if one
+backward pass had made them. Forward passes go through a second tree of modules over the same weights, because
+DeepSpeed's hooks in the first tree run for every backward pass (at stage 3 for every module). This takes 4 bytes per
+trained weight on every rank, and at stage 3 the whole weights during the step.
 """
 
 import copy
@@ -17,6 +17,7 @@ from typing import Any
 import deepspeed
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from hmt_ds.distributed.deepspeed_internals import (
     all_reduce_fp32_sums,
@@ -27,108 +28,114 @@ from hmt_ds.distributed.deepspeed_internals import (
 from hmt_ds.distributed.engine import Engine
 from hmt_ds.memory import HMT
 from hmt_ds.memory.bptt import Phase
-from hmt_ds.parallel.activation_budget import CAPTURED
-from hmt_ds.parallel.cuda_graphs import GraphedReader
+from hmt_ds.parallel.activation_budget import CAPTURED, Forward
+from hmt_ds.parallel.cuda_graphs import GraphedForward
 from hmt_ds.parallel.layer_groups import LayerGroups
 
 
 class ReducePerSegment:
-    """Every backward pass goes through the engine.
+    """Run every backward pass through the engine.
 
     Args:
-        model: the one that DeepSpeed is given.
+        model: the one that DeepSpeed gets.
     """
 
     def __init__(self, model: HMT):
         self.model = model
 
     def attach(self, engine: Engine[HMT]) -> None:
-        """Work with this engine."""
+        """Use this engine, which was built around the model."""
         self.engine = engine
         move_buffers(self.model, engine.device)
         for module in self.model.modules():
             if isinstance(module, LayerGroups):
-                module.gather_ahead(engine)
+                module.prefetch_with(engine)
 
-    def forward(self, *arguments: Any, **options: Any) -> Any:
-        """Read a segment or a summary."""
-        return self.engine(*arguments, **options)
+    @property
+    def forward(self) -> Forward:
+        """The forward pass of a segment or a summary."""
+        return self.engine
 
     @contextmanager
     def accumulate(self, passes: int, scale: float, phase: Phase) -> Iterator[None]:
-        """Around all backward passes of an optimizer step, of which there are so many."""
+        """Surround the backward passes of an optimizer step."""
         self.remaining = passes
         yield
         assert self.remaining == 0, f"{self.remaining} of {passes} backward passes are missing"
 
     def backward(self, scalar: Tensor) -> None:
-        """The backward pass of one segment; the last one of a step is where DeepSpeed finishes the gradients."""
+        """Run one backward pass. In the last one of a step DeepSpeed completes its gradients."""
         self.remaining -= 1
         start_backward(self.engine)
         self.engine.set_gradient_accumulation_boundary(self.remaining == 0)
         self.engine.backward(scalar, scale_wrt_gas=False)
 
     def step_done(self) -> None:
-        """A step is over."""
+        """Do nothing: there is nothing to capture."""
 
 
 class ReducePerStep:
-    """Backward passes are torch's own; the engine gets the sums.
+    """Run backward passes without the engine, sum in fp32, and give the engine the sums.
 
     Args:
-        model: the one that DeepSpeed is given; make this before the engine, which puts hooks into it.
-        autocast: the context in which the model reads.
-        graphs: capture the readings in CUDA graphs, and replay them.
+        model: the one that DeepSpeed gets; make this before the engine, which puts hooks into the model.
+        autocast: the context of forward passes.
+        graphs: capture forward and backward passes in CUDA graphs and replay them.
     """
 
-    def __init__(self, model: HMT, autocast: AbstractContextManager[Any], graphs: bool = False):
+    def __init__(self, model: HMT, autocast: AbstractContextManager[object], graphs: bool = False):
         self.autocast, self.weights = autocast, list(model.parameters())
         self.steps, self.graphs = 0, graphs
-        self.replays: GraphedReader | None = None
+        self.replays: GraphedForward | None = None
+        # The second tree has parameters of its own, so that gradients and hooks do not mix with DeepSpeed's; their data
+        # is the weights' data (at stage 3 from step to step, while the weights are gathered).
         self.aliases = [nn.Parameter(weight.detach(), weight.requires_grad) for weight in self.weights]
         self.pairs = list(zip(self.weights, self.aliases, strict=True))
         self.model = copy.deepcopy(model, {id(weight): alias for weight, alias in self.pairs})
         self.sums: dict[nn.Parameter, Tensor] = {}
-        self.in_place = False  # whether they are DeepSpeed's own
-        self.shared: list[tuple[nn.Parameter, Any]] = []  # weights that other ranks of a group have too
+        self.in_place = False  # whether the sums are DeepSpeed's own buffers
+        self.shared: list[tuple[nn.Parameter, ProcessGroup]] = []  # weights that other ranks of a group have too
         for alias in self.aliases:
             if alias.requires_grad:
                 alias.register_post_accumulate_grad_hook(self.add)
 
     def attach(self, engine: Engine[HMT]) -> None:
-        """Work with this engine."""
+        """Use this engine, which was built around the model."""
         self.engine, self.sharded = engine, engine.zero_optimization_stage() == 3
         move_buffers(self.model, engine.device)
 
-    def forward(self, *arguments: Any, **options: Any) -> Any:
-        """Read a segment or a summary."""
-        return (self.replays or self.forward_eagerly)(*arguments, **options)
+    def forward(self, *arguments: Any, **options: Any) -> object:
+        """Run a segment or a summary, by CUDA graphs if they were captured."""
+        return (self.replays or self.eager_forward)(*arguments, **options)
 
-    def forward_eagerly(self, *arguments: Any, **options: Any) -> Any:
-        """Read kernel by kernel."""
+    def eager_forward(self, *arguments: Any, **options: Any) -> object:
+        """Run a segment or a summary kernel by kernel."""
         with self.autocast:
             return self.model(*arguments, **options)
 
     def step_done(self) -> None:
-        """A step is over. One is measured, the next compiles what the plan made of it; what follows is captured."""
+        """Capture CUDA graphs when it is time.
+
+        The second step is measured; the third compiles the shapes of the resulting plan; the fourth captures.
+        """
         self.steps += 1
         if self.graphs and self.replays is None and self.steps + 1 >= CAPTURED:
             torch.cuda.empty_cache()
-            self.replays = GraphedReader(self.forward_eagerly)
+            self.replays = GraphedForward(self.eager_forward)
         elif self.replays:
             self.replays.complete = True
 
     @contextmanager
     def accumulate(self, passes: int, scale: float, phase: Phase) -> Iterator[None]:
-        """Around all backward passes of an optimizer step. At stage 3 the weights are whole for so long."""
+        """Surround the backward passes of an optimizer step. At stage 3 the whole weights are gathered meanwhile."""
         self.scale = scale
         with deepspeed.zero.GatheredParameters(self.weights, enabled=self.sharded):
             if any(weight.data_ptr() != alias.data_ptr() for weight, alias in self.pairs):
                 for weight, alias in self.pairs:
                     alias.data = weight.data
-                self.replays = None  # what was captured reads where the weights were
-            self.make_sums()
-            with self.without_shards():
+                self.replays = None  # CUDA graphs read weights at the addresses of their capture
+            self.allocate_sums()
+            with self.free_gradient_shard():
                 yield
             with phase("reduce"):
                 self.deliver()
@@ -136,44 +143,51 @@ class ReducePerStep:
                 alias.data = alias.data.new_empty(0)
 
     @contextmanager
-    def without_shards(self) -> Iterator[None]:
-        """At stage 3 DeepSpeed holds a float32 shard of the gradients, which nobody reads before the sums are
-        delivered: for so long its memory is lent to activations."""
-        shards = gradient_shard(self.engine)
-        if shards is None:
+    def free_gradient_shard(self) -> Iterator[None]:
+        """Free ZeRO-3's fp32 gradient shard during the step and restore it before the reduction."""
+        shard = gradient_shard(self.engine)
+        if shard is None:
             yield
             return
-        storage = shards.untyped_storage()
+        # DeepSpeed holds views of this buffer, so the tensor must stay; only its storage goes. Nothing reads the shard
+        # before the reduction, and activations can use the memory.
+        storage = shard.untyped_storage()
         size = storage.nbytes()
         storage.resize_(0)
         yield
         storage.resize_(size)
-        shards.zero_()
+        shard.zero_()  # DeepSpeed also looks for NaN in the padding, which no gradient overwrites
 
-    def make_sums(self) -> None:
-        """Zeros, in the first step, before any activation: what stays must not stand between what comes and goes."""
+    def allocate_sums(self) -> None:
+        """Allocate the gradient accumulation buffers, zeroed, in the first step.
+
+        Always fp32: in bf16, 1,024 equal gradients of 1 sum to 256, because adding 1 to 256 rounds back to 256.
+        """
         if self.sums:
             return
-        lent = fp32_gradient_sums(self.engine)
-        self.in_place = bool(lent)
+        # Before any activation is allocated: buffers that stay would otherwise fragment the memory of those that go.
+        # BF16_Optimizer (stage 1 in bf16) has whole fp32 buffers already. Summing into them saves the 4 bytes per
+        # weight, and its step zeroes them.
+        existing = fp32_gradient_sums(self.engine)
+        self.in_place = bool(existing)
         for weight, alias in self.pairs:
             if alias.requires_grad and self.in_place:
-                self.sums[alias] = lent[weight].view_as(alias)
+                self.sums[alias] = existing[weight].view_as(alias)
             elif alias.requires_grad:
                 self.sums[alias] = torch.zeros_like(alias, dtype=torch.promote_types(alias.dtype, torch.float32))
 
     def backward(self, scalar: Tensor) -> None:
-        """The backward pass of one segment."""
+        """Run one backward pass."""
         (scalar * self.scale).backward()
 
     def add(self, alias: nn.Parameter) -> None:
-        """Move what a backward pass has left at a weight to its sum."""
+        """Add a weight's gradient of one backward pass to its sum; a hook, so that the gradient is freed at once."""
         assert alias.grad is not None
         self.sums[alias].add_(alias.grad)
         alias.grad = None
 
     def deliver(self) -> None:
-        """Hand the sums to the engine, which reduces them over the ranks; afterwards they are zero."""
+        """Give the sums to the engine, which reduces them over the ranks, and zero them."""
         for alias, group in self.shared:
             torch.distributed.all_reduce(self.sums[alias], group=group)
         self.engine.set_gradient_accumulation_boundary(True)
@@ -185,7 +199,7 @@ class ReducePerStep:
         def forward() -> Tensor:
             return torch.stack([DeliverGradient.apply(weight, total, self.scale) for weight, total in trained]).sum()
 
-        # through the engine's forward pass, in which DeepSpeed makes itself ready for a backward pass
+        # The engine must run this function as its forward pass: that is where DeepSpeed gets ready for a backward pass.
         module: nn.Module = self.engine.module
         module.forward = forward
         try:
@@ -207,7 +221,7 @@ def move_buffers(model: nn.Module, device: torch.device) -> None:
 
 
 class DeliverGradient(torch.autograd.Function):
-    """A zero whose gradient with respect to a weight is a sum that was made elsewhere."""
+    """Returns zero; its gradient with respect to a weight is a sum that was computed elsewhere."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, total: Tensor, scale: float) -> Tensor:
@@ -216,7 +230,7 @@ class DeliverGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        # the engine multiplies its scalar by the scale that the sums bear already
-        handed_over = (ctx.total * (gradient / ctx.scale)).to(ctx.dtype)
+        # the engine multiplies its scalar by the loss scale, which the sums contain already
+        delivered = (ctx.total * (gradient / ctx.scale)).to(ctx.dtype)
         ctx.total.zero_()
-        return handed_over, None, None
+        return delivered, None, None

@@ -1,10 +1,11 @@
-"""ZeRO-3's unit of gathering: runs of layers, so that its hooks run once for several layers and not for each module."""
+"""Groups of layers that ZeRO-3 gathers at once, so that its hooks run once per group and not for every module."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
 from hmt_ds.backbones import CausalLM
 from hmt_ds.backbones.compute import decoder_layers
@@ -14,102 +15,100 @@ from hmt_ds.distributed.engine import Engine
 from hmt_ds.memory import HMT
 
 
-def group_layers(backbone: CausalLM, per_leaf: int) -> None:
-    """Let ZeRO-3 gather the decoder's layers in runs of so many; names of parameters stay as they are."""
+def group_layers(backbone: CausalLM, group_size: int) -> None:
+    """Let ZeRO-3 gather the decoder's layers in groups of ``group_size``; parameters keep their names."""
     module, name = decoder_layers(backbone)
-    setattr(module, name, LayerGroups(getattr(module, name), per_leaf))
+    setattr(module, name, LayerGroups(getattr(module, name), group_size))
 
 
-def can_run_together(config: Any) -> bool:
-    """Whether layers can be called in runs: they must hand on a tensor and nothing else, and none may be left out."""
+def can_group_layers(config: PretrainedConfig) -> bool:
+    """Whether layers can run in groups: they return one tensor, and none is dropped at random."""
     return config.model_type in FAMILIES and not getattr(config, "layerdrop", 0)
 
 
 class LayerGroups(nn.ModuleList):
-    """A list of layers whose members are called in runs.
+    """A list of layers that run in groups.
 
-    Its registered members are the layers, so parameters keep their names. Whoever walks the tree by ``children``, as
-    DeepSpeed does to put its hooks, finds the runs instead. Whoever iterates, as decoders do, gets a caller for each
-    layer: it notes the call, and the last caller of a run calls the run.
+    The registered members are the layers, so parameters keep their names. DeepSpeed puts its hooks into what it finds
+    in ``children``: there it finds the groups. A decoder iterates over the list and calls each layer: there it gets a
+    :class:`LayerCall`, which only notes the call; the call of a group's last layer runs the group.
     """
 
-    runs: "list[LayerGroup]"
-
-    def __init__(self, layers: nn.ModuleList, per_leaf: int):
+    def __init__(self, layers: nn.ModuleList, group_size: int):
         super().__init__(layers)
         members = list(layers)
-        starts = range(0, len(members), per_leaf)
-        runs = [LayerGroup(members[start : start + per_leaf]) for start in starts]
-        object.__setattr__(self, "runs", runs)  # past nn.Module, which would register them
+        starts = range(0, len(members), group_size)
+        # a plain list, so that the groups are not registered as modules and parameters keep their names
+        self.groups = [LayerGroup(members[start : start + group_size]) for start in starts]
 
-    def gather_ahead(self, engine: Engine[HMT]) -> None:
-        """Let each run start the gathering of the one after it, and in the backward pass of the one before it.
+    def prefetch_with(self, engine: Engine[HMT]) -> None:
+        """Let each group prefetch the next one in the forward pass, and the previous one in the backward pass.
 
-        DeepSpeed's own prefetching follows a trace, of one sequence of modules. Here several take turns (summaries,
-        segments with and without a graph), so that its trace is dropped and made anew all the time.
+        DeepSpeed's own prefetching follows a recorded trace of modules. Here summaries, and segments with and without a
+        graph, take turns: it would invalidate and record its trace again all the time.
         """
         gather = gather_function(engine)
-        for run, after in zip(self.runs[:-1], self.runs[1:], strict=True):
-            run.gather_next = partial(gather, set(after.parameters()), True)
-            after.gather_previous = partial(gather, set(run.parameters()), False)
+        for group, after in zip(self.groups[:-1], self.groups[1:], strict=True):
+            group.prefetch_next = partial(gather, set(after.parameters()), True)
+            after.prefetch_previous = partial(gather, set(group.parameters()), False)
 
     def named_children(self) -> Iterator[tuple[str, nn.Module]]:
-        """The runs."""
-        return ((f"run_{number}", run) for number, run in enumerate(self.runs))
+        """The groups."""
+        return ((f"group_{number}", group) for number, group in enumerate(self.groups))
 
     def named_modules(
         self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
     ) -> Iterator[tuple[str, nn.Module]]:
-        """The layers and what is in them, and the runs, which have no parameters of their own."""
+        """The layers with their submodules, and the groups, which have no parameters of their own."""
         yield from super().named_modules(memo, prefix, remove_duplicate)
-        yield from ((f"{prefix}.{name}", run) for name, run in self.named_children())
+        yield from ((f"{prefix}.{name}", group) for name, group in self.named_children())
 
     def __iter__(self) -> Iterator[Any]:
-        for run in self.runs:
-            for layer in run.layers:
-                yield LayerCall(run, layer)
+        for group in self.groups:
+            for layer in group.layers:
+                yield LayerCall(group, layer)
 
     def __getitem__(self, index: int | slice) -> Any:
-        """The layer at an index; the callers for a slice, which must be all."""
+        """The layer at an index; for a slice, which must be the whole list, the calls."""
         if isinstance(index, slice):
-            callers = list(self)
-            assert len(callers[index]) == len(callers), "runs are called whole"
-            return callers
+            calls = list(self)
+            assert len(calls[index]) == len(calls), "a group of layers runs as a whole"
+            return calls
         return super().__getitem__(index)
 
 
 class LayerGroup(nn.Module):
-    """Some consecutive layers that ZeRO-3 gathers and releases together."""
+    """Consecutive layers that ZeRO-3 gathers and releases together."""
 
     def __init__(self, layers: list[nn.Module]):
         super().__init__()
         self.layers = nn.ModuleList(layers)
         mark_leaf(self)
-        self.calls: list[tuple[nn.Module, tuple[Any, ...], dict[str, Any]]] = []
-        self.gather_next: Callable[[], None] = lambda: None
-        self.gather_previous: Callable[[], None] = lambda: None
+        self.calls: list[Callable[[Tensor], Tensor]] = []
+        self.prefetch_next: Callable[[], None] = lambda: None
+        self.prefetch_previous: Callable[[], None] = lambda: None
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Make the calls that were noted, one after the other: ``[b, t, d]`` -> ``[b, t, d]``."""
+        """Make the noted calls one after the other, ``[b, t, d]`` -> ``[b, t, d]``."""
         calls, self.calls = self.calls, []
-        self.gather_next()
-        for layer, arguments, options in calls:
-            hidden = layer(hidden, *arguments, **options)
+        self.prefetch_next()
+        for call in calls:
+            hidden = call(hidden)
         if hidden.requires_grad:
-            # comes after DeepSpeed's own hook, which gathers this run
-            hidden.register_hook(lambda gradient: self.gather_previous())
+            # runs after DeepSpeed's own hook, which gathers this group
+            hidden.register_hook(lambda gradient: self.prefetch_previous())
         return hidden
 
 
 class LayerCall:
-    """Stands for a layer while a decoder goes through its list."""
+    """Replaces a layer while a decoder iterates over its list."""
 
-    def __init__(self, run: LayerGroup, layer: nn.Module):
-        self.run, self.layer = run, layer
+    def __init__(self, group: LayerGroup, layer: nn.Module):
+        self.group, self.layer = group, layer
 
     def __call__(self, hidden: Tensor, *arguments: Any, **options: Any) -> Tensor:
-        self.run.calls.append((self.layer, arguments, options))
-        return self.run(hidden) if self.layer is self.run.layers[-1] else hidden
+        self.group.calls.append(lambda given: self.layer(given, *arguments, **options))
+        return self.group(hidden) if self.layer is self.group.layers[-1] else hidden
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.layer, name)

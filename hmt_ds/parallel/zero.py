@@ -52,7 +52,7 @@ class ZeroExecutor:
     def backward_through(self, window: Window, weight: float) -> tuple[Tensor, Tensor]:
         """Add a window's gradients and carry the memory on; see :class:`hmt_ds.parallel.protocols.Executor`."""
         sums, state = backward_through_time(
-            self.budget.watch(self.gradients.forward),
+            self.budget.measure(self.gradients.forward),
             self.settings,
             window if self.compute.spill else window.to(self.device),
             self.state or empty_state(self, len(window.input_ids), self.settings.kept_memories),

@@ -9,7 +9,7 @@ from hmt_ds.backbones.compute import liger_knows
 from hmt_ds.backbones.families import FAMILIES
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.parallel.deepspeed_config.fill import offloads, stage_of
-from hmt_ds.parallel.layer_groups import can_run_together
+from hmt_ds.parallel.layer_groups import can_group_layers
 from hmt_ds.planning.activations import GIB, kept_bytes
 
 
@@ -79,7 +79,7 @@ def check_leaves(recipe: Recipe, config: Any, stage: int) -> list[str]:
         return [f"compute.leaf_layers is {wanted}, but only ZeRO-3 gathers layers, not stage {stage}: take auto"]
     if int(wanted) > config.num_hidden_layers:
         return [f"compute.leaf_layers is {wanted} layers, the backbone has {config.num_hidden_layers}"]
-    if int(wanted) > 1 and not can_run_together(config):
+    if int(wanted) > 1 and not can_group_layers(config):
         reason = "has layerdrop" if config.model_type in FAMILIES else "is not in the table of families"
         return [f"compute.leaf_layers is {wanted}, but {config.model_type} {reason}, and then it can be 1 only"]
     return []

@@ -47,7 +47,7 @@ def gradients_of(backbone: dict[str, Any], keeps: int, seed: int) -> tuple[dict[
     stage = build_stage(backbone, MEMORY, span, dtype=torch.float32, seed=1)
     options = ExecutorOptions(ds_config, "fp32", torch.device("cpu"), SEGMENTS, ComputeSettings(kernels="plain"))
     executor = PipelineExecutor(stage, topology, options, micro_batches=PARTS)
-    executor.budget.segment = executor.budget.summary = 1
+    executor.budget.segment_bytes = executor.budget.summary_bytes = 1
     executor.budget.free_bytes = keeps
     found: dict[str, Tensor] = {}
     step, recompute, again = executor.engine.step, StagePass.recompute, []

@@ -191,7 +191,7 @@ def make_executor(case: Case, device: torch.device) -> PipelineExecutor:
     options = ExecutorOptions(config, case.precision, device, case.segments, ComputeSettings(kernels="plain"))
     live_inputs = LIMIT if case.spill else None
     executor = PipelineExecutor(model, topology, options, micro_batches=case.micro_batches, live_inputs=live_inputs)
-    executor.budget.segment = executor.budget.summary = 1
+    executor.budget.segment_bytes = executor.budget.summary_bytes = 1
     executor.budget.free_bytes = case.keeps
     return executor
 

@@ -75,7 +75,7 @@ def measured(
     found = ActivationBudget(ComputeSettings(**{"cuda_graphs": "never"} | compute), SETTINGS, DEPTH, GPU)
     for _ in range(MEASURED):
         gpu.allocated = gpu.before
-        read = found.watch(gpu.read)
+        read = found.measure(gpu.read)
         with torch.no_grad():
             assert read(WINDOW_SEGMENT, 5) == "read"
         batch = found.plan.summary_segments
@@ -114,7 +114,7 @@ def test_before_anything_is_measured(recompute, summary_batch, plan):
         FakeGpu().read,
     )
     for _ in range(MEASURED + 1):
-        assert cpu.watch(read) == read
+        assert cpu.measure(read) == read
         cpu.backward_done()
         cpu.step_done()
     assert cpu.plan == plan
@@ -144,8 +144,8 @@ def test_one_step_is_measured_by_its_largest_graphs(monkeypatch):
     """Without a graph nothing is kept, and the optimizer's peak does not count as theirs."""
     gpu = FakeGpu(behind=TOTAL)
     found = measured(monkeypatch, gpu)
-    assert (found.segment, found.summary, found.peak) == (SEGMENT, FIRST * SUMMARY, gpu.before + SEGMENT)
-    assert found.watch(gpu.read) == gpu.read, "it measures on, after it has planned"
+    assert (found.segment_bytes, found.summary_bytes, found.peak) == (SEGMENT, FIRST * SUMMARY, gpu.before + SEGMENT)
+    assert found.measure(gpu.read) == gpu.read, "it measures on, after it has planned"
 
 
 def test_all_is_kept_where_it_fits(monkeypatch):
@@ -209,7 +209,7 @@ READ = [action for action in ORDER if not action.backward]
 def test_a_stage_keeps_what_goes_backward_first(spare, kept):
     """By the size of its graphs; of the last stage too, which recalls between its readings."""
     found = StageBudget(ComputeSettings(), SETTINGS, DEPTH, GPU)
-    found.segment, found.summary, found.free_bytes = SEGMENT, SUMMARY, spare
+    found.segment_bytes, found.summary_bytes, found.free_bytes = SEGMENT, SUMMARY, spare
     last = pipeline_schedule(2, 2, 2)[1]
     assert len(last) > len(ORDER) and found.choose_graphs(ORDER) == found.choose_graphs(last) == set(
         READ[len(READ) - kept :]
@@ -223,7 +223,7 @@ def test_without_memory_a_stage_keeps_all_or_nothing(segments, spare, kept):
     """Its actions go backward in the order in which they were read; of 3 stages, three stand at a time, or all two."""
     order = pipeline_schedule(3, segments, 2, mode="backbone")[0]
     found = StageBudget(ComputeSettings(), SETTINGS, DEPTH, GPU)
-    found.segment, found.free_bytes = SEGMENT, spare
+    found.segment_bytes, found.free_bytes = SEGMENT, spare
     assert len(found.choose_graphs(order)) == kept
 
 
@@ -237,13 +237,13 @@ def test_the_measured_step_of_a_stage(monkeypatch, recompute, kept):
     monkeypatch.setattr(torch, "get_device_module", lambda device: gpu)
     found = StageBudget(ComputeSettings(recompute), SETTINGS, DEPTH, GPU)
     for _ in range(MEASURED):
-        read = found.watch(gpu.read)
+        read = found.measure(gpu.read)
         for part in (WINDOW_SUMMARY, WINDOW_SEGMENT):
             gpu.allocated = gpu.before
             read(part)
         found.backward_done()
         found.step_done()
-    assert (found.segment, found.summary) == (SEGMENT, SUMMARY) and len(found.choose_graphs(ORDER)) == kept
+    assert (found.segment_bytes, found.summary_bytes) == (SEGMENT, SUMMARY) and len(found.choose_graphs(ORDER)) == kept
 
 
 def test_smallest_of_all_ranks(monkeypatch):
@@ -264,4 +264,4 @@ def test_smallest_of_all_ranks(monkeypatch):
 def test_a_run_is_at_speed_after_some_steps(device, graphs, steps):
     """The second is measured, the third compiles what was planned, the fourth is captured."""
     compute = ComputeSettings(cuda_graphs=graphs)
-    assert ActivationBudget(compute, SETTINGS, DEPTH, torch.device(device)).settled_after == steps
+    assert ActivationBudget(compute, SETTINGS, DEPTH, torch.device(device)).warm_up_steps == steps

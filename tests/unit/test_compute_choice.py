@@ -12,8 +12,9 @@ from hmt_ds.backbones.compute import decoder_layers
 from hmt_ds.distributed.deepspeed_internals import full_numel
 from hmt_ds.memory import HMT
 from hmt_ds.parallel import compute_choice
-from hmt_ds.parallel.compute_choice import ComputeSettings, draws, prepare_layers, resolve, whole_gradient_fits
+from hmt_ds.parallel.compute_choice import prepare_layers, resolve, uses_dropout, whole_gradient_fits
 from hmt_ds.parallel.layer_groups import LayerGroups
+from hmt_ds.parallel.settings import ComputeSettings
 
 AUTO = ComputeSettings()
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -172,7 +173,7 @@ def test_dropout_is_not_captured(memory, liger, backbone, name):
     """A replay would draw the same numbers for ever, or other ones the second time."""
     for rate, graphs in ((0.1, "never"), (0.0, "always")):
         model = make_model(backbone | CALM | {name: rate})
-        assert draws(model) == (rate > 0)
+        assert uses_dropout(model) == (rate > 0)
         assert resolve(AUTO, model, at(2), GPU).cuda_graphs == graphs
 
 
@@ -187,7 +188,7 @@ def test_leaves_only_where_deepspeed_gathers_layers():
     def sizes(model: HMT) -> list[int] | None:
         module, name = decoder_layers(model.backbone)
         layers = getattr(module, name)
-        return [len(run.layers) for run in layers.runs] if isinstance(layers, LayerGroups) else None
+        return [len(group.layers) for group in layers.groups] if isinstance(layers, LayerGroups) else None
 
     assert sizes(arranged(stage=3)) == [2, 2]
     assert sizes(arranged(stage=3, leaf_layers=3)) == [3, 1]

@@ -17,14 +17,14 @@ def test_the_shard_takes_no_memory_while_windows_are_read(device):
     part = shards.narrow(0, 2, 3)
     optimizer = SimpleNamespace(grad_partitions_flat_buffer=shards, offload_optimizer=device == "cpu")
     engine = SimpleNamespace(optimizer=optimizer)
-    with ReducePerStep.without_shards(SimpleNamespace(engine=engine)):
+    with ReducePerStep.free_gradient_shard(SimpleNamespace(engine=engine)):
         assert shards.untyped_storage().nbytes() == (0 if device == "none" else 28)
     if device == "none":
         assert shards.tolist() == [0] * 7 and part.tolist() == [0] * 3
 
 
 def test_other_stages_have_none():
-    with ReducePerStep.without_shards(SimpleNamespace(engine=SimpleNamespace(optimizer=object()))):
+    with ReducePerStep.free_gradient_shard(SimpleNamespace(engine=SimpleNamespace(optimizer=object()))):
         pass
 
 

@@ -24,7 +24,7 @@ FOUR["qwen3, windows"] = FOUR["qwen3"] | {"use_sliding_window": True, "max_windo
 each_kind = pytest.mark.parametrize("config", FOUR.values(), ids=FOUR.keys())
 
 
-def runs_of(backbone: CausalLM) -> LayerGroups:
+def groups_of(backbone: CausalLM) -> LayerGroups:
     """The decoder's list, once it is grouped."""
     module, name = decoder_layers(backbone)
     return getattr(module, name)
@@ -56,29 +56,29 @@ def test_names_stay(config):
 
 
 @each_kind
-@pytest.mark.parametrize("per_leaf", [1, 2, 3, LAYERS])
-def test_same_output_and_gradients(config, per_leaf):
+@pytest.mark.parametrize("group_size", [1, 2, 3, LAYERS])
+def test_same_output_and_gradients(config, group_size):
     """Also where the runs do not divide the layers, and in a second reading: nothing is left over from the first."""
     model = make_model(config)
     expected, gradients = read(model)
-    group_layers(model.backbone, per_leaf)
+    group_layers(model.backbone, group_size)
     for _ in range(2):
         found, found_gradients = read(model)
         assert torch.equal(found, expected)
         assert distance(found_gradients, gradients) < 1e-12
 
 
-@pytest.mark.parametrize(("per_leaf", "sizes"), [(1, [1, 1, 1, 1]), (2, [2, 2]), (3, [3, 1]), (4, [4]), (9, [4])])
-def test_children_are_runs(per_leaf, sizes):
+@pytest.mark.parametrize(("group_size", "sizes"), [(1, [1, 1, 1, 1]), (2, [2, 2]), (3, [3, 1]), (4, [4]), (9, [4])])
+def test_children_are_groups(group_size, sizes):
     """Where DeepSpeed puts its hooks: it walks the tree by children, and stops at what is marked as a leaf."""
     model = make_model(FOUR["llama"])
-    layers = list(runs_of(model.backbone))
-    group_layers(model.backbone, per_leaf)
-    runs = list(runs_of(model.backbone).children())
-    assert all(isinstance(run, LayerGroup) and run._z3_leaf for run in runs)
-    assert [len(run.layers) for run in runs] == sizes
-    assert [layer for run in runs for layer in run.layers] == layers
-    assert {module for module in model.modules() if isinstance(module, LayerGroup)} == set(runs)
+    layers = list(groups_of(model.backbone))
+    group_layers(model.backbone, group_size)
+    groups = list(groups_of(model.backbone).children())
+    assert all(isinstance(group, LayerGroup) and group._z3_leaf for group in groups)
+    assert [len(group.layers) for group in groups] == sizes
+    assert [layer for group in groups for layer in group.layers] == layers
+    assert {module for module in model.modules() if isinstance(module, LayerGroup)} == set(groups)
 
 
 def test_modes_and_types_reach_the_layers():
@@ -130,7 +130,7 @@ def test_a_part_of_the_list_cannot_be_called():
     """A run is called whole or not at all; who asks for less would get wrong results in silence."""
     model = make_model(LLAMA | {"num_hidden_layers": LAYERS})
     group_layers(model.backbone, 2)
-    layers = runs_of(model.backbone)
+    layers = groups_of(model.backbone)
     assert [call.layer for call in layers[:LAYERS]] == [layers[n] for n in range(LAYERS)]
     with pytest.raises(AssertionError, match="whole"):
         layers[:2]

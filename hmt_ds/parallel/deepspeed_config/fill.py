@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from hmt_ds.parallel.deepspeed_config.keys import refusal, unknown_keys
 
 AUTO = "auto"
+DsConfig = dict[str, Any]  # a file of ds_configs/, as JSON gives it
 HOW = {"torch_adam", "foreach", "fused", "capturable", "differentiable"}  # ways to compute Adam's step
 NOT_IN_THE_FILE = {
     "train_batch_size": "training.batch_size, training.gradient_accumulation and the number of ranks decide it",

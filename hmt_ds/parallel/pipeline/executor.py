@@ -16,7 +16,7 @@ from hmt_ds.memory import HMT, MemoryState, SegmentOutput, Window
 from hmt_ds.memory.bptt import Phase
 from hmt_ds.memory.settings import Mode
 from hmt_ds.parallel.build_engine import ExecutorOptions, build_engine
-from hmt_ds.parallel.compute_choice import draws, prepare_layers, resolve
+from hmt_ds.parallel.compute_choice import prepare_layers, resolve, uses_dropout
 from hmt_ds.parallel.deepspeed_config.fill import stage_of
 from hmt_ds.parallel.gradients import ReducePerStep
 from hmt_ds.parallel.pipeline.schedule import Action, pipeline_schedule, summary_group_size
@@ -61,7 +61,7 @@ class PipelineExecutor:
         self.precision, self.device, self.dtype = options.precision, options.device, options.dtype
         backbone = cast(CausalLM, model.backbone)
         self.hidden_size = backbone.config.get_text_config().hidden_size
-        self.uses_dropout = draws(model)
+        self.uses_dropout = uses_dropout(model)
         compute = replace(options.compute, reduction="step", cuda_graphs="never", leaf_layers=1)
         self.compute = resolve(compute, model, options.ds_config, options.device)
         self.budget = StageBudget(self.compute, self.settings, options.depth, options.device)
@@ -125,7 +125,7 @@ class PipelineExecutor:
                 mode=mode,
                 stash=StashedInputs(self.live_inputs),
                 kept_graphs=self.budget.choose_graphs(order),
-                measure=self.budget.watch,
+                measure=self.budget.measure,
                 loss_weight=weight,
                 phase=self.phase,
             ),

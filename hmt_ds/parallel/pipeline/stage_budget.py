@@ -24,14 +24,16 @@ class StageBudget(ActivationBudget):
 
     def step_done(self) -> None:
         """Set the budget of the next steps after the measured one."""
-        if self.measures and self.compute.recompute == "auto":
+        if self.is_measured_step and self.compute.recompute == "auto":
             # The peak contains one graph, that of a recomputed pass. Kept graphs are freed before the first pass is
             # recomputed, so one of them may take its place.
-            self.free_bytes = self.beside(self.peak) + self.segment
+            self.free_bytes = self.bytes_left(self.peak) + self.segment_bytes
         self.step += 1
 
     def choose_graphs(self, order: list[Action]) -> frozenset[Action]:
         """Return the forward passes of a window that keep their graphs."""
         if self.free_bytes <= 0:
             return frozenset()
-        return graphs_to_keep(order, {Kind.SEGMENT: self.segment, Kind.SUMMARY: self.summary}, self.free_bytes)
+        return graphs_to_keep(
+            order, {Kind.SEGMENT: self.segment_bytes, Kind.SUMMARY: self.summary_bytes}, self.free_bytes
+        )

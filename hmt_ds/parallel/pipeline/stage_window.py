@@ -46,7 +46,7 @@ class StageWindow:
         mode: of the memory.
         stash: holds stage inputs from forward to backward passes.
         kept_graphs: the forward passes that keep their autograd graphs instead.
-        measure: wraps the layers, see :meth:`hmt_ds.parallel.activation_budget.ActivationBudget.watch`.
+        measure: wraps the layers, see :meth:`hmt_ds.parallel.activation_budget.ActivationBudget.measure`.
         loss_weight: factor of the loss.
         phase: a context around each action, by name: ``summary``, ``recall`` or ``forward``; ``backward`` for all
             kinds, recomputation included; and within these ``wait``, for a neighbour's message.
