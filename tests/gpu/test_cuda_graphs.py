@@ -1,5 +1,7 @@
 """On a GPU: captured and compiled readings give the gradients of plain ones. Run by hand: pytest -m gpu tests/gpu."""
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -64,6 +66,12 @@ def gradients(precision: str, config: str, **compute: object) -> list[dict[str, 
     return found
 
 
+@cache
+def plain_gradients(precision: str, config: str) -> list[dict[str, torch.Tensor]]:
+    """What every other way of computing is compared with, kept for the tests that share it."""
+    return gradients(precision, config, kernels="plain", cuda_graphs="never", recompute="segment", summary_batch=1)
+
+
 def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
     """The largest relative difference of any gradient."""
     floor = 1e-6 * max(float(g.norm()) for g in other.values())
@@ -76,7 +84,7 @@ def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
 def test_fp32(config, recompute, kernels):
     join()
     torch.backends.cuda.matmul.allow_tf32 = False
-    plain = gradients("fp32", config, kernels="plain", cuda_graphs="never", recompute="segment", summary_batch=1)
+    plain = plain_gradients("fp32", config)
     other = gradients("fp32", config, kernels=kernels, cuda_graphs="always", recompute=recompute, summary_batch=3)
     assert len(plain) == STEPS
     for step, (one, expected) in enumerate(zip(other, plain, strict=True)):
@@ -88,8 +96,8 @@ def test_fp32(config, recompute, kernels):
 def test_bf16(config, kernels):
     """Within what bf16 rounds away, which plain kernels in bf16 show against plain kernels in fp32."""
     join()
-    exact = gradients("fp32", config, kernels="plain", cuda_graphs="never", recompute="segment")
-    plain = gradients("bf16", config, kernels="plain", cuda_graphs="never", recompute="segment")
+    torch.backends.cuda.matmul.allow_tf32 = False
+    exact, plain = plain_gradients("fp32", config), plain_gradients("bf16", config)
     other = gradients("bf16", config, kernels=kernels, cuda_graphs="always" if kernels == "compile" else "never")
     for one, usual, expected in zip(other, plain, exact, strict=True):
         whole = [torch.cat([(g[n] - e).flatten() for n, e in expected.items()]).norm() for g in (one, usual)]
