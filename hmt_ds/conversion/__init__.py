@@ -1,1 +1,1 @@
-"""Checkpoints of other shapes: ours, HMT-pytorch's and DeepSpeed's into Hugging Face folders."""
+"""Conversion of our checkpoints, HMT-pytorch's and DeepSpeed's into Hugging Face folders."""

@@ -1,19 +1,21 @@
-"""LoRA adapters in a checkpoint: put into the weights, or written alone."""
+"""LoRA adapters in a checkpoint: merged into the weights, or written alone."""
 
 from dataclasses import dataclass
-from typing import Any
 
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from hmt_ds.backbones import LoraSettings
 from hmt_ds.conversion.conversion_error import ConversionError
+from hmt_ds.conversion.export import BACKBONE
 from hmt_ds.conversion.skeleton import names_of, skeleton
 from hmt_ds.conversion.weights import Weights
 from hmt_ds.memory import HMT, MemorySettings
 
-ADAPTER = ".lora_"  # in the names of an adapter's weights, behind its layer's
+ADAPTER = ".lora_"  # in the names of an adapter's weights, after the name of its layer
 PARTS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
-BACKBONE = "backbone.model."
 
 
 @dataclass(frozen=True)
@@ -21,8 +23,8 @@ class Adapters:
     """The LoRA adapters of a run.
 
     Attributes:
-        weights: ours, among which theirs are, as ``LAYER.lora_A.default.weight`` and ``lora_B``; those of an embedding
-            as ``LAYER.lora_embedding_A.default``.
+        weights: a run's weights, with the adapters' as ``LAYER.lora_A.default.weight`` and ``lora_B``, or for an
+            embedding as ``LAYER.lora_embedding_A.default``.
         model: a skeleton with adapters.
     """
 
@@ -30,11 +32,11 @@ class Adapters:
     model: HMT
 
     def layers(self) -> set[str]:
-        """Those that have one."""
+        """Return the names of the layers that have an adapter."""
         return {name.partition(ADAPTER)[0] for name in self.weights.shapes if ADAPTER in name}
 
     def merged(self, plain: Weights) -> Weights:
-        """Weights without adapters, with what they add put in, in float32."""
+        """Add the adapters to weights without adapters, in float32."""
         layers = self.layers()
 
         def read(name: str) -> Tensor:
@@ -44,12 +46,13 @@ class Adapters:
         return Weights(plain.shapes, read)
 
     def change(self, layer: str) -> Tensor:
-        """What a layer's adapter adds to its weight, by peft's own arithmetic."""
-        module: Any = self.model.get_submodule(layer)
+        """Return what a layer's adapter adds to its weight, by peft's own arithmetic."""
+        module: LoraLayer = self.model.get_submodule(layer)
         for part in PARTS:
             stored = [name for name in self.weights.shapes if name.startswith(f"{layer}.{part}.default")]
             if not stored:
                 continue
+            # the skeleton is on the meta device: give this one adapter its numbers
             weight = nn.Parameter(self.weights.read(stored[0]).float(), requires_grad=False)
             place = getattr(module, part)
             if isinstance(place, nn.ParameterDict):
@@ -59,7 +62,7 @@ class Adapters:
         return module.get_delta_weight("default")
 
     def alone(self) -> Weights:
-        """As peft names them."""
+        """Return only the adapters' weights, by peft's names."""
 
         def rename(name: str) -> str | None:
             if ADAPTER not in name:
@@ -69,29 +72,51 @@ class Adapters:
         return self.weights.renamed(rename)
 
 
-def check_untied(layers: set[str], model: HMT) -> None:
-    """Can these layers' adapters be put in?
+def peft_config(lora: LoraSettings, source: str | None) -> LoraConfig:
+    """Return peft's configuration of a run's adapters.
 
     Args:
+        lora: the run's settings.
+        source: folder or hub name of the backbone that they belong to.
+    """
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=source,
+        inference_mode=True,
+    )
+
+
+def check_untied(layers: set[str], model: HMT) -> None:
+    """Check that layers' adapters can be merged.
+
+    Args:
+        layers: names of the layers.
         model: a skeleton without adapters.
 
     Raises:
-        ConversionError: if one's weight is another layer's too, which has no adapter.
+        ConversionError: if a layer's weight is also the weight of a layer without an adapter.
     """
     tied = [names for names, _ in names_of(model) if len(names) > 1]
     for name in (name for names in tied for name in names):
         if name.removesuffix(".weight") in layers:
-            raise ConversionError(f"{name} has an adapter and is tied to another weight: it cannot be put in")
+            raise ConversionError(f"{name} has an adapter and is tied to another weight: the adapter cannot be merged")
 
 
-def merge_found(weights: Weights, config: Any, settings: MemorySettings, alpha: float) -> Weights:
-    """Weights from elsewhere whose adapters, if any, are put in.
+def merge_found(weights: Weights, config: PreTrainedConfig, settings: MemorySettings, alpha: float) -> Weights:
+    """Merge the adapters of a checkpoint without a recipe, if it has any.
 
     Args:
-        alpha: adapters are scaled by alpha / r; the files do not say it.
+        weights: of the checkpoint.
+        config: the backbone's configuration.
+        settings: the memory's.
+        alpha: adapters are scaled by alpha / r; r is the adapters' rank.
 
     Raises:
-        ConversionError: where what comes out would be another model.
+        ConversionError: if they cannot be merged.
     """
     ranks = {shape[0] for name, shape in weights.shapes.items() if "lora_A" in name or "lora_embedding_A" in name}
     if not ranks:

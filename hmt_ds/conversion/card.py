@@ -1,9 +1,9 @@
-"""README.md of a converted folder: what it is, how it is used, how it was trained."""
+"""README.md of a converted folder: what it is, how to use it, how it was trained."""
 
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import yaml
 
@@ -33,6 +33,13 @@ model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BACKBONE)
 }
 
 
+class Evaluation(TypedDict):
+    """A file of the run's folder ``evaluation``."""
+
+    step: int
+    rows: list[dict[str, float]]
+
+
 def card(
     what: str,
     origin: str,
@@ -41,14 +48,15 @@ def card(
     run: Path | None = None,
     step: int = 0,
 ) -> str:
-    """The text.
+    """Return the text.
 
     Args:
         what: ``model``, ``backbone``, ``memory`` or ``adapter``.
-        origin: what was converted, as people call it.
-        base: the backbone that training began from, if it has a name; a folder's is nobody else's business.
+        origin: short name of what was converted.
+        settings: the memory's.
+        base: hub name of the backbone that training started from; the path of a local folder is left out.
         run: the run's folder, for recipe, figures and picture.
-        step: of the run, that the weights are of.
+        step: the run's step that the weights come from.
     """
     head = ["library_name: " + ("peft" if what == "adapter" else "transformers"), "tags: [hmt, long-context]"]
     head += [f"base_model: {json.dumps(base)}"] if base and not Path(base).exists() else []
@@ -57,7 +65,7 @@ def card(
         "---\n" + "\n".join(head) + "\n---",
         f"# Hierarchical Memory Transformer ({what})",
         f"Written by `hmt-ds convert` from `{origin}`. A document is read in segments of {settings.segment_length} "
-        "tokens; what was read before is recalled ([arXiv 2405.06067](https://arxiv.org/abs/2405.06067)).",
+        "tokens; summaries of earlier segments are recalled ([arXiv 2405.06067](https://arxiv.org/abs/2405.06067)).",
         f"```python\n{USES[what]}\n```",
         f"| memory | |\n| --- | --- |\n{sizes}",
     ]
@@ -69,8 +77,8 @@ def card(
     return "\n\n".join(parts) + "\n"
 
 
-def without_folders(value: Any) -> Any:
-    """The same with the last part alone of every full path: where things lie on a machine says nothing to others."""
+def without_folders(value: object) -> object:
+    """Shorten every absolute path in a recipe to its last part: where a file lay on one machine helps nobody else."""
     if isinstance(value, dict):
         return {key: without_folders(part) for key, part in value.items()}
     if isinstance(value, list):
@@ -79,7 +87,7 @@ def without_folders(value: Any) -> Any:
 
 
 def figures(run: Path, step: int) -> list[str]:
-    """Losses and perplexities up to a step, and the picture, as far as the run has them."""
+    """Describe losses and perplexities up to a step, and show the picture, as far as the run has them."""
     found = []
     log = run / "metrics.jsonl"
     if log.is_file() and (
@@ -98,15 +106,15 @@ def figures(run: Path, step: int) -> list[str]:
     return found
 
 
-def perplexities(evaluation: dict[str, Any]) -> str:
-    """A table of the newest evaluation."""
+def perplexities(evaluation: Evaluation) -> str:
+    """Return a table of an evaluation."""
     rows = evaluation["rows"]
     keys = list(rows[0]) if rows else []
     lines = [f"| {' | '.join(keys)} |", f"|{' --- |' * len(keys)}"]
-    lines += [f"| {' | '.join(shown(row[key]) for key in keys)} |" for row in rows]
+    lines += [f"| {' | '.join(format_value(row[key]) for key in keys)} |" for row in rows]
     return f"Held-out perplexity after step {evaluation['step']}:\n\n" + "\n".join(lines)
 
 
-def shown(value: Any) -> str:
-    """A number as people read it."""
+def format_value(value: float) -> str:
+    """Format a number for people."""
     return f"{value:,.3f}" if isinstance(value, float) else str(value)

@@ -1,10 +1,10 @@
-"""What can go wrong, for people."""
+"""The error of a conversion that is not possible."""
 
 
 class ConversionError(ValueError):
-    """A conversion that cannot be done: one line that says why."""
+    """A conversion that is not possible: one line that says why."""
 
 
-def shown(names: list[str]) -> str:
-    """The first of some names, and how many follow."""
+def first_of(names: list[str]) -> str:
+    """Return the first of some names, and how many more there are."""
     return names[0] + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")

@@ -1,23 +1,29 @@
-"""The memory of a checkpoint without a recipe: what its weights and the command line say."""
+"""Converting checkpoints without a recipe: HMT-pytorch's weights, and DeepSpeed folders with them or with ours."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from pathlib import Path
 
 from pydantic import Field, ValidationError
+from transformers import PreTrainedConfig
 
+from hmt_ds.backbones import read_config
 from hmt_ds.config.config_error import ConfigError, describe
 from hmt_ds.config.load import apply_overrides
 from hmt_ds.config.recipe import Memory, Section
-from hmt_ds.conversion.formats import mode_of
-from hmt_ds.conversion.skeleton import skeleton
+from hmt_ds.conversion.adapters import ADAPTER, merge_found
+from hmt_ds.conversion.card import card
+from hmt_ds.conversion.conversion_error import ConversionError
+from hmt_ds.conversion.convert_options import ConvertOptions, check_part
+from hmt_ds.conversion.export import DTYPES, Export, find_tokenizer, generation_config, select_part
+from hmt_ds.conversion.formats import mode_of, read_foreign
+from hmt_ds.conversion.skeleton import embedding_width, match_weights, skeleton, with_recall_dim
 from hmt_ds.conversion.weights import Weights
 from hmt_ds.memory import MemorySettings
 
 
 class ForeignLora(Section):
-    """HMT-pytorch's files do not say how adapters are scaled; all of its scripts have this alpha."""
+    """How LoRA adapters are scaled: the files do not say, and all scripts of HMT-pytorch use this alpha."""
 
     alpha: float = Field(32, gt=0)
 
@@ -29,17 +35,52 @@ class Foreign(Section):
     lora: ForeignLora = ForeignLora()
 
 
-def foreign_settings(weights: Weights, config: Any, overrides: Sequence[str]) -> tuple[MemorySettings, float]:
-    """What the weights' shapes say, and the command line the rest; and the adapters' alpha.
+def export_foreign(source: Path, options: ConvertOptions, overrides: Sequence[str], notes: list[str]) -> Export:
+    """Read a part of such a checkpoint.
+
+    Args:
+        source: a file or a folder.
+        options: of the command.
+        overrides: settings of the memory, from the command line.
+        notes: lines for the user are appended.
+    """
+    weights, ignored = read_foreign(source)
+    if ignored:
+        notes.append(f"ignored, not part of the model: {', '.join(ignored[:8])}{' ...' if len(ignored) > 8 else ''}")
+    if not options.backbone:
+        raise ConversionError(f"{source} does not say which backbone it has: --backbone FOLDER (with its config.json)")
+    config = read_config(options.backbone)
+    settings, alpha = foreign_settings(weights, config, overrides)
+    check_part(options, settings.mode, "whole")
+    if any(ADAPTER in name for name in weights.shapes):
+        notes.append(f"LoRA adapters are merged into the weights, with alpha {alpha:g}: --lora.alpha changes it")
+    weights = merge_found(weights, config, settings, alpha)
+    weights = match_weights(weights, skeleton(config, settings), str(source))
+    return Export(
+        options.what,
+        select_part(weights, options.what),
+        config,
+        settings,
+        DTYPES[options.dtype or "fp32"],
+        tokenizer=find_tokenizer(options.backbone, notes, options.what),
+        generation=generation_config(options.backbone, config),
+        card=card(options.what, source.name, settings),
+    )
+
+
+def foreign_settings(
+    weights: Weights, config: PreTrainedConfig, overrides: Sequence[str]
+) -> tuple[MemorySettings, float]:
+    """Return the memory's settings, from the weights' shapes and the command line, and the adapters' alpha.
 
     Raises:
         ConfigError: if something is missing or wrong.
     """
-    memory: dict[str, Any] = {"mode": mode_of(weights)}
-    width = width_of(config)
+    memory: dict[str, object] = {"mode": mode_of(weights)}
+    width = embedding_width(config)
     for key, name in (("memory_tokens", "initial_prompt.embeddings"), ("recall_dim", "recall.query")):
         if shape := weights.shapes.get(f"{name}.weight"):
-            memory[key] = math.prod(shape) // width  # shapes may be flat
+            memory[key] = math.prod(shape) // width  # not shape[0]: DeepSpeed's universal folders store flat weights
     sections = {"memory": memory}
     problems = apply_overrides(sections, list(overrides))
     problems += [
@@ -52,14 +93,4 @@ def foreign_settings(weights: Weights, config: Any, overrides: Sequence[str]) ->
         problems += [f"--{line}" for line in describe(error, Foreign)]
     if problems:
         raise ConfigError(problems)
-    return settings_of(said.memory, config), said.lora.alpha
-
-
-def settings_of(memory: MemorySettings, config: Any) -> MemorySettings:
-    """The recipe's sizes; the recall is as wide as the embeddings unless it says otherwise."""
-    return replace(memory, recall_dim=memory.recall_width(width_of(config)))
-
-
-def width_of(config: Any) -> int:
-    """Of the embeddings."""
-    return skeleton(config, MemorySettings(segment_length=1, mode="backbone")).backbone.dim
+    return with_recall_dim(said.memory, config), said.lora.alpha

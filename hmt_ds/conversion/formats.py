@@ -1,7 +1,4 @@
-"""Whose checkpoint is it? And reading those of others: HMT-pytorch's files, DeepSpeed's folders.
-
-Everything here gives weights under our names.
-"""
+"""Recognizing a checkpoint's format, and reading HMT-pytorch's files and DeepSpeed's folders by our names."""
 
 import contextlib
 import io
@@ -9,10 +6,12 @@ import re
 from pathlib import Path
 from typing import Literal
 
+from torch import Tensor
+
 from hmt_ds.checkpoint.files import MANIFEST, list_checkpoints
 from hmt_ds.conversion.conversion_error import ConversionError
-from hmt_ds.conversion.pickles import guarded, read_pickle, read_state_dict, refusing
-from hmt_ds.conversion.weights import Weights, of_folder, tensors
+from hmt_ds.conversion.pickles import one_line_errors, read_pickle, read_state_dict, weights_only
+from hmt_ds.conversion.weights import Weights, folder_weights, tensor_weights
 from hmt_ds.memory.settings import Mode
 
 Kind = Literal["run", "checkpoints", "checkpoint", "hugging_face", "state_dict", "deepspeed"]
@@ -23,20 +22,21 @@ REFERENCE = {
     "cross_attn.wk.weight": "recall.key.weight",
 }
 BACKBONES = ("memory_cell.model.", "backbone.model.", "hmt.backbone.model.")
-OTHERS = re.compile(r"^(module\.|_orig_mod\.)+")  # put in front by wrappers
+WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")  # prefixes of DistributedDataParallel and torch.compile
 PEFT = (("base_model.model.", ""), (".base_layer.", "."))  # peft's names of what it has wrapped
 
 
 def kind_of(source: Path) -> Kind:
-    """What lies there.
+    """Return the format of a file or folder.
 
     Raises:
-        ConversionError: if nothing does, or nothing that is known.
+        ConversionError: if it does not exist, or is of no known format.
     """
     if source.is_file():
         return "state_dict"
     if not source.is_dir():
         raise ConversionError(f"{source}: no such file or folder")
+    # the first match counts: a folder can show several signs
     signs: dict[Kind, bool] = {
         "checkpoint": (source / MANIFEST).is_file(),
         "run": (source / "recipe.yaml").is_file() and (source / "checkpoints").is_dir(),
@@ -49,18 +49,18 @@ def kind_of(source: Path) -> Kind:
         if fits:
             return kind
     raise ConversionError(
-        f"{source} is no run, no checkpoint and no Hugging Face folder (no {MANIFEST}, config.json, "
-        "*_optim_states.pt or pytorch_model.bin)"
+        f"{source} is not a run, checkpoint or Hugging Face folder (no {MANIFEST}, config.json, *_optim_states.pt or "
+        "pytorch_model.bin)"
     )
 
 
 def is_deepspeed(folder: Path) -> bool:
-    """Whether DeepSpeed has written it."""
+    """Return whether DeepSpeed has written a folder."""
     return any(folder.glob("*_model_states.pt")) or (folder / "zero").is_dir()
 
 
 def tagged(folder: Path) -> Path:
-    """The folder that DeepSpeed's file ``latest`` names, or the folder itself."""
+    """Return the folder that DeepSpeed's file ``latest`` names, or the folder itself."""
     for name in ("latest", "latest_universal"):
         if (folder / name).is_file() and (folder / (folder / name).read_text().strip()).is_dir():
             return folder / (folder / name).read_text().strip()
@@ -68,25 +68,25 @@ def tagged(folder: Path) -> Path:
 
 
 def read_foreign(source: Path) -> tuple[Weights, list[str]]:
-    """Weights from elsewhere under our names, and which were left aside.
+    """Open a checkpoint without a recipe: its weights by our names, and the names that are not part of our model.
 
     Raises:
         ConversionError: if there is code in it, or nothing that can be read.
     """
     if source.is_file():
-        found = tensors(read_state_dict(source))
+        found = tensor_weights(read_state_dict(source))
     elif kind_of(source) == "state_dict":
-        found = of_folder(source)
+        found = folder_weights(source)
     elif (tagged(source) / "zero").is_dir():
-        found = of_universal(tagged(source))
+        found = universal_weights(tagged(source))
     else:
-        found = of_zero(tagged(source))
+        found = zero_weights(tagged(source))
     return found.renamed(our_name), [name for name in found.shapes if our_name(name) is None]
 
 
 def our_name(name: str) -> str | None:
-    """Our name of HMT-pytorch's weight (or of one that is ours already); None for what ours has not."""
-    name = OTHERS.sub("", name)
+    """Translate a name of HMT-pytorch's, or one that is ours already; None for weights that ours does not have."""
+    name = WRAPPERS.sub("", name)
     for prefix in BACKBONES:
         if name.startswith(prefix):
             name = name.removeprefix(prefix)
@@ -98,34 +98,34 @@ def our_name(name: str) -> str | None:
 
 
 def mode_of(weights: Weights) -> Mode:
-    """What kind of memory the weights are of."""
+    """Return the ``memory.mode`` that weights belong to."""
     if "recall.query.weight" in weights.shapes:
         return "hmt"
     return "rmt" if "initial_prompt.embeddings.weight" in weights.shapes else "backbone"
 
 
-def of_zero(folder: Path) -> Weights:
-    """DeepSpeed's own folders, stages 0 to 3, through DeepSpeed's own reader."""
+def zero_weights(folder: Path) -> Weights:
+    """Open a folder of DeepSpeed's, of stages 0 to 3, with DeepSpeed's own reader."""
     from deepspeed.utils import zero_to_fp32
 
-    with refusing(folder), guarded(), contextlib.redirect_stdout(io.StringIO()):
+    with one_line_errors(folder), weights_only(), contextlib.redirect_stdout(io.StringIO()):
         if any(folder.glob("*_optim_states.pt")):
             options = {"tag": folder.name, "lazy_mode": True}
             found = zero_to_fp32.get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), **options)
         else:
             found = read_pickle(next(iter(sorted(folder.glob("*_model_states.pt")))))["module"]
-    # stage 3 gives parts that are put together when they are asked for
+    # at stage 3 these are lazy: `contiguous` assembles a weight from the ranks' parts
     shapes = {name: tuple(weight.shape) for name, weight in found.items()}
     return Weights(shapes, lambda name: found[name].contiguous())
 
 
-def of_universal(folder: Path) -> Weights:
-    """DeepSpeed's universal format: a folder for each weight."""
+def universal_weights(folder: Path) -> Weights:
+    """Open a folder in DeepSpeed's universal format, which has a folder for each weight."""
     files = {path.parent.name: path for path in sorted((folder / "zero").glob("*/fp32.pt"))}
     if not files:
         raise ConversionError(f"{folder / 'zero'} holds no weights (no */fp32.pt)")
 
-    def read(name: str):  # type: ignore[no-untyped-def]
+    def read(name: str) -> Tensor:
         saved = read_pickle(files[name])
         return saved["param"] if isinstance(saved, dict) else saved
 

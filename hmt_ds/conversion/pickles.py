@@ -1,12 +1,12 @@
-"""The only place where pickles are read. They come from elsewhere, and a pickle can be a program: those are refused."""
+"""The only place where pickles are read. They come from elsewhere, and a pickle can run code: those are refused."""
 
 import contextlib
 import functools
 import pickle
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -14,19 +14,19 @@ from torch import Tensor
 from hmt_ds.conversion.conversion_error import ConversionError
 
 
-def deepspeed_classes() -> list[Any]:
-    """DeepSpeed's own classes that stand in its checkpoints, and nothing else."""
+def allowed_globals() -> list[type | Callable[..., object] | tuple[Callable[..., object], str]]:
+    """List DeepSpeed's own classes that occur in its checkpoints: all that a pickle may name besides torch's."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
 
-    # Python 3.11.0 to 3.11.3 writes an enum's member as a call of getattr
+    # Python 3.11.0 to 3.11.3 pickles a member of an enum as a call of getattr
     members = [(member_of_enum, f"{module}.getattr") for module in ("builtins", "__builtin__")]
     return [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address, *members]
 
 
-def member_of_enum(kind: Any, name: str) -> Any:
-    """What a file gets that asks for ``getattr``: members of DeepSpeed's one enum, and of nothing else."""
+def member_of_enum(kind: Any, name: str) -> object:
+    """Stand in for ``getattr`` in a pickle: returns members of DeepSpeed's one enum and nothing else."""
     from deepspeed.runtime.zero.config import ZeroStageEnum
 
     if kind is not ZeroStageEnum:
@@ -35,61 +35,62 @@ def member_of_enum(kind: Any, name: str) -> Any:
 
 
 @contextlib.contextmanager
-def guarded() -> Iterator[None]:
-    """While this holds, every ``torch.load`` reads tensors and plain values alone, DeepSpeed's own calls too.
+def weights_only() -> Iterator[None]:
+    """Let every ``torch.load`` read tensors and plain values only, also inside DeepSpeed.
 
-    Those ask for ``weights_only=False`` and run whatever a file says; here their wish is overruled.
-
-    Raises:
-        ConversionError: at the end, if a file has code in it.
+    DeepSpeed's reader asks for ``weights_only=False``, which runs whatever a file contains; this overrules it.
     """
     load = torch.load
 
     @functools.wraps(load)
-    def safe_load(file: Any, **options: Any) -> Any:
+    def safe_load(file: str | Path | BinaryIO, **options: Any) -> Any:
         is_zip = zipfile.is_zipfile(file)
         return load(file, **options | {"map_location": "cpu", "mmap": is_zip, "weights_only": True})
 
     torch.load = safe_load  # type: ignore[assignment]
     try:
-        with torch.serialization.safe_globals(deepspeed_classes()):
+        with torch.serialization.safe_globals(allowed_globals()):
             yield
     finally:
         torch.load = load
 
 
 def read_pickle(file: Path) -> Any:
-    """What ``torch.save`` has written, if it is tensors and plain values.
+    """Read what ``torch.save`` has written, if it is tensors and plain values.
 
     Raises:
         ConversionError: if there is code in it, or it cannot be read.
     """
-    with refusing(file), guarded():
+    with one_line_errors(file), weights_only():
         return torch.load(file)
 
 
 @contextlib.contextmanager
-def refusing(source: Path) -> Iterator[None]:
-    """One line instead of what torch says of a pickle that it does not take."""
+def one_line_errors(source: Path) -> Iterator[None]:
+    """Turn what torch raises for a pickle that it refuses or cannot read into one line.
+
+    Raises:
+        ConversionError: in place of torch's errors.
+    """
     try:
         yield
     except pickle.UnpicklingError as error:
         said = str(error)
         name = said.partition("GLOBAL ")[2].split(" ")[0]
-        what = f"wants to call {name}" if name else "is no file of weights alone"
-        raise ConversionError(f"{source} {what}: refused, for a checkpoint must not hold code") from None
+        what = f"wants to call {name}" if name else "is not a file of weights alone"
+        raise ConversionError(f"{source} {what}: refused, because a checkpoint must not contain code") from None
     except (OSError, EOFError, RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConversionError(f"{source} cannot be read: {reason}") from None
 
 
 def read_state_dict(file: Path) -> dict[str, Tensor]:
-    """A model's state dict.
+    """Read a model's state dict.
 
     Raises:
         ConversionError: if the file holds something else.
     """
     found = read_pickle(file)
     if not isinstance(found, dict) or not any(isinstance(value, Tensor) for value in found.values()):
-        raise ConversionError(f"{file} holds no state dict, but {type(found).__name__}")
+        raise ConversionError(f"{file} holds {type(found).__name__}, not a state dict")
     return found

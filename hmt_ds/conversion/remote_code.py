@@ -1,7 +1,7 @@
-"""The code that goes with a converted model: this project's own files, so that the maths has one implementation.
+"""The code in a converted folder: copies of this project's own files, so that the maths has one implementation.
 
-transformers copies the files of a folder that import each other by ``from .name import``, and knows no packages: so
-``hmt_ds.memory.cell`` becomes ``hmt_memory_cell``. Nothing else is changed.
+transformers loads files of a folder that import each other with ``from .name import``, but no packages. So
+``hmt_ds.memory.cell`` becomes ``hmt_memory_cell``, and nothing else is changed.
 """
 
 import re
@@ -13,7 +13,7 @@ IMPORT = re.compile(r"^from (hmt_ds[\w.]*) import", re.MULTILINE)
 
 
 def remote_code() -> dict[str, str]:
-    """File names and contents of the wrapper and of all that it imports of this project."""
+    """Return names and contents of the wrapper's file and of all files that it imports of this project."""
     found: dict[str, str] = {}
     wanted = [MAIN]
     while wanted:
@@ -26,16 +26,16 @@ def remote_code() -> dict[str, str]:
 
 
 def source_of(module: str) -> str:
-    """A module's text."""
+    """Read a module's source."""
     path = ROOT.joinpath(*module.split(".")[1:])
     return (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8")
 
 
 def flat_name(module: str) -> str:
-    """A module's name in the folder."""
+    """Return a module's name in the folder."""
     return "modeling_hmt" if module == MAIN else module.replace("hmt_ds.", "hmt_", 1).replace(".", "_")
 
 
 def file_name(module: str) -> str:
-    """Its file there."""
+    """Return the name of a module's file in the folder."""
     return f"{flat_name(module)}.py"

@@ -1,4 +1,4 @@
-"""Writing weights as safetensors, one shard after the other, and seeing that what stands there is what was meant."""
+"""Writing weights as safetensors, one shard at a time, and verifying what was written."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ MAX_SHARD = "5GB"
 
 
 def plan_shards(weights: Weights, dtype: torch.dtype, stem: str, max_shard: str = MAX_SHARD) -> dict[str, list[str]]:
-    """Which file gets which weights; by shapes alone."""
+    """Return which file gets which weights, from their shapes alone."""
     empty = {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in weights.shapes.items()}
     pattern = f"{stem}{{suffix}}.safetensors"
     return split_torch_state_dict_into_shards(
@@ -26,7 +26,7 @@ def plan_shards(weights: Weights, dtype: torch.dtype, stem: str, max_shard: str 
 
 
 def write_shards(folder: Path, weights: Weights, dtype: torch.dtype, stem: str, max_shard: str = MAX_SHARD) -> None:
-    """Write all weights; a shard at a time is held.
+    """Write all weights, with one shard at a time in memory.
 
     Raises:
         ConversionError: if what is read back differs.
@@ -36,10 +36,10 @@ def write_shards(folder: Path, weights: Weights, dtype: torch.dtype, stem: str, 
         for file, names in files.items():
             shard: dict[str, Tensor] = {}
             for name in names:
-                shard[name] = converted(weights.read(name), dtype)
+                shard[name] = to_dtype(weights.read(name), dtype)
                 bar.update()
             save_file(shard, folder / file, metadata={"format": "pt"})
-            (folder / file).chmod(folder.stat().st_mode & 0o666)  # safetensors makes files that others cannot read
+            (folder / file).chmod(folder.stat().st_mode & 0o666)  # safetensors lets only the owner read its files
             del shard
         if len(files) > 1:
             write_index(folder, files, weights, dtype, stem)
@@ -48,13 +48,13 @@ def write_shards(folder: Path, weights: Weights, dtype: torch.dtype, stem: str, 
             verify_shard(folder / file, names, weights, dtype, bar)
 
 
-def converted(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """As it is written: numbers in the type that was asked for, whole numbers as they are."""
+def to_dtype(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Convert a weight to the type that is written; integers keep theirs."""
     return (weight.to(dtype) if weight.is_floating_point() else weight).contiguous()
 
 
 def write_index(folder: Path, files: dict[str, list[str]], weights: Weights, dtype: torch.dtype, stem: str) -> None:
-    """Which shard has which weight, as transformers reads it."""
+    """Write transformers' index, which says what file has which weight."""
     numbers = sum(torch.Size(shape).numel() for shape in weights.shapes.values())
     index = {
         "metadata": {"total_size": numbers * dtype.itemsize, "total_parameters": numbers},
@@ -64,18 +64,18 @@ def write_index(folder: Path, files: dict[str, list[str]], weights: Weights, dty
 
 
 def verify_shard(file: Path, names: list[str], weights: Weights, dtype: torch.dtype, bar: tqdm) -> None:
-    """Compare every number with the source's."""
+    """Compare every number of a file with the source's."""
     with safe_open(file, framework="pt") as saved:
         if set(saved.keys()) != set(names):
             raise ConversionError(f"{file.name} does not hold the weights that were written")
         for name in names:
-            if not same(saved.get_tensor(name), converted(weights.read(name), dtype)):
-                raise ConversionError(f"{file.name}: {name} is not what was written: the disk is not to be trusted")
+            if not bitwise_equal(saved.get_tensor(name), to_dtype(weights.read(name), dtype)):
+                raise ConversionError(f"{file.name}: {name} differs from what was written: the disk may be faulty")
             bar.update()
 
 
-def same(one: Tensor, other: Tensor) -> bool:
-    """Bit for bit, so that nan is equal to itself."""
+def bitwise_equal(one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors are equal bit for bit, so that NaN equals itself."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     return torch.equal(one.contiguous().view(-1).view(torch.uint8), other.contiguous().view(-1).view(torch.uint8))

@@ -1,28 +1,29 @@
-"""A model without numbers: what weights there must be, of which shapes, under which names; and filling the gaps."""
+"""A model on the meta device, which says what weights there must be; matching a checkpoint's weights to it."""
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from hmt_ds.backbones import CausalLM, LoraSettings, select_trainable
 from hmt_ds.backbones.transformers_internals import has_own_code
-from hmt_ds.conversion.conversion_error import ConversionError, shown
-from hmt_ds.conversion.shards import same
+from hmt_ds.conversion.conversion_error import ConversionError, first_of
+from hmt_ds.conversion.shards import bitwise_equal
 from hmt_ds.conversion.weights import Weights
 from hmt_ds.memory import HMT, MemorySettings
 
 
-def skeleton(config: Any, settings: MemorySettings, lora: LoraSettings | None = None) -> HMT:
-    """An HMT of that configuration on the meta device.
+def skeleton(config: PreTrainedConfig, settings: MemorySettings, lora: LoraSettings | None = None) -> HMT:
+    """Build an HMT on the meta device, where weights have shapes but no values.
 
     Raises:
-        ConversionError: if the backbone has code of its own, which a folder of ours would not have.
+        ConversionError: if the backbone has its own code, which a converted folder would lack.
     """
     if has_own_code(config):
-        raise ConversionError(f"{config.model_type} has code of its own (model.trust_remote_code): it is not converted")
+        raise ConversionError(f"{config.model_type} has its own code (model.trust_remote_code): it cannot be converted")
     with torch.device("meta"):
         backbone = CausalLM(AutoModelForCausalLM.from_config(config, dtype=torch.float32))
         if lora:
@@ -30,8 +31,18 @@ def skeleton(config: Any, settings: MemorySettings, lora: LoraSettings | None = 
         return HMT(backbone, settings)
 
 
+def embedding_width(config: PreTrainedConfig) -> int:
+    """Return the width of a backbone's embeddings, for any model."""
+    return skeleton(config, MemorySettings(segment_length=1, mode="backbone")).backbone.dim
+
+
+def with_recall_dim(memory: MemorySettings, config: PreTrainedConfig) -> MemorySettings:
+    """Return the settings with the width of the recall filled in: by default that of the embeddings."""
+    return replace(memory, recall_dim=memory.recall_width(embedding_width(config)))
+
+
 def names_of(model: nn.Module) -> Iterator[tuple[list[str], tuple[int, ...]]]:
-    """Each weight once, with all its names (tied ones have two, the first counts) and its shape."""
+    """Yield each weight once, with all its names (tied weights have two; the first counts) and its shape."""
     names: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(parameter, []).append(name)
@@ -40,18 +51,20 @@ def names_of(model: nn.Module) -> Iterator[tuple[list[str], tuple[int, ...]]]:
 
 
 def buffers_of(model: nn.Module) -> set[str]:
-    """Names of the buffers that a model's file holds."""
+    """Return the names of the buffers that a model's file holds."""
     return set(model.state_dict()) - {name for name, _ in model.named_parameters(remove_duplicate=False)}
 
 
-def fit(weights: Weights, model: nn.Module, origin: str) -> Weights:
-    """The weights that a model has, under their first names.
+def match_weights(weights: Weights, model: nn.Module, origin: str) -> Weights:
+    """Select the weights that a model has, under their first names.
 
     Args:
-        origin: where they come from, for people.
+        weights: of a checkpoint.
+        model: a skeleton.
+        origin: what the checkpoint is called in errors.
 
     Raises:
-        ConversionError: naming what is missing or has another shape.
+        ConversionError: naming a weight that is missing, has another shape, or differs from one that it is tied to.
     """
     chosen: dict[str, str] = {}
     shapes: dict[str, tuple[int, ...]] = {}
@@ -60,55 +73,56 @@ def fit(weights: Weights, model: nn.Module, origin: str) -> Weights:
         stored = [name for name in names if name in weights.shapes]
         if not stored:
             missing.append(names[0])
-        elif not stands_for(weights.shapes[stored[0]], shape):
+        elif not shape_fits(weights.shapes[stored[0]], shape):
             wrong.append(
                 f"{names[0]} has the shape {list(weights.shapes[stored[0]])} there, {list(shape)} by the config"
             )
-        elif apart := [name for name in stored[1:] if not same(weights.read(name), weights.read(stored[0]))]:
+        elif apart := [n for n in stored[1:] if not bitwise_equal(weights.read(n), weights.read(stored[0]))]:
             raise ConversionError(
-                f"{origin}: {apart[0]} is not {stored[0]}, to which the config ties it: say tie_word_embeddings false "
-                "in the config.json of the backbone"
+                f"{origin}: {apart[0]} and {stored[0]} differ, but the config ties them: set tie_word_embeddings to "
+                "false in the config.json of the backbone"
             )
         else:
             chosen[stored[0]], shapes[names[0]] = names[0], shape
     if missing:
-        raise ConversionError(f"{shown(missing)} is not in {origin}")
+        raise ConversionError(f"{first_of(missing)} is not in {origin}")
     if wrong:
-        raise ConversionError(f"{origin}: {shown(wrong)}")
+        raise ConversionError(f"{origin}: {first_of(wrong)}")
     chosen |= {name: name for name in buffers_of(model) & weights.shapes.keys()}
-    fitted = weights.renamed(chosen.get)
-    return Weights(fitted.shapes | shapes, lambda name: whole(fitted.read(name), shapes.get(name)))
+    matched = weights.renamed(chosen.get)
+    return Weights(matched.shapes | shapes, lambda name: reshaped(matched.read(name), shapes.get(name)))
 
 
-def stands_for(stored: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    """The same shape; or the same numbers flat, as DeepSpeed's universal folders have them from stage 3."""
+def shape_fits(stored: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Return whether a stored shape is right; flat weights are too: universal folders have them from stage 3."""
     return stored == shape or stored == (torch.Size(shape).numel(),)
 
 
-def whole(weight: Tensor, shape: tuple[int, ...] | None) -> Tensor:
-    """In its shape; buffers are as they are."""
+def reshaped(weight: Tensor, shape: tuple[int, ...] | None) -> Tensor:
+    """Return a weight in its shape; a buffer (None) as it is."""
     return weight if shape is None else weight.view(shape)
 
 
 def with_frozen(trained: Weights, frozen: Weights, model: HMT) -> Weights:
-    """Trained weights, and for those that are not among them the backbone's own as it came from elsewhere.
+    """Add the backbone's frozen weights to the trained ones.
 
     Args:
-        frozen: under the names of its files, with or without the prefix of transformers' base model.
-        model: the skeleton, without adapters.
+        trained: by our names.
+        frozen: by the names of the backbone's files, with or without the prefix of transformers' base model.
+        model: a skeleton without adapters.
     """
-    prefix = model.backbone.model.base_model_prefix  # type: ignore[attr-defined]
+    prefix = cast(CausalLM, model.backbone).model.base_model_prefix
     known = set(model.state_dict())
 
-    def place(name: str) -> str | None:
+    def rename(name: str) -> str | None:
         full = [f"backbone.model.{name}", f"backbone.model.{prefix}.{name}"]
         return next((one for one in full if one in known), None)
 
-    return both(trained, frozen.renamed(place))
+    return combine(trained, frozen.renamed(rename))
 
 
-def both(first: Weights, second: Weights) -> Weights:
-    """All weights of two; where both have one, the first's."""
+def combine(first: Weights, second: Weights) -> Weights:
+    """Return all weights of both; where both have one, the first's."""
     return Weights(
         second.shapes | first.shapes,
         lambda name: (first if name in first.shapes else second).read(name),

@@ -8,8 +8,7 @@ from hmt_ds.config.load import load_recipe
 from hmt_ds.config.options import parse_options
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.conversion.conversion_error import ConversionError
-from hmt_ds.conversion.convert import check_part, refuse_foreign_options
-from hmt_ds.conversion.convert_options import ConvertOptions
+from hmt_ds.conversion.convert_options import ConvertOptions, check_not_foreign, check_part
 from hmt_ds.launch.launch_options import LaunchOptions
 from hmt_ds.launch.script import NODE_ENV, Allocation, Job, run_folders
 from hmt_ds.preflight.prepare import check_folders, check_output
@@ -138,7 +137,7 @@ def check_conversion(words: list[str], run: list[str]) -> str:
     """
     recipe = load_recipe(run[0], run[1:])
     options, unknown = parse_options(ConvertOptions, words)
-    refuse_foreign_options(options)
+    check_not_foreign(options)
     check_part(options, recipe.memory.mode, recipe.model.train)
     if unknown:
         raise ConfigError([f"unrecognized arguments: {shlex.join(unknown)}"])

@@ -141,11 +141,11 @@ def test_dry_run_and_bad_input(folder):
     assert code == 0 and "would write" in printed and sorted(folder.iterdir()) == before, printed
     for source, target, more, said in (
         ("nowhere", "new", (), "no such file or folder"),
-        ("run", "hf", (), "is there already"),
+        ("run", "hf", (), "exists already"),
         ("run", "new", ("--what", "adapter"), "model.train was whole"),
-        ("run", "new", ("--merge",), "of a LoRA run alone"),
-        ("run", "new", ("--memory.segment_length", "3"), "the source says this itself"),
-        ("cache", "new", (), "is no run"),
+        ("run", "new", ("--merge",), "only with --what model or backbone, of a LoRA run"),
+        ("run", "new", ("--memory.segment_length", "3"), "this source has the setting itself"),
+        ("cache", "new", (), "is not a run"),
     ):
         code, printed = convert(folder / source, folder / target, *more)
         errors = [line for line in printed.splitlines() if line.startswith("error: ")]

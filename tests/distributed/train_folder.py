@@ -12,8 +12,9 @@ import torch
 from ranks import PROJECT
 
 from hmt_ds.backbones import build_model, read_config
-from hmt_ds.conversion.folder import Export, write_folder
-from hmt_ds.conversion.weights import tensors
+from hmt_ds.conversion.export import Export
+from hmt_ds.conversion.folder import write_folder
+from hmt_ds.conversion.weights import tensor_weights
 from hmt_ds.distributed.process_group import end_process, from_all_ranks, join, rank
 from hmt_ds.memory import HMT, MemorySettings, Window
 from hmt_ds.parallel.build_engine import ExecutorOptions
@@ -56,7 +57,7 @@ def save_model(config: dict[str, Any], folder: Path) -> None:
 def save_converted(config: dict[str, Any], folder: Path) -> None:
     """Write a model with memory modules as ``hmt-ds convert`` does."""
     model = HMT(build_model(config, dtype=torch.float32, seed=1), MEMORY)
-    weights = tensors({name: weight.detach() for name, weight in model.named_parameters()})  # tied ones once
+    weights = tensor_weights({name: weight.detach() for name, weight in model.named_parameters()})  # tied ones once
     write_folder(Export("model", weights, read_config(config), MEMORY, torch.float32), folder)
 
 

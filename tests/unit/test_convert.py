@@ -23,7 +23,7 @@ from hmt_ds.conversion.convert_options import ConvertOptions
 from hmt_ds.conversion.pickles import read_pickle
 from hmt_ds.conversion.remote_code import remote_code
 from hmt_ds.conversion.shards import plan_shards, write_shards
-from hmt_ds.conversion.weights import of_folder, tensors
+from hmt_ds.conversion.weights import folder_weights, tensor_weights
 from hmt_ds.memory import MemorySettings
 from hmt_ds.parallel.build_hmt import build_hmt
 
@@ -193,7 +193,7 @@ def poisoned(folder: Path, kind: str, payload: Payload) -> Path:
 def test_code_is_refused_and_not_run(kind, tmp_path):
     mark = tmp_path / "ran"
     source = poisoned(tmp_path, kind, Payload(mark))
-    with pytest.raises(ConversionError, match="refused, for a checkpoint must not hold code") as error:
+    with pytest.raises(ConversionError, match="refused, because a checkpoint must not contain code") as error:
         convert(source, tmp_path / "hf", ConvertOptions())
     assert len(str(error.value).splitlines()) == 1
     assert not mark.exists() and not (tmp_path / "hf").exists()
@@ -227,7 +227,7 @@ def test_reference_adapters(adapted, tmp_path):
     words = ("--memory.mode", "backbone", "--memory.segment_length", "8", "--memory.sensory_tokens", "0")
     options = ConvertOptions(what="backbone", backbone=str(tmp_path / "backbone"))
     said = convert(tmp_path / "pth", tmp_path / "hf", options, words)
-    assert said[0] == "LoRA adapters are put into the weights, with alpha 32: --lora.alpha names another"
+    assert said[0] == "LoRA adapters are merged into the weights, with alpha 32: --lora.alpha changes it"
     ids = torch.arange(40)[None]
     found = AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()(ids).logits
     torch.testing.assert_close(found, adapted(ids).logits, rtol=0, atol=1e-5)
@@ -270,22 +270,22 @@ def test_enums_of_older_pythons(tmp_path):
 def test_shards(tmp_path):
     """Several files with an index are read back as one model."""
     given = {f"layer.{n}": torch.randn(100, 10) for n in range(5)}
-    assert len(plan_shards(tensors(given), torch.float32, "model", "9KB")) == 3
-    write_shards(tmp_path, tensors(given), torch.float32, "model", "9KB")
-    found = of_folder(tmp_path)
+    assert len(plan_shards(tensor_weights(given), torch.float32, "model", "9KB")) == 3
+    write_shards(tmp_path, tensor_weights(given), torch.float32, "model", "9KB")
+    found = folder_weights(tmp_path)
     assert found.shapes.keys() == given.keys() and all(torch.equal(found.read(name), x) for name, x in given.items())
     (tmp_path / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(ConversionError, match=r"model-00002-of-00003\.safetensors is missing"):
-        of_folder(tmp_path)
+        folder_weights(tmp_path)
 
 
 def test_what_is_written_is_compared(tmp_path, monkeypatch):
     """A file that differs from the source is noticed."""
     reads = iter([torch.zeros(3), torch.ones(3)])
-    weights = tensors({"w": torch.zeros(3)})
+    weights = tensor_weights({"w": torch.zeros(3)})
     monkeypatch.setattr(type(weights), "read", None, raising=False)
     object.__setattr__(weights, "read", lambda name: next(reads))
-    with pytest.raises(ConversionError, match="w is not what was written"):
+    with pytest.raises(ConversionError, match="w differs from what was written"):
         write_shards(tmp_path, weights, torch.float32, "model")
 
 

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from hmt_ds.conversion.convert import RunParts
+from hmt_ds.conversion.from_run import RunWeights
 from hmt_ds.conversion.skeleton import skeleton
-from hmt_ds.conversion.weights import tensors
+from hmt_ds.conversion.weights import tensor_weights
 from hmt_ds.memory import MemorySettings
 
 CONFIG = AutoConfig.for_model(
@@ -31,8 +31,8 @@ def test_frozen_ones_come_through_transformers(tmp_path):
     model = SimpleNamespace(source=str(tmp_path), train="frozen", trust_remote_code=False)
     shapes = skeleton(CONFIG, SETTINGS).named_parameters()
     trained = {name: torch.rand(weight.shape) for name, weight in shapes if not name.startswith("backbone.")}
-    parts = RunParts(SimpleNamespace(model=model), tensors(trained), CONFIG, SETTINGS)
-    found, expected = parts.of("model"), backbone.state_dict()
+    parts = RunWeights(SimpleNamespace(model=model), tensor_weights(trained), CONFIG, SETTINGS)
+    found, expected = parts.part("model"), backbone.state_dict()
     assert {n for n in found.shapes if n.startswith("backbone.")} == {f"backbone.model.{name}" for name in expected}
     assert all(torch.equal(found.read(f"backbone.model.{name}"), weight) for name, weight in expected.items())
     assert all(torch.equal(found.read(name), weight) for name, weight in trained.items())

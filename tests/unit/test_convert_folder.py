@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from hmt_ds.backbones import read_config
 from hmt_ds.conversion.card import card, figures
-from hmt_ds.conversion.folder import Export, write_folder
-from hmt_ds.conversion.weights import tensors
+from hmt_ds.conversion.export import Export
+from hmt_ds.conversion.folder import write_folder
+from hmt_ds.conversion.weights import tensor_weights
 from hmt_ds.evaluation.perplexity import PerplexityRow
 from hmt_ds.training import validation
 from hmt_ds.training.validation import Validation
@@ -29,7 +30,7 @@ def test_a_tokenizer_with_several_chat_templates(tmp_path):
     tokenizer: Any = PreTrainedTokenizerFast(tokenizer_object=words)
     tokenizer.chat_template = TEMPLATES
     config = read_config(LLAMA)
-    weights = tensors(
+    weights = tensor_weights(
         {f"backbone.model.{n}": w for n, w in AutoModelForCausalLM.from_config(config).state_dict().items()}
     )
     export = Export("backbone", weights, config, make_settings(mode="backbone"), torch.float32, tokenizer=tokenizer)

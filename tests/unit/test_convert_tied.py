@@ -12,9 +12,9 @@ from hmt_ds.backbones import LoraSettings, build_model, read_config, select_trai
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.conversion.adapters import ADAPTER
 from hmt_ds.conversion.conversion_error import ConversionError
-from hmt_ds.conversion.convert import RunParts
-from hmt_ds.conversion.skeleton import fit, skeleton
-from hmt_ds.conversion.weights import tensors
+from hmt_ds.conversion.from_run import RunWeights
+from hmt_ds.conversion.skeleton import match_weights, skeleton
+from hmt_ds.conversion.weights import tensor_weights
 from hmt_ds.memory import HMT, MemorySettings
 
 TIED = LLAMA | {"tie_word_embeddings": True}
@@ -38,7 +38,7 @@ def stored(head: str) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("head", ["equal", "absent"])
 def test_one_weight(head):
     given = stored(head)
-    found = fit(tensors(given), skeleton(read_config(TIED), BACKBONE), "the file")
+    found = match_weights(tensor_weights(given), skeleton(read_config(TIED), BACKBONE), "the file")
     assert EMBEDDING in found.shapes and HEAD not in found.shapes
     assert torch.equal(found.read(EMBEDDING), given[EMBEDDING])
 
@@ -47,16 +47,16 @@ def test_two_weights_are_refused():
     """One of them would be lost without a word; a configuration that does not tie them takes both."""
     given = stored("another")
     with pytest.raises(ConversionError) as error:
-        fit(tensors(given), skeleton(read_config(TIED), BACKBONE), "the file")
+        match_weights(tensor_weights(given), skeleton(read_config(TIED), BACKBONE), "the file")
     assert str(error.value) == (
-        f"the file: {HEAD} is not {EMBEDDING}, to which the config ties it: say tie_word_embeddings false in the "
+        f"the file: {HEAD} and {EMBEDDING} differ, but the config ties them: set tie_word_embeddings to false in the "
         "config.json of the backbone"
     )
-    found = fit(tensors(given), skeleton(read_config(LLAMA), BACKBONE), "the file")
+    found = match_weights(tensor_weights(given), skeleton(read_config(LLAMA), BACKBONE), "the file")
     assert all(torch.equal(found.read(name), given[name]) for name in (HEAD, EMBEDDING))
 
 
-def lora_run(folder: Path, config: dict[str, Any], targets: list[str]) -> RunParts:
+def lora_run(folder: Path, config: dict[str, Any], targets: list[str]) -> RunWeights:
     """A LoRA run whose adapters are no longer zero."""
     AutoModelForCausalLM.from_config(read_config(config)).save_pretrained(folder)
     lora = {"rank": 2, "alpha": 2, "target_modules": targets}
@@ -72,7 +72,7 @@ def lora_run(folder: Path, config: dict[str, Any], targets: list[str]) -> RunPar
     select_trainable(backbone, "lora", LoraSettings(**lora))
     settings = MemorySettings(BACKBONE.segment_length, mode="backbone")
     weights = {name: torch.ones_like(p) for name, p in HMT(backbone, settings).named_parameters() if ADAPTER in name}
-    return RunParts(Recipe.model_validate(values), tensors(weights), read_config(config), settings)
+    return RunWeights(Recipe.model_validate(values), tensor_weights(weights), read_config(config), settings)
 
 
 @pytest.mark.parametrize("layer", ["lm_head", "embed_tokens"])
@@ -82,16 +82,16 @@ def test_an_adapter_on_tied_weights_is_not_merged(tmp_path, layer, what):
     name = {"lm_head": HEAD, "embed_tokens": EMBEDDING}[layer]
     run = lora_run(tmp_path, TIED, ["q_proj", layer])
     with pytest.raises(ConversionError) as error:
-        run.of(what)
-    assert str(error.value) == f"{name} has an adapter and is tied to another weight: it cannot be put in"
-    assert any(f"{layer}.lora_" in part for part in run.of("adapter").shapes)  # alone it goes
+        run.part(what)
+    assert str(error.value) == f"{name} has an adapter and is tied to another weight: the adapter cannot be merged"
+    assert any(f"{layer}.lora_" in part for part in run.part("adapter").shapes)  # alone it goes
 
 
 @pytest.mark.parametrize("config", [LLAMA, TIED], ids=["untied", "tied"])
 def test_other_adapters_are_merged(tmp_path, config):
     """Two ranks of ones, scaled by alpha / rank = 1, add 2 to each number of the layer's weight."""
     layer = "lm_head" if config is LLAMA else "q_proj"
-    found = lora_run(tmp_path, config, [layer]).of("model")
+    found = lora_run(tmp_path, config, [layer]).part("model")
     plain = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
     for name in found.shapes:
         expected = plain[name.removeprefix("backbone.model.")] + (2 if f"{layer}." in name else 0)

@@ -26,7 +26,7 @@ RECIPE = {
     "optimizer": {"lr": 0.1},
     "deepspeed": "ds_configs/zero2.json",
 }
-NEEDS_MERGE = "of a LoRA run needs --merge; or take --what adapter or memory"
+NEEDS_MERGE = "of a LoRA run needs --merge; or use --what adapter or memory"
 NO_CHOICE = "invalid choice: 'fp8' (choose from 'bf16', 'fp32')"
 SHELLCHECK = Path(sys.executable).with_name("shellcheck")
 
@@ -160,14 +160,17 @@ def test_scripts_are_clean(monkeypatch, capsys, recipe):
         (["--then", "evaluate --data.what 1"], "--then evaluate: data.what: unknown key"),
         (
             ["--then", "convert"],
-            "--then convert: --what model of a LoRA run needs --merge; or take --what adapter or memory",
+            "--then convert: --what model of a LoRA run needs --merge; or use --what adapter or memory",
         ),
         (["--then", "convert --merge --dtpe bf16"], "--then convert: unrecognized arguments: --dtpe bf16"),
         (
             ["--then", "convert --merge --dtype fp8"],
             "--then convert: --dtype: must be 'bf16' or 'fp32', got 'fp8'",
         ),
-        (["--then", "convert --merge --backbone foo"], "--then convert: --backbone: the source says this itself"),
+        (
+            ["--then", "convert --merge --backbone foo"],
+            "--then convert: --backbone: this source has the setting itself",
+        ),
         (
             ["--then", "convert --what memory", "--then", "convert --what memory --dtype bf16"],
             "--then convert: two would write runs/my run/converted-memory: leave one out, or name another part with "

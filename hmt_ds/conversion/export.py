@@ -1,0 +1,97 @@
+"""What a conversion writes: a part of a model with all that its folder needs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+
+from hmt_ds.conversion.convert_options import What
+from hmt_ds.conversion.shards import plan_shards
+from hmt_ds.conversion.weights import Weights
+from hmt_ds.data import DataError, load_tokenizer
+from hmt_ds.memory import MemorySettings
+
+BACKBONE = "backbone.model."
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Export:
+    """The content of a converted folder.
+
+    Attributes:
+        what: the whole model, or which part of it.
+        weights: the part's weights by their names in our model (an adapter's: in peft's).
+        config: the backbone's configuration.
+        settings: the memory's.
+        dtype: of the weights in the folder.
+        tokenizer: written beside a model or backbone, if known.
+        generation: how the backbone generates, likewise.
+        lora: peft's configuration, for an adapter.
+        card: text of README.md.
+        pictures: files that the card shows.
+    """
+
+    what: What
+    weights: Weights
+    config: PreTrainedConfig
+    settings: MemorySettings
+    dtype: torch.dtype
+    tokenizer: PreTrainedTokenizerBase | None = None
+    generation: GenerationConfig | None = None
+    lora: LoraConfig | None = None
+    card: str = ""
+    pictures: tuple[Path, ...] = ()
+
+    @property
+    def stem(self) -> str:
+        """How the names of weight files start."""
+        return {"memory": "memory", "adapter": "adapter_model"}.get(self.what, "model")
+
+    def named_weights(self) -> Weights:
+        """Return the weights by their names in the folder."""
+        if self.what == "model":
+            return self.weights.renamed(lambda name: f"hmt.{name}")
+        return self.weights.without_prefix(BACKBONE) if self.what == "backbone" else self.weights
+
+    def summary(self) -> str:
+        """Describe the weights in one line: how many, and in how many files."""
+        weights = self.named_weights()
+        numbers = sum(torch.Size(shape).numel() for shape in weights.shapes.values())
+        shards = len(plan_shards(weights, self.dtype, self.stem))
+        size = numbers * self.dtype.itemsize
+        dtype = str(self.dtype).removeprefix("torch.")
+        return (
+            f"{self.what}: {len(weights.shapes):,} weights, {numbers:,} numbers, {dtype}, {size:,} bytes, "
+            f"{shards} files"
+        )
+
+
+def select_part(weights: Weights, what: What) -> Weights:
+    """Return the weights of a part: of the backbone, of the memory, or of both."""
+    if what == "model":
+        return weights
+    return weights.renamed(lambda name: name if name.startswith(BACKBONE) == (what == "backbone") else None)
+
+
+def find_tokenizer(name: str | None, notes: list[str], what: What) -> PreTrainedTokenizerBase | None:
+    """Load the tokenizer that goes with a model or backbone; where that fails, add a warning to ``notes``."""
+    if name is None or what not in ("model", "backbone"):
+        return None
+    try:
+        return load_tokenizer(name)
+    except DataError as error:
+        notes.append(f"warning: no tokenizer in the folder: {error}")
+        return None
+
+
+def generation_config(source: str | None, config: PreTrainedConfig) -> GenerationConfig:
+    """Return the backbone's own generation settings, or transformers' defaults for its configuration."""
+    try:
+        if source is not None:
+            return GenerationConfig.from_pretrained(source)
+    except (OSError, ValueError):
+        pass
+    return GenerationConfig.from_model_config(config)

@@ -1,0 +1,142 @@
+"""Converting a run: a checkpoint with the recipe beside it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from transformers import PreTrainedConfig
+
+from hmt_ds.backbones import build_model, read_config
+from hmt_ds.checkpoint import newest_intact
+from hmt_ds.checkpoint.files import find_damage
+from hmt_ds.checkpoint.run_state import read_run_state
+from hmt_ds.config.load import load_recipe
+from hmt_ds.config.recipe import Recipe
+from hmt_ds.conversion.adapters import Adapters, check_untied, peft_config
+from hmt_ds.conversion.card import card
+from hmt_ds.conversion.conversion_error import ConversionError
+from hmt_ds.conversion.convert_options import ConvertOptions, What, check_part
+from hmt_ds.conversion.export import BACKBONE, DTYPES, Export, find_tokenizer, generation_config, select_part
+from hmt_ds.conversion.formats import kind_of
+from hmt_ds.conversion.skeleton import combine, match_weights, skeleton, with_frozen, with_recall_dim
+from hmt_ds.conversion.weights import Weights, checkpoint_weights, folder_weights, tensor_weights
+from hmt_ds.memory import MemorySettings
+
+
+def export_run(source: Path, options: ConvertOptions, notes: list[str]) -> Export:
+    """Read a part of a run's model.
+
+    Args:
+        source: the run's folder, its folder of checkpoints, or one checkpoint.
+        options: of the command.
+        notes: lines for the user are appended.
+    """
+    checkpoint, run = find_checkpoint(source, notes)
+    recipe = load_recipe(run / "recipe.yaml")
+    model = recipe.model
+    config = read_config(model.source, trust_remote_code=model.trust_remote_code)
+    settings = with_recall_dim(recipe.memory, config)
+    check_part(options, settings.mode, model.train)
+    weights = RunWeights(recipe, checkpoint_weights(checkpoint), config, settings)
+    named = model.source if isinstance(model.source, str) else None
+    step = read_run_state(checkpoint)["step"]
+    return Export(
+        options.what,
+        weights.part(options.what),
+        config,
+        settings,
+        DTYPES[options.dtype or ("bf16" if model.precision == "bf16" else "fp32")],
+        tokenizer=find_tokenizer(model.tokenizer or named, notes, options.what),
+        generation=generation_config(named, config),
+        lora=weights.peft_config() if options.what == "adapter" else None,
+        card=card(options.what, f"{run.name}/{checkpoint.name}", settings, named, run, step),
+        pictures=tuple(run.glob("loss.png")),
+    )
+
+
+def find_checkpoint(source: Path, notes: list[str]) -> tuple[Path, Path]:
+    """Return the intact checkpoint that a source names, or its newest one, and the folder with its recipe.
+
+    Raises:
+        ConversionError: if either is missing, or the named checkpoint is damaged.
+    """
+    kind = kind_of(source)
+    if kind == "checkpoint":
+        checkpoint: Path | None = source
+        if problems := find_damage(source):
+            raise ConversionError(f"{source} is damaged: {problems[0]}")
+    else:
+        checkpoint = newest_intact(source / "checkpoints" if kind == "run" else source, notes.append)
+    if checkpoint is None:
+        raise ConversionError(f"{source} has no intact checkpoint")
+    run = checkpoint.resolve().parent.parent
+    if not (run / "recipe.yaml").is_file():
+        raise ConversionError(f"{run / 'recipe.yaml'} is missing: without it {checkpoint} cannot be interpreted")
+    return checkpoint, run
+
+
+@dataclass(frozen=True)
+class RunWeights:
+    """All weights of a run's model: trained ones from its checkpoint, frozen ones from ``model.source``."""
+
+    recipe: Recipe
+    trained: Weights
+    config: PreTrainedConfig
+    settings: MemorySettings
+
+    def part(self, what: What) -> Weights:
+        """Return the complete weights of a part."""
+        if what == "adapter":
+            return self.adapters().alone()
+        if what == "memory":
+            return select_part(self.trained, what)
+        plain = skeleton(self.config, self.settings)
+        if self.recipe.model.train == "whole":
+            return select_part(match_weights(self.trained, plain, "the checkpoint"), what)
+        weights = with_frozen(self.trained, self.frozen(), plain)
+        if any(name not in weights.shapes for name, _ in plain.named_parameters()):
+            weights = combine(self.trained, self.frozen_by_transformers())
+        weights = match_weights(weights, plain, "the checkpoint and model.source")
+        if self.recipe.model.train == "lora":
+            adapters = self.adapters()
+            check_untied(adapters.layers(), plain)
+            weights = adapters.merged(weights)
+        return select_part(weights, what)
+
+    def frozen(self) -> Weights:
+        """Return the backbone's weights before training, read from the files of ``model.source`` one at a time."""
+        source = self.recipe.model.source
+        if isinstance(source, dict):
+            raise ConversionError(
+                "the backbone was random and not trained as a whole (model.source is a configuration, model.train "
+                f"{self.recipe.model.train}), so no file has its weights; use --what memory"
+            )
+        folder = Path(source)
+        if not folder.is_dir():
+            from huggingface_hub import snapshot_download
+
+            try:
+                folder = Path(snapshot_download(source, allow_patterns=["*.safetensors*", "*.json", "*.bin"]))
+            except (OSError, ValueError) as error:
+                raise ConversionError(f"model.source {source!r} not found: {str(error).splitlines()[0]}") from None
+        return folder_weights(folder).renamed(lambda name: name.removeprefix(f"hmt.{BACKBONE}"))
+
+    def frozen_by_transformers(self) -> Weights:
+        """Return the same weights by loading the whole backbone into the host's memory.
+
+        Needed where the files name weights otherwise than the model, as for mixtures of experts: only transformers
+        knows how to translate them.
+        """
+        model, dtype = self.recipe.model, getattr(self.config, "dtype", None) or torch.float32
+        backbone = build_model(str(model.source), dtype=dtype, trust_remote_code=model.trust_remote_code)
+        return tensor_weights({f"backbone.{name}": weight for name, weight in backbone.state_dict().items()})
+
+    def adapters(self) -> Adapters:
+        """Return the adapters of a LoRA run."""
+        return Adapters(self.trained, skeleton(self.config, self.settings, self.recipe.model.lora))
+
+    def peft_config(self) -> LoraConfig:
+        """Return peft's configuration of the adapters."""
+        source = self.recipe.model.source
+        return peft_config(self.recipe.model.lora, source if isinstance(source, str) else None)
