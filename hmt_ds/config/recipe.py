@@ -1,4 +1,4 @@
-"""What a recipe can say: the typed schema of a training run. `hmt-ds keys` prints it."""
+"""The typed schema of a recipe. `hmt-ds keys` prints it, with the docstrings of the fields."""
 
 from __future__ import annotations
 
@@ -33,15 +33,17 @@ class Model(Section):
     """The backbone."""
 
     source: str | dict[str, Any]
-    """A Hugging Face folder or hub name; or a configuration with model_type, for random weights."""
+    """Hugging Face folder or hub name; or a configuration with model_type, for random weights."""
     tokenizer: str | None = None
-    """A Hugging Face folder or hub name, or a sentencepiece .model file. Default: where the model is."""
+    """Hugging Face folder or hub name, or a sentencepiece .model file. Default: the same as source."""
     train: Literal["whole", "frozen", "lora"] = "whole"
-    """What of the backbone is trained; the memory modules always are."""
+    """Which weights of the backbone are trained: all, none, or LoRA adapters. The memory modules are always trained."""
     lora: Lora = Lora()
+    """Low-rank adapters."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    """Number format of the forward and backward passes."""
     trust_remote_code: bool = False
-    """Let a model's folder run code of its own."""
+    """Run Python code that comes with the model."""
 
 
 @section(
@@ -57,74 +59,80 @@ class Memory(MemorySettings):
 
 
 class Source(Section):
-    """Documents."""
+    """Where documents come from."""
 
     source: str
-    """A file or folder of text, JSONL or Parquet, a saved data set, or a name on the hub."""
+    """File or folder of text, JSONL or Parquet; a saved data set; or the name of a data set on the hub."""
     text_field: str = "text"
+    """Column that holds the text."""
     split: str = "train"
+    """Split of a data set."""
     name: str | None = None
-    """The configuration of a data set on the hub."""
+    """Configuration of a data set on the hub."""
     separator: str | None = None
-    """For text files: a regular expression; a line that matches it begins a new document."""
+    """For text files: a regular expression that the first line of each document matches. Default: one document per
+    file."""
 
 
 class Data(Section):
-    """What is read."""
+    """Training and held-out documents."""
 
     train: Source
     validation: Source | None = None
-    """Held-out documents, for evaluation."""
+    """Held-out documents for evaluation."""
     cache_dir: str = "runs/cache"
-    """Where tokenised documents are kept; it may be each machine's own, which then reads the documents itself."""
+    """Folder for tokenized documents. If it is local to each machine, each machine tokenizes the documents itself."""
     workers: int = Field(0, ge=0)
-    """Loader processes per rank. The order of the data does not depend on it."""
+    """Data loader processes per rank. The order of the data does not depend on it."""
 
 
 class Training(Section):
-    """The loop."""
+    """The training loop."""
 
     output: str
-    """Folder of the run."""
+    """Folder of the run: recipe, metrics, checkpoints."""
     steps: int = Field(ge=1)
-    """Optimizer steps."""
+    """Number of optimizer steps."""
     bptt_depth: int = Field(8, ge=1)
-    """Segments that are backpropagated through."""
+    """Segments per window: how many segments gradients flow back through (truncated BPTT)."""
     batch_size: int = Field(1, ge=1)
-    """Documents that each rank, or each pipeline, reads side by side."""
+    """Rows per rank, or per pipeline: documents that are read in parallel."""
     gradient_accumulation: int = Field(1, ge=1)
-    """Windows per optimizer step."""
+    """Windows whose gradients are accumulated for one optimizer step."""
     gradient_clipping: float = Field(1.0, ge=0)
-    """Largest gradient norm; 0 for none."""
+    """Maximum gradient norm; 0 turns clipping off."""
     max_bad_steps: int = Field(5, ge=1)
-    """So many steps in a row whose loss or gradients are not finite are too many. Each is skipped."""
+    """Stop, or roll back, after this many consecutive steps with a non-finite loss or gradients. Each such step is
+    skipped."""
     on_bad_steps: Literal["end", "rollback"] = "end"
-    """What to do then. rollback: go back to the newest intact checkpoint, and leave the documents of these steps out
-    from then on (left_out.json in the run's folder)."""
+    """What to do after max_bad_steps. end: end the run; rollback: resume from the newest intact checkpoint and leave
+    the documents of these steps out from then on (left_out.json in the run's folder)."""
     elastic: bool = False
-    """On another number of ranks than a checkpoint's, take the batch_size that keeps the rows of all ranks together."""
+    """Resume on another number of ranks: batch_size is changed so that the total number of rows stays the same."""
     hang_minutes: float = Field(10, gt=0)
-    """A rank that ends no step, writes no file of a checkpoint and reads no window of an evaluation for so long is
-    killed, and the run with it."""
+    """Kill the run if a rank makes no progress for this long: no step, no file of a checkpoint, no window of an
+    evaluation."""
     seed: int = Field(0, ge=0)
+    """Seed of random weights, of the order of the data and of dropout."""
 
 
 class Pipeline(Section):
     """Pipeline parallelism: stages of consecutive layers (hmt_ds/parallel/pipeline)."""
 
     stages: int = Field(1, ge=1)
-    """1: none. Else the ranks are divided into pipelines of so many; training.batch_size is of a pipeline then."""
+    """Stages per pipeline; 1: no pipeline. With more, the ranks form pipelines, and training.batch_size counts the rows
+    of a pipeline."""
     micro_batches: Literal["auto"] | PositiveInt = "auto"
-    """Parts of the batch that go round side by side; as many as stages, or more, keep all stages busy. auto: the
-    fewest that do."""
+    """Micro-batches per window. All stages are busy with at least as many as there are stages. auto: the fewest that
+    keep all stages busy."""
     layers: Literal["auto", "time"] | list[PositiveInt] = "auto"
-    """How many layers each stage has, as a list; auto: balanced by parameters, the head included; time: by what a layer
-    and the head take on rank 0's device, measured at the start."""
+    """Layers per stage, as a list. auto: balanced by parameters, the head included; time: balanced by the time of a
+    layer and of the head, measured on rank 0's device at the start."""
     live_inputs: PositiveInt | None = None
-    """Of the inputs that a stage keeps for its backward passes, so many stay on the GPU, the others go to the host.
-    Default: all stay."""
+    """How many of the inputs that a stage keeps for its backward passes stay on the GPU; the others are offloaded to
+    the host. Default: all stay."""
     timeout_minutes: float = Field(10, gt=0)
-    """For how long a stage waits for another one before the run ends."""
+    """End the run when a stage has waited this long for another stage."""
 
 
 @section(summary_batch=Literal["auto"] | PositiveInt, leaf_layers=Literal["auto"] | PositiveInt)
@@ -133,66 +141,75 @@ class Compute(ComputeSettings):
 
 
 class Optimizer(Section):
-    """An optimizer, by DeepSpeed's name for it."""
+    """The optimizer."""
 
     name: str = "AdamW"
+    """DeepSpeed's name of the optimizer."""
     lr: float = Field(gt=0)
+    """Learning rate."""
     memory_lr: float | None = Field(None, gt=0)
     """Learning rate of the memory modules. Default: lr."""
     weight_decay: float = Field(0.0, ge=0)
+    """Weight decay."""
     params: dict[str, Any] = {}
-    """Its other arguments, such as betas and eps."""
+    """Other arguments of the optimizer, such as betas and eps."""
 
 
 class Schedule(Section):
-    """The learning rate over the steps: a class of DeepSpeed or of torch.optim.lr_scheduler."""
+    """The learning-rate schedule."""
 
     name: str = "WarmupCosineLR"
+    """Class of DeepSpeed or of torch.optim.lr_scheduler."""
     params: dict[str, Any] = {}
-    """Its arguments. Unless given, total_num_steps is training.steps, warmup_num_steps a tenth of it, at most 1,000,
-    and warmup_max_lr the optimizer's rates."""
+    """Arguments of the schedule. Defaults: total_num_steps is training.steps, warmup_num_steps a tenth of that but at
+    most 1,000, and warmup_max_lr the optimizer's learning rates."""
 
 
 class Checkpoint(Section):
     """Saving and resuming."""
 
     every: int = Field(500, ge=1)
-    """Steps between checkpoints; one more is written at the end."""
+    """Steps between checkpoints. A last checkpoint is written at the end of the run."""
     resume: Literal["never", "auto"] = "never"
-    """auto: go on from the newest intact checkpoint of the run, or begin if there is none."""
+    """auto: resume from the newest intact checkpoint of the run, or start from the beginning if there is none."""
     keep: PositiveInt | None = None
-    """How many of the newest checkpoints stay. Default: all."""
+    """How many of the newest checkpoints to keep. Default: all."""
     milestones: PositiveInt | None = None
-    """Checkpoints whose step is a multiple of this stay too."""
+    """Also keep the checkpoints whose step is a multiple of this."""
     background: bool = False
-    """Write while training goes on; takes 12 bytes of the host's memory for each trained weight that a rank holds."""
+    """Write checkpoints while training continues; takes 12 bytes of host memory per trained weight on the rank."""
 
 
 class Evaluation(Section):
-    """Held-out perplexity by segments read."""
+    """Held-out perplexity by number of segments read."""
 
     every: int | None = Field(None, ge=1)
-    """Steps between evaluations while training. Default: at the end only."""
+    """Steps between evaluations during training. Default: at the end only."""
     segments_read: list[int] = [1, 2, 4, 8]
-    """Report tokens that come after this many segments (up to the next number; the last one reaches twice as far)."""
+    """Report the tokens that come after this many segments, each number up to the next; the last reaches twice as
+    far."""
     documents: int | None = Field(None, ge=1)
-    """Use the first documents only."""
+    """Evaluate only this many of the first documents. Default: all."""
     batch_size: int | None = Field(None, ge=1)
-    """Documents per rank. Default: training.batch_size."""
+    """Rows per rank. Default: training.batch_size."""
 
 
 class Logging(Section):
-    """Where the metrics go, besides metrics.jsonl in the run's folder."""
+    """Where metrics are written, besides metrics.jsonl in the run's folder."""
 
     every: int = Field(1, ge=1)
+    """Steps between lines of metrics, and of the log where there is no terminal."""
     # (YAML reads a bare off as false)
     wandb: Annotated[Literal["off", "offline", "online"], BeforeValidator(lambda v: "off" if v is False else v)] = "off"
+    """Log to Weights & Biases."""
     project: str = "hmt_ds"
-    """Project name in wandb."""
+    """Project name in Weights & Biases."""
     tensorboard: bool = False
+    """Write TensorBoard events to the run's folder."""
     csv: bool = False
+    """Write metrics.csv to the run's folder."""
     slow_rank: float = Field(1.5, gt=1)
-    """A rank is named whose own work on a step takes so many times as long as most ranks' does."""
+    """Name a rank as a straggler if its own work on a step takes this many times as long as the median of the ranks."""
 
 
 class Recipe(Section):
@@ -207,14 +224,14 @@ class Recipe(Section):
     optimizer: Optimizer
     schedule: Schedule = Schedule()
     deepspeed: str
-    """A file with DeepSpeed's own keys; values that the recipe decides are "auto" there."""
+    """DeepSpeed configuration file. Values that the recipe determines are "auto" there."""
     checkpoint: Checkpoint = Checkpoint()
     evaluation: Evaluation = Evaluation()
     logging: Logging = Logging()
 
     @property
     def micro_batches(self) -> int:
-        """Into how many parts a pipeline's rows are divided; 1 without stages."""
+        """Micro-batches per window of a pipeline; 1 without one."""
         rows = self.training.batch_size
         if self.pipeline.micro_batches != "auto":
             return self.pipeline.micro_batches
