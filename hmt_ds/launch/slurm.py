@@ -21,9 +21,9 @@ def launch(recipe_file: str, options: LaunchOptions, overrides: list[str], probl
     Raises:
         ConfigError: with a line for each problem.
     """
-    from hmt_ds.launch.chain import plan_jobs
-
     with cpu_accelerator():
+        from hmt_ds.launch.chain import plan_jobs  # imports DeepSpeed
+
         jobs = plan_jobs(recipe_file, options, overrides, problems)
     if not options.dry_run and not shutil.which("sbatch"):
         raise ConfigError(["sbatch is not on the PATH: use --dry-run to print the scripts"])

@@ -140,7 +140,7 @@ CASES = [
     Case(
         "compiled checkpoints",
         ["--compute.kernels", "compile", "--compute.recompute", "selective"],
-        ["compute.kernels: compiled layers choose what they keep"],
+        ["compute.kernels: compiled layers choose themselves what they keep"],
     ),
     Case("pipeline", ["--pipeline.stages", "2"], ["pipeline.stages is 2, with ZeRO-2", "the backbone has 1 layers"]),
     Case("fp16 on the CPU", ["--model.precision", "fp16"], ["model.precision: fp16 needs a GPU", "use bf16 or fp32"]),

@@ -10,7 +10,8 @@ from hmt_ds.config.recipe import Recipe
 from hmt_ds.memory import MemorySettings
 from hmt_ds.planning.activations import kept_bytes
 from hmt_ds.preflight import compute_checks
-from hmt_ds.preflight.compute_checks import check_pipeline, check_recompute
+from hmt_ds.preflight.compute_checks import check_recompute
+from hmt_ds.preflight.pipeline_checks import check_pipeline
 from hmt_ds.training.build import describe_bubble
 
 LLAMA = {"model_type": "llama", "num_hidden_layers": 4}
@@ -59,14 +60,18 @@ def test_without_a_pipeline_nothing_is_checked():
         (recipe_of(stages=5), None, "pipeline.stages is 5, the backbone has 4 layers"),
         (recipe_of(layers=[1, 1]), None, "[1, 1], 2 layers in 2 stages: the backbone has 4, and pipeline.stages is 2"),
         (recipe_of(layers=[1, 1, 2]), None, "4 layers in 3 stages"),
-        (recipe_of(micro_batches=3), None, "pipeline.micro_batches is 3: training.batch_size, 4, is no multiple"),
+        (recipe_of(micro_batches=3), None, "pipeline.micro_batches is 3: training.batch_size, 4, is not a multiple"),
         (recipe_of({"train": "frozen"}), None, "frozen"),
         (recipe_of({"precision": "fp16"}), None, "fp16: take bf16"),
-        (recipe_of({"source": {"model_type": "stablelm"}}), None, "stablelm cannot be cut into stages"),
+        (recipe_of({"source": {"model_type": "stablelm"}}), None, "stablelm cannot be divided into stages"),
         (recipe_of(), OFFLOADED, "pipeline.stages: not with an offloaded optimizer: take ds_configs/zero1.json"),
         (recipe_of(compute={"reduction": "segment"}), None, "compute.reduction is segment"),
-        (recipe_of(compute={"summary_batch": 2}), None, "compute.summary_batch is 2: stages read one segment's"),
-        (recipe_of(compute={"spill": True}), None, "compute.spill: on stages pipeline.live_inputs says"),
+        (
+            recipe_of(compute={"summary_batch": 2}),
+            None,
+            "compute.summary_batch is 2: stages compute one summary",
+        ),
+        (recipe_of(compute={"spill": True}), None, "compute.spill: with stages pipeline.live_inputs says"),
     ],
 )
 def test_each_problem_is_one_line(recipe, ds_config, said):

@@ -1,0 +1,25 @@
+"""Collects the problems of a recipe, so that all of them are reported at once."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from hmt_ds.backbones import BackboneError
+from hmt_ds.data import DataError
+from hmt_ds.parallel.deepspeed_config.fill import DeepSpeedConfigError
+from hmt_ds.parallel.deepspeed_config.lr_schedule import ScheduleError
+from hmt_ds.parallel.deepspeed_config.optimizer import OptimizerError
+
+T = TypeVar("T")
+INPUT_ERRORS = (BackboneError, DataError, DeepSpeedConfigError, OptimizerError, ScheduleError)
+
+
+class Problems(list[str]):
+    """One line per problem."""
+
+    def attempt(self, action: Callable[[], T], prefix: str = "") -> T | None:
+        """Return the action's result; if it raises one of INPUT_ERRORS, add its lines and return None."""
+        try:
+            return action()
+        except INPUT_ERRORS as error:
+            self.extend(prefix + line for line in str(error).splitlines())
+            return None

@@ -1,0 +1,77 @@
+"""Read and tokenize the documents of a recipe."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypedDict
+
+from datasets import Dataset
+
+from hmt_ds.config.recipe import Recipe, Source
+from hmt_ds.data import check_vocabulary, describe_tokenizer, load_documents, load_tokenizer, tokenize_documents
+from hmt_ds.evaluation.perplexity import segments_needed
+from hmt_ds.preflight.problems import Problems
+
+
+@dataclass(frozen=True)
+class Documents:
+    """The tokenized documents of a recipe.
+
+    Attributes:
+        train: training documents; None if no data was asked for.
+        validation: held-out documents, cut to what an evaluation reads; None if the recipe has none.
+        tokenizer: identifies the tokenizer by its content; None if no data was asked for.
+    """
+
+    train: Dataset | None = None
+    validation: Dataset | None = None
+    tokenizer: str | None = None
+
+
+class Row(TypedDict):
+    """A tokenized document."""
+
+    input_ids: list[int]
+    length: int
+
+
+def read_data(recipe: Recipe, vocab_size: int | None, problems: Problems) -> Documents | None:
+    """Read and tokenize training and held-out documents.
+
+    Args:
+        vocab_size: of the backbone, if known.
+        problems: gets a line for each problem. If it has any before the documents are read, the run cannot start: files
+            are looked for, but nothing is tokenized.
+    """
+    name = recipe.model.tokenizer or recipe.model.source
+    if not isinstance(name, str):
+        problems.append("model.tokenizer: missing; model.source is a configuration, which has none")
+        return None
+    tokenizer = problems.attempt(lambda: load_tokenizer(name), "model.tokenizer: ")
+    if tokenizer is not None and vocab_size is not None:
+        problems.attempt(lambda: check_vocabulary(tokenizer, vocab_size), "model.tokenizer: ")
+    tokenizes = tokenizer is not None and not problems
+
+    def read(source: Source) -> Dataset:
+        documents = load_documents(**source.model_dump())
+        if not tokenizes:
+            return documents
+        return tokenize_documents(documents, tokenizer, cache_dir=Path(recipe.data.cache_dir))
+
+    data, held_out = recipe.data, None
+    train = problems.attempt(lambda: read(data.train), "data.train: ")
+    if source := data.validation:
+        held_out = problems.attempt(lambda: read(source), "data.validation: ")
+    if not tokenizes or train is None:
+        return None
+    return Documents(train, None if held_out is None else shorten(held_out, recipe), describe_tokenizer(tokenizer))
+
+
+def shorten(documents: Dataset, recipe: Recipe) -> Dataset:
+    """Cut held-out documents to as many, and as many tokens of each, as an evaluation reads."""
+    documents = documents.select(range(min(len(documents), recipe.evaluation.documents or len(documents))))
+    tokens = segments_needed(recipe.evaluation.segments_read) * recipe.memory.segment_length
+
+    def cut(row: Row) -> Row:
+        return {"input_ids": row["input_ids"][:tokens], "length": min(row["length"], tokens)}
+
+    return documents.map(cut, keep_in_memory=True)

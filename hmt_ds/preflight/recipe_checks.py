@@ -1,0 +1,64 @@
+"""Checks of a recipe that need neither the backbone's weights nor the data."""
+
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedConfig
+
+from hmt_ds.backbones import family_of
+from hmt_ds.config.recipe import Recipe
+from hmt_ds.config.value_checks import why_no_folder
+
+
+def check_training(recipe: Recipe) -> list[str]:
+    """Return settings that contradict each other or this machine: one line per problem."""
+    problems = []
+    memory = recipe.memory
+    if memory.sensory_tokens > memory.segment_length:
+        problems.append(
+            f"memory.sensory_tokens is {memory.sensory_tokens}, more than a segment has ({memory.segment_length}): "
+            "take at most memory.segment_length"
+        )
+    if recipe.compute.recompute == "reentrant":
+        problems.append(
+            "compute.recompute: reentrant checkpointing fails at ZeRO-2 and gives wrong gradients at ZeRO-3: "
+            "use segment"
+        )
+    if recipe.model.precision == "fp16" and not torch.cuda.is_available():
+        problems.append("model.precision: fp16 needs a GPU, and there is none here: use bf16 or fp32")
+    counts = recipe.evaluation.segments_read
+    if counts != sorted(set(counts)) or not counts or counts[0] < 0:
+        problems.append(f"evaluation.segments_read is {counts}: must be ascending numbers of segments")
+    return problems
+
+
+def check_folders(recipe: Recipe) -> list[str]:
+    """Check that the folders to write into can be created."""
+    named = {"training.output": recipe.training.output, "data.cache_dir": recipe.data.cache_dir}
+    return [f"{key}: {reason}" for key, path in named.items() if (reason := why_no_folder(Path(path)))]
+
+
+def check_output(recipe: Recipe) -> list[str]:
+    """Refuse a folder that already holds a run, unless the run is to be resumed."""
+    folder = Path(recipe.training.output)
+    files = ("recipe.yaml", "metrics.jsonl", "checkpoints")  # the folder may hold an evaluation of the starting weights
+    if recipe.checkpoint.resume == "never" and any((folder / name).exists() for name in files):
+        return [
+            f"training.output: {folder} holds a run already: name another folder, or resume the run with "
+            "--checkpoint.resume auto"
+        ]
+    return []
+
+
+def check_positions(recipe: Recipe, config: PreTrainedConfig) -> list[str]:
+    """Check that prompts, sensory tokens and segment together fit into the backbone's positions."""
+    memory = recipe.memory
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is None or memory.positions <= limit:
+        return []
+    kind = "has" if family_of(config).hard_positions else "was made for"
+    prompts = memory.positions - memory.sensory_tokens - memory.segment_length
+    return [
+        f"memory: {memory.segment_length} fresh + {memory.sensory_tokens} sensory + {prompts} prompt tokens are "
+        f"{memory.positions} positions, the backbone {kind} {limit}: shorten memory.segment_length"
+    ]
