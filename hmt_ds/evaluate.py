@@ -6,13 +6,15 @@ from pathlib import Path
 
 import torch
 
-from hmt_ds.checkpoint import load_checkpoint, newest_intact
+from hmt_ds.checkpoint import load_weights, newest_intact
 from hmt_ds.config.config_error import ConfigError
 from hmt_ds.config.load import load_recipe
 from hmt_ds.distributed.process_group import end_process
 from hmt_ds.distributed.stopping import StopSignals
+from hmt_ds.reporting.log import log_seconds
+from hmt_ds.training.build import build_reader
 from hmt_ds.training.rank import prepare_together, run_as_rank
-from hmt_ds.training.trainer import Trainer
+from hmt_ds.training.validation import Validation
 
 logger = logging.getLogger(__name__)
 
@@ -35,10 +37,12 @@ def evaluate(run_or_recipe: str, overrides: list[str], device: torch.device) -> 
     checkpoint = newest_intact(source / "checkpoints", logger.warning) if is_run else None
     if is_run and checkpoint is None:
         raise ConfigError([f"{source}: the run has no checkpoint yet"])
-    trainer = Trainer(recipe, prepare_together(recipe, recipe_file, new_run=False), device, signals)
-    if checkpoint:
-        trainer.position = load_checkpoint(trainer.executor, checkpoint, weights_only=True)
-    trainer.validation.evaluate(trainer.position.step)
+    prepared = prepare_together(recipe, recipe_file, new_run=False)
+    with log_seconds(logger, "building the model"):
+        reader = build_reader(recipe, prepared, device)
+    step = load_weights(reader, checkpoint).step if checkpoint else 0
+    stop = lambda: signals.raise_if_told(device, "stopped in the evaluation")  # noqa: E731
+    Validation(recipe, prepared, reader, stop).evaluate(step)
 
 
 if __name__ == "__main__":

@@ -68,10 +68,12 @@ class PipelineResults(TypedDict):
 
 def pipeline_window(executor: PipelineExecutor, segments: int) -> PipelineWindow:
     """Return an executor's window. Collective: all ranks call it."""
-    micro_batches, settings = executor.micro_batches, executor.settings
-    kept = executor.budget.choose_graphs(executor.order(segments, settings.mode))
+    micro_batches, settings = executor.runner.micro_batches, executor.settings
+    kept = executor.budget.choose_graphs(executor.runner.order(segments, settings.mode))
     by_stage = from_all_ranks(kept)[:: executor.data_ranks]  # of the first pipeline
-    return PipelineWindow(segments, micro_batches, executor.summary_group(segments, micro_batches), settings, by_stage)
+    return PipelineWindow(
+        segments, micro_batches, executor.runner.summary_group(segments, micro_batches), settings, by_stage
+    )
 
 
 def pipeline_results(

@@ -13,12 +13,15 @@ from torch import Tensor
 
 from hmt_ds.distributed.deepspeed_internals import (
     base_optimizer,
+    full_numel,
     full_shape,
     group_of_buffers,
+    has_optimizer,
     is_replicated,
     master_buffers,
     optimizer_for,
     optimizer_shard,
+    weight_shard,
 )
 from hmt_ds.distributed.engine import Engine
 from hmt_ds.memory import HMT
@@ -35,8 +38,9 @@ class Fragment:
         name: the weight's name in the model.
         shape: of the whole weight.
         start: where in the flattened weight the range starts.
-        tensors: views ``[numel]`` of this rank's own float32 tensors: ``weight``, and each elementwise state by its
-            name in the optimizer (``exp_avg``, ``exp_avg_sq``, ...). Writing into them changes the rank's state.
+        tensors: views ``[numel]`` of this rank's own tensors (float32 where there is an optimizer): ``weight``, and
+            each elementwise state by its name in the optimizer (``exp_avg``, ``exp_avg_sq``, ...). Writing into them
+            changes the rank's state.
     """
 
     name: str
@@ -68,10 +72,21 @@ def fragments(engine: Engine[HMT], *, rank: int, world_size: int, to_write: bool
             number is then yielded exactly once.
     """
     find = of_replicated if engine.zero_optimization_stage() == 0 else of_sharded
+    if not has_optimizer(engine):
+        find = of_reader
     for name, parameter in engine.module.named_parameters():
         # a weight that is replicated from another pipeline stage is written by that stage
         if parameter.requires_grad and not (to_write and is_replicated(parameter)):
             yield from find(engine, name, parameter, rank, world_size if to_write else 1)
+
+
+def of_reader(engine: Engine[HMT], name: str, weight: Tensor, rank: int, shares: int) -> Iterator[Fragment]:
+    """Without an optimizer: the weight that the model reads with, or at stage 3 this rank's shard of it."""
+    shard = weight_shard(weight)
+    if shard is None:
+        yield cut(name, full_shape(weight), 0, weight.data.view(-1), {}, 0, weight.numel())
+    elif (numel := min(shard.numel(), full_numel(weight) - rank * shard.numel())) > 0:  # the last shards are padded
+        yield cut(name, full_shape(weight), rank * shard.numel(), shard.data, {}, 0, numel)
 
 
 def of_replicated(engine: Engine[HMT], name: str, weight: Tensor, rank: int, shares: int) -> Iterator[Fragment]:

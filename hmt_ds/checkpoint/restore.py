@@ -18,7 +18,7 @@ from hmt_ds.distributed.engine import Engine
 from hmt_ds.distributed.process_group import from_all_ranks, from_rank_0, rank, world_size
 from hmt_ds.memory import HMT
 from hmt_ds.parallel.pipeline.build_stage import STAND_IN
-from hmt_ds.parallel.protocols import Executor
+from hmt_ds.parallel.protocols import Executor, Reader
 
 # entries of a learning-rate schedule's state that its steps change; the others are its arguments
 CHANGED_BY_STEPS = {
@@ -54,7 +54,19 @@ def newest_intact(folder: Path, say: Callable[[str], None]) -> Path | None:
     return cast(Path | None, from_rank_0(found))
 
 
-def load_checkpoint(executor: Executor, checkpoint: Path, *, weights_only: bool = False) -> RunPosition:
+def load_weights(reader: Reader, checkpoint: Path) -> RunPosition:
+    """Set the trained weights of a model to the saved ones, for evaluation; return where the run was.
+
+    Raises:
+        CheckpointError: if it does not fit the model; with both values.
+    """
+    saved = read_run_state(checkpoint)
+    FragmentReader(checkpoint).fill(reader, states=False)
+    refresh_weights(reader.engine)
+    return RunPosition(saved["step"], saved["tokens"], saved["position"])
+
+
+def load_checkpoint(executor: Executor, checkpoint: Path) -> RunPosition:
     """Set an executor to the state that was saved.
 
     The number of ranks may differ from the saved one if the global batch has as many rows: then each rank takes the
@@ -63,17 +75,15 @@ def load_checkpoint(executor: Executor, checkpoint: Path, *, weights_only: bool 
     Args:
         executor: whose model, optimizer and memories are set.
         checkpoint: its folder.
-        weights_only: read only the weights, for evaluation.
 
     Raises:
         CheckpointError: if it does not fit the executor; with both values.
     """
     saved = read_run_state(checkpoint)
-    FragmentReader(checkpoint).fill(executor, states=not weights_only)
+    FragmentReader(checkpoint).fill(executor, states=True)
     refresh_weights(executor.engine)
-    if not weights_only:
-        restore_engine(executor.engine, saved)
-        restore_rank(executor, checkpoint, saved)
+    restore_engine(executor.engine, saved)
+    restore_rank(executor, checkpoint, saved)
     return RunPosition(saved["step"], saved["tokens"], saved["position"])
 
 
@@ -109,14 +119,14 @@ class FragmentReader:
                 self.shapes[name] = shape
                 self.keys.update(keys)
 
-    def fill(self, executor: Executor, *, states: bool) -> None:
+    def fill(self, reader: Reader, *, states: bool) -> None:
         """Read this rank's part of all weights, and of the optimizer's states if wanted, into its own tensors."""
-        engine = executor.engine
+        engine = reader.engine
         if states:
             create_states(engine)
-        own = list(fragments(engine, rank=executor.data_rank, world_size=executor.data_ranks, to_write=False))
+        own = list(fragments(engine, rank=reader.data_rank, world_size=reader.data_ranks, to_write=False))
         own = [fragment for fragment in own if fragment.name != STAND_IN]
-        self.check(trained_weights(executor), states, {key for fragment in own for key in fragment.tensors})
+        self.check(trained_weights(reader), states, {key for fragment in own for key in fragment.tensors})
         for fragment in own:
             for key, tensor in fragment.tensors.items():
                 if key == WEIGHT or states:
@@ -157,14 +167,14 @@ class FragmentReader:
             raise CheckpointError(f"{self.checkpoint}: it has {done} of {into.numel()} numbers of {key} of {name}")
 
 
-def trained_weights(executor: Executor) -> dict[str, list[int]]:
+def trained_weights(reader: Reader) -> dict[str, list[int]]:
     """Return the shapes of all trained weights, over all pipeline stages."""
     own = {
         name: list(full_shape(p))
-        for name, p in executor.engine.module.named_parameters()
+        for name, p in reader.engine.module.named_parameters()
         if p.requires_grad and name != STAND_IN
     }
-    every = from_all_ranks(own) if executor.stages > 1 else [own]
+    every = from_all_ranks(own) if reader.stages > 1 else [own]
     return {name: shape for stage in every for name, shape in stage.items()}
 
 

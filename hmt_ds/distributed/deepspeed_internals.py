@@ -41,6 +41,11 @@ def skip_shared_memory_kernel() -> None:
 # ---- optimizer steps ----
 
 
+def has_optimizer(engine: Engine[Model]) -> bool:
+    """Whether an engine trains, rather than only reads (``build_reading_engine``)."""
+    return _open(engine).basic_optimizer is not None
+
+
 def base_optimizer(engine: Engine[Model]) -> Optimizer:
     """The torch optimizer (or DeepSpeed's replacement for it) that ZeRO's optimizer wraps."""
     optimizer = _open(engine).optimizer
@@ -245,18 +250,19 @@ def group_of_buffers(engine: Engine[Model]) -> list[int]:
 
 
 def refresh_weights(engine: Engine[Model]) -> None:
-    """Copy the fp32 master weights into the weights that compute."""
+    """Update the weights that compute, after master weights (or, without an optimizer, shards) have changed."""
     optimizer, stage = _open(engine).optimizer, engine.zero_optimization_stage()
     if stage in (1, 2):
         optimizer.update_lp_params()
     if stage < 3:
         return
-    flats = optimizer.fp16_partitioned_groups_flat
-    for low, full in zip(flats, optimizer.fp32_partitioned_groups_flat, strict=True):
-        low.data.copy_(full.data)
-    for flat, parts in zip(flats, optimizer.fp16_partitioned_groups, strict=True):
-        for part, new in zip(parts, optimizer.unflatten(flat, parts), strict=True):
-            part.data = new.data
+    if has_optimizer(engine):
+        flats = optimizer.fp16_partitioned_groups_flat
+        for low, full in zip(flats, optimizer.fp32_partitioned_groups_flat, strict=True):
+            low.data.copy_(full.data)
+        for flat, parts in zip(flats, optimizer.fp16_partitioned_groups, strict=True):
+            for part, new in zip(parts, optimizer.unflatten(flat, parts), strict=True):
+                part.data = new.data
     if persistent := optimizer.persistent_parameters:
         # small weights stay whole on every rank: nothing gathers them before the next forward pass
         persistent[0].partition(persistent)

@@ -5,41 +5,16 @@ weights read the same tokens, sensory tokens included, without memory prompts.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from hmt_ds.distributed.process_group import add_up
-from hmt_ds.memory import IGNORED, MemoryState, SegmentOutput, Window
+from hmt_ds.memory import IGNORED, MemoryState, Window
 from hmt_ds.memory.settings import Mode
-
-
-class SegmentReader(Protocol):
-    """A model that reads windows without training: the executor of a run, or a model that was built to read only.
-
-    Attributes:
-        device: of this rank.
-        reports: whether this rank has the losses (on a pipeline only the last stage has them).
-    """
-
-    device: torch.device
-    reports: bool
-
-    @property
-    def data_rank(self) -> int:
-        """Which share of the rows this rank reads."""
-
-    @property
-    def data_ranks(self) -> int:
-        """How many shares there are."""
-
-    def read(
-        self, window: Window, state: MemoryState | None, **mode: Mode
-    ) -> Iterator[tuple[SegmentOutput, MemoryState]]:
-        """Yield each segment's output and the state after it; without ``mode``, in that of the model's settings."""
+from hmt_ds.parallel.protocols import Reader
 
 
 @dataclass(frozen=True)
@@ -67,7 +42,7 @@ def segments_needed(segments_read: list[int]) -> int:
 
 
 def perplexity_by_segments(
-    reader: SegmentReader, windows: Callable[[], Iterable[Window]], segments_read: list[int]
+    reader: Reader, windows: Callable[[], Iterable[Window]], segments_read: list[int]
 ) -> list[PerplexityRow]:
     """Evaluate on this rank's windows, and sum over the ranks.
 
@@ -87,7 +62,7 @@ def perplexity_by_segments(
     return rows
 
 
-def losses_by_index(reader: SegmentReader, windows: Iterable[Window], depth: int, **mode: Mode) -> Tensor:
+def losses_by_index(reader: Reader, windows: Iterable[Window], depth: int, **mode: Mode) -> Tensor:
     """Summed losses and label counts by the index of a segment in its document, ``[2, depth]``, over all ranks."""
     sums = torch.zeros(2, depth + 1, dtype=torch.float64)
     state: MemoryState | None = None

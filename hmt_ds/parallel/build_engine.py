@@ -1,4 +1,4 @@
-"""A DeepSpeed engine around a model, as an executor needs it."""
+"""A DeepSpeed engine around a model: one that trains for executors, one without an optimizer for readers."""
 
 import io
 from collections.abc import Callable
@@ -10,13 +10,15 @@ import deepspeed
 import torch
 
 from hmt_ds.backbones import CausalLM
-from hmt_ds.backbones.compute import compile_layers
+from hmt_ds.backbones.compute import compile_layers, use_liger
 from hmt_ds.distributed.deepspeed_internals import full_numel, join_offloaded_parts, skip_steps_on_overflow
 from hmt_ds.distributed.engine import Engine
 from hmt_ds.memory import HMT
 from hmt_ds.memory.loss import cross_entropy
 from hmt_ds.parallel.build_hmt import parameter_groups
-from hmt_ds.parallel.deepspeed_config.fill import computes_in_autocast, with_bucket
+from hmt_ds.parallel.compute_choice import resolve
+from hmt_ds.parallel.deepspeed_config.fill import computes_in_autocast, stage_of, with_bucket
+from hmt_ds.parallel.gradients import move_buffers
 from hmt_ds.parallel.protocols import GradientReduction
 from hmt_ds.parallel.settings import ComputeSettings
 
@@ -25,7 +27,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class ExecutorOptions:
-    """What every executor needs besides its model.
+    """What every executor and every reader needs besides its model.
 
     Attributes:
         ds_config: DeepSpeed's configuration, filled.
@@ -97,4 +99,26 @@ def build_engine(
     skip_steps_on_overflow(engine)
     join_offloaded_parts(engine)
     gradients.attach(engine)
+    return engine
+
+
+def build_reading_engine(model: HMT, options: ExecutorOptions, grid: object = None) -> Engine[HMT]:
+    """Give the model to an engine that only reads: without optimizer states, gradients and master weights.
+
+    ZeRO-1 and ZeRO-2 shard only what such an engine does not have, and DeepSpeed refuses them without an optimizer, so
+    they become stage 0: every rank holds the whole weights. At stage 3 the weights stay sharded. The sections for
+    precision stay as they are filled in for the run's stage, so weights are read in the type they were trained in.
+
+    Args:
+        grid: DeepSpeed's process grid, where the ranks are not all data-parallel.
+    """
+    if resolve(options.compute, model, options.ds_config, options.device).kernels == "liger":
+        use_liger(cast(CausalLM, model.backbone))  # compiled kernels are for training alone
+    config = {key: value for key, value in options.ds_config.items() if key != "optimizer"}
+    if stage_of(config) < 3:
+        config["zero_optimization"] = {"stage": 0}
+    with redirect_stdout(io.StringIO()):  # DeepSpeed prints how much memory it takes
+        engine, *_ = deepspeed.initialize(model=model, mpu=grid, config=config)
+    move_buffers(model, options.device)
+    engine.eval()
     return engine

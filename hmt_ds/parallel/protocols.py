@@ -1,4 +1,4 @@
-"""Interfaces of this room: an executor runs windows through a model, a gradient reduction sums what they give."""
+"""Interfaces of this room: a reader evaluates windows, an executor trains on them too, a gradient reduction sums."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -77,8 +77,8 @@ class GradientReduction(Protocol):
         """Note that the optimizer has updated the weights."""
 
 
-class Executor(Protocol):
-    """Runs windows through an HMT inside a DeepSpeed engine: what training, evaluation and checkpoints know of it.
+class Reader(Protocol):
+    """Runs windows through an HMT inside a DeepSpeed engine: what evaluation and the loading of weights know of it.
 
     Attributes:
         stages: the number of pipeline stages (1 on ZeRO).
@@ -87,9 +87,6 @@ class Executor(Protocol):
         reports: whether this rank computes the losses.
         embedding_width: d, of memories.
         dtype: of memories.
-        compute: resolved settings.
-        state: the memory carried from the last window to the next; None before the first.
-        phase: surrounds each part of a step, by name.
     """
 
     stages: int
@@ -97,12 +94,32 @@ class Executor(Protocol):
     data_rank: int
     reports: bool
     settings: MemorySettings
-    precision: str
     device: torch.device
     embedding_width: int
     dtype: torch.dtype
-    compute: ComputeSettings
     engine: Engine[HMT]
+
+    def read(
+        self, window: Window, state: MemoryState | None, **options: Any
+    ) -> Iterator[tuple[SegmentOutput, MemoryState]]:
+        """Run a window without training; yield the output of each segment and the state after it.
+
+        Args:
+            options: for the model (``mode``, ``with_logits``).
+        """
+
+
+class Executor(Reader, Protocol):
+    """A reader that trains too: what training and checkpoints know of it.
+
+    Attributes:
+        compute: resolved settings.
+        state: the memory carried from the last window to the next; None before the first.
+        phase: surrounds each part of a step, by name.
+    """
+
+    precision: str
+    compute: ComputeSettings
     state: MemoryState | None
     phase: Phase
 
@@ -127,12 +144,3 @@ class Executor(Protocol):
 
     def backward_passes(self, windows: list[Window]) -> int:
         """The number of backward passes that a step on these windows takes."""
-
-    def read(
-        self, window: Window, state: MemoryState | None, **options: Any
-    ) -> Iterator[tuple[SegmentOutput, MemoryState]]:
-        """Run a window without training; yield the output of each segment and the state after it.
-
-        Args:
-            options: for the model (``mode``, ``with_logits``).
-        """

@@ -9,7 +9,7 @@ from hmt_ds.distributed.deepspeed_internals import loss_scale, set_overflow, ski
 from hmt_ds.distributed.engine import Engine
 from hmt_ds.distributed.process_group import add_up
 from hmt_ds.memory import HMT, MemoryState, Window
-from hmt_ds.parallel.protocols import Executor, StepOutput
+from hmt_ds.parallel.protocols import Executor, Reader, StepOutput
 
 
 def train_step(executor: Executor, windows: list[Window], flags: tuple[int, ...] = ()) -> StepOutput:
@@ -79,16 +79,16 @@ def stage_0_gradient_norm(engine: Engine[HMT]) -> float | None:
     return float(torch.nn.utils.get_total_norm(gradients)) / loss_scale(engine)
 
 
-def empty_state(executor: Executor, rows: int, cached: int = 0) -> MemoryState:
+def empty_state(reader: Reader, rows: int, cached: int = 0) -> MemoryState:
     """The state before a document, with room for ``cached`` memories."""
-    settings = executor.settings
+    settings = reader.settings
     return MemoryState.empty(
         rows,
         settings.memory_tokens,
-        executor.embedding_width,
+        reader.embedding_width,
         settings.sensory_tokens,
-        dtype=executor.dtype,
-        device=executor.device,
+        dtype=reader.dtype,
+        device=reader.device,
         cached=cached,
     )
 

@@ -16,6 +16,7 @@ from hmt_ds.config.recipe import Recipe
 from hmt_ds.data import WindowLoader, document_lengths
 from hmt_ds.distributed.deepspeed_internals import full_numel, is_replicated
 from hmt_ds.distributed.process_group import add_up, rank, world_size
+from hmt_ds.memory import HMT
 from hmt_ds.parallel.build_engine import ExecutorOptions
 from hmt_ds.parallel.build_hmt import MEMORY_SEED, build_hmt
 from hmt_ds.parallel.deepspeed_config.fill import computes_in_autocast
@@ -23,9 +24,11 @@ from hmt_ds.parallel.deepspeed_config.lr_schedule import make_scheduler
 from hmt_ds.parallel.pipeline.build_stage import build_stage, stage_layers
 from hmt_ds.parallel.pipeline.executor import PipelineExecutor
 from hmt_ds.parallel.pipeline.layer_times import LayerTimes, layer_times
+from hmt_ds.parallel.pipeline.reader import PipelineReader
 from hmt_ds.parallel.pipeline.schedule import UNIT_COSTS, pipeline_schedule
 from hmt_ds.parallel.pipeline.topology import Topology
-from hmt_ds.parallel.protocols import Executor
+from hmt_ds.parallel.protocols import Executor, Reader
+from hmt_ds.parallel.reader import ZeroReader
 from hmt_ds.parallel.zero import ZeroExecutor
 from hmt_ds.planning.simulate import Machine, simulate
 from hmt_ds.preflight.prepare import Prepared
@@ -36,11 +39,28 @@ RANK_STRIDE = 0x9E3779B1  # odd, so that multiples differ in the lowest 32 bits:
 
 
 def build_executor(recipe: Recipe, prepared: Prepared, device: torch.device) -> Executor:
-    """The recipe's model, or this rank's pipeline stage of it, in DeepSpeed's engine on this rank's device."""
-    build = build_pipeline_executor if recipe.pipeline.stages > 1 else build_zero_executor
-    executor = build(recipe, prepared, device)
+    """The recipe's model, or this rank's pipeline stage of it, in an engine that trains it."""
+    options = executor_options(recipe, prepared, device)
+    executor: Executor
+    if recipe.pipeline.stages > 1:
+        stage, topology = build_pipeline_stage(recipe, prepared, device)
+        live_inputs = recipe.pipeline.live_inputs
+        executor = PipelineExecutor(
+            stage, topology, options, micro_batches=recipe.micro_batches, live_inputs=live_inputs
+        )
+    else:
+        executor = ZeroExecutor(build_whole_model(recipe, prepared, device), options)
     seed_dropout(executor, recipe.training.seed)
     return executor
+
+
+def build_reader(recipe: Recipe, prepared: Prepared, device: torch.device) -> Reader:
+    """The same model in an engine without an optimizer, to evaluate it."""
+    options = executor_options(recipe, prepared, device)
+    if recipe.pipeline.stages > 1:
+        stage, topology = build_pipeline_stage(recipe, prepared, device)
+        return PipelineReader(stage, topology, options, micro_batches=recipe.micro_batches)
+    return ZeroReader(build_whole_model(recipe, prepared, device), options)
 
 
 def seed_dropout(executor: Executor, seed: int) -> None:
@@ -53,10 +73,10 @@ def seed_dropout(executor: Executor, seed: int) -> None:
     torch.manual_seed(seed ^ MEMORY_SEED ^ (0 if has_layerdrop else rank() * RANK_STRIDE))
 
 
-def build_zero_executor(recipe: Recipe, prepared: Prepared, device: torch.device) -> Executor:
-    """The whole model; DeepSpeed shards of it what the ZeRO stage says."""
+def build_whole_model(recipe: Recipe, prepared: Prepared, device: torch.device) -> HMT:
+    """The whole model; at ZeRO-3 each rank keeps its shard of it only."""
     model = recipe.model
-    hmt = build_hmt(
+    return build_hmt(
         model.source,
         recipe.memory,
         ds_config=prepared.ds_config,
@@ -67,16 +87,15 @@ def build_zero_executor(recipe: Recipe, prepared: Prepared, device: torch.device
         device=device,
         trust_remote_code=model.trust_remote_code,
     )
-    return ZeroExecutor(hmt, executor_options(recipe, prepared, device))
 
 
-def build_pipeline_executor(recipe: Recipe, prepared: Prepared, device: torch.device) -> PipelineExecutor:
+def build_pipeline_stage(recipe: Recipe, prepared: Prepared, device: torch.device) -> tuple[HMT, Topology]:
     """This rank's stage of the model.
 
     Raises:
         ConfigError: if the ranks cannot be divided into pipelines.
     """
-    model, pipeline, micro_batches = recipe.model, recipe.pipeline, recipe.micro_batches
+    model, pipeline = recipe.model, recipe.pipeline
     if world_size() % pipeline.stages:
         raise ConfigError([f"pipeline.stages is {pipeline.stages}, which {world_size()} ranks are no multiple of"])
     topology = Topology(pipeline.stages, pipeline.timeout_minutes)
@@ -88,6 +107,8 @@ def build_pipeline_executor(recipe: Recipe, prepared: Prepared, device: torch.de
     ranges = stage_layers(config, pipeline.stages, split)
     if isinstance(split, LayerTimes):
         logger.info(describe_split(ranges, split))
+    if recipe.micro_batches < pipeline.stages and rank() == 0:
+        logger.warning(describe_bubble(recipe, recipe.micro_batches))
     stage = build_stage(
         model.source,
         recipe.memory,
@@ -96,15 +117,7 @@ def build_pipeline_executor(recipe: Recipe, prepared: Prepared, device: torch.de
         trust_remote_code=model.trust_remote_code,
         **options,
     )
-    if micro_batches < pipeline.stages and rank() == 0:
-        logger.warning(describe_bubble(recipe, micro_batches))
-    return PipelineExecutor(
-        stage,
-        topology,
-        executor_options(recipe, prepared, device),
-        micro_batches=micro_batches,
-        live_inputs=pipeline.live_inputs,
-    )
+    return stage, topology
 
 
 def measure_layers(recipe: Recipe, config: PretrainedConfig, **options: Any) -> LayerTimes:
@@ -131,7 +144,7 @@ def describe_bubble(recipe: Recipe, micro_batches: int) -> str:
 
 
 def executor_options(recipe: Recipe, prepared: Prepared, device: torch.device) -> ExecutorOptions:
-    """The options of both executors."""
+    """The options of all executors and readers."""
     return ExecutorOptions(
         ds_config=prepared.ds_config,
         precision=recipe.model.precision,

@@ -11,8 +11,9 @@ from rich.console import Console
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.data import Batch, WindowLoader
 from hmt_ds.distributed.process_group import rank
-from hmt_ds.evaluation.perplexity import PerplexityRow, SegmentReader, as_dicts, perplexity_by_segments
+from hmt_ds.evaluation.perplexity import PerplexityRow, as_dicts, perplexity_by_segments
 from hmt_ds.memory import Window
+from hmt_ds.parallel.protocols import Reader
 from hmt_ds.preflight.prepare import Prepared
 from hmt_ds.reporting.log import log_seconds
 from hmt_ds.reporting.plots import plot_perplexity
@@ -31,7 +32,7 @@ class Validation:
         before_window: called before each window; what it raises ends the evaluation.
     """
 
-    def __init__(self, recipe: Recipe, prepared: Prepared, reader: SegmentReader, before_window: Callable[[], None]):
+    def __init__(self, recipe: Recipe, prepared: Prepared, reader: Reader, before_window: Callable[[], None]):
         self.recipe, self.prepared, self.reader = recipe, prepared, reader
         self.before_window = before_window
 

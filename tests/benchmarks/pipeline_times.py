@@ -87,7 +87,9 @@ def compare(recipe_file: str, overrides: list[str], device: torch.device) -> Non
 def row_of(executor: PipelineExecutor, shape: tuple[int, int], found: list[dict[str, Any]], hop: float) -> str:
     """Return a table row: the fastest step of a shape beside the simulated one."""
     mode, links = executor.settings.mode, [Link(hop)] * (executor.stages - 1)
-    schedule = pipeline_schedule(executor.stages, *shape, mode=mode, summary_group=executor.summary_group(*shape))
+    schedule = pipeline_schedule(
+        executor.stages, *shape, mode=mode, summary_group=executor.runner.summary_group(*shape)
+    )
     end = min(stage["after"] for stage in found)
 
     def predicted(middle: Middle, recomputes_early: bool = True) -> Timeline:
@@ -108,7 +110,7 @@ def step_of(executor: PipelineExecutor, segments: int, parts: int) -> list[dict[
     settings = executor.settings
     vocabulary = executor.engine.module.backbone.vocabulary
     windows = random_windows(parts, segments, settings.segment_length, vocabulary, seed=0, fresh=True)
-    executor.micro_batches, executor.state, watch = parts, None, Stopwatch(executor.device)
+    executor.runner.micro_batches, executor.state, watch = parts, None, Stopwatch(executor.device)
     synchronize(executor.device)
     executor.phase = watch
     watch.begin()
@@ -116,7 +118,7 @@ def step_of(executor: PipelineExecutor, segments: int, parts: int) -> list[dict[
     seconds, (*actions, reduction, update), waited = watch.read()
     executor.phase = nullcontext
     return from_all_ranks({"seconds": seconds, "actions": actions, "waited": waited, "after": reduction + update,
-                           "order": executor.order(segments, settings.mode)})  # fmt: skip
+                           "order": executor.runner.order(segments, settings.mode)})  # fmt: skip
 
 
 def window_of(found: list[dict[str, Any]]) -> float:
@@ -137,7 +139,7 @@ def costs_of(found: list[dict[str, Any]], middle: Middle) -> list[dict[tuple[Kin
 
 def seconds_of_hop(executor: PipelineExecutor) -> float:
     """Measure a segment's message from the first stage to the second: half of a round trip."""
-    topology, size = executor.topology, (1, executor.settings.positions, executor.hidden_size)
+    topology, size = executor.topology, (1, executor.settings.positions, executor.runner.hidden_size)
     message, times = torch.zeros(size, dtype=executor.dtype, device=executor.device), []
     channels = topology.channels
     ends = {0: (channels.backward_in, channels.forward_out), 1: (channels.forward_in, channels.backward_out)}

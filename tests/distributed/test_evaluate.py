@@ -1,4 +1,4 @@
-"""`hmt-ds evaluate` finds again what a run has found at its end."""
+"""`hmt-ds evaluate` finds again what a run has found at its end, and holds no more than the weights."""
 
 import json
 import re
@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 from ranks import PROJECT, cpu_environment
+from reading import run_cases
 from tiny_recipe import STEPS, make_materials, run_module, train, write_recipe
+from zero_cases import CONFIGS
 
 
 def evaluate(run: Path) -> subprocess.CompletedProcess[str]:
@@ -60,3 +63,31 @@ def test_a_run_is_evaluated_again(tmp_path):
     code, printed = run_module("hmt_ds.evaluate", str(moved))
     assert code == 0 and not output.exists(), printed
     assert json.loads((moved / file.relative_to(output)).read_text()) == found
+
+
+ENGINES = {name: ["--deepspeed", f"ds_configs/{name}.json"] for name in CONFIGS}
+ENGINES |= {"sharded": ["--deepspeed", "sharded.json"]}  # zero3, which by default keeps weights as small as these whole
+ENGINES |= {"pipeline": [*ENGINES["zero1"], "--pipeline.stages", "2"]}
+# in bf16 stage 0 reads in autocast, and the others have bf16 weights
+SAMPLE = [("zero0", "bf16"), ("zero1", "bf16"), ("zero2", "fp32"), ("sharded", "bf16"), ("pipeline", "bf16")]
+OTHERS = [(engine, kind) for engine in ENGINES for kind in ("fp32", "bf16") if (engine, kind) not in SAMPLE]
+
+
+@pytest.mark.parametrize("cases", [SAMPLE, pytest.param(OTHERS, marks=pytest.mark.slow)], ids=["sample", "others"])
+def test_a_reader_is_the_trained_model_without_its_optimizer(tmp_path, cases):
+    """At all stages and on a pipeline: the same bits, and neither optimizer states nor master weights."""
+    make_materials(tmp_path)
+    recipe = write_recipe(tmp_path)
+    values = yaml.safe_load(recipe.read_text())
+    values["data"]["validation"], values["evaluation"] = values["data"]["train"], {"documents": 2}
+    values["optimizer"] = {"lr": 0.1}
+    recipe.write_text(yaml.safe_dump(values))
+    sharded = json.loads((PROJECT / "ds_configs/zero3.json").read_text())
+    sharded["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    (tmp_path / "sharded.json").write_text(json.dumps(sharded))
+    overrides = [[*ENGINES[engine], "--model.precision", precision] for engine, precision in cases]
+    for case, row in run_cases(recipe, overrides):
+        assert row["found"] == row["expected"] != row["untrained"], case
+        for weights, reader, executor in zip(row["weights"], row["reader"], row["executor"], strict=True):
+            # a shard of master weights or of one of Adam's states would be half of the weights, or more
+            assert reader < 1.2 * weights + 2**14 and executor > 1.8 * reader, (case, row)

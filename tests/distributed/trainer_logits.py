@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from hmt_ds.checkpoint import load_checkpoint, newest_intact
+from hmt_ds.checkpoint import load_weights, newest_intact
 from hmt_ds.config.load import load_recipe
 from hmt_ds.distributed.process_group import end_process, join
 from hmt_ds.evaluation.generation import generate
@@ -29,7 +29,7 @@ def model_of(task: dict[str, Any]) -> Any:
     if run.is_dir():
         checkpoint = newest_intact(run / "checkpoints", print)
         assert checkpoint is not None
-        load_checkpoint(executor, checkpoint, weights_only=True)
+        load_weights(executor, checkpoint)
     return executor.engine.module.eval()
 
 

@@ -18,7 +18,7 @@ OPTIMIZER = {"param_groups", "state", "step", "zero_grad", "add_param_group", "s
 TOUCHED = {
     "ops/__init__.py": ["__compatible_ops__"],
     "runtime/engine.py": [
-        *("optimizer", "torch_autocast_z0_gradscaler", "dp_world_size", "allreduce_gradients"),
+        *("optimizer", "basic_optimizer", "torch_autocast_z0_gradscaler", "dp_world_size", "allreduce_gradients"),
         *("global_steps", "global_samples", "micro_steps", "skipped_steps"),
     ],
     "runtime/base_optimizer.py": ["clear_backward_seen_flag"],
@@ -38,7 +38,7 @@ TOUCHED = {
         *("persistent_parameters", "parameter_offload", "grad_partitions_flat_buffer", "offload_optimizer"),
         *("averaged_gradients", "backup_optimizer"),
     ],
-    "runtime/zero/parameter_offload.py": ["get_param_coordinator"],
+    "runtime/zero/parameter_offload.py": ["get_param_coordinator", "persistent_parameters"],
     "runtime/zero/partitioned_param_coordinator.py": ["__all_gather_params"],
     "runtime/zero/partition_parameters.py": ["ds_numel", "ds_shape", "ds_tensor", "partition", "all_gather"],
     "utils/z3_leaf_module.py": ["_z3_leaf"],

@@ -2,9 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import fields, replace
-from functools import cache
-from typing import Any, TypeVar, cast
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -14,21 +13,18 @@ from hmt_ds.backbones import CausalLM
 from hmt_ds.distributed.deepspeed_internals import mark_replicated
 from hmt_ds.memory import HMT, MemoryState, SegmentOutput, Window
 from hmt_ds.memory.bptt import Phase
-from hmt_ds.memory.settings import Mode
 from hmt_ds.parallel.build_engine import ExecutorOptions, build_engine
 from hmt_ds.parallel.compute_choice import prepare_layers, resolve, uses_dropout
 from hmt_ds.parallel.deepspeed_config.fill import stage_of
 from hmt_ds.parallel.gradients import ReducePerStep
-from hmt_ds.parallel.pipeline.schedule import Action, pipeline_schedule, summary_group_size
+from hmt_ds.parallel.pipeline.runner import StageRunner, hidden_size, join_rows, split_rows
 from hmt_ds.parallel.pipeline.stage import StagePass
 from hmt_ds.parallel.pipeline.stage_budget import StageBudget
-from hmt_ds.parallel.pipeline.stage_window import Stage, StageWindow
+from hmt_ds.parallel.pipeline.stage_window import StageWindow
 from hmt_ds.parallel.pipeline.stashed_inputs import StashedInputs
 from hmt_ds.parallel.pipeline.topology import Topology
 from hmt_ds.parallel.protocols import StepOutput
 from hmt_ds.parallel.train_step import carry, empty_state, train_step
-
-Rows = TypeVar("Rows", Window, MemoryState)
 
 
 class PipelineExecutor:
@@ -54,14 +50,20 @@ class PipelineExecutor:
         micro_batches: int,
         live_inputs: int | None = None,
     ):
-        self.topology, self.micro_batches, self.live_inputs = topology, micro_batches, live_inputs
+        self.topology, self.live_inputs = topology, live_inputs
         self.stages, self.reports = topology.stages, topology.is_last
         self.data_ranks, self.data_rank = topology.pipelines, topology.pipeline
         self.settings, self.embedding_width = model.settings, model.backbone.dim
         self.precision, self.device, self.dtype = options.precision, options.device, options.dtype
-        backbone = cast(CausalLM, model.backbone)
-        self.hidden_size = backbone.config.get_text_config().hidden_size
-        self.uses_dropout = uses_dropout(model)
+        self.runner = StageRunner(
+            topology,
+            self.settings,
+            micro_batches,
+            hidden_size(model),
+            self.dtype,
+            self.device,
+            uses_dropout=uses_dropout(model),
+        )
         compute = replace(options.compute, reduction="step", cuda_graphs="never", leaf_layers=1)
         self.compute = resolve(compute, model, options.ds_config, options.device)
         self.budget = StageBudget(self.compute, self.settings, options.depth, options.device)
@@ -84,26 +86,6 @@ class PipelineExecutor:
                 self.gradients.shared = [(dict(self.gradients.pairs)[weight], self.topology.first_and_last)]
             mark_replicated(weight, self.topology.is_last)  # its gradient's norm counts once, on the first stage
 
-    def order(
-        self, segments: int, mode: str, *, backward: bool = True, micro_batches: int | None = None
-    ) -> list[Action]:
-        """Return this stage's actions for a window."""
-        micro_batches = micro_batches or self.micro_batches
-        group = self.summary_group(segments, micro_batches)
-        return schedule_of(self.stages, segments, micro_batches, mode, backward, group)[self.topology.stage]
-
-    def summary_group(self, segments: int, micro_batches: int) -> int:
-        """Return how many micro-batches one summary pass covers."""
-        if self.settings.mode != "hmt":
-            return 1
-        return summary_group_size(self.stages, segments, micro_batches, self.settings.summary_share)
-
-    def split(self, window: Window, micro_batches: int) -> tuple[list[Window], list[Window]]:
-        """Return the micro-batches of a window, and the same rows in one part per summary pass."""
-        window = window.to(self.device)
-        summary_batches = micro_batches // self.summary_group(len(window), micro_batches)
-        return split_rows(window, micro_batches), split_rows(window, summary_batches)
-
     def train_batch(self, windows: list[Window], flags: tuple[int, ...] = ()) -> StepOutput:
         """Take one optimizer step; see :func:`hmt_ds.parallel.train_step.train_step`."""
         return train_step(self, windows, flags)
@@ -116,12 +98,12 @@ class PipelineExecutor:
         """Accumulate a window's gradients and carry its memory on, as on ZeRO; only the last stage has the losses."""
         mode = self.settings.mode
         state = self.state or empty_state(self, len(window.input_ids), self.settings.kept_memories)
-        order = self.order(len(window), mode)
-        work = self.stage_pass(
+        order = self.runner.order(len(window), mode)
+        work = self.runner.stage_pass(
             self.gradients.model,
             StageWindow(
-                *self.split(window, self.micro_batches),
-                states=split_rows(state, self.micro_batches),
+                *self.runner.split(window, self.runner.micro_batches),
+                states=split_rows(state, self.runner.micro_batches),
                 mode=mode,
                 stash=StashedInputs(self.live_inputs),
                 kept_graphs=self.budget.choose_graphs(order),
@@ -147,54 +129,9 @@ class PipelineExecutor:
     ) -> Iterator[tuple[SegmentOutput, MemoryState]]:
         """Evaluate a window. The last stage alone has the losses; every state yielded is that after the window."""
         self.engine.eval()
-        rows, mode = len(window.input_ids), cast(Mode, options.get("mode", self.settings.mode))
-        count = max(n for n in range(1, self.micro_batches + 1) if rows % n == 0)
-        state = state or empty_state(self, rows, self.settings.kept_memories)
-        work = self.stage_pass(
-            self.engine.module,
-            StageWindow(
-                *self.split(window, count),
-                states=split_rows(state, count),
-                mode=mode,
-                stash=StashedInputs(enabled=False),
-            ),
-        )
-        with self.gradients.autocast:
-            work.run(self.order(len(window), mode, backward=False, micro_batches=count))
-        after = join_rows(list(work.final_states()))
-        no_prompt = torch.zeros(rows, 0, self.embedding_width, device=self.device)
-        for n in range(len(window)):
-            losses, weights = [torch.zeros(rows)], [torch.zeros(rows, 0)]
-            if self.reports:
-                losses = [work.losses[n, b] for b in range(count)]
-            if (n, 0) in work.recall_weights:
-                weights = [work.recall_weights[n, b] for b in range(count)]
-            yield SegmentOutput(torch.cat(losses), no_prompt, no_prompt, torch.cat(weights)), after
-
-    def stage_pass(self, model: HMT, window: StageWindow) -> StagePass:
-        """Return the run of a window through this stage."""
-        stage = Stage(model, self.topology, self.hidden_size, self.dtype, self.uses_dropout)
-        return StagePass(stage, window)
-
-
-@cache
-def schedule_of(
-    stages: int, segments: int, micro_batches: int, mode: str, backward: bool, summary_group: int
-) -> list[list[Action]]:
-    """Return the schedule, cached: every step asks for the same one."""
-    return pipeline_schedule(stages, segments, micro_batches, mode=mode, backward=backward, summary_group=summary_group)
-
-
-def split_rows(batch: Rows, parts: int) -> list[Rows]:
-    """Split a batch into parts of consecutive rows."""
-    names = [field.name for field in fields(batch)]
-    chunks = {name: tensor.chunk(parts) for name in names if (tensor := getattr(batch, name)) is not None}
-    return [replace(batch, **{name: chunk[b] for name, chunk in chunks.items()}) for b in range(parts)]
-
-
-def join_rows(parts: list[MemoryState]) -> MemoryState:
-    """Join what :func:`split_rows` split."""
-    return MemoryState(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(parts[0])))
+        state = state or empty_state(self, len(window.input_ids), self.settings.kept_memories)
+        mode = options.get("mode", self.settings.mode)
+        yield from self.runner.evaluate(self.engine.module, window, state, mode, self.gradients.autocast)
 
 
 def finite_of(work: StagePass, segments: int, device: torch.device) -> Tensor:

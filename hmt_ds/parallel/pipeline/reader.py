@@ -1,0 +1,44 @@
+"""The reader of a pipeline stage: evaluates a model that is not trained here."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from hmt_ds.memory import HMT, MemoryState, SegmentOutput, Window
+from hmt_ds.parallel.build_engine import ExecutorOptions, build_reading_engine
+from hmt_ds.parallel.pipeline.runner import StageRunner, hidden_size
+from hmt_ds.parallel.pipeline.topology import Topology
+from hmt_ds.parallel.train_step import empty_state
+
+
+class PipelineReader:
+    """Reads windows with one stage of an HMT; the other stages are on other ranks.
+
+    Args:
+        model: this rank's stage, from :func:`hmt_ds.parallel.pipeline.build_stage.build_stage`.
+        topology: of this rank.
+        options: of the run; of the settings for ``compute`` only the kernels matter.
+        micro_batches: number of micro-batches per window.
+    """
+
+    def __init__(self, model: HMT, topology: Topology, options: ExecutorOptions, *, micro_batches: int):
+        self.stages, self.reports = topology.stages, topology.is_last
+        self.data_ranks, self.data_rank = topology.pipelines, topology.pipeline
+        self.settings, self.embedding_width = model.settings, model.backbone.dim
+        self.device, self.dtype = options.device, options.dtype
+        self.autocast = options.autocast()
+        # pipelines always reduce once per step, and the choice of kernels depends on it
+        options = replace(options, compute=replace(options.compute, reduction="step"))
+        self.engine = build_reading_engine(model, options, topology.grid)
+        self.runner = StageRunner(topology, self.settings, micro_batches, hidden_size(model), self.dtype, self.device)
+
+    @torch.no_grad()
+    def read(
+        self, window: Window, state: MemoryState | None, **options: Any
+    ) -> Iterator[tuple[SegmentOutput, MemoryState]]:
+        """Evaluate a window. The last stage alone has the losses; every state yielded is that after the window."""
+        state = state or empty_state(self, len(window.input_ids), self.settings.kept_memories)
+        mode = options.get("mode", self.settings.mode)
+        yield from self.runner.evaluate(self.engine.module, window, state, mode, self.autocast)

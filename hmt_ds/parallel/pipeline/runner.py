@@ -1,0 +1,120 @@
+"""Windows on one pipeline stage: their micro-batches, the order of the actions, and evaluation."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from typing import TypeVar, cast
+
+import torch
+
+from hmt_ds.backbones import CausalLM
+from hmt_ds.memory import HMT, MemorySettings, MemoryState, SegmentOutput, Window
+from hmt_ds.memory.settings import Mode
+from hmt_ds.parallel.pipeline.schedule import Action, pipeline_schedule, summary_group_size
+from hmt_ds.parallel.pipeline.stage import StagePass
+from hmt_ds.parallel.pipeline.stage_window import Stage, StageWindow
+from hmt_ds.parallel.pipeline.stashed_inputs import StashedInputs
+from hmt_ds.parallel.pipeline.topology import Topology
+
+Rows = TypeVar("Rows", Window, MemoryState)
+
+
+@dataclass
+class StageRunner:
+    """What training and evaluation share on this rank's stage.
+
+    Attributes:
+        topology: of this rank.
+        settings: sizes of the memory.
+        micro_batches: number of micro-batches per window.
+        hidden_size: width of what the stages send each other.
+        dtype: of the same.
+        device: of this rank.
+        uses_dropout: whether the model draws random numbers in training.
+    """
+
+    topology: Topology
+    settings: MemorySettings
+    micro_batches: int
+    hidden_size: int
+    dtype: torch.dtype
+    device: torch.device
+    uses_dropout: bool = False
+
+    def order(
+        self, segments: int, mode: str, *, backward: bool = True, micro_batches: int | None = None
+    ) -> list[Action]:
+        """Return this stage's actions for a window."""
+        micro_batches = micro_batches or self.micro_batches
+        group = self.summary_group(segments, micro_batches)
+        return schedule_of(self.topology.stages, segments, micro_batches, mode, backward, group)[self.topology.stage]
+
+    def summary_group(self, segments: int, micro_batches: int) -> int:
+        """Return how many micro-batches one summary pass covers."""
+        if self.settings.mode != "hmt":
+            return 1
+        return summary_group_size(self.topology.stages, segments, micro_batches, self.settings.summary_share)
+
+    def split(self, window: Window, micro_batches: int) -> tuple[list[Window], list[Window]]:
+        """Return the micro-batches of a window, and the same rows in one part per summary pass."""
+        window = window.to(self.device)
+        summary_batches = micro_batches // self.summary_group(len(window), micro_batches)
+        return split_rows(window, micro_batches), split_rows(window, summary_batches)
+
+    def stage_pass(self, model: HMT, window: StageWindow) -> StagePass:
+        """Return the run of a window through this stage."""
+        return StagePass(Stage(model, self.topology, self.hidden_size, self.dtype, self.uses_dropout), window)
+
+    @torch.no_grad()
+    def evaluate(
+        self, model: HMT, window: Window, state: MemoryState, mode: Mode, autocast: AbstractContextManager[object]
+    ) -> Iterator[tuple[SegmentOutput, MemoryState]]:
+        """Evaluate a window. The last stage alone has the losses; every state yielded is that after the window."""
+        rows = len(window.input_ids)
+        count = max(n for n in range(1, self.micro_batches + 1) if rows % n == 0)
+        work = self.stage_pass(
+            model,
+            StageWindow(
+                *self.split(window, count),
+                states=split_rows(state, count),
+                mode=mode,
+                stash=StashedInputs(enabled=False),
+            ),
+        )
+        with autocast:
+            work.run(self.order(len(window), mode, backward=False, micro_batches=count))
+        after = join_rows(list(work.final_states()))
+        no_prompt = torch.zeros(rows, 0, model.backbone.dim, device=self.device)
+        for n in range(len(window)):
+            losses, weights = [torch.zeros(rows)], [torch.zeros(rows, 0)]
+            if self.topology.is_last:
+                losses = [work.losses[n, b] for b in range(count)]
+            if (n, 0) in work.recall_weights:
+                weights = [work.recall_weights[n, b] for b in range(count)]
+            yield SegmentOutput(torch.cat(losses), no_prompt, no_prompt, torch.cat(weights)), after
+
+
+def hidden_size(model: HMT) -> int:
+    """Return the width of what the stages of a model send each other."""
+    return cast(CausalLM, model.backbone).config.get_text_config().hidden_size
+
+
+@cache
+def schedule_of(
+    stages: int, segments: int, micro_batches: int, mode: str, backward: bool, summary_group: int
+) -> list[list[Action]]:
+    """Return the schedule, cached: every step asks for the same one."""
+    return pipeline_schedule(stages, segments, micro_batches, mode=mode, backward=backward, summary_group=summary_group)
+
+
+def split_rows(batch: Rows, parts: int) -> list[Rows]:
+    """Split a batch into parts of consecutive rows."""
+    names = [field.name for field in fields(batch)]
+    chunks = {name: tensor.chunk(parts) for name in names if (tensor := getattr(batch, name)) is not None}
+    return [replace(batch, **{name: chunk[b] for name, chunk in chunks.items()}) for b in range(parts)]
+
+
+def join_rows(parts: list[MemoryState]) -> MemoryState:
+    """Join what :func:`split_rows` split."""
+    return MemoryState(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(parts[0])))

@@ -1,0 +1,36 @@
+"""The reader on ZeRO stages 0 to 3: evaluates a model that is not trained here."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from hmt_ds.distributed.process_group import rank, world_size
+from hmt_ds.memory import HMT, MemoryState, SegmentOutput, Window, read_window
+from hmt_ds.parallel.build_engine import ExecutorOptions, build_reading_engine
+from hmt_ds.parallel.train_step import empty_state
+
+
+class ZeroReader:
+    """Reads windows with a model's weights; an :class:`hmt_ds.parallel.protocols.Reader`.
+
+    Args:
+        model: from :func:`hmt_ds.parallel.build_hmt.build_hmt`.
+        options: of the run; of the settings for ``compute`` only the kernels matter.
+    """
+
+    stages, reports = 1, True
+
+    def __init__(self, model: HMT, options: ExecutorOptions):
+        self.settings, self.embedding_width = model.settings, model.backbone.dim
+        self.device, self.dtype = options.device, options.dtype
+        self.data_ranks, self.data_rank = world_size(), rank()
+        self.engine = build_reading_engine(model, options)
+
+    @torch.no_grad()
+    def read(
+        self, window: Window, state: MemoryState | None, **options: Any
+    ) -> Iterator[tuple[SegmentOutput, MemoryState]]:
+        """Run a window; yield the output of each segment and the state after it."""
+        state = state or empty_state(self, len(window.input_ids))
+        yield from read_window(self.engine, self.settings, window.to(self.device), state, **options)
