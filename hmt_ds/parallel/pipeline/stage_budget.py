@@ -1,10 +1,13 @@
 """How many forward passes of a stage keep their autograd graphs, from measured GPU memory."""
 
 import math
-from typing import Any
 
+import torch
+
+from hmt_ds.memory import MemorySettings
 from hmt_ds.parallel.activation_budget import ActivationBudget
 from hmt_ds.parallel.pipeline.schedule import Action, Kind, graphs_to_keep
+from hmt_ds.parallel.settings import ComputeSettings
 
 
 class StageBudget(ActivationBudget):
@@ -18,8 +21,8 @@ class StageBudget(ActivationBudget):
         free_bytes: for graphs; 0 before a step was measured.
     """
 
-    def __init__(self, *arguments: Any):
-        super().__init__(*arguments)
+    def __init__(self, compute: ComputeSettings, settings: MemorySettings, depth: int, device: torch.device):
+        super().__init__(compute, settings, depth, device)
         self.free_bytes = math.inf if self.compute.recompute in ("none", "selective") else 0.0
 
     def step_done(self) -> None:
