@@ -1,4 +1,4 @@
-"""Compare gradients of recomputed items with those of kept graphs, on stages with dropout. Run by run_ranks."""
+"""Compare gradients of recomputed passes with those of kept graphs, on stages with dropout. Run by run_ranks."""
 
 import json
 import sys
@@ -22,7 +22,7 @@ from hmt_ds.parallel.pipeline.executor import PipelineExecutor
 from hmt_ds.parallel.pipeline.stage import StagePass
 
 SEGMENTS, PARTS, ROWS = 2, 2, 4
-ITEMS = SEGMENTS * (PARTS + 1)  # segments, and summaries of both micro-batches together
+PASSES = SEGMENTS * (PARTS + 1)  # forward passes: segments, and summaries of both micro-batches in one
 OPT = {
     "model_type": "opt",
     "vocab_size": VOCABULARY,
@@ -38,8 +38,8 @@ OPT = {
 }
 
 
-def gradients_of(backbone: dict[str, Any], keeps: int, seed: int) -> tuple[dict[str, Tensor], int]:
-    """This stage's gradients of one step that keeps some items' graphs, and how many items were recomputed."""
+def gradients_of(backbone: dict[str, Any], kept_graphs: int, seed: int) -> tuple[dict[str, Tensor], int]:
+    """This stage's gradients of one step that keeps some graphs, and how many passes were recomputed."""
     topology = topology_of(world_size())
     settings = EngineSettings("fp32", ROWS, 1, CLIPPING, "AdamW", OPTIMIZER)
     span = stage_layers(read_config(backbone), topology.stages)[topology.stage]
@@ -48,16 +48,16 @@ def gradients_of(backbone: dict[str, Any], keeps: int, seed: int) -> tuple[dict[
     options = ExecutorOptions(ds_config, "fp32", torch.device("cpu"), SEGMENTS, ComputeSettings(kernels="plain"))
     executor = PipelineExecutor(stage, topology, options, micro_batches=PARTS)
     executor.budget.segment_bytes = executor.budget.summary_bytes = 1
-    executor.budget.free_bytes = keeps
+    executor.budget.free_bytes = kept_graphs
     found: dict[str, Tensor] = {}
-    step, recompute, again = executor.engine.step, StagePass.recompute, []
+    step, recompute, recomputed = executor.engine.step, StagePass.recompute, []
 
     def look_and_step() -> None:
         found.update(full_gradients(executor.engine.module))
         step()
 
     def count(*arguments: Any) -> Any:
-        again.append(arguments)
+        recomputed.append(arguments)
         return recompute(*arguments)
 
     executor.engine.step = look_and_step
@@ -65,7 +65,7 @@ def gradients_of(backbone: dict[str, Any], keeps: int, seed: int) -> tuple[dict[
     with patch.object(StagePass, "recompute", count):
         executor.train_batch(windows(0, 1, SEGMENTS, ROWS)[:1])
     executor.engine.destroy()
-    return found, len(again)
+    return found, len(recomputed)
 
 
 def be_a_rank(backbones: list[dict[str, Any]], result: Path) -> None:
@@ -73,10 +73,10 @@ def be_a_rank(backbones: list[dict[str, Any]], result: Path) -> None:
     join(timeout_minutes=2)
     rows = []
     for backbone in backbones:
-        kept, nothing = gradients_of(backbone, ITEMS, 3)
-        read, items = gradients_of(backbone, 0, 3)
-        other, _ = gradients_of(backbone, ITEMS, 7)
-        own = {"off": whole_error(read, kept), "other": whole_error(other, kept), "again": [nothing, items]}
+        kept, nothing = gradients_of(backbone, PASSES, 3)
+        found, count = gradients_of(backbone, 0, 3)
+        other, _ = gradients_of(backbone, PASSES, 7)
+        own = {"off": whole_error(found, kept), "other": whole_error(other, kept), "recomputed": [nothing, count]}
         every: list[Any] = [None] * world_size()
         torch.distributed.all_gather_object(every, own)
         rows.append(every)

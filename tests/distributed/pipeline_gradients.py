@@ -46,7 +46,7 @@ class Case:
         stage: of ZeRO.
         precision: ``fp32`` or ``bf16``.
         spill: offload older inputs to the host.
-        keeps: number of items that keep their graphs.
+        kept_graphs: number of forward passes that keep their graphs.
     """
 
     stages: int
@@ -59,7 +59,7 @@ class Case:
     accumulation: int = 1
     precision: str = "fp32"
     spill: bool = False
-    keeps: int = 0
+    kept_graphs: int = 0
 
     @property
     def rows(self) -> int:
@@ -67,12 +67,12 @@ class Case:
         return 4 * self.pipelines
 
     @property
-    def again(self) -> int:
-        """Items that each stage recomputes in a window. (Without memory it keeps all graphs if it keeps any.)"""
+    def recomputed(self) -> int:
+        """Forward passes that each stage recomputes per window. (Without memory it keeps all graphs or none.)"""
         summary_group = summary_group_size(self.stages, self.segments, self.micro_batches, self.memory.summary_share)
         summaries = self.micro_batches // summary_group if self.mode == "hmt" else 0
-        items = self.segments * (self.micro_batches + summaries)
-        return items - (items if self.mode == "backbone" and self.keeps else min(items, self.keeps))
+        passes = self.segments * (self.micro_batches + summaries)
+        return passes - (passes if self.mode == "backbone" and self.kept_graphs else min(passes, self.kept_graphs))
 
     @property
     def memory(self) -> Any:
@@ -92,10 +92,10 @@ OTHERS = [
     Case(2, 1, 3, 2, mode="backbone"),
     Case(3, 1, 3, 2, mode="backbone"),
     Case(4, 1, 2, 4, mode="backbone", spill=True),
-    Case(3, 1, 2, 4, mode="backbone", keeps=3),
+    Case(3, 1, 2, 4, mode="backbone", kept_graphs=3),
     Case(3, 1, 5, 4, spill=True),
-    Case(3, 1, 2, 2, keeps=5),
-    Case(2, 1, 2, 2, mode="rmt", keeps=9),
+    Case(3, 1, 2, 2, kept_graphs=5),
+    Case(2, 1, 2, 2, mode="rmt", kept_graphs=9),
     Case(2, 2, 5, 2, precision="bf16"),
 ]
 LARGE = [Case(3, 2, 2, 2), Case(4, 2, 2, 4)]
@@ -151,7 +151,7 @@ def on_all_ranks(case: Case, device: torch.device) -> dict[str, Any]:
     """Train with the executor; return the results of this rank's stage."""
     executor = make_executor(case, device)
     step, recompute = executor.engine.step, StagePass.recompute
-    run: dict[str, Any] = {"losses": [], "norms": [], "gradients": [], "again": 0}
+    run: dict[str, Any] = {"losses": [], "norms": [], "gradients": [], "recomputed": 0}
 
     def look_and_step() -> None:
         found = full_gradients(executor.engine.module)
@@ -159,7 +159,7 @@ def on_all_ranks(case: Case, device: torch.device) -> dict[str, Any]:
         step()
 
     def count(*arguments: Any) -> Any:
-        run["again"] += 1
+        run["recomputed"] += 1
         return recompute(*arguments)
 
     executor.engine.step = look_and_step
@@ -192,7 +192,7 @@ def make_executor(case: Case, device: torch.device) -> PipelineExecutor:
     live_inputs = LIMIT if case.spill else None
     executor = PipelineExecutor(model, topology, options, micro_batches=case.micro_batches, live_inputs=live_inputs)
     executor.budget.segment_bytes = executor.budget.summary_bytes = 1
-    executor.budget.free_bytes = case.keeps
+    executor.budget.free_bytes = case.kept_graphs
     return executor
 
 
@@ -208,7 +208,7 @@ def gathered(case: Case, run: dict[str, Any]) -> dict[str, Any]:
         "memories": torch.cat([other["memories"] for other in every[-case.pipelines :]]),
         "losses": run["losses"],
         "norms": run["norms"],
-        "again": [stage["again"] for stage in first],
+        "recomputed": [stage["recomputed"] for stage in first],
         "apart": [
             k for k in first[0]["weights"].keys() & first[-1]["weights"].keys()
             if not torch.equal(first[0]["weights"][k], first[-1]["weights"][k])
@@ -232,8 +232,8 @@ def compare(case: Case, got: dict[str, Any], expected: dict[str, Any]) -> dict[s
         "memories": float((got["memories"] - expected["memories"]).abs().max()) if got["memories"].numel() else 0.0,
         "norms": expected["norms"],
         "apart": got["apart"],
-        "again": got["again"],
-        "again_expected": [case.again * case.accumulation * STEPS] * case.stages,
+        "recomputed": got["recomputed"],
+        "recomputed_expected": [case.recomputed * case.accumulation * STEPS] * case.stages,
     }
 
 
@@ -244,7 +244,7 @@ def be_a_rank(cases: list[Case], result: Path) -> None:
     for case in cases:
         got = gathered(case, on_all_ranks(case, device))
         if rank() == 0:
-            plain = replace(case, stages=1, micro_batches=1, stage=1, spill=False, keeps=0)
+            plain = replace(case, stages=1, micro_batches=1, stage=1, spill=False, kept_graphs=0)
             rows.append(compare(case, got, in_one_process(plain)))
         from_rank_0(None)
         gc.collect()
@@ -264,7 +264,7 @@ def print_table() -> None:
     """Print the largest relative errors of two steps for every case."""
     line = "{:6} {:9} {:8} {:6} {:8} {:6} {:4} {:4} {:5} {:5} {:5}  {:>9} {:>9} {:>9} {:>9} {:>9}  {}"
     print(line.format("stages", "pipelines", "segments", "parts", "mode", "train", "ZeRO", "acc.", "type", "spill",
-                      "keeps", "gradient", "weights", "loss", "norm", "whole g.", "worst in"))  # fmt: skip
+                      "kept", "gradient", "weights", "loss", "norm", "whole g.", "worst in"))  # fmt: skip
     cases = GRID + OTHERS + LARGE
     for ranks in sorted({case.stages * case.pipelines for case in cases}):
         for row in run_cases([c for c in cases if c.stages * c.pipelines == ranks], timeout=3600):

@@ -8,13 +8,13 @@ TWO = [
     Case(2, 1, 5, 1, "rmt", "lora"),
     Case(2, 1, 3, 2, mode="backbone"),
     Case(2, 1, 1, 2, train="lora"),
-    Case(2, 1, 2, 2, keeps=5),
+    Case(2, 1, 2, 2, kept_graphs=5),
 ]
 THREE = [
-    Case(3, 1, 5, 4, spill=True, keeps=7),
+    Case(3, 1, 5, 4, spill=True, kept_graphs=7),
     Case(3, 1, 1, 1, "rmt"),
     Case(3, 1, 3, 2, mode="backbone"),
-    Case(3, 1, 2, 4, mode="backbone", keeps=3),
+    Case(3, 1, 2, 4, mode="backbone", kept_graphs=3),
 ]
 FOUR = [Case(2, 2, 2, 2, accumulation=2), Case(4, 1, 2, 4), Case(2, 2, 5, 2, precision="bf16")]
 
@@ -32,7 +32,7 @@ def test_gradients_are_those_of_one_process(cases):
         assert row["norm"] < (1e-2 if low else 1e-5) and row["memories"] < (0.1 if low else 1e-5), row
         assert max(row["norms"]) > 0.01, "nothing was clipped"
         assert not row["apart"], "tied weights have drifted apart"
-        assert row["again"] == row["again_expected"], row
+        assert row["recomputed"] == row["recomputed_expected"], row
 
 
 @pytest.mark.slow

@@ -26,13 +26,13 @@ PIPELINE = {
         pipeline_gradients.Case(2, 1, 5, 1, "rmt", "lora"),
         pipeline_gradients.Case(2, 1, 3, 2, mode="backbone"),
         pipeline_gradients.Case(2, 1, 5, 2, spill=True),
-        pipeline_gradients.Case(2, 1, 2, 2, keeps=5),
+        pipeline_gradients.Case(2, 1, 2, 2, kept_graphs=5),
     ],
     "3 stages": [
-        pipeline_gradients.Case(3, 1, 5, 4, spill=True, keeps=7),
+        pipeline_gradients.Case(3, 1, 5, 4, spill=True, kept_graphs=7),
         pipeline_gradients.Case(3, 1, 1, 1, "rmt"),
         pipeline_gradients.Case(3, 1, 3, 2, mode="backbone"),
-        pipeline_gradients.Case(3, 1, 2, 4, mode="backbone", keeps=3),
+        pipeline_gradients.Case(3, 1, 2, 4, mode="backbone", kept_graphs=3),
     ],
     "2 x 2": [pipeline_gradients.Case(2, 2, 2, 2, accumulation=2)],
 }
