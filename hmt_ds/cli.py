@@ -151,9 +151,9 @@ def convert(arguments: argparse.Namespace, overrides: list[str]) -> int:
     set_rank_environment()
     from hmt_ds.conversion.convert import MISTAKES
     from hmt_ds.conversion.convert import convert as write_converted
-    from hmt_ds.distributed.process_group import quiet
+    from hmt_ds.distributed.process_group import silence_libraries
 
-    quiet()
+    silence_libraries()
     try:
         lines = write_converted(arguments.source, arguments.target, options, overrides)
     except MISTAKES as error:

@@ -41,7 +41,7 @@ def evaluate(run_or_recipe: str, overrides: list[str], device: torch.device) -> 
     with log_seconds(logger, "building the model"):
         reader = build_reader(recipe, prepared, device)
     step = load_weights(reader, checkpoint).step if checkpoint else 0
-    stop = lambda: signals.raise_if_told(device, "stopped in the evaluation")  # noqa: E731
+    stop = lambda: signals.raise_if_received(device, "stopped in the evaluation")  # noqa: E731
     Validation(recipe, prepared, reader, stop).evaluate(step)
 
 

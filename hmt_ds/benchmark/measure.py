@@ -14,7 +14,7 @@ from hmt_ds.backbones.compute import decoder_layers
 from hmt_ds.benchmark.footprint import Footprint, MemoryProbe, footprint
 from hmt_ds.benchmark.pipeline_phases import pipeline_window, recomputed_positions
 from hmt_ds.distributed.deepspeed_internals import full_numel
-from hmt_ds.distributed.process_group import add_up, from_all_ranks, rank, world_size
+from hmt_ds.distributed.process_group import all_gather_object, all_reduce_sum, rank, world_size
 from hmt_ds.memory import Window
 from hmt_ds.parallel.pipeline.executor import PipelineExecutor
 from hmt_ds.parallel.protocols import Executor
@@ -133,7 +133,7 @@ class Bench:
         found = [self.clocked(clock, self.short_step(None))[0] for _ in range(steps)]
         names = PHASES if self.executor.stages == 1 else PIPELINE_PHASES
         mean = {name: sum(seconds.get(name, 0.0) for seconds in found) / steps for name in names}
-        return from_all_ranks(mean)
+        return all_gather_object(mean)
 
     def clocked(self, clock: PhaseClock, windows: list[Window]) -> tuple[dict[str, float], int, float]:
         """Run one step; return seconds by phase, fresh tokens of all ranks, and the loss."""
@@ -157,7 +157,7 @@ class Bench:
         self.executor.train_batch(self.short_step())
         self.executor.phase = nullcontext
         probe.record()
-        every = from_all_ranks({"rank": rank()} | footprint(probe, self.peak or resident))
+        every = all_gather_object({"rank": rank()} | footprint(probe, self.peak or resident))
         return max(every, key=lambda found: found["peak_bytes"])
 
     def trace(self, folder: Path) -> Path:
@@ -188,7 +188,7 @@ def flops_of(executor: Executor, parameters: int, trained: int, batch: int, segm
     module, name = decoder_layers(cast(CausalLM, executor.engine.module.backbone))
     in_layers = sum(full_numel(weight) for weight in getattr(module, name).parameters())
     if executor.stages > 1:
-        total = add_up(torch.tensor(in_layers, dtype=torch.float64, device=executor.device))
+        total = all_reduce_sum(torch.tensor(in_layers, dtype=torch.float64, device=executor.device))
         in_layers = round(float(total) / executor.data_ranks)
     layers_again = executor.compute.recompute == "segment+layer"
     if isinstance(executor, PipelineExecutor):

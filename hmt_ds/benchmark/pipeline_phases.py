@@ -6,7 +6,7 @@ from typing import TypedDict, cast
 
 from hmt_ds.backbones import CausalLM
 from hmt_ds.backbones.compute import decoder_layers
-from hmt_ds.distributed.process_group import from_all_ranks
+from hmt_ds.distributed.process_group import all_gather_object
 from hmt_ds.memory import MemorySettings
 from hmt_ds.parallel.pipeline.executor import PipelineExecutor
 from hmt_ds.parallel.pipeline.schedule import Action, Costs, Kind, pipeline_schedule
@@ -70,7 +70,7 @@ def pipeline_window(executor: PipelineExecutor, segments: int) -> PipelineWindow
     """Return an executor's window. Collective: all ranks call it."""
     micro_batches, settings = executor.runner.micro_batches, executor.settings
     kept = executor.budget.choose_graphs(executor.runner.order(segments, settings.mode))
-    by_stage = from_all_ranks(kept)[:: executor.data_ranks]  # of the first pipeline
+    by_stage = all_gather_object(kept)[:: executor.data_ranks]  # of the first pipeline
     return PipelineWindow(
         segments, micro_batches, executor.runner.summary_group(segments, micro_batches), settings, by_stage
     )
@@ -94,7 +94,7 @@ def pipeline_results(
         "stages": executor.stages,
         "micro_batches": window.micro_batches,
         "summary_group_size": window.summary_group,
-        "layers": from_all_ranks(len(getattr(module, name)))[::pipelines],
+        "layers": all_gather_object(len(getattr(module, name)))[::pipelines],
         "phase_seconds": by_stage,
         "bubbles": measured_bubbles(by_stage),
         "schedule_bubbles": scheduled_bubbles(executor.stages, window),

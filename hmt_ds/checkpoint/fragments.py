@@ -25,7 +25,7 @@ from hmt_ds.distributed.deepspeed_internals import (
 )
 from hmt_ds.distributed.engine import Engine
 from hmt_ds.memory import HMT
-from hmt_ds.parallel.deepspeed_config.fill import HOW
+from hmt_ds.parallel.deepspeed_config.fill import ADAM_IMPLEMENTATION
 
 WEIGHT = "weight"
 
@@ -135,7 +135,7 @@ def restore_scalars(engine: Engine[HMT], saved: OptimizerScalars) -> None:
     optimizer = base_optimizer(engine)
     for group, values in zip(optimizer.param_groups, saved["groups"], strict=True):
         for key, value in values.items():
-            if key not in {*HOW, "weight_decay"}:
+            if key not in {*ADAM_IMPLEMENTATION, "weight_decay"}:
                 # JSON has made lists of tuples
                 group[key] = tuple(value) if isinstance(value, list) and isinstance(group.get(key), tuple) else value
     for state in optimizer.state.values():

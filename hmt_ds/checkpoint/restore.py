@@ -15,7 +15,7 @@ from hmt_ds.checkpoint.rank_state import rank_file, read_memories, read_random_s
 from hmt_ds.checkpoint.run_state import EngineState, RunPosition, RunState, read_run_state
 from hmt_ds.distributed.deepspeed_internals import full_shape, refresh_weights, set_counters, set_loss_scaler_state
 from hmt_ds.distributed.engine import Engine
-from hmt_ds.distributed.process_group import from_all_ranks, from_rank_0, rank, world_size
+from hmt_ds.distributed.process_group import all_gather_object, broadcast_object, rank, world_size
 from hmt_ds.memory import HMT
 from hmt_ds.parallel.pipeline.build_stage import STAND_IN
 from hmt_ds.parallel.protocols import Executor, Reader
@@ -51,7 +51,7 @@ def newest_intact(folder: Path, say: Callable[[str], None]) -> Path | None:
                 break
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
             say(f"{checkpoint} is damaged and was skipped: {problems[0]}{more}")
-    return cast(Path | None, from_rank_0(found))
+    return cast(Path | None, broadcast_object(found))
 
 
 def load_weights(reader: Reader, checkpoint: Path) -> RunPosition:
@@ -174,7 +174,7 @@ def trained_weights(reader: Reader) -> dict[str, list[int]]:
         for name, p in reader.engine.module.named_parameters()
         if p.requires_grad and name != STAND_IN
     }
-    every = from_all_ranks(own) if reader.stages > 1 else [own]
+    every = all_gather_object(own) if reader.stages > 1 else [own]
     return {name: shape for stage in every for name, shape in stage.items()}
 
 

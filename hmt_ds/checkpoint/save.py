@@ -28,7 +28,7 @@ from hmt_ds.checkpoint.fragments import Fragment, create_states, fragments
 from hmt_ds.checkpoint.rank_state import rank_file, rank_tensors, write_rank
 from hmt_ds.checkpoint.run_state import RUN_STATE, RunPosition, run_state
 from hmt_ds.checkpoint.staging import Staging
-from hmt_ds.distributed.process_group import add_up, from_all_ranks, rank, world_size
+from hmt_ds.distributed.process_group import all_gather_object, all_reduce_sum, rank, world_size
 from hmt_ds.parallel.protocols import Executor
 
 FILE_BYTES = 2**31  # approximate size at which a new file of fragments is started
@@ -130,7 +130,7 @@ class Saver:
     def failed(self) -> bool:
         """Return whether any rank has had an error, by an all-reduce."""
         problems = torch.tensor([float(self.problem is not None)], device=communication_device())
-        return bool(add_up(problems).item())
+        return bool(all_reduce_sum(problems).item())
 
     def written(self) -> int:
         """Return 1 if this rank has written its share of the checkpoint that was begun, else 0."""
@@ -154,7 +154,7 @@ class Saver:
         if self.failed():
             if rank() == 0:
                 discard_partial(target)
-            problem = next(filter(None, from_all_ranks(self.problem)))
+            problem = next(filter(None, all_gather_object(self.problem)))
             raise CheckpointError(f"{target} was not written: {problem}; earlier checkpoints are unchanged")
         # old checkpoints are deleted only now that the new one is there
         if rank() == 0:

@@ -1,17 +1,17 @@
-"""Where the ranks of a plain ``mpirun`` meet: MPI itself is asked, by mpi4py."""
+"""The rendezvous of ranks that a plain ``mpirun`` started, found through MPI itself (mpi4py)."""
 
 import socket
 
 from hmt_ds.distributed.network import address_towards, bound_port, interface_of
 
 
-def meeting_place() -> dict[str, str]:
-    """The first rank's address and a free port there, and the interface towards the others. All ranks call it together.
+def rendezvous() -> dict[str, str]:
+    """Return the first rank's address, a free port there and this machine's interface, as environment variables.
 
-    MPI is left at once, so that a rank may end as it likes: what ranks say later goes through NCCL or gloo.
+    A collective. MPI is finalized at once, so that a rank can exit at any time: later messages go through NCCL or gloo.
 
     Raises:
-        RuntimeError: without mpi4py or an MPI library, or where the first machine finds no way to the others.
+        RuntimeError: without mpi4py or an MPI library, or if the first machine cannot resolve the others' names.
     """
     try:
         import mpi4py
@@ -31,7 +31,7 @@ def meeting_place() -> dict[str, str]:
     first, port = everyone.bcast((address, bound_port(0)))
     MPI.Finalize()
     if not first:
-        raise RuntimeError(f"set it: {names[0]} finds no way to the other machines by their names")
+        raise RuntimeError(f"set it: {names[0]} cannot reach the other machines by their names")
     place = {"MASTER_ADDR": first, "MASTER_PORT": str(port)}
     interface = interface_of(address) if address else None
     return place | ({"GLOO_SOCKET_IFNAME": interface} if interface else {})

@@ -1,20 +1,20 @@
-"""This machine's ports and addresses. Imported where almost nothing is installed: Python's own modules alone."""
+"""This machine's ports and addresses. Imports only the standard library: launch scripts run it anywhere."""
 
 import socket
 from importlib.util import find_spec
 
 
 def bound_port(port: int) -> int:
-    """The port, or a free one for 0, if it can be listened on."""
+    """Return the port if it can be listened on; a free one for 0."""
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what an ended run has left is no hindrance
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ignore what an ended run has left
         probe.bind(("", port))
         probe.listen()
         return int(probe.getsockname()[1])
 
 
 def address_towards(host: str) -> str:
-    """This machine's address on the way to another. Nothing is sent."""
+    """The address from which this machine reaches another one. Nothing is sent."""
     family, kind, _, _, there = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, kind) as probe:
         probe.connect(there)
@@ -22,7 +22,7 @@ def address_towards(host: str) -> str:
 
 
 def interface_of(address: str) -> str | None:
-    """The name of the network interface that has an address."""
+    """The name of the network interface with an address."""
     if find_spec("psutil") is None:
         return None
     import psutil

@@ -1,4 +1,4 @@
-"""Joining the other ranks, and the few exchanges that are not DeepSpeed's own."""
+"""Join the process group, and the few collectives that are not DeepSpeed's own."""
 
 import logging
 import os
@@ -16,7 +16,7 @@ import torch
 from deepspeed.accelerator import get_accelerator
 
 from hmt_ds.distributed.deepspeed_internals import skip_shared_memory_kernel
-from hmt_ds.distributed.mpi import meeting_place
+from hmt_ds.distributed.mpi import rendezvous
 
 OPEN_MPI = {
     "RANK": "OMPI_COMM_WORLD_RANK",
@@ -24,7 +24,7 @@ OPEN_MPI = {
     "WORLD_SIZE": "OMPI_COMM_WORLD_SIZE",
     "LOCAL_WORLD_SIZE": "OMPI_COMM_WORLD_LOCAL_SIZE",
 }
-HYDRA = {  # the mpirun of MPICH and of Intel's MPI
+HYDRA = {  # mpirun of MPICH and Intel MPI
     "RANK": "PMI_RANK",
     "LOCAL_RANK": "MPI_LOCALRANKID",
     "WORLD_SIZE": "PMI_SIZE",
@@ -36,25 +36,26 @@ SLURM = {
     "WORLD_SIZE": "SLURM_STEP_NUM_TASKS",  # of this srun, not of the job
     "LOCAL_WORLD_SIZE": "SLURM_STEP_TASKS_PER_NODE",
 }
-MEETINGS = count()
+BARRIERS = count()
 
 
 class LaunchError(ValueError):
-    """A start that does not say where the ranks are."""
+    """The launcher does not say which machine is the first."""
 
 
 class LostRank(RuntimeError):
-    """A neighbour that is gone, or does not answer in time."""
+    """Another rank is gone or does not answer in time."""
 
 
 def join(timeout_minutes: float = 30) -> torch.device:
-    """Join the process group that the launcher describes (a single process without one); returns the rank's device."""
-    find_place()
-    if "PYTORCH_ALLOC_CONF" not in os.environ:  # how much is kept changes what sizes are asked for: avoid fragments
+    """Join the process group that the launcher describes (or a group of one process); return this rank's device."""
+    set_rank_variables()
+    # The recomputation plan changes the sizes of allocations between steps, which fragments fixed-size segments.
+    if "PYTORCH_ALLOC_CONF" not in os.environ:
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-    # By default streams share 8 queues, where what waits for a message holds up what another stream would compute.
+    # By default CUDA streams share 8 queues: a stream that waits for a message would block another one that computes.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
-    # It warns of messages that wait for each other on one communicator; a pipeline stage has four.
+    # NCCL warns that messages of one communicator wait for each other; a pipeline stage has four communicators.
     os.environ.setdefault("TORCH_NCCL_SHOW_EAGER_INIT_P2P_SERIALIZATION_WARNING", "false")
     accelerator = get_accelerator()
     skip_shared_memory_kernel()
@@ -66,39 +67,39 @@ def join(timeout_minutes: float = 30) -> torch.device:
     return device
 
 
-def find_place() -> None:
-    """Say in torch's variables which rank this is: they stand already, or mpirun's or srun's do, or it is alone.
+def set_rank_variables() -> None:
+    """Set torch's environment variables (``RANK``, ``WORLD_SIZE``, ...) from mpirun's or srun's, unless they are set.
 
     Raises:
-        LaunchError: where several machines were started without saying which is the first.
+        LaunchError: with several machines, if nothing says which is the first.
     """
     known = os.environ
-    starter = {} if "RANK" in known else started_by()
-    known.update({name: known[theirs] for name, theirs in starter.items()})
+    launcher = {} if "RANK" in known else launcher_variables()
+    known.update({name: known[theirs] for name, theirs in launcher.items()})
     for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1")):
         known.setdefault(name, value)
-    # deepspeed calls it LOCAL_SIZE; srun gives it for all machines, as 8(x3),4 for three of 8 and one of 4
+    # deepspeed calls it LOCAL_SIZE; srun lists all machines, as 8(x3),4 for three with 8 ranks and one with 4
     here = known.get("LOCAL_WORLD_SIZE", known.get("LOCAL_SIZE", known["WORLD_SIZE"]))
     known["LOCAL_WORLD_SIZE"] = here = re.split(r"[(,]", here)[0]
     if "MASTER_ADDR" not in known and here != known["WORLD_SIZE"]:
-        if starter not in (OPEN_MPI, HYDRA):
+        if launcher not in (OPEN_MPI, HYDRA):
             only = f"only {here} of {known['WORLD_SIZE']} ranks are on this machine"
             raise LaunchError(f"MASTER_ADDR is not set, and {only}: set it to the first machine's address")
         try:
-            found = meeting_place()
+            found = rendezvous()
         except RuntimeError as error:
             raise LaunchError(f"MASTER_ADDR is not set: {error}") from None
-        for name, value in found.items():  # what the user has set stays
+        for name, value in found.items():  # the user's own values win
             known.setdefault(name, value)
     known.setdefault("MASTER_ADDR", "127.0.0.1")
     known.setdefault("MASTER_PORT", "0" if known["WORLD_SIZE"] == "1" else "29500")
 
 
-def started_by() -> dict[str, str]:
-    """The names by which a launcher other than torch's or deepspeed's says where the rank is; none if it is alone."""
-    # mpirun first: inside a Slurm job Slurm's own numbers count mpirun's daemons
-    starters = (one for one in (OPEN_MPI, HYDRA, SLURM) if all(theirs in os.environ for theirs in one.values()))
-    return next(starters, {})
+def launcher_variables() -> dict[str, str]:
+    """mpirun's or srun's variables for ranks, by torch's names; empty without such a launcher."""
+    # mpirun before srun: inside a Slurm job, Slurm's variables number mpirun's daemons
+    launchers = (one for one in (OPEN_MPI, HYDRA, SLURM) if all(theirs in os.environ for theirs in one.values()))
+    return next(launchers, {})
 
 
 def leave() -> None:
@@ -108,28 +109,28 @@ def leave() -> None:
 
 
 def end_process(code: int) -> NoReturn:
-    """End at once, with all output written: gloo's threads sometimes abort the process that waits for them at exit."""
+    """Flush all output and exit at once: gloo's threads sometimes abort a process that waits for them at exit."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 def rank() -> int:
-    """This process's number, 0 without a process group."""
+    """This process's rank; 0 without a process group."""
     return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """The number of processes."""
     return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
 @contextmanager
-def together() -> Iterator[None]:
-    """Around an exchange of all ranks.
+def report_lost_rank() -> Iterator[None]:
+    """Surround a collective.
 
     Raises:
-        LostRank: if one of them is gone.
+        LostRank: if another rank is gone.
     """
     try:
         yield
@@ -138,60 +139,60 @@ def together() -> Iterator[None]:
         raise LostRank(f"rank {rank()} has lost another one: {said}") from None
 
 
-def add_up(values: torch.Tensor) -> torch.Tensor:
-    """The sum over all ranks, in place."""
+def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
+    """All-reduce: the sum over all ranks, in place."""
     if torch.distributed.is_initialized():
-        with together():
+        with report_lost_rank():
             torch.distributed.all_reduce(values)
     return values
 
 
-def smallest(values: Sequence[float], device: torch.device) -> list[float]:
-    """The smallest of each value over all ranks."""
+def all_reduce_min(values: Sequence[float], device: torch.device) -> list[float]:
+    """All-reduce: the minimum of each value over all ranks."""
     there = torch.tensor(values, dtype=torch.float64, device=device)
     if torch.distributed.is_initialized():
-        with together():
+        with report_lost_rank():
             torch.distributed.all_reduce(there, torch.distributed.ReduceOp.MIN)
     return there.tolist()
 
 
-def from_rank_0(value: object) -> object:
-    """Rank 0's value, on every rank."""
+def broadcast_object(value: object) -> object:
+    """Broadcast: rank 0's value, on every rank."""
     if not torch.distributed.is_initialized():
         return value
     box = [value]
-    with together():
-        meet()
+    with report_lost_rank():
+        wait_for_all()
         torch.distributed.broadcast_object_list(box, src=0)
     return box[0]
 
 
-def from_all_ranks(value: object) -> list[Any]:
-    """Every rank's value, on every rank."""
+def all_gather_object(value: object) -> list[Any]:
+    """All-gather: every rank's value, on every rank."""
     values = [value] * world_size()
     if torch.distributed.is_initialized():
-        with together():
-            meet()
+        with report_lost_rank():
+            wait_for_all()
             torch.distributed.all_gather_object(values, value)
     return values
 
 
-def meet() -> None:
-    """Wait for all ranks, also for one that reads data for hours: an exchange by itself gives up after 30 minutes."""
-    store, number = torch.distributed.distributed_c10d._get_default_store(), next(MEETINGS)
+def wait_for_all() -> None:
+    """Wait for all ranks, for hours if one of them reads data: a collective gives up after 30 minutes."""
+    store, number = torch.distributed.distributed_c10d._get_default_store(), next(BARRIERS)
     if store.add(f"hmt_ds/came/{number}", 1) == world_size():
         store.set(f"hmt_ds/all_came/{number}", "")
     store.wait([f"hmt_ds/all_came/{number}"], timedelta(days=1))
 
 
-def quiet() -> None:
-    """Leave the libraries' chatter out: what a user reads is ours and errors."""
+def silence_libraries() -> None:
+    """Silence the libraries' messages, except errors."""
     import datasets
     import transformers
 
-    warnings.filterwarnings("ignore", category=FutureWarning)  # torch's, on functions that DeepSpeed calls
+    warnings.filterwarnings("ignore", category=FutureWarning)  # torch's, about functions that DeepSpeed calls
     warnings.filterwarnings("ignore", message=r"barrier\(\): using the device")  # DeepSpeed's barriers
-    logging.getLogger("liger_kernel").setLevel(logging.ERROR)  # it names the kernels of devices that are not there
+    logging.getLogger("liger_kernel").setLevel(logging.ERROR)  # it warns of kernels of other devices
     datasets.disable_progress_bars()
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     transformers.logging.set_verbosity_error()

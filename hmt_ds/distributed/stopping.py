@@ -1,4 +1,4 @@
-"""Being told to stop, on any rank, and saying how a rank ended."""
+"""Stop signals on any rank, and the exit code of a rank."""
 
 import os
 import signal
@@ -7,41 +7,45 @@ from types import FrameType
 
 import torch
 
-from hmt_ds.distributed.process_group import add_up, rank
+from hmt_ds.distributed.process_group import all_reduce_sum, rank
 
-STOPPED = 75  # exit code: what is worth keeping is saved, start it again; EX_TEMPFAIL of sysexits.h
+STOPPED = 75  # exit code: everything is saved, the run can be started again; EX_TEMPFAIL of sysexits.h
 
 
 class Stopped(Exception):
-    """All ranks leave because one of them was told to; the message is for people."""
+    """All ranks exit because one of them received a stop signal; the message is for the user."""
 
 
 class StopSignals:
-    """Notes Ctrl-C, SIGTERM (preemption) and SIGUSR1 (a job's time limit is near), from its making on."""
+    """Records Ctrl-C, SIGTERM (preemption) and SIGUSR1 (the job's time limit is near).
+
+    Attributes:
+        received: 1 after a signal, else 0.
+    """
 
     def __init__(self) -> None:
-        self.told = 0
+        self.received = 0
         for number in (signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self.note)
-        if "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun's SIGTERM is for ranks that wait for one that has failed
+        if "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun sends SIGTERM to ranks that wait for a failed one
             signal.signal(signal.SIGTERM, self.note)
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        """The handler: whatever is in hand goes on."""
-        self.told = 1
+        """Handle a signal: the current step goes on."""
+        self.received = 1
 
-    def raise_if_told(self, device: torch.device, message: str) -> None:
-        """All ranks call this at the same place.
+    def raise_if_received(self, device: torch.device, message: str) -> None:
+        """Stop all ranks if any has received a signal. A collective.
 
         Raises:
-            Stopped: on all ranks, if any has been told.
+            Stopped: on all ranks.
         """
-        if add_up(torch.tensor([self.told], device=device)).item():
+        if all_reduce_sum(torch.tensor([self.received], device=device)).item():
             raise Stopped(message)
 
 
 def write_exit_code(code: int) -> None:
-    """Rank 0 leaves its exit code where a launch script looks for it: not every launcher passes codes on."""
+    """Write rank 0's exit code to a file for the launch script: not every launcher passes codes on."""
     file = os.environ.get("HMT_DS_EXIT_CODE_FILE")
     if file and rank() == 0:
         Path(file).write_text(f"{code}\n")

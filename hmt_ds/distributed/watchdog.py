@@ -1,4 +1,4 @@
-"""A process beside each rank, which ends the rank when it hangs: so nobody waits for it, and the run can start anew."""
+"""A watchdog process beside each rank kills the rank when it hangs, so that the run ends and can be restarted."""
 
 import faulthandler
 import os
@@ -15,20 +15,20 @@ PROCESS = Path(__file__).with_name("watchdog_process.py")
 
 
 class Watchdog:
-    """Kills this rank when it gives no sign of life for so long.
+    """Kills this rank when it gives no sign of life for some minutes, and prints its Python stack if there is one.
 
-    A rank may be stopped, or its GPU, its file system or a neighbour on a machine that is gone may not answer: no code
-    within it would notice, or could end it. Python's stack is shown, if Python can still tell.
+    A rank may be stopped (SIGSTOP), or its GPU, its file system or a rank on a dead machine may not answer. No code
+    within the rank could notice or end that.
 
     Args:
-        minutes: how long one sign of life lasts.
+        minutes: of silence before the rank is killed.
     """
 
     def __init__(self, minutes: float):
-        self.stack = tempfile.TemporaryFile()  # noqa: SIM115  as long as the process
+        self.stack = tempfile.TemporaryFile()  # noqa: SIM115  open as long as the process
         faulthandler.register(signal.SIGUSR2, self.stack, all_threads=False)
         words = [os.getpid(), rank(), 60 * minutes, self.stack.fileno()]
-        # a session of its own: what ends a group of processes must not end the watchdog before the rank
+        # a session of its own: a signal to the process group must not end the watchdog before the rank
         self.process = subprocess.Popen(
             [sys.executable, "-I", str(PROCESS), *map(str, words)],
             stdin=subprocess.PIPE,
@@ -40,11 +40,11 @@ class Watchdog:
         os.set_blocking(self.pipe, False)
 
     def alive(self, after: str) -> None:
-        """A sign of life, after something that was done (``step 12``)."""
-        with suppress(OSError):  # the watchdog is stopped too, or gone
+        """Give a sign of life after something was done (``step 12``)."""
+        with suppress(OSError):  # the watchdog is stopped, or gone
             os.write(self.pipe, f"{after}\n".encode())
 
     def end(self) -> None:
-        """The rank need not give signs of life any more."""
+        """Stop watching."""
         self.process.kill()
         self.process.wait()

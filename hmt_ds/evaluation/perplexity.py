@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from hmt_ds.distributed.process_group import add_up
+from hmt_ds.distributed.process_group import all_reduce_sum
 from hmt_ds.memory import IGNORED, MemoryState, Window
 from hmt_ds.memory.settings import Mode
 from hmt_ds.parallel.protocols import Reader
@@ -76,7 +76,7 @@ def losses_by_index(reader: Reader, windows: Iterable[Window], depth: int, **mod
             column = index.clamp(max=depth)  # the last column takes the segments that no row of the table wants
             sums[0].index_add_(0, column, output.loss.double().cpu())
             sums[1].index_add_(0, column, (window.labels[:, n] != IGNORED).sum(dim=1).double())
-    return add_up(sums.to(reader.device)).cpu()[:, :depth]
+    return all_reduce_sum(sums.to(reader.device)).cpu()[:, :depth]
 
 
 def perplexity(loss: float, tokens: int) -> float:

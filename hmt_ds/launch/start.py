@@ -79,10 +79,10 @@ def check_recipe(recipe: Recipe, recipe_file: Path, *, new_run: bool, with_data:
     """
     set_rank_environment()
     # imported here because it takes seconds: a recipe with a wrong key is refused before
-    from hmt_ds.distributed.process_group import quiet
+    from hmt_ds.distributed.process_group import silence_libraries
     from hmt_ds.preflight.prepare import prepare
 
-    quiet()
+    silence_libraries()
     prepare(recipe, recipe_file, new_run=new_run, with_data=with_data)
 
 

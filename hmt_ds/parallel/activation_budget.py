@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from hmt_ds.distributed.process_group import smallest
+from hmt_ds.distributed.process_group import all_reduce_min
 from hmt_ds.memory import MemorySettings, RecomputePlan, Summary
 from hmt_ds.parallel.settings import ComputeSettings
 
@@ -97,7 +97,7 @@ class ActivationBudget:
         """After the measured step: plan the next ones, by the rank with the least memory left."""
         if self.is_measured_step:
             self.peak_after = torch.get_device_module(self.device).max_memory_allocated()
-            self.plan = self.within_recipe(*map(int, smallest(self.largest_plan(), self.device)))
+            self.plan = self.within_recipe(*map(int, all_reduce_min(self.largest_plan(), self.device)))
         self.step += 1
 
     def largest_plan(self) -> list[int]:

@@ -1,4 +1,4 @@
-"""Building a model so that no rank need hold it whole, and handing it to DeepSpeed."""
+"""Build a model, at ZeRO-3 sharded from the start, so that no rank ever holds it whole."""
 
 from contextlib import nullcontext
 from typing import Any, cast
@@ -10,16 +10,16 @@ from torch import nn
 from hmt_ds.backbones import CausalLM, LoraSettings, build_model, fill_memory, read_converted, select_trainable
 from hmt_ds.backbones.transformers_internals import build_under_zero_init
 from hmt_ds.memory import HMT, MemorySettings
-from hmt_ds.parallel.deepspeed_config.fill import computes_in_autocast, stage_of
+from hmt_ds.parallel.deepspeed_config.fill import DsConfig, computes_in_autocast, stage_of
 
-MEMORY_SEED = 0x484D54  # the memory modules start from the same numbers on every rank
+MEMORY_SEED = 0x484D54  # of the memory modules; the same on every rank
 
 
 def build_hmt(
     source: str | dict[str, Any],
     memory: MemorySettings,
     *,
-    ds_config: dict[str, Any],
+    ds_config: DsConfig,
     precision: str = "fp32",
     train: str = "whole",
     lora: LoraSettings | None = None,
@@ -27,15 +27,18 @@ def build_hmt(
     device: torch.device | str = "cpu",
     trust_remote_code: bool = False,
 ) -> HMT:
-    """Build the backbone and the memory around it, inside ``zero.Init`` at stage 3.
+    """Build the backbone and the memory around it, under ``zero.Init`` at stage 3.
 
     Args:
-        source: folder, hub name, or configuration for random weights.
-        ds_config: filled; its stage says how to build.
+        source: a folder, a hub name, or a configuration for random weights.
+        memory: sizes.
+        ds_config: filled.
         precision: ``fp32``, ``bf16`` or ``fp16``.
         train: ``whole``, ``frozen`` or ``lora``.
         seed: of all random weights.
-        device: where random weights of a backbone are made.
+        lora: required for ``train`` lora.
+        device: of the backbone's random weights.
+        trust_remote_code: run the model code of the folder or the hub.
     """
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     if computes_in_autocast(ds_config, precision):
@@ -49,27 +52,28 @@ def build_hmt(
     if read_converted(source):
         fill_memory(model, str(source))
     for name, child in model.named_children():
-        if name != "backbone":  # that has its type already, and buffers that must keep theirs
+        if name != "backbone":  # the backbone has its type already, and fp32 buffers that must stay so
             child.to(dtype)
     return model
 
 
 def initialise_prompts(model: HMT) -> None:
-    """Give the prompts the spread of the backbone's token embeddings, as the reference does."""
+    """Initialise the prompts with the standard deviation of the token embeddings, as the reference does."""
     embedding = cast(CausalLM, model.backbone).model.get_input_embeddings()
     with torch.no_grad(), deepspeed.zero.GatheredParameters(list(embedding.parameters())):
-        some = torch.arange(0, len(embedding.weight), 7, device=embedding.weight.device)
-        spread = float(embedding(some).float().std())
+        sample = torch.arange(0, len(embedding.weight), 7, device=embedding.weight.device)
+        # through forward, because Gemma scales its embeddings there
+        std = float(embedding(sample).float().std())
     for name in ("initial_prompt", "summary_prompt"):
         if hasattr(model, name):
-            nn.init.normal_(getattr(model, name).embeddings.weight, std=spread)
+            nn.init.normal_(getattr(model, name).embeddings.weight, std=std)
 
 
-def parameter_groups(model: HMT, memory_lr: float | None) -> list[dict[str, Any]]:
-    """The trained parameters: the backbone's, and the memory modules' with their own learning rate."""
+def parameter_groups(model: HMT, memory_lr: float | None) -> list[dict[str, object]]:
+    """Group the trained parameters: the backbone's, and the memory modules' with their own learning rate."""
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    memory = {"params": [p for name, p in trained if not name.startswith("backbone.")]}
+    memory: dict[str, object] = {"params": [p for name, p in trained if not name.startswith("backbone.")]}
     if memory_lr is not None:
-        memory["lr"] = memory_lr  # type: ignore[assignment]
-    groups = [{"params": [p for name, p in trained if name.startswith("backbone.")]}, memory]
+        memory["lr"] = memory_lr
+    groups: list[dict[str, object]] = [{"params": [p for name, p in trained if name.startswith("backbone.")]}, memory]
     return [group for group in groups if group["params"]]

@@ -11,7 +11,7 @@ from torch import nn
 from hmt_ds.backbones import CausalLM
 from hmt_ds.backbones.compute import checkpoint_layers, decoder_layers, liger_knows, use_liger
 from hmt_ds.distributed.deepspeed_internals import full_numel
-from hmt_ds.distributed.process_group import smallest, world_size
+from hmt_ds.distributed.process_group import all_reduce_min, world_size
 from hmt_ds.memory import HMT
 from hmt_ds.parallel.deepspeed_config.fill import DsConfig, offloads, share_on_gpu, stage_of
 from hmt_ds.parallel.layer_groups import can_group_layers, group_layers
@@ -104,7 +104,7 @@ def capacity(device: torch.device) -> float:
         here = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
     else:
         here = torch.get_device_module(device).mem_get_info()[1]
-    return smallest([here], device)[0]
+    return all_reduce_min([here], device)[0]
 
 
 def prepare_layers(model: HMT, compute: ComputeSettings, stage: int) -> None:

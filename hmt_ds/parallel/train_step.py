@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hmt_ds.distributed.deepspeed_internals import loss_scale, set_overflow, skipped_steps
 from hmt_ds.distributed.engine import Engine
-from hmt_ds.distributed.process_group import add_up
+from hmt_ds.distributed.process_group import all_reduce_sum
 from hmt_ds.memory import HMT, MemoryState, Window
 from hmt_ds.parallel.protocols import Executor, Reader, StepOutput
 
@@ -25,7 +25,7 @@ def train_step(executor: Executor, windows: list[Window], flags: tuple[int, ...]
     own = [sum(int((w.labels >= 0).sum()) for w in windows), sum(int(w.lengths.sum()) for w in windows)]
     counts = torch.tensor([*(own if executor.reports else (0, 0)), *flags], dtype=torch.float64)
     with executor.phase("wait"):
-        tokens, fresh, *summed_flags = add_up(counts.to(executor.device)).long().tolist()
+        tokens, fresh, *summed_flags = all_reduce_sum(counts.to(executor.device)).long().tolist()
     executor.engine.train()
     executor.gradients.model.train()
     # DeepSpeed averages over ranks; we want the sum over all labels of the global batch, divided once
@@ -39,7 +39,7 @@ def train_step(executor: Executor, windows: list[Window], flags: tuple[int, ...]
     executor.budget.step_done()
     executor.gradients.step_done()
     with executor.phase("wait"):
-        loss, distance, recalls, reset_rows = add_up(torch.stack(totals).sum(dim=0)).tolist()
+        loss, distance, recalls, reset_rows = all_reduce_sum(torch.stack(totals).sum(dim=0)).tolist()
     return StepOutput(
         loss=loss / max(tokens, 1),
         tokens=tokens,

@@ -13,7 +13,7 @@ import torch
 
 from hmt_ds.checkpoint import CheckpointError, newest_intact
 from hmt_ds.data import Batch
-from hmt_ds.distributed.process_group import from_all_ranks, from_rank_0, rank
+from hmt_ds.distributed.process_group import all_gather_object, broadcast_object, rank
 from hmt_ds.parallel.protocols import StepOutput
 
 logger = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ def suspects(finite: torch.Tensor, documents: torch.Tensor) -> set[int]:
     present = documents >= 0
     broken = ~finite.cpu() & present
     first = documents.gather(1, broken.long().argmax(dim=1, keepdim=True))[broken.any(dim=1)]
-    own, every = zip(*from_all_ranks((first.flatten().tolist(), documents[present].tolist())), strict=True)
+    own, every = zip(*all_gather_object((first.flatten().tolist(), documents[present].tolist())), strict=True)
     return {document for some in (own if any(own) else every) for document in some}
 
 
@@ -135,7 +135,7 @@ def read_excluded(folder: Path) -> list[int]:
             found = [int(document) for document in json.loads(file.read_text(encoding="utf-8"))["documents"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             found = f"{file} is not readable: {error}; repair it, or delete it to read all documents"
-    found = from_rank_0(found)  # type: ignore[assignment]
+    found = broadcast_object(found)  # type: ignore[assignment]
     if isinstance(found, str):
         raise CheckpointError(found)
     return found

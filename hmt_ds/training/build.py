@@ -15,7 +15,7 @@ from hmt_ds.config.config_error import ConfigError
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.data import WindowLoader, document_lengths
 from hmt_ds.distributed.deepspeed_internals import full_numel, is_replicated
-from hmt_ds.distributed.process_group import add_up, rank, world_size
+from hmt_ds.distributed.process_group import all_reduce_sum, rank, world_size
 from hmt_ds.memory import HMT
 from hmt_ds.parallel.build_engine import ExecutorOptions
 from hmt_ds.parallel.build_hmt import MEMORY_SEED, build_hmt
@@ -180,7 +180,7 @@ def count_parameters(executor: Executor) -> tuple[int, int]:
     own = [p for p in executor.engine.module.parameters() if not is_replicated(p)]
     sizes = torch.tensor([sum(map(full_numel, own)), sum(full_numel(p) for p in own if p.requires_grad)]).double()
     if executor.stages > 1:
-        sizes = add_up(sizes.to(executor.device)) / executor.data_ranks
+        sizes = all_reduce_sum(sizes.to(executor.device)) / executor.data_ranks
     whole, trained = sizes.long().tolist()
     return whole, trained
 

@@ -11,7 +11,7 @@ from hmt_ds.checkpoint.files import list_checkpoints
 from hmt_ds.config.config_error import ConfigError
 from hmt_ds.config.load import load_recipe
 from hmt_ds.config.recipe import Recipe
-from hmt_ds.distributed.process_group import from_rank_0, rank, world_size
+from hmt_ds.distributed.process_group import broadcast_object, rank, world_size
 from hmt_ds.reporting.progress import print_problems
 
 
@@ -45,7 +45,7 @@ def keep_global_batch(recipe: Recipe) -> Recipe:
     Raises:
         ConfigError: if the ranks cannot share it equally.
     """
-    rows = from_rank_0(global_rows(recipe) if rank() == 0 else None)
+    rows = broadcast_object(global_rows(recipe) if rank() == 0 else None)
     if not recipe.training.elastic or not isinstance(rows, int):
         return recipe
     if not (size := batch_size(recipe, rows, world_size())):

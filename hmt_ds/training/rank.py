@@ -19,12 +19,12 @@ from hmt_ds.data import DataError
 from hmt_ds.distributed.process_group import (
     LaunchError,
     LostRank,
+    all_gather_object,
     end_process,
-    from_all_ranks,
     join,
     leave,
-    quiet,
     rank,
+    silence_libraries,
 )
 from hmt_ds.distributed.stopping import STOPPED, Stopped, write_exit_code
 from hmt_ds.preflight.prepare import Prepared, prepare
@@ -50,7 +50,7 @@ def run_as_rank(job: Job) -> int:
     Args:
         job: called with what the command line names, the overrides that follow it, and this rank's device.
     """
-    quiet()
+    silence_libraries()
     try:
         code = exit_code_of(job)
         write_exit_code(code)
@@ -110,7 +110,7 @@ def prepare_together(recipe: Recipe, recipe_file: str | Path, *, new_run: bool, 
             except ConfigError as error:
                 host = f"{socket.gethostname()}: " if rank() else ""
                 problems = [f"{host}{problem}" for problem in error.problems]
-            if found := list(dict.fromkeys(chain(*from_all_ranks(problems)))):
+            if found := list(dict.fromkeys(chain(*all_gather_object(problems)))):
                 raise ConfigError(found)
     assert prepared is not None
     for warning in prepared.warnings if rank() == 0 else ():

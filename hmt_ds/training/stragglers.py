@@ -8,7 +8,7 @@ from statistics import median
 
 import torch
 
-from hmt_ds.distributed.process_group import add_up, from_all_ranks, rank, world_size
+from hmt_ds.distributed.process_group import all_gather_object, all_reduce_sum, rank, world_size
 from hmt_ds.parallel.protocols import Executor
 from hmt_ds.reporting.phase_clock import PhaseClock
 
@@ -74,13 +74,13 @@ class StragglerDetector:
         """Seconds of all ranks, ``[stages, ranks of a stage]``."""
         times = torch.zeros(world_size(), dtype=torch.float64, device=self.executor.device)
         times[rank()] = own
-        return add_up(times).cpu().view(self.executor.stages, -1)
+        return all_reduce_sum(times).cpu().view(self.executor.stages, -1)
 
     def describe(self, times: torch.Tensor, ratios: torch.Tensor) -> str:
         """Name the stragglers and their hosts."""
         if not self.stragglers:
             return "no rank is slow any more"
-        hosts = from_all_ranks(socket.gethostname())
+        hosts = all_gather_object(socket.gethostname())
         worst = sorted(self.stragglers, key=lambda n: -float(ratios[n]))[:MAX_NAMED]
         each = [f"rank {n} on {hosts[n]} {times.flatten()[n]:.3g} s ({ratios[n]:.1f} times)" for n in worst]
         more = f" and {len(self.stragglers) - MAX_NAMED} more" if len(self.stragglers) > MAX_NAMED else ""

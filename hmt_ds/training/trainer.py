@@ -17,7 +17,7 @@ from hmt_ds.checkpoint import RunPosition
 from hmt_ds.config.config_error import ConfigError
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.data import Batch
-from hmt_ds.distributed.process_group import from_rank_0, rank, world_size
+from hmt_ds.distributed.process_group import broadcast_object, rank, world_size
 from hmt_ds.distributed.stopping import Stopped, StopSignals
 from hmt_ds.distributed.watchdog import Watchdog
 from hmt_ds.parallel.protocols import StepOutput
@@ -76,8 +76,8 @@ class Trainer:
         if checkpoint := self.checkpoints.find():
             self.load(checkpoint)
             logger.info("resumed from %s, step %d", checkpoint, self.position.step)
-        self.signals.raise_if_told(self.executor.device, "stopped before the first step; nothing was to be saved")
-        if problem := from_rank_0(create_folder(self.recipe) if rank() == 0 else None):
+        self.signals.raise_if_received(self.executor.device, "stopped before the first step; nothing was to be saved")
+        if problem := broadcast_object(create_folder(self.recipe) if rank() == 0 else None):
             raise ConfigError([str(problem)])
         parameters, trained = count_parameters(self.executor)
         logger.info("%.1fM parameters, %.1fM trained; %d ranks", parameters / 1e6, trained / 1e6, world_size())
@@ -106,7 +106,7 @@ class Trainer:
     def training_step(self, step: int, windows: list[Batch], loading_seconds: float) -> StepOutput:
         """Take one optimizer step, record it, and check it for bad numbers and stragglers."""
         started = time.perf_counter()
-        flags = (self.signals.told, self.checkpoints.written())  # summed over the ranks on the way, in output.flags
+        flags = (self.signals.received, self.checkpoints.written())  # summed over the ranks on the way, in output.flags
         with self.stragglers.time_step(loading_seconds):
             output = self.executor.train_batch([as_window(batch) for batch in windows], flags)
         self.position = RunPosition(step, self.position.tokens + output.fresh_tokens, windows[-1].position)
@@ -133,7 +133,7 @@ class Trainer:
 
     def before_evaluated_window(self) -> None:
         """Between two windows of an evaluation: end it if any rank was told to stop."""
-        self.signals.raise_if_told(self.executor.device, "stopped in the evaluation; the checkpoint is whole")
+        self.signals.raise_if_received(self.executor.device, "stopped in the evaluation; the checkpoint is whole")
         self.alive(f"step {self.position.step}, in its evaluation")
 
     def load(self, checkpoint: Path) -> None:

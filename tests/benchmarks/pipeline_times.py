@@ -24,7 +24,7 @@ import torch
 
 from hmt_ds.benchmark.measure import random_windows
 from hmt_ds.config.load import load_recipe
-from hmt_ds.distributed.process_group import end_process, from_all_ranks
+from hmt_ds.distributed.process_group import all_gather_object, end_process
 from hmt_ds.parallel.pipeline.executor import PipelineExecutor
 from hmt_ds.parallel.pipeline.layer_times import synchronize
 from hmt_ds.parallel.pipeline.p2p import TensorSpec
@@ -117,7 +117,7 @@ def step_of(executor: PipelineExecutor, segments: int, parts: int) -> list[dict[
     executor.train_batch([next(windows)])
     seconds, (*actions, reduction, update), waited = watch.read()
     executor.phase = nullcontext
-    return from_all_ranks({"seconds": seconds, "actions": actions, "waited": waited, "after": reduction + update,
+    return all_gather_object({"seconds": seconds, "actions": actions, "waited": waited, "after": reduction + update,
                            "order": executor.runner.order(segments, settings.mode)})  # fmt: skip
 
 
@@ -153,7 +153,7 @@ def seconds_of_hop(executor: PipelineExecutor) -> float:
         if not topology.is_first:
             outgoing.send(message)
         times.append((time.perf_counter() - start) / 2)
-    return from_all_ranks(median(times) if times else 0.0)[0]
+    return all_gather_object(median(times) if times else 0.0)[0]
 
 
 def listed(shares: list[float]) -> str:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from hmt_ds.backbones import CausalLM
 from hmt_ds.checkpoint.fragments import fragments, optimizer_scalars
-from hmt_ds.distributed.process_group import end_process, from_all_ranks, join, rank, world_size
+from hmt_ds.distributed.process_group import all_gather_object, end_process, join, rank, world_size
 from hmt_ds.memory import Window
 from hmt_ds.parallel.protocols import Executor, StepOutput
 
@@ -119,7 +119,7 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """Names of the values that differ in any bit on any rank."""
     assert one.keys() == other.keys()
     own = [k for k, v in one.items() if not (torch.equal(v, other[k]) if torch.is_tensor(v) else v == other[k])]
-    return sorted({name for names in from_all_ranks(own) for name in names})
+    return sorted({name for names in all_gather_object(own) for name in names})
 
 
 def run(case: Case, device: torch.device, chosen: list[int]) -> tuple[list[dict[str, Any]], list[StepOutput], Any]:
@@ -145,17 +145,17 @@ def compare(case: Case, device: torch.device) -> dict[str, Any]:
     moved = differences(with_bad[0], with_bad[2])
     return {
         "case": astuple(case),
-        "skipped": from_all_ranks([output.skipped for output in said]),
-        "bad": from_all_ranks([output.bad for output in said]),
+        "skipped": all_gather_object([output.skipped for output in said]),
+        "bad": all_gather_object([output.bad for output in said]),
         "reset_rows": [output.reset_rows for output in said],
-        "finite": from_all_ranks(said[1].finite.tolist()),
-        "others_finite": all(from_all_ranks(all(bool(o.finite.all()) for o in (said[0], said[2])))),
+        "finite": all_gather_object(said[1].finite.tolist()),
+        "others_finite": all(all_gather_object(all(bool(o.finite.all()) for o in (said[0], said[2])))),
         "losses": [output.loss for output in said],
         "good_losses": [output.loss for output in good],
         "changed_by_the_bad_step": differences(with_bad[0], with_bad[1]),
         "changed_in_the_end": differences(with_bad[2], without[1]),
         "moved": len(moved),
-        "bad_memory": any(from_all_ranks(bad_memory)),
+        "bad_memory": any(all_gather_object(bad_memory)),
     }
 
 

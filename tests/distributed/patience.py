@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-from hmt_ds.distributed.process_group import end_process, from_all_ranks, from_rank_0, join, rank
+from hmt_ds.distributed.process_group import all_gather_object, broadcast_object, end_process, join, rank
 
 SECONDS = 4.0  # timeout of a collective
 
@@ -15,10 +15,10 @@ def be_a_rank(result: Path) -> None:
     join(timeout_minutes=SECONDS / 60)
     if rank() == 0:
         time.sleep(2 * SECONDS)
-    first = from_rank_0(f"from rank {rank()}")
+    first = broadcast_object(f"from rank {rank()}")
     if rank() == 1:
         time.sleep(2 * SECONDS)
-    found = from_all_ranks(first)
+    found = all_gather_object(first)
     if rank() == 0:
         result.write_text(json.dumps(found))
     end_process(0)

@@ -22,7 +22,7 @@ from torch import Tensor
 from zero_gradients import CLIPPING, OPTIMIZER, full_gradients, worst
 
 from hmt_ds.backbones import read_config
-from hmt_ds.distributed.process_group import end_process, from_rank_0, join, rank, world_size
+from hmt_ds.distributed.process_group import broadcast_object, end_process, join, rank, world_size
 from hmt_ds.memory import MemoryState, read_window
 from hmt_ds.parallel.build_engine import ExecutorOptions
 from hmt_ds.parallel.compute_choice import ComputeSettings
@@ -246,7 +246,7 @@ def be_a_rank(cases: list[Case], result: Path) -> None:
         if rank() == 0:
             plain = replace(case, stages=1, micro_batches=1, stage=1, spill=False, kept_graphs=0)
             rows.append(compare(case, got, in_one_process(plain)))
-        from_rank_0(None)
+        broadcast_object(None)
         gc.collect()
     if rank() == 0:
         result.write_text(json.dumps(rows))

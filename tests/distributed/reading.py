@@ -18,7 +18,7 @@ from ranks import run_ranks
 from hmt_ds.checkpoint import Retention, RunPosition, Saver, load_weights
 from hmt_ds.config.load import load_recipe
 from hmt_ds.distributed.deepspeed_internals import has_optimizer, is_replicated, weight_shard
-from hmt_ds.distributed.process_group import end_process, from_all_ranks, join, rank
+from hmt_ds.distributed.process_group import all_gather_object, end_process, join, rank
 from hmt_ds.evaluation.perplexity import perplexity_by_segments
 from hmt_ds.parallel.protocols import Reader
 from hmt_ds.preflight.prepare import prepare
@@ -72,9 +72,9 @@ def compare(recipe_file: str, overrides: list[str], folder: Path, device: torch.
         "expected": expected,
         "found": found,
         "untrained": untrained,
-        "weights": from_all_ranks(weights),
-        "reader": from_all_ranks(reader_bytes),
-        "executor": from_all_ranks(executor_bytes),
+        "weights": all_gather_object(weights),
+        "reader": all_gather_object(reader_bytes),
+        "executor": all_gather_object(executor_bytes),
     }
 
 

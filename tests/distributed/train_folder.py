@@ -15,7 +15,7 @@ from hmt_ds.backbones import build_model, read_config
 from hmt_ds.conversion.export import Export
 from hmt_ds.conversion.folder import write_folder
 from hmt_ds.conversion.weights import tensor_weights
-from hmt_ds.distributed.process_group import end_process, from_all_ranks, join, rank
+from hmt_ds.distributed.process_group import all_gather_object, end_process, join, rank
 from hmt_ds.memory import HMT, MemorySettings, Window
 from hmt_ds.parallel.build_engine import ExecutorOptions
 from hmt_ds.parallel.build_hmt import build_hmt
@@ -105,7 +105,7 @@ def be_a_rank(cases: list[Case], result: Path) -> None:
     rows = []
     for case in cases:
         rows.append(train(case, device))
-        from_all_ranks(None)
+        all_gather_object(None)
         gc.collect()
         torch._dynamo.reset()
     if rank() == 0:

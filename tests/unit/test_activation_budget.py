@@ -71,7 +71,7 @@ def measured(
     """
     gpu = gpu or FakeGpu()
     monkeypatch.setattr(torch, "get_device_module", lambda device: gpu)
-    monkeypatch.setattr(activation_budget, "smallest", lambda mine, device: list(map(min, mine, others or mine)))
+    monkeypatch.setattr(activation_budget, "all_reduce_min", lambda mine, device: list(map(min, mine, others or mine)))
     found = ActivationBudget(ComputeSettings(**{"cuda_graphs": "never"} | compute), SETTINGS, DEPTH, GPU)
     for _ in range(MEASURED):
         gpu.allocated = gpu.before
@@ -255,7 +255,7 @@ def test_smallest_of_all_ranks(monkeypatch):
 
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
-    assert process_group.smallest([3, 4, 5], torch.device("cpu")) == [3, 2, 5]
+    assert process_group.all_reduce_min([3, 4, 5], torch.device("cpu")) == [3, 2, 5]
 
 
 @pytest.mark.parametrize(

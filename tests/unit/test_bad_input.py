@@ -71,7 +71,7 @@ CASES = [
             "compute.recompute: reentrant",
             "model.precision: fp16 needs a GPU",
             "deepspeed: no.json: no such file",
-            "schedule.name: WarmupLr is no schedule of DeepSpeed or torch; did you mean WarmupLR?",
+            "schedule.name: WarmupLr is not a schedule of DeepSpeed or torch; did you mean WarmupLR?",
             "data.train: 'no.txt' is neither a file nor a folder",
         ],
     ),
@@ -157,7 +157,7 @@ CASES = [
     Case(
         "auto nobody decides", ["--deepspeed", "auto.json"], ["deepspeed: zero_optimization.reduce_bucket_size is auto"]
     ),
-    Case("unknown schedule", ["--schedule.name", "Linear"], ["schedule.name: Linear is no schedule"]),
+    Case("unknown schedule", ["--schedule.name", "Linear"], ["schedule.name: Linear is not a schedule"]),
     Case(
         "schedule's arguments", ["--schedule.params", "{steps: 3}"], ["schedule.params: WarmupCosineLR takes no steps"]
     ),
@@ -167,11 +167,11 @@ CASES = [
     Case("no language model", ["--model.source", "{model_type: clip}"], ["model: clip cannot be built as a causal"]),
     Case("DeepSpeed section is no section", ["--deepspeed", "number.json"], ["deepspeed: zero_optimization"]),
     Case("stage is no number", ["--deepspeed", "stage.json"], ["deepspeed: zero_optimization.stage is 'two'"]),
-    Case("unknown optimizer", ["--optimizer.name", "AdmW"], ["optimizer.name: AdmW is no optimizer", "mean AdamW?"]),
-    Case("whole weights", ["--optimizer.name", "Lamb"], ["Lamb looks at whole weights, and ZeRO stage"]),
-    Case("other steps", ["--optimizer.name", "LBFGS"], ["optimizer.name: LBFGS is no optimizer"]),
+    Case("unknown optimizer", ["--optimizer.name", "AdmW"], ["AdmW is not an optimizer", "mean AdamW?"]),
+    Case("whole weights", ["--optimizer.name", "Lamb"], ["Lamb needs whole weights, and ZeRO stage"]),
+    Case("other steps", ["--optimizer.name", "LBFGS"], ["optimizer.name: LBFGS is not an optimizer"]),
     Case("optimizer's arguments", ["--optimizer.params", "{beta: 1}"], ["optimizer.params: AdamW does not take"]),
-    Case("rate given twice", ["--optimizer.params", "{lr: 1}"], ["optimizer.params: lr stand"]),
+    Case("rate given twice", ["--optimizer.params", "{lr: 1}"], ["optimizer.params: lr belong"]),
     Case("infinite rate", ["--optimizer.lr", ".inf"], ["optimizer.lr: "]),
     Case("schedule's types", ["--schedule.params", "{warmup_num_steps: x}"], ["schedule.params: WarmupCosineLR"]),
     Case("slip in the model", ["--model.source.hiden_size", "16"], ["hiden_size", "did you mean hidden_size?"]),

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from hmt_ds.distributed import process_group
-from hmt_ds.distributed.process_group import LaunchError, find_place
+from hmt_ds.distributed.process_group import LaunchError, set_rank_variables
 from hmt_ds.launch.local import places
 
 NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -31,7 +31,7 @@ DEEPSPEED = {"RANK": "2", "LOCAL_RANK": "0", "WORLD_SIZE": "4", "LOCAL_SIZE": "2
 def place(monkeypatch, given: dict[str, str]) -> dict[str, str]:
     """Torch's variables in an environment that holds nothing but what is given."""
     monkeypatch.setattr(os, "environ", dict(given))
-    find_place()
+    set_rank_variables()
     return {name: os.environ[name] for name in NAMES if name in os.environ}
 
 
@@ -77,7 +77,7 @@ def test_several_machines_need_a_first_one(monkeypatch):
 @pytest.mark.parametrize("given", [MPI, HYDRA], ids=["mpirun", "MPICH"])
 def test_mpi_is_asked_for_it(monkeypatch, given):
     """tests/cluster/test_launchers.py asks a real one."""
-    monkeypatch.setattr(process_group, "meeting_place", lambda: {"MASTER_ADDR": "10.0.0.7", "MASTER_PORT": "41234"})
+    monkeypatch.setattr(process_group, "rendezvous", lambda: {"MASTER_ADDR": "10.0.0.7", "MASTER_PORT": "41234"})
     found = place(monkeypatch, given)
     assert (found["MASTER_ADDR"], found["MASTER_PORT"]) == ("10.0.0.7", "41234")
     assert place(monkeypatch, given | {"MASTER_PORT": "29400"})["MASTER_PORT"] == "29400"

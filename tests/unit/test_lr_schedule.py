@@ -26,9 +26,9 @@ def rates(name: str, params: dict[str, Any], steps: int = STEPS) -> list[float]:
 @pytest.mark.parametrize(
     ("name", "params", "said"),
     [
-        ("ReduceLROnPlateau", {}, "schedule.name: ReduceLROnPlateau is no schedule"),
-        ("LRScheduler", {}, "schedule.name: LRScheduler is no schedule"),
-        ("_LRScheduler", {}, "schedule.name: _LRScheduler is no schedule"),
+        ("ReduceLROnPlateau", {}, "schedule.name: ReduceLROnPlateau is not a schedule"),
+        ("LRScheduler", {}, "schedule.name: LRScheduler is not a schedule"),
+        ("_LRScheduler", {}, "schedule.name: _LRScheduler is not a schedule"),
         ("WarmupLR", {"warmup_type": "linaer"}, "schedule.params: warmup_type is log or linear, got 'linaer'"),
         ("OneCycleLR", ONE_CYCLE | {"total_steps": STEPS - 1}, "schedule.params: OneCycleLR cannot be made of"),
         ("StepLR", {"step_size": 0}, "schedule.params: StepLR cannot be made of"),

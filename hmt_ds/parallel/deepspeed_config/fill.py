@@ -1,4 +1,4 @@
-"""DeepSpeed's configuration: read from ds_configs/*.json, with the values filled in that the recipe decides."""
+"""Read a DeepSpeed file (ds_configs/*.json), fill in the values that the recipe decides, and check the result."""
 
 import copy
 import json
@@ -14,13 +14,14 @@ from hmt_ds.parallel.deepspeed_config.keys import refusal, unknown_keys
 
 AUTO = "auto"
 DsConfig = dict[str, Any]  # a file of ds_configs/, as JSON gives it
-HOW = {"torch_adam", "foreach", "fused", "capturable", "differentiable"}  # ways to compute Adam's step
-NOT_IN_THE_FILE = {
+# arguments that choose how Adam's step is computed, not what it computes
+ADAM_IMPLEMENTATION = {"torch_adam", "foreach", "fused", "capturable", "differentiable"}
+DECIDED_ELSEWHERE = {
     "train_batch_size": "training.batch_size, training.gradient_accumulation and the number of ranks decide it",
     "scheduler": "the recipe's section schedule decides it",
 }
-# What has to be a section, and what may stand there instead of one
-SECTIONS: dict[tuple[str, ...], Any] = {
+# keys whose value must be a section, and the one other value that each may have
+SECTIONS: dict[tuple[str, ...], object] = {
     ("zero_optimization",): {},
     ("zero_optimization", "offload_optimizer"): None,
     ("zero_optimization", "offload_param"): None,
@@ -31,24 +32,24 @@ SECTIONS: dict[tuple[str, ...], Any] = {
     ("torch_autocast",): {},
     ("data_types",): {},
 }
-ONCE = 2 * 10**8  # numbers in a bucket: enough for a network's full speed
+BUCKET = 2 * 10**8  # gradients in a bucket: enough for the network's full speed
 
 
 class DeepSpeedConfigError(ValueError):
-    """A DeepSpeed file that cannot be read or that contradicts the recipe; one line per problem."""
+    """A DeepSpeed file is unreadable, unknown to DeepSpeed or contradicts the recipe; one line per problem."""
 
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """What the recipe decides and DeepSpeed has to know.
+    """The values that the recipe decides and DeepSpeed needs.
 
     Attributes:
         precision: ``fp32``, ``bf16`` or ``fp16``.
         batch_size: rows per rank.
-        gradient_accumulation: windows between two optimizer steps. (The executor counts backward passes for
-            DeepSpeed.)
-        gradient_clipping: largest norm, 0 for none.
-        optimizer: name and arguments, by DeepSpeed's names.
+        gradient_accumulation: windows per optimizer step; the executor replaces it by its number of backward passes.
+        gradient_clipping: maximum norm, 0 for none.
+        optimizer: by DeepSpeed's name.
+        optimizer_params: by DeepSpeed's names.
     """
 
     precision: str
@@ -56,14 +57,14 @@ class EngineSettings:
     gradient_accumulation: int
     gradient_clipping: float
     optimizer: str
-    optimizer_params: dict[str, Any]
+    optimizer_params: dict[str, object]
 
 
-def read_ds_config(file: str | Path) -> dict[str, Any]:
+def read_ds_config(file: str | Path) -> DsConfig:
     """Read a DeepSpeed file.
 
     Raises:
-        DeepSpeedConfigError: if it is no JSON object.
+        DeepSpeedConfigError: if it is not a JSON object.
     """
     try:
         config = json.loads(Path(file).read_text(encoding="utf-8"))
@@ -74,62 +75,63 @@ def read_ds_config(file: str | Path) -> dict[str, Any]:
     return config
 
 
-def section_of(config: dict[str, Any], *path: str) -> dict[str, Any]:
-    """A section of the file; an empty one where there is none."""
-    section: Any = config
+def section_of(config: DsConfig, *path: str) -> DsConfig:
+    """A section of the file; empty where there is none."""
+    section = config
     for key in path:
-        section = section.get(key)
+        section = section.get(key, {})
         if not isinstance(section, dict):
             return {}
     return section
 
 
-def stage_of(config: dict[str, Any]) -> int:
+def stage_of(config: DsConfig) -> int:
     """The ZeRO stage."""
     return section_of(config, "zero_optimization").get("stage", 0)
 
 
-def computes_in_autocast(config: dict[str, Any], precision: str) -> bool:
-    """Whether weights stay in float32 and torch.autocast casts them, instead of weights in the lower precision.
+def computes_in_autocast(config: DsConfig, precision: str) -> bool:
+    """Whether weights stay in fp32 and torch.autocast lowers the precision, instead of low-precision weights.
 
-    So it is where DeepSpeed cannot add up low-precision gradients in float32: at stage 0, and at stage 2 with the
-    optimizer offloaded. Float32 gradients need no second copy, so stage 0 takes no more memory for it.
+    True where DeepSpeed cannot sum low-precision gradients in fp32: at stage 0, and at stages 1 and 2 with the
+    optimizer offloaded. fp32 gradients need no second copy, so stage 0 takes no more memory for it.
     """
     stage = stage_of(config)
     return precision != "fp32" and (stage == 0 or (stage in (1, 2) and offloads(config)))
 
 
-def offloads(config: dict[str, Any]) -> bool:
-    """Whether the optimizer's states live in the host's memory."""
+def offloads(config: DsConfig) -> bool:
+    """Whether the optimizer's states are offloaded to the host's memory."""
     return section_of(config, "zero_optimization", "offload_optimizer").get("device", "none") != "none"
 
 
-def share_on_gpu(config: dict[str, Any]) -> float:
-    """Of the optimizer's states. At stage 3 DeepSpeed can offload a part of them."""
+def share_on_gpu(config: DsConfig) -> float:
+    """The share of the optimizer's states that stays on the GPU; at stage 3 DeepSpeed can offload a part of them."""
     if not offloads(config):
         return 1.0
     return 1.0 - offload_ratio(config) if stage_of(config) == 3 else 0.0
 
 
-def with_bucket(config: dict[str, Any], trained: int, *, once: bool) -> dict[str, Any]:
-    """The configuration with buckets for gradients that are as small as they may be, unless the file says their size.
+def with_bucket(config: DsConfig, trained: int, *, once: bool) -> DsConfig:
+    """Limit the size of gradient buckets, unless the file sets it.
 
-    DeepSpeed makes two of each type and sums in a third, of 5e8 numbers: for LoRA that is memory for nothing.
+    DeepSpeed allocates two buckets per type and sums in a third one, of 5e8 gradients each, however few are trained
+    (LoRA).
 
     Args:
-        trained: how many numbers all gradients have.
-        once: whether they are reduced once a step; then it does not matter how often something is launched for it.
+        trained: number of trained parameters.
+        once: whether gradients are reduced once per step; then smaller buckets, hence more launches, cost no speed.
     """
     zero = dict(config.get("zero_optimization", {}))
-    zero.setdefault("reduce_bucket_size", min(trained, ONCE if once else DeepSpeedZeroConfig().reduce_bucket_size))
+    zero.setdefault("reduce_bucket_size", min(trained, BUCKET if once else DeepSpeedZeroConfig().reduce_bucket_size))
     return config | {"zero_optimization": zero}
 
 
-def decided_values(config: dict[str, Any], settings: EngineSettings) -> dict[tuple[str, ...], Any]:
-    """DeepSpeed's keys that the recipe decides, with their values."""
+def decided_values(config: DsConfig, settings: EngineSettings) -> dict[tuple[str, ...], object]:
+    """The values of DeepSpeed's keys that the recipe decides."""
     autocast = computes_in_autocast(config, settings.precision)
     low = "" if autocast else settings.precision
-    values: dict[tuple[str, ...], Any] = {
+    values: dict[tuple[str, ...], object] = {
         ("train_micro_batch_size_per_gpu",): settings.batch_size,
         ("gradient_accumulation_steps",): settings.gradient_accumulation,
         ("gradient_clipping",): settings.gradient_clipping,
@@ -143,25 +145,25 @@ def decided_values(config: dict[str, Any], settings: EngineSettings) -> dict[tup
     for name, value in settings.optimizer_params.items():
         values["optimizer", "params", name] = value
     if settings.optimizer in ("Adam", "AdamW") and not offloads(config):
-        # torch's needs no compiler; with offloading DeepSpeed's own for CPUs is several times faster
+        # torch's Adam needs no compiler; with offloading, DeepSpeed's own Adam for CPUs is several times faster
         given = section_of(config, "optimizer", "params")
         values["optimizer", "params", "torch_adam"] = given.get("torch_adam", True)
-        if get_accelerator().device_name() == "cuda" and not HOW & {*given, *settings.optimizer_params}:
-            # reads and writes each number once, and takes no memory besides
+        if get_accelerator().device_name() == "cuda" and not ADAM_IMPLEMENTATION & {*given, *settings.optimizer_params}:
+            # one kernel reads and writes everything once and needs no temporary memory
             values["optimizer", "params", "fused"] = True
     return values
 
 
-def fill_ds_config(config: dict[str, Any], settings: EngineSettings) -> dict[str, Any]:
-    """The configuration with every "auto" filled in.
+def fill_ds_config(config: DsConfig, settings: EngineSettings) -> DsConfig:
+    """Fill in every "auto".
 
     Raises:
-        DeepSpeedConfigError: naming every value that is neither "auto" nor what the recipe says, and every "auto"
-            that the recipe does not decide.
+        DeepSpeedConfigError: naming every value that is neither "auto" nor the recipe's, every "auto" that the recipe
+            does not decide, and everything else that DeepSpeed would ignore or refuse.
     """
-    if wrong := misshapen(config):
+    if wrong := not_sections(config):
         raise DeepSpeedConfigError("\n".join(wrong))
-    filled = copy.deepcopy({key: value for key, value in config.items() if key not in NOT_IN_THE_FILE})
+    filled = copy.deepcopy({key: value for key, value in config.items() if key not in DECIDED_ELSEWHERE})
     problems = zero_problems(config)
     for path, value in decided_values(config, settings).items():
         section = filled
@@ -174,18 +176,18 @@ def fill_ds_config(config: dict[str, Any], settings: EngineSettings) -> dict[str
             name = ".".join(path)
             problems.append(f"{name} is {given!r} in the DeepSpeed file and {value!r} by the recipe: write auto")
         section[path[-1]] = value
-    problems += [f"{key}: {why}, leave it out" for key, why in NOT_IN_THE_FILE.items() if key in config]
-    problems += unknown_keys(config) + unwatched(config) + unparted(config, settings.optimizer)
+    problems += [f"{key}: {why}, leave it out" for key, why in DECIDED_ELSEWHERE.items() if key in config]
+    problems += unknown_keys(config) + overflow_problems(config) + partial_offload_problems(config, settings.optimizer)
     problems += [f"{key} is auto, but the recipe does not decide it: give a value" for key in remaining_autos(filled)]
     if problems := problems or refusal(filled):
         raise DeepSpeedConfigError("\n".join(problems))
     filled.setdefault("steps_per_print", 10**12)
-    filled.setdefault("zero_allow_untested_optimizer", True)  # `check_optimizer` has looked at it
+    filled.setdefault("zero_allow_untested_optimizer", True)  # `check_optimizer` tests it
     return filled
 
 
-def zero_problems(config: dict[str, Any]) -> list[str]:
-    """What DeepSpeed's own schema of ZeRO refuses; and numbers as text, which it takes, and nobody else."""
+def zero_problems(config: DsConfig) -> list[str]:
+    """What DeepSpeed's schema of its ZeRO section refuses, and numbers as text, which only the schema accepts."""
     zero = {key: value for key, value in section_of(config, "zero_optimization").items() if value != AUTO}
     try:
         DeepSpeedZeroConfig(**zero)
@@ -200,13 +202,13 @@ def zero_problems(config: dict[str, Any]) -> list[str]:
     ]
 
 
-def offload_ratio(config: dict[str, Any]) -> Any:
-    """The share of the optimizer's states that is offloaded, where they are."""
+def offload_ratio(config: DsConfig) -> float:
+    """The share of the optimizer's states that is offloaded, if the optimizer is."""
     return section_of(config, "zero_optimization", "offload_optimizer").get("ratio", 1.0)
 
 
-def unwatched(config: dict[str, Any]) -> list[str]:
-    """Keys by which DeepSpeed would take steps whose gradients are not finite."""
+def overflow_problems(config: DsConfig) -> list[str]:
+    """Settings with which DeepSpeed would not skip steps whose gradients are not finite."""
     needed = (("bf16", "check_grad_overflow"), ("zero_optimization", "compute_grad_norm"))
     return [
         f"{section}.{key} is false: steps whose gradients are not finite would be taken; leave it out"
@@ -215,8 +217,8 @@ def unwatched(config: dict[str, Any]) -> list[str]:
     ]
 
 
-def unparted(config: dict[str, Any], optimizer: str) -> list[str]:
-    """An optimizer of which DeepSpeed cannot offload a part."""
+def partial_offload_problems(config: DsConfig, optimizer: str) -> list[str]:
+    """An offload ratio that DeepSpeed ignores, or an optimizer of which it cannot offload a part."""
     ratio = offload_ratio(config)
     key = f"zero_optimization.offload_optimizer.ratio is {ratio}"
     if ratio == 1.0 or not offloads(config):
@@ -228,8 +230,8 @@ def unparted(config: dict[str, Any], optimizer: str) -> list[str]:
     )
 
 
-def misshapen(config: dict[str, Any]) -> list[str]:
-    """What should be a section and is none."""
+def not_sections(config: DsConfig) -> list[str]:
+    """Values that should be sections and are not."""
     found = [(path, section_of(config, *path[:-1]).get(path[-1], {})) for path in SECTIONS]
     return [
         f"{'.'.join(path)} must be a section, not {json.dumps(value)}"
@@ -238,7 +240,7 @@ def misshapen(config: dict[str, Any]) -> list[str]:
     ]
 
 
-def remaining_autos(config: dict[str, Any], prefix: str = "") -> list[str]:
+def remaining_autos(config: DsConfig, prefix: str = "") -> list[str]:
     """Keys whose value is still "auto"."""
     found = []
     for key, value in config.items():

@@ -1,4 +1,4 @@
-"""What DeepSpeed itself makes of a file: the keys that it looks for, and what it refuses."""
+"""DeepSpeed's view of a configuration file: the keys that it looks up, and what it refuses."""
 
 import copy
 import difflib
@@ -9,7 +9,7 @@ from deepspeed.runtime.config import DeepSpeedConfig
 
 
 def unknown_keys(config: dict[str, Any]) -> list[str]:
-    """Keys that DeepSpeed would pass over in silence, with the known one that each looks like or begins."""
+    """Keys that DeepSpeed would ignore silently, each with a known key of a similar name or the same beginning."""
     known = sorted(known_keys())
     problems = []
     for key in [key for key in config if key not in known]:
@@ -19,12 +19,16 @@ def unknown_keys(config: dict[str, Any]) -> list[str]:
     return problems
 
 
-class Noted(dict[str, Any]):
-    """A DeepSpeed file that notes what it is asked for."""
+class RecordingDict(dict[str, object]):
+    """A DeepSpeed file that records which keys are looked up."""
 
-    def __init__(self, values: dict[str, Any]):
+    def __init__(self, values: dict[str, object]):
         super().__init__(values)
         self.asked: set[str] = set()
+
+    # DeepSpeed has no schema of the whole file and ignores unknown keys. Its reader looks up every key in one of three
+    # ways: `config.get(KEY, default)`, `KEY in config` and `KEY in config.keys()`. To record these look-ups is the only
+    # list of its keys that stays right when its version changes.
 
     def get(self, key: str, default: Any = None) -> Any:
         self.asked.add(key)
@@ -35,22 +39,22 @@ class Noted(dict[str, Any]):
         return super().__contains__(key)
 
     def keys(self) -> Any:
-        """The file itself: DeepSpeed looks in it for ``key in file.keys()``."""
+        """The dict itself, so that ``key in config.keys()`` is recorded too."""
         return self
 
 
 @functools.cache
 def known_keys() -> frozenset[str]:
-    """The keys that DeepSpeed looks for when it reads a file; it has no list of them."""
-    file = Noted({"train_micro_batch_size_per_gpu": 1})
+    """The keys that DeepSpeed looks up when it reads a file."""
+    file = RecordingDict({"train_micro_batch_size_per_gpu": 1})
     DeepSpeedConfig(file)
     return frozenset(file.asked)
 
 
 def refusal(config: dict[str, Any]) -> list[str]:
-    """What DeepSpeed says against a whole file, in a line: the first thing that it finds."""
+    """DeepSpeed's objection to a whole file, in one line: the first problem that it finds."""
     try:
         DeepSpeedConfig(copy.deepcopy(config))
-    except Exception as error:  # whatever its sections raise
+    except Exception as error:  # its sections raise all kinds
         return [f"DeepSpeed refuses the file: {' '.join(str(error).split())[:300] or type(error).__name__}"]
     return []

@@ -1,51 +1,50 @@
-"""Is this an optimizer that DeepSpeed can make? Asked before anything starts."""
+"""Check an optimizer's name and arguments before anything starts."""
 
 import difflib
 import inspect
 import re
-from typing import Any
 
 import torch
 from deepspeed.ops.lamb import FusedLamb
 from deepspeed.ops.lion import FusedLion
 from deepspeed.runtime.config import DEEPSPEED_OPTIMIZERS
 
-# Each number by itself, so that pieces of weights, as ZeRO has them, are treated like whole ones.
+# Elementwise: they update a part of a weight, as ZeRO shards it, like the whole weight.
 ELEMENTWISE = re.compile(r"(?i)ada(delta|grad|max)|n?adam|adamw|asgd|lion|radam|rmsprop|rprop|sgd")
 OF_DEEPSPEED = {"Lamb": FusedLamb, "Lion": FusedLion}
-OTHER_STEPS = ("LBFGS", "SparseAdam", "Optimizer")  # torch's, which want what no model here gives them
+UNUSABLE = ("LBFGS", "SparseAdam", "Optimizer")  # need a closure or sparse gradients; the base class
 
 
 class OptimizerError(ValueError):
-    """An unknown optimizer, or arguments that it does not take."""
+    """The optimizer is unknown or does not take these arguments."""
 
 
-def check_optimizer(name: str, lr: float, weight_decay: float, params: dict[str, Any], stage: int) -> None:
-    """Make an optimizer of that name, of torch or known to DeepSpeed, once for nothing.
+def check_optimizer(name: str, lr: float, weight_decay: float, params: dict[str, object], stage: int) -> None:
+    """Check that torch or DeepSpeed has an optimizer of this name that takes these arguments, by making one.
 
     Args:
         stage: ZeRO's.
 
     Raises:
-        OptimizerError: a line for each problem, with near names.
+        OptimizerError: a line for each problem, with similar names.
     """
     if doubled := [key for key in ("lr", "weight_decay") if key in params]:
-        raise OptimizerError(f"optimizer.params: {' and '.join(doubled)} stand directly under optimizer")
-    known: dict[str, Any] = {n: c for n, c in vars(torch.optim).items() if inspect.isclass(c) and n not in OTHER_STEPS}
+        raise OptimizerError(f"optimizer.params: {' and '.join(doubled)} belong directly under optimizer")
+    known: dict[str, type] = {n: c for n, c in vars(torch.optim).items() if inspect.isclass(c) and n not in UNUSABLE}
     if name not in known and name.lower() not in DEEPSPEED_OPTIMIZERS:
         near = difflib.get_close_matches(name, [*known, "Lamb", "Lion", "Muon"], 1)
         hint = f"did you mean {near[0]}?" if near else "for example AdamW"
-        raise OptimizerError(f"optimizer.name: {name} is no optimizer of DeepSpeed or torch; {hint}")
+        raise OptimizerError(f"optimizer.name: {name} is not an optimizer of DeepSpeed or torch; {hint}")
     if stage and not ELEMENTWISE.fullmatch(name):
-        why = f"{name} looks at whole weights, and ZeRO stage {stage} cuts them into pieces"
-        raise OptimizerError(f"optimizer.name: {why}: take AdamW, or ds_configs/zero0.json")
+        why = f"{name} needs whole weights, and ZeRO stage {stage} shards them"
+        raise OptimizerError(f"optimizer.name: {why}: use AdamW, or ds_configs/zero0.json")
     made = {n.lower(): c for n, c in (known | OF_DEEPSPEED).items()}.get(name.lower())
     if made is None:
         return
     if problems := wrong_tuples(name, made, params):
         raise OptimizerError("\n".join(problems))
     try:
-        if made in OF_DEEPSPEED.values():  # making one would compile it
+        if made in OF_DEEPSPEED.values():  # making one would compile its kernels
             inspect.signature(made).bind([], lr=lr, weight_decay=weight_decay, **params)
         else:
             made([torch.zeros(1, requires_grad=True)], lr=lr, weight_decay=weight_decay, **params)
@@ -53,12 +52,12 @@ def check_optimizer(name: str, lr: float, weight_decay: float, params: dict[str,
         raise OptimizerError(f"optimizer.params: {name} does not take {params}: {error}") from None
 
 
-def wrong_tuples(name: str, optimizer: Any, params: dict[str, Any]) -> list[str]:
-    """Arguments of several numbers, as betas, that have another number of them: constructors do not look."""
+def wrong_tuples(name: str, optimizer: type, params: dict[str, object]) -> list[str]:
+    """Tuple arguments (betas) of the wrong length, which constructors do not check."""
     defaults = {key: parameter.default for key, parameter in inspect.signature(optimizer).parameters.items()}
     tuples = {key: default for key, default in defaults.items() if isinstance(default, tuple) and key in params}
     return [
         f"optimizer.params.{key} is {params[key]}: {name} takes {len(default)} numbers, as {list(default)}"
         for key, default in tuples.items()
-        if not isinstance(params[key], list | tuple) or len(params[key]) != len(default)
+        if not isinstance(given := params[key], list | tuple) or len(given) != len(default)
     ]

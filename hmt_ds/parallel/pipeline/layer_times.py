@@ -10,7 +10,7 @@ from transformers import PretrainedConfig
 
 from hmt_ds.backbones import CausalLM, LoraSettings, select_trainable
 from hmt_ds.backbones.probe import one_layer_model
-from hmt_ds.distributed.process_group import from_rank_0, rank
+from hmt_ds.distributed.process_group import broadcast_object, rank
 from hmt_ds.memory import MemorySettings
 from hmt_ds.memory.loss import row_losses
 
@@ -51,7 +51,7 @@ def layer_times(
         select_trainable(backbone, train, lora)
         backbone.to(device, dtype)
         found = time_layer(backbone, settings, rows, dtype, device)
-    return cast(LayerTimes, from_rank_0(found))
+    return cast(LayerTimes, broadcast_object(found))
 
 
 def time_layer(

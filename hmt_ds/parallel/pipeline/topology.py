@@ -11,7 +11,7 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.pipe.topology import PipeDataParallelTopology, PipelineParallelGrid
 
-from hmt_ds.distributed.process_group import from_all_ranks, rank, world_size
+from hmt_ds.distributed.process_group import all_gather_object, rank, world_size
 from hmt_ds.parallel.pipeline.p2p import Channel
 from hmt_ds.parallel.pipeline.p2p_timeout import P2PTimeout
 
@@ -51,7 +51,7 @@ class Topology:
         timeout = timedelta(minutes=timeout_minutes)
         self.posts_receives_early = get_accelerator().device_name() == "cpu"  # see Channel
         thread = None if self.posts_receives_early else P2PTimeout(timeout)
-        machines = from_all_ranks(os.environ.get("NCCL_HOSTID") or socket.gethostname())  # as NCCL tells them apart
+        machines = all_gather_object(os.environ.get("NCCL_HOSTID") or socket.gethostname())  # as NCCL tells them apart
         # creating a group is collective: every rank creates the groups of all pipelines, in one order
         for pipeline in range(self.pipelines):
             ranks = [stage * self.pipelines + pipeline for stage in range(stages)]
