@@ -1,4 +1,4 @@
-"""`hmt-ds bench` by two ranks, on a recipe whose data do not exist, in a folder that holds a run."""
+"""`hmt-ds bench` on two ranks, with a recipe whose data do not exist and whose folder has a run."""
 
 import json
 import subprocess
@@ -17,7 +17,7 @@ PARAMETERS = 2 * 64 * 32 + LAYERS + 32 + 2 * 32 + 2 * 32 * 32
 
 
 class Run(NamedTuple):
-    """What came of it."""
+    """The results of the command."""
 
     printed: str
     result: dict[str, Any]
@@ -67,7 +67,7 @@ def test_reads_what_was_asked_for(run):
 
 
 def test_flops(run):
-    """22 positions a segment and 10 a summary make 2 for each of 16 tokens; all but one segment are read twice."""
+    """22 positions per segment and 10 per summary are 2 for each of 16 tokens; all segments but one are recomputed."""
     flops = run.result["flops"]
     assert flops["useful_flops_per_token"] == 6 * PARAMETERS * 2
     assert flops["useful_flops_per_window"] == 6 * PARAMETERS * 2 * BATCH * DEPTH * L
@@ -93,7 +93,7 @@ def test_phases_are_the_step(run):
 
 
 def test_memory(run):
-    """In bytes a weight: 2; sums of 4, whole, and DeepSpeed's half of them; half of weights and moments in float32."""
+    """Bytes per weight: 2; 4 for unsharded sums and half of DeepSpeed's; half of float32 weights and moments."""
     memory = run.result["memory"]
     assert memory["weights_bytes"] == pytest.approx(2 * PARAMETERS, rel=0.02)
     assert memory["optimizer_states_bytes"] == pytest.approx(12 * PARAMETERS / 2, rel=0.02)

@@ -1,4 +1,4 @@
-"""A disk that fills up while a run saves; and a run that is told to stop while a save is still being written."""
+"""A disk that fills up during a save, and a stop signal during a background save."""
 
 import shutil
 import signal
@@ -26,7 +26,7 @@ if os.environ.get("RANK"):
 
 @pytest.fixture
 def disk(tmp_path) -> Iterator[Path]:
-    """A small disk of its own."""
+    """A small tmpfs."""
     folder = tmp_path / "disk"
     folder.mkdir()
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], capture_output=True)
@@ -39,12 +39,12 @@ def disk(tmp_path) -> Iterator[Path]:
 
 
 def losses(output: Path) -> list[tuple[int, float]]:
-    """Step and loss of every line of the log."""
+    """Step and loss of every row of the metrics."""
     return [(row["step"], row["loss"]) for row in read_metrics(output / "metrics.jsonl")]
 
 
 def fill(folder: Path, left: int) -> Path:
-    """A file that leaves so many bytes of a disk."""
+    """Write a file that leaves ``left`` bytes free on a disk."""
     file = folder / "of_somebody_else"
     file.write_bytes(bytes(shutil.disk_usage(folder).free - left))
     return file
@@ -52,7 +52,7 @@ def fill(folder: Path, left: int) -> Path:
 
 @pytest.mark.parametrize("background", [pytest.param("false", marks=pytest.mark.slow), "true"])
 def test_a_disk_that_fills_up(tmp_path, disk, background):
-    """The first save has room, the second and the last have not: a warning, then one error; with room all goes on."""
+    """The first save fits, the second and last do not: a warning, then an error. With room again the run resumes."""
     make_materials(tmp_path)
     recipe, options = write_recipe(tmp_path), ("--checkpoint.background", background)
     assert train(recipe, tmp_path / "whole")[0] == 0
@@ -79,7 +79,7 @@ def test_a_disk_that_fills_up(tmp_path, disk, background):
 
 @pytest.mark.slow
 def test_a_disk_without_room_for_the_log(tmp_path, disk):
-    """One warning of the log, and training goes on to the end; there the missing checkpoint is the error."""
+    """A log that cannot be written gives one warning; training continues; the missing last checkpoint is an error."""
     make_materials(tmp_path)
     fill(disk, 12 * 2**10)  # the recipe, and the beginning of the log
     code, printed = train(write_recipe(tmp_path), disk / "run", "--training.steps", str(2 * STEPS))
@@ -92,7 +92,7 @@ def test_a_disk_without_room_for_the_log(tmp_path, disk):
 
 
 def test_told_to_stop_while_a_save_is_written(tmp_path):
-    """Both that save and the last one are there, whole."""
+    """Both that save and the last one are complete."""
     make_materials(tmp_path)
     (tmp_path / "slow").mkdir()
     (tmp_path / "slow/sitecustomize.py").write_text(SLOW)

@@ -1,4 +1,4 @@
-"""`hmt-ds convert` on runs of two ranks at ZeRO-3, and what transformers alone makes of the folder."""
+"""Convert runs of two ranks at ZeRO-3, and use the folder with transformers alone."""
 
 import io
 import subprocess
@@ -26,7 +26,7 @@ WITHOUT = str(Path(__file__).with_name("without_hmt_ds"))
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A run, its converted folder, a document of six and a half segments."""
+    """A run, its converted folder, and a document of six and a half segments."""
     folder = tmp_path_factory.mktemp("convert")
     make_materials(folder)
     ids = torch.randint(3, VOCABULARY, (2, 104), generator=torch.Generator().manual_seed(0))
@@ -49,7 +49,7 @@ def convert(source: Path, target: Path, *more: str) -> tuple[int, str]:
 
 
 def by_trainer(folder: Path, run: Path, *overrides: str) -> dict[str, torch.Tensor]:
-    """What the trainer's own model gives."""
+    """The results of the trainer's own model."""
     out = folder / f"{run.stem}-trainer.safetensors"
     stage_0 = ["--deepspeed", "ds_configs/zero0.json", *overrides]
     task = {"run": str(run), "ids": str(folder / "ids.safetensors"), "out": str(out), "overrides": stage_0}
@@ -58,7 +58,7 @@ def by_trainer(folder: Path, run: Path, *overrides: str) -> dict[str, torch.Tens
 
 
 def by_transformers(folder: Path, converted: Path) -> dict[str, torch.Tensor]:
-    """What a Python without hmt_ds gives."""
+    """The results of a Python without hmt_ds."""
     out = folder / f"{converted.name}-transformers.safetensors"
     script = Path(__file__).with_name("read_folder.py")
     environment = cpu_environment(PYTHONPATH=WITHOUT, HF_MODULES_CACHE=str(folder / "modules"))
@@ -71,7 +71,7 @@ def by_transformers(folder: Path, converted: Path) -> dict[str, torch.Tensor]:
 
 
 def by_ours(folder: Path, converted: Path) -> dict[str, Any]:
-    """What our own class gives, without the code in the folder."""
+    """The results of hmt_ds.load_pretrained, without the code in the folder."""
     model = hmt_ds.load_pretrained(converted)
     ids, settings = load_file(folder / "ids.safetensors")["input_ids"], model.settings
     dim, device = model.backbone.dim, torch.device("cpu")
@@ -99,7 +99,7 @@ def test_same_logits_and_continuation(folder):
 
 
 def test_card(folder):
-    """What it is; and nothing of where it was."""
+    """The model card describes the model and contains no local paths."""
     head, text = (folder / "hf/README.md").read_text().removeprefix("---\n").split("\n---\n", 1)
     assert yaml.safe_load(head) == {"library_name": "transformers", "tags": ["hmt", "long-context"]}
     assert "from `run/step_000003`" in text and "3 steps; loss" in text and str(folder) not in text
@@ -109,7 +109,7 @@ def test_card(folder):
 
 @pytest.mark.parametrize("stage", [0, 3])
 def test_a_run_begins_with_it(folder, stage):
-    """Memory modules too: its first model has the logits of the last one."""
+    """A run that starts from the folder has the converted model's logits, memory modules included."""
     recipe = write_recipe(folder, stage)
     values = yaml.safe_load(recipe.read_text())
     values["model"]["source"] = str(folder / "hf")

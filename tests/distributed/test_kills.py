@@ -1,4 +1,4 @@
-"""Training killed at random times ends with the losses of a run that nobody disturbed; `kills.py` does it 200 times."""
+"""A run killed at random times ends with the losses of an undisturbed run; `kills.py` does it 200 times."""
 
 import re
 import subprocess

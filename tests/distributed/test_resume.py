@@ -1,4 +1,4 @@
-"""`hmt-ds train`, killed, stopped, and started wrongly. A resumed run is bit for bit the undisturbed one."""
+"""`hmt-ds train` killed, stopped and started wrongly. A resumed run equals the undisturbed one bit for bit."""
 
 import csv
 import signal
@@ -29,14 +29,14 @@ BREAKS = str(Path(__file__).with_name("breaks"))
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Text and tokenizer, for all runs."""
+    """Text and tokenizer of all runs."""
     folder = tmp_path_factory.mktemp("runs")
     make_materials(folder)
     return folder
 
 
 def losses(output: Path) -> list[tuple[int, Any]]:
-    """Step, loss and gradient norm of every line of the log."""
+    """Step, loss and gradient norm of every row of the metrics."""
     return [(row["step"], row["loss"], row["gradient_norm"]) for row in read_metrics(output / "metrics.jsonl")]
 
 
@@ -46,14 +46,14 @@ def contents(output: Path) -> dict[str, bytes]:
 
 
 def interrupt(recipe: Path, output: Path, targets: Any, number: int, *more: str) -> tuple[int, str]:
-    """Train until step 6 is in the log, and send some processes a signal."""
+    """Train until step 6 is logged, then send some processes a signal."""
     with start(recipe, output, *more) as process:
         signal_at(process, targets, number, output, step=6)
         return finish(process)
 
 
 def test_killed_then_stopped_then_finished(folder):
-    """One run goes through all of it; dropout, carried memories, schedule and data are where they were."""
+    """One run is killed, stopped and finished; dropout, memories, schedule and data continue where they were."""
     recipe, whole, broken = write_recipe(folder), folder / "whole", folder / "broken"
     assert train(recipe, whole)[0] == 0
     assert [step for step, *_ in losses(whole)] == list(range(1, STEPS + 1))
@@ -86,7 +86,7 @@ def test_killed_then_stopped_then_finished(folder):
 
 
 def test_one_rank_fails_at_its_start(folder):
-    """The launcher ends the other one, which waits for it."""
+    """The launcher ends the other rank, which waits for the failed one."""
     output = folder / "failed"
     options = {"PYTHONPATH": BREAKS, "HMT_DS_BREAK": "rank_1"}
     with start(write_recipe(folder), output, **options) as process:
@@ -109,7 +109,7 @@ def test_killed_at_other_stages(folder, stage):
 
 @pytest.mark.slow
 def test_stopped_through_the_launcher(folder):
-    """A cluster's scheduler signals the launcher: it passes SIGTERM on, and the ranks save."""
+    """A scheduler signals the launcher, which forwards SIGTERM to the ranks; they save."""
     recipe, output = write_recipe(folder), folder / "launcher"
     _, printed = interrupt(recipe, output, launchers_of, signal.SIGTERM)
     assert "stopped after step" in printed, printed
