@@ -144,6 +144,7 @@ def simulated_bubbles(by_stage: list[dict[str, float]], windows: int, window: Pi
 
     They differ from :func:`scheduled_bubbles` because stages do: the head makes the last one slower.
     """
+    # phases are of a whole step; the schedule is of one window
     costs = [
         action_seconds({name: seconds / windows for name, seconds in phases.items()}, window, kept)
         for phases, kept in zip(by_stage, window.kept_graphs, strict=True)

@@ -173,6 +173,7 @@ def pipeline_window(job: Job, cluster: Cluster, stages: int, graph: float, free_
         Link(cluster.latency_within, cluster.within_node),
         Link(cluster.latency_between, cluster.between_nodes),
     )
+    # consecutive stages are on consecutive GPUs, so the last GPU of each node has a slow link to the next stage
     links = [within if (p + 1) % node else between for p in range(stages - 1)]
     position = BF16 * job.shape.hidden_size
     micro_batches = job.rows * stages
@@ -184,6 +185,7 @@ def pipeline_window(job: Job, cluster: Cluster, stages: int, graph: float, free_
     }
     times = [stage_durations(job, cluster, stages, group, last=p == stages - 1) for p in range(stages)]
     schedule = pipeline_schedule(stages, job.segments, micro_batches, mode=settings.mode, summary_group=group)
+    # stashed inputs have priority; graphs get what the fullest stage has left
     for_graphs = free_bytes - max(peak_kept_bytes(actions, message_bytes) for actions in schedule)
     sizes = {Kind.SEGMENT: graph, Kind.SUMMARY: graph * settings.summary_share * group}
     kept = [graphs_to_keep(actions, sizes, for_graphs) for actions in schedule]
@@ -242,6 +244,7 @@ def data_parallel(
     free_bytes = USABLE * cluster.memory - states
     row = job.settings.positions * bytes_per_position(job.shape, "none", BF16)
     at_once = max((n for n in range(1, job.rows + 1) if job.rows % n == 0 and n * row <= free_bytes), default=1)
+    # one segment has its graph during its own backward pass in any case
     kept = max(1, min(job.segments, int(free_bytes // (at_once * row))))
     passes = [(flops * at_once / cluster.rate, sent) for flops, sent in window_passes(job, kept, gather)]
     times = job.rows // at_once

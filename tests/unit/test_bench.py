@@ -1,4 +1,4 @@
-"""`hmt-ds bench`: its clock, its arithmetic, its inventory of memory, its errors. A run is in tests/distributed."""
+"""`hmt-ds bench`: phase clock, FLOPs and rates, memory by use, errors. Runs are in tests/distributed."""
 
 import subprocess
 import sys
@@ -33,13 +33,13 @@ LLAMA |= {"num_attention_heads": 2, "max_position_embeddings": 64}
 
 @pytest.fixture
 def moments(monkeypatch):
-    """The clock's moments, to be set by hand."""
+    """The time that the clock reads, set by hand."""
     now = [0.0]
     monkeypatch.setattr(clock_module.time, "perf_counter", lambda: now[0])
     return now
 
 
-def test_clock_adds_up_what_repeats_and_nests(moments):
+def test_clock_sums_repeated_and_nested_phases(moments):
     clock = PhaseClock(CPU)
     moments[0] = 1  # one second before anything
     with clock("forward"):
@@ -53,7 +53,7 @@ def test_clock_adds_up_what_repeats_and_nests(moments):
     assert clock.end() == {"other": 1 + 2, "forward": 2 + 1 + 10, "recompute": 4}
 
 
-def test_clock_begins_anew(moments):
+def test_clock_restarts(moments):
     clock = PhaseClock(CPU)
     with clock("forward"):
         moments[0] = 5
@@ -64,7 +64,7 @@ def test_clock_begins_anew(moments):
     assert clock.end() == {"other": 0, "backward": 1}
 
 
-def test_clock_leaves_phases_out(moments):
+def test_clock_ignores_other_phases(moments):
     clock = PhaseClock(CPU, only=("step",))
     with clock("forward"):
         moments[0] = 5
@@ -73,7 +73,7 @@ def test_clock_leaves_phases_out(moments):
     assert clock.end() == {"other": 5, "step": 1}
 
 
-def test_clock_outlives_an_error(moments):
+def test_clock_survives_an_error(moments):
     clock = PhaseClock(CPU)
     with pytest.raises(ZeroDivisionError), clock("forward"):
         moments[0] = 2
@@ -98,11 +98,11 @@ SIZES = MemorySettings(segment_length=10, recall_dim=8, sensory_tokens=2, cached
         (RecomputePlan(1, 1, 0), True, 3 * 14 + 4 * 7 + 4 * (14 + 7)),
     ],
 )
-def test_positions_read_again(plan, layers_again, positions):
+def test_recomputed_positions(plan, layers_again, positions):
     assert repeated_positions(SIZES, plan, 4, layers_again=layers_again) == positions
 
 
-def test_positions_read_again_without_recall():
+def test_recomputed_positions_without_recall():
     plan = RecomputePlan(1, 1, 0)
     assert repeated_positions(make_settings(mode="rmt"), plan, 4, layers_again=False) == 3 * (6 + 2 + 2)
     assert repeated_positions(make_settings(mode="backbone"), plan, 4, layers_again=False) == 0
@@ -135,7 +135,7 @@ def windows(fresh: bool):
     return list(islice(random_windows(2, 3, 4, 50, seed=1, fresh=fresh), 3))
 
 
-def test_random_documents_have_no_end():
+def test_random_documents_are_endless():
     several = windows(fresh=False)
     starts = torch.cat([window.starts for window in several], dim=1)
     assert starts[:, 0].all() and not starts[:, 1:].any()
@@ -144,8 +144,8 @@ def test_random_documents_have_no_end():
     assert ids.max() < 50 and len(ids.unique()) > 20 and not torch.equal(ids[0], ids[1])
 
 
-def test_windows_belong_to_the_pipeline(folder):
-    """Stages of one have the same tokens, whatever their ranks; other pipelines have others."""
+def test_stages_of_a_pipeline_share_windows(folder):
+    """All stages of a pipeline have the same tokens; other pipelines have other ones."""
     recipe, options = load_recipe(folder / "recipe.yaml"), BenchOptions()
 
     def ids(data_rank: int) -> torch.Tensor:
@@ -159,8 +159,8 @@ def test_windows_belong_to_the_pipeline(folder):
 @pytest.mark.parametrize(
     ("kept", "at_once", "segments"), [(1, 1, 16), (15, 4, 16), (16, 8, 24), (30, 16, 32), (31, 16, 32), (32, 16, 48)]
 )
-def test_a_short_step_has_all_that_a_whole_one_has(kept, at_once, segments):
-    """One segment that is not kept, or timed steps would be the first to meet it; and whole batches of summaries."""
+def test_a_short_step_has_every_kind_of_work(kept, at_once, segments):
+    """One recomputed segment, which the timed steps would otherwise be the first to have, and whole summary batches."""
     executor = types.SimpleNamespace(stages=1, budget=types.SimpleNamespace(plan=RecomputePlan(kept, at_once, 0)))
     assert Bench(executor, iter(())).short == segments
 
@@ -169,7 +169,7 @@ def test_fresh_windows_begin_documents():
     assert all(window.starts[:, 0].all() and not window.starts[:, 1:].any() for window in windows(fresh=True))
 
 
-def test_bytes_count_once():
+def test_storages_count_once():
     whole = torch.zeros(100)
     bucket = types.SimpleNamespace(buffer=torch.zeros(7, dtype=torch.bfloat16))
     seen: set[int] = set()
@@ -179,7 +179,7 @@ def test_bytes_count_once():
     assert bytes_within([bucket, "text"], CPU, seen) == 0  # no bucket of DeepSpeed's
 
 
-def test_options_are_read_again_by_the_ranks():
+def test_ranks_parse_the_same_options():
     words = ["--steps", "5", "--memory.mode", "rmt", "--fresh", "--json", "a.json", "--reference=clone"]
     options, overrides = parse_options(BenchOptions, words)
     assert overrides == ["--memory.mode", "rmt"]
@@ -220,7 +220,7 @@ def test_problem_is_one_line(folder, monkeypatch, capsys, words, lines):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A recipe without data and tokenizer, and a folder that is in the way."""
+    """A recipe without data and tokenizer, and a folder where a file is expected."""
     folder = tmp_path_factory.mktemp("bench")
     recipe = {
         "model": {"source": LLAMA},
@@ -235,7 +235,7 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def test_without_data_every_other_check_stays(folder):
+def test_without_data_all_other_checks_run(folder):
     file = folder / "recipe.yaml"
     assert prepare(load_recipe(file), file, with_data=False).train is None
     with pytest.raises(ConfigError, match="tokenizer: missing"):
@@ -246,7 +246,7 @@ def test_without_data_every_other_check_stays(folder):
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("bench-1.1b", 1.1e9), ("bench-6.8b", 6.7e9)])
-def test_recipes_are_what_they_are_called(name, parameters):
+def test_recipes_have_the_size_in_their_name(name, parameters):
     from transformers import AutoModelForCausalLM
 
     file = PROJECT / "launch" / "recipes" / f"{name}.yaml"

@@ -88,6 +88,7 @@ def build_stage(
             options = {"key_mapping": BACKBONE_KEY_MAPPING}
         backbone = CausalLM(load_stage(source, layers, config, dtype=dtype, **options), embedding_width(config))
     select_trainable(backbone, train, lora, seed)
+    # every stage creates all memory modules and then trims them, so that they draw the same numbers everywhere
     torch.manual_seed(seed ^ MEMORY_SEED)
     model = HMT(backbone, memory)
     trim_memory(model, layers)

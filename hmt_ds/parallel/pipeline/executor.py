@@ -64,6 +64,7 @@ class PipelineExecutor:
             self.device,
             uses_dropout=uses_dropout(model),
         )
+        # The engine sees no backward pass of a stage, only the sums; CUDA graphs capture whole segments, not stages.
         compute = replace(options.compute, reduction="step", cuda_graphs="never", leaf_layers=1)
         self.compute = resolve(compute, model, options.ds_config, options.device)
         self.budget = StageBudget(self.compute, self.settings, options.depth, options.device)

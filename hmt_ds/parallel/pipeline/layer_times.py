@@ -65,6 +65,7 @@ def time_layer(
         stage_input = torch.randn(rows, positions, backbone.dim, device=device, dtype=dtype, requires_grad=True)
 
         def run() -> None:
+            # as in training: the forward pass, then its recomputation with a graph
             with torch.no_grad():
                 backbone.decode(stage_input)
             backbone.decode(stage_input).sum().backward()

@@ -28,8 +28,8 @@ class StageRunner:
         topology: of this rank.
         settings: sizes of the memory.
         micro_batches: number of micro-batches per window.
-        hidden_size: width of what the stages send each other.
-        dtype: of the same.
+        hidden_size: width of the activations between stages.
+        dtype: of all messages.
         device: of this rank.
         uses_dropout: whether the model draws random numbers in training.
     """
@@ -72,6 +72,7 @@ class StageRunner:
     ) -> Iterator[tuple[SegmentOutput, MemoryState]]:
         """Evaluate a window. The last stage alone has the losses; every state yielded is that after the window."""
         rows = len(window.input_ids)
+        # an evaluation batch may have fewer rows than a training batch, and must split evenly
         count = max(n for n in range(1, self.micro_batches + 1) if rows % n == 0)
         work = self.stage_pass(
             model,
@@ -96,7 +97,7 @@ class StageRunner:
 
 
 def hidden_size(model: HMT) -> int:
-    """Return the width of what the stages of a model send each other."""
+    """Return the width of the activations between stages."""
     return cast(CausalLM, model.backbone).config.get_text_config().hidden_size
 
 

@@ -145,6 +145,7 @@ def forward_order(segments: int, micro_batches: int, mode: str, summary_group: i
     for the prompt from the last stage.
     """
     rounds = [(float(n), Kind.SEGMENT, n) for n in range(segments)]
+    # sorted by these keys, the summary of segment n comes between segments n - 2 and n - 1
     if mode == "hmt":
         rounds += [(n - 1.5, Kind.SUMMARY, n) for n in range(segments)]
     passes = {Kind.SEGMENT: micro_batches, Kind.SUMMARY: micro_batches // summary_group}

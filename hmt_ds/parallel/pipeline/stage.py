@@ -59,12 +59,14 @@ class StagePass:
 
     def run(self, order: list[Action]) -> None:
         """Run all actions of the window, in order."""
+        # gloo transfers nothing before the receive is posted; the order is the one in which the messages are sent
         for action in order if self.topology.posts_receives_early else []:
             if self.expects_message(action):
                 self.channel_in(action).post_receive(self.message_spec(action))
         for action in order:
             with self.phase("backward" if action.backward else FORWARD_PHASES[action.kind]):
                 (self.backward if action.backward else self.forward)(action)
+        # channels hold the tensors they send: wait, so that none of them outlives the window
         with self.phase("wait"):
             for channel in self.channels:
                 channel.flush()
