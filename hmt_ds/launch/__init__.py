@@ -1,1 +1,1 @@
-"""Starting, here and on several machines: are they ready, job scripts for Slurm, how often a job may start again."""
+"""Start ranks here and on several machines: machine checks, Slurm job scripts, a limit on restarts."""

@@ -1,7 +1,7 @@
-"""Are the machines ready? ``python -m hmt_ds.launch.check hostfile FILE`` for a launch by ssh, ``slurm`` inside a job.
+"""Check all machines before a launch: ``python -m hmt_ds.launch.check hostfile FILE`` with ssh, ``slurm`` inside a job.
 
-Every machine runs `hmt_ds.launch.machine`. Prints settings that a launch script evaluates; or a line for each problem,
-with the machine's name, and ends with 2.
+Runs `hmt_ds.launch.machine` on every machine. Prints variables for a launch script to evaluate; or exits with 2 and
+prints a line for each problem, with the machine's name.
 """
 
 import json
@@ -11,9 +11,9 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from hmt_ds.launch.hosts import LaunchProblem, read_hostfile, slurm_hosts
+from hmt_ds.launch.machine import Report
 from hmt_ds.reporting.progress import print_problems
 
 SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10")
@@ -22,39 +22,42 @@ USAGE = "usage: python -m hmt_ds.launch.check hostfile FILE | slurm"
 
 
 def main(words: list[str]) -> int:
-    """Check, and print the settings; returns the exit code."""
+    """Check the machines and print the variables; return the exit code."""
     try:
         check_port(os.environ.get("MASTER_PORT", "1"))
         match words:
             case ["hostfile", file]:
                 hosts = read_hostfile(Path(file))
-                said = ask_by_ssh(hosts)
+                reports = probe_with_ssh(hosts)
             case ["slurm"]:
                 hosts = slurm_hosts()
-                said = ask_by_srun(hosts)
+                reports = probe_with_srun(hosts)
             case _:
                 raise LaunchProblem([USAGE])
-        settings = settings_of(hosts, said)
+        variables = launch_variables(hosts, reports)
     except LaunchProblem as error:
         print_problems(error.problems)
         return 2
-    for name, value in settings.items():
+    for name, value in variables.items():
         print(f"export {name}={shlex.quote(value)}")
     return 0
 
 
 def check_port(text: str) -> None:
-    """What the user has set must be one.
+    """Check the port that the user has set.
 
     Raises:
-        LaunchProblem: if it is none.
+        LaunchProblem: if it is not a port.
     """
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 65535):
         raise LaunchProblem([f"MASTER_PORT: must be a number from 1 to 65535, got {text!r}"])
 
 
-def probe_words(hosts: dict[str, int], host: str) -> list[str]:
-    """The probe's command: towards the first machine, or from there to the last; the port is the first machine's."""
+def probe_command(hosts: dict[str, int], host: str) -> list[str]:
+    """Return the command that checks a machine and its connection to the first machine (the first one's to the last).
+
+    MASTER_PORT must be free on the first machine only, where the ranks meet.
+    """
     names = list(hosts)
     first = host == names[0]
     gpus = 0 if os.environ.get("DS_ACCELERATOR") == "cpu" else hosts[host]
@@ -62,75 +65,76 @@ def probe_words(hosts: dict[str, int], host: str) -> list[str]:
     return [sys.executable, "-m", "hmt_ds.launch.machine", names[-1] if first else names[0], str(gpus), port]
 
 
-def ask_by_ssh(hosts: dict[str, int]) -> dict[str, Any]:
-    """What each machine says, or a line of what is wrong with it."""
+def probe_with_ssh(hosts: dict[str, int]) -> dict[str, Report | str]:
+    """Return what each machine reports, or a line that says why it does not."""
 
-    def ask(host: str) -> Any:
-        remote = f"cd {shlex.quote(str(Path.cwd()))} && {shlex.join(probe_words(hosts, host))}"
+    def probe(host: str) -> Report | str:
+        remote = f"cd {shlex.quote(str(Path.cwd()))} && {shlex.join(probe_command(hosts, host))}"
         run = subprocess.run(
             [*SSH, host, remote], capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
         )
         if run.returncode == 0:
-            return json.loads(run.stdout.splitlines()[-1])
+            report: Report = json.loads(run.stdout.splitlines()[-1])
+            return report
         last = (run.stderr.strip().splitlines() or [f"exit code {run.returncode}"])[-1]
         return f"cannot be reached by ssh ({last})" if run.returncode == 255 else f"{last} ({SAME_PATH})"
 
     with ThreadPoolExecutor(32) as pool:
-        return dict(zip(hosts, pool.map(ask, hosts), strict=True))
+        return dict(zip(hosts, pool.map(probe, hosts), strict=True))
 
 
-def ask_by_srun(hosts: dict[str, int]) -> dict[str, Any]:
-    """The same inside of a Slurm job. Each machine picks its own command by its number."""
-    commands = {str(number): probe_words(hosts, host) for number, host in enumerate(hosts)}
+def probe_with_srun(hosts: dict[str, int]) -> dict[str, Report | str]:
+    """Do the same inside a Slurm job. srun starts one script everywhere, which chooses the command of its node."""
+    commands = {str(number): probe_command(hosts, host) for number, host in enumerate(hosts)}
     choose = "\n".join(f"{number}) exec {shlex.join(command)} ;;" for number, command in commands.items())
     srun = ["srun", f"--nodes={len(hosts)}", f"--ntasks={len(hosts)}", "--ntasks-per-node=1", "--label", "--wait=0"]
     shell = ["bash", "-c", f"case $SLURM_NODEID in\n{choose}\nesac"]
     run = subprocess.run([*srun, *shell], capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
-    answers = by_number(run.stdout)
-    errors = by_number(run.stderr)
+    outputs = last_lines(run.stdout)
+    errors = last_lines(run.stderr)
     unlabelled = [line for line in run.stderr.splitlines() if line.startswith(("srun:", "slurmstepd:"))]
-    causes = [line for line in unlabelled if "error:" in line] or unlabelled  # the first: others come of it
-    said: dict[str, Any] = {}
+    causes = [line for line in unlabelled if "error:" in line] or unlabelled  # the first one causes the others
+    reports: dict[str, Report | str] = {}
     for number, host in enumerate(hosts):
-        if answer := answers.get(number):
-            said[host] = json.loads(answer)
+        if output := outputs.get(number):
+            reports[host] = json.loads(output)
         elif error := errors.get(number):
-            said[host] = f"{error} ({SAME_PATH})"
+            reports[host] = f"{error} ({SAME_PATH})"
         else:
-            said[host] = f"no answer ({(causes or ['srun says nothing'])[0]})"
-    return said
+            reports[host] = f"no answer ({(causes or ['srun printed no error'])[0]})"
+    return reports
 
 
-def by_number(labelled: str) -> dict[int, str]:
-    """The last line of each task, from what `srun --label` prints."""
+def last_lines(labelled: str) -> dict[int, str]:
+    """Return the last line of each task in the output of `srun --label`."""
     pairs = (line.split(": ", 1) for line in labelled.splitlines() if line.split(":")[0].strip().isdigit())
     return {int(pair[0]): pair[1] for pair in pairs if len(pair) == 2}
 
 
-def settings_of(hosts: dict[str, int], said: dict[str, Any]) -> dict[str, str]:
-    """Variables for the launcher and the ranks.
+def launch_variables(hosts: dict[str, int], reports: dict[str, Report | str]) -> dict[str, str]:
+    """Return environment variables for the launcher and the ranks.
 
     Raises:
-        LaunchProblem: with all that the machines have said is wrong.
+        LaunchProblem: with every problem of every machine.
     """
-    problems = [f"{host}: {answer}" for host, answer in said.items() if isinstance(answer, str)]
-    answers = {host: answer for host, answer in said.items() if isinstance(answer, dict)}
-    problems += [f"{host}: {problem}" for host, answer in answers.items() for problem in answer["problems"]]
+    problems = [f"{host}: {report}" for host, report in reports.items() if isinstance(report, str)]
+    ready = {host: report for host, report in reports.items() if not isinstance(report, str)}
+    problems += [f"{host}: {problem}" for host, report in ready.items() for problem in report["problems"]]
     if problems:
         raise LaunchProblem(problems)
-    first = next(iter(answers.values()))
-    settings = {
+    first = next(iter(ready.values()))
+    variables = {
         "HMT_DS_HOSTS": ",".join(hosts),
         "HMT_DS_RANKS": str(sum(hosts.values())),
-        "MASTER_ADDR": first["address"] if len(hosts) > 1 else "127.0.0.1",
+        "MASTER_ADDR": str(first["address"]) if len(hosts) > 1 else "127.0.0.1",
         "MASTER_PORT": str(first["port"]),
     }
-    # gloo takes the address that the host's own name stands for, which may be 127.0.1.1: name the interface
-    interfaces = {answer["interface"] for answer in answers.values()} - {None}
+    # gloo would use the address that the host's own name resolves to, which may be 127.0.1.1
+    interfaces = {report["interface"] for report in ready.values() if report["interface"]}
     if len(hosts) > 1 and len(interfaces) == 1:
         names = [name for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if name not in os.environ]
-        settings |= dict.fromkeys(names, interfaces.pop())
-    return settings
+        variables |= dict.fromkeys(names, interfaces.pop())
+    return variables
 
 
 if __name__ == "__main__":

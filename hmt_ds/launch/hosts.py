@@ -1,15 +1,15 @@
-"""Which machines a launch is about: those of a hostfile, or of a Slurm job."""
+"""The machines of a launch, from a hostfile or from a Slurm job."""
 
 import os
 import re
 import subprocess
 from pathlib import Path
 
-NOT_IN_A_JOB = "not in a Slurm job: submit the script with sbatch, or run it inside of salloc"
+NOT_IN_A_JOB = "not in a Slurm job: submit the script with sbatch, or run it inside salloc"
 
 
 class LaunchProblem(ValueError):
-    """What keeps a launch from starting: one line per problem."""
+    """A launch cannot start: one line per problem."""
 
     def __init__(self, problems: list[str]):
         super().__init__("\n".join(problems))
@@ -17,16 +17,16 @@ class LaunchProblem(ValueError):
 
 
 def read_hostfile(file: Path) -> dict[str, int]:
-    """How many ranks each machine of a hostfile gets, in its order.
+    """Return the number of ranks for each machine of a hostfile, in its order.
 
     Raises:
-        LaunchProblem: with every line that is not ``NAME slots=NUMBER``, and names that stand twice.
+        LaunchProblem: with every line that is not ``NAME slots=NUMBER`` or repeats a name.
     """
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        said = error.strerror if isinstance(error, OSError) else "not text"
-        raise LaunchProblem([f"{file}: {said}; a hostfile has a line `NAME slots=8` for each machine"]) from None
+        reason = error.strerror if isinstance(error, OSError) else "not text"
+        raise LaunchProblem([f"{file}: {reason}; a hostfile has a line `NAME slots=8` for each machine"]) from None
     hosts: dict[str, int] = {}
     problems = []
     for number, line in enumerate(lines, 1):
@@ -35,7 +35,7 @@ def read_hostfile(file: Path) -> dict[str, int]:
         if text and not found:
             problems.append(f"{file}, line {number}: {text!r} is not NAME slots=NUMBER")
         elif found and found[1] in hosts:
-            problems.append(f"{file}, line {number}: {found[1]} stands here a second time")
+            problems.append(f"{file}, line {number}: {found[1]} is listed twice")
         elif found:
             hosts[found[1]] = int(found[2])
     if not hosts and not problems:
@@ -46,10 +46,10 @@ def read_hostfile(file: Path) -> dict[str, int]:
 
 
 def slurm_hosts() -> dict[str, int]:
-    """How many ranks each machine of this Slurm job gets, in Slurm's order.
+    """Return the number of ranks for each machine of this Slurm job, in Slurm's order.
 
     Raises:
-        LaunchProblem: outside of a job.
+        LaunchProblem: outside a job.
     """
     if "SLURM_JOB_NODELIST" not in os.environ:
         raise LaunchProblem([NOT_IN_A_JOB])

@@ -1,4 +1,4 @@
-"""Starting the ranks of this machine, and ending them properly."""
+"""Run ranks on this machine with DeepSpeed's launcher, and end them with the right exit code."""
 
 import os
 import signal
@@ -15,50 +15,53 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def run_ranks(module: str, arguments: list[str], ranks: int) -> int:
-    """Run a module on so many ranks through the deepspeed launcher; returns the exit code.
+    """Run a module on a number of ranks; return the exit code.
 
     The first SIGINT, SIGTERM or SIGUSR1 is passed on to the ranks, which save and end; the second kills them.
     """
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", *places(ranks)]
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", *device_options(ranks)]
     launcher += ["--master_port", str(free_port()), "--log_level", "error"]
     command = [*launcher, "--no_local_rank", "--module", module, *arguments]
     received: list[int] = []
-    with tempfile.NamedTemporaryFile("r") as word:
-        # a session of its own: a terminal's Ctrl-C would end the launcher while the ranks are still saving
-        environment = os.environ | {"HMT_DS_EXIT_CODE_FILE": word.name}
+    with tempfile.NamedTemporaryFile("r") as code_file:
+        environment = os.environ | {"HMT_DS_EXIT_CODE_FILE": code_file.name}
         if "--include" in launcher:
-            del environment[VISIBLE]  # its devices are named to the launcher, which counts them among all
+            del environment[VISIBLE]  # the launcher would apply it to the devices named with --include
+        # in a session of its own, because Ctrl-C in a terminal would end the launcher while the ranks are still saving
         process = subprocess.Popen(command, start_new_session=True, env=environment)
 
-        def pass_on(number: int, frame: FrameType | None) -> None:
+        def forward_signal(number: int, frame: FrameType | None) -> None:
             received.append(number)
-            started = ranks_below(process.pid)
+            started = rank_processes(process.pid)
             if len(received) > 1 or not started:
                 os.killpg(process.pid, signal.SIGKILL)
             for rank in started:
                 rank.send_signal(signal.SIGTERM)
 
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, pass_on)
+            signal.signal(number, forward_signal)
         code = process.wait()
-        # rank 0's word counts: the launcher ends with 0 where a signal has killed what it started
-        if said := word.read():
-            return int(said)
+        # rank 0 writes its exit code to the file, because the launcher exits with 0 when a signal killed the ranks
+        if text := code_file.read():
+            return int(text)
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # ranks that a killed launcher has left
+            os.killpg(process.pid, signal.SIGKILL)  # ranks that outlived the launcher
         return 128 + received[0] if received else code or 1
 
 
-def places(ranks: int) -> list[str]:
-    """Which devices the launcher is to use: given a number it takes the first, whatever CUDA_VISIBLE_DEVICES says."""
+def device_options(ranks: int) -> list[str]:
+    """Return the launcher's options for the devices to use.
+
+    Given only a number, it would take the first devices of the machine, whatever CUDA_VISIBLE_DEVICES says.
+    """
     visible = os.environ.get(VISIBLE, "").split(",")
     if os.environ.get("DS_ACCELERATOR") != "cpu" and len(visible) >= ranks and all(name.isdigit() for name in visible):
         return ["--include", f"localhost:{','.join(visible[:ranks])}"]
     return ["--num_gpus", str(ranks)]
 
 
-def ranks_below(launcher: int) -> list[psutil.Process]:
-    """The rank processes that a launcher started: children of its per-machine part, not their own children."""
+def rank_processes(launcher: int) -> list[psutil.Process]:
+    """Return the ranks that a launcher started: the children of its per-machine process, but not their children."""
     try:
         below = psutil.Process(launcher).children(recursive=True)
         return [p for p in below if "deepspeed.launcher.launch" in " ".join(p.parent().cmdline())]
@@ -67,7 +70,7 @@ def ranks_below(launcher: int) -> list[psutil.Process]:
 
 
 def free_port() -> int:
-    """A port that nothing listens on."""
+    """Return a port that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         return int(probe.getsockname()[1])

@@ -1,6 +1,6 @@
-"""What a machine says of itself before a launch: ``python -m hmt_ds.launch.machine TOWARDS GPUS PORT``, a line of JSON.
+"""Report whether this machine can take part in a launch: ``python -m hmt_ds.launch.machine TOWARDS GPUS PORT``.
 
-It must run where almost nothing is installed, to say so.
+Prints a line of JSON. It must run where almost nothing is installed, so that it can report what is missing.
 """
 
 import json
@@ -8,43 +8,65 @@ import os
 import socket
 import sys
 from importlib.util import find_spec
+from typing import TypedDict
 
 from hmt_ds.distributed.network import address_towards, bound_port, interface_of
 
-NEEDED = ("torch", "deepspeed", "transformers", "pydantic", "hmt_ds")
+REQUIRED = ("torch", "deepspeed", "transformers", "pydantic", "hmt_ds")
+
+
+class Report(TypedDict):
+    """What a machine reports.
+
+    Attributes:
+        machine: its host name.
+        address: of the interface through which it reaches the other machine; None if it does not.
+        interface: the name of that interface.
+        port: a free port for the ranks to meet at.
+        problems: one line each.
+    """
+
+    machine: str
+    address: str | None
+    interface: str | None
+    port: int
+    problems: list[str]
 
 
 def main() -> None:
-    """Print the line."""
+    """Print the report."""
     towards, gpus, port = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    problems = [f"{', '.join(missing)} not installed in {sys.executable}"] if (missing := absent()) else []
-    if "torch" not in missing and (here := number_of_gpus(gpus)) < gpus:
-        problems.append(f"{here} GPUs visible, {gpus} ranks are to start (ranks on CPUs: export DS_ACCELERATOR=cpu)")
+    missing, problems = missing_packages(), []
+    if missing:
+        problems.append(f"{', '.join(missing)} not installed in {sys.executable}")
+    if "torch" not in missing and (visible := number_of_gpus(gpus)) < gpus:
+        problems.append(f"{visible} GPUs visible, {gpus} ranks are to start (for ranks on CPUs: DS_ACCELERATOR=cpu)")
     try:
         port = bound_port(port)
     except OSError as error:
-        problems.append(f"port {port} cannot be had ({error.strerror}): set another MASTER_PORT, or none")
+        problems.append(f"port {port} cannot be used ({error.strerror}): set another MASTER_PORT, or none")
     address, interface = None, None
     try:
         address = address_towards(towards)
         interface = interface_of(address)
     except OSError as error:
-        problems.append(f"no way to {towards} ({error.strerror or error})")
-    said = {"machine": socket.gethostname(), "address": address, "interface": interface, "port": port}
-    print(json.dumps(said | {"problems": problems}), flush=True)
+        problems.append(f"cannot reach {towards} ({error.strerror or error})")
+    report = Report(machine=socket.gethostname(), address=address, interface=interface, port=port, problems=problems)
+    print(json.dumps(report), flush=True)
 
 
-def absent() -> list[str]:
-    """Packages that a rank needs and this Python lacks."""
-    specs = {name: find_spec(name) for name in NEEDED}
-    return [name for name, spec in specs.items() if spec is None or spec.origin is None]  # an empty folder has none
+def missing_packages() -> list[str]:
+    """Return the packages that a rank needs and this Python lacks."""
+    specs = {name: find_spec(name) for name in REQUIRED}
+    # an empty folder of that name has a spec too, but no origin
+    return [name for name, spec in specs.items() if spec is None or spec.origin is None]
 
 
 def number_of_gpus(wanted: int) -> int:
-    """How many GPUs torch sees; not asked where none is wanted, for that takes seconds."""
+    """Return how many GPUs torch sees, if any are wanted."""
     if not wanted:
         return 0
-    import torch
+    import torch  # takes seconds
 
     return torch.cuda.device_count()
 
@@ -52,4 +74,4 @@ def number_of_gpus(wanted: int) -> int:
 if __name__ == "__main__":
     main()
     sys.stdout.flush()
-    os._exit(0)  # torch takes a while to go
+    os._exit(0)  # skips torch's teardown, which takes a while

@@ -1,8 +1,8 @@
-"""How often a job may start from the same checkpoint: ``python -m hmt_ds.launch.restarts TRIES RECIPE ...``, in a job.
+"""Limit how often a job restarts from the same checkpoint: ``python -m hmt_ds.launch.restarts TRIES RECIPE ...``.
 
-A job that goes back into the queue whenever it fails would do so for ever if something is wrong that another start does
-not cure. Each start leaves a line in ``starts`` in the run's folder; when TRIES starts have found the same newest
-checkpoint, the next one ends with 2. A new job begins to count anew.
+A job that is requeued whenever it fails would be requeued for ever if the failure is permanent. Each start appends a
+line to ``starts`` in the run's folder; after TRIES starts from the same newest checkpoint, the next one exits with 2. A
+new job starts counting from 0.
 """
 
 import os
@@ -16,7 +16,7 @@ from hmt_ds.reporting.progress import print_problems
 
 
 def main(job: str, tries: int, recipe: str, overrides: list[str]) -> int:
-    """Note a start; returns the exit code."""
+    """Record a start; return the exit code."""
     if not job:
         print_problems([NOT_IN_A_JOB])
         return 2
@@ -25,23 +25,23 @@ def main(job: str, tries: int, recipe: str, overrides: list[str]) -> int:
     except ConfigError as error:
         print_problems(error.problems)
         return 2
-    earlier, newest = note_start(folder, job)
+    earlier, newest = record_start(folder, job)
     if earlier < tries:
         return 0
-    said = f"{folder}: starts of job {job} that found {newest} and got no further: {earlier}. It is not started"
-    print_problems([f"{said} again. See what ended them; a new job begins to count anew"])
+    fact = f"{folder}: starts of job {job} that found {newest} and got no further: {earlier}."
+    print_problems([f"{fact} It is not started again. Find out what ended them, then submit a new job"])
     return 2
 
 
-def note_start(folder: Path, job: str) -> tuple[int, str]:
-    """Note a start of a job; returns how many others found the same newest checkpoint, and which that is."""
+def record_start(folder: Path, job: str) -> tuple[int, str]:
+    """Record a start of a job; return how many earlier ones found the same newest checkpoint, and its name."""
     latest = folder / "checkpoints" / "latest"
     newest = latest.read_text().strip() if latest.exists() else "no checkpoint"
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "starts").open("a+") as notes:
-        notes.seek(0)
-        earlier = notes.read().splitlines().count(f"{job} {newest}")
-        notes.write(f"{job} {newest}\n")
+    with (folder / "starts").open("a+") as file:
+        file.seek(0)
+        earlier = file.read().splitlines().count(f"{job} {newest}")
+        file.write(f"{job} {newest}\n")
     return earlier, newest
 
 

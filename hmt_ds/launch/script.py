@@ -1,4 +1,4 @@
-"""A job script for one of our commands, as a person would have written it (`job.sbatch.j2`)."""
+"""Slurm job scripts, rendered from `job.sbatch.j2` to be read and edited."""
 
 import shlex
 import sys
@@ -12,9 +12,9 @@ from hmt_ds.config.load import PROJECT
 
 NODE_ENV = PROJECT / "launch" / "node_env.sh"
 TITLES = {
-    "train": "Train. The job goes back into the queue until the run is at its end.",
-    "evaluate": "Held-out perplexity of a run's newest checkpoint.",
-    "convert": "A run as a Hugging Face folder.",
+    "train": "Train. The job is requeued until the run is complete.",
+    "evaluate": "Evaluate a run's newest checkpoint on held-out documents.",
+    "convert": "Convert a run to a Hugging Face folder.",
 }
 
 
@@ -23,12 +23,12 @@ class Allocation:
     """What a job asks of Slurm.
 
     Attributes:
-        nodes, most_nodes: machines, at least and at most.
-        gpus_per_node: and ranks.
-        time: in one of Slurm's forms.
+        nodes, most_nodes: the smallest and largest number of nodes.
+        gpus_per_node: GPUs, and ranks, per node.
+        time: time limit, in one of Slurm's forms.
         partition, account: None for the cluster's default.
-        array: how many runs, which differ in their seed; None for one.
-        sbatch: more options, as sbatch takes them.
+        array: number of runs, which differ in their seed; None for a single run.
+        sbatch: other options of sbatch, without dashes.
     """
 
     nodes: int
@@ -47,11 +47,11 @@ class Job:
 
     Attributes:
         command: train, evaluate or convert.
-        words: what follows it: recipe and overrides for train, else options alone.
-        folder: of the run.
-        seed: of the run, the first one of an array.
-        tries: starts that may find the same newest checkpoint.
-        target: what convert writes, below the run's folder.
+        words: arguments of the command: recipe and overrides for train, options for the others.
+        folder: folder of the run.
+        seed: seed of the run, or of the first run of an array.
+        tries: how many starts may find the same newest checkpoint.
+        target: name of the folder that convert writes, in the run's folder.
     """
 
     command: str
@@ -64,17 +64,17 @@ class Job:
 
     @property
     def runs(self) -> list[Path]:
-        """Folders of the runs that it is about."""
+        """The folders of the job's runs."""
         return run_folders(self.folder, self.seed, self.allocation.array)
 
     def script(self, file: Path) -> str:
-        """The script's text.
+        """Render the script.
 
         Args:
-            file: where it is going to be.
+            file: where it will be written.
         """
         array = self.allocation.array
-        said = {"training.output", "checkpoint.resume", *(["training.seed"] if array else [])}
+        in_template = {"training.output", "checkpoint.resume", *(["training.seed"] if array else [])}
         log = f"{self.command}-{'%A_%a' if array else '%j'}.out"
         environment = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
         environment.filters["quote"] = shlex.quote
@@ -92,7 +92,7 @@ class Job:
             node_env=shlex.quote(str(NODE_ENV)),
             folder=shlex.quote(str(self.folder)),
             words=[shlex.quote(word) for word in self.words],
-            options=options_of(self.words[1:], said) if self.command == "train" else [],
+            options=override_lines(self.words[1:], in_template) if self.command == "train" else [],
             arguments="".join(f" {shlex.quote(word)}" for word in self.words),
             seed=self.seed,
             tries=self.tries,
@@ -102,22 +102,22 @@ class Job:
 
 
 def run_folders(folder: Path, seed: int, array: int | None) -> list[Path]:
-    """Where the runs of a job go, as its script says: into the folder itself, those of an array into one per seed."""
+    """Return the folders of a job's runs, as in its script: the folder itself, or one per seed of an array."""
     return [folder / f"seed_{seed + number}" for number in range(array)] if array else [folder]
 
 
-def options_of(words: tuple[str, ...], said: set[str]) -> list[str]:
-    """Overrides, a line each: ``--section.key value`` or ``--section.key=value``.
+def override_lines(words: tuple[str, ...], leave_out: set[str]) -> list[str]:
+    """Return overrides, one per line: ``--section.key value`` or ``--section.key=value``.
 
     Args:
-        said: keys to be left out, for the script says them itself.
+        leave_out: keys that the script sets itself.
     """
     lines: list[str] = []
     rest = list(words)
     while rest:
         key, equals, _ = rest[0].removeprefix("--").partition("=")
         taken = 1 if equals else 2
-        if key not in said:
+        if key not in leave_out:
             lines.append(shlex.join(rest[:taken]))
         rest = rest[taken:]
     return lines

@@ -34,7 +34,7 @@ def test_typing_errors(launched):
     code, errors = launched("node0 slots=1\nnode1 slot=1\nnode0 slots=2\nnode2 slots=\n")
     assert code == 2 and [error.partition(", ")[2] for error in errors] == [
         "line 2: 'node1 slot=1' is not NAME slots=NUMBER",
-        "line 3: node0 stands here a second time",
+        "line 3: node0 is listed twice",
         "line 4: 'node2 slots=' is not NAME slots=NUMBER",
     ]
 
@@ -60,7 +60,7 @@ def test_too_few_gpus(launched):
 
 def test_port_is_taken(launched):
     code, errors = launched(GOOD, MASTER_PORT="22")  # sshd's
-    said = "error: node0: port 22 cannot be had (Address already in use): set another MASTER_PORT, or none"
+    said = "error: node0: port 22 cannot be used (Address already in use): set another MASTER_PORT, or none"
     assert code == 2 and errors == [said]
 
 
@@ -98,7 +98,7 @@ def test_the_same_inside_of_slurm(cluster, recipe, tmp_path):
 def test_not_in_a_job(cluster, recipe, script):
     code, printed = cluster.run("head", "bash", f"launch/{script}", str(recipe))
     assert code == 2
-    assert printed == "error: not in a Slurm job: submit the script with sbatch, or run it inside of salloc\n"
+    assert printed == "error: not in a Slurm job: submit the script with sbatch, or run it inside salloc\n"
 
 
 @pytest.mark.parametrize("script", ["local.sh", "hostfile.sh", "mpi.sh", "torchrun.sh", "slurm.sbatch"])

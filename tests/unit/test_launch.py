@@ -7,7 +7,7 @@ import pytest
 
 from hmt_ds.distributed import process_group
 from hmt_ds.distributed.process_group import LaunchError, set_rank_variables
-from hmt_ds.launch.local import places
+from hmt_ds.launch.local import device_options
 
 NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 MPI = {
@@ -101,4 +101,4 @@ def test_mpi_cannot_be_asked(monkeypatch):
 )
 def test_visible_devices_are_those_that_are_used(monkeypatch, given, ranks, words):
     monkeypatch.setattr(os, "environ", dict(given))
-    assert places(ranks) == words
+    assert device_options(ranks) == words
