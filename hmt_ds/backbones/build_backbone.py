@@ -1,20 +1,25 @@
 """Building a backbone with stored or random weights, and checking that its files hold all weights."""
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from hmt_ds.backbones.converted import BACKBONE_KEY_MAPPING, backbone_config, read_converted, without_memory
+from hmt_ds.backbones.converted import (
+    BACKBONE_KEY_MAPPING,
+    ConfigValues,
+    backbone_config,
+    read_converted,
+    without_memory,
+)
 from hmt_ds.backbones.model import BackboneError, CausalLM
 from hmt_ds.backbones.model_config import read_config
 from hmt_ds.backbones.tied import check_tied
 
 
 def build_model(
-    source: str | dict[str, Any],
+    source: str | ConfigValues,
     *,
     dtype: torch.dtype,
     seed: int = 0,
@@ -78,8 +83,8 @@ def load_all_weights(source: str, *, trust_remote_code: bool, **options: object)
     return model, sorted(found["unexpected_keys"])
 
 
-def check_weights(source: str | dict[str, Any], *, trust_remote_code: bool = False) -> list[str]:
-    """Check that a model's files hold all its weights, in the shapes and ties of its configuration.
+def check_weights(source: str | ConfigValues, *, trust_remote_code: bool = False) -> list[str]:
+    """Check that a model's files hold all its weights, with the shapes and the ties of its configuration.
 
     Only tied weights are read; for the others names and shapes are enough.
 

@@ -16,13 +16,14 @@ from hmt_ds.backbones.model import BackboneError
 from hmt_ds.backbones.transformers_internals import find_file, ignore_weights
 from hmt_ds.memory.settings import MemorySettings
 
+ConfigValues = dict[str, Any]  # a configuration of transformers as JSON values
 MODEL_TYPE = "hmt"
 PREFIX = "hmt."
 BACKBONE_KEY_MAPPING = {r"^hmt\.backbone\.model\.": ""}  # from names in a converted folder to the backbone's own
 SHAPE_SETTINGS = ("memory_tokens", "recall_dim")  # the memory settings that are sizes of weights
 
 
-def read_converted(source: object) -> dict[str, Any] | None:
+def read_converted(source: object) -> ConfigValues | None:
     """Read the configuration of a converted folder, without running any code; None for anything else."""
     if not isinstance(source, str):
         return None
@@ -33,7 +34,7 @@ def read_converted(source: object) -> dict[str, Any] | None:
     return config if config.get("model_type") == MODEL_TYPE and "backbone" in config else None
 
 
-def backbone_config(converted: dict[str, Any]) -> PreTrainedConfig:
+def backbone_config(converted: ConfigValues) -> PreTrainedConfig:
     """Return the backbone's configuration out of a converted folder's."""
     values = dict(converted["backbone"])
     return AutoConfig.for_model(values.pop("model_type"), **values)
@@ -47,7 +48,7 @@ def without_memory(config: PreTrainedConfig) -> Iterator[None]:
 
 
 def check_memory(source: object, memory: MemorySettings) -> None:
-    """Check that a run with these settings can start from the memory modules of a converted folder.
+    """Check that a run's memory settings fit the memory modules of the converted folder that it starts from.
 
     Modules that the folder lacks start from random weights: a run of mode ``hmt`` can start from one of mode ``rmt``.
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 
 
 class Family(NamedTuple):
-    """One row of the table.
+    """What differs in one model family: a row of the table.
 
     Attributes:
         softcap: the configuration's key for the final logit cap c; logits become c * tanh(logits / c).

@@ -2,12 +2,11 @@
 
 import difflib
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 
-from hmt_ds.backbones.converted import backbone_config, read_converted
+from hmt_ds.backbones.converted import ConfigValues, backbone_config, read_converted
 from hmt_ds.backbones.model import BackboneError
 
 # sizes by the names of most families, and by GPT-2's
@@ -17,7 +16,7 @@ SIZES = (
 )
 
 
-def read_config(source: str | dict[str, Any], *, trust_remote_code: bool = False) -> PreTrainedConfig:
+def read_config(source: str | ConfigValues, *, trust_remote_code: bool = False) -> PreTrainedConfig:
     """Read a model's configuration from a folder, a hub name, or a mapping with ``model_type``.
 
     Raises:
@@ -41,7 +40,7 @@ def read_config(source: str | dict[str, Any], *, trust_remote_code: bool = False
     return config
 
 
-def any_config(source: str | dict[str, Any], *, trust_remote_code: bool) -> PreTrainedConfig:
+def any_config(source: str | ConfigValues, *, trust_remote_code: bool) -> PreTrainedConfig:
     """Read the configuration of any model that transformers knows, with one-line errors."""
     try:
         if isinstance(source, dict):
@@ -63,12 +62,12 @@ def any_config(source: str | dict[str, Any], *, trust_remote_code: bool) -> PreT
         raise BackboneError(f"model {name_of(source)!r}{where}: {reason}") from None
 
 
-def name_of(source: str | dict[str, Any]) -> str | None:
-    """Return what error messages call a model."""
+def name_of(source: str | ConfigValues) -> str | None:
+    """Return the name of a model for error messages."""
     return source.get("model_type") if isinstance(source, dict) else source
 
 
-def check_sizes(source: dict[str, Any]) -> None:
+def check_sizes(source: ConfigValues) -> None:
     """Refuse sizes below 1, which transformers would accept or divide by.
 
     Raises:
@@ -81,7 +80,7 @@ def check_sizes(source: dict[str, Any]) -> None:
         )
 
 
-def check_config_keys(source: dict[str, Any]) -> None:
+def check_config_keys(source: ConfigValues) -> None:
     """Refuse misspelt keys of a model's configuration: transformers accepts any key.
 
     Raises:

@@ -11,7 +11,7 @@ from hmt_ds.memory import HMT, MemorySettings
 
 
 def load_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> HMT:
-    """Load a converted model in evaluation mode, for :func:`hmt_ds.evaluation.generation.generate` and the rest.
+    """Load a converted model in evaluation mode, ready for :func:`hmt_ds.evaluation.generation.generate`.
 
     Args:
         folder: a folder that ``hmt-ds convert`` has written, or the name of one on the hub.

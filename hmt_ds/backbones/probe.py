@@ -49,12 +49,12 @@ def check_backbone(config: PreTrainedConfig) -> None:
 
 
 def close(one: Tensor, other: Tensor) -> bool:
-    """Return whether two results are equal up to rounding."""
+    """Return whether two tensors are equal up to rounding."""
     return torch.allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 def check_adapters(config: PreTrainedConfig, lora: LoraSettings, stages: int = 1) -> None:
-    """Check that LoRA finds its target layers in a model, and that these can have adapters.
+    """Check that LoRA finds its target layers in a model, and that adapters work on them.
 
     Args:
         config: the model's.

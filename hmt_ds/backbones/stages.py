@@ -42,13 +42,13 @@ class LayerRange(NamedTuple):
 
 
 def layer_ranges(sizes: Sequence[int]) -> list[LayerRange]:
-    """Return the ranges of stages with these numbers of layers."""
+    """Divide layers into pipeline stages of these sizes."""
     ends = [sum(sizes[: n + 1]) for n in range(len(sizes))]
     return [LayerRange(end - size, end, ends[-1]) for size, end in zip(sizes, ends, strict=True)]
 
 
 def trim_to_stage(backbone: CausalLM, layers: LayerRange) -> None:
-    """Remove from a backbone, in place, all modules that do not belong to a stage.
+    """Remove from a backbone, in place, all modules that do not belong to a pipeline stage.
 
     Raises:
         BackboneError: if the model is not in the table of families, or has modules of unknown purpose.
@@ -57,7 +57,7 @@ def trim_to_stage(backbone: CausalLM, layers: LayerRange) -> None:
 
 
 def trim_model(model: PreTrainedModel, layers: LayerRange) -> None:
-    """Do the same for a bare transformers model."""
+    """Remove from a transformers model, in place, all modules that do not belong to a pipeline stage."""
     holder, name = find_layers(model)
     others = {child for child, _ in holder.named_children() if child != name}
     if model.config.model_type not in FAMILIES or others - FRONT - BACK - SHARED:
@@ -80,12 +80,12 @@ def trim_model(model: PreTrainedModel, layers: LayerRange) -> None:
 
 
 def remove_front(model: PreTrainedModel, holder: nn.Module, names: set[str], *, keep_shared: bool) -> None:
-    """Replace the modules in front of the first layer.
+    """Replace the modules in front of the first layer, on a stage that is not the first.
 
     Args:
         model: the transformers model.
         holder: its module that has them.
-        names: of these modules.
+        names: of the modules to replace.
         keep_shared: keep the token embeddings if the head has the same weight: on the last stage it needs it.
     """
     for name in names:
@@ -94,7 +94,7 @@ def remove_front(model: PreTrainedModel, holder: nn.Module, names: set[str], *, 
 
 
 def remove_head(model: PreTrainedModel) -> None:
-    """Replace the head, so that transformers has nothing to tie."""
+    """Replace the head, and tell transformers that no weights are tied."""
     set_tied_weights(model, {})
     head = model.get_output_embeddings()
     for name, module in model.named_children():
@@ -114,7 +114,7 @@ def embedding_width(config: PreTrainedConfig) -> int:
 
 
 class NoPositions(nn.Module):
-    """In place of position embeddings, which the first stage has added already."""
+    """Replaces position embeddings on stages after the first, which has added them already."""
 
     def forward(self, *arguments: object, **options: object) -> Tensor:
         """Return a zero to add."""

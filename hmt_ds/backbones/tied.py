@@ -25,7 +25,7 @@ class Rows(Protocol):
 
 
 def check_tied(model: PreTrainedModel, source: str) -> None:
-    """Check that weights which are one in the model are equal in its files.
+    """Check that weights which a model ties are equal in its files.
 
     transformers would otherwise load both and train them apart, or a pipeline would use only one.
 

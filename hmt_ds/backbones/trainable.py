@@ -10,7 +10,7 @@ from hmt_ds.backbones.settings import LoraSettings
 
 
 def select_trainable(backbone: CausalLM, train: str, lora: LoraSettings | None = None, seed: int = 0) -> None:
-    """Freeze what is not trained of a backbone, and add adapters if there are to be any, in place.
+    """Freeze the weights that are not trained, and add LoRA adapters where the recipe asks for them, in place.
 
     Args:
         train: ``whole``, ``frozen`` (only the memory modules are trained), or ``lora``.

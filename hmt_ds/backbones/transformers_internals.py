@@ -1,9 +1,9 @@
-"""The parts of transformers that its documentation does not promise, each behind a small function.
+"""The undocumented parts of transformers that this project uses, each behind a small function.
 
-Whatever may change without notice is touched here alone: `setup.py` bounds the version, and
+Whatever may change without notice is used only here: `setup.py` bounds the version, and
 `tests/unit/test_transformers_internals.py` checks that the installed version still has it.
 
-Converted folders carry a copy of this file, so it imports torch and transformers alone.
+Converted folders carry a copy of this file, so it imports only torch and transformers.
 """
 
 from collections.abc import Iterator
@@ -54,12 +54,12 @@ def ignore_weights(config: PreTrainedConfig, pattern: str) -> Iterator[None]:
 
 
 def tied_weights(model: PreTrainedModel) -> dict[str, str]:
-    """Return the names of a model's tied weights, each with the name of the weight whose values it shares."""
+    """Return a model's tied weights: from each name to the name of the weight whose values it shares."""
     return model.all_tied_weights_keys
 
 
 def set_tied_weights(module: nn.Module, tied: dict[str, str]) -> None:
-    """Tell transformers what to tie when it loads a module: a part of a model, or a wrapper around one."""
+    """Set which weights transformers ties when it loads a module."""
     module.all_tied_weights_keys = tied  # type: ignore[assignment]
 
 

@@ -30,7 +30,7 @@ class CheckpointError(ValueError):
 
 
 class FileEntry(TypedDict):
-    """What the manifest says of a file."""
+    """A file's entry in the manifest."""
 
     bytes: int
     sha256: str
@@ -60,7 +60,7 @@ def sha256(file: Path) -> str:
 
 
 def write_json(file: Path, content: object) -> FileEntry:
-    """Write a JSON file as :func:`write_file` does."""
+    """Write a JSON file, flush it to the disk, and return its entry in the manifest."""
     return write_file(file, lambda path: path.write_text(json.dumps(content, indent=1), encoding="utf-8"))
 
 
@@ -137,7 +137,7 @@ def step_number(checkpoint: Path) -> int:
 
 
 def delete_old(newest: Path, keep: int | None, milestones: int | None) -> None:
-    """Delete old checkpoints.
+    """Delete the checkpoints that the retention settings do not keep.
 
     Damaged checkpoints do not count towards ``keep``: neither those of later steps, which a resumed run has skipped,
     nor earlier ones with missing files. Otherwise an intact checkpoint could be deleted in favour of a damaged one.
@@ -195,7 +195,7 @@ def find_damage(checkpoint: Path, *, hashes: bool = True) -> list[str]:
 
 
 def damage_of(file: Path, entry: FileEntry, hashes: bool) -> str | None:
-    """Return what is wrong with a file, or None."""
+    """Return what is damaged about a file, or None if it is intact."""
     try:
         if not file.is_file():
             return f"{file.name} is missing"

@@ -50,7 +50,7 @@ class Fragment:
 
     @property
     def numel(self) -> int:
-        """Length of the range."""
+        """Length of the range in numbers."""
         return self.tensors[WEIGHT].numel()
 
 
@@ -62,7 +62,7 @@ class OptimizerScalars(TypedDict):
 
 
 def fragments(engine: Engine[HMT], *, rank: int, world_size: int, to_write: bool) -> Iterator[Fragment]:
-    """Yield this rank's fragments.
+    """Yield this rank's parts of all trained weights, with their optimizer states.
 
     Args:
         engine: DeepSpeed's.
@@ -90,7 +90,7 @@ def of_reader(engine: Engine[HMT], name: str, weight: Tensor, rank: int, shares:
 
 
 def of_replicated(engine: Engine[HMT], name: str, weight: Tensor, rank: int, shares: int) -> Iterator[Fragment]:
-    """Stage 0: every rank has the whole weight; one of equal shares of it is yielded."""
+    """Yield a rank's equal share of a weight that every rank has whole (stage 0)."""
     size = -(-weight.numel() // shares)
     start = min(weight.numel(), rank * size if shares > 1 else 0)
     if numel := min(size, weight.numel() - start):
@@ -99,7 +99,7 @@ def of_replicated(engine: Engine[HMT], name: str, weight: Tensor, rank: int, sha
 
 
 def of_sharded(engine: Engine[HMT], name: str, weight: Tensor, rank: int, shares: int) -> Iterator[Fragment]:
-    """Stages 1 to 3: the range of the weight in this rank's flat buffers, if it has one."""
+    """Yield the range of a weight in this rank's flat buffers, if it has one (stages 1 to 3)."""
     if found := optimizer_shard(engine, weight, rank):
         state = base_optimizer(engine).state[found.buffer]
         yield cut(name, full_shape(weight), found.start, found.buffer.data, state, found.offset, found.numel)
@@ -127,7 +127,7 @@ def optimizer_scalars(engine: Engine[HMT]) -> OptimizerScalars:
 
 
 def restore_scalars(engine: Engine[HMT], saved: OptimizerScalars) -> None:
-    """Set what :func:`optimizer_scalars` has returned.
+    """Restore step counters and the settings of each parameter group.
 
     Two kinds of settings keep their values: how a step is computed (fused or not, ...), which depends on the device,
     and the weight decay, which is the recipe's.
@@ -172,7 +172,7 @@ def create_states(engine: Engine[HMT]) -> None:
 
 
 def optimizer_buffers(engine: Engine[HMT]) -> list[tuple[int, Tensor]]:
-    """Return what the optimizer updates, with the number of its group: the flat buffers, or at stage 0 the weights."""
+    """Return what the optimizer updates (at stage 0 the weights, else flat buffers), with group numbers."""
     if engine.zero_optimization_stage() == 0:
         groups = base_optimizer(engine).param_groups
         return [(number, weight) for number, group in enumerate(groups) for weight in group["params"]]

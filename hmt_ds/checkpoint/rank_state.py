@@ -14,7 +14,7 @@ from hmt_ds.memory import MemoryState
 
 
 def rank_tensors(memory: MemoryState | None, device: torch.device) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Copy a rank's state into the host's memory: tensors, and the rest as texts, as safetensors stores them."""
+    """Copy a rank's carried memories and random states into the host's memory, as tensors and texts for safetensors."""
     tensors = {} if memory is None else {f"memory/{k}": v.detach().cpu().clone() for k, v in vars(memory).items()}
     kind, keys, *rest = np.random.get_state(legacy=True)
     version, numbers, gauss = random.getstate()
@@ -27,7 +27,7 @@ def rank_tensors(memory: MemoryState | None, device: torch.device) -> tuple[dict
 
 
 def write_rank(file: Path, tensors: dict[str, Tensor], texts: dict[str, str]) -> None:
-    """Write what :func:`rank_tensors` has returned."""
+    """Write a rank's carried memories and random states to its file."""
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata=texts)
 
 

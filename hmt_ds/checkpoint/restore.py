@@ -55,7 +55,7 @@ def newest_intact(folder: Path, say: Callable[[str], None]) -> Path | None:
 
 
 def load_weights(reader: Reader, checkpoint: Path) -> RunPosition:
-    """Set the trained weights of a model to the saved ones, for evaluation; return where the run was.
+    """Restore a model's trained weights for evaluation, and return how far the run had come.
 
     Raises:
         CheckpointError: if it does not fit the model; with both values.
@@ -67,7 +67,7 @@ def load_weights(reader: Reader, checkpoint: Path) -> RunPosition:
 
 
 def load_checkpoint(executor: Executor, checkpoint: Path) -> RunPosition:
-    """Set an executor to the state that was saved.
+    """Restore an executor's weights, optimizer, memories and random states from a checkpoint.
 
     The number of ranks may differ from the saved one if the global batch has as many rows: then each rank takes the
     memories of its rows, and random states are left as they are.
@@ -120,7 +120,7 @@ class FragmentReader:
                 self.keys.update(keys)
 
     def fill(self, reader: Reader, *, states: bool) -> None:
-        """Read this rank's part of all weights, and of the optimizer's states if wanted, into its own tensors."""
+        """Read this rank's part of all weights and optimizer states into the model's own tensors."""
         engine = reader.engine
         if states:
             create_states(engine)
@@ -133,7 +133,7 @@ class FragmentReader:
                     self.read(key, fragment.name, fragment.start, tensor)
 
     def check(self, trained: dict[str, list[int]], states: bool, keys: set[str]) -> None:
-        """Check that weights, shapes and kinds of optimizer states are those of the checkpoint."""
+        """Check that trained weights, their shapes and the optimizer's states match the checkpoint."""
         problems = [f"{name} is not in it" for name in trained.keys() - self.shapes.keys()]
         problems += [f"{name} is not trained here" for name in self.shapes.keys() - trained.keys()]
         for name in trained.keys() & self.shapes.keys():

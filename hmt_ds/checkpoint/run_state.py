@@ -29,7 +29,7 @@ class RunPosition:
 
 
 class EngineState(TypedDict):
-    """The part of the state that belongs to DeepSpeed's engine."""
+    """State of DeepSpeed's engine: optimizer scalars, learning-rate schedule, loss scale, counters."""
 
     optimizer: OptimizerScalars
     schedule: dict[str, object] | None
@@ -38,7 +38,7 @@ class EngineState(TypedDict):
 
 
 class RunState(EngineState):
-    """The content of the file: position, layout, engine, and what a run must have in common with it to resume."""
+    """The content of ``progress.json``: position, layout, engine, and what identifies the run."""
 
     step: int
     tokens: int
@@ -51,7 +51,7 @@ class RunState(EngineState):
 
 
 def run_state(executor: Executor, position: RunPosition, identity: dict[str, object]) -> RunState:
-    """Collect the state of a run."""
+    """Collect the content of ``progress.json``."""
     engine = executor.engine
     return {
         "step": position.step,
@@ -70,5 +70,5 @@ def run_state(executor: Executor, position: RunPosition, identity: dict[str, obj
 
 
 def read_run_state(checkpoint: Path) -> RunState:
-    """Read the state of a checkpoint's run."""
+    """Read ``progress.json`` of a checkpoint."""
     return json.loads((checkpoint / RUN_STATE).read_text(encoding="utf-8"))

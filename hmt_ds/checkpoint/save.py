@@ -76,7 +76,7 @@ class Saver:
         self.problem: str | None = None
 
     def begin(self, executor: Executor, position: RunPosition) -> None:
-        """Write this rank's share, or in the background copy it and start a thread that writes.
+        """Start a checkpoint: write this rank's share, or copy it for a thread that writes it.
 
         Errors are kept for :meth:`finish`, where all ranks meet: a rank that raised here would let the others wait.
         """
@@ -89,7 +89,7 @@ class Saver:
             self.attempt(self.write, self.target, executor, position)
 
     def write(self, target: Path, executor: Executor, position: RunPosition) -> None:
-        """Write this rank's share, or copy it and let a thread write."""
+        """Write this rank's share now, or copy it for a thread that writes it."""
         if executor.engine.zero_optimization_stage() == 0:
             create_states(executor.engine)  # there are none if every step so far was skipped
         parts = self.parts(executor)
@@ -111,7 +111,7 @@ class Saver:
             yield part
 
     def copied(self, parts: Iterable[Fragment]) -> list[Fragment]:
-        """Copy fragments into the host's memory."""
+        """Copy fragments into staging memory on the host."""
         self.staging.begin()
         copies = [replace(p, tensors={key: self.staging.copy(t) for key, t in p.tensors.items()}) for p in parts]
         self.staging.wait()
@@ -162,7 +162,7 @@ class Saver:
         return target
 
     def complete(self, target: Path) -> None:
-        """Collect all ranks' entries into the manifest and make the checkpoint visible (rank 0 alone)."""
+        """Collect all ranks' entries into the manifest and make the checkpoint visible (only rank 0)."""
         entries: Entries = {}
         for number in range(world_size()):
             file = partial_path(target) / entries_file(number)

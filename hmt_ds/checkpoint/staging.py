@@ -7,7 +7,7 @@ BLOCK = 2**30  # bytes; torch rounds page-locked memory up to a power of two
 
 
 class Staging:
-    """Host memory for such copies, reused from one save to the next.
+    """Host memory for copies of tensors that are being saved, reused from one save to the next.
 
     For copies from a GPU it is page-locked, which makes them ten times faster than into newly allocated memory. Locking
     takes as long as a slow copy, but happens only once.
@@ -18,7 +18,7 @@ class Staging:
         self.block = self.used = 0
 
     def begin(self) -> None:
-        """Reuse all memory; copies of earlier saves are overwritten."""
+        """Start a new save: its copies overwrite those of earlier saves."""
         self.block = self.used = 0
 
     def copy(self, tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""LoRA adapters in a checkpoint: merged into the weights, or written alone."""
+"""LoRA adapters in a checkpoint: merged into the weights, or written separately."""
 
 from dataclasses import dataclass
 
@@ -36,7 +36,7 @@ class Adapters:
         return {name.partition(ADAPTER)[0] for name in self.weights.shapes if ADAPTER in name}
 
     def merged(self, plain: Weights) -> Weights:
-        """Add the adapters to weights without adapters, in float32."""
+        """Return the plain weights with the adapters merged in, in float32."""
         layers = self.layers()
 
         def read(name: str) -> Tensor:
@@ -61,7 +61,7 @@ class Adapters:
                 place["default"].weight = weight
         return module.get_delta_weight("default")
 
-    def alone(self) -> Weights:
+    def separate(self) -> Weights:
         """Return only the adapters' weights, by peft's names."""
 
         def rename(name: str) -> str | None:
@@ -91,7 +91,7 @@ def peft_config(lora: LoraSettings, source: str | None) -> LoraConfig:
 
 
 def check_untied(layers: set[str], model: HMT) -> None:
-    """Check that layers' adapters can be merged.
+    """Refuse to merge adapters of layers whose weight is tied to another layer's.
 
     Args:
         layers: names of the layers.

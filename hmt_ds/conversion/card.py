@@ -34,7 +34,7 @@ model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BACKBONE)
 
 
 class Evaluation(TypedDict):
-    """A file of the run's folder ``evaluation``."""
+    """An evaluation of held-out documents, as a run writes it into its folder ``evaluation``."""
 
     step: int
     rows: list[dict[str, float]]
@@ -48,7 +48,7 @@ def card(
     run: Path | None = None,
     step: int = 0,
 ) -> str:
-    """Return the text.
+    """Return the text of the README.
 
     Args:
         what: ``model``, ``backbone``, ``memory`` or ``adapter``.
@@ -107,7 +107,7 @@ def figures(run: Path, step: int) -> list[str]:
 
 
 def perplexities(evaluation: Evaluation) -> str:
-    """Return a table of an evaluation."""
+    """Return a table of an evaluation's perplexities."""
     rows = evaluation["rows"]
     keys = list(rows[0]) if rows else []
     lines = [f"| {' | '.join(keys)} |", f"|{' --- |' * len(keys)}"]
@@ -116,5 +116,5 @@ def perplexities(evaluation: Evaluation) -> str:
 
 
 def format_value(value: float) -> str:
-    """Format a number for people."""
+    """Format a number for a table."""
     return f"{value:,.3f}" if isinstance(value, float) else str(value)

@@ -21,7 +21,7 @@ from hmt_ds.conversion.weights import folder_weights
 from hmt_ds.data import DataError
 from hmt_ds.memory import MemorySettings
 
-# what is wrong with the user's input, for which a line or two are printed instead of a traceback
+# errors in the user's input: their messages are printed without a traceback
 MISTAKES = (ConversionError, BackboneError, CheckpointError, ConfigError, DataError)
 
 
@@ -56,7 +56,7 @@ def convert(source: Path, target: Path, options: ConvertOptions, overrides: Sequ
 
 
 def export_converted(source: Path, options: ConvertOptions) -> Export:
-    """Read a part of a folder that was converted before."""
+    """Read the model of a converted folder, or a part of it, as an :class:`Export`."""
     converted = read_converted(str(source))
     if converted is None:
         raise ConversionError(f"{source} is a plain Hugging Face folder: name it as model.source of a run")

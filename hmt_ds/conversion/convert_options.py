@@ -39,7 +39,7 @@ def check_not_foreign(options: ConvertOptions, overrides: Sequence[str] = ()) ->
 
 
 def check_part(options: ConvertOptions, mode: str, train: str) -> None:
-    """Check that the source has the part that is to be written.
+    """Check that the source has the part that ``--what`` names.
 
     Args:
         options: of the command.

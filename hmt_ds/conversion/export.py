@@ -47,7 +47,7 @@ class Export:
 
     @property
     def stem(self) -> str:
-        """How the names of weight files start."""
+        """First part of the names of weight files."""
         return {"memory": "memory", "adapter": "adapter_model"}.get(self.what, "model")
 
     def named_weights(self) -> Weights:
@@ -70,7 +70,7 @@ class Export:
 
 
 def select_part(weights: Weights, what: What) -> Weights:
-    """Return the weights of a part: of the backbone, of the memory, or of both."""
+    """Select the weights of the whole model, of the backbone, or of the memory."""
     if what == "model":
         return weights
     return weights.renamed(lambda name: name if name.startswith(BACKBONE) == (what == "backbone") else None)

@@ -28,7 +28,7 @@ def write_folder(export: Export, target: Path, max_shard: str = "5GB") -> None:
     shutil.rmtree(hidden, ignore_errors=True)
     try:
         hidden.mkdir(parents=True)
-        fill(export, hidden, max_shard)
+        write_files(export, hidden, max_shard)
         for file in hidden.rglob("*"):
             if file.is_dir():  # a tokenizer with several chat templates has a folder for them
                 flush_folder(file)
@@ -45,14 +45,14 @@ def write_folder(export: Export, target: Path, max_shard: str = "5GB") -> None:
         shutil.rmtree(hidden, ignore_errors=True)
 
 
-def fill(export: Export, folder: Path, max_shard: str) -> None:
-    """Write all files of the folder."""
+def write_files(export: Export, folder: Path, max_shard: str) -> None:
+    """Write all files of a converted folder."""
     write_shards(folder, export.named_weights(), export.dtype, export.stem, max_shard)
     parts: dict[str, Callable[[Export, Path], None]] = {
-        "model": fill_model,
-        "backbone": fill_backbone,
-        "memory": fill_memory,
-        "adapter": fill_adapter,
+        "model": write_model,
+        "backbone": write_backbone,
+        "memory": write_memory,
+        "adapter": write_adapter,
     }
     parts[export.what](export, folder)
     if export.what in ("model", "backbone"):
@@ -65,8 +65,8 @@ def fill(export: Export, folder: Path, max_shard: str) -> None:
         shutil.copyfile(picture, folder / picture.name)
 
 
-def fill_model(export: Export, folder: Path) -> None:
-    """Write configuration and code of the whole model."""
+def write_model(export: Export, folder: Path) -> None:
+    """Write config.json and the code of a whole model."""
     backbone = export.config.to_dict()
     backbone.pop("_name_or_path", None)
     config = {
@@ -82,19 +82,19 @@ def fill_model(export: Export, folder: Path) -> None:
         (folder / name).write_text(source, encoding="utf-8")
 
 
-def fill_backbone(export: Export, folder: Path) -> None:
+def write_backbone(export: Export, folder: Path) -> None:
     """Write the configuration of a plain transformers model."""
     config = type(export.config).from_dict(export.config.to_dict())
     config.dtype = export.dtype
     config.save_pretrained(folder)
 
 
-def fill_memory(export: Export, folder: Path) -> None:
-    """Write the memory's settings."""
+def write_memory(export: Export, folder: Path) -> None:
+    """Write memory_config.json, the memory's settings."""
     (folder / SETTINGS).write_text(json.dumps(asdict(export.settings), indent=2) + "\n")
 
 
-def fill_adapter(export: Export, folder: Path) -> None:
-    """Write peft's configuration."""
+def write_adapter(export: Export, folder: Path) -> None:
+    """Write adapter_config.json, peft's configuration."""
     assert export.lora is not None
     export.lora.save_pretrained(folder)

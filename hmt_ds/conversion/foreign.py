@@ -17,7 +17,7 @@ from hmt_ds.conversion.conversion_error import ConversionError
 from hmt_ds.conversion.convert_options import ConvertOptions, check_part
 from hmt_ds.conversion.export import DTYPES, Export, find_tokenizer, generation_config, select_part
 from hmt_ds.conversion.formats import mode_of, read_foreign
-from hmt_ds.conversion.skeleton import embedding_width, match_weights, skeleton, with_recall_dim
+from hmt_ds.conversion.skeleton import match_weights, measure_width, skeleton, with_recall_dim
 from hmt_ds.conversion.weights import Weights
 from hmt_ds.memory import MemorySettings
 
@@ -36,7 +36,7 @@ class Foreign(Section):
 
 
 def export_foreign(source: Path, options: ConvertOptions, overrides: Sequence[str], notes: list[str]) -> Export:
-    """Read a part of such a checkpoint.
+    """Read the model of a checkpoint without a recipe, or a part of it, as an :class:`Export`.
 
     Args:
         source: a file or a folder.
@@ -77,14 +77,14 @@ def foreign_settings(
         ConfigError: if something is missing or wrong.
     """
     memory: dict[str, object] = {"mode": mode_of(weights)}
-    width = embedding_width(config)
+    width = measure_width(config)
     for key, name in (("memory_tokens", "initial_prompt.embeddings"), ("recall_dim", "recall.query")):
         if shape := weights.shapes.get(f"{name}.weight"):
             memory[key] = math.prod(shape) // width  # not shape[0]: DeepSpeed's universal folders store flat weights
     sections = {"memory": memory}
     problems = apply_overrides(sections, list(overrides))
     problems += [
-        f"--{key}: a checkpoint without a recipe takes --memory keys and --lora.alpha alone"
+        f"--{key}: a checkpoint without a recipe takes only --memory keys and --lora.alpha"
         for key in sections.keys() - Foreign.model_fields
     ]
     try:

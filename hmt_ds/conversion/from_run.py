@@ -25,7 +25,7 @@ from hmt_ds.memory import MemorySettings
 
 
 def export_run(source: Path, options: ConvertOptions, notes: list[str]) -> Export:
-    """Read a part of a run's model.
+    """Read a run's model, or a part of it, as an :class:`Export`.
 
     Args:
         source: the run's folder, its folder of checkpoints, or one checkpoint.
@@ -86,9 +86,9 @@ class RunWeights:
     settings: MemorySettings
 
     def part(self, what: What) -> Weights:
-        """Return the complete weights of a part."""
+        """Return all weights of the model, the backbone, the memory or the adapters."""
         if what == "adapter":
-            return self.adapters().alone()
+            return self.adapters().separate()
         if what == "memory":
             return select_part(self.trained, what)
         plain = skeleton(self.config, self.settings)
@@ -123,7 +123,7 @@ class RunWeights:
         return folder_weights(folder).renamed(lambda name: name.removeprefix(f"hmt.{BACKBONE}"))
 
     def frozen_by_transformers(self) -> Weights:
-        """Return the same weights by loading the whole backbone into the host's memory.
+        """Load the whole backbone as it was before training into the host's memory, through transformers.
 
         Needed where the files name weights otherwise than the model, as for mixtures of experts: only transformers
         knows how to translate them.

@@ -77,7 +77,7 @@ def one_line_errors(source: Path) -> Iterator[None]:
     except pickle.UnpicklingError as error:
         said = str(error)
         name = said.partition("GLOBAL ")[2].split(" ")[0]
-        what = f"wants to call {name}" if name else "is not a file of weights alone"
+        what = f"wants to call {name}" if name else "does not hold only weights"
         raise ConversionError(f"{source} {what}: refused, because a checkpoint must not contain code") from None
     except (OSError, EOFError, RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

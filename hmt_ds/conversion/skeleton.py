@@ -31,14 +31,14 @@ def skeleton(config: PreTrainedConfig, settings: MemorySettings, lora: LoraSetti
         return HMT(backbone, settings)
 
 
-def embedding_width(config: PreTrainedConfig) -> int:
-    """Return the width of a backbone's embeddings, for any model."""
+def measure_width(config: PreTrainedConfig) -> int:
+    """Return the width of any backbone's embeddings, measured on a skeleton."""
     return skeleton(config, MemorySettings(segment_length=1, mode="backbone")).backbone.dim
 
 
 def with_recall_dim(memory: MemorySettings, config: PreTrainedConfig) -> MemorySettings:
-    """Return the settings with the width of the recall filled in: by default that of the embeddings."""
-    return replace(memory, recall_dim=memory.recall_width(embedding_width(config)))
+    """Return memory settings with ``recall_dim`` filled in: by default the width of the embeddings."""
+    return replace(memory, recall_dim=memory.recall_width(measure_width(config)))
 
 
 def names_of(model: nn.Module) -> Iterator[tuple[list[str], tuple[int, ...]]]:
@@ -56,7 +56,7 @@ def buffers_of(model: nn.Module) -> set[str]:
 
 
 def match_weights(weights: Weights, model: nn.Module, origin: str) -> Weights:
-    """Select the weights that a model has, under their first names.
+    """Select a model's weights from a checkpoint, by their first names in the model.
 
     Args:
         weights: of a checkpoint.

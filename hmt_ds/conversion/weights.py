@@ -17,7 +17,7 @@ from hmt_ds.conversion.pickles import read_pickle
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights by name.
+    """The weights of a model by name, each read when it is needed.
 
     Attributes:
         shapes: the shape of each weight.

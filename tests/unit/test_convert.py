@@ -141,7 +141,7 @@ def test_what_does_not_fit(broken, basic, tmp_path):
         "shape": "has the shape [3, 5] there",
         "no_size": "--memory.segment_length: missing",
         "no_backbone": "does not say which backbone it has",
-        "wrong_key": "takes --memory keys and --lora.alpha alone",
+        "wrong_key": "takes only --memory keys and --lora.alpha",
     }[broken]
     if broken == "missing":
         del weights["memory_cell.memory"]
