@@ -1,4 +1,4 @@
-"""A backbone's weights from a folder: all of them, of the right shapes, and none that is left out without a word."""
+"""A backbone's weights from a folder: missing, misshapen, unused and differing tied weights are reported."""
 
 import json
 from pathlib import Path
@@ -47,23 +47,23 @@ def test_adapters_are_refused(tmp_path):
 
 
 def save_bin(weights: dict[str, Tensor], file: Path) -> None:
-    """As torch saves them."""
+    """Save with torch."""
     torch.save(weights, file.with_name("pytorch_model.bin"))
 
 
 def save_old(weights: dict[str, Tensor], file: Path) -> None:
-    """As it did before it made archives of them."""
+    """Save in torch's format before 1.6, which is not a zip file."""
     torch.save(weights, file.with_name("pytorch_model.bin"), _use_new_zipfile_serialization=False)
 
 
 def save(weights: dict[str, Tensor], file: Path) -> None:
-    """As transformers does."""
+    """Save as transformers does."""
     save_file(weights, file, metadata={"format": "pt"})
 
 
 @pytest.mark.parametrize("saved_by", [save, save_bin, save_old])
 def test_weights_that_the_config_ties_are_one(tmp_path, saved_by):
-    """transformers takes both, with a warning that nobody sees here."""
+    """Tied weights that differ in the files are refused: transformers would load both."""
     model = build_model(LLAMA | {"tie_word_embeddings": True, "vocab_size": 5000}, dtype=torch.float32).model
     model.save_pretrained(tmp_path)
     weights = load_file(file := tmp_path / "model.safetensors")
@@ -80,7 +80,7 @@ def test_weights_that_the_config_ties_are_one(tmp_path, saved_by):
 
 
 def without_one(file: Path) -> None:
-    """Leave a weight out."""
+    """Remove a weight."""
     weights = load_file(file)
     del weights["model.layers.1.mlp.up_proj.weight"]
     save(weights, file)
@@ -92,7 +92,7 @@ def with_another(file: Path) -> None:
 
 
 def cut_off(file: Path) -> None:
-    """As a download that was broken off."""
+    """Truncate the file, as an interrupted download does."""
     file.write_bytes(file.read_bytes()[:-1])
 
 

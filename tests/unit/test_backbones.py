@@ -1,4 +1,4 @@
-"""Every family of the table, and some outside it, on tiny random models of two layers."""
+"""Every family of the table, and some models outside it, as tiny random models of two layers."""
 
 from contextlib import nullcontext
 
@@ -22,7 +22,7 @@ from hmt_ds.backbones import (
 from hmt_ds.memory import HMT, read_window
 from hmt_ds.parallel.build_hmt import initialise_prompts
 
-# windows and caps are small enough to bite within a segment
+# sliding windows and caps are small enough to matter within a segment
 SIZES = {name: value for name, value in LLAMA.items() if name != "model_type"} | {"pad_token_id": 0}
 OPT = SIZES | {"ffn_dim": 24, "max_position_embeddings": 32, "init_std": 0.3}
 GEMMA = SIZES | {"head_dim": 4, "sliding_window": 3, "final_logit_softcapping": 2.0}
@@ -40,7 +40,7 @@ KINDS = {
     "opt, projected": OPT | {"word_embed_proj_dim": 8, "do_layer_norm_before": False},
     "gpt2": GPT2,
     "gpt_neox": SIZES,
-    # of no row in the table
+    # models without a row in the table
     "granite": SIZES | {"embedding_multiplier": 3.0, "attention_multiplier": 0.4},
     "stablelm": SIZES,
     "falcon": SIZES,
@@ -64,7 +64,7 @@ def test_every_row_is_tested():
 
 @each_kind
 def test_logits_are_the_models_own(config):
-    """A segment without memory, by way of embed, decode and logits, is the model called on its ids."""
+    """Without memory, embed, decode and logits give what the model gives for the ids."""
     model = make_model(config, mode="backbone")
     ids = document(L)
     with torch.no_grad():
@@ -78,13 +78,13 @@ def test_logits_are_the_models_own(config):
 
 @each_kind
 def test_gradients_reach_every_parameter(config):
-    """Three segments with memory: everything that is trained has a finite gradient, and none is zero."""
+    """With memory over three segments, every trained weight has a finite gradient that is not zero."""
     model = make_model(config)
     one_graph(model, make_window([[document(3 * L)]]), empty_state(model, 1))
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
-        # without rotary positions a key's bias adds the same to all scores of a query, and the softmax ignores it:
-        # zero in exact arithmetic, and rounding here
+        # without rotary positions a bias of keys adds the same to all scores of a query, which the softmax ignores:
+        # its gradient is zero up to rounding
         if not (name.endswith("k_proj.bias") and config["model_type"] == "opt"):
             assert parameter.grad.norm() > 1e-9, name
 
@@ -95,7 +95,7 @@ def test_check_accepts(config):
 
 
 def test_width_is_that_of_the_embeddings():
-    """OPT-350M projects: memories live among the embeddings, not among the wider hidden states."""
+    """OPT-350M projects its embeddings: memories have the embeddings' width, not the hidden size."""
     backbone = make_backbone(CONFIGS["opt, projected"])
     assert backbone.dim == 8 and backbone.config.hidden_size == 16
     assert backbone.decode(backbone.embed(document(L)[None])).shape == (1, L, 8)
@@ -109,7 +109,7 @@ def test_soft_cap_is_read_from_the_configuration():
 
 @pytest.mark.parametrize(("kind", "hard"), [("gpt2", True), ("opt", True), ("llama", False), ("falcon", False)])
 def test_hard_positions(kind, hard):
-    """Whether a sequence longer than the configuration allows fails, or is merely untrained."""
+    """`hard_positions` says whether a sequence longer than the configured length fails."""
     limit = {"n_positions": 8} if kind == "gpt2" else {"max_position_embeddings": 8}
     backbone = make_backbone(CONFIGS[kind] | limit)
     assert family_of(backbone.config).hard_positions == hard
@@ -122,7 +122,7 @@ def test_hard_positions(kind, hard):
 
 
 def trained(backbone: CausalLM) -> set[str]:
-    """Names of what is trained of a model with memory around this backbone."""
+    """Return the names of the trained weights of a model with memory around this backbone."""
     return {name for name, p in HMT(backbone, make_settings()).named_parameters() if p.requires_grad}
 
 
@@ -137,7 +137,7 @@ def test_train_whole_or_frozen():
 
 @pytest.mark.parametrize(("targets", "layers"), [("all-linear", 7), (["q_proj", "v_proj"], 2)])
 def test_train_lora(targets, layers):
-    """Two matrices for each adapted layer, and the head is none of them."""
+    """Every adapted layer has two matrices, and the head has none."""
     backbone, names = make_backbone(LLAMA), set(dict(make_backbone(LLAMA).named_parameters()))
     select_trainable(backbone, "lora", LoraSettings(rank=2, target_modules=targets))
     adapters = trained(backbone) - MEMORY
@@ -160,14 +160,14 @@ def test_train_lora(targets, layers):
     ],
 )
 def test_adapters_that_cannot_be_are_refused(targets, dropout, stages, why):
-    """Tied or cut ends cannot have adapters of their own, and logits are computed again without the same draws."""
+    """Adapters on embeddings or head are refused on pipeline stages, and on a head with dropout."""
     lora = LoraSettings(dropout=dropout, target_modules=targets if targets == "all-linear" else ["q_proj", targets])
     with pytest.raises(BackboneError, match=why) if why else nullcontext():
         check_adapters(read_config(LLAMA), lora, stages)
 
 
 def test_adapters_of_experts_are_refused():
-    """All-linear takes the router and the experts in, which are single parameters."""
+    """`all-linear` includes routers and experts, which are single parameters and are refused."""
     config = read_config(LLAMA | {"model_type": "mixtral", "num_local_experts": 3, "num_experts_per_tok": 2})
     with pytest.raises(BackboneError, match=r"target_modules has .*mlp.*, which is a single parameter"):
         check_adapters(config, LoraSettings())
@@ -176,7 +176,7 @@ def test_adapters_of_experts_are_refused():
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "phi3", "opt, projected"])
 def test_lora_starts_from_the_model(kind):
-    """At first adapters add nothing; then they do, through the memory too."""
+    """Adapters add nothing at first; once they are not zero they change the logits."""
     backbone, ids = make_backbone(CONFIGS[kind]), document(L)[None]
     before = backbone.logits(backbone.decode(backbone.embed(ids)))
     select_trainable(backbone, "lora")
@@ -188,7 +188,7 @@ def test_lora_starts_from_the_model(kind):
 
 
 def test_prompts_begin_beside_adapted_embeddings():
-    """Adapted embeddings say otherwise how many they are; the prompts have the spread of them all the same."""
+    """Prompts are initialized with the spread of the embeddings, also when these have adapters."""
     model = make_model(LLAMA | {"hidden_size": 256})
     select_trainable(model.backbone, "lora", LoraSettings(rank=2, target_modules=["embed_tokens", "q_proj"]))
     initialise_prompts(model)
@@ -209,8 +209,8 @@ def test_random_weights_follow_the_seed():
         ({"model_type": "bert"}, "not causal"),  # an encoder
         ({"model_type": "cohere"}, "its logits are not its output embeddings"),  # logit_scale
         ({"model_type": "granite", "logits_scaling": 8.0}, "its logits are not its output embeddings"),
-        ({"model_type": "xlm"}, "not causal"),  # an encoder whose output embeddings do give its logits
-        ({"model_type": "gemma4_text"}, "inputs_embeds"),  # it takes embeddings of its own ids only
+        ({"model_type": "xlm"}, "not causal"),  # an encoder, whose output embeddings give its logits
+        ({"model_type": "gemma4_text"}, "inputs_embeds"),  # accepts only embeddings of its own ids
     ],
     ids=lambda value: value.get("model_type") if isinstance(value, dict) else None,
 )

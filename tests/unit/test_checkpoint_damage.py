@@ -1,4 +1,4 @@
-"""Every file of a checkpoint, damaged in every way: found before anything is loaded, and the one before is taken."""
+"""Damage to any file of a checkpoint is found before anything is loaded, and the checkpoint before it is used."""
 
 import itertools
 import json
@@ -30,7 +30,7 @@ FILES = (MANIFEST, "progress.json", "fragments_00000_000.safetensors", "rank_000
 
 
 def write(folder: Path, step: int) -> Path:
-    """A checkpoint of one rank as the Saver writes it, with weights from a step's seed."""
+    """Write a checkpoint of one rank as the Saver does, with weights seeded by the step."""
     torch.manual_seed(step)
     target = folder / f"step_{step:06d}"
     start_partial(target)
@@ -42,33 +42,33 @@ def write(folder: Path, step: int) -> Path:
 
 
 def truncate(file: Path, other: Path) -> None:
-    """The last byte is lost."""
+    """Cut off the last byte."""
     file.write_bytes(file.read_bytes()[:-1])
 
 
 def flip(file: Path, other: Path) -> None:
-    """One bit in the middle."""
+    """Flip one bit in the middle."""
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
 
 
 def empty(file: Path, other: Path) -> None:
-    """No byte is left."""
+    """Empty the file."""
     file.write_bytes(b"")
 
 
 def delete(file: Path, other: Path) -> None:
-    """It is gone."""
+    """Delete the file."""
     file.unlink()
 
 
 def swap(file: Path, other: Path) -> None:
-    """It is another step's."""
+    """Replace the file with another step's."""
     shutil.copy(other, file)
 
 
-# what is said, besides the name: of files that the manifest lists, and of the manifest itself
+# the message besides the file's name: for files that the manifest lists, and for the manifest itself
 WAYS: dict[Callable[[Path, Path], None], tuple[str, str]] = {
     truncate: ("were written", "cannot be read"),
     flip: ("has changed: SHA-256", ""),
@@ -83,20 +83,20 @@ WAYS: dict[Callable[[Path, Path], None], tuple[str, str]] = {
 def test_found_and_the_one_before_taken(tmp_path, name, way):
     before, newest = write(tmp_path, 4), write(tmp_path, 8)
     assert sorted(file.name for file in newest.iterdir()) == sorted(FILES)
-    assert len({file.stat().st_mode for file in newest.iterdir()}) == 1  # who may read one may read all
+    assert len({file.stat().st_mode for file in newest.iterdir()}) == 1  # all files have the same permissions
     assert (before / name).read_bytes() != (newest / name).read_bytes()
     said: list[str] = []
     assert newest_intact(tmp_path, said.append) == newest and not said
     way(newest / name, before / name)
     assert newest_intact(tmp_path, said.append) == before
     assert len(said) == 1 and str(newest) in said[0] and "\n" not in said[0]
-    # with another step's manifest it is the files that are not the listed ones
+    # with another step's manifest the files differ from the listed ones
     named = name if (name, way) != (MANIFEST, swap) else "fragments_00000_000.safetensors"
     assert named in said[0] and WAYS[way][name == MANIFEST] in said[0], said
 
 
 def test_every_bit_of_a_manifest_counts(tmp_path):
-    """Also those that no file's hash depends on: where a fragment begins, what it is called."""
+    """Bits that no file's hash depends on count too, such as a fragment's start or name."""
     checkpoint = write(tmp_path, 4)
     whole = (checkpoint / MANIFEST).read_bytes()
     for place in range(8 * len(whole)):
@@ -107,7 +107,7 @@ def test_every_bit_of_a_manifest_counts(tmp_path):
 
 
 def test_all_damaged(tmp_path):
-    """Then there is none, and each is named."""
+    """Without an intact checkpoint none is returned, and each damaged one is named."""
     for step in (4, 8):
         (write(tmp_path, step) / "progress.json").unlink()
     said: list[str] = []
@@ -116,7 +116,7 @@ def test_all_damaged(tmp_path):
 
 
 def test_latest_is_for_people(tmp_path):
-    """Damaged, or lost in a crash between the rename and it, it changes nothing."""
+    """`latest` may be damaged or missing, for instance after a crash before it was written."""
     write(tmp_path, 4)
     newest = write(tmp_path, 8)
     assert (tmp_path / "latest").read_text() == newest.name
@@ -128,7 +128,7 @@ def test_latest_is_for_people(tmp_path):
 
 
 def test_only_checkpoints_are_taken_for_one(tmp_path):
-    """Neither what a killed run has left, nor what people put beside them; and step 1,000,000 follows 999,999."""
+    """Leftovers of killed runs and other files are no checkpoints; step 1,000,000 is newer than 999,999."""
     steps = [write(tmp_path, step) for step in (999_999, 1_000_000)]
     shutil.copytree(steps[1], tmp_path / ".step_2000000.partial")
     shutil.copytree(steps[1], tmp_path / "step_2000000.bak")
@@ -137,7 +137,7 @@ def test_only_checkpoints_are_taken_for_one(tmp_path):
 
 
 def test_a_disk_that_cannot_be_read(tmp_path, monkeypatch):
-    """An error of the disk while a file is read is damage like any other."""
+    """A disk error while a file is read counts as damage."""
     before, newest = write(tmp_path, 4), write(tmp_path, 8)
     right = Path.open
 
@@ -160,7 +160,7 @@ def test_another_format_is_refused(tmp_path):
 
 
 def test_same_step_again_replaces_the_broken_one(tmp_path):
-    """A resumed run reaches the step of a checkpoint that it has skipped."""
+    """A resumed run replaces the damaged checkpoint of the same step that it has skipped."""
     (write(tmp_path, 4) / "progress.json").write_text("")
     assert newest_intact(tmp_path, lambda text: None) is None
     again = write(tmp_path, 4)
@@ -169,14 +169,14 @@ def test_same_step_again_replaces_the_broken_one(tmp_path):
 
 
 class Killed(BaseException):
-    """What SIGKILL is to a process: nothing of ours handles it."""
+    """Stands for SIGKILL: no handler of this project catches it."""
 
 
 CALLS = [(os, "fsync"), (os, "open"), (Path, "rename"), (Path, "replace"), (Path, "write_text"), (shutil, "rmtree")]
 
 
 def kill_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """Be killed before the call of that number to the file system."""
+    """Let the n-th call to the file system raise Killed."""
     calls = itertools.count()
 
     def counted(right: Callable[..., Any]) -> Callable[..., Any]:
@@ -193,12 +193,12 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
 
 @pytest.mark.parametrize("broken", [False, True])
 def test_killed_at_every_call_of_a_save(tmp_path, broken):
-    """Before the rename the one before is taken, from then on the new one, whatever `latest` says."""
+    """Before the rename the previous checkpoint is used, afterwards the new one, whatever `latest` says."""
     taken, number = [], 0
     while True:
         folder = tmp_path / str(number)
         before = write(folder, 4)
-        if broken:  # of the same step there is one that was skipped
+        if broken:  # a damaged checkpoint of the same step, which was skipped
             (write(folder, 8) / "progress.json").unlink()
         with pytest.MonkeyPatch.context() as monkeypatch:
             kill_at(monkeypatch, number)
@@ -210,14 +210,14 @@ def test_killed_at_every_call_of_a_save(tmp_path, broken):
         found = newest_intact(folder, lambda text: None)
         assert found in (before, folder / "step_000008")
         taken.append(found != before)
-        assert write(folder, 12) == newest_intact(folder, pytest.fail)  # and the next save clears up
+        assert write(folder, 12) == newest_intact(folder, pytest.fail)  # the next save removes the leftovers
         assert not list(folder.glob(".step_*"))
         number += 1
     assert taken == sorted(taken) and taken.count(False) > 5 and taken.count(True) > 2, taken
 
 
 def steps_in(folder: Path) -> list[int]:
-    """Which checkpoints there are."""
+    """Return the steps of all checkpoints."""
     return sorted(int(path.name.removeprefix("step_")) for path in folder.iterdir() if path.name.startswith("step_"))
 
 
@@ -230,7 +230,7 @@ def test_the_newest_and_milestones_stay(tmp_path):
 
 
 def test_broken_ones_do_not_count(tmp_path):
-    """Neither a later one that was skipped nor an earlier one may cost an intact one its place."""
+    """No intact checkpoint is deleted in favour of a damaged one, whether newer or older."""
     for step in (2, 4, 6, 12):
         write(tmp_path, step)
     for step in (6, 12):
@@ -242,7 +242,7 @@ def test_broken_ones_do_not_count(tmp_path):
 
 
 def test_manifest_keeps_what_it_is_given(tmp_path):
-    """Names beyond ASCII too; the digest is of what is read, not of how it is spelled."""
+    """Names may contain any characters; the digest is of the parsed content, not of its spelling."""
     entries = {"ä.safetensors": {"bytes": 1, "sha256": "0", "fragments": [["wëight", 0, 4, ["weight"], [2, 2]]]}}
     write_manifest(tmp_path, entries)
     assert read_manifest(tmp_path) == entries

@@ -1,4 +1,4 @@
-"""Conversion of HMT-pytorch's weights, of LoRA runs and of single weights; and that no code in a file is ever run."""
+"""Conversion of HMT-pytorch's weights and of LoRA adapters; code in a file is never run."""
 
 import json
 import pickle
@@ -36,7 +36,7 @@ BASIC = PARITY / "cases" / "hmt_basic.safetensors"
 
 
 class Payload:
-    """What a poisoned file holds: a call that writes a file when it is unpickled."""
+    """An object in a pickle whose unpickling writes a file."""
 
     def __init__(self, mark: Path):
         self.mark = mark
@@ -46,49 +46,49 @@ class Payload:
 
 
 def make_backbone(folder: Path, case: dict[str, Any]) -> Path:
-    """A folder with the case's backbone's configuration."""
+    """Make a folder with the configuration of a case's backbone."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(case["backbone_config"]))
     return folder
 
 
 def weights_of(stored: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of a case, by the reference's names."""
+    """Return the state dict of a case, by the reference's names."""
     return {name.removeprefix("weight."): x.contiguous() for name, x in stored.items() if name.startswith("weight.")}
 
 
 def sizes(case: dict[str, Any]) -> tuple[str, ...]:
-    """The settings that a state dict does not tell, for the command line."""
+    """Return the settings that a state dict does not contain, for the command line."""
     keys = ("segment_length", "sensory_tokens", "cached_memories", "summary_fraction")
     return tuple(word for key in keys for word in (f"--memory.{key}", str(case[key])))
 
 
 def options_for(case: dict[str, Any], backbone: Path, **more: Any) -> tuple[ConvertOptions, tuple[str, ...]]:
-    """Of a conversion of a case."""
+    """Return options and overrides for the conversion of a case."""
     return ConvertOptions(backbone=str(backbone), **more), sizes(case)
 
 
 @pytest.fixture
 def basic(tmp_path) -> tuple[dict[str, Any], dict[str, Tensor], Path]:
-    """One case: settings, state dict, backbone's folder."""
+    """Return one case: its settings, state dict and backbone's folder."""
     case, stored = run_case.read_case(BASIC)
     return case, weights_of(stored), make_backbone(tmp_path / "backbone", case)
 
 
 @pytest.mark.parametrize("file", CASES, ids=lambda file: file.stem)
 def test_reference_weights(file, tmp_path, monkeypatch):
-    """The converted folder has the reference's logits, gradients and continuation."""
+    """The converted model gives the reference's logits, gradients and continuation."""
     case, stored = run_case.read_case(file)
     torch.save(weights_of(stored), tmp_path / "model.pth")
     backbone = make_backbone(tmp_path / "backbone", case)
     convert(tmp_path / "model.pth", tmp_path / "hf", *options_for(case, backbone))
-    # the cases are float64, the folder float32: put the digits back that the type has cut off
+    # the cases are float64, the folder is float32: restore the digits that it lost
     monkeypatch.setattr(run_case, "build", lambda case, stored: restored(tmp_path / "hf", stored))
     assert max(run_case.run_case(file).values()) <= run_case.TOLERANCE
 
 
 def test_the_papers_second_stage_begins_with_the_first(tmp_path):
-    """A run of mode hmt from weights of mode rmt: the recall begins anew, all else goes on."""
+    """A run of mode hmt starts from weights of mode rmt: the recall is random, everything else is loaded."""
     case, stored = run_case.read_case(BASIC.with_stem("rmt_stage_one"))
     torch.save(weights_of(stored), tmp_path / "model.pth")
     convert(tmp_path / "model.pth", tmp_path / "hf", *options_for(case, make_backbone(tmp_path / "backbone", case)))
@@ -104,7 +104,7 @@ def test_the_papers_second_stage_begins_with_the_first(tmp_path):
 
 
 def restored(folder: Path, stored: dict[str, Tensor]) -> Any:
-    """Our model from the folder, in float64; each weight must be the case's to float32."""
+    """Load our model in float64, after checking that each weight is the case's in float32."""
     model = hmt_ds.load_pretrained(folder)
     model = model.double()
     weights = {run_case.ours(name): tensor for name, tensor in weights_of(stored).items()}
@@ -124,7 +124,7 @@ def test_parts_and_types(basic, tmp_path):
             convert(tmp_path / "model.pth", target, *options_for(case, backbone, what=what, dtype=dtype))
             found = load_file(target / f"{file}.safetensors")
             assert {w.dtype for w in found.values()} == {torch.bfloat16 if dtype == "bf16" else torch.float32}
-    # a converted folder is a source too
+    # a converted folder can be converted again
     convert(tmp_path / "model-fp32", tmp_path / "again", ConvertOptions(what="memory"))
     one, two = load_file(tmp_path / "again/memory.safetensors"), load_file(tmp_path / "memory-fp32/memory.safetensors")
     assert len(one) == 4 and one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
@@ -161,7 +161,7 @@ def test_what_does_not_fit(broken, basic, tmp_path):
 
 
 def poisoned(folder: Path, kind: str, payload: Payload) -> Path:
-    """Checkpoints of each kind with code in them."""
+    """Make a checkpoint of each format with code in it."""
     tensor = {"w": torch.zeros(2)}
     source = folder / "source"
     if kind == "pth":
@@ -197,7 +197,7 @@ def test_code_is_refused_and_not_run(kind, tmp_path):
         convert(source, tmp_path / "hf", ConvertOptions())
     assert len(str(error.value).splitlines()) == 1
     assert not mark.exists() and not (tmp_path / "hf").exists()
-    if kind == "pth":  # the payload is a real one
+    if kind == "pth":  # check that the payload works
         torch.load(source, weights_only=False)
         assert mark.exists()
 
@@ -208,7 +208,7 @@ LLAMA |= {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddin
 
 @pytest.fixture
 def adapted(tmp_path) -> Any:
-    """A backbone with the adapters of HMT-pytorch's scripts, and its file; the recipe's ``backbone`` mode suffices."""
+    """A backbone with the adapters of HMT-pytorch's scripts, without memory; it is saved to a file."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(**LLAMA)
     config.save_pretrained(tmp_path / "backbone")
@@ -223,7 +223,7 @@ def adapted(tmp_path) -> Any:
 
 
 def test_reference_adapters(adapted, tmp_path):
-    """Names and arithmetic are peft's."""
+    """Merged weights give the logits of peft's model."""
     words = ("--memory.mode", "backbone", "--memory.segment_length", "8", "--memory.sensory_tokens", "0")
     options = ConvertOptions(what="backbone", backbone=str(tmp_path / "backbone"))
     said = convert(tmp_path / "pth", tmp_path / "hf", options, words)
@@ -248,7 +248,7 @@ def test_adapters_on_tied_weights_are_refused(adapted, tmp_path):
 
 
 class Reduced:
-    """Pickled as a call."""
+    """An object that is pickled as a call."""
 
     def __init__(self, *call: Any):
         self.call = call
@@ -258,7 +258,7 @@ class Reduced:
 
 
 def test_enums_of_older_pythons(tmp_path):
-    """They are written as getattr(kind, name), which is refused for anything but DeepSpeed's own."""
+    """Enums pickled as getattr(kind, name) are read for DeepSpeed's own enum and refused for others."""
     torch.save({"stage": Reduced(getattr, ZeroStageEnum, "gradients")}, tmp_path / "enum")
     assert read_pickle(tmp_path / "enum") == {"stage": ZeroStageEnum.gradients}
     for number, call in enumerate([(getattr, torch.Tensor, "tolist"), (getattr, ZeroStageEnum, "mro")]):
@@ -268,7 +268,7 @@ def test_enums_of_older_pythons(tmp_path):
 
 
 def test_shards(tmp_path):
-    """Several files with an index are read back as one model."""
+    """Several shards with an index are read back as one model."""
     given = {f"layer.{n}": torch.randn(100, 10) for n in range(5)}
     assert len(plan_shards(tensor_weights(given), torch.float32, "model", "9KB")) == 3
     write_shards(tmp_path, tensor_weights(given), torch.float32, "model", "9KB")
@@ -280,7 +280,7 @@ def test_shards(tmp_path):
 
 
 def test_what_is_written_is_compared(tmp_path, monkeypatch):
-    """A file that differs from the source is noticed."""
+    """A written file that differs from the source is an error."""
     reads = iter([torch.zeros(3), torch.ones(3)])
     weights = tensor_weights({"w": torch.zeros(3)})
     monkeypatch.setattr(type(weights), "read", None, raising=False)
@@ -290,7 +290,7 @@ def test_what_is_written_is_compared(tmp_path, monkeypatch):
 
 
 def test_remote_code_stands_alone():
-    """It names nothing of this project but its own files."""
+    """The code in a converted folder does not import hmt_ds."""
     files = remote_code()
     assert "modeling_hmt.py" in files and "hmt_memory_cell.py" in files
     for name, source in files.items():

@@ -1,4 +1,4 @@
-"""Mixtures of experts: their files have a weight for each expert, transformers' model has one for all of a layer."""
+"""Mixtures of experts: files hold a weight for each expert, transformers' model one for all experts of a layer."""
 
 from types import SimpleNamespace
 
@@ -25,7 +25,7 @@ SETTINGS = MemorySettings(segment_length=8, recall_dim=8)
 
 
 def test_frozen_ones_come_through_transformers(tmp_path):
-    """What was trained, the memory, is random here."""
+    """Frozen experts are loaded through transformers; the trained memory is random here."""
     backbone = AutoModelForCausalLM.from_config(CONFIG)
     backbone.save_pretrained(tmp_path)
     model = SimpleNamespace(source=str(tmp_path), train="frozen", trust_remote_code=False)

@@ -1,4 +1,4 @@
-"""What stands in a converted folder besides weights: the tokenizer's files, and the figures of its card."""
+"""Files of a converted folder besides weights: the tokenizer's, and the figures of the card."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ TEMPLATES = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
 
 
 def test_a_tokenizer_with_several_chat_templates(tmp_path):
-    """transformers writes a folder of them into the folder."""
+    """Several chat templates are written as a folder inside the folder."""
     words = Tokenizer(WordLevel({"a": 0, "b": 1}, unk_token="a"))
     tokenizer: Any = PreTrainedTokenizerFast(tokenizer_object=words)
     tokenizer.chat_template = TEMPLATES
@@ -42,7 +42,7 @@ def test_a_tokenizer_with_several_chat_templates(tmp_path):
 
 @pytest.fixture
 def run(tmp_path) -> Path:
-    """A run of 30 steps, each of which has its number as loss, evaluated after steps 10, 20 and 30."""
+    """Make a run of 30 steps whose losses are the step numbers, evaluated after steps 10, 20 and 30."""
     rows = [{"step": step, "loss": None if step == 4 else float(step)} for step in range(1, 31)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "recipe.yaml").write_text("training: {steps: 30}\n")

@@ -1,4 +1,4 @@
-"""Weights that a configuration ties: what is stored twice must be one, and an adapter on one of them cannot go in."""
+"""Tied weights: both stored copies must be equal, and an adapter on one of them cannot be merged."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ BACKBONE = make_settings(mode="backbone")
 
 
 def stored(head: str) -> dict[str, torch.Tensor]:
-    """A file's weights, the head as said."""
+    """Return a file's weights, with a head that is equal, absent or another."""
     torch.manual_seed(0)
     model = HMT(build_model(TIED, dtype=torch.float32), BACKBONE)
     found = {name: weight.clone() for name, weight in model.state_dict().items()}
@@ -44,7 +44,7 @@ def test_one_weight(head):
 
 
 def test_two_weights_are_refused():
-    """One of them would be lost without a word; a configuration that does not tie them takes both."""
+    """Tied weights that differ are refused, because one would be lost; untied ones are both kept."""
     given = stored("another")
     with pytest.raises(ConversionError) as error:
         match_weights(tensor_weights(given), skeleton(read_config(TIED), BACKBONE), "the file")
@@ -57,7 +57,7 @@ def test_two_weights_are_refused():
 
 
 def lora_run(folder: Path, config: dict[str, Any], targets: list[str]) -> RunWeights:
-    """A LoRA run whose adapters are no longer zero."""
+    """Make a LoRA run whose adapters are not zero."""
     AutoModelForCausalLM.from_config(read_config(config)).save_pretrained(folder)
     lora = {"rank": 2, "alpha": 2, "target_modules": targets}
     values: dict[str, Any] = {
@@ -78,13 +78,13 @@ def lora_run(folder: Path, config: dict[str, Any], targets: list[str]) -> RunWei
 @pytest.mark.parametrize("layer", ["lm_head", "embed_tokens"])
 @pytest.mark.parametrize("what", ["model", "backbone"])
 def test_an_adapter_on_tied_weights_is_not_merged(tmp_path, layer, what):
-    """It is the head's alone, or the embedding's alone: put in, it would change both, or be lost."""
+    """An adapter on only the head or the embedding is refused: merged, it would change both or be lost."""
     name = {"lm_head": HEAD, "embed_tokens": EMBEDDING}[layer]
     run = lora_run(tmp_path, TIED, ["q_proj", layer])
     with pytest.raises(ConversionError) as error:
         run.part(what)
     assert str(error.value) == f"{name} has an adapter and is tied to another weight: the adapter cannot be merged"
-    assert any(f"{layer}.lora_" in part for part in run.part("adapter").shapes)  # alone it goes
+    assert any(f"{layer}.lora_" in part for part in run.part("adapter").shapes)  # written separately it is possible
 
 
 @pytest.mark.parametrize("config", [LLAMA, TIED], ids=["untied", "tied"])

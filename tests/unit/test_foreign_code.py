@@ -1,4 +1,4 @@
-"""A backbone whose folder has code of its own: let in by the user's word alone."""
+"""A backbone whose folder has its own code, which runs only with trust_remote_code."""
 
 import json
 import sys
@@ -27,7 +27,7 @@ class MyForCausalLM(LlamaForCausalLM):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """Of such a model; what transformers copies of its code is gone afterwards."""
+    """Make a folder of such a model; transformers' copies of its code are removed afterwards."""
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr(sys, "path", [*sys.path])
     for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
@@ -41,7 +41,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 
 def test_let_in(folder):
-    """One layer of it is built to be looked at, which is its own code too."""
+    """The one-layer model of the checks is built with the folder's code too."""
     config = read_config(str(folder), trust_remote_code=True)
     assert config.model_type == "my_llama" and type(config).__name__ == "MyConfig"
     check_backbone(config)
@@ -57,7 +57,7 @@ def test_refused_without_the_users_word(folder):
 
 
 def test_not_converted(folder):
-    """Our folder would not have the code."""
+    """Such a model is not converted: the folder would lack its code."""
     config = read_config(str(folder), trust_remote_code=True)
     with pytest.raises(ConversionError) as error:
         skeleton(config, make_settings())

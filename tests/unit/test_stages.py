@@ -1,4 +1,4 @@
-"""Models cut into stages: one after the other they are the whole model, for every family."""
+"""Models cut into pipeline stages, which run one after the other give the whole model's logits, for every family."""
 
 import copy
 
@@ -19,7 +19,7 @@ each_split = pytest.mark.parametrize("sizes", [[2, 2], [1, 2, 1], [1, 1, 1, 1]],
 
 
 def stages_of(backbone: CausalLM, sizes: list[int]) -> list[CausalLM]:
-    """Copies that are cut."""
+    """Cut copies of a model into stages of these sizes."""
     stages = [copy.deepcopy(backbone) for _ in sizes]
     for stage, layers in zip(stages, layer_ranges(sizes), strict=True):
         trim_to_stage(stage, layers)
@@ -54,7 +54,7 @@ def test_weights_keep_their_names_and_every_one_has_a_stage(config):
 
 @each_kind
 def test_a_stage_reads_its_own_weights_alone(config, tmp_path):
-    """From a folder without the others' weights."""
+    """Stages load from folders without the other stages' weights."""
     backbone = make_model(config).backbone
     backbone.model.save_pretrained(tmp_path / "whole")
     loaded = []
