@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.table import Table
 
+Numbers = dict[str, Any]  # a part of the JSON file that `hmt-ds bench --json` writes
 GIB = 2**30
 PARTS = {
     "weights_bytes": "weights",
@@ -15,8 +16,8 @@ PARTS = {
 }
 
 
-def bench_tables(result: dict[str, Any]) -> Iterator[Any]:
-    """What was run, its speed, its phases, its memory, and lines that say how they were counted."""
+def bench_tables(result: Numbers) -> Iterator[Table | str]:
+    """The tables of a measurement: run, speed, phases and memory, with notes on how they are counted."""
     yield run_table(result)
     yield speed_table(result["speed"])
     yield formulas(result)
@@ -28,14 +29,14 @@ def bench_tables(result: dict[str, Any]) -> Iterator[Any]:
     yield memory_table(result["memory"], result["run"]["pipelines"] if pipeline else None)
 
 
-def reference_tables(result: dict[str, Any]) -> Iterator[Any]:
-    """Ours beside HMT-pytorch, and what is alike."""
+def reference_tables(result: Numbers) -> Iterator[Table | str]:
+    """The table of the comparison with HMT-pytorch, and what it compares."""
     yield reference_table(result)
     yield reference_notes(result)
 
 
-def run_table(result: dict[str, Any]) -> Table:
-    """What was run, and what was settled."""
+def run_table(result: Numbers) -> Table:
+    """The run, with the resolved settings."""
     run, plan, pipeline = result["run"], result["plan"], result["pipeline"]
     table = Table("", "", title="what was run", show_header=False)
     parameters, trained = (run[name] / 1e6 for name in ("parameters", "trained_parameters"))
@@ -64,8 +65,8 @@ def run_table(result: dict[str, Any]) -> Table:
     return table
 
 
-def speed_table(speed: dict[str, dict[str, Any]]) -> Table:
-    """Rates of whole steps, and without what comes after the backward passes."""
+def speed_table(speed: dict[str, Numbers]) -> Table:
+    """Rates of whole steps, and of forward and backward passes alone."""
     table = Table(title="speed per GPU, the median step")
     for column in ("", "whole step", "forward and backward"):
         table.add_column(column, justify="right" if column else "left")
@@ -80,7 +81,7 @@ def speed_table(speed: dict[str, dict[str, Any]]) -> Table:
 
 
 def number(value: float, key: str) -> str:
-    """With as many digits as one reads."""
+    """A rate as text, with the digits that matter."""
     if key.startswith(("mfu", "hfu")):
         return f"{value:.1%}"
     if key == "seconds":
@@ -88,8 +89,8 @@ def number(value: float, key: str) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:,.3g}" if value < 1 else f"{value:,.1f}"
 
 
-def formulas(result: dict[str, Any]) -> str:
-    """How the rates were counted, in words and numbers."""
+def formulas(result: Numbers) -> str:
+    """How the rates are counted, in words and numbers."""
     flops, run, peaks = result["flops"], result["run"], result["peak_flops_per_second"]
     again = flops["repeated_flops_per_window"] / flops["useful_flops_per_window"]
     lines = [
@@ -108,7 +109,7 @@ def formulas(result: dict[str, Any]) -> str:
 
 
 def phase_table(seconds: dict[str, float], segments: int) -> Table:
-    """Where the time goes."""
+    """Seconds and share of each phase of a step."""
     table = Table(title=f"time by phase, in steps of {segments} segments")
     for column in ("phase", "seconds", "share"):
         table.add_column(column, justify="left" if column == "phase" else "right")
@@ -119,8 +120,8 @@ def phase_table(seconds: dict[str, float], segments: int) -> Table:
     return table
 
 
-def stages_table(pipeline: dict[str, Any], segments: int) -> Table:
-    """Where the time of each stage goes, and what of it the schedule says."""
+def stages_table(pipeline: Numbers, segments: int) -> Table:
+    """Seconds of each stage by phase, and its bubble beside the schedule's."""
     table = Table(title=f"seconds by phase and stage, in steps of {segments} segments")
     table.add_column("phase")
     for stage in range(pipeline["stages"]):
@@ -135,7 +136,7 @@ def stages_table(pipeline: dict[str, Any], segments: int) -> Table:
 
 
 def bubble_notes() -> str:
-    """How the stages' table is read."""
+    """How to read the table of the stages."""
     return (
         "backward: with what is computed again. wait: for a neighbour's message. A stage that is done with its windows "
         "before others waits for them in reduce and step.\n"
@@ -145,8 +146,8 @@ def bubble_notes() -> str:
     )
 
 
-def memory_table(memory: dict[str, Any], pipelines: int | None) -> Table:
-    """What the peak consists of; on CPUs the parts are no shares of what is resident.
+def memory_table(memory: Numbers, pipelines: int | None) -> Table:
+    """The parts of the peak. On CPUs the peak is resident memory, of which the parts are no shares.
 
     Args:
         pipelines: their number; None without pipeline parallelism.
@@ -166,8 +167,8 @@ def memory_table(memory: dict[str, Any], pipelines: int | None) -> Table:
     return table
 
 
-def reference_table(result: dict[str, Any]) -> Table:
-    """Ours beside HMT-pytorch, forward and backward."""
+def reference_table(result: Numbers) -> Table:
+    """Forward and backward passes of hmt_ds and of HMT-pytorch."""
     ours, theirs = result["speed"]["forward_and_backward"], result["reference"]
     table = Table(title="forward and backward, beside HMT-pytorch")
     for column in ("", "tokens/s", "peak GiB"):
@@ -187,8 +188,8 @@ def reference_table(result: dict[str, Any]) -> Table:
     return table
 
 
-def reference_notes(result: dict[str, Any]) -> str:
-    """What is alike and what is not."""
+def reference_notes(result: Numbers) -> str:
+    """What is the same in both, and what differs."""
     run, option = result["run"], result["reference"]["segment_length_option_tokens"]
     return (
         "The same backbone and windows. hmt_ds: loss on every token, without its phases reduce and step, peak of the "

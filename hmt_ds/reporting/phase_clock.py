@@ -12,6 +12,9 @@ PHASES = ("summary", "forward", "recompute", "backward", "wait", "reduce", "step
 PIPELINE_PHASES = ("summary", "recall", "forward", "backward", "wait", "reduce", "step", "other")
 
 
+Moment = Any  # seconds, or an event in the GPU's stream, whose class depends on the accelerator
+
+
 class PhaseClock:
     """Seconds by phase, of one step at a time. Assign it to an executor's ``phase``.
 
@@ -57,7 +60,7 @@ class PhaseClock:
             seconds[name] += self.between(start, stop)
         return dict(seconds)
 
-    def now(self) -> Any:
+    def now(self) -> Moment:
         """The present moment: seconds, or an event in the GPU's stream."""
         if self.device.type == "cpu":
             return time.perf_counter()
@@ -65,6 +68,6 @@ class PhaseClock:
         event.record()
         return event
 
-    def between(self, start: Any, stop: Any) -> float:
+    def between(self, start: Moment, stop: Moment) -> float:
         """Seconds from one moment to another."""
         return stop - start if self.device.type == "cpu" else start.elapsed_time(stop) / 1000

@@ -1,8 +1,8 @@
-"""A schedule drawn in the terminal: a line for each stage, in blocks one below the other."""
+"""Draw a pipeline schedule in the terminal: one line per stage, wrapped into blocks."""
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Protocol
 
 from rich.text import Text
 
@@ -14,17 +14,44 @@ STYLES = {
     ("recall", False): ("black on bright_magenta", "recall forward"),
     ("recall", True): ("black on magenta", "recall backward"),
 }
-LABEL = 9  # columns in front of a line
-LINES = 48  # of stages that are drawn, but one block at least; the rest is cut off
-SHORTEST, NAMED = 2, 4  # columns of the shortest bar, and of a segment's forward pass, at least
+LABEL = 9  # columns of the stage's name
+MAX_LINES = 48  # lines of stages; what does not fit is cut off, except for the first block
+SHORTEST, NAMED = 2, 4  # fewest columns of the shortest bar, and of a segment's forward pass
 
 
-def timeline_lines(stages: Sequence[Sequence[Any]], width: int) -> Iterator[Text]:
-    """The lines of a timeline, with what its letters mean.
+class Pass(Protocol):
+    """A pass of a stage over a segment, as a schedule names it; its ``repr`` is its name in the drawing."""
+
+    @property
+    def kind(self) -> str:
+        """``segment``, ``summary`` or ``recall``."""
+
+    @property
+    def backward(self) -> bool:
+        """Whether it is the backward pass."""
+
+
+class Bar(Protocol):
+    """A pass and when it runs, in any unit of time."""
+
+    @property
+    def action(self) -> Pass:
+        """The pass."""
+
+    @property
+    def start(self) -> float:
+        """When it starts."""
+
+    @property
+    def stop(self) -> float:
+        """When it ends."""
+
+
+def timeline_lines(stages: Sequence[Sequence[Bar]], width: int) -> Iterator[Text]:
+    """The lines of a timeline, with a legend.
 
     Args:
-        stages: the bars of each stage, with ``action`` (``kind``, ``segment``, ``micro_batch``, ``backward``),
-            ``start`` and ``stop``. Bars that take no time are left out.
+        stages: the bars of each stage; those that take no time are not drawn.
         width: columns.
     """
     stages = [[bar for bar in bars if bar.stop > bar.start] for bars in stages]
@@ -33,7 +60,7 @@ def timeline_lines(stages: Sequence[Sequence[Any]], width: int) -> Iterator[Text
     unit = min(min(time for _, time in times) / SHORTEST, main / NAMED)
     end, columns = max(bars[-1].stop for bars in stages), max(width - LABEL, 20)
     blocks = -(-round(end / unit) // columns)
-    shown = min(blocks, max(1, LINES // len(stages)))
+    shown = min(blocks, max(1, MAX_LINES // len(stages)))
     rows = [cells(bars, unit, shown * columns) for bars in stages]
     for first in range(0, shown * columns, columns):
         yield Text(f"time {first * unit:g}", style="dim")
@@ -49,8 +76,8 @@ def timeline_lines(stages: Sequence[Sequence[Any]], width: int) -> Iterator[Text
     yield legend(stages)
 
 
-def cells(bars: Sequence[Any], unit: float, columns: int) -> list[tuple[str, str]]:
-    """A character and its style for each column of a stage's line."""
+def cells(bars: Sequence[Bar], unit: float, columns: int) -> list[tuple[str, str]]:
+    """The character and the style of each column of a stage's line."""
     row = [(" ", "")] * columns
     for bar in bars:
         start, stop = round(bar.start / unit), round(bar.stop / unit)
@@ -62,14 +89,14 @@ def cells(bars: Sequence[Any], unit: float, columns: int) -> list[tuple[str, str
     return row
 
 
-def label(action: Any, columns: int) -> str:
-    """As much of an action's name as there is room for."""
+def label(action: Pass, columns: int) -> str:
+    """As much of a pass's name as fits into the columns."""
     whole = repr(action)
     return next(text for text in (whole, whole.split(".")[0], whole[0]) if len(text) <= columns)
 
 
-def legend(stages: Sequence[Sequence[Any]]) -> Text:
-    """What is drawn how."""
+def legend(stages: Sequence[Sequence[Bar]]) -> Text:
+    """The meaning of the letters and colours that are used."""
     drawn = {(bar.action.kind, bar.action.backward): repr(bar.action)[0] for bars in stages for bar in bars}
     line = Text()
     for key, (style, words) in STYLES.items():

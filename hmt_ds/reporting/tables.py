@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Protocol, Union, get_args, get_origin
 
 import yaml
 from rich.console import Console
@@ -11,12 +11,23 @@ from rich.syntax import Syntax
 from rich.table import Table
 
 
-def perplexity_table(rows: Sequence[Any], title: str) -> Table:
-    """Held-out perplexity by segments read.
+class PerplexityFigures(Protocol):
+    """One row of the table of perplexities (:class:`hmt_ds.evaluation.perplexity.PerplexityRow`)."""
 
-    Args:
-        rows: with ``segments_read``, ``below``, ``tokens``, ``memory_on``, ``memory_off``.
-    """
+    @property
+    def segments_read(self) -> int: ...
+    @property
+    def below(self) -> int: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def memory_on(self) -> float: ...
+    @property
+    def memory_off(self) -> float: ...
+
+
+def perplexity_table(rows: Sequence[PerplexityFigures], title: str) -> Table:
+    """Held-out perplexity by segments read, with memory on and off."""
     table = Table(title=title)
     for column in ("segments read", "tokens scored", "memory on", "memory off", "change"):
         table.add_column(column, justify="right")
@@ -31,8 +42,8 @@ def perplexity_table(rows: Sequence[Any], title: str) -> Table:
     return table
 
 
-def print_recipe(values: dict[str, Any]) -> None:
-    """The resolved recipe, as YAML with a line for each innermost section."""
+def print_recipe(values: dict[str, object]) -> None:
+    """Print the resolved recipe, as YAML with one line per innermost section."""
     text = yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=118)
     console = Console()
     if console.is_terminal:
@@ -42,7 +53,7 @@ def print_recipe(values: dict[str, Any]) -> None:
 
 
 def keys_table(keys: Iterable[tuple[str, Any]]) -> Table:
-    """Every key of a recipe.
+    """All keys of a recipe.
 
     Args:
         keys: names and pydantic fields, sections included.
@@ -77,9 +88,9 @@ def comparison_table(rows: Iterable[tuple[int, str, Any]], job: Any) -> Table:
     """Estimated steps on clusters.
 
     Args:
-        rows: numbers of GPUs, names of ways, and estimates with ``layout``, ``seconds``, ``tokens_per_second``,
-            ``idle``, ``bytes`` and ``fits``; None where a way is not possible.
-        job: with ``shape``, ``rows``, ``segments``, ``segment_length``, ``between_nodes`` and ``rate``.
+        rows: number of GPUs, name of the parallelism, and a :class:`hmt_ds.planning.compare.Estimate`; None where the
+            parallelism is not possible.
+        job: what is computed, a :class:`hmt_ds.planning.plan_options.CompareOptions`.
     """
     size = f"{job.rows} rows of {job.segments} x {job.segment_length} tokens for each GPU"
     speed = f"{job.rate:g} TFLOP/s, {job.between_nodes:g} GB/s into a node"

@@ -185,10 +185,10 @@ def count_parameters(executor: Executor) -> tuple[int, int]:
     return whole, trained
 
 
-def identity(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
+def identity(recipe: Recipe, prepared: Prepared) -> dict[str, object]:
     """What must be the same in a run and in a checkpoint that it resumes from, by the recipe's keys."""
     model = recipe.model
-    found = {
+    found: dict[str, object] = {
         "model.source": model.source if isinstance(model.source, dict) else Path(model.source).name,
         "model.train": model.train,
         "model.tokenizer": prepared.tokenizer,

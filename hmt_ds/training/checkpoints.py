@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from hmt_ds.checkpoint import CheckpointError, Retention, RunPosition, Saver, load_checkpoint, newest_intact
 from hmt_ds.checkpoint.files import step_number
@@ -27,7 +26,7 @@ class RunCheckpoints:
         alive: called for each part of a checkpoint that is written.
     """
 
-    def __init__(self, recipe: Recipe, identity: dict[str, Any], executor: Executor, alive: Callable[[str], None]):
+    def __init__(self, recipe: Recipe, identity: dict[str, object], executor: Executor, alive: Callable[[str], None]):
         options = recipe.checkpoint
         self.executor, self.resume, self.identity = executor, options.resume, identity
         self.folder = Path(recipe.training.output) / "checkpoints"
