@@ -1,7 +1,7 @@
 """Writing a checkpoint: each rank writes its own share, if wanted in the background while training continues."""
 
 import json
-import sys
+import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -30,6 +30,8 @@ from hmt_ds.checkpoint.run_state import RUN_STATE, RunPosition, run_state
 from hmt_ds.checkpoint.staging import Staging
 from hmt_ds.distributed.process_group import all_gather_object, all_reduce_sum, rank, world_size
 from hmt_ds.parallel.protocols import Executor
+
+logger = logging.getLogger(__name__)
 
 FILE_BYTES = 2**31  # approximate size at which a new file of fragments is started
 Arguments = ParamSpec("Arguments")
@@ -175,7 +177,7 @@ class Saver:
         try:
             delete_old(target, self.retention.newest, self.retention.milestones)
         except OSError as error:
-            print(f"warning: old checkpoints could not be deleted: {error}", file=sys.stderr, flush=True)
+            logger.warning("old checkpoints could not be deleted: %s", error)
 
 
 def entries_file(number: int) -> str:

@@ -1,5 +1,6 @@
 """What a run records of its steps: metrics in the run's folder, progress on the screen, a summary at the end."""
 
+import logging
 import math
 from pathlib import Path
 
@@ -18,6 +19,30 @@ from hmt_ds.reporting.progress import Progress
 from hmt_ds.training.rank import peak_resident_bytes
 from hmt_ds.training.stragglers import StragglerDetector
 from hmt_ds.training.validation import warn_if_unwritable
+
+logger = logging.getLogger(__name__)
+
+
+class WarmUp:
+    """Measures what compiling, measuring memory and capturing CUDA graphs add to the first steps of a run.
+
+    They happen inside these steps, so the first step after them tells how long a step takes without.
+
+    Args:
+        steps: how many of the first steps have such work.
+    """
+
+    def __init__(self, steps: int):
+        self.steps, self.seconds = steps, list[float]()
+
+    def step_done(self, seconds: float) -> None:
+        """Count a step; log the result once, after the first step without such work."""
+        if len(self.seconds) > self.steps or not self.steps:
+            return
+        self.seconds.append(seconds)
+        if len(self.seconds) > self.steps:
+            added = max(0.0, sum(self.seconds) - len(self.seconds) * seconds)
+            logger.info("compiling and measuring, in the first %d steps: %.1f s", self.steps, added)
 
 
 class RunLog:
@@ -38,6 +63,7 @@ class RunLog:
         self.flops_per_token = useful_flops_per_token(parameters, trained, executor.settings)
         self.metrics: Metrics | None = None
         self.progress: Progress | None = None
+        self.warm_up = WarmUp(executor.budget.warm_up_steps)
 
     def open(self, step: int) -> None:
         """Open the logs after a step; what they have of later steps is dropped."""
@@ -55,6 +81,7 @@ class RunLog:
 
     def record(self, output: StepOutput, position: RunPosition, seconds: float) -> None:
         """Record a step that took so many seconds."""
+        self.warm_up.step_done(seconds)
         row = self.row(output, position, seconds)
         if self.progress:
             self.progress.advance(output.loss, row["tokens_per_second"] * world_size(), row["peak_memory_gib"])

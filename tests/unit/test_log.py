@@ -12,6 +12,7 @@ from contextlib import suppress
 import pytest
 
 from hmt_ds.reporting.log import log_seconds
+from hmt_ds.training.run_log import WarmUp
 
 # three steps of a run of five, resumed after the second, with a warning after the first of them
 SCRIPT = """
@@ -92,3 +93,15 @@ def test_a_phase_is_logged_with_its_seconds(caplog):
     with pytest.raises(ValueError), log_seconds(logger, "evaluating"):
         raise ValueError
     assert [record.getMessage() for record in caplog.records] == ["saving step_000004: 0.0 s"]
+
+
+@pytest.mark.parametrize(
+    ("steps", "messages"), [(3, ["compiling and measuring, in the first 3 steps: 33.0 s"]), (0, [])]
+)
+def test_compiling_is_a_phase_inside_the_first_steps(caplog, steps, messages):
+    """What these steps take beyond the first one without it; logged once, and not where nothing is compiled."""
+    caplog.set_level(logging.INFO)
+    warm_up = WarmUp(steps)
+    for seconds in (30.0, 2.0, 7.0, 2.0, 2.5, 9.0):
+        warm_up.step_done(seconds)
+    assert [record.getMessage() for record in caplog.records] == messages
