@@ -7,10 +7,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-PROJECT = Path(__file__).resolve().parents[2]
+from forked_ranks import PROJECT, ForkedRank, cpu_environment, rank_server
+
 # NCCL refuses two ranks of one machine on one GPU; ranks that say they are of several machines talk through sockets
 GPU_RANKS = {"NCCL_SOCKET_IFNAME": "lo", "NCCL_IB_DISABLE": "1", "NCCL_NET": "Socket", "HF_HUB_OFFLINE": "1"}
 
@@ -32,7 +34,7 @@ def run_ranks(
     """
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
-        command = [sys.executable, str(Path(__file__).with_name(script)), json.dumps(task), str(result)]
+        command = [str(Path(__file__).with_name(script)), json.dumps(task), str(result)]
         logs = [Path(folder) / f"rank_{rank}" for rank in range(ranks)]
         codes = wait_for(start_ranks(command, logs, environment, one_gpu=one_gpu), timeout)
         if any(codes):
@@ -42,24 +44,33 @@ def run_ranks(
 
 
 def start_ranks(
-    command: list[str], logs: list[Path], environment: dict[str, str], *, one_gpu: bool = False
-) -> list[subprocess.Popen[bytes]]:
-    """Start a command as so many ranks as there are logs, which get what they print."""
+    words: list[str], logs: list[Path], environment: dict[str, str], *, one_gpu: bool = False
+) -> Sequence[subprocess.Popen[bytes] | ForkedRank]:
+    """Start ``python WORDS`` once per log; each log receives the output of its rank."""
     start = os.environ | GPU_RANKS if one_gpu else cpu_environment()
     common = start | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())} | environment
-    processes = []
+    processes: list[subprocess.Popen[bytes] | ForkedRank] = []
     for rank, log in enumerate(logs):
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(len(logs))}
         if one_gpu:
             own |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "NCCL_HOSTID": f"machine {rank}"}
-        with log.open("w") as out:
-            processes.append(
-                subprocess.Popen(command, env=common | own, stdout=out, stderr=subprocess.STDOUT, cwd=PROJECT)
-            )
+            processes.append(start_on_gpu(words, common | own, log))
+        else:
+            processes.append(rank_server(rank % 2).start(words, common | own, log))
     return processes
 
 
-def wait_for(processes: list[subprocess.Popen[bytes]], timeout: float, patience: float = 0.0) -> list[int]:
+def start_on_gpu(words: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+    """Start a new interpreter: CUDA does not survive a fork."""
+    with log.open("w") as out:
+        return subprocess.Popen(
+            [sys.executable, *words], env=environment, stdout=out, stderr=subprocess.STDOUT, cwd=PROJECT
+        )
+
+
+def wait_for(
+    processes: Sequence[subprocess.Popen[bytes] | ForkedRank], timeout: float, patience: float = 0.0
+) -> list[int]:
     """The exit codes. A failure, or the end of the time, ends all: ranks would wait for each other for ever.
 
     Args:
@@ -75,12 +86,6 @@ def wait_for(processes: list[subprocess.Popen[bytes]], timeout: float, patience:
         for process in processes:
             process.kill()
     return [process.wait() for process in processes]
-
-
-def cpu_environment(**more: str) -> dict[str, str]:
-    """This process's environment, for ranks that share a few cores and need no network."""
-    fixed = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return os.environ | fixed | more
 
 
 def free_port() -> int:
