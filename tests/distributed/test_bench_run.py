@@ -1,14 +1,12 @@
 """`hmt-ds bench` on two ranks, with a recipe whose data do not exist and whose folder has a run."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import yaml
-from ranks import PROJECT, cpu_environment
+from commands import run_command
 
 BATCH, DEPTH, L, K, ACCUMULATION = 2, 4, 16, 4, 2
 # embeddings and head, two layers of 7,744 weights, the last norm; two prompts, and the recall's two projections
@@ -43,20 +41,20 @@ def run(tmp_path_factory) -> Run:
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     (folder / "run").mkdir()
     (folder / "run" / "metrics.jsonl").write_text('{"step": 1}\n')
-    command = [sys.executable, "-m", "hmt_ds.cli", "bench", str(folder / "recipe.yaml"), "--ranks", "2"]
-    command += ["--steps", "3", "--warmup", "1", "--json", str(folder / "new" / "a.json")]
-    ended = subprocess.run(
-        [*command, "--trace", str(folder / "trace")],
-        cwd=PROJECT,
-        env=cpu_environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
+    words = (
+        "--steps",
+        "3",
+        "--warmup",
+        "1",
+        "--json",
+        str(folder / "new" / "a.json"),
+        "--trace",
+        str(folder / "trace"),
     )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    code, printed = run_command("bench", str(folder / "recipe.yaml"), "--ranks", "2", *words)
+    assert code == 0, printed
     result = json.loads((folder / "new" / "a.json").read_text())
-    return Run(ended.stdout, result, folder / "trace" / "step.json", folder / "run")
+    return Run(printed, result, folder / "trace" / "step.json", folder / "run")
 
 
 def test_reads_what_was_asked_for(run):

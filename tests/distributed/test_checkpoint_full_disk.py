@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tiny_recipe import STEPS, command_of, finish, make_materials, signal_at, start, train, write_recipe
+from tiny_recipe import STEPS, finish, make_materials, signal_at, train, train_alone, write_recipe
 
 from hmt_ds.checkpoint import newest_intact
 from hmt_ds.distributed.stopping import STOPPED
@@ -98,10 +98,10 @@ def test_told_to_stop_while_a_save_is_written(tmp_path):
     (tmp_path / "slow/sitecustomize.py").write_text(SLOW)
     recipe, output = write_recipe(tmp_path), tmp_path / "run"
     options = ("--checkpoint.background", "true")
-    with start(recipe, output, *options, PYTHONPATH=str(tmp_path / "slow")) as process:
-        signal_at(process, command_of, signal.SIGTERM, output, step=5)
+    with train_alone(recipe, output, *options, PYTHONPATH=str(tmp_path / "slow")) as run:
+        signal_at(run, lambda _: run.ranks, signal.SIGTERM, output, step=5)
         assert not (output / "checkpoints/step_000004").exists()  # it is still being written
-        code, printed = finish(process)
+        code, printed = finish(run)
     assert code == STOPPED and "stopped after step" in printed, printed
     stopped = len(losses(output))
     assert 5 <= stopped < STEPS

@@ -1,22 +1,19 @@
 """Convert runs of two ranks at ZeRO-3, and use the folder with transformers alone."""
 
-import io
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
 import yaml
+from commands import run_command
 from ranks import cpu_environment, run_ranks
 from safetensors.torch import load_file, save_file
 from tiny_recipe import VOCABULARY, make_materials, train, write_recipe
 
 import hmt_ds
-from hmt_ds import cli
 from hmt_ds.evaluation.generation import generate
 from hmt_ds.memory import MemoryState, read_window, split_document
 
@@ -40,12 +37,8 @@ def folder(tmp_path_factory) -> Path:
 
 
 def convert(source: Path, target: Path, *more: str) -> tuple[int, str]:
-    """The command, in this process: its exit code, and all that it printed."""
-    words, printed = ["hmt-ds", "convert", str(source), str(target), *more], io.StringIO()
-    output = redirect_stdout(printed), redirect_stderr(printed)
-    with patch.object(sys, "argv", words), output[0], output[1], pytest.raises(SystemExit) as end:
-        cli.main()
-    return int(end.value.code or 0), printed.getvalue()
+    """`hmt-ds convert`: its exit code, and all that it printed."""
+    return run_command("convert", str(source), str(target), *more)
 
 
 def by_trainer(folder: Path, run: Path, *overrides: str) -> dict[str, torch.Tensor]:

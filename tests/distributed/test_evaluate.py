@@ -2,29 +2,14 @@
 
 import json
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import yaml
-from ranks import PROJECT, cpu_environment
+from commands import run_command
+from ranks import PROJECT
 from reading import run_cases
 from tiny_recipe import STEPS, make_materials, run_module, train, write_recipe
 from zero_cases import CONFIGS
-
-
-def evaluate(run: Path) -> subprocess.CompletedProcess[str]:
-    """`hmt-ds evaluate` to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "hmt_ds.cli", "evaluate", str(run), "--ranks", "2"],
-        env=cpu_environment(),
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
 
 
 def log_of(printed: str) -> list[str]:
@@ -55,8 +40,8 @@ def test_a_run_is_evaluated_again(tmp_path):
         "evaluating: S s",
     ]
     file.unlink()
-    run = evaluate(output)
-    assert run.returncode == 0 and "held-out perplexity" in run.stdout, run.stdout + run.stderr
+    code, printed = run_command("evaluate", str(output), "--ranks", "2")
+    assert code == 0 and "held-out perplexity" in printed, printed
     assert json.loads(file.read_text()) == found
     moved = output.rename(tmp_path / "moved")
     (moved / file.relative_to(output)).unlink()

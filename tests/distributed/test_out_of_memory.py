@@ -11,7 +11,7 @@ def test_one_line_and_everybody_ends(tmp_path):
     make_materials(tmp_path)
     output = tmp_path / "full"
     with start(write_recipe(tmp_path), output, PYTHONPATH=BREAKS, HMT_DS_BREAK="out_of_memory") as process:
-        code, printed = finish(process, timeout=90)
+        code, printed = finish(process)
         assert not processes_of(output)
     errors = [line for line in printed.splitlines() if line.startswith("error: ")]
     (full,) = [line for line in errors if line.startswith("error: rank 1: CUDA out of memory. Tried to allocate 4.10")]

@@ -1,13 +1,11 @@
 """`hmt-ds bench` on two stages: numbers of both together, and the phases of each."""
 
 import json
-import subprocess
-import sys
 from typing import Any, NamedTuple
 
 import pytest
 import yaml
-from ranks import PROJECT, cpu_environment
+from commands import run_command
 
 BATCH, DEPTH, L, K, ACCUMULATION = 4, 3, 16, 4, 2
 # embeddings and head, three layers of 7,744 weights, the last norm; two prompts, and the recall's two projections
@@ -41,18 +39,10 @@ def run(tmp_path_factory) -> Run:
         "deepspeed": "ds_configs/zero1.json",
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    command = [sys.executable, "-m", "hmt_ds.cli", "bench", str(folder / "recipe.yaml"), "--ranks", "2"]
-    ended = subprocess.run(
-        [*command, "--steps", "3", "--warmup", "1", "--json", str(folder / "a.json")],
-        cwd=PROJECT,
-        env=cpu_environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    return Run(ended.stdout, json.loads((folder / "a.json").read_text()))
+    words = ("--steps", "3", "--warmup", "1", "--json", str(folder / "a.json"))
+    code, printed = run_command("bench", str(folder / "recipe.yaml"), "--ranks", "2", *words)
+    assert code == 0, printed
+    return Run(printed, json.loads((folder / "a.json").read_text()))
 
 
 def test_stages_share_their_tokens(run):

@@ -1,7 +1,6 @@
 """`hmt-ds train` on pipeline stages: resumed, moved to another layout, converted, and with a dead stage."""
 
 import json
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tiny_recipe import STEPS, finish, make_materials, ranks_of, signal_at, start, train, write_recipe
+from tiny_recipe import STEPS, finish, kill_at, make_materials, ranks_of, start, train, write_recipe
 
 from hmt_ds.reporting.metrics import read_metrics
 
@@ -44,9 +43,7 @@ def test_killed_and_resumed_it_is_the_same_run(folder):
     recipe, whole, broken = write_recipe(folder, 1), folder / "whole", folder / "broken"
     code, printed = train(recipe, whole, *TWO_STAGES)
     assert code == 0, printed
-    with start(recipe, broken, *TWO_STAGES) as process:
-        signal_at(process, ranks_of, signal.SIGKILL, broken, step=6)
-        finish(process)
+    kill_at(recipe, broken, *TWO_STAGES, step=6)
     code, printed = train(recipe, broken, *TWO_STAGES, *RESUME)
     assert code == 0 and "resumed from" in printed, printed
     assert losses(broken) == losses(whole) and len(losses(whole)) == STEPS

@@ -10,6 +10,7 @@ from tiny_recipe import (
     STEPS,
     command_of,
     finish,
+    kill_at,
     launch,
     launchers_of,
     make_materials,
@@ -58,7 +59,7 @@ def test_killed_then_stopped_then_finished(folder):
     assert train(recipe, whole)[0] == 0
     assert [step for step, *_ in losses(whole)] == list(range(1, STEPS + 1))
 
-    interrupt(recipe, broken, ranks_of, signal.SIGKILL)
+    kill_at(recipe, broken, step=6)
     assert (broken / "checkpoints" / "latest").read_text().strip() in ("step_000004", "step_000008")
     assert 6 <= len(losses(broken)) < STEPS
 
@@ -90,7 +91,7 @@ def test_one_rank_fails_at_its_start(folder):
     output = folder / "failed"
     options = {"PYTHONPATH": BREAKS, "HMT_DS_BREAK": "rank_1"}
     with start(write_recipe(folder), output, **options) as process:
-        code, printed = finish(process, timeout=60)
+        code, printed = finish(process)
         assert not ranks_of(output)
     assert code != 0 and "rank 1 fails on purpose" in printed, printed
     assert not output.exists()
@@ -101,7 +102,7 @@ def test_one_rank_fails_at_its_start(folder):
 def test_killed_at_other_stages(folder, stage):
     recipe, whole, broken = write_recipe(folder, stage), folder / f"whole{stage}", folder / f"broken{stage}"
     assert train(recipe, whole)[0] == 0
-    interrupt(recipe, broken, ranks_of, signal.SIGKILL)
+    kill_at(recipe, broken, step=6)
     code, printed = train(recipe, broken, *RESUME)
     assert code == 0 and "resumed from" in printed, printed
     assert losses(broken) == losses(whole)
