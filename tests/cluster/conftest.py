@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from ranks import PROJECT, cpu_environment
-from tiny_recipe import make_materials, write_recipe
+from tiny_recipe import NO_COMPILER, make_materials, write_recipe
 
 from hmt_ds.reporting.metrics import read_metrics
 
@@ -57,7 +57,7 @@ class Cluster:
         more = {"MC_STATE": str(self.state), "VENV": str(VENV), "PATH": f"{VENV}/bin:{os.environ['PATH']}"}
         with subprocess.Popen(
             [str(MINICLUSTER), "exec", node, *command],
-            env=cpu_environment(**more | environment),
+            env=cpu_environment(**NO_COMPILER | more | environment),
             cwd=PROJECT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
