@@ -80,7 +80,7 @@ class RunLog:
             self.metrics.close()
 
     def record(self, output: StepOutput, position: RunPosition, seconds: float) -> None:
-        """Record a step that took so many seconds."""
+        """Record a step that took ``seconds``."""
         self.warm_up.step_done(seconds)
         row = self.row(output, position, seconds)
         if self.progress:
