@@ -1,1 +1,1 @@
-"""Processes: joining, exchanging small values, stopping, watching."""
+"""Ranks as processes: process group, collectives, stop signals, watchdog, and DeepSpeed's internals."""

@@ -3,7 +3,7 @@
 Shapes: b batch, c cached memories, m memory tokens, d embedding width, w tokens of a segment, v vocabulary.
 """
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, overload
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +84,22 @@ class HMT(nn.Module):
             self.summary_prompt = Prompt(settings.memory_tokens, dim)
             self.recall = Recall(dim, settings)
 
+    @overload
+    def forward(
+        self,
+        part: Segment,
+        memories: Tensor,
+        valid: Tensor,
+        *,
+        query: Tensor | None = None,
+        mode: Mode | None = None,
+        with_loss: bool = True,
+        with_logits: bool = False,
+    ) -> SegmentOutput: ...
+
+    @overload
+    def forward(self, part: Summary, *, query: None = None, with_loss: bool = True) -> Tensor: ...
+
     def forward(
         self,
         part: Segment | Summary,
@@ -94,7 +110,7 @@ class HMT(nn.Module):
         mode: Mode | None = None,
         with_loss: bool = True,
         with_logits: bool = False,
-    ) -> Any:
+    ) -> SegmentOutput | Tensor:
         """Read one segment, or the beginnings of some. (One method for both: an engine around it has no other.)
 
         Args:

@@ -1,1 +1,1 @@
-"""DeepSpeed lives here: engines around the memory, and nothing of DeepSpeed outside."""
+"""Training and reading on many ranks: DeepSpeed engines around an HMT, for ZeRO and for pipelines."""

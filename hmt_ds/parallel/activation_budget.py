@@ -71,7 +71,7 @@ class ActivationBudget:
             return forward
         cuda = torch.get_device_module(self.device)
 
-        def measured(part: object, *arguments: Any, **options: Any) -> object:
+        def measured(part: object, *arguments: object, **options: object) -> object:
             before = cuda.memory_allocated()
             output = forward(part, *arguments, **options)
             if torch.is_grad_enabled():

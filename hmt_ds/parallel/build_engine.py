@@ -4,7 +4,7 @@ import io
 from collections.abc import Callable
 from contextlib import AbstractContextManager, redirect_stdout
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import cast
 
 import deepspeed
 import torch
@@ -17,7 +17,7 @@ from hmt_ds.memory import HMT
 from hmt_ds.memory.loss import cross_entropy
 from hmt_ds.parallel.build_hmt import parameter_groups
 from hmt_ds.parallel.compute_choice import resolve
-from hmt_ds.parallel.deepspeed_config.fill import computes_in_autocast, stage_of, with_bucket
+from hmt_ds.parallel.deepspeed_config.fill import DsConfig, computes_in_autocast, stage_of, with_bucket
 from hmt_ds.parallel.gradients import move_buffers
 from hmt_ds.parallel.protocols import GradientReduction
 from hmt_ds.parallel.settings import ComputeSettings
@@ -39,7 +39,7 @@ class ExecutorOptions:
         scheduler: makes a learning rate schedule from an optimizer.
     """
 
-    ds_config: dict[str, Any]
+    ds_config: DsConfig
     precision: str
     device: torch.device
     depth: int

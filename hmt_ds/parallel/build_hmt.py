@@ -1,7 +1,7 @@
 """Build a model, at ZeRO-3 sharded from the start, so that no rank ever holds it whole."""
 
 from contextlib import nullcontext
-from typing import Any, cast
+from typing import cast
 
 import deepspeed
 import torch
@@ -16,7 +16,7 @@ MEMORY_SEED = 0x484D54  # of the memory modules; the same on every rank
 
 
 def build_hmt(
-    source: str | dict[str, Any],
+    source: str | dict[str, object],
     memory: MemorySettings,
     *,
     ds_config: DsConfig,

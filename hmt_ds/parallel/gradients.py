@@ -104,11 +104,12 @@ class ReducePerStep:
         self.engine, self.sharded = engine, engine.zero_optimization_stage() == 3
         move_buffers(self.model, engine.device)
 
-    def forward(self, *arguments: Any, **options: Any) -> object:
+    def forward(self, *arguments: object, **options: object) -> object:
         """Run a segment or a summary, by CUDA graphs if they were captured."""
-        return (self.replays or self.eager_forward)(*arguments, **options)
+        run: Forward = self.replays or self.eager_forward
+        return run(*arguments, **options)
 
-    def eager_forward(self, *arguments: Any, **options: Any) -> object:
+    def eager_forward(self, *arguments: object, **options: object) -> object:
         """Run a segment or a summary kernel by kernel."""
         with self.autocast:
             return self.model(*arguments, **options)

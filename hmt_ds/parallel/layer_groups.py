@@ -106,9 +106,9 @@ class LayerCall:
     def __init__(self, group: LayerGroup, layer: nn.Module):
         self.group, self.layer = group, layer
 
-    def __call__(self, hidden: Tensor, *arguments: Any, **options: Any) -> Tensor:
+    def __call__(self, hidden: Tensor, *arguments: object, **options: object) -> Tensor:
         self.group.calls.append(lambda given: self.layer(given, *arguments, **options))
         return self.group(hidden) if self.layer is self.group.layers[-1] else hidden
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self.layer, name)

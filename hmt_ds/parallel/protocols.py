@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from hmt_ds.distributed.engine import Engine
 from hmt_ds.memory import HMT, MemorySettings, MemoryState, SegmentOutput, Window
 from hmt_ds.memory.bptt import Phase
-from hmt_ds.parallel.activation_budget import ActivationBudget
+from hmt_ds.parallel.activation_budget import ActivationBudget, Forward
 from hmt_ds.parallel.settings import ComputeSettings
 
 
@@ -58,8 +58,9 @@ class GradientReduction(Protocol):
     def attach(self, engine: Engine[HMT]) -> None:
         """Use this engine, which was built around the model."""
 
-    def forward(self, *arguments: Any, **options: Any) -> Any:
-        """Run a segment or a summary through the model."""
+    @property
+    def forward(self) -> Forward:
+        """The forward pass of a segment or a summary."""
 
     def accumulate(self, passes: int, scale: float, phase: Phase) -> AbstractContextManager[None]:
         """Surround all backward passes of an optimizer step; afterwards the engine has the reduced gradients.
@@ -100,7 +101,7 @@ class Reader(Protocol):
     engine: Engine[HMT]
 
     def read(
-        self, window: Window, state: MemoryState | None, **options: Any
+        self, window: Window, state: MemoryState | None, **options: object
     ) -> Iterator[tuple[SegmentOutput, MemoryState]]:
         """Run a window without training; yield the output of each segment and the state after it.
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,7 +71,7 @@ class ZeroExecutor:
 
     @torch.no_grad()
     def read(
-        self, window: Window, state: MemoryState | None, **options: Any
+        self, window: Window, state: MemoryState | None, **options: object
     ) -> Iterator[tuple[SegmentOutput, MemoryState]]:
         """Run a window without training; yield the output of each segment and the state after it."""
         self.engine.eval()

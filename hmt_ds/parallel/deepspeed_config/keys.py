@@ -8,7 +8,7 @@ from typing import Any
 from deepspeed.runtime.config import DeepSpeedConfig
 
 
-def unknown_keys(config: dict[str, Any]) -> list[str]:
+def unknown_keys(config: dict[str, object]) -> list[str]:
     """Keys that DeepSpeed would ignore silently, each with a known key of a similar name or the same beginning."""
     known = sorted(known_keys())
     problems = []
@@ -51,7 +51,7 @@ def known_keys() -> frozenset[str]:
     return frozenset(file.asked)
 
 
-def refusal(config: dict[str, Any]) -> list[str]:
+def refusal(config: dict[str, object]) -> list[str]:
     """DeepSpeed's objection to a whole file, in one line: the first problem that it finds."""
     try:
         DeepSpeedConfig(copy.deepcopy(config))
