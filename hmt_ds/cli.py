@@ -60,10 +60,10 @@ def command_line() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, run: Run, text: str, more: str = "", *, overrides: bool = False) -> argparse.ArgumentParser:
-        epilog = (
-            "`hmt-ds keys` lists the keys of a recipe. To use several machines, see launch/." if overrides else None
-        )
-        command = commands.add_parser(name, help=text, description=f"{text}. {more}".strip(), epilog=epilog)
+        description = f"{text[0].upper()}{text[1:]}. {more}".strip()
+        command = commands.add_parser(name, help=text, description=description)
+        if overrides:
+            command.epilog = "`hmt-ds keys` lists the keys of a recipe. To use several machines, see launch/."
         command.set_defaults(run=run, takes_overrides=overrides)
         return command
 

@@ -1,4 +1,4 @@
-"""A folder with a recipe that works, and with things that do not; what is said, and what is there afterwards."""
+"""A folder with a correct recipe and broken files, for tests of error messages."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ LLAMA |= {"num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embedd
 
 
 def make_folder(folder: Path) -> None:
-    """A recipe that works, and things that do not."""
+    """Write a correct recipe and broken files."""
     (folder / "text.txt").write_text("A short document.\n")  # less than one segment
     train_sentencepiece([folder / "text.txt"], folder / "tokenizer", VOCABULARY)
     recipe: dict[str, Any] = {
@@ -42,11 +42,11 @@ def make_folder(folder: Path) -> None:
 
 
 def errors_in(said: str) -> list[str]:
-    """The problems' lines."""
+    """Return the lines that report problems."""
     return [line for line in said.splitlines() if line.startswith("error: ")]
 
 
 def contents(folder: Path) -> dict[Path, bytes | None]:
-    """All below a folder, folders too, but for the cache: documents that were in order may be kept there."""
+    """Return the contents of all files and folders below a folder, except the cache, where documents may be added."""
     paths = [path for path in folder.rglob("*") if folder / "cache" not in (path, *path.parents)]
     return {path: path.read_bytes() if path.is_file() else None for path in paths}

@@ -1,4 +1,4 @@
-"""More of what people get wrong, in all of the commands: each problem is one line, and nothing is touched."""
+"""Wrong options of the commands: each problem is one line, and no file changes."""
 
 import json
 import sys
@@ -62,7 +62,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Shared by all cases: none of them may change it."""
+    """Make a folder that all cases share: none of them may change it."""
     folder = tmp_path_factory.mktemp("bad_commands")
     make_folder(folder)
     return folder
@@ -83,7 +83,7 @@ def test_problem_is_one_line(folder, monkeypatch, capsys, words, lines):
 
 
 @pytest.mark.parametrize("name", ["old.json", "new.json", "new.txt", "new/numbers"])
-def test_bench_may_write_its_numbers_anew(folder, monkeypatch, tmp_path, name):
+def test_bench_may_overwrite_its_numbers(folder, monkeypatch, tmp_path, name):
     (tmp_path / "old.json").write_text(json.dumps({}))
     started = []
     monkeypatch.chdir(folder)

@@ -1,8 +1,8 @@
-"""What people get wrong: each problem is one line, nothing starts, nothing is touched.
+"""Wrong recipes: each problem is one line, no rank starts, and no file changes.
 
     python tests/unit/test_bad_input.py
 
-prints all the lines, for a person to read.
+prints all error messages.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ NO_EMBEDDINGS = {"model_type": "cpmant", "vocab_size": VOCABULARY, "hidden_size"
 
 
 class Case(NamedTuple):
-    """Words after the recipe, and what each line must say, in order."""
+    """Words after the recipe, and a part of each line that must be printed, in order."""
 
     name: str
     words: list[str]
@@ -194,7 +194,7 @@ def inside(folder: Path) -> Iterator[None]:
 
 
 def ask(folder: Path, case: Case) -> tuple[Any, str]:
-    """`hmt-ds train` in this process: exit code and what it says."""
+    """Run `hmt-ds train` in this process; return exit code and stderr."""
     said = io.StringIO()
     with (
         inside(folder),
@@ -208,7 +208,7 @@ def ask(folder: Path, case: Case) -> tuple[Any, str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Shared by all cases: none of them may change it."""
+    """Make a folder that all cases share: none of them may change it."""
     folder = tmp_path_factory.mktemp("bad_input")
     make_folder(folder)
     return folder
@@ -228,15 +228,15 @@ def test_problem_is_one_line(folder, case):
     assert contents(folder) == before
 
 
-def test_as_many_lines_as_problems(folder):
+def test_one_line_per_problem(folder):
     several = [case for case in CASES if case.name.startswith("several")]
     for case in several:
         assert len(errors_in(ask(folder, case)[1])) == len(case.lines)
     assert len(several) == 2
 
 
-def test_command_itself(folder):
-    """As a process of its own: all that it prints are the problems."""
+def test_command_in_a_process(folder):
+    """In a process of its own it prints nothing but the problems."""
     case = CASES[0]
     run = subprocess.run(
         [sys.executable, "-m", "hmt_ds.cli", "train", case.recipe, *case.words],

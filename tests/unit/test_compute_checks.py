@@ -1,4 +1,4 @@
-"""Settings that contradict DeepSpeed's file are said before anything starts."""
+"""Checks of compute settings against DeepSpeed's file and the backbone."""
 
 import pytest
 from test_pipeline_checks import LLAMA, recipe_of
@@ -10,8 +10,8 @@ from hmt_ds.preflight.compute_checks import check_compute
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 @pytest.mark.parametrize("device", ["cpu", "none", None])
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_gradients_are_clipped_when_they_are_scaled_no_more(precision, device, stage):
-    """DeepSpeed clips fp16's scaled gradients where ZeRO-1 or 2 offloads the optimizer, and nowhere else."""
+def test_fp16_gradients_are_clipped_after_unscaling(precision, device, stage):
+    """DeepSpeed clips fp16 gradients while they are scaled only where ZeRO-1 or 2 offloads the optimizer."""
     zero = {"stage": stage} | ({"offload_optimizer": {"device": device}} if device else {})
     recipe = recipe_of({"precision": precision}, stages=1)
     found = check_compute(recipe, read_config(LLAMA), {"zero_optimization": zero})
@@ -33,8 +33,8 @@ def test_gradients_are_clipped_when_they_are_scaled_no_more(precision, device, s
         (LLAMA, {"train": "whole", "lora": {"dropout": 0.1}}, False),
     ],
 )
-def test_dropout_is_not_captured(monkeypatch, config, model, refused):
-    """Of OPT it is a tenth unless the configuration says otherwise."""
+def test_dropout_rules_out_cuda_graphs(monkeypatch, config, model, refused):
+    """OPT has a dropout of 0.1 unless its configuration says otherwise."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("hmt_ds.preflight.compute_checks.memory_of_this_machine", lambda: (10**15, "the GPU"))
     recipe = recipe_of(model, compute={"cuda_graphs": "always"}, stages=1)

@@ -1,4 +1,4 @@
-"""The recipe: overrides are typed, every key is listed, and what is written is what was read."""
+"""Loading a recipe: typed overrides, one line per problem, every key listed, recipes that read back equal."""
 
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def test_overrides_change_nothing_else():
     assert changed == plain
 
 
-def test_override_below_a_value():
+def test_override_of_a_key_below_a_value():
     values = {"deepspeed": "file.json"}
     assert apply_overrides(values, ["--deepspeed.stage", "3"]) == [
         "deepspeed.stage: deepspeed is a value, not a section"
@@ -56,14 +56,14 @@ def test_override_below_a_value():
     assert values == {"deepspeed": "file.json"}
 
 
-def test_every_problem_is_listed():
+def test_every_problem_is_reported():
     with pytest.raises(ConfigError) as error:
         load_recipe(QUICKSTART, ["--training.steps", "0", "--optimizer.lr", "-1", "--data.wrokers", "2", "x"])
     assert len(error.value.problems) == 4
     assert "data.wrokers: unknown key; did you mean data.workers?" in error.value.problems
 
 
-def test_keys_are_all_there_and_explained():
+def test_every_key_is_listed_with_its_meaning():
     listed = dict(keys(Recipe))
 
     def leaves(values: dict, prefix: str = "") -> set[str]:
@@ -81,15 +81,15 @@ def test_keys_are_all_there_and_explained():
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
-def test_what_is_written_is_what_was_read(file, tmp_path):
-    """A run's recipe.yaml, as the trainer writes it, is the same recipe again."""
+def test_a_written_recipe_reads_back_equal(file, tmp_path):
+    """As the trainer writes it to a run's recipe.yaml."""
     recipe = load_recipe(file, ["--optimizer.lr", "1.2345678901234567e-4", "--checkpoint.every", "3"])
     saved = tmp_path / "recipe.yaml"
     saved.write_text(write_yaml(recipe.model_dump(mode="json")))
     assert load_recipe(saved) == recipe
 
 
-def test_recipe_does_not_change():
+def test_recipe_is_frozen():
     with pytest.raises(ValueError, match="frozen"):
         load_recipe(QUICKSTART).training.steps = 3
 

@@ -1,4 +1,4 @@
-"""What stands in a recipe: numbers, texts that look like others, sections left out, and files beside it."""
+"""Values in a recipe: numbers, text that looks like another type, missing sections, and files beside the recipe."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ QUICKSTART = PROJECT / "launch" / "recipes" / "quickstart.yaml"
 
 
 def write_recipe(file: Path, **sections: Any) -> Path:
-    """The quickstart's recipe with some sections changed; text is taken as it is."""
+    """Write the quickstart recipe with some sections replaced by YAML text."""
     values = read_yaml(QUICKSTART.read_text())
     lines = [f"{name}: {text}" for name, text in sections.items()]
     file.parent.mkdir(exist_ok=True)
@@ -42,12 +42,12 @@ def write_recipe(file: Path, **sections: Any) -> Path:
         ("", None),
     ],
 )
-def test_what_is_read(text, expected):
+def test_read_yaml(text, expected):
     assert read_yaml(text) == expected and type(read_yaml(text)) is type(expected)
 
 
 def test_numbers_without_a_dot_in_a_recipe(tmp_path):
-    """Also where any value may stand, so that nothing but the reading makes a number of it."""
+    """Also for keys of any type, where only the YAML loader decides what is a number."""
     file = write_recipe(
         tmp_path / "recipe.yaml", optimizer="{lr: 1e-4, params: {eps: 1e-6}}", schedule="{name: StepLR}"
     )
@@ -59,8 +59,8 @@ def test_numbers_without_a_dot_in_a_recipe(tmp_path):
 @pytest.mark.parametrize(
     "value", ["1e-4", 1e-4, "-.5E3", 1e-05, 1e300, "2024-05-01", "off", False, "null", None, "3", 3, "", "a: b", "1.5"]
 )
-def test_what_is_written_is_read_back(value):
-    """Text stays text and a number a number, as keys too."""
+def test_written_values_read_back_equal(value):
+    """Text stays text and numbers stay numbers, in keys too."""
     values = {"b": value, "a": [value, {"c": value}], value: 1}
     found = read_yaml(write_yaml(values))
     assert found == values and list(found) == list(values)
@@ -79,7 +79,7 @@ def test_what_is_written_is_read_back(value):
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
-def test_sections_that_are_null_and_texts_that_look_like_others(tmp_path, words, section, key, expected):
+def test_null_sections_and_text_that_looks_like_another_type(tmp_path, words, section, key, expected):
     file = write_recipe(tmp_path / "recipe.yaml", data="{train: {source: t}, validation: null}", checkpoint="null")
     words = words if section == "checkpoint" else [*words, "--checkpoint.every", "3"]
     value = load_recipe(file, words).model_dump()[section]
@@ -107,7 +107,7 @@ def test_wandb_in_a_recipe(tmp_path, text):
         ("logging.wandb", "true", ["must be 'off', 'offline' or 'online', got True"]),
     ],
 )
-def test_one_line_for_a_key_of_several_types(key, value, parts):
+def test_a_key_with_several_types_has_one_line(key, value, parts):
     with pytest.raises(ConfigError) as error:
         load_recipe(QUICKSTART, [f"--{key}", value])
     (line,) = error.value.problems
@@ -115,7 +115,7 @@ def test_one_line_for_a_key_of_several_types(key, value, parts):
 
 
 def test_a_deepspeed_file_beside_the_recipe_is_found_from_anywhere(tmp_path, monkeypatch):
-    """By the run's recipe.yaml too, which lies elsewhere."""
+    """Also through the run's recipe.yaml, which is in another folder."""
     write_recipe(tmp_path / "sub" / "recipe.yaml", deepspeed="own.json")
     (tmp_path / "sub" / "own.json").write_text("{}")
     monkeypatch.chdir(tmp_path)

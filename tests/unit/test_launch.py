@@ -1,4 +1,4 @@
-"""Which rank a process is, by whoever started it."""
+"""How a process finds its rank, for each launcher."""
 
 import os
 import sys
@@ -29,7 +29,7 @@ DEEPSPEED = {"RANK": "2", "LOCAL_RANK": "0", "WORLD_SIZE": "4", "LOCAL_SIZE": "2
 
 
 def place(monkeypatch, given: dict[str, str]) -> dict[str, str]:
-    """Torch's variables in an environment that holds nothing but what is given."""
+    """Return torch's variables, found in an environment that has only the given ones."""
     monkeypatch.setattr(os, "environ", dict(given))
     set_rank_variables()
     return {name: os.environ[name] for name in NAMES if name in os.environ}
@@ -69,21 +69,21 @@ def test_rank(monkeypatch, given, rank, local, size, here):
     assert found["MASTER_ADDR"] == given.get("MASTER_ADDR", "127.0.0.1")
 
 
-def test_several_machines_need_a_first_one(monkeypatch):
+def test_several_machines_need_a_master_address(monkeypatch):
     with pytest.raises(LaunchError, match="MASTER_ADDR is not set, and only 2 of 8 ranks"):
         place(monkeypatch, SRUN)
 
 
 @pytest.mark.parametrize("given", [MPI, HYDRA], ids=["mpirun", "MPICH"])
-def test_mpi_is_asked_for_it(monkeypatch, given):
-    """tests/cluster/test_launchers.py asks a real one."""
+def test_master_address_from_mpi(monkeypatch, given):
+    """tests/cluster/test_launchers.py runs a real MPI."""
     monkeypatch.setattr(process_group, "rendezvous", lambda: {"MASTER_ADDR": "10.0.0.7", "MASTER_PORT": "41234"})
     found = place(monkeypatch, given)
     assert (found["MASTER_ADDR"], found["MASTER_PORT"]) == ("10.0.0.7", "41234")
     assert place(monkeypatch, given | {"MASTER_PORT": "29400"})["MASTER_PORT"] == "29400"
 
 
-def test_mpi_cannot_be_asked(monkeypatch):
+def test_mpi_without_mpi4py(monkeypatch):
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     with pytest.raises(LaunchError, match="MASTER_ADDR is not set: set it, or install mpi4py"):
         place(monkeypatch, MPI)
@@ -99,6 +99,6 @@ def test_mpi_cannot_be_asked(monkeypatch):
         ({"CUDA_VISIBLE_DEVICES": "3,5", "DS_ACCELERATOR": "cpu"}, 2, ["--num_gpus", "2"]),
     ],
 )
-def test_visible_devices_are_those_that_are_used(monkeypatch, given, ranks, words):
+def test_launcher_uses_the_visible_devices(monkeypatch, given, ranks, words):
     monkeypatch.setattr(os, "environ", dict(given))
     assert device_options(ranks) == words

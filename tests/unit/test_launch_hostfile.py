@@ -1,4 +1,4 @@
-"""What launch/hostfile.sh hands to deepspeed comes through pdsh and the shells of the machines as it was."""
+"""Arguments of launch/hostfile.sh reach the ranks unchanged, through pdsh and the shells of the machines."""
 
 import re
 import shutil
@@ -42,7 +42,7 @@ run_launcher() { "$@"; }
         "a\n b",
     ],
 )
-def test_words_come_through(tmp_path, word):
+def test_arguments_are_unchanged(tmp_path, word):
     (tmp_path / "launch").mkdir()
     shutil.copy(LAUNCH / "hostfile.sh", tmp_path / "launch")
     (tmp_path / "launch" / "node_env.sh").write_text(STUB)

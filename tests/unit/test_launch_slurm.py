@@ -1,8 +1,8 @@
-"""`hmt-ds launch slurm`: the scripts that it writes, and what it refuses. That they run: tests/cluster.
+"""`hmt-ds launch slurm`: the job scripts and the error messages. tests/cluster runs the scripts.
 
     python tests/unit/test_launch_slurm.py
 
-prints scripts for 1, 8 and 64 nodes, for a person to read.
+prints scripts for 1, 8 and 64 nodes.
 """
 
 import os
@@ -27,20 +27,19 @@ RECIPE = {
     "deepspeed": "ds_configs/zero2.json",
 }
 NEEDS_MERGE = "of a LoRA run needs --merge; or use --what adapter or memory"
-NO_CHOICE = "invalid choice: 'fp8' (choose from 'bf16', 'fp32')"
 SHELLCHECK = Path(sys.executable).with_name("shellcheck")
 
 
 @pytest.fixture
 def recipe(tmp_path, monkeypatch) -> str:
-    """In a working folder of its own."""
+    """Write a recipe to a new working folder."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
     return "recipe.yaml"
 
 
 def ask(monkeypatch, capsys, *words: str) -> tuple[int, str, list[str]]:
-    """Exit code, what was printed, and the errors."""
+    """Run the command in this process; return exit code, stdout and error lines."""
     monkeypatch.setattr(sys, "argv", ["hmt-ds", "launch", "slurm", *words])
     with pytest.raises(SystemExit) as end:
         cli.main()
@@ -49,12 +48,12 @@ def ask(monkeypatch, capsys, *words: str) -> tuple[int, str, list[str]]:
 
 
 def scripts_in(printed: str) -> list[str]:
-    """The scripts of a dry run."""
+    """Return the scripts that a dry run printed."""
     return ["#!/usr/bin/env bash" + text for text in printed.split("#!/usr/bin/env bash")[1:]]
 
 
 def options_in(script: str) -> dict[str, str]:
-    """What it asks of Slurm."""
+    """Return the sbatch options of a script."""
     lines = [shlex.split(line, comments=True) for line in re.findall(r"^#SBATCH (.*)$", script, flags=re.MULTILINE)]
     assert all(len(words) == 1 for words in lines), lines
     return {key: value for [word] in lines for key, _, value in [word.removeprefix("--").partition("=")]}
@@ -109,14 +108,14 @@ def test_each_part_is_written_to_a_folder_of_its_own(monkeypatch, capsys, recipe
     assert targets == ["converted", "converted-memory", "converted-backbone"]
 
 
-def test_a_conversion_that_is_there_is_said_before_the_training(monkeypatch, capsys, recipe, tmp_path):
+def test_an_existing_conversion_is_reported_before_training(monkeypatch, capsys, recipe, tmp_path):
     (tmp_path / "runs/my run/converted").mkdir(parents=True)
     code, _, errors = ask(monkeypatch, capsys, recipe, "--dry-run", "--then", "convert --merge")
     assert code == 2 and errors == ["error: --then convert: runs/my run/converted exists: move it away"]
 
 
-def test_values_stay_whole(monkeypatch, capsys, recipe):
-    """For sbatch a # begins a comment, also within a word, and a line of a comment ends with the line."""
+def test_special_characters_are_quoted(monkeypatch, capsys, recipe):
+    """For sbatch # starts a comment, even within a word, and a line break would end a comment of the script."""
     words = ("--partition", "a#b", "--account", "it's", "--sbatch", "constraint=[a|b]#", "--model.source", "a\nexit 1")
     (script,) = scripts_in(ask(monkeypatch, capsys, recipe, "--dry-run", *words)[1])
     found = options_in(script)
@@ -124,7 +123,7 @@ def test_values_stay_whole(monkeypatch, capsys, recipe):
     assert all(line.startswith("#") for line in script.partition("\nset -")[0].splitlines())
 
 
-def test_array_counts_the_seed_up(monkeypatch, capsys, recipe):
+def test_array_increments_the_seed(monkeypatch, capsys, recipe):
     (script,) = scripts_in(ask(monkeypatch, capsys, recipe, "--array", "3", "--dry-run")[1])
     assert options_in(script)["array"] == "0-2"
     lines = "\n".join(line for line in script.splitlines() if line.startswith(("seed=", "run=")))
@@ -134,7 +133,7 @@ def test_array_counts_the_seed_up(monkeypatch, capsys, recipe):
     assert shown.stdout == "runs/my run/seed_7\n"
 
 
-def test_scripts_are_clean(monkeypatch, capsys, recipe):
+def test_scripts_pass_shellcheck(monkeypatch, capsys, recipe):
     words = ("--dry-run", "--array", "2", "--then", "evaluate", "--then", "convert --merge")
     words += ("--model.source", "it's mine")
     for script in scripts_in(ask(monkeypatch, capsys, recipe, *words)[1]):
@@ -190,14 +189,14 @@ def test_bad_options(monkeypatch, capsys, recipe, words, line):
     assert code == 2 and printed == "" and errors == [f"error: {line}"]
 
 
-def test_a_run_that_is_there_is_not_gone_on_with_unasked(monkeypatch, capsys, recipe, tmp_path):
+def test_an_existing_run_is_resumed_only_on_request(monkeypatch, capsys, recipe, tmp_path):
     (tmp_path / "runs/my run/checkpoints").mkdir(parents=True)
     code, _, errors = ask(monkeypatch, capsys, recipe, "--dry-run")
     assert code == 2 and "runs/my run holds a run already" in errors[0]
     assert ask(monkeypatch, capsys, recipe, "--dry-run", "--checkpoint.resume", "auto")[0] == 0
 
 
-def test_nor_is_one_of_an_array(monkeypatch, capsys, recipe, tmp_path):
+def test_existing_runs_of_an_array_are_resumed_only_on_request(monkeypatch, capsys, recipe, tmp_path):
     for seed in (4, 6, 7, 8):
         (tmp_path / f"runs/my run/seed_{seed}/checkpoints").mkdir(parents=True)
     code, _, errors = ask(monkeypatch, capsys, recipe, "--dry-run", "--array", "3")
@@ -208,8 +207,8 @@ def test_nor_is_one_of_an_array(monkeypatch, capsys, recipe, tmp_path):
     assert ask(monkeypatch, capsys, recipe, "--dry-run", "--array", "3", "--checkpoint.resume", "auto")[0] == 0
 
 
-def test_what_is_printed_and_what_the_job_inherits(recipe, tmp_path):
-    """On a machine without GPUs: nothing of DeepSpeed's words for one, and not that ranks are to run on CPUs."""
+def test_output_and_inherited_environment(recipe, tmp_path):
+    """On a login node without GPUs: none of DeepSpeed's warnings, and the job does not inherit DS_ACCELERATOR=cpu."""
     sbatch = tmp_path / "sbatch"
     sbatch.write_text('#!/bin/sh\necho "7;${DS_ACCELERATOR-}" | tee asked\n')
     sbatch.chmod(0o755)
@@ -221,7 +220,7 @@ def test_what_is_printed_and_what_the_job_inherits(recipe, tmp_path):
     assert (tmp_path / "asked").read_text() == "7;\n"
 
 
-def test_no_slurm_here(monkeypatch, capsys, recipe, tmp_path):
+def test_without_sbatch(monkeypatch, capsys, recipe, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     code, _, errors = ask(monkeypatch, capsys, recipe)
     assert code == 2 and errors == ["error: sbatch is not on the PATH: use --dry-run to print the scripts"]

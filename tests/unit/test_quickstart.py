@@ -1,4 +1,4 @@
-"""Where launch/quickstart.sh lets a run go: the script itself, with a Python that only says what it was asked."""
+"""The output folder that launch/quickstart.sh chooses. The script runs with a Python that only prints its arguments."""
 
 import shutil
 import subprocess
@@ -21,8 +21,8 @@ LAUNCH = Path(__file__).resolve().parents[2] / "launch"
         (["--training.output", "mine"], ["quickstart"], "mine"),
     ],
 )
-def test_where_a_run_goes(tmp_path, words, runs, output):
-    """The next free folder, unless one is named; the newest run where one is to go on."""
+def test_output_folder(tmp_path, words, runs, output):
+    """A new folder unless one is named; the newest run if it is to be resumed."""
     (tmp_path / "launch").mkdir()
     shutil.copy(LAUNCH / "quickstart.sh", tmp_path / "launch")
     (tmp_path / "launch" / "setup_env.sh").write_text("say() { :; }\nsetup_env() { :; }\n")
