@@ -1,4 +1,4 @@
-"""Starting real processes, so that a test of them always ends: in a result, or in what they printed."""
+"""Start real rank processes; a test of them always ends, with a result or with their output."""
 
 import json
 import os
@@ -13,24 +13,24 @@ from typing import Any
 
 from forked_ranks import PROJECT, ForkedRank, cpu_environment, rank_server
 
-# NCCL refuses two ranks of one machine on one GPU; ranks that say they are of several machines talk through sockets
+# NCCL rejects two ranks of one machine on one GPU; ranks that claim to be on different machines use sockets
 GPU_RANKS = {"NCCL_SOCKET_IFNAME": "lo", "NCCL_IB_DISABLE": "1", "NCCL_NET": "Socket", "HF_HUB_OFFLINE": "1"}
 
 
 class RanksFailed(AssertionError):
-    """A rank ended with an error, or not in time; the message is what the ranks printed."""
+    """A rank failed or did not end in time; the message is the ranks' output."""
 
 
 def run_ranks(
     script: str, task: Any, *, ranks: int = 2, timeout: float = 300, one_gpu: bool = False, **environment: str
 ) -> Any:
-    """Run a script of this folder as so many ranks, as ``script TASK RESULT``, and return what rank 0 wrote.
+    """Run a script of this folder on some ranks, as ``script TASK RESULT``, and return what rank 0 wrote.
 
     Args:
         task: given to every rank, as JSON.
-        timeout: seconds for all of it.
-        one_gpu: let them share one GPU through NCCL, which takes them for as many machines.
-        environment: more variables.
+        timeout: seconds for the whole run.
+        one_gpu: share one GPU through NCCL, which sees every rank as a machine of its own.
+        environment: additional environment variables.
     """
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
@@ -71,10 +71,10 @@ def start_on_gpu(words: list[str], environment: dict[str, str], log: Path) -> su
 def wait_for(
     processes: Sequence[subprocess.Popen[bytes] | ForkedRank], timeout: float, patience: float = 0.0
 ) -> list[int]:
-    """The exit codes. A failure, or the end of the time, ends all: ranks would wait for each other for ever.
+    """Return the exit codes. A failure or the timeout ends all ranks, which would wait for each other forever.
 
     Args:
-        patience: seconds that the others have after the first failure.
+        patience: seconds that the other ranks get after the first failure.
     """
     deadline, failed = time.monotonic() + timeout, False
     try:

@@ -19,7 +19,7 @@ def log_of(printed: str) -> list[str]:
 
 
 def test_a_run_is_evaluated_again(tmp_path):
-    """On as many ranks to the bit; the table is printed; what is found stays with the run, also if it was moved."""
+    """Bit for bit on the same number of ranks; the table is printed, and the run gets the result, even if it moved."""
     make_materials(tmp_path)
     recipe, output = write_recipe(tmp_path, 2), tmp_path / "run"
     values = yaml.safe_load(recipe.read_text())

@@ -18,19 +18,19 @@ TWO_STAGES = ("--pipeline.stages", "2")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Text and tokenizer, for all runs."""
+    """Text and tokenizer of all runs."""
     folder = tmp_path_factory.mktemp("pipeline")
     make_materials(folder)
     return folder
 
 
 def losses(output: Path) -> list[tuple[int, Any, Any]]:
-    """Step, loss and gradient norm of every line of the log."""
+    """Step, loss and gradient norm of every row of the metrics."""
     return [(row["step"], row["loss"], row["gradient_norm"]) for row in read_metrics(output / "metrics.jsonl")]
 
 
 def without_dropout(recipe: Path) -> Path:
-    """The same recipe, of which all layouts draw the same numbers: none. With four layers, for three stages."""
+    """The recipe without dropout, so that layouts are comparable, and with four layers for three stages."""
     values = yaml.safe_load(recipe.read_text())
     values["model"]["source"] |= {"n_layer": 4, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     file = recipe.with_name(f"plain_{recipe.name}")
@@ -39,7 +39,7 @@ def without_dropout(recipe: Path) -> Path:
 
 
 def test_killed_and_resumed_it_is_the_same_run(folder):
-    """With dropout and carried memories, bit for bit."""
+    """A killed and resumed run is the same bit for bit, with dropout and carried memories."""
     recipe, whole, broken = write_recipe(folder, 1), folder / "whole", folder / "broken"
     code, printed = train(recipe, whole, *TWO_STAGES)
     assert code == 0, printed
@@ -50,20 +50,20 @@ def test_killed_and_resumed_it_is_the_same_run(folder):
 
 
 def test_in_bf16_nothing_but_ours_is_printed(folder):
-    """DeepSpeed's optimizer for it prints how much memory it takes, eight times."""
+    """DeepSpeed's bf16 optimizer prints its memory use eight times, which must not reach the terminal."""
     code, printed = train(write_recipe(folder, 1), folder / "bf16", *TWO_STAGES, "--model.precision", "bf16")
     assert code == 0 and "MA " not in printed, printed
     assert len(losses(folder / "bf16")) == STEPS
 
 
 def close(one: list[tuple[int, Any, Any]], other: list[tuple[int, Any, Any]]) -> bool:
-    """The same within rounding."""
+    """Assert that two runs agree within rounding."""
     pairs = zip(one, other, strict=True)
     return all(a[0] == b[0] and abs(a[1] / b[1] - 1) < 1e-5 and abs(a[2] / b[2] - 1) < 1e-3 for a, b in pairs)
 
 
 def copy_up_to(run: Path, target: Path, step: int) -> Path:
-    """A run as it was after a step."""
+    """Copy a run as it was after a step."""
     name = f"step_{step:06d}"
     (target / "checkpoints" / name).mkdir(parents=True)
     for file in (run / "checkpoints" / name).iterdir():
@@ -92,7 +92,7 @@ def test_any_layout_goes_on_from_any_other(folder):
 
 
 def test_a_converted_pipeline_is_the_converted_whole(folder):
-    """The same names, and the same weights within rounding."""
+    """A converted pipeline run has the names of a converted ZeRO run, and its weights within rounding."""
     from hmt_ds.conversion.convert import convert
     from hmt_ds.conversion.convert_options import ConvertOptions
 
@@ -107,9 +107,9 @@ def test_a_converted_pipeline_is_the_converted_whole(folder):
 
 @pytest.mark.parametrize("way", ["stage_killed", pytest.param("stage_stopped", marks=pytest.mark.slow)])
 def test_a_stage_that_is_gone_ends_all(folder, way):
-    """In the middle of a step; a line says who waits for whom, and the run goes on from its checkpoint.
+    """A stage killed in the middle of a step: a line says who waits for whom, and the run resumes from its checkpoint.
 
-    (For a stage that was stopped the launcher itself waits half a minute, for it to heed SIGTERM.)
+    (For a stopped stage the launcher waits half a minute for it to react to SIGTERM.)
     """
     recipe, output = write_recipe(folder, 1), folder / way
     broken = {"PYTHONPATH": str(Path(__file__).with_name("breaks")), "HMT_DS_BREAK": way}

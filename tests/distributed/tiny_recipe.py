@@ -1,4 +1,4 @@
-"""A run of seconds: a tiny GPT-2 with dropout, pages of a novel, a tokenizer of its own.
+"""A training run of a few seconds: a tiny GPT-2 with dropout, pages of a novel, and its own tokenizer.
 
 `start` and `launch` go through `hmt-ds train` and DeepSpeed's launcher; `train` starts the same ranks alone, as srun
 does, in a fifth of the time.
@@ -27,11 +27,11 @@ EVERY = 4  # steps between checkpoints
 VOCABULARY = 400
 # Creating a DeepSpeed engine imports torch's compiler, which takes a second; tiny runs compile nothing
 NO_COMPILER = {"TORCHDYNAMO_DISABLE": "1"}
-MARK = "HMT_DS_TESTED_RUN"  # in the environment of all of a run's processes: its output folder
+MARK = "HMT_DS_TESTED_RUN"  # environment variable of a run's processes: its output folder
 
 
 def make_materials(folder: Path) -> None:
-    """Text of four documents, unequal in length, and a tokenizer."""
+    """Write a text of four documents of different lengths, and a tokenizer."""
     novel = (PROJECT / "hmt_ds/data/samples/prideprejudice.txt").read_text(encoding="utf-8")
     chapters = re.split(r"^(?=Chapter \d+)", novel, flags=re.MULTILINE)[1:5]
     (folder / "text.txt").write_text("\n".join(c[:n] for c, n in zip(chapters, (1500, 300, 2500, 900), strict=True)))
@@ -39,7 +39,7 @@ def make_materials(folder: Path) -> None:
 
 
 def write_recipe(folder: Path, stage: int = 3) -> Path:
-    """A recipe on these materials; with dropout, so that a wrong random state shows."""
+    """Write a recipe for these materials, with dropout, so that a wrong random state is detected."""
     backbone = {"model_type": "gpt2", "vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 2}
     backbone |= {
         "n_positions": 64,
@@ -70,7 +70,7 @@ def write_recipe(folder: Path, stage: int = 3) -> Path:
 def start(
     recipe: Path, output: Path, *more: str, ranks: int = 2, **environment: str
 ) -> Iterator[subprocess.Popen[str]]:
-    """`hmt-ds train`, marked in its environment; nothing of it outlives the block."""
+    """Run `hmt-ds train` with a mark in its environment; all of its processes end with the block."""
     command = [sys.executable, "-m", "hmt_ds.cli", "train", str(recipe), "--ranks", str(ranks)]
     process = subprocess.Popen(
         [*command, "--training.output", str(output), *more],
@@ -89,7 +89,7 @@ def start(
 
 
 def processes_of(output: Path) -> list[psutil.Process]:
-    """All processes of a run, orphans too."""
+    """All processes of a run, including orphans."""
     found = []
     for one in psutil.process_iter():
         with suppress(psutil.Error):
@@ -99,13 +99,13 @@ def processes_of(output: Path) -> list[psutil.Process]:
 
 
 def with_luck(action: Any) -> None:
-    """Do it, unless the process has ended by itself."""
+    """Call an action on a process that may have ended already."""
     with suppress(psutil.NoSuchProcess):
         action()
 
 
 def command_of(output: Path) -> list[psutil.Process]:
-    """`hmt-ds` itself."""
+    """The process of `hmt-ds` itself."""
     return [one for one in processes_of(output) if runs(one, "hmt_ds.cli")]
 
 
@@ -115,7 +115,7 @@ def ranks_of(output: Path) -> list[psutil.Process]:
 
 
 def launchers_of(output: Path) -> list[psutil.Process]:
-    """DeepSpeed's process that watches over the ranks."""
+    """DeepSpeed's launcher process, the parent of the ranks."""
     return [one for one in processes_of(output) if runs(one, "deepspeed.launcher.launch")]
 
 
@@ -131,8 +131,8 @@ def runs(process: psutil.Process, module: str) -> bool:
 def signal_at(
     process: "subprocess.Popen[str] | RanksAlone", targets: Any, number: int, output: Path, step: int
 ) -> None:
-    """Send a signal to some of its processes as soon as it has written a step into the log."""
-    log, began = output / "metrics.jsonl", time.time()  # a log that is older is of an earlier start
+    """Send a signal to some of a run's processes as soon as it has logged a step."""
+    log, began = output / "metrics.jsonl", time.time()  # an older log belongs to an earlier start
     while not (log.exists() and log.stat().st_mtime > began and any(r["step"] >= step for r in read_metrics(log))):
         assert process.poll() is None and time.time() < began + 120, process.communicate()[0]
         time.sleep(0.01)
@@ -141,7 +141,7 @@ def signal_at(
 
 
 def finish(process: "subprocess.Popen[str] | RanksAlone", timeout: float = 120) -> tuple[int, str]:
-    """Exit code and all that was printed."""
+    """Wait for a run; return its exit code and output."""
     try:
         printed = process.communicate(timeout=timeout)[0]
     except subprocess.TimeoutExpired:
@@ -150,13 +150,13 @@ def finish(process: "subprocess.Popen[str] | RanksAlone", timeout: float = 120) 
 
 
 def launch(recipe: Path, output: Path, *more: str, **options: Any) -> tuple[int, str]:
-    """`hmt-ds train` to its end."""
+    """Run `hmt-ds train` to the end."""
     with start(recipe, output, *more, **options) as process:
         return finish(process)
 
 
 def train(recipe: Path, output: Path, *more: str, ranks: int = 2, **environment: str) -> tuple[int, str]:
-    """The ranks to their end; returns the first exit code that is not 0, and all that they printed."""
+    """Run the ranks to the end; return the first exit code that is not 0, and their output."""
     return run_module("hmt_ds.train", str(recipe), "--training.output", str(output), *more, ranks=ranks, **environment)
 
 
