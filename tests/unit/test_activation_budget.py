@@ -1,4 +1,4 @@
-"""How much of a window is kept: what the recipe fixes, and what the measured step leaves room for."""
+"""How many segments keep their activations: what the recipe fixes, and what fits beside the measured step."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -64,10 +64,10 @@ WINDOW_SEGMENT = WINDOW.segment(0, torch.zeros(1, SETTINGS.sensory_tokens, dtype
 def measured(
     monkeypatch, gpu: FakeGpu | None = None, others: list[float] | None = None, **compute: Any
 ) -> ActivationBudget:
-    """A room after the measured step, in which one segment and one summary stood with their graphs.
+    """A budget after the measured step, in which one segment and one summary kept their graphs.
 
     Args:
-        others: what another rank has room for.
+        others: the plan that fits on another rank.
     """
     gpu = gpu or FakeGpu()
     monkeypatch.setattr(torch, "get_device_module", lambda device: gpu)

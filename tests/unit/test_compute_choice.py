@@ -1,4 +1,4 @@
-"""What "auto" comes to: on a CPU, on a GPU of so much memory, at each stage; and what is done to the model for it."""
+"""How `compute: auto` is resolved on a CPU, on GPUs of a given memory and at each stage; and how the model changes."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,4 @@
-"""What DeepSpeed's shard of the gradients is while windows are read. Gradients themselves: tests/distributed."""
+"""ZeRO-3's gradient shard during a step, and where buffers are. Gradients themselves: tests/distributed."""
 
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -11,8 +11,8 @@ from hmt_ds.parallel.gradients import ReducePerSegment, ReducePerStep
 
 
 @pytest.mark.parametrize("device", ["none", "cpu"])
-def test_the_shard_takes_no_memory_while_windows_are_read(device):
-    """And is zero behind them, for DeepSpeed looks for NaN in its padding too. On the host it stays."""
+def test_the_shard_takes_no_memory_during_the_step(device):
+    """Afterwards it is zero, because DeepSpeed looks for NaN in its padding too. An offloaded shard stays."""
     shards = torch.full((7,), torch.nan)
     part = shards.narrow(0, 2, 3)
     optimizer = SimpleNamespace(grad_partitions_flat_buffer=shards, offload_optimizer=device == "cpu")
@@ -31,7 +31,7 @@ def test_other_stages_have_none():
 @pytest.mark.parametrize("backbone", [LLAMA, GPT2])
 @pytest.mark.parametrize("way", ["once per step", "after each segment"])
 def test_buffers_lie_on_the_engine_s_device(way, backbone):
-    """A pretrained model is read on the host and moved by DeepSpeed, which knows nothing of a copy of it."""
+    """A pretrained model is loaded on the host; DeepSpeed moves it, but not the copy that forward passes use."""
     model = make_model(backbone)
     model.register_buffer("constant", torch.zeros(2))
     gradients = ReducePerStep(model, nullcontext()) if way == "once per step" else ReducePerSegment(model)

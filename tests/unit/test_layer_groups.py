@@ -1,4 +1,4 @@
-"""ZeRO-3's leaves of several layers: another grouping of the hooks, and nothing else of the model changes."""
+"""ZeRO-3's groups of layers change where hooks are, and nothing else of the model."""
 
 from typing import Any
 
