@@ -10,7 +10,6 @@ the means, if the executor did not recompute before its gradients arrive.
 On GPUs times are those of the device's stream. Keep no graphs: --compute.recompute segment.
 """
 
-import logging
 import os
 import time
 from collections import defaultdict
@@ -24,7 +23,7 @@ import torch
 
 from hmt_ds.benchmark.measure import random_windows
 from hmt_ds.config.load import load_recipe
-from hmt_ds.distributed.process_group import all_gather_object, end_process
+from hmt_ds.distributed.process_group import all_gather_object, end_process, rank
 from hmt_ds.parallel.pipeline.executor import PipelineExecutor
 from hmt_ds.parallel.pipeline.layer_times import synchronize
 from hmt_ds.parallel.pipeline.p2p import TensorSpec
@@ -36,7 +35,6 @@ from hmt_ds.training.rank import prepare_together, run_as_rank
 
 DEPTHS, PARTS, HOPS = (2, 4, 8), (1, 2, 4), 50
 ROUNDS = int(os.environ.get("ROUNDS", "6"))
-logger = logging.getLogger("hmt_ds.tests")  # the log shows what is below the package's name
 
 SHAPES = list(product(DEPTHS, PARTS))
 Middle = Callable[[list[float]], float]  # of the durations of an action
@@ -76,12 +74,12 @@ def compare(recipe_file: str, overrides: list[str], device: torch.device) -> Non
     fastest = {shape: min((found[shape] for found in rounds), key=window_of) for shape in SHAPES}
     slower = median(median(window_of(found[shape]) for found in rounds) / window_of(fastest[shape]) for shape in SHAPES)
     hop = seconds_of_hop(executor)
-    logger.info(f"a message: {hop * 1000:.1f} ms; the median step took {slower:.2f} x the fastest")
-    logger.info(
-        "| S | B | main, ms | step, s | by medians | by means | if it waited | bubbles | by means |\n|" + 9 * "---|"
-    )
-    for shape, found in fastest.items():
-        logger.info(row_of(executor, shape, found, hop))
+    if rank() == 0:  # results go to stdout without the log's prefix: on_gpus.sh looks for the table
+        print(f"a message: {hop * 1000:.1f} ms; the median step took {slower:.2f} x the fastest")
+        print("| S | B | segment, ms | step, s | by medians | by means | if it waited | bubbles | by means |")
+        print("|" + 9 * "---|")
+        for shape, found in fastest.items():
+            print(row_of(executor, shape, found, hop), flush=True)
 
 
 def row_of(executor: PipelineExecutor, shape: tuple[int, int], found: list[dict[str, Any]], hop: float) -> str:
