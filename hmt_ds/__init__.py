@@ -4,7 +4,7 @@ import ast
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hmt_ds.backbones.pretrained import load_pretrained
@@ -13,7 +13,7 @@ __all__ = ["__version__", "lazy_imports", "load_pretrained"]
 __version__ = "0.1.0"
 
 
-def lazy_imports(file: str) -> Callable[[str], Any]:
+def lazy_imports(file: str) -> Callable[[str], object]:
     """Return a module ``__getattr__`` (PEP 562) that runs a package's imports on first access.
 
     The imports are those that the package's ``__init__.py`` lists under ``if TYPE_CHECKING``, where type checkers and
@@ -27,7 +27,7 @@ def lazy_imports(file: str) -> Callable[[str], Any]:
     imports = [node for block in blocks for node in block.body if isinstance(node, ast.ImportFrom)]
     modules = {alias.name: str(node.module) for node in imports for alias in node.names}
 
-    def getattr_lazily(name: str) -> Any:
+    def getattr_lazily(name: str) -> object:
         if name not in modules:
             raise AttributeError(f"{Path(file).parent.name!r} has no attribute {name!r}")
         return getattr(import_module(modules[name]), name)

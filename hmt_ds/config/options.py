@@ -54,7 +54,7 @@ def add_options(
 
 
 def placeholder(field: FieldInfo) -> str:
-    """Return what stands for an option's value in help texts."""
+    """Return the placeholder of an option in help texts."""
     named = [note for note in field.metadata if isinstance(note, str)]
     choices = [kind for kind in (field.annotation, *get_args(field.annotation)) if get_origin(kind) is Literal]
     return named[0] if named else "|".join(get_args(choices[0])) if choices else "N"
