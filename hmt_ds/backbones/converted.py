@@ -93,10 +93,14 @@ def fill_memory(model: nn.Module, source: str) -> list[str]:
 
 
 def model_files(source: str, name: str) -> list[Path]:
-    """List the files of a model's weights, in a folder or on the hub: one file of this name, or its shards."""
+    """List the files of a model's weights, in a folder or on the hub: one file of this name, or its shards.
+
+    If there are both, the single file counts, as in transformers: the index may be left from an earlier save.
+    """
+    if (file := find_file(source, name)) is not None:
+        return [file]
     index = find_file(source, f"{name}.index.json")
     if index is None:
-        file = find_file(source, name)
-        return [file] if file else []
+        return []
     shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     return [Path(cached_file(source, shard)) for shard in shards]  # raises OSError for a missing shard

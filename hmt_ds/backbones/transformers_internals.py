@@ -14,6 +14,12 @@ from torch import nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel, masking_utils
 from transformers.utils import cached_file
 
+# what transformers and accelerate read from a model's children, besides the tied weights
+PROPERTIES = (
+    *("_no_split_modules", "_skip_keys_device_placement"),
+    *("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"),
+)
+
 
 @contextmanager
 def one_sequence_per_row() -> Iterator[None]:
@@ -61,6 +67,22 @@ def tied_weights(model: PreTrainedModel) -> dict[str, str]:
 def set_tied_weights(module: nn.Module, tied: dict[str, str]) -> None:
     """Set which weights transformers ties when it loads a module."""
     module.all_tied_weights_keys = tied  # type: ignore[assignment]
+
+
+def adopt_properties(module: nn.Module, model: PreTrainedModel, *, prefix: str) -> None:
+    """Give a module around a transformers model that model's properties.
+
+    transformers and accelerate ask a model's children for them: weights to tie, modules that must stay on one device,
+    and modules that must stay in float32.
+
+    Args:
+        module: a child of another transformers model.
+        model: somewhere inside ``module``.
+        prefix: from the names in ``model`` to those in ``module``.
+    """
+    set_tied_weights(module, {f"{prefix}{name}": f"{prefix}{kept}" for name, kept in tied_weights(model).items()})
+    for name in PROPERTIES:
+        setattr(module, name, getattr(model, name))
 
 
 def find_file(source: str, name: str) -> Path | None:

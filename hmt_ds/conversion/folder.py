@@ -71,7 +71,11 @@ def write_model(export: Export, folder: Path) -> None:
     backbone.pop("_name_or_path", None)
     config = {
         "architectures": ["HMTForCausalLM"],
-        "auto_map": {"AutoConfig": "modeling_hmt.HMTConfig", "AutoModelForCausalLM": "modeling_hmt.HMTForCausalLM"},
+        "auto_map": {
+            "AutoConfig": "modeling_hmt.HMTConfig",
+            "AutoModel": "modeling_hmt.HMTModel",
+            "AutoModelForCausalLM": "modeling_hmt.HMTForCausalLM",
+        },
         "model_type": "hmt",
         "dtype": str(export.dtype).removeprefix("torch."),
         "backbone": backbone,

@@ -1,31 +1,53 @@
-"""A Hierarchical Memory Transformer as a transformers model: a document of any length goes in, segment by segment.
+"""A Hierarchical Memory Transformer as a transformers model: it reads documents of any length segment by segment.
 
-This file and those that it imports are copied into every folder that ``hmt-ds convert`` writes; there they need torch
-and transformers alone.
+``hmt-ds convert`` copies this file and those that it imports into every folder that it writes. There they need only
+torch and transformers.
 
-Shapes: b batch, t tokens of the documents, v vocabulary.
+Shapes: b batch, t tokens, v vocabulary.
 """
 
-from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
+from transformers.utils import can_return_tuple
 
 from hmt_ds.backbones.model import CausalLM
-from hmt_ds.backbones.transformers_internals import set_tied_weights, tied_weights
+from hmt_ds.backbones.transformers_internals import adopt_properties
+from hmt_ds.conversion.forward_options import (
+    check_ids,
+    check_mask,
+    check_options,
+    check_positions,
+    first_position,
+    select_logits,
+)
+from hmt_ds.conversion.padding import Alignment, find_trailing_pads, split_rows
 from hmt_ds.evaluation.generation import generate
 from hmt_ds.memory.bptt import read_window
 from hmt_ds.memory.cell import HMT
-from hmt_ds.memory.segments import IGNORED, split_document
+from hmt_ds.memory.segments import IGNORED, Window
 from hmt_ds.memory.settings import MemorySettings
 from hmt_ds.memory.state import MemoryState
 
+# what clients (Trainer, DeepSpeed, peft, evaluation harnesses) read from a model's configuration; backbones that name
+# a size otherwise translate it themselves. A fixed list: transformers tests by hasattr for attributes such as
+# rope_parameters, and would copy them into this configuration
+OF_BACKBONE = frozenset(
+    (
+        *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+        *("num_key_value_heads", "head_dim", "max_position_embeddings", "n_positions", "tie_word_embeddings"),
+        *("bos_token_id", "eos_token_id", "pad_token_id", "use_cache"),
+    )
+)
+
 
 class HMTConfig(PretrainedConfig):
-    """The backbone's configuration, and the sizes of the memory around it.
+    """The configuration of the backbone and the sizes of the memory around it.
+
+    The backbone's sizes and special tokens can be read and set here too.
 
     Args:
         backbone: a configuration with ``model_type``.
@@ -33,6 +55,8 @@ class HMTConfig(PretrainedConfig):
     """
 
     model_type = "hmt"
+    # transformers passes dtype and attn_implementation on to these
+    sub_configs: ClassVar[dict[str, Any]] = {"backbone": AutoConfig}
 
     def __init__(self, backbone: Any = None, memory: dict[str, Any] | None = None, **options: Any):
         if isinstance(backbone, dict):
@@ -42,73 +66,143 @@ class HMTConfig(PretrainedConfig):
         self.memory = memory or {}
         super().__init__(**options)
 
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute that this configuration lacks from the backbone's."""
+        backbone = self.__dict__.get("backbone")
+        if name in OF_BACKBONE and backbone is not None:
+            return getattr(backbone, name)
+        raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set the backbone's attributes there, so that each has one value."""
+        backbone = self.__dict__.get("backbone")
+        if name in OF_BACKBONE and backbone is not None:
+            setattr(backbone, name, value)
+        else:
+            super().__setattr__(name, value)
+
     def get_text_config(self, *arguments: Any, **options: Any) -> Any:
-        """Where transformers looks for the vocabulary and the like."""
+        """Return the configuration in which transformers looks for sizes and special tokens."""
         return self.backbone or self
 
 
 class HMTForCausalLM(PreTrainedModel, GenerationMixin):
-    """Reads documents of any length, and continues them."""
+    """A causal language model that reads documents of any length and continues them."""
 
     config_class = HMTConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
+    # the backbone's own class, which is built with the same setting, says what it supports
     _supports_sdpa = True
     _supports_flash_attn = True
+    _supports_flex_attn = True
 
     def __init__(self, config: HMTConfig):
         super().__init__(config)
         model = AutoModelForCausalLM.from_config(config.backbone, dtype=torch.get_default_dtype())
+        config.backbone = model.config  # from_config copies it: resizing the embeddings must change the one in use
         self.hmt = HMT(CausalLM(model), MemorySettings(**config.memory))
-        # transformers asks the children for these: they are the backbone's, under longer names
-        tied = {f"backbone.model.{k}": f"backbone.model.{v}" for k, v in tied_weights(model).items()}
-        set_tied_weights(self.hmt, tied)
+        adopt_properties(self.hmt, model, prefix="backbone.model.")
         self.post_init()
 
     def get_input_embeddings(self) -> Any:
-        """The backbone's."""
-        return self.hmt.backbone.model.get_input_embeddings()  # type: ignore[attr-defined]
+        """Return the backbone's input embeddings."""
+        return self.backbone_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: Any) -> None:
+        """Replace the backbone's input embeddings."""
+        self.backbone_model.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> Any:
-        """The backbone's."""
-        return self.hmt.backbone.model.get_output_embeddings()  # type: ignore[attr-defined]
+        """Return the backbone's head."""
+        return self.backbone_model.get_output_embeddings()
 
+    def set_output_embeddings(self, new_embeddings: Any) -> None:
+        """Replace the backbone's head."""
+        self.backbone_model.set_output_embeddings(new_embeddings)
+
+    @property
+    def backbone_model(self) -> PreTrainedModel:
+        """The backbone's transformers model."""
+        return cast(CausalLM, self.hmt.backbone).model
+
+    @can_return_tuple
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | Tensor = 0,
+        position_ids: Tensor | None = None,
+        num_items_in_batch: int | Tensor | None = None,
         **options: Any,
     ) -> CausalLMOutput:
         """Read documents.
 
         Args:
             input_ids: ``[b, t]``.
-            attention_mask: ``[b, t]``, 0 on pads.
-            labels: ``[b, t]``, usually the same as ``input_ids``; they are shifted here. -100 counts nothing.
-            logits_to_keep: give the logits of so many of the last tokens; 0 for all, ``[b, t, v]``.
+            attention_mask: ``[b, t]``, 0 on pads, which are left out wherever they are: a row gives what it gives
+                alone. Without it, see :func:`find_trailing_pads`. The logits of pads mean nothing.
+            labels: ``[b, t]``, usually the same as ``input_ids``. They are shifted here; -100 is ignored, and so are
+                the labels of pads.
+            logits_to_keep: return only the logits of this number of last positions, or at the positions of a tensor;
+                0 returns all, ``[b, t, v]``.
+            position_ids: only the default ones are accepted.
+            num_items_in_batch: the number of labels that the loss is divided by, instead of this call's own:
+                transformers' Trainer passes the number in all batches whose gradients it accumulates.
+            options: accepted without an effect or refused, see :func:`check_options`.
 
         Returns:
-            Mean cross-entropy over the labels, if there are any, and the logits.
+            The mean cross-entropy over the labels, if there are any, and the logits.
+
+        Raises:
+            ValueError: for an option that cannot be honoured, in one line.
         """
-        settings, tokens = self.hmt.settings, input_ids.shape[1]
-        mask = None if attention_mask is None or bool(attention_mask.all()) else attention_mask.bool()
-        window = split_document(input_ids, settings.segment_length, mask)
-        if labels is not None:
-            window = replace(window, labels=split_document(labels, settings.segment_length).labels)
-        first = tokens - logits_to_keep if logits_to_keep else 0
-        outputs = self.read(window, labels is not None, first // settings.segment_length)
-        logits = torch.cat([output.logits for output in outputs if output.logits is not None], dim=1)
-        begin = first // settings.segment_length * settings.segment_length
-        logits = logits[:, first - begin : tokens - begin]
+        asked = {name: getattr(self.config, name) for name in ("output_hidden_states", "output_attentions")}
+        check_options(asked | options)
+        input_ids = check_ids(input_ids)
+        alignment = self.find_pads(input_ids, attention_mask, labels, position_ids)
+        window = split_rows(input_ids, labels, self.hmt.settings.segment_length, alignment)
+        first, end = first_position(logits_to_keep, input_ids.shape[1]), input_ids.shape[1]
+        loss, logits = self.read(window, alignment, first, end, with_loss=labels is not None)
+        logits = select_logits(logits, logits_to_keep)
         if labels is None:
             return CausalLMOutput(logits=logits)
-        counted = (window.labels != IGNORED).sum().clamp(min=1)
-        return CausalLMOutput(loss=torch.stack([o.loss.sum() for o in outputs]).sum() / counted, logits=logits)
+        own = (window.labels != IGNORED).sum().clamp(min=1)
+        count = own if num_items_in_batch is None else torch.as_tensor(num_items_in_batch, device=loss.device)
+        return CausalLMOutput(loss=loss / count, logits=logits)
 
-    def read(self, window: Any, with_loss: bool, logits_from: int) -> list[Any]:
-        """All segments' outputs; logits from the one with that number on."""
+    def find_pads(
+        self, input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor | None, position_ids: Tensor | None
+    ) -> Alignment | None:
+        """Find the pads of a batch, by its mask or else by the configuration; None if there are none."""
+        real = check_mask(attention_mask, input_ids.shape)
+        check_positions(position_ids, real, input_ids.shape)
+        if attention_mask is None:
+            names = ("bos_token_id", "eos_token_id")
+            stored = [getattr(config, name, None) for config in (self.config, self.generation_config) for name in names]
+            special = {token for ids in stored for token in (ids if isinstance(ids, list) else [ids])}
+            real = find_trailing_pads(input_ids, labels, getattr(self.config, "pad_token_id", None), special)
+        return None if real is None else Alignment.of(real)
+
+    def read(
+        self, window: Window, alignment: Alignment | None, first: int, end: int, *, with_loss: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Read a window; return its summed loss, and the logits ``[b, end - first, v]`` of these positions."""
+        length = self.hmt.settings.segment_length
+        columns = None if alignment is None else alignment.columns(first)
+        # logits are computed for whole segments, from the one that holds the first wanted column on
+        begin = (first if columns is None else int(columns.min())) // length * length
+        outputs = self.read_segments(window, with_loss=with_loss, logits_from=begin // length)
+        logits = torch.cat([output.logits for output in outputs[begin // length :]], dim=1)
+        if columns is None:
+            logits = logits[:, first - begin : end - begin]
+        else:
+            logits = torch.take_along_dim(logits, (columns - begin)[..., None], dim=1)
+        return torch.stack([output.loss.sum() for output in outputs]).sum(), logits
+
+    def read_segments(self, window: Window, *, with_loss: bool, logits_from: int) -> list[Any]:
+        """Read all segments; return their outputs, with logits from segment ``logits_from`` on."""
         hmt, settings = self.hmt, self.hmt.settings
         state = MemoryState.empty(
             len(window.input_ids),
@@ -135,15 +229,26 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):
 
         Args:
             input_ids: ``[b, t]``.
-            max_new_tokens: how many tokens to add at most.
+            max_new_tokens: the largest number of tokens to add.
             options: for the backbone's ``generate``, such as ``do_sample``; greedy by default.
 
         Returns:
-            The documents with what was added, ``[b, t + at most max_new_tokens]``.
+            The documents with their continuations, ``[b, t + at most max_new_tokens]``.
         """
         mask = options.pop("attention_mask", None)
         if mask is not None and not bool(mask.all()):
             raise ValueError("generate reads documents of equal length: pads are not taken")
-        self.hmt.backbone.model.generation_config = self.generation_config  # type: ignore[attr-defined]
+        self.backbone_model.generation_config = self.generation_config
         wanted = max_new_tokens or getattr(self.generation_config, "max_new_tokens", None) or 20
         return torch.cat([input_ids, generate(self.hmt, input_ids, wanted, **options)], dim=1)
+
+
+class HMTModel(PreTrainedModel):
+    """What ``AutoModel`` finds in a converted folder: a refusal in words."""
+
+    config_class = HMTConfig
+
+    def __init__(self, config: HMTConfig):
+        raise ValueError(
+            "a converted HMT has no model without a head: load it with AutoModelForCausalLM.from_pretrained"
+        )

@@ -62,7 +62,9 @@ class Prompt(nn.Module):
 
     def forward(self, batch: int) -> Tensor:
         """The prompt for every row, ``[batch, m, d]``."""
-        rows = torch.arange(self.embeddings.num_embeddings, device=self.embeddings.weight.device)
+        device = self.embeddings.weight.device
+        # accelerate's offloading leaves a weight on the meta device between its uses; its hook moves real ids only
+        rows = torch.arange(self.embeddings.num_embeddings, device="cpu" if device.type == "meta" else device)
         return self.embeddings(rows.expand(batch, -1))
 
 
