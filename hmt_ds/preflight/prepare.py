@@ -66,10 +66,8 @@ def prepare(recipe: Recipe, recipe_file: str | Path, *, new_run: bool = True, wi
     if new_run:
         problems += check_output(recipe)
     ds_config = problems.attempt(lambda: deepspeed_config(recipe, recipe_file), "deepspeed: ")
-    optimizer, schedule, stage = recipe.optimizer, recipe.schedule, stage_of(ds_config or {})
-    problems.attempt(
-        lambda: check_optimizer(optimizer.name, optimizer.lr, optimizer.weight_decay, optimizer.params, stage)
-    )
+    keys, schedule, stage = recipe.optimizer, recipe.schedule, stage_of(ds_config or {})
+    problems.attempt(lambda: check_optimizer(keys.name, keys.lr, keys.weight_decay, keys.params, stage))
     problems.attempt(lambda: make_scheduler(schedule.name, schedule.params, recipe.training.steps))
     model, warnings = recipe.model, list[str]()
     config = problems.attempt(lambda: read_config(model.source, trust_remote_code=model.trust_remote_code))
@@ -108,13 +106,13 @@ def deepspeed_config(recipe: Recipe, recipe_file: str | Path) -> dict[str, Any]:
     file = find_file(recipe.deepspeed, recipe_file)
     if file is None:
         raise DeepSpeedConfigError(f"{recipe.deepspeed}: no such file")
-    training, optimizer = recipe.training, recipe.optimizer
+    training, keys = recipe.training, recipe.optimizer
     settings = EngineSettings(
         precision=recipe.model.precision,
         batch_size=training.batch_size,
         gradient_accumulation=training.gradient_accumulation,
         gradient_clipping=training.gradient_clipping,
-        optimizer=optimizer.name,
-        optimizer_params={"lr": optimizer.lr, "weight_decay": optimizer.weight_decay, **optimizer.params},
+        optimizer=keys.name,
+        optimizer_params={"lr": keys.lr, "weight_decay": keys.weight_decay, **keys.params},
     )
     return fill_ds_config(read_ds_config(file), settings)

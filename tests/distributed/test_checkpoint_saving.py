@@ -111,8 +111,14 @@ def test_all_ranks_agree_that_one_has_failed(tmp_path):
     assert one == other
     first, disk_0, disk_1, no_folder, last = one["told"]
     assert first == last == ""
-    assert "step_000002 was not written: rank 0: [Errno 28] No space left on device; the checkpoints before" in disk_0
-    assert "step_000003 was not written: rank 1: [Errno 28] No space left on device; the checkpoints before" in disk_1
+    assert (
+        "step_000002 was not written: rank 0: [Errno 28] No space left on device; earlier checkpoints are unchanged"
+        in disk_0
+    )
+    assert (
+        "step_000003 was not written: rank 1: [Errno 28] No space left on device; earlier checkpoints are unchanged"
+        in disk_1
+    )
     assert "rank 0: [Errno 17] File exists" in no_folder
     assert not any("\n" in text for text in one["told"])
     assert one["left"] == ["a_file", "latest", "step_000001"] and one["intact"].endswith("step_000001")
