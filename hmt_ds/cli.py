@@ -35,7 +35,7 @@ class TokenizerOptions(Options):
     """new folder for the tokenizer; required"""
 
     def conflicts(self) -> list[str]:
-        """Require a folder."""
+        """Return a line if the required folder is missing."""
         return ["--output: missing, name a new folder"] if self.output is None else []
 
 
@@ -89,7 +89,7 @@ def command_line() -> argparse.ArgumentParser:
     more += "The last two need --backbone, and the sizes of the memory: --memory.segment_length 990"
     command = add("convert", convert, "write a checkpoint as a Hugging Face folder", more, overrides=True)
     command.add_argument("source", type=Path, metavar="SOURCE")
-    command.add_argument("target", type=Path, metavar="TARGET", help="a new folder")
+    command.add_argument("target", type=Path, metavar="TARGET", help="Hugging Face folder to create")
     add_options(command, ConvertOptions)
 
     more = "Runs nothing and needs no recipe."
@@ -104,13 +104,13 @@ def command_line() -> argparse.ArgumentParser:
 
 
 def train(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Train or evaluate."""
+    """Run `hmt-ds train` or `hmt-ds evaluate` on the ranks of this machine."""
     options, problems = read_options(RankOptions, arguments)
     return start_ranks(arguments.command, arguments.source, options.ranks, overrides, problems)
 
 
 def bench(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Measure."""
+    """Run `hmt-ds bench` on the ranks of this machine."""
     rank_options, wrong = read_options(RankOptions, arguments)
     options, problems = read_options(BenchOptions, arguments)
     return start_bench(arguments.source, rank_options.ranks, options, overrides, wrong + problems)
@@ -144,7 +144,7 @@ def make_tokenizer(arguments: argparse.Namespace, _: list[str]) -> int:
 
 
 def convert(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Convert, and print what was done."""
+    """Run `hmt-ds convert` and print a summary."""
     options, problems = read_options(ConvertOptions, arguments)
     if problems:
         raise ConfigError(problems)
@@ -163,7 +163,7 @@ def convert(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def plan(arguments: argparse.Namespace, _: list[str]) -> int:
-    """Draw a schedule, or print estimates."""
+    """Draw a pipeline schedule, or print estimates for clusters."""
     options = read_plan_options(arguments)
     from hmt_ds.planning.plan import plan as print_plan
 

@@ -37,7 +37,7 @@ def evaluate(run_or_recipe: str, overrides: list[str], device: torch.device) -> 
     checkpoint = newest_intact(source / "checkpoints", logger.warning) if is_run else None
     if is_run and checkpoint is None:
         raise ConfigError([f"{source}: the run has no checkpoint yet"])
-    prepared = prepare_together(recipe, recipe_file, new_run=False)
+    prepared = prepare_together(recipe, recipe_file, writes_output=False)
     with log_seconds(logger, "building the model"):
         reader = build_reader(recipe, prepared, device)
     step = load_weights(reader, checkpoint).step if checkpoint else 0

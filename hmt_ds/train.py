@@ -22,7 +22,7 @@ def train(recipe_file: str, overrides: list[str], device: torch.device) -> None:
     recipe = keep_global_batch(load_recipe(recipe_file, overrides))
     if rank() == 0:
         print_recipe(recipe.model_dump(mode="json"))
-    Trainer(recipe, prepare_together(recipe, recipe_file, new_run=True), device, signals).train()
+    Trainer(recipe, prepare_together(recipe, recipe_file, writes_output=True), device, signals).train()
 
 
 if __name__ == "__main__":

@@ -89,7 +89,8 @@ def check_weights(source: str | ConfigValues, *, trust_remote_code: bool = False
     Only tied weights are read; for the others names and shapes are enough.
 
     Returns:
-        A warning if the files hold other weights too: a head of another task, or biases that the configuration denies.
+        A warning if the files hold other weights too: a head of another task, or biases that the configuration turns
+        off.
 
     Raises:
         BackboneError: in one line.

@@ -67,7 +67,9 @@ def check_memory(source: object, memory: MemorySettings) -> None:
     for key in {"hmt": SHAPE_SETTINGS, "rmt": SHAPE_SETTINGS[:1], "backbone": ()}[common_mode]:
         here = getattr(memory, key)
         if here is not None and here != stored[key]:
-            raise BackboneError(f"memory.{key} is {stored[key]} in the weights of model.source, {here} here")
+            raise BackboneError(
+                f"memory.{key} is {here}, but model.source was converted with {stored[key]}: write {stored[key]}"
+            )
 
 
 def fill_memory(model: nn.Module, source: str) -> list[str]:

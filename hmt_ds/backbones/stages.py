@@ -42,7 +42,7 @@ class LayerRange(NamedTuple):
 
 
 def layer_ranges(sizes: Sequence[int]) -> list[LayerRange]:
-    """Divide layers into pipeline stages of these sizes."""
+    """Divide layers into pipeline stages of the given sizes."""
     ends = [sum(sizes[: n + 1]) for n in range(len(sizes))]
     return [LayerRange(end - size, end, ends[-1]) for size, end in zip(sizes, ends, strict=True)]
 
@@ -117,7 +117,7 @@ class NoPositions(nn.Module):
     """Replaces position embeddings on stages after the first, which has added them already."""
 
     def forward(self, *arguments: object, **options: object) -> Tensor:
-        """Return a zero to add."""
+        """Return zero, for the decoder to add to its input."""
         return torch.zeros(())
 
 

@@ -82,8 +82,8 @@ def pipeline_results(
     """Return a pipeline's layout, phases and bubbles. Collective: all ranks call it.
 
     Args:
-        windows: of the step whose phases were measured.
-        segments: of each of these windows.
+        windows: number of windows of the step whose phases were measured.
+        segments: number of segments per window.
         phases: seconds by phase, of each rank.
     """
     pipelines, window = executor.data_ranks, pipeline_window(executor, segments)

@@ -30,7 +30,7 @@ WARMUP = 1
 
 @dataclass(frozen=True)
 class Work:
-    """The work that both run.
+    """The work that hmt_ds and HMT-pytorch both run.
 
     Attributes:
         source: of the backbone, as in a recipe.

@@ -38,7 +38,7 @@ def bench(recipe_file: str, words: list[str], device: torch.device) -> None:
     """Measure some steps of a recipe; print the tables, and write the numbers if asked to."""
     options, overrides = parse_options(BenchOptions, words)
     recipe = load_recipe(recipe_file, overrides)
-    prepared = prepare_together(recipe, recipe_file, new_run=False, with_data=options.tokens == "data")
+    prepared = prepare_together(recipe, recipe_file, writes_output=False, with_data=options.tokens == "data")
     check_reference(recipe, options, world_size())
     # HMT-pytorch runs first: CUDA graphs of our own engine would keep their memory
     reference = reference_results(recipe, options, device)
@@ -125,12 +125,12 @@ def measure(recipe: Recipe, prepared: Prepared, options: BenchOptions, device: t
 def results_of_pipeline(
     executor: Executor, windows: int, segments: int, phases: list[dict[str, float]]
 ) -> PipelineResults | None:
-    """Return the numbers of a pipeline; None without one."""
+    """Return a pipeline's benchmark results; None for other executors."""
     return pipeline_results(executor, windows, segments, phases) if isinstance(executor, PipelineExecutor) else None
 
 
 def run_facts(recipe: Recipe, options: BenchOptions, device: torch.device, executor: Executor) -> Result:
-    """Return what was run."""
+    """Return the settings of the benchmark run, for its table and its JSON file."""
     training = recipe.training
     return {
         "ranks": world_size(),

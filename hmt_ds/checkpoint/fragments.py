@@ -81,7 +81,7 @@ def fragments(engine: Engine[HMT], *, rank: int, world_size: int, to_write: bool
 
 
 def of_reader(engine: Engine[HMT], name: str, weight: Tensor, rank: int, shares: int) -> Iterator[Fragment]:
-    """Without an optimizer: the weight that the model reads with, or at stage 3 this rank's shard of it."""
+    """Yield a weight of an engine without an optimizer, or at stage 3 this rank's shard of it."""
     shard = weight_shard(weight)
     if shard is None:
         yield cut(name, full_shape(weight), 0, weight.data.view(-1), {}, 0, weight.numel())

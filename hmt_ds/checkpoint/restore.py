@@ -164,7 +164,9 @@ class FragmentReader:
                 into[begin - start : stop - start].copy_(part)
                 done += stop - begin
         if done != into.numel():
-            raise CheckpointError(f"{self.checkpoint}: it has {done} of {into.numel()} numbers of {key} of {name}")
+            raise CheckpointError(
+                f"{self.checkpoint} is incomplete: {done} of {into.numel()} elements of {key} of {name}"
+            )
 
 
 def trained_weights(reader: Reader) -> dict[str, list[int]]:

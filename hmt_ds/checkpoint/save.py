@@ -82,18 +82,18 @@ class Saver:
 
         Errors are kept for :meth:`finish`, where all ranks meet: a rank that raised here would let the others wait.
         """
-        assert self.target is None, "the checkpoint before is not finished"
+        assert self.target is None, "the previous checkpoint is not finished"
         self.target, self.problem = self.folder / f"step_{position.step:06d}", None
         if rank() == 0:
             self.attempt(start_partial, self.target)
-        # this all-reduce is also the barrier after which every rank may write into the folder
+        # the all-reduce in failed() is also the barrier after which every rank may write into the folder
         if not self.failed():
             self.attempt(self.write, self.target, executor, position)
 
     def write(self, target: Path, executor: Executor, position: RunPosition) -> None:
         """Write this rank's share now, or copy it for a thread that writes it."""
         if executor.engine.zero_optimization_stage() == 0:
-            create_states(executor.engine)  # there are none if every step so far was skipped
+            create_states(executor.engine)  # no optimizer states exist if every step so far was skipped
         parts = self.parts(executor)
         own = rank_tensors(executor.state, executor.device)
         # serialized at once: following steps change the objects that it is made of
@@ -122,7 +122,7 @@ class Saver:
     def attempt(
         self, action: Callable[Arguments, object], *arguments: Arguments.args, **options: Arguments.kwargs
     ) -> None:
-        """Call a function that a full disk can stop, and keep the first error for :meth:`finish`."""
+        """Call a function that may fail, for example on a full disk, and keep the first error for :meth:`finish`."""
         try:
             action(*arguments, **options)
         except Exception as error:  # file systems and safetensors raise errors of many types
@@ -149,7 +149,8 @@ class Saver:
         if self.writer:
             self.writer.join()
         target, self.target, self.writer = self.target, None, None
-        # All shares are on the disk once this all-reduce says that nobody failed; only then may the folder be renamed.
+        # All shares are on the disk once the all-reduce in failed() says that no rank has failed; only then may the
+        # folder be renamed.
         if not self.failed() and rank() == 0:
             self.attempt(self.complete, target)
         # rank 0 may have failed in completing it: all ranks have to learn that

@@ -66,7 +66,7 @@ class Source(Section):
     text_field: str = "text"
     """Column that holds the text."""
     split: str = "train"
-    """Split of a data set."""
+    """Split to read; files have only train (parts as in train[:10%])."""
     name: str | None = None
     """Configuration of a data set on the hub."""
     separator: str | None = None
@@ -102,15 +102,14 @@ class Training(Section):
     gradient_clipping: float = Field(1.0, ge=0)
     """Maximum gradient norm; 0 turns clipping off."""
     max_bad_steps: int = Field(5, ge=1)
-    """Stop, or roll back, after this many consecutive steps with a non-finite loss or gradients. Each such step is
-    skipped."""
+    """After this many consecutive skipped steps (non-finite loss or gradients), do what on_bad_steps says."""
     on_bad_steps: Literal["end", "rollback"] = "end"
     """What to do after max_bad_steps. end: end the run; rollback: resume from the newest intact checkpoint and leave
     the documents of these steps out from then on (left_out.json in the run's folder)."""
     elastic: bool = False
-    """Resume on another number of ranks: batch_size is changed so that the total number of rows stays the same."""
+    """When resuming on another number of ranks, change batch_size so that the total number of rows stays the same."""
     hang_minutes: float = Field(10, gt=0)
-    """Kill the run if a rank makes no progress for this long: no step, no file of a checkpoint, no window of an
+    """Kill the run if a rank makes no progress for this long: no step, no part of a checkpoint, no window of an
     evaluation."""
     seed: int = Field(0, ge=0)
     """Seed of random weights, of the order of the data and of dropout."""
@@ -123,8 +122,8 @@ class Pipeline(Section):
     """Stages per pipeline; 1: no pipeline. With more, the ranks form pipelines, and training.batch_size counts the rows
     of a pipeline."""
     micro_batches: Literal["auto"] | PositiveInt = "auto"
-    """Micro-batches per window. All stages are busy with at least as many as there are stages. auto: the fewest that
-    keep all stages busy."""
+    """Micro-batches per window. auto: the smallest divisor of batch_size that is at least the number of stages, which
+    keeps all stages busy; else batch_size."""
     layers: Literal["auto", "time"] | list[PositiveInt] = "auto"
     """Layers per stage, as a list. auto: balanced by parameters, the head included; time: balanced by the time of a
     layer and of the head, measured on rank 0's device at the start."""
@@ -144,7 +143,7 @@ class Optimizer(Section):
     """The optimizer."""
 
     name: str = "AdamW"
-    """DeepSpeed's name of the optimizer."""
+    """Optimizer of DeepSpeed or torch.optim, by class name."""
     lr: float = Field(gt=0)
     """Learning rate."""
     memory_lr: float | None = Field(None, gt=0)
@@ -171,13 +170,15 @@ class Checkpoint(Section):
     every: int = Field(500, ge=1)
     """Steps between checkpoints. A last checkpoint is written at the end of the run."""
     resume: Literal["never", "auto"] = "never"
-    """auto: resume from the newest intact checkpoint of the run, or start from the beginning if there is none."""
+    """never: start from the beginning, in a folder that holds no run yet. auto: resume from the newest intact
+    checkpoint of the run, or start from the beginning if there is none."""
     keep: PositiveInt | None = None
     """How many of the newest checkpoints to keep. Default: all."""
     milestones: PositiveInt | None = None
     """Also keep the checkpoints whose step is a multiple of this."""
     background: bool = False
-    """Write checkpoints while training continues; takes 12 bytes of host memory per trained weight on the rank."""
+    """Write checkpoints while training continues; takes 12 bytes of host memory per trained weight that the rank
+    saves."""
 
 
 class Evaluation(Section):
@@ -186,8 +187,7 @@ class Evaluation(Section):
     every: int | None = Field(None, ge=1)
     """Steps between evaluations during training. Default: at the end only."""
     segments_read: list[int] = [1, 2, 4, 8]
-    """Report the tokens that come after this many segments, each number up to the next; the last reaches twice as
-    far."""
+    """Lower bounds of the table's rows, in segments read before: 1, 2, 4, 8 gives 1, 2-3, 4-7, 8-15."""
     documents: int | None = Field(None, ge=1)
     """Evaluate only this many of the first documents. Default: all."""
     batch_size: int | None = Field(None, ge=1)
@@ -224,7 +224,7 @@ class Recipe(Section):
     optimizer: Optimizer
     schedule: Schedule = Schedule()
     deepspeed: str
-    """DeepSpeed configuration file. Values that the recipe determines are "auto" there."""
+    """DeepSpeed configuration file (see ds_configs). Write "auto" there for values that the recipe sets."""
     checkpoint: Checkpoint = Checkpoint()
     evaluation: Evaluation = Evaluation()
     logging: Logging = Logging()

@@ -98,7 +98,7 @@ def check_untied(layers: set[str], model: HMT) -> None:
         model: a skeleton without adapters.
 
     Raises:
-        ConversionError: if a layer's weight is also the weight of a layer without an adapter.
+        ConversionError: if the weight of any of these layers is tied.
     """
     tied = [names for names, _ in names_of(model) if len(names) > 1]
     for name in (name for names in tied for name in names):

@@ -32,7 +32,7 @@ class ConvertOptions(Options):
 
 
 def check_not_foreign(options: ConvertOptions, overrides: Sequence[str] = ()) -> None:
-    """Refuse options that are only for checkpoints without a recipe."""
+    """Reject ``--backbone`` and memory overrides: this source stores these settings itself."""
     given = [*(["--backbone"] if options.backbone else []), *overrides[:1]]
     if given:
         raise ConversionError(f"{given[0]}: this source has the setting itself")

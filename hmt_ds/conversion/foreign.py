@@ -36,7 +36,7 @@ class Foreign(Section):
 
 
 def export_foreign(source: Path, options: ConvertOptions, overrides: Sequence[str], notes: list[str]) -> Export:
-    """Read the model of a checkpoint without a recipe, or a part of it, as an :class:`Export`.
+    """Read a foreign checkpoint (HMT-pytorch, DeepSpeed, accelerate), whole or the part named by ``--what``.
 
     Args:
         source: a file or a folder.

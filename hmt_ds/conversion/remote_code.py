@@ -32,10 +32,10 @@ def source_of(module: str) -> str:
 
 
 def flat_name(module: str) -> str:
-    """Return a module's name in the folder."""
+    """Return a module's name in a converted folder."""
     return "modeling_hmt" if module == MAIN else module.replace("hmt_ds.", "hmt_", 1).replace(".", "_")
 
 
 def file_name(module: str) -> str:
-    """Return the name of a module's file in the folder."""
+    """Return the name of a module's file in a converted folder."""
     return f"{flat_name(module)}.py"

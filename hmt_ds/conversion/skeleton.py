@@ -122,7 +122,7 @@ def with_frozen(trained: Weights, frozen: Weights, model: HMT) -> Weights:
 
 
 def combine(first: Weights, second: Weights) -> Weights:
-    """Return all weights of both; where both have one, the first's."""
+    """Join two sets of weights; where both have a name, the first one's weight counts."""
     return Weights(
         second.shapes | first.shapes,
         lambda name: (first if name in first.shapes else second).read(name),

@@ -25,8 +25,8 @@ GRADIENT_TENSORS = (
 )
 
 
-def _open(thing: object) -> Any:
-    """The same object, for the private attributes that its type does not have."""
+def untyped(thing: object) -> Any:
+    """Return an object without its type, to reach private attributes that the type does not declare."""
     return thing
 
 
@@ -43,12 +43,12 @@ def skip_shared_memory_kernel() -> None:
 
 def has_optimizer(engine: Engine[Model]) -> bool:
     """Whether an engine trains, rather than only reads (``build_reading_engine``)."""
-    return _open(engine).basic_optimizer is not None
+    return untyped(engine).basic_optimizer is not None
 
 
 def base_optimizer(engine: Engine[Model]) -> Optimizer:
     """The torch optimizer (or DeepSpeed's replacement for it) that ZeRO's optimizer wraps."""
-    optimizer = _open(engine).optimizer
+    optimizer = untyped(engine).optimizer
     return optimizer if engine.zero_optimization_stage() == 0 else optimizer.optimizer
 
 
@@ -62,7 +62,7 @@ def skip_steps_on_overflow(engine: Engine[Model]) -> None:
         return
 
     def drop_gradients(optimizer: Optimizer, *_: object) -> None:
-        if _open(optimizer).overflow:
+        if untyped(optimizer).overflow:
             optimizer.zero_grad()
 
     set_overflow(engine, False)
@@ -71,19 +71,19 @@ def skip_steps_on_overflow(engine: Engine[Model]) -> None:
 
 def set_overflow(engine: Engine[Model], overflow: bool) -> None:
     """Tell a stage-0 engine whether the gradients of the coming step are not finite."""
-    _open(engine).optimizer.overflow = overflow
+    untyped(engine).optimizer.overflow = overflow
 
 
 def skipped_steps(engine: Engine[Model]) -> int:
     """The number of optimizer steps skipped so far."""
-    return _open(engine).skipped_steps
+    return untyped(engine).skipped_steps
 
 
 def loss_scale(engine: Engine[Model]) -> float:
     """The factor by which the engine multiplies losses (1 unless fp16)."""
-    if scaler := _open(engine).torch_autocast_z0_gradscaler:
+    if scaler := untyped(engine).torch_autocast_z0_gradscaler:
         return float(scaler.get_scale())
-    return float(getattr(_open(engine).optimizer, "loss_scale", 1.0) or 1.0)
+    return float(getattr(untyped(engine).optimizer, "loss_scale", 1.0) or 1.0)
 
 
 def counters(engine: Engine[Model]) -> dict[str, int]:
@@ -92,26 +92,26 @@ def counters(engine: Engine[Model]) -> dict[str, int]:
 
 
 def set_counters(engine: Engine[Model], saved: dict[str, int]) -> None:
-    """Restore :func:`counters`."""
+    """Set the engine's counters to saved values of :func:`counters`."""
     for name in COUNTERS:
         setattr(engine, name, saved[name])
 
 
 def loss_scaler_state(engine: Engine[Model]) -> dict[str, float]:
     """The numbers of the fp16 loss scaler; empty without one."""
-    if scaler := _open(engine).torch_autocast_z0_gradscaler:
+    if scaler := untyped(engine).torch_autocast_z0_gradscaler:
         return scaler.state_dict()
-    scaler = getattr(_open(engine).optimizer, "loss_scaler", None)
+    scaler = getattr(untyped(engine).optimizer, "loss_scaler", None)
     return {k: v for k, v in vars(scaler).items() if isinstance(v, int | float)} if scaler is not None else {}
 
 
 def set_loss_scaler_state(engine: Engine[Model], saved: dict[str, float]) -> None:
-    """Restore :func:`loss_scaler_state`, unless it was saved by a run of another precision."""
-    if scaler := _open(engine).torch_autocast_z0_gradscaler:
+    """Set the fp16 loss scaler to a saved state, unless a run of another precision saved it."""
+    if scaler := untyped(engine).torch_autocast_z0_gradscaler:
         if saved:
             scaler.load_state_dict(saved)
     elif (own := loss_scaler_state(engine)) and own.keys() == saved.keys():
-        vars(_open(engine).optimizer.loss_scaler).update(saved)
+        vars(untyped(engine).optimizer.loss_scaler).update(saved)
 
 
 # ---- gradients ----
@@ -123,7 +123,7 @@ def start_backward(engine: Engine[Model]) -> None:
     DeepSpeed does this in the engine's forward pass. When segments keep their graphs, several backward passes follow
     each other; without this call stage 3 takes the second for a part of the first and drops the first's gradients.
     """
-    if clear := getattr(_open(engine).optimizer, "clear_backward_seen_flag", None):
+    if clear := getattr(untyped(engine).optimizer, "clear_backward_seen_flag", None):
         clear()
 
 
@@ -132,7 +132,7 @@ def gradient_shard(engine: Engine[Model]) -> Tensor | None:
 
     None too where the optimizer is offloaded: the buffer is then page-locked memory of the host.
     """
-    optimizer = _open(engine).optimizer
+    optimizer = untyped(engine).optimizer
     return None if getattr(optimizer, "offload_optimizer", False) else getattr(optimizer, GRADIENT_SHARD, None)
 
 
@@ -141,7 +141,7 @@ def fp32_gradient_sums(engine: Engine[Model]) -> dict[nn.Parameter, Tensor]:
 
     The optimizer's step zeroes them.
     """
-    optimizer = _open(engine).optimizer
+    optimizer = untyped(engine).optimizer
     if not isinstance(optimizer, BF16_Optimizer):
         return {}
     groups = zip(optimizer.bf16_groups, optimizer.fp32_groups_gradients, strict=True)
@@ -150,16 +150,18 @@ def fp32_gradient_sums(engine: Engine[Model]) -> dict[nn.Parameter, Tensor]:
 
 def all_reduce_fp32_sums(engine: Engine[Model]) -> None:
     """All-reduce :func:`fp32_gradient_sums` in place."""
-    optimizer = _open(engine).optimizer
+    optimizer = untyped(engine).optimizer
     # the optimizer ignores sums that its own hooks have not filled
     optimizer.fp32_groups_has_gradients = [[True] * len(group) for group in optimizer.bf16_groups]
-    if _open(engine).dp_world_size > 1:  # with one rank, this would round the sums to bf16 for nothing
-        _open(engine).allreduce_gradients()
+    # DeepSpeed all-reduces in communication_data_type, by default bf16, which rounds the sums. On one rank there is
+    # nothing to reduce, so they stay fp32.
+    if untyped(engine).dp_world_size > 1:
+        untyped(engine).allreduce_gradients()
 
 
 def gradient_tensors(engine: Engine[Model]) -> list[object]:
     """Every buffer (nested) in which an optimizer of DeepSpeed keeps gradients, to count its memory."""
-    return [getattr(_open(engine).optimizer, name, None) for name in GRADIENT_TENSORS]
+    return [getattr(untyped(engine).optimizer, name, None) for name in GRADIENT_TENSORS]
 
 
 # ---- weights ----
@@ -181,18 +183,18 @@ def weight_shard(weight: Tensor) -> Tensor | None:
 
 
 def is_replicated(weight: Tensor) -> bool:
-    """Whether a weight is a copy of another pipeline stage's, which counts it in norms and saves it."""
+    """Whether another pipeline stage holds the original of a weight, counts it in norms and saves it."""
     return getattr(weight, "ds_pipe_replicated", False)
 
 
 def mark_replicated(weight: Tensor, replicated: bool = True) -> None:
     """Exclude a copy of another pipeline stage's weight from DeepSpeed's gradient norm."""
-    _open(weight).ds_pipe_replicated = replicated
+    untyped(weight).ds_pipe_replicated = replicated
 
 
 def mark_leaf(module: nn.Module) -> None:
     """Let ZeRO-3 gather a module's weights at once (``set_z3_leaf_modules`` does so for all modules of a class)."""
-    _open(module)._z3_leaf = True
+    untyped(module)._z3_leaf = True
 
 
 def gather_function(engine: Engine[Model]) -> Callable[[set[nn.Parameter], bool], None]:
@@ -200,7 +202,7 @@ def gather_function(engine: Engine[Model]) -> Callable[[set[nn.Parameter], bool]
 
     It skips weights that are there already; a module that needs the weights waits for them.
     """
-    coordinator = _open(engine).optimizer.parameter_offload.get_param_coordinator()
+    coordinator = untyped(engine).optimizer.parameter_offload.get_param_coordinator()
     return coordinator._PartitionedParameterCoordinator__all_gather_params
 
 
@@ -222,13 +224,13 @@ class OptimizerShard(NamedTuple):
 
 def optimizer_shard(engine: Engine[Model], weight: Tensor, rank: int) -> OptimizerShard | None:
     """Where a rank's part of a weight is; None if it has none."""
-    optimizer = _open(engine).optimizer
+    optimizer = untyped(engine).optimizer
     if engine.zero_optimization_stage() == 3:  # every weight is cut into equal parts, the last ones padded
         group, offset, size = optimizer.grad_position[optimizer.get_param_id(weight)]
         here = min(size, full_numel(weight) - rank * size)
         buffer = optimizer.fp32_partitioned_groups_flat[group]
         return OptimizerShard(rank * size, here, buffer, offset) if here > 0 else None
-    mapping = _open(weight)._hp_mapping  # "hp" is the high-precision copy, "lp" the weight that computes
+    mapping = untyped(weight)._hp_mapping  # "hp" is the high-precision copy, "lp" the weight that computes
     if mapping is None:
         return None
     own, whole = mapping.hp_fragment_address, mapping.lp_fragment_address
@@ -237,7 +239,7 @@ def optimizer_shard(engine: Engine[Model], weight: Tensor, rank: int) -> Optimiz
 
 def master_buffers(engine: Engine[Model]) -> list[Tensor]:
     """This rank's flat fp32 buffers of weights (ZeRO 1 to 3): what the optimizer updates."""
-    optimizer = _open(engine).optimizer
+    optimizer = untyped(engine).optimizer
     names = ("single_partition_of_fp32_groups", "fp32_groups_flat_partition", "fp32_partitioned_groups_flat")
     return next((list(found) for name in names if (found := getattr(optimizer, name, None))), [])
 
@@ -245,13 +247,13 @@ def master_buffers(engine: Engine[Model]) -> list[Tensor]:
 def group_of_buffers(engine: Engine[Model]) -> list[int]:
     """The parameter group of each of :func:`master_buffers`. Stage 3 cuts a group into several buffers."""
     number = range(len(master_buffers(engine)))
-    to_group = _open(engine).optimizer.sub_group_to_group_id if engine.zero_optimization_stage() == 3 else number
+    to_group = untyped(engine).optimizer.sub_group_to_group_id if engine.zero_optimization_stage() == 3 else number
     return [to_group[n] for n in number]
 
 
 def refresh_weights(engine: Engine[Model]) -> None:
-    """Update the weights that compute, after master weights (or, without an optimizer, shards) have changed."""
-    optimizer, stage = _open(engine).optimizer, engine.zero_optimization_stage()
+    """Copy changed fp32 master weights (without an optimizer: shards) into the compute weights."""
+    optimizer, stage = untyped(engine).optimizer, engine.zero_optimization_stage()
     if stage in (1, 2):
         optimizer.update_lp_params()
     if stage < 3:
@@ -276,12 +278,13 @@ def join_offloaded_parts(engine: Engine[Model]) -> None:
     """Share parameter groups and states between the two optimizers of ``offload_optimizer.ratio`` below 1.
 
     DeepSpeed then updates its first flat buffers with a torch AdamW on the GPU, whose first group keeps the learning
-    rate it began with, and whose states no checkpoint sees. It gets the groups and states of the optimizer on the host.
+    rate it began with, and whose states no checkpoint sees. So the GPU optimizer is given the host optimizer's groups
+    and states.
     """
-    on_gpu = getattr(_open(engine).optimizer, "backup_optimizer", None)
+    on_gpu = getattr(untyped(engine).optimizer, "backup_optimizer", None)
     if on_gpu is None:
         return
-    on_host = _open(engine).optimizer.optimizer
+    on_host = untyped(engine).optimizer.optimizer
     for group in on_host.param_groups:
         for key, value in on_gpu.defaults.items():
             group.setdefault(key, value)
@@ -291,5 +294,5 @@ def join_offloaded_parts(engine: Engine[Model]) -> None:
 
 def optimizer_for(engine: Engine[Model], buffer: Tensor) -> Optimizer:
     """The optimizer that updates a flat buffer: with a part offloaded, the one on the buffer's device."""
-    on_gpu = getattr(_open(engine).optimizer, "backup_optimizer", None)
+    on_gpu = getattr(untyped(engine).optimizer, "backup_optimizer", None)
     return base_optimizer(engine) if on_gpu is None or buffer.device.type == "cpu" else on_gpu

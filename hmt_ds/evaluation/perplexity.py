@@ -19,7 +19,7 @@ from hmt_ds.parallel.protocols import Reader
 
 @dataclass(frozen=True)
 class PerplexityRow:
-    """One row of the table.
+    """One row of the table of perplexities.
 
     Attributes:
         segments_read: the fewest segments that came before.

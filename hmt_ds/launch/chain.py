@@ -79,7 +79,7 @@ def training_job(words: list[str], options: LaunchOptions) -> Job:
 
 
 def check_run(recipe: Recipe, options: LaunchOptions) -> list[str]:
-    """Return what keeps a recipe from being trained by a job: one line per problem."""
+    """Return why a Slurm job could not train this recipe: one line per problem."""
     training = recipe.training
     problems = check_folders(recipe)
     if "\n" in training.output:

@@ -84,7 +84,10 @@ def probe_with_ssh(hosts: dict[str, int]) -> dict[str, Report | str]:
 
 
 def probe_with_srun(hosts: dict[str, int]) -> dict[str, Report | str]:
-    """Do the same inside a Slurm job. srun starts one script everywhere, which chooses the command of its node."""
+    """Return what each node of a Slurm job reports, or a line that says why it does not.
+
+    srun starts one script everywhere, which chooses the command of its node.
+    """
     commands = {str(number): probe_command(hosts, host) for number, host in enumerate(hosts)}
     choose = "\n".join(f"{number}) exec {shlex.join(command)} ;;" for number, command in commands.items())
     srun = ["srun", f"--nodes={len(hosts)}", f"--ntasks={len(hosts)}", "--ntasks-per-node=1", "--label", "--wait=0"]

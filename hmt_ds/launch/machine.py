@@ -34,7 +34,7 @@ class Report(TypedDict):
 
 
 def main() -> None:
-    """Print the report."""
+    """Print what this machine reports, as JSON."""
     towards, gpus, port = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     missing, problems = missing_packages(), []
     if missing:

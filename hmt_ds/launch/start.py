@@ -37,7 +37,7 @@ def start_ranks(command: str, source: Path, ranks: int | None, overrides: list[s
     """
     recipe_file = source / "recipe.yaml" if source.is_dir() else source
     with collected(problems):
-        check_recipe(load_recipe(recipe_file, overrides), recipe_file, new_run=command == "train", with_data=True)
+        check_recipe(load_recipe(recipe_file, overrides), recipe_file, writes_output=command == "train", with_data=True)
     if problems:
         raise ConfigError(problems)
     named = str(source if command == "evaluate" else recipe_file)
@@ -60,7 +60,7 @@ def start_bench(
         ranks = 1
     with collected(problems):
         recipe = load_recipe(recipe_file, overrides)
-        check_recipe(recipe, recipe_file, new_run=False, with_data=options.tokens == "data")
+        check_recipe(recipe, recipe_file, writes_output=False, with_data=options.tokens == "data")
         if options.reference:
             from hmt_ds.benchmark.run import check_reference
 
@@ -71,7 +71,7 @@ def start_bench(
     return run_ranks("hmt_ds.bench", words, ranks or ranks_of(source) or number_of_gpus() or 1)
 
 
-def check_recipe(recipe: Recipe, recipe_file: Path, *, new_run: bool, with_data: bool) -> None:
+def check_recipe(recipe: Recipe, recipe_file: Path, *, writes_output: bool, with_data: bool) -> None:
     """Check a recipe against the model, the data and this machine.
 
     Raises:
@@ -83,7 +83,7 @@ def check_recipe(recipe: Recipe, recipe_file: Path, *, new_run: bool, with_data:
     from hmt_ds.preflight.prepare import prepare
 
     silence_libraries()
-    prepare(recipe, recipe_file, new_run=new_run, with_data=with_data)
+    prepare(recipe, recipe_file, writes_output=writes_output, with_data=with_data)
 
 
 def set_rank_environment() -> None:

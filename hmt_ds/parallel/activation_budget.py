@@ -26,8 +26,8 @@ class ActivationBudget:
         plan: of the coming step.
         segment_bytes: of the largest autograd graph of a segment in the measured step.
         summary_bytes: of the largest graph of a batch of summaries.
-        peak: bytes allocated at most while windows ran.
-        peak_after: and in the gradient reduction and the optimizer's step after them.
+        peak: most bytes allocated in the measured step's last window.
+        peak_after: most bytes allocated during gradient reduction and optimizer step.
     """
 
     def __init__(self, compute: ComputeSettings, settings: MemorySettings, depth: int, device: torch.device):
@@ -40,7 +40,7 @@ class ActivationBudget:
 
     @property
     def batch_sizes(self) -> list[int]:
-        """Batch sizes that divide the window: every shape is compiled and captured by itself, so there is one."""
+        """Batch sizes that divide the window: all batches then have one shape, which is compiled and captured once."""
         return [n for n in range(1, self.depth + 1) if self.depth % n == 0]
 
     @property
@@ -55,15 +55,15 @@ class ActivationBudget:
             return 0
         return CAPTURED if self.compute.cuda_graphs == "always" else CAPTURED - 1
 
-    def within_recipe(self, segments: int, batch: int, batches: int) -> RecomputePlan:
-        """The plan with these numbers, except for those that the recipe fixes."""
+    def within_recipe(self, kept_segments: int, summary_segments: int, kept_summaries: int) -> RecomputePlan:
+        """The plan with the given values, except for those that the recipe fixes."""
         if self.compute.recompute in ("none", "selective"):
-            segments, batches = self.depth, self.depth
+            kept_segments, kept_summaries = self.depth, self.depth
         elif self.compute.recompute != "auto":
-            segments, batches = 1, 0
+            kept_segments, kept_summaries = 1, 0
         if isinstance(self.compute.summary_batch, int):
-            batch = self.compute.summary_batch
-        return RecomputePlan(min(segments, self.depth), min(batch, self.depth), batches)
+            summary_segments = self.compute.summary_batch
+        return RecomputePlan(min(kept_segments, self.depth), min(summary_segments, self.depth), kept_summaries)
 
     def measure(self, forward: Forward) -> Forward:
         """Wrap a forward pass so that the measured step notes the memory of its autograd graphs."""
@@ -85,8 +85,8 @@ class ActivationBudget:
     def backward_done(self) -> None:
         """Note the peak of the windows, after the last backward pass of a step.
 
-        The reduction and the optimizer have a peak of their own: they run when activations are freed, so only CUDA
-        graphs, which never free their memory, add to it.
+        Reduction and optimizer run after activations are freed, so their peak is measured separately; only memory of
+        CUDA graphs, which is never freed, adds to it.
         """
         if self.is_measured_step:
             cuda = torch.get_device_module(self.device)
@@ -101,7 +101,7 @@ class ActivationBudget:
         self.step += 1
 
     def largest_plan(self) -> list[int]:
-        """Segments that keep activations, summaries in a batch, and batches that keep theirs, as many as fit."""
+        """The largest plan that fits: kept_segments, summary_segments and kept_summaries."""
         graphs, peak = self.compute.cuda_graphs == "always", self.peak
         if graphs:
             # Captured memory stays allocated during the reduction and the optimizer's step. The peak of the windows
@@ -111,16 +111,16 @@ class ActivationBudget:
         single = self.summary_bytes / self.plan.summary_segments
         if graphs:
             left -= 2 * self.segment_bytes  # a capture is preceded by a warm-up pass, which keeps its memory too
-            batch = self.batch_within(left / 4)
-            left -= batch * single
-            segments = self.segments_within(left)
+            summary_segments = self.batch_within(left / 4)
+            left -= summary_segments * single
+            kept_segments = self.segments_within(left)
         else:
-            segments = self.segments_within(left)
+            kept_segments = self.segments_within(left)
             # A batch of summaries runs backward when the graphs of its own segments are freed: it may take their place.
-            batch = self.batch_within(segments * self.segment_bytes)
-        left -= (segments - 1) * self.segment_bytes
-        batches = max(0, int(left // max(batch * single, 1))) if segments == self.depth else 0
-        return [segments, batch, batches]
+            summary_segments = self.batch_within(kept_segments * self.segment_bytes)
+        left -= (kept_segments - 1) * self.segment_bytes
+        kept_summaries = max(0, int(left // max(summary_segments * single, 1))) if kept_segments == self.depth else 0
+        return [kept_segments, summary_segments, kept_summaries]
 
     def bytes_left(self, peak: int) -> float:
         """Bytes of the GPU's memory beside a peak, a margin and what is allocated outside of torch."""

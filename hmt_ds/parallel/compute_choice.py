@@ -60,7 +60,7 @@ def uses_dropout(model: HMT) -> bool:
 
 
 def best_kernels(backbone: CausalLM, reduction: Reduction, recompute: Recompute, device: torch.device) -> Kernels:
-    """Compile layers unless ZeRO-3's hooks or layer checkpoints are in them; else use liger's kernels if there are."""
+    """Compile layers unless ZeRO-3's hooks or layer checkpoints are in them; else use liger's kernels if installed."""
     if device.type == "cpu":
         return "plain"
     if reduction == "step" and recompute in ("auto", "none", "segment"):

@@ -1,8 +1,8 @@
-"""Forward and backward passes replayed as CUDA graphs, for models so small that launching kernels takes the time.
+"""Forward and backward passes replayed as CUDA graphs, for models so small that launching kernels dominates.
 
 All segments have one shape, and so have all batches of summaries. For each shape, a forward pass and its backward pass
-are captured once and replayed. What a captured forward pass keeps for its backward pass lies in memory of its own, a
-slot; as many slots are captured as segments keep their activations at a time.
+are captured once and replayed. A captured forward pass has its own memory for the activations that its backward
+pass needs; this is called a slot. There are as many slots as segments keep their activations at a time.
 """
 
 import gc

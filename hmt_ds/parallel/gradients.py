@@ -37,7 +37,7 @@ class ReducePerSegment:
     """Run every backward pass through the engine.
 
     Args:
-        model: the one that DeepSpeed gets.
+        model: the model that the DeepSpeed engine wraps.
     """
 
     def __init__(self, model: HMT):
@@ -71,14 +71,14 @@ class ReducePerSegment:
         self.engine.backward(scalar, scale_wrt_gas=False)
 
     def step_done(self) -> None:
-        """Do nothing: there is nothing to capture."""
+        """Nothing to do: only :class:`ReducePerStep` uses CUDA graphs."""
 
 
 class ReducePerStep:
     """Run backward passes without the engine, sum in fp32, and give the engine the sums.
 
     Args:
-        model: the one that DeepSpeed gets; make this before the engine, which puts hooks into the model.
+        model: the model that the DeepSpeed engine wraps; make this before the engine, which puts hooks into the model.
         autocast: the context of forward passes.
         graphs: capture forward and backward passes in CUDA graphs and replay them.
     """
@@ -88,13 +88,14 @@ class ReducePerStep:
         self.steps, self.graphs = 0, graphs
         self.replays: GraphedForward | None = None
         # The second tree has parameters of its own, so that gradients and hooks do not mix with DeepSpeed's; their data
-        # is the weights' data (at stage 3 from step to step, while the weights are gathered).
+        # is the weights' data (at stage 3 only during a step, while the weights are gathered).
         self.aliases = [nn.Parameter(weight.detach(), weight.requires_grad) for weight in self.weights]
         self.pairs = list(zip(self.weights, self.aliases, strict=True))
         self.model = copy.deepcopy(model, {id(weight): alias for weight, alias in self.pairs})
         self.sums: dict[nn.Parameter, Tensor] = {}
         self.in_place = False  # whether the sums are DeepSpeed's own buffers
-        self.shared: list[tuple[nn.Parameter, ProcessGroup]] = []  # weights that other ranks of a group have too
+        # tied weights that the first and the last stage both hold, with the group of the two
+        self.tied: list[tuple[nn.Parameter, ProcessGroup]] = []
         for alias in self.aliases:
             if alias.requires_grad:
                 alias.register_post_accumulate_grad_hook(self.add)
@@ -115,9 +116,10 @@ class ReducePerStep:
             return self.model(*arguments, **options)
 
     def step_done(self) -> None:
-        """Capture CUDA graphs when it is time.
+        """After the third step switch to :class:`GraphedForward`, which captures during the fourth.
 
-        The second step is measured; the third compiles the shapes of the resulting plan; the fourth captures.
+        After the fourth step allow no more captures. The second step is measured, and the third compiles the shapes of
+        the resulting plan.
         """
         self.steps += 1
         if self.graphs and self.replays is None and self.steps + 1 >= CAPTURED:
@@ -166,7 +168,7 @@ class ReducePerStep:
         """
         if self.sums:
             return
-        # Before any activation is allocated: buffers that stay would otherwise fragment the memory of those that go.
+        # Allocated before any activation: permanent buffers between activations would fragment GPU memory.
         # BF16_Optimizer (stage 1 in bf16) has whole fp32 buffers already. Summing into them saves the 4 bytes per
         # weight, and its step zeroes them.
         existing = fp32_gradient_sums(self.engine)
@@ -189,7 +191,7 @@ class ReducePerStep:
 
     def deliver(self) -> None:
         """Give the sums to the engine, which reduces them over the ranks, and zero them."""
-        for alias, group in self.shared:
+        for alias, group in self.tied:
             torch.distributed.all_reduce(self.sums[alias], group=group)
         self.engine.set_gradient_accumulation_boundary(True)
         if self.in_place:

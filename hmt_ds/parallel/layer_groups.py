@@ -53,7 +53,7 @@ class LayerGroups(nn.ModuleList):
             after.prefetch_previous = partial(gather, set(group.parameters()), False)
 
     def named_children(self) -> Iterator[tuple[str, nn.Module]]:
-        """The groups."""
+        """The groups in place of the layers: DeepSpeed looks for modules here."""
         return ((f"group_{number}", group) for number, group in enumerate(self.groups))
 
     def named_modules(

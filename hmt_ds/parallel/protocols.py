@@ -21,7 +21,7 @@ class StepOutput:
 
     Attributes:
         loss: mean cross-entropy in nats over all labels of all ranks.
-        tokens: the number of labels.
+        labels: the number of labels.
         fresh_tokens: the number of tokens read, with or without a label.
         learning_rate: of this step, for the first parameter group.
         gradient_norm: before clipping; None where DeepSpeed does not compute it.
@@ -34,7 +34,7 @@ class StepOutput:
     """
 
     loss: float
-    tokens: int
+    labels: int
     fresh_tokens: int
     learning_rate: float
     gradient_norm: float | None

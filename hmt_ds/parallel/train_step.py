@@ -20,16 +20,20 @@ def train_step(executor: Executor, windows: list[Window], flags: tuple[int, ...]
 
     Args:
         windows: on the CPU.
-        flags: numbers to sum over the ranks on the way (for example, whether this rank received a stop signal).
+        flags: numbers to sum over the ranks in the all-reduce of the label counts (for example, whether this rank
+            received a stop signal).
     """
     own = [sum(int((w.labels >= 0).sum()) for w in windows), sum(int(w.lengths.sum()) for w in windows)]
+    # on a pipeline only the last stage counts: its stages share the same rows
     counts = torch.tensor([*(own if executor.reports else (0, 0)), *flags], dtype=torch.float64)
     with executor.phase("wait"):
-        tokens, fresh, *summed_flags = all_reduce_sum(counts.to(executor.device)).long().tolist()
+        labels, fresh, *summed_flags = all_reduce_sum(counts.to(executor.device)).long().tolist()
     executor.engine.train()
+    # with ReducePerStep, forward passes use a copy of the model, which engine.train() does not reach
     executor.gradients.model.train()
-    # DeepSpeed averages over ranks; we want the sum over all labels of the global batch, divided once
-    weight = executor.data_ranks / max(tokens, 1)
+    # DeepSpeed averages over ranks: with the factor ranks / labels, the gradient is that of the mean over all labels of
+    # the global batch
+    weight = executor.data_ranks / max(labels, 1)
     passes, scale = executor.backward_passes(windows), loss_scale(executor.engine)
     with executor.gradients.accumulate(passes, scale, executor.phase):
         totals, finite = zip(*(executor.backward_through(window, weight) for window in windows), strict=True)
@@ -41,13 +45,14 @@ def train_step(executor: Executor, windows: list[Window], flags: tuple[int, ...]
     with executor.phase("wait"):
         loss, distance, recalls, reset_rows = all_reduce_sum(torch.stack(totals).sum(dim=0)).tolist()
     return StepOutput(
-        loss=loss / max(tokens, 1),
-        tokens=tokens,
+        loss=loss / max(labels, 1),
+        labels=labels,
         fresh_tokens=fresh,
         learning_rate=learning_rate,
         gradient_norm=norm,
         recall_distance=distance / recalls if recalls else None,
         skipped=skipped,
+        # an fp16 overflow with a finite loss is the loss scaler's normal work, not a bad step
         bad=skipped and not (executor.precision == "fp16" and math.isfinite(loss)),
         reset_rows=int(reset_rows),
         finite=torch.cat(finite, dim=1),
@@ -56,17 +61,21 @@ def train_step(executor: Executor, windows: list[Window], flags: tuple[int, ...]
 
 
 def update_weights(executor: Executor) -> tuple[float | None, bool]:
-    """Run the optimizer's step; return the gradient norm if it is known, and whether the step was skipped."""
+    """Run ``engine.step()``: clip, update the weights, advance the schedule.
+
+    Returns:
+        The gradient norm if it is known, and whether the step was skipped.
+    """
     engine = executor.engine
     before, norm = skipped_steps(engine), stage_0_gradient_norm(engine)
-    if norm is not None:
+    if norm is not None:  # stage 0 has no overflow check of its own
         set_overflow(engine, not math.isfinite(norm))
     with executor.phase("step"):
         engine.step()
     if norm is None:
         found = engine.get_global_grad_norm()
         norm = None if found is None else float(found)
-    else:
+    else:  # stage 0: the check is over
         set_overflow(engine, False)
     return norm, skipped_steps(engine) > before
 

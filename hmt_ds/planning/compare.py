@@ -15,7 +15,7 @@ from hmt_ds.planning.activations import bytes_per_position
 from hmt_ds.planning.flops import summary_positions
 from hmt_ds.planning.plan_options import CompareOptions
 from hmt_ds.planning.shapes import SHAPES, ModelShape
-from hmt_ds.planning.simulate import Durations, Link, Machine, Timeline, peak_kept_bytes, simulate
+from hmt_ds.planning.simulate import Durations, Link, Machine, Timeline, peak_stashed_bytes, simulate
 
 BF16 = 2  # bytes
 USABLE = 0.92  # of a GPU's memory, as parallel/activation_budget.py plans
@@ -156,7 +156,7 @@ def pipeline(job: Job, cluster: Cluster, gpus: int, stages: int) -> Estimate:
         REPLICATED * weights, in_node, pipelines // in_node, sharing=min(node, stages)
     )
     busy = sum(timed.stop - timed.start for actions in window.stages for timed in actions) / stages
-    size = states + max(window.kept_bytes) + max(kept, graph)
+    size = states + max(window.stashed_bytes) + max(kept, graph)
     return estimate(job, cluster, f"{stages} stages x {pipelines}", seconds, busy, size)
 
 
@@ -186,7 +186,7 @@ def pipeline_window(job: Job, cluster: Cluster, stages: int, graph: float, free_
     times = [stage_durations(job, cluster, stages, group, last=p == stages - 1) for p in range(stages)]
     schedule = pipeline_schedule(stages, job.segments, micro_batches, mode=settings.mode, summary_group=group)
     # stashed inputs have priority; graphs get what the fullest stage has left
-    for_graphs = free_bytes - max(peak_kept_bytes(actions, message_bytes) for actions in schedule)
+    for_graphs = free_bytes - max(peak_stashed_bytes(actions, message_bytes) for actions in schedule)
     sizes = {Kind.SEGMENT: graph, Kind.SUMMARY: graph * settings.summary_share * group}
     kept = [graphs_to_keep(actions, sizes, for_graphs) for actions in schedule]
     wraparound = within if stages <= node else between

@@ -14,7 +14,7 @@ WIDTH = 100
 
 
 def plan(options: ScheduleOptions | CompareOptions) -> int:
-    """Run the command; returns the exit code."""
+    """Run `hmt-ds plan`; return the exit code."""
     if isinstance(options, ScheduleOptions):
         return draw(options)
     from hmt_ds.planning.compare import comparison  # imports torch, which a schedule does not need
@@ -53,7 +53,7 @@ def draw(options: ScheduleOptions) -> int:
 def facts(timeline: Timeline, bound: float, summary_group: int) -> list[str]:
     """Return a line each for time, lower bound, pipeline bubble and stashed inputs."""
     above = timeline.time / bound - 1
-    bubbles, kept = sorted(timeline.bubbles), sorted(timeline.kept_inputs)
+    bubbles, kept = sorted(timeline.bubbles), sorted(timeline.stashed_inputs)
     grouped = [f"summaries    {summary_group} micro-batches per summary pass"] if summary_group > 1 else []
     return [
         f"time         {timeline.time:g}; forward passes take {UNIT_COSTS.segment:g} (segment) and "

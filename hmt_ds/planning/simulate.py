@@ -121,14 +121,14 @@ class Timeline:
 
     Attributes:
         stages: the timed actions of each stage.
-        kept_inputs: peak number of stashed inputs, by stage.
-        kept_bytes: peak bytes of stashed inputs, by stage.
+        stashed_inputs: peak number of stashed inputs, by stage.
+        stashed_bytes: peak bytes of stashed inputs, by stage.
         after_window: time after the last action, for the gradient reduction and the optimizer step.
     """
 
     stages: list[list[TimedAction]]
-    kept_inputs: list[int]
-    kept_bytes: list[float]
+    stashed_inputs: list[int]
+    stashed_bytes: list[float]
     after_window: float = 0.0
 
     @cached_property
@@ -222,11 +222,11 @@ def simulate(schedule: list[list[Action]], machine: Machine, mode: str = "hmt", 
         ValueError: on a deadlock.
     """
     timed = Simulation(schedule, machine, mode).run()
-    kept_bytes = [peak_kept_bytes(actions, machine.message_bytes) for actions in schedule]
-    return Timeline(timed, [peak_live_inputs(actions) for actions in schedule], kept_bytes, after_window)
+    stashed_bytes = [peak_stashed_bytes(actions, machine.message_bytes) for actions in schedule]
+    return Timeline(timed, [peak_live_inputs(actions) for actions in schedule], stashed_bytes, after_window)
 
 
-def peak_kept_bytes(actions: list[Action], message_bytes: Mapping[Kind, float]) -> float:
+def peak_stashed_bytes(actions: list[Action], message_bytes: Mapping[Kind, float]) -> float:
     """Return the peak bytes of a stage's stashed inputs, each from its forward to its backward pass."""
     if not any(action.backward for action in actions):
         return 0.0

@@ -40,7 +40,9 @@ class Prepared:
 
     Attributes:
         ds_config: DeepSpeed's configuration, filled in.
-        train, validation, tokenizer: see :class:`Documents`.
+        train: tokenized training documents; None if no data was asked for.
+        validation: tokenized held-out documents, cut to what an evaluation reads; None if the recipe has none.
+        tokenizer: identifies the tokenizer by its content; None if no data was asked for.
         warnings: lines about what does not prevent a run, but may not be intended.
     """
 
@@ -51,19 +53,19 @@ class Prepared:
     warnings: tuple[str, ...] = ()
 
 
-def prepare(recipe: Recipe, recipe_file: str | Path, *, new_run: bool = True, with_data: bool = True) -> Prepared:
+def prepare(recipe: Recipe, recipe_file: str | Path, *, writes_output: bool = True, with_data: bool = True) -> Prepared:
     """Check a recipe against the model, the data and this machine, and read its data.
 
     Args:
         recipe_file: where the recipe is; files may be named relative to it.
-        new_run: whether the output folder will be written.
+        writes_output: whether training.output will be written, so that it must not hold another run.
         with_data: whether to read the data and the tokenizer; otherwise they are not looked for.
 
     Raises:
         ConfigError: with a line for each problem.
     """
     problems = Problems(check_training(recipe) + check_folders(recipe))
-    if new_run:
+    if writes_output:
         problems += check_output(recipe)
     ds_config = problems.attempt(lambda: deepspeed_config(recipe, recipe_file), "deepspeed: ")
     keys, schedule, stage = recipe.optimizer, recipe.schedule, stage_of(ds_config or {})

@@ -36,7 +36,7 @@ def reference_tables(result: Numbers) -> Iterator[Table | str]:
 
 
 def run_table(result: Numbers) -> Table:
-    """The run, with the resolved settings."""
+    """A table of the run, with the resolved settings."""
     run, plan, pipeline = result["run"], result["plan"], result["pipeline"]
     table = Table("", "", title="what was run", show_header=False)
     parameters, trained = (run[name] / 1e6 for name in ("parameters", "trained_parameters"))
@@ -189,7 +189,7 @@ def reference_table(result: Numbers) -> Table:
 
 
 def reference_notes(result: Numbers) -> str:
-    """What is the same in both, and what differs."""
+    """What hmt_ds and HMT-pytorch do alike in the comparison, and what differs."""
     run, option = result["run"], result["reference"]["segment_length_option_tokens"]
     return (
         "The same backbone and windows. hmt_ds: loss on every token, without its phases reduce and step, peak of the "

@@ -15,7 +15,7 @@ class Progress:
 
     Args:
         total: steps of the run.
-        done: steps that earlier starts did.
+        done: steps taken before a resume.
         every: without a terminal, steps between two lines.
         shown: whether this rank shows anything.
     """

@@ -53,7 +53,7 @@ def print_recipe(values: dict[str, object]) -> None:
 
 
 def keys_table(keys: Iterable[tuple[str, Any]]) -> Table:
-    """All keys of a recipe.
+    """Return a table of all recipe keys.
 
     Args:
         keys: names and pydantic fields, sections included.

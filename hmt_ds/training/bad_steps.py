@@ -1,4 +1,5 @@
-"""Steps whose loss or gradients are not finite: count them, find the documents, go back to a checkpoint without these.
+"""Steps whose loss or gradients are not finite: count them, find the documents, go back to a checkpoint and
+exclude them.
 
 The optimizer skips such a step by itself. What this file adds is the limit on consecutive ones.
 """
@@ -76,7 +77,7 @@ class BadStepCounter:
         )
         if not allowed:
             raise TooManyBadSteps(
-                f"{problem}; {checkpoints} is unchanged: repair these documents, or go on without them by "
+                f"{problem}; {checkpoints} is unchanged: repair these documents, or go on without them with "
                 "--training.on_bad_steps rollback --checkpoint.resume auto"
             )
         checkpoint = newest_intact(checkpoints, logger.warning)

@@ -55,7 +55,7 @@ def build_executor(recipe: Recipe, prepared: Prepared, device: torch.device) -> 
 
 
 def build_reader(recipe: Recipe, prepared: Prepared, device: torch.device) -> Reader:
-    """The same model in an engine without an optimizer, to evaluate it."""
+    """The recipe's model, or this rank's pipeline stage of it, in an engine without an optimizer, for evaluation."""
     options = executor_options(recipe, prepared, device)
     if recipe.pipeline.stages > 1:
         stage, topology = build_pipeline_stage(recipe, prepared, device)

@@ -67,7 +67,7 @@ class RunCheckpoints:
             self.finish_save()
 
     def begin(self, position: RunPosition) -> None:
-        """Start to write."""
+        """Start to write a checkpoint."""
         self.save_started = time.perf_counter()
         self.saver.begin(self.executor, position)
 
@@ -80,10 +80,10 @@ class RunCheckpoints:
                 logger.warning(str(error))
 
     def complete(self) -> None:
-        """The same.
+        """Like :meth:`finish_save`, but raise if the checkpoint could not be written.
 
         Raises:
-            CheckpointError: if it could not be written.
+            CheckpointError: on all ranks.
         """
         if checkpoint := self.saver.finish():
             self.newest = checkpoint

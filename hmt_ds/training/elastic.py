@@ -1,6 +1,6 @@
 """Resume on another number of ranks (``training.elastic``) with the rows of the global batch unchanged.
 
-``python -m hmt_ds.training.elastic NODES RANKS_PER_NODE RECIPE ...`` prints how many of these machines a run can use.
+``python -m hmt_ds.training.elastic NODES RANKS_PER_NODE RECIPE ...`` prints how many of the NODES a run can use.
 """
 
 import json

@@ -60,7 +60,10 @@ def run_as_rank(job: Job) -> int:
 
 
 def exit_code_of(job: Job) -> int:
-    """Do the job: 0 if it ended, STOPPED if the run was told to stop, 2 for an error that only the user can cure."""
+    """Do a rank's job and return its exit code.
+
+    That is 0 if it ended, STOPPED if the run was told to stop, 2 for an error that only the user can cure.
+    """
     named, *overrides = [word for word in sys.argv[1:] if not word.startswith("--local_rank")] or [""]
     try:
         device = join()
@@ -92,7 +95,9 @@ def end_out_of_memory(error: Exception) -> NoReturn:
     end_process(1)
 
 
-def prepare_together(recipe: Recipe, recipe_file: str | Path, *, new_run: bool, with_data: bool = True) -> Prepared:
+def prepare_together(
+    recipe: Recipe, recipe_file: str | Path, *, writes_output: bool, with_data: bool = True
+) -> Prepared:
     """Check the recipe and read the data: first on rank 0, then on one rank of each machine, then on all.
 
     Rank 0 fills the cache of tokenized documents, which the others read. A cache may be the machine's own; there the
@@ -106,7 +111,7 @@ def prepare_together(recipe: Recipe, recipe_file: str | Path, *, new_run: bool, 
         for turn in (rank() == 0, os.environ["LOCAL_RANK"] == "0", True):
             try:
                 if turn and not prepared:
-                    prepared = prepare(recipe, recipe_file, new_run=new_run, with_data=with_data)
+                    prepared = prepare(recipe, recipe_file, writes_output=writes_output, with_data=with_data)
             except ConfigError as error:
                 host = f"{socket.gethostname()}: " if rank() else ""
                 problems = [f"{host}{problem}" for problem in error.problems]

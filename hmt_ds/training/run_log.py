@@ -46,7 +46,7 @@ class WarmUp:
 
 
 class RunLog:
-    """Metrics and progress of a run, from the step on that it is at. Only rank 0 writes.
+    """Metrics and progress of a run, from its current step on. Only rank 0 writes.
 
     Args:
         recipe: checked.

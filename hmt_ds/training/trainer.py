@@ -76,7 +76,7 @@ class Trainer:
         if checkpoint := self.checkpoints.find():
             self.load(checkpoint)
             logger.info("resumed from %s, step %d", checkpoint, self.position.step)
-        self.signals.raise_if_received(self.executor.device, "stopped before the first step; nothing was to be saved")
+        self.signals.raise_if_received(self.executor.device, "stopped before the first step; there was nothing to save")
         if problem := broadcast_object(create_folder(self.recipe) if rank() == 0 else None):
             raise ConfigError([str(problem)])
         parameters, trained = count_parameters(self.executor)
@@ -106,7 +106,8 @@ class Trainer:
     def training_step(self, step: int, windows: list[Batch], loading_seconds: float) -> StepOutput:
         """Take one optimizer step, record it, and check it for bad numbers and stragglers."""
         started = time.perf_counter()
-        flags = (self.signals.received, self.checkpoints.written())  # summed over the ranks on the way, in output.flags
+        # summed over the ranks in the all-reduce of the label counts, in output.flags
+        flags = (self.signals.received, self.checkpoints.written())
         with self.stragglers.time_step(loading_seconds):
             output = self.executor.train_batch([as_window(batch) for batch in windows], flags)
         self.position = RunPosition(step, self.position.tokens + output.fresh_tokens, windows[-1].position)
@@ -119,7 +120,7 @@ class Trainer:
     def after_step(self, step: int, output: StepOutput) -> None:
         """Save and evaluate if it is time to, and stop if any rank was told to."""
         told_to_stop, written = output.flags
-        if written == world_size():
+        if written == world_size():  # all ranks have written the background checkpoint
             self.checkpoints.finish_save()
         if told_to_stop:
             self.stop()
@@ -133,7 +134,9 @@ class Trainer:
 
     def before_evaluated_window(self) -> None:
         """Between two windows of an evaluation: end it if any rank was told to stop."""
-        self.signals.raise_if_received(self.executor.device, "stopped in the evaluation; the checkpoint is whole")
+        self.signals.raise_if_received(
+            self.executor.device, "stopped during the evaluation; the last checkpoint is complete"
+        )
         self.alive(f"step {self.position.step}, in its evaluation")
 
     def load(self, checkpoint: Path) -> None:
@@ -142,7 +145,7 @@ class Trainer:
         self.position = self.checkpoints.load(checkpoint)
 
     def roll_back(self) -> None:
-        """After too many bad steps: go back to the newest intact checkpoint, and exclude the documents they read."""
+        """After too many bad steps, go back to the newest intact checkpoint and exclude the bad steps' documents."""
         self.checkpoints.finish_save()
         self.log.close()
         allowed = self.recipe.training.on_bad_steps == "rollback"

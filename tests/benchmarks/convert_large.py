@@ -32,7 +32,7 @@ def write(recipe_file: str, words: list[str], device: torch.device) -> None:
     """Write a run's folder with one checkpoint, of random weights."""
     folder, *overrides = words
     recipe = load_recipe(recipe_file, overrides)
-    prepared = prepare_together(recipe, recipe_file, new_run=False, with_data=False)
+    prepared = prepare_together(recipe, recipe_file, writes_output=False, with_data=False)
     executor = build_executor(recipe, prepared, device)
     add_states(executor.engine)
     saver = Saver(Path(folder) / "checkpoints", identity(recipe, prepared), Retention())

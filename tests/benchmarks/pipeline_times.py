@@ -67,7 +67,7 @@ def main() -> int:
 def compare(recipe_file: str, overrides: list[str], device: torch.device) -> None:
     """Print a table of all shapes."""
     recipe = load_recipe(recipe_file, overrides)
-    prepared = prepare_together(recipe, recipe_file, new_run=False, with_data=False)
+    prepared = prepare_together(recipe, recipe_file, writes_output=False, with_data=False)
     executor = build_executor(recipe, prepared, device)
     assert isinstance(executor, PipelineExecutor)
     rounds = [{shape: step_of(executor, *shape) for shape in SHAPES} for _ in range(ROUNDS + 1)][1:]

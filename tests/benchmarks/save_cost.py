@@ -36,7 +36,7 @@ def measure(recipe_file: str, words: list[str], device: torch.device) -> None:
     """Train some steps without saving, and some with."""
     folder, *overrides = words
     recipe = load_recipe(recipe_file, overrides)
-    prepared = prepare_together(recipe, recipe_file, new_run=False, with_data=False)
+    prepared = prepare_together(recipe, recipe_file, writes_output=False, with_data=False)
     executor = build_executor(recipe, prepared, device)
     options = BenchOptions()
     steps = steps_of(recipe, prepared, replace(options, tokens="random"), executor)

@@ -43,7 +43,7 @@ def weight_bytes(model: torch.nn.Module) -> int:
 def compare(recipe_file: str, overrides: list[str], folder: Path, device: torch.device) -> dict[str, Any]:
     """Some steps of training, saved; the perplexity that the executor finds, and a reader before and after it loads."""
     recipe = load_recipe(recipe_file, overrides)
-    prepared = prepare(recipe, recipe_file, new_run=False)
+    prepared = prepare(recipe, recipe_file, writes_output=False)
     before = tensor_bytes()
     executor = build_executor(recipe, prepared, device)
     for batch in islice(iter(training_loader(recipe, prepared)), 3):  # the first two have a learning rate of 0

@@ -25,7 +25,9 @@ def model_of(task: dict[str, Any]) -> Any:
     run = Path(task["run"])
     file = run / "recipe.yaml" if run.is_dir() else run
     recipe = load_recipe(file, task.get("overrides", []))
-    executor = build_executor(recipe, prepare(recipe, file, new_run=False, with_data=False), join(timeout_minutes=2))
+    executor = build_executor(
+        recipe, prepare(recipe, file, writes_output=False, with_data=False), join(timeout_minutes=2)
+    )
     if run.is_dir():
         checkpoint = newest_intact(run / "checkpoints", print)
         assert checkpoint is not None

@@ -168,7 +168,7 @@ CASES = [
     Case("DeepSpeed section is no section", ["--deepspeed", "number.json"], ["deepspeed: zero_optimization"]),
     Case("stage is no number", ["--deepspeed", "stage.json"], ["deepspeed: zero_optimization.stage is 'two'"]),
     Case("unknown optimizer", ["--optimizer.name", "AdmW"], ["AdmW is not an optimizer", "mean AdamW?"]),
-    Case("whole weights", ["--optimizer.name", "Lamb"], ["Lamb needs whole weights, and ZeRO stage"]),
+    Case("whole weights", ["--optimizer.name", "Lamb"], ["Lamb must see whole weights, but at ZeRO stage"]),
     Case("other steps", ["--optimizer.name", "LBFGS"], ["optimizer.name: LBFGS is not an optimizer"]),
     Case("optimizer's arguments", ["--optimizer.params", "{beta: 1}"], ["optimizer.params: AdamW does not take"]),
     Case("rate given twice", ["--optimizer.params", "{lr: 1}"], ["optimizer.params: lr belong"]),

@@ -48,7 +48,7 @@ def test_messages_wait_for_each_other():
     assert spans(found.stages[0]) == [("F0.0", 0, 1), ("F0.1", 1, 2), ("B0.0", 16, 18), ("B0.1", 21, 23)]
     assert found.window_time == 23 and found.time == 27
     assert found.bubbles == [1 - 6 / 23] * 2
-    assert found.kept_inputs == [2, 1] and found.kept_bytes == [20, 10]
+    assert found.stashed_inputs == [2, 1] and found.stashed_bytes == [20, 10]
 
 
 def test_the_wraparound_link_is_separate():
@@ -90,14 +90,14 @@ def test_stages_may_differ():
     machine = Machine([durations(Costs(segment=1)), durations(Costs(segment=2))], [Link()])
     found = simulate(pipeline_schedule(2, 1, 3, mode="backbone", backward=False), machine, "backbone")
     assert spans(found.stages[1]) == [("F0.0", 1, 3), ("F0.1", 3, 5), ("F0.2", 5, 7)]
-    assert found.bubbles == pytest.approx([4 / 7, 1 / 7]) and found.kept_bytes == [0, 0]
+    assert found.bubbles == pytest.approx([4 / 7, 1 / 7]) and found.stashed_bytes == [0, 0]
 
 
 def test_kept_bytes():
     """Summaries and segments count with their own sizes; a recall stashes nothing."""
     sizes = {Kind.SEGMENT: 100, Kind.SUMMARY: 10, Kind.RECALL: 1}
     machine = replace(Machine.uniform(Costs(), 2), message_bytes=sizes)
-    assert simulate(pipeline_schedule(2, 3, 4), machine).kept_bytes == [12 * 110] * 2
+    assert simulate(pipeline_schedule(2, 3, 4), machine).stashed_bytes == [12 * 110] * 2
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("7b", 6738415616), ("13b", 13015864320), ("70b", 68976648192)])

@@ -23,7 +23,7 @@ def check_optimizer(name: str, lr: float, weight_decay: float, params: dict[str,
     """Check that torch or DeepSpeed has an optimizer of this name that takes these arguments, by making one.
 
     Args:
-        stage: ZeRO's.
+        stage: the ZeRO stage.
 
     Raises:
         OptimizerError: a line for each problem, with similar names.
@@ -36,7 +36,7 @@ def check_optimizer(name: str, lr: float, weight_decay: float, params: dict[str,
         hint = f"did you mean {near[0]}?" if near else "for example AdamW"
         raise OptimizerError(f"optimizer.name: {name} is not an optimizer of DeepSpeed or torch; {hint}")
     if stage and not ELEMENTWISE.fullmatch(name):
-        why = f"{name} needs whole weights, and ZeRO stage {stage} shards them"
+        why = f"{name} must see whole weights, but at ZeRO stage {stage} the optimizer gets only shards"
         raise OptimizerError(f"optimizer.name: {why}: use AdamW, or ds_configs/zero0.json")
     made = {n.lower(): c for n, c in (known | OF_DEEPSPEED).items()}.get(name.lower())
     if made is None:

@@ -84,7 +84,7 @@ class PipelineExecutor:
             if weight.requires_grad:
                 # ALL-REDUCE between the first and the last stage, once per step (ReducePerStep.deliver): the gradient
                 # of the weight as embedding and as head. Both copies take the same optimizer step and stay equal.
-                self.gradients.shared = [(dict(self.gradients.pairs)[weight], self.topology.first_and_last)]
+                self.gradients.tied = [(dict(self.gradients.pairs)[weight], self.topology.first_and_last)]
             mark_replicated(weight, self.topology.is_last)  # its gradient's norm counts once, on the first stage
 
     def train_batch(self, windows: list[Window], flags: tuple[int, ...] = ()) -> StepOutput:

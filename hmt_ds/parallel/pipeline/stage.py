@@ -8,7 +8,8 @@ Where to look, beside the order of the passes in schedule.py:
 - :meth:`StagePass.backward` and :meth:`StagePass.recall_backward`: recompute, receive a gradient, backpropagate, send a
   gradient to the previous stage. The first stage sends to the last.
 
-Shapes: b rows of a micro-batch, t = m + w + m positions, h hidden size, m memory tokens, d embedding width.
+Shapes: b rows of a micro-batch, t = m + w + m positions (w tokens of a segment or a summary, between two prompts of m
+memory tokens), h hidden size, d embedding width.
 """
 
 from collections.abc import Iterator
@@ -59,7 +60,7 @@ class StagePass:
 
     def run(self, order: list[Action]) -> None:
         """Run all actions of the window, in order."""
-        # gloo transfers nothing before the receive is posted; the order is the one in which the messages are sent
+        # gloo moves nothing before the receive is posted: post all, in the order in which the neighbour sends
         for action in order if self.topology.posts_receives_early else []:
             if self.expects_message(action):
                 self.channel_in(action).post_receive(self.message_spec(action))
@@ -87,7 +88,7 @@ class StagePass:
         return self.channels.backward_in if action.backward else self.channels.forward_in
 
     def message_spec(self, action: Action) -> TensorSpec:
-        """Return the size and type of the message that an action needs."""
+        """Return the shape and dtype of the message that an action needs."""
         rows, settings = self.window.rows_of(action), self.settings
         if action.kind == Kind.RECALL or (self.topology.is_first and not action.backward):
             return TensorSpec((rows, self.m, self.model.backbone.dim), self.stage.dtype)  # a prompt or its gradient
@@ -123,7 +124,7 @@ class StagePass:
         if action in self.window.kept_graphs:
             self.graphs[action] = self.with_graph(tokens, action, stage_input)
             return self.graphs[action].hidden
-        if self.window.stash.enabled:
+        if self.window.backward_follows:
             if self.stage.uses_dropout:
                 self.random_states[action] = RandomState(self.device)
             self.window.stash.put(action, stage_input)
@@ -140,9 +141,8 @@ class StagePass:
             return
         if self.m:
             self.boundaries[action.micro_batch].write(action.segment, prompt_states)
-        if (
-            not self.window.stash.enabled
-        ):  # in training the backward pass computes the loss, so that logits are made once
+        # in training the backward pass computes the loss: logits are made once
+        if not self.window.backward_follows:
             loss, _ = self.model.score(tokens, token_states, with_loss=True)
             self.losses[action.segment, action.micro_batch] = loss
 
@@ -153,7 +153,7 @@ class StagePass:
         with torch.no_grad():
             recalled, weights = self.model.recalled(self.queries.get(key), memories, valid, self.mode)
         self.recall_weights[key] = weights
-        if not self.window.stash.enabled:
+        if not self.window.backward_follows:
             self.queries.pop(key, None)
         # SEND from the last stage to the first: the recalled prompt P_n, with which segment n begins there. Memories
         # and queries never leave the last stage.
@@ -190,7 +190,7 @@ class StagePass:
         random_state = self.random_states.pop(action, None)
         if random_state is None:
             return self.with_graph(tokens, action, self.window.stash.take(action))
-        # Dropout must draw the numbers of the first time, but what follows must not repeat later draws.
+        # Replay the forward pass's random state for dropout, then return to the current one.
         current = RandomState(self.device)
         random_state.restore()
         graph = self.with_graph(tokens, action, self.window.stash.take(action))
@@ -230,7 +230,7 @@ class StagePass:
             assert query.grad is not None
             self.query_gradients[key] = query.grad.to(torch.promote_types(query.dtype, torch.float32))
 
-    # what the layers run on
+    # running the layers
 
     def with_graph(self, tokens: Segment | Summary, action: Action, stage_input: Tensor | None) -> StageGraph:
         """Run the layers with a graph that begins at the stage's input."""
@@ -239,7 +239,7 @@ class StagePass:
         return StageGraph(stage_input, self.layers(tokens, action, stage_input))
 
     def run_layers(self, tokens: Segment | Summary, action: Action, stage_input: Tensor | None) -> Tensor:
-        """Run this stage's layers, ``[b, t, h]``. The first stage embeds the tokens and the prompt before."""
+        """Run this stage's layers, ``[b, t, h]``. The first stage first embeds prompt and tokens."""
         if self.topology.is_first:
             stage_input = self.model.enter(tokens, self.prompt(tokens, action, stage_input))
         assert stage_input is not None
@@ -254,6 +254,8 @@ class StagePass:
             return torch.zeros(rows, 0, self.model.backbone.dim, dtype=self.stage.dtype, device=self.device)
         valid = self.boundaries[action.micro_batch].before(action.segment)[1]
         return self.model.prompt_of(recalled, remembers(valid, self.mode))
+
+    # after the window
 
     def final_states(self) -> Iterator[MemoryState]:
         """Yield the memory of each micro-batch after the window; its memories are correct on the last stage alone."""

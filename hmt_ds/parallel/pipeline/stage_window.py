@@ -62,6 +62,11 @@ class StageWindow:
     loss_weight: float = 1.0
     phase: Phase = nullcontext
 
+    @property
+    def backward_follows(self) -> bool:
+        """Whether a backward pass follows, as in training."""
+        return self.stash.enabled
+
     def tokens_of(self, action: Action, settings: MemorySettings) -> Segment | Summary:
         """Return the tokens that a pass runs on."""
         n, b = action.segment, action.micro_batch

@@ -10,7 +10,7 @@ class StashedInputs:
     """Stash of stage inputs, by forward pass.
 
     With memory the input stashed last is needed first, so beyond the limit the oldest go to the host. (Without memory
-    the oldest is needed first, but then a stage stashes no more inputs than there are stages after it.)
+    the oldest is needed first, but then stage p of P stashes at most P - p inputs, with slow links 2(P - p) - 1.)
 
     Args:
         limit: inputs that stay on the device; None for all.

@@ -34,7 +34,9 @@ class StageChannels(NamedTuple):
 
 
 class Topology:
-    """The stage and the pipeline of this rank. Rank = stage x pipelines + pipeline, so a node has ranks of few stages.
+    """The stage and the pipeline of this rank.
+
+    Rank = stage x pipelines + pipeline: the ranks of a stage have consecutive numbers, so a node holds few stages.
 
     Args:
         stages: P; divides the number of ranks.
