@@ -97,6 +97,14 @@ def test_pads_at_the_end_are_known_without_a_mask(model):
     assert_as_alone(model, rows, ids, mask)
 
 
+def test_a_harness_that_pads_with_zeros(tmp_path):
+    """lm-evaluation-harness pads with 0 and passes no mask: `pad_token_id=0` at loading says so."""
+    model = load_tiny(write_tiny(tmp_path / "hf"), pad_token_id=0)
+    rows = make_rows()
+    ids, mask = pad(rows, "right")
+    assert_as_alone(model, rows, ids.masked_fill(mask == 0, 0), mask)
+
+
 def test_text_is_not_taken_for_pads(model, tmp_path):
     """The pad id inside a row or with a label, and a pad id that ends texts, are read as text."""
     ids = torch.randint(3, VOCABULARY, (1, 15))
