@@ -119,7 +119,10 @@ class ActivationBudget:
             # A batch of summaries runs backward when the graphs of its own segments are freed: it may take their place.
             summary_segments = self.batch_within(kept_segments * self.segment_bytes)
         left -= (kept_segments - 1) * self.segment_bytes
-        kept_summaries = max(0, int(left // max(summary_segments * single, 1))) if kept_segments == self.depth else 0
+        kept_summaries = 0
+        if single and kept_segments == self.depth:  # modes rmt and backbone run no summaries
+            batches = -(-self.depth // summary_segments)
+            kept_summaries = min(batches, max(0, int(left // (summary_segments * single))))
         return [kept_segments, summary_segments, kept_summaries]
 
     def bytes_left(self, peak: int) -> float:

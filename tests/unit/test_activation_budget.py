@@ -149,8 +149,15 @@ def test_one_step_is_measured_by_its_largest_graphs(monkeypatch):
 
 
 def test_all_is_kept_where_it_fits(monkeypatch):
-    plan = measured(monkeypatch).plan
-    assert plan.kept_segments == plan.summary_segments == DEPTH and plan.kept_summaries >= 1
+    """One batch has all summaries then, and no more batches are kept than there are."""
+    assert measured(monkeypatch).plan == RecomputePlan(DEPTH, DEPTH, 1)
+
+
+def test_no_summaries_are_kept_where_there_are_none(monkeypatch):
+    """Modes rmt and backbone run no summaries."""
+    found = measured(monkeypatch)
+    found.summary_bytes = 0
+    assert found.largest_plan() == [DEPTH, DEPTH, 0]
 
 
 @pytest.mark.parametrize("graphs", ["never", "always"])
