@@ -94,7 +94,7 @@ def find_file(source: str, name: str) -> Path | None:
 def has_own_code(config: PreTrainedConfig) -> bool:
     """Return whether a configuration's class comes from the model's folder, whose code the user has trusted.
 
-    transformers imports such code into a package of this name.
+    transformers imports such code into a package ``transformers_modules``.
     """
     return type(config).__module__.startswith("transformers_modules")
 

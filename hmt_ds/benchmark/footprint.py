@@ -73,7 +73,7 @@ class MemoryProbe:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Record a phase."""
+        """Record the memory of a phase, which is the body of the ``with`` statement."""
         self.record()
         self.open.append(name)
         self.record()

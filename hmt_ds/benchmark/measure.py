@@ -29,7 +29,7 @@ SHORT_WINDOW = 16
 
 @dataclass(frozen=True)
 class TimedStep:
-    """One optimizer step.
+    """Measurements of one optimizer step.
 
     Attributes:
         seconds: of the whole step.
@@ -45,7 +45,7 @@ class TimedStep:
 
 
 class Flops(TypedDict):
-    """FLOPs of a window, on the rank or the stages that run it, and what they are computed from."""
+    """FLOPs of a window, summed over its pipeline stages, and the number of parameters in the layers."""
 
     useful_flops_per_token: float
     useful_flops_per_window: float

@@ -1,4 +1,4 @@
-"""Run HMT-pytorch, its authors' code, on the same work and device, from a clone that the user provides."""
+"""Benchmark HMT-pytorch, the HMT paper's code, on hmt_ds's work and device, from a clone that the user provides."""
 
 import copy
 import gc

@@ -42,8 +42,8 @@ class Retention:
     """Which checkpoints are kept.
 
     Attributes:
-        newest: number of newest ones; None for all.
-        milestones: also those whose step is a multiple of this.
+        newest: number of newest checkpoints to keep; None for all.
+        milestones: also keep checkpoints whose step is a multiple of this.
     """
 
     newest: int | None = None

@@ -28,7 +28,7 @@ class Staging:
         return target.view(source.shape).copy_(source, non_blocking=True)
 
     def allocate(self, size: int, locked: bool) -> Tensor:
-        """Return unused bytes of a block, or of a new one where none has enough left."""
+        """Return ``size`` unused bytes of staging memory; add a block if those left have too few."""
         while self.block < len(self.blocks) and self.used + size > len(self.blocks[self.block]):
             self.block, self.used = self.block + 1, 0
         if self.block == len(self.blocks):

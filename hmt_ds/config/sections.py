@@ -1,4 +1,4 @@
-"""Sections of a recipe: made from the settings dataclasses of other rooms, and walked key by key."""
+"""Sections of a recipe: made from the settings dataclasses of other packages, and walked key by key."""
 
 import ast
 import inspect
@@ -19,11 +19,11 @@ STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstring
 def section(**ranges: Any) -> Callable[[type[T]], type[T]]:
     """Make a section of a subclass of a settings dataclass, whose fields, defaults and help texts it inherits.
 
-    Its instances are instances of the settings class too, so the rooms that use the settings take them as they are.
+    Its instances are instances of the settings class too, so the packages that use the settings take them as they are.
 
     Args:
         ranges: narrower types for some of the fields. They are given here because the settings dataclasses are plain
-            Python: the rooms that declare them do not depend on pydantic.
+            Python: the packages that declare them do not depend on pydantic.
     """
 
     def decorate(cls: type[T]) -> type[T]:

@@ -28,7 +28,7 @@ class Export:
         settings: the memory's.
         dtype: of the weights in the folder.
         tokenizer: written beside a model or backbone, if known.
-        generation: how the backbone generates, likewise.
+        generation: the backbone's generation settings, written beside a model or backbone, if known.
         lora: peft's configuration, for an adapter.
         card: text of README.md.
         pictures: files that the card shows.

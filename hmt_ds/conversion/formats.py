@@ -49,8 +49,8 @@ def kind_of(source: Path) -> Kind:
         if fits:
             return kind
     raise ConversionError(
-        f"{source} is not a run, checkpoint or Hugging Face folder (no {MANIFEST}, config.json, *_optim_states.pt or "
-        "pytorch_model.bin)"
+        f"{source} is not a run, a checkpoint, or a Hugging Face or DeepSpeed folder (no {MANIFEST}, config.json, "
+        "*_model_states.pt, model.safetensors or pytorch_model.bin)"
     )
 
 

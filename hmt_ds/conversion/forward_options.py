@@ -24,7 +24,7 @@ def check_ids(input_ids: Tensor | None) -> Tensor:
 
 
 def check_options(options: Mapping[str, object]) -> None:
-    """Refuse what would silently have no effect.
+    """Refuse options of the forward pass that would silently have no effect.
 
     Clients such as peft pass many options as None or False, which ask for nothing.
 

@@ -17,7 +17,7 @@ from hmt_ds.memory.segments import IGNORED, Window, split_document
 
 @dataclass(frozen=True)
 class Alignment:
-    """Where the tokens of padded rows are, and where they go.
+    """The map between the columns of padded rows and those of the same rows aligned to the left.
 
     Attributes:
         real: ``[b, t]`` bool, False on pads.
@@ -29,7 +29,7 @@ class Alignment:
 
     @classmethod
     def of(cls, real: Tensor) -> "Alignment":
-        """Align rows to the left, with their tokens in the same order."""
+        """Build the alignment that moves each row's tokens to the left, in the same order, and its pads to the end."""
         return cls(real, (~real).long().argsort(dim=1, stable=True))
 
     def columns(self, first: int) -> Tensor:

@@ -67,10 +67,10 @@ def read_pickle(file: Path) -> Any:
 
 @contextlib.contextmanager
 def one_line_errors(source: Path) -> Iterator[None]:
-    """Turn what torch raises for a pickle that it refuses or cannot read into one line.
+    """Turn any error from loading a pickle, refused or unreadable, into a ConversionError of one line.
 
     Raises:
-        ConversionError: in place of torch's errors.
+        ConversionError: naming ``source`` and the reason.
     """
     try:
         yield

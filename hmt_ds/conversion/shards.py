@@ -64,7 +64,11 @@ def write_index(folder: Path, files: dict[str, list[str]], weights: Weights, dty
 
 
 def verify_shard(file: Path, names: list[str], weights: Weights, dtype: torch.dtype, bar: tqdm) -> None:
-    """Compare every number of a file with the source's."""
+    """Read a written file back and compare each weight with the source, bit for bit.
+
+    Raises:
+        ConversionError: if they differ.
+    """
     with safe_open(file, framework="pt") as saved:
         if set(saved.keys()) != set(names):
             raise ConversionError(f"{file.name} does not hold the weights that were written")

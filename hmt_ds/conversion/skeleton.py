@@ -94,12 +94,12 @@ def match_weights(weights: Weights, model: nn.Module, origin: str) -> Weights:
 
 
 def shape_fits(stored: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    """Return whether a stored shape is right; flat weights are too: universal folders have them from stage 3."""
+    """Return whether a stored shape is right, flattened or not: universal folders of stage 3 hold flat weights."""
     return stored == shape or stored == (torch.Size(shape).numel(),)
 
 
 def reshaped(weight: Tensor, shape: tuple[int, ...] | None) -> Tensor:
-    """Return a weight in its shape; a buffer (None) as it is."""
+    """Return a weight in the given shape; with None, as for a buffer, return it unchanged."""
     return weight if shape is None else weight.view(shape)
 
 

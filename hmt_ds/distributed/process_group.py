@@ -127,7 +127,7 @@ def world_size() -> int:
 
 @contextmanager
 def report_lost_rank() -> Iterator[None]:
-    """Surround a collective.
+    """Report a lost rank when the collective in the ``with`` statement fails.
 
     Raises:
         LostRank: if another rank is gone.

@@ -31,7 +31,7 @@ class StopSignals:
             signal.signal(signal.SIGTERM, self.note)
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal: the current step goes on."""
+        """Record a stop signal; the current step still runs to its end."""
         self.received = 1
 
     def raise_if_received(self, device: torch.device, message: str) -> None:

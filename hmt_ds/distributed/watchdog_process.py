@@ -42,7 +42,7 @@ def watch(pid: int, rank: str, seconds: float, stack: int) -> None:
 
 
 def why(pid: int, stack: int) -> str:
-    """Why the rank hangs: it is stopped, or its stack."""
+    """Describe how the rank hangs: its process is stopped, or else its Python stack if there is one."""
     if is_stopped(pid):
         return "its process is stopped, and killed"
     with suppress(ProcessLookupError):

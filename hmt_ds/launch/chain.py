@@ -44,7 +44,7 @@ def plan_jobs(recipe_file: str, options: LaunchOptions, overrides: list[str], pr
 
 
 def split_command(text: str) -> list[str]:
-    """Split the text of ``--then`` into a command and its words.
+    """Split the text of ``--then`` into the name of a command and its arguments.
 
     Raises:
         ConfigError: if the quotes do not match, or the command is unknown.
@@ -96,9 +96,9 @@ def following_job(command: str, words: list[str], run: list[str], jobs: list[Job
     """Return the job that evaluates or converts a run after its training.
 
     Args:
-        words: the command's.
+        words: the command's arguments.
         run: recipe and overrides of the run.
-        jobs: those before, the last of which is about the same run.
+        jobs: the jobs before this one; the last of them concerns the same run.
 
     Raises:
         ConfigError: with what would keep the command from working.

@@ -54,7 +54,7 @@ def check_port(text: str) -> None:
 
 
 def probe_command(hosts: dict[str, int], host: str) -> list[str]:
-    """Return the command that checks a machine and its connection to the first machine (the first one's to the last).
+    """Return the command that checks a machine, and its connection to the first one (or to the last, for the first).
 
     MASTER_PORT must be free on the first machine only, where the ranks meet.
     """

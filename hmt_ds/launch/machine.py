@@ -16,7 +16,7 @@ REQUIRED = ("torch", "deepspeed", "transformers", "pydantic", "hmt_ds")
 
 
 class Report(TypedDict):
-    """What a machine reports.
+    """A machine's report on whether it can take part in a launch.
 
     Attributes:
         machine: its host name.
@@ -34,7 +34,7 @@ class Report(TypedDict):
 
 
 def main() -> None:
-    """Print what this machine reports, as JSON."""
+    """Check this machine and print its :class:`Report` as JSON."""
     towards, gpus, port = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     missing, problems = missing_packages(), []
     if missing:

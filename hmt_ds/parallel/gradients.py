@@ -34,7 +34,7 @@ from hmt_ds.parallel.layer_groups import LayerGroups
 
 
 class ReducePerSegment:
-    """Run every backward pass through the engine.
+    """Reduce gradients in every backward pass, by running each one through DeepSpeed's engine.
 
     Args:
         model: the model that the DeepSpeed engine wraps.
@@ -75,7 +75,7 @@ class ReducePerSegment:
 
 
 class ReducePerStep:
-    """Run backward passes without the engine, sum in fp32, and give the engine the sums.
+    """Reduce gradients once per optimizer step: sum them in fp32 outside of DeepSpeed's engine, then pass it the sums.
 
     Args:
         model: the model that the DeepSpeed engine wraps; make this before the engine, which puts hooks into the model.
@@ -190,7 +190,7 @@ class ReducePerStep:
         alias.grad = None
 
     def deliver(self) -> None:
-        """Give the sums to the engine, which reduces them over the ranks, and zero them."""
+        """Pass the accumulated gradients to DeepSpeed's engine, which reduces them over the ranks; zero the buffers."""
         for alias, group in self.tied:
             torch.distributed.all_reduce(self.sums[alias], group=group)
         self.engine.set_gradient_accumulation_boundary(True)

@@ -89,7 +89,7 @@ class LayerGroup(nn.Module):
         self.prefetch_previous: Callable[[], None] = lambda: None
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Make the noted calls one after the other, ``[b, t, d]`` -> ``[b, t, d]``."""
+        """Run the group's layers with the arguments that :class:`LayerCall` noted, ``[b, t, d]`` -> ``[b, t, d]``."""
         calls, self.calls = self.calls, []
         self.prefetch_next()
         for call in calls:

@@ -1,4 +1,4 @@
-"""Interfaces of this room: a reader evaluates windows, an executor trains on them too, a gradient reduction sums."""
+"""Interfaces of hmt_ds.parallel: readers evaluate windows, executors also train, gradient reductions sum gradients."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -79,7 +79,7 @@ class GradientReduction(Protocol):
 
 
 class Reader(Protocol):
-    """Runs windows through an HMT inside a DeepSpeed engine: what evaluation and the loading of weights know of it.
+    """Runs windows through an HMT inside a DeepSpeed engine: the interface for evaluation and for loading weights.
 
     Attributes:
         stages: the number of pipeline stages (1 on ZeRO).
@@ -111,7 +111,7 @@ class Reader(Protocol):
 
 
 class Executor(Reader, Protocol):
-    """A reader that trains too: what training and checkpoints know of it.
+    """A reader that also trains: the interface for the training loop and for checkpoints.
 
     Attributes:
         compute: resolved settings.

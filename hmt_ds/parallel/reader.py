@@ -16,7 +16,7 @@ class ZeroReader:
 
     Args:
         model: from :func:`hmt_ds.parallel.build_hmt.build_hmt`.
-        options: of the run; of the settings for ``compute`` only the kernels matter.
+        options: the run's options; of its ``compute`` settings only the kernels are used.
     """
 
     stages, reports = 1, True

@@ -25,10 +25,12 @@ class ComputeSettings:
     each rank, and at ZeRO-3 the whole weights during the step; segment: after each backward pass, sharded; auto: step
     if it fits."""
     leaf_layers: Literal["auto"] | int = "auto"
-    """Layers that ZeRO-3 gathers together, with reduction segment."""
+    """Number of layers that ZeRO-3 gathers together, with reduction segment. auto: as many as fit into a fortieth of a
+    GPU's memory."""
     kernels: Kernels = "auto"
     """auto: compile on GPUs, liger where ZeRO-3's hooks or layer checkpoints rule compile out, plain on CPUs."""
     cuda_graphs: CudaGraphs = "auto"
-    """Replay a segment's kernels as a CUDA graph: at ZeRO stages 0 to 2 with reduction step, without dropout."""
+    """Replay a segment's kernels as a CUDA graph: possible at ZeRO stages 0 to 2 with reduction step, without
+    offload and dropout. auto: where possible, if launching the kernels takes longer than running them."""
     spill: bool = False
     """Offload the tensors that cross segment boundaries to the host's memory."""

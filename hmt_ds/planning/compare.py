@@ -55,7 +55,7 @@ class Cluster:
         Args:
             in_node: ranks of the process group on each node.
             nodes: that the process group spans.
-            sharing: process groups that do so at the same time on a node.
+            sharing: process groups that communicate at the same time on a node.
         """
         into_gpu = size * (1 - 1 / (in_node * nodes)) if in_node > 1 else 0.0
         into_node = size * sharing * (1 - 1 / nodes)

@@ -117,7 +117,7 @@ def add_plan_options(command: argparse.ArgumentParser) -> None:
 
 
 def read_plan_options(arguments: argparse.Namespace) -> ScheduleOptions | CompareOptions:
-    """Build the options of the use that was chosen.
+    """Build the options of ``--schedule`` or ``--compare``, whichever was given.
 
     Raises:
         ConfigError: with a line for each option that is wrong or belongs to the other use.

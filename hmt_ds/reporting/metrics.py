@@ -21,7 +21,7 @@ class Sink(Protocol):
     """Somewhere that metrics are written to."""
 
     def write(self, row: Row) -> None:
-        """Write one step."""
+        """Write the metrics of one step."""
 
     def close(self) -> None:
         """Write what is left; no more steps follow."""
@@ -64,7 +64,7 @@ class Metrics:
             self.sinks[name] = make()
 
     def write(self, row: Row) -> None:
-        """Write one step to all sinks."""
+        """Write the metrics of one step to all sinks."""
         for name, sink in self.sinks.items():
             with self.warn_once(name):
                 sink.write(row)
@@ -111,7 +111,7 @@ class LineFile:
         cut(file, lambda line: step_of(line) <= resume_step)
 
     def write(self, row: Row) -> None:
-        """Append one step, after earlier ones that did not fit on the disk."""
+        """Append the line of one step, after earlier lines that did not fit on the disk."""
         if self.header and not self.unwritten and not self.file.stat().st_size:
             self.unwritten = self.header(row) + "\n"
         self.unwritten += self.as_line(row) + "\n"

@@ -28,7 +28,7 @@ class Pass(Protocol):
 
     @property
     def backward(self) -> bool:
-        """Whether it is the backward pass."""
+        """Whether this is a backward pass."""
 
 
 class Bar(Protocol):
@@ -36,15 +36,15 @@ class Bar(Protocol):
 
     @property
     def action(self) -> Pass:
-        """The pass."""
+        """The pass that this bar shows."""
 
     @property
     def start(self) -> float:
-        """When it starts."""
+        """Time at which the pass starts."""
 
     @property
     def stop(self) -> float:
-        """When it ends."""
+        """Time at which the pass ends."""
 
 
 def timeline_lines(stages: Sequence[Sequence[Bar]], width: int) -> Iterator[Text]:

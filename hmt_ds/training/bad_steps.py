@@ -33,7 +33,7 @@ class BadStepCounter:
 
     Attributes:
         consecutive: bad steps since the last good one.
-        documents: the documents that are suspected of them.
+        documents: the documents that may have caused those steps.
     """
 
     def __init__(self) -> None:
@@ -143,7 +143,7 @@ def read_excluded(folder: Path) -> list[int]:
 
 
 def write_excluded(folder: Path, documents: list[int]) -> None:
-    """Keep the list for later starts; a process killed while writing leaves the previous list."""
+    """Write the list of excluded documents; a process killed while writing leaves the previous list."""
     if rank() == 0:
         aside = folder / f".{EXCLUDED_FILE}"
         with aside.open("w", encoding="utf-8") as out:

@@ -80,7 +80,7 @@ class RunCheckpoints:
                 logger.warning(str(error))
 
     def complete(self) -> None:
-        """Like :meth:`finish_save`, but raise if the checkpoint could not be written.
+        """Wait for a checkpoint that is being written, make it visible, and raise if it could not be written.
 
         Raises:
             CheckpointError: on all ranks.

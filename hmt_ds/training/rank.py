@@ -62,7 +62,7 @@ def run_as_rank(job: Job) -> int:
 def exit_code_of(job: Job) -> int:
     """Do a rank's job and return its exit code.
 
-    That is 0 if it ended, STOPPED if the run was told to stop, 2 for an error that only the user can cure.
+    The code is 0 if the job ended, STOPPED if the run was told to stop, 2 for an error that only the user can cure.
     """
     named, *overrides = [word for word in sys.argv[1:] if not word.startswith("--local_rank")] or [""]
     try:

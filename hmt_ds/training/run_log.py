@@ -73,7 +73,7 @@ class RunLog:
         self.progress = Progress(self.recipe.training.steps, step, every=options.every, shown=first)
 
     def close(self) -> None:
-        """Close the logs: no steps follow, or not from here."""
+        """Close the logs, at the end of the run or before it goes back to an earlier step."""
         if self.progress:
             self.progress.close()
         if self.metrics:

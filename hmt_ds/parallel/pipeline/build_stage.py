@@ -35,8 +35,8 @@ def stage_layers(
 
     Args:
         split: the number of layers of each stage; or the times of a layer and of the head, to make the slowest stage as
-            fast as possible; or ``auto``, the same by numbers of parameters. The head counts, because it is a matrix
-            product; embeddings, which are lookups, do not.
+            fast as possible; or ``auto``, to make the stage with the most parameters as small as possible. The head
+            counts, because it is a matrix product; embeddings, which are lookups, do not.
     """
     if isinstance(split, list):
         return layer_ranges(split)

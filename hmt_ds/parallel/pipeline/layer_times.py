@@ -57,7 +57,7 @@ def layer_times(
 def time_layer(
     backbone: CausalLM, settings: MemorySettings, rows: int, dtype: torch.dtype, device: torch.device
 ) -> LayerTimes:
-    """Measure medians of several runs, without compiled kernels, on a backbone of one layer."""
+    """Measure the median times of a layer and of the head, uncompiled, on a backbone of one layer."""
     hidden = torch.randn(rows, settings.segment_length, backbone.dim, device=device, dtype=dtype, requires_grad=True)
     labels = torch.randint(backbone.vocabulary, hidden.shape[:2], device=device)
 
@@ -83,7 +83,7 @@ def time_layer(
 
 
 def seconds_of(work: Callable[[], None], device: torch.device) -> float:
-    """Return the median seconds of several runs."""
+    """Return the median seconds of several calls of ``work``."""
     taken = []
     for _ in range(WARM_UP + REPEATS):
         synchronize(device)

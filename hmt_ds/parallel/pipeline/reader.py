@@ -19,7 +19,7 @@ class PipelineReader:
     Args:
         model: this rank's stage, from :func:`hmt_ds.parallel.pipeline.build_stage.build_stage`.
         topology: of this rank.
-        options: of the run; of the settings for ``compute`` only the kernels matter.
+        options: the run's options; of its ``compute`` settings only the kernels are used.
         micro_batches: number of micro-batches per window.
     """
 

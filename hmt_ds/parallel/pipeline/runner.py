@@ -22,7 +22,7 @@ Rows = TypeVar("Rows", Window, MemoryState)
 
 @dataclass
 class StageRunner:
-    """What training and evaluation share on this rank's stage.
+    """Splitting, schedule and evaluation of windows on this rank's stage, shared by the executor and the reader.
 
     Attributes:
         topology: of this rank.

@@ -19,7 +19,7 @@ Layers = Callable[[Segment | Summary, Action, Tensor | None], Tensor]
 
 @dataclass(frozen=True)
 class Stage:
-    """What stays the same from window to window.
+    """A stage's part of the model and its settings, the same for every window.
 
     Attributes:
         model: this stage's part of the model.
@@ -37,7 +37,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class StageWindow:
-    """A window as a stage runs it.
+    """A window split into micro-batches, with what one stage needs to run it.
 
     Attributes:
         micro_batches: on the stage's device, with equally many rows each.
