@@ -11,7 +11,7 @@ from hmt_ds.conversion.conversion_error import ConversionError
 from hmt_ds.conversion.convert_options import ConvertOptions, check_not_foreign, check_part
 from hmt_ds.launch.launch_options import LaunchOptions
 from hmt_ds.launch.script import NODE_ENV, Allocation, Job, run_folders
-from hmt_ds.preflight.recipe_checks import check_folders, check_output
+from hmt_ds.preflight.folder_checks import check_folders, check_output
 
 COMMANDS = ("train", "evaluate", "convert")
 

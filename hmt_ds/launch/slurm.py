@@ -1,14 +1,12 @@
 """``hmt-ds launch slurm RECIPE``: write job scripts for Slurm and submit them, each to follow the one before."""
 
-import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from hmt_ds.config.config_error import ConfigError
+from hmt_ds.launch.chain import plan_jobs
 from hmt_ds.launch.launch_options import LaunchOptions
 
 
@@ -21,10 +19,7 @@ def launch(recipe_file: str, options: LaunchOptions, overrides: list[str], probl
     Raises:
         ConfigError: with a line for each problem.
     """
-    with cpu_accelerator():
-        from hmt_ds.launch.chain import plan_jobs  # imports DeepSpeed
-
-        jobs = plan_jobs(recipe_file, options, overrides, problems)
+    jobs = plan_jobs(recipe_file, options, overrides, problems)
     if not options.dry_run and not shutil.which("sbatch"):
         raise ConfigError(["sbatch is not on the PATH: use --dry-run to print the scripts"])
     previous = None
@@ -44,22 +39,6 @@ def launch(recipe_file: str, options: LaunchOptions, overrides: list[str], probl
         file.write_text(job.script(file))
         previous = submit(words)
         print(f"job {previous}   {file}")
-
-
-@contextmanager
-def cpu_accelerator() -> Iterator[None]:
-    """Set DS_ACCELERATOR=cpu for a while, unless it is set already.
-
-    DeepSpeed looks for GPUs when it is imported, and complains on stdout that a login node has none. The variable must
-    be gone before sbatch is called: a job inherits the environment, and its nodes have GPUs.
-    """
-    given = "DS_ACCELERATOR" in os.environ
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    try:
-        yield
-    finally:
-        if not given:
-            del os.environ["DS_ACCELERATOR"]
 
 
 def submit(words: list[str]) -> str:

@@ -28,10 +28,11 @@ from hmt_ds.parallel.deepspeed_config.fill import (
 from hmt_ds.parallel.deepspeed_config.lr_schedule import make_scheduler
 from hmt_ds.parallel.deepspeed_config.optimizer import check_optimizer
 from hmt_ds.preflight.compute_checks import check_compute
+from hmt_ds.preflight.folder_checks import check_folders, check_output
 from hmt_ds.preflight.pipeline_checks import check_pipeline
 from hmt_ds.preflight.problems import Problems
 from hmt_ds.preflight.read_data import Documents, read_data
-from hmt_ds.preflight.recipe_checks import check_folders, check_output, check_positions, check_training
+from hmt_ds.preflight.recipe_checks import check_positions, check_training
 
 
 @dataclass(frozen=True)

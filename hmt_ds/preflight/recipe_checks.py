@@ -1,13 +1,10 @@
-"""Checks of a recipe that need neither the backbone's weights nor the data."""
-
-from pathlib import Path
+"""Check a recipe's settings against each other, this machine and the backbone's configuration."""
 
 import torch
 from transformers import PreTrainedConfig
 
 from hmt_ds.backbones import family_of
 from hmt_ds.config.recipe import Recipe
-from hmt_ds.config.value_checks import why_no_folder
 
 
 def check_training(recipe: Recipe) -> list[str]:
@@ -30,24 +27,6 @@ def check_training(recipe: Recipe) -> list[str]:
     if counts != sorted(set(counts)) or not counts or counts[0] < 0:
         problems.append(f"evaluation.segments_read is {counts}: must be ascending numbers of segments")
     return problems
-
-
-def check_folders(recipe: Recipe) -> list[str]:
-    """Check that the folders to write into can be created."""
-    named = {"training.output": recipe.training.output, "data.cache_dir": recipe.data.cache_dir}
-    return [f"{key}: {reason}" for key, path in named.items() if (reason := why_no_folder(Path(path)))]
-
-
-def check_output(recipe: Recipe) -> list[str]:
-    """Refuse a folder that already holds a run, unless the run is to be resumed."""
-    folder = Path(recipe.training.output)
-    files = ("recipe.yaml", "metrics.jsonl", "checkpoints")  # the folder may hold an evaluation of the starting weights
-    if recipe.checkpoint.resume == "never" and any((folder / name).exists() for name in files):
-        return [
-            f"training.output: {folder} holds a run already: name another folder, or resume the run with "
-            "--checkpoint.resume auto"
-        ]
-    return []
 
 
 def check_positions(recipe: Recipe, config: PreTrainedConfig) -> list[str]:

@@ -71,8 +71,9 @@ def test_torch_is_not_imported(module):
     assert subprocess.run([sys.executable, "-c", program], cwd=PROJECT, check=False).returncode == 0
 
 
-def test_a_misspelt_key_is_reported_without_torch():
-    words = ["hmt-ds", "train", "launch/recipes/quickstart.yaml", "--misspelt.key", "1"]
+@pytest.mark.parametrize("command", ["train", "bench", "launch slurm"])
+def test_a_misspelt_key_is_reported_without_torch(command):
+    words = ["hmt-ds", *command.split(), "launch/recipes/quickstart.yaml", "--misspelt.key", "1"]
     program = f"""
 import atexit, sys
 atexit.register(lambda: print("torch" in sys.modules))

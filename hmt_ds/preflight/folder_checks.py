@@ -1,0 +1,24 @@
+"""Check the folders that a recipe writes to. Imports no torch, so that `hmt-ds launch` reports mistakes at once."""
+
+from pathlib import Path
+
+from hmt_ds.config.recipe import Recipe
+from hmt_ds.config.value_checks import why_no_folder
+
+
+def check_folders(recipe: Recipe) -> list[str]:
+    """Check that the folders to write into can be created."""
+    named = {"training.output": recipe.training.output, "data.cache_dir": recipe.data.cache_dir}
+    return [f"{key}: {reason}" for key, path in named.items() if (reason := why_no_folder(Path(path)))]
+
+
+def check_output(recipe: Recipe) -> list[str]:
+    """Refuse a folder that already holds a run, unless the run is to be resumed."""
+    folder = Path(recipe.training.output)
+    files = ("recipe.yaml", "metrics.jsonl", "checkpoints")  # the folder may hold an evaluation of the starting weights
+    if recipe.checkpoint.resume == "never" and any((folder / name).exists() for name in files):
+        return [
+            f"training.output: {folder} holds a run already: name another folder, or resume the run with "
+            "--checkpoint.resume auto"
+        ]
+    return []
