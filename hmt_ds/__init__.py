@@ -14,14 +14,17 @@ __version__ = "0.1.0"
 
 
 def lazy_imports(file: str) -> Callable[[str], object]:
-    """Return a module ``__getattr__`` (PEP 562) that runs a package's imports on first access.
+    """Return a module ``__getattr__`` (PEP 562) that imports a package's exports on first access.
 
-    The imports are those that the package's ``__init__.py`` lists under ``if TYPE_CHECKING``, where type checkers and
-    editors see them. So ``import hmt_ds.memory.settings`` does not import torch, though ``hmt_ds.memory`` exports the
-    model.
+    The exports are the imports under ``if TYPE_CHECKING`` in the package's ``__init__.py``, where type checkers and
+    editors
+    see them. So ``import hmt_ds.memory.settings`` does not import torch, though ``hmt_ds.memory`` exports the model.
 
     Args:
         file: ``__file__`` of the package.
+
+    Raises:
+        AttributeError: from the returned function, if the package has no such export.
     """
     blocks = [node for node in ast.parse(Path(file).read_text(encoding="utf-8")).body if isinstance(node, ast.If)]
     imports = [node for block in blocks for node in block.body if isinstance(node, ast.ImportFrom)]

@@ -1,4 +1,4 @@
-"""Measure a recipe on this rank: ``--module hmt_ds.bench RECIPE [options] [--section.key value ...]``."""
+"""Run a benchmark on this rank, as ``--module hmt_ds.bench RECIPE [options] [--section.key value ...]``."""
 
 from hmt_ds.benchmark.run import bench
 from hmt_ds.distributed.process_group import end_process
@@ -6,7 +6,7 @@ from hmt_ds.training.rank import run_as_rank
 
 
 def main() -> int:
-    """Run the benchmark; returns the exit code."""
+    """Run the benchmark on this rank; return the exit code."""
     return run_as_rank(bench)
 
 

@@ -1,6 +1,6 @@
-"""The command ``hmt-ds``: parses what was asked, and runs it or starts the ranks that do.
+"""The command ``hmt-ds``: parses the command line, and runs the subcommand or starts the ranks that run it.
 
-Light to import: help texts and errors of the command line do not wait for torch.
+Imports no torch, so that help texts and errors of the command line appear at once.
 """
 
 import argparse
@@ -30,17 +30,17 @@ class TokenizerOptions(Options):
     """The options of `hmt-ds tokenizer`."""
 
     vocab_size: AtLeastOne = 4096
-    """tokens in the vocabulary"""
+    """number of tokens in the vocabulary"""
     output: Annotated[Path | None, "FOLDER"] = None
-    """new folder for the tokenizer; required"""
+    """new folder to write the tokenizer to; required"""
 
     def conflicts(self) -> list[str]:
-        """Return a line if the required folder is missing."""
+        """Return a line if ``--output`` is missing; no other options conflict."""
         return ["--output: missing, name a new folder"] if self.output is None else []
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run ``hmt-ds`` with the words of the command line, and exit with its code: 2 for a user's mistake."""
     parser = command_line()
     arguments, overrides = parser.parse_known_args()
     if overrides and not arguments.takes_overrides:
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def command_line() -> argparse.ArgumentParser:
-    """Return the parser, with the function of each command as ``run``."""
+    """Build the argument parser of all subcommands; each sets ``run`` to the function that executes it."""
     parser = argparse.ArgumentParser(prog="hmt-ds", description="Train Hierarchical Memory Transformers on DeepSpeed.")
     parser.add_argument("--version", action="version", version=f"hmt-ds {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -117,7 +117,7 @@ def bench(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def list_keys(_: argparse.Namespace, __: list[str]) -> int:
-    """Print every key of a recipe."""
+    """Print every key of the recipe, with type, default and help text."""
     from rich.console import Console
 
     from hmt_ds.config.recipe import Recipe
@@ -129,7 +129,7 @@ def list_keys(_: argparse.Namespace, __: list[str]) -> int:
 
 
 def make_tokenizer(arguments: argparse.Namespace, _: list[str]) -> int:
-    """Train a tokenizer and print where it is."""
+    """Run `hmt-ds tokenizer`: train a sentencepiece tokenizer and print its folder."""
     from hmt_ds.data import DataError, train_sentencepiece
 
     options, problems = read_options(TokenizerOptions, arguments)
@@ -144,7 +144,7 @@ def make_tokenizer(arguments: argparse.Namespace, _: list[str]) -> int:
 
 
 def convert(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Run `hmt-ds convert` and print a summary."""
+    """Run `hmt-ds convert` and print a summary of the converted folder."""
     options, problems = read_options(ConvertOptions, arguments)
     if problems:
         raise ConfigError(problems)
@@ -163,7 +163,7 @@ def convert(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def plan(arguments: argparse.Namespace, _: list[str]) -> int:
-    """Draw a pipeline schedule, or print estimates for clusters."""
+    """Run `hmt-ds plan`: draw a pipeline schedule, or print estimates for clusters."""
     options = read_plan_options(arguments)
     from hmt_ds.planning.plan import plan as print_plan
 
@@ -171,7 +171,7 @@ def plan(arguments: argparse.Namespace, _: list[str]) -> int:
 
 
 def launch(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Write and submit job scripts."""
+    """Run `hmt-ds launch slurm`: write job scripts and submit them."""
     from hmt_ds.launch.slurm import launch as submit_jobs
 
     options, problems = read_options(LaunchOptions, arguments)

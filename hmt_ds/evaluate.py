@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def main() -> int:
-    """Evaluate; returns the exit code."""
+    """Evaluate on this rank; return the exit code."""
     return run_as_rank(evaluate)
 
 

@@ -12,12 +12,12 @@ from hmt_ds.training.trainer import Trainer
 
 
 def main() -> int:
-    """Train; returns the exit code."""
+    """Train on this rank; return the exit code."""
     return run_as_rank(train)
 
 
 def train(recipe_file: str, overrides: list[str], device: torch.device) -> None:
-    """Train what a recipe describes."""
+    """Train the model of a recipe on this rank, together with all other ranks."""
     signals = StopSignals()
     recipe = keep_global_batch(load_recipe(recipe_file, overrides))
     if rank() == 0:

@@ -1,4 +1,4 @@
-"""Hugging Face causal language models as backbones of the memory."""
+"""Hugging Face causal language models as backbones of the Hierarchical Memory Transformer (HMT)."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Building a backbone with stored or random weights, and checking that its files hold all weights."""
+"""Build a backbone with stored or random weights, and check that its files hold all of its weights."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -26,18 +26,19 @@ def build_model(
     device: torch.device | str = "cpu",
     trust_remote_code: bool = False,
 ) -> CausalLM:
-    """Build a backbone with the weights of ``source``, or with random weights if it is a mapping.
+    """Build a backbone with the weights of ``source``, or with random weights if ``source`` is a mapping.
 
     Inside :func:`build_under_zero_init`, transformers builds the model inside ``zero.Init`` and fills it module by
-    module, so that no rank ever holds it whole.
+    module, so that no rank ever holds the whole model.
 
     Args:
-        source: a folder (one that ``hmt-ds convert`` has written too: its backbone is used), a hub name, or a
-            configuration as a mapping.
-        dtype: of the weights.
-        seed: of random weights.
-        device: where random weights are made; stored weights are read into the host's memory.
-        trust_remote_code: allow code of the model's folder to run.
+        source: a hub name, a Hugging Face folder, a folder written by ``hmt-ds convert`` (only its backbone is read),
+            or a
+            transformers configuration as a mapping.
+        dtype: type of the weights.
+        seed: seed of random weights.
+        device: device on which random weights are created; stored weights are read into host memory.
+        trust_remote_code: allow Python code in the model's folder to run.
 
     Raises:
         BackboneError: if the files lack a weight.
@@ -52,15 +53,15 @@ def build_model(
 
 
 def load_all_weights(source: str, *, trust_remote_code: bool, **options: object) -> tuple[PreTrainedModel, list[str]]:
-    """Load a stored model, and refuse missing weights: transformers would fill them with random numbers.
+    """Load a stored model; refuse missing weights, which transformers would fill with random numbers.
 
     Args:
         source: a folder or a hub name.
-        trust_remote_code: allow code of the model's folder to run.
-        options: for ``from_pretrained``.
+        trust_remote_code: allow Python code in the model's folder to run.
+        options: further arguments of ``from_pretrained``.
 
     Returns:
-        The model, and the names of weights in its files that it does not have.
+        The model, and the names of stored weights that the model does not have.
 
     Raises:
         BackboneError: naming a weight that is missing or has another shape.
@@ -84,16 +85,16 @@ def load_all_weights(source: str, *, trust_remote_code: bool, **options: object)
 
 
 def check_weights(source: str | ConfigValues, *, trust_remote_code: bool = False) -> list[str]:
-    """Check that a model's files hold all its weights, with the shapes and the ties of its configuration.
+    """Check that a model's files hold all its weights, with the shapes and the weight tying of its configuration.
 
-    Only tied weights are read; for the others names and shapes are enough.
+    Only tied weights are read; for all others names and shapes are compared.
 
     Returns:
-        A warning if the files hold other weights too: a head of another task, or biases that the configuration turns
-        off.
+        A warning if the files hold further weights, such as the head of another task or biases that the configuration
+        turns off; else an empty list.
 
     Raises:
-        BackboneError: in one line.
+        BackboneError: in one line, if a weight is missing, has another shape or cannot be read.
     """
     if isinstance(source, dict):
         return []

@@ -1,4 +1,4 @@
-"""How a backbone computes: which activations its layers keep for the backward pass, and with which kernels."""
+"""Set how a backbone computes: activation checkpointing, liger kernels and torch.compile of its layers."""
 
 from functools import partial
 
@@ -22,15 +22,16 @@ EXPENSIVE = {
 
 
 def decoder_layers(backbone: CausalLM) -> tuple[nn.Module, str]:
-    """Find a backbone's decoder layers; see :func:`find_layers`."""
+    """Find the module of a backbone that holds the list of decoder layers, and the list's name in that module."""
     return find_layers(backbone.model)
 
 
 def find_layers(model: PreTrainedModel) -> tuple[nn.Module, str]:
-    """Find the module of a transformers model that holds the list of decoder layers, and the list's name in it.
+    """Find the module of a transformers model that holds the list of decoder layers, and the list's name in that
+    module.
 
     Raises:
-        BackboneError: if there is no such list.
+        BackboneError: if the model has no list of modules.
     """
     lists = [
         (len(child), module, name)
@@ -49,7 +50,8 @@ def checkpoint_layers(backbone: CausalLM, *, selective: bool) -> None:
     """Turn on activation checkpointing of every decoder layer, for training.
 
     Args:
-        selective: keep the results of matrix products besides each layer's input, and recompute the rest.
+        selective: keep the results of matrix products and attention besides each layer's input, and recompute the rest;
+            otherwise keep only each layer's input.
     """
     arguments: dict[str, object] = {"use_reentrant": False}  # reentrant checkpoints fail under ZeRO
     if selective:
@@ -58,12 +60,14 @@ def checkpoint_layers(backbone: CausalLM, *, selective: bool) -> None:
 
 
 def keep_expensive(context: object, operation: object, *arguments: object, **options: object) -> CheckpointPolicy:
-    """Decide whether an operation's result is kept: the policy of selective activation checkpointing."""
+    """Policy of selective activation checkpointing: keep results of matrix products and attention, recompute all
+    others.
+    """
     return CheckpointPolicy.MUST_SAVE if operation in EXPENSIVE else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def liger_knows(model_type: str) -> bool:
-    """Return whether liger-kernel is installed and has kernels for a model type."""
+    """Return whether liger-kernel is installed and has kernels for a model type such as ``llama``."""
     try:
         from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
     except ImportError:
@@ -72,7 +76,7 @@ def liger_knows(model_type: str) -> bool:
 
 
 def use_liger(backbone: CausalLM) -> None:
-    """Replace norms, rotary embeddings and MLPs with liger-kernel's, in place; parameters stay as they are."""
+    """Replace a backbone's norms, rotary embeddings and MLPs with liger-kernel's, in place; parameters stay."""
     from liger_kernel.transformers.monkey_patch import _apply_liger_kernel_to_instance
 
     # not liger's loss: ours applies the head in chunks
@@ -82,7 +86,7 @@ def use_liger(backbone: CausalLM) -> None:
 def compile_layers(backbone: CausalLM) -> None:
     """Compile the decoder layers and the final norm with ``torch.compile``.
 
-    Layers are compiled one by one: they share one code object, so each shape is compiled once and not for every layer.
+    Layers are compiled one by one: they share one code object, so each input shape is compiled once for all layers.
     """
     module, name = decoder_layers(backbone)
     torch._dynamo.config.cache_size_limit = max(32, torch._dynamo.config.cache_size_limit)

@@ -1,4 +1,4 @@
-"""Folders that ``hmt-ds convert`` has written, as the start of a run: backbone and memory modules in one model."""
+"""Start a run from a folder that ``hmt-ds convert`` has written: a backbone and memory modules in one model."""
 
 import json
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ SHAPE_SETTINGS = ("memory_tokens", "recall_dim")  # the memory settings that are
 
 
 def read_converted(source: object) -> ConfigValues | None:
-    """Read the configuration of a converted folder, without running any code; None for anything else."""
+    """Read config.json of a folder written by ``hmt-ds convert``, without running its code; None for others."""
     if not isinstance(source, str):
         return None
     try:
@@ -35,14 +35,14 @@ def read_converted(source: object) -> ConfigValues | None:
 
 
 def backbone_config(converted: ConfigValues) -> PreTrainedConfig:
-    """Return the backbone's configuration out of a converted folder's."""
+    """Build the backbone's configuration from config.json of a folder written by ``hmt-ds convert``."""
     values = dict(converted["backbone"])
     return AutoConfig.for_model(values.pop("model_type"), **values)
 
 
 @contextmanager
 def without_memory(config: PreTrainedConfig) -> Iterator[None]:
-    """Let transformers load the backbone of a converted folder without calling the memory modules unexpected."""
+    """Let transformers load the backbone of a converted folder without warnings about its memory modules."""
     with ignore_weights(config, rf"^{PREFIX}(?!backbone\.)"):
         yield
 
@@ -53,7 +53,7 @@ def check_memory(source: object, memory: MemorySettings) -> None:
     Modules that the folder lacks start from random weights: a run of mode ``hmt`` can start from one of mode ``rmt``.
 
     Args:
-        source: the recipe's ``model.source``, of any kind.
+        source: the recipe's ``model.source``; anything but a converted folder passes.
         memory: the recipe's section ``memory``.
 
     Raises:
@@ -73,10 +73,10 @@ def check_memory(source: object, memory: MemorySettings) -> None:
 
 
 def fill_memory(model: nn.Module, source: str) -> list[str]:
-    """Copy a converted folder's memory modules into an HMT, in place, and return the names of the weights found.
+    """Copy a converted folder's memory modules into an HMT, in place; return the names of the copied weights.
 
     Raises:
-        BackboneError: if a weight has another shape in the folder.
+        BackboneError: if a weight has different shapes in the folder and in the model.
     """
     weights = {name: weight for name, weight in model.named_parameters() if not name.startswith("backbone.")}
     found = []
@@ -95,7 +95,7 @@ def fill_memory(model: nn.Module, source: str) -> list[str]:
 
 
 def model_files(source: str, name: str) -> list[Path]:
-    """List the files of a model's weights, in a folder or on the hub: one file of this name, or its shards.
+    """List the weight files of a model, in a folder or on the hub: the file called ``name``, or else its shards.
 
     If there are both, the single file counts, as in transformers: the index may be left from an earlier save.
     """

@@ -1,4 +1,4 @@
-"""A table of the differences between model families that affect the memory. To add a family: one row and one test.
+"""A table of the model families whose differences matter to the memory. A new family needs one row and one test.
 
 Most differences need no entry, because they lie between ``inputs_embeds`` and ``last_hidden_state``, inside the model:
 embedding scales, projections to another width, sliding windows, rotary or learned positions.
@@ -10,10 +10,10 @@ from transformers import PreTrainedConfig
 
 
 class Family(NamedTuple):
-    """What differs in one model family: a row of the table.
+    """One model family's differences from a plain Llama-like model: a row of the table ``FAMILIES``.
 
     Attributes:
-        softcap: the configuration's key for the final logit cap c; logits become c * tanh(logits / c).
+        softcap: the configuration's key for the final logit cap c; logits become c * tanh(logits / c). None: no cap.
         hard_positions: whether positions beyond the configured length fail (learned position embeddings).
     """
 
@@ -39,5 +39,5 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(config: PreTrainedConfig) -> Family:
-    """Return the row of a configuration's model type, or the general one."""
+    """Return the ``FAMILIES`` row of a configuration's model type; a row without special cases for an unlisted type."""
     return FAMILIES.get(config.model_type, GENERAL)

@@ -1,4 +1,4 @@
-"""A Hugging Face causal language model, as the memory uses it.
+"""A Hugging Face causal language model with embedding, decoder and head as separate calls.
 
 Shapes: b batch, t positions, d embedding width, v vocabulary.
 """
@@ -12,7 +12,7 @@ from hmt_ds.backbones.transformers_internals import one_sequence_per_row
 
 
 class BackboneError(ValueError):
-    """A model that cannot be a backbone; the message says why."""
+    """Raised for a model that cannot be a backbone, or its adapters; the message gives the reason."""
 
 
 class CausalLM(nn.Module):
@@ -34,7 +34,7 @@ class CausalLM(nn.Module):
 
     @property
     def vocabulary(self) -> int:
-        """The number of logits at each position."""
+        """The number of logits at each position: the rows of the output head."""
         return self.config.get_text_config().vocab_size
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -44,8 +44,9 @@ class CausalLM(nn.Module):
     def decode(self, embeddings: Tensor, mask: Tensor | None = None) -> Tensor:
         """Run the decoder: ``[b, t, d]`` -> last hidden states ``[b, t, d]``.
 
-        Without a mask attention is plainly causal, which lets the fast kernels run. Pads at the end of a row need no
-        mask: no token sees them.
+        Without a mask attention is plainly causal, which allows flash attention kernels. Padding at the end of a row
+        needs no
+        mask: no earlier token attends to it.
         """
         with one_sequence_per_row():
             return self.model.base_model(
@@ -56,7 +57,7 @@ class CausalLM(nn.Module):
             ).last_hidden_state
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Apply the model's own head, with its bias and logit cap: ``[b, t, d]`` -> ``[b, t, v]``."""
+        """Apply the model's own output head, with its bias and logit cap: ``[b, t, d]`` -> ``[b, t, v]``."""
         logits = self.model.get_output_embeddings()(hidden)
         if self.softcap:
             logits = torch.tanh(logits / self.softcap) * self.softcap

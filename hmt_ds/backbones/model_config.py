@@ -1,4 +1,4 @@
-"""Reading a backbone's configuration from a folder, the hub or a recipe, and refusing what cannot be trained."""
+"""Read a backbone's configuration from a folder, the hub or a recipe, and refuse models that cannot be trained."""
 
 import difflib
 from pathlib import Path
@@ -41,7 +41,7 @@ def read_config(source: str | ConfigValues, *, trust_remote_code: bool = False) 
 
 
 def any_config(source: str | ConfigValues, *, trust_remote_code: bool) -> PreTrainedConfig:
-    """Read the configuration of any model that transformers knows, with one-line errors."""
+    """Read the configuration of any model that transformers knows; raise BackboneError in one line if that fails."""
     try:
         if isinstance(source, dict):
             values = dict(source)
@@ -63,15 +63,15 @@ def any_config(source: str | ConfigValues, *, trust_remote_code: bool) -> PreTra
 
 
 def name_of(source: str | ConfigValues) -> str | None:
-    """Return the name of a model for error messages."""
+    """Return a model's name for error messages: the folder, hub name or model type; None if there is no type."""
     return source.get("model_type") if isinstance(source, dict) else source
 
 
 def check_sizes(source: ConfigValues) -> None:
-    """Refuse sizes below 1, which transformers would accept or divide by.
+    """Refuse configuration sizes below 1, such as ``hidden_size: 0``, which transformers would accept or divide by.
 
     Raises:
-        BackboneError: with a line for each of them.
+        BackboneError: with a line for each size below 1.
     """
     small = {key: source[key] for key in SIZES if isinstance(source.get(key), int) and source[key] < 1}
     if small:
@@ -81,10 +81,10 @@ def check_sizes(source: ConfigValues) -> None:
 
 
 def check_config_keys(source: ConfigValues) -> None:
-    """Refuse misspelt keys of a model's configuration: transformers accepts any key.
+    """Refuse misspelt keys of a model's configuration, because transformers accepts any key.
 
     Raises:
-        BackboneError: naming the key that was probably meant.
+        BackboneError: naming the unknown key and the known key most similar to it.
     """
     default = AutoConfig.for_model(source["model_type"])
     known = [*default.to_dict(), *default.attribute_map]

@@ -1,4 +1,4 @@
-"""Loading a converted folder as an :class:`HMT`, without the code in it."""
+"""Load a folder written by ``hmt-ds convert`` as an :class:`HMT`, without running the Python code in it."""
 
 from pathlib import Path
 
@@ -14,12 +14,12 @@ def load_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32, devi
     """Load a converted model in evaluation mode, ready for :func:`hmt_ds.evaluation.generation.generate`.
 
     Args:
-        folder: a folder that ``hmt-ds convert`` has written, or the name of one on the hub.
+        folder: a folder that ``hmt-ds convert`` has written, or its name on the hub.
         dtype: type of the weights.
-        device: where the model is moved to.
+        device: device that the model is moved to.
 
     Raises:
-        BackboneError: if it is not a converted folder, or lacks weights.
+        BackboneError: if the folder was not written by ``hmt-ds convert``, or lacks weights.
     """
     converted = read_converted(str(folder))
     if converted is None:

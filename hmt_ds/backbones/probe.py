@@ -1,4 +1,4 @@
-"""Checks that a model fits as a backbone, on a one-layer random model of its configuration, before a run starts."""
+"""Check before a run that a model works as a backbone, on a one-layer random model of its configuration."""
 
 import copy
 import inspect
@@ -16,10 +16,11 @@ from hmt_ds.backbones.transformers_internals import has_own_code
 
 
 def check_backbone(config: PreTrainedConfig) -> None:
-    """Check that a model outside the table of families works with the general row.
+    """Check that a model whose family is not listed in families.py is causal and takes and returns embeddings as
+    expected.
 
     Raises:
-        BackboneError: saying in one line what the model lacks.
+        BackboneError: in one line, naming the capability that the model lacks.
     """
     if config.model_type in FAMILIES:
         return
@@ -54,15 +55,15 @@ def close(one: Tensor, other: Tensor) -> bool:
 
 
 def check_adapters(config: PreTrainedConfig, lora: LoraSettings, stages: int = 1) -> None:
-    """Check that LoRA finds its target layers in a model, and that adapters work on them.
+    """Check that a model has LoRA's target layers, and that adapters are supported on them.
 
     Args:
-        config: the model's.
-        lora: the adapters' settings.
+        config: the model's configuration.
+        lora: settings of the adapters.
         stages: number of pipeline stages.
 
     Raises:
-        BackboneError: in one line: peft's message, or what is not supported.
+        BackboneError: in one line: peft's message, or the adapter that is not supported.
     """
     with torch.device("meta"):
         small = one_layer_model(config)
@@ -91,7 +92,7 @@ def check_adapters(config: PreTrainedConfig, lora: LoraSettings, stages: int = 1
 
 
 def one_layer_model(config: PreTrainedConfig) -> PreTrainedModel:
-    """Build a random model with a single layer, in evaluation mode."""
+    """Build a model of a configuration with a single layer and random weights, in evaluation mode."""
     config = copy.deepcopy(config)
     config.num_hidden_layers = 1
     if getattr(config, "layer_types", None):

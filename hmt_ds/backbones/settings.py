@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """Low-rank adapters, made by peft."""
+    """Settings of low-rank adapters (LoRA), which peft adds to the backbone."""
 
     rank: int = 8
-    """r: rank of each adapter."""
+    """Rank of each adapter (r in the LoRA paper)."""
     alpha: float = 16
-    """Adapters are scaled by alpha / rank."""
+    """Scale of the adapters' output: it is multiplied by alpha / rank."""
     dropout: float = 0.0
-    """Dropout probability in front of the adapters."""
+    """Dropout probability of the adapters' input."""
     target_modules: str | list[str] = "all-linear"
-    """Names of linear layers, or all-linear for every linear layer except the head."""
+    """Names of the linear layers that get an adapter; all-linear for every linear layer except the head."""

@@ -1,7 +1,7 @@
-"""Reducing a model to one pipeline stage: some of its layers, embeddings on the first stage, norm and head on the last.
+"""Cut a model down to one pipeline stage: some layers, embeddings on the first stage, norm and head on the last.
 
-A stage is the transformers model itself with the other modules removed, so names of weights, masks, positions and
-everything else remain transformers' own.
+A stage is the transformers model itself with the other modules removed, so names of weights, masks and positions
+remain those of transformers.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ SHARED = {"rotary_emb"}  # kept by every stage
 
 
 class LayerRange(NamedTuple):
-    """The layers ``first`` to ``end - 1`` of a model with ``total`` layers."""
+    """A pipeline stage's decoder layers: ``first`` to ``end - 1`` of a model with ``total`` layers."""
 
     first: int
     end: int
@@ -32,32 +32,32 @@ class LayerRange(NamedTuple):
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the first stage, which has the embeddings."""
+        """Whether the layers belong to the first pipeline stage, which also has the embeddings."""
         return self.first == 0
 
     @property
     def is_last(self) -> bool:
-        """Whether this is the last stage, which has the norm and the head."""
+        """Whether the layers belong to the last pipeline stage, which also has the final norm and the head."""
         return self.end == self.total
 
 
 def layer_ranges(sizes: Sequence[int]) -> list[LayerRange]:
-    """Divide layers into pipeline stages of the given sizes."""
+    """Divide a model's layers into consecutive pipeline stages with ``sizes`` layers each."""
     ends = [sum(sizes[: n + 1]) for n in range(len(sizes))]
     return [LayerRange(end - size, end, ends[-1]) for size, end in zip(sizes, ends, strict=True)]
 
 
 def trim_to_stage(backbone: CausalLM, layers: LayerRange) -> None:
-    """Remove from a backbone, in place, all modules that do not belong to a pipeline stage.
+    """Remove from a backbone, in place, all modules that belong to other pipeline stages.
 
     Raises:
-        BackboneError: if the model is not in the table of families, or has modules of unknown purpose.
+        BackboneError: if the model's family is not listed in families.py, or has modules of unknown purpose.
     """
     trim_model(backbone.model, layers)
 
 
 def trim_model(model: PreTrainedModel, layers: LayerRange) -> None:
-    """Remove from a transformers model, in place, all modules that do not belong to a pipeline stage."""
+    """Remove from a transformers model, in place, all modules that belong to other pipeline stages."""
     holder, name = find_layers(model)
     others = {child for child, _ in holder.named_children() if child != name}
     if model.config.model_type not in FAMILIES or others - FRONT - BACK - SHARED:
@@ -80,13 +80,13 @@ def trim_model(model: PreTrainedModel, layers: LayerRange) -> None:
 
 
 def remove_front(model: PreTrainedModel, holder: nn.Module, names: set[str], *, keep_shared: bool) -> None:
-    """Replace the modules in front of the first layer, on a stage that is not the first.
+    """Replace the modules in front of the first decoder layer, on every pipeline stage but the first.
 
     Args:
         model: the transformers model.
-        holder: its module that has them.
-        names: of the modules to replace.
-        keep_shared: keep the token embeddings if the head has the same weight: on the last stage it needs it.
+        holder: the module of the model whose children are replaced.
+        names: names of the children to replace.
+        keep_shared: keep the token embeddings if they are tied to the head, which the last stage needs.
     """
     for name in names:
         if not (keep_shared and shared_with_head(model, getattr(holder, name))):
@@ -94,7 +94,7 @@ def remove_front(model: PreTrainedModel, holder: nn.Module, names: set[str], *, 
 
 
 def remove_head(model: PreTrainedModel) -> None:
-    """Replace the head, and tell transformers that no weights are tied."""
+    """Replace the output head with an identity, and tell transformers that no weights are tied."""
     set_tied_weights(model, {})
     head = model.get_output_embeddings()
     for name, module in model.named_children():
@@ -103,35 +103,35 @@ def remove_head(model: PreTrainedModel) -> None:
 
 
 def shared_with_head(model: PreTrainedModel, module: nn.Module) -> bool:
-    """Return whether a module is the token embeddings, and the head has (or, once loaded, will have) its weight."""
+    """Return whether a module is the token embeddings and its weight is tied to the head's."""
     return model.config.get_text_config().tie_word_embeddings and module is model.get_input_embeddings()
 
 
 def embedding_width(config: PreTrainedConfig) -> int:
-    """Return the width of the embeddings, for a model of the table of families."""
+    """Return the width of the token embeddings, for a model whose family is listed in families.py."""
     config = config.get_text_config()
     return getattr(config, "word_embed_proj_dim", None) or config.hidden_size
 
 
 class NoPositions(nn.Module):
-    """Replaces position embeddings on stages after the first, which has added them already."""
+    """Replaces position embeddings on later pipeline stages, because the first stage has added them already."""
 
     def forward(self, *arguments: object, **options: object) -> Tensor:
-        """Return zero, for the decoder to add to its input."""
+        """Return zero, which the decoder adds to its input in place of position embeddings."""
         return torch.zeros(())
 
 
 def load_stage(source: str, layers: LayerRange, config: PreTrainedConfig, **options: object) -> PreTrainedModel:
-    """Load a stage from a folder, without reading the other stages' weights.
+    """Load a pipeline stage from a folder, without reading the weights of other stages.
 
     Args:
         source: a folder or a hub name.
-        layers: of the stage.
-        config: of the whole model.
-        options: for ``from_pretrained``.
+        layers: layers of the stage.
+        config: configuration of the whole model.
+        options: further arguments of ``from_pretrained``.
 
     Raises:
-        BackboneError: if one of its weights is missing: transformers would use random numbers.
+        BackboneError: if the files lack one of the stage's weights, which transformers would fill with random numbers.
     """
     whole = causal_lm_class(config)
 

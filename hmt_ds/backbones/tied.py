@@ -1,4 +1,4 @@
-"""A check for weights that a configuration ties but a model's files store with different values."""
+"""Check that weights which a configuration ties are stored with equal values."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,22 +19,22 @@ ROWS = 4096  # compared at a time: an embedding may have gigabytes
 
 
 class Rows(Protocol):
-    """A stored weight whose rows are read when they are asked for: a safetensors slice, or a mapped tensor."""
+    """A stored weight whose rows are read on access: a safetensors slice, or a memory-mapped tensor."""
 
     def __getitem__(self, rows: slice) -> Tensor: ...
 
 
 def check_tied(model: PreTrainedModel, source: str) -> None:
-    """Check that weights which a model ties are equal in its files.
+    """Check that weights which a model ties are stored with equal values.
 
     transformers would otherwise load both and train them apart, or a pipeline would use only one.
 
     Args:
-        model: may be on the meta device.
-        source: the folder or hub name that it was read from.
+        model: the model, of which only the configuration and names count; may be on the meta device.
+        source: the folder or hub name that the model was read from.
 
     Raises:
-        BackboneError: naming the weights that differ, and what to do.
+        BackboneError: naming two tied weights that differ, and how to untie them.
     """
     tied = tied_weights(model)
     stored: Mapping[str, Rows] = stored_weights(source) if tied else {}
@@ -48,13 +48,13 @@ def check_tied(model: PreTrainedModel, source: str) -> None:
 
 
 def stored_weights(source: str) -> dict[str, Rows]:
-    """Map the names in a model's files to the weights, without reading their values yet."""
+    """Map the name of each weight in a model's files to the weight, whose values are read on access."""
     files = next((found for name in FILES if (found := model_files(source, name))), [])
     return {name: weight for file in files for name, weight in weights_in(file).items()}
 
 
 def weights_in(file: Path) -> dict[str, Rows]:
-    """Map the names in one file to the weights."""
+    """Map the name of each weight in a safetensors or PyTorch file to the weight, whose values are read on access."""
     if file.suffix == ".safetensors":
         opened = safe_open(file, framework="pt")
         return {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
@@ -63,7 +63,7 @@ def weights_in(file: Path) -> dict[str, Rows]:
 
 
 def differ(one: Rows, other: Rows) -> bool:
-    """Return whether two stored weights are unequal, reading a block of rows at a time."""
+    """Return whether two stored weights differ, comparing a block of rows at a time."""
     first = 0
     while True:
         block, other_block = one[first : first + ROWS], other[first : first + ROWS]

@@ -1,4 +1,4 @@
-"""Choosing which weights of a backbone are trained: all, none, or LoRA adapters."""
+"""Choose which weights of a backbone are trained: all, none, or LoRA adapters."""
 
 import zlib
 
@@ -10,12 +10,12 @@ from hmt_ds.backbones.settings import LoraSettings
 
 
 def select_trainable(backbone: CausalLM, train: str, lora: LoraSettings | None = None, seed: int = 0) -> None:
-    """Freeze the weights that are not trained, and add LoRA adapters where the recipe asks for them, in place.
+    """Freeze a backbone's weights that are not trained, and add LoRA adapters for ``train`` lora, in place.
 
     Args:
         train: ``whole``, ``frozen`` (only the memory modules are trained), or ``lora``.
-        lora: the adapters' settings, for ``lora``.
-        seed: of the adapters' random weights.
+        lora: settings of the adapters; defaults apply for None.
+        seed: seed of the adapters' random weights.
     """
     if train == "whole":
         return
@@ -26,9 +26,10 @@ def select_trainable(backbone: CausalLM, train: str, lora: LoraSettings | None =
 
 
 def add_adapters(model: nn.Module, lora: LoraSettings, seed: int = 0) -> None:
-    """Add LoRA adapters to a model, in place; names and structure of the rest do not change.
+    """Add LoRA adapters to a model, in place; names and structure of its other modules do not change.
 
-    Each adapter's random numbers are seeded by its name, so that a pipeline stage has the same ones as the whole model.
+    Each adapter's random weights are seeded by its name, so that a pipeline stage draws the same ones as the whole
+    model.
     """
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.lora import LoraLayer

@@ -1,7 +1,7 @@
-"""The undocumented parts of transformers that this project uses, each behind a small function.
+"""Access to undocumented parts of transformers, each behind a small function.
 
 Whatever may change without notice is used only here: `setup.py` bounds the version, and
-`tests/unit/test_transformers_internals.py` checks that the installed version still has it.
+`tests/unit/test_transformers_internals.py` checks the installed version for all of it.
 
 Converted folders carry a copy of this file, so it imports only torch and transformers.
 """
@@ -23,11 +23,12 @@ PROPERTIES = (
 
 @contextmanager
 def one_sequence_per_row() -> Iterator[None]:
-    """Disable the search for packed sequences, and the special case for tracing, during a forward pass.
+    """Disable transformers' search for packed sequences, and its special case for tracing, during a forward pass.
 
-    A row holds one sequence. Without a mask transformers would still compare the positions of every call to find
-    packed ones, which makes the GPU wait for the host. And while a CUDA graph is captured it would build full masks,
-    for graphs that are replayed on other shapes; ours never are, and full masks rule out the fast attention kernels.
+    A row holds one sequence. Without a mask transformers would still compare the positions of every call to find packed
+    sequences, which makes the GPU wait for the host. And while a CUDA graph is captured, transformers would build full
+    masks, in case the graph is replayed on other shapes. That never happens here, and full masks rule out flash
+    attention.
     """
     saved = {name: getattr(masking_utils, name) for name in ("find_packed_sequence_indices", "is_tracing")}
     masking_utils.find_packed_sequence_indices = lambda positions: None
@@ -40,15 +41,15 @@ def one_sequence_per_row() -> Iterator[None]:
 
 
 def causal_lm_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """Return the class that ``AutoModelForCausalLM`` builds for a configuration."""
+    """Return the model class that ``AutoModelForCausalLM`` would choose for a configuration."""
     return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
 
 
 @contextmanager
 def ignore_weights(config: PreTrainedConfig, pattern: str) -> Iterator[None]:
-    """Let ``from_pretrained`` skip stored weights whose names match, without reporting them as unexpected.
+    """Let ``from_pretrained`` skip stored weights whose names match a pattern, without reporting them as unexpected.
 
-    The list of such patterns is an attribute of the model's class; there is no argument for it.
+    transformers has no argument for that: it reads the patterns from an attribute of the model's class.
     """
     model_class = causal_lm_class(config)
     saved = model_class._keys_to_ignore_on_load_unexpected
@@ -60,25 +61,25 @@ def ignore_weights(config: PreTrainedConfig, pattern: str) -> Iterator[None]:
 
 
 def tied_weights(model: PreTrainedModel) -> dict[str, str]:
-    """Return a model's tied weights: from each name to the name of the weight whose values it shares."""
+    """Return a model's tied weights: a map from each name to the name of the weight that it shares values with."""
     return model.all_tied_weights_keys
 
 
 def set_tied_weights(module: nn.Module, tied: dict[str, str]) -> None:
-    """Set which weights transformers ties when it loads a module."""
+    """Set which weights transformers ties when it loads a module: a map from names to the names that they share."""
     module.all_tied_weights_keys = tied  # type: ignore[assignment]
 
 
 def adopt_properties(module: nn.Module, model: PreTrainedModel, *, prefix: str) -> None:
-    """Give a module around a transformers model that model's properties.
+    """Copy a transformers model's loading properties to a module that wraps the model.
 
-    transformers and accelerate ask a model's children for them: weights to tie, modules that must stay on one device,
-    and modules that must stay in float32.
+    transformers and accelerate read them from the children of the model that they load: tied weights, modules that must
+    stay on one device, and modules that must stay in float32.
 
     Args:
-        module: a child of another transformers model.
-        model: somewhere inside ``module``.
-        prefix: from the names in ``model`` to those in ``module``.
+        module: the wrapping module, a child of another transformers model.
+        model: the wrapped transformers model.
+        prefix: what precedes the names of ``model``'s weights in ``module``.
     """
     set_tied_weights(module, {f"{prefix}{name}": f"{prefix}{kept}" for name, kept in tied_weights(model).items()})
     for name in PROPERTIES:
@@ -86,13 +87,13 @@ def adopt_properties(module: nn.Module, model: PreTrainedModel, *, prefix: str) 
 
 
 def find_file(source: str, name: str) -> Path | None:
-    """Return the path of a file of a folder or hub model, downloaded where needed; None if there is no such file."""
+    """Return the path of a file in a folder or a hub model, downloading it if needed; None if there is no such file."""
     found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
     return Path(found) if found else None
 
 
 def has_own_code(config: PreTrainedConfig) -> bool:
-    """Return whether a configuration's class comes from the model's folder, whose code the user has trusted.
+    """Return whether a configuration's class was imported from the model's folder (``trust_remote_code``).
 
     transformers imports such code into a package ``transformers_modules``.
     """
@@ -101,10 +102,10 @@ def has_own_code(config: PreTrainedConfig) -> bool:
 
 @contextmanager
 def build_under_zero_init(ds_config: dict[str, object]) -> Iterator[None]:
-    """Let transformers build models inside ``zero.Init``, with a DeepSpeed configuration of stage 3.
+    """Let transformers build models inside ``zero.Init``, with a DeepSpeed configuration of ZeRO-3.
 
     transformers keeps a weak reference to the configuration object and looks it up in every ``from_config`` and
-    ``from_pretrained``: it has to live until the model is built, and no longer.
+    ``from_pretrained``, so the object lives exactly as long as the ``with`` block.
     """
     from transformers.integrations import HfDeepSpeedConfig
 

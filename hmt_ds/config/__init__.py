@@ -1,1 +1,1 @@
-"""The recipe: its keys, and reading it."""
+"""The recipe: its schema, and how it is read."""

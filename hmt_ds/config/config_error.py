@@ -1,4 +1,4 @@
-"""Error messages for wrong recipes and options: one line per key, which names the key, the rule and the value."""
+"""Error messages for recipes and options: one line per wrong key, with the key, the rule and the value."""
 
 import difflib
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,7 @@ MESSAGES = {
 
 
 class ConfigError(ValueError):
-    """A wrong recipe or wrong options: one line per problem."""
+    """Raised for a wrong recipe or wrong options, with one line per problem."""
 
     def __init__(self, problems: list[str]):
         super().__init__("\n".join(problems))
@@ -36,7 +36,7 @@ class ConfigError(ValueError):
 
 @contextmanager
 def collected(problems: list[str]) -> Iterator[None]:
-    """Append the problems of a ConfigError to a list instead of raising it."""
+    """Append the lines of a ConfigError raised in the ``with`` block to ``problems``, and swallow the error."""
     try:
         yield
     except ConfigError as error:
@@ -44,7 +44,7 @@ def collected(problems: list[str]) -> Iterator[None]:
 
 
 def describe(error: ValidationError, section: type[BaseModel]) -> list[str]:
-    """Return a line for each key that is wrong, with a suggestion where the key is unknown."""
+    """Turn pydantic's errors into a line for each wrong key, with a suggestion for an unknown key."""
     known = [name for name, _ in keys(section)]
     wrong: dict[str, list[ErrorDetails]] = {}
     for problem in error.errors():
@@ -60,7 +60,7 @@ def describe(error: ValidationError, section: type[BaseModel]) -> list[str]:
 
 
 def problem_line(key: str, problems: Sequence[ErrorDetails]) -> str:
-    """Describe a wrong value in one line. A key with several types has a problem for each of them."""
+    """Describe the wrong value of one key in a line; a key with several allowed types has an error for each type."""
     if problems[0]["type"] == "missing":
         return f"{key}: missing"
     value = problems[0]["input"]
@@ -71,14 +71,14 @@ def problem_line(key: str, problems: Sequence[ErrorDetails]) -> str:
 
 
 def message(problem: ErrorDetails) -> str:
-    """Return pydantic's message in the words of this project."""
+    """Rephrase one of pydantic's error messages as a rule, such as "must be at least 1"."""
     if known := MESSAGES.get(problem["type"]):
         return known.format(**problem.get("ctx", {}))
     return problem["msg"].replace("Input should be", "must be").replace("Input", "value")
 
 
 def did_you_mean(key: str, known: Sequence[str]) -> str:
-    """Suggest the most similar known key of the same section, or else of any section."""
+    """Suggest the known key most similar to an unknown one: in the same section, or else in any section."""
     section, _, name = key.rpartition(".")
     same = [other for other in known if other.rpartition(".")[0] == section]
     if near := difflib.get_close_matches(key, same, 1, cutoff=0.75):

@@ -1,4 +1,4 @@
-"""Load a recipe: YAML, overrides from the command line, and one line for each problem."""
+"""Load a recipe from YAML with overrides from the command line, and report one line per problem."""
 
 import difflib
 import re
@@ -16,11 +16,11 @@ FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")  # 1e-4, which YAML 1
 
 
 class RecipeLoader(yaml.SafeLoader):
-    """YAML as recipes use it: 1e-4 is a number, and what looks like a date is text."""
+    """YAML loader of recipes: 1e-4 is read as a number, and a date as text."""
 
 
 class RecipeDumper(yaml.SafeDumper):
-    """Writes YAML that :class:`RecipeLoader` reads back unchanged."""
+    """YAML dumper whose output :class:`RecipeLoader` reads back unchanged."""
 
 
 RecipeLoader.yaml_implicit_resolvers = {
@@ -32,7 +32,7 @@ for one in (RecipeLoader, RecipeDumper):
 
 
 def read_yaml(text: str) -> Any:
-    """Parse YAML.
+    """Parse YAML text; 1e-4 is a number, and a date is text.
 
     Raises:
         yaml.YAMLError: if the text is not YAML.
@@ -41,16 +41,17 @@ def read_yaml(text: str) -> Any:
 
 
 def write_yaml(values: object) -> str:
-    """Write values as YAML, in their order."""
+    """Format values as YAML; mappings keep their order."""
     return yaml.dump(values, Dumper=RecipeDumper, sort_keys=False)
 
 
 def load_recipe(file: str | Path, overrides: list[str] | None = None) -> Recipe:
-    """Read a recipe and apply overrides from the command line.
+    """Read a recipe from a YAML file and apply overrides from the command line.
 
     Args:
-        file: YAML.
-        overrides: ``--memory.segment_length 256`` or ``--memory.segment_length=256``, split at blanks.
+        file: path of the recipe.
+        overrides: words of the command line, such as ``--memory.segment_length 256`` (two words) or
+            ``--memory.segment_length=256``.
 
     Raises:
         ConfigError: with a line for each unreadable, unknown, missing or wrong key.
@@ -72,7 +73,7 @@ def load_recipe(file: str | Path, overrides: list[str] | None = None) -> Recipe:
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """Read the sections of a recipe, unchecked.
+    """Read a recipe's YAML file as nested mappings, without checking keys and values.
 
     Raises:
         ConfigError: if the file is missing, not YAML, or not a mapping.
@@ -90,7 +91,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def apply_overrides(values: dict[str, Any], overrides: list[str]) -> list[str]:
-    """Apply ``--a.b value`` to nested mappings, in place; return a line for each override that is wrong."""
+    """Apply overrides (``--section.key value``) to nested mappings, in place; return a line for each wrong one."""
     problems, words = [], iter(overrides)
     for word in words:
         key, equals, value = word.removeprefix("--").partition("=")
@@ -119,7 +120,7 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> list[str]:
 
 
 def find_file(name: str, recipe: str | Path) -> Path | None:
-    """Find a file named in a recipe: relative to the working folder, to the recipe, or to the project."""
+    """Find a file named in a recipe, relative to the working folder, the recipe's or the project's; None if missing."""
     for folder in (Path(), Path(recipe).resolve().parent, PROJECT):
         if (folder / name).is_file():
             return folder / name

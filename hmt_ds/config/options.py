@@ -1,4 +1,4 @@
-"""Options of the commands: declared as a dataclass, named in argparse, and checked by pydantic like a recipe."""
+"""Command-line options: declared as a dataclass, registered with argparse, and checked by pydantic like a recipe."""
 
 import argparse
 from collections.abc import Collection, Iterable
@@ -17,14 +17,14 @@ AtLeastOne = Annotated[WholeNumber, Field(ge=1)]
 
 
 class Options:
-    """Base of a command's options, which are a pydantic dataclass.
+    """Base class of a command's options, each declared as a pydantic dataclass.
 
     All fields have defaults. A field's docstring is its help text, and a string in its ``Annotated`` type is the
-    placeholder of its value. Flags are ``bool``, options that can be repeated are tuples.
+    placeholder of its value. Fields of type ``bool`` become flags; tuples become options that can be repeated.
     """
 
     def conflicts(self) -> list[str]:
-        """Return a line for each problem of several options together."""
+        """Return a line for each conflict between options whose values are valid on their own."""
         return []
 
 
@@ -32,14 +32,22 @@ T = TypeVar("T", bound=Options)
 
 
 def flag(name: str) -> str:
-    """Return a field's name on the command line."""
+    """Return the command-line option of a field: ``dry_run`` becomes ``--dry-run``."""
     return f"--{name.replace('_', '-')}"
 
 
 def add_options(
     group: "argparse.ArgumentParser | argparse._ArgumentGroup", kind: type[Options], leave_out: Collection[str] = ()
 ) -> None:
-    """Name an option for each field. Values stay text until :func:`read_options` checks them all together."""
+    """Add an argparse option for each field of an options class.
+
+    Values stay text until :func:`read_options` checks all of them together.
+
+    Args:
+        group: the parser, or a group in it, to add the options to.
+        kind: the options class.
+        leave_out: names of fields that get no option.
+    """
     for name, field in fields_of(kind).items():
         text = " ".join((field.description or "").split()).replace("%", "%%")
         if name in leave_out:
@@ -54,17 +62,18 @@ def add_options(
 
 
 def placeholder(field: FieldInfo) -> str:
-    """Return the placeholder of an option in help texts."""
+    """Return the placeholder of an option's value in help texts, such as FOLDER or N."""
     named = [note for note in field.metadata if isinstance(note, str)]
     choices = [kind for kind in (field.annotation, *get_args(field.annotation)) if get_origin(kind) is Literal]
     return named[0] if named else "|".join(get_args(choices[0])) if choices else "N"
 
 
 def read_options(kind: type[T], arguments: argparse.Namespace) -> tuple[T, list[str]]:
-    """Build a command's options from what argparse found.
+    """Build a command's options from the arguments that argparse parsed.
 
     Returns:
-        The options, and a line for each that is wrong; these keep their defaults, so that the rest can be checked too.
+        The options, and a line for each wrong one. Wrong options keep their defaults, so that the rest can be checked
+        too.
     """
     given = {name: value for name in fields_of(kind) if (value := getattr(arguments, name)) is not None}
     try:
@@ -79,10 +88,10 @@ def read_options(kind: type[T], arguments: argparse.Namespace) -> tuple[T, list[
 
 
 def parse_options(kind: type[T], words: Iterable[str]) -> tuple[T, list[str]]:
-    """Read options from words of a command line; return them and the words that are none.
+    """Parse options from words of a command line; return the options and the unrecognized words.
 
     Raises:
-        ConfigError: with a line for each option that is wrong.
+        ConfigError: with a line for each wrong option.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     add_options(parser, kind)
@@ -97,7 +106,7 @@ def parse_options(kind: type[T], words: Iterable[str]) -> tuple[T, list[str]]:
 
 
 def words_of(options: Options) -> list[str]:
-    """Write options as words of a command line, from which :func:`parse_options` reads the same options."""
+    """Format options as words of a command line, which :func:`parse_options` parses back into equal options."""
     words = []
     for name in fields_of(options):
         value = getattr(options, name)

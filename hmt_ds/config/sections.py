@@ -1,4 +1,4 @@
-"""Sections of a recipe: made from the settings dataclasses of other packages, and walked key by key."""
+"""Build sections of the recipe from the settings dataclasses of other packages, and iterate over their keys."""
 
 import ast
 import inspect
@@ -17,13 +17,16 @@ STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstring
 
 
 def section(**ranges: Any) -> Callable[[type[T]], type[T]]:
-    """Make a section of a subclass of a settings dataclass, whose fields, defaults and help texts it inherits.
+    """Return a decorator that turns a subclass of a settings dataclass into a section of the recipe, checked by
+    pydantic.
 
-    Its instances are instances of the settings class too, so the packages that use the settings take them as they are.
+    Fields, defaults and help texts are inherited. Instances are also instances of the settings class, so the packages
+    that
+    use the settings accept them.
 
     Args:
-        ranges: narrower types for some of the fields. They are given here because the settings dataclasses are plain
-            Python: the packages that declare them do not depend on pydantic.
+        ranges: narrower types for some of the fields. The settings dataclasses are plain Python without ranges, so that
+            their packages do not depend on pydantic.
     """
 
     def decorate(cls: type[T]) -> type[T]:
@@ -39,7 +42,7 @@ def section(**ranges: Any) -> Callable[[type[T]], type[T]]:
 
 
 def attribute_docstrings(cls: type) -> dict[str, str]:
-    """Return the string below each annotated attribute of a class."""
+    """Return the docstring below each annotated attribute of a class, by the attribute's name."""
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
     return {
         attribute.target.id: inspect.cleandoc(str(text.value.value))
@@ -52,12 +55,12 @@ def attribute_docstrings(cls: type) -> dict[str, str]:
 
 
 def fields_of(kind: object) -> dict[str, FieldInfo]:
-    """Return the pydantic fields of a model or dataclass by name; empty for any other type."""
+    """Return the pydantic fields of a model or dataclass by name; an empty dict for any other type."""
     return getattr(kind, "__pydantic_fields__", {})
 
 
 def keys(kind: object, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Yield every key below a section with its field, inner sections included."""
+    """Yield the dotted name and the pydantic field of every key of a section, nested sections included."""
     for name, field in fields_of(kind).items():
         yield prefix + name, field
         for inner in (field.annotation, *get_args(field.annotation)):

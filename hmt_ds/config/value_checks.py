@@ -1,10 +1,10 @@
-"""Checks of single values, shared by the recipe, the options of the commands, and the data. Imports no torch."""
+"""Checks of single values, for the recipe, command-line options and data sources. Imports no torch."""
 
 from pathlib import Path
 
 
 def why_no_folder(path: Path) -> str | None:
-    """Return what keeps a folder from being created at a path, or None: the path or one of its parents is a file."""
+    """Return why a folder cannot be created at a path (the path or one of its parents is a file); None if it can."""
     file = next((parent for parent in (path, *path.parents) if parent.exists() and not parent.is_dir()), None)
     if file is None:
         return None
@@ -12,7 +12,7 @@ def why_no_folder(path: Path) -> str | None:
 
 
 def check_digits(value: object) -> object:
-    """Raise ValueError if a value is text but not a whole number: pydantic would read 1_000, 3.0 and 0+3 as one."""
+    """Raise ValueError for text that is not a whole number; pydantic would accept 1_000, 3.0 and 0+3."""
     if isinstance(value, str) and not (value.isascii() and value.removeprefix("-").isdigit()):
         raise ValueError(f"must be a whole number, got {value!r}")
     return value
