@@ -3,11 +3,16 @@
 Shapes: b batch, s segments of the window, c memories carried into it, m memory tokens, d embedding width.
 """
 
+from collections.abc import Sequence
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from hmt_ds.memory.segments import Window
 from hmt_ds.memory.state import MemoryState
+
+Instead = Literal["swapped", "none"]
 
 
 class Boundaries:
@@ -62,6 +67,44 @@ class Boundaries:
         valid = self.documents[:, start:] == self.reading[:, -1:]
         memories = self.memories[:, start:].to(self.device, copy=True)
         return MemoryState(memories, valid.to(self.device), tail.to(self.device))
+
+
+def memories_instead(which: Instead, memories: Tensor, valid: Tensor, window: Window, n: int) -> tuple[Tensor, Tensor]:
+    """What segment n is read with in place of its row's own memories, to see what these are worth.
+
+    Args:
+        which: ``swapped``: those of another row, that is of another document (:meth:`Window.neighbours`); ``none``: as
+            if nothing were remembered.
+        memories: ``[b, c, m, d]``, of all rows.
+        valid: ``[b, c]``.
+    """
+    if which == "none":
+        return memories, torch.zeros_like(valid)
+    rows = window.neighbours(n).to(memories.device)
+    return memories[rows], valid[rows]
+
+
+class BoundariesInstead(Boundaries):
+    """The memories of a window that was read, for another reading of some of its rows; nothing is written.
+
+    Args:
+        which: see :func:`memories_instead`.
+        parts: the boundaries of all rows, in order.
+        window: all rows.
+        rows: those that are read.
+    """
+
+    def __init__(self, which: Instead, parts: Sequence[Boundaries], window: Window, rows: slice):
+        self.which, self.parts, self.window, self.rows = which, parts, window, rows
+
+    def before(self, n: int) -> tuple[Tensor, Tensor]:
+        """What segment n is read with, as :meth:`Boundaries.before`."""
+        memories, valid = (torch.cat(column) for column in zip(*(part.before(n) for part in self.parts), strict=True))
+        memories, valid = memories_instead(self.which, memories, valid, self.window, n)
+        return memories[self.rows], valid[self.rows]
+
+    def write(self, n: int, memory: Tensor) -> None:
+        """Keep nothing."""
 
 
 class RandomState:

@@ -3,7 +3,7 @@
 Shapes: b batch, s segments of the window, c cached memories, m memory tokens, d embedding width.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hmt_ds.memory.boundaries import Boundaries, RandomState
+from hmt_ds.memory.boundaries import Boundaries, Instead, RandomState, memories_instead
 from hmt_ds.memory.cell import SegmentOutput
 from hmt_ds.memory.loss import weighted
 from hmt_ds.memory.recompute_plan import RecomputePlan
@@ -43,11 +43,22 @@ class WindowTotals:
 
 
 def read_window(
-    read: Read, settings: MemorySettings, window: Window, state: MemoryState, **options: Any
+    read: Read,
+    settings: MemorySettings,
+    window: Window,
+    state: MemoryState,
+    *,
+    instead: Sequence[Instead] = (),
+    **options: Any,
 ) -> Iterator[tuple[SegmentOutput, MemoryState]]:
     """Read a window segment by segment; yields each output and the state after it.
 
-    Under autograd this is one graph through the whole window. ``options`` go to the model (``mode``, ``with_logits``).
+    Under autograd this is one graph through the whole window. ``options`` go to the model (``mode``, ``with_logits``,
+    ``by_token``).
+
+    Args:
+        instead: other memories to read each segment with once more, see :func:`memories_instead`. Only the losses of
+            these readings are kept, as ``loss_instead``: what is remembered comes from the reading with the row's own.
     """
     before = state.tail
     summarises = settings.mode == "hmt" and options.get("mode", "hmt") == "hmt"
@@ -55,7 +66,11 @@ def read_window(
         state = state.forget(window.starts[:, n])
         if summarises and state.memories.shape[1]:
             options["query"] = read(window.summary(n, n + 1, settings))
-        output = read(window.segment(n, before, settings), state.memories, state.valid, **options)
+        segment, memories = window.segment(n, before, settings), (state.memories, state.valid)
+        output = read(segment, *memories, **options)
+        if instead:
+            others = (read(segment, *memories_instead(which, *memories, window, n), **options) for which in instead)
+            output = output._replace(loss_instead=torch.stack([other.loss for other in others]))
         state = after(state, output, window, n, settings)
         yield output, state
 

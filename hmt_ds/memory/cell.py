@@ -39,11 +39,14 @@ class SegmentOutput(NamedTuple):
     """What reading a segment gives.
 
     Attributes:
-        loss: ``[b]``, cross-entropy summed over the row's labels, at least float32.
+        loss: ``[b]``, cross-entropy summed over the row's labels, at least float32; ``[b, L]`` if it was asked for by
+            token.
         memory: ``[b, m, d]``, M_n. Empty (m = 0) without memory.
         prompt: ``[b, m, d]``, P_n, detached. Empty without memory.
         recall: ``[b, c]`` float32, the weight of each cached memory in P_n, detached; zeros where none was recalled.
         logits: ``[b, L, v]`` of the fresh tokens, if they were asked for.
+        loss_instead: ``[i, b]`` or ``[i, b, L]``, losses of the same segment read with i other memories, if these were
+            asked for (:func:`hmt_ds.memory.bptt.read_window`).
     """
 
     loss: Tensor
@@ -51,6 +54,7 @@ class SegmentOutput(NamedTuple):
     prompt: Tensor
     recall: Tensor
     logits: Tensor | None = None
+    loss_instead: Tensor | None = None
 
 
 class Prompt(nn.Module):
@@ -97,6 +101,7 @@ class HMT(nn.Module):
         mode: Mode | None = None,
         with_loss: bool = True,
         with_logits: bool = False,
+        by_token: bool = False,
     ) -> SegmentOutput: ...
 
     @overload
@@ -112,6 +117,7 @@ class HMT(nn.Module):
         mode: Mode | None = None,
         with_loss: bool = True,
         with_logits: bool = False,
+        by_token: bool = False,
     ) -> SegmentOutput | Tensor:
         """Read one segment, or the beginnings of some. (One method for both: an engine around it has no other.)
 
@@ -123,6 +129,7 @@ class HMT(nn.Module):
             mode: read in another mode than the settings', to compare (``backbone``: memory off).
             with_loss: False gives zeros, without the arithmetic of the head.
             with_logits: return the logits too.
+            by_token: return the loss of each token, not their sum.
 
         Returns:
             A :class:`SegmentOutput`; of a :class:`Summary`, the queries ``[b * s, m, d]``.
@@ -133,7 +140,7 @@ class HMT(nn.Module):
         mode = mode or self.settings.mode
         prompt, share = self.memory_prompt(part, memories, valid, mode, query)
         hidden, memory = self.read(part, prompt)
-        losses, logits = self.score(part, hidden, with_loss=with_loss, with_logits=with_logits)
+        losses, logits = self.score(part, hidden, with_loss=with_loss, with_logits=with_logits, by_token=by_token)
         return SegmentOutput(losses, memory, prompt.detach(), share, logits)
 
     def memory_prompt(
@@ -223,10 +230,11 @@ class HMT(nn.Module):
         with_loss: bool,
         with_logits: bool = False,
         backward_follows: bool = False,
+        by_token: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """The rows' losses ``[b]`` and logits ``[b, L, v]`` of the fresh tokens, from hidden states ``[b, w, d]``.
 
-        ``backward_follows``: see :func:`hmt_ds.memory.loss.row_losses`.
+        ``backward_follows`` and ``by_token``: see :func:`hmt_ds.memory.loss.row_losses`.
         """
         hidden = hidden.gather(1, part.fresh[:, :, None].expand(-1, -1, hidden.shape[2]))
         logits = self.backbone.logits(hidden) if with_logits else None
@@ -234,7 +242,7 @@ class HMT(nn.Module):
             return torch.zeros(len(hidden), device=hidden.device), logits
         head, vocabulary = self.backbone.logits, self.backbone.vocabulary
         how: dict[str, Any] = {"cross_entropy": self.cross_entropy, "backward_follows": backward_follows}
-        return row_losses(head, hidden, part.labels, vocabulary, **how), logits
+        return row_losses(head, hidden, part.labels, vocabulary, by_token=by_token, **how), logits
 
 
 def trailing(part: Segment | Summary, m: int) -> Tensor:

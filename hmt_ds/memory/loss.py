@@ -29,6 +29,7 @@ def row_losses(
     *,
     cross_entropy: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
     backward_follows: bool = False,
+    by_token: bool = False,
 ) -> Tensor:
     """Cross-entropy in nats, summed per row. Logits stand for a chunk of positions at a time, in both directions.
 
@@ -42,9 +43,11 @@ def row_losses(
         at_a_time: how many logits stand at a time.
         cross_entropy: of each position, :func:`cross_entropy` or its compiled form.
         backward_follows: with nothing in between that takes memory.
+        by_token: leave the sum out.
 
     Returns:
-        ``[b]``, at least float32. Divide by the labels of the whole global batch, never by a rank's own.
+        ``[b]``, or ``[b, t]`` by token, at least float32. Divide by the labels of the whole global batch, never by a
+        rank's own.
     """
     positions = max(1, at_a_time // vocabulary)
     parts = list(zip(hidden.flatten(0, 1).split(positions), labels.flatten().split(positions), strict=True))
@@ -53,9 +56,11 @@ def row_losses(
         return cross_entropy(head(hidden), labels)
 
     if backward_follows and len(parts) == 1:
-        return token_losses(*parts[0]).view(labels.shape).sum(dim=1)
-    losses = [checkpoint(token_losses, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
-    return torch.cat(losses).view(labels.shape).sum(dim=1)
+        losses = [token_losses(*parts[0])]
+    else:
+        losses = [checkpoint(token_losses, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
+    each = torch.cat(losses).view(labels.shape)
+    return each if by_token else each.sum(dim=1)
 
 
 def weighted(losses: Tensor, weight: float) -> Tensor:

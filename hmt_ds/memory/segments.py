@@ -92,6 +92,13 @@ class Window:
         """The last k ids of segment n, ``[b, k]``: the next segment's sensory tokens, if it does not start anew."""
         return self.input_ids[:, n, self.input_ids.shape[2] - k :]
 
+    def neighbours(self, n: int) -> Tensor:
+        """For each row whose document goes on at segment n, the next such row; for other rows themselves. ``[b]``."""
+        neighbours = torch.arange(len(self.starts), device=self.starts.device)
+        going_on = neighbours[~self.starts[:, n]]
+        neighbours[going_on] = going_on.roll(-1)
+        return neighbours
+
     def segment(self, n: int, before: Tensor, settings: MemorySettings) -> Segment:
         """Segment n, with its sensory tokens put in front where the document goes on.
 

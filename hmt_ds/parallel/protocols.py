@@ -106,7 +106,7 @@ class Reader(Protocol):
         """Run a window without training; yield the output of each segment and the state after it.
 
         Args:
-            options: for the model (``mode``, ``with_logits``).
+            options: as for :func:`hmt_ds.memory.bptt.read_window`.
         """
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,7 +72,7 @@ class ZeroExecutor:
 
     @torch.no_grad()
     def read(
-        self, window: Window, state: MemoryState | None, **options: object
+        self, window: Window, state: MemoryState | None, **options: Any
     ) -> Iterator[tuple[SegmentOutput, MemoryState]]:
         """Run a window without training; yield the output of each segment and the state after it."""
         self.engine.eval()

@@ -131,8 +131,7 @@ class PipelineExecutor:
         """Evaluate a window. The last stage alone has the losses; every state yielded is that after the window."""
         self.engine.eval()
         state = state or empty_state(self, len(window.input_ids), self.settings.kept_memories)
-        mode = options.get("mode", self.settings.mode)
-        yield from self.runner.evaluate(self.engine.module, window, state, mode, self.gradients.autocast)
+        yield from self.runner.evaluate(self.engine.module, window, state, self.gradients.autocast, **options)
 
 
 def finite_of(work: StagePass, segments: int, device: torch.device) -> Tensor:

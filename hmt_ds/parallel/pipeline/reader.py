@@ -40,5 +40,4 @@ class PipelineReader:
     ) -> Iterator[tuple[SegmentOutput, MemoryState]]:
         """Evaluate a window. The last stage alone has the losses; every state yielded is that after the window."""
         state = state or empty_state(self, len(window.input_ids), self.settings.kept_memories)
-        mode = options.get("mode", self.settings.mode)
-        yield from self.runner.evaluate(self.engine.module, window, state, mode, self.autocast)
+        yield from self.runner.evaluate(self.engine.module, window, state, self.autocast, **options)

@@ -1,6 +1,6 @@
 """Windows on one pipeline stage: their micro-batches, the order of the actions, and evaluation."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from functools import cache
@@ -10,6 +10,7 @@ import torch
 
 from hmt_ds.backbones import CausalLM
 from hmt_ds.memory import HMT, MemorySettings, MemoryState, SegmentOutput, Window
+from hmt_ds.memory.boundaries import BoundariesInstead, Instead
 from hmt_ds.memory.settings import Mode
 from hmt_ds.parallel.pipeline.schedule import Action, pipeline_schedule, summary_group_size
 from hmt_ds.parallel.pipeline.stage import StagePass
@@ -68,32 +69,51 @@ class StageRunner:
 
     @torch.no_grad()
     def evaluate(
-        self, model: HMT, window: Window, state: MemoryState, mode: Mode, autocast: AbstractContextManager[object]
+        self,
+        model: HMT,
+        window: Window,
+        state: MemoryState,
+        autocast: AbstractContextManager[object],
+        *,
+        mode: Mode | None = None,
+        instead: Sequence[Instead] = (),
+        by_token: bool = False,
     ) -> Iterator[tuple[SegmentOutput, MemoryState]]:
-        """Evaluate a window. The last stage alone has the losses; every state yielded is that after the window."""
+        """Evaluate a window. The last stage alone has the losses; every state yielded is that after the window.
+
+        Options: as for :func:`hmt_ds.memory.bptt.read_window`.
+        """
+        mode, window = mode or self.settings.mode, window.to(self.device)
         rows = len(window.input_ids)
         # an evaluation batch may have fewer rows than a training batch, and must split evenly
         count = max(n for n in range(1, self.micro_batches + 1) if rows % n == 0)
-        work = self.stage_pass(
-            model,
-            StageWindow(
-                *self.split(window, count),
-                states=split_rows(state, count),
-                mode=mode,
-                stash=StashedInputs(enabled=False),
-            ),
-        )
+        parts, states = self.split(window, count), split_rows(state, count)
+        stage_window = StageWindow(*parts, states=states, mode=mode, stash=StashedInputs(enabled=False))
+        order = self.order(len(window), mode, backward=False, micro_batches=count)
+        own, *others = (self.stage_pass(model, stage_window) for _ in range(1 + len(instead)))
         with autocast:
-            work.run(self.order(len(window), mode, backward=False, micro_batches=count))
-        after = join_rows(list(work.final_states()))
+            own.run(order)
+            for which, other in zip(instead, others, strict=True):
+                slices = [slice(b * rows // count, (b + 1) * rows // count) for b in range(count)]
+                other.boundaries = [BoundariesInstead(which, own.boundaries, window, part) for part in slices]
+                other.run(order)
+        after = join_rows(list(own.final_states()))
         no_prompt = torch.zeros(rows, 0, model.backbone.dim, device=self.device)
         for n in range(len(window)):
-            losses, weights = [torch.zeros(rows)], [torch.zeros(rows, 0)]
-            if self.topology.is_last:
-                losses = [work.losses[n, b] for b in range(count)]
-            if (n, 0) in work.recall_weights:
-                weights = [work.recall_weights[n, b] for b in range(count)]
-            yield SegmentOutput(torch.cat(losses), no_prompt, no_prompt, torch.cat(weights)), after
+            loss, *more = (losses_of(work, n, by_token) for work in (own, *others))
+            weights = [own.recall_weights.get((n, b), torch.zeros(rows // count, 0)) for b in range(count)]
+            loss_instead = torch.stack(more) if more else None
+            yield SegmentOutput(loss, no_prompt, no_prompt, torch.cat(weights), None, loss_instead), after
+
+
+def losses_of(work: StagePass, n: int, by_token: bool) -> torch.Tensor:
+    """Return the losses of segment n, ``[b, L]`` by token, else ``[b]``; zeros on stages without losses."""
+    if not work.losses:
+        ids = torch.cat([part.input_ids[:, n] for part in work.micro_batches])
+        losses = torch.zeros(ids.shape, device=ids.device)
+    else:
+        losses = torch.cat([work.losses[n, b] for b in range(len(work.micro_batches))])
+    return losses if by_token else losses.sum(dim=1)
 
 
 def hidden_size(model: HMT) -> int:

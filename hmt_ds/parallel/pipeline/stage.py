@@ -143,7 +143,7 @@ class StagePass:
             self.boundaries[action.micro_batch].write(action.segment, prompt_states)
         # in training the backward pass computes the loss: logits are made once
         if not self.window.backward_follows:
-            loss, _ = self.model.score(tokens, token_states, with_loss=True)
+            loss, _ = self.model.score(tokens, token_states, with_loss=True, by_token=True)
             self.losses[action.segment, action.micro_batch] = loss
 
     def recall(self, action: Action) -> None:
