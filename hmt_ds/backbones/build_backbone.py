@@ -33,8 +33,7 @@ def build_model(
 
     Args:
         source: a hub name, a Hugging Face folder, a folder written by ``hmt-ds convert`` (only its backbone is read),
-            or a
-            transformers configuration as a mapping.
+            or a transformers configuration as a mapping.
         dtype: type of the weights.
         seed: seed of random weights.
         device: device on which random weights are created; stored weights are read into host memory.

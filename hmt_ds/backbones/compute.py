@@ -27,8 +27,7 @@ def decoder_layers(backbone: CausalLM) -> tuple[nn.Module, str]:
 
 
 def find_layers(model: PreTrainedModel) -> tuple[nn.Module, str]:
-    """Find the module of a transformers model that holds the list of decoder layers, and the list's name in that
-    module.
+    """Find the module of a transformers model that holds the list of decoder layers, and the name of that list.
 
     Raises:
         BackboneError: if the model has no list of modules.
@@ -60,9 +59,7 @@ def checkpoint_layers(backbone: CausalLM, *, selective: bool) -> None:
 
 
 def keep_expensive(context: object, operation: object, *arguments: object, **options: object) -> CheckpointPolicy:
-    """Policy of selective activation checkpointing: keep results of matrix products and attention, recompute all
-    others.
-    """
+    """Policy of selective activation checkpointing: keep results of matrix products and attention, recompute others."""
     return CheckpointPolicy.MUST_SAVE if operation in EXPENSIVE else CheckpointPolicy.PREFER_RECOMPUTE
 
 

@@ -45,8 +45,7 @@ class CausalLM(nn.Module):
         """Run the decoder: ``[b, t, d]`` -> last hidden states ``[b, t, d]``.
 
         Without a mask attention is plainly causal, which allows flash attention kernels. Padding at the end of a row
-        needs no
-        mask: no earlier token attends to it.
+        needs no mask: no earlier token attends to it.
         """
         with one_sequence_per_row():
             return self.model.base_model(

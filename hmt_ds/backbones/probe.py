@@ -16,8 +16,7 @@ from hmt_ds.backbones.transformers_internals import has_own_code
 
 
 def check_backbone(config: PreTrainedConfig) -> None:
-    """Check that a model whose family is not listed in families.py is causal and takes and returns embeddings as
-    expected.
+    """Check that a model of a family that is not in families.py is causal, and works from embeddings to hidden states.
 
     Raises:
         BackboneError: in one line, naming the capability that the model lacks.

@@ -1,7 +1,7 @@
 """Cut a model down to one pipeline stage: some layers, embeddings on the first stage, norm and head on the last.
 
-A stage is the transformers model itself with the other modules removed, so names of weights, masks and positions
-remain those of transformers.
+A stage is the transformers model itself with the other modules removed, so names of weights, masks and positions remain
+those of transformers.
 """
 
 from collections.abc import Sequence

@@ -1,1 +1,1 @@
-"""Speed and memory of some steps of a recipe."""
+"""Benchmarks of a recipe: speed and memory of some optimizer steps."""

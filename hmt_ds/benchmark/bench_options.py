@@ -1,4 +1,4 @@
-"""The options of `hmt-ds bench`, parsed by the command, which checks them, and again by the ranks that it starts.
+"""The options of `hmt-ds bench`, parsed by the command to check them, and parsed again by the ranks that it starts.
 
 Imports no torch: the command line builds its help from this module.
 """
@@ -15,7 +15,7 @@ from hmt_ds.config.value_checks import why_no_folder
 
 
 def check_json(file: Path) -> Path:
-    """Raise ValueError if numbers cannot be written to a file, or would overwrite one of another kind."""
+    """Raise ValueError if a JSON file cannot be written to a path, or would overwrite a file of another type."""
     if file.is_dir():
         raise ValueError(f"{file} is a folder, give a file")
     if file.is_file() and file.suffix != ".json":
@@ -24,7 +24,7 @@ def check_json(file: Path) -> Path:
 
 
 def check_folder(folder: Path) -> Path:
-    """Raise ValueError if a folder cannot be created there."""
+    """Raise ValueError if a folder cannot be created at a path."""
     if reason := why_no_folder(folder):
         raise ValueError(reason)
     return folder
@@ -35,21 +35,22 @@ class BenchOptions(Options):
     """The options of `hmt-ds bench`."""
 
     steps: AtLeastOne = 3
-    """timed optimizer steps"""
+    """number of timed optimizer steps"""
     # on GPUs the second step measures memory, the third compiles for the resulting plan, the fourth captures graphs
     warmup: Annotated[WholeNumber, Field(ge=0)] = 4
-    """untimed steps before them; with fewer than the default a GPU is not at full speed"""
+    """number of untimed optimizer steps before the timed ones; with fewer than the default a GPU is not at full
+    speed"""
     tokens: Literal["random", "data"] = "random"
-    """train on random tokens, or on the recipe's data"""
+    """train on random tokens, or on the documents of the recipe"""
     fresh: bool = False
-    """begin new documents in each window, instead of carrying memories on"""
+    """begin new documents in each window, instead of carrying the memories of the previous window on"""
     json: Annotated[Path | None, "FILE", AfterValidator(check_json)] = None
-    """write all numbers to a JSON file, with the seconds of every step"""
+    """write all measurements to a JSON file, with the seconds of every step"""
     trace: Annotated[Path | None, "FOLDER", AfterValidator(check_folder)] = None
-    """write a trace of one more step, to open in Perfetto or chrome://tracing"""
+    """write a profiler trace of one more step into a folder, to open in Perfetto or chrome://tracing"""
     reference: Annotated[Path | None, "DIR"] = None
-    """compare with HMT-pytorch, run from this clone on the same work (one GPU)"""
+    """also time HMT-pytorch on the same work, from a clone in this folder (one GPU only)"""
 
     def conflicts(self) -> list[str]:
-        """Return a line for each pair of options that cannot go together."""
+        """Return a line for each pair of options that exclude each other."""
         return ["--fresh: only with --tokens random"] if self.fresh and self.tokens == "data" else []

@@ -1,4 +1,4 @@
-"""The parts of a step's memory, from the tensors that exist rather than by formula."""
+"""Measure the parts of a training step's memory: weights, gradients, optimizer states, activations."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -15,9 +15,14 @@ Footprint = dict[str, int | str | dict[str, int] | None]  # by name, with its un
 
 
 def bytes_within(nested: object, device: torch.device, seen: set[int]) -> int:
-    """Return the bytes of all tensors on the device within nested containers.
+    """Return the bytes of all tensors on a device within nested containers.
 
-    Each storage counts once: its address is added to ``seen``.
+    Each storage counts once.
+
+    Args:
+        nested: tensors, dataclasses, dicts, lists, tuples and sets, nested in any way.
+        device: only tensors on devices of this type count.
+        seen: addresses of storages that were counted before; new ones are added.
     """
     if isinstance(nested, Tensor):
         storage = nested.untyped_storage()
@@ -35,7 +40,7 @@ def bytes_within(nested: object, device: torch.device, seen: set[int]) -> int:
 
 
 def memory_by_use(executor: Executor) -> dict[str, int]:
-    """Return the bytes on the device of weights, gradients and optimizer states."""
+    """Return the bytes on the executor's device that hold weights, gradients and optimizer states."""
     module, optimizer = executor.engine.module, base_optimizer(executor.engine)
     # the second tree's weights are aliases of the first one's, except at ZeRO-3, where they are gathered
     own = [*module.parameters(), *executor.gradients.model.parameters()]
@@ -54,12 +59,12 @@ def memory_by_use(executor: Executor) -> dict[str, int]:
 
 
 class MemoryProbe:
-    """Records the memory of each phase of a step; used as an executor's ``phase`` for that step.
+    """Records the memory of each phase of a training step; set it as an executor's ``phase`` for that step.
 
     Attributes:
-        peaks: peak bytes by phase, on GPUs.
-        reserved: peak bytes that torch's allocator held, on GPUs.
-        uses: most bytes of each use at the beginnings and ends of a phase, by phase.
+        peaks: peak allocated bytes by phase, on GPUs.
+        reserved: peak bytes that torch's allocator reserved, on GPUs.
+        uses: bytes of weights, gradients and optimizer states by phase: the most at the phase's beginnings and ends.
     """
 
     def __init__(self, executor: Executor):
@@ -73,7 +78,7 @@ class MemoryProbe:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Record the memory of a phase, which is the body of the ``with`` statement."""
+        """Record the memory of a phase, which is the body of a ``with`` statement."""
         self.record()
         self.open.append(name)
         self.record()
@@ -85,7 +90,7 @@ class MemoryProbe:
             self.record()
 
     def record(self) -> None:
-        """Record the memory since the last call for the open phase."""
+        """Attribute the peak memory since the previous call to the innermost open phase."""
         name, found = self.open[-1], memory_by_use(self.executor)
         before = self.uses.setdefault(name, found)
         self.uses[name] = {use: max(size, before[use]) for use, size in found.items()}
@@ -97,20 +102,22 @@ class MemoryProbe:
 
 
 def graph_pools(device: torch.device) -> tuple[int, int]:
-    """Return the bytes in the memory pools of CUDA graphs, and how many of them count as allocated anyway."""
+    """Return the bytes of all memory pools of CUDA graphs, and the part that torch's allocator counts as allocated."""
     blocks = torch.get_device_module(device).memory_snapshot()
     pools = [block for block in blocks if block["segment_pool_id"] != (0, 0)]
     return sum(pool["total_size"] for pool in pools), sum(pool["allocated_size"] for pool in pools)
 
 
 def footprint(probe: MemoryProbe, peak: int) -> Footprint:
-    """Return the peak memory of the probed step and its parts, in bytes.
+    """Return the peak memory of a probed training step and its parts, in bytes.
 
     The parts are those of the phase with the highest peak, because they do not all exist at all times. On CPUs torch
-    does not count allocations: there each part is the most that was found.
+    does not count allocations: there each part is the largest that was found.
 
     Args:
-        peak: of the timed steps, whose windows may be longer than the probed one; on CPUs, resident memory.
+        probe: the measurements of the step.
+        peak: peak bytes of the timed steps, whose windows may be longer than the probed step's; on CPUs, resident
+            memory.
     """
     device, phases = probe.executor.device, probe.peaks
     if device.type == "cpu":

@@ -1,4 +1,4 @@
-"""Run an executor's steps and measure them: at full speed, by phase, for memory, and for a trace."""
+"""Run an executor's training steps and measure speed, phases and memory, and write a profiler trace."""
 
 import math
 from collections.abc import Iterator
@@ -32,10 +32,10 @@ class TimedStep:
     """Measurements of one optimizer step.
 
     Attributes:
-        seconds: of the whole step.
-        reduce_and_step_seconds: of its phases ``reduce`` and ``step``.
-        fresh_tokens: of all ranks.
-        loss: in nats per label.
+        seconds: duration of the whole step.
+        reduce_and_step_seconds: duration of the phases ``reduce`` (gradients) and ``step`` (optimizer).
+        fresh_tokens: tokens read by all ranks, repeated sensory tokens not counted.
+        loss: mean loss in nats per label.
     """
 
     seconds: float
@@ -45,7 +45,7 @@ class TimedStep:
 
 
 class Flops(TypedDict):
-    """FLOPs of a window, summed over its pipeline stages, and the number of parameters in the layers."""
+    """FLOPs per token and per window of all pipeline stages, and the number of parameters in the decoder layers."""
 
     useful_flops_per_token: float
     useful_flops_per_window: float
@@ -56,10 +56,14 @@ class Flops(TypedDict):
 def random_windows(
     batch: int, segments: int, length: int, vocabulary: int, *, seed: int, fresh: bool
 ) -> Iterator[Window]:
-    """Yield windows of random tokens without end; each row is one document, or begins one in every window.
+    """Yield windows of random tokens without end: one endless document per row, or new documents in each window.
 
     Args:
-        seed: should differ between ranks with different rows.
+        batch: rows of a window.
+        segments: segments of a window.
+        length: tokens of a segment.
+        vocabulary: number of different token ids.
+        seed: seed of the tokens; ranks with different rows need different seeds.
         fresh: whether each window begins new documents. Otherwise memories are carried on, as in long documents.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -78,16 +82,16 @@ def random_windows(
 
 
 def shortened(window: Window, segments: int) -> Window:
-    """Return the first segments of a window."""
+    """Return a window that has only the first ``segments`` segments of another one."""
     first = (getattr(window, name)[:, :segments] for name in ("input_ids", "labels", "lengths", "starts"))
     return Window(*first)
 
 
 class Bench:
-    """Runs an executor's steps and measures them. All ranks call the same methods.
+    """Runs an executor's training steps and measures them. All ranks call the same methods in the same order.
 
     Args:
-        executor: freshly built.
+        executor: an executor that has not taken a step yet.
         steps: yields the windows of each step.
     """
 
@@ -96,16 +100,17 @@ class Bench:
         self.peak = 0  # bytes, of the timed steps, on GPUs
 
     def warm_up(self, steps: int) -> None:
-        """Run untimed steps."""
+        """Run untimed training steps on shortened windows."""
         for _ in range(steps):
             self.executor.train_batch(self.short_step())
 
     @property
     def short(self) -> int:
-        """Segments of a shortened window.
+        """Number of segments of a shortened window, which is used in all but the timed steps.
 
-        It has every kind of work that a whole window has: kept segments, a recomputed one, and summary batches of one
-        size. Otherwise the timed steps would be the first to compile it or to capture it in CUDA graphs.
+        A shortened window has every kind of work that a whole window has: segments that keep their activations, a
+        recomputed segment, and summary batches of one size. Otherwise the timed steps would compile some of it, or
+        capture CUDA graphs.
         """
         if self.executor.stages > 1:
             return SHORT_WINDOW
@@ -114,11 +119,15 @@ class Bench:
         return batches * plan.summary_segments
 
     def short_step(self, windows: int | None = 1) -> list[Window]:
-        """Return the first windows of the next step, or all of them, shortened."""
+        """Return the shortened windows of the next training step.
+
+        Args:
+            windows: how many of the step's windows to return; None for all.
+        """
         return [shortened(window, self.short) for window in next(self.steps)[:windows]]
 
     def timed(self, steps: int) -> list[TimedStep]:
-        """Run steps at full speed: only two phases are timed, with four events and without synchronization."""
+        """Time training steps at full speed: only the phases ``reduce`` and ``step`` are timed separately."""
         clock = PhaseClock(self.executor.device, only=("reduce", "step"))
         if self.executor.device.type != "cpu":
             torch.get_device_module(self.executor.device).reset_peak_memory_stats()
@@ -128,7 +137,7 @@ class Bench:
         return [TimedStep(sum(s.values()), sum(s.values()) - s["other"], tokens, loss) for s, tokens, loss in found]
 
     def by_phase(self, steps: int) -> list[dict[str, float]]:
-        """Time every phase of several steps; return the mean seconds by phase, of each rank."""
+        """Time every phase of some training steps; return each rank's mean seconds by phase."""
         clock = PhaseClock(self.executor.device)
         found = [self.clocked(clock, self.short_step(None))[0] for _ in range(steps)]
         names = PHASES if self.executor.stages == 1 else PIPELINE_PHASES
@@ -136,7 +145,11 @@ class Bench:
         return all_gather_object(mean)
 
     def clocked(self, clock: PhaseClock, windows: list[Window]) -> tuple[dict[str, float], int, float]:
-        """Run one step; return seconds by phase, fresh tokens of all ranks, and the loss."""
+        """Run one training step with a clock.
+
+        Returns:
+            Seconds by phase, the fresh tokens of all ranks, and the loss.
+        """
         if self.executor.device.type != "cpu":
             torch.get_device_module(self.executor.device).synchronize()
         self.executor.phase = clock
@@ -147,10 +160,10 @@ class Bench:
         return seconds, output.fresh_tokens, output.loss
 
     def memory(self, resident: int) -> Footprint:
-        """Probe one more step; return the peak memory and its parts, of the rank with the highest peak.
+        """Probe the memory of one more training step; return the peak and its parts on the rank with the highest peak.
 
         Args:
-            resident: bytes of this process, the peak on CPUs.
+            resident: resident bytes of this process, which count as the peak on CPUs.
         """
         probe = MemoryProbe(self.executor)
         self.executor.phase = probe
@@ -161,7 +174,14 @@ class Bench:
         return max(every, key=lambda found: found["peak_bytes"])
 
     def trace(self, folder: Path) -> Path:
-        """Run one more step and write its trace, with named phases, on rank 0; return the file."""
+        """Run one more training step and write its profiler trace, with named phases, on rank 0.
+
+        Args:
+            folder: folder of the trace, created if missing.
+
+        Returns:
+            The file that rank 0 writes.
+        """
         file = folder / "step.json"
         self.executor.phase = torch.profiler.record_function
         if rank() == 0:
@@ -176,13 +196,14 @@ class Bench:
 
 
 def flops_of(executor: Executor, parameters: int, trained: int, batch: int, segments: int) -> Flops:
-    """Return the FLOPs of a window. Collective on a pipeline.
+    """Return the FLOPs of an executor's windows. Collective with pipeline stages.
 
     Args:
-        parameters: of the whole model.
-        trained: how many of them are trained.
+        executor: an executor whose recomputation plan is final.
+        parameters: number of parameters of the whole model.
+        trained: number of trained parameters.
         batch: rows per rank or pipeline.
-        segments: of the window.
+        segments: segments of a window.
     """
     settings = executor.settings
     module, name = decoder_layers(cast(CausalLM, executor.engine.module.backbone))
@@ -207,11 +228,13 @@ def flops_of(executor: Executor, parameters: int, trained: int, batch: int, segm
 def speeds(
     steps: list[TimedStep], flops: Flops, windows: float, peaks: dict[str, float]
 ) -> dict[str, dict[str, float]]:
-    """Return the rates of the median step: whole, and its forward and backward passes alone.
+    """Return the rates of the median step (tokens/s, FLOP/s), whole and for forward and backward passes alone.
 
     Args:
-        windows: per step and rank; the stages of a pipeline share a window.
-        peaks: FLOP/s of the device, by source.
+        steps: measurements of each step.
+        flops: FLOPs of a token and of a window.
+        windows: windows per step and rank; the stages of a pipeline share a window.
+        peaks: peak FLOP/s of the device, measured and from the datasheet.
     """
     repeated = flops["repeated_flops_per_window"] * windows
 

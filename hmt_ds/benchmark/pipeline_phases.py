@@ -1,4 +1,4 @@
-"""Measured phases and pipeline bubbles of each stage, beside those of the schedule."""
+"""Measured phases and pipeline bubbles of each stage, with the bubbles expected from the schedule."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -18,11 +18,14 @@ WORK = ("summary", "recall", "forward", "backward")  # the phases of a window, w
 
 @dataclass(frozen=True)
 class PipelineWindow:
-    """The size of a window, and what its stages keep of it.
+    """The sizes of a window on a pipeline, and the forward passes that are not recomputed.
 
     Attributes:
+        segments: segments of the window.
+        micro_batches: micro-batches that the window is split into.
         summary_group: micro-batches per summary pass.
-        kept_graphs: for each stage, the forward passes that keep their graphs; empty if none do.
+        settings: settings of the memory.
+        kept_graphs: for each stage, the forward passes that keep their autograd graphs.
     """
 
     segments: int
@@ -32,7 +35,7 @@ class PipelineWindow:
     kept_graphs: Sequence[Collection[Action]] = ()
 
     def schedule(self, stages: int) -> list[list[Action]]:
-        """Return the schedule of this window."""
+        """Return the pipeline schedule of the window: each stage's passes in order."""
         return pipeline_schedule(
             stages,
             self.segments,
@@ -43,15 +46,19 @@ class PipelineWindow:
 
 
 class PipelineResults(TypedDict):
-    """A pipeline's part of the results; lists have an entry per stage.
+    """Benchmark results of a pipeline; each list has an entry per stage.
 
     Attributes:
-        phase_seconds: seconds by phase.
-        bubbles: measured pipeline bubbles.
-        schedule_bubbles: of the schedule with equal stages.
-        simulated_bubbles: of the schedule with the measured durations.
-        forward_passes: of a window, recalls not counted.
-        kept_graphs: how many of them keep their graphs.
+        stages: number of stages.
+        micro_batches: number of micro-batches per window.
+        summary_group_size: micro-batches per summary pass.
+        layers: decoder layers.
+        phase_seconds: measured seconds by phase.
+        bubbles: measured pipeline bubbles, as fractions of the time.
+        schedule_bubbles: bubbles of the simulated schedule if all stages were equally fast.
+        simulated_bubbles: bubbles of the simulated schedule with the measured durations.
+        forward_passes: forward passes per window, recalls not counted.
+        kept_graphs: forward passes that keep their autograd graphs.
     """
 
     stages: int
@@ -67,7 +74,7 @@ class PipelineResults(TypedDict):
 
 
 def pipeline_window(executor: PipelineExecutor, segments: int) -> PipelineWindow:
-    """Return an executor's window. Collective: all ranks call it."""
+    """Return the sizes of an executor's windows of ``segments`` segments. Collective: all ranks call it."""
     micro_batches, settings = executor.runner.micro_batches, executor.settings
     kept = executor.budget.choose_graphs(executor.runner.order(segments, settings.mode))
     by_stage = all_gather_object(kept)[:: executor.data_ranks]  # of the first pipeline
@@ -82,9 +89,10 @@ def pipeline_results(
     """Return a pipeline's layout, phases and bubbles. Collective: all ranks call it.
 
     Args:
+        executor: this rank's executor, whose steps were measured.
         windows: number of windows of the step whose phases were measured.
         segments: number of segments per window.
-        phases: seconds by phase, of each rank.
+        phases: seconds by phase, for each rank.
     """
     pipelines, window = executor.data_ranks, pipeline_window(executor, segments)
     module, name = decoder_layers(cast(CausalLM, executor.engine.module.backbone))
@@ -105,10 +113,11 @@ def pipeline_results(
 
 
 def recomputed_positions(window: PipelineWindow, *, layers_again: bool) -> float:
-    """Return how many positions per row of a window the layers recompute, on the mean stage.
+    """Return how many positions per row of a window the decoder layers recompute, as the mean over the pipeline stages.
 
     Args:
-        layers_again: whether activation checkpointing recomputes every layer in its backward pass (segment+layer).
+        window: sizes of the window.
+        layers_again: whether the backward pass recomputes each layer once more (recompute: segment+layer).
     """
     lengths = {Kind.SEGMENT: window.settings.positions, Kind.SUMMARY: summary_positions(window.settings)}
     every = window.segments * sum(lengths.values())
@@ -118,31 +127,37 @@ def recomputed_positions(window: PipelineWindow, *, layers_again: bool) -> float
 
 
 def mean(seconds_of_ranks: list[dict[str, float]]) -> dict[str, float]:
-    """Return the mean seconds by phase of a stage's ranks, one in each pipeline."""
+    """Return the mean seconds by phase over the ranks of one stage, which belong to different pipelines."""
     count = len(seconds_of_ranks)
     return {name: sum(seconds[name] for seconds in seconds_of_ranks) / count for name in seconds_of_ranks[0]}
 
 
 def measured_bubbles(by_stage: list[dict[str, float]]) -> list[float]:
-    """Return the share of the windows' time in which each stage does not work.
+    """Return each stage's pipeline bubble: the fraction of its windows' time in which it does not work.
 
-    The windows last until the last stage is done; stages that are done earlier wait in the phases that follow.
+    A window lasts until the last stage is done; a stage that is done earlier waits in the phases that follow.
+
+    Args:
+        by_stage: seconds by phase, for each stage.
     """
     whole = max(sum(seconds[name] for name in (*WORK, "wait")) for seconds in by_stage)
     return [1 - sum(seconds[name] for name in WORK) / whole for seconds in by_stage]
 
 
 def scheduled_bubbles(stages: int, window: PipelineWindow) -> list[float]:
-    """Return the bubbles of the schedule with equal stages, summaries by their positions, and instant messages."""
+    """Return each stage's bubble in a simulation with equally fast stages and instant messages."""
     costs = Costs(summary=window.settings.summary_share * window.summary_group)
     machine = Machine.uniform(costs, stages, recomputes_early=True, kept_graphs=window.kept_graphs)
     return simulate(window.schedule(stages), machine, window.settings.mode).bubbles
 
 
 def simulated_bubbles(by_stage: list[dict[str, float]], windows: int, window: PipelineWindow) -> list[float]:
-    """Return the bubbles of the schedule with each stage's measured durations and instant messages.
+    """Return each stage's bubble in a simulation with the measured durations of its passes and instant messages.
 
-    They differ from :func:`scheduled_bubbles` because stages do: the head makes the last one slower.
+    Args:
+        by_stage: seconds of a step by phase, for each stage.
+        windows: number of windows per step.
+        window: sizes of a window.
     """
     # phases are of a whole step; the schedule is of one window
     costs = [
@@ -157,11 +172,12 @@ def simulated_bubbles(by_stage: list[dict[str, float]], windows: int, window: Pi
 def action_seconds(
     phases: dict[str, float], window: PipelineWindow, kept: Collection[Action]
 ) -> dict[tuple[Kind, bool], float]:
-    """Return the seconds of a stage's actions: forward by their phases, backward by positions and recomputation.
+    """Estimate the seconds of a stage's forward and backward passes, by kind of pass, from its measured phases.
 
     Args:
         phases: seconds of a window, by phase.
-        kept: the stage's forward passes that are not recomputed.
+        window: sizes of the window.
+        kept: forward passes of the stage that are not recomputed.
     """
     passes, group, settings = window.segments * window.micro_batches, window.summary_group, window.settings
     share = summary_positions(settings) / settings.positions  # 0 in modes without summaries

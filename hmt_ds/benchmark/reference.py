@@ -1,4 +1,4 @@
-"""Benchmark HMT-pytorch, the HMT paper's code, on hmt_ds's work and device, from a clone that the user provides."""
+"""Benchmark HMT-pytorch, the HMT paper's code, on the work and device of `hmt-ds bench`, from a clone of the user's."""
 
 import copy
 import gc
@@ -30,15 +30,15 @@ WARMUP = 1
 
 @dataclass(frozen=True)
 class Work:
-    """The work that hmt_ds and HMT-pytorch both run.
+    """The work that hmt_ds and HMT-pytorch both run in a comparison.
 
     Attributes:
-        source: of the backbone, as in a recipe.
-        settings: of the memory. ``segment_length`` counts fresh tokens, like ``segment_size`` of the reference's
-            forward pass; its command-line option also counts prompts and sensory tokens.
-        batch: rows.
-        segments: of a window.
-        seed: of random weights and tokens.
+        source: the recipe's ``model.source``.
+        settings: settings of the memory. ``segment_length`` counts fresh tokens, like ``segment_size`` in HMT-pytorch's
+            forward pass; its command-line option of that name also counts prompts and sensory tokens.
+        batch: rows of a window.
+        segments: segments of a window.
+        seed: seed of random weights and tokens.
     """
 
     source: str | dict[str, Any]
@@ -49,12 +49,15 @@ class Work:
 
 
 class ReferenceResults(TypedDict):
-    """The measurements of the reference; None for what is unknown after it ran out of memory, or on CPUs.
+    """Measurements of HMT-pytorch; None for numbers that are unknown on CPUs or after running out of memory.
 
     Attributes:
-        seconds: of each timed pass.
-        peak_bytes: beyond what was allocated before.
-        segment_length_option_tokens: the value of its command-line option for the same segments.
+        out_of_memory: whether HMT-pytorch ran out of memory.
+        seconds: duration of each timed forward and backward pass.
+        tokens_per_second_per_gpu: fresh tokens per second.
+        peak_bytes: peak allocated bytes, without those allocated before.
+        standing_before_bytes: bytes allocated before HMT-pytorch was built.
+        segment_length_option_tokens: value of HMT-pytorch's command-line option for segments of this length.
     """
 
     out_of_memory: bool
@@ -68,11 +71,14 @@ class ReferenceResults(TypedDict):
 def reference_problems(
     folder: Path, config: PretrainedConfig, settings: MemorySettings, precision: str, train: str
 ) -> list[str]:
-    """Return why the reference cannot run the same work, one line per reason.
+    """Return why HMT-pytorch cannot run the work of a recipe: one line per reason.
 
     Args:
-        folder: the clone.
-        config: of the backbone.
+        folder: clone of HMT-pytorch.
+        config: configuration of the backbone.
+        settings: settings of the memory.
+        precision: the recipe's ``model.precision``.
+        train: the recipe's ``model.train``.
     """
     wrong = []
     if not (folder / SOURCE).is_file():
@@ -94,13 +100,20 @@ def reference_problems(
 
 
 def width_in_config(config: PretrainedConfig) -> int | None:
-    """Return the embedding width where the reference looks for it; None if it is not there."""
+    """Return the embedding width from the configuration key that HMT-pytorch reads; None if there is no such key."""
     name = "word_embed_proj_dim" if config.model_type == "opt" else "hidden_size"
     return getattr(config, name, None)
 
 
 def run_reference(folder: Path, work: Work, device: torch.device, steps: int) -> ReferenceResults:
-    """Time forward and backward passes of the reference; running out of memory is a result too."""
+    """Time forward and backward passes of HMT-pytorch. Running out of memory is a result, not an error.
+
+    Args:
+        folder: clone of HMT-pytorch.
+        work: the work to run.
+        device: device to run on.
+        steps: number of timed passes.
+    """
     cuda = None if device.type == "cpu" else torch.get_device_module(device)
     standing = cuda.memory_allocated() if cuda else 0
     if cuda:
@@ -125,7 +138,7 @@ def run_reference(folder: Path, work: Work, device: torch.device, steps: int) ->
 
 
 def build_reference(folder: Path, work: Work, device: torch.device) -> nn.Module:
-    """Build the reference's model as its training script does, in bfloat16."""
+    """Build HMT-pytorch's model in bfloat16, as its training script does."""
     settings = work.settings
     backbone = build_model(work.source, dtype=torch.bfloat16, seed=work.seed, device=device).model
     module = load(folder)
@@ -147,7 +160,7 @@ def build_reference(folder: Path, work: Work, device: torch.device) -> nn.Module
 
 
 def load(folder: Path) -> Any:  # a module that is not known to the type checker
-    """Import the reference's module, with a fake ``evaluate``: it would load metrics from the hub."""
+    """Import HMT-pytorch's model code from a clone, with a fake ``evaluate``, which would load metrics from the hub."""
     with fake_module("evaluate", load=lambda name: None):
         sys.path.insert(0, str(folder.resolve()))
         try:
@@ -158,7 +171,7 @@ def load(folder: Path) -> Any:  # a module that is not known to the type checker
 
 @contextmanager
 def fake_module(name: str, **members: object) -> Iterator[None]:
-    """Replace a module temporarily by one with the given members."""
+    """Replace a module in ``sys.modules`` by one with the given members, for the ``with`` block."""
     module = ModuleType(name)
     module.__spec__ = ModuleSpec(name, None)  # libraries that look for optional packages read it
     vars(module).update(members)
@@ -173,7 +186,7 @@ def fake_module(name: str, **members: object) -> Iterator[None]:
 
 
 def timed_passes(model: nn.Module, work: Work, device: torch.device, passes: int, seconds: list[float]) -> None:
-    """Run forward and backward passes on random tokens; appends the seconds of each to ``seconds``."""
+    """Run forward and backward passes of HMT-pytorch on random tokens; append each pass's duration to ``seconds``."""
     length = work.segments * work.settings.segment_length
     generator = torch.Generator().manual_seed(work.seed)
     vocabulary = model.memory_cell.model.config.vocab_size  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""Run some steps of a recipe on all ranks and report their speed and memory."""
+"""Benchmark a recipe on all ranks: run some steps, report speed and memory."""
 
 import json
 import logging
@@ -35,7 +35,13 @@ Result = dict[str, object]  # numbers by name, with their units in the names; wh
 
 
 def bench(recipe_file: str, words: list[str], device: torch.device) -> None:
-    """Measure some steps of a recipe; print the tables, and write the numbers if asked to."""
+    """Run `hmt-ds bench` on this rank: measure some training steps, print tables, and write a JSON file if requested.
+
+    Args:
+        recipe_file: path of the recipe.
+        words: options of the command and overrides of the recipe.
+        device: device of this rank.
+    """
     options, overrides = parse_options(BenchOptions, words)
     recipe = load_recipe(recipe_file, overrides)
     prepared = prepare_together(recipe, recipe_file, writes_output=False, with_data=options.tokens == "data")
@@ -47,7 +53,7 @@ def bench(recipe_file: str, words: list[str], device: torch.device) -> None:
 
 
 def publish(tables: Iterable[RenderableType], result: Result, options: BenchOptions) -> None:
-    """Print the tables and write the numbers, on rank 0."""
+    """Print the benchmark's tables and write its JSON file, on rank 0."""
     if rank() == 0:
         console = Console()
         for table in tables:
@@ -59,10 +65,10 @@ def publish(tables: Iterable[RenderableType], result: Result, options: BenchOpti
 
 
 def check_reference(recipe: Recipe, options: BenchOptions, ranks: int) -> None:
-    """Check whether HMT-pytorch can run on the same work, if asked to. The recipe was checked before.
+    """Check whether HMT-pytorch can run the work of a valid recipe; pass if ``--reference`` is not given.
 
     Raises:
-        ConfigError: with all problems.
+        ConfigError: with a line for each problem.
     """
     if options.reference is None:
         return
@@ -76,7 +82,7 @@ def check_reference(recipe: Recipe, options: BenchOptions, ranks: int) -> None:
 
 
 def reference_results(recipe: Recipe, options: BenchOptions, device: torch.device) -> Result:
-    """Return HMT-pytorch's numbers on the same work; nothing if not asked to."""
+    """Return HMT-pytorch's measurements on the work of a recipe; an empty dict if ``--reference`` is not given."""
     if options.reference is None:
         return {}
     logger.info("HMT-pytorch first, on the same work")
@@ -89,7 +95,7 @@ def reference_results(recipe: Recipe, options: BenchOptions, device: torch.devic
 
 
 def measure(recipe: Recipe, prepared: Prepared, options: BenchOptions, device: torch.device) -> Result:
-    """Measure speed, phases and memory."""
+    """Measure speed, phases and memory of a recipe's training steps; return the content of the JSON file."""
     executor = build_executor(recipe, prepared, device)
     parameters, trained = count_parameters(executor)
     training = recipe.training
@@ -125,12 +131,12 @@ def measure(recipe: Recipe, prepared: Prepared, options: BenchOptions, device: t
 def results_of_pipeline(
     executor: Executor, windows: int, segments: int, phases: list[dict[str, float]]
 ) -> PipelineResults | None:
-    """Return a pipeline's benchmark results; None for other executors."""
+    """Return a pipeline's layout, phases and bubbles; None for an executor without pipeline stages."""
     return pipeline_results(executor, windows, segments, phases) if isinstance(executor, PipelineExecutor) else None
 
 
 def run_facts(recipe: Recipe, options: BenchOptions, device: torch.device, executor: Executor) -> Result:
-    """Return the settings of the benchmark run, for its table and its JSON file."""
+    """Return the settings of a benchmark run, for its table and its JSON file."""
     training = recipe.training
     return {
         "ranks": world_size(),
@@ -151,7 +157,7 @@ def run_facts(recipe: Recipe, options: BenchOptions, device: torch.device, execu
 
 
 def steps_of(recipe: Recipe, prepared: Prepared, options: BenchOptions, executor: Executor) -> Iterator[list[Window]]:
-    """Yield the windows of each step; all stages of a pipeline get the same ones."""
+    """Yield each training step's windows of random tokens or of documents; equal on all stages of a pipeline."""
     training = recipe.training
     windows: Iterator[Window]
     if options.tokens == "data":
@@ -170,7 +176,7 @@ def steps_of(recipe: Recipe, prepared: Prepared, options: BenchOptions, executor
 
 
 def peak_rates(device: torch.device) -> dict[str, float]:
-    """Return a GPU's peak FLOP/s, from its datasheet and as measured now; nothing on CPUs."""
+    """Return a GPU's peak FLOP/s, measured and from its datasheet; an empty dict on CPUs."""
     if device.type == "cpu":
         return {}
     measured, datasheet = matrix_rate(device), peak_flops(device_name(device))
@@ -178,5 +184,5 @@ def peak_rates(device: torch.device) -> dict[str, float]:
 
 
 def device_name(device: torch.device) -> str:
-    """Return the vendor's name of the device."""
+    """Return the vendor's name of a GPU, or CPU."""
     return "CPU" if device.type == "cpu" else torch.get_device_module(device).get_device_name()

@@ -1,4 +1,4 @@
-"""Saving a run, and resuming it from a checkpoint."""
+"""Save checkpoints of a run, and resume from them."""
 
 from typing import TYPE_CHECKING
 

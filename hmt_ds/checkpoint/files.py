@@ -1,9 +1,9 @@
-"""Checkpoint folders on the disk: complete or invisible, and verifiable byte by byte.
+"""Checkpoint folders on disk: complete or invisible, and verifiable byte by byte.
 
 checkpoints/
     latest                      name of the newest checkpoint, updated last
     step_000500/
-        manifest.json           size and SHA-256 of every other file, and the SHA-256 of this list
+        manifest.json           size and SHA-256 of every other file, and the SHA-256 of the list itself
         progress.json           step, position in the data, layout, schedule
         fragments_00000_000.safetensors   a rank's float32 weights and optimizer states
         rank_00000.safetensors  carried memories of a rank's rows, and random states
@@ -26,11 +26,11 @@ CHUNK = 2**24  # bytes that are hashed at a time
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be written, or does not fit this run."""
+    """Raised for a checkpoint that cannot be written or read, or does not fit the run."""
 
 
 class FileEntry(TypedDict):
-    """A file's entry in the manifest."""
+    """Size and SHA-256 of a checkpoint's file, as listed in manifest.json, and the fragments in the file."""
 
     bytes: int
     sha256: str
@@ -42,7 +42,7 @@ Entries = dict[str, FileEntry]
 
 
 def write_file(file: Path, write: Callable[[Path], object]) -> FileEntry:
-    """Write a file, flush it to the disk, and return its entry in the manifest."""
+    """Write a file with the given function, flush it to disk, and return its size and SHA-256."""
     write(file)
     file.chmod(file.parent.stat().st_mode & 0o666)  # safetensors creates files that only their owner can read
     with file.open("rb") as stream:
@@ -60,17 +60,17 @@ def sha256(file: Path) -> str:
 
 
 def write_json(file: Path, content: object) -> FileEntry:
-    """Write a JSON file, flush it to the disk, and return its entry in the manifest."""
+    """Write a JSON file, flush it to disk, and return its size and SHA-256."""
     return write_file(file, lambda path: path.write_text(json.dumps(content, indent=1), encoding="utf-8"))
 
 
 def partial_path(target: Path) -> Path:
-    """Return the folder that a checkpoint is written into until it is complete."""
+    """Return the hidden folder that a checkpoint is written into until it is complete."""
     return target.with_name(f".{target.name}.{PARTIAL}")
 
 
 def start_partial(target: Path) -> None:
-    """Create the folder that a checkpoint is written into, and remove what killed runs have left behind."""
+    """Create the hidden folder for a new checkpoint, and remove unfinished checkpoints of killed runs."""
     target.parent.mkdir(parents=True, exist_ok=True)
     for left in target.parent.glob(f".*.{PARTIAL}"):
         shutil.rmtree(left, ignore_errors=True)
@@ -78,21 +78,25 @@ def start_partial(target: Path) -> None:
 
 
 def write_manifest(folder: Path, entries: Entries) -> None:
-    """Write the list of a checkpoint's files, with a digest of the list itself.
+    """Write manifest.json: a checkpoint's files with size and SHA-256, and the SHA-256 of that list.
 
-    Without this digest, damage to the list could go unnoticed where no file's hash depends on it, such as in the start
-    of a fragment.
+    The list's own digest detects damage to entries that no file's hash depends on, such as the start of a fragment.
     """
     write_json(folder / MANIFEST, {"format": FORMAT, "sha256": digest_of(entries), "files": entries})
 
 
 def digest_of(entries: object) -> str:
-    """Return the SHA-256 of a manifest's entries."""
+    """Return the SHA-256 of the list of files in a manifest."""
     return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
 
 def publish(target: Path, entries: Entries) -> None:
-    """Make a complete checkpoint visible with one rename, and then point ``latest`` to it."""
+    """Make a complete checkpoint visible with one rename, and then point ``latest`` to it.
+
+    Args:
+        target: final path of the checkpoint.
+        entries: the checkpoint's files, for its manifest.
+    """
     partial, new_latest = partial_path(target), target.with_name(".latest")
     # Everything that needs space on the disk comes before the first rename: a full disk leaves nothing half done.
     write_manifest(partial, entries)
@@ -112,12 +116,12 @@ def publish(target: Path, entries: Entries) -> None:
 
 
 def discard_partial(target: Path) -> None:
-    """Remove what was written of a checkpoint that failed: it may be what fills the disk."""
+    """Remove the files of a checkpoint that could not be completed, because they may fill the disk."""
     shutil.rmtree(partial_path(target), ignore_errors=True)
 
 
 def flush_folder(folder: Path) -> None:
-    """Flush a folder's entries to the disk: without it, a crash can undo a rename."""
+    """Flush a folder's directory entries to disk; otherwise a crash could undo a rename."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -126,26 +130,26 @@ def flush_folder(folder: Path) -> None:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """List all folders that are named like checkpoints, newest step first."""
+    """List the subfolders that are named like checkpoints, newest step first."""
     found = [path for path in folder.glob("step_*") if re.fullmatch(r"step_\d+", path.name) and path.is_dir()]
     return sorted(found, key=step_number, reverse=True)
 
 
 def step_number(checkpoint: Path) -> int:
-    """Return the step after which a checkpoint was written, from its name."""
+    """Return a checkpoint's optimizer step, from the name of its folder."""
     return int(checkpoint.name.removeprefix("step_"))
 
 
 def delete_old(newest: Path, keep: int | None, milestones: int | None) -> None:
-    """Delete the checkpoints that the retention settings do not keep.
+    """Delete old checkpoints, except for the newest ones and milestones.
 
     Damaged checkpoints do not count towards ``keep``: neither those of later steps, which a resumed run has skipped,
     nor earlier ones with missing files. Otherwise an intact checkpoint could be deleted in favour of a damaged one.
 
     Args:
-        newest: the checkpoint that was just written, which is kept.
+        newest: the checkpoint that was just written; it is kept.
         keep: number of newest checkpoints to keep; None for all.
-        milestones: also keep checkpoints whose step is a multiple of this.
+        milestones: also keep checkpoints whose step is a multiple of this number.
     """
     if keep is None:
         return
@@ -161,10 +165,10 @@ def delete_old(newest: Path, keep: int | None, milestones: int | None) -> None:
 
 
 def read_manifest(checkpoint: Path) -> Entries:
-    """Read the entries of a checkpoint's files.
+    """Read the list of a checkpoint's files from its manifest.
 
     Raises:
-        CheckpointError: if there is no manifest, or it has changed since it was written.
+        CheckpointError: if the manifest is missing, or has changed since it was written.
     """
     try:
         content = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
@@ -183,8 +187,8 @@ def find_damage(checkpoint: Path, *, hashes: bool = True) -> list[str]:
     """Return a line for each damaged or missing file of a checkpoint.
 
     Args:
-        checkpoint: its folder.
-        hashes: read and hash every file; otherwise only check that all are there in full length.
+        checkpoint: folder of the checkpoint.
+        hashes: whether to read and hash every file; otherwise only existence and sizes are checked.
     """
     try:
         entries = read_manifest(checkpoint)
@@ -195,7 +199,13 @@ def find_damage(checkpoint: Path, *, hashes: bool = True) -> list[str]:
 
 
 def damage_of(file: Path, entry: FileEntry, hashes: bool) -> str | None:
-    """Return what is damaged about a file, or None if it is intact."""
+    """Describe how a checkpoint's file differs from its manifest entry; None if it is intact.
+
+    Args:
+        file: path of the file.
+        entry: size and SHA-256 when the file was written.
+        hashes: whether to compare the SHA-256 as well as the size.
+    """
     try:
         if not file.is_file():
             return f"{file.name} is missing"

@@ -1,7 +1,7 @@
-"""This rank's part of each trained weight and of its optimizer state, at every ZeRO stage.
+"""Views of a rank's part of each trained weight and of its optimizer state, at every ZeRO stage.
 
-DeepSpeed keeps float32 weights and optimizer states in flat buffers, and each rank has a share of them, which may start
-and end inside a weight. Checkpoints are written and read through these views, whatever the stage.
+DeepSpeed keeps float32 weights and optimizer states in flat buffers; a rank's share of a buffer may start and end
+inside a weight. Checkpoints are written and read through fragments, which look alike at every stage.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,14 +32,14 @@ WEIGHT = "weight"
 
 @dataclass(frozen=True)
 class Fragment:
-    """A range of one flattened weight, with the same range of its optimizer state.
+    """A range of one flattened weight, with the same range of the weight's optimizer state.
 
     Attributes:
-        name: the weight's name in the model.
-        shape: of the whole weight.
-        start: where in the flattened weight the range starts.
+        name: name of the weight in the model.
+        shape: shape of the whole weight.
+        start: index in the flattened weight at which the range starts.
         tensors: views ``[numel]`` of this rank's own tensors (float32 where there is an optimizer): ``weight``, and
-            each elementwise state by its name in the optimizer (``exp_avg``, ``exp_avg_sq``, ...). Writing into them
+            each elementwise state by its name in the optimizer (``exp_avg``, ``exp_avg_sq``, ...). Writing into a view
             changes the rank's state.
     """
 
@@ -50,26 +50,26 @@ class Fragment:
 
     @property
     def numel(self) -> int:
-        """Length of the range in numbers."""
+        """Number of elements in the range."""
         return self.tensors[WEIGHT].numel()
 
 
 class OptimizerScalars(TypedDict):
-    """The part of an optimizer's state that is the same on all ranks."""
+    """The part of an optimizer's state that is equal on all ranks: settings of parameter groups, and step counters."""
 
     groups: list[dict[str, object]]
     state: dict[str, float]
 
 
 def fragments(engine: Engine[HMT], *, rank: int, world_size: int, to_write: bool) -> Iterator[Fragment]:
-    """Yield this rank's parts of all trained weights, with their optimizer states.
+    """Yield this rank's part of each trained weight, with its optimizer states.
 
     Args:
-        engine: DeepSpeed's.
-        rank: among the data-parallel ranks.
+        engine: DeepSpeed's engine.
+        rank: index of this rank among the data-parallel ranks.
         world_size: number of data-parallel ranks.
-        to_write: at stage 0, where every rank holds everything, yield only this rank's share; over all ranks each
-            number is then yielded exactly once.
+        to_write: at stage 0, where every rank holds all weights, yield only this rank's share of them; then all ranks
+            together yield each element exactly once.
     """
     find = of_replicated if engine.zero_optimization_stage() == 0 else of_sharded
     if not has_optimizer(engine):
@@ -81,7 +81,7 @@ def fragments(engine: Engine[HMT], *, rank: int, world_size: int, to_write: bool
 
 
 def of_reader(engine: Engine[HMT], name: str, weight: Tensor, rank: int, shares: int) -> Iterator[Fragment]:
-    """Yield a weight of an engine without an optimizer, or at stage 3 this rank's shard of it."""
+    """Yield a weight of an engine without an optimizer: the whole weight, or at stage 3 this rank's shard of it."""
     shard = weight_shard(weight)
     if shard is None:
         yield cut(name, full_shape(weight), 0, weight.data.view(-1), {}, 0, weight.numel())
@@ -90,7 +90,7 @@ def of_reader(engine: Engine[HMT], name: str, weight: Tensor, rank: int, shares:
 
 
 def of_replicated(engine: Engine[HMT], name: str, weight: Tensor, rank: int, shares: int) -> Iterator[Fragment]:
-    """Yield a rank's equal share of a weight that every rank has whole (stage 0)."""
+    """Yield this rank's share of a weight that every rank holds whole (stage 0), cut into ``shares`` equal parts."""
     size = -(-weight.numel() // shares)
     start = min(weight.numel(), rank * size if shares > 1 else 0)
     if numel := min(size, weight.numel() - start):
@@ -99,7 +99,7 @@ def of_replicated(engine: Engine[HMT], name: str, weight: Tensor, rank: int, sha
 
 
 def of_sharded(engine: Engine[HMT], name: str, weight: Tensor, rank: int, shares: int) -> Iterator[Fragment]:
-    """Yield the range of a weight in this rank's flat buffers, if it has one (stages 1 to 3)."""
+    """Yield the range of a weight that lies in this rank's flat buffers, if there is one (stages 1 to 3)."""
     if found := optimizer_shard(engine, weight, rank):
         state = base_optimizer(engine).state[found.buffer]
         yield cut(name, full_shape(weight), found.start, found.buffer.data, state, found.offset, found.numel)
@@ -108,7 +108,17 @@ def of_sharded(engine: Engine[HMT], name: str, weight: Tensor, rank: int, shares
 def cut(
     name: str, shape: tuple[int, ...], start: int, flat: Tensor, state: Mapping[str, object], offset: int, numel: int
 ) -> Fragment:
-    """Make a fragment of a range of a flat buffer and of those optimizer states that are elementwise."""
+    """Make a fragment from a range of a flat buffer of weights and of the optimizer's elementwise states.
+
+    Args:
+        name: name of the weight.
+        shape: shape of the whole weight.
+        start: index in the flattened weight at which the range starts.
+        flat: flat buffer of weights.
+        state: the optimizer's states of the buffer.
+        offset: index in the buffer at which the range starts.
+        numel: number of elements.
+    """
     tensors = {WEIGHT: flat.narrow(0, offset, numel)}
     for key, value in state.items():
         if isinstance(value, Tensor) and value.numel() == flat.numel() and value.dim() > 0:
@@ -117,7 +127,7 @@ def cut(
 
 
 def optimizer_scalars(engine: Engine[HMT]) -> OptimizerScalars:
-    """Return step counters and the settings of each parameter group, which are the same on all ranks."""
+    """Return the optimizer's step counters and settings of parameter groups, which are equal on all ranks."""
     optimizer = base_optimizer(engine)
     groups = [{key: value for key, value in g.items() if key != "params"} for g in optimizer.param_groups]
     states = [state for state in optimizer.state.values() if state]
@@ -127,10 +137,10 @@ def optimizer_scalars(engine: Engine[HMT]) -> OptimizerScalars:
 
 
 def restore_scalars(engine: Engine[HMT], saved: OptimizerScalars) -> None:
-    """Restore step counters and the settings of each parameter group.
+    """Restore the optimizer's step counters and settings of parameter groups from a checkpoint.
 
-    Two kinds of settings keep their values: how a step is computed (fused or not, ...), which depends on the device,
-    and the weight decay, which is the recipe's.
+    Two kinds of settings are not restored: the implementation of a step (fused or not, ...), which depends on the
+    device, and the weight decay, which the recipe sets.
     """
     optimizer = base_optimizer(engine)
     for group, values in zip(optimizer.param_groups, saved["groups"], strict=True):
@@ -147,10 +157,10 @@ def restore_scalars(engine: Engine[HMT], saved: OptimizerScalars) -> None:
 
 
 def create_states(engine: Engine[HMT]) -> None:
-    """Create the optimizer's states where it has not taken a step yet, as they are before the first step.
+    """Create the optimizer's states as they are before its first step, unless they exist.
 
-    Optimizers create their states in their first step, each in its own way. So a step is taken with zero gradients,
-    with one buffer at a time to save memory, and every weight is put back afterwards.
+    Each optimizer creates its states in its own way in its first step. So the optimizer takes a step with zero
+    gradients, for one buffer at a time to save memory, and afterwards every weight gets its old value back.
     """
     optimizer = base_optimizer(engine)
     members = [group["params"] for group in optimizer.param_groups]

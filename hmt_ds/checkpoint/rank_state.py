@@ -1,4 +1,4 @@
-"""What each rank has besides weights: the carried memories of its rows, and the states of its random generators."""
+"""A rank's state besides weights: the carried memories of its rows, and the states of its random generators."""
 
 import json
 import random
@@ -14,7 +14,11 @@ from hmt_ds.memory import MemoryState
 
 
 def rank_tensors(memory: MemoryState | None, device: torch.device) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Copy a rank's carried memories and random states into the host's memory, as tensors and texts for safetensors."""
+    """Copy a rank's carried memories and random states to host memory.
+
+    Returns:
+        Tensors and metadata texts, as safetensors stores them.
+    """
     tensors = {} if memory is None else {f"memory/{k}": v.detach().cpu().clone() for k, v in vars(memory).items()}
     kind, keys, *rest = np.random.get_state(legacy=True)
     version, numbers, gauss = random.getstate()
@@ -27,12 +31,12 @@ def rank_tensors(memory: MemoryState | None, device: torch.device) -> tuple[dict
 
 
 def write_rank(file: Path, tensors: dict[str, Tensor], texts: dict[str, str]) -> None:
-    """Write a rank's carried memories and random states to its file."""
+    """Write a rank's carried memories and random states to a safetensors file."""
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata=texts)
 
 
 def read_random_states(file: Path, device: torch.device) -> None:
-    """Set the random generators to their saved states."""
+    """Restore the states of this rank's random generators (torch, NumPy, Python, device) from a rank's file."""
     with safe_open(file, framework="pt") as saved:
         texts = json.loads(saved.metadata()["random"])
         torch.set_rng_state(saved.get_tensor("random/torch"))
@@ -47,14 +51,17 @@ def read_random_states(file: Path, device: torch.device) -> None:
 def read_memories(
     checkpoint: Path, rows: range, rows_per_file: int, device: torch.device, dtype: torch.dtype
 ) -> MemoryState | None:
-    """Read the carried memories of some rows of the global batch, from the files of whichever ranks had them.
+    """Read the carried memories of some rows of the global batch, from the files of the ranks that saved them.
 
     Args:
-        checkpoint: its folder.
-        rows: numbers of the rows.
-        rows_per_file: rows that each rank had when it was saved.
-        device: of the result.
-        dtype: of the memories here: another ZeRO stage may have saved float32 instead of bfloat16.
+        checkpoint: folder of the checkpoint.
+        rows: indices of the rows in the global batch.
+        rows_per_file: rows that each rank had when the checkpoint was saved.
+        device: device of the result.
+        dtype: type of the result; the memories may have been saved in another one.
+
+    Returns:
+        The memory state of the rows, in their order; None if none was saved.
     """
     parts: list[dict[str, Tensor]] = []
     for row in rows:
@@ -69,5 +76,5 @@ def read_memories(
 
 
 def rank_file(rank: int) -> str:
-    """Return the name of a rank's file."""
+    """Return the name of the file with a rank's carried memories and random states."""
     return f"rank_{rank:05d}.safetensors"

@@ -1,4 +1,4 @@
-"""Resuming from a checkpoint of any layout: each rank reads the parts that it holds now."""
+"""Resume from a checkpoint with any number of ranks, stages or ZeRO stage: each rank reads the ranges that it holds."""
 
 import json
 from collections import defaultdict
@@ -28,7 +28,7 @@ CHANGED_BY_STEPS = {
 
 
 class LrSchedule(Protocol):
-    """A learning-rate schedule of DeepSpeed's or of torch's."""
+    """A learning-rate schedule of DeepSpeed or torch."""
 
     def state_dict(self) -> dict[str, object]: ...
     def load_state_dict(self, state_dict: dict[str, object]) -> object: ...
@@ -36,11 +36,11 @@ class LrSchedule(Protocol):
 
 
 def newest_intact(folder: Path, say: Callable[[str], None]) -> Path | None:
-    """Return the newest checkpoint without any damage, the same on all ranks.
+    """Return the newest undamaged checkpoint of a run, the same on all ranks; None if there is none. Collective.
 
     Args:
-        folder: of all checkpoints.
-        say: called with a line for each damaged checkpoint that is skipped.
+        folder: folder of all checkpoints.
+        say: called on rank 0 with a line for each damaged checkpoint that is skipped.
     """
     found: Path | None = None
     if rank() == 0:
@@ -55,10 +55,10 @@ def newest_intact(folder: Path, say: Callable[[str], None]) -> Path | None:
 
 
 def load_weights(reader: Reader, checkpoint: Path) -> RunPosition:
-    """Restore a model's trained weights for evaluation, and return how far the run had come.
+    """Load a model's trained weights from a checkpoint for evaluation; return how far the run had come.
 
     Raises:
-        CheckpointError: if it does not fit the model; with both values.
+        CheckpointError: if the checkpoint does not fit the model, with both values.
     """
     saved = read_run_state(checkpoint)
     FragmentReader(checkpoint).fill(reader, states=False)
@@ -67,17 +67,17 @@ def load_weights(reader: Reader, checkpoint: Path) -> RunPosition:
 
 
 def load_checkpoint(executor: Executor, checkpoint: Path) -> RunPosition:
-    """Restore an executor's weights, optimizer, memories and random states from a checkpoint.
+    """Restore an executor's weights, optimizer, memories and random states; return how far the saved run had come.
 
     The number of ranks may differ from the saved one if the global batch has as many rows: then each rank takes the
-    memories of its rows, and random states are left as they are.
+    memories of its rows, and random states are not restored.
 
     Args:
-        executor: whose model, optimizer and memories are set.
-        checkpoint: its folder.
+        executor: the executor to restore.
+        checkpoint: folder of the checkpoint.
 
     Raises:
-        CheckpointError: if it does not fit the executor; with both values.
+        CheckpointError: if the checkpoint does not fit the executor, with both values.
     """
     saved = read_run_state(checkpoint)
     FragmentReader(checkpoint).fill(executor, states=True)
@@ -88,11 +88,11 @@ def load_checkpoint(executor: Executor, checkpoint: Path) -> RunPosition:
 
 
 def check_identity(checkpoint: Path, here: dict[str, object]) -> None:
-    """Check that a run continues the run that wrote a checkpoint.
+    """Check that a checkpoint was written by the run that is to be resumed, or by one with equal essential settings.
 
     Args:
-        checkpoint: its folder.
-        here: what both must have in common, by the recipe's keys.
+        checkpoint: folder of the checkpoint.
+        here: the settings that must be equal, by recipe key.
 
     Raises:
         CheckpointError: naming every key that differs, with both values.
@@ -106,7 +106,7 @@ def check_identity(checkpoint: Path, here: dict[str, object]) -> None:
 
 
 class FragmentReader:
-    """Reads ranges of weights and optimizer states from whichever files of a checkpoint hold parts of them."""
+    """Reads ranges of weights and optimizer states from the files of a checkpoint that hold parts of them."""
 
     def __init__(self, checkpoint: Path):
         self.checkpoint = checkpoint
@@ -120,7 +120,15 @@ class FragmentReader:
                 self.keys.update(keys)
 
     def fill(self, reader: Reader, *, states: bool) -> None:
-        """Read this rank's part of all weights and optimizer states into the model's own tensors."""
+        """Read this rank's part of all trained weights, and optionally of optimizer states, into the model's tensors.
+
+        Args:
+            reader: the model in its engine.
+            states: whether to read optimizer states as well.
+
+        Raises:
+            CheckpointError: if weights or states of the model and the checkpoint differ in name or shape.
+        """
         engine = reader.engine
         if states:
             create_states(engine)
@@ -133,7 +141,16 @@ class FragmentReader:
                     self.read(key, fragment.name, fragment.start, tensor)
 
     def check(self, trained: dict[str, list[int]], states: bool, keys: set[str]) -> None:
-        """Check that trained weights, their shapes and the optimizer's states match the checkpoint."""
+        """Check that trained weights, their shapes and the names of optimizer states are the checkpoint's.
+
+        Args:
+            trained: shapes of the model's trained weights, by name.
+            states: whether optimizer states are to be read.
+            keys: names of the optimizer's elementwise states.
+
+        Raises:
+            CheckpointError: with the first three differences.
+        """
         problems = [f"{name} is not in it" for name in trained.keys() - self.shapes.keys()]
         problems += [f"{name} is not trained here" for name in self.shapes.keys() - trained.keys()]
         for name in trained.keys() & self.shapes.keys():
@@ -149,10 +166,13 @@ class FragmentReader:
         """Read a range of a flattened weight, or of one of its optimizer states.
 
         Args:
-            key: ``weight``, or the state's name.
-            name: the weight's.
-            start: of the range.
-            into: flat, as long as the range.
+            key: ``weight``, or the name of an optimizer state.
+            name: name of the weight.
+            start: index in the flattened weight at which the range starts.
+            into: flat tensor to fill, as long as the range.
+
+        Raises:
+            CheckpointError: if the checkpoint lacks a part of the range.
         """
         end, done = start + into.numel(), 0
         for first, numel, file in self.parts[name]:
@@ -170,7 +190,7 @@ class FragmentReader:
 
 
 def trained_weights(reader: Reader) -> dict[str, list[int]]:
-    """Return the shapes of all trained weights, over all pipeline stages."""
+    """Return the shapes of all trained weights by name, over all pipeline stages. Collective with pipeline stages."""
     own = {
         name: list(full_shape(p))
         for name, p in reader.engine.module.named_parameters()
@@ -181,7 +201,7 @@ def trained_weights(reader: Reader) -> dict[str, list[int]]:
 
 
 def restore_engine(engine: Engine[HMT], saved: EngineState) -> None:
-    """Restore the optimizer's scalars, the learning-rate schedule, the loss scale and the counters."""
+    """Restore an engine's optimizer scalars, learning-rate schedule, loss scale and step counters from a checkpoint."""
     restore_scalars(engine, saved["optimizer"])
     if engine.lr_scheduler and saved["schedule"] is not None:
         restore_lr_schedule(engine.lr_scheduler, saved["schedule"])
@@ -190,12 +210,12 @@ def restore_engine(engine: Engine[HMT], saved: EngineState) -> None:
 
 
 def restore_lr_schedule(schedule: LrSchedule, saved: dict[str, object]) -> None:
-    """Continue a learning-rate schedule where it was saved; its arguments must be the saved ones.
+    """Continue a learning-rate schedule from its saved state; its arguments must be equal to the saved ones.
 
-    For torch's schedules the base learning rate must be the same too, because they compute from the last rate.
+    torch's schedules also need the saved base learning rate, because they compute each rate from the previous one.
 
     Raises:
-        CheckpointError: naming what differs, with both values.
+        CheckpointError: naming the argument that differs, with both values.
     """
     here = json.loads(json.dumps(schedule.state_dict()))  # like the saved one: JSON turns all keys into texts
     for key in sorted((here.keys() | saved.keys()) - CHANGED_BY_STEPS):
@@ -210,7 +230,11 @@ def restore_lr_schedule(schedule: LrSchedule, saved: dict[str, object]) -> None:
 
 
 def restore_rank(executor: Executor, checkpoint: Path, saved: RunState) -> None:
-    """Restore carried memories, and random states if the layout is the same."""
+    """Restore a rank's carried memories, and its random states if the number of ranks and stages is the saved one.
+
+    Raises:
+        CheckpointError: if the rows of the global batch cannot be divided among the ranks.
+    """
     rows = saved["rows_per_rank"] * (saved["world_size"] // saved["stages"])
     here, left = divmod(rows, executor.data_ranks)
     if left:

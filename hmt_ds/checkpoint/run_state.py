@@ -1,4 +1,4 @@
-"""``progress.json``: the state of a run that is the same on all ranks."""
+"""The state of a run that is equal on all ranks: the content of ``progress.json``."""
 
 import json
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ class RunPosition:
     """How far a run has come.
 
     Attributes:
-        step: optimizer steps done.
-        tokens: fresh tokens that all ranks have read.
-        position: the window plan's state after the last window (None before the first).
+        step: number of optimizer steps taken.
+        tokens: number of fresh tokens that all ranks have read.
+        position: state of the data loader's window plan after the last window; None before the first.
     """
 
     step: int = 0
@@ -29,7 +29,7 @@ class RunPosition:
 
 
 class EngineState(TypedDict):
-    """State of DeepSpeed's engine: optimizer scalars, learning-rate schedule, loss scale, counters."""
+    """State of a DeepSpeed engine: optimizer scalars, learning-rate schedule, loss scale, step counters."""
 
     optimizer: OptimizerScalars
     schedule: dict[str, object] | None
@@ -38,7 +38,7 @@ class EngineState(TypedDict):
 
 
 class RunState(EngineState):
-    """The content of ``progress.json``: position, layout, engine, and what identifies the run."""
+    """The content of ``progress.json``: position and identity of the run, layout of the ranks, engine state."""
 
     step: int
     tokens: int
@@ -51,7 +51,7 @@ class RunState(EngineState):
 
 
 def run_state(executor: Executor, position: RunPosition, identity: dict[str, object]) -> RunState:
-    """Collect the content of ``progress.json``."""
+    """Collect the content of ``progress.json`` for a checkpoint."""
     engine = executor.engine
     return {
         "step": position.step,
@@ -70,5 +70,5 @@ def run_state(executor: Executor, position: RunPosition, identity: dict[str, obj
 
 
 def read_run_state(checkpoint: Path) -> RunState:
-    """Read ``progress.json`` of a checkpoint."""
+    """Read a checkpoint's ``progress.json``."""
     return json.loads((checkpoint / RUN_STATE).read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Writing a checkpoint: each rank writes its own share, if wanted in the background while training continues."""
+"""Write checkpoints: each rank writes its own share, optionally in a thread while training continues."""
 
 import json
 import logging
@@ -39,11 +39,11 @@ Arguments = ParamSpec("Arguments")
 
 @dataclass(frozen=True)
 class Retention:
-    """Which checkpoints are kept.
+    """Which checkpoints are kept when a new one is written.
 
     Attributes:
         newest: number of newest checkpoints to keep; None for all.
-        milestones: also keep checkpoints whose step is a multiple of this.
+        milestones: also keep checkpoints whose step is a multiple of this number.
     """
 
     newest: int | None = None
@@ -51,14 +51,14 @@ class Retention:
 
 
 class Saver:
-    """Writes a run's checkpoints. Every method that communicates is called by all ranks at the same step.
+    """Writes a run's checkpoints. Methods that communicate are called by all ranks at the same step.
 
     Args:
-        folder: of all checkpoints, on a file system that all ranks share.
-        identity: what a resumed run must have in common with the checkpoint; see :func:`check_identity`.
+        folder: folder of all checkpoints, on a file system that all ranks share.
+        identity: settings that a resumed run must have in common with the checkpoint, by recipe key.
         retention: which checkpoints are kept.
-        background: write in a thread, from copies in the host's memory.
-        alive: called for each part of a checkpoint that is written or copied, for the watchdog.
+        background: write in a thread, from copies in host memory.
+        alive: called for each part of a checkpoint that is written or copied, as a sign of life for the watchdog.
     """
 
     def __init__(
@@ -78,9 +78,10 @@ class Saver:
         self.problem: str | None = None
 
     def begin(self, executor: Executor, position: RunPosition) -> None:
-        """Start a checkpoint: write this rank's share, or copy it for a thread that writes it.
+        """Start a checkpoint: write this rank's share of it, or copy the share for a thread that writes it.
 
-        Errors are kept for :meth:`finish`, where all ranks meet: a rank that raised here would let the others wait.
+        Errors are kept for :meth:`finish`, which all ranks call: a rank that raised an error here would let the others
+        hang.
         """
         assert self.target is None, "the previous checkpoint is not finished"
         self.target, self.problem = self.folder / f"step_{position.step:06d}", None
@@ -91,7 +92,7 @@ class Saver:
             self.attempt(self.write, self.target, executor, position)
 
     def write(self, target: Path, executor: Executor, position: RunPosition) -> None:
-        """Write this rank's share now, or copy it for a thread that writes it."""
+        """Write this rank's share of a checkpoint, or copy the share and start a thread that writes it."""
         if executor.engine.zero_optimization_stage() == 0:
             create_states(executor.engine)  # no optimizer states exist if every step so far was skipped
         parts = self.parts(executor)
@@ -106,14 +107,14 @@ class Saver:
         return self.writer.start()
 
     def parts(self, executor: Executor) -> Iterator[Fragment]:
-        """Yield the fragments that this rank writes."""
+        """Yield the fragments of weights and optimizer states that this rank writes."""
         ranks = {"rank": executor.data_rank, "world_size": executor.data_ranks}
         for part in fragments(executor.engine, **ranks, to_write=True):
             self.alive(f"saving {part.name}")
             yield part
 
     def copied(self, parts: Iterable[Fragment]) -> list[Fragment]:
-        """Copy fragments into staging memory on the host."""
+        """Copy fragments of weights and optimizer states into staging memory on the host."""
         self.staging.begin()
         copies = [replace(p, tensors={key: self.staging.copy(t) for key, t in p.tensors.items()}) for p in parts]
         self.staging.wait()
@@ -130,16 +131,19 @@ class Saver:
             self.problem = self.problem or f"rank {rank()}: {said[0]}"
 
     def failed(self) -> bool:
-        """Return whether any rank has had an error, by an all-reduce."""
+        """Return whether any rank has had an error while saving. Collective: an all-reduce."""
         problems = torch.tensor([float(self.problem is not None)], device=communication_device())
         return bool(all_reduce_sum(problems).item())
 
     def written(self) -> int:
-        """Return 1 if this rank has written its share of the checkpoint that was begun, else 0."""
+        """Return 1 if a checkpoint was begun and this rank has written its share of it, else 0."""
         return int(self.target is not None and not (self.writer and self.writer.is_alive()))
 
     def finish(self) -> Path | None:
-        """Wait until all ranks have written, make the checkpoint visible, and return its path.
+        """Wait until all ranks have written their share, make the checkpoint visible, and return its path.
+
+        Returns:
+            None if no checkpoint was begun.
 
         Raises:
             CheckpointError: if any rank could not write; earlier checkpoints are unchanged.
@@ -165,7 +169,7 @@ class Saver:
         return target
 
     def complete(self, target: Path) -> None:
-        """Collect all ranks' entries into the manifest and make the checkpoint visible (only rank 0)."""
+        """Merge the lists of files of all ranks into the manifest and make the checkpoint visible (rank 0 only)."""
         entries: Entries = {}
         for number in range(world_size()):
             file = partial_path(target) / entries_file(number)
@@ -174,7 +178,7 @@ class Saver:
         publish(target, entries)
 
     def delete_old(self, target: Path) -> None:
-        """Delete old checkpoints; a failure is a warning, because the new one is complete."""
+        """Delete old checkpoints as the retention settings say; log a failure as a warning."""
         try:
             delete_old(target, self.retention.newest, self.retention.milestones)
         except OSError as error:
@@ -182,12 +186,12 @@ class Saver:
 
 
 def entries_file(number: int) -> str:
-    """Return the name of the file in which a rank tells rank 0 what it has written."""
+    """Return the name of the temporary file in which a rank lists the checkpoint files that it has written."""
     return f"entries_{number:05d}.json"
 
 
 def communication_device() -> torch.device:
-    """Return the device on which tensors have to be for the process group's backend."""
+    """Return the device whose tensors the process group's backend can send: the GPU for NCCL, else the CPU."""
     on_gpu = torch.distributed.is_initialized() and "nccl" in torch.distributed.get_backend()
     return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
 
@@ -195,7 +199,14 @@ def communication_device() -> torch.device:
 def write_share(
     target: Path, parts: Iterable[Fragment], own: tuple[dict[str, Tensor], dict[str, str]], state: str
 ) -> None:
-    """Write this rank's files and a list of them; rank 0 also writes the state that all ranks share."""
+    """Write this rank's files of a checkpoint and a list of them; rank 0 also writes ``progress.json``.
+
+    Args:
+        target: final path of the checkpoint.
+        parts: fragments of weights and optimizer states.
+        own: carried memories and random states, as tensors and texts.
+        state: content of ``progress.json``.
+    """
     folder = partial_path(target)
     entries: Entries = {}
     for number, group in enumerate(file_groups(parts)):
@@ -210,14 +221,14 @@ def write_share(
 
 
 def write_fragments(group: list[Fragment], file: Path) -> None:
-    """Write fragments into a safetensors file."""
+    """Write fragments of weights and optimizer states into a safetensors file."""
     tensors = {f"{key}/{f.name}@{f.start}": t.detach().cpu() for f in group for key, t in f.tensors.items()}
     # one entry for all shapes: safetensors writes several entries in random order
     save_file(tensors, file, metadata={"shapes": json.dumps({f.name: f.shape for f in group})})
 
 
 def file_groups(parts: Iterable[Fragment]) -> Iterator[list[Fragment]]:
-    """Group fragments by the file that they go into."""
+    """Group fragments into files of about ``FILE_BYTES`` bytes each."""
     group: list[Fragment] = []
     size = 0
     for part in parts:

@@ -1,4 +1,4 @@
-"""Copies in the host's memory of what a background save writes, so that training can continue meanwhile."""
+"""Host memory for the copies that a background save writes while training continues."""
 
 import torch
 from torch import Tensor
@@ -9,8 +9,8 @@ BLOCK = 2**30  # bytes; torch rounds page-locked memory up to a power of two
 class Staging:
     """Host memory for copies of tensors that are being saved, reused from one save to the next.
 
-    For copies from a GPU it is page-locked, which makes them ten times faster than into newly allocated memory. Locking
-    takes as long as a slow copy, but happens only once.
+    Memory for copies from a GPU is page-locked: copies into it are ten times faster than into newly allocated memory.
+    Locking takes as long as a slow copy, but happens only once.
     """
 
     def __init__(self) -> None:
@@ -18,7 +18,7 @@ class Staging:
         self.block = self.used = 0
 
     def begin(self) -> None:
-        """Start a new save: its copies overwrite those of earlier saves."""
+        """Start a new save, whose copies overwrite those of earlier saves."""
         self.block = self.used = 0
 
     def copy(self, tensor: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ class Staging:
         return target.view(source.shape).copy_(source, non_blocking=True)
 
     def allocate(self, size: int, locked: bool) -> Tensor:
-        """Return ``size`` unused bytes of staging memory; add a block if those left have too few."""
+        """Return ``size`` unused bytes of staging memory, adding a block if the existing ones have too few left."""
         while self.block < len(self.blocks) and self.used + size > len(self.blocks[self.block]):
             self.block, self.used = self.block + 1, 0
         if self.block == len(self.blocks):
@@ -38,6 +38,6 @@ class Staging:
         return self.blocks[self.block][start : start + size]
 
     def wait(self) -> None:
-        """Wait until all copies are complete."""
+        """Wait until all started copies are complete."""
         if any(block.is_pinned() for block in self.blocks):
             torch.cuda.current_stream().synchronize()

@@ -17,12 +17,10 @@ STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstring
 
 
 def section(**ranges: Any) -> Callable[[type[T]], type[T]]:
-    """Return a decorator that turns a subclass of a settings dataclass into a section of the recipe, checked by
-    pydantic.
+    """Return a decorator that makes a pydantic section of the recipe from a subclass of a settings dataclass.
 
     Fields, defaults and help texts are inherited. Instances are also instances of the settings class, so the packages
-    that
-    use the settings accept them.
+    that use the settings accept them.
 
     Args:
         ranges: narrower types for some of the fields. The settings dataclasses are plain Python without ranges, so that

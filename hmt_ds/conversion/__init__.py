@@ -1,1 +1,1 @@
-"""Conversion of our checkpoints, HMT-pytorch's and DeepSpeed's into Hugging Face folders."""
+"""Conversion of checkpoints of hmt_ds, HMT-pytorch and DeepSpeed into Hugging Face folders."""

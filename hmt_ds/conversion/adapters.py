@@ -1,4 +1,4 @@
-"""LoRA adapters in a checkpoint: merged into the weights, or written separately."""
+"""LoRA adapters of a checkpoint: merged into the weights, or written as a peft adapter."""
 
 from dataclasses import dataclass
 
@@ -20,12 +20,12 @@ PARTS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B")
 
 @dataclass(frozen=True)
 class Adapters:
-    """The LoRA adapters of a run.
+    """LoRA adapters of a model, with their weights and the modules that they belong to.
 
     Attributes:
-        weights: a run's weights, with the adapters' as ``LAYER.lora_A.default.weight`` and ``lora_B``, or for an
-            embedding as ``LAYER.lora_embedding_A.default``.
-        model: a skeleton with adapters.
+        weights: all weights of the model. An adapter's weights are called ``LAYER.lora_A.default.weight`` and
+            ``LAYER.lora_B.default.weight``, those of an embedding ``LAYER.lora_embedding_A.default``.
+        model: the model with adapters, on the meta device.
     """
 
     weights: Weights
@@ -36,7 +36,11 @@ class Adapters:
         return {name.partition(ADAPTER)[0] for name in self.weights.shapes if ADAPTER in name}
 
     def merged(self, plain: Weights) -> Weights:
-        """Return the plain weights with the adapters merged in, in float32."""
+        """Return the weights of the model without adapters, with each adapter's change added in float32.
+
+        Args:
+            plain: weights of the model without adapters.
+        """
         layers = self.layers()
 
         def read(name: str) -> Tensor:
@@ -46,7 +50,7 @@ class Adapters:
         return Weights(plain.shapes, read)
 
     def change(self, layer: str) -> Tensor:
-        """Return what a layer's adapter adds to its weight, by peft's own arithmetic."""
+        """Return the change that a layer's adapter adds to the layer's weight, as computed by peft."""
         module: LoraLayer = self.model.get_submodule(layer)
         for part in PARTS:
             stored = [name for name in self.weights.shapes if name.startswith(f"{layer}.{part}.default")]
@@ -62,7 +66,7 @@ class Adapters:
         return module.get_delta_weight("default")
 
     def separate(self) -> Weights:
-        """Return only the adapters' weights, by peft's names."""
+        """Return the adapters' weights alone, renamed as peft stores them."""
 
         def rename(name: str) -> str | None:
             if ADAPTER not in name:
@@ -73,11 +77,11 @@ class Adapters:
 
 
 def peft_config(lora: LoraSettings, source: str | None) -> LoraConfig:
-    """Return peft's configuration of a run's adapters.
+    """Return peft's configuration for the LoRA adapters of a run.
 
     Args:
-        lora: the run's settings.
-        source: folder or hub name of the backbone that they belong to.
+        lora: LoRA settings of the run.
+        source: folder or hub name of the backbone that the adapters were trained on.
     """
     return LoraConfig(
         r=lora.rank,
@@ -91,14 +95,14 @@ def peft_config(lora: LoraSettings, source: str | None) -> LoraConfig:
 
 
 def check_untied(layers: set[str], model: HMT) -> None:
-    """Refuse to merge adapters of layers whose weight is tied to another layer's.
+    """Refuse to merge adapters into layers whose weight is tied to another layer's.
 
     Args:
-        layers: names of the layers.
-        model: a skeleton without adapters.
+        layers: names of the layers that have an adapter.
+        model: the model without adapters, on the meta device.
 
     Raises:
-        ConversionError: if the weight of any of these layers is tied.
+        ConversionError: naming a tied weight whose layer has an adapter.
     """
     tied = [names for names, _ in names_of(model) if len(names) > 1]
     for name in (name for names in tied for name in names):
@@ -107,16 +111,19 @@ def check_untied(layers: set[str], model: HMT) -> None:
 
 
 def merge_found(weights: Weights, config: PreTrainedConfig, settings: MemorySettings, alpha: float) -> Weights:
-    """Merge the adapters of a checkpoint without a recipe, if it has any.
+    """Merge the LoRA adapters of a checkpoint without a recipe, if it has any, into its weights.
 
     Args:
-        weights: of the checkpoint.
-        config: the backbone's configuration.
-        settings: the memory's.
-        alpha: adapters are scaled by alpha / r; r is the adapters' rank.
+        weights: weights of the checkpoint.
+        config: configuration of the backbone.
+        settings: settings of the memory.
+        alpha: LoRA's alpha; adapters are scaled by alpha / rank.
+
+    Returns:
+        The merged weights; without adapters the given ones.
 
     Raises:
-        ConversionError: if they cannot be merged.
+        ConversionError: if the adapters have different ranks, or belong to a tied weight.
     """
     ranks = {shape[0] for name, shape in weights.shapes.items() if "lora_A" in name or "lora_embedding_A" in name}
     if not ranks:

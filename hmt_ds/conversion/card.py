@@ -1,4 +1,4 @@
-"""README.md of a converted folder: what it is, how to use it, how it was trained."""
+"""Write the README.md (model card) of a converted folder: contents, usage, training recipe and results."""
 
 import json
 from dataclasses import asdict
@@ -34,7 +34,7 @@ model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BACKBONE)
 
 
 class Evaluation(TypedDict):
-    """An evaluation of held-out documents, as a run writes it into its folder ``evaluation``."""
+    """Held-out perplexities after one step, as read from ``evaluation/step_*.json`` in a run's folder."""
 
     step: int
     rows: list[dict[str, float]]
@@ -48,15 +48,15 @@ def card(
     run: Path | None = None,
     step: int = 0,
 ) -> str:
-    """Return the text of the README.
+    """Return the text of a converted folder's README.md.
 
     Args:
         what: ``model``, ``backbone``, ``memory`` or ``adapter``.
-        origin: short name of what was converted.
-        settings: the memory's.
-        base: hub name of the backbone that training started from; the path of a local folder is left out.
-        run: the run's folder, for recipe, figures and picture.
-        step: the run's step that the weights come from.
+        origin: short name of the converted checkpoint.
+        settings: settings of the memory.
+        base: hub name of the backbone that training started from; not mentioned if it is a local folder.
+        run: folder of the run, which has the recipe, the metrics and the plot of the loss; None for other checkpoints.
+        step: optimizer step of the checkpoint.
     """
     head = ["library_name: " + ("peft" if what == "adapter" else "transformers"), "tags: [hmt, long-context]"]
     head += [f"base_model: {json.dumps(base)}"] if base and not Path(base).exists() else []
@@ -78,7 +78,7 @@ def card(
 
 
 def without_folders(value: object) -> object:
-    """Shorten every absolute path in a recipe to its last part: where a file lay on one machine helps nobody else."""
+    """Shorten every absolute path in a recipe to its last component: folders of the training machine help no reader."""
     if isinstance(value, dict):
         return {key: without_folders(part) for key, part in value.items()}
     if isinstance(value, list):
@@ -87,7 +87,7 @@ def without_folders(value: object) -> object:
 
 
 def figures(run: Path, step: int) -> list[str]:
-    """Describe losses and perplexities up to a step, and show the picture, as far as the run has them."""
+    """Return Markdown about a run's loss and perplexity up to a step, with the plot of the loss, if they exist."""
     found = []
     log = run / "metrics.jsonl"
     if log.is_file() and (
@@ -107,7 +107,7 @@ def figures(run: Path, step: int) -> list[str]:
 
 
 def perplexities(evaluation: Evaluation) -> str:
-    """Return a table of an evaluation's perplexities."""
+    """Format the perplexities of an evaluation as a Markdown table."""
     rows = evaluation["rows"]
     keys = list(rows[0]) if rows else []
     lines = [f"| {' | '.join(keys)} |", f"|{' --- |' * len(keys)}"]
@@ -116,5 +116,5 @@ def perplexities(evaluation: Evaluation) -> str:
 
 
 def format_value(value: float) -> str:
-    """Format a number for a table."""
+    """Format a number for a table cell: floats with three decimals, integers as they are."""
     return f"{value:,.3f}" if isinstance(value, float) else str(value)

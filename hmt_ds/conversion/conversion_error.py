@@ -1,10 +1,10 @@
-"""The error of a conversion that is not possible."""
+"""The exception for conversions that are not possible."""
 
 
 class ConversionError(ValueError):
-    """A conversion that is not possible: one line that says why."""
+    """Raised if a checkpoint cannot be converted; the message gives the reason in one line."""
 
 
 def first_of(names: list[str]) -> str:
-    """Return the first of some names, and how many more there are."""
+    """Format a list of names for an error message: the first name, and the number of further ones."""
     return names[0] + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")

@@ -1,4 +1,4 @@
-"""``hmt-ds convert SOURCE TARGET``: our checkpoints and those of others as Hugging Face folders."""
+"""``hmt-ds convert SOURCE TARGET``: write checkpoints of hmt_ds, HMT-pytorch or DeepSpeed as Hugging Face folders."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,13 +26,14 @@ MISTAKES = (ConversionError, BackboneError, CheckpointError, ConfigError, DataEr
 
 
 def convert(source: Path, target: Path, options: ConvertOptions, overrides: Sequence[str] = ()) -> list[str]:
-    """Convert a checkpoint, and return lines that say what was done.
+    """Convert a checkpoint; return lines for the user about the result.
 
     Args:
-        source: a run, its checkpoints or one of them, a converted folder, HMT-pytorch's weights, or a DeepSpeed folder.
-        target: a new folder.
-        options: of the command.
-        overrides: ``--memory.segment_length 1024`` and the like, for checkpoints without a recipe.
+        source: a run, its folder of checkpoints, one checkpoint, a converted folder, HMT-pytorch's weights, or a
+            DeepSpeed folder.
+        target: the folder to create; must not exist.
+        options: options of ``hmt-ds convert``.
+        overrides: settings of the memory, such as ``--memory.segment_length 1024``, for checkpoints without a recipe.
 
     Raises:
         ValueError: one of MISTAKES, with a line for each problem.
@@ -56,7 +57,15 @@ def convert(source: Path, target: Path, options: ConvertOptions, overrides: Sequ
 
 
 def export_converted(source: Path, options: ConvertOptions) -> Export:
-    """Read the model of a converted folder, or a part of it, as an :class:`Export`."""
+    """Read the whole model, or the part named by ``--what``, from a converted folder.
+
+    Args:
+        source: the converted folder.
+        options: options of ``hmt-ds convert``.
+
+    Raises:
+        ConversionError: if the folder was not written by ``hmt-ds convert``, or lacks the part.
+    """
     converted = read_converted(str(source))
     if converted is None:
         raise ConversionError(f"{source} is a plain Hugging Face folder: name it as model.source of a run")

@@ -1,4 +1,4 @@
-"""The options of `hmt-ds convert`, and what they require of its source.
+"""The options of `hmt-ds convert`, and which of them a source allows.
 
 Imports no torch: the command line builds its help from this module.
 """
@@ -20,31 +20,38 @@ class ConvertOptions(Options):
     """The options of `hmt-ds convert`."""
 
     what: What = "model"
-    """the whole model, or a part of it"""
+    """part of the model to write; model: all of it"""
     merge: bool = False
-    """merge LoRA adapters into the weights"""
+    """merge LoRA adapters into the weights of the backbone"""
     dtype: Literal["bf16", "fp32"] | None = None
-    """type of the weights; default: what the run computes in, or the source's type"""
+    """type of the written weights; default: the source's own, or the type that the run computed in"""
     backbone: Annotated[str | None, "DIR"] = None
     """folder or hub name of the backbone's configuration and tokenizer, for checkpoints without a recipe"""
     dry_run: bool = False
-    """check everything, write nothing"""
+    """check source and options, but write nothing"""
 
 
 def check_not_foreign(options: ConvertOptions, overrides: Sequence[str] = ()) -> None:
-    """Reject ``--backbone`` and memory overrides: this source stores these settings itself."""
+    """Reject ``--backbone`` and overrides of the memory's settings, for a source that stores these settings itself.
+
+    Raises:
+        ConversionError: naming the first option that is not allowed.
+    """
     given = [*(["--backbone"] if options.backbone else []), *overrides[:1]]
     if given:
         raise ConversionError(f"{given[0]}: this source has the setting itself")
 
 
 def check_part(options: ConvertOptions, mode: str, train: str) -> None:
-    """Check that the source has the part that ``--what`` names.
+    """Check that a source has the part of the model that ``--what`` names, and that ``--merge`` fits it.
 
     Args:
-        options: of the command.
+        options: options of ``hmt-ds convert``.
         mode: the source's ``memory.mode``.
         train: the source's ``model.train``.
+
+    Raises:
+        ConversionError: naming the option, and why it does not fit the source.
     """
     if options.what == "adapter" and train != "lora":
         raise ConversionError(f"--what adapter: there is none, model.train was {train}")

@@ -1,4 +1,4 @@
-"""What a conversion writes: a part of a model with all that its folder needs."""
+"""A model, or a part of it, with everything that is written into its Hugging Face folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,19 +19,19 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 @dataclass(frozen=True)
 class Export:
-    """The content of a converted folder.
+    """The content of a Hugging Face folder before it is written.
 
     Attributes:
-        what: the whole model, or which part of it.
-        weights: the part's weights by their names in our model (an adapter's: in peft's).
-        config: the backbone's configuration.
-        settings: the memory's.
-        dtype: of the weights in the folder.
-        tokenizer: written beside a model or backbone, if known.
-        generation: the backbone's generation settings, written beside a model or backbone, if known.
+        what: ``model``, ``backbone``, ``memory`` or ``adapter``.
+        weights: weights to write, by their names in an HMT; an adapter's by peft's names.
+        config: configuration of the backbone.
+        settings: settings of the memory.
+        dtype: type of the written weights.
+        tokenizer: tokenizer of a model or backbone, if known.
+        generation: the backbone's generation settings, for a model or backbone.
         lora: peft's configuration, for an adapter.
         card: text of README.md.
-        pictures: files that the card shows.
+        pictures: image files that README.md shows.
     """
 
     what: What
@@ -47,17 +47,17 @@ class Export:
 
     @property
     def stem(self) -> str:
-        """First part of the names of weight files."""
+        """Prefix of the names of weight files, such as ``model`` in model.safetensors."""
         return {"memory": "memory", "adapter": "adapter_model"}.get(self.what, "model")
 
     def named_weights(self) -> Weights:
-        """Return the weights by their names in the folder."""
+        """Return the weights by the names that they get in the Hugging Face folder."""
         if self.what == "model":
             return self.weights.renamed(lambda name: f"hmt.{name}")
         return self.weights.without_prefix(BACKBONE) if self.what == "backbone" else self.weights
 
     def summary(self) -> str:
-        """Describe the weights in one line: how many, and in how many files."""
+        """Describe the weights in a line: their number, parameters, dtype, bytes and files."""
         weights = self.named_weights()
         numbers = sum(torch.Size(shape).numel() for shape in weights.shapes.values())
         shards = len(plan_shards(weights, self.dtype, self.stem))
@@ -70,14 +70,20 @@ class Export:
 
 
 def select_part(weights: Weights, what: What) -> Weights:
-    """Select the weights of the whole model, of the backbone, or of the memory."""
+    """Select the weights of the whole model, of the backbone, or of the memory modules."""
     if what == "model":
         return weights
     return weights.renamed(lambda name: name if name.startswith(BACKBONE) == (what == "backbone") else None)
 
 
 def find_tokenizer(name: str | None, notes: list[str], what: What) -> PreTrainedTokenizerBase | None:
-    """Load the tokenizer that goes with a model or backbone; where that fails, add a warning to ``notes``."""
+    """Load the tokenizer of a model or backbone; if that fails, return None and append a warning to ``notes``.
+
+    Args:
+        name: folder or hub name of the tokenizer; None if unknown.
+        notes: lines for the user.
+        what: exported part; a memory or an adapter gets no tokenizer.
+    """
     if name is None or what not in ("model", "backbone"):
         return None
     try:

@@ -1,4 +1,4 @@
-"""Writing the Hugging Face folder: weights, configuration, tokenizer, code and card; complete or not at all."""
+"""Write a converted model as a Hugging Face folder, complete or not at all."""
 
 import json
 import os
@@ -19,10 +19,15 @@ SETTINGS = "memory_config.json"
 
 
 def write_folder(export: Export, target: Path, max_shard: str = "5GB") -> None:
-    """Write a folder under a hidden name, verify it, and make it visible with one rename.
+    """Write a Hugging Face folder under a hidden name, verify it, and make it visible with one rename.
+
+    Args:
+        export: content of the folder.
+        target: path of the folder.
+        max_shard: largest size of a weight file, such as ``5GB``.
 
     Raises:
-        ConversionError: if it cannot be written, or does not hold what was meant; then nothing is left behind.
+        ConversionError: if the folder cannot be written or reads back differently; the hidden folder is removed.
     """
     hidden = partial_path(target)
     shutil.rmtree(hidden, ignore_errors=True)
@@ -46,7 +51,7 @@ def write_folder(export: Export, target: Path, max_shard: str = "5GB") -> None:
 
 
 def write_files(export: Export, folder: Path, max_shard: str) -> None:
-    """Write all files of a converted folder."""
+    """Write all files of a Hugging Face folder: weights, configuration, tokenizer, README.md and pictures."""
     write_shards(folder, export.named_weights(), export.dtype, export.stem, max_shard)
     parts: dict[str, Callable[[Export, Path], None]] = {
         "model": write_model,
@@ -66,7 +71,7 @@ def write_files(export: Export, folder: Path, max_shard: str) -> None:
 
 
 def write_model(export: Export, folder: Path) -> None:
-    """Write config.json and the code of a whole model."""
+    """Write config.json and the Python code of a whole HMT, for ``trust_remote_code``."""
     backbone = export.config.to_dict()
     backbone.pop("_name_or_path", None)
     config = {
@@ -87,18 +92,18 @@ def write_model(export: Export, folder: Path) -> None:
 
 
 def write_backbone(export: Export, folder: Path) -> None:
-    """Write the configuration of a plain transformers model."""
+    """Write config.json of a backbone, as a plain transformers model."""
     config = type(export.config).from_dict(export.config.to_dict())
     config.dtype = export.dtype
     config.save_pretrained(folder)
 
 
 def write_memory(export: Export, folder: Path) -> None:
-    """Write memory_config.json, the memory's settings."""
+    """Write memory_config.json, which has the settings of the memory."""
     (folder / SETTINGS).write_text(json.dumps(asdict(export.settings), indent=2) + "\n")
 
 
 def write_adapter(export: Export, folder: Path) -> None:
-    """Write adapter_config.json, peft's configuration."""
+    """Write adapter_config.json, peft's configuration of LoRA adapters."""
     assert export.lora is not None
     export.lora.save_pretrained(folder)

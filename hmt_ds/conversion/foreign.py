@@ -1,4 +1,4 @@
-"""Converting checkpoints without a recipe: HMT-pytorch's weights, and DeepSpeed folders with them or with ours."""
+"""Convert checkpoints without a recipe: weights of HMT-pytorch, and DeepSpeed folders of HMT-pytorch or hmt_ds."""
 
 import math
 from collections.abc import Sequence
@@ -23,26 +23,30 @@ from hmt_ds.memory import MemorySettings
 
 
 class ForeignLora(Section):
-    """How LoRA adapters are scaled: the files do not say, and all scripts of HMT-pytorch use this alpha."""
+    """LoRA's alpha for a checkpoint without a recipe, whose files do not store it. The default is HMT-pytorch's."""
 
     alpha: float = Field(32, gt=0)
 
 
 class Foreign(Section):
-    """What the command line says of a checkpoint without a recipe."""
+    """Settings from the command line for a checkpoint without a recipe."""
 
     memory: Memory
     lora: ForeignLora = ForeignLora()
 
 
 def export_foreign(source: Path, options: ConvertOptions, overrides: Sequence[str], notes: list[str]) -> Export:
-    """Read a foreign checkpoint (HMT-pytorch, DeepSpeed, accelerate), whole or the part named by ``--what``.
+    """Read the whole model, or the part named by ``--what``, from a checkpoint of HMT-pytorch, DeepSpeed or accelerate.
 
     Args:
-        source: a file or a folder.
-        options: of the command.
-        overrides: settings of the memory, from the command line.
-        notes: lines for the user are appended.
+        source: file or folder of the checkpoint.
+        options: options of ``hmt-ds convert``.
+        overrides: settings of the memory from the command line, such as ``--memory.segment_length 1024``.
+        notes: lines for the user, to which warnings are appended.
+
+    Raises:
+        ConversionError: if the checkpoint cannot be read, or options are missing or do not fit it.
+        ConfigError: if settings of the memory are missing or wrong.
     """
     weights, ignored = read_foreign(source)
     if ignored:
@@ -71,10 +75,10 @@ def export_foreign(source: Path, options: ConvertOptions, overrides: Sequence[st
 def foreign_settings(
     weights: Weights, config: PreTrainedConfig, overrides: Sequence[str]
 ) -> tuple[MemorySettings, float]:
-    """Return the memory's settings, from the weights' shapes and the command line, and the adapters' alpha.
+    """Return the memory's settings and LoRA's alpha, from the shapes of the weights and the command line.
 
     Raises:
-        ConfigError: if something is missing or wrong.
+        ConfigError: with a line for each missing or wrong setting.
     """
     memory: dict[str, object] = {"mode": mode_of(weights)}
     width = measure_width(config)

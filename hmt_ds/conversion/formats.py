@@ -1,4 +1,4 @@
-"""Recognizing a checkpoint's format, and reading HMT-pytorch's files and DeepSpeed's folders by our names."""
+"""Recognize a checkpoint's format, and read files of HMT-pytorch and DeepSpeed with weights named as in hmt_ds."""
 
 import contextlib
 import io
@@ -27,10 +27,10 @@ PEFT = (("base_model.model.", ""), (".base_layer.", "."))  # peft's names of wha
 
 
 def kind_of(source: Path) -> Kind:
-    """Return the format of a file or folder.
+    """Return the format of a checkpoint's file or folder.
 
     Raises:
-        ConversionError: if it does not exist, or is of no known format.
+        ConversionError: if the path does not exist, or has no known format.
     """
     if source.is_file():
         return "state_dict"
@@ -55,12 +55,12 @@ def kind_of(source: Path) -> Kind:
 
 
 def is_deepspeed(folder: Path) -> bool:
-    """Return whether DeepSpeed has written a folder."""
+    """Return whether a folder holds a DeepSpeed checkpoint."""
     return any(folder.glob("*_model_states.pt")) or (folder / "zero").is_dir()
 
 
 def tagged(folder: Path) -> Path:
-    """Return the folder that DeepSpeed's file ``latest`` names, or the folder itself."""
+    """Return the subfolder that DeepSpeed's file ``latest`` names; without such a file, the folder itself."""
     for name in ("latest", "latest_universal"):
         if (folder / name).is_file() and (folder / (folder / name).read_text().strip()).is_dir():
             return folder / (folder / name).read_text().strip()
@@ -68,10 +68,13 @@ def tagged(folder: Path) -> Path:
 
 
 def read_foreign(source: Path) -> tuple[Weights, list[str]]:
-    """Open a checkpoint without a recipe: its weights by our names, and the names that are not part of our model.
+    """Open a checkpoint of HMT-pytorch or DeepSpeed.
+
+    Returns:
+        The weights under hmt_ds's names, and the stored names that an HMT of hmt_ds does not have.
 
     Raises:
-        ConversionError: if there is code in it, or nothing that can be read.
+        ConversionError: if the checkpoint contains code, or cannot be read.
     """
     if source.is_file():
         found = tensor_weights(read_state_dict(source))
@@ -85,7 +88,7 @@ def read_foreign(source: Path) -> tuple[Weights, list[str]]:
 
 
 def our_name(name: str) -> str | None:
-    """Translate a name of HMT-pytorch's, or one that is ours already; None for weights that ours does not have."""
+    """Translate a weight's name in HMT-pytorch or hmt_ds to hmt_ds's name; None if hmt_ds has no such weight."""
     name = WRAPPERS.sub("", name)
     for prefix in BACKBONES:
         if name.startswith(prefix):
@@ -98,14 +101,14 @@ def our_name(name: str) -> str | None:
 
 
 def mode_of(weights: Weights) -> Mode:
-    """Return the ``memory.mode`` that weights belong to."""
+    """Return the ``memory.mode`` of a model, from the memory modules among its weights."""
     if "recall.query.weight" in weights.shapes:
         return "hmt"
     return "rmt" if "initial_prompt.embeddings.weight" in weights.shapes else "backbone"
 
 
 def zero_weights(folder: Path) -> Weights:
-    """Open a folder of DeepSpeed's, of stages 0 to 3, with DeepSpeed's own reader."""
+    """Open a DeepSpeed checkpoint of ZeRO stage 0 to 3, with DeepSpeed's own reader."""
     from deepspeed.utils import zero_to_fp32
 
     with one_line_errors(folder), weights_only(), contextlib.redirect_stdout(io.StringIO()):
@@ -120,7 +123,7 @@ def zero_weights(folder: Path) -> Weights:
 
 
 def universal_weights(folder: Path) -> Weights:
-    """Open a folder in DeepSpeed's universal format, which has a folder for each weight."""
+    """Open a checkpoint in DeepSpeed's universal format, which stores each weight in a folder of its own."""
     files = {path.parent.name: path for path in sorted((folder / "zero").glob("*/fp32.pt"))}
     if not files:
         raise ConversionError(f"{folder / 'zero'} holds no weights (no */fp32.pt)")

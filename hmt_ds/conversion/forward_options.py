@@ -1,4 +1,4 @@
-"""Options of a model's forward pass, with transformers' meaning: honoured, or refused in one line.
+"""Check the arguments of a converted model's forward pass: supported as in transformers, or refused in one line.
 
 Shapes: b batch, t positions, v vocabulary.
 """
@@ -13,10 +13,10 @@ WITHOUT_EFFECT = ("use_cache", "token_type_ids")
 
 
 def check_ids(input_ids: Tensor | None) -> Tensor:
-    """Refuse a call without token ids.
+    """Return token ids ``[b, t]``; refuse a forward pass without them.
 
     Raises:
-        ValueError: if there are none.
+        ValueError: if there are no token ids, or they have another number of dimensions.
     """
     if input_ids is None or input_ids.dim() != 2 or input_ids.shape[1] == 0:
         raise ValueError("input_ids must be token ids of the shape [batch, tokens], with at least one token")
@@ -24,12 +24,12 @@ def check_ids(input_ids: Tensor | None) -> Tensor:
 
 
 def check_options(options: Mapping[str, object]) -> None:
-    """Refuse options of the forward pass that would silently have no effect.
+    """Refuse arguments of the forward pass that would silently have no effect.
 
-    Clients such as peft pass many options as None or False, which ask for nothing.
+    Arguments that are None or False pass: libraries such as peft pass many that way.
 
     Raises:
-        ValueError: naming the options.
+        ValueError: naming the arguments.
     """
     if options.get("inputs_embeds") is not None:
         raise ValueError("inputs_embeds cannot be read: segments and their sensory tokens are made from input_ids")
@@ -39,10 +39,14 @@ def check_options(options: Mapping[str, object]) -> None:
 
 
 def check_mask(attention_mask: Tensor | None, shape: torch.Size) -> Tensor | None:
-    """Return a mask of pads as bool, or None where it masks nothing.
+    """Return an attention mask as bool, ``[b, t]``, False on padding; None if nothing is masked.
+
+    Args:
+        attention_mask: ``[b, t]``, 0 on padding.
+        shape: shape of the token ids.
 
     Raises:
-        ValueError: if it is not a mask of positions.
+        ValueError: if the mask has another shape than the token ids.
     """
     if attention_mask is None:
         return None
@@ -55,15 +59,15 @@ def check_mask(attention_mask: Tensor | None, shape: torch.Size) -> Tensor | Non
 
 
 def check_positions(position_ids: Tensor | None, real: Tensor | None, shape: torch.Size) -> None:
-    """Refuse positions other than the default ones, such as those of several documents packed into a row.
+    """Refuse position ids other than the default ones, such as those of several documents packed into a row.
 
     Args:
         position_ids: ``[b or 1, t]``.
-        real: ``[b, t]`` bool, False on pads, or None.
-        shape: of the token ids.
+        real: ``[b, t]`` bool, False on padding; None without padding.
+        shape: shape of the token ids.
 
     Raises:
-        ValueError: if they are neither columns nor the numbers of the row's tokens.
+        ValueError: if the ids number neither the columns of the batch nor the tokens of each row.
     """
     if position_ids is None:
         return
@@ -76,19 +80,19 @@ def check_positions(position_ids: Tensor | None, real: Tensor | None, shape: tor
 
 
 def first_position(logits_to_keep: int | Tensor, tokens: int) -> int:
-    """Return the first position whose logits are asked for; 0 for a tensor of positions."""
+    """Return the first position whose logits an int ``logits_to_keep`` keeps; 0 for a tensor of positions."""
     if isinstance(logits_to_keep, Tensor):
         return 0
     return slice(-logits_to_keep, None).indices(tokens)[0]
 
 
 def select_logits(logits: Tensor, logits_to_keep: int | Tensor) -> Tensor:
-    """Select the logits at a tensor's positions, as transformers does; with an int they are selected already.
+    """Select logits at the positions in a tensor, as transformers does; return them unchanged for an int.
 
     Args:
         logits: ``[b, t, v]``.
-        logits_to_keep: positions, ``[n]`` for all rows or ``[b, n]`` for each; or ``[b, t]`` bool, which gives
-            ``[n, v]``.
+        logits_to_keep: positions, ``[n]`` for all rows or ``[b, n]`` for each; or a mask ``[b, t]``, which selects
+            ``[n, v]``. An int was applied before.
     """
     if not isinstance(logits_to_keep, Tensor):
         return logits

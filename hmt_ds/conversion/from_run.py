@@ -1,4 +1,4 @@
-"""Converting a run: a checkpoint with the recipe beside it."""
+"""Convert a checkpoint of a run, whose recipe lies beside its checkpoints."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +25,15 @@ from hmt_ds.memory import MemorySettings
 
 
 def export_run(source: Path, options: ConvertOptions, notes: list[str]) -> Export:
-    """Read a run's model, or a part of it, as an :class:`Export`.
+    """Read the whole model, or the part named by ``--what``, from a run.
 
     Args:
         source: the run's folder, its folder of checkpoints, or one checkpoint.
-        options: of the command.
-        notes: lines for the user are appended.
+        options: options of ``hmt-ds convert``.
+        notes: lines for the user, to which warnings are appended.
+
+    Raises:
+        ConversionError: if there is no intact checkpoint, recipe or backbone, or the options do not fit the run.
     """
     checkpoint, run = find_checkpoint(source, notes)
     recipe = load_recipe(run / "recipe.yaml")
@@ -56,10 +59,17 @@ def export_run(source: Path, options: ConvertOptions, notes: list[str]) -> Expor
 
 
 def find_checkpoint(source: Path, notes: list[str]) -> tuple[Path, Path]:
-    """Return the intact checkpoint that a source names, or its newest one, and the folder with its recipe.
+    """Find the intact checkpoint to convert: ``source`` itself, or the newest one in it.
+
+    Args:
+        source: the run's folder, its folder of checkpoints, or one checkpoint.
+        notes: lines for the user, to which damaged checkpoints are appended.
+
+    Returns:
+        The checkpoint's folder, and the run's folder with the recipe.
 
     Raises:
-        ConversionError: if either is missing, or the named checkpoint is damaged.
+        ConversionError: if checkpoint or recipe is missing, or the named checkpoint is damaged.
     """
     kind = kind_of(source)
     if kind == "checkpoint":
@@ -78,7 +88,7 @@ def find_checkpoint(source: Path, notes: list[str]) -> tuple[Path, Path]:
 
 @dataclass(frozen=True)
 class RunWeights:
-    """All weights of a run's model: trained ones from its checkpoint, frozen ones from ``model.source``."""
+    """All weights of a run's model: trained ones from the checkpoint, frozen ones from ``model.source``."""
 
     recipe: Recipe
     trained: Weights
@@ -105,7 +115,11 @@ class RunWeights:
         return select_part(weights, what)
 
     def frozen(self) -> Weights:
-        """Return the backbone's weights before training, read from the files of ``model.source`` one at a time."""
+        """Open the backbone's weights before training, as stored in the files of ``model.source``.
+
+        Raises:
+            ConversionError: if the backbone had random weights, or its files cannot be found.
+        """
         source = self.recipe.model.source
         if isinstance(source, dict):
             raise ConversionError(
@@ -123,20 +137,20 @@ class RunWeights:
         return folder_weights(folder).renamed(lambda name: name.removeprefix(f"hmt.{BACKBONE}"))
 
     def frozen_by_transformers(self) -> Weights:
-        """Load the whole backbone as it was before training into the host's memory, through transformers.
+        """Load the whole backbone as it was before training into host memory, through transformers.
 
-        Needed where the files name weights otherwise than the model, as for mixtures of experts: only transformers
-        knows how to translate them.
+        Needed where weights have other names in the files than in the model, as for mixtures of experts, which only
+        transformers can translate.
         """
         model, dtype = self.recipe.model, getattr(self.config, "dtype", None) or torch.float32
         backbone = build_model(str(model.source), dtype=dtype, trust_remote_code=model.trust_remote_code)
         return tensor_weights({f"backbone.{name}": weight for name, weight in backbone.state_dict().items()})
 
     def adapters(self) -> Adapters:
-        """Return the adapters of a LoRA run."""
+        """Return the LoRA adapters of the run."""
         return Adapters(self.trained, skeleton(self.config, self.settings, self.recipe.model.lora))
 
     def peft_config(self) -> LoraConfig:
-        """Return peft's configuration of the adapters."""
+        """Return peft's configuration for the run's LoRA adapters."""
         source = self.recipe.model.source
         return peft_config(self.recipe.model.lora, source if isinstance(source, str) else None)

@@ -1,7 +1,7 @@
-"""Padded batches: which positions hold tokens, and rows with their pads moved to the end.
+"""Handle padded batches: find the padding, and move it to the end of each row.
 
-A causal model reads a row whose pads are at the end as it reads the row alone. Left padding would shift the row's
-segments, so rows are aligned to the left before they are split, and their logits are moved back afterwards.
+Padding at the end of a row changes nothing for a causal model. Left padding would shift the row's segments, so rows are
+aligned to the left before they are split, and their logits are moved back afterwards.
 
 Shapes: b batch, t positions of the padded rows, v vocabulary.
 """
@@ -17,11 +17,12 @@ from hmt_ds.memory.segments import IGNORED, Window, split_document
 
 @dataclass(frozen=True)
 class Alignment:
-    """The map between the columns of padded rows and those of the same rows aligned to the left.
+    """Map between the columns of padded rows and the columns of the same rows aligned to the left.
 
     Attributes:
-        real: ``[b, t]`` bool, False on pads.
-        order: ``[b, t]``, the position that each column of the aligned rows comes from: tokens first, then pads.
+        real: ``[b, t]`` bool, False on padding.
+        order: ``[b, t]``, for each column of the aligned rows the column that it comes from: tokens first, then
+            padding.
     """
 
     real: Tensor
@@ -29,35 +30,39 @@ class Alignment:
 
     @classmethod
     def of(cls, real: Tensor) -> "Alignment":
-        """Build the alignment that moves each row's tokens to the left, in the same order, and its pads to the end."""
+        """Build the alignment that moves each row's tokens to the left, in the same order, and its padding to the end.
+
+        Args:
+            real: ``[b, t]`` bool, False on padding.
+        """
         return cls(real, (~real).long().argsort(dim=1, stable=True))
 
     def columns(self, first: int) -> Tensor:
-        """Return the aligned columns of all positions from ``first`` on, ``[b, t - first]``."""
+        """Return the aligned column of each position of the padded rows from ``first`` on, ``[b, t - first]``."""
         return self.order.argsort(dim=1)[:, first:]
 
     def align(self, values: Tensor, pad: int) -> Tensor:
-        """Move ``[b, t]`` values to their aligned columns, and set those of pads to ``pad``."""
+        """Align rows of values ``[b, t]`` to the left, and write ``pad`` to the padding."""
         return values.masked_fill(~self.real, pad).gather(1, self.order)
 
 
 def find_trailing_pads(
     input_ids: Tensor, labels: Tensor | None, pad: int | None, special: Collection[int | None]
 ) -> Tensor | None:
-    """Find the pads of a batch that comes without an attention mask.
+    """Find the padding of a batch that has no attention mask.
 
-    An id alone does not tell a pad from text, so only what no text contains counts: a run of the pad id at the end of
-    a row, without labels, and only if texts do not use that id to begin or end. Where ``pad_token_id`` is the end of
-    text, as in many fine-tuned models, a text that ends in it would lose its last token.
+    A padding id can also be text, so only what no text contains counts as padding: a run of the id at the end of a row,
+    without labels, if no text begins or ends with the id. Where ``pad_token_id`` equals the end-of-text id, as in many
+    fine-tuned models, a text that ends with it would otherwise lose its last token.
 
     Args:
         input_ids: ``[b, t]``.
         labels: ``[b, t]``; a position with a label is text.
         pad: ``pad_token_id`` of the configuration.
-        special: the ids that begin or end a text.
+        special: ids that begin or end a text.
 
     Returns:
-        ``[b, t]`` bool, False on pads; None if there are none.
+        ``[b, t]`` bool, False on padding; None if there is none.
     """
     if pad is None or pad in special:
         return None
@@ -69,13 +74,13 @@ def find_trailing_pads(
 
 
 def split_rows(input_ids: Tensor, labels: Tensor | None, length: int, alignment: Alignment | None) -> Window:
-    """Split documents into segments of one length, without their pads.
+    """Split the documents of a batch, without their padding, into segments of equal length.
 
     Args:
         input_ids: ``[b, t]``.
-        labels: ``[b, t]``, not shifted yet. Those of pads do not count.
+        labels: ``[b, t]``, not shifted; labels of padding are ignored.
         length: L, tokens of a segment.
-        alignment: of padded rows, or None.
+        alignment: alignment of padded rows; None without padding.
     """
     if alignment is not None:
         input_ids = alignment.align(input_ids, 0)

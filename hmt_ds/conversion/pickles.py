@@ -1,4 +1,4 @@
-"""The only place where pickles are read. They come from elsewhere, and a pickle can run code: those are refused."""
+"""The only place where pickles are read. A pickle can run code, so pickles that contain code are refused."""
 
 import contextlib
 import functools
@@ -15,7 +15,7 @@ from hmt_ds.conversion.conversion_error import ConversionError
 
 
 def allowed_globals() -> list[type | Callable[..., object] | tuple[Callable[..., object], str]]:
-    """List DeepSpeed's own classes that occur in its checkpoints: all that a pickle may name besides torch's."""
+    """List the classes that a pickle may name besides torch's: DeepSpeed's own, which its checkpoints contain."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
@@ -26,7 +26,7 @@ def allowed_globals() -> list[type | Callable[..., object] | tuple[Callable[...,
 
 
 def member_of_enum(kind: Any, name: str) -> object:
-    """Stand in for ``getattr`` in a pickle: returns members of DeepSpeed's one enum and nothing else."""
+    """Replace ``getattr`` in a pickle: return members of DeepSpeed's ``ZeroStageEnum``, and refuse all else."""
     from deepspeed.runtime.zero.config import ZeroStageEnum
 
     if kind is not ZeroStageEnum:
@@ -36,9 +36,9 @@ def member_of_enum(kind: Any, name: str) -> object:
 
 @contextlib.contextmanager
 def weights_only() -> Iterator[None]:
-    """Let every ``torch.load`` read tensors and plain values only, also inside DeepSpeed.
+    """Make every ``torch.load`` in the ``with`` block read tensors and plain values only, also inside DeepSpeed.
 
-    DeepSpeed's reader asks for ``weights_only=False``, which runs whatever a file contains; this overrules it.
+    DeepSpeed's reader passes ``weights_only=False``, which would run code in a file.
     """
     load = torch.load
 
@@ -56,10 +56,10 @@ def weights_only() -> Iterator[None]:
 
 
 def read_pickle(file: Path) -> Any:
-    """Read what ``torch.save`` has written, if it is tensors and plain values.
+    """Read a file written by ``torch.save`` that holds tensors and plain values.
 
     Raises:
-        ConversionError: if there is code in it, or it cannot be read.
+        ConversionError: if the file contains code or cannot be read.
     """
     with one_line_errors(file), weights_only():
         return torch.load(file)
@@ -67,7 +67,7 @@ def read_pickle(file: Path) -> Any:
 
 @contextlib.contextmanager
 def one_line_errors(source: Path) -> Iterator[None]:
-    """Turn any error from loading a pickle, refused or unreadable, into a ConversionError of one line.
+    """Turn any error from loading a pickle into a ConversionError of one line.
 
     Raises:
         ConversionError: naming ``source`` and the reason.
@@ -85,10 +85,10 @@ def one_line_errors(source: Path) -> Iterator[None]:
 
 
 def read_state_dict(file: Path) -> dict[str, Tensor]:
-    """Read a model's state dict.
+    """Read a state dict from a file written by ``torch.save``.
 
     Raises:
-        ConversionError: if the file holds something else.
+        ConversionError: if the file contains code, cannot be read, or holds something else.
     """
     found = read_pickle(file)
     if not isinstance(found, dict) or not any(isinstance(value, Tensor) for value in found.values()):

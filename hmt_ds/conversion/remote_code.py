@@ -1,4 +1,4 @@
-"""The code in a converted folder: copies of this project's own files, so that the maths has one implementation.
+"""Copy this project's own files into a converted folder, so that the mathematics has one implementation.
 
 transformers loads files of a folder that import each other with ``from .name import``, but no packages. So
 ``hmt_ds.memory.cell`` becomes ``hmt_memory_cell``, and nothing else is changed.
@@ -13,7 +13,7 @@ IMPORT = re.compile(r"^from (hmt_ds[\w.]*) import", re.MULTILINE)
 
 
 def remote_code() -> dict[str, str]:
-    """Return names and contents of the wrapper's file and of all files that it imports of this project."""
+    """Return name and content of each Python file of a converted folder: modeling_hmt.py and what it imports."""
     found: dict[str, str] = {}
     wanted = [MAIN]
     while wanted:
@@ -26,16 +26,16 @@ def remote_code() -> dict[str, str]:
 
 
 def source_of(module: str) -> str:
-    """Read a module's source."""
+    """Return the source code of a module of hmt_ds."""
     path = ROOT.joinpath(*module.split(".")[1:])
     return (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8")
 
 
 def flat_name(module: str) -> str:
-    """Return a module's name in a converted folder."""
+    """Return a module's name in a converted folder, which has no packages: hmt_memory_cell for hmt_ds.memory.cell."""
     return "modeling_hmt" if module == MAIN else module.replace("hmt_ds.", "hmt_", 1).replace(".", "_")
 
 
 def file_name(module: str) -> str:
-    """Return the name of a module's file in a converted folder."""
+    """Return the file name of a module in a converted folder."""
     return f"{flat_name(module)}.py"

@@ -1,4 +1,4 @@
-"""Writing weights as safetensors, one shard at a time, and verifying what was written."""
+"""Write weights as safetensors files (shards), with one shard at a time in memory, and verify them."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,14 @@ MAX_SHARD = "5GB"
 
 
 def plan_shards(weights: Weights, dtype: torch.dtype, stem: str, max_shard: str = MAX_SHARD) -> dict[str, list[str]]:
-    """Return which file gets which weights, from their shapes alone."""
+    """Distribute weights over files by their shapes alone; return the names of the weights in each file.
+
+    Args:
+        weights: weights to write.
+        dtype: type in which floating-point weights are written.
+        stem: prefix of the file names.
+        max_shard: largest size of a file, such as ``5GB``.
+    """
     empty = {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in weights.shapes.items()}
     pattern = f"{stem}{{suffix}}.safetensors"
     return split_torch_state_dict_into_shards(
@@ -26,10 +33,17 @@ def plan_shards(weights: Weights, dtype: torch.dtype, stem: str, max_shard: str 
 
 
 def write_shards(folder: Path, weights: Weights, dtype: torch.dtype, stem: str, max_shard: str = MAX_SHARD) -> None:
-    """Write all weights, with one shard at a time in memory.
+    """Write all weights into safetensors files, with one file at a time in memory, and read each back.
+
+    Args:
+        folder: folder to write to.
+        weights: weights to write.
+        dtype: type in which floating-point weights are written.
+        stem: prefix of the file names.
+        max_shard: largest size of a file, such as ``5GB``.
 
     Raises:
-        ConversionError: if what is read back differs.
+        ConversionError: if a file reads back differently.
     """
     files = plan_shards(weights, dtype, stem, max_shard)
     with tqdm(total=2 * len(weights.shapes), unit="weight", desc="writing", mininterval=0.5, leave=False) as bar:
@@ -49,12 +63,12 @@ def write_shards(folder: Path, weights: Weights, dtype: torch.dtype, stem: str, 
 
 
 def to_dtype(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Convert a weight to the type that is written; integers keep theirs."""
+    """Convert a floating-point weight to a dtype; integers keep theirs."""
     return (weight.to(dtype) if weight.is_floating_point() else weight).contiguous()
 
 
 def write_index(folder: Path, files: dict[str, list[str]], weights: Weights, dtype: torch.dtype, stem: str) -> None:
-    """Write transformers' index, which says what file has which weight."""
+    """Write transformers' index file, which names the file of each weight."""
     numbers = sum(torch.Size(shape).numel() for shape in weights.shapes.values())
     index = {
         "metadata": {"total_size": numbers * dtype.itemsize, "total_parameters": numbers},
@@ -64,10 +78,10 @@ def write_index(folder: Path, files: dict[str, list[str]], weights: Weights, dty
 
 
 def verify_shard(file: Path, names: list[str], weights: Weights, dtype: torch.dtype, bar: tqdm) -> None:
-    """Read a written file back and compare each weight with the source, bit for bit.
+    """Read a safetensors file back and compare each weight with its source, bit for bit.
 
     Raises:
-        ConversionError: if they differ.
+        ConversionError: naming the weight that differs.
     """
     with safe_open(file, framework="pt") as saved:
         if set(saved.keys()) != set(names):

@@ -1,4 +1,4 @@
-"""A model on the meta device, which says what weights there must be; matching a checkpoint's weights to it."""
+"""Build a model on the meta device (a skeleton), and match a checkpoint's weights to its names and shapes."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,10 +17,15 @@ from hmt_ds.memory import HMT, MemorySettings
 
 
 def skeleton(config: PreTrainedConfig, settings: MemorySettings, lora: LoraSettings | None = None) -> HMT:
-    """Build an HMT on the meta device, where weights have shapes but no values.
+    """Build an HMT on the meta device, whose weights have shapes but no values.
+
+    Args:
+        config: configuration of the backbone.
+        settings: settings of the memory.
+        lora: LoRA settings; None for a model without adapters.
 
     Raises:
-        ConversionError: if the backbone has its own code, which a converted folder would lack.
+        ConversionError: if the backbone's code comes with the model, because a converted folder would lack it.
     """
     if has_own_code(config):
         raise ConversionError(f"{config.model_type} has its own code (model.trust_remote_code): it cannot be converted")
@@ -32,17 +37,17 @@ def skeleton(config: PreTrainedConfig, settings: MemorySettings, lora: LoraSetti
 
 
 def measure_width(config: PreTrainedConfig) -> int:
-    """Return the width of any backbone's embeddings, measured on a skeleton."""
+    """Return the width of any backbone's embeddings, measured on a model on the meta device."""
     return skeleton(config, MemorySettings(segment_length=1, mode="backbone")).backbone.dim
 
 
 def with_recall_dim(memory: MemorySettings, config: PreTrainedConfig) -> MemorySettings:
-    """Return memory settings with ``recall_dim`` filled in: by default the width of the embeddings."""
+    """Return memory settings with ``recall_dim`` filled in: the width of the embeddings, unless it is set."""
     return replace(memory, recall_dim=memory.recall_width(measure_width(config)))
 
 
 def names_of(model: nn.Module) -> Iterator[tuple[list[str], tuple[int, ...]]]:
-    """Yield each weight once, with all its names (tied weights have two; the first counts) and its shape."""
+    """Yield the names and the shape of each weight of a model; a tied weight is yielded once, with all its names."""
     names: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(parameter, []).append(name)
@@ -51,20 +56,21 @@ def names_of(model: nn.Module) -> Iterator[tuple[list[str], tuple[int, ...]]]:
 
 
 def buffers_of(model: nn.Module) -> set[str]:
-    """Return the names of the buffers that a model's file holds."""
+    """Return the names of a model's persistent buffers, which its file stores beside the weights."""
     return set(model.state_dict()) - {name for name, _ in model.named_parameters(remove_duplicate=False)}
 
 
 def match_weights(weights: Weights, model: nn.Module, origin: str) -> Weights:
-    """Select a model's weights from a checkpoint, by their first names in the model.
+    """Select the weights of a model from a checkpoint, each under its first name in the model.
 
     Args:
-        weights: of a checkpoint.
-        model: a skeleton.
-        origin: what the checkpoint is called in errors.
+        weights: weights of a checkpoint.
+        model: the model, on the meta device.
+        origin: name of the checkpoint in error messages.
 
     Raises:
-        ConversionError: naming a weight that is missing, has another shape, or differs from one that it is tied to.
+        ConversionError: naming a weight that is missing, has another shape, or is stored with other values than a
+            weight that it is tied to.
     """
     chosen: dict[str, str] = {}
     shapes: dict[str, tuple[int, ...]] = {}
@@ -94,22 +100,22 @@ def match_weights(weights: Weights, model: nn.Module, origin: str) -> Weights:
 
 
 def shape_fits(stored: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    """Return whether a stored shape is right, flattened or not: universal folders of stage 3 hold flat weights."""
+    """Return whether a stored weight has a shape, flattened or not: DeepSpeed's universal format may flatten."""
     return stored == shape or stored == (torch.Size(shape).numel(),)
 
 
 def reshaped(weight: Tensor, shape: tuple[int, ...] | None) -> Tensor:
-    """Return a weight in the given shape; with None, as for a buffer, return it unchanged."""
+    """Return a weight in the given shape; unchanged if the shape is None, as for buffers."""
     return weight if shape is None else weight.view(shape)
 
 
 def with_frozen(trained: Weights, frozen: Weights, model: HMT) -> Weights:
-    """Add the backbone's frozen weights to the trained ones.
+    """Join the trained weights of a run and the frozen weights of its backbone.
 
     Args:
-        trained: by our names.
-        frozen: by the names of the backbone's files, with or without the prefix of transformers' base model.
-        model: a skeleton without adapters.
+        trained: trained weights, by their names in an HMT.
+        frozen: weights of the backbone, by the names in its files, with or without transformers' base model prefix.
+        model: the HMT without adapters, on the meta device.
     """
     prefix = cast(CausalLM, model.backbone).model.base_model_prefix
     known = set(model.state_dict())
@@ -122,7 +128,7 @@ def with_frozen(trained: Weights, frozen: Weights, model: HMT) -> Weights:
 
 
 def combine(first: Weights, second: Weights) -> Weights:
-    """Join two sets of weights; where both have a name, the first one's weight counts."""
+    """Join two sets of weights; for a name in both, the first set counts."""
     return Weights(
         second.shapes | first.shapes,
         lambda name: (first if name in first.shapes else second).read(name),

@@ -1,4 +1,4 @@
-"""Named weights that are read one at a time, from any kind of file: no model is ever held whole."""
+"""Weights by name, read one at a time from any kind of file, so that no model is ever held as a whole."""
 
 import json
 from collections.abc import Callable
@@ -17,34 +17,34 @@ from hmt_ds.conversion.pickles import read_pickle
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights of a model by name, each read when it is needed.
+    """The weights of a model by name, each read on access.
 
     Attributes:
-        shapes: the shape of each weight.
-        read: reads a weight by its name into the host's memory.
+        shapes: shape of each weight, by name.
+        read: reads a weight, by name, into host memory.
     """
 
     shapes: dict[str, tuple[int, ...]]
     read: Callable[[str], Tensor]
 
     def renamed(self, rename: Callable[[str], str | None]) -> "Weights":
-        """Return the weights under other names, without those that are renamed to None."""
+        """Return the weights under other names, without those that ``rename`` maps to None."""
         old = {new: name for name in self.shapes if (new := rename(name)) is not None}
         return Weights({new: self.shapes[name] for new, name in old.items()}, lambda new: self.read(old[new]))
 
     def without_prefix(self, prefix: str) -> "Weights":
-        """Return the weights whose names start with a prefix, without it."""
+        """Return the weights whose names start with a prefix, and remove it from the names."""
         return self.renamed(lambda name: name.removeprefix(prefix) if name.startswith(prefix) else None)
 
 
 def tensor_weights(found: dict[str, Tensor]) -> Weights:
-    """Wrap a state dict; tensors that are mapped from a file are read only when they are needed."""
+    """Wrap a state dict as :class:`Weights`; memory-mapped tensors are read on access."""
     found = {name: tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}
     return Weights({name: tuple(tensor.shape) for name, tensor in found.items()}, found.__getitem__)
 
 
 def checkpoint_weights(checkpoint: Path) -> Weights:
-    """Open the trained weights of one of our checkpoints: float32, assembled from their fragments."""
+    """Open the trained weights of an hmt_ds checkpoint, in float32, each joined from its saved fragments."""
     fragments = FragmentReader(checkpoint)
 
     def read(name: str) -> Tensor:
@@ -56,10 +56,10 @@ def checkpoint_weights(checkpoint: Path) -> Weights:
 
 
 def folder_weights(folder: Path) -> Weights:
-    """Open the weights of a Hugging Face folder: safetensors, or else pickles without code in them.
+    """Open the weights of a Hugging Face folder: safetensors files, or else pickles, which must not contain code.
 
     Raises:
-        ConversionError: if there are none, or files are missing that the index names.
+        ConversionError: if there are no weight files, or some that the index names are missing.
     """
     files = weight_files(folder)
     if files and files[0].suffix == ".bin":
@@ -82,7 +82,11 @@ def folder_weights(folder: Path) -> Weights:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """List the weight files of a Hugging Face folder."""
+    """List the weight files of a Hugging Face folder: the single file, or the shards that the index names.
+
+    Raises:
+        ConversionError: if there are none, or some that the index names are missing.
+    """
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():
             return [folder / name]

@@ -1,1 +1,1 @@
-"""Ranks as processes: process group, collectives, stop signals, watchdog, and DeepSpeed's internals."""
+"""Ranks as processes: process group, collectives, stop signals, watchdog, and access to DeepSpeed's internals."""

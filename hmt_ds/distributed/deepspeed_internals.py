@@ -1,6 +1,6 @@
-"""What this project uses of DeepSpeed beyond its documented interface.
+"""Access to the undocumented parts of DeepSpeed that this project uses, each behind a small function.
 
-Other files use engine.py and the functions below. A new DeepSpeed version is checked here alone:
+Other files use engine.py and these functions, so a new DeepSpeed version needs checking here alone:
 tests/unit/test_deepspeed_internals.py looks for every name in the installed version.
 """
 
@@ -26,14 +26,15 @@ GRADIENT_TENSORS = (
 
 
 def untyped(thing: object) -> Any:
-    """Return an object without its type, to reach private attributes that the type does not declare."""
+    """Return an object typed as Any, to reach private attributes that its type does not declare."""
     return thing
 
 
 def skip_shared_memory_kernel() -> None:
-    """Keep DeepSpeed from building its shared-memory all-reduce for CPU ranks.
+    """Keep DeepSpeed from compiling its shared-memory all-reduce for CPU ranks.
 
-    The build takes minutes at the first start, and a killed build leaves a lock behind which every later start hangs.
+    Compiling takes minutes at the first start, and a compilation that was killed leaves a lock on which later starts
+    hang.
     """
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
@@ -42,21 +43,21 @@ def skip_shared_memory_kernel() -> None:
 
 
 def has_optimizer(engine: Engine[Model]) -> bool:
-    """Whether an engine trains, rather than only reads (``build_reading_engine``)."""
+    """Whether an engine has an optimizer, as for training; evaluation builds engines without one."""
     return untyped(engine).basic_optimizer is not None
 
 
 def base_optimizer(engine: Engine[Model]) -> Optimizer:
-    """The torch optimizer (or DeepSpeed's replacement for it) that ZeRO's optimizer wraps."""
+    """The torch optimizer, or DeepSpeed's replacement for it, that ZeRO's optimizer wraps."""
     optimizer = untyped(engine).optimizer
     return optimizer if engine.zero_optimization_stage() == 0 else optimizer.optimizer
 
 
 def skip_steps_on_overflow(engine: Engine[Model]) -> None:
-    """Let stage 0 skip steps whose gradients are not finite, as DeepSpeed's own optimizers of the other stages do.
+    """Make a stage-0 engine skip steps whose gradients are not finite, as DeepSpeed's ZeRO optimizers do.
 
-    The engine reads ``optimizer.overflow`` after a step: where it is true it counts a skipped step and does not advance
-    the schedule. A torch optimizer without gradients changes nothing, so dropping them skips the step.
+    The engine reads ``optimizer.overflow`` after a step: if true, it counts a skipped step and does not advance the
+    schedule. A torch optimizer without gradients changes nothing, so dropping the gradients skips the step.
     """
     if engine.zero_optimization_stage() > 0:
         return
@@ -70,35 +71,35 @@ def skip_steps_on_overflow(engine: Engine[Model]) -> None:
 
 
 def set_overflow(engine: Engine[Model], overflow: bool) -> None:
-    """Tell a stage-0 engine whether the gradients of the coming step are not finite."""
+    """Tell a stage-0 engine whether the gradients of the coming step are non-finite, so that it skips the step."""
     untyped(engine).optimizer.overflow = overflow
 
 
 def skipped_steps(engine: Engine[Model]) -> int:
-    """The number of optimizer steps skipped so far."""
+    """The number of optimizer steps that an engine has skipped so far."""
     return untyped(engine).skipped_steps
 
 
 def loss_scale(engine: Engine[Model]) -> float:
-    """The factor by which the engine multiplies losses (1 unless fp16)."""
+    """The factor by which an engine multiplies losses (1 unless fp16)."""
     if scaler := untyped(engine).torch_autocast_z0_gradscaler:
         return float(scaler.get_scale())
     return float(getattr(untyped(engine).optimizer, "loss_scale", 1.0) or 1.0)
 
 
 def counters(engine: Engine[Model]) -> dict[str, int]:
-    """The engine's counters of steps and samples, for checkpoints."""
+    """An engine's counters of steps and samples, for checkpoints."""
     return {name: getattr(engine, name) for name in COUNTERS}
 
 
 def set_counters(engine: Engine[Model], saved: dict[str, int]) -> None:
-    """Set the engine's counters to saved values of :func:`counters`."""
+    """Set an engine's counters of steps and samples to those of a checkpoint."""
     for name in COUNTERS:
         setattr(engine, name, saved[name])
 
 
 def loss_scaler_state(engine: Engine[Model]) -> dict[str, float]:
-    """The numbers of the fp16 loss scaler; empty without one."""
+    """The state of the fp16 loss scaler, for checkpoints; an empty dict in other precisions."""
     if scaler := untyped(engine).torch_autocast_z0_gradscaler:
         return scaler.state_dict()
     scaler = getattr(untyped(engine).optimizer, "loss_scaler", None)
@@ -106,7 +107,7 @@ def loss_scaler_state(engine: Engine[Model]) -> dict[str, float]:
 
 
 def set_loss_scaler_state(engine: Engine[Model], saved: dict[str, float]) -> None:
-    """Set the fp16 loss scaler to a saved state, unless a run of another precision saved it."""
+    """Set the fp16 loss scaler to the state in a checkpoint, unless a run in another precision saved it."""
     if scaler := untyped(engine).torch_autocast_z0_gradscaler:
         if saved:
             scaler.load_state_dict(saved)
@@ -118,28 +119,29 @@ def set_loss_scaler_state(engine: Engine[Model], saved: dict[str, float]) -> Non
 
 
 def start_backward(engine: Engine[Model]) -> None:
-    """Start a backward pass that no forward pass through the engine precedes.
+    """Prepare an engine for a backward pass that does not follow a forward pass through the engine.
 
-    DeepSpeed does this in the engine's forward pass. When segments keep their graphs, several backward passes follow
-    each other; without this call stage 3 takes the second for a part of the first and drops the first's gradients.
+    DeepSpeed does so in the engine's forward pass. When segments keep their graphs, several backward passes follow each
+    other; without this call ZeRO-3 takes the second for a part of the first and drops the first's gradients.
     """
     if clear := getattr(untyped(engine).optimizer, "clear_backward_seen_flag", None):
         clear()
 
 
 def gradient_shard(engine: Engine[Model]) -> Tensor | None:
-    """ZeRO-3's flat buffer with this rank's shard of the gradients; None at other stages.
+    """ZeRO-3's flat buffer with this rank's shard of the gradients.
 
-    None too where the optimizer is offloaded: the buffer is then page-locked memory of the host.
+    Returns:
+        None at other stages, and if the optimizer is offloaded, because the buffer is then page-locked host memory.
     """
     optimizer = untyped(engine).optimizer
     return None if getattr(optimizer, "offload_optimizer", False) else getattr(optimizer, GRADIENT_SHARD, None)
 
 
 def fp32_gradient_sums(engine: Engine[Model]) -> dict[nn.Parameter, Tensor]:
-    """The whole flat fp32 gradient buffer of each weight, where DeepSpeed keeps such buffers (stage 1 in bf16).
+    """Each weight's unsharded, flat fp32 gradient buffer, where DeepSpeed keeps one (stage 1 in bf16); else empty.
 
-    The optimizer's step zeroes them.
+    The optimizer's step zeroes the buffers.
     """
     optimizer = untyped(engine).optimizer
     if not isinstance(optimizer, BF16_Optimizer):
@@ -149,7 +151,7 @@ def fp32_gradient_sums(engine: Engine[Model]) -> dict[nn.Parameter, Tensor]:
 
 
 def all_reduce_fp32_sums(engine: Engine[Model]) -> None:
-    """All-reduce :func:`fp32_gradient_sums` in place."""
+    """All-reduce the engine's unsharded fp32 gradient buffers in place (stage 1 in bf16). Collective."""
     optimizer = untyped(engine).optimizer
     # the optimizer ignores sums that its own hooks have not filled
     optimizer.fp32_groups_has_gradients = [[True] * len(group) for group in optimizer.bf16_groups]
@@ -160,7 +162,7 @@ def all_reduce_fp32_sums(engine: Engine[Model]) -> None:
 
 
 def gradient_tensors(engine: Engine[Model]) -> list[object]:
-    """Every buffer (nested) in which an optimizer of DeepSpeed keeps gradients, to count its memory."""
+    """Every buffer in which DeepSpeed's optimizer keeps gradients, in nested containers, to measure their memory."""
     return [getattr(untyped(engine).optimizer, name, None) for name in GRADIENT_TENSORS]
 
 
@@ -168,39 +170,39 @@ def gradient_tensors(engine: Engine[Model]) -> list[object]:
 
 
 def full_numel(weight: Tensor) -> int:
-    """The number of elements of a weight, sharded (where ``weight.numel()`` is 0) or not."""
+    """The number of elements of a whole weight, even if it is sharded and ``weight.numel()`` is 0 (ZeRO-3)."""
     return getattr(weight, "ds_numel", weight.numel())
 
 
 def full_shape(weight: Tensor) -> tuple[int, ...]:
-    """The shape of the whole weight, sharded or not."""
+    """The shape of a whole weight, even if it is sharded (ZeRO-3)."""
     return tuple(getattr(weight, "ds_shape", weight.shape))
 
 
 def weight_shard(weight: Tensor) -> Tensor | None:
-    """This rank's shard of a ZeRO-3 weight; None for a weight that is whole."""
+    """This rank's shard of a weight that ZeRO-3 shards; None for a weight that is whole."""
     return getattr(weight, "ds_tensor", None)
 
 
 def is_replicated(weight: Tensor) -> bool:
-    """Whether another pipeline stage holds the original of a weight, counts it in norms and saves it."""
+    """Whether a weight is a copy of another pipeline stage's weight, which that stage saves and counts in norms."""
     return getattr(weight, "ds_pipe_replicated", False)
 
 
 def mark_replicated(weight: Tensor, replicated: bool = True) -> None:
-    """Exclude a copy of another pipeline stage's weight from DeepSpeed's gradient norm."""
+    """Mark a weight as a copy of another pipeline stage's, so that DeepSpeed leaves it out of gradient norms."""
     untyped(weight).ds_pipe_replicated = replicated
 
 
 def mark_leaf(module: nn.Module) -> None:
-    """Let ZeRO-3 gather a module's weights at once (``set_z3_leaf_modules`` does so for all modules of a class)."""
+    """Let ZeRO-3 gather all weights of one module at once; ``set_z3_leaf_modules`` does so for a whole class."""
     untyped(module)._z3_leaf = True
 
 
 def gather_function(engine: Engine[Model]) -> Callable[[set[nn.Parameter], bool], None]:
-    """ZeRO-3's function that starts all-gathers of weights, for the forward (True) or the backward pass (False).
+    """ZeRO-3's function that starts to all-gather a set of weights, for the forward (True) or backward pass (False).
 
-    It skips weights that are there already; a module that needs the weights waits for them.
+    The function skips weights that are already gathered; a module that needs the weights waits for them.
     """
     coordinator = untyped(engine).optimizer.parameter_offload.get_param_coordinator()
     return coordinator._PartitionedParameterCoordinator__all_gather_params
@@ -210,10 +212,10 @@ class OptimizerShard(NamedTuple):
     """This rank's part of a trained weight, in the optimizer's flat fp32 buffers (ZeRO 1 to 3).
 
     Attributes:
-        start: of the part in the flattened weight.
-        numel: of the part.
+        start: index in the flattened weight at which the part starts.
+        numel: number of elements of the part.
         buffer: the flat buffer, which is also the key of the optimizer's state.
-        offset: of the part in the buffer.
+        offset: index in the buffer at which the part starts.
     """
 
     start: int
@@ -223,7 +225,7 @@ class OptimizerShard(NamedTuple):
 
 
 def optimizer_shard(engine: Engine[Model], weight: Tensor, rank: int) -> OptimizerShard | None:
-    """Where a rank's part of a weight is; None if it has none."""
+    """The place of a rank's part of a weight in the optimizer's flat buffers; None if the rank has no part."""
     optimizer = untyped(engine).optimizer
     if engine.zero_optimization_stage() == 3:  # every weight is cut into equal parts, the last ones padded
         group, offset, size = optimizer.grad_position[optimizer.get_param_id(weight)]
@@ -238,21 +240,21 @@ def optimizer_shard(engine: Engine[Model], weight: Tensor, rank: int) -> Optimiz
 
 
 def master_buffers(engine: Engine[Model]) -> list[Tensor]:
-    """This rank's flat fp32 buffers of weights (ZeRO 1 to 3): what the optimizer updates."""
+    """This rank's flat fp32 buffers of master weights, which the optimizer updates (ZeRO 1 to 3)."""
     optimizer = untyped(engine).optimizer
     names = ("single_partition_of_fp32_groups", "fp32_groups_flat_partition", "fp32_partitioned_groups_flat")
     return next((list(found) for name in names if (found := getattr(optimizer, name, None))), [])
 
 
 def group_of_buffers(engine: Engine[Model]) -> list[int]:
-    """The parameter group of each of :func:`master_buffers`. Stage 3 cuts a group into several buffers."""
+    """The index of the parameter group of each flat buffer of master weights; at ZeRO-3 a group has several."""
     number = range(len(master_buffers(engine)))
     to_group = untyped(engine).optimizer.sub_group_to_group_id if engine.zero_optimization_stage() == 3 else number
     return [to_group[n] for n in number]
 
 
 def refresh_weights(engine: Engine[Model]) -> None:
-    """Copy changed fp32 master weights (without an optimizer: shards) into the compute weights."""
+    """Copy changed fp32 master weights (without an optimizer: ZeRO-3 shards) into the model's compute weights."""
     optimizer, stage = untyped(engine).optimizer, engine.zero_optimization_stage()
     if stage in (1, 2):
         optimizer.update_lp_params()
@@ -275,11 +277,11 @@ def refresh_weights(engine: Engine[Model]) -> None:
 
 
 def join_offloaded_parts(engine: Engine[Model]) -> None:
-    """Share parameter groups and states between the two optimizers of ``offload_optimizer.ratio`` below 1.
+    """Share parameter groups and states between the GPU's and the host's optimizer, for a partly offloaded optimizer.
 
-    DeepSpeed then updates its first flat buffers with a torch AdamW on the GPU, whose first group keeps the learning
-    rate it began with, and whose states no checkpoint sees. So the GPU optimizer is given the host optimizer's groups
-    and states.
+    With ``offload_optimizer.ratio`` below 1, DeepSpeed updates its first flat buffers with a torch AdamW on the GPU,
+    whose first group keeps the initial learning rate, and whose states no checkpoint contains. So the GPU optimizer
+    gets the host optimizer's groups and states.
     """
     on_gpu = getattr(untyped(engine).optimizer, "backup_optimizer", None)
     if on_gpu is None:
@@ -293,6 +295,6 @@ def join_offloaded_parts(engine: Engine[Model]) -> None:
 
 
 def optimizer_for(engine: Engine[Model], buffer: Tensor) -> Optimizer:
-    """The optimizer that updates a flat buffer: with a part offloaded, the one on the buffer's device."""
+    """The optimizer that updates a flat buffer: if a part is offloaded, the one of two on the buffer's device."""
     on_gpu = getattr(untyped(engine).optimizer, "backup_optimizer", None)
     return base_optimizer(engine) if on_gpu is None or buffer.device.type == "cpu" else on_gpu

@@ -1,4 +1,4 @@
-"""The documented interface of a DeepSpeed engine, as far as this project uses it."""
+"""The documented interface of a DeepSpeed engine, as a typing Protocol."""
 
 from typing import Any, Protocol, TypeVar
 
@@ -9,7 +9,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class Engine(Protocol[Model]):
-    """A DeepSpeed engine: the documented members that this project uses."""
+    """A DeepSpeed engine around a model: the documented members that this project uses."""
 
     module: Model
     device: torch.device

@@ -1,4 +1,4 @@
-"""The rendezvous of ranks that a plain ``mpirun`` started, found through MPI itself (mpi4py)."""
+"""Find the address at which ranks meet, for ranks started by plain ``mpirun``, through MPI (mpi4py)."""
 
 import socket
 
@@ -6,12 +6,12 @@ from hmt_ds.distributed.network import address_towards, bound_port, interface_of
 
 
 def rendezvous() -> dict[str, str]:
-    """Return the first rank's address, a free port there and this machine's interface, as environment variables.
+    """Return the first rank's address, a free port there, and this machine's interface, as environment variables.
 
-    A collective. MPI is finalized at once, so that a rank can exit at any time: later messages go through NCCL or gloo.
+    Collective. MPI is finalized at once, so that a rank can exit at any time: later messages go through NCCL or gloo.
 
     Raises:
-        RuntimeError: without mpi4py or an MPI library, or if the first machine cannot resolve the others' names.
+        RuntimeError: without mpi4py or an MPI library, or if the first machine cannot resolve the others' host names.
     """
     try:
         import mpi4py

@@ -1,11 +1,11 @@
-"""This machine's ports and addresses. Imports only the standard library: launch scripts run it anywhere."""
+"""Ports and addresses of this machine. Imports only the standard library, because launch scripts run it anywhere."""
 
 import socket
 from importlib.util import find_spec
 
 
 def bound_port(port: int) -> int:
-    """Return the port if it can be listened on; a free one for 0."""
+    """Return a TCP port that can be listened on: the given one, or any free one for 0. OSError if it is taken."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ignore what an ended run has left
         probe.bind(("", port))
@@ -14,7 +14,7 @@ def bound_port(port: int) -> int:
 
 
 def address_towards(host: str) -> str:
-    """The address from which this machine reaches another one. Nothing is sent."""
+    """The IP address of this machine on the route to a host. No packet is sent."""
     family, kind, _, _, there = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, kind) as probe:
         probe.connect(there)
@@ -22,7 +22,7 @@ def address_towards(host: str) -> str:
 
 
 def interface_of(address: str) -> str | None:
-    """The name of the network interface with an address."""
+    """The name of the network interface that has an IP address; None if no interface has it."""
     if find_spec("psutil") is None:
         return None
     import psutil

@@ -1,4 +1,4 @@
-"""Join the process group, and the few collectives that are not DeepSpeed's own."""
+"""Join the process group, and run the few collectives that do not go through DeepSpeed's engine."""
 
 import logging
 import os
@@ -40,15 +40,19 @@ BARRIERS = count()
 
 
 class LaunchError(ValueError):
-    """The launcher does not say which machine is the first."""
+    """Raised if the launcher's environment variables do not name the first machine."""
 
 
 class LostRank(RuntimeError):
-    """Another rank is gone or does not answer in time."""
+    """Raised if another rank has exited or does not answer in time."""
 
 
 def join(timeout_minutes: float = 30) -> torch.device:
-    """Join the process group that the launcher describes (or a group of one process); return this rank's device."""
+    """Join the process group that the launcher's variables describe, or a group of one; return this rank's device.
+
+    Args:
+        timeout_minutes: minutes after which a collective gives up.
+    """
     set_rank_variables()
     # The recomputation plan changes the sizes of allocations between steps, which fragments fixed-size segments.
     if "PYTORCH_ALLOC_CONF" not in os.environ:
@@ -71,7 +75,7 @@ def set_rank_variables() -> None:
     """Set torch's environment variables (``RANK``, ``WORLD_SIZE``, ...) from mpirun's or srun's, unless they are set.
 
     Raises:
-        LaunchError: with several machines, if nothing says which is the first.
+        LaunchError: with several machines, if no variable names the first machine.
     """
     known = os.environ
     launcher = {} if "RANK" in known else launcher_variables()
@@ -96,41 +100,41 @@ def set_rank_variables() -> None:
 
 
 def launcher_variables() -> dict[str, str]:
-    """mpirun's or srun's variables for ranks, by torch's names; empty without such a launcher."""
+    """Values of mpirun's or srun's environment variables for ranks, by torch's names; empty without these launchers."""
     # mpirun before srun: inside a Slurm job, Slurm's variables number mpirun's daemons
     launchers = (one for one in (OPEN_MPI, HYDRA, SLURM) if all(theirs in os.environ for theirs in one.values()))
     return next(launchers, {})
 
 
 def leave() -> None:
-    """Leave the process group."""
+    """Leave the process group, if this process is in one."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def end_process(code: int) -> NoReturn:
-    """Flush all output and exit at once: gloo's threads sometimes abort a process that waits for them at exit."""
+    """Flush all output and exit at once, because gloo's threads sometimes abort a process during its normal exit."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 def rank() -> int:
-    """This process's rank; 0 without a process group."""
+    """The rank of this process; 0 without a process group."""
     return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
 
 
 def world_size() -> int:
-    """The number of processes."""
+    """The number of ranks; 1 without a process group."""
     return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
 @contextmanager
 def report_lost_rank() -> Iterator[None]:
-    """Report a lost rank when the collective in the ``with`` statement fails.
+    """Turn the error of a collective in the ``with`` block into a LostRank in one line.
 
     Raises:
-        LostRank: if another rank is gone.
+        LostRank: if another rank has exited or does not answer.
     """
     try:
         yield
@@ -140,7 +144,7 @@ def report_lost_rank() -> Iterator[None]:
 
 
 def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
-    """All-reduce: the sum over all ranks, in place."""
+    """All-reduce a tensor: return the sum over all ranks, in place."""
     if torch.distributed.is_initialized():
         with report_lost_rank():
             torch.distributed.all_reduce(values)
@@ -148,7 +152,7 @@ def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
 
 
 def all_reduce_min(values: Sequence[float], device: torch.device) -> list[float]:
-    """All-reduce: the minimum of each value over all ranks."""
+    """All-reduce a list of numbers: return the minimum of each over all ranks."""
     there = torch.tensor(values, dtype=torch.float64, device=device)
     if torch.distributed.is_initialized():
         with report_lost_rank():
@@ -157,7 +161,7 @@ def all_reduce_min(values: Sequence[float], device: torch.device) -> list[float]
 
 
 def broadcast_object(value: object) -> object:
-    """Broadcast: rank 0's value, on every rank."""
+    """Broadcast a picklable value from rank 0; return it on every rank."""
     if not torch.distributed.is_initialized():
         return value
     box = [value]
@@ -168,7 +172,7 @@ def broadcast_object(value: object) -> object:
 
 
 def all_gather_object(value: object) -> list[Any]:
-    """All-gather: every rank's value, on every rank."""
+    """All-gather a picklable value; return the values of all ranks, on every rank."""
     values = [value] * world_size()
     if torch.distributed.is_initialized():
         with report_lost_rank():
@@ -178,7 +182,7 @@ def all_gather_object(value: object) -> list[Any]:
 
 
 def wait_for_all() -> None:
-    """Wait for all ranks, for hours if one of them reads data: a collective gives up after 30 minutes."""
+    """Wait for all ranks like a barrier, but up to a day, because a rank may read data: collectives give up earlier."""
     store, number = torch.distributed.distributed_c10d._get_default_store(), next(BARRIERS)
     if store.add(f"hmt_ds/came/{number}", 1) == world_size():
         store.set(f"hmt_ds/all_came/{number}", "")
@@ -186,7 +190,7 @@ def wait_for_all() -> None:
 
 
 def silence_libraries() -> None:
-    """Silence the libraries' messages, except errors."""
+    """Set the log levels of DeepSpeed, transformers and other libraries so that they print only errors."""
     import datasets
     import transformers
 

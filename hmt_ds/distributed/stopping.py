@@ -1,4 +1,4 @@
-"""Stop signals on any rank, and the exit code of a rank."""
+"""Handle stop signals on any rank, and report the exit code."""
 
 import os
 import signal
@@ -13,11 +13,11 @@ STOPPED = 75  # exit code: everything is saved, the run can be started again; EX
 
 
 class Stopped(Exception):
-    """All ranks exit because one of them received a stop signal; the message is for the user."""
+    """Raised on all ranks after one of them received a stop signal; the message is for the user."""
 
 
 class StopSignals:
-    """Records Ctrl-C, SIGTERM (preemption) and SIGUSR1 (the job's time limit is near).
+    """Records the stop signals Ctrl-C, SIGTERM (preemption) and SIGUSR1 (the job's time limit is near).
 
     Attributes:
         received: 1 after a signal, else 0.
@@ -31,21 +31,21 @@ class StopSignals:
             signal.signal(signal.SIGTERM, self.note)
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        """Record a stop signal; the current step still runs to its end."""
+        """Signal handler: record a stop signal, without interrupting the current step."""
         self.received = 1
 
     def raise_if_received(self, device: torch.device, message: str) -> None:
-        """Stop all ranks if any has received a signal. A collective.
+        """Raise :class:`Stopped` on all ranks if any rank has received a stop signal. Collective: an all-reduce.
 
         Raises:
-            Stopped: on all ranks.
+            Stopped: with ``message``.
         """
         if all_reduce_sum(torch.tensor([self.received], device=device)).item():
             raise Stopped(message)
 
 
 def write_exit_code(code: int) -> None:
-    """Write rank 0's exit code to a file for the launch script: not every launcher passes codes on."""
+    """Write rank 0's exit code to a file for the launch script, because not every launcher passes codes on."""
     file = os.environ.get("HMT_DS_EXIT_CODE_FILE")
     if file and rank() == 0:
         Path(file).write_text(f"{code}\n")

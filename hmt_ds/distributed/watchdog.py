@@ -1,4 +1,4 @@
-"""A watchdog process beside each rank kills the rank when it hangs, so that the run ends and can be restarted."""
+"""A watchdog process per rank, which kills the rank when it hangs, so that the run ends and can be restarted."""
 
 import faulthandler
 import os
@@ -15,13 +15,13 @@ PROCESS = Path(__file__).with_name("watchdog_process.py")
 
 
 class Watchdog:
-    """Kills this rank when it gives no sign of life for some minutes, and prints its Python stack if there is one.
+    """Kills this rank if it reports no progress for some minutes, after printing its Python stack if possible.
 
-    A rank may be stopped (SIGSTOP), or its GPU, its file system or a rank on a dead machine may not answer. No code
-    within the rank could notice or end that.
+    A rank may be stopped (SIGSTOP), or its GPU, its file system or a rank on a dead machine may not answer. Code within
+    the rank could neither notice nor end that.
 
     Args:
-        minutes: of silence before the rank is killed.
+        minutes: time without progress after which the rank is killed.
     """
 
     def __init__(self, minutes: float):
@@ -40,11 +40,15 @@ class Watchdog:
         os.set_blocking(self.pipe, False)
 
     def alive(self, after: str) -> None:
-        """Give a sign of life after something was done (``step 12``)."""
+        """Report progress to the watchdog process.
+
+        Args:
+            after: what was just done, such as ``step 12``.
+        """
         with suppress(OSError):  # the watchdog is stopped, or gone
             os.write(self.pipe, f"{after}\n".encode())
 
     def end(self) -> None:
-        """Stop watching."""
+        """End the watchdog process; the rank is no longer watched."""
         self.process.kill()
         self.process.wait()

@@ -1,6 +1,6 @@
-"""The watchdog process: ``python -I watchdog_process.py PID RANK SECONDS STACK``, with signs of life on its input.
+"""The watchdog process: ``python -I watchdog_process.py PID RANK SECONDS STACK``, with progress reports on stdin.
 
-It imports only the standard library, so that it takes little memory and always starts.
+Imports only the standard library, so that it takes little memory and always starts.
 """
 
 import os
@@ -21,7 +21,14 @@ FRAMES = 8  # of its stack, innermost first
 
 
 def watch(pid: int, rank: str, seconds: float, stack: int) -> None:
-    """Watch until the rank is gone or was killed. On SIGUSR2 it writes its stack to the file descriptor ``stack``."""
+    """Watch a rank until it exits, and kill it after too long without a report of progress on stdin.
+
+    Args:
+        pid: process id of the rank.
+        rank: number of the rank, for messages.
+        seconds: longest time without progress.
+        stack: file descriptor that the rank writes its Python stack to when it receives SIGUSR2.
+    """
     silent, after = 0.0, "its first step"
     while os.getppid() == pid:
         began = time.monotonic()
@@ -42,7 +49,7 @@ def watch(pid: int, rank: str, seconds: float, stack: int) -> None:
 
 
 def why(pid: int, stack: int) -> str:
-    """Describe how the rank hangs: its process is stopped, or else its Python stack if there is one."""
+    """Describe how a rank hangs: its process is stopped, or else its Python stack, if the rank can still print it."""
     if is_stopped(pid):
         return "its process is stopped, and killed"
     with suppress(ProcessLookupError):
@@ -53,7 +60,7 @@ def why(pid: int, stack: int) -> str:
 
 
 def is_stopped(pid: int) -> bool:
-    """Whether a process is stopped (SIGSTOP), where the system has /proc."""
+    """Whether a process is stopped (SIGSTOP), according to /proc; False on systems without /proc."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] in "Tt"
     except OSError:
