@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt
 
 from hmt_ds.backbones.settings import LoraSettings
 from hmt_ds.config.sections import STRICT, section
+from hmt_ds.data.settings import RetrievalSettings
 from hmt_ds.memory.settings import MemorySettings
 from hmt_ds.parallel.settings import ComputeSettings
 
@@ -75,10 +76,22 @@ class Source(Section):
     """Regular expression for the first line of each document in a text file. Default: one document per file."""
 
 
+@section(
+    keys=Annotated[int, Field(ge=2, le=4096)],
+    values=Annotated[int, Field(ge=2, le=64)],
+    held_out=Annotated[float, Field(gt=0, lt=1)],
+)
+class Retrieval(RetrievalSettings):
+    """Generated documents that tell facts and ask for them in later segments (hmt_ds/data)."""
+
+
 class Data(Section):
     """Training and held-out documents."""
 
-    train: Source
+    train: Source | None = None
+    """Training documents. Required unless there is data.retrieval."""
+    retrieval: Retrieval | None = None
+    """Generated documents that tell facts and ask for them in later segments, in place of data.train."""
     validation: Source | None = None
     """Held-out documents, on which perplexity is evaluated."""
     cache_dir: str = "runs/cache"
@@ -197,6 +210,9 @@ class Evaluation(Section):
     """Number of held-out documents to evaluate, from the first on. Default: all."""
     batch_size: int | None = Field(None, ge=1)
     """Rows per rank in an evaluation. Default: training.batch_size."""
+    retrieval_segments: list[AtLeastOne] | None = None
+    """Numbers of segments of the generated documents that are evaluated if there is data.retrieval. Default: the number
+    in training, and 10 times that."""
 
 
 class Logging(Section):
@@ -233,6 +249,14 @@ class Recipe(Section):
     checkpoint: Checkpoint = Checkpoint()
     evaluation: Evaluation = Evaluation()
     logging: Logging = Logging()
+
+    @property
+    def retrieval_segments(self) -> list[int]:
+        """Numbers of segments of generated documents to evaluate, ascending; empty without data.retrieval."""
+        if self.data.retrieval is None:
+            return []
+        depth = self.training.bptt_depth
+        return sorted(set(self.evaluation.retrieval_segments or [depth, 10 * depth]))
 
     @property
     def micro_batches(self) -> int:

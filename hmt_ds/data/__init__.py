@@ -7,6 +7,8 @@ from hmt_ds import lazy_imports
 if TYPE_CHECKING:
     from hmt_ds.data.batches import IGNORE_INDEX, Batch, WindowLoader
     from hmt_ds.data.errors import DataError
+    from hmt_ds.data.retrieval import RetrievalDocuments, RetrievalLoader, check_length
+    from hmt_ds.data.retrieval_text import RetrievalText
     from hmt_ds.data.sources import load_documents
     from hmt_ds.data.tokenize import document_lengths, tokenize_documents
     from hmt_ds.data.tokenizers import check_vocabulary, describe_tokenizer, load_tokenizer, train_sentencepiece
@@ -20,9 +22,13 @@ __all__ = [
     "DataError",
     "Piece",
     "PlannedWindow",
+    "RetrievalDocuments",
+    "RetrievalLoader",
+    "RetrievalText",
     "WindowLoader",
     "WindowPlan",
     "WindowPlanState",
+    "check_length",
     "check_vocabulary",
     "describe_tokenizer",
     "document_lengths",

@@ -32,6 +32,8 @@ class Batch:
         starts: `[rows, segments]` bool, True where a document begins, and for empty segments.
         documents: `[rows, segments]` int64, index of the document; -1 for an empty segment.
         position: The plan's state after this window, of all ranks' rows, as JSON values.
+        targets: `[rows, segments]` int64, how many segments back the fact lies that a segment needs (1: in the segment
+            before), 0 where it needs none; None for documents of which nobody knows.
     """
 
     input_ids: torch.Tensor
@@ -40,6 +42,7 @@ class Batch:
     starts: torch.Tensor
     documents: torch.Tensor
     position: dict[str, Any]
+    targets: torch.Tensor | None = None
 
 
 class WindowLoader:
@@ -103,18 +106,25 @@ class WindowLoader:
     def __iter__(self) -> Iterator[Batch]:
         plan = WindowPlan(self._lengths, state=self._state, **self._plan)
         own = ((window.pieces[self._rows], window.state.to_dict()) for window in plan)
-        # The sampler's items are what the reader gets, so the order is the plan's, whichever worker reads.
-        # DataLoader draws a seed for its workers: from a generator of its own, so that reading data changes no dropout.
-        return iter(
-            DataLoader(
-                self._windows,
-                sampler=own,
-                batch_size=None,
-                num_workers=self._num_workers,
-                generator=torch.Generator(),
-                worker_init_fn=outlive_sigterm,
-            )
+        return read_windows(self._windows, own, self._num_workers)
+
+
+def read_windows(reader: TorchDataset[Batch], items: Iterator[Any], num_workers: int) -> Iterator[Batch]:
+    """Read the items one after the other, ahead in worker processes if there are any.
+
+    The items take the sampler's place, so the order is theirs, whichever worker reads.
+    """
+    # DataLoader draws a seed for its workers: from a generator of its own, so that reading data changes no dropout.
+    return iter(
+        DataLoader(
+            reader,
+            sampler=items,
+            batch_size=None,
+            num_workers=num_workers,
+            generator=torch.Generator(),
+            worker_init_fn=outlive_sigterm,
         )
+    )
 
 
 def outlive_sigterm(_: int) -> None:

@@ -18,6 +18,7 @@ from hmt_ds.backbones import (
 from hmt_ds.config.config_error import ConfigError
 from hmt_ds.config.load import find_file
 from hmt_ds.config.recipe import Recipe
+from hmt_ds.data import RetrievalText
 from hmt_ds.parallel.deepspeed_config.fill import (
     DeepSpeedConfigError,
     EngineSettings,
@@ -41,10 +42,11 @@ class Prepared:
 
     Attributes:
         ds_config: DeepSpeed's configuration, filled in.
-        train: tokenized training documents; None if no data was asked for.
+        train: tokenized training documents; None if no data was asked for, or if they are generated.
         validation: tokenized held-out documents, cut to what an evaluation reads; None if the recipe has none.
         tokenizer: identifies the tokenizer by its content; None if no data was asked for.
         warnings: lines about what does not prevent a run, but may not be intended.
+        retrieval: sentences of generated documents; None if documents are read.
     """
 
     ds_config: dict[str, Any]
@@ -52,6 +54,7 @@ class Prepared:
     validation: Dataset | None
     tokenizer: str | None = None
     warnings: tuple[str, ...] = ()
+    retrieval: RetrievalText | None = None
 
 
 def prepare(recipe: Recipe, recipe_file: str | Path, *, writes_output: bool = True, with_data: bool = True) -> Prepared:
@@ -83,7 +86,8 @@ def prepare(recipe: Recipe, recipe_file: str | Path, *, writes_output: bool = Tr
     documents = read_data(recipe, vocabulary, problems) if with_data else Documents()
     if problems or ds_config is None or documents is None:
         raise ConfigError(problems)
-    return Prepared(ds_config, documents.train, documents.validation, documents.tokenizer, tuple(warnings))
+    found = (documents.train, documents.validation, documents.tokenizer)
+    return Prepared(ds_config, *found, tuple(warnings), documents.retrieval)
 
 
 def check_model(recipe: Recipe, config: PreTrainedConfig, problems: Problems) -> list[str]:

@@ -1,13 +1,24 @@
 """Read and tokenize the documents of a recipe."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypedDict
 
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
 from hmt_ds.config.recipe import Recipe, Source
-from hmt_ds.data import check_vocabulary, describe_tokenizer, load_documents, load_tokenizer, tokenize_documents
+from hmt_ds.data import (
+    RetrievalText,
+    check_length,
+    check_vocabulary,
+    describe_tokenizer,
+    load_documents,
+    load_tokenizer,
+    tokenize_documents,
+)
+from hmt_ds.data.settings import RetrievalSettings
 from hmt_ds.evaluation.perplexity import segments_needed
 from hmt_ds.preflight.problems import Problems
 
@@ -17,14 +28,16 @@ class Documents:
     """The tokenized documents of a recipe.
 
     Attributes:
-        train: training documents; None if no data was asked for.
+        train: training documents; None if no data was asked for, or if they are generated.
         validation: held-out documents, cut to what an evaluation reads; None if the recipe has none.
         tokenizer: identifies the tokenizer by its content; None if no data was asked for.
+        retrieval: sentences of generated documents; None if documents are read.
     """
 
     train: Dataset | None = None
     validation: Dataset | None = None
     tokenizer: str | None = None
+    retrieval: RetrievalText | None = None
 
 
 class Row(TypedDict):
@@ -57,13 +70,38 @@ def read_data(recipe: Recipe, vocab_size: int | None, problems: Problems) -> Doc
             return documents
         return tokenize_documents(documents, tokenizer, cache_dir=Path(recipe.data.cache_dir))
 
-    data, held_out = recipe.data, None
-    train = problems.attempt(lambda: read(data.train), "data.train: ")
+    data, train, held_out, text = recipe.data, None, None, None
+    if settings := data.retrieval:
+        text = encode_retrieval(recipe, settings, tokenizer, problems)
+    if source := data.train:
+        train = problems.attempt(partial(read, source), "data.train: ")
     if source := data.validation:
-        held_out = problems.attempt(lambda: read(source), "data.validation: ")
-    if not tokenizes or train is None:
+        held_out = problems.attempt(partial(read, source), "data.validation: ")
+    if not tokenizes or (train is None and text is None):
         return None
-    return Documents(train, None if held_out is None else shorten(held_out, recipe), describe_tokenizer(tokenizer))
+    held_out = None if held_out is None else shorten(held_out, recipe)
+    return Documents(train, held_out, describe_tokenizer(tokenizer), text)
+
+
+def encode_retrieval(
+    recipe: Recipe, settings: RetrievalSettings, tokenizer: PreTrainedTokenizerBase | None, problems: Problems
+) -> RetrievalText | None:
+    """Encode the sentences of generated documents, and check that documents and segments have room for them.
+
+    Args:
+        problems: gets a line for each problem.
+    """
+    lengths = [("training.bptt_depth", False, recipe.training.bptt_depth)]
+    lengths += [("evaluation.retrieval_segments", True, segments) for segments in recipe.retrieval_segments]
+    for key, held_out, segments in lengths:
+        problems.attempt(partial(check_length, settings, segments, held_out=held_out), f"{key}: ")
+
+    def encode() -> RetrievalText:
+        text = RetrievalText(tokenizer)
+        text.check(recipe.memory.segment_length, settings.values)
+        return text
+
+    return None if tokenizer is None else problems.attempt(encode, "data.retrieval: ")
 
 
 def shorten(documents: Dataset, recipe: Recipe) -> Dataset:

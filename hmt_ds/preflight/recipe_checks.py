@@ -26,7 +26,16 @@ def check_training(recipe: Recipe) -> list[str]:
     counts = recipe.evaluation.segments_read
     if counts != sorted(set(counts)) or not counts or counts[0] < 0:
         problems.append(f"evaluation.segments_read is {counts}: must be ascending numbers of segments")
-    return problems
+    return problems + check_source(recipe)
+
+
+def check_source(recipe: Recipe) -> list[str]:
+    """Check that training documents come from one source."""
+    if recipe.data.train is None and recipe.data.retrieval is None:
+        return ["data.train: missing (or data.retrieval, to generate documents)"]
+    if recipe.data.train is not None and recipe.data.retrieval is not None:
+        return ["data.train, data.retrieval: a run trains on one of them, leave the other out"]
+    return []
 
 
 def check_positions(recipe: Recipe, config: PreTrainedConfig) -> list[str]:

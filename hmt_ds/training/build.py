@@ -1,7 +1,7 @@
 """Build what a run needs from its recipe: the model in its engine, the data loader, the identity of its checkpoints."""
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +13,7 @@ from hmt_ds.backbones import CausalLM, read_config
 from hmt_ds.backbones.stages import LayerRange
 from hmt_ds.config.config_error import ConfigError
 from hmt_ds.config.recipe import Recipe
-from hmt_ds.data import WindowLoader, document_lengths
+from hmt_ds.data import Batch, RetrievalDocuments, RetrievalLoader, WindowLoader, document_lengths
 from hmt_ds.distributed.deepspeed_internals import full_numel, is_replicated
 from hmt_ds.distributed.process_group import all_reduce_sum, rank, world_size
 from hmt_ds.memory import HMT
@@ -158,21 +158,22 @@ def executor_options(recipe: Recipe, prepared: Prepared, device: torch.device) -
 
 def training_loader(
     recipe: Recipe, prepared: Prepared, position: dict[str, Any] | None = None, excluded: Collection[int] = ()
-) -> WindowLoader:
+) -> Iterable[Batch]:
     """This rank's rows of the training documents, from a position on, without the excluded documents."""
-    training, pipelines = recipe.training, world_size() // recipe.pipeline.stages
-    return WindowLoader(
-        prepared.train,
-        segments=training.bptt_depth,
-        segment_length=recipe.memory.segment_length,
-        seed=training.seed,
-        rank=rank() % pipelines,
-        world_size=pipelines,
-        batch_size=training.batch_size,
-        num_workers=recipe.data.workers,
-        state=position,
-        left_out=excluded,
-    )
+    training, length, pipelines = recipe.training, recipe.memory.segment_length, world_size() // recipe.pipeline.stages
+    options: dict[str, Any] = {
+        "rank": rank() % pipelines,
+        "world_size": pipelines,
+        "batch_size": training.batch_size,
+        "num_workers": recipe.data.workers,
+        "state": position,
+    }
+    which: dict[str, Any] = {"segment_length": length, "seed": training.seed, "left_out": excluded}
+    if settings := recipe.data.retrieval:
+        assert prepared.retrieval is not None
+        documents = RetrievalDocuments(prepared.retrieval, settings, **which)
+        return RetrievalLoader(documents, segments=lambda _: training.bptt_depth, **options)
+    return WindowLoader(prepared.train, segments=training.bptt_depth, **which, **options)
 
 
 def count_parameters(executor: Executor) -> tuple[int, int]:
@@ -205,4 +206,6 @@ def identity(recipe: Recipe, prepared: Prepared) -> dict[str, object]:
     if prepared.train is not None:
         lengths = document_lengths(prepared.train)
         found["data.train"] = f"{len(lengths):,} documents, {int(lengths.sum()):,} tokens"
+    if settings := recipe.data.retrieval:
+        found |= {f"data.retrieval.{key}": value for key, value in asdict(settings).items()}
     return found

@@ -88,6 +88,25 @@ CASES = [
         "kind of data", ["--data.train.source", "data.doc"], ["data.train: data.doc: cannot read files of kind '.doc'"]
     ),
     Case("text field", ["--data.train.text_field", "txt"], ["no column 'txt'; it has: text; did you mean 'text'?"]),
+    Case("no data", ["--data.train", "null"], ["data.train: missing (or data.retrieval, to generate documents)"]),
+    Case("two sources", ["--data.retrieval.kind", "keys"], ["data.train, data.retrieval: a run trains on one of them"]),
+    Case(
+        "generated data",
+        [
+            *("--data.train", "null", "--data.retrieval.keys", "80", "--training.bptt_depth", "1"),
+            *("--evaluation.retrieval_segments", "[8, 40]"),
+        ],
+        [
+            "training.bptt_depth: documents of 1 segment: a question and its answer take at least two",
+            "evaluation.retrieval_segments: evaluation documents of 40 segments name 40 things, and only 20 of the 80",
+            "data.retrieval: a segment of 16 tokens is too short: with this tokenizer an answer, a fact and a question",
+        ],
+    ),
+    Case(
+        "range of generated data",
+        ["--data.retrieval", "{kind: key, keys: 5000, values: 1, held_out: 1}"],
+        ["'keys', 'passkey' or 'overwritten'", "keys: must be at most 4096", "must be at least 2", "must be less than"],
+    ),
     Case(
         "held-out data",
         ["--data.validation.source", "no.txt"],

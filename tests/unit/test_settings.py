@@ -24,7 +24,8 @@ SECTIONS = {
     "model.lora": (Lora, LoraSettings),
     "compute": (Compute, ComputeSettings),
 }
-SCHEMA = {"config/recipe.py", "memory/settings.py", "backbones/settings.py", "parallel/settings.py"}
+ROOMS = ("memory", "backbones", "parallel", "data")  # whose settings are sections of the recipe
+SCHEMA = {"config/recipe.py", *(f"{room}/settings.py" for room in ROOMS)}
 OTHERS = {
     ("conversion/foreign.py", "ForeignLora", "alpha"),  # HMT-pytorch's default, which is not the recipe's
     # of a schedule that is drawn without a recipe
@@ -49,7 +50,7 @@ def test_no_setting_is_declared_twice():
     again = {(file, *pair) for file in files.keys() - SCHEMA for pair in declared(files[file]) if pair[1] in defaults}
     assert again == OTHERS
     sections = {name: set(declared(files[name])) for name in SCHEMA}
-    assert {"Memory", "Lora", "Compute"}.isdisjoint(kind for kind, _ in sections["config/recipe.py"])
+    assert {"Memory", "Lora", "Compute", "Retrieval"}.isdisjoint(kind for kind, _ in sections["config/recipe.py"])
     assert all(len(found) > 3 for found in sections.values())
 
 

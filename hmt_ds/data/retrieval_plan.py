@@ -1,0 +1,76 @@
+"""Which fact each segment of a generated document tells, and which one it asks for: numbers, no text yet."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hmt_ds.data.settings import Kind
+
+NOTHING = -1
+ASK_OWN = 1 / 8  # how often a segment asks for the fact that it has just told: too near to need any recall
+
+
+@dataclass(frozen=True)
+class DocumentPlan:
+    """The facts of a document, one entry per segment, each `[segments]` int64.
+
+    A question at the end of segment n is answered at the beginning of segment n + 1, so the last segment asks nothing.
+
+    Attributes:
+        things: The thing that the segment's fact is about, or `NOTHING`.
+        places: Where that thing is from this segment on.
+        asked: The segment whose fact answers the question at this segment's end, or `NOTHING`.
+    """
+
+    things: np.ndarray
+    places: np.ndarray
+    asked: np.ndarray
+
+
+def things_needed(kind: Kind, segments: int) -> int:
+    """Return how many things a document names."""
+    return {"keys": segments, "passkey": 1, "overwritten": -(-segments // 2)}[kind]
+
+
+def plan_document(
+    kind: Kind, segments: int, things: np.ndarray, places: int, random: np.random.Generator
+) -> DocumentPlan:
+    """Draw a document.
+
+    Args:
+        segments: At least 2.
+        things: The different things to name, `[things_needed(kind, segments)]`.
+        places: Number of places; at least 2.
+    """
+    if kind == "passkey":
+        return _plan_passkey(segments, things[0], places, random)
+    if kind == "keys":
+        told, at = things, random.integers(places, size=segments)
+    else:
+        told = random.choice(things, size=segments)
+        at = _moved(told, places, random)
+    last = {}
+    asked = np.full(segments, NOTHING)
+    for n in range(segments - 1):
+        last[told[n]] = n  # the newest fact about a thing counts
+        own = n == 0 or random.random() < ASK_OWN
+        asked[n] = last[told[n if own else random.integers(n)]]
+    return DocumentPlan(told, at, asked)
+
+
+def _plan_passkey(segments: int, thing: int, places: int, random: np.random.Generator) -> DocumentPlan:
+    """One fact anywhere in front of the last segment, where its answer is."""
+    things, at, asked = (np.full(segments, NOTHING) for _ in range(3))
+    told = random.integers(segments - 1)
+    things[told], at[told], asked[-2] = thing, random.integers(places), told
+    return DocumentPlan(things, at, asked)
+
+
+def _moved(told: np.ndarray, places: int, random: np.random.Generator) -> np.ndarray:
+    """Places `[segments]`: each fact about a thing names another place than the fact before about the same thing."""
+    at, now = np.zeros_like(told), dict[int, int]()
+    for n, thing in enumerate(told):
+        before = now.get(thing)
+        at[n] = random.integers(places) if before is None else (before + random.integers(1, places)) % places
+        now[thing] = at[n]
+    return at

@@ -1,0 +1,112 @@
+"""The sentences of generated documents as token ids of any tokenizer."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from hmt_ds.data.errors import DataError
+from hmt_ds.data.retrieval_plan import NOTHING, DocumentPlan
+from hmt_ds.data.retrieval_words import ANSWER, FACT, FILLER, PLACES, QUESTION, THINGS, all_words
+
+BEFORE_PLACE = len(ANSWER.split()) - 2  # words of the answer in front of the place
+
+
+class RetrievalText:
+    """Facts, questions, answers and filler as token ids.
+
+    Every word is encoded once, as it is within a sentence, and sentences are put together from words. So generating a
+    document does not run the tokenizer, and the text is the same whatever the tokenizer is.
+
+    Args:
+        tokenizer: Any tokenizer of `transformers` that encodes a word alike behind any other word.
+
+    Raises:
+        DataError: The tokenizer does not know the words, or joins them to their neighbours.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._words = _encode_words(tokenizer)
+        self._filler = [self._encode(sentence) for sentence in FILLER]
+
+    def segment(self, plan: DocumentPlan, n: int, length: int, random: np.random.Generator) -> tuple[list[int], range]:
+        """Write segment n: the last question's answer, filler, the fact at a random place in it, the question.
+
+        Returns:
+            The tokens, exactly `length`, and which of them are the answer's place (none where nothing is answered).
+        """
+        begin, scored, fact, end = list[int](), range(0), list[int](), list[int]()
+        if n and (told := plan.asked[n - 1]) != NOTHING:
+            begin, scored = self.answer(plan.places[told])
+        if plan.things[n] != NOTHING:
+            fact = self.fact(plan.things[n], plan.places[n])
+        if (told := plan.asked[n]) != NOTHING:
+            end = self.question(plan.things[told])
+        left = length - len(begin) - len(fact) - len(end)
+        before = int(random.integers(left + 1))
+        return [*begin, *self.filler(before, random), *fact, *self.filler(left - before, random), *end], scored
+
+    def fact(self, thing: int, place: int) -> list[int]:
+        """Return the sentence that tells where a thing is."""
+        return self._encode(FACT.format(*THINGS[thing], PLACES[place]).split())
+
+    def question(self, thing: int) -> list[int]:
+        """Return the sentence that asks where a thing is."""
+        return self._encode(QUESTION.format(*THINGS[thing]).split())
+
+    def answer(self, place: int) -> tuple[list[int], range]:
+        """Return the answer, and which of its tokens are the place."""
+        words = ANSWER.format(PLACES[place]).split()
+        first = len(self._encode(words[:BEFORE_PLACE]))
+        return self._encode(words), range(first, first + len(self._words[PLACES[place]]))
+
+    def filler(self, tokens: int, random: np.random.Generator) -> list[int]:
+        """Return random sentences of exactly this many tokens; the first one lacks its beginning."""
+        ids: list[int] = []
+        while len(ids) < tokens:
+            ids = self._filler[random.integers(len(self._filler))] + ids
+        return ids[len(ids) - tokens :]
+
+    def check(self, segment_length: int, places: int) -> None:
+        """Check that every segment has room for an answer, a fact and a question.
+
+        Raises:
+            DataError: The longest ones do not fit.
+        """
+        named = max(range(len(THINGS)), key=lambda thing: len(self.question(thing)))
+        told = max(range(places), key=lambda place: len(self.answer(place)[0]))
+        sizes = [len(self.answer(told)[0]), len(self.fact(named, told)), len(self.question(named))]
+        if sum(sizes) > segment_length:
+            raise DataError(
+                f"a segment of {segment_length} tokens is too short: with this tokenizer an answer, a fact and a "
+                f"question take up to {' + '.join(map(str, sizes))} = {sum(sizes)}: raise memory.segment_length"
+            )
+
+    def _encode(self, words: Sequence[str]) -> list[int]:
+        return [token for word in words for token in self._words[word]]
+
+
+def _encode_words(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
+    """Return the tokens of each word behind another word.
+
+    (At the beginning of a text tokenizers encode a word otherwise: GPT-2's without its blank, Llama's with one.)
+    """
+    words = all_words()
+    (first, *both) = tokenizer(["the", *(_behind_the(word) for word in words)], add_special_tokens=False).input_ids
+    joined = [
+        word for word, ids in zip(words, both, strict=True) if ids[: len(first)] != first or len(ids) <= len(first)
+    ]
+    if joined:
+        raise DataError(f"the tokenizer joins {joined[0]!r} to the word before: choose another model.tokenizer")
+    encoded = {word: ids[len(first) :] for word, ids in zip(words, both, strict=True)}
+    unknown = [word for word, ids in encoded.items() if tokenizer.unk_token_id in ids]
+    if unknown:
+        raise DataError(
+            f"the tokenizer does not know {len(unknown)} of the {len(words)} words ({', '.join(unknown[:3])}): choose "
+            "another model.tokenizer, such as hmt_ds/data/samples/words"
+        )
+    return encoded
+
+
+def _behind_the(word: str) -> str:
+    return f"the{word}" if word in ".?" else f"the {word}"
