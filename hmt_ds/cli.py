@@ -6,7 +6,6 @@ Imports no torch, so that help texts and errors of the command line appear at on
 import argparse
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated
 
 from pydantic.dataclasses import dataclass
@@ -14,7 +13,7 @@ from pydantic.dataclasses import dataclass
 from hmt_ds import __version__
 from hmt_ds.benchmark.bench_options import BenchOptions
 from hmt_ds.config.config_error import ConfigError
-from hmt_ds.config.options import AtLeastOne, Options, add_options, read_options
+from hmt_ds.config.options import AtLeastOne, FilePath, Options, add_options, path_operand, read_options
 from hmt_ds.config.sections import STRICT
 from hmt_ds.conversion.convert_options import ConvertOptions
 from hmt_ds.launch.launch_options import LaunchOptions
@@ -31,7 +30,7 @@ class TokenizerOptions(Options):
 
     vocab_size: AtLeastOne = 4096
     """number of tokens in the vocabulary"""
-    output: Annotated[Path | None, "FOLDER"] = None
+    output: Annotated[FilePath | None, "FOLDER"] = None
     """new folder to write the tokenizer to; required"""
 
     def conflicts(self) -> list[str]:
@@ -74,7 +73,7 @@ def command_line() -> argparse.ArgumentParser:
         ("bench", bench, "RECIPE", "measure the speed and memory of some steps"),
     ):
         command = add(name, run, text, keys_follow, overrides=True)
-        command.add_argument("source", metavar=operand, type=Path)
+        command.add_argument("source", metavar=operand, type=path_operand)
         add_options(command, RankOptions)
         if name == "bench":
             add_options(command, BenchOptions)
@@ -82,14 +81,14 @@ def command_line() -> argparse.ArgumentParser:
     add("keys", list_keys, "list the keys of a recipe, with types and defaults")
 
     command = add("tokenizer", make_tokenizer, "train a sentencepiece BPE tokenizer on text files")
-    command.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    command.add_argument("files", nargs="+", type=path_operand, metavar="FILE")
     add_options(command, TokenizerOptions)
 
     more = "SOURCE is a run, a checkpoint of it, a converted folder, HMT-pytorch's weights or a DeepSpeed folder. "
     more += "The last two need --backbone, and the sizes of the memory: --memory.segment_length 990"
     command = add("convert", convert, "write a checkpoint as a Hugging Face folder", more, overrides=True)
-    command.add_argument("source", type=Path, metavar="SOURCE")
-    command.add_argument("target", type=Path, metavar="TARGET", help="Hugging Face folder to create")
+    command.add_argument("source", type=path_operand, metavar="SOURCE")
+    command.add_argument("target", type=path_operand, metavar="TARGET", help="Hugging Face folder to create")
     add_options(command, ConvertOptions)
 
     more = "Runs nothing and needs no recipe."
@@ -98,7 +97,7 @@ def command_line() -> argparse.ArgumentParser:
     more = "The scripts are written to the run's folder, under jobs/."
     command = add("launch", launch, "write and submit job scripts", f"{more} {keys_follow}", overrides=True)
     command.add_argument("system", choices=("slurm",))
-    command.add_argument("source", metavar="RECIPE")
+    command.add_argument("source", metavar="RECIPE", type=path_operand)
     add_options(command, LaunchOptions)
     return parser
 
@@ -175,7 +174,7 @@ def launch(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from hmt_ds.launch.slurm import launch as submit_jobs
 
     options, problems = read_options(LaunchOptions, arguments)
-    submit_jobs(arguments.source, options, overrides, problems)
+    submit_jobs(str(arguments.source), options, overrides, problems)
     return 0
 
 

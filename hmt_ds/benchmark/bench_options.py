@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
-from hmt_ds.config.options import AtLeastOne, Options, WholeNumber
+from hmt_ds.config.options import AtLeastOne, FilePath, Options, WholeNumber
 from hmt_ds.config.sections import STRICT
 from hmt_ds.config.value_checks import why_no_folder
 
@@ -44,11 +44,11 @@ class BenchOptions(Options):
     """train on random tokens, or on the documents of the recipe"""
     fresh: bool = False
     """begin new documents in each window, instead of carrying the memories of the previous window on"""
-    json: Annotated[Path | None, "FILE", AfterValidator(check_json)] = None
+    json: Annotated[FilePath | None, "FILE", AfterValidator(check_json)] = None
     """write all measurements to a JSON file, with the seconds of every step"""
-    trace: Annotated[Path | None, "FOLDER", AfterValidator(check_folder)] = None
+    trace: Annotated[FilePath | None, "FOLDER", AfterValidator(check_folder)] = None
     """write a profiler trace of one more step into a folder, to open in Perfetto or chrome://tracing"""
-    reference: Annotated[Path | None, "DIR"] = None
+    reference: Annotated[FilePath | None, "DIR"] = None
     """also time HMT-pytorch on the same work, from a clone in this folder (one GPU only)"""
 
     def conflicts(self) -> list[str]:

@@ -63,6 +63,7 @@ def problem_line(key: str, problems: Sequence[ErrorDetails]) -> str:
     """Describe the wrong value of one key in a line; a key with several allowed types has an error for each type."""
     if problems[0]["type"] == "missing":
         return f"{key}: missing"
+    problems = [one for one in problems if one["type"] == "value_error"] or problems  # the one that says most
     value = problems[0]["input"]
     said = problems[0]["type"] == "value_error" or (isinstance(value, dict) and len(str(value)) > 80)
     shown = "" if said else f", got {value!r}"

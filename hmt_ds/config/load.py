@@ -1,48 +1,18 @@
 """Load a recipe from YAML with overrides from the command line, and report one line per problem."""
 
 import difflib
-import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
 
 from hmt_ds.config.config_error import ConfigError, describe
 from hmt_ds.config.recipe import Recipe
+from hmt_ds.config.recipe_yaml import MisreadError, read_yaml
+from hmt_ds.config.sections import keys
 
 PROJECT = Path(__file__).resolve().parents[2]
-FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")  # 1e-4, which YAML 1.1 takes for text
-
-
-class RecipeLoader(yaml.SafeLoader):
-    """YAML loader of recipes: 1e-4 is read as a number, and a date as text."""
-
-
-class RecipeDumper(yaml.SafeDumper):
-    """YAML dumper whose output :class:`RecipeLoader` reads back unchanged."""
-
-
-RecipeLoader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in found if not tag.endswith(":timestamp")]
-    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-for one in (RecipeLoader, RecipeDumper):
-    one.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+.0123456789"))
-
-
-def read_yaml(text: str) -> Any:
-    """Parse YAML text; 1e-4 is a number, and a date is text.
-
-    Raises:
-        yaml.YAMLError: if the text is not YAML.
-    """
-    return yaml.load(text, RecipeLoader)
-
-
-def write_yaml(values: object) -> str:
-    """Format values as YAML; mappings keep their order."""
-    return yaml.dump(values, Dumper=RecipeDumper, sort_keys=False)
 
 
 def load_recipe(file: str | Path, overrides: list[str] | None = None) -> Recipe:
@@ -58,7 +28,7 @@ def load_recipe(file: str | Path, overrides: list[str] | None = None) -> Recipe:
     """
     path = Path(file)
     values = read_mapping(path)
-    problems = apply_overrides(values, overrides or [])
+    problems = apply_overrides(values, overrides or []) + booleans_for_numbers(values)
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
@@ -83,6 +53,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], 1)
         raise ConfigError([f"{path}: no such recipe" + (f"; did you mean {near[0]}?" if near else "")]) from None
+    except MisreadError as error:
+        raise ConfigError([f"{path}: {problem}" for problem in error.problems]) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError([f"{path}: not readable as YAML: {' '.join(str(error).split())}"]) from None
     if not isinstance(values, dict):
@@ -114,9 +86,31 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> list[str]:
         else:
             try:
                 target[leaf] = read_yaml(text)
+            except MisreadError as error:
+                problems += [f"{key}: {problem.partition(': ')[2]}" for problem in error.problems]
             except yaml.YAMLError:
                 problems.append(f"{key}: {text!r} cannot be read as a value; put quotes around text")
     return problems
+
+
+def booleans_for_numbers(values: dict[str, Any]) -> list[str]:
+    """Return a line for each number that is given as true or false, which Python takes for 1 and 0."""
+
+    def is_number(kind: object) -> bool:
+        return kind in (int, float) or any(map(is_number, get_args(kind)))
+
+    def value_of(key: str) -> Any:
+        found: Any = values
+        for part in key.split("."):
+            found = found.get(part) if isinstance(found, dict) else None
+        return found
+
+    given = {key: value_of(key) for key, field in keys(Recipe) if is_number(field.annotation)}
+    return [
+        f"{key}: must be a number, got {value}"
+        for key, value in given.items()
+        if any(isinstance(one, bool) for one in (value if isinstance(value, list) else [value]))
+    ]
 
 
 def find_file(name: str, recipe: str | Path) -> Path | None:

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Collection, Iterable
+from pathlib import Path
 from typing import Annotated, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BeforeValidator, Field, ValidationError
@@ -10,10 +11,11 @@ from pydantic_core import ErrorDetails
 
 from hmt_ds.config.config_error import ConfigError, problem_line
 from hmt_ds.config.sections import fields_of
-from hmt_ds.config.value_checks import check_digits
+from hmt_ds.config.value_checks import check_digits, expand_path
 
 WholeNumber = Annotated[int, BeforeValidator(check_digits)]
 AtLeastOne = Annotated[WholeNumber, Field(ge=1)]
+FilePath = Annotated[Path, BeforeValidator(lambda text: expand_path(str(text)))]
 
 
 class Options:
@@ -29,6 +31,14 @@ class Options:
 
 
 T = TypeVar("T", bound=Options)
+
+
+def path_operand(text: str) -> Path:
+    """Convert an operand of the command line for argparse."""
+    try:
+        return Path(expand_path(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def flag(name: str) -> str:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt
 
 from hmt_ds.backbones.settings import LoraSettings
 from hmt_ds.config.sections import STRICT, section
+from hmt_ds.config.value_checks import expand_path
 from hmt_ds.data.settings import RetrievalSettings
 from hmt_ds.memory.settings import MemorySettings
 from hmt_ds.parallel.settings import ComputeSettings
 
 AtLeastOne = Annotated[int, Field(ge=1)]
+PathText = Annotated[str, AfterValidator(expand_path)]
 
 
 class Section(BaseModel):
@@ -33,10 +35,10 @@ class Lora(LoraSettings):
 class Model(Section):
     """The backbone: a pretrained or randomly initialised causal language model."""
 
-    source: str | dict[str, Any]
+    source: PathText | dict[str, Any]
     """Hugging Face folder or hub name of the backbone; or a transformers configuration with model_type, for random
     weights."""
-    tokenizer: str | None = None
+    tokenizer: PathText | None = None
     """Hugging Face folder or hub name of the tokenizer, or a sentencepiece .model file. Default: the backbone's
     (model.source)."""
     train: Literal["whole", "frozen", "lora"] = "whole"
@@ -64,7 +66,7 @@ class Memory(MemorySettings):
 class Source(Section):
     """A source of documents: files, a saved data set, or a data set on the hub."""
 
-    source: str
+    source: PathText
     """File or folder of text, JSONL or Parquet; a saved Hugging Face data set; or the name of a data set on the hub."""
     text_field: str = "text"
     """Column of the data set that holds the text of a document."""
@@ -94,7 +96,7 @@ class Data(Section):
     """Generated documents that tell facts and ask for them in later segments, in place of data.train."""
     validation: Source | None = None
     """Held-out documents, on which perplexity is evaluated."""
-    cache_dir: str = "runs/cache"
+    cache_dir: PathText = "runs/cache"
     """Folder to cache tokenized documents in. If it is local to each machine, each machine tokenizes the documents
     itself."""
     workers: int = Field(0, ge=0)
@@ -104,7 +106,7 @@ class Data(Section):
 class Training(Section):
     """The training loop: steps, batch sizes, gradient clipping, and what happens after failures."""
 
-    output: str
+    output: PathText
     """Folder to write the run to: recipe, metrics, checkpoints."""
     steps: int = Field(ge=1)
     """Number of optimizer steps."""
@@ -244,7 +246,7 @@ class Recipe(Section):
     compute: Compute = Compute()
     optimizer: Optimizer
     schedule: Schedule = Schedule()
-    deepspeed: str
+    deepspeed: PathText
     """Path of a DeepSpeed configuration file (see ds_configs); in it, values that the recipe sets are "auto"."""
     checkpoint: Checkpoint = Checkpoint()
     evaluation: Evaluation = Evaluation()

@@ -1,6 +1,10 @@
 """Checks of single values, for the recipe, command-line options and data sources. Imports no torch."""
 
+import os
+import re
 from pathlib import Path
+
+LONGEST_NAME, LONGEST_PATH = 255, 4096  # bytes, on Linux
 
 
 def why_no_folder(path: Path) -> str | None:
@@ -16,3 +20,24 @@ def check_digits(value: object) -> object:
     if isinstance(value, str) and not (value.isascii() and value.removeprefix("-").isdigit()):
         raise ValueError(f"must be a whole number, got {value!r}")
     return value
+
+
+def expand_path(text: str) -> str:
+    """Return a path with ``~`` and ``$VARIABLES`` expanded, as a shell would.
+
+    Raises:
+        ValueError: if a user or a variable is unknown, or no file can have this name.
+    """
+    # not pathlib's: it makes a hub name of ./a/b, and raises for names that are too long
+    path = os.path.expandvars(os.path.expanduser(text))  # noqa: PTH111
+    if path.startswith("~"):
+        raise ValueError(f"{text}: no such user; write ./{text} for a name that begins with ~")
+    if (left := re.search(r"\$(\w+|\{\w+\})", path)) and not os.path.exists(path):  # noqa: PTH110
+        raise ValueError(f"{text}: the environment variable {left[1].strip('{}')} is not set")
+    try:
+        name = os.fsencode(path)
+    except UnicodeEncodeError:
+        raise ValueError(f"must be a path, got {text!r}") from None
+    if b"\0" in name or len(name) >= LONGEST_PATH or max(map(len, name.split(b"/"))) > LONGEST_NAME:
+        raise ValueError(f"must be a path, of at most {LONGEST_NAME} bytes per name, got {text[:40]!r} ...")
+    return path

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic.dataclasses import dataclass
 
 from hmt_ds.config.options import Options
+from hmt_ds.config.recipe import PathText
 from hmt_ds.config.sections import STRICT
 from hmt_ds.conversion.conversion_error import ConversionError
 
@@ -25,7 +26,7 @@ class ConvertOptions(Options):
     """merge LoRA adapters into the weights of the backbone"""
     dtype: Literal["bf16", "fp32"] | None = None
     """type of the written weights; default: the source's own, or the type that the run computed in"""
-    backbone: Annotated[str | None, "DIR"] = None
+    backbone: Annotated[PathText | None, "DIR"] = None
     """folder or hub name of the backbone's configuration and tokenizer, for checkpoints without a recipe"""
     dry_run: bool = False
     """check source and options, but write nothing"""

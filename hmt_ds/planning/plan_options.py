@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
 from hmt_ds.config.config_error import ConfigError
-from hmt_ds.config.options import AtLeastOne, Options, add_options, flag, read_options
+from hmt_ds.config.options import AtLeastOne, FilePath, Options, add_options, flag, read_options
 from hmt_ds.config.sections import STRICT, fields_of
 from hmt_ds.memory.settings import Mode
 from hmt_ds.planning.shapes import SHAPES
@@ -58,7 +58,7 @@ class ScheduleOptions(Options):
     """micro-batches per window (default: the number of stages)"""
     mode: Mode = "hmt"
     """memory mode, as memory.mode of a recipe"""
-    picture: Annotated[Path | None, "FILE", AfterValidator(check_picture)] = None
+    picture: Annotated[FilePath | None, "FILE", AfterValidator(check_picture)] = None
     """write the whole schedule to a .png, .svg or .pdf file"""
 
     @property

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from hmt_ds.checkpoint import RunPosition
-from hmt_ds.config.load import write_yaml
 from hmt_ds.config.recipe import Recipe
+from hmt_ds.config.recipe_yaml import write_yaml
 from hmt_ds.distributed.deepspeed_internals import skipped_steps
 from hmt_ds.distributed.process_group import rank, world_size
 from hmt_ds.parallel.protocols import Executor, StepOutput

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from hmt_ds.config.config_error import ConfigError
-from hmt_ds.config.load import apply_overrides, find_file, load_recipe, write_yaml
+from hmt_ds.config.load import apply_overrides, find_file, load_recipe
 from hmt_ds.config.recipe import Recipe
+from hmt_ds.config.recipe_yaml import write_yaml
 from hmt_ds.config.sections import keys
 
 PROJECT = Path(__file__).resolve().parents[2]

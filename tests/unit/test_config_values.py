@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from hmt_ds.config.config_error import ConfigError
-from hmt_ds.config.load import find_file, load_recipe, read_yaml, write_yaml
+from hmt_ds.config.load import find_file, load_recipe
+from hmt_ds.config.recipe_yaml import read_yaml, write_yaml
 
 PROJECT = Path(__file__).resolve().parents[2]
 QUICKSTART = PROJECT / "launch" / "recipes" / "quickstart.yaml"
@@ -57,7 +58,11 @@ def test_numbers_without_a_dot_in_a_recipe(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "value", ["1e-4", 1e-4, "-.5E3", 1e-05, 1e300, "2024-05-01", "off", False, "null", None, "3", 3, "", "a: b", "1.5"]
+    "value",
+    [
+        *("1e-4", 1e-4, "-.5E3", 1e-05, 1e300, "2024-05-01", "off", False, "null", None, "3", 3, "", "a: b", "1.5"),
+        *("010", "09", "1:30", "0_1"),
+    ],
 )
 def test_written_values_read_back_equal(value):
     """Text stays text and numbers stay numbers, in keys too."""

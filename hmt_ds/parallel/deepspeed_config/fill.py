@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,12 +68,24 @@ def read_ds_config(file: str | Path) -> DsConfig:
         DeepSpeedConfigError: if it is not a JSON object.
     """
     try:
-        config = json.loads(Path(file).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        config = json.loads(Path(file).read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
+    except (OSError, RecursionError, ValueError) as error:
         raise DeepSpeedConfigError(f"{file}: not readable as JSON: {error}") from None
     if not isinstance(config, dict):
         raise DeepSpeedConfigError(f"{file}: must hold an object with DeepSpeed's keys")
     return config
+
+
+def unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Make a JSON object of its keys and values; of a key given twice json would keep the last one.
+
+    Raises:
+        ValueError: if a key is given twice.
+    """
+    section = dict(pairs)
+    if twice := [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]:
+        raise ValueError(f"{', '.join(twice)} given twice")
+    return section
 
 
 def section_of(config: DsConfig, *path: str) -> DsConfig:

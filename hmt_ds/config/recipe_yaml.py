@@ -1,0 +1,96 @@
+"""YAML as recipes use it: 1e-4 is a number, dates are text, and what YAML would misread without a word is an error."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")  # 1e-4, which YAML 1.1 takes for text
+# YAML 1.1 reads 010 as octal (8) and 1:30 in base 60 (90). It takes 09 for text, which would be converted to 9 later.
+ODD_NUMBER = re.compile(r"[-+]?(0[0-9_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)$")
+NODES = 100_000  # far more than a recipe has; aliases of aliases can make billions
+
+
+class MisreadError(yaml.YAMLError):
+    """Text that is YAML, but not what was meant: one line per problem."""
+
+    def __init__(self, problems: list[str]):
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
+class RecipeLoader(yaml.SafeLoader):
+    """Reads numbers in scientific notation, and no dates."""
+
+
+class RecipeDumper(yaml.SafeDumper):
+    """Writes YAML that :func:`read_yaml` reads back unchanged."""
+
+
+RecipeLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if not tag.endswith(":timestamp")]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for one in (RecipeLoader, RecipeDumper):
+    one.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+.0123456789"))
+RecipeDumper.add_implicit_resolver("tag:yaml.org,2002:int", ODD_NUMBER, list("-+0123456789"))  # text gets quotes
+
+
+def read_yaml(text: str) -> Any:
+    """Parse YAML.
+
+    Raises:
+        MisreadError: if a key is given twice, or a number is not what it looks like.
+        yaml.YAMLError: if the text is not YAML.
+    """
+    loader = RecipeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if problems := sorted({problem for one in all_nodes(node) for problem in misread(one)}):
+            raise MisreadError([f"line {line}: {problem}" for line, problem in problems])
+        return loader.construct_document(node)
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise yaml.YAMLError(f"{type(error).__name__}: {error}") from None  # such as !!int x, or 5,000 digits
+    finally:
+        loader.dispose()
+
+
+def write_yaml(values: object) -> str:
+    """Write values as YAML, in their order."""
+    return yaml.dump(values, Dumper=RecipeDumper, sort_keys=False)
+
+
+def all_nodes(root: yaml.Node) -> Iterator[yaml.Node]:
+    """Yield a node and all below it, those behind aliases each time that they are used.
+
+    Raises:
+        MisreadError: if there is no end to them.
+    """
+    left = [root]
+    for _ in range(NODES):
+        if not left:
+            return
+        yield (node := left.pop())
+        for child in node.value if isinstance(node, yaml.CollectionNode) else ():
+            left += child if isinstance(node, yaml.MappingNode) else [child]
+    raise MisreadError([f"aliases (*) make more than {NODES:,} values of it"])
+
+
+def misread(node: yaml.Node) -> Iterator[tuple[int, str]]:
+    """Yield the line and the problem of each value that YAML would read as something else than was meant."""
+    if isinstance(node, yaml.ScalarNode) and node.style is None and ODD_NUMBER.match(node.value):
+        yield line_of(node), f"{node.value} is ambiguous: write a decimal number, or put quotes around text"
+    if isinstance(node, yaml.MappingNode):
+        lines: dict[tuple[str, str], int] = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if (key.tag, key.value) in lines:
+                yield line_of(key), f"{key.value} is given twice, first in line {lines[key.tag, key.value]}"
+            lines.setdefault((key.tag, key.value), line_of(key))
+
+
+def line_of(node: yaml.Node) -> int:
+    """Return the line in which a node begins, from 1."""
+    return int(node.start_mark.line) + 1
