@@ -20,6 +20,7 @@ from hmt_ds.memory import HMT
 from hmt_ds.parallel.pipeline.build_stage import STAND_IN
 from hmt_ds.parallel.protocols import Executor, Reader
 
+MAY_DIFFER = {"training.steps"}  # of a checkpoint's identity
 # entries of a learning-rate schedule's state that its steps change; the others are its arguments
 CHANGED_BY_STEPS = {
     *("last_batch_iteration", "last_epoch", "_step_count", "_last_lr", "T_cur", "T_i", "_is_initial"),
@@ -98,7 +99,7 @@ def check_identity(checkpoint: Path, here: dict[str, object]) -> None:
         CheckpointError: naming every key that differs, with both values.
     """
     there = read_run_state(checkpoint)["identity"]
-    keys = sorted(key for key in here.keys() | there.keys() if here.get(key) != there.get(key))
+    keys = sorted(key for key in (here.keys() | there.keys()) - MAY_DIFFER if here.get(key) != there.get(key))
     if keys:
         cure = "use the first value, or start a new run"
         lines = [f"{key} is {there.get(key)!r} in {checkpoint}, {here.get(key)!r} here: {cure}" for key in keys]

@@ -179,8 +179,9 @@ class Schedule(Section):
     name: str = "WarmupCosineLR"
     """Class name of a learning-rate schedule of DeepSpeed or torch.optim.lr_scheduler."""
     params: dict[str, Any] = {}
-    """Arguments of the learning-rate schedule. Defaults: total_num_steps is training.steps, warmup_num_steps a tenth of
-    total_num_steps but at most 1,000, and warmup_max_lr the optimizer's learning rates."""
+    """Arguments of the learning-rate schedule. Defaults: total_num_steps is training.steps (one more for
+    WarmupDecayLR), warmup_num_steps a tenth of training.steps but at most 1,000, and warmup_max_lr the optimizer's
+    learning rates."""
 
 
 class Checkpoint(Section):
@@ -191,6 +192,9 @@ class Checkpoint(Section):
     resume: Literal["never", "auto"] = "never"
     """never: start from the beginning, in a folder that holds no run yet. auto: resume from the newest intact
     checkpoint of the run, or start from the beginning if there is none."""
+    rate_jump: bool = False
+    """Resume although training.steps differs from the checkpoint's so that the learning rate jumps by more than a
+    tenth."""
     keep: PositiveInt | None = None
     """Number of newest checkpoints to keep. Default: all."""
     milestones: PositiveInt | None = None

@@ -36,6 +36,7 @@ class Metrics:
         wandb: ``off``, ``offline`` or ``online``.
         project: name of the project in wandb.
         tensorboard, csv: whether to write these.
+        recipe: for monitors that show it.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Metrics:
         project: str = "hmt_ds",
         tensorboard: bool = False,
         csv: bool = False,
+        recipe: dict[str, object] | None = None,
     ):
         self.sinks: dict[str, Sink] = {}
         self.warned: set[str] = set()
@@ -56,7 +58,7 @@ class Metrics:
         if tensorboard:
             self.open("tensorboard", lambda: TensorBoard(folder, resume_step))
         if wandb != "off":
-            self.open("wandb", lambda: Wandb(folder, wandb, project))
+            self.open("wandb", lambda: Wandb(folder, wandb, project, recipe or {}))
 
     def open(self, name: str, make: Callable[[], Sink]) -> None:
         """Open a sink."""

@@ -18,9 +18,10 @@ class Wandb:
         folder: of the run.
         mode: ``offline`` or ``online``. ``WANDB_MODE`` and ``WANDB_DIR`` in the environment take precedence.
         project: name of the project in wandb.
+        recipe: shown with the run; after a resume that of the newest start.
     """
 
-    def __init__(self, folder: Path, mode: str, project: str):
+    def __init__(self, folder: Path, mode: str, project: str, recipe: dict[str, object]):
         import wandb
 
         stored = folder / "wandb_run_id"
@@ -33,6 +34,7 @@ class Wandb:
             dir=os.environ.get("WANDB_DIR", str(folder)),
         )
         stored.write_text(self.run.id)
+        self.run.config.update(recipe, allow_val_change=True)
         self.run.define_metric("train/*", step_metric=STEP)
 
     def write(self, row: Row) -> None:

@@ -32,10 +32,11 @@ class Progress:
             bar_format="{desc}{n}/{total} |{bar:20}| {elapsed}<{remaining} {postfix}",
         )
 
-    def advance(self, loss: float, tokens_per_second: float, memory_gib: float) -> None:
-        """Count one step."""
+    def advance(self, loss: float | None, tokens_per_second: float, memory_gib: float) -> None:
+        """Count one step; its loss is None if it had no labels."""
         self.step += 1
-        numbers = f"loss {loss:.3f} {tokens_per_second:,.0f} tok/s {memory_gib:.2f} GiB"
+        shown_loss = "no labels," if loss is None else f"loss {loss:.3f}"
+        numbers = f"{shown_loss} {tokens_per_second:,.0f} tok/s {memory_gib:.2f} GiB"
         if not self.bar.disable:
             self.bar.set_postfix_str(numbers, refresh=False)
             self.bar.update()

@@ -194,6 +194,7 @@ def identity(recipe: Recipe, prepared: Prepared) -> dict[str, object]:
         "model.train": model.train,
         "model.tokenizer": prepared.tokenizer,
         "training.seed": recipe.training.seed,
+        "training.steps": recipe.training.steps,  # may differ, but then the learning rate may jump
         "training.batch_size x ranks": recipe.training.batch_size * (world_size() // recipe.pipeline.stages),
     }
     found |= {

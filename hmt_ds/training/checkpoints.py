@@ -8,12 +8,16 @@ from pathlib import Path
 from hmt_ds.checkpoint import CheckpointError, Retention, RunPosition, Saver, load_checkpoint, newest_intact
 from hmt_ds.checkpoint.files import step_number
 from hmt_ds.checkpoint.restore import check_identity
+from hmt_ds.checkpoint.run_state import read_run_state
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.distributed.process_group import rank
+from hmt_ds.parallel.deepspeed_config.lr_schedule import DEEPSPEED_SCHEDULES, make_scheduler, rates
 from hmt_ds.parallel.protocols import Executor
 from hmt_ds.reporting.log import log_seconds
 
 logger = logging.getLogger(__name__)
+
+JUMP = 0.1  # change of the learning rate on resuming, as a share of the rate before, from which on it is refused
 
 
 class RunCheckpoints:
@@ -28,7 +32,7 @@ class RunCheckpoints:
 
     def __init__(self, recipe: Recipe, identity: dict[str, object], executor: Executor, alive: Callable[[str], None]):
         options = recipe.checkpoint
-        self.executor, self.resume, self.identity = executor, options.resume, identity
+        self.recipe, self.executor, self.identity = recipe, executor, identity
         self.folder = Path(recipe.training.output) / "checkpoints"
         keeping = Retention(options.keep, options.milestones)
         self.saver = Saver(self.folder, identity, keeping, background=options.background, alive=alive)
@@ -39,13 +43,14 @@ class RunCheckpoints:
         """The checkpoint to resume from, if the recipe wants it and there is one.
 
         Raises:
-            CheckpointError: if it was written by another run.
+            CheckpointError: if it was written by another run, or the learning rate would jump.
         """
-        if self.resume == "never":
+        if self.recipe.checkpoint.resume == "never":
             return None
         checkpoint = newest_intact(self.folder, logger.warning)
         if checkpoint:
             check_identity(checkpoint, self.identity)
+            check_rate_jump(checkpoint, self.recipe)
         return checkpoint
 
     def load(self, checkpoint: Path) -> RunPosition:
@@ -101,3 +106,25 @@ class RunCheckpoints:
             self.complete()
         assert self.newest is not None
         return self.newest
+
+
+def check_rate_jump(checkpoint: Path, recipe: Recipe) -> None:
+    """Check that the learning rate goes on where it was, although a resumed run may have more or fewer steps.
+
+    Raises:
+        CheckpointError: with both rates.
+    """
+    saved, schedule, steps = read_run_state(checkpoint), recipe.schedule, recipe.training.steps
+    planned = saved["identity"].get("training.steps")  # a checkpoint of an earlier version does not tell
+    if recipe.checkpoint.rate_jump or not isinstance(planned, int) or planned == steps:
+        return
+    if schedule.name not in DEEPSPEED_SCHEDULES:  # torch's have no arguments that follow from training.steps
+        return
+    step = saved["step"] + 1
+    shares = [rates(make_scheduler(schedule.name, schedule.params, n), [step])[0] for n in (planned, steps)]
+    if abs(shares[1] - shares[0]) > JUMP * shares[0]:
+        before, after = (recipe.optimizer.lr * share for share in shares)
+        raise CheckpointError(
+            f"training.steps is {planned} in {checkpoint}, {steps} here, with which the schedule's learning rate jumps "
+            f"from {before:.3g} to {after:.3g} at step {step}: use the first value, or --checkpoint.rate_jump true"
+        )

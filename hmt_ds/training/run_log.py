@@ -11,6 +11,7 @@ from hmt_ds.config.recipe import Recipe
 from hmt_ds.config.recipe_yaml import write_yaml
 from hmt_ds.distributed.deepspeed_internals import skipped_steps
 from hmt_ds.distributed.process_group import rank, world_size
+from hmt_ds.parallel.deepspeed_config.lr_schedule import DEEPSPEED_SCHEDULES, REHEARSED, make_scheduler, rates
 from hmt_ds.parallel.protocols import Executor, StepOutput
 from hmt_ds.planning.flops import peak_flops, useful_flops_per_token
 from hmt_ds.reporting.metrics import Metrics, Row, read_metrics
@@ -69,7 +70,8 @@ class RunLog:
         """Open the logs after a step; what they have of later steps is dropped."""
         first, options = rank() == 0, self.recipe.logging
         chosen = options.model_dump(exclude={"every", "slow_rank"})
-        self.metrics = Metrics(self.folder, step, **chosen) if first else None
+        recipe = self.recipe.model_dump(mode="json")
+        self.metrics = Metrics(self.folder, step, recipe=recipe, **chosen) if first else None
         self.progress = Progress(self.recipe.training.steps, step, every=options.every, shown=first)
 
     def close(self) -> None:
@@ -84,7 +86,8 @@ class RunLog:
         self.warm_up.step_done(seconds)
         row = self.row(output, position, seconds)
         if self.progress:
-            self.progress.advance(output.loss, row["tokens_per_second"] * world_size(), row["peak_memory_gib"])
+            loss = output.loss if output.labels else None
+            self.progress.advance(loss, row["tokens_per_second"] * world_size(), row["peak_memory_gib"])
         if self.metrics and position.step % self.recipe.logging.every == 0:
             self.metrics.write(row)
 
@@ -94,10 +97,11 @@ class RunLog:
         on_cpu = self.executor.device.type == "cpu"
         device = None if on_cpu else torch.get_device_module(self.executor.device)
         peak = peak_flops(device.get_device_name()) if device else None
+        loss = output.loss if output.labels else math.nan  # documents of one token have no label
         row = {
             "step": position.step,
-            "loss": output.loss,
-            "perplexity": float(torch.tensor(output.loss).exp()),
+            "loss": loss,
+            "perplexity": float(torch.tensor(loss).exp()),
             "learning_rate": output.learning_rate,
             "gradient_norm": output.gradient_norm,
             "skipped": skipped_steps(self.executor.engine),
@@ -136,3 +140,16 @@ def create_folder(recipe: Recipe) -> str | None:
     except OSError as error:
         return f"training.output: {folder} cannot be written: {error.strerror}"
     return None
+
+
+def describe_rates(recipe: Recipe, first: int) -> str:
+    """What the schedule does with the learning rate of the backbone, from a step on."""
+    schedule, last = recipe.schedule, recipe.training.steps
+    if first > last:
+        return f"all {last} steps are done"
+    steps = sorted({first + (last - first) * part // 4 for part in range(5)})
+    if schedule.name not in DEEPSPEED_SCHEDULES:
+        steps = [step for step in steps if step <= REHEARSED]
+    shares = rates(make_scheduler(schedule.name, schedule.params, last), steps)
+    shown = [f"{recipe.optimizer.lr * share:.3g} at step {step}" for step, share in zip(steps, shares, strict=True)]
+    return f"learning rate: {', '.join(shown)} ({schedule.name})"

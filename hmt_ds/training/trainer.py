@@ -26,7 +26,7 @@ from hmt_ds.reporting.log import log_seconds
 from hmt_ds.training.bad_steps import BadStepCounter, read_excluded, write_excluded
 from hmt_ds.training.build import build_executor, count_parameters, identity, training_loader
 from hmt_ds.training.checkpoints import RunCheckpoints
-from hmt_ds.training.run_log import RunLog, create_folder
+from hmt_ds.training.run_log import RunLog, create_folder, describe_rates
 from hmt_ds.training.stragglers import StragglerDetector
 from hmt_ds.training.validation import Validation, as_window
 
@@ -81,6 +81,7 @@ class Trainer:
             raise ConfigError([str(problem)])
         parameters, trained = count_parameters(self.executor)
         logger.info("%.1fM parameters, %.1fM trained; %d ranks", parameters / 1e6, trained / 1e6, world_size())
+        logger.info(describe_rates(self.recipe, self.position.step + 1))
         self.log = RunLog(self.recipe, self.executor, parameters, trained, self.stragglers)
         self.log.open(self.position.step)
         self.watchdog = Watchdog(self.recipe.training.hang_minutes)
@@ -124,7 +125,9 @@ class Trainer:
             self.checkpoints.finish_save()
         if told_to_stop:
             self.stop()
-        if step % self.recipe.checkpoint.every == 0 and step < self.recipe.training.steps:
+        if step == self.recipe.training.steps:
+            return  # `finish` saves and evaluates
+        if step % self.recipe.checkpoint.every == 0:
             self.checkpoints.save(self.position)
         if self.recipe.evaluation.every and step % self.recipe.evaluation.every == 0:
             try:

@@ -1,10 +1,12 @@
 """Learning rates: what a schedule cannot do is said before the run, and defaults follow its steps."""
 
+import time
 from typing import Any
 
 import pytest
 import torch
 
+from hmt_ds.parallel.deepspeed_config import lr_schedule
 from hmt_ds.parallel.deepspeed_config.lr_schedule import ScheduleError, make_scheduler
 
 STEPS = 50
@@ -73,10 +75,43 @@ def test_rates_of_the_optimizer_are_the_highest(name, params, highest):
     ids=["tenth", "at_most_1000", "rounded_down", "two_at_least", "given"],
 )
 def test_warmup_by_default(name, steps, given, warmup):
-    """A tenth of the steps, at most 1,000. DeepSpeed's schedules begin one step late, and take two steps at least."""
+    """A tenth of the steps, at most 1,000; DeepSpeed's take two at least. Every step has a rate, the first one too."""
     params = {"warmup_type": "linear"} | given
     found = rates(name, params, steps)
-    assert found[: warmup + 1] == pytest.approx([0, *(n / warmup for n in range(warmup))])
-    assert found[warmup + 1] == pytest.approx(1.0, abs=0.21) and found[warmup + 1] >= found[warmup]
+    assert found[: warmup - 1] == pytest.approx([n / warmup for n in range(1, warmup)]) and min(found) > 0
+    assert found[warmup - 1 : warmup + 1] == pytest.approx([1.0, 1.0], abs=0.26)
     if name == "WarmupLR":
-        assert set(found[warmup + 1 :]) == {1.0}
+        assert set(found[warmup:]) == {1.0}
+
+
+@pytest.mark.parametrize("steps", [lr_schedule.REHEARSED + 1, 10**9, 10**15])
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [
+        *((name, {}) for name in ("WarmupCosineLR", "WarmupDecayLR", "LRRangeTest", "ConstantLR", "ExponentialLR")),
+        ("StepLR", {"step_size": 1000}),
+        ("CosineAnnealingLR", {"T_max": 1000}),
+        ("CosineAnnealingWarmRestarts", {"T_0": 1000, "T_mult": 2}),
+        ("OneCycle", {"cycle_min_lr": 0.1, "cycle_max_lr": 1.0}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_very_many_steps_are_checked_at_once(name, params, steps):
+    if name == "ExponentialLR":
+        params = {"gamma": 0.999}
+    began = time.monotonic()
+    make_scheduler(name, params, steps)
+    assert time.monotonic() - began < 20
+
+
+def test_what_fails_at_the_last_of_very_many_steps():
+    with pytest.raises(ScheduleError, match="OneCycleLR cannot be made of"):
+        make_scheduler("OneCycleLR", ONE_CYCLE | {"total_steps": 10**9 - 1}, 10**9)
+    make_scheduler("OneCycleLR", ONE_CYCLE | {"total_steps": 10**9}, 10**9)
+
+
+@pytest.mark.parametrize("name", ["WarmupLR", "WarmupDecayLR", "WarmupCosineLR", "LRRangeTest", "LinearLR"])
+def test_rates_of_single_steps(name):
+    wanted = (1, 2, 7, STEPS)
+    every = rates(name, {})
+    assert lr_schedule.rates(make_scheduler(name, {}, STEPS), wanted) == pytest.approx([every[n - 1] for n in wanted])

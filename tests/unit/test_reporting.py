@@ -113,23 +113,27 @@ def test_wandb_goes_on_in_the_same_run(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.delenv("WANDB_DIR", raising=False)
     for resume_step, steps in ((0, (1, 2, 3)), (2, (3, 4))):
-        logs = Metrics(tmp_path, resume_step, wandb="online", project="tests")
+        recipe = {"training": {"steps": resume_step}}
+        logs = Metrics(tmp_path, resume_step, wandb="online", project="tests", recipe=recipe)
         for step in steps:
             logs.write({"step": step, "loss": 1 / step, "mfu": None})
         logs.close()
         time.sleep(1.1)  # wandb names its folders by the second
-    found = []
+    found, recipes = [], []
     for file in sorted(tmp_path.glob("wandb/offline-run-*/*.wandb")):
         records = list(wandb_records(file))
         runs = {(record.run.run_id, record.run.project) for record in records if record.HasField("run")}
         assert runs == {((tmp_path / "wandb_run_id").read_text(), "tests")}
         assert any(r.metric.glob_name == "train/*" and r.metric.step_metric == "train/step" for r in records)
         found.append([])
+        updates = [update for r in records for update in (*r.run.config.update, *r.config.update)]
+        recipes.append({update.key: json.loads(update.value_json) for update in updates}["training"])
         for record in (record for record in records if record.HasField("history")):
             values = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
             found[-1].append({key: values[key] for key in values if key.startswith("train/")})
     rows = [{"train/step": step, "train/loss": 1 / step} for step in (1, 2, 3, 3, 4)]
     assert found == [rows[:3], rows[3:]]
+    assert recipes == [{"steps": 0}, {"steps": 2}]
 
 
 def test_tensorboard_hides_what_is_done_again(tmp_path):

@@ -16,6 +16,8 @@ from hmt_ds.config.recipe import Recipe
 from hmt_ds.distributed.deepspeed_internals import COUNTERS
 from hmt_ds.parallel.deepspeed_config.lr_schedule import make_scheduler
 from hmt_ds.training.build import identity
+from hmt_ds.training.checkpoints import check_rate_jump
+from hmt_ds.training.run_log import describe_rates
 
 STEPS = 8
 MILESTONES = {"milestones": [2, 5], "gamma": 0.1}
@@ -100,8 +102,12 @@ def test_torchs_go_on_from_the_last_rate(params, rate, said):
 @pytest.mark.parametrize(
     ("name", "at_first", "later"),
     [
-        ("WarmupLR", [0, 0, 0.25], [0.5, 0.75, 1]),
-        ("WarmupCosineLR", [0, 0, 0.25], [0.5, 0.75, 0.0001 + 0.9999 * (1 + math.cos(math.pi / 4)) / 2]),
+        ("WarmupLR", [0.25, 0.5, 0.75], [1, 1, 1]),
+        (
+            "WarmupCosineLR",
+            [0.25, 0.5, 0.75],
+            [0.0001 + 0.9999 * (1 + math.cos(math.pi * part / 4)) / 2 for part in (1, 2, 3)],
+        ),
     ],
 )
 def test_deepspeeds_take_the_recipes_rate(name, at_first, later):
@@ -169,3 +175,62 @@ def test_what_a_resume_cannot_honour_is_refused(tmp_path, key, value, there, her
 )
 def test_what_a_resume_honours_is_let_in(tmp_path, changes):
     compare(tmp_path, changes)
+
+
+def recipe_of(steps: int, name: str = "WarmupCosineLR", **changes: Any) -> Recipe:
+    """The recipe above with other steps and another schedule."""
+    params = {"step_size": 2} if name == "StepLR" else {}
+    other = {"training": {"output": "run", "steps": steps}, "schedule": {"name": name, "params": params}}
+    return Recipe.model_validate(RECIPE | other | changes)
+
+
+def write_checkpoint(folder: Path, step: int, recipe: Recipe) -> None:
+    """What of a checkpoint's state tells its rates."""
+    state = {"identity": identity(recipe, PREPARED), "step": step}
+    (folder / "progress.json").write_text(json.dumps(state))
+
+
+@pytest.mark.parametrize(("steps", "step"), [(20, 10), (20, 5), (9, 7)])
+@pytest.mark.parametrize("name", ["WarmupCosineLR", "WarmupDecayLR"])
+def test_a_jump_of_the_rate_is_refused(tmp_path, name, steps, step):
+    """Another number of steps has another schedule, unless the recipe gives its arguments."""
+    write_checkpoint(tmp_path, step, recipe_of(10, name))
+    with pytest.raises(CheckpointError) as error:
+        check_rate_jump(tmp_path, recipe_of(steps, name))
+    said = str(error.value)
+    assert f"training.steps is 10 in {tmp_path}, {steps} here" in said and f" at step {step + 1}: " in said
+    assert len(said.splitlines()) == 1 and "--checkpoint.rate_jump true" in said
+    check_rate_jump(tmp_path, recipe_of(steps, name, checkpoint={"rate_jump": True}))
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "step"), [("WarmupCosineLR", 10, 10), ("WarmupLR", 20, 10), ("WarmupDecayLR", 1010, 20)]
+)
+def test_a_rate_that_goes_on_is_let_in(tmp_path, name, steps, step):
+    write_checkpoint(tmp_path, step, recipe_of(1000 if steps == 1010 else 10, name))
+    check_rate_jump(tmp_path, recipe_of(steps, name, optimizer={"name": "AdamW", "lr": 0.5}))
+
+
+def test_a_checkpoint_of_before_the_check(tmp_path):
+    """It does not tell how many steps its run was to have."""
+    (tmp_path / "progress.json").write_text(json.dumps({"identity": {}, "step": 10}))
+    check_rate_jump(tmp_path, recipe_of(20))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "first", "said"),
+    [
+        (recipe_of(10), 11, "all 10 steps are done"),
+        (recipe_of(10, "StepLR"), 9, "learning rate: 1e-07 at step 9, 1e-07 at step 10 (StepLR)"),
+        (recipe_of(10**9, "StepLR"), 1, "learning rate: 0.001 at step 1 (StepLR)"),
+    ],
+)
+def test_what_the_schedule_will_do_is_said(recipe, first, said):
+    assert describe_rates(recipe, first) == said
+
+
+def test_the_rates_that_are_said_are_those_of_the_steps():
+    recipe = recipe_of(8, "WarmupCosineLR")
+    expected = rates(engine_of("WarmupCosineLR", {}, recipe.optimizer.lr), 8)
+    shown = ", ".join(f"{expected[step - 1]:.3g} at step {step}" for step in (1, 2, 4, 6, 8))
+    assert describe_rates(recipe, 1) == f"learning rate: {shown} (WarmupCosineLR)"

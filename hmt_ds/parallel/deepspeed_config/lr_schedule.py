@@ -3,12 +3,15 @@
 import difflib
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from deepspeed.runtime import lr_schedules
 
 DEEPSPEED_SCHEDULES = ("WarmupLR", "WarmupDecayLR", "WarmupCosineLR", "OneCycle", "LRRangeTest")
+WARM_UPS = ("WarmupLR", "WarmupDecayLR", "WarmupCosineLR")
+REHEARSED = 100_000  # steps: about a second
 # base classes, and one that needs a metric in every step
 NO_SCHEDULES = ("LRScheduler", "_LRScheduler", "ReduceLROnPlateau")
 
@@ -22,8 +25,8 @@ def make_scheduler(name: str, params: dict[str, object], total_steps: int) -> Ca
 
     Args:
         name: a class of DeepSpeed's ``lr_schedules`` or of ``torch.optim.lr_scheduler``.
-        params: its arguments. Unless given, ``total_num_steps`` is ``total_steps``, and ``warmup_num_steps`` a tenth of
-            that, at most 1,000; ``warmup_max_lr`` is the optimizer's rate.
+        params: its arguments. Unless given, ``total_num_steps`` is ``total_steps``, one more for WarmupDecayLR, and
+            ``warmup_num_steps`` a tenth of ``total_steps``, at most 1,000; ``warmup_max_lr`` is the optimizer's rate.
         total_steps: optimizer steps of the run.
 
     Raises:
@@ -43,20 +46,51 @@ def make_scheduler(name: str, params: dict[str, object], total_steps: int) -> Ca
     if (kind := params.get("warmup_type", "log")) not in ("log", "linear"):
         raise ScheduleError(f"schedule.params: warmup_type is log or linear, got {kind!r}")  # DeepSpeed would use log
     by_default = {
-        "total_num_steps": total_steps,
+        "total_num_steps": total_steps + (name == "WarmupDecayLR"),  # at total_num_steps its rate is 0
         "warmup_num_steps": max(1, min(1000, total_steps // 10)),
         "warmup_max_lr": None,  # the optimizer's learning rate; WarmupDecayLR's own default is 0.001
     }
     params = {p: value for p, value in by_default.items() if p in accepted} | params
+
+    def make(optimizer: torch.optim.Optimizer) -> object:
+        schedule = known[name](optimizer, **params)
+        if name in WARM_UPS:
+            # They begin at iteration -1, and its rate is 0 like that of iteration 0: two steps would train nothing.
+            schedule.step(1)
+        return schedule
+
     try:
-        run_through(known[name](torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=1.0), **params), total_steps)
+        rates(make, (1, 2, total_steps + 1))  # some schedules fail only at the last step
     except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
         raise ScheduleError(f"schedule.params: {name} cannot be made of {params}: {error}") from None
-    return lambda optimizer: known[name](optimizer, **params)
+    return make
 
 
-def run_through(schedule: torch.optim.lr_scheduler.LRScheduler, steps: int) -> None:
-    """Take all steps of a run: some schedules fail only at the last one."""
+def rates(make: Callable[[torch.optim.Optimizer], object], steps: Sequence[int]) -> list[float]:
+    """Return the learning rates of some steps, as shares of the optimizer's.
+
+    Args:
+        make: makes the schedule.
+        steps: ascending, from 1. A rate of torch's schedules is not exact more than ``REHEARSED`` steps after another.
+    """
+    optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedule, at, found = cast(Any, make(optimizer)), 1, []
     with warnings.catch_warnings(action="ignore"):  # torch warns that the optimizer takes no steps
-        for _ in range(steps):
-            schedule.step()
+        for step in steps:
+            if step > at:
+                advance(schedule, step - at)
+            at = step
+            found.append(float(optimizer.param_groups[0]["lr"]))
+    return found
+
+
+def advance(schedule: Any, steps: int) -> None:
+    """Advance a schedule: DeepSpeed's at once, torch's step by step, because each rate follows from the one before."""
+    if hasattr(schedule, "last_batch_iteration"):
+        schedule.step(schedule.last_batch_iteration + steps)
+        return
+    for _ in range(min(steps, REHEARSED)):
+        schedule.step()
+    if steps > REHEARSED:
+        schedule.last_epoch += steps - REHEARSED - 1
+        schedule.step()
