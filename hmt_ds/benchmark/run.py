@@ -43,13 +43,19 @@ def bench(recipe_file: str, words: list[str], device: torch.device) -> None:
         device: device of this rank.
     """
     options, overrides = parse_options(BenchOptions, words)
-    recipe = load_recipe(recipe_file, overrides)
+    recipe = at_largest_depth(load_recipe(recipe_file, overrides))
     prepared = prepare_together(recipe, recipe_file, writes_output=False, with_data=options.tokens == "data")
     check_reference(recipe, options, world_size())
     # HMT-pytorch runs first: CUDA graphs of our own engine would keep their memory
     reference = reference_results(recipe, options, device)
     result = measure(recipe, prepared, options, device) | reference
     publish([*bench_tables(result), *(reference_tables(result) if reference else [])], result, options)
+
+
+def at_largest_depth(recipe: Recipe) -> Recipe:
+    """Return the recipe with windows of one depth, the largest of its schedule: only these are measured."""
+    one_depth = {"bptt_depth": recipe.depths.largest, "random_depth": False}
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update=one_depth)})
 
 
 def publish(tables: Iterable[RenderableType], result: Result, options: BenchOptions) -> None:
@@ -87,7 +93,7 @@ def reference_results(recipe: Recipe, options: BenchOptions, device: torch.devic
         return {}
     logger.info("HMT-pytorch first, on the same work")
     training, source = recipe.training, recipe.model.source
-    work = Work(source, recipe.memory, training.batch_size, training.bptt_depth, training.seed)
+    work = Work(source, recipe.memory, training.batch_size, recipe.depths.largest, training.seed)
     found = run_reference(options.reference, work, device, options.steps)
     if device.type != "cpu":
         torch.get_device_module(device).empty_cache()
@@ -106,12 +112,12 @@ def measure(recipe: Recipe, prepared: Prepared, options: BenchOptions, device: t
     runs.warm_up(options.warmup)
     timed = runs.timed(options.steps)
     phases, memory = runs.by_phase(min(CLOCKED_STEPS, options.steps)), runs.memory(peak_resident_bytes())
-    segments = min(runs.short, training.bptt_depth)
+    segments = min(runs.short, recipe.depths.largest)
     if options.trace:
         trace = runs.trace(options.trace)
         if rank() == 0:
             print(f"trace       {trace}", flush=True)
-    flops = flops_of(executor, parameters, trained, training.batch_size, training.bptt_depth)
+    flops = flops_of(executor, parameters, trained, training.batch_size, recipe.depths.largest)
     peaks = peak_rates(device)
     return {
         "run": run_facts(recipe, options, device, executor) | {"parameters": parameters, "trained_parameters": trained},
@@ -146,7 +152,7 @@ def run_facts(recipe: Recipe, options: BenchOptions, device: torch.device, execu
         "pipelines": executor.data_ranks,
         "mode": recipe.memory.mode,
         "segment_length_tokens": recipe.memory.segment_length,
-        "bptt_depth_segments": training.bptt_depth,
+        "bptt_depth_segments": recipe.depths.largest,
         "batch_size": training.batch_size,
         "windows_per_step": training.gradient_accumulation,
         "tokens": options.tokens,
@@ -165,7 +171,7 @@ def steps_of(recipe: Recipe, prepared: Prepared, options: BenchOptions, executor
     else:
         windows = random_windows(
             training.batch_size,
-            training.bptt_depth,
+            recipe.depths.largest,
             recipe.memory.segment_length,
             executor.engine.module.backbone.vocabulary,
             seed=training.seed + executor.data_rank,

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt
 
 from hmt_ds.backbones.settings import LoraSettings
+from hmt_ds.config.depth_schedule import DepthSchedule, check_depths
 from hmt_ds.config.sections import STRICT, section
 from hmt_ds.config.value_checks import expand_path
 from hmt_ds.data.settings import RetrievalSettings
@@ -110,8 +111,11 @@ class Training(Section):
     """Folder to write the run to: recipe, metrics, checkpoints."""
     steps: int = Field(ge=1)
     """Number of optimizer steps."""
-    bptt_depth: int = Field(8, ge=1)
-    """Segments per window: gradients flow back through this many segments of a document (truncated BPTT)."""
+    bptt_depth: Annotated[AtLeastOne | dict[int, int], BeforeValidator(check_depths)] = 8
+    """Segments per window: gradients flow back through this many segments of a document (truncated BPTT). Or a
+    schedule: {0: 2, 200: 4} is 2 in the first 200 optimizer steps, and 4 from then on."""
+    random_depth: bool = False
+    """Draw the depth of each optimizer step at random, up to bptt_depth; the same on all ranks, from seed and step."""
     batch_size: int = Field(1, ge=1)
     """Rows per rank, or per pipeline if there are pipeline stages. A row reads one document at a time."""
     gradient_accumulation: int = Field(1, ge=1)
@@ -131,7 +135,7 @@ class Training(Section):
     """Minutes without progress on a rank (no step, no part of a checkpoint, no window of an evaluation) after which the
     run is killed."""
     seed: int = Field(0, ge=0)
-    """Seed of random weights, data order and dropout."""
+    """Seed of random weights, data order, dropout and random depths."""
 
 
 class Pipeline(Section):
@@ -257,11 +261,19 @@ class Recipe(Section):
     logging: Logging = Logging()
 
     @property
+    def depths(self) -> DepthSchedule:
+        """Segments per window, by optimizer step."""
+        depth, seed = self.training.bptt_depth, self.training.seed if self.training.random_depth else None
+        stages = depth if isinstance(depth, dict) else {0: depth}
+        # in a generated document of one segment, nothing is asked
+        return DepthSchedule(stages, seed, shortest=2 if self.data.retrieval else 1)
+
+    @property
     def retrieval_segments(self) -> list[int]:
         """Numbers of segments of generated documents to evaluate, ascending; empty without data.retrieval."""
         if self.data.retrieval is None:
             return []
-        depth = self.training.bptt_depth
+        depth = self.depths.largest
         return sorted(set(self.evaluation.retrieval_segments or [depth, 10 * depth]))
 
     @property

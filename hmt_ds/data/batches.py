@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from hmt_ds.data.tokenize import document_lengths
-from hmt_ds.data.window_plan import Piece, WindowPlan, WindowPlanState
+from hmt_ds.data.window_plan import Depth, Piece, WindowPlan, WindowPlanState
 
 IGNORE_INDEX = -100  # the label that cross-entropy leaves out
 
@@ -54,9 +54,8 @@ class WindowLoader:
 
     Args:
         tokens: What `tokenize_documents` returned.
-        segments: Segments per row of a batch.
         segment_length: Tokens per segment, the width of every batch.
-        seed, shuffle, epochs, left_out: As for `WindowPlan`.
+        segments, seed, shuffle, epochs, left_out: As for `WindowPlan`.
         rank, world_size: Of the data-parallel group.
         batch_size: Rows per rank.
         num_workers: Processes that read ahead; 0 reads in this process.
@@ -74,7 +73,7 @@ class WindowLoader:
         self,
         tokens: Dataset,
         *,
-        segments: int,
+        segments: Depth,
         segment_length: int,
         seed: int,
         rank: int,

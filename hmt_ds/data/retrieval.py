@@ -100,7 +100,8 @@ class RetrievalLoader:
 
     Args:
         documents: By number.
-        segments: Gives the number of segments of a window, at least 2, by the window's number from 0 on.
+        segments: Gives the number of segments of a window, at least 2, by how many windows of this iteration precede
+            it.
         rank, world_size: Of the data-parallel group.
         batch_size: Rows per rank.
         total: End after this many documents; rows of the last window may be empty. Without end by default.
@@ -127,7 +128,7 @@ class RetrievalLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         windows = count(self._first) if self._total is None else range(self._first, -(-self._total // self._rows))
-        items = ((number, self._segments(number)) for number in windows)
+        items = ((number, self._segments(number - self._first)) for number in windows)
         return read_windows(self._writer, items, self._num_workers)
 
 

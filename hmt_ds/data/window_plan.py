@@ -1,12 +1,14 @@
 """Which tokens each row reads when: a pure function of the documents' lengths, the same on every rank."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from hmt_ds.data.errors import DataError
+
+Depth = int | Callable[[int], int]  # segments of every window, or of the window with a number
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ class WindowPlan(Iterator[PlannedWindow]):
     Args:
         lengths: Tokens of each document, `[documents]`, all above 0.
         rows: Rows of a window, the whole global batch: ranks times rows per rank.
-        segments: Segments per row of a window.
+        segments: Segments per row of a window; or a function that returns them for the n-th window of this plan, from
+            0: after resuming it must count from the state on.
         segment_length: Most tokens of a segment.
         seed: With the epoch's number it determines the order of an epoch; not negative.
         shuffle: False for the natural order in every epoch.
@@ -84,7 +87,7 @@ class WindowPlan(Iterator[PlannedWindow]):
         lengths: Sequence[int] | np.ndarray,
         *,
         rows: int,
-        segments: int,
+        segments: Depth,
         segment_length: int,
         seed: int,
         shuffle: bool = True,
@@ -103,7 +106,7 @@ class WindowPlan(Iterator[PlannedWindow]):
             raise DataError(f"all {len(self._lengths)} documents are left out, so there is nothing to read")
         state = state or WindowPlanState(0, 0, (None,) * rows)
         _check_state(state, self._lengths, rows)
-        self._segments, self._segment_length = segments, segment_length
+        self._segments, self._windows, self._segment_length = segments, 0, segment_length
         self._seed, self._shuffle, self._epochs = seed, shuffle, epochs
         self._epoch, self._cursor = state.epoch, state.cursor
         self._rows = [None if row and row[0] in self._left_out else row for row in state.rows]
@@ -113,7 +116,9 @@ class WindowPlan(Iterator[PlannedWindow]):
     def __next__(self) -> PlannedWindow:
         if self._queue_is_empty() and not any(self._rows):
             raise StopIteration
-        columns = [[self._next_piece(row) for row in range(len(self._rows))] for _ in range(self._segments)]
+        segments = self._segments if isinstance(self._segments, int) else self._segments(self._windows)
+        self._windows += 1
+        columns = [[self._next_piece(row) for row in range(len(self._rows))] for _ in range(segments)]
         pieces = [list(row) for row in zip(*columns, strict=True)]
         return PlannedWindow(pieces, WindowPlanState(self._epoch, self._cursor, tuple(self._rows)))
 

@@ -21,9 +21,14 @@ class ActivationBudget:
 
     The first steps keep the activations of one segment. One of them is measured; then as many segments keep their
     activations as fit beside everything else, and summaries run in larger batches. All ranks use the same plan.
+    For another depth it starts over. Steps with shorter windows than planned for (a random depth) use it, but do not
+    count.
 
     Attributes:
         plan: of the coming step.
+        depth: segments of the windows that the plan is for.
+        counts_from: segments from which a window counts as one of these.
+        step: number of the coming step among those that count.
         segment_bytes: of the largest autograd graph of a segment in the measured step.
         summary_bytes: of the largest graph of a batch of summaries.
         peak: most bytes allocated in the measured step's last window.
@@ -31,12 +36,27 @@ class ActivationBudget:
     """
 
     def __init__(self, compute: ComputeSettings, settings: MemorySettings, depth: int, device: torch.device):
-        self.compute, self.settings, self.depth, self.device = compute, settings, depth, device
+        self.compute, self.settings, self.device = compute, settings, device
+        self.plan_for(depth)
+
+    def plan_for(self, depth: int) -> None:
+        """Start over with windows of another depth.
+
+        What was measured on shorter windows does not hold for longer ones, which carry more between their segments; a
+        pipeline stage stashes more inputs. The first plan depends on the depth alone, not on earlier steps: dropout
+        draws in the order of the plan's passes, and a resumed run must draw the same.
+        """
+        self.depth = self.counts_from = depth
+        self.counts = True
         self.segment_bytes = self.summary_bytes = 0
         self.step, self.peak, self.peak_after = 1, 0, 0
-        # before anything is measured: batches of summaries that are no larger than a segment
-        batch = max(n for n in self.batch_sizes if n == 1 or n * settings.summary_share <= 1)
+        # batches of summaries that are no larger than a segment
+        batch = max(n for n in self.batch_sizes if n == 1 or n * self.settings.summary_share <= 1)
         self.plan = self.within_recipe(1, batch, 0)
+
+    def begin_step(self, segments: int) -> None:
+        """Begin a step with windows of that many segments, at most those planned for."""
+        self.counts = segments >= self.counts_from
 
     @property
     def batch_sizes(self) -> list[int]:
@@ -46,7 +66,7 @@ class ActivationBudget:
     @property
     def is_measured_step(self) -> bool:
         """Whether this is the measured step. CPUs do not count allocations: there the first plan stays."""
-        return self.device.type != "cpu" and self.step == MEASURED
+        return self.device.type != "cpu" and self.counts and self.step == MEASURED
 
     @property
     def warm_up_steps(self) -> int:
@@ -98,7 +118,7 @@ class ActivationBudget:
         if self.is_measured_step:
             self.peak_after = torch.get_device_module(self.device).max_memory_allocated()
             self.plan = self.within_recipe(*map(int, all_reduce_min(self.largest_plan(), self.device)))
-        self.step += 1
+        self.step += self.counts
 
     def largest_plan(self) -> list[int]:
         """The largest plan that fits: kept_segments, summary_segments and kept_summaries."""

@@ -33,7 +33,7 @@ class ExecutorOptions:
         ds_config: DeepSpeed's configuration, filled.
         precision: ``fp32``, ``bf16`` or ``fp16``.
         device: this rank's.
-        depth: segments of a window.
+        depth: segments of a window, in the first steps.
         compute: how activations, gradients and kernels are treated.
         memory_lr: learning rate of the memory modules; None for the optimizer's.
         scheduler: makes a learning rate schedule from an optimizer.

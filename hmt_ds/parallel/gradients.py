@@ -28,7 +28,7 @@ from hmt_ds.distributed.deepspeed_internals import (
 from hmt_ds.distributed.engine import Engine
 from hmt_ds.memory import HMT
 from hmt_ds.memory.bptt import Phase
-from hmt_ds.parallel.activation_budget import CAPTURED, Forward
+from hmt_ds.parallel.activation_budget import CAPTURED, ActivationBudget, Forward
 from hmt_ds.parallel.cuda_graphs import GraphedForward
 from hmt_ds.parallel.layer_groups import LayerGroups
 
@@ -70,6 +70,9 @@ class ReducePerSegment:
         self.engine.set_gradient_accumulation_boundary(self.remaining == 0)
         self.engine.backward(scalar, scale_wrt_gas=False)
 
+    def begin_step(self, budget: ActivationBudget) -> None:
+        """Nothing to do: only :class:`ReducePerStep` uses CUDA graphs."""
+
     def step_done(self) -> None:
         """Nothing to do: only :class:`ReducePerStep` uses CUDA graphs."""
 
@@ -85,7 +88,7 @@ class ReducePerStep:
 
     def __init__(self, model: HMT, autocast: AbstractContextManager[object], graphs: bool = False):
         self.autocast, self.weights = autocast, list(model.parameters())
-        self.steps, self.graphs = 0, graphs
+        self.graphs = graphs
         self.replays: GraphedForward | None = None
         # The second tree has parameters of its own, so that gradients and hooks do not mix with DeepSpeed's; their data
         # is the weights' data (at stage 3 only during a step, while the weights are gathered).
@@ -115,17 +118,22 @@ class ReducePerStep:
         with self.autocast:
             return self.model(*arguments, **options)
 
-    def step_done(self) -> None:
-        """After the third step switch to :class:`GraphedForward`, which captures during the fourth.
+    def begin_step(self, budget: ActivationBudget) -> None:
+        """Switch to :class:`GraphedForward` for the fourth step that counts, which captures all shapes of the plan.
 
-        After the fourth step allow no more captures. The second step is measured, and the third compiles the shapes of
-        the resulting plan.
+        The second step is measured, and the third compiles the shapes of the resulting plan. Shorter windows than the
+        plan's would capture too few slots. When the budget has started over, for another depth, the graphs of the
+        former plan are given up.
         """
-        self.steps += 1
-        if self.graphs and self.replays is None and self.steps + 1 >= CAPTURED:
+        if budget.step < CAPTURED:
+            self.replays = None
+        elif self.graphs and self.replays is None and budget.counts:
             torch.cuda.empty_cache()
             self.replays = GraphedForward(self.eager_forward)
-        elif self.replays:
+
+    def step_done(self) -> None:
+        """Allow no captures after the step that captured."""
+        if self.replays:
             self.replays.complete = True
 
     @contextmanager

@@ -74,6 +74,9 @@ class GradientReduction(Protocol):
     def backward(self, scalar: Tensor) -> None:
         """Run one backward pass."""
 
+    def begin_step(self, budget: ActivationBudget) -> None:
+        """Begin an optimizer step, after the budget has begun it."""
+
     def step_done(self) -> None:
         """Note that the optimizer has updated the weights."""
 

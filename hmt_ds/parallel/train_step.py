@@ -28,6 +28,8 @@ def train_step(executor: Executor, windows: list[Window], flags: tuple[int, ...]
     counts = torch.tensor([*(own if executor.reports else (0, 0)), *flags], dtype=torch.float64)
     with executor.phase("wait"):
         labels, fresh, *summed_flags = all_reduce_sum(counts.to(executor.device)).long().tolist()
+    executor.budget.begin_step(len(windows[0]))
+    executor.gradients.begin_step(executor.budget)
     executor.engine.train()
     # with ReducePerStep, forward passes use a copy of the model, which engine.train() does not reach
     executor.gradients.model.train()

@@ -25,7 +25,7 @@ def check_compute(recipe: Recipe, config: PreTrainedConfig, ds_config: dict[str,
     if not hasattr(config, "num_hidden_layers"):
         return []  # not a language model, which check_backbone reports
     problems = check_recompute(recipe, config) + check_leaf_layers(recipe, config, stage_of(ds_config))
-    compute, depth = recipe.compute, recipe.training.bptt_depth
+    compute, depth = recipe.compute, recipe.depths.largest
     if isinstance(compute.summary_batch, int) and compute.summary_batch > depth:
         problems.append(
             f"compute.summary_batch is {compute.summary_batch}, a window has {depth} segments (training.bptt_depth)"
@@ -58,7 +58,7 @@ def check_recompute(recipe: Recipe, config: PreTrainedConfig) -> list[str]:
     compute, training, stages = recipe.compute, recipe.training, recipe.pipeline.stages
     size = 4 if recipe.model.precision == "fp32" else 2
     keeps_window = compute.recompute in ("none", "selective")
-    depth, rows = training.bptt_depth, training.batch_size
+    depth, rows = recipe.depths.largest, training.batch_size
     if stages > 1 and not keeps_window:
         rows = max(1, rows // recipe.micro_batches)
     needed = kept_bytes(config, recipe.memory, compute.recompute, batch=rows, depth=depth, size=size) // stages

@@ -18,7 +18,7 @@ from hmt_ds.backbones import (
 from hmt_ds.config.config_error import ConfigError
 from hmt_ds.config.load import find_file
 from hmt_ds.config.recipe import Recipe
-from hmt_ds.data import RetrievalText
+from hmt_ds.data import RetrievalText, document_lengths
 from hmt_ds.parallel.deepspeed_config.fill import (
     DeepSpeedConfigError,
     EngineSettings,
@@ -33,7 +33,7 @@ from hmt_ds.preflight.folder_checks import check_folders, check_output
 from hmt_ds.preflight.pipeline_checks import check_pipeline
 from hmt_ds.preflight.problems import Problems
 from hmt_ds.preflight.read_data import Documents, read_data
-from hmt_ds.preflight.recipe_checks import check_positions, check_training
+from hmt_ds.preflight.recipe_checks import check_curriculum, check_positions, check_training
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,8 @@ def prepare(recipe: Recipe, recipe_file: str | Path, *, writes_output: bool = Tr
             problems += check_pipeline(recipe, config, ds_config)
     vocabulary = getattr(config, "vocab_size", None)
     documents = read_data(recipe, vocabulary, problems) if with_data else Documents()
+    if documents and documents.train is not None:
+        problems += check_curriculum(recipe, document_lengths(documents.train))
     if problems or ds_config is None or documents is None:
         raise ConfigError(problems)
     found = (documents.train, documents.validation, documents.tokenizer)

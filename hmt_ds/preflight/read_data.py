@@ -91,7 +91,7 @@ def encode_retrieval(
     Args:
         problems: gets a line for each problem.
     """
-    lengths = [("training.bptt_depth", False, recipe.training.bptt_depth)]
+    lengths = [("training.bptt_depth", False, depth) for depth in sorted(set(recipe.depths.stages.values()))]
     lengths += [("evaluation.retrieval_segments", True, segments) for segments in recipe.retrieval_segments]
     for key, held_out, segments in lengths:
         problems.attempt(partial(check_length, settings, segments, held_out=held_out), f"{key}: ")

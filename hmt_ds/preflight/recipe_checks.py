@@ -1,5 +1,6 @@
 """Check a recipe's settings against each other, this machine and the backbone's configuration."""
 
+import numpy as np
 import torch
 from transformers import PreTrainedConfig
 
@@ -23,10 +24,33 @@ def check_training(recipe: Recipe) -> list[str]:
         )
     if recipe.model.precision == "fp16" and not torch.cuda.is_available():
         problems.append("model.precision: fp16 needs a GPU, and there is none here: use bf16 or fp32")
+    if late := [step for step in recipe.depths.stages if step >= recipe.training.steps]:
+        problems.append(
+            f"training.bptt_depth: step {late[0]} of the schedule is never reached, training.steps is "
+            f"{recipe.training.steps}"
+        )
     counts = recipe.evaluation.segments_read
     if counts != sorted(set(counts)) or not counts or counts[0] < 0:
         problems.append(f"evaluation.segments_read is {counts}: must be ascending numbers of segments")
     return problems + check_source(recipe)
+
+
+def check_curriculum(recipe: Recipe, lengths: np.ndarray) -> list[str]:
+    """Refuse a depth schedule that asks for more segments than any document has.
+
+    A single depth may be longer than the documents: a row then reads several of them in one window.
+
+    Args:
+        lengths: tokens of each document, `[documents]`.
+    """
+    longest = -(-int(lengths.max()) // recipe.memory.segment_length)
+    depth = recipe.depths.largest
+    if isinstance(recipe.training.bptt_depth, int) or depth <= longest:
+        return []
+    return [
+        f"training.bptt_depth: a curriculum longer than the documents: the longest of data.train has {longest} "
+        f"segments of {recipe.memory.segment_length} tokens, the schedule asks for {depth}"
+    ]
 
 
 def check_source(recipe: Recipe) -> list[str]:

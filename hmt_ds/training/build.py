@@ -11,6 +11,7 @@ from transformers import PretrainedConfig
 
 from hmt_ds.backbones import CausalLM, read_config
 from hmt_ds.backbones.stages import LayerRange
+from hmt_ds.checkpoint import RunPosition
 from hmt_ds.config.config_error import ConfigError
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.data import Batch, RetrievalDocuments, RetrievalLoader, WindowLoader, document_lengths
@@ -35,6 +36,7 @@ from hmt_ds.preflight.prepare import Prepared
 
 logger = logging.getLogger(__name__)
 
+START = RunPosition()
 RANK_STRIDE = 0x9E3779B1  # odd, so that multiples differ in the lowest 32 bits: a CPU's generator takes no others
 
 
@@ -135,7 +137,7 @@ def describe_split(ranges: list[LayerRange], times: LayerTimes) -> str:
 def describe_bubble(recipe: Recipe, micro_batches: int) -> str:
     """How long stages will wait for each other with fewer micro-batches than stages, and what to change."""
     stages, mode = recipe.pipeline.stages, recipe.memory.mode
-    schedule = pipeline_schedule(stages, recipe.training.bptt_depth, micro_batches, mode=mode)
+    schedule = pipeline_schedule(stages, recipe.depths.largest, micro_batches, mode=mode)
     bubble = max(simulate(schedule, Machine.uniform(UNIT_COSTS, stages), mode).bubbles)
     return (
         f"with {micro_batches} micro-batches on {stages} stages a stage waits {bubble:.0%} of its time; more keep it "
@@ -149,7 +151,7 @@ def executor_options(recipe: Recipe, prepared: Prepared, device: torch.device) -
         ds_config=prepared.ds_config,
         precision=recipe.model.precision,
         device=device,
-        depth=recipe.training.bptt_depth,
+        depth=recipe.depths.of_stage(1),
         compute=recipe.compute,
         memory_lr=recipe.optimizer.memory_lr,
         scheduler=make_scheduler(recipe.schedule.name, recipe.schedule.params, recipe.training.steps),
@@ -157,23 +159,24 @@ def executor_options(recipe: Recipe, prepared: Prepared, device: torch.device) -
 
 
 def training_loader(
-    recipe: Recipe, prepared: Prepared, position: dict[str, Any] | None = None, excluded: Collection[int] = ()
+    recipe: Recipe, prepared: Prepared, after: RunPosition = START, excluded: Collection[int] = ()
 ) -> Iterable[Batch]:
     """This rank's rows of the training documents, from a position on, without the excluded documents."""
     training, length, pipelines = recipe.training, recipe.memory.segment_length, world_size() // recipe.pipeline.stages
+    depths, windows_per_step = recipe.depths, training.gradient_accumulation
     options: dict[str, Any] = {
+        "segments": lambda window: depths.of_step(after.step + 1 + window // windows_per_step),
         "rank": rank() % pipelines,
         "world_size": pipelines,
         "batch_size": training.batch_size,
         "num_workers": recipe.data.workers,
-        "state": position,
+        "state": after.position,
     }
     which: dict[str, Any] = {"segment_length": length, "seed": training.seed, "left_out": excluded}
     if settings := recipe.data.retrieval:
         assert prepared.retrieval is not None
-        documents = RetrievalDocuments(prepared.retrieval, settings, **which)
-        return RetrievalLoader(documents, segments=lambda _: training.bptt_depth, **options)
-    return WindowLoader(prepared.train, segments=training.bptt_depth, **which, **options)
+        return RetrievalLoader(RetrievalDocuments(prepared.retrieval, settings, **which), **options)
+    return WindowLoader(prepared.train, **which, **options)
 
 
 def count_parameters(executor: Executor) -> tuple[int, int]:

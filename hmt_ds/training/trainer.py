@@ -98,9 +98,12 @@ class Trainer:
     def steps(self) -> Iterator[tuple[int, list[Batch], float]]:
         """The remaining steps, each with its windows and the seconds that these took to load."""
         training = self.recipe.training
-        batches = iter(training_loader(self.recipe, self.prepared, self.position.position, self.excluded))
+        batches = iter(training_loader(self.recipe, self.prepared, self.position, self.excluded))
         for step in range(self.position.step + 1, training.steps + 1):
             started = time.perf_counter()
+            if (depth := self.recipe.depths.of_stage(step)) != self.executor.budget.depth:
+                self.executor.budget.plan_for(depth)
+                logger.info("step %d: training.bptt_depth is %d from here on", step, depth)
             windows = list(islice(batches, training.gradient_accumulation))
             yield step, windows, time.perf_counter() - started
 

@@ -59,7 +59,7 @@ class Validation:
         assert self.prepared.validation is not None
         for batch in WindowLoader(
             self.prepared.validation,
-            segments=self.recipe.training.bptt_depth,
+            segments=self.recipe.depths.largest,
             segment_length=self.recipe.memory.segment_length,
             seed=0,
             shuffle=False,

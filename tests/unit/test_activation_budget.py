@@ -1,5 +1,6 @@
 """How many segments keep their activations: what the recipe fixes, and what fits beside the measured step."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,7 @@ from tiny import document, make_settings, make_window
 
 from hmt_ds.distributed import process_group
 from hmt_ds.memory import RecomputePlan
-from hmt_ds.parallel import activation_budget
+from hmt_ds.parallel import activation_budget, gradients
 from hmt_ds.parallel.activation_budget import MARGIN, MEASURED, ActivationBudget
 from hmt_ds.parallel.compute_choice import ComputeSettings
 from hmt_ds.parallel.pipeline.schedule import pipeline_schedule
@@ -251,6 +252,83 @@ def test_the_measured_step_of_a_stage(monkeypatch, recompute, kept):
         found.backward_done()
         found.step_done()
     assert (found.segment_bytes, found.summary_bytes) == (SEGMENT, SUMMARY) and len(found.choose_graphs(ORDER)) == kept
+
+
+def take_step(budget: ActivationBudget, gpu: FakeGpu, segments: int) -> None:
+    """One step with windows of that many segments, each with the graph of one segment."""
+    budget.begin_step(segments)
+    read = budget.measure(gpu.read)
+    gpu.allocated = gpu.before
+    read(WINDOW_SEGMENT)
+    budget.backward_done()
+    budget.step_done()
+
+
+@pytest.mark.parametrize("kind", [ActivationBudget, StageBudget])
+def test_another_depth_is_planned_from_the_beginning(monkeypatch, kind):
+    """As if there had been no other windows before."""
+    gpu = FakeGpu(total=17_000)
+    monkeypatch.setattr(torch, "get_device_module", lambda device: gpu)
+    monkeypatch.setattr(activation_budget, "all_reduce_min", lambda mine, device: mine)
+    found = kind(ComputeSettings(cuda_graphs="never"), SETTINGS, 2, GPU)
+    first = found.plan, getattr(found, "free_bytes", None)
+    for _ in range(MEASURED):
+        take_step(found, gpu, 2)
+    planned = found.plan, getattr(found, "free_bytes", None)
+    assert planned != first
+    gpu.before += 3 * SEGMENT
+    found.plan_for(DEPTH)
+    take_step(found, gpu, DEPTH)
+    fresh = kind(ComputeSettings(cuda_graphs="never"), SETTINGS, DEPTH, GPU)
+    assert found.depth == DEPTH and found.step == MEASURED and found.plan == fresh.plan
+    assert getattr(found, "free_bytes", 0) == 0
+    take_step(found, gpu, DEPTH)
+    assert found.peak == gpu.before + SEGMENT
+    if kind is ActivationBudget:
+        assert 2 < found.plan.kept_segments < DEPTH
+    else:
+        assert 0 < found.free_bytes < planned[1]
+
+
+@pytest.mark.parametrize("kind", [ActivationBudget, StageBudget])
+def test_short_windows_of_a_random_depth_are_not_measured(monkeypatch, kind):
+    """The benchmark's are: they are cut to have all kinds of work."""
+    gpu = FakeGpu()
+    monkeypatch.setattr(torch, "get_device_module", lambda device: gpu)
+    monkeypatch.setattr(activation_budget, "all_reduce_min", lambda mine, device: mine)
+    for counts_from, step in ((DEPTH, 3), (1, 5)):
+        found = kind(ComputeSettings(cuda_graphs="never"), SETTINGS, DEPTH, GPU)
+        found.counts_from = counts_from
+        for segments in (DEPTH, 1, DEPTH - 1, DEPTH):
+            take_step(found, gpu, segments)
+        assert found.step == step
+
+
+def test_cuda_graphs_are_captured_in_windows_as_deep_as_planned_for(monkeypatch):
+    """Else slots would be missing. For another depth they are given up."""
+    made: list[SimpleNamespace] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(
+        gradients, "GraphedForward", lambda forward: made.append(SimpleNamespace(complete=False)) or made[-1]
+    )
+    reduction = gradients.ReducePerStep(torch.nn.Linear(1, 1), nullcontext(), graphs=True)
+    budget = ActivationBudget(ComputeSettings(cuda_graphs="always"), SETTINGS, 3, torch.device("cpu"))
+
+    def graphs_of(segments: int) -> tuple[int, bool]:
+        """Take a step; return how many graphs there have been, and whether the last ones are captured in it."""
+        budget.begin_step(segments)
+        reduction.begin_step(budget)
+        captures = reduction.replays is not None and not reduction.replays.complete
+        budget.step_done()
+        reduction.step_done()
+        return len(made), captures
+
+    assert [graphs_of(segments) for segments in (3, 3, 2, 3)] == [(0, False)] * 4
+    assert [graphs_of(segments) for segments in (2, 3, 3, 2)] == [(0, False), (1, True), (1, False), (1, False)]
+    assert reduction.replays is made[0]
+    budget.plan_for(4)
+    assert graphs_of(4) == (1, False) and reduction.replays is None
+    assert [graphs_of(4) for _ in range(4)] == [(1, False), (1, False), (2, True), (2, False)]
 
 
 def test_smallest_of_all_ranks(monkeypatch):

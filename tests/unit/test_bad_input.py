@@ -48,6 +48,21 @@ CASES = [
     ),
     Case("wrong type", ["--training.steps", "many"], ["training.steps: must be a whole number", "got 'many'"]),
     Case("out of range", ["--training.bptt_depth", "0"], ["training.bptt_depth: must be at least 1"]),
+    Case(
+        "depth schedule",
+        ["--training.bptt_depth", "{5: 2}", "--training.steps", "9"],
+        ["training.bptt_depth: a schedule must begin at step 0, got {5: 2}"],
+    ),
+    Case(
+        "depth schedule beyond the run",
+        ["--training.bptt_depth", "{0: 1, 9: 2}", "--training.steps", "9"],
+        ["training.bptt_depth: step 9 of the schedule is never reached, training.steps is 9"],
+    ),
+    Case(
+        "depth beyond the documents",
+        ["--training.bptt_depth", "{0: 1, 4: 2}", "--training.steps", "9"],
+        ["the longest of data.train has 1 segments of 16 tokens, the schedule asks for 2"],
+    ),
     Case("not one of the values", ["--memory.mode", "htm"], ["memory.mode: must be 'hmt', 'rmt' or 'backbone'"]),
     Case("override without a value", ["--training.steps"], ["--training.steps: no value given"]),
     Case("not an override", ["training.steps", "3"], ["training.steps: overrides look like", "3: overrides look like"]),

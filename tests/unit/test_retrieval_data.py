@@ -177,14 +177,14 @@ def test_ranks_share_the_windows_of_one_process(words):
 
 
 def test_resume_after_each_window_and_workers_change_nothing(words):
-    def curriculum(**changes) -> RetrievalLoader:
-        return loader(words, segments=lambda window: 2 + window // 2, **changes)
+    def curriculum(used: int = 0, **changes) -> RetrievalLoader:
+        return loader(words, segments=lambda window: 2 + (used + window) // 2, **changes)
 
     expected = list(itertools.islice(curriculum(), 5))
     assert [batch.input_ids.shape[1] for batch in expected] == [2, 2, 3, 3, 4]
     for workers, used in ((0, 1), (0, 3), (2, 2)):
         state = json.loads(json.dumps(expected[used - 1].position))
-        rest = list(itertools.islice(curriculum(state=state, num_workers=workers), 5 - used))
+        rest = list(itertools.islice(curriculum(used, state=state, num_workers=workers), 5 - used))
         assert all(map(same, rest, expected[used:])) and len(rest) == 5 - used
 
 

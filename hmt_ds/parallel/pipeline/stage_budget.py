@@ -2,12 +2,8 @@
 
 import math
 
-import torch
-
-from hmt_ds.memory import MemorySettings
 from hmt_ds.parallel.activation_budget import ActivationBudget
 from hmt_ds.parallel.pipeline.schedule import Action, Kind, graphs_to_keep
-from hmt_ds.parallel.settings import ComputeSettings
 
 
 class StageBudget(ActivationBudget):
@@ -21,8 +17,9 @@ class StageBudget(ActivationBudget):
         free_bytes: for graphs; 0 before a step was measured.
     """
 
-    def __init__(self, compute: ComputeSettings, settings: MemorySettings, depth: int, device: torch.device):
-        super().__init__(compute, settings, depth, device)
+    def plan_for(self, depth: int) -> None:
+        """Start over: keep no graphs until a step with windows of this depth is measured."""
+        super().plan_for(depth)
         self.free_bytes = math.inf if self.compute.recompute in ("none", "selective") else 0.0
 
     def step_done(self) -> None:
@@ -31,7 +28,7 @@ class StageBudget(ActivationBudget):
             # The peak contains one graph, that of a recomputed pass. Kept graphs are freed before the first pass is
             # recomputed, so one of them may take its place.
             self.free_bytes = self.bytes_left(self.peak) + self.segment_bytes
-        self.step += 1
+        self.step += self.counts
 
     def choose_graphs(self, order: list[Action]) -> frozenset[Action]:
         """Return the forward passes of a window that keep their graphs."""
