@@ -97,7 +97,7 @@ def pipeline_results(
     pipelines, window = executor.data_ranks, pipeline_window(executor, segments)
     module, name = decoder_layers(cast(CausalLM, executor.engine.module.backbone))
     by_stage = [mean(phases[first : first + pipelines]) for first in range(0, len(phases), pipelines)]
-    summaries = window.micro_batches // window.summary_group if window.settings.mode == "hmt" else 0
+    summaries = window.micro_batches // window.summary_group if window.settings.summarises else 0
     return {
         "stages": executor.stages,
         "micro_batches": window.micro_batches,

@@ -21,6 +21,7 @@ REFERENCE = {
     "cross_attn.wq.weight": "recall.query.weight",
     "cross_attn.wk.weight": "recall.key.weight",
 }
+MEMORY_MODULES = ("sink.", "initial_prompt.", "write_prompt.", "memory_embedding.", "summary_prompt.", "recall.")
 BACKBONES = ("memory_cell.model.", "backbone.model.", "hmt.backbone.model.")
 WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")  # prefixes of DistributedDataParallel and torch.compile
 PEFT = (("base_model.model.", ""), (".base_layer.", "."))  # peft's names of what it has wrapped
@@ -97,7 +98,7 @@ def our_name(name: str) -> str | None:
                 name = name.replace(theirs, plain, 1)
             return f"backbone.model.{name}"
     name = REFERENCE.get(name, name).removeprefix("hmt.")
-    return name if name.startswith(("initial_prompt.", "summary_prompt.", "recall.")) else None
+    return name if name.startswith(MEMORY_MODULES) else None
 
 
 def mode_of(weights: Weights) -> Mode:

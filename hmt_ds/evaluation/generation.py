@@ -64,7 +64,7 @@ def places_left(model: HMT, open_tokens: int, goes_on: bool) -> int:
     config, settings = cast(CausalLM, model.backbone).config, model.settings
     if not family_of(config).hard_positions:
         return settings.segment_length
-    prompt = 0 if settings.mode == "backbone" else settings.memory_tokens
+    prompt = settings.sink_tokens + settings.prompt_tokens()
     sensory = settings.sensory_tokens if goes_on else 0
     return config.max_position_embeddings + 1 - prompt - sensory - open_tokens  # the last is not read
 
@@ -84,12 +84,11 @@ def continue_segment(model: HMT, segment_ids: Tensor, state: MemoryState, goes_o
     window = split_document(segment_ids, segment_ids.shape[1], goes_on=goes_on)
     segment = window.segment(0, state.tail, model.settings)
     length = int(segment.lengths[0])  # a document's first segment has no sensory tokens, but pads behind
-    embeddings = model.backbone.embed(segment.tokens[:, :length])
-    if model.settings.mode != "backbone":
-        reads = model.settings.mode == "hmt" and state.memories.shape[1] > 0
-        query = model.read_ahead(window.summary(0, 1, model.settings)) if reads else None
-        prompt, _ = model.memory_prompt(segment, state.memories, state.valid, model.settings.mode, query)
-        embeddings = torch.cat([prompt, embeddings], dim=1)
+    tokens = model.backbone.embed(segment.tokens[:, :length])
+    asks = model.settings.summarises and state.memories.shape[1] > 0
+    query = model.read_ahead(window.summary(0, 1, model.settings)) if asks else None
+    prompt, _ = model.memory_prompt(state.memories, state.valid, model.settings.mode, query)
+    embeddings = torch.cat([model.around(prompt)[0].to(tokens.dtype), tokens], dim=1)
     mask = torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device)
     causal_lm = cast(CausalLM, model.backbone).model
     return causal_lm.generate(inputs_embeds=embeddings, attention_mask=mask, **{"do_sample": False} | options)

@@ -33,12 +33,14 @@ class WindowTotals:
         loss: cross-entropy in nats, summed over all labels.
         recall_distance: how many segments back the recalled memories lie, summed over all recalls.
         recalls: how many segments recalled anything.
+        recall_loss: the recall's own loss, summed over all segments that should recall a certain memory.
         finite: ``[b, s]`` bool, whether the loss of a row's segment is finite.
     """
 
     loss: Tensor
     recall_distance: Tensor
     recalls: Tensor
+    recall_loss: Tensor
     finite: Tensor
 
 
@@ -61,7 +63,7 @@ def read_window(
             these readings are kept, as ``loss_instead``: what is remembered comes from the reading with the row's own.
     """
     before = state.tail
-    summarises = settings.mode == "hmt" and options.get("mode", "hmt") == "hmt"
+    summarises = settings.summarises and options.get("mode", "hmt") == "hmt"
     for n in range(len(window)):
         state = state.forget(window.starts[:, n])
         if summarises and state.memories.shape[1]:
@@ -82,6 +84,7 @@ def backward_through_time(
     state: MemoryState,
     *,
     weight: float,
+    recall_weight: float = 0.0,
     backward: Callable[[Tensor], object],
     plan: RecomputePlan = ONE_SEGMENT,
     loss_scale: float = 1.0,
@@ -101,6 +104,7 @@ def backward_through_time(
         window: on the model's device; or on the host, and then what crosses the borders stays there too.
         state: on the model's device.
         weight: factor of the loss; usually 1 / labels of the global batch.
+        recall_weight: factor of the recall's own loss.
         backward: runs the backward pass of a scalar.
         plan: what is kept and what is read twice.
         loss_scale: what ``backward`` multiplies its scalar by (fp16).
@@ -112,7 +116,7 @@ def backward_through_time(
     """
     unroll = Unroll(read, settings, window, state, plan, phase)
     unroll.forward()
-    totals = unroll.backward(weight, backward, loss_scale)
+    totals = unroll.backward(weight, recall_weight, backward, loss_scale)
     tail = window.tail(len(window) - 1, settings.sensory_tokens)
     return totals, unroll.borders.state(window, tail)
 
@@ -141,7 +145,7 @@ class Unroll:
         self.device, self.tail = state.memories.device, state.tail.to(window.input_ids.device)
         self.borders = Boundaries(state, window, settings.kept_memories)
         # the first segment of all has nothing to recall
-        first = (0 if state.memories.shape[1] else 1) if settings.mode == "hmt" else len(window)
+        first = (0 if state.memories.shape[1] else 1) if settings.summarises else len(window)
         with phase("summary"):
             self.summaries = Summaries(read, settings, window, first, plan, self.device)
         self.kept: dict[int, Reading] = {}
@@ -170,13 +174,17 @@ class Unroll:
                 self.kept[n] = reading
         self.random[len(self.window)] = RandomState(self.device)
 
-    def backward(self, weight: float, backward: Callable[[Tensor], object], loss_scale: float) -> WindowTotals:
+    def backward(
+        self, weight: float, recall_weight: float, backward: Callable[[Tensor], object], loss_scale: float
+    ) -> WindowTotals:
         """From the last segment to the first."""
         totals, finite = [], []
         for n in reversed(range(len(self.window))):
             reading = self.kept.pop(n, None) or self.read_again(n)
             with self.phase("backward"):
-                backward(weighted(reading.output.loss, weight) + self.sent_back(n, reading.output.memory))
+                loss, recall_loss = reading.output.loss, reading.output.recall_loss
+                own = weighted(loss, weight) + weighted(recall_loss, recall_weight)
+                backward(own + self.sent_back(n, reading.output.memory))
             self.borders.push(n, reading.memories.grad, loss_scale)
             if reading.query is not None:
                 self.summaries.push(n, reading.query.grad, loss_scale)
@@ -186,8 +194,8 @@ class Unroll:
             self.summaries_backward(n, backward)
         if last := self.random.get(len(self.window)):
             last.restore()
-        loss, distance, recalls = (torch.stack(column).sum() for column in zip(*totals, strict=True))
-        return WindowTotals(loss, distance, recalls, torch.stack(finite[::-1], dim=1))
+        loss, distance, recalls, recall = (torch.stack(column).sum() for column in zip(*totals, strict=True))
+        return WindowTotals(loss, distance, recalls, recall, torch.stack(finite[::-1], dim=1))
 
     def sent_back(self, n: int, memory: Tensor) -> Tensor | int:
         """<M_n, g_n>, where there is a memory."""
@@ -217,8 +225,9 @@ def after(state: MemoryState, output: SegmentOutput, window: Window, n: int, set
     return state.remember(output.memory, window.lengths[:, n] > 0, tail, settings.kept_memories)
 
 
-def totals_of(output: SegmentOutput) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, summed recall distance and number of recalls of one segment."""
+def totals_of(output: SegmentOutput) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Loss, summed recall distance, number of recalls and recall loss of one segment."""
     share = output.recall
     ages = torch.arange(share.shape[1], 0, -1, device=share.device, dtype=share.dtype)
-    return output.loss.detach().sum(), (share * ages).sum(), (share.sum(dim=1) > 0).sum()
+    recall_loss = output.recall_loss.detach().sum()
+    return output.loss.detach().sum(), (share * ages).sum(), (share.sum(dim=1) > 0).sum(), recall_loss

@@ -1,6 +1,7 @@
-"""One segment: summarise, recall, read, write (paper, section 3, equations 1 to 5).
+"""One segment: summarise, recall, read, write (paper, section 3, equations 1 to 5; and the adapted interface).
 
-Shapes: b batch, c cached memories, m memory tokens, d embedding width, w tokens of a segment, v vocabulary.
+Shapes: b batch, c cached memories, m memory tokens, p prompt tokens, d embedding width, w tokens of a segment,
+v vocabulary.
 """
 
 from typing import Any, NamedTuple, Protocol, overload
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from hmt_ds.memory.loss import cross_entropy, row_losses
-from hmt_ds.memory.recall import Recall
+from hmt_ds.memory.prompts import MemoryEmbedding, Prompt, normalized
+from hmt_ds.memory.recall import Recall, Recalled, Selection
 from hmt_ds.memory.segments import Segment, Summary
 from hmt_ds.memory.settings import MemorySettings, Mode
 
@@ -42,8 +44,9 @@ class SegmentOutput(NamedTuple):
         loss: ``[b]``, cross-entropy summed over the row's labels, at least float32; ``[b, L]`` if it was asked for by
             token.
         memory: ``[b, m, d]``, M_n. Empty (m = 0) without memory.
-        prompt: ``[b, m, d]``, P_n, detached. Empty without memory.
+        prompt: ``[b, p, d]``, P_n, detached. Empty without memory.
         recall: ``[b, c]`` float32, the weight of each cached memory in P_n, detached; zeros where none was recalled.
+        recall_loss: ``[b]`` float32, see :class:`hmt_ds.memory.recall.Recalled`.
         logits: ``[b, L, v]`` of the fresh tokens, if they were asked for.
         loss_instead: ``[i, b]`` or ``[i, b, L]``, losses of the same segment read with i other memories, if these were
             asked for (:func:`hmt_ds.memory.bptt.read_window`).
@@ -53,23 +56,9 @@ class SegmentOutput(NamedTuple):
     memory: Tensor
     prompt: Tensor
     recall: Tensor
+    recall_loss: Tensor
     logits: Tensor | None = None
     loss_instead: Tensor | None = None
-
-
-class Prompt(nn.Module):
-    """Learned embeddings ``[m, d]``, read through a lookup so that ZeRO-3 gathers them as it does any layer."""
-
-    def __init__(self, tokens: int, dim: int):
-        super().__init__()
-        self.embeddings = nn.Embedding(tokens, dim)
-
-    def forward(self, batch: int) -> Tensor:
-        """The prompt for every row, ``[batch, m, d]``."""
-        device = self.embeddings.weight.device
-        # accelerate's offloading leaves a weight on the meta device between its uses; its hook moves real ids only
-        rows = torch.arange(self.embeddings.num_embeddings, device="cpu" if device.type == "meta" else device)
-        return self.embeddings(rows.expand(batch, -1))
 
 
 class HMT(nn.Module):
@@ -84,11 +73,18 @@ class HMT(nn.Module):
         self.settings = settings
         self.cross_entropy = cross_entropy  # an executor puts a compiled one here
         dim = self.backbone.dim
-        if settings.mode != "backbone":
+        adapted, memory = settings.interface == "adapted", settings.mode != "backbone"
+        if adapted:
+            self.sink = Prompt(1, dim)
+        if memory:
             self.initial_prompt = Prompt(settings.memory_tokens, dim)
-        if settings.mode == "hmt":
+        if memory and adapted:
+            self.write_prompt = Prompt(settings.memory_tokens, dim)
+            self.memory_embedding = MemoryEmbedding(dim)
+        if settings.summarises:
             self.summary_prompt = Prompt(settings.memory_tokens, dim)
-            self.recall = Recall(dim, settings)
+        if settings.mode == "hmt":
+            self.recall = Selection(dim, settings) if adapted else Recall(dim, settings)
 
     @overload
     def forward(
@@ -138,45 +134,77 @@ class HMT(nn.Module):
             return self.read_ahead(part)
         assert memories is not None and valid is not None
         mode = mode or self.settings.mode
-        prompt, share = self.memory_prompt(part, memories, valid, mode, query)
-        hidden, memory = self.read(part, prompt)
+        prompt, recalled = self.memory_prompt(memories, valid, mode, query, part.targets)
+        hidden, memory = self.read(part, prompt, mode)
         losses, logits = self.score(part, hidden, with_loss=with_loss, with_logits=with_logits, by_token=by_token)
-        return SegmentOutput(losses, memory, prompt.detach(), share, logits)
+        return SegmentOutput(losses, memory, prompt.detach(), recalled.share, recalled.loss, logits)
 
     def memory_prompt(
-        self, segment: Segment, memories: Tensor, valid: Tensor, mode: Mode, query: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """P_n ``[b, m, d]`` and the share of each cached memory in it ``[b, c]``."""
+        self, memories: Tensor, valid: Tensor, mode: Mode, query: Tensor | None, targets: Tensor | None = None
+    ) -> tuple[Tensor, Recalled]:
+        """P_n ``[b, p, d]``, and what it was made from."""
         batch, cached = valid.shape
+        nothing = Recalled(
+            memories.new_zeros(batch, 0, self.backbone.dim),
+            torch.zeros_like(valid, dtype=torch.float32),
+            torch.zeros(batch, device=valid.device),
+        )
         if mode == "backbone":
-            return memories.new_zeros(batch, 0, self.backbone.dim), torch.zeros_like(valid, dtype=torch.float32)
-        if mode == "rmt" and not cached:
-            return self.initial_prompt(batch), valid.float()
-        if mode == "hmt":
+            return nothing.memory, nothing
+        if mode == "rmt" and not cached and self.settings.interface == "paper":
+            return self.initial_prompt(batch), nothing
+        if self.settings.summarises and mode == "hmt":
             # in front of the first segment every query recalls nothing: the summary's prompt stands in for it
             stand_in = self.summary_prompt(batch)
             query = stand_in if query is None else query + 0 * stand_in
-        recalled, share = self.recalled(query, memories, valid, mode)
-        return self.prompt_of(recalled, remembers(valid, mode)), share
+        recalled = self.recalled(query, memories, valid, mode, targets)
+        return self.prompt_of(recalled.memory, valid, mode), recalled
 
-    def recalled(self, query: Tensor | None, memories: Tensor, valid: Tensor, mode: Mode) -> tuple[Tensor, Tensor]:
-        """What is recalled ``[b, m, d]``, and the share of each cached memory in it ``[b, c]``.
+    def recalled(
+        self, query: Tensor | None, memories: Tensor, valid: Tensor, mode: Mode, targets: Tensor | None = None
+    ) -> Recalled:
+        """What is recalled, before it is embedded. Rows that remember nothing have no shares.
 
-        Rows that remember nothing get something finite, and no shares.
+        Args:
+            query: ``[b, m, d]``, with summaries.
+            targets: ``[b]``, see :class:`hmt_ds.memory.recall.Selection`.
         """
+        cached = valid.shape[1]
+        if self.settings.interface == "adapted":
+            # places for the last memory and those recalled beside it, empty ones in front
+            missing = max(0, self.settings.prompt_tokens(mode) // self.settings.memory_tokens - cached)
+            memories = normalized(nn.functional.pad(memories, (0, 0, 0, 0, missing, 0)))
+            valid = nn.functional.pad(valid, (missing, 0))
+            if mode == "hmt":
+                chosen = self.recall(memories, valid, targets if self.settings.recall_loss else None)
+                return chosen._replace(share=chosen.share[:, missing:])
+        no_loss = torch.zeros(len(valid), device=valid.device)
         if mode == "rmt":
             share = torch.zeros_like(valid, dtype=torch.float32)
             share[:, -1] = valid[:, -1]
-            return memories[:, -1], share
-        recalled, share = self.recall(query, memories, valid)
-        return recalled, share * valid.any(dim=1)[:, None]
+            return Recalled(memories[:, -1], share[:, share.shape[1] - cached :], no_loss)
+        memory, share = self.recall(query, memories, valid)
+        return Recalled(memory, share * valid.any(dim=1)[:, None], no_loss)
 
-    def prompt_of(self, recalled: Tensor, remembers: Tensor) -> Tensor:
-        """P_n ``[b, m, d]``: what was recalled, or the learned initial prompt for rows that remember nothing.
+    def prompt_of(self, recalled: Tensor, valid: Tensor, mode: Mode) -> Tensor:
+        """P_n ``[b, p, d]``: what was recalled, or the learned initial prompt in places where nothing was.
 
         Both are there for every row, and one is selected: so each weight takes part in each segment.
+
+        Args:
+            recalled: ``[b, p, d]``.
+            valid: ``[b, c]`` bool, of the cached memories.
         """
-        return torch.where(remembers[:, None, None], recalled, self.initial_prompt(len(recalled)))
+        m = self.settings.memory_tokens
+        places = recalled.shape[1] // m
+        initial = self.initial_prompt(len(recalled)).repeat(1, places, 1)
+        if self.settings.interface == "adapted":
+            filled = nn.functional.pad(valid, (max(0, places - valid.shape[1]), 0))[:, -places:]
+            embedded = self.memory_embedding(recalled)
+        else:
+            filled = (valid[:, -1] if mode == "rmt" else valid.any(dim=1))[:, None]
+            embedded = recalled
+        return torch.where(filled.repeat_interleave(m, dim=1)[:, :, None], embedded, initial)
 
     def read_ahead(self, summary: Summary) -> Tensor:
         """Queries ``[b * s, m, d]``: the hidden state at the second T of [T | first j tokens | T] (equation 1)."""
@@ -188,39 +216,56 @@ class HMT(nn.Module):
         others += [self.recall(query[:1], query[:1, None], torch.ones_like(summary.lengths[:1, None]).bool())[0]]
         return query + 0 * torch.stack([other.mean() for other in others]).mean()
 
-    def read(self, part: Segment | Summary, prompt: Tensor) -> tuple[Tensor, Tensor]:
-        """Decode [prompt | tokens | prompt | pads] (equations 2, 4 and 5).
+    def read(self, part: Segment | Summary, prompt: Tensor, mode: Mode | None = None) -> tuple[Tensor, Tensor]:
+        """Decode [prompt | tokens | prompt | pads] (equations 2, 4 and 5), or as :meth:`around` has it.
 
         Args:
-            prompt: ``[b, m, d]``; m = 0 without memory.
+            prompt: ``[b, p, d]``; p = 0 without memory.
 
         Returns:
-            The hidden states of the tokens ``[b, w, d]`` and those at the trailing prompt ``[b, m, d]``.
+            The hidden states of the tokens ``[b, w, d]`` and those behind them, where the memory is ``[b, m, d]``.
         """
-        return self.leave(part, self.decode(part, self.enter(part, prompt)), prompt.shape[1])
+        return self.leave(part, self.decode(part, self.enter(part, prompt), mode), mode)
+
+    def around(self, prompt: Tensor) -> tuple[Tensor, Tensor]:
+        """What the backbone reads in front of the tokens ``[b, .., d]``, and right behind them ``[b, m, d]``.
+
+        The prompt on both sides; with the adapted interface a sink and the prompt, and write embeddings. There the sink
+        is first even without memory, so that a baseline has it too.
+        """
+        if self.settings.interface == "paper":
+            return prompt, prompt
+        behind = self.write_prompt(len(prompt)) if prompt.shape[1] else prompt
+        return torch.cat([self.sink(len(prompt)), prompt.to(behind.dtype)], dim=1), behind
+
+    def lengths_around(self, part: Segment | Summary, mode: Mode | None) -> tuple[int, int]:
+        """How many embeddings :meth:`around` puts in front of the tokens, and behind them."""
+        if isinstance(part, Summary):
+            return self.settings.memory_tokens, self.settings.memory_tokens
+        return self.settings.sink_tokens + self.settings.prompt_tokens(mode), self.settings.write_tokens(mode)
 
     def enter(self, part: Segment | Summary, prompt: Tensor) -> Tensor:
-        """The embeddings ``[b, m + w + m, d]`` of [prompt | tokens | prompt | pads].
+        """The embeddings ``[b, t, d]`` of everything that the backbone reads, t positions, pads at the end.
 
-        The trailing prompt follows each row's tokens at once, for a causal model never sees what stands behind.
+        What stands behind the tokens follows each row's own tokens at once: a causal model never sees pads behind.
         """
         tokens = self.backbone.embed(part.tokens)
-        prompt = prompt.to(tokens.dtype)
-        at = trailing(part, prompt.shape[1])[:, :, None].expand_as(prompt)
-        return torch.cat([prompt, tokens, torch.zeros_like(prompt)], dim=1).scatter(1, at, prompt)
+        before, behind = (x.to(tokens.dtype) for x in self.around(prompt))
+        at = positions_behind(part, before.shape[1], behind.shape[1])[:, :, None].expand_as(behind)
+        return torch.cat([before, tokens, torch.zeros_like(behind)], dim=1).scatter(1, at, behind)
 
-    def decode(self, part: Segment | Summary, embeddings: Tensor) -> Tensor:
-        """Through the layers: ``[b, m + w + m, d]`` -> as many hidden states."""
+    def decode(self, part: Segment | Summary, embeddings: Tensor, mode: Mode | None = None) -> Tensor:
+        """Through the layers: ``[b, t, d]`` -> as many hidden states."""
         mask = part.mask
         if mask is not None:
-            m = (embeddings.shape[1] - mask.shape[1]) // 2
-            mask = nn.functional.pad(mask, (m, m), value=True)
+            mask = nn.functional.pad(mask, self.lengths_around(part, mode), value=True)
         return self.backbone.decode(embeddings, mask)
 
-    def leave(self, part: Segment | Summary, hidden: Tensor, m: int) -> tuple[Tensor, Tensor]:
-        """The hidden states of the tokens ``[b, w, d]``, and those at the trailing prompt ``[b, m, d]``."""
-        at = trailing(part, m)[:, :, None].expand(-1, -1, hidden.shape[2])
-        return hidden[:, m : m + part.tokens.shape[1]], hidden.gather(1, at)
+    def leave(self, part: Segment | Summary, hidden: Tensor, mode: Mode | None = None) -> tuple[Tensor, Tensor]:
+        """The hidden states of the tokens ``[b, w, d]``, and those behind them ``[b, m, d]``."""
+        before, behind = self.lengths_around(part, mode)
+        at = positions_behind(part, before, behind)[:, :, None].expand(-1, -1, hidden.shape[2])
+        return hidden[:, before : before + part.tokens.shape[1]], hidden.gather(1, at)
 
     def score(
         self,
@@ -245,11 +290,6 @@ class HMT(nn.Module):
         return row_losses(head, hidden, part.labels, vocabulary, by_token=by_token, **how), logits
 
 
-def trailing(part: Segment | Summary, m: int) -> Tensor:
-    """Where the trailing prompt stands in each row, ``[b, m]``."""
-    return (m + part.lengths)[:, None] + torch.arange(m, device=part.lengths.device)
-
-
-def remembers(valid: Tensor, mode: Mode) -> Tensor:
-    """Which rows ``[b]`` have anything to recall, by the valid ones of their cached memories ``[b, c]``."""
-    return valid[:, -1] if mode == "rmt" else valid.any(dim=1)
+def positions_behind(part: Segment | Summary, before: int, behind: int) -> Tensor:
+    """Where a row's embeddings behind its own tokens are, ``[b, behind]``."""
+    return (before + part.lengths)[:, None] + torch.arange(behind, device=part.lengths.device)

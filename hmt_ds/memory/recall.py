@@ -1,9 +1,10 @@
-"""Memory recall: attention of the segment's summary over the cached memories (paper, section 3.2, equation 3).
+"""Memory recall: attention over the cached memories.
 
-Shapes: b batch, c cached memories, m memory tokens, d embedding width, r recall width.
+Shapes: b batch, c cached memories, m memory tokens, d embedding width, r recall width, p = (1 + recalled) m.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +12,28 @@ from torch import Tensor, nn
 from hmt_ds.memory.settings import MemorySettings
 
 LARGE = 4096  # from this width on, HMT-pytorch divides by the width itself while it trains
+LOWEST = torch.finfo(torch.float32).min  # not -inf: a row without any valid memory must not turn into nan
+
+
+class Recalled(NamedTuple):
+    """What a segment recalls.
+
+    Attributes:
+        memory: ``[b, p, d]``. Rows that remember nothing have something finite there.
+        share: ``[b, c]`` float32, the weight of each cached memory, detached.
+        loss: ``[b]`` float32, cross-entropy of the weights against the memory that the data asks for; 0 where it asks
+            for none.
+    """
+
+    memory: Tensor
+    share: Tensor
+    loss: Tensor
 
 
 class Recall(nn.Module):
-    """P_n = softmax(q W_q (M W_k)^T / sqrt(r)) M, without a value projection.
+    """P_n = softmax(q W_q (M W_k)^T / sqrt(r)) M, without a value projection (paper, section 3.2, equation 3).
 
-    Memories are projected anew for every segment: N rows of W_k are thousandths of a segment's arithmetic, and so
+    Memories are projected again for every segment: N rows of W_k are thousandths of a segment's arithmetic, and so
     nothing but the memories themselves has to be kept for the backward pass.
     """
 
@@ -43,9 +60,65 @@ class Recall(nn.Module):
         batch, cached, tokens, dim = memories.shape
         flat = memories.reshape(batch, cached * tokens, dim)
         scores = self.query(query) @ self.key(flat).transpose(1, 2) * self.scale
-        # the smallest finite number rather than -inf: a row with nothing valid must not turn into nan
         hidden = ~valid.repeat_interleave(tokens, dim=1)[:, None]
         # in float32 whatever the model's type, as the reference does
-        weights = scores.float().masked_fill(hidden, torch.finfo(torch.float32).min).softmax(dim=-1)
+        weights = scores.float().masked_fill(hidden, LOWEST).softmax(dim=-1)
         share = weights.detach().mean(dim=1).unflatten(1, (cached, tokens)).sum(dim=2)
         return weights.to(flat.dtype) @ flat, share
+
+
+class Selection(nn.Module):
+    """The older memories that the last one asks for: those of largest weight, whole and side by side.
+
+    Weights w are softmax(u_{n-1} W_q (u_i W_k)^T / sqrt(r)) with u the mean of a memory's normalized embeddings. An
+    average over many memories is nearly the same vector whatever the query, so none is taken. The choice gets its
+    gradient from a factor w / stopgrad(w) on each chosen memory, which is 1, and from the recall's own loss.
+    """
+
+    def __init__(self, dim: int, settings: MemorySettings):
+        super().__init__()
+        width = settings.recall_width(dim)
+        self.query = nn.Linear(dim, width, bias=False)
+        self.key = nn.Linear(dim, width, bias=False)
+        self.scale, self.chosen = 1 / math.sqrt(width), settings.recalled_memories
+
+    def forward(self, memories: Tensor, valid: Tensor, targets: Tensor | None) -> Recalled:
+        """Choose among the memories before the last one.
+
+        Args:
+            memories: ``[b, c, m, d]``, normalized, oldest first, more than are chosen.
+            valid: ``[b, c]`` bool; in each row the valid ones come last.
+            targets: ``[b]``, how many memories back the right one lies, or 0; None leaves the loss out.
+        """
+        means = memories.mean(dim=2)
+        queries, keys, live = self.query(means[:, -1]), self.key(means[:, :-1]), valid[:, :-1]
+        scores = (keys @ queries[:, :, None])[:, :, 0].float() * self.scale
+        weights = scores.masked_fill(~live, LOWEST).softmax(dim=1)
+        # in the order of reading, so that empty places come first: valid memories are the newest ones of a row
+        at = scores.detach().masked_fill(~live, LOWEST).topk(self.chosen, dim=1).indices.sort(dim=1).values
+        weight = weights.gather(1, at).clamp_min(1e-6)
+        older = memories.gather(1, at[:, :, None, None].expand(-1, -1, *memories.shape[2:]))
+        older = older * (weight / weight.detach())[:, :, None, None].to(older.dtype)
+        share = torch.nn.functional.pad(weights.detach() * live.any(dim=1)[:, None], (0, 1))
+        loss = torch.zeros_like(scores[:, 0]) if targets is None else self.loss(queries, keys, valid, targets)
+        return Recalled(torch.cat([older, memories[:, -1:]], dim=1).flatten(1, 2), share, loss)
+
+    def loss(self, queries: Tensor, keys: Tensor, valid: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy in nats ``[b]`` of each row's target among the older memories of all rows.
+
+        The other rows' memories are what teaches the choice: over the few of its own row alone it is not learned.
+
+        Args:
+            queries: ``[b, r]``.
+            keys: ``[b, c - 1, r]``, of the older memories.
+            valid: ``[b, c]``.
+            targets: ``[b]``.
+        """
+        rows, older = keys.shape[:2]
+        scores = (queries @ keys.flatten(0, 1).T).float() * self.scale
+        scores = scores.masked_fill(~valid[:, :-1].flatten(), LOWEST)
+        at = (older + 1 - targets).clamp(0, older - 1)
+        # the last memory is always read, so it is no target; one that is no longer cached cannot be found
+        asked = (targets > 1) & (targets <= older + 1) & valid[:, :-1].gather(1, at[:, None])[:, 0]
+        right = torch.arange(rows, device=at.device) * older + at
+        return nn.functional.cross_entropy(scores, right, reduction="none").where(asked, scores.new_zeros(()))

@@ -28,6 +28,7 @@ class Segment:
         fresh: ``[b, L]``, the columns of the fresh tokens.
         labels: ``[b, L]``, the next token of each fresh token, or ``IGNORED``.
         mask: ``[b, w]`` bool, False on ids that attention must not see (the left padding of HMT-pytorch), or None.
+        targets: ``[b]``; see :class:`Window`.
     """
 
     tokens: Tensor
@@ -35,6 +36,7 @@ class Segment:
     fresh: Tensor
     labels: Tensor
     mask: Tensor | None = None
+    targets: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Segment:
         """The same segment on another device."""
@@ -73,6 +75,8 @@ class Window:
         lengths: ``[b, s]``, fresh tokens per segment; 0 where a row has nothing left to read.
         starts: ``[b, s]`` bool, True where a segment is the first of its document, and where it is empty.
         mask: ``[b, s, L]`` bool or None; see :class:`Segment`.
+        targets: ``[b, s]`` int64, how many memories back the one lies that a segment should recall (1: that of the
+            segment before); 0 where that is not known. None where no data says so.
     """
 
     input_ids: Tensor
@@ -80,6 +84,7 @@ class Window:
     lengths: Tensor
     starts: Tensor
     mask: Tensor | None = None
+    targets: Tensor | None = None
 
     def __len__(self) -> int:
         return self.input_ids.shape[1]
@@ -122,6 +127,7 @@ class Window:
             fresh=columns[: fresh.shape[1]] + k * going_on[:, None],
             labels=self.labels[:, n],
             mask=mask,
+            targets=None if self.targets is None else self.targets[:, n],
         )
 
     def summary(self, first: int, end: int, settings: MemorySettings) -> Summary:

@@ -26,6 +26,8 @@ class StepOutput:
         learning_rate: of this step, for the first parameter group.
         gradient_norm: before clipping; None where DeepSpeed does not compute it.
         recall_distance: mean distance in segments of the recalled memories; None if nothing was recalled.
+        recall_loss: mean cross-entropy in nats of the recall against the memories that the data asks for; None if it
+            asks for none.
         skipped: whether the optimizer skipped the step because gradients were not finite.
         bad: whether the step was skipped for another reason than a too large loss scale (fp16).
         reset_rows: the number of rows whose memory was not finite and was reset.
@@ -39,6 +41,7 @@ class StepOutput:
     learning_rate: float
     gradient_norm: float | None
     recall_distance: float | None
+    recall_loss: float | None
     skipped: bool
     bad: bool
     reset_rows: int
@@ -138,12 +141,16 @@ class Executor(Reader, Protocol):
     def train_batch(self, windows: list[Window], flags: tuple[int, ...] = ()) -> StepOutput:
         """Take one optimizer step; see :func:`hmt_ds.parallel.train_step.train_step`."""
 
-    def backward_through(self, window: Window, weight: float) -> tuple[Tensor, Tensor]:
-        """Add the gradients of ``weight`` times a window's loss, and carry the memory on.
+    def backward_through(self, window: Window, weight: float, recall_weight: float) -> tuple[Tensor, Tensor]:
+        """Add the gradients of a window's losses, and carry the memory on.
+
+        Args:
+            weight: factor of the summed cross-entropy of tokens.
+            recall_weight: factor of the summed loss of the recall.
 
         Returns:
-            ``[4]`` float64: the loss, the recall distances, the number of recalls and of reset rows, summed over this
-            rank's rows; and ``[rows, segments]`` bool, whether the loss is finite.
+            ``[5]`` float64: the loss, the recall distances, the number of recalls, the recall's own loss and the number
+            of reset rows, summed over this rank's rows; and ``[rows, segments]`` bool, whether the loss is finite.
         """
 
     def backward_passes(self, windows: list[Window]) -> int:

@@ -23,11 +23,11 @@ def train_step(executor: Executor, windows: list[Window], flags: tuple[int, ...]
         flags: numbers to sum over the ranks in the all-reduce of the label counts (for example, whether this rank
             received a stop signal).
     """
-    own = [sum(int((w.labels >= 0).sum()) for w in windows), sum(int(w.lengths.sum()) for w in windows)]
+    own = [torch.stack(counted).sum().item() for counted in zip(*map(counts_of, windows), strict=True)]
     # on a pipeline only the last stage counts: its stages share the same rows
-    counts = torch.tensor([*(own if executor.reports else (0, 0)), *flags], dtype=torch.float64)
+    counts = torch.tensor([*(own if executor.reports else (0, 0, 0)), *flags], dtype=torch.float64)
     with executor.phase("wait"):
-        labels, fresh, *summed_flags = all_reduce_sum(counts.to(executor.device)).long().tolist()
+        labels, fresh, questions, *summed_flags = all_reduce_sum(counts.to(executor.device)).long().tolist()
     executor.budget.begin_step(len(windows[0]))
     executor.gradients.begin_step(executor.budget)
     executor.engine.train()
@@ -36,16 +36,18 @@ def train_step(executor: Executor, windows: list[Window], flags: tuple[int, ...]
     # DeepSpeed averages over ranks: with the factor ranks / labels, the gradient is that of the mean over all labels of
     # the global batch
     weight = executor.data_ranks / max(labels, 1)
+    recall_weight = executor.data_ranks * executor.settings.recall_loss / max(questions, 1)
     passes, scale = executor.backward_passes(windows), loss_scale(executor.engine)
     with executor.gradients.accumulate(passes, scale, executor.phase):
-        totals, finite = zip(*(executor.backward_through(window, weight) for window in windows), strict=True)
+        results = [executor.backward_through(window, weight, recall_weight) for window in windows]
         executor.budget.backward_done()
     learning_rate = executor.engine.get_lr()[0]  # read before the step, which advances the schedule
     norm, skipped = update_weights(executor)
     executor.budget.step_done()
     executor.gradients.step_done()
     with executor.phase("wait"):
-        loss, distance, recalls, reset_rows = all_reduce_sum(torch.stack(totals).sum(dim=0)).tolist()
+        sums = all_reduce_sum(torch.stack([totals for totals, _ in results]).sum(dim=0))
+    loss, distance, recalls, recall_loss, reset_rows = sums.tolist()
     return StepOutput(
         loss=loss / max(labels, 1),
         labels=labels,
@@ -53,13 +55,20 @@ def train_step(executor: Executor, windows: list[Window], flags: tuple[int, ...]
         learning_rate=learning_rate,
         gradient_norm=norm,
         recall_distance=distance / recalls if recalls else None,
+        recall_loss=recall_loss / questions if questions and executor.settings.recall_loss else None,
         skipped=skipped,
         # an fp16 overflow with a finite loss is the loss scaler's normal work, not a bad step
         bad=skipped and not (executor.precision == "fp16" and math.isfinite(loss)),
         reset_rows=int(reset_rows),
-        finite=torch.cat(finite, dim=1),
+        finite=torch.cat([finite for _, finite in results], dim=1),
         flags=tuple(summed_flags),
     )
+
+
+def counts_of(window: Window) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the number of labels, of fresh tokens, and of segments that should recall one of the older memories."""
+    older = torch.zeros(()) if window.targets is None else (window.targets > 1).sum()
+    return (window.labels >= 0).sum(), window.lengths.sum(), older
 
 
 def update_weights(executor: Executor) -> tuple[float | None, bool]:

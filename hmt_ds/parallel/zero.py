@@ -49,7 +49,7 @@ class ZeroExecutor:
         """Take one optimizer step; see :func:`hmt_ds.parallel.train_step.train_step`."""
         return train_step(self, windows, flags)
 
-    def backward_through(self, window: Window, weight: float) -> tuple[Tensor, Tensor]:
+    def backward_through(self, window: Window, weight: float, recall_weight: float) -> tuple[Tensor, Tensor]:
         """Add a window's gradients and carry the memory on; see :class:`hmt_ds.parallel.protocols.Executor`."""
         sums, state = backward_through_time(
             self.budget.measure(self.gradients.forward),
@@ -57,17 +57,18 @@ class ZeroExecutor:
             window if self.compute.spill else window.to(self.device),
             self.state or empty_state(self, len(window.input_ids), self.settings.kept_memories),
             weight=weight,
+            recall_weight=recall_weight,
             backward=self.gradients.backward,
             plan=self.budget.plan,
             loss_scale=loss_scale(self.engine),
             phase=self.phase,
         )
-        totals = [sums.loss, sums.recall_distance, sums.recalls, carry(self, state)]
+        totals = [sums.loss, sums.recall_distance, sums.recalls, sums.recall_loss, carry(self, state)]
         return torch.stack([total.double() for total in totals]), sums.finite
 
     def backward_passes(self, windows: list[Window]) -> int:
         """The number of backward passes that a step on these windows takes."""
-        summarised = self.settings.mode == "hmt"
+        summarised = self.settings.summarises
         return sum(self.budget.plan.backward_passes(len(w), len(w) if summarised else 0) for w in windows)
 
     @torch.no_grad()

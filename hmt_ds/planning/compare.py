@@ -264,7 +264,7 @@ def window_passes(job: Job, kept: int, gather: float) -> Iterator[tuple[float, f
             yield without_head, gather  # the next segment needs no logits
         yield with_head, gather
         yield 2 * with_head, 2 * gather
-    if job.settings.mode == "hmt":
+    if job.settings.summarises:
         share = summary_positions(job.settings) / job.settings.positions
         batch = max(n for n in range(1, job.segments + 1) if job.segments % n == 0 and (n == 1 or n * share <= 1))
         summaries = batch * job.forward_flops(layers, summary=True)

@@ -32,8 +32,8 @@ def positions_per_token(settings: MemorySettings) -> float:
 
 
 def summary_positions(settings: MemorySettings) -> int:
-    """Return the positions of a segment's summary pass; 0 in modes without recall."""
-    return settings.summary_length + 2 * settings.memory_tokens if settings.mode == "hmt" else 0
+    """Return the positions of a segment's summary pass; 0 without summaries."""
+    return settings.summary_length + 2 * settings.memory_tokens if settings.summarises else 0
 
 
 def useful_flops_per_token(parameters: int, trained: int, settings: MemorySettings) -> float:

@@ -197,7 +197,7 @@ def test_frozen_backbone():
 def test_recall_distance():
     """The newest memory lies one segment back; rows that recalled nothing do not count."""
     nothing = torch.zeros(2, 0, 1)
-    output = SegmentOutput(torch.ones(2), nothing, nothing, torch.tensor([[0.25, 0, 0.75], [0, 0, 0]]))
+    output = SegmentOutput(torch.ones(2), nothing, nothing, torch.tensor([[0.25, 0, 0.75], [0, 0, 0]]), torch.zeros(2))
     assert [float(total) for total in totals_of(output)] == [2, 0.25 * 3 + 0.75 * 1, 1]
 
 

@@ -101,14 +101,15 @@ def build_stage(
 
 
 def trim_memory(model: HMT, layers: LayerRange) -> None:
-    """Remove the memory modules of other stages: the first stage has the prompts, the last one the recall."""
+    """Remove the memory modules of other stages: the last one has the recall, the first one all that is embedded."""
     if layers.is_first:
         initialise_prompts(model)
     first, last = layers.is_first, layers.is_last
-    for name, belongs in {"initial_prompt": first, "summary_prompt": first, "recall": last}.items():
-        if hasattr(model, name) and not belongs:
+    has_memory_modules = len(list(model.children())) > 1
+    for name in [name for name, _ in model.named_children()]:
+        if name != "backbone" and not (last if name == "recall" else first):
             delattr(model, name)
-    if model.settings.mode != "backbone" and all(name.startswith("backbone.") for name, _ in model.named_parameters()):
+    if has_memory_modules and all(name.startswith("backbone.") for name, _ in model.named_parameters()):
         # DeepSpeed all-reduces gradient norms across stages one parameter group at a time, so that every stage must
         # have a group of memory modules. Replicated parameters do not count in the norm.
         weight = nn.Parameter(torch.zeros(1))

@@ -95,7 +95,7 @@ class PipelineExecutor:
         """No backward pass goes through the engine, so :class:`ReducePerStep` does not count them."""
         return 0
 
-    def backward_through(self, window: Window, weight: float) -> tuple[Tensor, Tensor]:
+    def backward_through(self, window: Window, weight: float, recall_weight: float) -> tuple[Tensor, Tensor]:
         """Accumulate a window's gradients and carry its memory on, as on ZeRO; only the last stage has the losses."""
         mode = self.settings.mode
         state = self.state or empty_state(self, len(window.input_ids), self.settings.kept_memories)
@@ -110,6 +110,7 @@ class PipelineExecutor:
                 kept_graphs=self.budget.choose_graphs(order),
                 measure=self.budget.measure,
                 loss_weight=weight,
+                recall_weight=recall_weight,
                 phase=self.phase,
             ),
         )
@@ -144,11 +145,12 @@ def finite_of(work: StagePass, segments: int, device: torch.device) -> Tensor:
 
 
 def totals_of(work: StagePass, device: torch.device) -> Tensor:
-    """Return loss, summed recall distances and number of recalls, ``[3]`` float64; zeros on stages without losses."""
-    totals = torch.zeros(3, dtype=torch.float64, device=device)
+    """Return loss, summed recall distances, recalls and recall loss, ``[4]`` float64; zeros on the other stages."""
+    totals = torch.zeros(4, dtype=torch.float64, device=device)
     totals[0] = sum((loss.double().sum() for loss in work.losses.values()), totals[0])
     for weights in work.recall_weights.values():
         ages = torch.arange(weights.shape[1], 0, -1, device=device, dtype=weights.dtype)
         recalls = (weights.sum(dim=1) > 0).sum().to(weights.dtype)
-        totals[1:] += torch.stack([(weights * ages).sum(), recalls]).double()
+        totals[1:3] += torch.stack([(weights * ages).sum(), recalls]).double()
+    totals[3] = sum((loss.double().sum() for loss in work.recall_losses.values()), totals[3])
     return totals

@@ -77,7 +77,7 @@ def time_layer(
         losses.sum().backward()
 
     lengths = [settings.positions]
-    if settings.mode == "hmt":
+    if settings.summarises:
         lengths.append(settings.summary_length + 2 * settings.memory_tokens)
     return LayerTimes(sum(seconds_of(layer(length), device) for length in lengths), seconds_of(head, device))
 

@@ -48,12 +48,14 @@ class StageRunner:
     ) -> list[Action]:
         """Return this stage's actions for a window."""
         micro_batches = micro_batches or self.micro_batches
+        if mode == "hmt" and not self.settings.summarises:
+            mode = "rmt"  # the same passes
         group = self.summary_group(segments, micro_batches)
         return schedule_of(self.topology.stages, segments, micro_batches, mode, backward, group)[self.topology.stage]
 
     def summary_group(self, segments: int, micro_batches: int) -> int:
         """Return how many micro-batches one summary pass covers."""
-        if self.settings.mode != "hmt":
+        if not self.settings.summarises:
             return 1
         return summary_group_size(self.topology.stages, segments, micro_batches, self.settings.summary_share)
 
@@ -103,7 +105,8 @@ class StageRunner:
             loss, *more = (losses_of(work, n, by_token) for work in (own, *others))
             weights = [own.recall_weights.get((n, b), torch.zeros(rows // count, 0)) for b in range(count)]
             loss_instead = torch.stack(more) if more else None
-            yield SegmentOutput(loss, no_prompt, no_prompt, torch.cat(weights), None, loss_instead), after
+            recalled, no_loss = torch.cat(weights), torch.zeros(rows, device=self.device)
+            yield SegmentOutput(loss, no_prompt, no_prompt, recalled, no_loss, None, loss_instead), after
 
 
 def losses_of(work: StagePass, n: int, by_token: bool) -> torch.Tensor:

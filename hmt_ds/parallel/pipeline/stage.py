@@ -8,8 +8,8 @@ Where to look, beside the order of the passes in schedule.py:
 - :meth:`StagePass.backward` and :meth:`StagePass.recall_backward`: recompute, receive a gradient, backpropagate, send a
   gradient to the previous stage. The first stage sends to the last.
 
-Shapes: b rows of a micro-batch, t = m + w + m positions (w tokens of a segment or a summary, between two prompts of m
-memory tokens), h hidden size, d embedding width.
+Shapes: b rows of a micro-batch, t positions (w tokens of a segment or a summary, and what is around them), p prompt
+tokens, h hidden size, d embedding width.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from hmt_ds.memory import Boundaries, MemoryState, RandomState, Segment, Summary
-from hmt_ds.memory.cell import remembers
 from hmt_ds.memory.loss import weighted
 from hmt_ds.parallel.pipeline.p2p import Channel, TensorSpec
 from hmt_ds.parallel.pipeline.schedule import Action, Kind, forward_of
@@ -43,7 +42,6 @@ class StagePass:
         self.model, self.settings, self.mode = stage.model, stage.model.settings, window.mode
         self.topology, self.channels = stage.topology, stage.topology.channels
         self.device, self.phase = window.micro_batches[0].input_ids.device, window.phase
-        self.m = 0 if self.mode == "backbone" else self.settings.memory_tokens
         self.layers = window.measure(self.run_layers)
         # the last stage holds the memories; the first only needs to know which rows have any to recall
         self.boundaries = [
@@ -57,6 +55,7 @@ class StagePass:
         self.query_gradients: dict[tuple[int, int], Tensor] = {}
         self.losses: dict[tuple[int, int], Tensor] = {}
         self.recall_weights: dict[tuple[int, int], Tensor] = {}
+        self.recall_losses: dict[tuple[int, int], Tensor] = {}
 
     def run(self, order: list[Action]) -> None:
         """Run all actions of the window, in order."""
@@ -91,10 +90,14 @@ class StagePass:
         """Return the shape and dtype of the message that an action needs."""
         rows, settings = self.window.rows_of(action), self.settings
         if action.kind == Kind.RECALL or (self.topology.is_first and not action.backward):
-            return TensorSpec((rows, self.m, self.model.backbone.dim), self.stage.dtype)  # a prompt or its gradient
-        width = settings.sensory_tokens + settings.segment_length
-        tokens = width if action.kind == Kind.SEGMENT else settings.summary_length
-        return TensorSpec((rows, tokens + 2 * self.m, self.stage.hidden_size), self.stage.dtype)
+            prompt = settings.prompt_tokens(self.mode)  # what was recalled, or its gradient
+            return TensorSpec((rows, prompt, self.model.backbone.dim), self.stage.dtype)
+        if action.kind == Kind.SUMMARY:
+            positions = settings.summary_length + 2 * settings.memory_tokens
+        else:
+            around = settings.sink_tokens + settings.prompt_tokens(self.mode) + settings.write_tokens(self.mode)
+            positions = around + settings.sensory_tokens + settings.segment_length
+        return TensorSpec((rows, positions, self.stage.hidden_size), self.stage.dtype)
 
     def receive(self, action: Action) -> Tensor:
         """Receive the message that an action needs."""
@@ -110,7 +113,7 @@ class StagePass:
             return
         tokens = self.window.tokens_of(action, self.settings)
         # RECEIVE from the previous stage: the hidden states of these tokens, [b, t, h]. On the first stage from the
-        # last one: the recalled prompt P_n, [b, m, d], the only thing that segment n needs from segment n - 1.
+        # last one: what it recalls, [b, p, d], the only thing that segment n needs from segment n - 1.
         stage_input = self.receive(action) if self.expects_message(action) else None
         hidden = self.forward_layers(action, tokens, stage_input)
         if self.topology.is_last:
@@ -134,12 +137,12 @@ class StagePass:
     @torch.no_grad()
     def end_forward(self, action: Action, tokens: Segment | Summary, hidden: Tensor) -> None:
         """Take the queries or the memory from the last hidden states, on the last stage."""
-        token_states, prompt_states = self.model.leave(tokens, hidden, self.m)
+        token_states, prompt_states = self.model.leave(tokens, hidden, self.mode)
         if isinstance(tokens, Summary):
             keys = self.window.query_keys(action)
             self.queries.update(zip(keys, prompt_states.chunk(len(keys)), strict=True))
             return
-        if self.m:
+        if self.mode != "backbone":
             self.boundaries[action.micro_batch].write(action.segment, prompt_states)
         # in training the backward pass computes the loss: logits are made once
         if not self.window.backward_follows:
@@ -147,17 +150,17 @@ class StagePass:
             self.losses[action.segment, action.micro_batch] = loss
 
     def recall(self, action: Action) -> None:
-        """Recall the prompt of a segment, on the last stage."""
+        """Recall memories for a segment, on the last stage."""
         key = (action.segment, action.micro_batch)
         memories, valid = self.boundaries[action.micro_batch].before(action.segment)
         with torch.no_grad():
-            recalled, weights = self.model.recalled(self.queries.get(key), memories, valid, self.mode)
-        self.recall_weights[key] = weights
+            recalled = self.model.recalled(self.queries.get(key), memories, valid, self.mode)
+        self.recall_weights[key] = recalled.share
         if not self.window.backward_follows:
             self.queries.pop(key, None)
-        # SEND from the last stage to the first: the recalled prompt P_n, with which segment n begins there. Memories
-        # and queries never leave the last stage.
-        self.channels.forward_out.send(recalled)
+        # SEND from the last stage to the first: what was recalled, with which segment n begins there. Other memories and
+        # queries never leave the last stage.
+        self.channels.forward_out.send(recalled.memory)
 
     # backward passes
 
@@ -202,7 +205,7 @@ class StagePass:
 
         A gradient g that other passes computed for a tensor x enters as the scalar <x, g>, whose gradient is g.
         """
-        token_states, prompt_states = self.model.leave(tokens, hidden, self.m)
+        token_states, prompt_states = self.model.leave(tokens, hidden, self.mode)
         if isinstance(tokens, Summary):
             # the gradients of the queries, which the recalls of this segment left behind
             gradient = torch.cat([self.query_gradients.pop(key) for key in self.window.query_keys(action)])
@@ -211,7 +214,9 @@ class StagePass:
         self.losses[action.segment, action.micro_batch] = losses.detach()
         loss = weighted(losses, self.window.loss_weight)
         # the gradient of M_n, summed over the recalls of all later segments that saw it
-        return loss + self.boundaries[action.micro_batch].pull(action.segment, prompt_states) if self.m else loss
+        if self.mode == "backbone":
+            return loss
+        return loss + self.boundaries[action.micro_batch].pull(action.segment, prompt_states)
 
     def recall_backward(self, action: Action) -> None:
         """Backpropagate the gradient of a prompt to the query and the memories it was recalled from."""
@@ -221,10 +226,13 @@ class StagePass:
         # The recall is recomputed from its inputs, which are leaves here: its graph does not reach into the passes that
         # computed them. Their gradients wait for those passes' own backward passes.
         memories.requires_grad_()
-        query = self.queries.pop(key).requires_grad_() if self.mode == "hmt" else None
-        recalled, _ = self.model.recalled(query, memories, valid, self.mode)
-        # RECEIVE from the first stage: the gradient of the prompt P_n, [b, m, d].
-        recalled.backward(self.receive(action))
+        query = self.queries.pop(key).requires_grad_() if self.settings.summarises else None
+        targets = self.window.targets_of(action)
+        recalled = self.model.recalled(query, memories, valid, self.mode, targets)
+        self.recall_losses[key] = recalled.loss.detach()
+        # RECEIVE from the first stage: the gradient of what was recalled, [b, p, d].
+        injected = (recalled.memory * self.receive(action)).sum()
+        (injected + weighted(recalled.loss, self.window.recall_weight)).backward()
         boundaries.push(action.segment, memories.grad, 1.0)
         if query is not None:
             assert query.grad is not None
@@ -243,17 +251,17 @@ class StagePass:
         if self.topology.is_first:
             stage_input = self.model.enter(tokens, self.prompt(tokens, action, stage_input))
         assert stage_input is not None
-        return self.model.decode(tokens, stage_input).to(self.stage.dtype)
+        return self.model.decode(tokens, stage_input, self.mode).to(self.stage.dtype)
 
     def prompt(self, tokens: Segment | Summary, action: Action, recalled: Tensor | None) -> Tensor:
-        """Return the prompt before and after the tokens, ``[b, m, d]``."""
+        """Return the prompt, ``[b, p, d]``; of a summary ``[b, m, d]``."""
         rows = len(tokens.tokens)
         if action.kind == Kind.SUMMARY:
             return self.model.summary_prompt(rows)
         if recalled is None:
             return torch.zeros(rows, 0, self.model.backbone.dim, dtype=self.stage.dtype, device=self.device)
         valid = self.boundaries[action.micro_batch].before(action.segment)[1]
-        return self.model.prompt_of(recalled, remembers(valid, self.mode))
+        return self.model.prompt_of(recalled, valid, self.mode)
 
     # after the window
 

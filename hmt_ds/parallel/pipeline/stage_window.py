@@ -48,6 +48,7 @@ class StageWindow:
         kept_graphs: the forward passes that keep their autograd graphs instead.
         measure: wraps the layers, see :meth:`hmt_ds.parallel.activation_budget.ActivationBudget.measure`.
         loss_weight: factor of the loss.
+        recall_weight: factor of the recall's own loss.
         phase: a context around each action, by name: ``summary``, ``recall`` or ``forward``; ``backward`` for all
             kinds, recomputation included; and within these ``wait``, for a neighbour's message.
     """
@@ -60,6 +61,7 @@ class StageWindow:
     kept_graphs: Collection[Action] = ()
     measure: Callable[[Layers], Layers] = lambda layers: layers
     loss_weight: float = 1.0
+    recall_weight: float = 0.0
     phase: Phase = nullcontext
 
     @property
@@ -73,6 +75,11 @@ class StageWindow:
         if action.kind == Kind.SUMMARY:
             return self.summary_batches[b].summary(n, n + 1, settings)
         return self.micro_batches[b].segment(n, self.states[b].tail, settings)
+
+    def targets_of(self, recall: Action) -> Tensor | None:
+        """Return the targets of a segment's recall, ``[b]``; see :class:`hmt_ds.memory.segments.Window`."""
+        targets = self.micro_batches[recall.micro_batch].targets
+        return None if targets is None else targets[:, recall.segment]
 
     def rows_of(self, action: Action) -> int:
         """Return the number of rows that a pass runs on."""
