@@ -63,7 +63,13 @@ def check_memory(source: object, memory: MemorySettings) -> None:
     if converted is None:
         return
     stored = converted["memory"]
+    interface = stored.get("interface", "paper")  # folders written before there was another one do not name it
     common_mode = [mode for mode in ("hmt", "rmt", "backbone") if mode in (stored["mode"], memory.mode)][-1]
+    if common_mode != "backbone" and memory.interface != interface:
+        raise BackboneError(
+            f"memory.interface is {memory.interface}, but model.source was converted with {interface}: "
+            f"write {interface}"
+        )
     for key in {"hmt": SHAPE_SETTINGS, "rmt": SHAPE_SETTINGS[:1], "backbone": ()}[common_mode]:
         here = getattr(memory, key)
         if here is not None and here != stored[key]:

@@ -3,6 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -16,11 +17,13 @@ from hmt_ds.checkpoint.run_state import EngineState, RunPosition, RunState, read
 from hmt_ds.distributed.deepspeed_internals import full_shape, refresh_weights, set_counters, set_loss_scaler_state
 from hmt_ds.distributed.engine import Engine
 from hmt_ds.distributed.process_group import all_gather_object, broadcast_object, rank, world_size
-from hmt_ds.memory import HMT
+from hmt_ds.memory import HMT, MemorySettings
 from hmt_ds.parallel.pipeline.build_stage import STAND_IN
 from hmt_ds.parallel.protocols import Executor, Reader
 
-MAY_DIFFER = {"training.steps"}  # of a checkpoint's identity
+MAY_DIFFER = {"training.steps", "memory.recall_loss"}  # of a checkpoint's identity
+# a checkpoint that was written before one of these settings existed has its default value
+DEFAULTS = {f"memory.{field.name}": field.default for field in fields(MemorySettings) if field.default is not MISSING}
 # entries of a learning-rate schedule's state that its steps change; the others are its arguments
 CHANGED_BY_STEPS = {
     *("last_batch_iteration", "last_epoch", "_step_count", "_last_lr", "T_cur", "T_i", "_is_initial"),
@@ -98,7 +101,7 @@ def check_identity(checkpoint: Path, here: dict[str, object]) -> None:
     Raises:
         CheckpointError: naming every key that differs, with both values.
     """
-    there = read_run_state(checkpoint)["identity"]
+    there = DEFAULTS | read_run_state(checkpoint)["identity"]
     keys = sorted(key for key in (here.keys() | there.keys()) - MAY_DIFFER if here.get(key) != there.get(key))
     if keys:
         cure = "use the first value, or start a new run"

@@ -81,6 +81,8 @@ def foreign_settings(
         ConfigError: with a line for each missing or wrong setting.
     """
     memory: dict[str, object] = {"mode": mode_of(weights)}
+    if "sink.embeddings.weight" in weights.shapes:
+        memory["interface"] = "adapted"
     width = measure_width(config)
     for key, name in (("memory_tokens", "initial_prompt.embeddings"), ("recall_dim", "recall.query")):
         if shape := weights.shapes.get(f"{name}.weight"):

@@ -58,15 +58,34 @@ def build_hmt(
 
 
 def initialise_prompts(model: HMT) -> None:
-    """Initialise the prompts with the standard deviation of the token embeddings, as the reference does."""
-    embedding = cast(CausalLM, model.backbone).model.get_input_embeddings()
+    """Initialise the memory modules that are embedded, from the token embeddings.
+
+    With the paper's interface prompts have the standard deviation of token embeddings, as in the reference. With the
+    adapted one everything starts near the mean token, where the backbone is at home: write embeddings among the tokens,
+    memories at half of their spread, and the sink at the token that begins a text.
+    """
+    backbone = cast(CausalLM, model.backbone)
+    embedding, config = backbone.model.get_input_embeddings(), backbone.config.get_text_config()
+    first = getattr(config, "bos_token_id", None) or getattr(config, "eos_token_id", None) or 0
     with torch.no_grad(), deepspeed.zero.GatheredParameters(list(embedding.parameters())):
-        sample = torch.arange(0, len(embedding.weight), 7, device=embedding.weight.device)
         # through forward, because Gemma scales its embeddings there
-        std = float(embedding(sample).float().std())
-    for name in ("initial_prompt", "summary_prompt"):
-        if hasattr(model, name):
-            nn.init.normal_(getattr(model, name).embeddings.weight, std=std)
+        ids = torch.arange(0, len(embedding.weight), 7, device=embedding.weight.device)
+        sample = embedding(ids).float()
+        sink = embedding(torch.as_tensor([first], device=ids.device).flatten()[:1]).float()
+    std, mean = float(sample.std()), sample.mean(dim=0)
+    if model.settings.interface == "paper":
+        for name in ("initial_prompt", "summary_prompt"):
+            if hasattr(model, name):
+                nn.init.normal_(getattr(model, name).embeddings.weight, std=std)
+        return
+    with torch.no_grad():
+        model.sink.embeddings.weight.copy_(sink)
+        if model.settings.mode != "backbone":
+            for prompt, spread in ((model.initial_prompt, 0.15), (model.write_prompt, 0.7)):
+                noise = torch.randn(prompt.embeddings.weight.shape) * spread * std
+                prompt.embeddings.weight.copy_(mean.cpu() + noise)
+            model.memory_embedding.shift.copy_(mean)
+            model.memory_embedding.scale.fill_(0.5 * float(sample.square().mean().sqrt()))
 
 
 def parameter_groups(model: HMT, memory_lr: float | None) -> list[dict[str, object]]:

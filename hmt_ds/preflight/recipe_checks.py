@@ -6,6 +6,7 @@ from transformers import PreTrainedConfig
 
 from hmt_ds.backbones import family_of
 from hmt_ds.config.recipe import Recipe
+from hmt_ds.memory.settings import MemorySettings
 
 
 def check_training(recipe: Recipe) -> list[str]:
@@ -17,6 +18,7 @@ def check_training(recipe: Recipe) -> list[str]:
             f"memory.sensory_tokens is {memory.sensory_tokens}, more than a segment has ({memory.segment_length}): "
             "take at most memory.segment_length"
         )
+    problems += check_memory_recall(recipe)
     if recipe.compute.recompute == "reentrant":
         problems.append(
             "compute.recompute: reentrant checkpointing fails at ZeRO-2 and gives wrong gradients at ZeRO-3: "
@@ -60,6 +62,31 @@ def check_source(recipe: Recipe) -> list[str]:
     if recipe.data.train is not None and recipe.data.retrieval is not None:
         return ["data.train, data.retrieval: a run trains on one of them, leave the other out"]
     return []
+
+
+def check_memory_recall(recipe: Recipe) -> list[str]:
+    """Return settings of the recall that the memory's interface, its mode or the data do not have."""
+    memory, problems = recipe.memory, []
+    default = MemorySettings(memory.segment_length)
+    chooses = memory.interface == "adapted" and memory.mode == "hmt"
+    for key in ("recalled_memories", "recall_loss"):
+        value, usual = getattr(memory, key), getattr(default, key)
+        if not chooses and value != usual:
+            problems.append(
+                f"memory.{key} is {value}, but it needs interface adapted and mode hmt (here {memory.interface} and "
+                f"{memory.mode}): leave it out, or change them"
+            )
+    if chooses and memory.recalled_memories >= memory.cached_memories:
+        problems.append(
+            f"memory.recalled_memories is {memory.recalled_memories}, but only {memory.cached_memories} memories are "
+            "cached, and the last of them is always read: raise memory.cached_memories"
+        )
+    if chooses and memory.recall_loss and recipe.data.retrieval is None:
+        problems.append(
+            f"memory.recall_loss is {memory.recall_loss}, but documents do not say which memory answers: only "
+            "data.retrieval does; leave it out"
+        )
+    return problems
 
 
 def check_positions(recipe: Recipe, config: PreTrainedConfig) -> list[str]:

@@ -111,6 +111,7 @@ class RunLog:
             "mfu": speed * self.flops_per_token / peak if peak else None,
             "peak_memory_gib": (device.max_memory_allocated() if device else peak_resident_bytes()) / 2**30,
             "recall_distance": output.recall_distance,
+            "recall_loss": output.recall_loss,
             "seconds": seconds,
         }
         return {name: value if value is not None and math.isfinite(value) else None for name, value in row.items()}

@@ -83,4 +83,4 @@ def warn_if_unwritable(file: Path) -> Iterator[None]:
 
 def as_window(batch: Batch) -> Window:
     """The part of a batch that the model reads."""
-    return Window(batch.input_ids, batch.labels, batch.lengths, batch.starts)
+    return Window(batch.input_ids, batch.labels, batch.lengths, batch.starts, targets=batch.targets)

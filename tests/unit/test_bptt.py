@@ -33,6 +33,10 @@ KINDS = {
     "hmt, no sensory tokens": {"sensory_tokens": 0},
     "rmt": {"mode": "rmt"},
     "rmt, two tokens": {"mode": "rmt", "memory_tokens": 2},
+    "adapted hmt": {"interface": "adapted", "recalled_memories": 2},
+    "adapted hmt, two tokens": {"interface": "adapted", "memory_tokens": 2, "cached_memories": 4},
+    "adapted rmt, two tokens": {"interface": "adapted", "mode": "rmt", "memory_tokens": 2},
+    "adapted backbone": {"interface": "adapted", "mode": "backbone"},
     "backbone": {"mode": "backbone"},
     "backbone, two tokens": {"mode": "backbone", "memory_tokens": 2},
 }
@@ -198,7 +202,7 @@ def test_recall_distance():
     """The newest memory lies one segment back; rows that recalled nothing do not count."""
     nothing = torch.zeros(2, 0, 1)
     output = SegmentOutput(torch.ones(2), nothing, nothing, torch.tensor([[0.25, 0, 0.75], [0, 0, 0]]), torch.zeros(2))
-    assert [float(total) for total in totals_of(output)] == [2, 0.25 * 3 + 0.75 * 1, 1]
+    assert [float(total) for total in totals_of(output)] == [2, 0.25 * 3 + 0.75 * 1, 1, 0]
 
 
 def test_totals_of_a_window():

@@ -158,8 +158,8 @@ class StagePass:
         self.recall_weights[key] = recalled.share
         if not self.window.backward_follows:
             self.queries.pop(key, None)
-        # SEND from the last stage to the first: what was recalled, with which segment n begins there. Other memories and
-        # queries never leave the last stage.
+        # SEND from the last stage to the first: what was recalled, with which segment n begins there. Other memories
+        # and all queries stay on the last stage.
         self.channels.forward_out.send(recalled.memory)
 
     # backward passes
