@@ -9,6 +9,7 @@ import torch
 from hmt_ds.checkpoint import load_weights, newest_intact
 from hmt_ds.config.config_error import ConfigError
 from hmt_ds.config.load import load_recipe
+from hmt_ds.config.recipe import Recipe
 from hmt_ds.distributed.process_group import end_process
 from hmt_ds.distributed.stopping import StopSignals
 from hmt_ds.reporting.log import log_seconds
@@ -25,13 +26,14 @@ def main() -> int:
 
 
 def evaluate(run_or_recipe: str, overrides: list[str], device: torch.device) -> None:
-    """Print and write the held-out perplexity of a run's newest checkpoint, or of a recipe's starting weights."""
+    """Print and write the held-out losses of a run's newest checkpoint, or of a recipe's starting weights."""
     signals = StopSignals()
     source, is_run = Path(run_or_recipe), Path(run_or_recipe).is_dir()
     recipe_file = source / "recipe.yaml" if is_run else source
     # the results go into the folder that was named, even if the run was moved since it was trained
     output = ["--training.output", json.dumps(run_or_recipe)] if is_run else []
     recipe = load_recipe(recipe_file, [*output, *overrides])
+    own_data = reads(recipe) == reads(load_recipe(recipe_file, output))
     if recipe.data.validation is None:
         raise ConfigError(["data.validation: missing, there is nothing to evaluate on"])
     checkpoint = newest_intact(source / "checkpoints", logger.warning) if is_run else None
@@ -42,7 +44,14 @@ def evaluate(run_or_recipe: str, overrides: list[str], device: torch.device) -> 
         reader = build_reader(recipe, prepared, device)
     step = load_weights(reader, checkpoint).step if checkpoint else 0
     stop = lambda: signals.raise_if_received(device, "stopped in the evaluation")  # noqa: E731
-    Validation(recipe, prepared, reader, stop).evaluate(step)
+    Validation(recipe, prepared, reader, stop, own_data=own_data).evaluate(step)
+
+
+def reads(recipe: Recipe) -> tuple[object, ...]:
+    """The keys of a recipe that determine which tokens are evaluated."""
+    model, chosen = recipe.model, recipe.evaluation
+    tokenizer, length = model.tokenizer or model.source, recipe.memory.segment_length
+    return recipe.data.validation, tokenizer, chosen.documents, chosen.segments_read, length
 
 
 if __name__ == "__main__":

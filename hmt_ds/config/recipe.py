@@ -211,17 +211,19 @@ class Checkpoint(Section):
 
 
 class Evaluation(Section):
-    """Held-out perplexity by the number of segments read before."""
+    """Held-out losses, and what the memory is worth (hmt_ds/evaluation)."""
 
     every: int | None = Field(None, ge=1)
-    """Number of optimizer steps between evaluations. Default: evaluate only at the end of training."""
+    """Number of optimizer steps between evaluations, with the own memories alone. Default: evaluate only at the end of
+    training."""
     segments_read: list[int] = [1, 2, 4, 8]
-    """Lower bounds of the rows of the perplexity table, as the number of segments of a document read before: 1, 2, 4, 8
+    """Lower bounds of the rows of the table of losses, as the number of segments of a document read before: 1, 2, 4, 8
     gives rows for 1, 2-3, 4-7 and 8-15."""
     documents: int | None = Field(None, ge=1)
     """Number of held-out documents to evaluate, from the first on. Default: all."""
     batch_size: int | None = Field(None, ge=1)
-    """Rows per rank in an evaluation. Default: training.batch_size."""
+    """Rows per rank in an evaluation; 2 or more to read with another document's memories. Default:
+    training.batch_size."""
     retrieval_segments: list[AtLeastOne] | None = None
     """Numbers of segments of the generated documents that are evaluated if there is data.retrieval. Default: the number
     in training, and 10 times that."""

@@ -1,9 +1,10 @@
 """Write the README.md (model card) of a converted folder: contents, usage, training recipe and results."""
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import yaml
 
@@ -32,12 +33,39 @@ from transformers import AutoModelForCausalLM
 model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BACKBONE), FOLDER)""",
 }
 
+OWN = re.compile(r"step_(\d+)\.json")  # of other documents, the name has a hash as well
+COSTS = {"cost_swapped": "another document's memory costs", "cost_none": "no memory costs"}
+Interval = list[float | None]  # a figure, and both ends of its 95% interval
+
+
+class Data(TypedDict):
+    """What an evaluation has read."""
+
+    source: str
+    sha256: str
+    documents: int
+    tokens: int
+
+
+class EvaluationRow(TypedDict):
+    """The figures of the tokens that have a number of segments before them."""
+
+    segments_read: int
+    below: int
+    tokens: int
+    perplexity: float | None
+    nats: Interval
+    cost_swapped: NotRequired[Interval]
+    cost_none: NotRequired[Interval]
+
 
 class Evaluation(TypedDict):
-    """Held-out perplexities after one step, as read from ``evaluation/step_*.json`` in a run's folder."""
+    """Held-out losses after one step, as read from ``evaluation/step_*.json`` in a run's folder."""
 
     step: int
-    rows: list[dict[str, float]]
+    data: Data
+    verdict: str | None
+    rows: list[EvaluationRow]
 
 
 def card(
@@ -98,23 +126,47 @@ def figures(run: Path, step: int) -> list[str]:
             f"## Training\n\n{step:,} steps; loss {rows[0]['loss']:.3f} at first, "
             f"{sum(last) / len(last):.3f} over the last {len(last)} that were logged (nats per token)."
         )
-    evaluations = {int(file.stem.removeprefix("step_")): file for file in (run / "evaluation").glob("step_*.json")}
-    if before := [number for number in evaluations if number <= step]:
-        found.append(perplexities(json.loads(evaluations[max(before)].read_text())))
+    if (found_there := own_evaluation(run, step)) is not None:
+        found.append(losses(found_there))
     if (run / "loss.png").is_file():
         found.append("![loss](loss.png)")
     return found
 
 
-def perplexities(evaluation: Evaluation) -> str:
-    """Format the perplexities of an evaluation as a Markdown table."""
-    rows = evaluation["rows"]
-    keys = list(rows[0]) if rows else []
-    lines = [f"| {' | '.join(keys)} |", f"|{' --- |' * len(keys)}"]
-    lines += [f"| {' | '.join(format_value(row[key]) for key in keys)} |" for row in rows]
-    return f"Held-out perplexity after step {evaluation['step']}:\n\n" + "\n".join(lines)
+def own_evaluation(run: Path, step: int) -> Evaluation | None:
+    """Return the newest evaluation up to a step on the run's own held-out documents."""
+    files = {int(name[1]): file for file in (run / "evaluation").glob("*") if (name := OWN.fullmatch(file.name))}
+    for number in sorted((number for number in files if number <= step), reverse=True):
+        evaluation: Evaluation = json.loads(files[number].read_text(encoding="utf-8"))
+        if "data" in evaluation:  # earlier versions did not say what they had read
+            return evaluation
+    return None
 
 
-def format_value(value: float) -> str:
-    """Format a number for a table cell: floats with three decimals, integers as they are."""
-    return f"{value:,.3f}" if isinstance(value, float) else str(value)
+def losses(evaluation: Evaluation) -> str:
+    """Return a table of an evaluation's losses."""
+    rows, data = evaluation["rows"], evaluation["data"]
+    costs = [key for key in COSTS if rows and key in rows[0]]
+    columns = ["segments read before", "tokens", "perplexity", "nats per token", *(COSTS[key] for key in costs)]
+    lines = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
+    for row in rows:
+        first, last = row["segments_read"], row["below"] - 1
+        read = str(first) if last == first else f"{first} to {last}"
+        figures = [with_interval(row[key]) for key in ("nats", *costs)]  # type: ignore[literal-required]
+        lines.append(f"| {read} | {row['tokens']:,} | {format_value(row['perplexity'])} | {' | '.join(figures)} |")
+    name = Path(data["source"]).name
+    head = f"Held-out loss after step {evaluation['step']} on {name} ({data['documents']:,} documents, "
+    head += f"{data['tokens']:,} tokens, SHA-256 of the ids {data['sha256'][:12]}), with 95% intervals over documents"
+    said = [f"So {evaluation['verdict']}."] if evaluation["verdict"] else []
+    return "\n\n".join([f"{head}:", "\n".join(lines), *said])
+
+
+def with_interval(value: Interval) -> str:
+    """Format a figure with its interval."""
+    mean, low, high = map(format_value, value)
+    return mean if low == "-" else f"{mean} [{low}, {high}]"
+
+
+def format_value(value: float | None) -> str:
+    """Format a number for a table."""
+    return "-" if value is None else f"{value:,.3f}"

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from hmt_ds.data.retrieval import RetrievalDocuments, RetrievalLoader, check_length
     from hmt_ds.data.retrieval_text import RetrievalText
     from hmt_ds.data.sources import load_documents
-    from hmt_ds.data.tokenize import document_lengths, tokenize_documents
+    from hmt_ds.data.tokenize import document_lengths, tokenize_documents, tokens_sha256
     from hmt_ds.data.tokenizers import check_vocabulary, describe_tokenizer, load_tokenizer, train_sentencepiece
     from hmt_ds.data.window_plan import Piece, PlannedWindow, WindowPlan, WindowPlanState
 else:
@@ -35,5 +35,6 @@ __all__ = [
     "load_documents",
     "load_tokenizer",
     "tokenize_documents",
+    "tokens_sha256",
     "train_sentencepiece",
 ]

@@ -70,6 +70,15 @@ def document_lengths(tokens: Dataset) -> np.ndarray:
     return tokens.select_columns(["length"]).with_format("numpy")[:]["length"].astype(np.int64)
 
 
+def tokens_sha256(tokens: Dataset) -> str:
+    """Return the SHA-256 of all documents' token ids, wherever they come from."""
+    digest = hashlib.sha256()
+    for document in tokens.select_columns(["input_ids"]).with_format("numpy"):
+        ids = document["input_ids"].astype("<i4")
+        digest.update(len(ids).to_bytes(8, "little") + ids.tobytes())
+    return digest.hexdigest()
+
+
 def _tokenize_batch(batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, eos: int | None) -> dict[str, Any]:
     # verbose=False: the warning about texts longer than the model's maximum has no meaning here, we read by segments.
     encoded = tokenizer(batch["text"], return_attention_mask=False, verbose=False).input_ids

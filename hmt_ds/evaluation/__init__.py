@@ -1,1 +1,1 @@
-"""What a trained model can do: perplexity by segments read, generation."""
+"""What a trained model can do: held-out losses, generation."""

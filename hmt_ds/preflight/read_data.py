@@ -19,7 +19,7 @@ from hmt_ds.data import (
     tokenize_documents,
 )
 from hmt_ds.data.settings import RetrievalSettings
-from hmt_ds.evaluation.perplexity import segments_needed
+from hmt_ds.evaluation.figures import segments_needed
 from hmt_ds.preflight.problems import Problems
 
 

@@ -7,10 +7,11 @@ import matplotlib
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 
+from hmt_ds.reporting.evaluation_tables import COSTS, LossRow
 from hmt_ds.reporting.monitors import Row
 from hmt_ds.reporting.pipeline_timeline import Bar
-from hmt_ds.reporting.tables import PerplexityFigures
 
 COLOURS = {
     ("segment", False): "tab:blue",
@@ -20,6 +21,8 @@ COLOURS = {
     ("recall", False): "tab:pink",
     ("recall", True): "tab:purple",
 }
+
+COST_COLOURS = {"swapped": "tab:orange", "none": "tab:gray"}
 
 
 def plot_loss(rows: Sequence[Row], file: Path) -> None:
@@ -36,20 +39,44 @@ def plot_loss(rows: Sequence[Row], file: Path) -> None:
     plt.close(figure)
 
 
-def plot_perplexity(rows: Sequence[PerplexityFigures], file: Path) -> None:
-    """Plot held-out perplexity against segments read, with memory on and off."""
-    read = [row.segments_read for row in rows]
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    axes.plot(read, [row.memory_off for row in rows], "o--", color="tab:gray", label="memory off")
-    axes.plot(read, [row.memory_on for row in rows], "o-", color="tab:blue", label="memory on")
-    axes.set_xscale("symlog", base=2, linthresh=1)  # a logarithmic axis that has a place for 0 segments
-    axes.set_xticks(read, [str(n) for n in read])
-    axes.minorticks_off()
-    axes.set(xlabel="segments read before", ylabel="held-out perplexity")
-    axes.grid(alpha=0.3)
-    axes.legend()
+def plot_evaluation(rows: Sequence[LossRow], positions: Sequence[LossRow], file: Path) -> None:
+    """Plot held-out losses with their 95% intervals, and what other memories cost, by segments read and position."""
+    costs = list(rows[0].costs)
+    figure, panels = plt.subplots(1, 3 if costs else 2, figsize=(12 if costs else 8, 4), layout="constrained")
+    draw_intervals(panels[0], rows, [("", "tab:blue")], "nats per token")
+    drawn = [(name, COST_COLOURS[name]) for name in costs]
+    label = "more nats per token than with own memory"
+    if costs:
+        draw_intervals(panels[1], rows, drawn, label)
+    draw_intervals(panels[-1], positions, drawn or [("", "tab:blue")], label if costs else "nats per token")
+    for axes in panels[:-1]:
+        axes.set_xscale("symlog", base=2, linthresh=1)  # a logarithmic axis that has a place for 0 segments
+        axes.set_xticks([row.first for row in rows], [str(row.first) for row in rows])
+        axes.minorticks_off()
+        axes.set_xlabel("segments read before")
+    panels[-1].set_xlabel("position in the segment")
     figure.savefig(file, dpi=150)
     plt.close(figure)
+
+
+def draw_intervals(axes: Axes, rows: Sequence[LossRow], series: Sequence[tuple[str, str]], label: str) -> None:
+    """Draw figures with error bars.
+
+    Args:
+        series: names of costs, or "" for the loss, and colours.
+        label: of the vertical axis.
+    """
+    for name, colour in series:
+        values = [row.costs[name] if name else row.nats for row in rows]
+        means = [mean for mean, _, _ in values]
+        bars = [[mean - low for mean, low, _ in values], [high - mean for mean, _, high in values]]
+        named = COSTS.get(name)
+        axes.errorbar([row.first for row in rows], means, bars, fmt="o-", color=colour, capsize=3, label=named)
+        if name:
+            axes.axhline(0, color="black", linewidth=0.8)
+            axes.legend()
+    axes.set_ylabel(label)
+    axes.grid(alpha=0.3)
 
 
 def plot_schedule(stages: Sequence[Sequence[Bar]], title: str, file: Path) -> None:

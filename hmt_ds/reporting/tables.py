@@ -1,45 +1,14 @@
 """Tables in the terminal."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from types import UnionType
-from typing import Annotated, Any, Literal, Protocol, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.syntax import Syntax
 from rich.table import Table
-
-
-class PerplexityFigures(Protocol):
-    """One row of the table of perplexities (:class:`hmt_ds.evaluation.perplexity.PerplexityRow`)."""
-
-    @property
-    def segments_read(self) -> int: ...
-    @property
-    def below(self) -> int: ...
-    @property
-    def tokens(self) -> int: ...
-    @property
-    def memory_on(self) -> float: ...
-    @property
-    def memory_off(self) -> float: ...
-
-
-def perplexity_table(rows: Sequence[PerplexityFigures], title: str) -> Table:
-    """Held-out perplexity by segments read, with memory on and off."""
-    table = Table(title=title)
-    for column in ("segments read", "tokens scored", "memory on", "memory off", "change"):
-        table.add_column(column, justify="right")
-    for row in rows:
-        last = row.below - 1
-        read = str(row.segments_read) if last == row.segments_read else f"{row.segments_read} to {last}"
-        figures = ["-", "-", "-"]
-        if row.tokens:
-            change = f"{100 * (row.memory_on / row.memory_off - 1):+.2f}%"
-            figures = [f"{row.memory_on:.2f}", f"{row.memory_off:.2f}", change]
-        table.add_row(read, f"{row.tokens:,}", *figures)
-    return table
 
 
 def print_recipe(values: dict[str, object]) -> None:

@@ -134,7 +134,7 @@ class Trainer:
             self.checkpoints.save(self.position)
         if self.recipe.evaluation.every and step % self.recipe.evaluation.every == 0:
             try:
-                self.validation.evaluate(step)
+                self.validation.evaluate(step, in_passing=True)
             except Stopped:
                 self.stop()
 

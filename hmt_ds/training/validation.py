@@ -1,23 +1,27 @@
-"""Held-out perplexity of a run: computed, printed, and written into the run's folder."""
+"""Held-out losses of a run: computed, printed, and written into the run's folder."""
 
-import json
 import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
+from torch import Tensor
 
 from hmt_ds.config.recipe import Recipe
-from hmt_ds.data import Batch, WindowLoader
+from hmt_ds.data import Batch, WindowLoader, document_lengths, tokens_sha256
 from hmt_ds.distributed.process_group import rank
-from hmt_ds.evaluation.perplexity import PerplexityRow, as_dicts, perplexity_by_segments
+from hmt_ds.evaluation.figures import Figures, figures_of, segments_needed
+from hmt_ds.evaluation.files import Evaluation, HeldOutData, evaluation_file, write_evaluation
+from hmt_ds.evaluation.losses import document_losses
 from hmt_ds.memory import Window
+from hmt_ds.memory.boundaries import Instead
 from hmt_ds.parallel.protocols import Reader
 from hmt_ds.preflight.prepare import Prepared
+from hmt_ds.reporting.evaluation_tables import WIDTH, evaluation_table
 from hmt_ds.reporting.log import log_seconds
-from hmt_ds.reporting.plots import plot_perplexity
-from hmt_ds.reporting.tables import perplexity_table
+from hmt_ds.reporting.plots import plot_evaluation
 
 logger = logging.getLogger(__name__)
 
@@ -30,32 +34,86 @@ class Validation:
         prepared: the result of the preflight checks.
         reader: the model.
         before_window: called before each window; what it raises ends the evaluation.
+        own_data: whether the documents are those that the run names in its recipe; those of others get another file.
     """
 
-    def __init__(self, recipe: Recipe, prepared: Prepared, reader: Reader, before_window: Callable[[], None]):
+    def __init__(
+        self,
+        recipe: Recipe,
+        prepared: Prepared,
+        reader: Reader,
+        before_window: Callable[[], None],
+        *,
+        own_data: bool = True,
+    ):
         self.recipe, self.prepared, self.reader = recipe, prepared, reader
-        self.before_window = before_window
+        self.before_window, self.own_data = before_window, own_data
+        self.rows = recipe.evaluation.batch_size or recipe.training.batch_size
 
-    def evaluate(self, step: int) -> list[PerplexityRow] | None:
-        """Compute the perplexity after a step, print the table and write it; None without held-out documents."""
-        if self.prepared.validation is None:
+    def evaluate(self, step: int, *, in_passing: bool = False) -> Figures | None:
+        """Compute the losses after a step, print the table and write it; None without held-out documents.
+
+        Args:
+            in_passing: read with the own memories alone, for a look at a run that goes on; otherwise also with another
+                document's and with none, which takes three times as long.
+        """
+        documents = self.prepared.validation
+        if documents is None:
             return None
+        segments_read, instead = self.recipe.evaluation.segments_read, [] if in_passing else self.instead
         with log_seconds(logger, "evaluating"):
-            rows = perplexity_by_segments(self.reader, self.windows, self.recipe.evaluation.segments_read)
+            depth = segments_needed(segments_read)
+            losses = document_losses(self.reader, self.held_out(), len(documents), depth, instead)
+            figures = figures_of(losses, segments_read)
         if rank() == 0:
-            Console().print(perplexity_table(rows, f"held-out perplexity after step {step}"))
-            file = Path(self.recipe.training.output) / "evaluation" / f"step_{step:06d}.json"
-            with warn_if_unwritable(file):
-                file.parent.mkdir(parents=True, exist_ok=True)
-                aside = file.with_suffix(".part")
-                aside.write_text(json.dumps({"step": step, "rows": as_dicts(rows)}, indent=1))
-                aside.replace(file)
-                plot_perplexity(rows, file.with_suffix(".png"))
-                print(f"evaluation  {file} and .png", flush=True)
-        return rows
+            evaluation = Evaluation(step, self.data(), segments_read, figures, losses)
+            self.show(evaluation)
+            if instead and "swapped" not in losses.losses:
+                print("memories were not swapped: no two rows of a batch were within a document at a time")
+            self.write(evaluation)
+        return figures
 
-    def windows(self) -> Iterable[Window]:
-        """This rank's rows of the held-out documents, once through."""
+    @property
+    def instead(self) -> list[Instead]:
+        """The other memories that documents are read with."""
+        if self.recipe.memory.mode == "backbone":
+            return []
+        return ["swapped", "none"] if self.rows > 1 else ["none"]
+
+    def data(self) -> HeldOutData:
+        """What is read."""
+        assert self.prepared.validation is not None and self.recipe.data.validation is not None
+        tokens = self.prepared.validation
+        lengths = document_lengths(tokens)
+        return HeldOutData(
+            source=self.recipe.data.validation.source,
+            sha256=tokens_sha256(tokens),
+            documents=len(lengths),
+            tokens=int(lengths.sum()),
+            tokenizer=self.prepared.tokenizer or "",
+        )
+
+    def show(self, evaluation: Evaluation) -> None:
+        """Print the table and the verdict."""
+        data, figures = evaluation.data, evaluation.figures
+        title = f"held-out loss after step {evaluation.step}, by segments read before, with 95% intervals over "
+        title += f"{data.documents:,} documents of {Path(data.source).name}"
+        console = Console(width=None if sys.stdout.isatty() else WIDTH)
+        console.print(evaluation_table(figures.rows, figures.positions, title))
+        if figures.verdict:
+            print(figures.verdict)
+
+    def write(self, evaluation: Evaluation) -> None:
+        """Write the files of an evaluation, with a picture."""
+        folder = Path(self.recipe.training.output) / "evaluation"
+        file = evaluation_file(folder, evaluation.step, evaluation.data.sha256, own=self.own_data)
+        with warn_if_unwritable(file):
+            write_evaluation(evaluation, file)
+            plot_evaluation(evaluation.figures.rows, evaluation.figures.positions, file.with_suffix(".png"))
+            print(f"evaluation  {file}, .npz and .png", flush=True)
+
+    def held_out(self) -> Iterable[tuple[Window, Tensor]]:
+        """This rank's rows of the held-out documents, once through, and the number of each segment's document."""
         assert self.prepared.validation is not None
         for batch in WindowLoader(
             self.prepared.validation,
@@ -66,10 +124,10 @@ class Validation:
             epochs=1,
             rank=self.reader.data_rank,
             world_size=self.reader.data_ranks,
-            batch_size=self.recipe.evaluation.batch_size or self.recipe.training.batch_size,
+            batch_size=self.rows,
         ):
             self.before_window()
-            yield as_window(batch)
+            yield as_window(batch), batch.documents
 
 
 @contextmanager

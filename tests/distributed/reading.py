@@ -1,4 +1,4 @@
-"""A model that was built to read only, against the executor that trained it: perplexity, and what each holds in memory.
+"""A model that was built to read only, against the executor that trained it: losses, and what each holds in memory.
 
 As a rank this file is started by run_ranks.
 """
@@ -7,7 +7,6 @@ import gc
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from hmt_ds.checkpoint import Retention, RunPosition, Saver, load_weights
 from hmt_ds.config.load import load_recipe
 from hmt_ds.distributed.deepspeed_internals import has_optimizer, is_replicated, weight_shard
 from hmt_ds.distributed.process_group import all_gather_object, end_process, join, rank
-from hmt_ds.evaluation.perplexity import perplexity_by_segments
+from hmt_ds.evaluation.losses import document_losses
 from hmt_ds.parallel.protocols import Reader
 from hmt_ds.preflight.prepare import prepare
 from hmt_ds.training.build import build_executor, build_reader, training_loader
@@ -41,7 +40,7 @@ def weight_bytes(model: torch.nn.Module) -> int:
 
 
 def compare(recipe_file: str, overrides: list[str], folder: Path, device: torch.device) -> dict[str, Any]:
-    """Some steps of training, saved; the perplexity that the executor finds, and a reader before and after it loads."""
+    """Some steps of training, saved; the losses that the executor finds, and a reader before and after it loads."""
     recipe = load_recipe(recipe_file, overrides)
     prepared = prepare(recipe, recipe_file, writes_output=False)
     before = tensor_bytes()
@@ -53,17 +52,20 @@ def compare(recipe_file: str, overrides: list[str], folder: Path, device: torch.
     checkpoint = saver.finish()
     assert checkpoint is not None
 
-    def rows(reader: Reader) -> list[dict[str, float]]:
+    def losses(reader: Reader) -> dict[str, Any]:
         validation = Validation(recipe, prepared, reader, lambda: None)
-        return [asdict(row) for row in perplexity_by_segments(reader, validation.windows, [1, 2])]
+        assert prepared.validation is not None
+        documents = len(prepared.validation)
+        found = document_losses(reader, validation.held_out(), documents, 4, validation.instead)
+        return {name: values.tolist() for name, values in found.losses.items()}
 
-    expected, executor_bytes = rows(executor), tensor_bytes() - before
+    expected, executor_bytes = losses(executor), tensor_bytes() - before
     executor.engine.destroy()
     del executor, saver
     before = tensor_bytes()
     reader = build_reader(recipe, prepared, device)
-    untrained, step = rows(reader), load_weights(reader, checkpoint).step
-    found, weights = rows(reader), weight_bytes(reader.engine.module)
+    untrained, step = losses(reader), load_weights(reader, checkpoint).step
+    found, weights = losses(reader), weight_bytes(reader.engine.module)
     reader_bytes = tensor_bytes() - before
     assert step == 7 and not has_optimizer(reader.engine)
     assert not any(is_replicated(weight) for weight in reader.engine.module.parameters())

@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 import yaml
 from commands import run_command
@@ -41,13 +42,40 @@ def test_a_run_is_evaluated_again(tmp_path):
     ]
     file.unlink()
     code, printed = run_command("evaluate", str(output), "--ranks", "2")
-    assert code == 0 and "held-out perplexity" in printed, printed
+    assert code == 0 and "held-out loss" in printed, printed
     assert json.loads(file.read_text()) == found
     moved = output.rename(tmp_path / "moved")
     (moved / file.relative_to(output)).unlink()
     code, printed = run_module("hmt_ds.evaluate", str(moved))
     assert code == 0 and not output.exists(), printed
-    assert json.loads((moved / file.relative_to(output)).read_text()) == found
+    again = moved / file.relative_to(output)
+    assert json.loads(again.read_text()) == found
+    code, printed = run_module("hmt_ds.evaluate", str(moved), "--evaluation.documents", "2")
+    (other,) = moved.glob("evaluation/*_*_*.json")  # other data: the run's own file stays
+    assert code == 0 and str(other) in printed and json.loads(again.read_text()) == found
+    assert [json.loads(file.read_text())["data"]["documents"] for file in (again, other)] == [4, 2]
+
+
+def test_documents_have_the_same_losses_however_they_are_read(tmp_path):
+    """On one rank, on two, and on a pipeline of two stages with micro-batches of two rows."""
+    make_materials(tmp_path)
+    recipe = write_recipe(tmp_path, 1)
+    values = yaml.safe_load(recipe.read_text())
+    values["data"]["validation"] = values["data"]["train"]
+    values["model"]["source"]["initializer_range"] = 0.3  # with less, the memory would hardly matter
+    recipe.write_text(yaml.safe_dump(values))
+    four, two = (["--evaluation.batch_size", f"{n}", "--training.batch_size", "4"] for n in (4, 2))
+    ((_, one_rank),) = run_cases(recipe, [four], ranks=1)
+    (_, two_ranks), (_, pipeline) = run_cases(recipe, [two, [*four, "--pipeline.stages", "2"]])
+    expected = {name: np.array(losses) for name, losses in one_rank["untrained"].items()}
+    assert expected["own"].shape == (4, 4, 8) and list(expected) == ["own", "swapped", "none"]
+    for found, names in ((two_ranks, ["own", "none"]), (pipeline, ["own", "swapped", "none"])):
+        for name in names:  # with two rows a rank, each row has another partner
+            np.testing.assert_allclose(found["untrained"][name], expected[name], rtol=1e-5, atol=1e-6)
+    swapped, own, none = (expected[name][:, 1:] for name in ("swapped", "own", "none"))
+    compared = swapped > 0
+    for one, other in ((swapped, own), (swapped, none), (none, own)):  # a mix-up would show
+        assert (abs(one - other)[compared] > 1e-3).mean() > 0.95
 
 
 ENGINES = {name: ["--deepspeed", f"ds_configs/{name}.json"] for name in CONFIGS}

@@ -53,7 +53,8 @@ def stopped_in_evaluation(monkeypatch: pytest.MonkeyPatch, saver: FakeSaver, eve
         run.position = RunPosition(step)
         return SimpleNamespace(flags=(0, checkpoints.written()))
 
-    def evaluate(step: int) -> None:
+    def evaluate(step: int, *, in_passing: bool) -> None:
+        assert in_passing
         raise Stopped("stopped in the evaluation")
 
     monkeypatch.setattr(run, "steps", lambda: ((n, [], 0.0) for n in range(1, 9)))

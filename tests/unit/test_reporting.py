@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -20,18 +21,26 @@ from hmt_ds.config.sections import keys
 from hmt_ds.memory import MemorySettings
 from hmt_ds.planning.flops import peak_flops, positions_per_token, useful_flops_per_token
 from hmt_ds.reporting import plots
+from hmt_ds.reporting.evaluation_tables import evaluation_table
 from hmt_ds.reporting.metrics import Metrics, read_metrics
-from hmt_ds.reporting.plots import plot_loss, plot_perplexity
-from hmt_ds.reporting.tables import keys_table, perplexity_table, print_recipe
+from hmt_ds.reporting.plots import plot_evaluation, plot_loss
+from hmt_ds.reporting.tables import keys_table, print_recipe
 
-ROWS = [
-    SimpleNamespace(segments_read=1, below=2, tokens=1200, memory_on=18.0, memory_off=20.0),
-    SimpleNamespace(segments_read=2, below=4, tokens=0, memory_on=float("nan"), memory_off=float("nan")),
-]
+NAN = float("nan")
+COSTS = {"swapped": (0.12, 0.11, 0.13), "none": (-0.01, -0.02, 0.0)}
+
+
+def loss_row(first: int, below: int, tokens: int = 1200, **changes: Any) -> Any:
+    usual = {"perplexity": 20.5, "nats": (3.02, 2.9, 3.1), "costs": COSTS}
+    return SimpleNamespace(first=first, below=below, tokens=tokens, **usual | changes)
+
+
+NOTHING = loss_row(2, 4, 0, perplexity=NAN, nats=(NAN,) * 3, costs=dict.fromkeys(COSTS, (NAN,) * 3))
+ROWS, POSITIONS = [loss_row(1, 2), NOTHING], [loss_row(0, 12), loss_row(12, 24)]
 
 
 def text_of(table) -> str:
-    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
+    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
     console.print(table)
     return console.export_text()
 
@@ -147,10 +156,21 @@ def test_tensorboard_hides_what_is_done_again(tmp_path):
     assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(1, 1.0), (2, 2.0), (3, 24.0)]
 
 
-def test_perplexity_table():
-    text = text_of(perplexity_table(ROWS, "held-out"))
-    assert "1,200" in text and "18.00" in text and "20.00" in text and "-10.00%" in text
-    assert "2 to 3" in text and "nan" not in text
+def test_evaluation_table():
+    text = text_of(evaluation_table(ROWS, POSITIONS, "held-out"))
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    found = "1,200 20.50 3.020 [2.900, 3.100] 0.120 [0.110, 0.130] -0.010 [-0.020, 0.000]"
+    assert [line for line in lines if found in line] == [
+        f"{place} {found}" for place in ("1", "position 0 to 11", "12 to 23")
+    ]
+    assert "2 to 3 0 - - - -" in lines
+
+
+def test_a_backbone_has_one_column_and_one_document_no_interval():
+    row = loss_row(1, 2, nats=(3.02, NAN, NAN), costs={})
+    lines = text_of(evaluation_table([row], [], "held-out")).splitlines()
+    assert "1 1,200 20.50 3.020" in [" ".join(line.split()) for line in lines]
+    assert not any("cost" in line for line in lines)
 
 
 def test_every_key_is_listed_with_its_meaning():
@@ -170,7 +190,8 @@ def test_recipe_is_printed_so_that_it_reads_back(capsys):
 def test_pictures(tmp_path):
     rows = [json.loads(f'{{"step": {n}, "loss": {8 - n / 5}}}') for n in range(1, 15)]
     plot_loss(rows, tmp_path / "loss.png")
-    plot_perplexity(ROWS, tmp_path / "perplexity.png")
+    plot_evaluation(ROWS, POSITIONS, tmp_path / "evaluation.png")
+    plot_evaluation([loss_row(1, 2, costs={})], [loss_row(0, 6, costs={})], tmp_path / "backbone.png")
     for file in tmp_path.glob("*.png"):
         with Image.open(file) as picture:
             assert picture.width > 500 and len(picture.convert("RGB").getcolors(1 << 20) or ()) > 10
@@ -180,8 +201,7 @@ def test_nothing_read_has_a_place_on_the_axis(tmp_path, monkeypatch):
     """On a logarithmic one 0 is nowhere."""
     figures, close = [], plots.plt.close
     monkeypatch.setattr(plots.plt, "close", figures.append)
-    rows = [SimpleNamespace(segments_read=n, memory_on=18.0 - n, memory_off=20.0) for n in (0, 1, 2)]
-    plot_perplexity(rows, tmp_path / "perplexity.png")
+    plot_evaluation([loss_row(n, n + 1) for n in (0, 1, 2)], POSITIONS, tmp_path / "evaluation.png")
     axes = figures[0].axes[0]
     places = [axes.transData.transform((x, 18.0))[0] for x in axes.get_xticks()]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "1", "2"]

@@ -1,0 +1,118 @@
+"""The files of an evaluation: figures as JSON, and beside it the losses of each document as .npz."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hmt_ds.evaluation.figures import Figures, Row
+from hmt_ds.evaluation.losses import DocumentLosses
+
+
+@dataclass(frozen=True)
+class HeldOutData:
+    """What an evaluation has read.
+
+    Attributes:
+        source: file, folder or data set that the documents are from.
+        sha256: of the token ids read.
+        documents, tokens: how many were read.
+        tokenizer: identifies it by its content.
+    """
+
+    source: str
+    sha256: str
+    documents: int
+    tokens: int
+    tokenizer: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An evaluation of a model on held-out documents.
+
+    Attributes:
+        step: of the run.
+        segments_read: where the rows of the table begin.
+    """
+
+    step: int
+    data: HeldOutData
+    segments_read: Sequence[int]
+    figures: Figures
+    losses: DocumentLosses
+
+
+def evaluation_file(folder: Path, step: int, sha256: str, *, own: bool) -> Path:
+    """Where an evaluation is written: ``step_000100.json``, or for other data ``step_000100_1a2b3c4d.json``.
+
+    Args:
+        folder: of the run's evaluations.
+        sha256: of the data.
+        own: whether the data are the run's own validation documents.
+    """
+    file = folder / f"step_{step:06d}.json"
+    there = sha256_of(file)
+    is_same = own if there is None else there == sha256
+    return file if is_same else file.with_stem(f"{file.stem}_{sha256[:8]}")
+
+
+def sha256_of(file: Path) -> str | None:
+    """The hash of the data that an evaluation file names; None if there is no such file, or it names none."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))["data"]["sha256"]
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def write_evaluation(evaluation: Evaluation, file: Path) -> None:
+    """Write an evaluation as ``file`` and as .npz; each is complete as soon as it is there.
+
+    Raises:
+        OSError: if the files cannot be written.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_suffix(".part")
+    with aside.open("wb") as arrays:
+        losses, names = evaluation.losses, list(evaluation.losses.losses)
+        np.savez_compressed(
+            arrays,
+            readings=np.array(names),
+            losses=np.stack([losses.losses[name] for name in names]),
+            tokens=np.stack([losses.tokens[name] for name in names]),
+            segment_length=losses.segment_length,
+        )
+    aside.replace(file.with_suffix(".npz"))
+    figures = evaluation.figures
+    content = {
+        "step": evaluation.step,
+        "data": asdict(evaluation.data),
+        "segment_length": evaluation.losses.segment_length,
+        "segments_read": list(evaluation.segments_read),
+        "verdict": figures.verdict,
+        "rows": [as_json(row, "segments_read") for row in figures.rows],
+        "positions": [as_json(row, "position") for row in figures.positions],
+        "remembered": as_json(figures.remembered, "segments_read"),
+    }
+    aside.write_text(json.dumps(content, indent=1))
+    aside.replace(file)
+
+
+def as_json(row: Row, first: str) -> dict[str, object]:
+    """A row as JSON values; figures with an interval are lists of mean, low and high end."""
+    return {
+        first: row.first,
+        "below": row.below,
+        "tokens": row.tokens,
+        "perplexity": finite(row.perplexity),
+        "nats": [finite(value) for value in row.nats],
+        **{f"cost_{name}": [finite(value) for value in cost] for name, cost in row.costs.items()},
+    }
+
+
+def finite(value: float) -> float | None:
+    """A number, or None for nan and inf, which JSON lacks."""
+    return value if math.isfinite(value) else None
