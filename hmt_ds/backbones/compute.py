@@ -39,7 +39,7 @@ def find_layers(model: PreTrainedModel) -> tuple[nn.Module, str]:
         if isinstance(child, nn.ModuleList)
     ]
     if not lists:
-        raise BackboneError(f"{model.config.model_type}: no list of layers found")
+        raise BackboneError(f"{model.config.model_type}: the model has no list of decoder layers")
     # experts and the like are lists too, and shorter
     _, module, name = max(lists, key=lambda found: found[0])
     return module, name

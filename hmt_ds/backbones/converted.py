@@ -74,7 +74,7 @@ def check_memory(source: object, memory: MemorySettings) -> None:
         here = getattr(memory, key)
         if here is not None and here != stored[key]:
             raise BackboneError(
-                f"memory.{key} is {here}, but model.source was converted with {stored[key]}: write {stored[key]}"
+                f"memory.{key} is {here}, but model.source was converted with {stored[key]}: set it to {stored[key]}"
             )
 
 
@@ -93,7 +93,9 @@ def fill_memory(model: nn.Module, source: str) -> list[str]:
                 if weight is None:
                     continue
                 if list(weight.shape) != (shape := saved.get_slice(name).get_shape()):
-                    raise BackboneError(f"{name} has the shape {shape} in {source}, {list(weight.shape)} here")
+                    raise BackboneError(
+                        f"{name} has the shape {shape} in {source}, but {list(weight.shape)} by the recipe"
+                    )
                 with torch.no_grad():
                     weight.copy_(saved.get_tensor(name))
                 found.append(name.removeprefix(PREFIX))

@@ -50,7 +50,7 @@ def any_config(source: str | ConfigValues, *, trust_remote_code: bool) -> PreTra
             return backbone_config(converted)
         return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     except KeyError:
-        raise BackboneError("model.config: needs model_type, for example llama") from None
+        raise BackboneError("model.source: a configuration needs the key model_type, for example llama") from None
     except StrictDataclassError as error:
         raise BackboneError(f"model {name_of(source)!r}: {str(error).strip().splitlines()[-1].strip()}") from None
     except (OSError, ValueError, ArithmeticError, ImportError) as error:  # ImportError: from a model's own code

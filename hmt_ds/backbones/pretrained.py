@@ -27,7 +27,7 @@ def load_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32, devi
     model = HMT(build_model(str(folder), dtype=dtype), MemorySettings(**converted["memory"]))
     wanted = {name for name, _ in model.named_parameters() if not name.startswith("backbone.")}
     if missing := sorted(wanted - set(fill_memory(model, str(folder)))):
-        raise BackboneError(f"{folder} has no {missing[0]}")
+        raise BackboneError(f"{folder} lacks the weight {missing[0]}")
     for name, child in model.named_children():
         if name != "backbone":  # loaded in its dtype already, with buffers that must keep float32
             child.to(dtype)

@@ -61,7 +61,7 @@ def trim_model(model: PreTrainedModel, layers: LayerRange) -> None:
     holder, name = find_layers(model)
     others = {child for child, _ in holder.named_children() if child != name}
     if model.config.model_type not in FAMILIES or others - FRONT - BACK - SHARED:
-        raise BackboneError(f"{model.config.model_type} cannot be cut into stages: it is not in the table of families")
+        raise BackboneError(f"{model.config.model_type} has no stages: it is not in backbones/families.py")
     kept = nn.ModuleList()
     for number, layer in list(getattr(holder, name).named_children())[layers.first : layers.end]:
         kept.add_module(number, layer)  # under its number in the whole model: weights keep their names
@@ -146,5 +146,5 @@ def load_stage(source: str, layers: LayerRange, config: PreTrainedConfig, **opti
     )
     model, found = stage_class.from_pretrained(source, config=config, output_loading_info=True, **options)
     if missing := sorted(found["missing_keys"]):
-        raise BackboneError(f"{source} has no {missing[0]}, which layers {layers.first} to {layers.end - 1} need")
+        raise BackboneError(f"{source} lacks {missing[0]}, a weight of layers {layers.first} to {layers.end - 1}")
     return model

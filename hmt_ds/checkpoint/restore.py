@@ -104,7 +104,7 @@ def check_identity(checkpoint: Path, here: dict[str, object]) -> None:
     there = DEFAULTS | read_run_state(checkpoint)["identity"]
     keys = sorted(key for key in (here.keys() | there.keys()) - MAY_DIFFER if here.get(key) != there.get(key))
     if keys:
-        cure = "use the first value, or start a new run"
+        cure = "use the checkpoint's value, or start a new run"
         lines = [f"{key} is {there.get(key)!r} in {checkpoint}, {here.get(key)!r} here: {cure}" for key in keys]
         raise CheckpointError("\n".join(lines))
 
@@ -155,13 +155,13 @@ class FragmentReader:
         Raises:
             CheckpointError: with the first three differences.
         """
-        problems = [f"{name} is not in it" for name in trained.keys() - self.shapes.keys()]
-        problems += [f"{name} is not trained here" for name in self.shapes.keys() - trained.keys()]
+        problems = [f"{name} is missing in the checkpoint" for name in trained.keys() - self.shapes.keys()]
+        problems += [f"{name} is trained there, but not here" for name in self.shapes.keys() - trained.keys()]
         for name in trained.keys() & self.shapes.keys():
             if trained[name] != self.shapes[name]:
-                problems.append(f"{name} has the shape {self.shapes[name]} in it, {trained[name]} here")
+                problems.append(f"{name} has the shape {self.shapes[name]} in the checkpoint, {trained[name]} here")
         if states and keys and keys != self.keys:
-            problems.append(f"the optimizer's states are {sorted(self.keys)} in it, {sorted(keys)} here")
+            problems.append(f"the optimizer's states are {sorted(self.keys)} in the checkpoint, {sorted(keys)} here")
         if problems:
             more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
             raise CheckpointError(f"{self.checkpoint} does not fit: {'; '.join(sorted(problems)[:3])}{more}")
@@ -225,7 +225,7 @@ def restore_lr_schedule(schedule: LrSchedule, saved: dict[str, object]) -> None:
     for key in sorted((here.keys() | saved.keys()) - CHANGED_BY_STEPS):
         if here.get(key) != saved.get(key):
             there = f"{key} is {saved.get(key)} in the checkpoint, {here.get(key)} here"
-            raise CheckpointError(f"schedule: {there}: use the first value, or start a new run")
+            raise CheckpointError(f"schedule: {there}: use the checkpoint's value, or start a new run")
     schedule.load_state_dict(schedule.state_dict() | {key: saved[key] for key in CHANGED_BY_STEPS & saved.keys()})
     last = saved.get("last_batch_iteration", -1)
     if isinstance(last, int) and last >= 0:
@@ -242,7 +242,7 @@ def restore_rank(executor: Executor, checkpoint: Path, saved: RunState) -> None:
     rows = saved["rows_per_rank"] * (saved["world_size"] // saved["stages"])
     here, left = divmod(rows, executor.data_ranks)
     if left:
-        raise CheckpointError(f"{checkpoint} has {rows} rows, which {executor.data_ranks} ranks cannot share")
+        raise CheckpointError(f"{checkpoint} has {rows} rows, which {executor.data_ranks} ranks cannot share equally")
     own = range(executor.data_rank * here, (executor.data_rank + 1) * here)
     executor.state = read_memories(checkpoint, own, saved["rows_per_rank"], executor.device, executor.dtype)
     # a generator's state belongs to one rank's work: with another layout there is none to continue

@@ -129,7 +129,7 @@ def merge_found(weights: Weights, config: PreTrainedConfig, settings: MemorySett
     if not ranks:
         return weights
     if len(ranks) > 1:
-        raise ConversionError(f"LoRA adapters of several ranks: {', '.join(map(str, sorted(ranks)))}")
+        raise ConversionError(f"LoRA adapters of several ranks cannot be merged: {', '.join(map(str, sorted(ranks)))}")
     layers = sorted({name.partition(ADAPTER)[0].removeprefix(BACKBONE) for name in weights.shapes if ADAPTER in name})
     lora = LoraSettings(rank=ranks.pop(), alpha=alpha, target_modules=layers)
     check_untied({BACKBONE + layer for layer in layers}, skeleton(config, settings))

@@ -68,7 +68,7 @@ def export_converted(source: Path, options: ConvertOptions) -> Export:
     """
     converted = read_converted(str(source))
     if converted is None:
-        raise ConversionError(f"{source} is a plain Hugging Face folder: name it as model.source of a run")
+        raise ConversionError(f"{source} has no memory yet: set model.source of a recipe to it, and train")
     config, settings = read_config(str(source)), MemorySettings(**converted["memory"])
     check_part(options, settings.mode, "whole")
     weights = match_weights(folder_weights(source).without_prefix("hmt."), skeleton(config, settings), str(source))

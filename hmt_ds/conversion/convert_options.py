@@ -40,7 +40,7 @@ def check_not_foreign(options: ConvertOptions, overrides: Sequence[str] = ()) ->
     """
     given = [*(["--backbone"] if options.backbone else []), *overrides[:1]]
     if given:
-        raise ConversionError(f"{given[0]}: this source has the setting itself")
+        raise ConversionError(f"{given[0]}: not allowed, because the source stores its own settings")
 
 
 def check_part(options: ConvertOptions, mode: str, train: str) -> None:
@@ -55,10 +55,12 @@ def check_part(options: ConvertOptions, mode: str, train: str) -> None:
         ConversionError: naming the option, and why it does not fit the source.
     """
     if options.what == "adapter" and train != "lora":
-        raise ConversionError(f"--what adapter: there is none, model.train was {train}")
+        raise ConversionError(f"--what adapter: the source has no LoRA adapters, its model.train is {train}")
     if options.what == "memory" and mode == "backbone":
-        raise ConversionError("--what memory: there is none, memory.mode was backbone")
+        raise ConversionError("--what memory: the source has no memory, its memory.mode is backbone")
     if options.merge and (train != "lora" or options.what not in ("model", "backbone")):
-        raise ConversionError("--merge: only with --what model or backbone, of a LoRA run")
+        raise ConversionError("--merge: only possible with --what model or backbone, for a run with LoRA adapters")
     if train == "lora" and options.what in ("model", "backbone") and not options.merge:
-        raise ConversionError(f"--what {options.what} of a LoRA run needs --merge; or use --what adapter or memory")
+        raise ConversionError(
+            f"--what {options.what} of a LoRA run needs --merge; without it use --what adapter or memory"
+        )

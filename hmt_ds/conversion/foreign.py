@@ -52,7 +52,7 @@ def export_foreign(source: Path, options: ConvertOptions, overrides: Sequence[st
     if ignored:
         notes.append(f"ignored, not part of the model: {', '.join(ignored[:8])}{' ...' if len(ignored) > 8 else ''}")
     if not options.backbone:
-        raise ConversionError(f"{source} does not say which backbone it has: --backbone FOLDER (with its config.json)")
+        raise ConversionError(f"{source} does not name its backbone: add --backbone FOLDER, a folder with config.json")
     config = read_config(options.backbone)
     settings, alpha = foreign_settings(weights, config, overrides)
     check_part(options, settings.mode, "whole")

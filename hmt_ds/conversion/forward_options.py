@@ -32,7 +32,7 @@ def check_options(options: Mapping[str, object]) -> None:
         ValueError: naming the arguments.
     """
     if options.get("inputs_embeds") is not None:
-        raise ValueError("inputs_embeds cannot be read: segments and their sensory tokens are made from input_ids")
+        raise ValueError("inputs_embeds is not supported: segments and their sensory tokens are made from input_ids")
     asked = {name for name, value in options.items() if value is not None and value is not False}
     if refused := sorted(asked.difference(WITHOUT_EFFECT)):
         raise ValueError(f"a converted HMT does not take {', '.join(refused)}: it returns the loss and the logits only")

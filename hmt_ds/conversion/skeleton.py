@@ -28,7 +28,7 @@ def skeleton(config: PreTrainedConfig, settings: MemorySettings, lora: LoraSetti
         ConversionError: if the backbone's code comes with the model, because a converted folder would lack it.
     """
     if has_own_code(config):
-        raise ConversionError(f"{config.model_type} has its own code (model.trust_remote_code): it cannot be converted")
+        raise ConversionError(f"{config.model_type} cannot be converted: it has its own code (model.trust_remote_code)")
     with torch.device("meta"):
         backbone = CausalLM(AutoModelForCausalLM.from_config(config, dtype=torch.float32))
         if lora:
@@ -81,7 +81,7 @@ def match_weights(weights: Weights, model: nn.Module, origin: str) -> Weights:
             missing.append(names[0])
         elif not shape_fits(weights.shapes[stored[0]], shape):
             wrong.append(
-                f"{names[0]} has the shape {list(weights.shapes[stored[0]])} there, {list(shape)} by the config"
+                f"{names[0]} has the shape {list(weights.shapes[stored[0]])} in the files, {list(shape)} by the config"
             )
         elif apart := [n for n in stored[1:] if not bitwise_equal(weights.read(n), weights.read(stored[0]))]:
             raise ConversionError(
@@ -91,7 +91,7 @@ def match_weights(weights: Weights, model: nn.Module, origin: str) -> Weights:
         else:
             chosen[stored[0]], shapes[names[0]] = names[0], shape
     if missing:
-        raise ConversionError(f"{first_of(missing)} is not in {origin}")
+        raise ConversionError(f"the weight {first_of(missing)} is missing in {origin}")
     if wrong:
         raise ConversionError(f"{origin}: {first_of(wrong)}")
     chosen |= {name: name for name in buffers_of(model) & weights.shapes.keys()}

@@ -94,6 +94,6 @@ def weight_files(folder: Path) -> list[Path]:
         if index.is_file():
             files = sorted({folder / file for file in json.loads(index.read_text())["weight_map"].values()})
             if lost := [file.name for file in files if not file.is_file()]:
-                raise ConversionError(f"{folder}: {first_of(lost)} is missing")
+                raise ConversionError(f"{folder}: the file {first_of(lost)} is missing")
             return files
     raise ConversionError(f"{folder} holds no model.safetensors and no pytorch_model.bin")

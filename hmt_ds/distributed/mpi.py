@@ -19,7 +19,8 @@ def rendezvous() -> dict[str, str]:
         mpi4py.rc.initialize = mpi4py.rc.finalize = False
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
-        raise RuntimeError(f"set it, or install mpi4py, which asks MPI ({str(error).splitlines()[0]})") from None
+        reason = str(error).splitlines()[0]
+        raise RuntimeError(f"without mpi4py the first machine cannot be found by MPI ({reason})") from None
     MPI.Init()
     everyone = MPI.COMM_WORLD
     names = everyone.allgather(socket.gethostname())
@@ -31,7 +32,7 @@ def rendezvous() -> dict[str, str]:
     first, port = everyone.bcast((address, bound_port(0)))
     MPI.Finalize()
     if not first:
-        raise RuntimeError(f"set it: {names[0]} cannot reach the other machines by their names")
+        raise RuntimeError(f"the first machine, {names[0]}, cannot reach the others by their host names")
     place = {"MASTER_ADDR": first, "MASTER_PORT": str(port)}
     interface = interface_of(address) if address else None
     return place | ({"GLOO_SOCKET_IFNAME": interface} if interface else {})

@@ -92,7 +92,7 @@ def set_rank_variables() -> None:
         try:
             found = rendezvous()
         except RuntimeError as error:
-            raise LaunchError(f"MASTER_ADDR is not set: {error}") from None
+            raise LaunchError(f"MASTER_ADDR is not set, and {error}; set it to the first machine's address") from None
         for name, value in found.items():  # the user's own values win
             known.setdefault(name, value)
     known.setdefault("MASTER_ADDR", "127.0.0.1")
@@ -140,7 +140,7 @@ def report_lost_rank() -> Iterator[None]:
         yield
     except RuntimeError as error:
         said = str(error).strip().splitlines()[0].partition(". This is typically")[0]
-        raise LostRank(f"rank {rank()} has lost another one: {said}") from None
+        raise LostRank(f"rank {rank()} lost contact with another rank: {said}") from None
 
 
 def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:

@@ -140,7 +140,7 @@ def check_conversion(words: list[str], run: list[str]) -> str:
     check_not_foreign(options)
     check_part(options, recipe.memory.mode, recipe.model.train)
     if unknown:
-        raise ConfigError([f"unrecognized arguments: {shlex.join(unknown)}"])
+        raise ConfigError([f"unrecognized arguments of convert: {shlex.join(unknown)}"])
     return "converted" if options.what == "model" else f"converted-{options.what}"
 
 

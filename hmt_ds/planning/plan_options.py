@@ -40,7 +40,7 @@ def check_gpus(text: str) -> str:
     """Raise ValueError if a list of GPU counts has others than 1, 2, 4 and multiples of 8."""
     counts = [int(count) if count.strip().isdecimal() else 0 for count in text.split(",")]
     if min(counts) < 1:
-        raise ValueError(f"must be whole numbers of at least 1, as 8,64, got {text!r}")
+        raise ValueError(f"must be whole numbers of at least 1, such as 8,64, got {text!r}")
     if odd := [count for count in counts if count % 8 and count not in (1, 2, 4)]:
         raise ValueError(f"must be 1, 2, 4 or a multiple of 8 (the GPUs of a node), got {odd[0]}")
     return text

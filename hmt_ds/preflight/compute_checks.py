@@ -84,7 +84,7 @@ def check_leaf_layers(recipe: Recipe, config: PreTrainedConfig, stage: int) -> l
     if wanted > config.num_hidden_layers:
         return [f"compute.leaf_layers is {wanted} layers, the backbone has {config.num_hidden_layers}"]
     if wanted > 1 and not can_group_layers(config):
-        reason = "has layerdrop" if config.model_type in FAMILIES else "is not in the table of families"
+        reason = "has layerdrop" if config.model_type in FAMILIES else "is not listed in backbones/families.py"
         return [f"compute.leaf_layers is {wanted}, but {config.model_type} {reason}, so it must be 1"]
     return []
 

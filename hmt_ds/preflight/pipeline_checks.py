@@ -41,7 +41,7 @@ def check_stages(recipe: Recipe, config: PreTrainedConfig) -> list[str]:
     layers = getattr(config, "num_hidden_layers", 0)
     if config.model_type not in FAMILIES:
         problems.append(
-            f"pipeline.stages: {config.model_type} cannot be divided into stages, it is not in the table of families"
+            f"pipeline.stages: {config.model_type} has no stages, it is not listed in backbones/families.py"
         )
     if pipeline.stages > layers:
         problems.append(f"pipeline.stages is {pipeline.stages}, the backbone has {layers} layers")

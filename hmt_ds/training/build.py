@@ -99,7 +99,9 @@ def build_pipeline_stage(recipe: Recipe, prepared: Prepared, device: torch.devic
     """
     model, pipeline = recipe.model, recipe.pipeline
     if world_size() % pipeline.stages:
-        raise ConfigError([f"pipeline.stages is {pipeline.stages}, which {world_size()} ranks are no multiple of"])
+        raise ConfigError(
+            [f"pipeline.stages is {pipeline.stages}: the number of ranks ({world_size()}) must be a multiple of it"]
+        )
     topology = Topology(pipeline.stages, pipeline.timeout_minutes)
     autocast = computes_in_autocast(prepared.ds_config, model.precision)
     config = read_config(model.source, trust_remote_code=model.trust_remote_code)

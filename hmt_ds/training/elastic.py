@@ -36,7 +36,7 @@ def usable_nodes(recipe: Recipe, nodes: int, ranks_per_node: int) -> int:
         if rows is None or batch_size(recipe, rows, number * ranks_per_node):
             return number
     machines = f"{nodes} machines of {ranks_per_node} ranks, or fewer,"
-    raise ConfigError([f"training.elastic: the run has {rows} rows, which {machines} cannot share"])
+    raise ConfigError([f"training.elastic: the run has {rows} rows, which {machines} cannot share equally"])
 
 
 def keep_global_batch(recipe: Recipe) -> Recipe:
@@ -49,7 +49,9 @@ def keep_global_batch(recipe: Recipe) -> Recipe:
     if not recipe.training.elastic or not isinstance(rows, int):
         return recipe
     if not (size := batch_size(recipe, rows, world_size())):
-        raise ConfigError([f"training.elastic: the run has {rows} rows, which {world_size()} ranks cannot share"])
+        raise ConfigError(
+            [f"training.elastic: the run has {rows} rows, which {world_size()} ranks cannot share equally"]
+        )
     training = recipe.training.model_copy(update={"batch_size": size})
     return recipe.model_copy(update={"training": training})
 

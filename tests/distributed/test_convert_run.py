@@ -125,7 +125,7 @@ def test_a_run_begins_with_it(folder, stage):
 def test_other_sizes_are_refused(folder):
     recipe = folder / "second0.yaml"
     code, printed = train(recipe, folder / "refused", "--memory.memory_tokens", "2", ranks=1)
-    assert code == 2 and "memory.memory_tokens is 2, but model.source was converted with 1: write 1" in printed, printed
+    assert code == 2 and "memory_tokens is 2, but model.source was converted with 1: set it to 1" in printed, printed
 
 
 def test_dry_run_and_bad_input(folder):
@@ -135,9 +135,9 @@ def test_dry_run_and_bad_input(folder):
     for source, target, more, said in (
         ("nowhere", "new", (), "no such file or folder"),
         ("run", "hf", (), "exists already"),
-        ("run", "new", ("--what", "adapter"), "model.train was whole"),
-        ("run", "new", ("--merge",), "only with --what model or backbone, of a LoRA run"),
-        ("run", "new", ("--memory.segment_length", "3"), "this source has the setting itself"),
+        ("run", "new", ("--what", "adapter"), "its model.train is whole"),
+        ("run", "new", ("--merge",), "only possible with --what model or backbone, for a run with LoRA adapters"),
+        ("run", "new", ("--memory.segment_length", "3"), "not allowed, because the source stores its own settings"),
         ("cache", "new", (), "is not a run"),
     ):
         code, printed = convert(folder / source, folder / target, *more)

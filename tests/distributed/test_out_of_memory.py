@@ -18,5 +18,7 @@ def test_one_line_and_everybody_ends(tmp_path):
     for knob in ("training.batch_size", "compute.recompute segment+layer", "compute.reduction segment", "offloading"):
         assert knob in full
     # the other one may live long enough to say whom it has lost
-    assert code != 0 and all(line.startswith("error: rank 0 has lost another one: ") for line in errors if line != full)
+    assert code != 0 and all(
+        line.startswith("error: rank 0 lost contact with another rank: ") for line in errors if line != full
+    )
     assert "OutOfMemoryError" not in printed, printed

@@ -137,10 +137,10 @@ def test_what_does_not_fit(broken, basic, tmp_path):
     case, weights, backbone = basic
     options = options_for(case, backbone)
     said = {
-        "missing": "initial_prompt.embeddings.weight is not in",
-        "shape": "has the shape [3, 5] there",
+        "missing": "the weight initial_prompt.embeddings.weight is missing in",
+        "shape": "has the shape [3, 5] in the files",
         "no_size": "--memory.segment_length: missing",
-        "no_backbone": "does not say which backbone it has",
+        "no_backbone": "does not name its backbone",
         "wrong_key": "takes only --memory keys and --lora.alpha",
     }[broken]
     if broken == "missing":

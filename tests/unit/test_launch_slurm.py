@@ -26,7 +26,7 @@ RECIPE = {
     "optimizer": {"lr": 0.1},
     "deepspeed": "ds_configs/zero2.json",
 }
-NEEDS_MERGE = "of a LoRA run needs --merge; or use --what adapter or memory"
+NEEDS_MERGE = "of a LoRA run needs --merge; without it use --what adapter or memory"
 SHELLCHECK = Path(sys.executable).with_name("shellcheck")
 
 
@@ -159,16 +159,16 @@ def test_scripts_pass_shellcheck(monkeypatch, capsys, recipe):
         (["--then", "evaluate --data.what 1"], "--then evaluate: data.what: unknown key"),
         (
             ["--then", "convert"],
-            "--then convert: --what model of a LoRA run needs --merge; or use --what adapter or memory",
+            "--then convert: --what model of a LoRA run needs --merge; without it use --what adapter or memory",
         ),
-        (["--then", "convert --merge --dtpe bf16"], "--then convert: unrecognized arguments: --dtpe bf16"),
+        (["--then", "convert --merge --dtpe bf16"], "--then convert: unrecognized arguments of convert: --dtpe bf16"),
         (
             ["--then", "convert --merge --dtype fp8"],
             "--then convert: --dtype: must be 'bf16' or 'fp32', got 'fp8'",
         ),
         (
             ["--then", "convert --merge --backbone foo"],
-            "--then convert: --backbone: this source has the setting itself",
+            "--then convert: --backbone: not allowed, because the source stores its own settings",
         ),
         (
             ["--then", "convert --what memory", "--then", "convert --what memory --dtype bf16"],

@@ -169,7 +169,7 @@ def test_compare(monkeypatch, capsys):
         ("--schedule --gpus 8 --rows 1", ["--gpus: only with --compare", "--rows: only with --compare"]),
         ("--compare --stages 2", ["--stages: only with --schedule"]),
         ("--compare --shape 8b", ["--shape: must be one of 7b, 13b, 70b, got '8b'"]),
-        ("--compare --gpus 8,,x", ["--gpus: must be whole numbers of at least 1, as 8,64, got '8,,x'"]),
+        ("--compare --gpus 8,,x", ["--gpus: must be whole numbers of at least 1, such as 8,64, got '8,,x'"]),
         ("--compare --gpus 12", ["--gpus: must be 1, 2, 4 or a multiple of 8 (the GPUs of a node), got 12"]),
         ("--compare --between-nodes 0", ["--between-nodes: must be greater than 0, got '0'"]),
         ("--compare --rate inf", ["--rate: must be a finite number, got 'inf'"]),

@@ -95,7 +95,7 @@ def test_torchs_go_on_from_the_last_rate(params, rate, said):
     """So they cannot take another one."""
     saved = engine_of("CosineAnnealingLR", {"T_max": STEPS})
     rates(saved, 3)
-    with pytest.raises(CheckpointError, match=rf"^schedule: {said}: use the first value, or start a new run$"):
+    with pytest.raises(CheckpointError, match=rf"^schedule: {said}: use the checkpoint's value, or start a new run$"):
         resume(engine_of("CosineAnnealingLR", params, rate), saved)
 
 
@@ -161,7 +161,7 @@ def compare(folder: Path, changes: dict[str, Any]) -> None:
 def test_what_a_resume_cannot_honour_is_refused(tmp_path, key, value, there, here):
     with pytest.raises(CheckpointError) as error:
         compare(tmp_path, {key: value})
-    cure = "use the first value, or start a new run"
+    cure = "use the checkpoint's value, or start a new run"
     assert str(error.value) == f"{key} is {there} in {tmp_path}, {here} here: {cure}"
 
 

@@ -72,7 +72,7 @@ def read_ds_config(file: str | Path) -> DsConfig:
     except (OSError, RecursionError, ValueError) as error:
         raise DeepSpeedConfigError(f"{file}: not readable as JSON: {error}") from None
     if not isinstance(config, dict):
-        raise DeepSpeedConfigError(f"{file}: must hold an object with DeepSpeed's keys")
+        raise DeepSpeedConfigError(f"{file}: must hold a JSON object with the keys of a DeepSpeed configuration")
     return config
 
 

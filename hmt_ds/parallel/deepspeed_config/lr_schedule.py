@@ -44,7 +44,8 @@ def make_scheduler(name: str, params: dict[str, object], total_steps: int) -> Ca
     if unknown := [p for p in params if p not in accepted]:
         raise ScheduleError(f"schedule.params: {name} takes no {', '.join(unknown)}; it takes {', '.join(accepted)}")
     if (kind := params.get("warmup_type", "log")) not in ("log", "linear"):
-        raise ScheduleError(f"schedule.params: warmup_type is log or linear, got {kind!r}")  # DeepSpeed would use log
+        # DeepSpeed would use log
+        raise ScheduleError(f"schedule.params: warmup_type must be log or linear, got {kind!r}")
     by_default = {
         "total_num_steps": total_steps + (name == "WarmupDecayLR"),  # at total_num_steps its rate is 0
         "warmup_num_steps": max(1, min(1000, total_steps // 10)),
@@ -62,7 +63,7 @@ def make_scheduler(name: str, params: dict[str, object], total_steps: int) -> Ca
     try:
         rates(make, (1, 2, total_steps + 1))  # some schedules fail only at the last step
     except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
-        raise ScheduleError(f"schedule.params: {name} cannot be made of {params}: {error}") from None
+        raise ScheduleError(f"schedule.params: {name} cannot be created with {params}: {error}") from None
     return make
 
 

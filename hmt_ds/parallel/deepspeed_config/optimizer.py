@@ -29,7 +29,7 @@ def check_optimizer(name: str, lr: float, weight_decay: float, params: dict[str,
         OptimizerError: a line for each problem, with similar names.
     """
     if doubled := [key for key in ("lr", "weight_decay") if key in params]:
-        raise OptimizerError(f"optimizer.params: {' and '.join(doubled)} belong directly under optimizer")
+        raise OptimizerError(f"optimizer.params: {' and '.join(doubled)} belong directly into the section optimizer")
     known: dict[str, type] = {n: c for n, c in vars(torch.optim).items() if inspect.isclass(c) and n not in UNUSABLE}
     if name not in known and name.lower() not in DEEPSPEED_OPTIMIZERS:
         near = difflib.get_close_matches(name, [*known, "Lamb", "Lion", "Muon"], 1)
