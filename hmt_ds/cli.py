@@ -16,6 +16,7 @@ from hmt_ds.config.config_error import ConfigError
 from hmt_ds.config.options import AtLeastOne, FilePath, Options, add_options, path_operand, read_options
 from hmt_ds.config.sections import STRICT
 from hmt_ds.conversion.convert_options import ConvertOptions
+from hmt_ds.evaluation.compare_options import CompareOptions
 from hmt_ds.launch.launch_options import LaunchOptions
 from hmt_ds.launch.start import RankOptions, set_rank_environment, start_bench, start_ranks
 from hmt_ds.planning.plan_options import add_plan_options, read_plan_options
@@ -78,6 +79,11 @@ def command_line() -> argparse.ArgumentParser:
         if name == "bench":
             add_options(command, BenchOptions)
 
+    more = "A RUN is a run's folder, whose newest evaluation counts, or the JSON file of an evaluation."
+    command = add("compare", compare, "compare trained runs on the same held-out tokens", more)
+    command.add_argument("runs", nargs="+", type=path_operand, metavar="RUN")
+    add_options(command, CompareOptions)
+
     add("keys", list_keys, "list the keys of a recipe, with types and defaults")
 
     command = add("tokenizer", make_tokenizer, "train a sentencepiece BPE tokenizer on text files")
@@ -113,6 +119,16 @@ def bench(arguments: argparse.Namespace, overrides: list[str]) -> int:
     rank_options, wrong = read_options(RankOptions, arguments)
     options, problems = read_options(BenchOptions, arguments)
     return start_bench(arguments.source, rank_options.ranks, options, overrides, wrong + problems)
+
+
+def compare(arguments: argparse.Namespace, _: list[str]) -> int:
+    """Print and draw how trained runs differ."""
+    options, problems = read_options(CompareOptions, arguments)
+    if problems:
+        raise ConfigError(problems)
+    from hmt_ds.evaluation.compare import compare as compare_runs
+
+    return compare_runs(arguments.runs, options)
 
 
 def list_keys(_: argparse.Namespace, __: list[str]) -> int:

@@ -4,6 +4,8 @@ import os
 import re
 from pathlib import Path
 
+PICTURES = (".png", ".svg", ".pdf")
+
 LONGEST_NAME, LONGEST_PATH = 255, 4096  # bytes, on Linux
 
 
@@ -41,3 +43,12 @@ def expand_path(text: str) -> str:
     if b"\0" in name or len(name) >= LONGEST_PATH or max(map(len, name.split(b"/"))) > LONGEST_NAME:
         raise ValueError(f"must be a path, of at most {LONGEST_NAME} bytes per name, got {text[:40]!r} ...")
     return path
+
+
+def check_picture(file: Path) -> Path:
+    """Raise ValueError if a picture cannot be written to a file."""
+    if file.suffix not in PICTURES:
+        raise ValueError(f"must end in {', '.join(PICTURES)}, got {str(file)!r}")
+    if file.is_dir() or not file.absolute().parent.is_dir():
+        raise ValueError(f"{file} cannot be written: give a file in an existing folder")
+    return file

@@ -1,13 +1,13 @@
 """Write the README.md (model card) of a converted folder: contents, usage, training recipe and results."""
 
 import json
-import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
 import yaml
 
+from hmt_ds.evaluation.files import own_evaluations
 from hmt_ds.memory import MemorySettings
 from hmt_ds.reporting.metrics import read_metrics
 
@@ -33,7 +33,6 @@ from transformers import AutoModelForCausalLM
 model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BACKBONE), FOLDER)""",
 }
 
-OWN = re.compile(r"step_(\d+)\.json")  # of other documents, the name has a hash as well
 COSTS = {"cost_swapped": "another document's memory costs", "cost_none": "no memory costs"}
 Interval = list[float | None]  # a figure, and both ends of its 95% interval
 
@@ -135,7 +134,7 @@ def figures(run: Path, step: int) -> list[str]:
 
 def own_evaluation(run: Path, step: int) -> Evaluation | None:
     """Return the newest evaluation up to a step on the run's own held-out documents."""
-    files = {int(name[1]): file for file in (run / "evaluation").glob("*") if (name := OWN.fullmatch(file.name))}
+    files = own_evaluations(run)
     for number in sorted((number for number in files if number <= step), reverse=True):
         evaluation: Evaluation = json.loads(files[number].read_text(encoding="utf-8"))
         if "data" in evaluation:  # earlier versions did not say what they had read

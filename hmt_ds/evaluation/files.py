@@ -2,14 +2,20 @@
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
-from hmt_ds.evaluation.figures import Figures, Row
+from hmt_ds.config.config_error import ConfigError
+from hmt_ds.evaluation.figures import Figures, Row, figures_of
 from hmt_ds.evaluation.losses import DocumentLosses
+
+OWN = re.compile(r"step_(\d+)\.json")  # of other data, the name has a hash as well
 
 
 @dataclass(frozen=True)
@@ -42,8 +48,12 @@ class Evaluation:
     step: int
     data: HeldOutData
     segments_read: Sequence[int]
-    figures: Figures
     losses: DocumentLosses
+
+    @cached_property
+    def figures(self) -> Figures:
+        """What is printed of it."""
+        return figures_of(self.losses, self.segments_read)
 
 
 def evaluation_file(folder: Path, step: int, sha256: str, *, own: bool) -> Path:
@@ -99,6 +109,49 @@ def write_evaluation(evaluation: Evaluation, file: Path) -> None:
     }
     aside.write_text(json.dumps(content, indent=1))
     aside.replace(file)
+
+
+def own_evaluations(run: Path) -> dict[int, Path]:
+    """The evaluations of a run on its own validation documents, by step."""
+    files = (run / "evaluation").glob("*.json")
+    return {int(name[1]): file for file in files if (name := OWN.fullmatch(file.name))}
+
+
+def find_evaluation(run: Path) -> Path:
+    """The newest evaluation of a run on its own validation documents; of an evaluation's file, the file itself.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    if run.is_file():
+        return run
+    if not run.is_dir():
+        raise ConfigError([f"{run}: no such run"])
+    if not (files := own_evaluations(run)):
+        raise ConfigError([f"{run}: has no evaluation; make one with hmt-ds evaluate {run}"])
+    return files[max(files)]
+
+
+def read_evaluation(file: Path) -> Evaluation:
+    """Read what :func:`write_evaluation` has written.
+
+    Raises:
+        ConfigError: if this is no evaluation, or one of a version without the losses of each document.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        data = HeldOutData(**content["data"])
+        with np.load(file.with_suffix(".npz")) as arrays:
+            names = [str(name) for name in arrays["readings"]]
+            losses = dict(zip(names, arrays["losses"], strict=True))
+            tokens = dict(zip(names, arrays["tokens"], strict=True))
+            found = DocumentLosses(int(arrays["segment_length"]), losses, tokens)
+        return Evaluation(content["step"], data, content["segments_read"], found)
+    except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ConfigError(
+            [f"{file}: no evaluation with the losses of each document, evaluate again ({reason})"]
+        ) from None
 
 
 def as_json(row: Row, first: str) -> dict[str, object]:

@@ -1,24 +1,8 @@
-"""Losses of held-out documents, by document, segment and place in the segment, over all ranks.
+"""Losses by document, segment and place in the segment: what all figures of an evaluation are computed from."""
 
-Every segment is read with its own memories. To see what these are worth, it can be read once more by the same weights
-with another document's memories and with none (:func:`hmt_ds.memory.boundaries.memories_instead`).
-"""
-
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
-import torch
-from torch import Tensor
-
-from hmt_ds.distributed.process_group import all_reduce_sum
-from hmt_ds.memory import IGNORED, MemoryState, SegmentOutput, Window
-from hmt_ds.memory.boundaries import Instead
-from hmt_ds.parallel.protocols import Reader
-
-PARTS = 8  # of a segment, for losses by position
-Reading = Literal["own"] | Instead
 
 
 @dataclass(frozen=True)
@@ -35,55 +19,3 @@ class DocumentLosses:
     segment_length: int
     losses: dict[str, np.ndarray]
     tokens: dict[str, np.ndarray]
-
-
-def document_losses(
-    reader: Reader,
-    held_out: Iterable[tuple[Window, Tensor]],
-    documents: int,
-    depth: int,
-    instead: Sequence[Instead] = (),
-) -> DocumentLosses:
-    """Read this rank's windows, and gather the losses of all ranks.
-
-    Args:
-        reader: has the weights.
-        held_out: windows, and the number of each segment's document ``[rows, segments]``; equally many on all ranks.
-        documents: how many documents there are in all.
-        depth: segments of a document that are kept.
-        instead: with which other memories to read.
-    """
-    readings: list[Reading] = ["own", *instead]
-    parts = min(PARTS, reader.settings.segment_length)
-    # the last document and the last segment take what is empty or too deep
-    sums = torch.zeros(len(readings), 2, documents + 1, depth + 1, parts, dtype=torch.float64)
-    state: MemoryState | None = None
-    index: Tensor | None = None
-    for window, numbers in held_out:
-        for n, (output, after) in enumerate(reader.read(window, state, instead=instead, by_token=True)):
-            state = after
-            index = torch.where(window.starts[:, n], 0, 0 if index is None else index + 1)
-            if reader.reports:
-                by_part = parts_of(output, window, n, readings, parts)
-                sums[:, :, numbers[:, n], index.clamp(max=depth)] = by_part
-    losses, tokens = all_reduce_sum(sums.to(reader.device)).cpu()[:, :, :documents, :depth].numpy().swapaxes(0, 1)
-    scored = [(i, name) for i, name in enumerate(readings) if name == "own" or tokens[i].any()]
-    return DocumentLosses(
-        reader.settings.segment_length,
-        losses={name: losses[i] for i, name in scored},
-        tokens={name: tokens[i] for i, name in scored},
-    )
-
-
-def parts_of(output: SegmentOutput, window: Window, n: int, readings: Sequence[Reading], parts: int) -> Tensor:
-    """Losses and numbers of tokens of segment n by its parts, ``[readings, 2, rows, parts]``, on the CPU."""
-    rows = len(window.starts)
-    scored = (window.labels[:, n] != IGNORED).expand(len(readings), rows, -1).clone()
-    if "swapped" in readings:
-        scored[readings.index("swapped")] &= (window.neighbours(n) != torch.arange(rows))[:, None]
-    losses = output.loss[None] if output.loss_instead is None else torch.cat([output.loss[None], output.loss_instead])
-    losses = torch.where(scored, losses.double().cpu(), 0)
-    length = losses.shape[2]
-    place = torch.arange(length) * parts // length
-    both = torch.stack([losses, scored.double()], dim=1)
-    return both.new_zeros(*both.shape[:3], parts).index_add_(3, place, both)

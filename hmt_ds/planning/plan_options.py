@@ -1,7 +1,6 @@
 """The options of `hmt-ds plan`. Imports no torch: the command line builds its help from this module."""
 
 import argparse
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
@@ -10,23 +9,14 @@ from pydantic.dataclasses import dataclass
 from hmt_ds.config.config_error import ConfigError
 from hmt_ds.config.options import AtLeastOne, FilePath, Options, add_options, flag, read_options
 from hmt_ds.config.sections import STRICT, fields_of
+from hmt_ds.config.value_checks import check_picture
 from hmt_ds.memory.settings import Mode
 from hmt_ds.planning.shapes import SHAPES
 
-PICTURES = (".png", ".svg", ".pdf")
 # Limits that keep the command to a few seconds.
 MAX_ACTIONS = 100_000  # stages x segments x micro-batches of a schedule
 MAX_ROWS = 512  # rows x segments of a comparison
 PositiveNumber = Annotated[float, Field(gt=0)]
-
-
-def check_picture(file: Path) -> Path:
-    """Raise ValueError if a picture cannot be written to a file."""
-    if file.suffix not in PICTURES:
-        raise ValueError(f"must end in {', '.join(PICTURES)}, got {str(file)!r}")
-    if file.is_dir() or not file.absolute().parent.is_dir():
-        raise ValueError(f"{file} cannot be written: give a file in an existing folder")
-    return file
 
 
 def check_shape(name: str) -> str:

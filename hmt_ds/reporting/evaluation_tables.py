@@ -1,5 +1,6 @@
 """Tables of evaluations, with intervals."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -29,6 +30,25 @@ class LossRow(Protocol):
     def costs(self) -> Mapping[str, Interval]: ...
 
 
+class RunFigures(Protocol):
+    """The figures of some tokens as one run reads them (:class:`hmt_ds.evaluation.compare.RunRow`)."""
+
+    @property
+    def run(self) -> str: ...
+    @property
+    def first(self) -> int: ...
+    @property
+    def below(self) -> int: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def nats(self) -> Interval: ...
+    @property
+    def difference(self) -> Interval | None: ...
+    @property
+    def share(self) -> Interval | None: ...
+
+
 def evaluation_table(rows: Sequence[LossRow], positions: Sequence[LossRow], title: str) -> Table:
     """Return a table of held-out losses in nats per token, by segments read and by position in the segment."""
     table = Table(title=title, box=box.SIMPLE_HEAD)
@@ -50,10 +70,36 @@ def cells(row: LossRow, instead: Sequence[str]) -> list[str]:
     return [f"{row.tokens:,}", f"{row.perplexity:.2f}", *map(with_interval, (row.nats, *map(row.costs.get, instead)))]
 
 
-def span(row: LossRow) -> str:
+def span(row: LossRow | RunFigures) -> str:
     """Return what a row counts, from the first to the last."""
     last = row.below - 1
     return str(row.first) if last == row.first else f"{row.first} to {last}"
+
+
+def runs_table(tables: Sequence[Sequence[RunFigures]], title: str, *, gap: bool) -> Table:
+    """Return a table of runs, one section for each span of tokens.
+
+    Args:
+        gap: with each run's share of the gap between the first and the last.
+    """
+    table = Table(title=title, box=box.SIMPLE_HEAD)
+    table.add_column("tokens read", justify="right")
+    table.add_column("run")
+    for column in ("tokens", "perplexity", "nats per token", "more than the first", *(["share of the gap"] * gap)):
+        table.add_column(column, justify="right")
+    for rows in tables:
+        for number, row in enumerate(rows):
+            figures = [with_interval(row.nats), with_interval(row.difference)]
+            figures += [percent(row.share)] if gap else []
+            perplexity = f"{math.exp(min(row.nats[0], 700)):.2f}"
+            table.add_row("" if number else span(row), row.run, f"{row.tokens:,}", perplexity, *figures)
+        table.add_section()
+    return table
+
+
+def percent(share: Interval | None) -> str:
+    """Return a share with its interval, in percent."""
+    return "-" if share is None else "{:.0%} [{:.0%}, {:.0%}]".format(*share)
 
 
 def with_interval(value: Interval | None) -> str:

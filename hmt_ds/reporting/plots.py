@@ -1,5 +1,6 @@
 """Pictures of a run."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from hmt_ds.reporting.evaluation_tables import COSTS, LossRow
+from hmt_ds.reporting.evaluation_tables import COSTS, LossRow, RunFigures
 from hmt_ds.reporting.monitors import Row
 from hmt_ds.reporting.pipeline_timeline import Bar
 
@@ -77,6 +78,28 @@ def draw_intervals(axes: Axes, rows: Sequence[LossRow], series: Sequence[tuple[s
             axes.legend()
     axes.set_ylabel(label)
     axes.grid(alpha=0.3)
+
+
+def plot_runs(tables: Sequence[Sequence[RunFigures]], file: Path) -> None:
+    """Plot how much more or less than the first run the others take, by tokens read, with 95% intervals.
+
+    Args:
+        tables: the runs' figures for each span of tokens; the first run is the line at 0.
+    """
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    axes.axhline(0, color="black", linewidth=1, label=tables[0][0].run)
+    for i, row in enumerate(tables[0][1:], 1):
+        differences = [rows[i].difference or (math.nan,) * 3 for rows in tables]
+        beside = 0.04 * (i - len(tables[0]) / 2)  # so that no bar hides another
+        places = [number + beside for number in range(len(tables))]
+        bars = [[mean - low for mean, low, _ in differences], [high - mean for mean, _, high in differences]]
+        axes.errorbar(places, [mean for mean, _, _ in differences], bars, fmt="o-", capsize=3, label=row.run)
+    axes.set_xticks(range(len(tables)), [f"{rows[0].first:,} to {rows[0].below - 1:,}" for rows in tables])
+    axes.set(xlabel="tokens read before", ylabel=f"nats per token more than {tables[0][0].run}")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(file, dpi=150)
+    plt.close(figure)
 
 
 def plot_schedule(stages: Sequence[Sequence[Bar]], title: str, file: Path) -> None:

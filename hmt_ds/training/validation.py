@@ -12,9 +12,9 @@ from torch import Tensor
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.data import Batch, WindowLoader, document_lengths, tokens_sha256
 from hmt_ds.distributed.process_group import rank
-from hmt_ds.evaluation.figures import Figures, figures_of, segments_needed
+from hmt_ds.evaluation.figures import segments_needed
 from hmt_ds.evaluation.files import Evaluation, HeldOutData, evaluation_file, write_evaluation
-from hmt_ds.evaluation.losses import document_losses
+from hmt_ds.evaluation.read_documents import document_losses
 from hmt_ds.memory import Window
 from hmt_ds.memory.boundaries import Instead
 from hmt_ds.parallel.protocols import Reader
@@ -50,8 +50,8 @@ class Validation:
         self.before_window, self.own_data = before_window, own_data
         self.rows = recipe.evaluation.batch_size or recipe.training.batch_size
 
-    def evaluate(self, step: int, *, in_passing: bool = False) -> Figures | None:
-        """Compute the losses after a step, print the table and write it; None without held-out documents.
+    def evaluate(self, step: int, *, in_passing: bool = False) -> None:
+        """Compute the losses after a step, print the table and write it; nothing without held-out documents.
 
         Args:
             in_passing: read with the own memories alone, for a look at a run that goes on; otherwise also with another
@@ -59,19 +59,17 @@ class Validation:
         """
         documents = self.prepared.validation
         if documents is None:
-            return None
+            return
         segments_read, instead = self.recipe.evaluation.segments_read, [] if in_passing else self.instead
         with log_seconds(logger, "evaluating"):
             depth = segments_needed(segments_read)
             losses = document_losses(self.reader, self.held_out(), len(documents), depth, instead)
-            figures = figures_of(losses, segments_read)
         if rank() == 0:
-            evaluation = Evaluation(step, self.data(), segments_read, figures, losses)
+            evaluation = Evaluation(step, self.data(), segments_read, losses)
             self.show(evaluation)
             if instead and "swapped" not in losses.losses:
                 print("memories were not swapped: no two rows of a batch were within a document at a time")
             self.write(evaluation)
-        return figures
 
     @property
     def instead(self) -> list[Instead]:

@@ -18,7 +18,7 @@ from hmt_ds.checkpoint import Retention, RunPosition, Saver, load_weights
 from hmt_ds.config.load import load_recipe
 from hmt_ds.distributed.deepspeed_internals import has_optimizer, is_replicated, weight_shard
 from hmt_ds.distributed.process_group import all_gather_object, end_process, join, rank
-from hmt_ds.evaluation.losses import document_losses
+from hmt_ds.evaluation.read_documents import document_losses
 from hmt_ds.parallel.protocols import Reader
 from hmt_ds.preflight.prepare import prepare
 from hmt_ds.training.build import build_executor, build_reader, training_loader

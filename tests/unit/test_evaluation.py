@@ -13,9 +13,10 @@ from tiny import L, cut, document, empty_state, make_model, make_window
 from torch import Tensor
 
 from hmt_ds.evaluation.bootstrap import DRAWS, Interval, mean_intervals, resampled_sums
-from hmt_ds.evaluation.figures import Figures, Row, figures_of, segments_needed
+from hmt_ds.evaluation.figures import Row, figures_of, segments_needed
 from hmt_ds.evaluation.files import Evaluation, HeldOutData, evaluation_file, write_evaluation
-from hmt_ds.evaluation.losses import DocumentLosses, document_losses
+from hmt_ds.evaluation.losses import DocumentLosses
+from hmt_ds.evaluation.read_documents import document_losses
 from hmt_ds.memory import HMT, IGNORED, MemorySettings, MemoryState, Window, read_window
 
 DATA = HeldOutData("texts/held_out.txt", "ab" * 32, 2, 1000, "400 tokens, vocabulary abc")
@@ -225,7 +226,7 @@ def written(folder: Path, sha256: str = DATA.sha256, *, own: bool = True) -> Pat
     data = HeldOutData(DATA.source, sha256, DATA.documents, DATA.tokens, DATA.tokenizer)
     losses = some_losses()
     file = evaluation_file(folder, 7, sha256, own=own)
-    write_evaluation(Evaluation(7, data, [1, 3], figures_of(losses, [1, 3]), losses), file)
+    write_evaluation(Evaluation(7, data, [1, 3], losses), file)
     return file
 
 
@@ -269,8 +270,6 @@ def test_what_is_written(tmp_path):
 
 def test_figures_without_tokens_are_null(tmp_path):
     losses = some_losses()
-    figures = figures_of(losses, [1, 6])
-    assert isinstance(figures, Figures) and figures.rows[1].tokens == 0
-    write_evaluation(Evaluation(7, DATA, [1, 6], figures, losses), tmp_path / "step_000007.json")
+    write_evaluation(Evaluation(7, DATA, [1, 6], losses), tmp_path / "step_000007.json")
     content = json.loads((tmp_path / "step_000007.json").read_text(), parse_constant=pytest.fail)
     assert content["rows"][1]["nats"] == [None, None, None] and content["rows"][1]["perplexity"] is None

@@ -1,0 +1,205 @@
+"""Several trained runs on the same held-out tokens: `hmt-ds compare`.
+
+Runs may have different segment lengths: figures are of the same tokens, which are found by their place in the document.
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from hmt_ds.config.config_error import ConfigError, collected
+from hmt_ds.evaluation.bootstrap import Interval, interval, mean_intervals, resampled_sums
+from hmt_ds.evaluation.compare_options import CompareOptions
+from hmt_ds.evaluation.figures import segments_needed
+from hmt_ds.evaluation.files import Evaluation, find_evaluation, read_evaluation
+from hmt_ds.reporting.evaluation_tables import WIDTH, percent, runs_table
+
+Span = tuple[int, int]  # places of tokens in their document, from the first to before the last
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """The figures of some tokens of all documents, as one run reads them.
+
+    Attributes:
+        run: how the run is called.
+        first, below: the first place in a document, and the one after the last.
+        tokens: tokens scored.
+        nats: per token.
+        difference: nats per token more than the first run takes, on the same tokens; None for the first run.
+        share: of the gap between the first and the last run, how much this run closes; None if there may be no gap.
+    """
+
+    run: str
+    first: int
+    below: int
+    tokens: int
+    nats: Interval
+    difference: Interval | None
+    share: Interval | None
+
+
+def compare(runs: Sequence[Path], options: CompareOptions) -> int:
+    """Print and draw how runs differ from the first of them; return the exit code.
+
+    Args:
+        runs: folders of runs, or JSON files of evaluations.
+
+    Raises:
+        ConfigError: with a line for each run that cannot be compared.
+    """
+    if len(runs) < 2 + options.gap:
+        needed = "--gap: compares at least three runs" if options.gap else "name at least two runs to compare"
+        raise ConfigError([f"{needed}, got {len(runs)}"])
+    evaluations = read_all(runs)
+    tables = compared(evaluations, names_of(runs))
+    data = evaluations[0].data
+    title = f"held-out loss of {len(runs)} runs by tokens read before, with 95% intervals over {data.documents:,} "
+    title += f"documents of {Path(data.source).name}"
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    console.print(runs_table(tables, title, gap=options.gap))
+    first, *others = tables[-1]
+    print("\n".join(sentence(row, first.run, gap=options.gap) for row in others))
+    draw(tables, options.picture)
+    return 0
+
+
+def draw(tables: Sequence[Sequence[RunRow]], picture: Path) -> None:
+    """Draw the differences."""
+    from hmt_ds.reporting.plots import plot_runs  # matplotlib takes a second, and errors should not
+
+    try:
+        plot_runs(tables[:-1] or tables, picture)
+    except OSError as error:
+        raise ConfigError([f"--picture: {picture} cannot be written: {error.strerror}"]) from None
+    print(f"picture     {picture}")
+
+
+def names_of(runs: Sequence[Path]) -> list[str]:
+    """How runs are called: by their folders' names, or by the whole paths where names are the same."""
+    count = Counter(run.name for run in runs)
+    return [run.name if count[run.name] == 1 and run.name else str(run) for run in runs]
+
+
+def read_all(runs: Sequence[Path]) -> list[Evaluation]:
+    """Read the evaluations, and check that they are of the same tokens.
+
+    Raises:
+        ConfigError: with a line for each problem.
+    """
+    problems: list[str] = []
+    found = []
+    for run in runs:
+        with collected(problems):
+            found.append(read_evaluation(find_evaluation(run)))
+    if not problems:
+        pairs = list(zip(runs, found, strict=True))
+        problems = [line for run, other in pairs[1:] if (line := mismatch(*pairs[0], run, other))]
+    if problems:
+        raise ConfigError(problems)
+    return found
+
+
+def mismatch(first_run: Path, first: Evaluation, run: Path, other: Evaluation) -> str | None:
+    """Return what keeps a run from being compared with the first one."""
+    if other.data.tokenizer != first.data.tokenizer:
+        return f"{run}: its tokenizer ({other.data.tokenizer}) is not that of {first_run} ({first.data.tokenizer})"
+    if other.data.sha256 != first.data.sha256:
+        advice = "evaluate both with the same data.validation and evaluation.documents, and as far into each document "
+        advice += "(2 x the last of evaluation.segments_read x memory.segment_length)"
+        return f"{run}: has read {described(other)}, but {first_run} {described(first)}; {advice}"
+    length, borders, starts = other.losses.segment_length, borders_of(first), places_of(other)
+    end = length * other.losses.losses["own"].shape[1]
+    if odd := [border for border in borders if border not in starts and border < end]:
+        where = f"token {odd[0]:,}, where a row of {first_run} begins, is within an eighth of a segment of {length:,}"
+        return f"{run}: {where} tokens; evaluate {first_run} with other evaluation.segments_read"
+    if any((scored(other, span) != scored(first, span)).any() for span in pairwise(borders)):
+        return f"{run}: has scored other tokens of the same documents than {first_run}"
+    return None
+
+
+def described(evaluation: Evaluation) -> str:
+    """Return what an evaluation has read, for an error message."""
+    data = evaluation.data
+    longest = segments_needed(evaluation.segments_read) * evaluation.losses.segment_length
+    counts = f"{data.documents:,} documents, {data.tokens:,} tokens, at most {longest:,} of each"
+    return f"{counts}, SHA-256 {data.sha256[:12]} ({Path(data.source).name})"
+
+
+def borders_of(evaluation: Evaluation) -> list[int]:
+    """Return the places where the rows of an evaluation begin, and where the last one ends."""
+    counts = [*evaluation.segments_read, segments_needed(evaluation.segments_read)]
+    return [count * evaluation.losses.segment_length for count in counts]
+
+
+def places_of(evaluation: Evaluation) -> np.ndarray:
+    """Return the place in a document where each part of each segment begins, ``[segments * parts]``."""
+    _, segments, parts = evaluation.losses.losses["own"].shape
+    length = evaluation.losses.segment_length
+    within = -(-length * np.arange(parts) // parts)
+    return (length * np.arange(segments)[:, None] + within).ravel()
+
+
+def within(evaluation: Evaluation, values: np.ndarray, span: Span) -> np.ndarray:
+    """Sum losses or numbers of tokens over a span of each document, ``[documents]``."""
+    places = places_of(evaluation)
+    return values.reshape(len(values), -1)[:, (places >= span[0]) & (places < span[1])].sum(axis=1)
+
+
+def scored(evaluation: Evaluation, span: Span) -> np.ndarray:
+    """Return how many tokens of a span are scored in each document."""
+    return within(evaluation, evaluation.losses.tokens["own"], span)
+
+
+def compared(evaluations: Sequence[Evaluation], names: Sequence[str]) -> list[list[RunRow]]:
+    """Compare runs on the tokens of each row of the first evaluation that has any, and at last on all of them."""
+    borders = borders_of(evaluations[0])
+    spans = [span for span in [*pairwise(borders), (borders[0], borders[-1])] if scored(evaluations[0], span).any()]
+    if not spans:
+        raise ConfigError([f"{names[0]}: no document has {borders[0]:,} tokens, so no token was scored"])
+    return [rows_of(evaluations, names, span) for span in dict.fromkeys(spans)]
+
+
+def rows_of(evaluations: Sequence[Evaluation], names: Sequence[str], span: Span) -> list[RunRow]:
+    """Compare runs on the tokens of one span."""
+    sums = np.stack([within(one, one.losses.losses["own"], span) for one in evaluations], axis=1)
+    counts = np.repeat(scored(evaluations[0], span)[:, None], len(names), axis=1)
+    more = sums - sums[:, :1]
+    nats, differences, shares = mean_intervals(sums, counts), mean_intervals(more, counts), shares_of(-more)
+    return [
+        RunRow(name, *span, int(counts[:, 0].sum()), nats[i], differences[i] if i else None, shares[i])
+        for i, name in enumerate(names)
+    ]
+
+
+def shares_of(gains: np.ndarray) -> list[Interval] | list[None]:
+    """Return which share of the last run's gain each run has; None where the last one's may be 0.
+
+    Args:
+        gains: nats less than the first run, of each document, ``[documents, runs]``.
+    """
+    drawn, total = resampled_sums(gains), gains.sum(axis=0)
+    if len(gains) < 2 or not interval(total[-1], drawn[:, -1]).low > 0:
+        return [None] * gains.shape[1]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        shares, drawn_shares = total / total[-1], drawn / drawn[:, -1:]
+    return [interval(float(share), column) for share, column in zip(shares, drawn_shares.T, strict=True)]
+
+
+def sentence(row: RunRow, first: str, *, gap: bool) -> str:
+    """Return how a run differs from the first one."""
+    assert row.difference is not None
+    mean, low, high = row.difference
+    if not (low > 0 or high < 0):
+        known = f"{mean:.3f} nats [{low:.3f}, {high:.3f}]" if low <= high else "one document gives no interval"
+        return f"{row.run} cannot be told from {first}: {known}"
+    low, high = sorted((abs(low), abs(high)))
+    share = f", {percent(row.share)} of the gap" if gap and row.share else ""
+    word = "worse" if mean > 0 else "better"
+    return f"{row.run} is {abs(mean):.3f} nats {word} than {first} [{low:.3f}, {high:.3f}]{share}"

@@ -1,0 +1,21 @@
+"""The options of `hmt-ds compare`. Imports no torch: the command line builds its help from this module."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator
+from pydantic.dataclasses import dataclass
+
+from hmt_ds.config.options import FilePath, Options
+from hmt_ds.config.sections import STRICT
+from hmt_ds.config.value_checks import check_picture
+
+
+@dataclass(frozen=True, config=STRICT)
+class CompareOptions(Options):
+    """The options of `hmt-ds compare`."""
+
+    gap: bool = False
+    """also tell which share of the gap between the first and the last run each run closes"""
+    picture: Annotated[FilePath, "FILE", AfterValidator(check_picture)] = Path("comparison.png")
+    """where to draw the differences: a .png, .svg or .pdf file"""
