@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from hmt_ds.checkpoint.run_lock import held_here
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.config.value_checks import why_no_folder
 
@@ -13,6 +14,12 @@ def check_folders(recipe: Recipe) -> list[str]:
 
 
 def check_output(recipe: Recipe) -> list[str]:
+    """Refuse a folder that another start trains into, or that already holds a run, unless this is to be resumed."""
+    problem = held_here(Path(recipe.training.output))
+    return [problem] if problem else check_no_run(recipe)
+
+
+def check_no_run(recipe: Recipe) -> list[str]:
     """Refuse a folder that already holds a run, unless the run is to be resumed."""
     folder = Path(recipe.training.output)
     files = ("recipe.yaml", "metrics.jsonl", "checkpoints")  # the folder may hold an evaluation of the starting weights

@@ -5,14 +5,16 @@ import os
 import resource
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import torch
 
 from hmt_ds.checkpoint import CheckpointError
+from hmt_ds.checkpoint.run_lock import RunLock
 from hmt_ds.config.config_error import ConfigError
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.data import DataError
@@ -20,6 +22,7 @@ from hmt_ds.distributed.process_group import (
     LaunchError,
     LostRank,
     all_gather_object,
+    broadcast_object,
     end_process,
     join,
     leave,
@@ -27,6 +30,7 @@ from hmt_ds.distributed.process_group import (
     silence_libraries,
 )
 from hmt_ds.distributed.stopping import STOPPED, Stopped, write_exit_code
+from hmt_ds.preflight.folder_checks import check_no_run
 from hmt_ds.preflight.prepare import Prepared, prepare
 from hmt_ds.reporting.log import log_seconds, start_log
 from hmt_ds.reporting.progress import print_problems
@@ -121,6 +125,33 @@ def prepare_together(
     for warning in prepared.warnings if rank() == 0 else ():
         logger.warning(warning)
     return prepared
+
+
+@contextmanager
+def only_start(recipe: Recipe) -> Iterator[None]:
+    """Hold the lock of a run's folder while the block runs. A collective.
+
+    Raises:
+        ConfigError: on all ranks, if another start holds it, or has trained there since the checks.
+    """
+    lock = RunLock(Path(recipe.training.output), end_without_lock) if rank() == 0 else None
+    try:
+        problem = lock.acquire() if lock else None
+        problems = [problem] if problem else check_no_run(recipe) if lock else []
+        if found := cast(list[str], broadcast_object(problems)):
+            raise ConfigError(found)
+        yield
+    finally:
+        if lock:
+            lock.release()
+
+
+def end_without_lock(problem: str) -> NoReturn:
+    """End this rank at once, and so the others, which wait for it: another start has the run's folder."""
+    print(file=sys.stderr)
+    print_problems([problem])
+    write_exit_code(2)
+    end_process(2)
 
 
 def peak_resident_bytes() -> int:

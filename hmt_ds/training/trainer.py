@@ -26,6 +26,7 @@ from hmt_ds.reporting.log import log_seconds
 from hmt_ds.training.bad_steps import BadStepCounter, read_excluded, write_excluded
 from hmt_ds.training.build import build_executor, count_parameters, identity, training_loader
 from hmt_ds.training.checkpoints import RunCheckpoints
+from hmt_ds.training.rank import only_start
 from hmt_ds.training.run_log import RunLog, create_folder, describe_rates
 from hmt_ds.training.stragglers import StragglerDetector
 from hmt_ds.training.validation import Validation, as_window
@@ -60,12 +61,14 @@ class Trainer:
 
         Raises:
             Stopped: if the run is told to stop, after a checkpoint was written.
+            ConfigError: on all ranks, if another start trains into the folder.
             TooManyBadSteps: after too many consecutive bad steps, if the run may not or cannot go back.
         """
-        self.setup()
-        while not self.fit():
-            self.roll_back()
-        self.finish()
+        with only_start(self.recipe):
+            self.setup()
+            while not self.fit():
+                self.roll_back()
+            self.finish()
 
     def setup(self) -> None:
         """Resume from the newest checkpoint if the recipe says so; create the run's folder and open its logs.

@@ -1,0 +1,197 @@
+"""One start at a time trains into a run's folder: lock files that name who is there, and that a dead start loses.
+
+Each start writes a file of its own, ``run.ID.lock``, and then looks for others. If all of them belong to dead starts,
+it holds the run. As every start writes before it looks, of two starts at least one sees the other. A start is known to
+be dead by its process on the same machine, and on another machine by its file, which a living start changes every few
+seconds. So no clocks are compared, and the file system needs no locks of its own. Imports only the standard library.
+"""
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+LOCKS = "run.*.lock"
+BEAT = 5.0  # seconds between two signs of life
+PATIENCE = 60.0  # seconds without one after which a start on another machine counts as dead
+POLL = 0.5  # seconds between two looks at another start's file
+
+
+class RunLock:
+    """The lock of a run's folder.
+
+    Args:
+        folder: of the run; created if it is missing.
+        lost: called in a thread with a line for the user if another start has removed the lock. That happens to a
+            process that was stopped for a while: it must not go on beside the other start.
+    """
+
+    def __init__(self, folder: Path, lost: Callable[[str], object]):
+        name = uuid.uuid4().hex
+        self.folder, self.file, self.lost = folder, folder / LOCKS.replace("*", name), lost
+        self.created_folder = not folder.exists()
+        self.description = json.dumps(this_process())
+        self.holds, self.beats, self.ended = False, 0, threading.Event()
+
+    def acquire(self) -> str | None:
+        """Take the lock, or return why that is not possible."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.file.touch()
+            self.write()
+            threading.Thread(target=self.beat, daemon=True).start()
+            problem = self.contest()
+            self.holds = problem is None
+            self.write()
+        except OSError as error:
+            problem = f"training.output: {self.folder} cannot be written: {error.strerror}"
+        if problem:
+            self.release()
+        return problem
+
+    def contest(self) -> str | None:
+        """Wait until no other living start is there; return a line if one has precedence."""
+        rivals = self.rivals()
+        for _ in range(round(PATIENCE / POLL)):
+            # of two starts that look at the same time, the one with the later name gives way
+            for name, content in rivals.items():
+                if "\nholds" in content or name < self.file.name:
+                    return in_use(self.folder, content)
+            if not rivals:
+                return None
+            time.sleep(POLL)
+            rivals = self.rivals()
+        return in_use(self.folder, next(iter(rivals.values()))) if rivals else None
+
+    def rivals(self) -> dict[str, str]:
+        """Return the locks of other living starts by name, and remove those of dead ones."""
+        found = {}
+        for other in self.folder.glob(LOCKS):
+            if other != self.file and (content := sign_of_life(other)) is not None:
+                found[other.name] = content
+            elif other != self.file:
+                other.unlink(missing_ok=True)
+        return found
+
+    def write(self) -> None:
+        """Write who this start is, whether it holds the run, and how many signs of life it gave.
+
+        Raises:
+            FileNotFoundError: if another start has removed the file.
+        """
+        with self.file.open("r+") as out:
+            out.write(f"{self.description}\n{'holds' if self.holds else 'waits'} {self.beats:020d}\n")
+            out.flush()
+            os.fsync(out.fileno())  # on a network file system other machines see it now
+
+    def beat(self) -> None:
+        """Give signs of life until the lock is released or lost."""
+        while not self.ended.wait(BEAT):
+            self.beats += 1
+            try:
+                self.write()
+            except FileNotFoundError:
+                if not self.ended.is_set():
+                    self.lost(f"{self.file} was removed: another start, to which this one seemed dead, trains there")
+                return
+            except OSError:  # a full disk, or a server that is away for a while
+                continue
+
+    def release(self) -> None:
+        """Remove the lock."""
+        self.ended.set()
+        with suppress(OSError):
+            self.file.unlink(missing_ok=True)
+            if self.created_folder:
+                self.folder.rmdir()  # if nothing was written
+
+
+def this_process() -> dict[str, object]:
+    """Describe this process so that no other one, on any machine and at any time, has the same description."""
+    here = {"host": socket.gethostname(), "machine": machine(), "pid": os.getpid(), "ticks": start_of(os.getpid())}
+    return here | {"since": time.strftime("%Y-%m-%d %H:%M:%S")}
+
+
+def machine() -> str:
+    """Identify what numbers its processes on its own: this boot of a machine, and this container."""
+    parts = [socket.gethostname()]
+    with suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(str(Path("/proc/self/ns/pid").readlink()))
+    return " ".join(parts)
+
+
+def start_of(pid: int) -> str | None:
+    """Return when a process was started, in ticks since the boot; None if it has ended or the system does not tell."""
+    with suppress(OSError):
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else fields[19]
+    return None
+
+
+def sign_of_life(lock: Path) -> str | None:
+    """Return the content of a living start's lock, after waiting for a change if it is on another machine.
+
+    None if the start is dead, or has removed its lock.
+    """
+    content = read_lock(lock)
+    if content is None or (alive := lives(content)) is not None:
+        return content if content and alive else None
+    logger.warning("%s; waiting %.0f s for a sign of life", in_use(lock.parent, content), PATIENCE)
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        time.sleep(POLL)
+        if (now := read_lock(lock)) is None:
+            return None
+        if now != content and process_in(now):
+            return now
+    return None
+
+
+def read_lock(lock: Path) -> str | None:
+    """Return the content of a lock, None if it was removed."""
+    try:
+        return lock.read_text(errors="replace")
+    except FileNotFoundError:
+        return None
+
+
+def process_in(content: str) -> dict[str, object]:
+    """Return the process that a lock names; empty if it is damaged, or only just being written."""
+    try:
+        found = json.loads(content.partition("\n")[0])
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def lives(content: str) -> bool | None:
+    """Return whether the process that a lock names lives; None if it is on another machine."""
+    found = process_in(content)
+    pid, ticks = found.get("pid"), found.get("ticks")
+    if found.get("machine") != machine() or ticks is None or not isinstance(pid, int):
+        return None
+    return start_of(pid) == ticks
+
+
+def held_here(folder: Path) -> str | None:
+    """Return a line if a living process of this machine holds a run's lock."""
+    with suppress(OSError):
+        found = [content for lock in folder.glob(LOCKS) if (content := read_lock(lock)) and lives(content)]
+        return in_use(folder, found[0]) if found else None
+    return None
+
+
+def in_use(folder: Path, content: str) -> str:
+    """Describe the start that a lock names."""
+    found = process_in(content)
+    who = f"process {found.get('pid')} on {found.get('host')}, since {found.get('since')}" if found else "unreadable"
+    return f"training.output: another start trains into {folder} ({who})"
