@@ -112,7 +112,7 @@ def test_pipeline(folder):
     cases = [Case(folder(kind), trained, stages=2) for kind in ("llama", "opt") for trained in TRAINED]
     cases += [Case(folder(kind, converted=True), stages=2) for kind in ("llama", "opt")]
     cases += [Case(folder("llama, tied"), stages=2)]
-    rows = run_ranks("train_folder.py", [asdict(case) for case in cases], one_gpu=True)
+    rows = run_ranks("train_folder.py", [asdict(case) for case in cases], timeout=550, one_gpu=True)
     for case, row in zip(cases, rows, strict=True):
         print(case, end=" ")
         check(row["losses"])
