@@ -1,1 +1,1 @@
-"""Start ranks here and on several machines: machine checks, Slurm job scripts, a limit on restarts."""
+"""Start ranks on this machine and on several: machine checks, Slurm job scripts, a limit on restarts."""

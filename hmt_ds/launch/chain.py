@@ -1,4 +1,4 @@
-"""The jobs of a launch: a training run, and the commands that follow it with ``--then``."""
+"""Plan the jobs of a launch: a training run, and the commands given by ``--then`` that follow it."""
 
 import shlex
 from pathlib import Path
@@ -17,10 +17,13 @@ COMMANDS = ("train", "evaluate", "convert")
 
 
 def plan_jobs(recipe_file: str, options: LaunchOptions, overrides: list[str], problems: list[str]) -> list[Job]:
-    """Return the jobs in order, after checking their recipes and options.
+    """Check the recipes and options of a launch, and return its Slurm jobs in order.
 
     Args:
-        problems: found so far.
+        recipe_file: recipe of the first job, which trains.
+        options: options of ``hmt-ds launch``.
+        overrides: overrides of the first recipe.
+        problems: problems found before; reported together with those of the jobs.
 
     Raises:
         ConfigError: with a line for each problem of any job.
@@ -59,13 +62,14 @@ def split_command(text: str) -> list[str]:
 
 
 def training_job(words: list[str], options: LaunchOptions) -> Job:
-    """Return the job that trains a recipe.
+    """Check a recipe and return the job that trains it.
 
     Args:
-        words: recipe and overrides.
+        words: path of the recipe, then overrides.
+        options: options of ``hmt-ds launch``.
 
     Raises:
-        ConfigError: if the recipe is wrong, would overwrite a run, or is not elastic and must be.
+        ConfigError: if the recipe is wrong, would overwrite a run, or lacks ``training.elastic`` for a range of nodes.
     """
     if not words:
         raise ConfigError(["--then train: name a recipe"])
@@ -79,7 +83,7 @@ def training_job(words: list[str], options: LaunchOptions) -> Job:
 
 
 def check_run(recipe: Recipe, options: LaunchOptions) -> list[str]:
-    """Return why a Slurm job could not train this recipe: one line per problem."""
+    """Return why a Slurm job could not train a recipe: one line per problem."""
     training = recipe.training
     problems = check_folders(recipe)
     if "\n" in training.output:
@@ -96,12 +100,14 @@ def following_job(command: str, words: list[str], run: list[str], jobs: list[Job
     """Return the job that evaluates or converts a run after its training.
 
     Args:
-        words: the command's arguments.
+        command: ``evaluate`` or ``convert``.
+        words: arguments of the command.
         run: recipe and overrides of the run.
-        jobs: the jobs before this one; the last of them concerns the same run.
+        jobs: the earlier jobs of the launch; the last of them concerns the same run.
+        options: options of ``hmt-ds launch``.
 
     Raises:
-        ConfigError: with what would keep the command from working.
+        ConfigError: with a line for each reason why the command would fail.
     """
     target = None
     try:
@@ -119,7 +125,11 @@ def following_job(command: str, words: list[str], run: list[str], jobs: list[Job
 
 
 def check_evaluation(words: list[str], run: list[str]) -> None:
-    """Check that a run can be evaluated.
+    """Check that ``hmt-ds evaluate`` can evaluate a run after its training.
+
+    Args:
+        words: overrides for the evaluation.
+        run: recipe and overrides of the run.
 
     Raises:
         ConfigError: if an override is wrong, or there are no held-out documents.
@@ -129,11 +139,15 @@ def check_evaluation(words: list[str], run: list[str]) -> None:
 
 
 def check_conversion(words: list[str], run: list[str]) -> str:
-    """Check that a run can be converted; return the name of the folder to write, one for each part of the model.
+    """Check that ``hmt-ds convert`` can convert a run after its training; return the name of the folder to write.
+
+    Args:
+        words: options of the conversion.
+        run: recipe and overrides of the run.
 
     Raises:
         ConfigError: if an option is wrong.
-        ConversionError: if the run's model does not have the part.
+        ConversionError: if the run's model lacks the part named by ``--what``.
     """
     recipe = load_recipe(run[0], run[1:])
     options, unknown = parse_options(ConvertOptions, words)
@@ -145,7 +159,7 @@ def check_conversion(words: list[str], run: list[str]) -> str:
 
 
 def target_problems(job: Job, target: str, earlier: list[Job]) -> list[str]:
-    """Return why a conversion cannot write its folder: one line per problem. Existing folders are never overwritten."""
+    """Return why a conversion cannot write its folder: it exists, or an earlier job of the launch writes it."""
     existing = [folder / target for folder in job.runs if (folder / target).exists()]
     problems = [f"{path} exists: move it away" for path in existing]
     if any((other.folder, other.target) == (job.folder, target) for other in earlier):
@@ -154,7 +168,7 @@ def target_problems(job: Job, target: str, earlier: list[Job]) -> list[str]:
 
 
 def allocate(options: LaunchOptions, fewest: int, most: int) -> Allocation:
-    """Return what a job on some nodes asks of Slurm."""
+    """Return the Slurm resources of a job on ``fewest`` to ``most`` nodes."""
     return Allocation(
         fewest,
         most,

@@ -1,7 +1,7 @@
 """Check all machines before a launch: ``python -m hmt_ds.launch.check hostfile FILE`` with ssh, ``slurm`` inside a job.
 
-Runs `hmt_ds.launch.machine` on every machine. Prints variables for a launch script to evaluate; or exits with 2 and
-prints a line for each problem, with the machine's name.
+Runs `hmt_ds.launch.machine` on every machine. Prints environment variables for a launch script to evaluate; or exits
+with 2 and prints a line for each problem, with the machine's name.
 """
 
 import json
@@ -22,7 +22,7 @@ USAGE = "usage: python -m hmt_ds.launch.check hostfile FILE | slurm"
 
 
 def main(words: list[str]) -> int:
-    """Check the machines and print the variables; return the exit code."""
+    """Check all machines and print environment variables for the launch script; return the exit code."""
     try:
         check_port(os.environ.get("MASTER_PORT", "1"))
         match words:
@@ -44,19 +44,24 @@ def main(words: list[str]) -> int:
 
 
 def check_port(text: str) -> None:
-    """Check the port that the user has set.
+    """Check the value of MASTER_PORT that the user has set.
 
     Raises:
-        LaunchProblem: if it is not a port.
+        LaunchProblem: if it is not a number from 1 to 65535.
     """
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 65535):
         raise LaunchProblem([f"MASTER_PORT: must be a number from 1 to 65535, got {text!r}"])
 
 
 def probe_command(hosts: dict[str, int], host: str) -> list[str]:
-    """Return the command that checks a machine, and its connection to the first one (or to the last, for the first).
+    """Return the command that checks a machine and its connection to another machine of the launch.
 
-    MASTER_PORT must be free on the first machine only, where the ranks meet.
+    The first machine tries to reach the last one, all others the first. MASTER_PORT must be free on the first machine
+    only, where the ranks meet.
+
+    Args:
+        hosts: number of ranks for each machine, first machine first.
+        host: the machine to check.
     """
     names = list(hosts)
     first = host == names[0]
@@ -66,7 +71,7 @@ def probe_command(hosts: dict[str, int], host: str) -> list[str]:
 
 
 def probe_with_ssh(hosts: dict[str, int]) -> dict[str, Report | str]:
-    """Return what each machine reports, or a line that says why it does not."""
+    """Check all machines over ssh; return each one's report, or a line that says why it has none."""
 
     def probe(host: str) -> Report | str:
         remote = f"cd {shlex.quote(str(Path.cwd()))} && {shlex.join(probe_command(hosts, host))}"
@@ -84,9 +89,9 @@ def probe_with_ssh(hosts: dict[str, int]) -> dict[str, Report | str]:
 
 
 def probe_with_srun(hosts: dict[str, int]) -> dict[str, Report | str]:
-    """Return what each node of a Slurm job reports, or a line that says why it does not.
+    """Check all nodes of a Slurm job with srun; return each one's report, or a line that says why it has none.
 
-    srun starts one script everywhere, which chooses the command of its node.
+    srun starts the same shell script on every node, which selects the node's own command.
     """
     commands = {str(number): probe_command(hosts, host) for number, host in enumerate(hosts)}
     choose = "\n".join(f"{number}) exec {shlex.join(command)} ;;" for number, command in commands.items())
@@ -109,13 +114,13 @@ def probe_with_srun(hosts: dict[str, int]) -> dict[str, Report | str]:
 
 
 def last_lines(labelled: str) -> dict[int, str]:
-    """Return the last line of each task in the output of `srun --label`."""
+    """Return the last line that each task printed, from the output of `srun --label`."""
     pairs = (line.split(": ", 1) for line in labelled.splitlines() if line.split(":")[0].strip().isdigit())
     return {int(pair[0]): pair[1] for pair in pairs if len(pair) == 2}
 
 
 def launch_variables(hosts: dict[str, int], reports: dict[str, Report | str]) -> dict[str, str]:
-    """Return environment variables for the launcher and the ranks.
+    """Return environment variables for the launcher and the ranks, from the machines' reports.
 
     Raises:
         LaunchProblem: with every problem of every machine.

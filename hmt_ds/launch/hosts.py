@@ -1,4 +1,4 @@
-"""The machines of a launch, from a hostfile or from a Slurm job."""
+"""Read the machines of a launch from a hostfile or from a Slurm job."""
 
 import os
 import re
@@ -9,7 +9,7 @@ NOT_IN_A_JOB = "not in a Slurm job: submit the script with sbatch, or run it ins
 
 
 class LaunchProblem(ValueError):
-    """A launch cannot start: one line per problem."""
+    """Raised if a launch cannot start, with one line per problem."""
 
     def __init__(self, problems: list[str]):
         super().__init__("\n".join(problems))
@@ -17,10 +17,11 @@ class LaunchProblem(ValueError):
 
 
 def read_hostfile(file: Path) -> dict[str, int]:
-    """Return the number of ranks for each machine of a hostfile, in its order.
+    """Return the number of ranks for each machine of a hostfile, in the order of its lines.
 
     Raises:
-        LaunchProblem: with every line that is not ``NAME slots=NUMBER`` or repeats a name.
+        LaunchProblem: if the file cannot be read or names no machine, or with every line that is not ``NAME
+            slots=NUMBER`` or repeats a name.
     """
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
@@ -46,10 +47,10 @@ def read_hostfile(file: Path) -> dict[str, int]:
 
 
 def slurm_hosts() -> dict[str, int]:
-    """Return the number of ranks for each machine of this Slurm job, in Slurm's order.
+    """Return the number of ranks for each machine of the current Slurm job, in Slurm's order.
 
     Raises:
-        LaunchProblem: outside a job.
+        LaunchProblem: outside a Slurm job.
     """
     if "SLURM_JOB_NODELIST" not in os.environ:
         raise LaunchProblem([NOT_IN_A_JOB])

@@ -14,7 +14,12 @@ TIME = r"\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+(:\d\d){0,2}"
 
 
 def like(pattern: str, example: str) -> AfterValidator:
-    """Return a validator that accepts only text of a pattern."""
+    """Return a validator that rejects text which does not match a regular expression.
+
+    Args:
+        pattern: the regular expression.
+        example: description of valid text, for the error message.
+    """
 
     def check(text: str) -> str:
         if not re.fullmatch(pattern, text):
@@ -25,7 +30,7 @@ def like(pattern: str, example: str) -> AfterValidator:
 
 
 def check_nodes(text: str) -> str:
-    """Raise ValueError unless text is a number of nodes, or a range of them."""
+    """Raise ValueError unless a text is a number of nodes, or a range such as 2-8."""
     numbers = [int(number) if number.isdecimal() else 0 for number in text.split("-", 1)]
     if min(numbers) < 1 or numbers != sorted(numbers):
         raise ValueError(f"must be a whole number of at least 1, or a range such as 2-8, got {text!r}")
@@ -41,33 +46,34 @@ class LaunchOptions(Options):
     """The options of `hmt-ds launch slurm`."""
 
     nodes: Annotated[str, "N", AfterValidator(check_nodes)] = "1"
-    """nodes; with training.elastic also a range such as 2-8"""
+    """number of nodes; with training.elastic also a range such as 2-8"""
     gpus_per_node: AtLeastOne = 8
-    """GPUs, and ranks, on each node"""
+    """number of GPUs, and of ranks, on each node"""
     time: Annotated[str, "LIMIT", like(TIME, "like 90 (minutes), 12:00:00 or 2-12 (days-hours)")] = "24:00:00"
-    """time limit of each start of the job, in one of Slurm's forms"""
+    """time limit of each start of the job: minutes, hours:minutes:seconds, or days-hours"""
     partition: Annotated[Name | None, "NAME"] = None
-    """Slurm partition"""
+    """Slurm partition (default: the cluster's)"""
     account: Annotated[Name | None, "NAME"] = None
-    """Slurm account"""
+    """Slurm account (default: the user's)"""
     sbatch: Annotated[tuple[SbatchOption, ...], "OPTION"] = ()
-    """another option of sbatch without its dashes, such as qos=high; can be repeated"""
+    """further option of sbatch without its dashes, such as qos=high; can be repeated"""
     array: AtLeastOne | None = None
-    """number of runs that differ in training.seed, counted up, in folders seed_0, seed_1 and so on"""
+    """number of runs with different seeds: training.seed, training.seed + 1 and so on, in folders seed_N of
+    training.output"""
     tries: AtLeastOne = 3
-    """starts without a newer checkpoint before the job gives up"""
+    """number of starts without a newer checkpoint after which the job is not restarted"""
     then: Annotated[tuple[str, ...], "COMMAND"] = ()
-    """job to run after the one before has succeeded: evaluate, convert, "convert --merge", "train other.yaml"; can be
+    """job to run after the previous one has succeeded: evaluate, convert, "convert --merge", "train other.yaml"; can be
     repeated"""
     dry_run: bool = False
-    """print the scripts; write and submit nothing"""
+    """print the job scripts, but write and submit nothing"""
 
     @property
     def fewest_nodes(self) -> int:
-        """The lower end of ``nodes``."""
+        """Lower end of the range of nodes."""
         return int(self.nodes.split("-")[0])
 
     @property
     def most_nodes(self) -> int:
-        """The upper end of ``nodes``."""
+        """Upper end of the range of nodes."""
         return int(self.nodes.split("-")[-1])

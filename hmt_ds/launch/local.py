@@ -1,4 +1,4 @@
-"""Run ranks on this machine with DeepSpeed's launcher, and end them with the right exit code."""
+"""Run ranks on this machine with DeepSpeed's launcher, forward stop signals, and return the exit code."""
 
 import os
 import signal
@@ -15,9 +15,14 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def run_ranks(module: str, arguments: list[str], ranks: int) -> int:
-    """Run a module on a number of ranks; return the exit code.
+    """Run a module on a number of ranks with DeepSpeed's launcher; return the exit code.
 
-    The first SIGINT, SIGTERM or SIGUSR1 is passed on to the ranks, which save and end; the second kills them.
+    The first SIGINT, SIGTERM or SIGUSR1 is forwarded to the ranks, which save and exit; the second kills them.
+
+    Args:
+        module: name of the module, such as ``hmt_ds.train``.
+        arguments: the module's command-line arguments.
+        ranks: number of ranks.
     """
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", *device_options(ranks)]
     launcher += ["--master_port", str(free_port()), "--log_level", "error"]
@@ -50,9 +55,9 @@ def run_ranks(module: str, arguments: list[str], ranks: int) -> int:
 
 
 def device_options(ranks: int) -> list[str]:
-    """Return the launcher's options for the devices to use.
+    """Return DeepSpeed's launcher options that select the devices of the ranks.
 
-    Given only a number, it would take the first devices of the machine, whatever CUDA_VISIBLE_DEVICES says.
+    With a mere number of devices the launcher would take the machine's first ones and ignore CUDA_VISIBLE_DEVICES.
     """
     visible = os.environ.get(VISIBLE, "").split(",")
     if os.environ.get("DS_ACCELERATOR") != "cpu" and len(visible) >= ranks and all(name.isdigit() for name in visible):
@@ -61,7 +66,7 @@ def device_options(ranks: int) -> list[str]:
 
 
 def rank_processes(launcher: int) -> list[psutil.Process]:
-    """Return the ranks that a launcher started: the children of its per-machine process, but not their children."""
+    """Return the rank processes under DeepSpeed's launcher: the children of its per-machine process."""
     try:
         below = psutil.Process(launcher).children(recursive=True)
         return [p for p in below if "deepspeed.launcher.launch" in " ".join(p.parent().cmdline())]
@@ -70,7 +75,7 @@ def rank_processes(launcher: int) -> list[psutil.Process]:
 
 
 def free_port() -> int:
-    """Return a port that nothing listens on."""
+    """Return a TCP port that no process listens on."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         return int(probe.getsockname()[1])

@@ -1,6 +1,6 @@
-"""Report whether this machine can take part in a launch: ``python -m hmt_ds.launch.machine TOWARDS GPUS PORT``.
+"""Report whether a machine can take part in a launch: ``python -m hmt_ds.launch.machine TOWARDS GPUS PORT``.
 
-Prints a line of JSON. It must run where almost nothing is installed, so that it can report what is missing.
+Prints a line of JSON. Runs where almost nothing is installed, so that it can report missing packages.
 """
 
 import json
@@ -19,11 +19,11 @@ class Report(TypedDict):
     """A machine's report on whether it can take part in a launch.
 
     Attributes:
-        machine: its host name.
-        address: of the interface through which it reaches the other machine; None if it does not.
-        interface: the name of that interface.
-        port: a free port for the ranks to meet at.
-        problems: one line each.
+        machine: host name.
+        address: IP address from which the machine reaches another one of the launch; None if it does not reach it.
+        interface: name of the network interface with that address.
+        port: a free port, at which ranks can meet.
+        problems: one line per problem.
     """
 
     machine: str
@@ -56,14 +56,14 @@ def main() -> None:
 
 
 def missing_packages() -> list[str]:
-    """Return the packages that a rank needs and this Python lacks."""
+    """Return the packages that a rank needs and this Python does not have."""
     specs = {name: find_spec(name) for name in REQUIRED}
     # an empty folder of that name has a spec too, but no origin
     return [name for name, spec in specs.items() if spec is None or spec.origin is None]
 
 
 def number_of_gpus(wanted: int) -> int:
-    """Return how many GPUs torch sees, if any are wanted."""
+    """Return the number of GPUs that torch sees; 0, without importing torch, if none are wanted."""
     if not wanted:
         return 0
     import torch  # takes seconds

@@ -1,8 +1,8 @@
 """Limit how often a job restarts from the same checkpoint: ``python -m hmt_ds.launch.restarts TRIES RECIPE ...``.
 
-A job that is requeued whenever it fails would be requeued for ever if the failure is permanent. Each start appends a
-line to ``starts`` in the run's folder; after TRIES starts from the same newest checkpoint, the next one exits with 2. A
-new job starts counting from 0.
+A job that is requeued after every failure would restart forever if the failure is permanent. Each start appends a line
+to the file ``starts`` in the run's folder; after TRIES starts from the same newest checkpoint, the next start exits
+with 2. A new job counts from 0.
 """
 
 import os
@@ -16,7 +16,7 @@ from hmt_ds.reporting.progress import print_problems
 
 
 def main(job: str, tries: int, recipe: str, overrides: list[str]) -> int:
-    """Record a start; return the exit code."""
+    """Record a start of the job; return the exit code: 2 after too many starts from the same checkpoint, else 0."""
     if not job:
         print_problems([NOT_IN_A_JOB])
         return 2
@@ -34,7 +34,11 @@ def main(job: str, tries: int, recipe: str, overrides: list[str]) -> int:
 
 
 def record_start(folder: Path, job: str) -> tuple[int, str]:
-    """Record a start of a job; return how many earlier ones found the same newest checkpoint, and its name."""
+    """Record a start of a job in the run's folder.
+
+    Returns:
+        The number of earlier starts from the same newest checkpoint, and the checkpoint's name.
+    """
     latest = folder / "checkpoints" / "latest"
     newest = latest.read_text().strip() if latest.exists() else "no checkpoint"
     folder.mkdir(parents=True, exist_ok=True)

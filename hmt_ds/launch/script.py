@@ -1,4 +1,4 @@
-"""Slurm job scripts, rendered from `job.sbatch.j2` to be read and edited."""
+"""Slurm job scripts, rendered from the template `job.sbatch.j2` for users to read and edit."""
 
 import shlex
 import sys
@@ -20,15 +20,15 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Allocation:
-    """What a job asks of Slurm.
+    """The resources that a job requests from Slurm.
 
     Attributes:
-        nodes, most_nodes: the smallest and largest number of nodes.
-        gpus_per_node: GPUs, and ranks, per node.
-        time: time limit, in one of Slurm's forms.
-        partition, account: None for the cluster's default.
-        array: number of runs, which differ in their seed; None for a single run.
-        sbatch: other options of sbatch, without dashes.
+        nodes, most_nodes: smallest and largest number of nodes.
+        gpus_per_node: number of GPUs, and of ranks, per node.
+        time: time limit, in a form that sbatch accepts.
+        partition, account: Slurm partition and account; None for the defaults.
+        array: number of runs with different seeds; None for a single run.
+        sbatch: further options of sbatch, without dashes.
     """
 
     nodes: int
@@ -43,15 +43,16 @@ class Allocation:
 
 @dataclass(frozen=True)
 class Job:
-    """One command on an allocation.
+    """A Slurm job: a command of hmt-ds and the resources that it runs on.
 
     Attributes:
-        command: train, evaluate or convert.
+        command: ``train``, ``evaluate`` or ``convert``.
         words: arguments of the command: recipe and overrides for train, options for the others.
         folder: folder of the run.
         seed: seed of the run, or of the first run of an array.
-        tries: how many starts may find the same newest checkpoint.
-        target: name of the folder that convert writes, in the run's folder.
+        allocation: requested resources.
+        tries: number of starts from the same newest checkpoint after which the job gives up.
+        target: name of the folder that convert writes, within the run's folder.
     """
 
     command: str
@@ -64,14 +65,14 @@ class Job:
 
     @property
     def runs(self) -> list[Path]:
-        """The folders of the job's runs."""
+        """Folders of the runs that the job trains, evaluates or converts."""
         return run_folders(self.folder, self.seed, self.allocation.array)
 
     def script(self, file: Path) -> str:
-        """Render the script.
+        """Render the job script.
 
         Args:
-            file: where it will be written.
+            file: path that the script will be written to.
         """
         array = self.allocation.array
         in_template = {"training.output", "checkpoint.resume", *(["training.seed"] if array else [])}
@@ -102,15 +103,16 @@ class Job:
 
 
 def run_folders(folder: Path, seed: int, array: int | None) -> list[Path]:
-    """Return the folders of a job's runs, as in its script: the folder itself, or one per seed of an array."""
+    """Return the folders of a job's runs: the folder itself, or one per seed of an array."""
     return [folder / f"seed_{seed + number}" for number in range(array)] if array else [folder]
 
 
 def override_lines(words: tuple[str, ...], leave_out: set[str]) -> list[str]:
-    """Return overrides, one per line: ``--section.key value`` or ``--section.key=value``.
+    """Format overrides as lines: ``--section.key value`` or ``--section.key=value``.
 
     Args:
-        leave_out: keys that the script sets itself.
+        words: overrides as words of a command line.
+        leave_out: keys to omit, because the job script sets them itself.
     """
     lines: list[str] = []
     rest = list(words)

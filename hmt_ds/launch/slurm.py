@@ -1,4 +1,4 @@
-"""``hmt-ds launch slurm RECIPE``: write job scripts for Slurm and submit them, each to follow the one before."""
+"""``hmt-ds launch slurm RECIPE``: write Slurm job scripts and submit them, each to start after the previous one."""
 
 import shlex
 import shutil
@@ -11,10 +11,13 @@ from hmt_ds.launch.launch_options import LaunchOptions
 
 
 def launch(recipe_file: str, options: LaunchOptions, overrides: list[str], problems: list[str]) -> None:
-    """Write and submit the job scripts, or print them with ``--dry-run``.
+    """Write and submit the job scripts of a launch, or print them with ``--dry-run``.
 
     Args:
-        problems: of the options, reported together with those of the recipes.
+        recipe_file: recipe to train.
+        options: options of ``hmt-ds launch``.
+        overrides: overrides of the recipe.
+        problems: problems of the options, reported together with those of the recipes.
 
     Raises:
         ConfigError: with a line for each problem.
@@ -42,7 +45,10 @@ def launch(recipe_file: str, options: LaunchOptions, overrides: list[str], probl
 
 
 def submit(words: list[str]) -> str:
-    """Call sbatch; return the job's id.
+    """Submit a job with sbatch; return the job's id.
+
+    Args:
+        words: the whole sbatch command.
 
     Raises:
         ConfigError: with sbatch's error messages.
@@ -55,7 +61,7 @@ def submit(words: list[str]) -> str:
 
 
 def unused_name(file: Path) -> Path:
-    """Return the path, with a number added if it exists: an earlier script may have been edited."""
+    """Return a path that does not exist, by adding a number if needed: an existing script may have been edited."""
     number, found = 1, file
     while found.exists():
         number += 1

@@ -18,19 +18,21 @@ from hmt_ds.launch.local import run_ranks
 
 @dataclass(frozen=True, config=STRICT)
 class RankOptions(Options):
-    """The options of all commands that start ranks."""
+    """Options of all commands that start ranks: train, evaluate and bench."""
 
     ranks: AtLeastOne | None = None
-    """processes on this machine (default: as many as wrote the run's checkpoint, or one per GPU, or 1)"""
+    """number of ranks on this machine (default: as many as wrote the run's checkpoint, or one per GPU, or 1)"""
 
 
 def start_ranks(command: str, source: Path, ranks: int | None, overrides: list[str], problems: list[str]) -> int:
-    """Check the recipe, then train or evaluate on the ranks of this machine; return the exit code.
+    """Check a recipe, then train or evaluate it on ranks of this machine; return the exit code.
 
     Args:
         command: ``train`` or ``evaluate``.
         source: a recipe, or the folder of a run.
-        problems: of the options, reported together with those of the recipe.
+        ranks: number of ranks; None for the default.
+        overrides: overrides of the recipe.
+        problems: problems of the options, reported together with those of the recipe.
 
     Raises:
         ConfigError: with a line for each problem.
@@ -47,10 +49,14 @@ def start_ranks(command: str, source: Path, ranks: int | None, overrides: list[s
 def start_bench(
     source: Path, ranks: int | None, options: BenchOptions, overrides: list[str], problems: list[str]
 ) -> int:
-    """Check the recipe, then measure it on the ranks of this machine; return the exit code.
+    """Check a recipe, then benchmark it on ranks of this machine; return the exit code.
 
     Args:
-        problems: of the options, reported together with those of the recipe.
+        source: a recipe, or the folder of a run.
+        ranks: number of ranks; None for the default.
+        options: options of ``hmt-ds bench``.
+        overrides: overrides of the recipe.
+        problems: problems of the options, reported together with those of the recipe.
 
     Raises:
         ConfigError: with a line for each problem.
@@ -74,6 +80,12 @@ def start_bench(
 def check_recipe(recipe: Recipe, recipe_file: Path, *, writes_output: bool, with_data: bool) -> None:
     """Check a recipe against the model, the data and this machine.
 
+    Args:
+        recipe: the recipe.
+        recipe_file: path of the recipe; files may be named relative to it.
+        writes_output: whether training.output will be written, so that it must not hold another run.
+        with_data: whether documents and tokenizer are needed.
+
     Raises:
         ConfigError: with a line for each problem.
     """
@@ -87,7 +99,7 @@ def check_recipe(recipe: Recipe, recipe_file: Path, *, writes_output: bool, with
 
 
 def set_rank_environment() -> None:
-    """Set environment variables for this process and the ranks, which inherit them."""
+    """Set environment variables for this process and the ranks that it starts, which inherit them."""
     # DeepSpeed compiles with ninja, which is beside this Python where the environment was not activated
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     if not number_of_gpus():

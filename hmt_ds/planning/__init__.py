@@ -1,1 +1,1 @@
-"""Estimates of a layout's time and memory, before it runs."""
+"""Estimates of a run's time and memory before it starts: FLOPs, pipeline schedules, clusters."""

@@ -1,4 +1,4 @@
-"""A lower bound on activation memory, to refuse what cannot fit before anything starts."""
+"""A lower bound on activation memory, to refuse recipes that cannot fit before anything starts."""
 
 from typing import Protocol
 
@@ -8,7 +8,7 @@ GIB = 2**30
 
 
 class LayerSizes(Protocol):
-    """The sizes in a backbone's configuration that every family has."""
+    """The sizes that a backbone's configuration has in every model family."""
 
     @property
     def hidden_size(self) -> int:
@@ -20,13 +20,13 @@ class LayerSizes(Protocol):
 
 
 def bytes_per_position(config: LayerSizes, recompute: str, size: int) -> int:
-    """Return the bytes that all layers keep for the backward pass of one position, at least.
+    """Return a lower bound on the bytes that all layers keep for the backward pass, per token position.
 
     A layer keeps the inputs and results of its matrix products: about six times the hidden size and three times the
     MLP's. Measured on an H100 with compiled layers: 1.24 MiB in bf16 for a Llama of 1.1B; this formula gives 1.22.
 
     Args:
-        config: the backbone's.
+        config: configuration of the backbone.
         recompute: ``none``, ``selective`` or ``segment+layer``; ``segment`` and ``auto`` count like ``none``.
         size: bytes of a number.
     """
@@ -39,9 +39,12 @@ def bytes_per_position(config: LayerSizes, recompute: str, size: int) -> int:
 def kept_bytes(
     config: LayerSizes, settings: MemorySettings, recompute: str, *, batch: int, depth: int, size: int
 ) -> int:
-    """Return the peak bytes of a window's activations, at least.
+    """Return a lower bound on the peak bytes of a window's activations.
 
     Args:
+        config: configuration of the backbone.
+        settings: settings of the memory.
+        recompute: the recipe's ``compute.recompute``.
         batch: rows per rank.
         depth: segments of a window.
         size: bytes of a number.

@@ -1,7 +1,7 @@
 """Estimate a training step on a cluster with a pipeline, ZeRO-1 and ZeRO-3, to see where its time goes.
 
 Counted are matrix products, messages and GPU memory. Not counted are attention scores, norms, the recall, the
-optimizer's arithmetic (equal for all of them), kernel launches and ZeRO-3's hooks, which cost more than its messages
+optimizer's arithmetic (equal for every method), kernel launches and ZeRO-3's hooks, which cost more than its messages
 within a node: the estimate for ZeRO-3 is a best case.
 """
 
@@ -27,7 +27,7 @@ GATHERED = 0.1  # of the memory: two of ZeRO-3's leaf modules and their gradient
 
 @dataclass(frozen=True)
 class Cluster:
-    """Nodes of GPUs.
+    """A cluster: nodes of GPUs, with their speed, memory and network.
 
     Attributes:
         between_nodes: bytes per second into a node, and out of it, shared by its GPUs.
@@ -47,14 +47,15 @@ class Cluster:
     latency_between: float = 20e-6
 
     def all_gather_seconds(self, size: float, in_node: int, nodes: int, sharing: int = 1) -> float:
-        """Return the seconds of an all-gather or a reduce-scatter of ``size`` bytes in all.
+        """Estimate the seconds of an all-gather or a reduce-scatter.
 
         Each GPU must receive all but its own shard, and each node all but its own, at least once; NCCL's ring
         algorithms need no more.
 
         Args:
+            size: bytes of the gathered tensor.
             in_node: ranks of the process group on each node.
-            nodes: that the process group spans.
+            nodes: number of nodes that the process group spans.
             sharing: process groups that communicate at the same time on a node.
         """
         into_gpu = size * (1 - 1 / (in_node * nodes)) if in_node > 1 else 0.0
@@ -64,12 +65,13 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Job:
-    """A training job: all weights, in bf16 with float32 gradient sums, by Adam.
+    """A training job to estimate: all weights trained in bf16 by Adam, with float32 gradient sums.
 
     Attributes:
-        settings: of the memory.
-        segments: per window.
-        rows: per step and GPU.
+        shape: sizes of the backbone.
+        settings: settings of the memory.
+        segments: segments per window.
+        rows: rows per optimizer step and GPU.
     """
 
     shape: ModelShape
@@ -78,26 +80,31 @@ class Job:
     rows: int = 2
 
     def forward_flops(self, parameters: float, *, summary: bool = False) -> float:
-        """Return the FLOPs of one row's forward pass: 2 per parameter and position, as in planning/flops.py."""
+        """Return the FLOPs of one row's forward pass over a segment: 2 per parameter and position.
+
+        Args:
+            parameters: number of parameters.
+            summary: count the summary pass instead.
+        """
         return 2 * parameters * (summary_positions(self.settings) if summary else self.settings.positions)
 
     @property
     def tokens(self) -> int:
-        """Fresh tokens per step and GPU."""
+        """Fresh tokens per optimizer step and GPU."""
         return self.rows * self.segments * self.settings.segment_length
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The estimated step of a layout.
+    """The estimated optimizer step of a way to distribute a job.
 
     Attributes:
-        layout: in words.
-        seconds: of the step.
+        layout: description of the distribution.
+        seconds: duration of the step.
         tokens_per_second: fresh tokens per second and GPU.
-        idle: share of the step in which a GPU runs no matrix products.
+        idle: fraction of the step in which a GPU runs no matrix products.
         bytes: memory of the fullest GPU.
-        fits: whether a GPU has that memory.
+        fits: whether that memory fits into a GPU.
     """
 
     layout: str
@@ -109,7 +116,11 @@ class Estimate:
 
 
 def comparison(options: CompareOptions) -> list[tuple[int, str, Estimate | None]]:
-    """Return number of GPUs, method and estimate; None where no pipeline is possible."""
+    """Estimate a job with ZeRO-1, a pipeline and ZeRO-3 on clusters of several sizes.
+
+    Returns:
+        Number of GPUs, name of the method, and the estimate; None if no pipeline is possible.
+    """
     shape = SHAPES[options.shape]
     settings = MemorySettings(options.segment_length, recall_dim=shape.hidden_size)
     job = Job(shape, settings, options.segments, options.rows)
@@ -119,19 +130,32 @@ def comparison(options: CompareOptions) -> list[tuple[int, str, Estimate | None]
 
 
 def estimate(job: Job, cluster: Cluster, layout: str, seconds: float, arithmetic: float, size: float) -> Estimate:
-    """Return an estimate from the seconds of a step and those of its matrix products on a GPU."""
+    """Build an estimate from the duration and the memory of a step.
+
+    Args:
+        job: the job.
+        cluster: the cluster.
+        layout: description of the distribution.
+        seconds: duration of the step.
+        arithmetic: seconds of matrix products on a GPU.
+        size: bytes of the fullest GPU.
+    """
     fits = size <= USABLE * cluster.memory
     return Estimate(layout, seconds, job.tokens / seconds, 1 - arithmetic / seconds, size, fits)
 
 
 def best_pipeline(job: Job, cluster: Cluster, gpus: int) -> Estimate | None:
-    """Return the fastest pipeline that fits; if none fits, the one with the least memory; None if there is none."""
+    """Estimate the best number of pipeline stages: the fastest that fits, or else the one with the least memory.
+
+    Returns:
+        None if no number of stages is possible.
+    """
     found = [pipeline(job, cluster, gpus, stages) for stages in stage_counts(job.shape, cluster, gpus)]
     return min(found, key=lambda e: (not e.fits, e.seconds if e.fits else e.bytes), default=None)
 
 
 def stage_counts(shape: ModelShape, cluster: Cluster, gpus: int) -> Iterator[int]:
-    """Yield the numbers of stages that divide the layers equally and do not straddle a part of a node."""
+    """Yield the numbers of stages that divide layers and GPUs, and divide the GPUs of a node or fill whole nodes."""
     for stages in range(2, min(shape.num_hidden_layers, gpus) + 1):
         straddles = cluster.gpus_per_node % stages and stages % cluster.gpus_per_node
         if not straddles and gpus % stages == 0 and shape.num_hidden_layers % stages == 0:
@@ -162,11 +186,17 @@ def pipeline(job: Job, cluster: Cluster, gpus: int, stages: int) -> Estimate:
 
 @lru_cache(maxsize=64)
 def pipeline_window(job: Job, cluster: Cluster, stages: int, graph: float, free_bytes: float) -> tuple[Timeline, float]:
-    """Simulate a window of one pipeline on consecutive ranks; return it with the bytes of a stage's kept graphs.
+    """Simulate a window of one pipeline on consecutive ranks.
 
     Args:
-        graph: bytes of the graph of a segment pass.
-        free_bytes: for stage inputs and graphs.
+        job: the job.
+        cluster: the cluster.
+        stages: number of pipeline stages.
+        graph: bytes of the autograd graph of a pass over a segment.
+        free_bytes: GPU memory for stashed inputs and graphs.
+
+    Returns:
+        The simulated window, and the bytes of the graphs that a stage keeps.
     """
     node, settings = cluster.gpus_per_node, job.settings
     within, between = (
@@ -195,10 +225,14 @@ def pipeline_window(job: Job, cluster: Cluster, stages: int, graph: float, free_
 
 
 def stage_durations(job: Job, cluster: Cluster, stages: int, summary_group: int, *, last: bool) -> Durations:
-    """Return the seconds of a stage's actions. The last stage runs the head, in backward passes only.
+    """Return the seconds of a pipeline stage's passes.
 
     Args:
+        job: the job.
+        cluster: the cluster.
+        stages: number of pipeline stages.
         summary_group: micro-batches per summary pass.
+        last: whether the stage is the last one, whose backward passes include the head.
     """
     layers = job.shape.num_hidden_layers // stages * job.shape.layer_parameters
     segment = job.forward_flops(layers) / cluster.rate
@@ -210,7 +244,7 @@ def stage_durations(job: Job, cluster: Cluster, stages: int, summary_group: int,
 
 
 def zero1(job: Job, cluster: Cluster, gpus: int) -> Estimate:
-    """Estimate ZeRO-1 with ``compute.reduction step``: each GPU has all weights and their float32 gradient sums."""
+    """Estimate ZeRO-1 with ``compute.reduction step``: each GPU has all weights and float32 gradient sums."""
     parameters = job.shape.parameters
     size = (REPLICATED + SHARDED / gpus) * parameters
     in_node = min(gpus, cluster.gpus_per_node)
@@ -219,7 +253,7 @@ def zero1(job: Job, cluster: Cluster, gpus: int) -> Estimate:
 
 
 def zero3(job: Job, cluster: Cluster, gpus: int) -> Estimate:
-    """Estimate ZeRO-3 with ``compute.reduction segment``: each pass all-gathers weights, backward reduces gradients."""
+    """Estimate ZeRO-3 with ``compute.reduction segment``: every pass all-gathers, every backward pass also reduces."""
     parameters = job.shape.parameters
     size = (REPLICATED + SHARDED) * parameters / gpus + GATHERED * cluster.memory
     in_node = min(gpus, cluster.gpus_per_node)
@@ -237,9 +271,12 @@ def data_parallel(
     batches no larger than a segment, and are recomputed.
 
     Args:
-        states: bytes of weights, gradient sums and optimizer states.
-        gather: seconds to all-gather all weights, or to reduce all gradients.
-        reduction: seconds at the end of the step.
+        job: the job.
+        cluster: the cluster.
+        layout: description of the distribution.
+        states: bytes of weights, gradient sums and optimizer states on a GPU.
+        gather: seconds to all-gather all weights, or to reduce all gradients, in each pass.
+        reduction: seconds of the reduction at the end of the step.
     """
     free_bytes = USABLE * cluster.memory - states
     row = job.settings.positions * bytes_per_position(job.shape, "none", BF16)
@@ -255,7 +292,13 @@ def data_parallel(
 
 
 def window_passes(job: Job, kept: int, gather: float) -> Iterator[tuple[float, float]]:
-    """Yield FLOPs per row and message seconds of each pass over a window. Backward passes gather and reduce."""
+    """Yield the FLOPs per row and the message seconds of each pass over a window.
+
+    Args:
+        job: the job.
+        kept: number of segments that keep their activations.
+        gather: seconds to all-gather all weights; a backward pass gathers and reduces.
+    """
     layers = job.shape.num_hidden_layers * job.shape.layer_parameters
     without_head = job.forward_flops(layers)
     with_head = job.forward_flops(layers + job.shape.head_parameters)

@@ -1,4 +1,4 @@
-"""FLOPs of a training step, and the share of a device's peak rate that they use."""
+"""FLOPs of a training step, and the fraction of a device's peak rate that they use (MFU)."""
 
 import statistics
 
@@ -22,12 +22,12 @@ PEAK_FLOPS = {
 
 
 def peak_flops(device_name: str) -> float | None:
-    """Return a device's datasheet rate in FLOP/s, or None if it is not listed."""
+    """Return a GPU's peak FLOP/s in bf16 by its datasheet; None if its name is not listed."""
     return next((rate for name, rate in PEAK_FLOPS.items() if name in device_name), None)
 
 
 def positions_per_token(settings: MemorySettings) -> float:
-    """Return the positions the backbone runs on per fresh token: prompts, sensory tokens and summaries included."""
+    """Return the positions that the backbone computes per fresh token: prompts, sensory tokens, summaries included."""
     return (settings.positions + summary_positions(settings)) / settings.segment_length
 
 
@@ -37,14 +37,14 @@ def summary_positions(settings: MemorySettings) -> int:
 
 
 def useful_flops_per_token(parameters: int, trained: int, settings: MemorySettings) -> float:
-    """Return the FLOPs of the forward and backward pass per fresh token.
+    """Return the FLOPs of forward and backward passes per fresh token, without recomputation and attention scores.
 
-    2 per parameter and position forward, 2 backward for the activations, 2 more for each trained weight. Recomputation
-    and attention scores are not counted.
+    2 per parameter and position forward, 2 backward for the activations, and 2 more for each trained weight.
 
     Args:
-        parameters: of the whole model.
-        trained: how many of them are trained.
+        parameters: number of parameters of the whole model.
+        trained: number of trained parameters.
+        settings: settings of the memory.
     """
     return (4 * parameters + 2 * trained) * positions_per_token(settings)
 
@@ -53,9 +53,10 @@ def repeated_positions(settings: MemorySettings, plan: RecomputePlan, segments: 
     """Return how many positions per row of a window the layers recompute.
 
     Args:
-        plan: what keeps its activations.
-        segments: of the window.
-        layers_again: whether activation checkpointing recomputes every layer in its backward pass (segment+layer).
+        settings: settings of the memory.
+        plan: which segments and summaries keep their activations.
+        segments: segments of the window.
+        layers_again: whether the backward pass recomputes each layer once more (recompute: segment+layer).
     """
     every = segments * (settings.positions + summary_positions(settings))
     again = int(layers_again) * every
@@ -69,13 +70,14 @@ def repeated_positions(settings: MemorySettings, plan: RecomputePlan, segments: 
 
 
 def matrix_rate(device: torch.device, size: int = 8192, repeats: int = 20) -> float:
-    """Measure the FLOP/s of a GPU's bf16 matrix product, as a median.
+    """Measure the FLOP/s of a GPU's bf16 matrix product; return the median.
 
-    On random numbers: a GPU multiplies zeros faster than real activations.
+    The matrices are random: a GPU multiplies zeros faster than real activations.
 
     Args:
-        size: of the square matrices.
-        repeats: timed products, after a quarter as many untimed ones.
+        device: the GPU.
+        size: rows and columns of the matrices.
+        repeats: number of timed products, after a quarter as many untimed ones.
     """
     one, other = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     out, cuda, marks = torch.empty_like(one), torch.get_device_module(device), []
@@ -90,13 +92,14 @@ def matrix_rate(device: torch.device, size: int = 8192, repeats: int = 20) -> fl
 
 
 def rates(tokens: float, seconds: float, useful: float, executed: float, peaks: dict[str, float]) -> dict[str, float]:
-    """Return the speed of one rank.
+    """Return the speed of a rank: tokens/s, FLOP/s, and fractions of the device's peak.
 
     Args:
         tokens: fresh tokens.
+        seconds: duration.
         useful: FLOPs without recomputation.
         executed: FLOPs with recomputation.
-        peaks: peak FLOP/s of its device, by source (``measured``, ``datasheet``).
+        peaks: peak FLOP/s of the device, by source (``measured``, ``datasheet``).
     """
     result = {
         "tokens_per_second_per_gpu": tokens / seconds,

@@ -25,7 +25,7 @@ def plan(options: ScheduleOptions | CompareOptions) -> int:
 
 
 def draw(options: ScheduleOptions) -> int:
-    """Draw the schedule of equal stages; returns the exit code."""
+    """Draw a pipeline schedule of equally fast stages in the terminal, and as a picture; return the exit code."""
     shape = options.shape
     group = summary_group_size(*shape, UNIT_COSTS.summary / UNIT_COSTS.segment) if options.mode == "hmt" else 1
     costs = replace(UNIT_COSTS, summary=UNIT_COSTS.summary * group)
@@ -51,7 +51,7 @@ def draw(options: ScheduleOptions) -> int:
 
 
 def facts(timeline: Timeline, bound: float, summary_group: int) -> list[str]:
-    """Return a line each for time, lower bound, pipeline bubble and stashed inputs."""
+    """Return lines about a simulated schedule: duration, lower bound, pipeline bubble and stashed inputs."""
     above = timeline.time / bound - 1
     bubbles, kept = sorted(timeline.bubbles), sorted(timeline.stashed_inputs)
     grouped = [f"summaries    {summary_group} micro-batches per summary pass"] if summary_group > 1 else []
@@ -66,11 +66,11 @@ def facts(timeline: Timeline, bound: float, summary_group: int) -> list[str]:
 
 
 def between(low: str, high: str) -> str:
-    """Format a range, or one number if both ends are equal."""
+    """Format a range such as "2 to 5", or a single number if both ends are equal."""
     return low if low == high else f"{low} to {high}"
 
 
 def console(most: int) -> Console:
-    """Return a console as wide as the terminal, up to a limit; without a terminal, as wide as the limit."""
+    """Return a console as wide as the terminal, with at most ``most`` columns; without a terminal, exactly as wide."""
     out = Console()
     return Console(width=min(most, out.width) if out.is_terminal else most)

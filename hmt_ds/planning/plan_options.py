@@ -20,14 +20,14 @@ PositiveNumber = Annotated[float, Field(gt=0)]
 
 
 def check_shape(name: str) -> str:
-    """Raise ValueError if no shape has the name."""
+    """Raise ValueError if a name is not that of a known size of Llama."""
     if name not in SHAPES:
         raise ValueError(f"must be one of {', '.join(SHAPES)}, got {name!r}")
     return name
 
 
 def check_gpus(text: str) -> str:
-    """Raise ValueError if a list of GPU counts has others than 1, 2, 4 and multiples of 8."""
+    """Raise ValueError if a list of GPU counts has numbers other than 1, 2, 4 and multiples of 8."""
     counts = [int(count) if count.strip().isdecimal() else 0 for count in text.split(",")]
     if min(counts) < 1:
         raise ValueError(f"must be whole numbers of at least 1, such as 8,64, got {text!r}")
@@ -41,23 +41,23 @@ class ScheduleOptions(Options):
     """The options of `hmt-ds plan --schedule`."""
 
     stages: AtLeastOne = 4
-    """pipeline stages"""
+    """number of pipeline stages"""
     segments: AtLeastOne = 4
-    """segments per window"""
+    """number of segments per window"""
     micro_batches: AtLeastOne | None = None
-    """micro-batches per window (default: the number of stages)"""
+    """number of micro-batches per window (default: the number of stages)"""
     mode: Mode = "hmt"
-    """memory mode, as memory.mode of a recipe"""
+    """memory mode, as in a recipe's memory.mode"""
     picture: Annotated[FilePath | None, "FILE", AfterValidator(check_picture)] = None
-    """write the whole schedule to a .png, .svg or .pdf file"""
+    """write the schedule as a picture to a .png, .svg or .pdf file"""
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Stages, segments and micro-batches."""
+        """The numbers of stages, segments and micro-batches."""
         return self.stages, self.segments, self.micro_batches or self.stages
 
     def conflicts(self) -> list[str]:
-        """Refuse schedules that take too long to compute."""
+        """Return a line if the schedule would take too long to simulate."""
         stages, segments, batches = self.shape
         if (actions := stages * segments * batches) <= MAX_ACTIONS:
             return []
@@ -70,19 +70,19 @@ class CompareOptions(Options):
     """The options of `hmt-ds plan --compare`."""
 
     shape: Annotated[str, "|".join(SHAPES), AfterValidator(check_shape)] = "7b"
-    """size of the Llama model"""
+    """size of the Llama backbone"""
     gpus: Annotated[str, "N,N,...", AfterValidator(check_gpus)] = "8,64,256,1024"
-    """numbers of GPUs, 8 per node, 80 GB each"""
+    """numbers of GPUs to compare, 8 per node, 80 GB each"""
     between_nodes: Annotated[PositiveNumber, "GB/S"] = 50
-    """bandwidth into a node, shared by its GPUs; the default is one network card"""
+    """network bandwidth into a node, shared by its GPUs; the default is one network card"""
     rate: Annotated[PositiveNumber, "TFLOP/S"] = 600
     """rate that a GPU achieves in matrix products"""
     rows: AtLeastOne = 2
-    """rows per step and GPU"""
+    """rows per optimizer step and GPU"""
     segment_length: AtLeastOne = 1024
-    """fresh tokens per segment"""
+    """number of fresh tokens per segment"""
     segments: AtLeastOne = 8
-    """segments per window"""
+    """number of segments per window"""
 
     @property
     def gpu_counts(self) -> tuple[int, ...]:
@@ -90,14 +90,14 @@ class CompareOptions(Options):
         return tuple(int(count) for count in self.gpus.split(","))
 
     def conflicts(self) -> list[str]:
-        """Refuse comparisons that take too long to compute."""
+        """Return a line if the comparison would take too long to compute."""
         if (product := self.rows * self.segments) <= MAX_ROWS:
             return []
         return [f"{self.rows} rows x {self.segments} segments are {product:,}: at most {MAX_ROWS} can be estimated"]
 
 
 def add_plan_options(command: argparse.ArgumentParser) -> None:
-    """Name the options of both uses of the command."""
+    """Add the options of ``--schedule`` and ``--compare`` to the parser of `hmt-ds plan`."""
     what = command.add_mutually_exclusive_group(required=True)
     what.add_argument("--schedule", action="store_true", help="draw each stage's passes and compare with a lower bound")
     what.add_argument("--compare", action="store_true", help="estimate the time of a step with pipelines and with ZeRO")
@@ -107,10 +107,10 @@ def add_plan_options(command: argparse.ArgumentParser) -> None:
 
 
 def read_plan_options(arguments: argparse.Namespace) -> ScheduleOptions | CompareOptions:
-    """Build the options of ``--schedule`` or ``--compare``, whichever was given.
+    """Build the options of `hmt-ds plan` from the parsed arguments, for ``--schedule`` or ``--compare``.
 
     Raises:
-        ConfigError: with a line for each option that is wrong or belongs to the other use.
+        ConfigError: with a line for each option that is wrong, or is given for the wrong one of the two.
     """
     kind: type[ScheduleOptions | CompareOptions] = ScheduleOptions if arguments.schedule else CompareOptions
     other, use = (CompareOptions, "--compare") if arguments.schedule else (ScheduleOptions, "--schedule")

@@ -1,11 +1,11 @@
-"""The sizes of Llama models, for estimates without a configuration file."""
+"""Sizes of Llama models, for estimates without a configuration file."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The sizes of a Llama, named as in its configuration.
+    """The sizes of a Llama model, named as in its configuration.
 
     Attributes:
         key_value_share: key and value heads per query head.
@@ -19,18 +19,18 @@ class ModelShape:
 
     @property
     def layer_parameters(self) -> int:
-        """Parameters of a layer: query and output, key and value, three MLP matrices, two norms."""
+        """Number of parameters of a layer: query and output, key and value, three MLP matrices, two norms."""
         dim = self.hidden_size
         return round(2 * dim * dim * (1 + self.key_value_share)) + 3 * dim * self.intermediate_size + 2 * dim
 
     @property
     def head_parameters(self) -> int:
-        """Parameters of the head; the embedding has as many, untied."""
+        """Number of parameters of the output head; the untied embedding has as many."""
         return self.vocab_size * self.hidden_size
 
     @property
     def parameters(self) -> int:
-        """All parameters, the last norm included."""
+        """Number of parameters of the whole model."""
         return self.num_hidden_layers * self.layer_parameters + 2 * self.head_parameters + self.hidden_size
 
 

@@ -1,4 +1,4 @@
-"""Simulate a pipeline schedule, and bound the time of any schedule from below.
+"""Simulate a pipeline schedule, and compute a lower bound on the time of any schedule.
 
 Imports no torch, so that ``hmt-ds plan`` starts quickly.
 """
@@ -24,7 +24,7 @@ Durations = Mapping[tuple[Kind, bool], float]  # of an action, by its kind and w
 
 
 def durations(costs: Costs) -> dict[tuple[Kind, bool], float]:
-    """Return the duration of each kind of action."""
+    """Return the duration of each kind of pass, forward (False) and backward (True)."""
     forward = {Kind.SEGMENT: costs.segment, Kind.SUMMARY: costs.summary, Kind.RECALL: costs.recall}
     factors = {False: 1.0, True: costs.backward}
     return {(kind, way): time * factor for kind, time in forward.items() for way, factor in factors.items()}
@@ -32,11 +32,11 @@ def durations(costs: Costs) -> dict[tuple[Kind, bool], float]:
 
 @dataclass(frozen=True)
 class Link:
-    """A connection between two stages, equally fast in both directions.
+    """A network link between two pipeline stages, equally fast in both directions.
 
     Attributes:
-        latency: seconds until the first byte arrives.
-        bandwidth: bytes per second in each direction. A message waits until those before it have left.
+        latency: seconds until a message's first byte arrives.
+        bandwidth: bytes per second in each direction. A message waits until earlier ones have left.
     """
 
     latency: float = 0.0
@@ -45,13 +45,13 @@ class Link:
 
 @dataclass(frozen=True)
 class Machine:
-    """The stages and links that a schedule runs on.
+    """The pipeline stages and links that a schedule is simulated on.
 
     Attributes:
-        stages: the durations of each stage's actions.
-        links: between stage p and stage p + 1, for all stages but the last.
+        stages: durations of each stage's passes.
+        links: the link between stage p and stage p + 1, for all stages but the last.
         wraparound: the link between the last stage and the first.
-        message_bytes: size of a message, by the kind of the action that sends it; gradients have the same size. Of
+        message_bytes: bytes of the message that a pass sends, by kind of pass; gradients have the same size. For
             segments and summaries it is also the size of a stashed stage input.
         recomputes_early: whether a backward pass recomputes before its gradient arrives, as the executor does. The
             lower bound assumes that it waits first.
@@ -74,7 +74,7 @@ class Machine:
         recomputes_early: bool = False,
         kept_graphs: Sequence[Collection[Action]] = (),
     ) -> "Machine":
-        """Return equal stages, and links of unlimited bandwidth."""
+        """Return a machine of equally fast stages, and links of unlimited bandwidth."""
         links, wraparound = [Link(costs.link)] * (stages - 1), Link(costs.wraparound)
         return cls(
             [durations(costs)] * stages,
@@ -85,30 +85,30 @@ class Machine:
         )
 
     def recomputation(self, action: Action, stage: int) -> float:
-        """Return the share of an action's duration that is recomputation of its forward pass."""
+        """Return the part of a pass's duration in which it recomputes its forward pass; 0 for forward passes."""
         kept = self.kept_graphs and forward_of(action) in self.kept_graphs[stage]
         return self.stages[stage][action.kind, False] if action.backward and not kept else 0.0
 
     def duration(self, action: Action, stage: int) -> float:
-        """Return the duration of an action on a stage."""
+        """Return the duration of a pass on a stage."""
         seconds = self.stages[stage][action.kind, action.backward]
         if not action.backward:
             return seconds
         return seconds - (self.stages[stage][action.kind, False] - self.recomputation(action, stage))
 
     def head_start(self, action: Action, stage: int) -> float:
-        """Return how long an action can run before its last message has to be there."""
+        """Return how long a pass can run before its last message must have arrived: the time of the recomputation."""
         return self.recomputation(action, stage) if self.recomputes_early else 0.0
 
     def link(self, action: Action, stage: int, to: int) -> Link:
-        """Return the link that an action's result takes. Two stages have the wraparound link as a second one."""
+        """Return the link that a pass's result takes; between two stages, the wraparound is a second link."""
         wraps = action.kind == Kind.RECALL or (action.backward and to > stage)
         return self.wraparound if wraps else self.links[min(stage, to)]
 
 
 @dataclass(frozen=True)
 class TimedAction:
-    """An action with its simulated start and stop."""
+    """A pass with its simulated start and stop."""
 
     action: Action
     start: float
@@ -117,13 +117,13 @@ class TimedAction:
 
 @dataclass(frozen=True)
 class Timeline:
-    """A simulated optimizer step.
+    """A simulated optimizer step of one window.
 
     Attributes:
-        stages: the timed actions of each stage.
+        stages: timed passes of each stage.
         stashed_inputs: peak number of stashed inputs, by stage.
         stashed_bytes: peak bytes of stashed inputs, by stage.
-        after_window: time after the last action, for the gradient reduction and the optimizer step.
+        after_window: time after the last pass, for the gradient reduction and the optimizer step.
     """
 
     stages: list[list[TimedAction]]
@@ -133,23 +133,23 @@ class Timeline:
 
     @cached_property
     def window_time(self) -> float:
-        """Time until the last action is done."""
+        """Time from the start until the last pass is done."""
         return max(actions[-1].stop for actions in self.stages)
 
     @property
     def time(self) -> float:
-        """Time of the whole step."""
+        """Time of the whole optimizer step, gradient reduction included."""
         return self.window_time + self.after_window
 
     @property
     def bubbles(self) -> list[float]:
-        """The pipeline bubble of each stage: the share of the window's time in which it is idle."""
+        """The pipeline bubble of each stage: the fraction of the window's time in which it is idle."""
         busy = [sum(timed.stop - timed.start for timed in actions) for actions in self.stages]
         return [1 - seconds / self.window_time for seconds in busy]
 
 
 class Simulation:
-    """Runs each stage's actions in order, each as soon as its dependencies are met. Sending takes no stage's time."""
+    """Runs each stage's passes in order, each as soon as its dependencies are met. Sending takes no stage's time."""
 
     def __init__(self, schedule: list[list[Action]], machine: Machine, mode: str):
         self.schedule, self.machine, self.mode = schedule, machine, mode
@@ -163,10 +163,10 @@ class Simulation:
         self.link_free: dict[tuple[int, int], float] = {}  # when the last message from one stage to another has left
 
     def run(self) -> list[list[TimedAction]]:
-        """Simulate all actions.
+        """Simulate all passes; return the timed passes of each stage.
 
         Raises:
-            ValueError: on a deadlock.
+            ValueError: if the schedule has a deadlock.
         """
         runnable = deque(range(self.count))
         while runnable:
@@ -176,7 +176,7 @@ class Simulation:
         return self.timed
 
     def advance(self, stage: int) -> set[int]:
-        """Run a stage as far as it can go; return the stages that it has sent messages to."""
+        """Run a stage's passes until one has to wait; return the stages that it has sent messages to."""
         timed, receivers = self.timed[stage], set()
         for action in self.schedule[stage][len(timed) :]:
             ready = self.ready(action, stage)
@@ -194,7 +194,7 @@ class Simulation:
         return receivers
 
     def ready(self, action: Action, stage: int) -> float | None:
-        """Return when all dependencies of an action are met; None if that is not known yet."""
+        """Return the time at which all dependencies of a pass are met; None if some are not simulated yet."""
         latest = 0.0
         for at, needed in dependencies(action, stage, self.count, self.segments, self.mode, self.summary_group):
             when = (self.done if at == stage else self.arrived)[stage].get(needed)
@@ -204,7 +204,7 @@ class Simulation:
         return latest
 
     def send(self, action: Action, stage: int, to: int, now: float) -> float:
-        """Return when an action's result arrives."""
+        """Return the time at which a pass's result arrives at another stage."""
         link = self.machine.link(action, stage, to)
         seconds = self.machine.message_bytes.get(action.kind, 0.0) / link.bandwidth
         left = self.link_free[stage, to] = max(now, self.link_free.get((stage, to), 0.0)) + seconds
@@ -215,11 +215,13 @@ def simulate(schedule: list[list[Action]], machine: Machine, mode: str = "hmt", 
     """Simulate an optimizer step of one window.
 
     Args:
-        schedule: from :func:`pipeline_schedule`, or any other lists of actions.
+        schedule: each stage's passes in order, from :func:`pipeline_schedule` or made by hand.
+        machine: durations and links.
+        mode: memory mode of the schedule.
         after_window: time of the gradient reduction and the optimizer step.
 
     Raises:
-        ValueError: on a deadlock.
+        ValueError: if the schedule has a deadlock.
     """
     timed = Simulation(schedule, machine, mode).run()
     stashed_bytes = [peak_stashed_bytes(actions, machine.message_bytes) for actions in schedule]
@@ -227,7 +229,7 @@ def simulate(schedule: list[list[Action]], machine: Machine, mode: str = "hmt", 
 
 
 def peak_stashed_bytes(actions: list[Action], message_bytes: Mapping[Kind, float]) -> float:
-    """Return the peak bytes of a stage's stashed inputs, each from its forward to its backward pass."""
+    """Return the peak bytes of the inputs that a stage stashes, each from its forward to its backward pass."""
     if not any(action.backward for action in actions):
         return 0.0
     passes = [action for action in actions if action.kind != Kind.RECALL]
@@ -237,7 +239,7 @@ def peak_stashed_bytes(actions: list[Action], message_bytes: Mapping[Kind, float
 def lower_bound(
     stages: int, segments: int, micro_batches: int, *, mode: str = "hmt", backward: bool = True, costs: Costs
 ) -> float:
-    """Return a time that no schedule of equal stages beats; parallel/pipeline/README.md has the proof."""
+    """Return a lower bound on the time of any pipeline schedule of equal stages (parallel/pipeline/README.md)."""
     shape = (stages, segments, micro_batches, mode)
     back = costs.backward
     forward = half_bound(*shape, costs.segment, costs.summary, costs.recall, costs.link, costs.wraparound)
@@ -250,7 +252,17 @@ def lower_bound(
 def half_bound(
     stages: int, segments: int, batches: int, mode: str, f: float, s: float, c: float, link: float, wraparound: float
 ) -> float:
-    """Return the forward half of the bound; the backward half is the same with the durations of backward passes."""
+    """Return a lower bound on the time of all forward, or all backward, passes, from the durations of such passes.
+
+    Args:
+        stages: number of stages.
+        segments: segments of the window.
+        batches: micro-batches.
+        mode: memory mode.
+        f, s, c: durations of a segment, summary and recall pass.
+        link: duration of a message between neighbouring stages.
+        wraparound: duration of a message between the last and the first stage.
+    """
     others, wraparound = stages - 1, wraparound * (stages > 1)
     if mode == "backbone":
         return segments * batches * f + others * (f + link)

@@ -1,1 +1,1 @@
-"""Checks before any rank starts working."""
+"""Checks of a recipe before any rank starts working."""

@@ -15,11 +15,12 @@ from hmt_ds.planning.activations import GIB, kept_bytes
 
 
 def check_compute(recipe: Recipe, config: PreTrainedConfig, ds_config: dict[str, Any]) -> list[str]:
-    """Check the section ``compute``; return one line per problem.
+    """Check the recipe's section ``compute``; return one line per problem.
 
     Args:
-        config: the backbone's.
-        ds_config: DeepSpeed's, filled in.
+        recipe: the recipe.
+        config: configuration of the backbone.
+        ds_config: DeepSpeed's configuration, filled in.
     """
     config = config.get_text_config()
     if not hasattr(config, "num_hidden_layers"):
@@ -50,7 +51,7 @@ def check_compute(recipe: Recipe, config: PreTrainedConfig, ds_config: dict[str,
 
 
 def check_recompute(recipe: Recipe, config: PreTrainedConfig) -> list[str]:
-    """Check that the activations alone, under the chosen recomputation, fit into this machine's memory.
+    """Check that the activations alone, under ``compute.recompute``, fit into the memory of the GPU or the machine.
 
     A pipeline stage has its share of the layers. It runs one micro-batch at a time, but keeps the activations of all
     rows where nothing is recomputed.
@@ -75,7 +76,7 @@ def check_recompute(recipe: Recipe, config: PreTrainedConfig) -> list[str]:
 
 
 def check_leaf_layers(recipe: Recipe, config: PreTrainedConfig, stage: int) -> list[str]:
-    """Check the number of layers that ZeRO-3 gathers together."""
+    """Check ``compute.leaf_layers``, the number of layers that ZeRO-3 gathers together; return one line per problem."""
     wanted = recipe.compute.leaf_layers
     if wanted == "auto":
         return []
@@ -90,7 +91,7 @@ def check_leaf_layers(recipe: Recipe, config: PreTrainedConfig, stage: int) -> l
 
 
 def why_no_cuda_graphs(recipe: Recipe, config: PreTrainedConfig, ds_config: dict[str, Any]) -> str | None:
-    """Return why forward and backward passes cannot be replayed as CUDA graphs, or None if they can."""
+    """Return why forward and backward passes cannot be replayed as CUDA graphs; None if they can."""
     compute = recipe.compute
     if not torch.cuda.is_available():
         return "there is no GPU here"
@@ -107,7 +108,7 @@ def why_no_cuda_graphs(recipe: Recipe, config: PreTrainedConfig, ds_config: dict
 
 
 def memory_of_this_machine() -> tuple[int, str]:
-    """Return the bytes that activations can have, and whose they are: the smallest GPU's, or the host's."""
+    """Return the bytes of memory that activations can have, and whose they are: the smallest GPU's or the host's."""
     if torch.cuda.is_available():
         devices = range(torch.cuda.device_count())
         return min(torch.cuda.get_device_properties(d).total_memory for d in devices), "the GPU"

@@ -8,13 +8,13 @@ from hmt_ds.config.value_checks import why_no_folder
 
 
 def check_folders(recipe: Recipe) -> list[str]:
-    """Check that the folders to write into can be created."""
+    """Check that the folders that a recipe writes to can be created; return one line per problem."""
     named = {"training.output": recipe.training.output, "data.cache_dir": recipe.data.cache_dir}
     return [f"{key}: {reason}" for key, path in named.items() if (reason := why_no_folder(Path(path)))]
 
 
 def check_output(recipe: Recipe) -> list[str]:
-    """Refuse a folder that another start trains into, or that already holds a run, unless this is to be resumed."""
+    """Return a line if ``training.output`` already holds a run and the recipe does not resume it."""
     problem = held_here(Path(recipe.training.output))
     return [problem] if problem else check_no_run(recipe)
 

@@ -13,8 +13,9 @@ def check_pipeline(recipe: Recipe, config: PreTrainedConfig, ds_config: dict[str
     """Check a recipe with pipeline stages; return one line per problem.
 
     Args:
-        config: the backbone's.
-        ds_config: DeepSpeed's, filled in.
+        recipe: the recipe.
+        config: configuration of the backbone.
+        ds_config: DeepSpeed's configuration, filled in.
     """
     if recipe.pipeline.stages == 1:
         return []
@@ -26,7 +27,7 @@ def check_pipeline(recipe: Recipe, config: PreTrainedConfig, ds_config: dict[str
 
 
 def check_zero_stage(recipe: Recipe, stage: int) -> list[str]:
-    """Require ZeRO-1."""
+    """Require ZeRO-1 for a pipeline; return one line per problem."""
     if stage == 1:
         return []
     return [
@@ -60,7 +61,7 @@ def check_stages(recipe: Recipe, config: PreTrainedConfig) -> list[str]:
 
 
 def check_settings(recipe: Recipe, *, offloaded: bool) -> list[str]:
-    """Refuse settings that a pipeline does not support."""
+    """Return a line for each setting that pipelines do not support."""
     model, compute = recipe.model, recipe.compute
     checks = [
         (

@@ -1,4 +1,4 @@
-"""Check a recipe before anything starts, and read what a run needs. All problems are reported at once."""
+"""Check a recipe before anything starts, and read the data of its run. All problems are reported at once."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,9 +61,10 @@ def prepare(recipe: Recipe, recipe_file: str | Path, *, writes_output: bool = Tr
     """Check a recipe against the model, the data and this machine, and read its data.
 
     Args:
-        recipe_file: where the recipe is; files may be named relative to it.
+        recipe: the recipe.
+        recipe_file: path of the recipe; files may be named relative to it.
         writes_output: whether training.output will be written, so that it must not hold another run.
-        with_data: whether to read the data and the tokenizer; otherwise they are not looked for.
+        with_data: whether to read documents and tokenizer; otherwise they need not exist.
 
     Raises:
         ConfigError: with a line for each problem.
@@ -93,7 +94,7 @@ def prepare(recipe: Recipe, recipe_file: str | Path, *, writes_output: bool = Tr
 
 
 def check_model(recipe: Recipe, config: PreTrainedConfig, problems: Problems) -> list[str]:
-    """Check the backbone, the memory and the adapters; return warnings about the weights."""
+    """Check a recipe's backbone, memory and adapters; append problems, and return warnings about the weights."""
     model, source = recipe.model, recipe.model.source
     if isinstance(source, dict):
         problems.attempt(lambda: check_config_keys(source))
@@ -107,7 +108,7 @@ def check_model(recipe: Recipe, config: PreTrainedConfig, problems: Problems) ->
 
 
 def deepspeed_config(recipe: Recipe, recipe_file: str | Path) -> dict[str, Any]:
-    """Read the recipe's DeepSpeed file and fill in what the recipe determines.
+    """Read a recipe's DeepSpeed file, and fill in the values that the recipe determines.
 
     Raises:
         DeepSpeedConfigError: if there is no such file, or it contradicts the recipe.

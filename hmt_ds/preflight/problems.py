@@ -1,4 +1,4 @@
-"""Collects the problems of a recipe, so that all of them are reported at once."""
+"""Collect the problems of a recipe, so that all of them are reported at once."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -14,10 +14,15 @@ INPUT_ERRORS = (BackboneError, DataError, DeepSpeedConfigError, OptimizerError, 
 
 
 class Problems(list[str]):
-    """One line per problem."""
+    """A list of a recipe's problems, one line each."""
 
     def attempt(self, action: Callable[[], T], prefix: str = "") -> T | None:
-        """Return the action's result; if it raises one of INPUT_ERRORS, add its lines and return None."""
+        """Return a function's result; if it raises one of INPUT_ERRORS, append the error's lines and return None.
+
+        Args:
+            action: function without arguments.
+            prefix: what precedes each line of an error, such as ``deepspeed: ``.
+        """
         try:
             return action()
         except INPUT_ERRORS as error:

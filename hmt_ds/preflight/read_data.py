@@ -41,17 +41,18 @@ class Documents:
 
 
 class Row(TypedDict):
-    """A tokenized document."""
+    """A tokenized document in a data set."""
 
     input_ids: list[int]
     length: int
 
 
 def read_data(recipe: Recipe, vocab_size: int | None, problems: Problems) -> Documents | None:
-    """Read and tokenize training and held-out documents.
+    """Read and tokenize a recipe's training and held-out documents; None if that is not possible.
 
     Args:
-        vocab_size: of the backbone, if known.
+        recipe: the recipe.
+        vocab_size: number of token ids of the backbone, if known.
         problems: gets a line for each problem. If it has any before the documents are read, the run cannot start: files
             are looked for, but nothing is tokenized.
     """
@@ -105,7 +106,7 @@ def encode_retrieval(
 
 
 def shorten(documents: Dataset, recipe: Recipe) -> Dataset:
-    """Cut held-out documents to as many, and as many tokens of each, as an evaluation reads."""
+    """Cut held-out documents to the number of documents, and of tokens of each, that an evaluation reads."""
     documents = documents.select(range(min(len(documents), recipe.evaluation.documents or len(documents))))
     tokens = segments_needed(recipe.evaluation.segments_read) * recipe.memory.segment_length
 

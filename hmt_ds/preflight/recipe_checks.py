@@ -10,7 +10,7 @@ from hmt_ds.memory.settings import MemorySettings
 
 
 def check_training(recipe: Recipe) -> list[str]:
-    """Return settings that contradict each other or this machine: one line per problem."""
+    """Return a line for each setting of a recipe that contradicts another one or this machine."""
     problems = []
     memory = recipe.memory
     if memory.sensory_tokens > memory.segment_length:
@@ -90,7 +90,7 @@ def check_memory_recall(recipe: Recipe) -> list[str]:
 
 
 def check_positions(recipe: Recipe, config: PreTrainedConfig) -> list[str]:
-    """Check that prompts, sensory tokens and segment together fit into the backbone's positions."""
+    """Check that prompts, sensory tokens and segment together fit into the backbone's maximum number of positions."""
     memory = recipe.memory
     limit = getattr(config, "max_position_embeddings", None)
     if limit is None or memory.positions <= limit:

@@ -1,1 +1,1 @@
-"""What a person sees of a run: progress, metrics, tables, plots."""
+"""What users see of a run: progress, metrics, tables, plots."""

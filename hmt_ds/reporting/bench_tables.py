@@ -1,4 +1,4 @@
-"""The tables of `hmt-ds bench`."""
+"""The tables and notes that `hmt-ds bench` prints."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +17,7 @@ PARTS = {
 
 
 def bench_tables(result: Numbers) -> Iterator[Table | str]:
-    """The tables of a measurement: run, speed, phases and memory, with notes on how they are counted."""
+    """The tables of a benchmark: run, speed, phases and memory, with notes on how their numbers are counted."""
     yield run_table(result)
     yield speed_table(result["speed"])
     yield formulas(result)
@@ -30,13 +30,13 @@ def bench_tables(result: Numbers) -> Iterator[Table | str]:
 
 
 def reference_tables(result: Numbers) -> Iterator[Table | str]:
-    """The table of the comparison with HMT-pytorch, and what it compares."""
+    """The table that compares hmt_ds with HMT-pytorch, and notes on the comparison."""
     yield reference_table(result)
     yield reference_notes(result)
 
 
 def run_table(result: Numbers) -> Table:
-    """A table of the run, with the resolved settings."""
+    """The table of what a benchmark ran: model, ranks, window and resolved settings."""
     run, plan, pipeline = result["run"], result["plan"], result["pipeline"]
     table = Table("", "", title="what was run", show_header=False)
     parameters, trained = (run[name] / 1e6 for name in ("parameters", "trained_parameters"))
@@ -66,7 +66,7 @@ def run_table(result: Numbers) -> Table:
 
 
 def speed_table(speed: dict[str, Numbers]) -> Table:
-    """Rates of whole steps, and of forward and backward passes alone."""
+    """The table of rates (tokens/s, FLOP/s), for whole steps and for forward and backward passes alone."""
     table = Table(title="speed per GPU, the median step")
     for column in ("", "whole step", "forward and backward"):
         table.add_column(column, justify="right" if column else "left")
@@ -81,7 +81,7 @@ def speed_table(speed: dict[str, Numbers]) -> Table:
 
 
 def number(value: float, key: str) -> str:
-    """A rate as text, with the digits that matter."""
+    """Format a rate with a sensible number of digits, depending on its name."""
     if key.startswith(("mfu", "hfu")):
         return f"{value:.1%}"
     if key == "seconds":
@@ -90,7 +90,7 @@ def number(value: float, key: str) -> str:
 
 
 def formulas(result: Numbers) -> str:
-    """How the rates are counted, in words and numbers."""
+    """A note on the FLOPs behind the rates of a benchmark, as formulas with their numbers."""
     flops, run, peaks = result["flops"], result["run"], result["peak_flops_per_second"]
     again = flops["repeated_flops_per_window"] / flops["useful_flops_per_window"]
     lines = [
@@ -109,7 +109,7 @@ def formulas(result: Numbers) -> str:
 
 
 def phase_table(seconds: dict[str, float], segments: int) -> Table:
-    """Seconds and share of each phase of a step."""
+    """The table of the seconds, and the fraction of a step, of each phase."""
     table = Table(title=f"time by phase, in steps of {segments} segments")
     for column in ("phase", "seconds", "share"):
         table.add_column(column, justify="left" if column == "phase" else "right")
@@ -121,7 +121,7 @@ def phase_table(seconds: dict[str, float], segments: int) -> Table:
 
 
 def stages_table(pipeline: Numbers, segments: int) -> Table:
-    """Seconds of each stage by phase, and its bubble beside the schedule's."""
+    """The table of each pipeline stage's seconds by phase, with its measured bubble and the schedule's."""
     table = Table(title=f"seconds by phase and stage, in steps of {segments} segments")
     table.add_column("phase")
     for stage in range(pipeline["stages"]):
@@ -136,7 +136,7 @@ def stages_table(pipeline: Numbers, segments: int) -> Table:
 
 
 def bubble_notes() -> str:
-    """How to read the table of the stages."""
+    """A note on how to read the table of pipeline stages."""
     return (
         "backward: with what is computed again. wait: for a neighbour's message. A stage that is done with its windows "
         "before others waits for them in reduce and step.\n"
@@ -147,10 +147,11 @@ def bubble_notes() -> str:
 
 
 def memory_table(memory: Numbers, pipelines: int | None) -> Table:
-    """The parts of the peak. On CPUs the peak is resident memory, of which the parts are no shares.
+    """The table of the parts of peak memory. On CPUs the peak is resident memory, and the parts do not add up to it.
 
     Args:
-        pipelines: their number; None without pipeline parallelism.
+        memory: bytes by name.
+        pipelines: number of pipelines; None without pipeline stages.
     """
     at, peak, rank = memory["peak_phase"], memory["peak_bytes"], memory["rank"]
     stage = f" (stage {rank // pipelines})" if pipelines else ""
@@ -168,7 +169,7 @@ def memory_table(memory: Numbers, pipelines: int | None) -> Table:
 
 
 def reference_table(result: Numbers) -> Table:
-    """Forward and backward passes of hmt_ds and of HMT-pytorch."""
+    """The table of forward and backward passes of hmt_ds and of HMT-pytorch on the same work."""
     ours, theirs = result["speed"]["forward_and_backward"], result["reference"]
     table = Table(title="forward and backward, beside HMT-pytorch")
     for column in ("", "tokens/s", "peak GiB"):
@@ -189,7 +190,7 @@ def reference_table(result: Numbers) -> Table:
 
 
 def reference_notes(result: Numbers) -> str:
-    """What hmt_ds and HMT-pytorch do alike in the comparison, and what differs."""
+    """A note on what hmt_ds and HMT-pytorch have in common in the comparison, and what differs."""
     run, option = result["run"], result["reference"]["segment_length_option_tokens"]
     return (
         "The same backbone and windows. hmt_ds: loss on every token, without its phases reduce and step, peak of the "

@@ -1,7 +1,7 @@
-"""The log of a run: time, rank and level in front of each line, on stderr.
+"""The log of a run: lines on stderr with time, rank and level.
 
-Modules log through ``logging.getLogger(__name__)``. Rank 0 shows everything from INFO on; the other ranks show warnings
-and errors only, so what all ranks would warn of alike is logged by rank 0 alone.
+Modules log through ``logging.getLogger(__name__)``. Rank 0 shows messages from INFO on; the other ranks show only
+warnings and errors. A warning that concerns all ranks alike is logged by rank 0 alone.
 """
 
 import logging
@@ -16,10 +16,10 @@ PACKAGE = "hmt_ds"
 
 
 class ScreenHandler(logging.Handler):
-    """Writes records above the progress bar, which a plain write to stderr would tear."""
+    """Logging handler that prints above the progress bar, which a plain write to stderr would tear."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one record."""
+        """Print one log record above the progress bar."""
         try:
             tqdm.write(self.format(record), file=sys.stderr)
         except Exception:  # a log must never end a run
@@ -27,7 +27,7 @@ class ScreenHandler(logging.Handler):
 
 
 def start_log(rank: int) -> None:
-    """Show the package's log on this rank's stderr."""
+    """Show hmt_ds's log messages on this rank's stderr."""
     handler = ScreenHandler(logging.INFO if rank == 0 else logging.WARNING)
     layout = f"%(asctime)s rank {rank} %(levelname)s %(message)s"
     handler.setFormatter(logging.Formatter(layout, datefmt="%Y-%m-%d %H:%M:%S"))
@@ -39,7 +39,12 @@ def start_log(rank: int) -> None:
 
 @contextmanager
 def log_seconds(logger: logging.Logger, phase: str) -> Iterator[None]:
-    """Log how long a phase of the run took, if it ends well."""
+    """Log the duration of the ``with`` block, unless it raises.
+
+    Args:
+        logger: logger of the calling module.
+        phase: name of the work, such as ``building the model``.
+    """
     started = time.perf_counter()
     yield
     logger.info("%s: %.1f s", phase, time.perf_counter() - started)

@@ -19,25 +19,24 @@ logger = logging.getLogger(__name__)
 
 
 class Sink(Protocol):
-    """Somewhere that metrics are written to."""
+    """A destination of metrics: a file or a monitor."""
 
     def write(self, row: Row) -> None:
         """Write the metrics of one step."""
 
     def close(self) -> None:
-        """Write what is left; no more steps follow."""
+        """Write what is not written yet, after the last step."""
 
 
 class Metrics:
-    """Writes the metrics of a run to all sinks. One that cannot be written costs a warning, never the run.
+    """Writes the metrics of a run to all sinks. A sink that fails causes a warning; the run goes on.
 
     Args:
-        folder: of the run.
-        resume_step: rows of later steps are dropped, because those steps are taken again.
+        folder: folder of the run.
+        resume_step: rows of later steps are dropped, because the resumed run takes those steps again.
         wandb: ``off``, ``offline`` or ``online``.
         project: name of the project in wandb.
-        tensorboard, csv: whether to write these.
-        recipe: for monitors that show it.
+        tensorboard, csv: whether to write TensorBoard events and metrics.csv.
     """
 
     def __init__(
@@ -62,7 +61,7 @@ class Metrics:
             self.open("wandb", lambda: Wandb(folder, wandb, project, recipe or {}))
 
     def open(self, name: str, make: Callable[[], Sink]) -> None:
-        """Open a sink."""
+        """Open a sink of metrics; log a failure as a warning."""
         with self.warn_once(name):
             self.sinks[name] = make()
 
@@ -73,14 +72,14 @@ class Metrics:
                 sink.write(row)
 
     def close(self) -> None:
-        """Close all sinks."""
+        """Close all sinks of metrics."""
         for name, sink in self.sinks.items():
             with self.warn_once(name):
                 sink.close()
 
     @contextmanager
     def warn_once(self, name: str) -> Iterator[None]:
-        """Turn any failure of a sink, such as a full disk, into a warning: the first of each sink."""
+        """Turn failures of a sink in the ``with`` block, such as a full disk, into a warning, the first time only."""
         try:
             yield
         except Exception as error:  # file systems and monitoring libraries raise all kinds
@@ -93,11 +92,11 @@ class LineFile:
     """A text file with one line per step.
 
     Args:
-        file: is appended to.
-        resume_step: lines of later steps are dropped, and so is a last line that was cut short by a kill.
-        step_of: the step of a line.
-        as_line: the line of a row.
-        header: the line above the first row.
+        file: path of the file, which is appended to.
+        resume_step: existing lines of later steps are dropped, and so is a last line that was cut short by a kill.
+        step_of: returns the step of a line.
+        as_line: formats a row of metrics as a line.
+        header: line above the first row.
     """
 
     def __init__(
@@ -114,14 +113,14 @@ class LineFile:
         cut(file, lambda line: step_of(line) <= resume_step)
 
     def write(self, row: Row) -> None:
-        """Append the line of one step, after earlier lines that did not fit on the disk."""
+        """Append the line of a step, after earlier lines that could not be written because the disk was full."""
         if self.header and not self.unwritten and not self.file.stat().st_size:
             self.unwritten = self.header(row) + "\n"
         self.unwritten += self.as_line(row) + "\n"
         self.close()
 
     def close(self) -> None:
-        """Append what is not yet written. The file is open no longer than that."""
+        """Append the lines that could not be written before. The file is open no longer than each write takes."""
         size = self.file.stat().st_size
         try:
             with self.file.open("a", encoding="utf-8") as out:
@@ -136,7 +135,7 @@ class LineFile:
 def cut(file: Path, keep: Callable[[str], bool]) -> None:
     """Shorten a file to its leading complete lines for which ``keep`` holds.
 
-    In place, because a full disk has no room for a copy.
+    Works in place, because a full disk has no room for a copy.
     """
     size = 0
     for line in file.read_bytes().splitlines(keepends=True):
@@ -157,12 +156,12 @@ def truncate(file: Path, size: int) -> None:
 
 
 def json_lines(folder: Path, resume_step: int) -> LineFile:
-    """``metrics.jsonl``; floats read back as the same bits."""
+    """Open ``metrics.jsonl`` for appending; floats read back as the same bits."""
     return LineFile(folder / "metrics.jsonl", resume_step, lambda line: json.loads(line)["step"], json.dumps)
 
 
 def csv_lines(folder: Path, resume_step: int) -> LineFile:
-    """``metrics.csv``, one column per metric; empty where there is no number."""
+    """Open ``metrics.csv`` for appending, with one column per metric; a cell is empty where there is no number."""
     return LineFile(
         folder / "metrics.csv",
         resume_step,
@@ -173,7 +172,7 @@ def csv_lines(folder: Path, resume_step: int) -> LineFile:
 
 
 def read_metrics(file: Path) -> list[Row]:
-    """The rows of a run so far, without a last line that was cut short by a kill.
+    """Read the rows of metrics.jsonl, without a last line that was cut short by a kill.
 
     A loss or norm that was not finite is None, because JSON has no such numbers.
     """

@@ -9,16 +9,16 @@ STEP = "train/step"
 
 
 class Wandb:
-    """One wandb run for all starts of a training run; its id is kept in ``wandb_run_id``.
+    """One wandb run for all starts of a training run; the wandb run's id is kept in the file ``wandb_run_id``.
 
     wandb's own step counter cannot be set back, and online it would drop the steps that a resumed run takes again. So
-    each row has its step as a metric, and the curves are drawn over that; a step that was taken twice is there twice.
+    each row has its step as a metric, and the curves are drawn over that metric; a step that was taken twice appears
+    twice.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
         mode: ``offline`` or ``online``. ``WANDB_MODE`` and ``WANDB_DIR`` in the environment take precedence.
         project: name of the project in wandb.
-        recipe: shown with the run; after a resume that of the newest start.
     """
 
     def __init__(self, folder: Path, mode: str, project: str, recipe: dict[str, object]):
@@ -38,20 +38,20 @@ class Wandb:
         self.run.define_metric("train/*", step_metric=STEP)
 
     def write(self, row: Row) -> None:
-        """Send one step."""
+        """Send the metrics of one step to wandb."""
         self.run.log(prefixed(row) | {STEP: row["step"]})
 
     def close(self) -> None:
-        """End the wandb run until the next start resumes it."""
+        """Finish the wandb run; the next start of the training run can resume it."""
         self.run.finish()
 
 
 class TensorBoard:
-    """TensorBoard's event files, in the folder ``tensorboard``.
+    """Writes metrics as TensorBoard event files into the folder ``tensorboard``.
 
     Args:
-        folder: of the run.
-        resume_step: TensorBoard hides what it has of later steps, which the resumed run takes again.
+        folder: folder of the run.
+        resume_step: TensorBoard hides existing events of later steps, which the resumed run takes again.
     """
 
     def __init__(self, folder: Path, resume_step: int):
@@ -60,16 +60,16 @@ class TensorBoard:
         self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1)
 
     def write(self, row: Row) -> None:
-        """Send one step."""
+        """Write the metrics of one step as TensorBoard events."""
         for name, value in prefixed(row).items():
             self.writer.add_scalar(name, value, row["step"])
         self.writer.flush()
 
     def close(self) -> None:
-        """Close the event file."""
+        """Close the TensorBoard event file."""
         self.writer.close()
 
 
 def prefixed(row: Row) -> dict[str, float]:
-    """The numbers of a step, under the names that the monitors show."""
+    """Return the numbers of a row of metrics under the names that monitors show: ``train/NAME``."""
     return {f"train/{name}": value for name, value in row.items() if name != "step" and value is not None}

@@ -1,4 +1,4 @@
-"""Measure where the time of a step goes, by the phases that the executor names."""
+"""A clock that splits the time of a training step by the phases that the executor names."""
 
 import time
 from collections import defaultdict
@@ -16,15 +16,15 @@ Moment = Any  # seconds, or an event in the GPU's stream, whose class depends on
 
 
 class PhaseClock:
-    """Seconds by phase, of one step at a time. Assign it to an executor's ``phase``.
+    """Measures the seconds of each phase, of one training step at a time. Assign it to an executor's ``phase``.
 
     Phases may be nested and repeated. Each moment of a step counts for the innermost open phase, or for ``other`` if
     none is open. On GPUs the times are those of events in the stream, which are read after the step, so that nothing
     synchronizes within it.
 
     Args:
-        device: of the executor.
-        only: phases that are timed; all else counts as ``other``. Default: all.
+        device: device of the executor.
+        only: names of the phases to time; all else counts as ``other``. Default: all phases.
     """
 
     def __init__(self, device: torch.device, only: Collection[str] | None = None):
@@ -32,13 +32,13 @@ class PhaseClock:
         self.begin()
 
     def begin(self) -> None:
-        """Begin a step."""
+        """Begin a training step."""
         self.open = ["other"]
         self.marks = [(self.now(), "other")]
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Time a part of the work."""
+        """Time a phase, which is the body of a ``with`` statement."""
         if self.only is not None and name not in self.only:
             yield
             return
@@ -51,7 +51,7 @@ class PhaseClock:
             self.marks.append((self.now(), self.open[-1]))
 
     def end(self) -> dict[str, float]:
-        """End the step; returns the seconds of each phase, which add up to the step."""
+        """End the training step; return the seconds of each phase, which add up to the step's duration."""
         self.marks.append((self.now(), ""))
         if self.device.type != "cpu":
             torch.get_device_module(self.device).synchronize()
@@ -61,7 +61,7 @@ class PhaseClock:
         return dict(seconds)
 
     def now(self) -> Moment:
-        """The present moment: seconds, or an event in the GPU's stream."""
+        """The present moment: seconds on CPUs, an event in the stream on GPUs."""
         if self.device.type == "cpu":
             return time.perf_counter()
         event = torch.get_device_module(self.device).Event(enable_timing=True)
@@ -69,5 +69,5 @@ class PhaseClock:
         return event
 
     def between(self, start: Moment, stop: Moment) -> float:
-        """Seconds from one moment to another."""
+        """Seconds from one moment to another, where moments are seconds or events in the GPU's stream."""
         return stop - start if self.device.type == "cpu" else start.elapsed_time(stop) / 1000

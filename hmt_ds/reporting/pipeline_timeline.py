@@ -20,23 +20,23 @@ SHORTEST, NAMED = 2, 4  # fewest columns of the shortest bar, and of a segment's
 
 
 class Pass(Protocol):
-    """A pass of a stage over a segment, as a schedule names it; its ``repr`` is its name in the drawing."""
+    """A forward or backward pass of a pipeline stage; its ``repr`` is its name in the drawing."""
 
     @property
     def kind(self) -> str:
-        """``segment``, ``summary`` or ``recall``."""
+        """Kind of the pass: ``segment``, ``summary`` or ``recall``."""
 
     @property
     def backward(self) -> bool:
-        """Whether this is a backward pass."""
+        """Whether the pass is a backward pass."""
 
 
 class Bar(Protocol):
-    """A pass and when it runs, in any unit of time."""
+    """A pass with its start and stop, in any unit of time."""
 
     @property
     def action(self) -> Pass:
-        """The pass that this bar shows."""
+        """The pass that the bar stands for."""
 
     @property
     def start(self) -> float:
@@ -48,11 +48,11 @@ class Bar(Protocol):
 
 
 def timeline_lines(stages: Sequence[Sequence[Bar]], width: int) -> Iterator[Text]:
-    """The lines of a timeline, with a legend.
+    """The lines of text that draw a pipeline schedule, with a legend.
 
     Args:
-        stages: the bars of each stage; those that take no time are not drawn.
-        width: columns.
+        stages: the timed passes of each stage; those that take no time are not drawn.
+        width: columns per line.
     """
     stages = [[bar for bar in bars if bar.stop > bar.start] for bars in stages]
     times = [(bar.action, bar.stop - bar.start) for bars in stages for bar in bars]
@@ -77,7 +77,13 @@ def timeline_lines(stages: Sequence[Sequence[Bar]], width: int) -> Iterator[Text
 
 
 def cells(bars: Sequence[Bar], unit: float, columns: int) -> list[tuple[str, str]]:
-    """The character and the style of each column of a stage's line."""
+    """The character and the style of each column of a stage's line.
+
+    Args:
+        bars: timed passes of the stage.
+        unit: time per column.
+        columns: number of columns.
+    """
     row = [(" ", "")] * columns
     for bar in bars:
         start, stop = round(bar.start / unit), round(bar.stop / unit)
@@ -90,13 +96,13 @@ def cells(bars: Sequence[Bar], unit: float, columns: int) -> list[tuple[str, str
 
 
 def label(action: Pass, columns: int) -> str:
-    """As much of a pass's name as fits into the columns."""
+    """A pass's name, cut to the given number of columns."""
     whole = repr(action)
     return next(text for text in (whole, whole.split(".")[0], whole[0]) if len(text) <= columns)
 
 
 def legend(stages: Sequence[Sequence[Bar]]) -> Text:
-    """The meaning of the letters and colours that are used."""
+    """The legend of a drawn pipeline schedule: the meaning of its letters and colours."""
     drawn = {(bar.action.kind, bar.action.backward): repr(bar.action)[0] for bars in stages for bar in bars}
     line = Text()
     for key, (style, words) in STYLES.items():

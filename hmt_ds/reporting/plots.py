@@ -103,10 +103,12 @@ def plot_runs(tables: Sequence[Sequence[RunFigures]], file: Path) -> None:
 
 
 def plot_schedule(stages: Sequence[Sequence[Bar]], title: str, file: Path) -> None:
-    """Draw the bars of each stage, one stage below the other.
+    """Draw the passes of each pipeline stage as bars, one stage below the other.
 
     Args:
-        stages: as for :func:`hmt_ds.reporting.pipeline_timeline.timeline_lines`.
+        stages: timed passes of each stage.
+        title: title of the picture.
+        file: picture file to write.
     """
     end = max(bars[-1].stop for bars in stages)
     figure, axes = plt.subplots(figsize=(min(40, 4 + end / 10), 1.5 + 0.5 * len(stages)), layout="constrained")

@@ -1,4 +1,4 @@
-"""How far a run is: a progress bar in a terminal, a log line per step elsewhere. And how errors are printed."""
+"""Show the progress of a run: a bar in a terminal, a log line per step elsewhere. And print errors."""
 
 import logging
 import sys
@@ -11,12 +11,12 @@ logger = logging.getLogger(__name__)
 
 
 class Progress:
-    """Shows loss, tokens per second, memory and time left of the steps of a run.
+    """Shows loss, tokens per second, memory and remaining time of a run.
 
     Args:
         total: steps of the run.
-        done: steps taken before a resume.
-        every: without a terminal, steps between two lines.
+        done: steps taken before the run was resumed.
+        every: steps between two log lines, if there is no terminal.
         shown: whether this rank shows anything.
     """
 
@@ -46,18 +46,18 @@ class Progress:
         self.first_step_ended = self.first_step_ended or (self.step, time.monotonic())
 
     def time_left(self) -> str:
-        """Hours, minutes and seconds that the remaining steps will take, by the steps since the first one."""
+        """Estimate the hours, minutes and seconds of the remaining steps, from the steps since the first one."""
         if self.first_step_ended is None:
             return "?"
         step, moment = self.first_step_ended
         return tqdm.format_interval((time.monotonic() - moment) / (self.step - step) * (self.total - self.step))
 
     def close(self) -> None:
-        """Leave the bar on the screen as it is."""
+        """End the progress bar and leave it on the screen."""
         self.bar.close()
 
 
 def print_problems(problems: Iterable[str]) -> None:
-    """Print what is wrong with the user's input, one line each."""
+    """Print problems of the user's input as errors, one line each."""
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Tables in the terminal."""
+"""Tables for the terminal."""
 
 from collections.abc import Iterable
 from types import UnionType
@@ -12,7 +12,7 @@ from rich.table import Table
 
 
 def print_recipe(values: dict[str, object]) -> None:
-    """Print the resolved recipe, as YAML with one line per innermost section."""
+    """Print a resolved recipe as YAML, with one line per innermost section."""
     text = yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=118)
     console = Console()
     if console.is_terminal:
@@ -22,7 +22,7 @@ def print_recipe(values: dict[str, object]) -> None:
 
 
 def keys_table(keys: Iterable[tuple[str, Any]]) -> Table:
-    """Return a table of all recipe keys.
+    """Return a table of all keys of the recipe, with type, default and help text.
 
     Args:
         keys: names and pydantic fields, sections included.
@@ -42,7 +42,7 @@ def keys_table(keys: Iterable[tuple[str, Any]]) -> Table:
 
 
 def type_name(kind: Any) -> str:
-    """A type as a person would write it."""
+    """The name of a type for users, such as ``int | auto``."""
     if isinstance(kind, type):
         return kind.__name__
     if get_origin(kind) is Annotated:  # a number with its limits
@@ -54,12 +54,12 @@ def type_name(kind: Any) -> str:
 
 
 def comparison_table(rows: Iterable[tuple[int, str, Any]], job: Any) -> Table:
-    """Estimated steps on clusters.
+    """The table of estimated steps on clusters, with ZeRO and with pipelines.
 
     Args:
-        rows: number of GPUs, name of the parallelism, and a :class:`hmt_ds.planning.compare.Estimate`; None where the
-            parallelism is not possible.
-        job: what is computed, a :class:`hmt_ds.planning.plan_options.CompareOptions`.
+        rows: number of GPUs, name of the method, and a :class:`hmt_ds.planning.compare.Estimate`; None if the method is
+            not possible.
+        job: the job that is estimated, a :class:`hmt_ds.planning.plan_options.CompareOptions`.
     """
     size = f"{job.rows} rows of {job.segments} x {job.segment_length} tokens for each GPU"
     speed = f"{job.rate:g} TFLOP/s, {job.between_nodes:g} GB/s into a node"

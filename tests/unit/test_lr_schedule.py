@@ -105,7 +105,7 @@ def test_very_many_steps_are_checked_at_once(name, params, steps):
 
 
 def test_what_fails_at_the_last_of_very_many_steps():
-    with pytest.raises(ScheduleError, match="OneCycleLR cannot be made of"):
+    with pytest.raises(ScheduleError, match="OneCycleLR cannot be created with"):
         make_scheduler("OneCycleLR", ONE_CYCLE | {"total_steps": 10**9 - 1}, 10**9)
     make_scheduler("OneCycleLR", ONE_CYCLE | {"total_steps": 10**9}, 10**9)
 
