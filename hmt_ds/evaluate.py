@@ -15,6 +15,7 @@ from hmt_ds.distributed.stopping import StopSignals
 from hmt_ds.reporting.log import log_seconds
 from hmt_ds.training.build import build_reader
 from hmt_ds.training.rank import prepare_together, run_as_rank
+from hmt_ds.training.source_weights import with_source_weights
 from hmt_ds.training.validation import Validation
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ def evaluate(run_or_recipe: str, overrides: list[str], device: torch.device) -> 
     if is_run and checkpoint is None:
         raise ConfigError([f"{source}: the run has no checkpoint yet"])
     prepared = prepare_together(recipe, recipe_file, writes_output=False)
+    recipe = with_source_weights(recipe)
     with log_seconds(logger, "building the model"):
         reader = build_reader(recipe, prepared, device)
     step = load_weights(reader, checkpoint).step if checkpoint else 0

@@ -8,6 +8,7 @@ from hmt_ds.distributed.stopping import StopSignals
 from hmt_ds.reporting.tables import print_recipe
 from hmt_ds.training.elastic import keep_global_batch
 from hmt_ds.training.rank import prepare_together, run_as_rank
+from hmt_ds.training.source_weights import with_source_weights
 from hmt_ds.training.trainer import Trainer
 
 
@@ -22,7 +23,8 @@ def train(recipe_file: str, overrides: list[str], device: torch.device) -> None:
     recipe = keep_global_batch(load_recipe(recipe_file, overrides))
     if rank() == 0:
         print_recipe(recipe.model_dump(mode="json"))
-    Trainer(recipe, prepare_together(recipe, recipe_file, writes_output=True), device, signals).train()
+    prepared = prepare_together(recipe, recipe_file, writes_output=True)
+    Trainer(with_source_weights(recipe), prepared, device, signals).train()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from hmt_ds import lazy_imports
 
 if TYPE_CHECKING:
     from hmt_ds.backbones.build_backbone import build_model, check_weights
-    from hmt_ds.backbones.converted import check_memory, fill_memory, read_converted
+    from hmt_ds.backbones.converted import check_memory, compare_memory, fill_memory, read_converted
     from hmt_ds.backbones.families import FAMILIES, Family, family_of
     from hmt_ds.backbones.model import BackboneError, CausalLM
     from hmt_ds.backbones.model_config import check_config_keys, read_config
@@ -28,6 +28,7 @@ __all__ = [
     "check_config_keys",
     "check_memory",
     "check_weights",
+    "compare_memory",
     "family_of",
     "fill_memory",
     "read_config",

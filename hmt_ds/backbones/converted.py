@@ -59,23 +59,31 @@ def check_memory(source: object, memory: MemorySettings) -> None:
     Raises:
         BackboneError: naming the setting that differs, with both values.
     """
-    converted = read_converted(source)
-    if converted is None:
-        return
-    stored = converted["memory"]
+    if converted := read_converted(source):
+        compare_memory(converted["memory"], memory)
+
+
+def compare_memory(stored: dict[str, Any], memory: MemorySettings) -> None:
+    """Compare memory settings with those of the memory modules to start from: the interface, and sizes of weights.
+
+    Args:
+        stored: settings of the memory modules; a default width of the recall (None) fits any.
+        memory: the recipe's section ``memory``.
+
+    Raises:
+        BackboneError: naming the setting that differs, with both values.
+    """
     interface = stored.get("interface", "paper")  # folders written before there was another one do not name it
     common_mode = [mode for mode in ("hmt", "rmt", "backbone") if mode in (stored["mode"], memory.mode)][-1]
     if common_mode != "backbone" and memory.interface != interface:
         raise BackboneError(
-            f"memory.interface is {memory.interface}, but model.source was converted with {interface}: "
-            f"write {interface}"
+            f"memory.interface is {memory.interface}, but model.source was trained with {interface}: "
+            f"set it to {interface}"
         )
     for key in {"hmt": SHAPE_SETTINGS, "rmt": SHAPE_SETTINGS[:1], "backbone": ()}[common_mode]:
-        here = getattr(memory, key)
-        if here is not None and here != stored[key]:
-            raise BackboneError(
-                f"memory.{key} is {here}, but model.source was converted with {stored[key]}: set it to {stored[key]}"
-            )
+        here, there = getattr(memory, key), stored[key]
+        if None not in (here, there) and here != there:
+            raise BackboneError(f"memory.{key} is {here}, but model.source was trained with {there}: set it to {there}")
 
 
 def fill_memory(model: nn.Module, source: str) -> list[str]:

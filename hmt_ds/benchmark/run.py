@@ -24,6 +24,7 @@ from hmt_ds.parallel.pipeline.executor import PipelineExecutor
 from hmt_ds.parallel.protocols import Executor
 from hmt_ds.planning.flops import matrix_rate, peak_flops
 from hmt_ds.preflight.prepare import Prepared
+from hmt_ds.preflight.source_run import with_source_of_run
 from hmt_ds.reporting.bench_tables import bench_tables, reference_tables
 from hmt_ds.training.build import build_executor, count_parameters, training_loader
 from hmt_ds.training.rank import peak_resident_bytes, prepare_together
@@ -43,7 +44,7 @@ def bench(recipe_file: str, words: list[str], device: torch.device) -> None:
         device: device of this rank.
     """
     options, overrides = parse_options(BenchOptions, words)
-    recipe = at_largest_depth(load_recipe(recipe_file, overrides))
+    recipe = measured_recipe(load_recipe(recipe_file, overrides))
     prepared = prepare_together(recipe, recipe_file, writes_output=False, with_data=options.tokens == "data")
     check_reference(recipe, options, world_size())
     # HMT-pytorch runs first: CUDA graphs of our own engine would keep their memory
@@ -52,8 +53,9 @@ def bench(recipe_file: str, words: list[str], device: torch.device) -> None:
     publish([*bench_tables(result), *(reference_tables(result) if reference else [])], result, options)
 
 
-def at_largest_depth(recipe: Recipe) -> Recipe:
-    """Return the recipe with windows of one depth, the largest of its schedule: only these are measured."""
+def measured_recipe(recipe: Recipe) -> Recipe:
+    """Return the recipe with windows of the largest depth of its schedule, and without another run's weights."""
+    recipe, _ = with_source_of_run(recipe)
     one_depth = {"bptt_depth": recipe.depths.largest, "random_depth": False}
     return recipe.model_copy(update={"training": recipe.training.model_copy(update=one_depth)})
 

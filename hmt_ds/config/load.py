@@ -8,11 +8,12 @@ import yaml
 from pydantic import ValidationError
 
 from hmt_ds.config.config_error import ConfigError, describe
-from hmt_ds.config.recipe import Recipe
+from hmt_ds.config.recipe import Model, Recipe
 from hmt_ds.config.recipe_yaml import MisreadError, read_yaml
 from hmt_ds.config.sections import keys
 
 PROJECT = Path(__file__).resolve().parents[2]
+SOURCE_FOLDER = "source"  # in the folder of a run that started from another run: that one's weights
 
 
 def load_recipe(file: str | Path, overrides: list[str] | None = None) -> Recipe:
@@ -39,7 +40,16 @@ def load_recipe(file: str | Path, overrides: list[str] | None = None) -> Recipe:
     if not Path(recipe.deepspeed).is_file() and beside.is_file():
         # a run saves its recipe in another folder, from where a path relative to this file would not be found
         recipe = recipe.model_copy(update={"deepspeed": str(beside)})
-    return recipe
+    return recipe.model_copy(update={"model": find_moved_source(recipe.model, path.resolve().parent)})
+
+
+def find_moved_source(model: Model, run: Path) -> Model:
+    """Find the weights that a run started from in the run's own folder, if it was moved since it was trained."""
+    if isinstance(model.source, str) and not Path(model.source).exists():
+        moved = run / SOURCE_FOLDER / Path(model.source).name
+        if moved.is_dir():
+            return model.model_copy(update={"source": str(moved)})
+    return model
 
 
 def read_mapping(path: Path) -> dict[str, Any]:

@@ -37,8 +37,8 @@ class Model(Section):
     """The backbone: a pretrained or randomly initialised causal language model."""
 
     source: PathText | dict[str, Any]
-    """Hugging Face folder or hub name of the backbone; or a transformers configuration with model_type, for random
-    weights."""
+    """Hugging Face folder or hub name of the backbone; a run or one of its checkpoints, whose weights (memory included)
+    training starts from; or a transformers configuration with model_type, for random weights."""
     tokenizer: PathText | None = None
     """Hugging Face folder or hub name of the tokenizer, or a sentencepiece .model file. Default: the backbone's
     (model.source)."""

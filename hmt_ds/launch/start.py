@@ -68,9 +68,9 @@ def start_bench(
         recipe = load_recipe(recipe_file, overrides)
         check_recipe(recipe, recipe_file, writes_output=False, with_data=options.tokens == "data")
         if options.reference:
-            from hmt_ds.benchmark.run import check_reference
+            from hmt_ds.benchmark.run import check_reference, measured_recipe
 
-            check_reference(recipe, options, ranks or 1)
+            check_reference(measured_recipe(recipe), options, ranks or 1)
     if problems:
         raise ConfigError(problems)
     words = [str(recipe_file), *words_of(options), *overrides]

@@ -34,6 +34,7 @@ from hmt_ds.preflight.pipeline_checks import check_pipeline
 from hmt_ds.preflight.problems import Problems
 from hmt_ds.preflight.read_data import Documents, read_data
 from hmt_ds.preflight.recipe_checks import check_curriculum, check_positions, check_training
+from hmt_ds.preflight.source_run import with_source_of_run
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ def prepare(recipe: Recipe, recipe_file: str | Path, *, writes_output: bool = Tr
     Raises:
         ConfigError: with a line for each problem.
     """
-    problems = Problems(check_training(recipe) + check_folders(recipe))
+    recipe, unusable = with_source_of_run(recipe)
+    problems = Problems(check_training(recipe) + check_folders(recipe) + unusable)
     if writes_output:
         problems += check_output(recipe)
     ds_config = problems.attempt(lambda: deepspeed_config(recipe, recipe_file), "deepspeed: ")

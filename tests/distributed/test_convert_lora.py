@@ -13,6 +13,9 @@ from test_convert_run import by_trainer, by_transformers, convert
 from tiny_recipe import VOCABULARY, make_materials, train, write_recipe
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from hmt_ds.config.load import load_recipe
+from hmt_ds.training.source_weights import with_source_weights
+
 LLAMA = {
     "model_type": "llama",
     "vocab_size": VOCABULARY,
@@ -43,7 +46,7 @@ def make_run(folder: Path, backbone: dict[str, Any], mode: str) -> Path:
 
 
 @pytest.mark.parametrize("backbone", [LLAMA, pytest.param(GPT2, marks=pytest.mark.slow)], ids=["llama", "gpt2"])
-def test_lora(tmp_path, backbone):
+def test_lora(tmp_path, monkeypatch, backbone):
     """Linear layers, and GPT-2's transposed ones."""
     run = make_run(tmp_path, backbone, "lora")
     code, printed = convert(run, tmp_path / "new")
@@ -52,6 +55,13 @@ def test_lora(tmp_path, backbone):
     expected, found = by_trainer(tmp_path, run), by_transformers(tmp_path, tmp_path / "hf")
     torch.testing.assert_close(found["logits"], expected["logits"], rtol=0, atol=1e-5)
     assert torch.equal(found["generated"][:, 104:], expected["generated"])
+
+    # a run that starts from this one gets the same weights, with its adapters merged
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    words = ["--model.source", str(run), "--training.output", str(tmp_path / "second")]
+    source = Path(str(with_source_weights(load_recipe(run / "recipe.yaml", words)).model.source))
+    one, other = (load_file(folder / "model.safetensors") for folder in (tmp_path / "hf", source))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
     assert convert(run, tmp_path / "adapter", "--what", "adapter")[0] == 0
     assert convert(run, tmp_path / "backbone", "--what", "backbone", "--merge")[0] == 0

@@ -125,7 +125,7 @@ def test_a_run_begins_with_it(folder, stage):
 def test_other_sizes_are_refused(folder):
     recipe = folder / "second0.yaml"
     code, printed = train(recipe, folder / "refused", "--memory.memory_tokens", "2", ranks=1)
-    assert code == 2 and "memory_tokens is 2, but model.source was converted with 1: set it to 1" in printed, printed
+    assert code == 2 and "memory_tokens is 2, but model.source was trained with 1: set it to 1" in printed, printed
 
 
 def test_dry_run_and_bad_input(folder):
