@@ -78,7 +78,7 @@ def test_the_next_stage_by_command_then_moved(folder, tmp_path):
     moved = second.rename(tmp_path / "moved")
     text = yaml.safe_dump({"source": str(folder / "text.txt"), "separator": "^Chapter"})
     code, printed = run_module("hmt_ds.evaluate", str(moved), "--data.validation", text, ranks=1)
-    assert code == 0 and "held-out perplexity" in printed, printed
+    assert code == 0 and "step_000001_" in printed, printed
     code, printed = convert(moved, tmp_path / "hf")
     assert code == 0 and "written and verified" in printed, printed
 
