@@ -8,7 +8,7 @@ import torch
 
 from hmt_ds.checkpoint import load_weights, newest_intact
 from hmt_ds.config.config_error import ConfigError
-from hmt_ds.config.load import load_recipe
+from hmt_ds.config.load import NO_CONSENT, load_recipe
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.distributed.process_group import end_process
 from hmt_ds.distributed.stopping import StopSignals
@@ -33,7 +33,7 @@ def evaluate(run_or_recipe: str, overrides: list[str], device: torch.device) -> 
     recipe_file = source / "recipe.yaml" if is_run else source
     # the results go into the folder that was named, even if the run was moved since it was trained
     output = ["--training.output", json.dumps(run_or_recipe)] if is_run else []
-    recipe = load_recipe(recipe_file, [*output, *overrides])
+    recipe = load_recipe(recipe_file, [*output, *NO_CONSENT, *overrides])
     own_data = reads(recipe) == reads(load_recipe(recipe_file, output))
     if recipe.data.validation is None:
         raise ConfigError(["data.validation: missing, there is nothing to evaluate on"])

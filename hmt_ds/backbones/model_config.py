@@ -58,7 +58,7 @@ def any_config(source: str | ConfigValues, *, trust_remote_code: bool) -> PreTra
         # transformers appends the hundreds of model types that it knows
         reason = str(error).strip().splitlines()[0].partition(" Should contain one of")[0]
         if "trust_remote_code" in str(error):
-            reason = "it has its own code, which runs only with model.trust_remote_code true: set it if you trust it"
+            reason = "it has its own code, which runs only with --model.trust_remote_code true: give it if you trust it"
         raise BackboneError(f"model {name_of(source)!r}{where}: {reason}") from None
 
 

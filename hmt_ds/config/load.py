@@ -14,6 +14,8 @@ from hmt_ds.config.sections import keys
 
 PROJECT = Path(__file__).resolve().parents[2]
 SOURCE_FOLDER = "source"  # in the folder of a run that started from another run: that one's weights
+# Overrides for a run's recipe, which may be another person's: it cannot allow code to run, only the command line can.
+NO_CONSENT = ("--model.trust_remote_code", "false")
 
 
 def load_recipe(file: str | Path, overrides: list[str] | None = None) -> Recipe:

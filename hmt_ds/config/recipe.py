@@ -49,7 +49,8 @@ class Model(Section):
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Floating-point format of the forward and backward passes."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the backbone or its tokenizer."""
+    """Run Python code that comes with the backbone or its tokenizer. evaluate, and train and bench of a run's folder,
+    take it from the command line alone; convert never runs such code."""
 
 
 @section(

@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig
 from transformers import PreTrainedConfig
 
-from hmt_ds.backbones import build_model, read_config
+from hmt_ds.backbones import BackboneError, build_model, read_config
 from hmt_ds.checkpoint import newest_intact
 from hmt_ds.checkpoint.files import find_damage
 from hmt_ds.checkpoint.run_state import read_run_state
@@ -38,7 +38,7 @@ def export_run(source: Path, options: ConvertOptions, notes: list[str]) -> Expor
     checkpoint, run = find_checkpoint(source, notes)
     recipe = load_recipe(run / "recipe.yaml")
     model = recipe.model
-    config = read_config(model.source, trust_remote_code=model.trust_remote_code)
+    config = library_config(recipe)
     settings = with_recall_dim(recipe.memory, config)
     check_part(options, settings.mode, model.train)
     weights = RunWeights(recipe, checkpoint_weights(checkpoint), config, settings)
@@ -56,6 +56,24 @@ def export_run(source: Path, options: ConvertOptions, notes: list[str]) -> Expor
         card=card(options.what, f"{run.name}/{checkpoint.name}", settings, named, run, step),
         pictures=tuple(run.glob("loss.png")),
     )
+
+
+def library_config(recipe: Recipe) -> PreTrainedConfig:
+    """Read the backbone's configuration, without running code that comes with it: the run may be another person's.
+
+    Raises:
+        ConversionError: if the run's backbone has code of its own.
+    """
+    model = recipe.model
+    try:
+        config = read_config(model.source)
+    except BackboneError:
+        if not model.trust_remote_code:
+            raise
+    else:
+        if not (model.trust_remote_code and getattr(config, "auto_map", None)):
+            return config
+    raise ConversionError(f"{model.source} cannot be converted: it has its own code (model.trust_remote_code)")
 
 
 def find_checkpoint(source: Path, notes: list[str]) -> tuple[Path, Path]:
@@ -143,7 +161,7 @@ class RunWeights:
         transformers can translate.
         """
         model, dtype = self.recipe.model, getattr(self.config, "dtype", None) or torch.float32
-        backbone = build_model(str(model.source), dtype=dtype, trust_remote_code=model.trust_remote_code)
+        backbone = build_model(str(model.source), dtype=dtype)
         return tensor_weights({f"backbone.{name}": weight for name, weight in backbone.state_dict().items()})
 
     def adapters(self) -> Adapters:

@@ -4,7 +4,7 @@ import shlex
 from pathlib import Path
 
 from hmt_ds.config.config_error import ConfigError, collected
-from hmt_ds.config.load import load_recipe
+from hmt_ds.config.load import NO_CONSENT, load_recipe
 from hmt_ds.config.options import parse_options
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.conversion.conversion_error import ConversionError
@@ -134,8 +134,11 @@ def check_evaluation(words: list[str], run: list[str]) -> None:
     Raises:
         ConfigError: if an override is wrong, or there are no held-out documents.
     """
-    if not load_recipe(run[0], [*run[1:], *words]).data.validation:
+    recipe = load_recipe(run[0], [*run[1:], *NO_CONSENT, *words])
+    if not recipe.data.validation:
         raise ConfigError(["data.validation: missing, there is nothing to evaluate on"])
+    if load_recipe(run[0], run[1:]).model.trust_remote_code and not recipe.model.trust_remote_code:
+        raise ConfigError(["it runs the model's own code only with --model.trust_remote_code true: add it"])
 
 
 def check_conversion(words: list[str], run: list[str]) -> str:

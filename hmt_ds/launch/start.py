@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 
 from hmt_ds.benchmark.bench_options import BenchOptions
 from hmt_ds.config.config_error import ConfigError, collected
-from hmt_ds.config.load import load_recipe
+from hmt_ds.config.load import NO_CONSENT, load_recipe
 from hmt_ds.config.options import AtLeastOne, Options, words_of
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.config.sections import STRICT
@@ -38,6 +38,8 @@ def start_ranks(command: str, source: Path, ranks: int | None, overrides: list[s
         ConfigError: with a line for each problem.
     """
     recipe_file = source / "recipe.yaml" if source.is_dir() else source
+    if source.is_dir() or command == "evaluate":
+        overrides = [*NO_CONSENT, *overrides]
     with collected(problems):
         check_recipe(load_recipe(recipe_file, overrides), recipe_file, writes_output=command == "train", with_data=True)
     if problems:
@@ -62,6 +64,8 @@ def start_bench(
         ConfigError: with a line for each problem.
     """
     recipe_file = source / "recipe.yaml" if source.is_dir() else source
+    if source.is_dir():
+        overrides = [*NO_CONSENT, *overrides]
     if options.reference and ranks is None:
         ranks = 1
     with collected(problems):
