@@ -38,11 +38,17 @@ if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS
 passed_on() { compgen -e | grep -E '^(PATH|LD_LIBRARY_PATH|PYTHONPATH|CUDA_HOME|TORCH_.*|NCCL_.*|GLOO_.*|UCX_.*|OMP_.*'\
 '|DS_.*|HF_.*|WANDB_.*|HMT_DS_.*|MALLOC_.*|TOKENIZERS_.*|PYTORCH_.*|MASTER_(ADDR|PORT))$'; }
 
-# Write them to a file for the deepspeed launcher, which reads plain NAME=value lines and does not quote values.
+# Write them to a file for the deepspeed launcher, which reads plain NAME=value lines and does not quote values. It puts
+# them into the arguments of pdsh and mpirun, which everyone on the machines can see: the ranks read secrets from a file.
 write_deepspeed_env() {
     local name
+    unset "${!MLFLOW_@}" # the launcher would forward them by itself, passwords too
+    export HMT_DS_PRIVATE_FILE=${1%/*}/secrets
+    (umask 077 && : >"$1" && : >"$HMT_DS_PRIVATE_FILE")
+    chmod 600 "$1" "$HMT_DS_PRIVATE_FILE" # those of an earlier start of the same job
     for name in $(passed_on); do
         if [ -z "${!name}" ]; then continue
+        elif [[ $name =~ _(TOKEN|KEY|SECRET|PASSWORD) ]]; then printf '%s=%s\0' "$name" "${!name}" >>"$HMT_DS_PRIVATE_FILE"
         elif [[ ${!name} =~ ^[A-Za-z0-9_@%+=:,./-]+$ ]]; then printf '%s=%s\n' "$name" "${!name}"
         else say "warning: ranks will not see $name: the deepspeed launcher cannot forward spaces or quotes"; fi
     done >"$1"

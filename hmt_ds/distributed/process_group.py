@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from itertools import count
+from pathlib import Path
 from typing import Any, NoReturn
 
 import deepspeed
@@ -97,6 +98,22 @@ def set_rank_variables() -> None:
             known.setdefault(name, value)
     known.setdefault("MASTER_ADDR", "127.0.0.1")
     known.setdefault("MASTER_PORT", "0" if known["WORLD_SIZE"] == "1" else "29500")
+
+
+def read_secrets() -> None:
+    """Set the environment variables that a launch script keeps out of command lines, such as ``HF_TOKEN``.
+
+    Raises:
+        LaunchError: if the script's file cannot be read.
+    """
+    if not (file := os.environ.get("HMT_DS_PRIVATE_FILE")):
+        return
+    try:
+        lines = Path(file).read_text(encoding="utf-8", errors="surrogateescape").split("\0")
+    except OSError as error:
+        raise LaunchError(f"{file}: {error.strerror}; all machines must see the folder") from None
+    for name, _, value in (line.partition("=") for line in lines if line):
+        os.environ[name] = value
 
 
 def launcher_variables() -> dict[str, str]:

@@ -27,6 +27,7 @@ from hmt_ds.distributed.process_group import (
     join,
     leave,
     rank,
+    read_secrets,
     silence_libraries,
 )
 from hmt_ds.distributed.stopping import STOPPED, Stopped, write_exit_code
@@ -54,7 +55,6 @@ def run_as_rank(job: Job) -> int:
     Args:
         job: called with what the command line names, the overrides that follow it, and this rank's device.
     """
-    silence_libraries()
     try:
         code = exit_code_of(job)
         write_exit_code(code)
@@ -70,6 +70,8 @@ def exit_code_of(job: Job) -> int:
     """
     named, *overrides = [word for word in sys.argv[1:] if not word.startswith("--local_rank")] or [""]
     try:
+        read_secrets()
+        silence_libraries()
         device = join()
         start_log(rank())
         job(named, overrides, device)
