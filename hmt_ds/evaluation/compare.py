@@ -197,9 +197,9 @@ def sentence(row: RunRow, first: str, *, gap: bool) -> str:
     assert row.difference is not None
     mean, low, high = row.difference
     if not (low > 0 or high < 0):
-        known = f"{mean:.3f} nats [{low:.3f}, {high:.3f}]" if low <= high else "one document gives no interval"
+        known = f"{mean:z.3f} nats [{low:z.3f}, {high:z.3f}]" if low <= high else "one document gives no interval"
         return f"{row.run} cannot be told from {first}: {known}"
     low, high = sorted((abs(low), abs(high)))
     share = f", {percent(row.share)} of the gap" if gap and row.share else ""
     word = "worse" if mean > 0 else "better"
-    return f"{row.run} is {abs(mean):.3f} nats {word} than {first} [{low:.3f}, {high:.3f}]{share}"
+    return f"{row.run} is {abs(mean):z.3f} nats {word} than {first} [{low:z.3f}, {high:z.3f}]{share}"

@@ -124,4 +124,4 @@ def useful(cost: Interval) -> bool:
 
 def described(cost: Interval, unit: str = " nats") -> str:
     """A cost with its interval, for a sentence."""
-    return f"{cost.mean:.3f}{unit} [{cost.low:.3f}, {cost.high:.3f}]"
+    return f"{cost.mean:z.3f}{unit} [{cost.low:z.3f}, {cost.high:z.3f}]"

@@ -99,7 +99,7 @@ def runs_table(tables: Sequence[Sequence[RunFigures]], title: str, *, gap: bool)
 
 def percent(share: Interval | None) -> str:
     """Return a share with its interval, in percent."""
-    return "-" if share is None else "{:.0%} [{:.0%}, {:.0%}]".format(*share)
+    return "-" if share is None else "{:z.0%} [{:z.0%}, {:z.0%}]".format(*share)
 
 
 def with_interval(value: Interval | None) -> str:
@@ -107,4 +107,4 @@ def with_interval(value: Interval | None) -> str:
     if value is None or value[0] != value[0]:
         return "-"
     mean, low, high = value
-    return f"{mean:.3f}" if low != low else f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+    return f"{mean:z.3f}" if low != low else f"{mean:z.3f} [{low:z.3f}, {high:z.3f}]"

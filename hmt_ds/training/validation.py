@@ -98,6 +98,10 @@ class Validation:
         title += f"{data.documents:,} documents of {Path(data.source).name}"
         console = Console(width=None if sys.stdout.isatty() else WIDTH)
         console.print(evaluation_table(figures.rows, figures.positions, title))
+        memory = self.recipe.memory
+        if memory.summarises:
+            read_by = "the recall of memory.interface paper has read them"
+            print(f"positions below {memory.summary_length} are not scored causally: {read_by}")
         if figures.verdict:
             print(figures.verdict)
 

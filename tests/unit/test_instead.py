@@ -10,7 +10,12 @@ from torch import Tensor
 from hmt_ds.memory import HMT, Boundaries, MemoryState, SegmentOutput, Window, read_window
 from hmt_ds.memory.boundaries import BoundariesInstead, Instead
 
-MODES = ["hmt", "rmt"]
+MODELS: list[dict[str, Any]] = [
+    {"mode": "hmt"},
+    {"mode": "rmt"},
+    {"mode": "hmt", "interface": "adapted", "recalled_memories": 1},
+    {"mode": "rmt", "interface": "adapted"},
+]
 EVERY: list[Instead] = ["swapped", "none"]
 
 
@@ -29,7 +34,7 @@ def read(model: HMT, window: Window, state: MemoryState | None = None, **options
 
 def segment_loss(model: HMT, window: Window, n: int, memories: Tensor, valid: Tensor) -> Tensor:
     """The loss of segment n of all rows with these memories, with its own query."""
-    query = model(window.summary(n, n + 1, model.settings)) if model.settings.mode == "hmt" else None
+    query = model(window.summary(n, n + 1, model.settings)) if model.settings.summarises else None
     segment = window.segment(n, torch.zeros(len(window.starts), model.settings.sensory_tokens).long(), model.settings)
     return model(segment, memories, valid, query=query).loss
 
@@ -40,10 +45,10 @@ def test_a_neighbour_is_another_row_that_goes_on():
     assert neighbours == [[0, 1, 2], [1, 2, 0], [2, 1, 0], [1, 2, 0], [1, 2, 0]]
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_own_memories_are_not_affected(mode):
+@pytest.mark.parametrize("changes", MODELS, ids=repr)
+def test_own_memories_are_not_affected(changes):
     """What is remembered comes from the reading with the row's own memories."""
-    model, window = make_model(mode=mode), three_documents()
+    model, window = make_model(**changes), three_documents()
     for plain, more in zip(read(model, window), read(model, window, instead=EVERY), strict=True):
         assert torch.equal(plain.loss, more.loss) and torch.equal(plain.memory, more.memory)
         assert plain.loss_instead is None and more.loss_instead is not None
@@ -51,9 +56,9 @@ def test_own_memories_are_not_affected(mode):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("mode", MODES)
-def test_swapped_memories_are_another_rows(mode):
-    model, window = make_model(mode=mode), three_documents()
+@pytest.mark.parametrize("changes", MODELS, ids=repr)
+def test_swapped_memories_are_another_rows(changes):
+    model, window = make_model(**changes), three_documents()
     state, different = empty_state(model, 3), []
     for n, (output, after) in enumerate(read_window(model, model.settings, window, state, instead=["swapped"])):
         rows = window.neighbours(n)
@@ -68,10 +73,10 @@ def test_swapped_memories_are_another_rows(mode):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("mode", MODES)
-def test_without_memories_is_a_reading_with_an_empty_memory(mode):
+@pytest.mark.parametrize("changes", MODELS, ids=repr)
+def test_without_memories_is_a_reading_with_an_empty_memory(changes):
     """The learned initial prompt in every segment, and the sensory tokens as ever."""
-    model, window = make_model(mode=mode), three_documents()
+    model, window = make_model(**changes), three_documents()
     empty = empty_state(model, 3)
     for n, output in enumerate(read(model, window, instead=["none"])):
         expected = segment_loss(model, window, n, empty.memories, empty.valid)
@@ -79,11 +84,11 @@ def test_without_memories_is_a_reading_with_an_empty_memory(mode):
         assert torch.equal((expected - output.loss).abs() > 1e-4, ~window.starts[:, n])
 
 
-@pytest.mark.parametrize("mode", [*MODES, "backbone"])
-def test_losses_by_token(mode):
+@pytest.mark.parametrize("changes", [*MODELS, {"mode": "backbone"}], ids=repr)
+def test_losses_by_token(changes):
     """They sum to the row's loss, and each is that of its own token."""
-    model, window = make_model(mode=mode), three_documents()
-    instead = [] if mode == "backbone" else EVERY
+    model, window = make_model(**changes), three_documents()
+    instead = [] if changes["mode"] == "backbone" else EVERY
     plain = read(model, window, instead=instead, with_logits=True)
     for n, (whole, each) in enumerate(zip(plain, read(model, window, instead=instead, by_token=True), strict=True)):
         assert each.loss.shape == (3, L)
