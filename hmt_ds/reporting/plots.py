@@ -44,17 +44,17 @@ def plot_evaluation(rows: Sequence[LossRow], positions: Sequence[LossRow], file:
     """Plot held-out losses with their 95% intervals, and what other memories cost, by segments read and position."""
     costs = list(rows[0].costs)
     figure, panels = plt.subplots(1, 3 if costs else 2, figsize=(12 if costs else 8, 4), layout="constrained")
+    for axes in panels[:-1]:
+        axes.set_xscale("symlog", base=2, linthresh=1)  # a logarithmic axis that has a place for 0 segments
+        axes.set_xticks([row.first for row in rows], [str(row.first) for row in rows])
+        axes.minorticks_off()
+        axes.set_xlabel("segments read before")
     draw_intervals(panels[0], rows, [("", "tab:blue")], "nats per token")
     drawn = [(name, COST_COLOURS[name]) for name in costs]
     label = "more nats per token than with own memory"
     if costs:
         draw_intervals(panels[1], rows, drawn, label)
     draw_intervals(panels[-1], positions, drawn or [("", "tab:blue")], label if costs else "nats per token")
-    for axes in panels[:-1]:
-        axes.set_xscale("symlog", base=2, linthresh=1)  # a logarithmic axis that has a place for 0 segments
-        axes.set_xticks([row.first for row in rows], [str(row.first) for row in rows])
-        axes.minorticks_off()
-        axes.set_xlabel("segments read before")
     panels[-1].set_xlabel("position in the segment")
     figure.savefig(file, dpi=150)
     plt.close(figure)
