@@ -17,22 +17,22 @@ Forward = Callable[..., Any]  # an HMT's forward pass: a segment gives a Segment
 
 
 class ActivationBudget:
-    """The recomputation plan of the coming steps.
+    """Plans which segments keep their activations in the coming steps, and which are recomputed.
 
-    The first steps keep the activations of one segment. One of them is measured; then as many segments keep their
-    activations as fit beside everything else, and summaries run in larger batches. All ranks use the same plan.
-    For another depth it starts over. Steps with shorter windows than planned for (a random depth) use it, but do not
-    count.
+    In the first steps one segment keeps its activations. One of these steps is measured; then as many segments keep
+    their activations as fit into the GPU's memory, and summaries run in larger batches. All ranks use the same plan.
+    With another depth the budget starts over. Steps whose windows are shorter than planned for (a random depth) use the
+    plan, but do not count.
 
     Attributes:
-        plan: of the coming step.
+        plan: recomputation plan of the coming step.
         depth: segments of the windows that the plan is for.
-        counts_from: segments from which a window counts as one of these.
-        step: number of the coming step among those that count.
-        segment_bytes: of the largest autograd graph of a segment in the measured step.
-        summary_bytes: of the largest graph of a batch of summaries.
-        peak: most bytes allocated in the measured step's last window.
-        peak_after: most bytes allocated during gradient reduction and optimizer step.
+        counts_from: number of segments from which a step's windows are long enough to count.
+        step: number of the coming step among those that count, from 1.
+        segment_bytes: bytes of the largest autograd graph of a segment in the measured step.
+        summary_bytes: bytes of the largest autograd graph of a batch of summaries in the measured step.
+        peak: peak allocated bytes in the measured step's last window.
+        peak_after: peak allocated bytes during gradient reduction and optimizer step.
     """
 
     def __init__(self, compute: ComputeSettings, settings: MemorySettings, depth: int, device: torch.device):
@@ -55,28 +55,28 @@ class ActivationBudget:
         self.plan = self.within_recipe(1, batch, 0)
 
     def begin_step(self, segments: int) -> None:
-        """Begin a step with windows of that many segments, at most those planned for."""
+        """Begin a step whose windows have ``segments`` segments, at most as many as the plan is for."""
         self.counts = segments >= self.counts_from
 
     @property
     def batch_sizes(self) -> list[int]:
-        """Batch sizes that divide the window: all batches then have one shape, which is compiled and captured once."""
+        """Possible numbers of summaries in a batch: divisors of the window, so that all batches have equal shapes."""
         return [n for n in range(1, self.depth + 1) if self.depth % n == 0]
 
     @property
     def is_measured_step(self) -> bool:
-        """Whether this is the measured step. CPUs do not count allocations: there the first plan stays."""
+        """Whether the memory of the coming step is measured; never on CPUs, where torch does not count allocations."""
         return self.device.type != "cpu" and self.counts and self.step == MEASURED
 
     @property
     def warm_up_steps(self) -> int:
-        """Steps until everything is planned, compiled and captured."""
+        """Number of first steps in which memory is measured, shapes are compiled and CUDA graphs are captured."""
         if self.device.type == "cpu":
             return 0
         return CAPTURED if self.compute.cuda_graphs == "always" else CAPTURED - 1
 
     def within_recipe(self, kept_segments: int, summary_segments: int, kept_summaries: int) -> RecomputePlan:
-        """The plan with the given values, except for those that the recipe fixes."""
+        """Return a recomputation plan with the given values, except for those that the recipe fixes."""
         if self.compute.recompute in ("none", "selective"):
             kept_segments, kept_summaries = self.depth, self.depth
         elif self.compute.recompute != "auto":
@@ -86,7 +86,7 @@ class ActivationBudget:
         return RecomputePlan(min(kept_segments, self.depth), min(summary_segments, self.depth), kept_summaries)
 
     def measure(self, forward: Forward) -> Forward:
-        """Wrap a forward pass so that the measured step notes the memory of its autograd graphs."""
+        """Wrap a forward pass so that the measured step records the bytes of its autograd graphs."""
         if not self.is_measured_step:
             return forward
         cuda = torch.get_device_module(self.device)
@@ -103,7 +103,7 @@ class ActivationBudget:
         return measured
 
     def backward_done(self) -> None:
-        """Note the peak of the windows, after the last backward pass of a step.
+        """Record the peak memory of the windows, after the last backward pass of a step.
 
         Reduction and optimizer run after activations are freed, so their peak is measured separately; only memory of
         CUDA graphs, which is never freed, adds to it.
@@ -114,14 +114,14 @@ class ActivationBudget:
             cuda.reset_peak_memory_stats()
 
     def step_done(self) -> None:
-        """After the measured step: plan the next ones, by the rank with the least memory left."""
+        """Count a step; after the measured one, plan the next steps by the rank with the least free memory."""
         if self.is_measured_step:
             self.peak_after = torch.get_device_module(self.device).max_memory_allocated()
             self.plan = self.within_recipe(*map(int, all_reduce_min(self.largest_plan(), self.device)))
         self.step += self.counts
 
     def largest_plan(self) -> list[int]:
-        """The largest plan that fits: kept_segments, summary_segments and kept_summaries."""
+        """The largest plan that fits into this rank's memory: kept_segments, summary_segments and kept_summaries."""
         graphs, peak = self.compute.cuda_graphs == "always", self.peak
         if graphs:
             # Captured memory stays allocated during the reduction and the optimizer's step. The peak of the windows
@@ -146,7 +146,7 @@ class ActivationBudget:
         return [kept_segments, summary_segments, kept_summaries]
 
     def bytes_left(self, peak: int) -> float:
-        """Bytes of the GPU's memory beside a peak, a margin and what is allocated outside of torch."""
+        """Bytes of the GPU's memory that are free at a given peak, beside a margin and memory outside of torch."""
         total = torch.get_device_module(self.device).mem_get_info()[1]
         return MARGIN * total - outside_torch(self.device) - peak
 
@@ -158,12 +158,12 @@ class ActivationBudget:
         return max(n for n in self.batch_sizes if n * single <= max(size, single))
 
     def segments_within(self, size: float) -> int:
-        """The number of segments that keep their activations in ``size`` bytes beside the one of the measured step."""
+        """The number of segments that can keep their activations in ``size`` more bytes than the measured step took."""
         return min(self.depth, 1 + max(0, int(size // max(self.segment_bytes, 1))))
 
 
 def outside_torch(device: torch.device) -> int:
-    """Bytes of a GPU's memory outside of torch's allocator: CUDA's, NCCL's, other processes'."""
+    """Bytes of a GPU's memory allocated outside of torch: by CUDA, NCCL and other processes."""
     cuda = torch.get_device_module(device)
     free, total = cuda.mem_get_info()
     return int(total - free - cuda.memory_reserved())

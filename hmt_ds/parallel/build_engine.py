@@ -1,4 +1,4 @@
-"""A DeepSpeed engine around a model: one that trains for executors, one without an optimizer for readers."""
+"""Build a DeepSpeed engine around a model: one that trains, or one without an optimizer that only evaluates."""
 
 import io
 from collections.abc import Callable
@@ -27,16 +27,16 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class ExecutorOptions:
-    """What every executor and every reader needs besides its model.
+    """Settings of an executor (which trains) or a reader (which evaluates), besides its model.
 
     Attributes:
-        ds_config: DeepSpeed's configuration, filled.
+        ds_config: DeepSpeed's configuration, filled in.
         precision: ``fp32``, ``bf16`` or ``fp16``.
-        device: this rank's.
+        device: device of this rank.
         depth: segments of a window, in the first steps.
-        compute: how activations, gradients and kernels are treated.
+        compute: settings of activations, gradient reduction and kernels.
         memory_lr: learning rate of the memory modules; None for the optimizer's.
-        scheduler: makes a learning rate schedule from an optimizer.
+        scheduler: makes a learning-rate schedule from an optimizer.
     """
 
     ds_config: DsConfig
@@ -49,16 +49,16 @@ class ExecutorOptions:
 
     @property
     def in_autocast(self) -> bool:
-        """Whether weights stay fp32 and torch.autocast lowers the precision."""
+        """Whether weights stay in fp32 and torch.autocast lowers the precision of forward passes."""
         return computes_in_autocast(self.ds_config, self.precision)
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the weights and of memories."""
+        """The dtype of weights and memories."""
         return torch.float32 if self.in_autocast else DTYPES[self.precision]
 
     def autocast(self) -> AbstractContextManager[object]:
-        """The context of forward passes outside the engine (which enters its own)."""
+        """The autocast context for forward passes outside DeepSpeed's engine, which enters one by itself."""
         low = DTYPES[self.precision]
         return torch.autocast(self.device.type, low, enabled=self.in_autocast, cache_enabled=False)
 
@@ -70,13 +70,14 @@ def build_engine(
     compute: ComputeSettings,
     grid: object = None,
 ) -> Engine[HMT]:
-    """Compile what is to be compiled, give the model to DeepSpeed and attach the gradient reduction.
+    """Compile a model if the settings say so, give it to DeepSpeed, and attach the gradient reduction.
 
     Args:
-        model: prepared by :func:`hmt_ds.parallel.compute_choice.prepare_layers`.
-        gradients: made from the model before, for DeepSpeed puts hooks into it.
-        compute: resolved.
-        grid: DeepSpeed's process grid, where the ranks are not all data-parallel.
+        model: a model prepared by :func:`hmt_ds.parallel.compute_choice.prepare_layers`.
+        gradients: gradient reduction, made from the model before DeepSpeed puts hooks into it.
+        options: settings of the executor.
+        compute: ``compute`` settings without any auto that depends on the model.
+        grid: DeepSpeed's process grid, if the ranks are not all data-parallel.
     """
     if compute.kernels == "compile":
         compile_layers(cast(CausalLM, gradients.model.backbone))
@@ -103,14 +104,16 @@ def build_engine(
 
 
 def build_reading_engine(model: HMT, options: ExecutorOptions, grid: object = None) -> Engine[HMT]:
-    """Give the model to an engine that only reads: without optimizer states, gradients and master weights.
+    """Give a model to a DeepSpeed engine that only evaluates: without optimizer states, gradients and master weights.
 
     ZeRO-1 and ZeRO-2 shard only what such an engine does not have, and DeepSpeed refuses them without an optimizer, so
-    they become stage 0: every rank holds the whole weights. At stage 3 the weights stay sharded. The sections for
-    precision stay as they are filled in for the run's stage, so weights are read in the type they were trained in.
+    they become stage 0: every rank holds the whole weights. At stage 3 the weights stay sharded. The precision stays
+    that of the run's stage, so weights are read in the type they were trained in.
 
     Args:
-        grid: DeepSpeed's process grid, where the ranks are not all data-parallel.
+        model: the model to evaluate.
+        options: settings of the reader.
+        grid: DeepSpeed's process grid, if the ranks are not all data-parallel.
     """
     if resolve(options.compute, model, options.ds_config, options.device).kernels == "liger":
         use_liger(cast(CausalLM, model.backbone))  # compiled kernels are for training alone

@@ -1,4 +1,4 @@
-"""Build a model, at ZeRO-3 sharded from the start, so that no rank ever holds it whole."""
+"""Build a model; at ZeRO-3 it is sharded from the start, so that no rank ever holds all of it."""
 
 from contextlib import nullcontext
 from typing import cast
@@ -27,18 +27,18 @@ def build_hmt(
     device: torch.device | str = "cpu",
     trust_remote_code: bool = False,
 ) -> HMT:
-    """Build the backbone and the memory around it, under ``zero.Init`` at stage 3.
+    """Build a backbone and the memory around it, under ``zero.Init`` at ZeRO-3.
 
     Args:
-        source: a folder, a hub name, or a configuration for random weights.
-        memory: sizes.
-        ds_config: filled.
+        source: a folder, a hub name, or a transformers configuration for random weights.
+        memory: settings of the memory.
+        ds_config: DeepSpeed's configuration, filled in.
         precision: ``fp32``, ``bf16`` or ``fp16``.
         train: ``whole``, ``frozen`` or ``lora``.
-        seed: of all random weights.
-        lora: required for ``train`` lora.
-        device: of the backbone's random weights.
-        trust_remote_code: run the model code of the folder or the hub.
+        seed: seed of all random weights.
+        lora: LoRA settings; required for ``train`` lora.
+        device: device on which the backbone's random weights are created.
+        trust_remote_code: run Python code of the folder or the hub model.
     """
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     if computes_in_autocast(ds_config, precision):

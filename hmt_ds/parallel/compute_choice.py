@@ -23,7 +23,10 @@ LAUNCH_BOUND = 2.5e11
 
 
 def resolve(compute: ComputeSettings, model: HMT, ds_config: DsConfig, device: torch.device) -> ComputeSettings:
-    """Resolve every "auto" except those that a measured step decides (``recompute`` and ``summary_batch``)."""
+    """Return ``compute`` settings with every "auto" resolved, except those that a measured step decides.
+
+    ``recompute`` and ``summary_batch`` stay "auto": :class:`ActivationBudget` plans them.
+    """
     reduction, kernels, leaf_layers = compute.reduction, compute.kernels, compute.leaf_layers
     if reduction == "auto":
         reduction = "step" if whole_gradient_fits(model, ds_config, device) else "segment"
@@ -40,7 +43,7 @@ def resolve(compute: ComputeSettings, model: HMT, ds_config: DsConfig, device: t
 def worth_capturing(
     model: HMT, reduction: str, ds_config: DsConfig, recompute: Recompute, device: torch.device
 ) -> bool:
-    """Whether CUDA graphs can replay forward and backward passes, and launches take longer than arithmetic."""
+    """Whether CUDA graphs can replay forward and backward passes, and launching kernels takes longer than they run."""
     backbone = cast(CausalLM, model.backbone)
     # a graph reads the weights at fixed addresses, and adds gradients to buffers at fixed addresses
     fixed_addresses = reduction == "step" and stage_of(ds_config) < 3 and not offloads(ds_config)
@@ -50,7 +53,7 @@ def worth_capturing(
 
 
 def uses_dropout(model: HMT) -> bool:
-    """Whether a forward pass in training draws random numbers.
+    """Whether a model's forward pass in training draws random numbers.
 
     Some families have dropout without a module for it (OPT has no such module at all), so the configuration counts too.
     """
@@ -60,7 +63,7 @@ def uses_dropout(model: HMT) -> bool:
 
 
 def best_kernels(backbone: CausalLM, reduction: Reduction, recompute: Recompute, device: torch.device) -> Kernels:
-    """Compile layers unless ZeRO-3's hooks or layer checkpoints are in them; else use liger's kernels if installed."""
+    """Choose kernels: compile, unless ZeRO-3's hooks or checkpoints split the layers; else liger's, if installed."""
     if device.type == "cpu":
         return "plain"
     if reduction == "step" and recompute in ("auto", "none", "segment"):
@@ -69,7 +72,7 @@ def best_kernels(backbone: CausalLM, reduction: Reduction, recompute: Recompute,
 
 
 def whole_gradient_fits(model: HMT, ds_config: DsConfig, device: torch.device) -> bool:
-    """Whether a rank can hold the whole weights and fp32 gradient buffers, with a quarter left for activations."""
+    """Whether a rank can hold the whole weights and fp32 gradient buffers, and leave a quarter of its memory free."""
     sizes = [(full_numel(p), p.element_size(), p.requires_grad) for p in model.parameters()]
     stage, trained = stage_of(ds_config), sum(number for number, _, trains in sizes if trains)
     weights = sum(number * size for number, size, _ in sizes)
@@ -81,9 +84,9 @@ def whole_gradient_fits(model: HMT, ds_config: DsConfig, device: torch.device) -
 
 
 def leaf_layers_that_fit(backbone: CausalLM, device: torch.device) -> int:
-    """The number of layers that take a fortieth of the memory.
+    """The number of layers that fit into a fortieth of a GPU's memory, for ZeRO-3 to gather together.
 
-    ZeRO-3 holds two such groups at a time (one computes, the next is prefetched), and their gradients.
+    ZeRO-3 holds two groups of layers at a time (one computes, the next is prefetched), and their gradients.
     """
     if not can_group_layers(backbone.config):
         return 1
@@ -93,13 +96,13 @@ def leaf_layers_that_fit(backbone: CausalLM, device: torch.device) -> int:
 
 
 def layer_numel(backbone: CausalLM) -> int:
-    """The number of parameters of the first layer."""
+    """The number of parameters of a backbone's first layer."""
     module, name = decoder_layers(backbone)
     return max(1, sum(full_numel(parameter) for parameter in next(iter(getattr(module, name))).parameters()))
 
 
 def capacity(device: torch.device) -> float:
-    """Bytes of memory of a rank: the minimum over ranks, for all of them must choose alike."""
+    """Bytes of a rank's device memory: the minimum over all ranks, so that they make equal choices. Collective."""
     if device.type == "cpu":
         here = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
     else:
@@ -108,7 +111,13 @@ def capacity(device: torch.device) -> float:
 
 
 def prepare_layers(model: HMT, compute: ComputeSettings, stage: int) -> None:
-    """Change the model's layers in place as the resolved settings say, before DeepSpeed gets the model."""
+    """Apply ``compute`` settings to a model's layers, in place, before DeepSpeed wraps the model.
+
+    Args:
+        model: the model.
+        compute: settings without "auto".
+        stage: the ZeRO stage.
+    """
     backbone = cast(CausalLM, model.backbone)
     if compute.kernels == "liger":
         use_liger(backbone)

@@ -1,8 +1,8 @@
-"""Forward and backward passes replayed as CUDA graphs, for models so small that launching kernels dominates.
+"""Replay forward and backward passes as CUDA graphs, for models so small that launching kernels dominates.
 
 All segments have one shape, and so have all batches of summaries. For each shape, a forward pass and its backward pass
-are captured once and replayed. A captured forward pass has its own memory for the activations that its backward
-pass needs; this is called a slot. There are as many slots as segments keep their activations at a time.
+are captured once and replayed. A captured forward pass has its own memory for the activations that its backward pass
+needs: a slot. There are as many slots as segments that keep their activations at a time.
 """
 
 import gc
@@ -21,7 +21,7 @@ Output = SegmentOutput | Tensor  # of a segment, and of a summary
 
 
 class SlotKey(NamedTuple):
-    """What slots that can replace each other have in common."""
+    """Properties of the inputs that a slot was captured for; slots with equal keys can replace each other."""
 
     kind: type[Part]
     shapes: tuple[tuple[int, ...] | None, ...]
@@ -30,13 +30,13 @@ class SlotKey(NamedTuple):
 
 
 class GraphedForward:
-    """An HMT's forward pass, replayed from CUDA graphs.
+    """An HMT's forward pass, captured in CUDA graphs and replayed.
 
-    Gradients of weights must be summed by hooks into tensors at fixed addresses: these additions are captured too. The
-    weights must stay at their addresses as well.
+    Gradients of weights must be summed by hooks into tensors at fixed addresses, because these additions are captured
+    too. The weights must stay at their addresses as well.
 
     Args:
-        forward: of a segment or a summary; must have run before, so that nothing is left to compile.
+        forward: eager forward pass of a segment or a summary; must have run before, so that nothing is left to compile.
     """
 
     def __init__(self, forward: Forward):
@@ -63,7 +63,7 @@ class GraphedForward:
         query: Tensor | None = None,
         with_loss: bool = True,
     ) -> Output:
-        """Run a part; the arguments are those of :meth:`hmt_ds.memory.HMT.forward`."""
+        """Run a segment or a batch of summaries; arguments as for :meth:`hmt_ds.memory.HMT.forward`."""
         with_graph = torch.is_grad_enabled()
         inputs = [getattr(part, field.name) for field in fields(part)] + [memories, valid, query]
         shapes = tuple(None if tensor is None else tuple(tensor.shape) for tensor in inputs)
@@ -82,9 +82,9 @@ class GraphedForward:
 
 
 class Slot:
-    """One captured forward pass with its backward pass, and the memory of its activations.
+    """A captured forward pass with its backward pass, and the memory of its activations.
 
-    A slot is busy from its forward to its backward pass: another segment needs another slot.
+    A slot is busy from its forward to its backward pass; another segment meanwhile needs another slot.
     """
 
     def __init__(self, forward: Forward, kind: type[Part], with_loss: bool, pool: Any, stream: torch.cuda.Stream):
@@ -94,11 +94,11 @@ class Slot:
         self.backward_graph: torch.cuda.CUDAGraph | None = None
 
     def output(self, tensors: Sequence[Tensor]) -> Output:
-        """The tensors of a replay, as the eager forward pass returns them."""
+        """Wrap the tensors of a replay in the output type of the eager forward pass."""
         return SegmentOutput(*tensors) if self.kind is Segment else tensors[0]
 
     def replay_forward(self, inputs: list[Tensor | None]) -> tuple[Tensor, ...]:
-        """Replay the forward pass on these inputs; return copies of the results."""
+        """Replay the captured forward pass on new inputs; return copies of the results."""
         if self.forward_graph is None:
             self.capture_forward(inputs)
         # a graph reads its inputs where they were during the capture
@@ -110,7 +110,7 @@ class Slot:
         return tuple(tensor.detach().clone() for tensor in self.results)
 
     def capture_forward(self, inputs: list[Tensor | None]) -> None:
-        """Capture the forward pass."""
+        """Capture the forward pass as a CUDA graph, on copies of the inputs."""
         self.inputs = [None if tensor is None else tensor.detach().clone() for tensor in inputs]
         *parts, memories, valid, query = self.inputs
         self.leaves = [t.requires_grad_() for t in (memories, query) if t is not None and torch.is_grad_enabled()]
@@ -126,7 +126,7 @@ class Slot:
         self.results = [tensor for tensor in output if tensor is not None] if self.kind is Segment else [output]
 
     def replay_backward(self, gradients: list[Tensor]) -> list[Tensor | None]:
-        """Replay the backward pass from these gradients of the results; return copies of the inputs' gradients."""
+        """Replay the captured backward pass on new gradients of the results; return copies of the inputs' gradients."""
         if self.backward_graph is None:
             self.capture_backward(gradients)
         for own, new in zip(self.gradients, gradients, strict=True):
@@ -136,7 +136,7 @@ class Slot:
         return [leaf.grad.clone() if leaf.grad is not None else None for leaf in self.leaves]
 
     def capture_backward(self, gradients: list[Tensor]) -> None:
-        """Capture the backward pass, with its additions to the gradient accumulation buffers."""
+        """Capture the backward pass as a CUDA graph, with its additions to the gradient accumulation buffers."""
         self.gradients = [gradient.clone() for gradient in gradients]
         pairs = [(r, g) for r, g in zip(self.results, self.gradients, strict=True) if r.requires_grad]
         self.backward_graph = torch.cuda.CUDAGraph()
@@ -145,7 +145,7 @@ class Slot:
 
 
 class Replay(torch.autograd.Function):
-    """A captured forward pass as one node of autograd's graph."""
+    """Autograd function that replays a slot's captured forward pass, and its backward pass."""
 
     @staticmethod
     def forward(

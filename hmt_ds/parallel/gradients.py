@@ -1,12 +1,12 @@
-"""When gradients are reduced over the ranks: after every backward pass, or once per optimizer step.
+"""Reduce gradients over the ranks: after every backward pass, or once per optimizer step.
 
 After every pass: DeepSpeed shards the gradients of one segment and sums the shards in fp32. No rank ever holds a whole
 gradient.
 
 Once per step: each rank sums its own gradients in fp32 buffers and gives the sums to DeepSpeed's engine as if one
 backward pass had made them. Forward passes go through a second tree of modules over the same weights, because
-DeepSpeed's hooks in the first tree run for every backward pass (at stage 3 for every module). This takes 4 bytes per
-trained weight on every rank, and at stage 3 the whole weights during the step.
+DeepSpeed's hooks in the first tree run for every backward pass (at stage 3 for every module). Reducing once per step
+takes 4 bytes per trained weight on every rank, and at stage 3 the whole weights during the step.
 """
 
 import copy
@@ -34,7 +34,7 @@ from hmt_ds.parallel.layer_groups import LayerGroups
 
 
 class ReducePerSegment:
-    """Reduce gradients in every backward pass, by running each one through DeepSpeed's engine.
+    """Reduces gradients in every backward pass, by running each one through DeepSpeed's engine.
 
     Args:
         model: the model that the DeepSpeed engine wraps.
@@ -44,7 +44,7 @@ class ReducePerSegment:
         self.model = model
 
     def attach(self, engine: Engine[HMT]) -> None:
-        """Use this engine, which was built around the model."""
+        """Use the DeepSpeed engine that was built around the model."""
         self.engine = engine
         move_buffers(self.model, engine.device)
         for module in self.model.modules():
@@ -53,28 +53,28 @@ class ReducePerSegment:
 
     @property
     def forward(self) -> Forward:
-        """The forward pass of a segment or a summary."""
+        """The forward pass of a segment or a batch of summaries."""
         return self.engine
 
     @contextmanager
     def accumulate(self, passes: int, scale: float, phase: Phase) -> Iterator[None]:
-        """Surround the backward passes of an optimizer step."""
+        """Context for all backward passes of an optimizer step; afterwards DeepSpeed's engine has the gradients."""
         self.remaining = passes
         yield
         assert self.remaining == 0, f"{self.remaining} of {passes} backward passes are missing"
 
     def backward(self, scalar: Tensor) -> None:
-        """Run one backward pass. In the last one of a step DeepSpeed completes its gradients."""
+        """Run one backward pass through DeepSpeed's engine, which completes its gradients in the last one of a step."""
         self.remaining -= 1
         start_backward(self.engine)
         self.engine.set_gradient_accumulation_boundary(self.remaining == 0)
         self.engine.backward(scalar, scale_wrt_gas=False)
 
     def begin_step(self, budget: ActivationBudget) -> None:
-        """Nothing to do: only :class:`ReducePerStep` uses CUDA graphs."""
+        """Do nothing: only :class:`ReducePerStep` captures CUDA graphs at certain steps."""
 
     def step_done(self) -> None:
-        """Nothing to do: only :class:`ReducePerStep` uses CUDA graphs."""
+        """Do nothing: only :class:`ReducePerStep` captures CUDA graphs at certain steps."""
 
 
 class ReducePerStep:
@@ -104,17 +104,17 @@ class ReducePerStep:
                 alias.register_post_accumulate_grad_hook(self.add)
 
     def attach(self, engine: Engine[HMT]) -> None:
-        """Use this engine, which was built around the model."""
+        """Use the DeepSpeed engine that was built around the model."""
         self.engine, self.sharded = engine, engine.zero_optimization_stage() == 3
         move_buffers(self.model, engine.device)
 
     def forward(self, *arguments: object, **options: object) -> object:
-        """Run a segment or a summary, by CUDA graphs if they were captured."""
+        """Run a segment or a batch of summaries, replayed from CUDA graphs if they were captured."""
         run: Forward = self.replays or self.eager_forward
         return run(*arguments, **options)
 
     def eager_forward(self, *arguments: object, **options: object) -> object:
-        """Run a segment or a summary kernel by kernel."""
+        """Run a segment or a batch of summaries without CUDA graphs."""
         with self.autocast:
             return self.model(*arguments, **options)
 
@@ -122,8 +122,8 @@ class ReducePerStep:
         """Switch to :class:`GraphedForward` for the fourth step that counts, which captures all shapes of the plan.
 
         The second step is measured, and the third compiles the shapes of the resulting plan. Shorter windows than the
-        plan's would capture too few slots. When the budget has started over, for another depth, the graphs of the
-        former plan are given up.
+        plan's would capture too few slots. When the budget has started over, for another depth, the old plan's graphs
+        are dropped.
         """
         if budget.step < CAPTURED:
             self.replays = None
@@ -132,13 +132,13 @@ class ReducePerStep:
             self.replays = GraphedForward(self.eager_forward)
 
     def step_done(self) -> None:
-        """Allow no captures after the step that captured."""
+        """Forbid captures of CUDA graphs after the step that captured them."""
         if self.replays:
             self.replays.complete = True
 
     @contextmanager
     def accumulate(self, passes: int, scale: float, phase: Phase) -> Iterator[None]:
-        """Surround the backward passes of an optimizer step. At stage 3 the whole weights are gathered meanwhile."""
+        """Context for all backward passes of an optimizer step; at stage 3 the whole weights are gathered during it."""
         self.scale = scale
         with deepspeed.zero.GatheredParameters(self.weights, enabled=self.sharded):
             if any(weight.data_ptr() != alias.data_ptr() for weight, alias in self.pairs):
@@ -188,11 +188,11 @@ class ReducePerStep:
                 self.sums[alias] = torch.zeros_like(alias, dtype=torch.promote_types(alias.dtype, torch.float32))
 
     def backward(self, scalar: Tensor) -> None:
-        """Run one backward pass."""
+        """Run one backward pass outside of DeepSpeed's engine; hooks add the weights' gradients to the fp32 sums."""
         (scalar * self.scale).backward()
 
     def add(self, alias: nn.Parameter) -> None:
-        """Add a weight's gradient of one backward pass to its sum; a hook, so that the gradient is freed at once."""
+        """Add a weight's gradient of one backward pass to its fp32 sum and free the gradient; runs as a hook."""
         assert alias.grad is not None
         self.sums[alias].add_(alias.grad)
         alias.grad = None
@@ -232,7 +232,7 @@ def move_buffers(model: nn.Module, device: torch.device) -> None:
 
 
 class DeliverGradient(torch.autograd.Function):
-    """Returns zero; its gradient with respect to a weight is a sum that was computed elsewhere."""
+    """Autograd function that returns zero, and passes a sum computed elsewhere to a weight as its gradient."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, total: Tensor, scale: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Groups of layers that ZeRO-3 gathers at once, so that its hooks run once per group and not for every module."""
+"""Groups of layers that ZeRO-3 gathers at once, so that its hooks run once per group and not once per module."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -22,16 +22,16 @@ def group_layers(backbone: CausalLM, group_size: int) -> None:
 
 
 def can_group_layers(config: PretrainedConfig) -> bool:
-    """Whether layers can run in groups: they return one tensor, and none is dropped at random."""
+    """Whether a model's layers can run in groups: each returns one tensor, and none is dropped at random."""
     return config.model_type in FAMILIES and not getattr(config, "layerdrop", 0)
 
 
 class LayerGroups(nn.ModuleList):
     """A list of layers that run in groups.
 
-    The registered members are the layers, so parameters keep their names. DeepSpeed puts its hooks into what it finds
-    in ``children``: there it finds the groups. A decoder iterates over the list and calls each layer: there it gets a
-    :class:`LayerCall`, which only notes the call; the call of a group's last layer runs the group.
+    The registered members are the layers, so parameters keep their names. DeepSpeed, which looks for modules in
+    ``children``, puts its hooks into the groups. A decoder that iterates over the list gets a :class:`LayerCall` for
+    each layer, which only records the call; the call of a group's last layer runs the group.
     """
 
     def __init__(self, layers: nn.ModuleList, group_size: int):
@@ -44,8 +44,8 @@ class LayerGroups(nn.ModuleList):
     def prefetch_with(self, engine: Engine[HMT]) -> None:
         """Let each group prefetch the next one in the forward pass, and the previous one in the backward pass.
 
-        DeepSpeed's own prefetching follows a recorded trace of modules. Here summaries, and segments with and without a
-        graph, take turns: it would invalidate and record its trace again all the time.
+        DeepSpeed's own prefetching follows a recorded trace of modules. Summaries, and segments with and without a
+        graph, take turns, so DeepSpeed would invalidate and record its trace again all the time.
         """
         gather = gather_function(engine)
         for group, after in zip(self.groups[:-1], self.groups[1:], strict=True):
@@ -53,13 +53,13 @@ class LayerGroups(nn.ModuleList):
             after.prefetch_previous = partial(gather, set(group.parameters()), False)
 
     def named_children(self) -> Iterator[tuple[str, nn.Module]]:
-        """The groups in place of the layers: DeepSpeed looks for modules here."""
+        """Yield the groups instead of the layers, because DeepSpeed looks for modules to gather here."""
         return ((f"group_{number}", group) for number, group in enumerate(self.groups))
 
     def named_modules(
         self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
     ) -> Iterator[tuple[str, nn.Module]]:
-        """The layers with their submodules, and the groups, which have no parameters of their own."""
+        """Yield the layers with their submodules, and the groups, which have no parameters of their own."""
         yield from super().named_modules(memo, prefix, remove_duplicate)
         yield from ((f"{prefix}.{name}", group) for name, group in self.named_children())
 
@@ -69,7 +69,7 @@ class LayerGroups(nn.ModuleList):
                 yield LayerCall(group, layer)
 
     def __getitem__(self, index: int | slice) -> Any:
-        """The layer at an index; for a slice, which must be the whole list, the calls."""
+        """Return the layer at an index; for a slice, which must be the whole list, the recorded calls."""
         if isinstance(index, slice):
             calls = list(self)
             assert len(calls[index]) == len(calls), "a group of layers runs as a whole"
@@ -89,7 +89,7 @@ class LayerGroup(nn.Module):
         self.prefetch_previous: Callable[[], None] = lambda: None
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Run the group's layers with the arguments that :class:`LayerCall` noted, ``[b, t, d]`` -> ``[b, t, d]``."""
+        """Run the group's layers with the arguments recorded by :class:`LayerCall`, ``[b, t, d]`` -> ``[b, t, d]``."""
         calls, self.calls = self.calls, []
         self.prefetch_next()
         for call in calls:
@@ -101,7 +101,7 @@ class LayerGroup(nn.Module):
 
 
 class LayerCall:
-    """Replaces a layer while a decoder iterates over its list."""
+    """Stands in for a layer while a decoder iterates over its layers: records the call for the layer's group."""
 
     def __init__(self, group: LayerGroup, layer: nn.Module):
         self.group, self.layer = group, layer

@@ -1,4 +1,4 @@
-"""Interfaces of hmt_ds.parallel: readers evaluate windows, executors also train, gradient reductions sum gradients."""
+"""Interfaces: readers evaluate windows, executors also train, gradient reductions sum gradients over ranks."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -50,7 +50,7 @@ class StepOutput:
 
 
 class GradientReduction(Protocol):
-    """Where gradients are accumulated within an optimizer step, and when they are reduced over the ranks.
+    """Accumulates gradients within an optimizer step, and reduces them over the ranks.
 
     Attributes:
         model: the modules that forward passes go through in training.
@@ -59,11 +59,11 @@ class GradientReduction(Protocol):
     model: HMT
 
     def attach(self, engine: Engine[HMT]) -> None:
-        """Use this engine, which was built around the model."""
+        """Use the DeepSpeed engine that was built around the model."""
 
     @property
     def forward(self) -> Forward:
-        """The forward pass of a segment or a summary."""
+        """The forward pass of a segment or a batch of summaries."""
 
     def accumulate(self, passes: int, scale: float, phase: Phase) -> AbstractContextManager[None]:
         """Surround all backward passes of an optimizer step; afterwards the engine has the reduced gradients.
@@ -75,25 +75,25 @@ class GradientReduction(Protocol):
         """
 
     def backward(self, scalar: Tensor) -> None:
-        """Run one backward pass."""
+        """Run one backward pass from a scalar, and add the weights' gradients to those of the step."""
 
     def begin_step(self, budget: ActivationBudget) -> None:
-        """Begin an optimizer step, after the budget has begun it."""
+        """Begin an optimizer step; called after the activation budget has begun it."""
 
     def step_done(self) -> None:
-        """Note that the optimizer has updated the weights."""
+        """Called after the optimizer has updated the weights."""
 
 
 class Reader(Protocol):
     """Runs windows through an HMT inside a DeepSpeed engine: the interface for evaluation and for loading weights.
 
     Attributes:
-        stages: the number of pipeline stages (1 on ZeRO).
-        data_ranks: the number of ranks, or pipelines, that share the rows of the global batch.
-        data_rank: the index of this rank, or of its pipeline, among them.
-        reports: whether this rank computes the losses.
-        embedding_width: d, of memories.
-        dtype: of memories.
+        stages: number of pipeline stages (1 on ZeRO).
+        data_ranks: number of ranks, or pipelines, that share the rows of the global batch.
+        data_rank: index of this rank, or of its pipeline, among the data ranks.
+        reports: whether this rank computes losses.
+        embedding_width: d, the width of memories.
+        dtype: type of memories.
     """
 
     stages: int
@@ -120,9 +120,9 @@ class Executor(Reader, Protocol):
     """A reader that also trains: the interface for the training loop and for checkpoints.
 
     Attributes:
-        compute: resolved settings.
+        compute: ``compute`` settings with every auto resolved that can be before a step is measured.
         state: the memory carried from the last window to the next; None before the first.
-        phase: surrounds each part of a step, by name.
+        phase: makes a context around each part of a step, from the part's name.
     """
 
     precision: str
@@ -132,14 +132,14 @@ class Executor(Reader, Protocol):
 
     @property
     def budget(self) -> ActivationBudget:
-        """How many segments keep their activations."""
+        """The plan of which segments keep their activations."""
 
     @property
     def gradients(self) -> GradientReduction:
-        """Where gradients are accumulated."""
+        """The reduction of gradients over segments and ranks."""
 
     def train_batch(self, windows: list[Window], flags: tuple[int, ...] = ()) -> StepOutput:
-        """Take one optimizer step; see :func:`hmt_ds.parallel.train_step.train_step`."""
+        """Take one optimizer step on consecutive windows; see :func:`hmt_ds.parallel.train_step.train_step`."""
 
     def backward_through(self, window: Window, weight: float, recall_weight: float) -> tuple[Tensor, Tensor]:
         """Add the gradients of a window's losses, and carry the memory on.
@@ -154,4 +154,4 @@ class Executor(Reader, Protocol):
         """
 
     def backward_passes(self, windows: list[Window]) -> int:
-        """The number of backward passes that a step on these windows takes."""
+        """The number of backward passes that an optimizer step on the given windows takes."""

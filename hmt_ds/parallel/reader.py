@@ -1,4 +1,4 @@
-"""The reader on ZeRO stages 0 to 3: evaluates a model that is not trained here."""
+"""Evaluate a model at ZeRO stages 0 to 3, without training it."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,11 +12,11 @@ from hmt_ds.parallel.train_step import empty_state
 
 
 class ZeroReader:
-    """Reads windows with a model's weights; an :class:`hmt_ds.parallel.protocols.Reader`.
+    """Evaluates windows with a model at ZeRO stage 0 to 3; implements :class:`hmt_ds.parallel.protocols.Reader`.
 
     Args:
-        model: from :func:`hmt_ds.parallel.build_hmt.build_hmt`.
-        options: the run's options; of its ``compute`` settings only the kernels are used.
+        model: a model from :func:`hmt_ds.parallel.build_hmt.build_hmt`.
+        options: the run's settings; of its ``compute`` settings only the kernels are used.
     """
 
     stages, reports = 1, True
@@ -31,6 +31,6 @@ class ZeroReader:
     def read(
         self, window: Window, state: MemoryState | None, **options: Any
     ) -> Iterator[tuple[SegmentOutput, MemoryState]]:
-        """Run a window; yield the output of each segment and the state after it."""
+        """Run a window without training; yield the output of each segment and the memory state after it."""
         state = state or empty_state(self, len(window.input_ids))
         yield from read_window(self.engine, self.settings, window.to(self.device), state, **options)

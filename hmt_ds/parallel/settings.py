@@ -11,14 +11,14 @@ CudaGraphs = Literal["auto", "always", "never"]
 
 @dataclass(frozen=True)
 class ComputeSettings:
-    """Activation checkpointing, gradient reduction and kernels. Gradients are the same up to rounding."""
+    """Settings of activation checkpointing, gradient reduction and kernels. They change gradients only by rounding."""
 
     recompute: Recompute = "auto"
     """Activation checkpointing. none: keep all activations; selective: keep only the results of matrix products and
-    attention; segment: recompute whole segments in the backward pass; segment+layer: the same, and recompute layer by
-    layer within a segment; auto: recompute the segments whose activations do not fit. (reentrant is refused.)"""
+    attention; segment: recompute whole segments in the backward pass; segment+layer: like segment, and recompute layer
+    by layer within a segment; auto: recompute the segments whose activations do not fit. (reentrant is refused.)"""
     summary_batch: Literal["auto"] | int = "auto"
-    """How many segments have their summaries computed in one batch. auto: as many as need no more memory than the
+    """Number of segments whose summaries are computed in one batch. auto: as many as need no more memory than the
     activations that are kept anyway."""
     reduction: Reduction = "auto"
     """When gradients are reduced across ranks. step: once per optimizer step, which needs 4 bytes per trained weight on
@@ -28,9 +28,10 @@ class ComputeSettings:
     """Number of layers that ZeRO-3 gathers together, with reduction segment. auto: as many as fit into a fortieth of a
     GPU's memory."""
     kernels: Kernels = "auto"
-    """auto: compile on GPUs, liger where ZeRO-3's hooks or layer checkpoints rule compile out, plain on CPUs."""
+    """Kernels of the layers. auto: compile on GPUs, liger where ZeRO-3's hooks or layer checkpoints rule compile out,
+    plain on CPUs."""
     cuda_graphs: CudaGraphs = "auto"
     """Replay a segment's kernels as a CUDA graph: possible at ZeRO stages 0 to 2 with reduction step, without
-    offload and dropout. auto: where possible, if launching the kernels takes longer than running them."""
+    offloading and dropout. auto: where possible, if launching the kernels takes longer than running them."""
     spill: bool = False
-    """Offload the tensors that cross segment boundaries to the host's memory."""
+    """Offload the tensors that cross segment boundaries (memories and their gradients) to host memory."""

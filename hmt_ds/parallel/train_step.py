@@ -72,7 +72,7 @@ def counts_of(window: Window) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def update_weights(executor: Executor) -> tuple[float | None, bool]:
-    """Run ``engine.step()``: clip, update the weights, advance the schedule.
+    """Run ``engine.step()``: clip gradients, update the weights, advance the learning-rate schedule.
 
     Returns:
         The gradient norm if it is known, and whether the step was skipped.
@@ -100,7 +100,7 @@ def stage_0_gradient_norm(engine: Engine[HMT]) -> float | None:
 
 
 def empty_state(reader: Reader, rows: int, cached: int = 0) -> MemoryState:
-    """The state before a document, with room for ``cached`` memories."""
+    """The memory state before a document, with room for ``cached`` memories."""
     settings = reader.settings
     return MemoryState.empty(
         rows,
@@ -114,10 +114,10 @@ def empty_state(reader: Reader, rows: int, cached: int = 0) -> MemoryState:
 
 
 def carry(executor: Executor, state: MemoryState) -> Tensor:
-    """Carry a state into the next window, without memories that are not finite.
+    """Carry the memory state of a window into the next one; reset rows whose memories are not finite.
 
     Returns:
-        How many rows were reset (0-dimensional, float64).
+        The number of reset rows (0-dimensional, float64).
     """
     executor.state, broken = state.without_broken()
     return broken.sum().double()

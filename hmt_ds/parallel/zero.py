@@ -1,4 +1,4 @@
-"""The executor on ZeRO stages 0 to 3: every rank runs the whole model on its own rows."""
+"""The executor at ZeRO stages 0 to 3: every rank runs the whole model on its own rows."""
 
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -21,10 +21,10 @@ from hmt_ds.parallel.train_step import carry, empty_state, train_step
 
 
 class ZeroExecutor:
-    """Runs windows through an HMT inside a DeepSpeed engine; an :class:`hmt_ds.parallel.protocols.Executor`.
+    """Trains an HMT inside a DeepSpeed engine at ZeRO stage 0 to 3: a :class:`hmt_ds.parallel.protocols.Executor`.
 
     Args:
-        model: from :func:`hmt_ds.parallel.build_hmt.build_hmt`.
+        model: a model from :func:`hmt_ds.parallel.build_hmt.build_hmt`.
     """
 
     stages, reports = 1, True
@@ -46,7 +46,7 @@ class ZeroExecutor:
         self.phase: Phase = nullcontext
 
     def train_batch(self, windows: list[Window], flags: tuple[int, ...] = ()) -> StepOutput:
-        """Take one optimizer step; see :func:`hmt_ds.parallel.train_step.train_step`."""
+        """Take one optimizer step on consecutive windows; see :func:`hmt_ds.parallel.train_step.train_step`."""
         return train_step(self, windows, flags)
 
     def backward_through(self, window: Window, weight: float, recall_weight: float) -> tuple[Tensor, Tensor]:
@@ -67,7 +67,7 @@ class ZeroExecutor:
         return torch.stack([total.double() for total in totals]), sums.finite
 
     def backward_passes(self, windows: list[Window]) -> int:
-        """The number of backward passes that a step on these windows takes."""
+        """The number of backward passes that an optimizer step on the given windows takes."""
         summarised = self.settings.summarises
         return sum(self.budget.plan.backward_passes(len(w), len(w) if summarised else 0) for w in windows)
 
@@ -75,7 +75,7 @@ class ZeroExecutor:
     def read(
         self, window: Window, state: MemoryState | None, **options: Any
     ) -> Iterator[tuple[SegmentOutput, MemoryState]]:
-        """Run a window without training; yield the output of each segment and the state after it."""
+        """Run a window without training; yield the output of each segment and the memory state after it."""
         self.engine.eval()
         state = state or empty_state(self, window.input_ids.shape[0])
         yield from read_window(self.engine, self.settings, window.to(self.device), state, **options)

@@ -1,1 +1,1 @@
-"""DeepSpeed's configuration, filled from the recipe."""
+"""DeepSpeed's configuration, filled in from the recipe."""

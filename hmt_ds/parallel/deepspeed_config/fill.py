@@ -42,15 +42,15 @@ class DeepSpeedConfigError(ValueError):
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """The values that the recipe decides and DeepSpeed needs.
+    """The values of a DeepSpeed configuration that the recipe decides.
 
     Attributes:
         precision: ``fp32``, ``bf16`` or ``fp16``.
         batch_size: rows per rank.
         gradient_accumulation: windows per optimizer step; the executor replaces it by its number of backward passes.
-        gradient_clipping: maximum norm, 0 for none.
-        optimizer: by DeepSpeed's name.
-        optimizer_params: by DeepSpeed's names.
+        gradient_clipping: maximum norm of the gradient; 0 for no clipping.
+        optimizer: DeepSpeed's name of the optimizer.
+        optimizer_params: arguments of the optimizer.
     """
 
     precision: str
@@ -62,10 +62,10 @@ class EngineSettings:
 
 
 def read_ds_config(file: str | Path) -> DsConfig:
-    """Read a DeepSpeed file.
+    """Read a DeepSpeed configuration file.
 
     Raises:
-        DeepSpeedConfigError: if it is not a JSON object.
+        DeepSpeedConfigError: if the file is not a JSON object.
     """
     try:
         config = json.loads(Path(file).read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
@@ -77,7 +77,7 @@ def read_ds_config(file: str | Path) -> DsConfig:
 
 
 def unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Make a JSON object of its keys and values; of a key given twice json would keep the last one.
+    """Build a JSON object from pairs of key and value; Python's json would silently keep the last of equal keys.
 
     Raises:
         ValueError: if a key is given twice.
@@ -89,7 +89,7 @@ def unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def section_of(config: DsConfig, *path: str) -> DsConfig:
-    """A section of the file; empty where there is none."""
+    """A section of a DeepSpeed configuration; an empty dict if there is none."""
     section = config
     for key in path:
         section = section.get(key, {})
@@ -99,7 +99,7 @@ def section_of(config: DsConfig, *path: str) -> DsConfig:
 
 
 def stage_of(config: DsConfig) -> int:
-    """The ZeRO stage."""
+    """The ZeRO stage of a DeepSpeed configuration."""
     return section_of(config, "zero_optimization").get("stage", 0)
 
 
@@ -114,24 +114,25 @@ def computes_in_autocast(config: DsConfig, precision: str) -> bool:
 
 
 def offloads(config: DsConfig) -> bool:
-    """Whether the optimizer's states are offloaded to the host's memory."""
+    """Whether a DeepSpeed configuration offloads the optimizer's states to host memory."""
     return section_of(config, "zero_optimization", "offload_optimizer").get("device", "none") != "none"
 
 
 def share_on_gpu(config: DsConfig) -> float:
-    """The share of the optimizer's states that stays on the GPU; at stage 3 DeepSpeed can offload a part of them."""
+    """The fraction of the optimizer's states that stays on the GPU: ZeRO-3 can offload a part of them."""
     if not offloads(config):
         return 1.0
     return 1.0 - offload_ratio(config) if stage_of(config) == 3 else 0.0
 
 
 def with_bucket(config: DsConfig, trained: int, *, once: bool) -> DsConfig:
-    """Limit the size of gradient buckets, unless the file sets it.
+    """Limit the size of gradient buckets in a DeepSpeed configuration, unless the file sets it.
 
-    DeepSpeed allocates two buckets per type and sums in a third one, of 5e8 gradients each, however few are trained
-    (LoRA).
+    DeepSpeed allocates two buckets per type and sums in a third one, of 5e8 gradients each, even if far fewer are
+    trained (LoRA).
 
     Args:
+        config: DeepSpeed's configuration.
         trained: number of trained parameters.
         once: whether gradients are reduced once per step; then smaller buckets, hence more launches, cost no speed.
     """
@@ -141,7 +142,7 @@ def with_bucket(config: DsConfig, trained: int, *, once: bool) -> DsConfig:
 
 
 def decided_values(config: DsConfig, settings: EngineSettings) -> dict[tuple[str, ...], object]:
-    """The values of DeepSpeed's keys that the recipe decides."""
+    """The values of DeepSpeed's keys that the recipe decides, by path of section and key."""
     autocast = computes_in_autocast(config, settings.precision)
     low = "" if autocast else settings.precision
     values: dict[tuple[str, ...], object] = {
@@ -168,7 +169,7 @@ def decided_values(config: DsConfig, settings: EngineSettings) -> dict[tuple[str
 
 
 def fill_ds_config(config: DsConfig, settings: EngineSettings) -> DsConfig:
-    """Fill in every "auto".
+    """Fill in every "auto" of a DeepSpeed configuration.
 
     Raises:
         DeepSpeedConfigError: naming every value that is neither "auto" nor the recipe's, every "auto" that the recipe
@@ -200,7 +201,7 @@ def fill_ds_config(config: DsConfig, settings: EngineSettings) -> DsConfig:
 
 
 def zero_problems(config: DsConfig) -> list[str]:
-    """What DeepSpeed's schema of its ZeRO section refuses, and numbers as text, which only the schema accepts."""
+    """Problems of the ZeRO section by DeepSpeed's schema, and numbers given as text, which only the schema accepts."""
     zero = {key: value for key, value in section_of(config, "zero_optimization").items() if value != AUTO}
     try:
         DeepSpeedZeroConfig(**zero)
@@ -216,12 +217,12 @@ def zero_problems(config: DsConfig) -> list[str]:
 
 
 def offload_ratio(config: DsConfig) -> float:
-    """The share of the optimizer's states that is offloaded, if the optimizer is."""
+    """The fraction of an offloaded optimizer's states that is on the host; 1 unless the DeepSpeed file sets it."""
     return section_of(config, "zero_optimization", "offload_optimizer").get("ratio", 1.0)
 
 
 def overflow_problems(config: DsConfig) -> list[str]:
-    """Settings with which DeepSpeed would not skip steps whose gradients are not finite."""
+    """Settings with which DeepSpeed would not skip steps whose gradients are not finite: one line per problem."""
     needed = (("bf16", "check_grad_overflow"), ("zero_optimization", "compute_grad_norm"))
     return [
         f"{section}.{key} is false: steps whose gradients are not finite would be taken; leave it out"
@@ -231,7 +232,7 @@ def overflow_problems(config: DsConfig) -> list[str]:
 
 
 def partial_offload_problems(config: DsConfig, optimizer: str) -> list[str]:
-    """An offload ratio that DeepSpeed ignores, or an optimizer of which it cannot offload a part."""
+    """Problems of ``offload_optimizer.ratio``: DeepSpeed ignores it, or cannot offload a part of the optimizer."""
     ratio = offload_ratio(config)
     key = f"zero_optimization.offload_optimizer.ratio is {ratio}"
     if ratio == 1.0 or not offloads(config):
@@ -244,7 +245,7 @@ def partial_offload_problems(config: DsConfig, optimizer: str) -> list[str]:
 
 
 def not_sections(config: DsConfig) -> list[str]:
-    """Values that should be sections and are not."""
+    """Values in a DeepSpeed configuration that should be sections: one line per problem."""
     found = [(path, section_of(config, *path[:-1]).get(path[-1], {})) for path in SECTIONS]
     return [
         f"{'.'.join(path)} must be a section, not {json.dumps(value)}"
@@ -254,7 +255,7 @@ def not_sections(config: DsConfig) -> list[str]:
 
 
 def remaining_autos(config: DsConfig, prefix: str = "") -> list[str]:
-    """Keys whose value is still "auto"."""
+    """Keys of a DeepSpeed configuration whose value is still "auto"."""
     found = []
     for key, value in config.items():
         if isinstance(value, dict):

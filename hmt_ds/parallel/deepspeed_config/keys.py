@@ -1,4 +1,4 @@
-"""DeepSpeed's view of a configuration file: the keys that it looks up, and what it refuses."""
+"""Find the keys of a configuration file that DeepSpeed would ignore, and the values that it refuses."""
 
 import copy
 import difflib
@@ -9,7 +9,7 @@ from deepspeed.runtime.config import DeepSpeedConfig
 
 
 def unknown_keys(config: dict[str, object]) -> list[str]:
-    """Keys that DeepSpeed would ignore silently, each with a known key of a similar name or the same beginning."""
+    """Keys that DeepSpeed would ignore silently, each with the most similar known key."""
     known = sorted(known_keys())
     problems = []
     for key in [key for key in config if key not in known]:
@@ -20,7 +20,7 @@ def unknown_keys(config: dict[str, object]) -> list[str]:
 
 
 class RecordingDict(dict[str, object]):
-    """A DeepSpeed file that records which keys are looked up."""
+    """A dict for DeepSpeed's configuration that records which keys DeepSpeed looks up."""
 
     def __init__(self, values: dict[str, object]):
         super().__init__(values)
@@ -39,20 +39,20 @@ class RecordingDict(dict[str, object]):
         return super().__contains__(key)
 
     def keys(self) -> Any:
-        """The dict itself, so that ``key in config.keys()`` is recorded too."""
+        """Return the dict itself, so that a lookup by ``key in config.keys()`` is recorded too."""
         return self
 
 
 @functools.cache
 def known_keys() -> frozenset[str]:
-    """The keys that DeepSpeed looks up when it reads a file."""
+    """The keys that DeepSpeed looks up when it reads a configuration."""
     file = RecordingDict({"train_micro_batch_size_per_gpu": 1})
     DeepSpeedConfig(file)
     return frozenset(file.asked)
 
 
 def refusal(config: dict[str, object]) -> list[str]:
-    """DeepSpeed's objection to a whole file, in one line: the first problem that it finds."""
+    """DeepSpeed's own error message for a configuration, in one line; an empty list if it accepts it."""
     try:
         DeepSpeedConfig(copy.deepcopy(config))
     except Exception as error:  # its sections raise all kinds

@@ -1,4 +1,4 @@
-"""Learning rate schedules of DeepSpeed and torch, by name."""
+"""Create learning-rate schedules of DeepSpeed and torch by name."""
 
 import difflib
 import inspect
@@ -17,16 +17,17 @@ NO_SCHEDULES = ("LRScheduler", "_LRScheduler", "ReduceLROnPlateau")
 
 
 class ScheduleError(ValueError):
-    """The schedule is unknown or does not take these arguments."""
+    """Raised if a learning-rate schedule is unknown or does not accept its arguments."""
 
 
 def make_scheduler(name: str, params: dict[str, object], total_steps: int) -> Callable[[torch.optim.Optimizer], object]:
-    """Return a function that makes the schedule from an optimizer.
+    """Return a function that makes a learning-rate schedule from an optimizer.
 
     Args:
         name: a class of DeepSpeed's ``lr_schedules`` or of ``torch.optim.lr_scheduler``.
-        params: its arguments. Unless given, ``total_num_steps`` is ``total_steps``, one more for WarmupDecayLR, and
-            ``warmup_num_steps`` a tenth of ``total_steps``, at most 1,000; ``warmup_max_lr`` is the optimizer's rate.
+        params: arguments of the schedule. Unless given, ``total_num_steps`` is ``total_steps``, one more for
+            WarmupDecayLR, and ``warmup_num_steps`` a tenth of ``total_steps``, at most 1,000; ``warmup_max_lr`` is the
+            optimizer's rate.
         total_steps: optimizer steps of the run.
 
     Raises:
@@ -68,11 +69,12 @@ def make_scheduler(name: str, params: dict[str, object], total_steps: int) -> Ca
 
 
 def rates(make: Callable[[torch.optim.Optimizer], object], steps: Sequence[int]) -> list[float]:
-    """Return the learning rates of some steps, as shares of the optimizer's.
+    """Return the learning rates of some steps, as fractions of the optimizer's.
 
     Args:
-        make: makes the schedule.
-        steps: ascending, from 1. A rate of torch's schedules is not exact more than ``REHEARSED`` steps after another.
+        make: makes the schedule from an optimizer.
+        steps: numbers of the steps, ascending from 1. A rate of torch's schedules is not exact if it follows the
+            previous one by more than ``REHEARSED`` steps.
     """
     optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=1.0)
     schedule, at, found = cast(Any, make(optimizer)), 1, []

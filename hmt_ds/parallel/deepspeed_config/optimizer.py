@@ -1,4 +1,4 @@
-"""Check an optimizer's name and arguments before anything starts."""
+"""Check an optimizer's name and arguments before a run starts."""
 
 import difflib
 import inspect
@@ -16,17 +16,21 @@ UNUSABLE = ("LBFGS", "SparseAdam", "Optimizer")  # need a closure or sparse grad
 
 
 class OptimizerError(ValueError):
-    """The optimizer is unknown or does not take these arguments."""
+    """Raised if an optimizer is unknown or does not accept its arguments."""
 
 
 def check_optimizer(name: str, lr: float, weight_decay: float, params: dict[str, object], stage: int) -> None:
-    """Check that torch or DeepSpeed has an optimizer of this name that takes these arguments, by making one.
+    """Check that torch or DeepSpeed has an optimizer of a name that accepts the arguments, by creating one.
 
     Args:
+        name: class name of the optimizer.
+        lr: learning rate.
+        weight_decay: weight decay.
+        params: further arguments.
         stage: the ZeRO stage.
 
     Raises:
-        OptimizerError: a line for each problem, with similar names.
+        OptimizerError: with a line for each problem, and similar names.
     """
     if doubled := [key for key in ("lr", "weight_decay") if key in params]:
         raise OptimizerError(f"optimizer.params: {' and '.join(doubled)} belong directly into the section optimizer")
@@ -53,7 +57,7 @@ def check_optimizer(name: str, lr: float, weight_decay: float, params: dict[str,
 
 
 def wrong_tuples(name: str, optimizer: type, params: dict[str, object]) -> list[str]:
-    """Tuple arguments (betas) of the wrong length, which constructors do not check."""
+    """Tuple arguments (such as betas) of the wrong length, which constructors do not check: one line per problem."""
     defaults = {key: parameter.default for key, parameter in inspect.signature(optimizer).parameters.items()}
     tuples = {key: default for key, default in defaults.items() if isinstance(default, tuple) and key in params}
     return [

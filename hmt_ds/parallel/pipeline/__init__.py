@@ -1,1 +1,1 @@
-"""Pipeline parallelism: stages of consecutive layers, where the last stage sends recalled prompts to the first."""
+"""Pipeline parallelism: stages of consecutive layers, where the last stage sends recalled memories to the first."""

@@ -31,9 +31,11 @@ STAND_IN = "stand_in"
 def stage_layers(
     config: PretrainedConfig, stages: int, split: str | list[int] | LayerTimes = "auto"
 ) -> list[LayerRange]:
-    """Return the layers of each stage.
+    """Divide a model's layers among pipeline stages.
 
     Args:
+        config: configuration of the backbone.
+        stages: number of stages.
         split: the number of layers of each stage; or the times of a layer and of the head, to make the slowest stage as
             fast as possible; or ``auto``, to make the stage with the most parameters as small as possible. The head
             counts, because it is a matrix product; embeddings, which are lookups, do not.
@@ -46,13 +48,13 @@ def stage_layers(
 
 
 def costs_by_time(config: PretrainedConfig, times: LayerTimes) -> list[float]:
-    """Return the seconds of each layer; the last one includes the head."""
+    """Return the seconds of each layer, from a measurement; the last layer includes the head."""
     layers = config.get_text_config().num_hidden_layers
     return [times.layer] * (layers - 1) + [times.layer + times.head]
 
 
 def costs_by_size(config: PretrainedConfig) -> list[float]:
-    """Return the number of parameters of each layer; the last one includes the head."""
+    """Return the number of parameters of each layer; the last layer includes the head."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     holder, name = find_layers(model)
@@ -73,10 +75,10 @@ def build_stage(
     device: torch.device | str = "cpu",
     trust_remote_code: bool = False,
 ) -> HMT:
-    """Build one stage of the backbone, with the memory modules that belong to it; weights keep the whole model's names.
+    """Build one pipeline stage of a backbone, with the stage's memory modules; weights keep the whole model's names.
 
-    From a folder, a rank reads its own weights alone. Random weights are created for the whole model and then cut, so
-    that training starts from the same numbers with any number of stages.
+    From a folder, a rank reads only the weights of its stage. Random weights are created for the whole model and then
+    cut, so that training starts from the same numbers with any number of stages.
     """
     config = read_config(source, trust_remote_code=trust_remote_code)
     if isinstance(source, dict):

@@ -1,4 +1,4 @@
-"""The executor of a pipeline stage: the optimizer step of parallel/train_step.py, with another way through a window."""
+"""The executor of a pipeline stage: runs the optimizer step of parallel/train_step.py on a part of the layers."""
 
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -28,17 +28,17 @@ from hmt_ds.parallel.train_step import carry, empty_state, train_step
 
 
 class PipelineExecutor:
-    """Runs windows through one stage of an HMT; the other stages are on other ranks.
+    """Trains with one stage of an HMT; the other stages are on other ranks.
 
-    DeepSpeed's engine holds this stage's weights and shards their optimizer states over the same stage of the other
+    DeepSpeed's engine holds the stage's weights and shards their optimizer states over the same stage of the other
     pipelines (ZeRO-1). Gradients are accumulated in float32 over a step and reduced once.
 
     Args:
-        model: this rank's stage, from :func:`hmt_ds.parallel.pipeline.build_stage.build_stage`.
-        topology: of this rank.
-        options: as for every executor.
+        model: stage of this rank, from :func:`hmt_ds.parallel.pipeline.build_stage.build_stage`.
+        topology: stage and pipeline of this rank.
+        options: settings that all executors share.
         micro_batches: number of micro-batches per window.
-        live_inputs: stage inputs that stay on the device; None for all.
+        live_inputs: number of stage inputs that stay on the device until the backward pass; None for all.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class PipelineExecutor:
         self.share_tied_weights()
 
     def share_tied_weights(self) -> None:
-        """Keep tied embeddings and head equal: the first and the last stage each have a copy of the weight."""
+        """Keep tied embeddings and head equal, of which the first and the last stage each have a copy."""
         backbone = cast(CausalLM, self.engine.module.backbone)
         has_copy = self.topology.is_first or self.topology.is_last
         if has_copy and backbone.config.get_text_config().tie_word_embeddings:
@@ -88,15 +88,15 @@ class PipelineExecutor:
             mark_replicated(weight, self.topology.is_last)  # its gradient's norm counts once, on the first stage
 
     def train_batch(self, windows: list[Window], flags: tuple[int, ...] = ()) -> StepOutput:
-        """Take one optimizer step; see :func:`hmt_ds.parallel.train_step.train_step`."""
+        """Take one optimizer step on consecutive windows; see :func:`hmt_ds.parallel.train_step.train_step`."""
         return train_step(self, windows, flags)
 
     def backward_passes(self, windows: list[Window]) -> int:
-        """No backward pass goes through the engine, so :class:`ReducePerStep` does not count them."""
+        """Return 0: no backward pass goes through DeepSpeed's engine, and :class:`ReducePerStep` counts none."""
         return 0
 
     def backward_through(self, window: Window, weight: float, recall_weight: float) -> tuple[Tensor, Tensor]:
-        """Accumulate a window's gradients and carry its memory on, as on ZeRO; only the last stage has the losses."""
+        """Accumulate a window's gradients and carry its memory on; losses are zero except on the last stage."""
         mode = self.settings.mode
         state = self.state or empty_state(self, len(window.input_ids), self.settings.kept_memories)
         order = self.runner.order(len(window), mode)
@@ -129,14 +129,14 @@ class PipelineExecutor:
     def read(
         self, window: Window, state: MemoryState | None, **options: Any
     ) -> Iterator[tuple[SegmentOutput, MemoryState]]:
-        """Evaluate a window. The last stage alone has the losses; every state yielded is that after the window."""
+        """Evaluate a window. Only the last stage has the losses; every yielded state is that after the whole window."""
         self.engine.eval()
         state = state or empty_state(self, len(window.input_ids), self.settings.kept_memories)
         yield from self.runner.evaluate(self.engine.module, window, state, self.gradients.autocast, **options)
 
 
 def finite_of(work: StagePass, segments: int, device: torch.device) -> Tensor:
-    """Return where the loss of a row's segment is finite, ``[b, s]`` bool; True on stages without losses."""
+    """Return whether the loss of each row's segment is finite, ``[b, s]`` bool; all True on stages without losses."""
     batches = work.micro_batches
     if not work.losses:
         return torch.ones(sum(len(b.lengths) for b in batches), segments, dtype=torch.bool, device=device)

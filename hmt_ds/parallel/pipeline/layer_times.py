@@ -1,4 +1,4 @@
-"""Measure the times of a layer and of the head, on one layer with random weights, to divide layers among stages."""
+"""Measure the times of a layer and of the head, on one layer with random weights, to balance pipeline stages."""
 
 import time
 from collections.abc import Callable
@@ -18,7 +18,7 @@ WARM_UP, REPEATS = 2, 5
 
 
 class LayerTimes(NamedTuple):
-    """Seconds for one segment of a micro-batch, forward and backward.
+    """Measured seconds for one segment of a micro-batch, forward and backward.
 
     Attributes:
         layer: one layer, with its share of the summary pass and with recomputation.
@@ -39,10 +39,14 @@ def layer_times(
     train: str = "whole",
     lora: LoraSettings | None = None,
 ) -> LayerTimes:
-    """Measure on rank 0; the other ranks wait for the result, so that all of them divide the layers equally.
+    """Measure the times of a layer and of the head on rank 0, and broadcast them, so that all ranks divide alike.
 
     Args:
-        rows: of a micro-batch.
+        config: configuration of the backbone.
+        settings: settings of the memory.
+        rows: rows of a micro-batch.
+        dtype: type of the weights.
+        device: device of this rank.
         train: which weights of the backbone are trained.
     """
     found = None

@@ -17,7 +17,7 @@ NCCL_GRACE = timedelta(minutes=5)  # NCCL's own timeout comes later than P2PTime
 
 
 class TensorSpec(NamedTuple):
-    """Size and type of a message."""
+    """Shape and dtype of a message."""
 
     size: tuple[int, ...]
     dtype: torch.dtype
@@ -37,13 +37,13 @@ class Channel:
 
     - gloo transfers nothing before the receive is posted, so all receives of a window are posted when it begins.
     - NCCL on one machine: posted when the device needs the message. A receive kernel posted earlier spins on
-      multiprocessors that matrix products could use, and loading a kernel or freeing memory waits until it ends. The
-      message is in the receiver's buffers by then.
+    multiprocessors that matrix products could use, and loading a kernel or freeing memory waits until it ends. The
+    message is in the receiver's buffers by then.
     - NCCL across machines transfers nothing before the receive is posted. A side stream posts it when the host reaches
-      the action, while the device still computes the previous ones.
+    the action, while the device still computes the previous ones.
 
     Args:
-        timeout_thread: watches the messages; None on CPUs, where gloo's own timeout applies.
+        timeout_thread: watches for messages that do not arrive; None on CPUs, where gloo's own timeout applies.
         across_machines: whether sender and receiver are on different machines.
     """
 
@@ -61,10 +61,10 @@ class Channel:
         self.connect()
 
     def connect(self) -> None:
-        """Exchange a first message: NCCL creates the connection then, and blocks both hosts until it exists.
+        """Exchange a first message, because NCCL creates the connection then and blocks both hosts until it exists.
 
-        All ranks create the channels in one order. Left to the first window, each stage would block on the stage
-        before it, and the first on the last.
+        All ranks create the channels in one order. In the first window, each stage would block on the stage before it,
+        and the first on the last.
         """
         if rank() == self.sender:
             self.send(torch.zeros(1, device=self.device))
@@ -72,20 +72,20 @@ class Channel:
             self.receive(TensorSpec((1,), torch.float32))
 
     def send(self, tensor: Tensor) -> None:
-        """Send without blocking; the tensor must not be written to afterwards."""
+        """Send a tensor without blocking; it must not be written to afterwards."""
         while self.sends and self.sends[0].work.is_completed():
             self.wait(self.sends.popleft())
         tensor = tensor.detach().contiguous()
         self.sends.append(InFlight(posted(dist.isend(tensor, self.receiver, group=self.group)), tensor))
 
     def post_receive(self, spec: TensorSpec) -> None:
-        """Post the receive of the next message."""
+        """Post the receive of the channel's next message."""
         with self.side_stream or contextlib.nullcontext():
             buffer = torch.empty(spec.size, dtype=spec.dtype, device=self.device)
             self.receives.append(InFlight(posted(dist.irecv(buffer, self.sender, group=self.group)), buffer))
 
     def receive(self, spec: TensorSpec) -> Tensor:
-        """Return the next message, whose receive is posted now unless it was posted before."""
+        """Return the channel's next message; its receive is posted now, unless it was posted before."""
         if not self.receives:
             self.post_receive(spec)
         message = self.receives.popleft()
@@ -96,15 +96,15 @@ class Channel:
         return message.tensor
 
     def flush(self) -> None:
-        """Wait until all sends have completed."""
+        """Wait until all sends of the channel have completed."""
         while self.sends:
             self.wait(self.sends.popleft())
 
     def wait(self, message: InFlight) -> None:
-        """Wait for a message: on a CPU the host does; on a GPU the device's stream, and the host goes on.
+        """Wait for a message: on CPUs the host waits; on GPUs the device's stream waits, and the host goes on.
 
         Raises:
-            LostRank: if the neighbour is gone, or does not respond in time.
+            LostRank: if the neighbouring stage has exited or does not respond in time.
         """
         if rank() == self.receiver:
             failure = f"rank {self.sender} did not send what rank {rank()} waits for"
@@ -122,6 +122,6 @@ class Channel:
 
 
 def posted(work: dist.Work | None) -> dist.Work:
-    """Return the handle, which torch leaves out for ranks outside the group."""
+    """Return the handle of a posted send or receive; torch returns None only to ranks outside the process group."""
     assert work is not None
     return work

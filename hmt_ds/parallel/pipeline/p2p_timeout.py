@@ -13,14 +13,14 @@ POLL_SECONDS = 0.5
 
 
 class Event(Protocol):
-    """An event recorded on a device's stream, as ``torch.Event``."""
+    """A torch event, recorded on a device's stream."""
 
     def query(self) -> bool:
         """Whether the stream has reached the event."""
 
 
 class PendingMessage(NamedTuple):
-    """A message that the device waits for."""
+    """A message that the device waits for, and the line to print if it does not arrive."""
 
     arrived: Event
     since: float  # of time.monotonic
@@ -28,12 +28,12 @@ class PendingMessage(NamedTuple):
 
 
 class P2PTimeout(threading.Thread):
-    """A thread that ends this rank, with a line that names the neighbour, if a message does not arrive in time.
+    """A thread that ends this rank if a message does not arrive in time, after printing which neighbour is silent.
 
     NCCL's watchdog would end the rank too, but with a C++ stack that names no rank.
 
     Args:
-        timeout: for one message, from when the host posted it.
+        timeout: seconds for each message, from when the host posted its receive.
     """
 
     def __init__(self, timeout: timedelta):
@@ -43,7 +43,12 @@ class P2PTimeout(threading.Thread):
         self.start()
 
     def watch(self, arrived: Event, failure: str) -> None:
-        """Watch a message until it arrives. All events are of one stream, so they complete in the order watched."""
+        """Watch a message until it arrives. The messages' events are on one stream, so they complete in order.
+
+        Args:
+            arrived: event after the receive.
+            failure: line to print if the message does not arrive in time.
+        """
         self.messages.append(PendingMessage(arrived, time.monotonic(), failure))
 
     def run(self) -> None:

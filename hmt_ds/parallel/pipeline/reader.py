@@ -1,4 +1,4 @@
-"""The reader of a pipeline stage: evaluates a model that is not trained here."""
+"""Evaluate a model on a pipeline stage, without training it."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,12 +14,12 @@ from hmt_ds.parallel.train_step import empty_state
 
 
 class PipelineReader:
-    """Reads windows with one stage of an HMT; the other stages are on other ranks.
+    """Evaluates windows with one stage of an HMT; the other stages are on other ranks.
 
     Args:
-        model: this rank's stage, from :func:`hmt_ds.parallel.pipeline.build_stage.build_stage`.
-        topology: of this rank.
-        options: the run's options; of its ``compute`` settings only the kernels are used.
+        model: stage of this rank, from :func:`hmt_ds.parallel.pipeline.build_stage.build_stage`.
+        topology: stage and pipeline of this rank.
+        options: the run's settings; of its ``compute`` settings only the kernels are used.
         micro_batches: number of micro-batches per window.
     """
 
@@ -38,6 +38,6 @@ class PipelineReader:
     def read(
         self, window: Window, state: MemoryState | None, **options: Any
     ) -> Iterator[tuple[SegmentOutput, MemoryState]]:
-        """Evaluate a window. The last stage alone has the losses; every state yielded is that after the window."""
+        """Evaluate a window. Only the last stage has the losses; every yielded state is that after the whole window."""
         state = state or empty_state(self, len(window.input_ids), self.settings.kept_memories)
         yield from self.runner.evaluate(self.engine.module, window, state, self.autocast, **options)

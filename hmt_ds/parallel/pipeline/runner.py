@@ -1,4 +1,4 @@
-"""Windows on one pipeline stage: their micro-batches, the order of the actions, and evaluation."""
+"""Split windows into micro-batches, order the passes, and evaluate windows, on one pipeline stage."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -23,15 +23,15 @@ Rows = TypeVar("Rows", Window, MemoryState)
 
 @dataclass
 class StageRunner:
-    """Splitting, schedule and evaluation of windows on this rank's stage, shared by the executor and the reader.
+    """Splits, orders and evaluates windows on this rank's pipeline stage; shared by the executor and the reader.
 
     Attributes:
-        topology: of this rank.
-        settings: sizes of the memory.
+        topology: stage and pipeline of this rank.
+        settings: settings of the memory.
         micro_batches: number of micro-batches per window.
         hidden_size: width of the activations between stages.
-        dtype: of all messages.
-        device: of this rank.
+        dtype: type of all messages.
+        device: device of this rank.
         uses_dropout: whether the model draws random numbers in training.
     """
 
@@ -46,7 +46,7 @@ class StageRunner:
     def order(
         self, segments: int, mode: str, *, backward: bool = True, micro_batches: int | None = None
     ) -> list[Action]:
-        """Return this stage's actions for a window."""
+        """Return this stage's passes over a window, in order."""
         micro_batches = micro_batches or self.micro_batches
         if mode == "hmt" and not self.settings.summarises:
             mode = "rmt"  # the same passes
@@ -60,13 +60,13 @@ class StageRunner:
         return summary_group_size(self.topology.stages, segments, micro_batches, self.settings.summary_share)
 
     def split(self, window: Window, micro_batches: int) -> tuple[list[Window], list[Window]]:
-        """Return the micro-batches of a window, and the same rows in one part per summary pass."""
+        """Split a window into micro-batches, and, for the summaries, into one part per summary pass."""
         window = window.to(self.device)
         summary_batches = micro_batches // self.summary_group(len(window), micro_batches)
         return split_rows(window, micro_batches), split_rows(window, summary_batches)
 
     def stage_pass(self, model: HMT, window: StageWindow) -> StagePass:
-        """Return the run of a window through this stage."""
+        """Return the object that runs a window through this rank's stage."""
         return StagePass(Stage(model, self.topology, self.hidden_size, self.dtype, self.uses_dropout), window)
 
     @torch.no_grad()
@@ -81,10 +81,7 @@ class StageRunner:
         instead: Sequence[Instead] = (),
         by_token: bool = False,
     ) -> Iterator[tuple[SegmentOutput, MemoryState]]:
-        """Evaluate a window. The last stage alone has the losses; every state yielded is that after the window.
-
-        Options: as for :func:`hmt_ds.memory.bptt.read_window`.
-        """
+        """Evaluate a window. Only the last stage has the losses; every yielded state is that after the whole window."""
         mode, window = mode or self.settings.mode, window.to(self.device)
         rows = len(window.input_ids)
         # an evaluation batch may have fewer rows than a training batch, and must split evenly
@@ -120,7 +117,7 @@ def losses_of(work: StagePass, n: int, by_token: bool) -> torch.Tensor:
 
 
 def hidden_size(model: HMT) -> int:
-    """Return the width of the activations between stages."""
+    """Return the width of the activations that pipeline stages exchange."""
     return cast(CausalLM, model.backbone).config.get_text_config().hidden_size
 
 
@@ -128,7 +125,7 @@ def hidden_size(model: HMT) -> int:
 def schedule_of(
     stages: int, segments: int, micro_batches: int, mode: str, backward: bool, summary_group: int
 ) -> list[list[Action]]:
-    """Return the schedule, cached: every step asks for the same one."""
+    """Return a pipeline schedule, cached because every step asks for the same one."""
     return pipeline_schedule(stages, segments, micro_batches, mode=mode, backward=backward, summary_group=summary_group)
 
 
@@ -140,5 +137,5 @@ def split_rows(batch: Rows, parts: int) -> list[Rows]:
 
 
 def join_rows(parts: list[MemoryState]) -> MemoryState:
-    """Join what :func:`split_rows` split."""
+    """Join memory states of consecutive rows: the inverse of :func:`split_rows`."""
     return MemoryState(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(parts[0])))

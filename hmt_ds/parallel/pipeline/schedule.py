@@ -1,7 +1,7 @@
-"""The pipeline schedule: an ordered list of forward and backward passes for each stage, made before anything runs.
+"""The pipeline schedule: an ordered list of forward and backward passes for each stage, made before a run starts.
 
-A micro-batch passes through all stages once per segment; the last stage then recalls a prompt and sends it to the
-first stage, where the next segment begins. README.md states the lower bound that this schedule is measured against.
+A micro-batch passes through all stages once per segment; the last stage then recalls a prompt and sends it to the first
+stage, where the next segment begins. README.md states the lower bound that the schedule is measured against.
 
 Imports no torch, so that ``hmt-ds plan`` starts quickly.
 """
@@ -37,13 +37,13 @@ LETTERS = {Kind.SUMMARY: "st", Kind.RECALL: "rq", Kind.SEGMENT: "FB"}
 
 @dataclass(frozen=True, order=True, repr=False)
 class Action:
-    """One pass of a stage. Printed as F2.0 (segment), s2.0 (summary), r2.0 (recall); backward as B2.0, t2.0, q2.0.
+    """A pass of a pipeline stage, printed as F2.0 (segment), s2.0 (summary), r2.0 (recall); backward B2.0, t2.0, q2.0.
 
     Attributes:
-        kind: of pass.
-        segment: index in the window.
+        kind: kind of the pass.
+        segment: index of the segment in the window.
         micro_batch: index of the micro-batch; for a summary, index of the group of micro-batches it covers.
-        backward: whether this is the backward pass, which includes the recomputation of the forward pass.
+        backward: whether it is the backward pass, which includes the recomputation of the forward pass.
     """
 
     kind: Kind
@@ -57,13 +57,13 @@ class Action:
 
 @dataclass(frozen=True)
 class Costs:
-    """Durations of the passes of a stage and of its messages, in any unit of time.
+    """Durations of a pipeline's passes and messages, in any unit of time.
 
     Attributes:
-        segment, summary, recall: forward passes.
-        backward: a backward pass as a multiple of its forward pass; 3 with recomputation.
-        link: a message between neighbouring stages, in either direction.
-        wraparound: a message between the last and the first stage, in either direction.
+        segment, summary, recall: duration of the forward pass of each kind.
+        backward: duration of a backward pass as a multiple of its forward pass; 3 with recomputation.
+        link: duration of a message between neighbouring stages, in either direction.
+        wraparound: duration of a message between the last and the first stage, in either direction.
     """
 
     segment: float = 1.0
@@ -87,22 +87,24 @@ def pipeline_schedule(
     summary_group: int = 1,
     costs: Costs = UNIT_COSTS,
 ) -> list[list[Action]]:
-    """Return the actions of each stage, in order.
+    """Return the passes of each pipeline stage, in order.
 
     With memory, all stages run the forward passes in one order and the backward passes in the reverse order, so the
     stashed inputs form a stack. Without memory no backward pass has to wait for later segments, and each stage runs
     1F1B, which stashes fewer inputs.
 
     Args:
-        segments: S, of the window.
+        stages: P, number of stages.
+        segments: S, segments of the window.
         micro_batches: B. From B = P on, no stage waits for the prompt from the last stage.
-        mode: of the memory. Memories are carried into the window, so segment 0 recalls like all others.
+        mode: memory mode. Memories are carried into the window, so segment 0 recalls like all others.
         backward: False for evaluation: forward passes alone.
         summary_group: micro-batches per summary pass, see :func:`summary_group_size`.
-        costs: without memory, slow links call for more warm-up passes. With memory the order does not depend on it.
+        costs: durations. Without memory, slow links call for more warm-up passes; with memory the order does not depend
+            on durations.
 
     Raises:
-        ValueError: a number below 1, an unknown mode, or micro-batches that ``summary_group`` does not divide.
+        ValueError: for a number below 1, an unknown mode, or micro-batches that ``summary_group`` does not divide.
     """
     for name, number in {"stages": stages, "segments": segments, "micro-batches": micro_batches}.items():
         if number < 1:
@@ -124,14 +126,17 @@ def pipeline_schedule(
 
 
 def summary_group_size(stages: int, segments: int, micro_batches: int, share: float) -> int:
-    """Return how many micro-batches one summary pass covers: as many as take about as long as a segment pass.
+    """Return how many micro-batches a summary pass covers: as many as take about as long as a segment pass.
 
     One pass over twice the rows takes less than twice the time, and adds to the gradient accumulation buffers half as
     often. But no stage may idle for it: the first prompt exists after P passes of a group, and until then the first
     stage only has the summaries of two segments to work on.
 
     Args:
-        share: duration of one micro-batch's summary pass, in segment passes.
+        stages: P, number of stages.
+        segments: segments of the window.
+        micro_batches: number of micro-batches.
+        share: duration of one micro-batch's summary pass, as a fraction of a segment pass.
     """
     sizes = [n for n in range(2, micro_batches + 1) if micro_batches % n == 0]
     ready = min(2, segments) * micro_batches
@@ -141,8 +146,8 @@ def summary_group_size(stages: int, segments: int, micro_batches: int, share: fl
 def forward_order(segments: int, micro_batches: int, mode: str, summary_group: int = 1) -> list[Action]:
     """Return the forward passes of every stage, with summaries two segments ahead: s0 s1 F0 s2 F1 s3 F2 F3.
 
-    So a segment's queries exist before its recall, and summaries fill the time in which a stage would otherwise wait
-    for the prompt from the last stage.
+    So a segment's query exists before its recall, and summaries fill the time in which a stage would otherwise wait for
+    the prompt from the last stage.
     """
     rounds = [(float(n), Kind.SEGMENT, n) for n in range(segments)]
     # sorted by these keys, the summary of segment n comes between segments n - 2 and n - 1
@@ -160,7 +165,7 @@ def micro_batches_of(summary: Action, summary_group: int) -> range:
 def insert_recalls(
     common: list[Action], segments: int, micro_batches: int, mode: str, summary_group: int
 ) -> list[Action]:
-    """Return the last stage's order: each recall follows the last pass that it depends on."""
+    """Return the last stage's passes: a common order, with each recall right after the last pass that it depends on."""
     order = [Action(Kind.RECALL, 0, b) for b in range(micro_batches)] if mode == "rmt" else []
     for action in common:
         order.append(action)
@@ -182,7 +187,7 @@ def forward_of(action: Action) -> Action:
 
 
 def one_forward_one_backward(order: list[Action], warmup: int) -> list[Action]:
-    """Return a 1F1B order: warm-up forward passes, then alternating passes, then the remaining backward passes."""
+    """Return passes in 1F1B order: warm-up forward passes, alternating passes, then the remaining backward passes."""
     result = order[:warmup]
     for n, action in enumerate(order):
         result += [backward_of(action), *order[warmup + n : warmup + n + 1]]
@@ -190,7 +195,7 @@ def one_forward_one_backward(order: list[Action], warmup: int) -> list[Action]:
 
 
 def warmup_passes(later_stages: int, costs: Costs) -> int:
-    """Return how many forward passes a stage runs before its first backward pass.
+    """Return how many forward passes a stage runs before its first backward pass, in 1F1B order.
 
     One, and one more for each later stage. Where messages take time, as many more as fill a round trip, so that a stage
     finds its next input when it has finished the previous one.
@@ -201,7 +206,7 @@ def warmup_passes(later_stages: int, costs: Costs) -> int:
 def dependencies(
     action: Action, stage: int, stages: int, segments: int, mode: str, summary_group: int = 1
 ) -> list[tuple[int, Action]]:
-    """Return what must be done before an action can start, as pairs of a stage and its action."""
+    """Return the passes that must be done before a pass can start, as pairs of a stage and its pass."""
     kind, n, b, last = action.kind, action.segment, action.micro_batch, stages - 1
     if not action.backward:
         if kind == Kind.RECALL:
@@ -226,7 +231,7 @@ def dependencies(
 
 
 def destination(action: Action, stage: int, stages: int, mode: str) -> int | None:
-    """Return the stage that an action's result is sent to; None if it stays on its stage, or is not needed."""
+    """Return the stage that a pass's result is sent to; None if the result stays on its stage or is not needed."""
     if action.kind == Kind.RECALL:
         to = stages - 1 if action.backward else 0
     elif not action.backward:
@@ -239,7 +244,7 @@ def destination(action: Action, stage: int, stages: int, mode: str) -> int | Non
 
 
 def peak_live_inputs(actions: list[Action]) -> int:
-    """Return how many inputs a stage stashes at its peak, each from its forward to its backward pass.
+    """Return the peak number of inputs that a stage stashes, each from its forward to its backward pass.
 
     With memory, one per segment and micro-batch, and one per summary pass; without memory as many as
     :func:`warmup_passes` returns, S x B at most; for forward passes alone, 0. Queries kept for recalls do not count.
@@ -252,13 +257,13 @@ def peak_live_inputs(actions: list[Action]) -> int:
 def graphs_to_keep(order: list[Action], sizes: Mapping[Kind, float], free_bytes: float) -> frozenset[Action]:
     """Choose the forward passes that keep their autograd graphs, so that their backward passes recompute nothing.
 
-    With memory these are the last forward passes, whose backward passes come first: their graphs live shortest.
+    With memory the last forward passes are chosen, whose backward passes come first: their graphs live shortest.
     Without memory (1F1B) every graph lives equally long, so all are kept or none.
 
     Args:
-        order: a stage's actions, backward passes included.
+        order: a stage's passes, backward passes included.
         sizes: bytes of a graph, by the kind of its pass.
-        free_bytes: that all graphs kept may take together.
+        free_bytes: bytes for all kept graphs together.
     """
     passes = [action for action in order if action.kind != Kind.RECALL]
     forwards = [action for action in passes if not action.backward]

@@ -28,14 +28,14 @@ FORWARD_PHASES = {Kind.SUMMARY: "summary", Kind.RECALL: "recall", Kind.SEGMENT: 
 
 
 class StageGraph(NamedTuple):
-    """The two ends of a stage's autograd graph: its input, a leaf that collects a gradient, and its output."""
+    """The two ends of a stage's autograd graph: the stage input, a leaf that collects a gradient, and the output."""
 
     stage_input: Tensor | None
     hidden: Tensor
 
 
 class StagePass:
-    """Runs the actions of a stage on one window."""
+    """Runs the passes of one pipeline stage over one window."""
 
     def __init__(self, stage: Stage, window: StageWindow):
         self.stage, self.window, self.micro_batches = stage, window, window.micro_batches
@@ -58,7 +58,7 @@ class StagePass:
         self.recall_losses: dict[tuple[int, int], Tensor] = {}
 
     def run(self, order: list[Action]) -> None:
-        """Run all actions of the window, in order."""
+        """Run all passes of a window, in the given order."""
         # gloo moves nothing before the receive is posted: post all, in the order in which the neighbour sends
         for action in order if self.topology.posts_receives_early else []:
             if self.expects_message(action):
@@ -74,7 +74,7 @@ class StagePass:
     # messages
 
     def expects_message(self, action: Action) -> bool:
-        """Whether an action needs a message from another stage."""
+        """Whether a pass needs a message from another stage."""
         if action.kind == Kind.RECALL:
             return action.backward  # the gradient of the prompt, from the first stage
         if action.backward:
@@ -83,11 +83,11 @@ class StagePass:
         return not self.topology.is_first or (action.kind == Kind.SEGMENT and self.mode != "backbone")
 
     def channel_in(self, action: Action) -> Channel:
-        """Return the channel that an action's message arrives on."""
+        """Return the channel that brings a pass its message."""
         return self.channels.backward_in if action.backward else self.channels.forward_in
 
     def message_spec(self, action: Action) -> TensorSpec:
-        """Return the shape and dtype of the message that an action needs."""
+        """Return the shape and dtype of the message that a pass needs."""
         rows, settings = self.window.rows_of(action), self.settings
         if action.kind == Kind.RECALL or (self.topology.is_first and not action.backward):
             prompt = settings.prompt_tokens(self.mode)  # what was recalled, or its gradient
@@ -100,14 +100,14 @@ class StagePass:
         return TensorSpec((rows, positions, self.stage.hidden_size), self.stage.dtype)
 
     def receive(self, action: Action) -> Tensor:
-        """Receive the message that an action needs."""
+        """Receive the message that a pass needs from another stage."""
         with self.phase("wait"):
             return self.channel_in(action).receive(self.message_spec(action))
 
     # forward passes
 
     def forward(self, action: Action) -> None:
-        """Run a forward pass, and send its output on."""
+        """Run a forward pass of this stage, and send its output to the next stage."""
         if action.kind == Kind.RECALL:
             self.recall(action)
             return
@@ -123,7 +123,7 @@ class StagePass:
             self.channels.forward_out.send(hidden)
 
     def forward_layers(self, action: Action, tokens: Segment | Summary, stage_input: Tensor | None) -> Tensor:
-        """Run the layers, keeping what the backward pass needs: the graph, or the input to recompute it from."""
+        """Run the layers, and keep what the backward pass needs: the graph, or the input to recompute from."""
         if action in self.window.kept_graphs:
             self.graphs[action] = self.with_graph(tokens, action, stage_input)
             return self.graphs[action].hidden
@@ -136,7 +136,7 @@ class StagePass:
 
     @torch.no_grad()
     def end_forward(self, action: Action, tokens: Segment | Summary, hidden: Tensor) -> None:
-        """Take the queries or the memory from the last hidden states, on the last stage."""
+        """Compute the queries of a summary, or the memory and the loss of a segment, on the last stage."""
         token_states, prompt_states = self.model.leave(tokens, hidden, self.mode)
         if isinstance(tokens, Summary):
             keys = self.window.query_keys(action)
@@ -165,7 +165,7 @@ class StagePass:
     # backward passes
 
     def backward(self, action: Action) -> None:
-        """Run a backward pass, and send the gradient of the stage's input back.
+        """Run a backward pass of this stage, and send the gradient of the stage's input to the previous stage.
 
         The schedule runs backward passes in the reverse order of the forward passes: segments from last to first, each
         micro-batch's recall between them, and a segment's summary pass once its query has a gradient.
@@ -189,7 +189,7 @@ class StagePass:
             self.channels.backward_out.send(graph.stage_input.grad)
 
     def recompute(self, action: Action, tokens: Segment | Summary) -> StageGraph:
-        """Run a forward pass once more from its stashed input, this time with a graph."""
+        """Run a forward pass a second time from its stashed input, now with an autograd graph."""
         random_state = self.random_states.pop(action, None)
         if random_state is None:
             return self.with_graph(tokens, action, self.window.stash.take(action))
@@ -201,7 +201,7 @@ class StagePass:
         return graph
 
     def backward_scalar(self, action: Action, tokens: Segment | Summary, hidden: Tensor) -> Tensor:
-        """Return the scalar that the last stage backpropagates: the loss, and what later segments contribute.
+        """Return the scalar that the last stage backpropagates: the loss, and the contribution of later segments.
 
         A gradient g that other passes computed for a tensor x enters as the scalar <x, g>, whose gradient is g.
         """
@@ -241,7 +241,7 @@ class StagePass:
     # running the layers
 
     def with_graph(self, tokens: Segment | Summary, action: Action, stage_input: Tensor | None) -> StageGraph:
-        """Run the layers with a graph that begins at the stage's input."""
+        """Run the layers with an autograd graph that begins at the stage's input."""
         if stage_input is not None:
             stage_input.requires_grad_()
         return StageGraph(stage_input, self.layers(tokens, action, stage_input))
@@ -266,7 +266,7 @@ class StagePass:
     # after the window
 
     def final_states(self) -> Iterator[MemoryState]:
-        """Yield the memory of each micro-batch after the window; its memories are correct on the last stage alone."""
+        """Yield the memory of each micro-batch after the window; its memories are valid on the last stage alone."""
         for boundaries, micro_batch in zip(self.boundaries, self.micro_batches, strict=True):
             tail = micro_batch.tail(len(micro_batch) - 1, self.settings.sensory_tokens)
             yield boundaries.state(micro_batch, tail)

@@ -1,4 +1,4 @@
-"""How many forward passes of a stage keep their autograd graphs, from measured GPU memory."""
+"""Choose how many forward passes of a pipeline stage keep their autograd graphs, from measured GPU memory."""
 
 import math
 
@@ -14,7 +14,7 @@ class StageBudget(ActivationBudget):
     decides for itself.
 
     Attributes:
-        free_bytes: for graphs; 0 before a step was measured.
+        free_bytes: bytes for graphs; 0 before a step was measured.
     """
 
     def plan_for(self, depth: int) -> None:
@@ -23,7 +23,7 @@ class StageBudget(ActivationBudget):
         self.free_bytes = math.inf if self.compute.recompute in ("none", "selective") else 0.0
 
     def step_done(self) -> None:
-        """Set the budget of the next steps after the measured one."""
+        """Count a step; after the measured one, compute the bytes that graphs may take in later steps."""
         if self.is_measured_step and self.compute.recompute == "auto":
             # The peak contains one graph, that of a recomputed pass. Kept graphs are freed before the first pass is
             # recomputed, so one of them may take its place.

@@ -1,4 +1,4 @@
-"""What a stage runs: its part of the model, and one window of micro-batches."""
+"""The inputs of a pipeline stage's passes: its part of the model, and one window of micro-batches."""
 
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
@@ -19,12 +19,12 @@ Layers = Callable[[Segment | Summary, Action, Tensor | None], Tensor]
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage's part of the model and its settings, the same for every window.
+    """A stage's part of the model with its settings, which are the same for every window.
 
     Attributes:
         model: this stage's part of the model.
-        hidden_size: h.
-        dtype: of messages.
+        hidden_size: width of the activations between stages.
+        dtype: type of messages between stages.
         uses_dropout: whether the layers draw random numbers, which a recomputation must repeat.
     """
 
@@ -37,20 +37,20 @@ class Stage:
 
 @dataclass(frozen=True)
 class StageWindow:
-    """A window split into micro-batches, with what one stage needs to run it.
+    """A window split into micro-batches, with the settings of one stage's passes over it.
 
     Attributes:
-        micro_batches: on the stage's device, with equally many rows each.
-        summary_batches: the same rows, in as many parts as a segment has summary passes.
-        states: the memory that each micro-batch carries into the window.
-        mode: of the memory.
-        stash: holds stage inputs from forward to backward passes.
-        kept_graphs: the forward passes that keep their autograd graphs instead.
+        micro_batches: parts of the window with equally many rows each, on the stage's device.
+        summary_batches: the window's rows in as many parts as a segment has summary passes.
+        states: memory state that each micro-batch carries into the window.
+        mode: memory mode.
+        stash: keeps stage inputs from forward to backward passes.
+        kept_graphs: forward passes that keep their autograd graphs instead of their inputs.
         measure: wraps the layers, see :meth:`hmt_ds.parallel.activation_budget.ActivationBudget.measure`.
         loss_weight: factor of the loss.
         recall_weight: factor of the recall's own loss.
-        phase: a context around each action, by name: ``summary``, ``recall`` or ``forward``; ``backward`` for all
-            kinds, recomputation included; and within these ``wait``, for a neighbour's message.
+        phase: makes a context around each pass, from its name: ``summary``, ``recall`` or ``forward``; ``backward`` for
+            backward passes of all kinds, recomputation included; and within them ``wait``, for a neighbour's message.
     """
 
     micro_batches: list[Window]
@@ -66,11 +66,11 @@ class StageWindow:
 
     @property
     def backward_follows(self) -> bool:
-        """Whether a backward pass follows, as in training."""
+        """Whether a backward pass follows the forward passes, as in training."""
         return self.stash.enabled
 
     def tokens_of(self, action: Action, settings: MemorySettings) -> Segment | Summary:
-        """Return the tokens that a pass runs on."""
+        """Return the tokens that a forward or backward pass runs on."""
         n, b = action.segment, action.micro_batch
         if action.kind == Kind.SUMMARY:
             return self.summary_batches[b].summary(n, n + 1, settings)
@@ -82,11 +82,11 @@ class StageWindow:
         return None if targets is None else targets[:, recall.segment]
 
     def rows_of(self, action: Action) -> int:
-        """Return the number of rows that a pass runs on."""
+        """Return the number of rows that a forward or backward pass runs on."""
         batches = self.summary_batches if action.kind == Kind.SUMMARY else self.micro_batches
         return len(batches[0].lengths)
 
     def query_keys(self, summary: Action) -> list[tuple[int, int]]:
-        """Return the segment and micro-batch of each query that a summary pass yields."""
+        """Return segment and micro-batch of each query that a summary pass yields."""
         group = len(self.micro_batches) // len(self.summary_batches)
         return [(summary.segment, b) for b in micro_batches_of(summary, group)]

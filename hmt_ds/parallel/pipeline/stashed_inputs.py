@@ -1,4 +1,4 @@
-"""Stage inputs stashed from each forward pass to its backward pass, with the oldest offloaded to the host."""
+"""Stash stage inputs from each forward pass to its backward pass, with the oldest offloaded to the host."""
 
 import torch
 from torch import Tensor
@@ -9,11 +9,11 @@ from hmt_ds.parallel.pipeline.schedule import Action
 class StashedInputs:
     """Stash of stage inputs, by forward pass.
 
-    With memory the input stashed last is needed first, so beyond the limit the oldest go to the host. (Without memory
-    the oldest is needed first, but then stage p of P stashes at most P - p inputs, with slow links 2(P - p) - 1.)
+    With memory the newest input is needed first, so beyond the limit the oldest go to the host. (Without memory the
+    oldest is needed first, but then stage p of P stashes at most P - p inputs, with slow links 2(P - p) - 1.)
 
     Args:
-        limit: inputs that stay on the device; None for all.
+        limit: number of inputs that stay on the device; None for all.
         enabled: False for evaluation, where no backward pass follows and nothing is stashed.
     """
 
@@ -23,7 +23,7 @@ class StashedInputs:
         self.on_host: dict[Action, tuple[Tensor, torch.device] | None] = {}
 
     def put(self, action: Action, stage_input: Tensor | None) -> None:
-        """Stash the input of a forward pass; None where the stage computes its input itself."""
+        """Stash the stage input of a forward pass; None if the stage computes its input itself, from tokens."""
         self.on_device[action] = stage_input
         if self.limit is not None and len(self.on_device) > self.limit:
             oldest = next(iter(self.on_device))
@@ -31,7 +31,7 @@ class StashedInputs:
             self.on_host[oldest] = None if tensor is None else (to_host(tensor), tensor.device)
 
     def take(self, action: Action) -> Tensor | None:
-        """Remove and return the input of a forward pass, on the device."""
+        """Remove the stage input of a forward pass from the stash, and return it on the device."""
         if action in self.on_device:
             return self.on_device.pop(action)
         offloaded = self.on_host.pop(action)
@@ -42,5 +42,5 @@ class StashedInputs:
 
 
 def to_host(tensor: Tensor) -> Tensor:
-    """Copy to pinned memory without blocking the host."""
+    """Copy a tensor to pinned host memory without blocking the host."""
     return torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda).copy_(tensor, non_blocking=True)

@@ -1,4 +1,4 @@
-"""The stage and the pipeline of a rank, and its channels to the neighbouring stages."""
+"""The stage and the pipeline that a rank belongs to, and its channels to the neighbouring stages."""
 
 import contextlib
 import io
@@ -17,10 +17,10 @@ from hmt_ds.parallel.pipeline.p2p_timeout import P2PTimeout
 
 
 class StageChannels(NamedTuple):
-    """The four channels of a stage.
+    """The four channels of a pipeline stage.
 
     The stages form a ring: the last stage's ``forward_out``, which carries recalled prompts, is the first stage's
-    ``forward_in``; the gradients of the prompts take the same edge back.
+    ``forward_in``; gradients of the prompts go back between the same two stages.
 
     Attributes:
         forward_in, forward_out: activations and prompts, from the previous and to the next stage.
@@ -34,13 +34,13 @@ class StageChannels(NamedTuple):
 
 
 class Topology:
-    """The stage and the pipeline of this rank.
+    """The stage and the pipeline that this rank belongs to.
 
     Rank = stage x pipelines + pipeline: the ranks of a stage have consecutive numbers, so a node holds few stages.
 
     Args:
-        stages: P; divides the number of ranks.
-        timeout_minutes: how long to wait for a neighbour's message.
+        stages: P, the number of stages, which divides the number of ranks.
+        timeout_minutes: minutes to wait for a message from a neighbouring stage.
     """
 
     channels: StageChannels
@@ -69,10 +69,10 @@ class Topology:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the first stage."""
+        """Whether this rank is on the first stage."""
         return self.stage == 0
 
     @property
     def is_last(self) -> bool:
-        """Whether this is the last stage."""
+        """Whether this rank is on the last stage."""
         return self.stage == self.stages - 1
