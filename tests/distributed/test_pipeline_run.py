@@ -14,6 +14,7 @@ from hmt_ds.reporting.metrics import read_metrics
 
 RESUME = ("--checkpoint.resume", "auto")
 TWO_STAGES = ("--pipeline.stages", "2")
+DEPTHS = ("--training.bptt_depth", "{0: 2, 4: 3, 7: 5}", "--training.random_depth", "true")
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +75,14 @@ def copy_up_to(run: Path, target: Path, step: int) -> Path:
 
 
 def test_any_layout_goes_on_from_any_other(folder):
-    """From random weights and from checkpoints: ZeRO and pipelines of two and three stages take the same steps."""
+    """From random weights and from checkpoints, ZeRO and pipelines of two and three stages take the same steps.
+
+    Their windows have another depth in almost every step.
+    """
     one, two = without_dropout(write_recipe(folder, 1)), without_dropout(write_recipe(folder, 2))
     zero, pipeline = folder / "zero", folder / "pipeline"
-    assert train(two, zero, ranks=1)[0] == 0
-    assert train(one, pipeline, *TWO_STAGES)[0] == 0
+    assert train(two, zero, *DEPTHS, ranks=1)[0] == 0
+    assert train(one, pipeline, *DEPTHS, *TWO_STAGES)[0] == 0
     assert close(losses(pipeline), losses(zero))
     for source, target, recipe, words, ranks in (
         (pipeline, "pipeline_to_zero", two, (), 1),
@@ -86,7 +90,7 @@ def test_any_layout_goes_on_from_any_other(folder):
         (pipeline, "two_to_three", one, ("--pipeline.stages", "3"), 3),
     ):
         run = copy_up_to(source, folder / target, 4)
-        code, printed = train(recipe, run, *words, *RESUME, ranks=ranks)
+        code, printed = train(recipe, run, *DEPTHS, *words, *RESUME, ranks=ranks)
         assert code == 0 and "step 4" in printed, printed
         assert close(losses(run), losses(zero)), target
 
