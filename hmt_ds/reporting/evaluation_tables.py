@@ -82,7 +82,7 @@ def runs_table(tables: Sequence[Sequence[RunFigures]], title: str, *, gap: bool)
     Args:
         gap: with each run's share of the gap between the first and the last.
     """
-    table = Table(title=title, box=box.SIMPLE_HEAD)
+    table = Table(title=title, box=box.SIMPLE_HEAD, caption="intervals over documents say nothing of other seeds")
     table.add_column("tokens read", justify="right")
     table.add_column("run")
     for column in ("tokens", "perplexity", "nats per token", "more than the first", *(["share of the gap"] * gap)):

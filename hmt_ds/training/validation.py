@@ -68,7 +68,8 @@ class Validation:
             evaluation = Evaluation(step, self.data(), segments_read, losses)
             self.show(evaluation)
             if instead and "swapped" not in losses.losses:
-                print("memories were not swapped: no two rows of a batch were within a document at a time")
+                needed = "it takes two rows of a batch that are within documents at a time"
+                print(f"another document's memories were not read: {needed} (evaluation.batch_size is {self.rows})")
             self.write(evaluation)
 
     @property

@@ -1,0 +1,68 @@
+"""What a run's evaluation reads, and what it says when it cannot read all of it."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import datasets
+import numpy as np
+import pytest
+
+from hmt_ds.evaluation.losses import DocumentLosses
+from hmt_ds.training import validation
+from hmt_ds.training.validation import Validation
+
+ALL = ["swapped", "none"]
+
+
+def evaluate(
+    folder: Path, monkeypatch, mode: str = "rmt", rows: int = 2, partners: bool = True, **how: Any
+) -> list[str]:
+    """Evaluate documents whose losses are known; return with which other memories they were read."""
+    asked: list[str] = []
+
+    def document_losses(reader: Any, held_out: Any, documents: int, depth: int, instead: list[str]) -> DocumentLosses:
+        asked.extend(instead)
+        ones = np.ones((documents, depth, 8))
+        names = [name for name in ("own", *instead) if name != "swapped" or partners]
+        return DocumentLosses(16, dict.fromkeys(names, ones), dict.fromkeys(names, ones))
+
+    monkeypatch.setattr(validation, "document_losses", document_losses)
+    recipe: Any = SimpleNamespace(
+        training=SimpleNamespace(output=str(folder), batch_size=rows),
+        evaluation=SimpleNamespace(segments_read=[1], batch_size=None),
+        memory=SimpleNamespace(mode=mode, segment_length=16, summary_length=8, summarises=mode == "hmt"),
+        data=SimpleNamespace(validation=SimpleNamespace(source="text.txt")),
+    )
+    held_out = datasets.Dataset.from_dict({"input_ids": [[1, 2], [3]], "length": [2, 1]})
+    prepared: Any = SimpleNamespace(validation=held_out, tokenizer="words")
+    Validation(recipe, prepared, cast(Any, None), lambda: None).evaluate(7, **how)
+    return asked
+
+
+@pytest.mark.parametrize("mode", ["hmt", "rmt"])
+def test_everything_is_read_at_the_end(tmp_path, monkeypatch, capsys, mode):
+    assert evaluate(tmp_path, monkeypatch, mode) == ALL
+    printed = capsys.readouterr().out
+    assert "the memory is ignored" in printed and "were not read" not in printed
+    assert ("positions below 8 are not scored causally" in printed) == (mode == "hmt")
+
+
+def test_a_run_that_goes_on_reads_once(tmp_path, monkeypatch, capsys):
+    assert evaluate(tmp_path, monkeypatch, in_passing=True) == []
+    printed = capsys.readouterr().out
+    assert "cost" not in printed and "the memory" not in printed and "were not read" not in printed
+
+
+def test_a_backbone_is_read_once(tmp_path, monkeypatch, capsys):
+    assert evaluate(tmp_path, monkeypatch, "backbone") == []
+    assert "cost" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("rows", "asked"), [(1, ["none"]), (3, ALL)], ids=["one row", "no partner"])
+def test_a_swap_that_cannot_be_done_is_told(tmp_path, monkeypatch, capsys, rows, asked):
+    assert evaluate(tmp_path, monkeypatch, rows=rows, partners=False) == asked
+    printed = capsys.readouterr().out
+    assert "others' memory" not in printed and "cost of no memory" in printed
+    assert "another document's memories were not read: it takes two rows of a batch" in printed
+    assert f"(evaluation.batch_size is {rows})\n" in printed
