@@ -15,6 +15,7 @@ from hmt_ds.distributed.stopping import StopSignals
 from hmt_ds.reporting.log import log_seconds
 from hmt_ds.training.build import build_reader
 from hmt_ds.training.rank import prepare_together, run_as_rank
+from hmt_ds.training.retrieval_validation import RetrievalValidation
 from hmt_ds.training.source_weights import with_source_weights
 from hmt_ds.training.validation import Validation
 
@@ -27,7 +28,7 @@ def main() -> int:
 
 
 def evaluate(run_or_recipe: str, overrides: list[str], device: torch.device) -> None:
-    """Print and write the held-out losses of a run's newest checkpoint, or of a recipe's starting weights."""
+    """Evaluate a run's newest checkpoint, or a recipe's starting weights: held-out losses, retrieval from memory."""
     signals = StopSignals()
     source, is_run = Path(run_or_recipe), Path(run_or_recipe).is_dir()
     recipe_file = source / "recipe.yaml" if is_run else source
@@ -35,7 +36,7 @@ def evaluate(run_or_recipe: str, overrides: list[str], device: torch.device) -> 
     output = ["--training.output", json.dumps(run_or_recipe)] if is_run else []
     recipe = load_recipe(recipe_file, [*output, *NO_CONSENT, *overrides])
     own_data = reads(recipe) == reads(load_recipe(recipe_file, output))
-    if recipe.data.validation is None:
+    if recipe.data.validation is None and recipe.data.retrieval is None:
         raise ConfigError(["data.validation: missing, there is nothing to evaluate on"])
     checkpoint = newest_intact(source / "checkpoints", logger.warning) if is_run else None
     if is_run and checkpoint is None:
@@ -46,14 +47,15 @@ def evaluate(run_or_recipe: str, overrides: list[str], device: torch.device) -> 
         reader = build_reader(recipe, prepared, device)
     step = load_weights(reader, checkpoint).step if checkpoint else 0
     stop = lambda: signals.raise_if_received(device, "stopped in the evaluation")  # noqa: E731
-    Validation(recipe, prepared, reader, stop, own_data=own_data).evaluate(step)
+    for kind in (Validation, RetrievalValidation):
+        kind(recipe, prepared, reader, stop, own_data=own_data).evaluate(step)
 
 
 def reads(recipe: Recipe) -> tuple[object, ...]:
     """The keys of a recipe that determine which tokens are evaluated."""
     model, chosen = recipe.model, recipe.evaluation
     tokenizer, length = model.tokenizer or model.source, recipe.memory.segment_length
-    return recipe.data.validation, tokenizer, chosen.documents, chosen.segments_read, length
+    return recipe.data.validation, recipe.data.retrieval, tokenizer, chosen.documents, chosen.segments_read, length
 
 
 if __name__ == "__main__":

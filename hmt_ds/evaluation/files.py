@@ -56,15 +56,16 @@ class Evaluation:
         return figures_of(self.losses, self.segments_read)
 
 
-def evaluation_file(folder: Path, step: int, sha256: str, *, own: bool) -> Path:
+def evaluation_file(folder: Path, step: int, sha256: str, *, own: bool, prefix: str = "") -> Path:
     """Where an evaluation is written: ``step_000100.json``, or for other data ``step_000100_1a2b3c4d.json``.
 
     Args:
         folder: of the run's evaluations.
         sha256: of the data.
-        own: whether the data are the run's own validation documents.
+        own: whether the data are those that the run's recipe names.
+        prefix: of the file's name, for another kind of evaluation.
     """
-    file = folder / f"step_{step:06d}.json"
+    file = folder / f"{prefix}step_{step:06d}.json"
     there = sha256_of(file)
     is_same = own if there is None else there == sha256
     return file if is_same else file.with_stem(f"{file.stem}_{sha256[:8]}")

@@ -135,7 +135,7 @@ def check_evaluation(words: list[str], run: list[str]) -> None:
         ConfigError: if an override is wrong, or there are no held-out documents.
     """
     recipe = load_recipe(run[0], [*run[1:], *NO_CONSENT, *words])
-    if not recipe.data.validation:
+    if recipe.data.validation is None and recipe.data.retrieval is None:
         raise ConfigError(["data.validation: missing, there is nothing to evaluate on"])
     if load_recipe(run[0], run[1:]).model.trust_remote_code and not recipe.model.trust_remote_code:
         raise ConfigError(["it runs the model's own code only with --model.trust_remote_code true: add it"])

@@ -27,6 +27,7 @@ from hmt_ds.training.bad_steps import BadStepCounter, read_excluded, write_exclu
 from hmt_ds.training.build import build_executor, count_parameters, identity, training_loader
 from hmt_ds.training.checkpoints import RunCheckpoints
 from hmt_ds.training.rank import only_start
+from hmt_ds.training.retrieval_validation import RetrievalValidation
 from hmt_ds.training.run_log import RunLog, create_folder, describe_rates
 from hmt_ds.training.stragglers import StragglerDetector
 from hmt_ds.training.validation import Validation, as_window
@@ -53,7 +54,10 @@ class Trainer:
         self.bad_steps = BadStepCounter()
         self.stragglers = StragglerDetector(self.executor, recipe.logging.slow_rank)
         self.checkpoints = RunCheckpoints(recipe, identity(recipe, prepared), self.executor, self.alive)
-        self.validation = Validation(recipe, prepared, self.executor, self.before_evaluated_window)
+        self.validations = [
+            kind(recipe, prepared, self.executor, self.before_evaluated_window)
+            for kind in (Validation, RetrievalValidation)
+        ]
         self.watchdog: Watchdog | None = None
 
     def train(self) -> None:
@@ -137,9 +141,14 @@ class Trainer:
             self.checkpoints.save(self.position)
         if self.recipe.evaluation.every and step % self.recipe.evaluation.every == 0:
             try:
-                self.validation.evaluate(step, in_passing=True)
+                self.evaluate(step, in_passing=True)
             except Stopped:
                 self.stop()
+
+    def evaluate(self, step: int, *, in_passing: bool = False) -> None:
+        """Evaluate on whatever the recipe has for it: held-out documents, generated ones."""
+        for validation in self.validations:
+            validation.evaluate(step, in_passing=in_passing)
 
     def before_evaluated_window(self) -> None:
         """Between two windows of an evaluation: end it if any rank was told to stop."""
@@ -167,7 +176,7 @@ class Trainer:
         """Write the last checkpoint, evaluate, and print the summary."""
         self.log.close()
         checkpoint = self.checkpoints.last_save(self.position)
-        self.validation.evaluate(self.position.step)
+        self.evaluate(self.position.step)
         self.log.print_summary(checkpoint)
         if self.watchdog:
             self.watchdog.end()

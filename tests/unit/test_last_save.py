@@ -59,7 +59,7 @@ def stopped_in_evaluation(monkeypatch: pytest.MonkeyPatch, saver: FakeSaver, eve
 
     monkeypatch.setattr(run, "steps", lambda: ((n, [], 0.0) for n in range(1, 9)))
     monkeypatch.setattr(run, "training_step", training_step)
-    run.validation = SimpleNamespace(evaluate=evaluate)
+    run.validations = [SimpleNamespace(evaluate=evaluate)]
     with pytest.raises(Stopped) as said:
         run.fit()
     return str(said.value)

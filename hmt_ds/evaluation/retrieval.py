@@ -1,0 +1,133 @@
+"""Retrieval from memory: are questions about earlier segments answered right, and is the right memory recalled?"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hmt_ds.distributed.process_group import all_reduce_sum
+from hmt_ds.evaluation.bootstrap import Interval, mean_intervals
+from hmt_ds.evaluation.files import finite
+from hmt_ds.memory import IGNORED, SegmentOutput, Window
+from hmt_ds.memory.settings import Mode
+from hmt_ds.parallel.protocols import Reader
+
+ASKED, RIGHT, FOUND, ASKED_LAST, RIGHT_LAST = range(5)  # columns of counts
+
+
+@dataclass(frozen=True)
+class RetrievalRow:
+    """Figures of documents of one length. Shares have 95% intervals over documents.
+
+    Attributes:
+        segments: of each document.
+        documents: how many were read.
+        questions: how many were asked about facts two or more segments back, which have to be recalled.
+        right: share of these questions whose answer has the largest logit at each of its tokens.
+        found: share of these questions for which the memory that tells the fact has the largest weight; None in modes
+            without recall.
+        right_last: share of right answers about facts one segment back, whose memory is handed on anyway.
+    """
+
+    segments: int
+    documents: int
+    questions: int
+    right: Interval
+    found: Interval | None
+    right_last: Interval
+
+
+@dataclass(frozen=True)
+class RecallMap:
+    """What one document recalled.
+
+    Attributes:
+        weights: `[segments, segments]` float32; row n has the weights of earlier segments' memories when n is read.
+        told: `[segments]` int64, the segment that a segment should recall, -1 where it should recall none.
+    """
+
+    weights: np.ndarray
+    told: np.ndarray
+
+
+def count_answers(
+    reader: Reader, windows: Iterable[tuple[Window, Tensor]], total: int
+) -> tuple[np.ndarray, RecallMap | None]:
+    """Read whole documents and count right answers.
+
+    Args:
+        windows: this rank's rows, `[rows, segments, L]` with targets, and the number of each row's document, -1 where
+            it is empty; the same number of windows on each rank.
+        total: number of documents.
+
+    Returns:
+        Counts of each document, `[total, 5]`, over all ranks; and what this rank's first document recalled.
+    """
+    counts = torch.zeros(total, 5, dtype=torch.float64, device=reader.device)
+    recalls: RecallMap | None = None
+    for window, documents in windows:
+        assert window.targets is not None
+        labels, targets = window.labels.to(reader.device), window.targets.to(reader.device)
+        shown = list[Tensor]()
+        for n, (output, _) in enumerate(reader.read(window, None, with_logits=True)):
+            score = score_segment(output, labels[:, n], targets[:, n])
+            counts.index_add_(0, documents.clamp(min=0).to(reader.device), score.double())
+            shown.append(output.recall[0].cpu())
+        if recalls is None:
+            recalls = recall_map(shown, window.targets[0])
+    return all_reduce_sum(counts).cpu().numpy(), recalls
+
+
+def score_segment(output: SegmentOutput, labels: Tensor, targets: Tensor) -> Tensor:
+    """Return 0 or 1 for each row and each of the counts, `[b, 5]`.
+
+    Args:
+        labels: `[b, L]`, of the answer's place alone.
+        targets: `[b]`, how many memories back the fact is, 0 where nothing is asked.
+    """
+    assert output.logits is not None
+    right = ((output.logits.argmax(dim=-1) == labels) | (labels == IGNORED)).all(dim=1)
+    older, last, cached = targets > 1, targets == 1, output.recall.shape[1]
+    found = output.recall.argmax(dim=1) == cached - targets if cached else torch.zeros_like(right)
+    return torch.stack([older, older & right, older & found, last, last & right], dim=1)
+
+
+def recall_map(shown: list[Tensor], targets: Tensor) -> RecallMap:
+    """Arrange the weights of a document's segments, each `[c]`, newest memory last, by the segments remembered."""
+    segments = len(shown)
+    weights = np.zeros((segments, segments), dtype=np.float32)
+    for n, share in enumerate(shown):
+        weights[n, n - len(share) : n] = share.float().numpy()
+    back = targets.numpy()
+    return RecallMap(weights, np.where(back > 0, np.arange(segments) - back, -1))
+
+
+def row_of(counts: np.ndarray, segments: int, mode: Mode) -> RetrievalRow:
+    """Return the figures of documents of one length from their counts `[documents, 5]`."""
+    asked = counts[:, [ASKED, ASKED, ASKED_LAST]]
+    right, found, right_last = mean_intervals(counts[:, [RIGHT, FOUND, RIGHT_LAST]], asked)
+    questions = int(counts[:, ASKED].sum())
+    return RetrievalRow(segments, len(counts), questions, right, found if mode == "hmt" else None, right_last)
+
+
+def write_retrieval(file: Path, step: int, data: dict[str, object], chance: float, rows: list[RetrievalRow]) -> None:
+    """Write figures as JSON; the file is complete as soon as it is there.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    content = {"step": step, "data": data, "chance": chance, "rows": [as_json(row) for row in rows]}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_suffix(".part")
+    aside.write_text(json.dumps(content, indent=1))
+    aside.replace(file)
+
+
+def as_json(row: RetrievalRow) -> dict[str, object]:
+    """Return a row as JSON values; shares are lists of mean, low and high end."""
+    shares = {name: value for name, value in asdict(row).items() if isinstance(value, list | tuple)}
+    return asdict(row) | {name: [finite(value) for value in share] for name, share in shares.items()}

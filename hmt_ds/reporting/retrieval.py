@@ -1,0 +1,102 @@
+"""Retrieval from memory as a table and a picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from matplotlib.axes import Axes
+from rich import box
+from rich.table import Table
+
+from hmt_ds.reporting.evaluation_tables import Interval
+from hmt_ds.reporting.plots import plt
+
+
+class RetrievalFigures(Protocol):
+    """Figures of documents of one length (:class:`hmt_ds.evaluation.retrieval.RetrievalRow`)."""
+
+    @property
+    def segments(self) -> int: ...
+    @property
+    def documents(self) -> int: ...
+    @property
+    def questions(self) -> int: ...
+    @property
+    def right(self) -> Interval: ...
+    @property
+    def found(self) -> Interval | None: ...
+    @property
+    def right_last(self) -> Interval: ...
+
+
+class Recalls(Protocol):
+    """What one document recalled (:class:`hmt_ds.evaluation.retrieval.RecallMap`)."""
+
+    @property
+    def weights(self) -> np.ndarray: ...
+    @property
+    def told(self) -> np.ndarray: ...
+
+
+def retrieval_table(rows: Sequence[RetrievalFigures], title: str, chance: float) -> Table:
+    """Return a table of questions answered right, by the number of segments of the documents."""
+    table = Table(title=title, box=box.SIMPLE_HEAD)
+    table.caption = f"chance: {chance:.1%}; facts two or more segments back, except in the last column"
+    for column in ("segments", "documents", "questions", "right", "memory found", "right, one segment back"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        shares = (percent(share) for share in (row.right, row.found, row.right_last))
+        table.add_row(str(row.segments), f"{row.documents:,}", f"{row.questions:,}", *shares)
+    return table
+
+
+def percent(share: Interval | None) -> str:
+    """Return a share with its interval in percent; a dash where there is none."""
+    if share is None or share[0] != share[0]:
+        return "-"
+    mean, low, high = share
+    return f"{mean:.1%}" if low != low else f"{mean:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def plot_retrieval(rows: Sequence[RetrievalFigures], chance: float, recalls: Recalls | None, file: Path) -> None:
+    """Plot shares against the number of segments, and beside it which memories a document recalled."""
+    figure, panels = plt.subplots(1, 2 if recalls else 1, figsize=(10 if recalls else 5, 4.5), layout="constrained")
+    curve, *maps = np.atleast_1d(panels)
+    draw_shares(curve, rows, chance)
+    if recalls:
+        draw_recalls(maps[0], recalls)
+    figure.savefig(file, dpi=150)
+    plt.close(figure)
+
+
+def draw_shares(axes: Axes, rows: Sequence[RetrievalFigures], chance: float) -> None:
+    """Draw the share of right answers and of memories found, with intervals, and chance."""
+    segments = [row.segments for row in rows]
+    drawn = {"answered right": ("tab:blue", [row.right for row in rows])}
+    found = [row.found for row in rows if row.found is not None]
+    if found:
+        drawn["memory found"] = ("tab:purple", found)
+    for name, (colour, shares) in drawn.items():
+        means = np.array([mean for mean, _, _ in shares])
+        bars = np.array([(mean - low, high - mean) for mean, low, high in shares]).T
+        axes.errorbar(segments, means, bars, fmt="o-", color=colour, capsize=3, label=name)
+    axes.axhline(chance, color="tab:gray", linestyle="--", label="chance")
+    axes.set_xscale("log")
+    axes.set_xticks(segments, [str(n) for n in segments])
+    axes.minorticks_off()
+    axes.set(xlabel="segments of the document", ylabel="share of questions", ylim=(0, 1.03))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower left")
+
+
+def draw_recalls(axes: Axes, recalls: Recalls) -> None:
+    """Draw the weights of all memories for each segment of a document, and circles around the right ones."""
+    axes.imshow(recalls.weights, cmap="Purples", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    asked = np.flatnonzero((recalls.told >= 0) & (recalls.told < np.arange(len(recalls.told)) - 1))
+    size = max(4, min(60, 2000 / len(recalls.told)))
+    axes.scatter(
+        recalls.told[asked], asked, s=size, facecolors="none", edgecolors="tab:orange", label="tells the answer"
+    )
+    axes.set(xlabel="segment remembered", ylabel="segment that answers", title="weight of each memory, one document")
+    axes.legend(loc="upper right")

@@ -1,0 +1,115 @@
+"""Retrieval from memory of a run: evaluated on generated documents, printed, and written into the run's folder."""
+
+import hashlib
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from torch import Tensor
+
+from hmt_ds.config.recipe import Recipe
+from hmt_ds.data import RetrievalDocuments, RetrievalLoader
+from hmt_ds.distributed.process_group import rank
+from hmt_ds.evaluation.files import evaluation_file
+from hmt_ds.evaluation.retrieval import RecallMap, RetrievalRow, count_answers, row_of, write_retrieval
+from hmt_ds.memory import Window
+from hmt_ds.parallel.protocols import Reader
+from hmt_ds.preflight.prepare import Prepared
+from hmt_ds.reporting.evaluation_tables import WIDTH
+from hmt_ds.reporting.log import log_seconds
+from hmt_ds.reporting.retrieval import plot_retrieval, retrieval_table
+from hmt_ds.training.validation import as_window, warn_if_unwritable
+
+logger = logging.getLogger(__name__)
+
+SEED = 0  # of the documents: runs with different seeds are asked the same questions
+DOCUMENTS = 64
+
+
+class RetrievalValidation:
+    """Evaluates a model on generated documents, whose things its training documents never name.
+
+    Args:
+        recipe: checked.
+        prepared: the result of the preflight checks.
+        reader: the model.
+        before_window: called before each window; what it raises ends the evaluation.
+        own_data: whether the documents are those that the run names in its recipe; those of others get another file.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        prepared: Prepared,
+        reader: Reader,
+        before_window: Callable[[], None],
+        *,
+        own_data: bool = True,
+    ):
+        self.recipe, self.prepared, self.reader = recipe, prepared, reader
+        self.before_window, self.own_data = before_window, own_data
+        self.total = recipe.evaluation.documents or DOCUMENTS
+
+    def evaluate(self, step: int, *, in_passing: bool = False) -> list[RetrievalRow] | None:
+        """Count right answers after a step, print the table and write it; None if documents are not generated.
+
+        Args:
+            in_passing: read the shortest documents alone, for a look at a run that goes on.
+        """
+        lengths = self.recipe.retrieval_segments
+        if not lengths:
+            return None
+        if self.reader.stages > 1:
+            logger.warning("retrieval is not evaluated on pipelines: use hmt-ds evaluate with --pipeline.stages 1")
+            return None
+        rows, recalls = list[RetrievalRow](), None
+        with log_seconds(logger, "evaluating retrieval"):
+            for segments in lengths[:1] if in_passing else lengths:
+                counts, recalls = count_answers(self.reader, self.documents(segments), self.total)
+                rows.append(row_of(counts, segments, self.recipe.memory.mode))
+        if rank() == 0:
+            self.report(step, rows, recalls if self.recipe.memory.mode == "hmt" else None)
+        return rows
+
+    def documents(self, segments: int) -> Iterator[tuple[Window, Tensor]]:
+        """This rank's rows of the documents of one length, and the number of each row's document."""
+        settings = self.recipe.data.retrieval
+        assert settings is not None and self.prepared.retrieval is not None
+        length = self.recipe.memory.segment_length
+        for batch in RetrievalLoader(
+            RetrievalDocuments(self.prepared.retrieval, settings, segment_length=length, seed=SEED, held_out=True),
+            segments=lambda _: segments,
+            rank=self.reader.data_rank,
+            world_size=self.reader.data_ranks,
+            batch_size=self.recipe.evaluation.batch_size or self.recipe.training.batch_size,
+            total=self.total,
+        ):
+            self.before_window()
+            yield as_window(batch), batch.documents[:, 0]
+
+    def report(self, step: int, rows: list[RetrievalRow], recalls: RecallMap | None) -> None:
+        """Print the table, and write the figures and a picture."""
+        settings = self.recipe.data.retrieval
+        assert settings is not None
+        chance = 1 / settings.values
+        title = f"retrieval after step {step}: {settings.kind}, things that training never named"
+        Console(width=None if sys.stdout.isatty() else WIDTH).print(retrieval_table(rows, title, chance))
+        data = self.data()
+        folder = Path(self.recipe.training.output) / "evaluation"
+        file = evaluation_file(folder, step, str(data["sha256"]), own=self.own_data, prefix="retrieval_")
+        with warn_if_unwritable(file):
+            write_retrieval(file, step, data, chance, rows)
+            plot_retrieval(rows, chance, recalls, file.with_suffix(".png"))
+            print(f"retrieval   {file} and .png", flush=True)
+
+    def data(self) -> dict[str, object]:
+        """What was read, with a hash that identifies it."""
+        settings = self.recipe.data.retrieval
+        assert settings is not None
+        read = {"documents": self.total, "tokenizer": self.prepared.tokenizer, **asdict(settings)}
+        read["segment_length"] = self.recipe.memory.segment_length
+        return {"sha256": hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest(), **read}
