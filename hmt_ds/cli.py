@@ -122,7 +122,7 @@ def bench(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def compare(arguments: argparse.Namespace, _: list[str]) -> int:
-    """Print and draw how trained runs differ."""
+    """Run `hmt-ds compare`: print how trained runs differ on the same held-out tokens, and draw it if requested."""
     options, problems = read_options(CompareOptions, arguments)
     if problems:
         raise ConfigError(problems)

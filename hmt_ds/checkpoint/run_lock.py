@@ -1,9 +1,10 @@
-"""One start at a time trains into a run's folder: lock files that name who is there, and that a dead start loses.
+"""Lock files in a run's folder, so that only one start (a launch of the training, on all its ranks) trains into it.
 
 Each start writes a file of its own, ``run.ID.lock``, and then looks for others. If all of them belong to dead starts,
-it holds the run. As every start writes before it looks, of two starts at least one sees the other. A start is known to
-be dead by its process on the same machine, and on another machine by its file, which a living start changes every few
-seconds. So no clocks are compared, and the file system needs no locks of its own. Imports only the standard library.
+it holds the run. As every start writes before it looks, of two starts at least one sees the other. A start on the same
+machine is dead if its process is gone; on another machine, if its file no longer changes, which a living start changes
+every few seconds. So no clocks are compared, and the file system needs no locks of its own. Imports only the standard
+library.
 """
 
 import json
@@ -26,10 +27,10 @@ POLL = 0.5  # seconds between two looks at another start's file
 
 
 class RunLock:
-    """The lock of a run's folder.
+    """The lock of a run's folder, held by one start of the training.
 
     Args:
-        folder: of the run; created if it is missing.
+        folder: folder of the run; created if it is missing.
         lost: called in a thread with a line for the user if another start has removed the lock. That happens to a
             process that was stopped for a while: it must not go on beside the other start.
     """
@@ -42,7 +43,7 @@ class RunLock:
         self.holds, self.beats, self.ended = False, 0, threading.Event()
 
     def acquire(self) -> str | None:
-        """Take the lock, or return why that is not possible."""
+        """Take the lock of the run's folder; return a line that says why if that is not possible."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.file.touch()
@@ -58,7 +59,7 @@ class RunLock:
         return problem
 
     def contest(self) -> str | None:
-        """Wait until no other living start is there; return a line if one has precedence."""
+        """Wait until no other living start contends for the lock; return a line if another one has precedence."""
         rivals = self.rivals()
         for _ in range(round(PATIENCE / POLL)):
             # of two starts that look at the same time, the one with the later name gives way
@@ -72,7 +73,7 @@ class RunLock:
         return in_use(self.folder, next(iter(rivals.values()))) if rivals else None
 
     def rivals(self) -> dict[str, str]:
-        """Return the locks of other living starts by name, and remove those of dead ones."""
+        """Return the locks of other living starts by file name, and remove the locks of dead ones."""
         found = {}
         for other in self.folder.glob(LOCKS):
             if other != self.file and (content := sign_of_life(other)) is not None:
@@ -82,7 +83,7 @@ class RunLock:
         return found
 
     def write(self) -> None:
-        """Write who this start is, whether it holds the run, and how many signs of life it gave.
+        """Write the lock file: this process, whether it holds the run or waits, and a counter that shows that it lives.
 
         Raises:
             FileNotFoundError: if another start has removed the file.
@@ -93,7 +94,7 @@ class RunLock:
             os.fsync(out.fileno())  # on a network file system other machines see it now
 
     def beat(self) -> None:
-        """Give signs of life until the lock is released or lost."""
+        """Rewrite the lock file every few seconds, as a sign of life, until the lock is released or lost."""
         while not self.ended.wait(BEAT):
             self.beats += 1
             try:
@@ -106,7 +107,7 @@ class RunLock:
                 continue
 
     def release(self) -> None:
-        """Remove the lock."""
+        """Remove the lock file, so that another start can train into the folder."""
         self.ended.set()
         with suppress(OSError):
             self.file.unlink(missing_ok=True)
@@ -115,13 +116,13 @@ class RunLock:
 
 
 def this_process() -> dict[str, object]:
-    """Describe this process so that no other one, on any machine and at any time, has the same description."""
+    """Describe this process so that no other process, on any machine and at any time, has the same description."""
     here = {"host": socket.gethostname(), "machine": machine(), "pid": os.getpid(), "ticks": start_of(os.getpid())}
     return here | {"since": time.strftime("%Y-%m-%d %H:%M:%S")}
 
 
 def machine() -> str:
-    """Identify what numbers its processes on its own: this boot of a machine, and this container."""
+    """Identify the boot and the container in which a process id is unique."""
     parts = [socket.gethostname()]
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -130,7 +131,7 @@ def machine() -> str:
 
 
 def start_of(pid: int) -> str | None:
-    """Return when a process was started, in ticks since the boot; None if it has ended or the system does not tell."""
+    """Return the start time of a process in ticks since boot; None if it has ended or the system has no /proc."""
     with suppress(OSError):
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
         return None if fields[0] in "ZX" else fields[19]
@@ -138,9 +139,9 @@ def start_of(pid: int) -> str | None:
 
 
 def sign_of_life(lock: Path) -> str | None:
-    """Return the content of a living start's lock, after waiting for a change if it is on another machine.
+    """Return the content of a lock file whose start lives; None if the start is dead or has removed its lock.
 
-    None if the start is dead, or has removed its lock.
+    If the start is on another machine, wait for its file to change.
     """
     content = read_lock(lock)
     if content is None or (alive := lives(content)) is not None:
@@ -157,7 +158,7 @@ def sign_of_life(lock: Path) -> str | None:
 
 
 def read_lock(lock: Path) -> str | None:
-    """Return the content of a lock, None if it was removed."""
+    """Return the content of a lock file; None if it was removed."""
     try:
         return lock.read_text(errors="replace")
     except FileNotFoundError:
@@ -165,7 +166,7 @@ def read_lock(lock: Path) -> str | None:
 
 
 def process_in(content: str) -> dict[str, object]:
-    """Return the process that a lock names; empty if it is damaged, or only just being written."""
+    """Return the process described in a lock file; an empty dict if the file is damaged or not yet complete."""
     try:
         found = json.loads(content.partition("\n")[0])
     except (ValueError, RecursionError):
@@ -174,7 +175,7 @@ def process_in(content: str) -> dict[str, object]:
 
 
 def lives(content: str) -> bool | None:
-    """Return whether the process that a lock names lives; None if it is on another machine."""
+    """Return whether the process described in a lock file lives; None if it is on another machine."""
     found = process_in(content)
     pid, ticks = found.get("pid"), found.get("ticks")
     if found.get("machine") != machine() or ticks is None or not isinstance(pid, int):
@@ -183,7 +184,7 @@ def lives(content: str) -> bool | None:
 
 
 def held_here(folder: Path) -> str | None:
-    """Return a line if a living process of this machine holds a run's lock."""
+    """Return a line for the user if a living process of this machine holds the lock of a run's folder; else None."""
     with suppress(OSError):
         found = [content for lock in folder.glob(LOCKS) if (content := read_lock(lock)) and lives(content)]
         return in_use(folder, found[0]) if found else None
@@ -191,7 +192,7 @@ def held_here(folder: Path) -> str | None:
 
 
 def in_use(folder: Path, content: str) -> str:
-    """Describe the start that a lock names."""
+    """Return a line for the user that says which process trains into a run's folder."""
     found = process_in(content)
     who = f"process {found.get('pid')} on {found.get('host')}, since {found.get('since')}" if found else "unreadable"
     return f"training.output: another start trains into {folder} ({who})"

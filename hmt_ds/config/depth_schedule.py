@@ -1,4 +1,4 @@
-"""The depth of truncated BPTT by optimizer step: one number, stages of growing depth, or random within a stage."""
+"""The depth of truncated BPTT (segments per window) by optimizer step: constant, in stages, or random."""
 
 import random
 from collections.abc import Mapping
@@ -9,12 +9,12 @@ from hmt_ds.config.value_checks import check_digits
 
 @dataclass(frozen=True)
 class DepthSchedule:
-    """How many segments the windows of each optimizer step have. Steps count from 1, as in the logs.
+    """The number of segments per window in each optimizer step. Steps count from 1, as in the logs.
 
     Attributes:
-        stages: the depth by the number of steps taken before it holds; has the key 0, and ascending keys.
-        seed: of random depths; None for the depth of the stage itself.
-        shortest: random depth; a stage's depth is the longest.
+        stages: depth by the number of steps taken before it holds: {0: 2, 200: 4} is 2 in steps 1 to 200, then 4.
+        seed: seed of random depths; None for constant depths within a stage.
+        shortest: smallest random depth; the largest is that of the stage.
     """
 
     stages: Mapping[int, int]
@@ -23,15 +23,15 @@ class DepthSchedule:
 
     @property
     def largest(self) -> int:
-        """Segments of the longest window of the run."""
+        """Number of segments of the run's longest windows."""
         return max(self.stages.values())
 
     def of_stage(self, step: int) -> int:
-        """Return the depth of the stage that a step belongs to."""
+        """Return the largest depth in the stage that an optimizer step belongs to."""
         return self.stages[max(first for first in self.stages if first < step)]
 
     def of_step(self, step: int) -> int:
-        """Return how many segments every window of a step has, the same on all ranks and after resuming."""
+        """Return the number of segments of an optimizer step's windows: equal on all ranks, and after resuming."""
         depth = self.of_stage(step)
         if self.seed is None:
             return depth
@@ -40,10 +40,10 @@ class DepthSchedule:
 
 
 def check_depths(value: object) -> object:
-    """Return ``training.bptt_depth`` with whole numbers as keys.
+    """Convert the keys of a ``training.bptt_depth`` schedule to whole numbers, and check it; return a number unchanged.
 
     Raises:
-        ValueError: if it is a schedule that does not begin at 0, does not ascend, or has other values than depths.
+        ValueError: if the schedule does not begin at step 0, does not ascend, or has values that are no depths.
     """
     if not isinstance(value, dict):
         return value

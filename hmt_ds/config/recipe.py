@@ -88,7 +88,7 @@ class Source(Section):
     held_out=Annotated[float, Field(gt=0, lt=1)],
 )
 class Retrieval(RetrievalSettings):
-    """Generated documents that tell facts and ask for them in later segments (hmt_ds/data)."""
+    """Generated documents that state facts and ask for them in later segments (hmt_ds/data)."""
 
 
 class Data(Section):
@@ -97,7 +97,7 @@ class Data(Section):
     train: Source | None = None
     """Training documents. Required unless there is data.retrieval."""
     retrieval: Retrieval | None = None
-    """Generated documents that tell facts and ask for them in later segments, in place of data.train."""
+    """Generated training documents, in place of data.train, that state facts and ask for them in later segments."""
     validation: Source | None = None
     """Held-out documents, on which perplexity is evaluated."""
     cache_dir: PathText = "runs/cache"
@@ -116,9 +116,9 @@ class Training(Section):
     """Number of optimizer steps."""
     bptt_depth: Annotated[AtLeastOne | dict[int, int], BeforeValidator(check_depths)] = 8
     """Segments per window: gradients flow back through this many segments of a document (truncated BPTT). Or a
-    schedule: {0: 2, 200: 4} is 2 in the first 200 optimizer steps, and 4 from then on."""
+    schedule: {0: 2, 200: 4} is 2 in the first 200 optimizer steps, and 4 after them."""
     random_depth: bool = False
-    """Draw the depth of each optimizer step at random, up to bptt_depth; the same on all ranks, from seed and step."""
+    """Draw the depth of each optimizer step at random, from 1 to bptt_depth; equal on all ranks, from seed and step."""
     batch_size: int = Field(1, ge=1)
     """Rows per rank, or per pipeline if there are pipeline stages. A row reads one document at a time."""
     gradient_accumulation: int = Field(1, ge=1)
@@ -200,8 +200,7 @@ class Checkpoint(Section):
     """never: start from the beginning, in a folder that holds no run yet. auto: resume from the newest intact
     checkpoint of the run, or start from the beginning if there is none."""
     rate_jump: bool = False
-    """Resume although training.steps differs from the checkpoint's so that the learning rate jumps by more than a
-    tenth."""
+    """Resume even if a changed training.steps makes the learning rate jump by more than a tenth."""
     keep: PositiveInt | None = None
     """Number of newest checkpoints to keep. Default: all."""
     milestones: PositiveInt | None = None
@@ -212,22 +211,22 @@ class Checkpoint(Section):
 
 
 class Evaluation(Section):
-    """Held-out losses, and what the memory is worth (hmt_ds/evaluation)."""
+    """Evaluation of held-out losses, and of what the memory contributes to them (hmt_ds/evaluation)."""
 
     every: int | None = Field(None, ge=1)
-    """Number of optimizer steps between evaluations, with the own memories alone. Default: evaluate only at the end of
-    training."""
+    """Number of optimizer steps between evaluations, which during training measure only the loss with memory. Default:
+    evaluate only at the end of training."""
     segments_read: list[int] = [1, 2, 4, 8]
     """Lower bounds of the rows of the table of losses, as the number of segments of a document read before: 1, 2, 4, 8
     gives rows for 1, 2-3, 4-7 and 8-15."""
     documents: int | None = Field(None, ge=1)
     """Number of held-out documents to evaluate, from the first on. Default: all."""
     batch_size: int | None = Field(None, ge=1)
-    """Rows per rank in an evaluation; 2 or more to read with another document's memories. Default:
+    """Rows per rank in an evaluation; at least 2 to compare with another document's memories. Default:
     training.batch_size."""
     retrieval_segments: list[AtLeastOne] | None = None
-    """Numbers of segments of the generated documents that are evaluated if there is data.retrieval. Default: the number
-    in training, and 10 times that."""
+    """Lengths, in segments, of the generated documents to evaluate if there is data.retrieval. Default: the length in
+    training, and 10 times that."""
 
 
 class Logging(Section):
@@ -267,7 +266,7 @@ class Recipe(Section):
 
     @property
     def depths(self) -> DepthSchedule:
-        """Segments per window, by optimizer step."""
+        """The number of segments per window, by optimizer step."""
         depth, seed = self.training.bptt_depth, self.training.seed if self.training.random_depth else None
         stages = depth if isinstance(depth, dict) else {0: depth}
         # in a generated document of one segment, nothing is asked
@@ -275,7 +274,7 @@ class Recipe(Section):
 
     @property
     def retrieval_segments(self) -> list[int]:
-        """Numbers of segments of generated documents to evaluate, ascending; empty without data.retrieval."""
+        """Lengths, in segments, of the generated documents to evaluate, ascending; empty without data.retrieval."""
         if self.data.retrieval is None:
             return []
         depth = self.depths.largest

@@ -1,4 +1,4 @@
-"""YAML as recipes use it: 1e-4 is a number, dates are text, and what YAML would misread without a word is an error."""
+"""YAML for recipes: 1e-4 is a number, dates are text, and values that YAML would silently misread are errors."""
 
 import re
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ NODES = 100_000  # far more than a recipe has; aliases of aliases can make billi
 
 
 class MisreadError(yaml.YAMLError):
-    """Text that is YAML, but not what was meant: one line per problem."""
+    """Raised for valid YAML that would be read differently than it looks, with one line per problem."""
 
     def __init__(self, problems: list[str]):
         super().__init__("; ".join(problems))
@@ -21,11 +21,11 @@ class MisreadError(yaml.YAMLError):
 
 
 class RecipeLoader(yaml.SafeLoader):
-    """Reads numbers in scientific notation, and no dates."""
+    """YAML loader of recipes: 1e-4 is read as a number, and a date as text."""
 
 
 class RecipeDumper(yaml.SafeDumper):
-    """Writes YAML that :func:`read_yaml` reads back unchanged."""
+    """YAML dumper whose output :func:`read_yaml` reads back unchanged."""
 
 
 RecipeLoader.yaml_implicit_resolvers = {
@@ -38,10 +38,10 @@ RecipeDumper.add_implicit_resolver("tag:yaml.org,2002:int", ODD_NUMBER, list("-+
 
 
 def read_yaml(text: str) -> Any:
-    """Parse YAML.
+    """Parse the YAML of a recipe.
 
     Raises:
-        MisreadError: if a key is given twice, or a number is not what it looks like.
+        MisreadError: if a key is given twice, or a number is not what it looks like, such as 010 or 1:30.
         yaml.YAMLError: if the text is not YAML.
     """
     loader = RecipeLoader(text)
@@ -59,15 +59,15 @@ def read_yaml(text: str) -> Any:
 
 
 def write_yaml(values: object) -> str:
-    """Write values as YAML, in their order."""
+    """Format values as YAML; mappings keep their order."""
     return yaml.dump(values, Dumper=RecipeDumper, sort_keys=False)
 
 
 def all_nodes(root: yaml.Node) -> Iterator[yaml.Node]:
-    """Yield a node and all below it, those behind aliases each time that they are used.
+    """Yield a YAML node and all nodes below it; nodes behind an alias once for each use.
 
     Raises:
-        MisreadError: if there is no end to them.
+        MisreadError: if there are too many, because aliases multiply them.
     """
     left = [root]
     for _ in range(NODES):
@@ -80,7 +80,7 @@ def all_nodes(root: yaml.Node) -> Iterator[yaml.Node]:
 
 
 def misread(node: yaml.Node) -> Iterator[tuple[int, str]]:
-    """Yield the line and the problem of each value that YAML would read as something else than was meant."""
+    """Yield line and problem of each value within a node that YAML would read differently than it looks."""
     if isinstance(node, yaml.ScalarNode) and node.style is None and ODD_NUMBER.match(node.value):
         yield line_of(node), f"{node.value} is ambiguous: write a decimal number, or put quotes around text"
     if isinstance(node, yaml.MappingNode):
@@ -92,5 +92,5 @@ def misread(node: yaml.Node) -> Iterator[tuple[int, str]]:
 
 
 def line_of(node: yaml.Node) -> int:
-    """Return the line in which a node begins, from 1."""
+    """Return the line in which a YAML node begins, from 1."""
     return int(node.start_mark.line) + 1

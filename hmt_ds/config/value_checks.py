@@ -28,7 +28,7 @@ def expand_path(text: str) -> str:
     """Return a path with ``~`` and ``$VARIABLES`` expanded, as a shell would.
 
     Raises:
-        ValueError: if a user or a variable is unknown, or no file can have this name.
+        ValueError: if a user or variable is unknown, or the result cannot be a file's name.
     """
     # not pathlib's: it makes a hub name of ./a/b, and raises for names that are too long
     path = os.path.expandvars(os.path.expanduser(text))  # noqa: PTH111

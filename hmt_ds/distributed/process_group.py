@@ -101,10 +101,10 @@ def set_rank_variables() -> None:
 
 
 def read_secrets() -> None:
-    """Set the environment variables that a launch script keeps out of command lines, such as ``HF_TOKEN``.
+    """Read environment variables such as ``HF_TOKEN`` from the file in which a launch script keeps them secret.
 
     Raises:
-        LaunchError: if the script's file cannot be read.
+        LaunchError: if the file cannot be read.
     """
     if not (file := os.environ.get("HMT_DS_PRIVATE_FILE")):
         return

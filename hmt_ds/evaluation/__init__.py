@@ -1,1 +1,1 @@
-"""What a trained model can do: held-out losses, generation."""
+"""Evaluation of a trained model: held-out losses, comparison of runs, generation."""

@@ -1,4 +1,4 @@
-"""Intervals of means over documents, by a paired bootstrap."""
+"""Confidence intervals of means over documents, by a paired bootstrap."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ AT_A_TIME = 2**22  # document numbers that are drawn at a time
 
 
 class Interval(NamedTuple):
-    """A figure and its 95% interval; nan where nothing was scored or fewer than two documents were."""
+    """A value and its 95% confidence interval; nan where no token was scored, or fewer than two documents were."""
 
     mean: float
     low: float
@@ -19,12 +19,13 @@ class Interval(NamedTuple):
 
 
 def resampled_sums(values: np.ndarray, draws: int = DRAWS) -> np.ndarray:
-    """Sums of each column over documents drawn with replacement, ``[draws, columns]``.
+    """Sum each column over documents drawn with replacement; return the sums of all draws, ``[draws, columns]``.
 
-    All columns share the draws, and so do all calls with equally many documents: differences are paired.
+    All columns share the draws, and so do all calls with equally many documents, so differences are paired.
 
     Args:
         values: ``[documents, columns]``.
+        draws: number of bootstrap draws.
     """
     documents, generator = len(values), np.random.default_rng(SEED)
     sums, step = [], max(1, AT_A_TIME // documents)
@@ -37,7 +38,12 @@ def resampled_sums(values: np.ndarray, draws: int = DRAWS) -> np.ndarray:
 
 
 def interval(mean: float, drawn: np.ndarray) -> Interval:
-    """The interval around a figure, from the same figure of each draw ``[draws]``."""
+    """Return a mean with its 95% confidence interval.
+
+    Args:
+        mean: the mean over all documents.
+        drawn: the mean in each bootstrap draw, ``[draws]``.
+    """
     drawn = drawn[np.isfinite(drawn)]
     if not len(drawn):
         return Interval(mean, np.nan, np.nan)
@@ -46,11 +52,11 @@ def interval(mean: float, drawn: np.ndarray) -> Interval:
 
 
 def mean_intervals(sums: np.ndarray, counts: np.ndarray) -> list[Interval]:
-    """The interval of each column's mean per token.
+    """Return each column's mean per token with its 95% confidence interval.
 
     Args:
-        sums: nats of each document, ``[documents, columns]``; a difference of two readings gives that of their means.
-        counts: tokens, likewise.
+        sums: summed nats of each document, ``[documents, columns]``; may be the difference of two summed losses.
+        counts: number of tokens of each document, ``[documents, columns]``.
     """
     drawn_sums, drawn_counts = np.split(resampled_sums(np.hstack([sums, counts])), 2, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -1,6 +1,6 @@
-"""Several trained runs on the same held-out tokens: `hmt-ds compare`.
+"""Compare several trained runs on the same held-out tokens: `hmt-ds compare`.
 
-Runs may have different segment lengths: figures are of the same tokens, which are found by their place in the document.
+Runs may have different segment lengths: losses are compared on the same tokens, matched by position in the document.
 """
 
 import sys
@@ -25,15 +25,15 @@ Span = tuple[int, int]  # places of tokens in their document, from the first to 
 
 @dataclass(frozen=True)
 class RunRow:
-    """The figures of some tokens of all documents, as one run reads them.
+    """The loss of one run on a span of tokens of all documents, compared with the first run.
 
     Attributes:
-        run: how the run is called.
-        first, below: the first place in a document, and the one after the last.
-        tokens: tokens scored.
-        nats: per token.
-        difference: nats per token more than the first run takes, on the same tokens; None for the first run.
-        share: of the gap between the first and the last run, how much this run closes; None if there may be no gap.
+        run: name of the run.
+        first, below: the span's first position in a document, and the position after its last.
+        tokens: number of scored tokens.
+        nats: loss per token.
+        difference: loss per token minus that of the first run, on the same tokens; None for the first run.
+        share: fraction of the gap between the first and the last run that the run closes; None if there may be no gap.
     """
 
     run: str
@@ -46,10 +46,11 @@ class RunRow:
 
 
 def compare(runs: Sequence[Path], options: CompareOptions) -> int:
-    """Print and draw how runs differ from the first of them; return the exit code.
+    """Print, and optionally draw, how runs differ from the first one; return the exit code.
 
     Args:
         runs: folders of runs, or JSON files of evaluations.
+        options: options of ``hmt-ds compare``.
 
     Raises:
         ConfigError: with a line for each run that cannot be compared.
@@ -71,7 +72,11 @@ def compare(runs: Sequence[Path], options: CompareOptions) -> int:
 
 
 def draw(tables: Sequence[Sequence[RunRow]], picture: Path) -> None:
-    """Draw the differences."""
+    """Draw the differences between runs into a picture file.
+
+    Raises:
+        ConfigError: if the file cannot be written.
+    """
     from hmt_ds.reporting.plots import plot_runs  # matplotlib takes a second, and errors should not
 
     try:
@@ -82,13 +87,13 @@ def draw(tables: Sequence[Sequence[RunRow]], picture: Path) -> None:
 
 
 def names_of(runs: Sequence[Path]) -> list[str]:
-    """How runs are called: by their folders' names, or by the whole paths where names are the same."""
+    """Return a name for each run: its folder's name, or the whole path if two folders have the same name."""
     count = Counter(run.name for run in runs)
     return [run.name if count[run.name] == 1 and run.name else str(run) for run in runs]
 
 
 def read_all(runs: Sequence[Path]) -> list[Evaluation]:
-    """Read the evaluations, and check that they are of the same tokens.
+    """Read the evaluations of several runs, and check that they are of the same tokens.
 
     Raises:
         ConfigError: with a line for each problem.
@@ -107,7 +112,7 @@ def read_all(runs: Sequence[Path]) -> list[Evaluation]:
 
 
 def mismatch(first_run: Path, first: Evaluation, run: Path, other: Evaluation) -> str | None:
-    """Return what keeps a run from being compared with the first one."""
+    """Return why the evaluation of a run cannot be compared with that of the first run; None if it can."""
     if other.data.tokenizer != first.data.tokenizer:
         return f"{run}: its tokenizer ({other.data.tokenizer}) is not that of {first_run} ({first.data.tokenizer})"
     if other.data.sha256 != first.data.sha256:
@@ -125,7 +130,7 @@ def mismatch(first_run: Path, first: Evaluation, run: Path, other: Evaluation) -
 
 
 def described(evaluation: Evaluation) -> str:
-    """Return what an evaluation has read, for an error message."""
+    """Describe the data of an evaluation, for error messages."""
     data = evaluation.data
     longest = segments_needed(evaluation.segments_read) * evaluation.losses.segment_length
     counts = f"{data.documents:,} documents, {data.tokens:,} tokens, at most {longest:,} of each"
@@ -133,13 +138,13 @@ def described(evaluation: Evaluation) -> str:
 
 
 def borders_of(evaluation: Evaluation) -> list[int]:
-    """Return the places where the rows of an evaluation begin, and where the last one ends."""
+    """Return the positions in a document at which the rows of an evaluation's table begin, and the last row's end."""
     counts = [*evaluation.segments_read, segments_needed(evaluation.segments_read)]
     return [count * evaluation.losses.segment_length for count in counts]
 
 
 def places_of(evaluation: Evaluation) -> np.ndarray:
-    """Return the place in a document where each part of each segment begins, ``[segments * parts]``."""
+    """Return the position in a document at which each part of each segment begins, ``[segments * parts]``."""
     _, segments, parts = evaluation.losses.losses["own"].shape
     length = evaluation.losses.segment_length
     within = -(-length * np.arange(parts) // parts)
@@ -147,18 +152,18 @@ def places_of(evaluation: Evaluation) -> np.ndarray:
 
 
 def within(evaluation: Evaluation, values: np.ndarray, span: Span) -> np.ndarray:
-    """Sum losses or numbers of tokens over a span of each document, ``[documents]``."""
+    """Sum losses or numbers of tokens over a span of positions of each document, ``[documents]``."""
     places = places_of(evaluation)
     return values.reshape(len(values), -1)[:, (places >= span[0]) & (places < span[1])].sum(axis=1)
 
 
 def scored(evaluation: Evaluation, span: Span) -> np.ndarray:
-    """Return how many tokens of a span are scored in each document."""
+    """Return the number of scored tokens in a span of positions of each document, ``[documents]``."""
     return within(evaluation, evaluation.losses.tokens["own"], span)
 
 
 def compared(evaluations: Sequence[Evaluation], names: Sequence[str]) -> list[list[RunRow]]:
-    """Compare runs on the tokens of each row of the first evaluation that has any, and at last on all of them."""
+    """Compare runs on the tokens of each non-empty row of the first run's table, and finally on all tokens."""
     borders = borders_of(evaluations[0])
     spans = [span for span in [*pairwise(borders), (borders[0], borders[-1])] if scored(evaluations[0], span).any()]
     if not spans:
@@ -167,7 +172,7 @@ def compared(evaluations: Sequence[Evaluation], names: Sequence[str]) -> list[li
 
 
 def rows_of(evaluations: Sequence[Evaluation], names: Sequence[str], span: Span) -> list[RunRow]:
-    """Compare runs on the tokens of one span."""
+    """Compare runs on the tokens of one span of positions."""
     sums = np.stack([within(one, one.losses.losses["own"], span) for one in evaluations], axis=1)
     counts = np.repeat(scored(evaluations[0], span)[:, None], len(names), axis=1)
     more = sums - sums[:, :1]
@@ -179,10 +184,10 @@ def rows_of(evaluations: Sequence[Evaluation], names: Sequence[str], span: Span)
 
 
 def shares_of(gains: np.ndarray) -> list[Interval] | list[None]:
-    """Return which share of the last run's gain each run has; None where the last one's may be 0.
+    """Return the fraction of the last run's gain that each run has, with its interval; None if the gain may be 0.
 
     Args:
-        gains: nats less than the first run, of each document, ``[documents, runs]``.
+        gains: nats of the first run minus those of each run, by document, ``[documents, runs]``.
     """
     drawn, total = resampled_sums(gains), gains.sum(axis=0)
     if len(gains) < 2 or not interval(total[-1], drawn[:, -1]).low > 0:
@@ -193,7 +198,7 @@ def shares_of(gains: np.ndarray) -> list[Interval] | list[None]:
 
 
 def sentence(row: RunRow, first: str, *, gap: bool) -> str:
-    """Return how a run differs from the first one."""
+    """Return a sentence on how much better or worse a run is than the first one."""
     assert row.difference is not None
     mean, low, high = row.difference
     if not (low > 0 or high < 0):

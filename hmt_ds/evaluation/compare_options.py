@@ -16,6 +16,6 @@ class CompareOptions(Options):
     """The options of `hmt-ds compare`."""
 
     gap: bool = False
-    """also tell which share of the gap between the first and the last run each run closes"""
+    """also print the fraction of the gap between the first and the last run that each run closes"""
     picture: Annotated[FilePath, "FILE", AfterValidator(check_picture)] = Path("comparison.png")
-    """where to draw the differences: a .png, .svg or .pdf file"""
+    """file to draw the differences into: .png, .svg or .pdf"""

@@ -1,6 +1,6 @@
-"""The figures of an evaluation: nats per token with intervals, what other memories cost, and a verdict.
+"""Results of an evaluation: loss per token with intervals, the cost of replacing the memory, and a verdict.
 
-A token is counted under the number of whole segments of its document that precede its own.
+A token is counted under the number of whole segments of its document that precede its own segment.
 """
 
 import math
@@ -20,13 +20,15 @@ Place = tuple[tuple[int, int], slice, slice]  # how a row is called, its segment
 
 @dataclass(frozen=True)
 class Row:
-    """The figures of some tokens of all documents.
+    """The losses of a part of the tokens of all documents: a row of the printed table.
 
     Attributes:
-        first, below: the fewest segments that came before, and one more than the most; or positions in the segment.
-        tokens: tokens scored.
-        nats: per token, each segment read with its own memories.
-        costs: how many nats per token more it takes with other memories (``swapped``, ``none``), on the same tokens.
+        first, below: smallest number of segments read before, and one more than the largest; or the same for positions
+            in the segment.
+        tokens: number of scored tokens.
+        nats: loss per token with the document's own memories.
+        costs: how much larger the loss per token is with another document's memories (``swapped``) or without memories
+            (``none``), on the same tokens.
     """
 
     first: int
@@ -37,19 +39,19 @@ class Row:
 
     @property
     def perplexity(self) -> float:
-        """exp(nats); inf where that overflows a float, nan where nothing was scored."""
+        """exp(loss per token); inf if that overflows a float, nan without tokens."""
         with np.errstate(over="ignore"):
             return float(np.exp(self.nats.mean))
 
 
 @dataclass(frozen=True)
 class Figures:
-    """The figures of an evaluation.
+    """Results of an evaluation.
 
     Attributes:
-        rows: by segments read before.
-        positions: by position in the segment, over all segments of ``rows`` that have one before them.
-        remembered: all tokens of ``positions``.
+        rows: losses by the number of segments read before.
+        positions: losses by position in the segment, over all segments in ``rows`` except a document's first.
+        remembered: loss over all tokens counted in ``positions``.
     """
 
     rows: list[Row]
@@ -58,7 +60,7 @@ class Figures:
 
     @property
     def verdict(self) -> str | None:
-        """What the memory is worth, in a sentence; None if no other memories were read."""
+        """A sentence that says whether the memory helps; None if no losses with other memories were measured."""
         costs = self.remembered.costs
         if "none" not in costs or not self.remembered.tokens:
             return None
@@ -74,15 +76,16 @@ class Figures:
 
 
 def segments_needed(segments_read: Sequence[int]) -> int:
-    """Segments of a document that the evaluation reads: the last row reaches twice as far as it begins."""
+    """Return how many segments of a document an evaluation reads: twice the lower bound of the last row."""
     return max(1, 2 * max(segments_read))
 
 
 def figures_of(found: DocumentLosses, segments_read: Sequence[int]) -> Figures:
-    """Compute all figures.
+    """Compute the results of an evaluation from the losses of each document.
 
     Args:
-        segments_read: where the rows of the table begin, ascending; each reaches up to the next one.
+        found: losses of each document.
+        segments_read: lower bounds of the table's rows, ascending; each row reaches up to the next.
     """
     depth, parts = found.losses["own"].shape[1:]
     ends = [*segments_read[1:], segments_needed(segments_read)]
@@ -96,7 +99,12 @@ def figures_of(found: DocumentLosses, segments_read: Sequence[int]) -> Figures:
 
 
 def rows_of(found: DocumentLosses, places: Sequence[Place]) -> list[Row]:
-    """The figures of some places in all documents."""
+    """Compute the rows of a table over all documents.
+
+    Args:
+        found: losses of each document.
+        places: for each row its bounds, the segments, and the parts of these segments.
+    """
 
     def columns(values: np.ndarray) -> np.ndarray:
         return np.stack([values[:, segments, parts].sum(axis=(1, 2)) for _, segments, parts in places], axis=1)
@@ -118,10 +126,10 @@ def rows_of(found: DocumentLosses, places: Sequence[Place]) -> list[Row]:
 
 
 def useful(cost: Interval) -> bool:
-    """Whether other memories cost so much that the own ones are of use."""
+    """Return whether replacing the memory costs so much that a document's own memories are of use."""
     return cost.mean >= WORTH_IT and cost.low > 0
 
 
 def described(cost: Interval, unit: str = " nats") -> str:
-    """A cost with its interval, for a sentence."""
+    """Format a cost with its interval, for a sentence."""
     return f"{cost.mean:z.3f}{unit} [{cost.low:z.3f}, {cost.high:z.3f}]"

@@ -1,4 +1,4 @@
-"""The files of an evaluation: figures as JSON, and beside it the losses of each document as .npz."""
+"""Files of an evaluation: results as JSON, and the losses of each document as .npz."""
 
 import json
 import math
@@ -20,13 +20,13 @@ OWN = re.compile(r"step_(\d+)\.json")  # of other data, the name has a hash as w
 
 @dataclass(frozen=True)
 class HeldOutData:
-    """What an evaluation has read.
+    """The documents that an evaluation has read.
 
     Attributes:
-        source: file, folder or data set that the documents are from.
-        sha256: of the token ids read.
-        documents, tokens: how many were read.
-        tokenizer: identifies it by its content.
+        source: file, folder or data set of the documents.
+        sha256: SHA-256 of the token ids.
+        documents, tokens: number of documents and of tokens.
+        tokenizer: description of the tokenizer that depends only on its content.
     """
 
     source: str
@@ -41,8 +41,8 @@ class Evaluation:
     """An evaluation of a model on held-out documents.
 
     Attributes:
-        step: of the run.
-        segments_read: where the rows of the table begin.
+        step: optimizer step of the model's weights.
+        segments_read: lower bounds of the table's rows.
     """
 
     step: int
@@ -52,18 +52,18 @@ class Evaluation:
 
     @cached_property
     def figures(self) -> Figures:
-        """What is printed of it."""
+        """The results that are printed: losses with intervals, and the verdict."""
         return figures_of(self.losses, self.segments_read)
 
 
 def evaluation_file(folder: Path, step: int, sha256: str, *, own: bool, prefix: str = "") -> Path:
-    """Where an evaluation is written: ``step_000100.json``, or for other data ``step_000100_1a2b3c4d.json``.
+    """Return the path of an evaluation's file: ``step_000100.json``, for other data ``step_000100_1a2b3c4d.json``.
 
     Args:
-        folder: of the run's evaluations.
-        sha256: of the data.
-        own: whether the data are those that the run's recipe names.
-        prefix: of the file's name, for another kind of evaluation.
+        folder: folder of the run's evaluations.
+        step: optimizer step of the model's weights.
+        sha256: SHA-256 of the data.
+        own: whether the data are the run's own validation documents.
     """
     file = folder / f"{prefix}step_{step:06d}.json"
     there = sha256_of(file)
@@ -72,7 +72,7 @@ def evaluation_file(folder: Path, step: int, sha256: str, *, own: bool, prefix: 
 
 
 def sha256_of(file: Path) -> str | None:
-    """The hash of the data that an evaluation file names; None if there is no such file, or it names none."""
+    """Return the SHA-256 of the data that an evaluation's file names; None if the file is missing or names none."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))["data"]["sha256"]
     except (OSError, ValueError, KeyError):
@@ -80,7 +80,11 @@ def sha256_of(file: Path) -> str | None:
 
 
 def write_evaluation(evaluation: Evaluation, file: Path) -> None:
-    """Write an evaluation as ``file`` and as .npz; each is complete as soon as it is there.
+    """Write an evaluation as JSON and as .npz, each complete as soon as it is visible.
+
+    Args:
+        evaluation: the evaluation.
+        file: path of the JSON file; the .npz file is beside it.
 
     Raises:
         OSError: if the files cannot be written.
@@ -113,16 +117,19 @@ def write_evaluation(evaluation: Evaluation, file: Path) -> None:
 
 
 def own_evaluations(run: Path) -> dict[int, Path]:
-    """The evaluations of a run on its own validation documents, by step."""
+    """Return the files of a run's evaluations on its own validation documents, by step."""
     files = (run / "evaluation").glob("*.json")
     return {int(name[1]): file for file in files if (name := OWN.fullmatch(file.name))}
 
 
 def find_evaluation(run: Path) -> Path:
-    """The newest evaluation of a run on its own validation documents; of an evaluation's file, the file itself.
+    """Return the file of a run's newest evaluation on its own validation documents.
+
+    Args:
+        run: folder of a run, or the file of an evaluation, which is returned as it is.
 
     Raises:
-        ConfigError: if there is none.
+        ConfigError: if there is no evaluation.
     """
     if run.is_file():
         return run
@@ -134,10 +141,11 @@ def find_evaluation(run: Path) -> Path:
 
 
 def read_evaluation(file: Path) -> Evaluation:
-    """Read what :func:`write_evaluation` has written.
+    """Read an evaluation from the files that :func:`write_evaluation` has written.
 
     Raises:
-        ConfigError: if this is no evaluation, or one of a version without the losses of each document.
+        ConfigError: if the file is no evaluation, or was written by a version that did not store each document's
+            losses.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -156,7 +164,7 @@ def read_evaluation(file: Path) -> Evaluation:
 
 
 def as_json(row: Row, first: str) -> dict[str, object]:
-    """A row as JSON values; figures with an interval are lists of mean, low and high end."""
+    """Convert a row of results to JSON values; a value with an interval becomes a list of mean, low and high."""
     return {
         first: row.first,
         "below": row.below,
@@ -168,5 +176,5 @@ def as_json(row: Row, first: str) -> dict[str, object]:
 
 
 def finite(value: float) -> float | None:
-    """A number, or None for nan and inf, which JSON lacks."""
+    """Return a number; None for nan and inf, which JSON does not have."""
     return value if math.isfinite(value) else None

@@ -1,7 +1,7 @@
-"""Read held-out documents on all ranks, and gather their losses.
+"""Compute the losses of held-out documents on all ranks.
 
-Every segment is read with its own memories. To see what these are worth, it can be read once more by the same weights
-with another document's memories and with none (:func:`hmt_ds.memory.boundaries.memories_instead`).
+Every segment is read with its document's own memories. To measure their use, it can be read once more by the same
+weights with another document's memories, and with none (:func:`hmt_ds.memory.boundaries.memories_instead`).
 """
 
 from collections.abc import Iterable, Sequence
@@ -27,14 +27,14 @@ def document_losses(
     depth: int,
     instead: Sequence[Instead] = (),
 ) -> DocumentLosses:
-    """Read this rank's windows, and gather the losses of all ranks.
+    """Compute the losses of this rank's windows, and gather those of all ranks. Collective.
 
     Args:
-        reader: has the weights.
-        held_out: windows, and the number of each segment's document ``[rows, segments]``; equally many on all ranks.
-        documents: how many documents there are in all.
+        reader: the model in its engine.
+        held_out: windows, and the index of each segment's document ``[rows, segments]``; equally many on all ranks.
+        documents: number of documents.
         depth: segments of a document that are kept.
-        instead: with which other memories to read.
+        instead: which other memories to read each segment with.
     """
     readings: list[Reading] = ["own", *instead]
     parts = min(PARTS, reader.settings.segment_length)

@@ -87,9 +87,12 @@ def read_data(recipe: Recipe, vocab_size: int | None, problems: Problems) -> Doc
 def encode_retrieval(
     recipe: Recipe, settings: RetrievalSettings, tokenizer: PreTrainedTokenizerBase | None, problems: Problems
 ) -> RetrievalText | None:
-    """Encode the sentences of generated documents, and check that documents and segments have room for them.
+    """Tokenize the sentences of generated documents, and check that they fit into documents and segments.
 
     Args:
+        recipe: the recipe.
+        settings: the recipe's section ``data.retrieval``.
+        tokenizer: the tokenizer; None if it could not be loaded.
         problems: gets a line for each problem.
     """
     lengths = [("training.bptt_depth", False, depth) for depth in sorted(set(recipe.depths.stages.values()))]

@@ -38,11 +38,12 @@ def check_training(recipe: Recipe) -> list[str]:
 
 
 def check_curriculum(recipe: Recipe, lengths: np.ndarray) -> list[str]:
-    """Refuse a depth schedule that asks for more segments than any document has.
+    """Return a line if a depth schedule asks for windows longer than any document.
 
-    A single depth may be longer than the documents: a row then reads several of them in one window.
+    A constant depth may be longer than the documents: a row then reads several of them in one window.
 
     Args:
+        recipe: the recipe.
         lengths: tokens of each document, `[documents]`.
     """
     longest = -(-int(lengths.max()) // recipe.memory.segment_length)
@@ -56,7 +57,7 @@ def check_curriculum(recipe: Recipe, lengths: np.ndarray) -> list[str]:
 
 
 def check_source(recipe: Recipe) -> list[str]:
-    """Check that training documents come from one source."""
+    """Return a line unless training documents come from exactly one of data.train and data.retrieval."""
     if recipe.data.train is None and recipe.data.retrieval is None:
         return ["data.train: missing (or data.retrieval, to generate documents)"]
     if recipe.data.train is not None and recipe.data.retrieval is not None:
@@ -65,7 +66,7 @@ def check_source(recipe: Recipe) -> list[str]:
 
 
 def check_memory_recall(recipe: Recipe) -> list[str]:
-    """Return settings of the recall that the memory's interface, its mode or the data do not have."""
+    """Return a line for each setting of the recall that the memory's interface, its mode or the data do not support."""
     memory, problems = recipe.memory, []
     default = MemorySettings(memory.segment_length)
     chooses = memory.interface == "adapted" and memory.mode == "hmt"

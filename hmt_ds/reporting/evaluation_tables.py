@@ -1,4 +1,4 @@
-"""Tables of evaluations, with intervals."""
+"""Tables of held-out losses with their confidence intervals."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ COSTS = {"swapped": "cost of others' memory", "none": "cost of no memory"}
 
 
 class LossRow(Protocol):
-    """The figures of some tokens (:class:`hmt_ds.evaluation.figures.Row`)."""
+    """The losses of a part of the tokens (:class:`hmt_ds.evaluation.figures.Row`)."""
 
     @property
     def first(self) -> int: ...
@@ -31,7 +31,7 @@ class LossRow(Protocol):
 
 
 class RunFigures(Protocol):
-    """The figures of some tokens as one run reads them (:class:`hmt_ds.evaluation.compare.RunRow`)."""
+    """The loss of one run on a span of tokens (:class:`hmt_ds.evaluation.compare.RunRow`)."""
 
     @property
     def run(self) -> str: ...
@@ -64,23 +64,25 @@ def evaluation_table(rows: Sequence[LossRow], positions: Sequence[LossRow], titl
 
 
 def cells(row: LossRow, instead: Sequence[str]) -> list[str]:
-    """Return the figures of a row, as text."""
+    """Format the losses of a row as the texts of its table cells."""
     if not row.tokens:
         return ["0", *["-"] * (2 + len(instead))]
     return [f"{row.tokens:,}", f"{row.perplexity:.2f}", *map(with_interval, (row.nats, *map(row.costs.get, instead)))]
 
 
 def span(row: LossRow | RunFigures) -> str:
-    """Return what a row counts, from the first to the last."""
+    """Format the range that a row covers: its first and last number of segments, or position."""
     last = row.below - 1
     return str(row.first) if last == row.first else f"{row.first} to {last}"
 
 
 def runs_table(tables: Sequence[Sequence[RunFigures]], title: str, *, gap: bool) -> Table:
-    """Return a table of runs, one section for each span of tokens.
+    """Return a table that compares the losses of runs, with a section for each span of tokens.
 
     Args:
-        gap: with each run's share of the gap between the first and the last.
+        tables: the rows of each section.
+        title: title of the table.
+        gap: add each run's fraction of the gap between the first and the last run.
     """
     table = Table(title=title, box=box.SIMPLE_HEAD, caption="intervals over documents say nothing of other seeds")
     table.add_column("tokens read", justify="right")
@@ -98,12 +100,12 @@ def runs_table(tables: Sequence[Sequence[RunFigures]], title: str, *, gap: bool)
 
 
 def percent(share: Interval | None) -> str:
-    """Return a share with its interval, in percent."""
+    """Format a fraction with its interval, in percent; a dash for None."""
     return "-" if share is None else "{:z.0%} [{:z.0%}, {:z.0%}]".format(*share)
 
 
 def with_interval(value: Interval | None) -> str:
-    """Return a figure with its interval; a dash where there is neither."""
+    """Format a value with its interval; a dash for None or nan."""
     if value is None or value[0] != value[0]:
         return "-"
     mean, low, high = value

@@ -1,4 +1,4 @@
-"""Pictures of a run."""
+"""Pictures of a run: loss, evaluation, comparison of runs, pipeline schedule."""
 
 import math
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ def plot_loss(rows: Sequence[Row], file: Path) -> None:
 
 
 def plot_evaluation(rows: Sequence[LossRow], positions: Sequence[LossRow], file: Path) -> None:
-    """Plot held-out losses with their 95% intervals, and what other memories cost, by segments read and position."""
+    """Plot held-out losses, and the cost of replacing the memory, with 95% intervals, by segments read and position."""
     costs = list(rows[0].costs)
     figure, panels = plt.subplots(1, 3 if costs else 2, figsize=(12 if costs else 8, 4), layout="constrained")
     for axes in panels[:-1]:
@@ -61,11 +61,13 @@ def plot_evaluation(rows: Sequence[LossRow], positions: Sequence[LossRow], file:
 
 
 def draw_intervals(axes: Axes, rows: Sequence[LossRow], series: Sequence[tuple[str, str]], label: str) -> None:
-    """Draw figures with error bars.
+    """Draw values with their confidence intervals as error bars.
 
     Args:
-        series: names of costs, or "" for the loss, and colours.
-        label: of the vertical axis.
+        axes: matplotlib's axes.
+        rows: rows of an evaluation's table.
+        series: for each curve the name of a cost, or "" for the loss, and its colour.
+        label: label of the vertical axis.
     """
     for name, colour in series:
         values = [row.costs[name] if name else row.nats for row in rows]
@@ -81,10 +83,11 @@ def draw_intervals(axes: Axes, rows: Sequence[LossRow], series: Sequence[tuple[s
 
 
 def plot_runs(tables: Sequence[Sequence[RunFigures]], file: Path) -> None:
-    """Plot how much more or less than the first run the others take, by tokens read, with 95% intervals.
+    """Plot each run's loss minus the first run's, with 95% intervals, by the number of tokens read.
 
     Args:
-        tables: the runs' figures for each span of tokens; the first run is the line at 0.
+        tables: the runs' losses for each span of tokens; the first run is the line at 0.
+        file: picture file to write.
     """
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     axes.axhline(0, color="black", linewidth=1, label=tables[0][0].run)

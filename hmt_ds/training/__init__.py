@@ -1,1 +1,1 @@
-"""The training loop and what surrounds it."""
+"""The training loop, and what it needs: building, checkpoints, validation, logs, handling of bad steps."""

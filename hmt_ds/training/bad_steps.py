@@ -1,7 +1,6 @@
-"""Steps whose loss or gradients are not finite: count them, find the documents, go back to a checkpoint and
-exclude them.
+"""Handle steps with a non-finite loss or gradient: count them, find their documents, roll back to a checkpoint.
 
-The optimizer skips such a step by itself. What this file adds is the limit on consecutive ones.
+The optimizer skips such a step by itself; a run ends, or rolls back, after too many consecutive ones.
 """
 
 import json
@@ -25,15 +24,15 @@ EXCLUDED_FILE = "left_out.json"
 
 
 class TooManyBadSteps(RuntimeError):
-    """The run ends after too many consecutive bad steps; the message tells the user what to do."""
+    """Raised if a run must end after too many consecutive non-finite steps; the message tells the user what to do."""
 
 
 class BadStepCounter:
-    """Counts consecutive bad steps. All ranks report every step to it.
+    """Counts consecutive steps with a non-finite loss or gradient. All ranks report every step to it.
 
     Attributes:
-        consecutive: bad steps since the last good one.
-        documents: the documents that may have caused those steps.
+        consecutive: non-finite steps since the last finite one.
+        documents: documents that may have caused them.
     """
 
     def __init__(self) -> None:
@@ -41,10 +40,10 @@ class BadStepCounter:
         self.last_rollback: tuple[Path | None, int] = None, 0  # the checkpoint, and how often the run went back to it
 
     def count(self, output: StepOutput, windows: Sequence[Batch]) -> str | None:
-        """Count a step.
+        """Count a step; reset the count if its loss and gradients are finite. Collective for non-finite steps.
 
         Returns:
-            A message for the log, if anything about the step was not finite.
+            A message for the log, if anything in the step was not finite.
         """
         dropped = (
             f"rows whose memory was not finite, and is dropped: {output.reset_rows}" if output.reset_rows else None
@@ -59,7 +58,7 @@ class BadStepCounter:
         return f"{message}; {dropped}" if dropped else message
 
     def roll_back(self, checkpoints: Path, *, allowed: bool) -> tuple[Path, set[int]]:
-        """After too many consecutive bad steps, choose the checkpoint to go back to, and reset the count.
+        """After too many consecutive non-finite steps, choose the checkpoint to return to, and reset the count.
 
         Args:
             checkpoints: folder of the run's checkpoints.
@@ -99,14 +98,14 @@ class BadStepCounter:
 
 
 def suspects(finite: torch.Tensor, documents: torch.Tensor) -> set[int]:
-    """The documents that may have caused a bad step, of all ranks.
+    """Return the documents, of all ranks, that may have caused a step's non-finite loss or gradient. Collective.
 
-    In each row it is the first document whose loss is not finite: those after it in the row may have got it from there,
+    In each row it is the first document with a non-finite loss: later documents of the row may have got it from there,
     through the memory. If all losses are finite, and only a gradient is not, all documents of the step are suspects.
 
     Args:
-        finite: ``[rows, segments]`` bool, of the losses of this rank's rows.
-        documents: ``[rows, segments]``, -1 where there is none.
+        finite: ``[rows, segments]`` bool, whether the losses of this rank's rows are finite.
+        documents: ``[rows, segments]``, indices of documents; -1 where there is none.
     """
     present = documents >= 0
     broken = ~finite.cpu() & present
@@ -116,7 +115,7 @@ def suspects(finite: torch.Tensor, documents: torch.Tensor) -> set[int]:
 
 
 def name_documents(documents: Iterable[int]) -> str:
-    """Documents by their numbers in the source's order."""
+    """Format the indices of documents for a message, at most ten."""
     every = sorted(documents)
     more = f" and {len(every) - MAX_NAMED} more" if len(every) > MAX_NAMED else ""
     numbers = ", ".join(map(str, every[:MAX_NAMED]))
@@ -124,10 +123,10 @@ def name_documents(documents: Iterable[int]) -> str:
 
 
 def read_excluded(folder: Path) -> list[int]:
-    """Documents that earlier rollbacks of the run in ``folder`` have excluded; the same on all ranks.
+    """Read the indices of documents that earlier rollbacks of the run have excluded; the same on all ranks. Collective.
 
     Raises:
-        CheckpointError: if the list cannot be read.
+        CheckpointError: if the file in ``folder`` cannot be read.
     """
     found: list[int] | str = []
     file = folder / EXCLUDED_FILE
@@ -143,7 +142,7 @@ def read_excluded(folder: Path) -> list[int]:
 
 
 def write_excluded(folder: Path, documents: list[int]) -> None:
-    """Write the list of excluded documents; a process killed while writing leaves the previous list."""
+    """Write the list of excluded documents into the run's folder, in one rename, so that a kill leaves the old list."""
     if rank() == 0:
         aside = folder / f".{EXCLUDED_FILE}"
         with aside.open("w", encoding="utf-8") as out:

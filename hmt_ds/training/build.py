@@ -1,4 +1,4 @@
-"""Build what a run needs from its recipe: the model in its engine, the data loader, the identity of its checkpoints."""
+"""Build a run's parts from its recipe: the model in its engine, the data loader, the identity for checkpoints."""
 
 import logging
 from collections.abc import Collection, Iterable
@@ -41,7 +41,7 @@ RANK_STRIDE = 0x9E3779B1  # odd, so that multiples differ in the lowest 32 bits:
 
 
 def build_executor(recipe: Recipe, prepared: Prepared, device: torch.device) -> Executor:
-    """The recipe's model, or this rank's pipeline stage of it, in an engine that trains it."""
+    """Build the recipe's model, or this rank's pipeline stage of it, in an engine that trains."""
     options = executor_options(recipe, prepared, device)
     executor: Executor
     if recipe.pipeline.stages > 1:
@@ -57,7 +57,7 @@ def build_executor(recipe: Recipe, prepared: Prepared, device: torch.device) -> 
 
 
 def build_reader(recipe: Recipe, prepared: Prepared, device: torch.device) -> Reader:
-    """The recipe's model, or this rank's pipeline stage of it, in an engine without an optimizer, for evaluation."""
+    """Build the recipe's model, or this rank's pipeline stage of it, in an engine without an optimizer, to evaluate."""
     options = executor_options(recipe, prepared, device)
     if recipe.pipeline.stages > 1:
         stage, topology = build_pipeline_stage(recipe, prepared, device)
@@ -66,7 +66,7 @@ def build_reader(recipe: Recipe, prepared: Prepared, device: torch.device) -> Re
 
 
 def seed_dropout(executor: Executor, seed: int) -> None:
-    """Seed this rank's generator, so that ranks draw different dropout masks.
+    """Seed this rank's random generator, so that ranks draw different dropout masks.
 
     With layerdrop all ranks draw the same numbers: a layer that one rank skips and another one reads would leave the
     second waiting for the first in ZeRO-3's all-gather.
@@ -76,7 +76,7 @@ def seed_dropout(executor: Executor, seed: int) -> None:
 
 
 def build_whole_model(recipe: Recipe, prepared: Prepared, device: torch.device) -> HMT:
-    """The whole model; at ZeRO-3 each rank keeps its shard of it only."""
+    """Build the whole model; at ZeRO-3 each rank keeps only its shard of it."""
     model = recipe.model
     return build_hmt(
         model.source,
@@ -92,10 +92,10 @@ def build_whole_model(recipe: Recipe, prepared: Prepared, device: torch.device) 
 
 
 def build_pipeline_stage(recipe: Recipe, prepared: Prepared, device: torch.device) -> tuple[HMT, Topology]:
-    """This rank's stage of the model.
+    """Build this rank's pipeline stage of the model.
 
     Raises:
-        ConfigError: if the ranks cannot be divided into pipelines.
+        ConfigError: if the number of ranks is not a multiple of the number of stages.
     """
     model, pipeline = recipe.model, recipe.pipeline
     if world_size() % pipeline.stages:
@@ -125,19 +125,19 @@ def build_pipeline_stage(recipe: Recipe, prepared: Prepared, device: torch.devic
 
 
 def measure_layers(recipe: Recipe, config: PretrainedConfig, **options: Any) -> LayerTimes:
-    """Seconds that a layer and the head take for one segment of a micro-batch."""
+    """Measure the seconds of a layer and of the head for one segment of a micro-batch, to balance pipeline stages."""
     return layer_times(config, recipe.memory, rows=recipe.training.batch_size // recipe.micro_batches, **options)
 
 
 def describe_split(ranges: list[LayerRange], times: LayerTimes) -> str:
-    """The layers of each stage, and the times by which they were divided."""
+    """Describe the layers of each pipeline stage, and the measured times that balance them, for the log."""
     sizes = [layers.end - layers.first for layers in ranges]
     layer, head = (1000 * seconds for seconds in times)
     return f"pipeline.layers by time: {sizes}; a layer takes {layer:.3g} ms, the head {head:.3g} ms"
 
 
 def describe_bubble(recipe: Recipe, micro_batches: int) -> str:
-    """How long stages will wait for each other with fewer micro-batches than stages, and what to change."""
+    """Describe the pipeline bubble of fewer micro-batches than stages, and what to change, for the log."""
     stages, mode = recipe.pipeline.stages, recipe.memory.mode
     schedule = pipeline_schedule(stages, recipe.depths.largest, micro_batches, mode=mode)
     bubble = max(simulate(schedule, Machine.uniform(UNIT_COSTS, stages), mode).bubbles)
@@ -148,7 +148,7 @@ def describe_bubble(recipe: Recipe, micro_batches: int) -> str:
 
 
 def executor_options(recipe: Recipe, prepared: Prepared, device: torch.device) -> ExecutorOptions:
-    """The options of all executors and readers."""
+    """Return the settings that all executors and readers share."""
     return ExecutorOptions(
         ds_config=prepared.ds_config,
         precision=recipe.model.precision,
@@ -163,7 +163,14 @@ def executor_options(recipe: Recipe, prepared: Prepared, device: torch.device) -
 def training_loader(
     recipe: Recipe, prepared: Prepared, after: RunPosition = START, excluded: Collection[int] = ()
 ) -> Iterable[Batch]:
-    """This rank's rows of the training documents, from a position on, without the excluded documents."""
+    """Return this rank's rows of the training documents, as windows.
+
+    Args:
+        recipe: the recipe.
+        prepared: the checked data.
+        after: how far the run has come; the windows after that are returned.
+        excluded: indices of documents to leave out.
+    """
     training, length, pipelines = recipe.training, recipe.memory.segment_length, world_size() // recipe.pipeline.stages
     depths, windows_per_step = recipe.depths, training.gradient_accumulation
     options: dict[str, Any] = {
@@ -182,7 +189,7 @@ def training_loader(
 
 
 def count_parameters(executor: Executor) -> tuple[int, int]:
-    """Parameters of the whole model, sharded or in stages, and how many of them are trained."""
+    """Return the number of parameters of the whole model, sharded or in stages, and the number of trained ones."""
     own = [p for p in executor.engine.module.parameters() if not is_replicated(p)]
     sizes = torch.tensor([sum(map(full_numel, own)), sum(full_numel(p) for p in own if p.requires_grad)]).double()
     if executor.stages > 1:
@@ -192,7 +199,7 @@ def count_parameters(executor: Executor) -> tuple[int, int]:
 
 
 def identity(recipe: Recipe, prepared: Prepared) -> dict[str, object]:
-    """What must be the same in a run and in a checkpoint that it resumes from, by the recipe's keys."""
+    """Return the settings that a run must have in common with a checkpoint to resume from it, by recipe key."""
     model = recipe.model
     found: dict[str, object] = {
         "model.source": model.source if isinstance(model.source, dict) else Path(model.source).name,

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: resume from the newest one, save on the way, and end with one."""
+"""The checkpoints of a run: resume from the newest one, save during training, and save the last one."""
 
 import logging
 import time
@@ -24,10 +24,11 @@ class RunCheckpoints:
     """Saves and loads the checkpoints of one run. All ranks call each method at the same step.
 
     Args:
-        recipe: checked.
-        identity: what a checkpoint must have in common with the run; see :func:`hmt_ds.training.build.identity`.
-        executor: the model and its optimizer.
-        alive: called for each part of a checkpoint that is written.
+        recipe: the checked recipe.
+        identity: settings that a checkpoint must have in common with the run, from
+            :func:`hmt_ds.training.build.identity`.
+        executor: the model with its optimizer.
+        alive: called for each written part of a checkpoint, as a sign of life for the watchdog.
     """
 
     def __init__(self, recipe: Recipe, identity: dict[str, object], executor: Executor, alive: Callable[[str], None]):
@@ -40,10 +41,10 @@ class RunCheckpoints:
         self.save_started = 0.0
 
     def find(self) -> Path | None:
-        """The checkpoint to resume from, if the recipe wants it and there is one.
+        """Return the checkpoint to resume from; None if there is none, or ``checkpoint.resume`` is ``never``.
 
         Raises:
-            CheckpointError: if it was written by another run, or the learning rate would jump.
+            CheckpointError: if another run wrote the checkpoint, or the learning rate would jump.
         """
         if self.recipe.checkpoint.resume == "never":
             return None
@@ -54,30 +55,30 @@ class RunCheckpoints:
         return checkpoint
 
     def load(self, checkpoint: Path) -> RunPosition:
-        """Restore weights, optimizer, schedule, memories and random states; returns where the run was."""
+        """Restore weights, optimizer, schedule, memories and random states; return how far the saved run had come."""
         with log_seconds(logger, f"loading {checkpoint.name}"):
             position = load_checkpoint(self.executor, checkpoint)
         self.newest = checkpoint
         return position
 
     def written(self) -> int:
-        """1 if a checkpoint was begun, and this rank has written its part of it; else 0."""
+        """Return 1 if a checkpoint was begun and this rank has written its share of it, else 0."""
         return self.saver.written()
 
     def save(self, position: RunPosition) -> None:
-        """Write a checkpoint. If it cannot be written, the earlier ones stay and the run goes on."""
+        """Save a checkpoint. If it cannot be written, earlier ones are kept and the run goes on."""
         self.finish_save()
         self.begin(position)
         if not self.saver.background:
             self.finish_save()
 
     def begin(self, position: RunPosition) -> None:
-        """Start to write a checkpoint."""
+        """Start to write a checkpoint, in a thread if ``checkpoint.background`` is set."""
         self.save_started = time.perf_counter()
         self.saver.begin(self.executor, position)
 
     def finish_save(self) -> None:
-        """Wait for a checkpoint that is being written, if there is one, and make it visible."""
+        """Wait until a begun checkpoint is written, and make it visible; log a failure as a warning."""
         try:
             self.complete()
         except CheckpointError as error:
@@ -85,20 +86,20 @@ class RunCheckpoints:
                 logger.warning(str(error))
 
     def complete(self) -> None:
-        """Wait for a checkpoint that is being written, make it visible, and raise if it could not be written.
+        """Wait until a begun checkpoint is written, and make it visible.
 
         Raises:
-            CheckpointError: on all ranks.
+            CheckpointError: on all ranks, if the checkpoint could not be written.
         """
         if checkpoint := self.saver.finish():
             self.newest = checkpoint
             logger.info("saving %s: %.1f s", checkpoint.name, time.perf_counter() - self.save_started)
 
     def last_save(self, position: RunPosition) -> Path:
-        """The checkpoint that a run ends with, which must not be missing.
+        """Save the checkpoint at the end of a run, unless that step is saved already; return its path.
 
         Raises:
-            CheckpointError: if it cannot be written.
+            CheckpointError: if the checkpoint cannot be written.
         """
         self.finish_save()
         if self.newest is None or step_number(self.newest) != position.step:  # writing it again would put it at risk
@@ -109,10 +110,10 @@ class RunCheckpoints:
 
 
 def check_rate_jump(checkpoint: Path, recipe: Recipe) -> None:
-    """Check that the learning rate goes on where it was, although a resumed run may have more or fewer steps.
+    """Check that the learning rate does not jump on resuming, although ``training.steps`` may have changed.
 
     Raises:
-        CheckpointError: with both rates.
+        CheckpointError: with both learning rates.
     """
     saved, schedule, steps = read_run_state(checkpoint), recipe.schedule, recipe.training.steps
     planned = saved["identity"].get("training.steps")  # a checkpoint of an earlier version does not tell

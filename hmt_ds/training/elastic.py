@@ -16,7 +16,7 @@ from hmt_ds.reporting.progress import print_problems
 
 
 def main(nodes: int, ranks_per_node: int, recipe_file: str, overrides: list[str]) -> int:
-    """Print the number of machines; returns the exit code."""
+    """Print the number of machines that a run can use; return the exit code."""
     try:
         print(usable_nodes(load_recipe(recipe_file, overrides), nodes, ranks_per_node))
     except ConfigError as error:
@@ -26,10 +26,10 @@ def main(nodes: int, ranks_per_node: int, recipe_file: str, overrides: list[str]
 
 
 def usable_nodes(recipe: Recipe, nodes: int, ranks_per_node: int) -> int:
-    """The largest number of machines, up to ``nodes``, whose ranks can share the run's rows equally.
+    """Return the largest number of machines, up to ``nodes``, whose ranks can share the run's rows equally.
 
     Raises:
-        ConfigError: if not even one machine can.
+        ConfigError: if not even one machine's ranks can.
     """
     rows = global_rows(recipe)
     for number in range(nodes, 0, -1):
@@ -40,10 +40,10 @@ def usable_nodes(recipe: Recipe, nodes: int, ranks_per_node: int) -> int:
 
 
 def keep_global_batch(recipe: Recipe) -> Recipe:
-    """The recipe with the batch size that gives these ranks the global batch of the run's newest checkpoint.
+    """Return the recipe with the batch size that keeps the global batch of the run's newest checkpoint on these ranks.
 
     Raises:
-        ConfigError: if the ranks cannot share it equally.
+        ConfigError: if the ranks cannot share the rows equally.
     """
     rows = broadcast_object(global_rows(recipe) if rank() == 0 else None)
     if not recipe.training.elastic or not isinstance(rows, int):
@@ -57,7 +57,7 @@ def keep_global_batch(recipe: Recipe) -> Recipe:
 
 
 def global_rows(recipe: Recipe) -> int | None:
-    """Rows of the global batch, from the run's newest readable checkpoint; None for a new run."""
+    """Return the rows of the global batch, from the run's newest readable checkpoint; None for a new run."""
     if recipe.checkpoint.resume == "never":
         return None
     for checkpoint in list_checkpoints(Path(recipe.training.output) / "checkpoints"):
@@ -70,7 +70,7 @@ def global_rows(recipe: Recipe) -> int | None:
 
 
 def batch_size(recipe: Recipe, rows: int, ranks: int) -> int:
-    """Rows of each rank, or of each pipeline; 0 if they cannot be shared equally."""
+    """Return the rows of each rank, or of each pipeline; 0 if they cannot share the rows equally."""
     pipelines, remainder = divmod(ranks, recipe.pipeline.stages)
     return 0 if remainder or not pipelines or rows % pipelines else rows // pipelines
 

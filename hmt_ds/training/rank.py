@@ -1,4 +1,4 @@
-"""What every rank does around its job: join the others, prepare together, end with an exit code."""
+"""Run a job (train, evaluate, bench) on this rank: join the process group, check the recipe, return an exit code."""
 
 import logging
 import os
@@ -50,10 +50,10 @@ OUT_OF_MEMORY_ADVICE = (
 
 
 def run_as_rank(job: Job) -> int:
-    """Join the process group and do a job with the other ranks; returns the exit code.
+    """Join the process group and run a job together with the other ranks; return the exit code.
 
     Args:
-        job: called with what the command line names, the overrides that follow it, and this rank's device.
+        job: called with the recipe or run named on the command line, the words that follow it, and this rank's device.
     """
     try:
         code = exit_code_of(job)
@@ -64,9 +64,9 @@ def run_as_rank(job: Job) -> int:
 
 
 def exit_code_of(job: Job) -> int:
-    """Do a rank's job and return its exit code.
+    """Run a job on this rank and return its exit code.
 
-    The code is 0 if the job ended, STOPPED if the run was told to stop, 2 for an error that only the user can cure.
+    The code is 0 if the job ended, STOPPED if the run was told to stop, 2 for an error that only the user can fix.
     """
     named, *overrides = [word for word in sys.argv[1:] if not word.startswith("--local_rank")] or [""]
     try:
@@ -94,7 +94,7 @@ def exit_code_of(job: Job) -> int:
 
 
 def end_out_of_memory(error: Exception) -> NoReturn:
-    """End this rank with a line that says what to change."""
+    """End this rank after an out-of-memory error, with a line that says which settings to change."""
     sizes = ". ".join(str(error).split(". ")[:5])  # torch's first sentences: what was asked for, and who holds what
     print(file=sys.stderr)  # the line of rank 0's progress bar may be unfinished
     print_problems([f"rank {rank()}: {sizes}. {OUT_OF_MEMORY_ADVICE}"])
@@ -104,13 +104,13 @@ def end_out_of_memory(error: Exception) -> NoReturn:
 def prepare_together(
     recipe: Recipe, recipe_file: str | Path, *, writes_output: bool, with_data: bool = True
 ) -> Prepared:
-    """Check the recipe and read the data: first on rank 0, then on one rank of each machine, then on all.
+    """Check a recipe and read its data: first on rank 0, then on one rank of each machine, then on all. Collective.
 
-    Rank 0 fills the cache of tokenized documents, which the others read. A cache may be the machine's own; there the
+    Rank 0 fills the cache of tokenized documents, which the others read. A cache may be local to each machine; then the
     first rank of each machine fills it for the others.
 
     Raises:
-        ConfigError: on all ranks, with the problems of every rank, and on which machine.
+        ConfigError: on all ranks, with the problems of every rank, and its machine.
     """
     prepared, problems = None, list[str]()
     with log_seconds(logger, "reading documents" if with_data else "checking the recipe"):
@@ -149,7 +149,7 @@ def only_start(recipe: Recipe) -> Iterator[None]:
 
 
 def end_without_lock(problem: str) -> NoReturn:
-    """End this rank at once, and so the others, which wait for it: another start has the run's folder."""
+    """End this rank at once, and with it the whole job, because another start trains into the run's folder."""
     print(file=sys.stderr)
     print_problems([problem])
     write_exit_code(2)
@@ -157,5 +157,5 @@ def end_without_lock(problem: str) -> NoReturn:
 
 
 def peak_resident_bytes() -> int:
-    """The most host memory that this process has held so far."""
+    """Return the peak resident memory of this process so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,4 +1,4 @@
-"""What a run records of its steps: metrics in the run's folder, progress on the screen, a summary at the end."""
+"""Record a run's steps: metrics in the run's folder, progress on the screen, a summary at the end."""
 
 import logging
 import math
@@ -25,19 +25,19 @@ logger = logging.getLogger(__name__)
 
 
 class WarmUp:
-    """Measures what compiling, measuring memory and capturing CUDA graphs add to the first steps of a run.
+    """Measures how much time compiling, measuring memory and capturing CUDA graphs add to the first steps of a run.
 
-    They happen inside these steps, so the first step after them tells how long a step takes without.
+    The work is part of these steps; the first step after them tells how long a step takes without it.
 
     Args:
-        steps: how many of the first steps have such work.
+        steps: number of first steps that contain such work.
     """
 
     def __init__(self, steps: int):
         self.steps, self.seconds = steps, list[float]()
 
     def step_done(self, seconds: float) -> None:
-        """Count a step; log the result once, after the first step without such work."""
+        """Count a step; after the first one without warm-up work, log how long the warm-up took."""
         if len(self.seconds) > self.steps or not self.steps:
             return
         self.seconds.append(seconds)
@@ -50,10 +50,10 @@ class RunLog:
     """Metrics and progress of a run, from its current step on. Only rank 0 writes.
 
     Args:
-        recipe: checked.
-        executor: the model that is trained.
-        parameters, trained: sizes of the whole model.
-        stragglers: adds its findings to the metrics.
+        recipe: the checked recipe.
+        executor: the model with its optimizer.
+        parameters, trained: number of parameters of the whole model, and of trained ones.
+        stragglers: adds the slowest rank to the metrics.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class RunLog:
         self.warm_up = WarmUp(executor.budget.warm_up_steps)
 
     def open(self, step: int) -> None:
-        """Open the logs after a step; what they have of later steps is dropped."""
+        """Open metrics and progress after a step that is already taken; existing rows of later steps are dropped."""
         first, options = rank() == 0, self.recipe.logging
         chosen = options.model_dump(exclude={"every", "slow_rank"})
         recipe = self.recipe.model_dump(mode="json")
@@ -75,14 +75,14 @@ class RunLog:
         self.progress = Progress(self.recipe.training.steps, step, every=options.every, shown=first)
 
     def close(self) -> None:
-        """Close the logs, at the end of the run or before it goes back to an earlier step."""
+        """Close metrics and progress, at the end of the run or before it returns to an earlier step."""
         if self.progress:
             self.progress.close()
         if self.metrics:
             self.metrics.close()
 
     def record(self, output: StepOutput, position: RunPosition, seconds: float) -> None:
-        """Record a step that took ``seconds``."""
+        """Record a training step that took ``seconds``."""
         self.warm_up.step_done(seconds)
         row = self.row(output, position, seconds)
         if self.progress:
@@ -92,7 +92,7 @@ class RunLog:
             self.metrics.write(row)
 
     def row(self, output: StepOutput, position: RunPosition, seconds: float) -> Row:
-        """A step's numbers, by the names in :mod:`hmt_ds.reporting.metrics`; None for what is unknown or not finite."""
+        """Return a step's metrics, named as in :mod:`hmt_ds.reporting.metrics`; None if unknown or not finite."""
         speed = output.fresh_tokens / seconds / world_size()
         on_cpu = self.executor.device.type == "cpu"
         device = None if on_cpu else torch.get_device_module(self.executor.device)
@@ -117,7 +117,7 @@ class RunLog:
         return {name: value if value is not None and math.isfinite(value) else None for name, value in row.items()}
 
     def print_summary(self, checkpoint: Path) -> None:
-        """Print what came of the run, and draw its loss."""
+        """Print the first and the final loss of a run and its last checkpoint, and plot the loss."""
         if rank() != 0:
             return
         if rows := [row for row in read_metrics(self.folder / "metrics.jsonl") if row["loss"] is not None]:
@@ -131,7 +131,7 @@ class RunLog:
 
 
 def create_folder(recipe: Recipe) -> str | None:
-    """Create the run's folder with its recipe; returns the problem if that is not possible."""
+    """Create the run's folder and write its recipe; return the problem if that is not possible, else None."""
     folder, resolved = Path(recipe.training.output), write_yaml(recipe.model_dump(mode="json"))
     aside = folder / ".recipe.yaml"
     try:
@@ -144,7 +144,7 @@ def create_folder(recipe: Recipe) -> str | None:
 
 
 def describe_rates(recipe: Recipe, first: int) -> str:
-    """What the schedule does with the learning rate of the backbone, from a step on."""
+    """Describe the learning rate of the backbone over the remaining steps, for the log."""
     schedule, last = recipe.schedule, recipe.training.steps
     if first > last:
         return f"all {last} steps are done"

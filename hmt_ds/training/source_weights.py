@@ -1,4 +1,4 @@
-"""Start a run from the weights of another run: its checkpoint becomes a folder in this run's own output."""
+"""Start a run from the weights of another run, whose checkpoint is converted into a folder in the new run's output."""
 
 import logging
 import os
@@ -22,10 +22,10 @@ logger = logging.getLogger(__name__)
 
 
 def with_source_weights(recipe: Recipe) -> Recipe:
-    """Replace a run in ``model.source`` by a folder with the weights of its newest intact checkpoint.
+    """Replace a run in ``model.source`` by a converted folder with the weights of its newest intact checkpoint.
 
-    The folder is in this run's output, so that it does not depend on the other run any longer; a resumed run uses it
-    again, even if the other run has been trained further. All ranks call this, after the recipe was checked.
+    The folder is in the new run's output, so the new run does not depend on the other one any longer; when resumed, it
+    uses the folder again, even if the other run has been trained further. Collective, after the recipe was checked.
 
     Raises:
         ConfigError: on all ranks, if a machine cannot read the checkpoint or write the folder.
@@ -51,7 +51,7 @@ def with_source_weights(recipe: Recipe) -> Recipe:
 
 
 def agreed_folder(recipe: Recipe, run: SourceRun, checkpoint: Path) -> Path:
-    """Return rank 0's result of :func:`folder_for` on all ranks.
+    """Return the folder for a checkpoint's converted weights as rank 0 names it, on all ranks. Collective.
 
     Raises:
         ConfigError: on all ranks, if the checkpoint's manifest cannot be read.
@@ -69,7 +69,7 @@ def agreed_folder(recipe: Recipe, run: SourceRun, checkpoint: Path) -> Path:
 
 
 def folder_for(recipe: Recipe, run: SourceRun, checkpoint: Path) -> Path:
-    """Return the folder for a checkpoint's weights, named by run, step and content.
+    """Return the folder for a checkpoint's converted weights, named by run, step and content.
 
     Raises:
         CheckpointError: if the checkpoint's manifest cannot be read.
@@ -84,11 +84,11 @@ def folder_for(recipe: Recipe, run: SourceRun, checkpoint: Path) -> Path:
 
 
 def convert_together(checkpoint: Path, target: Path, *, merge: bool) -> None:
-    """Convert a checkpoint where the folder is missing: on rank 0, then on machines that do not see rank 0's files.
-
-    The weights are written in float32, as the checkpoint has them.
+    """Convert a checkpoint into a folder in float32: on rank 0, then on machines that do not see rank 0's folder.
 
     Args:
+        checkpoint: the checkpoint.
+        target: the folder; an existing one is kept.
         merge: merge LoRA adapters into the backbone.
 
     Raises:

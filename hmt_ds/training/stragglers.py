@@ -1,4 +1,4 @@
-"""Find stragglers: ranks that work longer on a step than their peers, which then wait for them."""
+"""Find stragglers: ranks whose own work on a step takes longer than that of their peers, which wait for them."""
 
 import logging
 import socket
@@ -19,19 +19,19 @@ MAX_NAMED = 5  # ranks in one line of the log
 
 
 class StragglerDetector:
-    """Compares the ranks' own work: reading data, forward and backward passes; not reducing, stepping and waiting.
+    """Compares the time of the ranks' own work: reading data, forward and backward passes; not reduction and waiting.
 
     With ``compute.reduction: segment`` the ranks wait for each other in every segment, so a rank's own time cannot be
     told from its peers', and nothing is compared.
 
     Args:
-        executor: is given a clock.
-        limit: a rank is a straggler if it takes more than this many times the median of its peers. (The peers of a
-            rank are the ranks of the same pipeline stage.)
+        executor: this rank's executor, whose phases are timed.
+        limit: a rank is a straggler if it takes more than this many times the median of its peers. (The peers of a rank
+            are the ranks of the same pipeline stage.)
 
     Attributes:
         slowest_rank: the rank with the largest ratio in the last comparison; None before the first one.
-        slowest_ratio: its time by the median of its peers.
+        slowest_ratio: time of the slowest rank divided by the median of its peers.
     """
 
     def __init__(self, executor: Executor, limit: float):
@@ -47,16 +47,16 @@ class StragglerDetector:
 
     @contextmanager
     def time_step(self, loading_seconds: float) -> Iterator[None]:
-        """Time the own work of a step, whose windows took ``loading_seconds`` to load."""
+        """Time a rank's own work on a step, which is the body of the ``with`` statement, plus ``loading_seconds``."""
         self.clock.begin()
         yield
         self.seconds.append(loading_seconds + self.clock.end()["other"])
 
     def compare(self) -> str | None:
-        """Compare the ranks, every ``STEPS`` steps. All ranks call this after each step.
+        """Compare the ranks' times every ``STEPS`` steps. All ranks call it after each step.
 
         Returns:
-            A message for the log, if other ranks are stragglers now than in the last comparison.
+            A message for the log, if the set of stragglers has changed since the last comparison.
         """
         if not self.enabled or len(self.seconds) < STEPS:
             return None
@@ -71,13 +71,13 @@ class StragglerDetector:
         return self.describe(times, ratios) if self.stragglers != before else None
 
     def gather(self, own: float) -> torch.Tensor:
-        """Seconds of all ranks, ``[stages, ranks of a stage]``."""
+        """Gather the seconds of all ranks, ``[stages, ranks of a stage]``. Collective."""
         times = torch.zeros(world_size(), dtype=torch.float64, device=self.executor.device)
         times[rank()] = own
         return all_reduce_sum(times).cpu().view(self.executor.stages, -1)
 
     def describe(self, times: torch.Tensor, ratios: torch.Tensor) -> str:
-        """Name the stragglers and their hosts."""
+        """Describe the stragglers, with hosts and times, for the log."""
         if not self.stragglers:
             return "no rank is slow any more"
         hosts = all_gather_object(socket.gethostname())

@@ -1,6 +1,6 @@
-"""The training loop: load windows, take a step, record it, save and evaluate when they are due.
+"""The training loop: load windows, take a step, record it, save and evaluate when due.
 
-Read :meth:`Trainer.train`, :meth:`Trainer.fit`, :meth:`Trainer.training_step`, in this order. The step itself is
+Read :meth:`Trainer.train`, :meth:`Trainer.fit`, :meth:`Trainer.training_step`, in this order. The optimizer step is
 :func:`hmt_ds.parallel.train_step.train_step`.
 """
 
@@ -36,13 +36,13 @@ logger = logging.getLogger(__name__)
 
 
 class Trainer:
-    """A training run on this rank.
+    """A training run on one rank.
 
     Args:
-        recipe: checked.
-        prepared: the result of the preflight checks: data, DeepSpeed's configuration.
-        device: of this rank.
-        signals: tell the run to stop.
+        recipe: the checked recipe.
+        prepared: data and DeepSpeed's configuration, from the preflight checks.
+        device: device of the rank.
+        signals: stop signals that the rank has received.
     """
 
     def __init__(self, recipe: Recipe, prepared: Prepared, device: torch.device, signals: StopSignals):
@@ -94,7 +94,7 @@ class Trainer:
         self.watchdog = Watchdog(self.recipe.training.hang_minutes)
 
     def fit(self) -> bool:
-        """Take all steps to the end; returns False after too many consecutive bad ones."""
+        """Take all remaining steps; return False after too many consecutive non-finite ones."""
         for step, windows, loading_seconds in self.steps():
             output = self.training_step(step, windows, loading_seconds)
             if self.bad_steps.consecutive == self.recipe.training.max_bad_steps:
@@ -103,7 +103,7 @@ class Trainer:
         return True
 
     def steps(self) -> Iterator[tuple[int, list[Batch], float]]:
-        """The remaining steps, each with its windows and the seconds that these took to load."""
+        """Yield the number of each remaining step, its windows, and the seconds that loading them took."""
         training = self.recipe.training
         batches = iter(training_loader(self.recipe, self.prepared, self.position, self.excluded))
         for step in range(self.position.step + 1, training.steps + 1):
@@ -115,7 +115,7 @@ class Trainer:
             yield step, windows, time.perf_counter() - started
 
     def training_step(self, step: int, windows: list[Batch], loading_seconds: float) -> StepOutput:
-        """Take one optimizer step, record it, and check it for bad numbers and stragglers."""
+        """Take one optimizer step, record it, and check it for non-finite numbers and stragglers."""
         started = time.perf_counter()
         # summed over the ranks in the all-reduce of the label counts, in output.flags
         flags = (self.signals.received, self.checkpoints.written())
@@ -129,7 +129,7 @@ class Trainer:
         return output
 
     def after_step(self, step: int, output: StepOutput) -> None:
-        """Save and evaluate if it is time to, and stop if any rank was told to."""
+        """Save and evaluate when due, and stop if any rank has received a stop signal."""
         told_to_stop, written = output.flags
         if written == world_size():  # all ranks have written the background checkpoint
             self.checkpoints.finish_save()
@@ -151,19 +151,19 @@ class Trainer:
             validation.evaluate(step, in_passing=in_passing)
 
     def before_evaluated_window(self) -> None:
-        """Between two windows of an evaluation: end it if any rank was told to stop."""
+        """Called before each window of an evaluation: stop if any rank has received a stop signal, report progress."""
         self.signals.raise_if_received(
             self.executor.device, "stopped during the evaluation; the last checkpoint is complete"
         )
         self.alive(f"step {self.position.step}, in its evaluation")
 
     def load(self, checkpoint: Path) -> None:
-        """Continue from a checkpoint."""
+        """Restore the run from a checkpoint, and continue after its step."""
         self.excluded = read_excluded(self.folder)
         self.position = self.checkpoints.load(checkpoint)
 
     def roll_back(self) -> None:
-        """After too many bad steps, go back to the newest intact checkpoint and exclude the bad steps' documents."""
+        """After too many non-finite steps, return to the newest intact checkpoint and exclude their documents."""
         self.checkpoints.finish_save()
         self.log.close()
         allowed = self.recipe.training.on_bad_steps == "rollback"
@@ -173,7 +173,7 @@ class Trainer:
         self.log.open(self.position.step)
 
     def finish(self) -> None:
-        """Write the last checkpoint, evaluate, and print the summary."""
+        """Save the last checkpoint, evaluate, and print the summary of the run."""
         self.log.close()
         checkpoint = self.checkpoints.last_save(self.position)
         self.evaluate(self.position.step)
@@ -182,7 +182,7 @@ class Trainer:
             self.watchdog.end()
 
     def stop(self) -> NoReturn:
-        """Save and leave, because a rank was told to stop."""
+        """Save a checkpoint and raise Stopped, because a rank has received a stop signal."""
         self.log.close()
         checkpoint = self.checkpoints.last_save(self.position)
         raise Stopped(
@@ -195,6 +195,6 @@ class Trainer:
             self.watchdog.alive(after)
 
     def warn(self, message: str | None) -> None:
-        """Log a message about the step that was just taken, if there is one; it is the same on all ranks."""
+        """Log a message about the last step as a warning on rank 0, if there is one; it is the same on all ranks."""
         if message and rank() == 0:
             logger.warning("step %d: %s", self.position.step, message)

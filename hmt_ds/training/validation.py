@@ -30,11 +30,12 @@ class Validation:
     """Evaluates a model on the held-out documents of its recipe.
 
     Args:
-        recipe: checked.
-        prepared: the result of the preflight checks.
-        reader: the model.
-        before_window: called before each window; what it raises ends the evaluation.
-        own_data: whether the documents are those that the run names in its recipe; those of others get another file.
+        recipe: the checked recipe.
+        prepared: data from the preflight checks.
+        reader: the model in its engine.
+        before_window: called before each window; an exception that it raises ends the evaluation.
+        own_data: whether the documents are those that the run's own recipe names; results on others get another file
+            name.
     """
 
     def __init__(
@@ -51,11 +52,12 @@ class Validation:
         self.rows = recipe.evaluation.batch_size or recipe.training.batch_size
 
     def evaluate(self, step: int, *, in_passing: bool = False) -> None:
-        """Compute the losses after a step, print the table and write it; nothing without held-out documents.
+        """Compute the held-out losses after a step, print and write them; return None without held-out documents.
 
         Args:
-            in_passing: read with the own memories alone, for a look at a run that goes on; otherwise also with another
-                document's and with none, which takes three times as long.
+            step: optimizer step of the weights.
+            in_passing: measure only the loss with the document's own memories, as during training; otherwise also with
+                another document's memories and without any, which takes three times as long.
         """
         documents = self.prepared.validation
         if documents is None:
@@ -74,13 +76,13 @@ class Validation:
 
     @property
     def instead(self) -> list[Instead]:
-        """The other memories that documents are read with."""
+        """The memories to read documents with in place of their own: another document's, none."""
         if self.recipe.memory.mode == "backbone":
             return []
         return ["swapped", "none"] if self.rows > 1 else ["none"]
 
     def data(self) -> HeldOutData:
-        """What is read."""
+        """The held-out documents that are evaluated, as named in the results."""
         assert self.prepared.validation is not None and self.recipe.data.validation is not None
         tokens = self.prepared.validation
         lengths = document_lengths(tokens)
@@ -93,7 +95,7 @@ class Validation:
         )
 
     def show(self, evaluation: Evaluation) -> None:
-        """Print the table and the verdict."""
+        """Print the table and the verdict of an evaluation."""
         data, figures = evaluation.data, evaluation.figures
         title = f"held-out loss after step {evaluation.step}, by segments read before, with 95% intervals over "
         title += f"{data.documents:,} documents of {Path(data.source).name}"
@@ -107,7 +109,7 @@ class Validation:
             print(figures.verdict)
 
     def write(self, evaluation: Evaluation) -> None:
-        """Write the files of an evaluation, with a picture."""
+        """Write the files of an evaluation into the run's folder, with a plot."""
         folder = Path(self.recipe.training.output) / "evaluation"
         file = evaluation_file(folder, evaluation.step, evaluation.data.sha256, own=self.own_data)
         with warn_if_unwritable(file):
@@ -116,7 +118,7 @@ class Validation:
             print(f"evaluation  {file}, .npz and .png", flush=True)
 
     def held_out(self) -> Iterable[tuple[Window, Tensor]]:
-        """This rank's rows of the held-out documents, once through, and the number of each segment's document."""
+        """Yield windows of this rank's rows of the held-out documents, with the document index of each segment."""
         assert self.prepared.validation is not None
         for batch in WindowLoader(
             self.prepared.validation,
@@ -135,7 +137,7 @@ class Validation:
 
 @contextmanager
 def warn_if_unwritable(file: Path) -> Iterator[None]:
-    """Turn a failure to write a file that the run can do without into a warning."""
+    """Turn a failure to write a file in the ``with`` block into a warning, because the run can do without the file."""
     try:
         yield
     except OSError as error:
@@ -143,5 +145,5 @@ def warn_if_unwritable(file: Path) -> Iterator[None]:
 
 
 def as_window(batch: Batch) -> Window:
-    """The part of a batch that the model reads."""
+    """Return the tensors of a batch that the model reads, as a window."""
     return Window(batch.input_ids, batch.labels, batch.lengths, batch.starts, targets=batch.targets)
