@@ -8,7 +8,7 @@ import gc
 import json
 import os
 import sys
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass, fields, replace
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -17,13 +17,13 @@ from unittest.mock import patch
 
 import torch
 from ranks import PROJECT, run_ranks
-from tiny_runs import BACKBONE, MEMORY, get_weights, plain_model, set_weights, windows
+from tiny_runs import ADAPTED, BACKBONE, MEMORY, get_weights, plain_model, set_weights, windows
 from torch import Tensor
-from zero_gradients import CLIPPING, OPTIMIZER, full_gradients, worst
+from zero_gradients import CLIPPING, OPTIMIZER, full_gradients, mean_losses, worst
 
 from hmt_ds.backbones import read_config
 from hmt_ds.distributed.process_group import broadcast_object, end_process, join, rank, world_size
-from hmt_ds.memory import MemoryState, read_window
+from hmt_ds.memory import MemoryState
 from hmt_ds.parallel.build_engine import ExecutorOptions
 from hmt_ds.parallel.compute_choice import ComputeSettings
 from hmt_ds.parallel.deepspeed_config.fill import EngineSettings, fill_ds_config, read_ds_config
@@ -47,6 +47,8 @@ class Case:
         precision: ``fp32`` or ``bf16``.
         spill: offload older inputs to the host.
         kept_graphs: number of forward passes that keep their graphs.
+        recalled: number of older memories, with the adapted interface.
+        groups: in the one process, the parts of the rows whose memories the recall's loss counts.
     """
 
     stages: int
@@ -60,6 +62,10 @@ class Case:
     precision: str = "fp32"
     spill: bool = False
     kept_graphs: int = 0
+    interface: str = "paper"
+    recalled: int = 1
+    recall_loss: float = 0.0
+    groups: int = 1
 
     @property
     def rows(self) -> int:
@@ -70,21 +76,31 @@ class Case:
     def recomputed(self) -> int:
         """Forward passes that each stage recomputes per window. (Without memory it keeps all graphs or none.)"""
         summary_group = summary_group_size(self.stages, self.segments, self.micro_batches, self.memory.summary_share)
-        summaries = self.micro_batches // summary_group if self.mode == "hmt" else 0
+        summaries = self.micro_batches // summary_group if self.memory.summarises else 0
         passes = self.segments * (self.micro_batches + summaries)
         return passes - (passes if self.mode == "backbone" and self.kept_graphs else min(passes, self.kept_graphs))
 
     @property
     def memory(self) -> Any:
-        """Memory settings with summaries short enough to be computed for two micro-batches together."""
-        return replace(MEMORY, mode=self.mode, summary_fraction=0.25)
+        """Memory settings; summaries are short enough to be computed for two micro-batches together."""
+        if self.interface == "paper":
+            return replace(MEMORY, mode=self.mode, summary_fraction=0.25)
+        return replace(ADAPTED, mode=self.mode, recalled_memories=self.recalled, recall_loss=self.recall_loss)
 
 
+# mode, number of older memories, weight of the recall's loss
+ADAPTED_KINDS = [("hmt", 2, 0.3), ("hmt", 1, 0.0), ("rmt", 1, 0.0), ("backbone", 1, 0.0)]
 LAYOUTS = [(2, 1), (3, 1), (4, 1), (2, 2)]
 GRID = [
     Case(stages, pipelines, segments, parts, mode, train)
     for (stages, pipelines), segments, parts, mode, train in product(
         LAYOUTS, (1, 2, 5), (1, 2, 4), ("hmt", "rmt"), ("whole", "lora")
+    )
+]
+ADAPTED_GRID = [
+    Case(stages, 1, segments, parts, mode, train, interface="adapted", recalled=recalled, recall_loss=weight)
+    for stages, segments, parts, (mode, recalled, weight), train in product(
+        (2, 3), (2, 5), (1, 2, 4), ADAPTED_KINDS, ("whole", "lora", "frozen")
     )
 ]
 OTHERS = [
@@ -98,6 +114,10 @@ OTHERS = [
     Case(2, 1, 2, 2, mode="rmt", kept_graphs=9),
     Case(2, 2, 5, 2, precision="bf16"),
 ]
+ADAPTED_OTHERS = [
+    Case(2, 2, 2, 2, accumulation=2, interface="adapted", recalled=2, recall_loss=0.3),
+    Case(3, 1, 5, 4, spill=True, kept_graphs=7, interface="adapted", recalled=2, recall_loss=0.3),
+]
 LARGE = [Case(3, 2, 2, 2), Case(4, 2, 2, 4)]
 
 
@@ -109,20 +129,17 @@ def in_one_process(case: Case) -> dict[str, Any]:
     optimizer = torch.optim.AdamW(trained, **OPTIMIZER)
     cached = case.memory.kept_memories
     state = MemoryState.empty(case.rows, 2, 32, 3, dtype=torch.float64, device=torch.device("cpu"), cached=cached)
-    run: dict[str, Any] = {"losses": [], "norms": [], "gradients": []}
+    run: dict[str, Any] = {"losses": [], "recall_losses": [], "norms": [], "gradients": []}
     for group in steps(case, 0, 1):
-        labels = sum(int((window.labels >= 0).sum()) for window in group)
-        total = torch.zeros(())
-        for window in group:
-            outputs, states = zip(*read_window(model, case.memory, window, state.detach()), strict=True)
-            total, state = total + torch.stack([o.loss.sum() for o in outputs]).sum(), states[-1]
+        loss, recall_loss, state = mean_losses(model, group, state, case.groups)
         optimizer.zero_grad()
-        (total / labels).backward()
+        (loss + case.recall_loss * recall_loss).backward()
         none = {n: torch.zeros_like(p) for n, p in model.named_parameters() if p.requires_grad}
         run["gradients"].append(
             {n: z if (g := dict(model.named_parameters())[n].grad) is None else g.clone() for n, z in none.items()}
         )
-        run["losses"].append(float(total.detach()) / labels)
+        run["losses"].append(float(loss.detach()))
+        run["recall_losses"].append(float(recall_loss.detach()))
         run["norms"].append(float(torch.nn.utils.clip_grad_norm_(trained, CLIPPING)))
         optimizer.step()
     return run | {"weights": get_weights(model), "memories": state.memories.detach()}
@@ -151,7 +168,7 @@ def on_all_ranks(case: Case, device: torch.device) -> dict[str, Any]:
     """Train with the executor; return the results of this rank's stage."""
     executor = make_executor(case, device)
     step, recompute = executor.engine.step, StagePass.recompute
-    run: dict[str, Any] = {"losses": [], "norms": [], "gradients": [], "recomputed": 0}
+    run: dict[str, Any] = {"losses": [], "recall_losses": [], "norms": [], "gradients": [], "recomputed": 0}
 
     def look_and_step() -> None:
         found = full_gradients(executor.engine.module)
@@ -167,6 +184,7 @@ def on_all_ranks(case: Case, device: torch.device) -> dict[str, Any]:
         for group in steps(case, executor.data_rank, executor.data_ranks):
             output = executor.train_batch(group)
             run["losses"].append(output.loss)
+            run["recall_losses"].append(output.recall_loss or 0.0)
             run["norms"].append(output.gradient_norm or 0.0)
     assert executor.state is not None
     weights = {n: w for n, w in get_weights(executor.engine.module).items() if n != "stand_in"}
@@ -207,6 +225,7 @@ def gathered(case: Case, run: dict[str, Any]) -> dict[str, Any]:
         "weights": {k: v for stage in first for k, v in stage["weights"].items()},
         "memories": torch.cat([other["memories"] for other in every[-case.pipelines :]]),
         "losses": run["losses"],
+        "recall_losses": run["recall_losses"],
         "norms": run["norms"],
         "recomputed": [stage["recomputed"] for stage in first],
         "apart": [
@@ -228,6 +247,8 @@ def compare(case: Case, got: dict[str, Any], expected: dict[str, Any]) -> dict[s
         "whole_gradient": float((whole[0] - whole[1]).norm() / whole[1].norm()),
         "weights": worst({n: w.float() for n, w in got["weights"].items()}, expected["weights"])[0],
         "loss": max(abs(g / e - 1) for g, e in zip(got["losses"], expected["losses"], strict=True)),
+        "recall_loss": max(abs(g - e) for g, e in zip(got["recall_losses"], expected["recall_losses"], strict=True)),
+        "recall_losses": expected["recall_losses"],
         "norm": max(abs(g / e - 1) for g, e in zip(got["norms"], expected["norms"], strict=True)),
         "memories": float((got["memories"] - expected["memories"]).abs().max()) if got["memories"].numel() else 0.0,
         "norms": expected["norms"],
@@ -244,7 +265,8 @@ def be_a_rank(cases: list[Case], result: Path) -> None:
     for case in cases:
         got = gathered(case, on_all_ranks(case, device))
         if rank() == 0:
-            plain = replace(case, stages=1, micro_batches=1, stage=1, spill=False, kept_graphs=0)
+            groups = case.pipelines * case.micro_batches if case.recall_loss else 1
+            plain = replace(case, stages=1, micro_batches=1, stage=1, spill=False, kept_graphs=0, groups=groups)
             rows.append(compare(case, got, in_one_process(plain)))
         broadcast_object(None)
         gc.collect()
@@ -262,14 +284,13 @@ def run_cases(cases: list[Case], timeout: float = 300, one_gpu: bool = False) ->
 
 def print_table() -> None:
     """Print the largest relative errors of two steps for every case."""
-    line = "{:6} {:9} {:8} {:6} {:8} {:6} {:4} {:4} {:5} {:5} {:5}  {:>9} {:>9} {:>9} {:>9} {:>9}  {}"
-    print(line.format("stages", "pipelines", "segments", "parts", "mode", "train", "ZeRO", "acc.", "type", "spill",
-                      "kept", "gradient", "weights", "loss", "norm", "whole g.", "worst in"))  # fmt: skip
-    cases = GRID + OTHERS + LARGE
+    figures = ("gradient", "weights", "loss", "norm", "whole_gradient")
+    print(f"{' '.join(field.name for field in fields(Case)):80}", *figures, "worst in")
+    cases = GRID + OTHERS + LARGE + ADAPTED_GRID + ADAPTED_OTHERS
     for ranks in sorted({case.stages * case.pipelines for case in cases}):
         for row in run_cases([c for c in cases if c.stages * c.pipelines == ranks], timeout=3600):
-            errors = [f"{row[key]:.1e}" for key in ("gradient", "weights", "loss", "norm", "whole_gradient")]
-            print(line.format(*map(str, row["case"]), *errors, row["gradient_of"]), row["apart"] or "", flush=True)
+            errors = [f"{row[key]:.1e}" for key in figures]
+            print(f"{' '.join(map(str, row['case'])):80}", *errors, row["gradient_of"], row["apart"] or "", flush=True)
 
 
 if __name__ == "__main__":

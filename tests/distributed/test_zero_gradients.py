@@ -10,6 +10,8 @@ from tiny_runs import DEPTH, MEMORY, ROWS, L, windows
 from zero_cases import (
     ACCUMULATION,
     ACCUMULATION_SAMPLE,
+    ADAPTED_GRID,
+    ADAPTED_SAMPLE,
     BF16,
     BF16_SAMPLE,
     COMPILED,
@@ -25,7 +27,7 @@ from zero_gradients import CLIPPING, run_cases
 def check_fp32(row: dict[str, Any]) -> None:
     assert row["gradient"] < 1e-5, row
     assert row["weights"] < 1e-5, row
-    assert row["loss"] < 1e-5 and row["norm"] < 1e-5, row
+    assert row["loss"] < 1e-5 and row["norm"] < 1e-5 and row["recall_loss"] < 1e-5, row
     assert row["moved"] == [] and row["still"] == [], row
     assert row["asleep"] == [], row
 
@@ -85,6 +87,14 @@ def test_as_much_is_kept_as_was_asked_for(rows, case):
     assert rows[case]["calls"] == [case.calls()] * 3, rows[case]
 
 
+@pytest.mark.parametrize("case", ADAPTED_SAMPLE, ids=str)
+def test_adapted_interface(rows, case):
+    """Also the recall's own loss, whose negatives are the memories of the rows of one rank."""
+    check_fp32(rows[case])
+    assert rows[case]["calls"] == [case.calls()] * len(rows[case]["calls"]), rows[case]
+    assert case.recall_loss == 0 or max(rows[case]["recall_losses"]) > 0.1, rows[case]
+
+
 @pytest.mark.parametrize("case", ACCUMULATION_SAMPLE, ids=str)
 def test_accumulation_of_two_windows(rows, case):
     check_fp32(rows[case])
@@ -127,7 +137,7 @@ def test_hierarchical_partitions(reduction):
 
 @pytest.mark.slow
 def test_whole_grid():
-    cases = [*GRID, *POLICIES, *ACCUMULATION, *BF16]
+    cases = [*GRID, *POLICIES, *ACCUMULATION, *BF16, *ADAPTED_GRID]
     for case, row in zip(cases, run_cases(cases, timeout=1800), strict=True):
         (check_bf16 if case.precision == "bf16" else check_fp32)(row)
         assert row["calls"] == [case.calls()] * len(row["calls"]), row

@@ -1,5 +1,7 @@
 """A tiny model and documents for comparing several ranks with one process."""
 
+from dataclasses import replace
+
 import deepspeed
 import numpy as np
 import torch
@@ -34,6 +36,8 @@ BACKBONE = {
 }
 # fewer memories than segments
 MEMORY = MemorySettings(segment_length=L, recall_dim=24, sensory_tokens=3, memory_tokens=2, cached_memories=3)
+# one more, so that two of the older ones are a choice
+ADAPTED = replace(MEMORY, interface="adapted", cached_memories=4)
 
 
 def tokenised() -> Dataset:
@@ -45,7 +49,7 @@ def tokenised() -> Dataset:
 
 
 def windows(rank: int, ranks: int, segments: int = DEPTH, rows: int = ROWS) -> list[Window]:
-    """A rank's rows of all windows of one epoch."""
+    """A rank's rows of all windows of one epoch, with targets of all kinds: none, the last memory, older ones."""
     batches = WindowLoader(
         tokenised(),
         segments=segments,
@@ -57,7 +61,7 @@ def windows(rank: int, ranks: int, segments: int = DEPTH, rows: int = ROWS) -> l
         world_size=ranks,
         batch_size=rows // ranks,
     )
-    return [Window(b.input_ids, b.labels, b.lengths, b.starts) for b in batches]
+    return [Window(b.input_ids, b.labels, b.lengths, b.starts, targets=b.input_ids[:, :, 0] // 11) for b in batches]
 
 
 def plain_model(
@@ -72,7 +76,9 @@ def plain_model(
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.1)  # zero by default, and then lora_A has no gradient
-        elif not name.startswith("backbone."):
+        elif name.startswith("memory_embedding."):
+            nn.init.normal_(parameter)  # one and zero by default, which could be swapped or left out unseen
+        if not name.startswith("backbone."):
             parameter.data = parameter.data.to(dtype)
     return model
 

@@ -1,9 +1,10 @@
-"""Configurations for the ZeRO executor's tests: stage, trained weights, precision, reduction, recomputation."""
+"""Configurations for the ZeRO executor's tests: stage, trained weights, precision, reduction, recomputation, memory."""
 
 import itertools
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
+from typing import Any
 
-from tiny_runs import DEPTH
+from tiny_runs import ADAPTED, DEPTH, MEMORY
 
 from hmt_ds.parallel.compute_choice import ComputeSettings
 
@@ -24,6 +25,10 @@ class Case:
     leaf_layers: int = 1
     optimizer: str = "AdamW"
     kernels: str = "plain"
+    mode: str = "hmt"
+    interface: str = "paper"
+    recalled: int = 1
+    recall_loss: float = 0.0
 
     def __str__(self) -> str:
         return "-".join(map(str, astuple(self)))
@@ -32,12 +37,20 @@ class Case:
         """The compute settings of this case."""
         return ComputeSettings(self.recompute, self.summary_batch, self.reduction, self.leaf_layers, self.kernels)
 
+    @property
+    def memory(self) -> Any:
+        """The memory settings of this case."""
+        if self.interface == "paper":
+            return replace(MEMORY, mode=self.mode)
+        return replace(ADAPTED, mode=self.mode, recalled_memories=self.recalled, recall_loss=self.recall_loss)
+
     def calls(self) -> int:
         """Calls of a layer in one step: one per forward pass, and one more for each recomputation."""
         depth = DEPTH // self.accumulation
-        readings = depth + -(-depth // min(self.summary_batch, depth))
-        # every segment is computed twice except a window's last
-        times = readings if self.recompute in ("none", "selective") else 2 * readings - 1
+        readings = depth + (-(-depth // min(self.summary_batch, depth)) if self.memory.summarises else 0)
+        # every segment is computed twice except a window's last; without memory none
+        once = self.recompute in ("none", "selective") or self.mode == "backbone"
+        times = readings if once else 2 * readings - 1
         checkpoints = readings if self.recompute in ("selective", "segment+layer") else 0
         return self.accumulation * (times + checkpoints)
 
@@ -62,6 +75,28 @@ POLICIES = [
     for config, way, (recompute, batch) in itertools.product(
         CONFIGS, ("segment", "step"), [("none", 2), ("selective", 4), ("segment", 3), ("segment+layer", 2)]
     )
+]
+# memory, trained weights: mode, number of older memories, weight of the recall's loss
+ADAPTED_KINDS = [
+    *[("hmt", 2, 0.3, train) for train in ("whole", "frozen", "lora")],
+    *[("hmt", 1, 0.3, "whole"), ("hmt", 1, 0.0, "whole"), ("hmt", 2, 0.0, "lora")],
+    *[(mode, 1, 0.0, train) for mode in ("rmt", "backbone") for train in ("whole", "frozen")],
+]
+ADAPTED_GRID = [
+    Case(config, train, reduction=way, mode=mode, interface="adapted", recalled=recalled, recall_loss=weight)
+    for way, config, (mode, recalled, weight, train) in itertools.product(("segment", "step"), CONFIGS, ADAPTED_KINDS)
+]
+ADAPTED_SAMPLE = [
+    Case("zero0", interface="adapted", recalled=2, recall_loss=0.3, recompute="none"),
+    Case("zero1", "lora", interface="adapted", recall_loss=0.3),
+    Case("zero1", reduction="step", mode="backbone", interface="adapted"),
+    Case("zero2", reduction="step", interface="adapted", recalled=2, recall_loss=0.3, accumulation=2),
+    Case("zero2_offload", "frozen", interface="adapted", recalled=2, recall_loss=0.3),
+    Case("zero3", interface="adapted", recalled=2, recall_loss=0.3),
+    Case("zero3", reduction="step", mode="rmt", interface="adapted", recompute="segment+layer"),
+    Case("zero3", mode="rmt", interface="adapted"),
+    Case("zero3", "frozen", mode="backbone", interface="adapted"),
+    Case("zero3_offload", interface="adapted", recall_loss=0.3),
 ]
 ACCUMULATION_SAMPLE = [
     Case("zero0", accumulation=2, reduction="step"),

@@ -9,7 +9,8 @@ import gc
 import json
 import os
 import sys
-from dataclasses import astuple, dataclass, field
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,17 @@ from typing import Any
 import torch
 from deepspeed.utils import safe_get_full_grad
 from ranks import PROJECT, run_ranks
-from tiny_runs import BACKBONE, DEPTH, MEMORY, ROWS, get_weights, plain_model, set_weights, windows
+from tiny_runs import BACKBONE, DEPTH, ROWS, get_weights, plain_model, set_weights, windows
 from torch import Tensor
-from zero_cases import ACCUMULATION, BF16, GRID, POLICIES, Case
+from zero_cases import ACCUMULATION, ADAPTED_GRID, BF16, GRID, POLICIES, Case
 
 from hmt_ds.backbones.compute import decoder_layers
 from hmt_ds.distributed.process_group import end_process, join, rank, world_size
-from hmt_ds.memory import MemoryState, Window, read_window
+from hmt_ds.memory import HMT, MemoryState, Window, read_window
 from hmt_ds.parallel.build_engine import ExecutorOptions
 from hmt_ds.parallel.build_hmt import build_hmt
 from hmt_ds.parallel.deepspeed_config.fill import EngineSettings, fill_ds_config, read_ds_config
+from hmt_ds.parallel.pipeline.runner import join_rows, split_rows
 from hmt_ds.parallel.zero import ZeroExecutor
 
 # eps is well above rounding: AdamW's first step is lr * g / (|g| + eps), which for tiny g would be the sign of rounding
@@ -47,6 +49,7 @@ class Run:
     """
 
     losses: list[float] = field(default_factory=list)
+    recall_losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     gradients: list[dict[str, Tensor]] = field(default_factory=list)
     weights: dict[str, Tensor] = field(default_factory=dict)
@@ -56,7 +59,7 @@ class Run:
 
 def start_weights(case: Case) -> dict[str, Tensor]:
     """The common initial weights; for bf16, values that bf16 can represent."""
-    weights = get_weights(plain_model(case.train))
+    weights = get_weights(plain_model(case.train, memory=case.memory))
     return weights if case.precision == "fp32" else {n: w.bfloat16().float() for n, w in weights.items()}
 
 
@@ -67,28 +70,47 @@ def steps(case: Case, number: int, ranks: int) -> list[list[Window]]:
 
 
 @cache
-def in_one_process(case: Case) -> Run:
-    """Train all rows in one process with torch alone, one graph per window, in float64: errors are the executor's."""
-    model, run = plain_model(case.train), Run()
+def in_one_process(case: Case, groups: int) -> Run:
+    """Train all rows in one process with torch alone, one graph per window, in float64: errors are the executor's.
+
+    Args:
+        groups: into which the rows are split: the recall's loss counts the memories of a group's rows.
+    """
+    model, run = plain_model(case.train, memory=case.memory), Run()
     set_weights(model, start_weights(case))
     model.double()
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, **OPTIMIZER)
     state = MemoryState.empty(ROWS, 2, model.backbone.dim, 3, dtype=torch.float64, device=torch.device("cpu"))
     for group in steps(case, 0, 1):
-        labels = sum(int((window.labels >= 0).sum()) for window in group)
-        total = torch.zeros(())
-        for window in group:
-            outputs, states = zip(*read_window(model, MEMORY, window, state.detach()), strict=True)
-            total, state = total + torch.stack([o.loss.sum() for o in outputs]).sum(), states[-1]
+        loss, recall_loss, state = mean_losses(model, group, state, groups)
         optimizer.zero_grad()
-        (total / labels).backward()
+        (loss + case.recall_loss * recall_loss).backward()
         run.gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad})
-        run.losses.append(float(total.detach()) / labels)
+        run.losses.append(float(loss.detach()))
+        run.recall_losses.append(float(recall_loss.detach()))
         run.norms.append(float(torch.nn.utils.clip_grad_norm_(trained, CLIPPING)))
         optimizer.step()
     run.weights = get_weights(model)
     return run
+
+
+def mean_losses(
+    model: HMT, windows: Iterable[Window], state: MemoryState, groups: int
+) -> tuple[Tensor, Tensor, MemoryState]:
+    """The loss per label and the recall's loss per question, each in one graph per window, and the state behind."""
+    loss, recall_loss, labels, questions = torch.zeros(()), torch.zeros(()), 0, 0
+    for window in windows:
+        after = []
+        for rows, before in zip(split_rows(window, groups), split_rows(state.detach(), groups), strict=True):
+            outputs, states = zip(*read_window(model, model.settings, rows, before), strict=True)
+            loss = loss + torch.stack([o.loss.sum() for o in outputs]).sum()
+            recall_loss = recall_loss + torch.stack([o.recall_loss.sum() for o in outputs]).sum()
+            after.append(states[-1])
+        state = join_rows(after)
+        assert window.targets is not None
+        labels, questions = labels + int((window.labels >= 0).sum()), questions + int((window.targets > 1).sum())
+    return loss / labels, recall_loss / max(questions, 1), state
 
 
 def on_all_ranks(case: Case, device: torch.device) -> Run:
@@ -110,6 +132,7 @@ def on_all_ranks(case: Case, device: torch.device) -> Run:
         run.calls.append(0)
         output = executor.train_batch(group)
         run.losses.append(output.loss)
+        run.recall_losses.append(output.recall_loss or 0.0)
         run.norms.append(output.gradient_norm or 0.0)
     run.weights = get_weights(executor.engine.module)
     run.asleep = [name for name, module in reader.named_modules() if not module.training]
@@ -128,7 +151,9 @@ def make_executor(case: Case, device: torch.device, rows: int = ROWS, segments: 
         config["zero_optimization"]["zero_hpz_partition_size"] = 2
     settings = EngineSettings(case.precision, rows // world_size(), segments, CLIPPING, *OPTIMIZERS[case.optimizer])
     config = fill_ds_config(config, settings)
-    model = build_hmt(BACKBONE, MEMORY, ds_config=config, precision=case.precision, train=case.train, device=device)
+    model = build_hmt(
+        BACKBONE, case.memory, ds_config=config, precision=case.precision, train=case.train, device=device
+    )
     set_weights(model, start_weights(case))
     model.eval()  # as a model read from a folder is
     depth = segments // case.accumulation
@@ -162,6 +187,8 @@ def compare(case: Case, got: Run, expected: Run) -> dict[str, Any]:
         "whole_gradient": whole_error(got.gradients[0], expected.gradients[0]),
         "weights": worst({n: w.float() for n, w in got.weights.items()}, expected.weights)[0],
         "loss": max(abs(g / e - 1) for g, e in zip(got.losses, expected.losses, strict=True)),
+        "recall_loss": max(abs(g - e) for g, e in zip(got.recall_losses, expected.recall_losses, strict=True)),
+        "recall_losses": expected.recall_losses,
         "norm": max(abs(g / e - 1) for g, e in zip(got.norms, expected.norms, strict=True)),
         "norms": expected.norms,
         "compared": len(trained),
@@ -183,8 +210,10 @@ def be_a_rank(cases: list[Case], result: Path) -> None:
     device = join(timeout_minutes=2)
     rows = []
     for case in cases:
-        plain = in_one_process(Case("one", case.train, case.precision, case.accumulation))
-        rows.append(compare(case, on_all_ranks(case, device), plain))
+        memory = {name: getattr(case, name) for name in ("mode", "interface", "recalled", "recall_loss")}
+        plain = replace(Case("one", case.train, case.precision, case.accumulation), **memory)
+        expected = in_one_process(plain, world_size() if case.recall_loss else 1)
+        rows.append(compare(case, on_all_ranks(case, device), expected))
         gc.collect()  # DeepSpeed's engines are in reference cycles
     if rank() == 0:
         result.write_text(json.dumps(rows))
@@ -198,12 +227,11 @@ def run_cases(cases: list[Case], **options: Any) -> list[dict[str, Any]]:
 
 def print_table() -> None:
     """Print the largest relative errors of three steps for every case."""
-    line = "{:14} {:7} {:5} {:>4} {:8} {:14} {:>4} {:>4}   {:>9} {:>9} {:>9} {:>9} {:>9}   {}"
-    head = ("config", "train", "type", "acc.", "reduce", "recompute", "sum.", "leaf")
-    print(line.format(*head, "gradient", "weights", "loss", "norm", "whole g.", "worst in"))
-    for row in run_cases(GRID + POLICIES + ACCUMULATION + BF16, timeout=2400):
-        errors = [f"{row[key]:.1e}" for key in ("gradient", "weights", "loss", "norm", "whole_gradient")]
-        print(line.format(*row["case"], *errors, row["gradient_of"]))
+    figures = ("gradient", "weights", "loss", "norm", "whole_gradient")
+    print(f"{' '.join(field.name for field in fields(Case)):80}", *figures, "worst in")
+    for row in run_cases(GRID + POLICIES + ACCUMULATION + BF16 + ADAPTED_GRID, timeout=3600):
+        errors = [f"{row[key]:.1e}" for key in figures]
+        print(f"{' '.join(map(str, row['case'])):80}", *errors, row["gradient_of"])
 
 
 if __name__ == "__main__":
