@@ -168,4 +168,4 @@ def with_interval(value: Interval) -> str:
 
 def format_value(value: float | None) -> str:
     """Format a number for a table."""
-    return "-" if value is None else f"{value:,.3f}"
+    return "-" if value is None else f"{value:z,.3f}"
