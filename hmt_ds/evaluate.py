@@ -52,7 +52,7 @@ def evaluate(run_or_recipe: str, overrides: list[str], device: torch.device) -> 
 
 
 def reads(recipe: Recipe) -> tuple[object, ...]:
-    """The keys of a recipe that determine which tokens are evaluated."""
+    """Return the settings of a recipe that determine which tokens an evaluation reads."""
     model, chosen = recipe.model, recipe.evaluation
     tokenizer, length = model.tokenizer or model.source, recipe.memory.segment_length
     return recipe.data.validation, recipe.data.retrieval, tokenizer, chosen.documents, chosen.segments_read, length

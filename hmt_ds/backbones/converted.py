@@ -64,10 +64,10 @@ def check_memory(source: object, memory: MemorySettings) -> None:
 
 
 def compare_memory(stored: dict[str, Any], memory: MemorySettings) -> None:
-    """Compare memory settings with those of the memory modules to start from: the interface, and sizes of weights.
+    """Check that a recipe's memory settings fit stored memory modules: the interface, and sizes of weights.
 
     Args:
-        stored: settings of the memory modules; a default width of the recall (None) fits any.
+        stored: settings of the stored memory modules; a default width of the recall (None) fits any.
         memory: the recipe's section ``memory``.
 
     Raises:

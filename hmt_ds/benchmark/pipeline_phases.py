@@ -52,13 +52,13 @@ class PipelineResults(TypedDict):
         stages: number of stages.
         micro_batches: number of micro-batches per window.
         summary_group_size: micro-batches per summary pass.
-        layers: decoder layers.
+        layers: number of decoder layers.
         phase_seconds: measured seconds by phase.
         bubbles: measured pipeline bubbles, as fractions of the time.
         schedule_bubbles: bubbles of the simulated schedule if all stages were equally fast.
         simulated_bubbles: bubbles of the simulated schedule with the measured durations.
         forward_passes: forward passes per window, recalls not counted.
-        kept_graphs: forward passes that keep their autograd graphs.
+        kept_graphs: number of forward passes that keep their autograd graphs.
     """
 
     stages: int

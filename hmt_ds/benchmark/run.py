@@ -54,7 +54,7 @@ def bench(recipe_file: str, words: list[str], device: torch.device) -> None:
 
 
 def measured_recipe(recipe: Recipe) -> Recipe:
-    """Return the recipe with windows of the largest depth of its schedule, and without another run's weights."""
+    """Return the recipe to benchmark: with the largest depth of a depth schedule, and without another run's weights."""
     recipe, _ = with_source_of_run(recipe)
     one_depth = {"bptt_depth": recipe.depths.largest, "random_depth": False}
     return recipe.model_copy(update={"training": recipe.training.model_copy(update=one_depth)})

@@ -122,7 +122,7 @@ def this_process() -> dict[str, object]:
 
 
 def machine() -> str:
-    """Identify the boot and the container in which a process id is unique."""
+    """Return a text that identifies this machine's boot and container, within which process ids are unique."""
     parts = [socket.gethostname()]
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())

@@ -140,7 +140,7 @@ class Saver:
         return int(self.target is not None and not (self.writer and self.writer.is_alive()))
 
     def finish(self) -> Path | None:
-        """Wait until all ranks have written their share, make the checkpoint visible, and return its path.
+        """Wait until all ranks have written their share of the checkpoint, make it visible, and return its path.
 
         Returns:
             None if no checkpoint was begun.

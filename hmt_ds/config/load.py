@@ -46,7 +46,7 @@ def load_recipe(file: str | Path, overrides: list[str] | None = None) -> Recipe:
 
 
 def find_moved_source(model: Model, run: Path) -> Model:
-    """Find the weights that a run started from in the run's own folder, if it was moved since it was trained."""
+    """Correct ``model.source`` of a run's recipe if it names a folder in the run's output and the run was moved."""
     if isinstance(model.source, str) and not Path(model.source).exists():
         moved = run / SOURCE_FOLDER / Path(model.source).name
         if moved.is_dir():
@@ -106,7 +106,7 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> list[str]:
 
 
 def booleans_for_numbers(values: dict[str, Any]) -> list[str]:
-    """Return a line for each number that is given as true or false, which Python takes for 1 and 0."""
+    """Return a line for each number given as true or false, which Python would take for 1 and 0."""
 
     def is_number(kind: object) -> bool:
         return kind in (int, float) or any(map(is_number, get_args(kind)))

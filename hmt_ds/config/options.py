@@ -34,7 +34,7 @@ T = TypeVar("T", bound=Options)
 
 
 def path_operand(text: str) -> Path:
-    """Convert an operand of the command line for argparse."""
+    """Convert a command-line argument to a path with ``~`` and ``$VARIABLES`` expanded; used as argparse's ``type``."""
     try:
         return Path(expand_path(text))
     except ValueError as error:

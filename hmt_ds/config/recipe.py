@@ -49,8 +49,8 @@ class Model(Section):
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Floating-point format of the forward and backward passes."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the backbone or its tokenizer. evaluate, and train and bench of a run's folder,
-    take it from the command line alone; convert never runs such code."""
+    """Run Python code that comes with the backbone or its tokenizer. For a run's folder, evaluate, train and bench
+    ignore the value in the run's recipe: give it on the command line. convert never runs such code."""
 
 
 @section(
@@ -77,7 +77,7 @@ class Source(Section):
     split: str = "train"
     """Split of the data set to read. Files have only the split train; part of a split is written like train[:10%]."""
     name: str | None = None
-    """Configuration name of a data set on the hub that has several."""
+    """Configuration of a data set on the hub, if it has several."""
     separator: str | None = None
     """Regular expression for the first line of each document in a text file. Default: one document per file."""
 
@@ -126,11 +126,11 @@ class Training(Section):
     gradient_clipping: float = Field(1.0, ge=0)
     """Maximum norm of the gradient; 0 turns clipping off."""
     max_bad_steps: int = Field(5, ge=1)
-    """Number of consecutive skipped steps (non-finite loss or gradients) after which the action of on_bad_steps is
-    taken."""
+    """Number of consecutive skipped steps (non-finite loss or gradients) after which training.on_bad_steps is done."""
     on_bad_steps: Literal["end", "rollback"] = "end"
-    """Action after max_bad_steps. end: end the run. rollback: resume from the newest intact checkpoint, and from then
-    on leave out the documents that may have caused the skipped steps (listed in left_out.json in the run's folder)."""
+    """Action after training.max_bad_steps consecutive skipped steps. end: end the run. rollback: resume from the newest
+    intact checkpoint, and from then on leave out the documents that may have caused the skipped steps (listed in
+    left_out.json in the run's folder)."""
     elastic: bool = False
     """Adapt batch_size when a run is resumed on another number of ranks, so that the total number of rows stays the
     same."""
@@ -171,7 +171,7 @@ class Optimizer(Section):
     name: str = "AdamW"
     """Class name of an optimizer of DeepSpeed or torch.optim."""
     lr: float = Field(gt=0)
-    """Learning rate, before the schedule."""
+    """Learning rate, which the schedule scales or replaces."""
     memory_lr: float | None = Field(None, gt=0)
     """Learning rate of the memory modules. Default: optimizer.lr."""
     weight_decay: float = Field(0.0, ge=0)

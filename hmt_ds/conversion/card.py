@@ -38,7 +38,7 @@ Interval = list[float | None]  # a figure, and both ends of its 95% interval
 
 
 class Data(TypedDict):
-    """What an evaluation has read."""
+    """The held-out documents of an evaluation, as its JSON file describes them."""
 
     source: str
     sha256: str
@@ -47,7 +47,7 @@ class Data(TypedDict):
 
 
 class EvaluationRow(TypedDict):
-    """The figures of the tokens that have a number of segments before them."""
+    """The losses of the tokens with a certain number of segments before them, in an evaluation's JSON file."""
 
     segments_read: int
     below: int
@@ -133,7 +133,7 @@ def figures(run: Path, step: int) -> list[str]:
 
 
 def own_evaluation(run: Path, step: int) -> Evaluation | None:
-    """Return the newest evaluation up to a step on the run's own held-out documents."""
+    """Return a run's newest evaluation up to a step on its own held-out documents; None if there is none."""
     files = own_evaluations(run)
     for number in sorted((number for number in files if number <= step), reverse=True):
         evaluation: Evaluation = json.loads(files[number].read_text(encoding="utf-8"))
@@ -143,7 +143,7 @@ def own_evaluation(run: Path, step: int) -> Evaluation | None:
 
 
 def losses(evaluation: Evaluation) -> str:
-    """Return a table of an evaluation's losses."""
+    """Format the losses of an evaluation as a Markdown table."""
     rows, data = evaluation["rows"], evaluation["data"]
     costs = [key for key in COSTS if rows and key in rows[0]]
     columns = ["segments read before", "tokens", "perplexity", "nats per token", *(COSTS[key] for key in costs)]
@@ -161,7 +161,7 @@ def losses(evaluation: Evaluation) -> str:
 
 
 def with_interval(value: Interval) -> str:
-    """Format a figure with its interval."""
+    """Format a value with its confidence interval."""
     mean, low, high = map(format_value, value)
     return mean if low == "-" else f"{mean} [{low}, {high}]"
 

@@ -59,10 +59,10 @@ def export_run(source: Path, options: ConvertOptions, notes: list[str]) -> Expor
 
 
 def library_config(recipe: Recipe) -> PreTrainedConfig:
-    """Read the backbone's configuration, without running code that comes with it: the run may be another person's.
+    """Read the configuration of a run's backbone without running Python code that comes with the model.
 
     Raises:
-        ConversionError: if the run's backbone has code of its own.
+        ConversionError: if the backbone needs code of its own, which may be another person's.
     """
     model = recipe.model
     try:

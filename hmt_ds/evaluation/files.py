@@ -42,7 +42,7 @@ class Evaluation:
 
     Attributes:
         step: optimizer step of the model's weights.
-        segments_read: lower bounds of the table's rows.
+        segments_read: lower bounds of the printed table's rows, as numbers of segments read before.
     """
 
     step: int

@@ -1,4 +1,4 @@
-"""Losses by document, segment and place in the segment: what all figures of an evaluation are computed from."""
+"""Losses of held-out documents, by document, segment and part of the segment."""
 
 from dataclasses import dataclass
 

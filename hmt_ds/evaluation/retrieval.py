@@ -1,4 +1,4 @@
-"""Retrieval from memory: are questions about earlier segments answered right, and is the right memory recalled?"""
+"""Measure retrieval from memory: how often questions about facts in earlier segments are answered right."""
 
 import json
 from collections.abc import Iterable
@@ -21,16 +21,16 @@ ASKED, RIGHT, FOUND, ASKED_LAST, RIGHT_LAST = range(5)  # columns of counts
 
 @dataclass(frozen=True)
 class RetrievalRow:
-    """Figures of documents of one length. Shares have 95% intervals over documents.
+    """Retrieval results on generated documents of one length; fractions have 95% intervals over documents.
 
     Attributes:
-        segments: of each document.
-        documents: how many were read.
-        questions: how many were asked about facts two or more segments back, which have to be recalled.
-        right: share of these questions whose answer has the largest logit at each of its tokens.
-        found: share of these questions for which the memory that tells the fact has the largest weight; None in modes
-            without recall.
-        right_last: share of right answers about facts one segment back, whose memory is handed on anyway.
+        segments: number of segments of each document.
+        documents: number of documents.
+        questions: number of questions about facts two or more segments back, which have to be recalled.
+        right: fraction of these questions whose answer has the largest logit at each of its tokens.
+        found: fraction of these questions for which the memory of the fact's segment has the largest recall weight;
+            None in modes without recall.
+        right_last: fraction of right answers about facts one segment back, whose memory is passed on without recall.
     """
 
     segments: int
@@ -43,11 +43,11 @@ class RetrievalRow:
 
 @dataclass(frozen=True)
 class RecallMap:
-    """What one document recalled.
+    """The recall weights of one document.
 
     Attributes:
         weights: `[segments, segments]` float32; row n has the weights of earlier segments' memories when n is read.
-        told: `[segments]` int64, the segment that a segment should recall, -1 where it should recall none.
+        told: `[segments]` int64, index of the segment that a segment should recall; -1 if it should recall none.
     """
 
     weights: np.ndarray
@@ -57,15 +57,15 @@ class RecallMap:
 def count_answers(
     reader: Reader, windows: Iterable[tuple[Window, Tensor]], total: int
 ) -> tuple[np.ndarray, RecallMap | None]:
-    """Read whole documents and count right answers.
+    """Read generated documents on all ranks and count right answers. Collective.
 
     Args:
-        windows: this rank's rows, `[rows, segments, L]` with targets, and the number of each row's document, -1 where
-            it is empty; the same number of windows on each rank.
+        windows: this rank's rows, `[rows, segments, L]` with targets, and the index of each row's document, -1 for an
+            empty row; equally many windows on each rank.
         total: number of documents.
 
     Returns:
-        Counts of each document, `[total, 5]`, over all ranks; and what this rank's first document recalled.
+        Counts of each document, `[total, 5]`, over all ranks; and the recall weights of this rank's first document.
     """
     counts = torch.zeros(total, 5, dtype=torch.float64, device=reader.device)
     recalls: RecallMap | None = None
@@ -83,11 +83,12 @@ def count_answers(
 
 
 def score_segment(output: SegmentOutput, labels: Tensor, targets: Tensor) -> Tensor:
-    """Return 0 or 1 for each row and each of the counts, `[b, 5]`.
+    """Count questions, right answers and found memories in a segment: 0 or 1 for each row and count, `[b, 5]`.
 
     Args:
-        labels: `[b, L]`, of the answer's place alone.
-        targets: `[b]`, how many memories back the fact is, 0 where nothing is asked.
+        output: the segment's output, with logits.
+        labels: `[b, L]`, labels at the answer's tokens alone.
+        targets: `[b]`, how many memories back the fact is; 0 without a question.
     """
     assert output.logits is not None
     right = ((output.logits.argmax(dim=-1) == labels) | (labels == IGNORED)).all(dim=1)
@@ -97,7 +98,12 @@ def score_segment(output: SegmentOutput, labels: Tensor, targets: Tensor) -> Ten
 
 
 def recall_map(shown: list[Tensor], targets: Tensor) -> RecallMap:
-    """Arrange the weights of a document's segments, each `[c]`, newest memory last, by the segments remembered."""
+    """Arrange recall weights by the segment that each memory is of.
+
+    Args:
+        shown: for each segment of a document its recall weights, `[c]`, newest memory last.
+        targets: how many memories back each segment should recall; 0 for none.
+    """
     segments = len(shown)
     weights = np.zeros((segments, segments), dtype=np.float32)
     for n, share in enumerate(shown):
@@ -107,7 +113,7 @@ def recall_map(shown: list[Tensor], targets: Tensor) -> RecallMap:
 
 
 def row_of(counts: np.ndarray, segments: int, mode: Mode) -> RetrievalRow:
-    """Return the figures of documents of one length from their counts `[documents, 5]`."""
+    """Return the retrieval results on documents of one length, from each document's counts `[documents, 5]`."""
     asked = counts[:, [ASKED, ASKED, ASKED_LAST]]
     right, found, right_last = mean_intervals(counts[:, [RIGHT, FOUND, RIGHT_LAST]], asked)
     questions = int(counts[:, ASKED].sum())
@@ -115,10 +121,10 @@ def row_of(counts: np.ndarray, segments: int, mode: Mode) -> RetrievalRow:
 
 
 def write_retrieval(file: Path, step: int, data: dict[str, object], chance: float, rows: list[RetrievalRow]) -> None:
-    """Write figures as JSON; the file is complete as soon as it is there.
+    """Write retrieval results as JSON, with a rename, so that the file is never seen incomplete.
 
     Raises:
-        OSError: if it cannot be written.
+        OSError: if the file cannot be written.
     """
     content = {"step": step, "data": data, "chance": chance, "rows": [as_json(row) for row in rows]}
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -128,6 +134,6 @@ def write_retrieval(file: Path, step: int, data: dict[str, object], chance: floa
 
 
 def as_json(row: RetrievalRow) -> dict[str, object]:
-    """Return a row as JSON values; shares are lists of mean, low and high end."""
+    """Convert retrieval results to JSON values; a fraction becomes a list of mean, low and high end."""
     shares = {name: value for name, value in asdict(row).items() if isinstance(value, list | tuple)}
     return asdict(row) | {name: [finite(value) for value in share] for name, share in shares.items()}

@@ -40,11 +40,11 @@ class ActivationBudget:
         self.plan_for(depth)
 
     def plan_for(self, depth: int) -> None:
-        """Start over with windows of another depth.
+        """Start over for windows of another depth.
 
-        What was measured on shorter windows does not hold for longer ones, which carry more between their segments; a
-        pipeline stage stashes more inputs. The first plan depends on the depth alone, not on earlier steps: dropout
-        draws in the order of the plan's passes, and a resumed run must draw the same.
+        Measurements on shorter windows do not hold for longer ones, which carry more between their segments; a pipeline
+        stage stashes more inputs. The first plan depends on the depth alone, not on earlier steps: dropout draws in the
+        order of the plan's passes, and a resumed run must draw the same numbers.
         """
         self.depth = self.counts_from = depth
         self.counts = True
@@ -121,7 +121,7 @@ class ActivationBudget:
         self.step += self.counts
 
     def largest_plan(self) -> list[int]:
-        """The largest plan that fits into this rank's memory: kept_segments, summary_segments and kept_summaries."""
+        """The largest recomputation plan that fits into memory: kept_segments, summary_segments and kept_summaries."""
         graphs, peak = self.compute.cuda_graphs == "always", self.peak
         if graphs:
             # Captured memory stays allocated during the reduction and the optimizer's step. The peak of the windows

@@ -58,11 +58,11 @@ def build_hmt(
 
 
 def initialise_prompts(model: HMT) -> None:
-    """Initialise the memory modules that are embedded, from the token embeddings.
+    """Initialise the embeddings of the memory modules from the token embeddings.
 
-    With the paper's interface prompts have the standard deviation of token embeddings, as in the reference. With the
-    adapted one everything starts near the mean token, where the backbone is at home: write embeddings among the tokens,
-    memories at half of their spread, and the sink at the token that begins a text.
+    With ``memory.interface: paper`` prompts have the standard deviation of token embeddings, as in HMT-pytorch. With
+    ``adapted`` all embeddings start near the mean token, where a pretrained backbone works best: write embeddings
+    spread like tokens, memories half as much, and the sink is the token that begins a text.
     """
     backbone = cast(CausalLM, model.backbone)
     embedding, config = backbone.model.get_input_embeddings(), backbone.config.get_text_config()

@@ -21,18 +21,18 @@ class StepOutput:
 
     Attributes:
         loss: mean cross-entropy in nats over all labels of all ranks.
-        labels: the number of labels.
-        fresh_tokens: the number of tokens read, with or without a label.
-        learning_rate: of this step, for the first parameter group.
-        gradient_norm: before clipping; None where DeepSpeed does not compute it.
+        labels: number of labels.
+        fresh_tokens: number of tokens read, with or without a label.
+        learning_rate: learning rate of the step, for the first parameter group.
+        gradient_norm: norm before clipping; None if DeepSpeed does not compute it.
         recall_distance: mean distance in segments of the recalled memories; None if nothing was recalled.
-        recall_loss: mean cross-entropy in nats of the recall against the memories that the data asks for; None if it
-            asks for none.
+        recall_loss: mean cross-entropy in nats of the recall weights against the memories that the data asks for; None
+            if the data ask for none.
         skipped: whether the optimizer skipped the step because gradients were not finite.
         bad: whether the step was skipped for another reason than a too large loss scale (fp16).
-        reset_rows: the number of rows whose memory was not finite and was reset.
+        reset_rows: number of rows whose memory was not finite and was reset.
         finite: ``[rows, segments]`` bool, whether the loss is finite, for this rank's rows and all windows of the step.
-        flags: the flags that were given to the step, summed over all ranks.
+        flags: the flags that the ranks gave to the step, summed over all ranks.
     """
 
     loss: float
@@ -109,10 +109,12 @@ class Reader(Protocol):
     def read(
         self, window: Window, state: MemoryState | None, **options: object
     ) -> Iterator[tuple[SegmentOutput, MemoryState]]:
-        """Run a window without training; yield the output of each segment and the state after it.
+        """Run a window without training; yield the output of each segment and the memory state after it.
 
         Args:
-            options: as for :func:`hmt_ds.memory.bptt.read_window`.
+            window: rows of segments.
+            state: memory state before the window; None at the beginning.
+            options: further arguments of :func:`hmt_ds.memory.bptt.read_window`.
         """
 
 
@@ -142,15 +144,17 @@ class Executor(Reader, Protocol):
         """Take one optimizer step on consecutive windows; see :func:`hmt_ds.parallel.train_step.train_step`."""
 
     def backward_through(self, window: Window, weight: float, recall_weight: float) -> tuple[Tensor, Tensor]:
-        """Add the gradients of a window's losses, and carry the memory on.
+        """Add the gradients of a window's losses to those of the step, and carry the memory on.
 
         Args:
+            window: rows of segments.
             weight: factor of the summed cross-entropy of tokens.
             recall_weight: factor of the summed loss of the recall.
 
         Returns:
-            ``[5]`` float64: the loss, the recall distances, the number of recalls, the recall's own loss and the number
-            of reset rows, summed over this rank's rows; and ``[rows, segments]`` bool, whether the loss is finite.
+            ``[5]`` float64: the loss, the recall distances, the number of recalls, the recall's loss and the number of
+                reset
+            rows, summed over this rank's rows; and ``[rows, segments]`` bool, whether the loss is finite.
         """
 
     def backward_passes(self, windows: list[Window]) -> int:

@@ -66,7 +66,7 @@ def train_step(executor: Executor, windows: list[Window], flags: tuple[int, ...]
 
 
 def counts_of(window: Window) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the number of labels, of fresh tokens, and of segments that should recall one of the older memories."""
+    """Return a window's number of labels, of fresh tokens, and of segments that should recall an older memory."""
     older = torch.zeros(()) if window.targets is None else (window.targets > 1).sum()
     return (window.labels >= 0).sum(), window.lengths.sum(), older
 

@@ -32,7 +32,7 @@ def positions_per_token(settings: MemorySettings) -> float:
 
 
 def summary_positions(settings: MemorySettings) -> int:
-    """Return the positions of a segment's summary pass; 0 without summaries."""
+    """Return how many positions a segment's summary pass has; 0 in modes without summaries."""
     return settings.summary_length + 2 * settings.memory_tokens if settings.summarises else 0
 
 

@@ -39,15 +39,15 @@ from hmt_ds.preflight.source_run import with_source_of_run
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run needs besides its recipe, all of it checked.
+    """What a run needs besides its recipe, checked.
 
     Attributes:
         ds_config: DeepSpeed's configuration, filled in.
-        train: tokenized training documents; None if no data was asked for, or if they are generated.
-        validation: tokenized held-out documents, cut to what an evaluation reads; None if the recipe has none.
-        tokenizer: identifies the tokenizer by its content; None if no data was asked for.
-        warnings: lines about what does not prevent a run, but may not be intended.
-        retrieval: sentences of generated documents; None if documents are read.
+        train: tokenized training documents; None if no data was requested, or documents are generated.
+        validation: tokenized held-out documents, cut to the part that an evaluation reads; None if the recipe has none.
+        tokenizer: description of the tokenizer that depends only on its content; None if no data was requested.
+        warnings: lines about settings that allow a run, but may not be intended.
+        retrieval: sentences of generated documents; None unless the recipe has data.retrieval.
     """
 
     ds_config: dict[str, Any]
@@ -96,7 +96,16 @@ def prepare(recipe: Recipe, recipe_file: str | Path, *, writes_output: bool = Tr
 
 
 def check_model(recipe: Recipe, config: PreTrainedConfig, problems: Problems) -> list[str]:
-    """Check a recipe's backbone, memory and adapters; append problems, and return warnings about the weights."""
+    """Check a recipe's backbone, memory and adapters.
+
+    Args:
+        recipe: the recipe.
+        config: configuration of the backbone.
+        problems: gets a line for each problem.
+
+    Returns:
+        Warnings about the weights.
+    """
     model, source = recipe.model, recipe.model.source
     if isinstance(source, dict):
         problems.attempt(lambda: check_config_keys(source))

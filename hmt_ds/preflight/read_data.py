@@ -28,10 +28,10 @@ class Documents:
     """The tokenized documents of a recipe.
 
     Attributes:
-        train: training documents; None if no data was asked for, or if they are generated.
-        validation: held-out documents, cut to what an evaluation reads; None if the recipe has none.
-        tokenizer: identifies the tokenizer by its content; None if no data was asked for.
-        retrieval: sentences of generated documents; None if documents are read.
+        train: training documents; None if no data was requested, or documents are generated.
+        validation: held-out documents, cut to the part that an evaluation reads; None if the recipe has none.
+        tokenizer: description of the tokenizer that depends only on its content; None if no data was requested.
+        retrieval: sentences of generated documents; None unless the recipe has data.retrieval.
     """
 
     train: Dataset | None = None

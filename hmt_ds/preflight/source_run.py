@@ -1,4 +1,4 @@
-"""Recognize a run in ``model.source``, and check that another run can start from its weights."""
+"""Recognize a run's folder in ``model.source``, and check that another run can start from its weights."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,11 +12,11 @@ from hmt_ds.config.recipe import Recipe
 
 @dataclass(frozen=True)
 class SourceRun:
-    """A run that ``model.source`` names by its folder or by one of its checkpoints.
+    """A run that ``model.source`` names, by its folder or one of its checkpoints, to start another run from.
 
     Attributes:
-        folder: the run's.
-        checkpoint: None for the newest one.
+        folder: folder of the run.
+        checkpoint: the named checkpoint; None for the newest one.
     """
 
     folder: Path
@@ -24,12 +24,12 @@ class SourceRun:
 
     @property
     def recipe_file(self) -> Path:
-        """The recipe that the run was trained with."""
+        """Path of the recipe that the run was trained with."""
         return self.folder / "recipe.yaml"
 
 
 def source_run(source: object) -> SourceRun | None:
-    """Return the run that a recipe's ``model.source`` names; None if it names something else."""
+    """Return the run that a recipe's ``model.source`` names; None if it names a model."""
     if not isinstance(source, str):
         return None
     named = Path(source)
@@ -40,12 +40,13 @@ def source_run(source: object) -> SourceRun | None:
 
 
 def with_source_of_run(recipe: Recipe) -> tuple[Recipe, list[str]]:
-    """Replace a run in ``model.source`` by what that run started from: a model of the same shape and tokenizer.
+    """Replace a run in ``model.source`` by the model that the run started from, which has the same shape and tokenizer.
 
     Checks and benchmarks can then treat the recipe like any other, and nothing has to be converted for them.
 
     Returns:
-        The recipe, unchanged if ``model.source`` is no run; and a line for each reason why its weights cannot be used.
+        The recipe, unchanged if ``model.source`` is no run; and a line for each reason why the run's weights cannot be
+        used.
     """
     run = source_run(recipe.model.source)
     if run is None:

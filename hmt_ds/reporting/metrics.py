@@ -1,9 +1,9 @@
 """Metrics of a run: one JSON line per logged step, and the same numbers to wandb, TensorBoard and CSV.
 
-Names: loss (nats per label), perplexity, learning_rate, gradient_norm, tokens_per_second (per rank, fresh tokens), mfu,
-peak_memory_gib (of the rank that reports), recall_distance (segments), recall_loss (nats), seconds (of the step),
-skipped (steps so far), slowest_rank (in the last comparison of the ranks' own times), slowest_ratio (its time by the
-median of its peers).
+Names: loss (nats per label), perplexity, learning_rate, gradient_norm, tokens_per_second (fresh tokens per rank), mfu,
+peak_memory_gib (of rank 0), recall_distance (segments), recall_loss (nats), seconds (duration of the step), skipped
+(number of skipped steps so far), slowest_rank (in the last comparison of the ranks' own times), slowest_ratio (its time
+divided by the median of its peers).
 """
 
 import json

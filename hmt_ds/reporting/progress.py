@@ -33,7 +33,7 @@ class Progress:
         )
 
     def advance(self, loss: float | None, tokens_per_second: float, memory_gib: float) -> None:
-        """Count one step; its loss is None if it had no labels."""
+        """Count one step, and show its numbers; the loss is None if the step had no labels."""
         self.step += 1
         shown_loss = "no labels," if loss is None else f"loss {loss:.3f}"
         numbers = f"{shown_loss} {tokens_per_second:,.0f} tok/s {memory_gib:.2f} GiB"

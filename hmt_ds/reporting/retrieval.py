@@ -1,4 +1,4 @@
-"""Retrieval from memory as a table and a picture."""
+"""Show retrieval from memory: a table of right answers, and a picture of recall weights."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from hmt_ds.reporting.plots import plt
 
 
 class RetrievalFigures(Protocol):
-    """Figures of documents of one length (:class:`hmt_ds.evaluation.retrieval.RetrievalRow`)."""
+    """Retrieval results on documents of one length (:class:`hmt_ds.evaluation.retrieval.RetrievalRow`)."""
 
     @property
     def segments(self) -> int: ...
@@ -31,7 +31,7 @@ class RetrievalFigures(Protocol):
 
 
 class Recalls(Protocol):
-    """What one document recalled (:class:`hmt_ds.evaluation.retrieval.RecallMap`)."""
+    """The recall weights of one document (:class:`hmt_ds.evaluation.retrieval.RecallMap`)."""
 
     @property
     def weights(self) -> np.ndarray: ...
@@ -40,7 +40,7 @@ class Recalls(Protocol):
 
 
 def retrieval_table(rows: Sequence[RetrievalFigures], title: str, chance: float) -> Table:
-    """Return a table of questions answered right, by the number of segments of the documents."""
+    """Return a table of the fraction of right answers, by the length of the documents in segments."""
     table = Table(title=title, box=box.SIMPLE_HEAD)
     table.caption = f"chance: {chance:.1%}; facts two or more segments back, except in the last column"
     for column in ("segments", "documents", "questions", "right", "memory found", "right, one segment back"):
@@ -52,7 +52,7 @@ def retrieval_table(rows: Sequence[RetrievalFigures], title: str, chance: float)
 
 
 def percent(share: Interval | None) -> str:
-    """Return a share with its interval in percent; a dash where there is none."""
+    """Format a fraction with its interval, in percent; a dash for None."""
     if share is None or share[0] != share[0]:
         return "-"
     mean, low, high = share
@@ -60,7 +60,7 @@ def percent(share: Interval | None) -> str:
 
 
 def plot_retrieval(rows: Sequence[RetrievalFigures], chance: float, recalls: Recalls | None, file: Path) -> None:
-    """Plot shares against the number of segments, and beside it which memories a document recalled."""
+    """Plot the fraction of right answers against document length, and beside it one document's recall weights."""
     figure, panels = plt.subplots(1, 2 if recalls else 1, figsize=(10 if recalls else 5, 4.5), layout="constrained")
     curve, *maps = np.atleast_1d(panels)
     draw_shares(curve, rows, chance)
@@ -71,7 +71,7 @@ def plot_retrieval(rows: Sequence[RetrievalFigures], chance: float, recalls: Rec
 
 
 def draw_shares(axes: Axes, rows: Sequence[RetrievalFigures], chance: float) -> None:
-    """Draw the share of right answers and of memories found, with intervals, and chance."""
+    """Draw the fractions of right answers and of found memories, with intervals, and the chance level."""
     segments = [row.segments for row in rows]
     drawn = {"answered right": ("tab:blue", [row.right for row in rows])}
     found = [row.found for row in rows if row.found is not None]
@@ -91,7 +91,7 @@ def draw_shares(axes: Axes, rows: Sequence[RetrievalFigures], chance: float) -> 
 
 
 def draw_recalls(axes: Axes, recalls: Recalls) -> None:
-    """Draw the weights of all memories for each segment of a document, and circles around the right ones."""
+    """Draw the recall weights of each segment of a document, with circles around the right memories."""
     axes.imshow(recalls.weights, cmap="Purples", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     asked = np.flatnonzero((recalls.told >= 0) & (recalls.told < np.arange(len(recalls.told)) - 1))
     size = max(4, min(60, 2000 / len(recalls.told)))

@@ -1,4 +1,4 @@
-"""Tables for the terminal."""
+"""Tables for the terminal: the recipe, its keys, and estimated steps on clusters."""
 
 from collections.abc import Iterable
 from types import UnionType

@@ -131,10 +131,11 @@ def prepare_together(
 
 @contextmanager
 def only_start(recipe: Recipe) -> Iterator[None]:
-    """Hold the lock of a run's folder while the block runs. A collective.
+    """Hold the lock of a run's folder during the ``with`` block. Collective.
 
     Raises:
-        ConfigError: on all ranks, if another start holds it, or has trained there since the checks.
+        ConfigError: on all ranks, if another start holds the lock, or has trained in the folder since the recipe was
+            checked.
     """
     lock = RunLock(Path(recipe.training.output), end_without_lock) if rank() == 0 else None
     try:

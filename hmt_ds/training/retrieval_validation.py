@@ -1,4 +1,4 @@
-"""Retrieval from memory of a run: evaluated on generated documents, printed, and written into the run's folder."""
+"""Evaluate a run's retrieval from memory on generated documents; print the results and write them to its folder."""
 
 import hashlib
 import json
@@ -31,14 +31,15 @@ DOCUMENTS = 64
 
 
 class RetrievalValidation:
-    """Evaluates a model on generated documents, whose things its training documents never name.
+    """Evaluates a model on generated documents about things that the training documents never name.
 
     Args:
-        recipe: checked.
-        prepared: the result of the preflight checks.
-        reader: the model.
-        before_window: called before each window; what it raises ends the evaluation.
-        own_data: whether the documents are those that the run names in its recipe; those of others get another file.
+        recipe: the checked recipe.
+        prepared: data from the preflight checks.
+        reader: the model in its engine.
+        before_window: called before each window; an exception that it raises ends the evaluation.
+        own_data: whether the documents are those that the run's own recipe names; results on others get another file
+            name.
     """
 
     def __init__(
@@ -55,10 +56,11 @@ class RetrievalValidation:
         self.total = recipe.evaluation.documents or DOCUMENTS
 
     def evaluate(self, step: int, *, in_passing: bool = False) -> list[RetrievalRow] | None:
-        """Count right answers after a step, print the table and write it; None if documents are not generated.
+        """Count right answers after a step, print and write the results; None unless the recipe has data.retrieval.
 
         Args:
-            in_passing: read the shortest documents alone, for a look at a run that goes on.
+            step: optimizer step of the weights.
+            in_passing: read only the shortest documents, as during training.
         """
         lengths = self.recipe.retrieval_segments
         if not lengths:
@@ -76,7 +78,7 @@ class RetrievalValidation:
         return rows
 
     def documents(self, segments: int) -> Iterator[tuple[Window, Tensor]]:
-        """This rank's rows of the documents of one length, and the number of each row's document."""
+        """Yield this rank's rows of the generated documents of one length, with each row's document index."""
         settings = self.recipe.data.retrieval
         assert settings is not None and self.prepared.retrieval is not None
         length = self.recipe.memory.segment_length
@@ -92,7 +94,7 @@ class RetrievalValidation:
             yield as_window(batch), batch.documents[:, 0]
 
     def report(self, step: int, rows: list[RetrievalRow], recalls: RecallMap | None) -> None:
-        """Print the table, and write the figures and a picture."""
+        """Print the retrieval table, and write the results and a picture."""
         settings = self.recipe.data.retrieval
         assert settings is not None
         chance = 1 / settings.values
@@ -107,7 +109,7 @@ class RetrievalValidation:
             print(f"retrieval   {file} and .png", flush=True)
 
     def data(self) -> dict[str, object]:
-        """What was read, with a hash that identifies it."""
+        """The generated documents that are evaluated, described with a hash of their content."""
         settings = self.recipe.data.retrieval
         assert settings is not None
         read = {"documents": self.total, "tokenizer": self.prepared.tokenizer, **asdict(settings)}

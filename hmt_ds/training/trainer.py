@@ -66,7 +66,7 @@ class Trainer:
         Raises:
             Stopped: if the run is told to stop, after a checkpoint was written.
             ConfigError: on all ranks, if another start trains into the folder.
-            TooManyBadSteps: after too many consecutive bad steps, if the run may not or cannot go back.
+            TooManyBadSteps: after too many consecutive non-finite steps, if the run may not or cannot roll back.
         """
         with only_start(self.recipe):
             self.setup()
@@ -146,7 +146,7 @@ class Trainer:
                 self.stop()
 
     def evaluate(self, step: int, *, in_passing: bool = False) -> None:
-        """Evaluate on whatever the recipe has for it: held-out documents, generated ones."""
+        """Evaluate on the data that the recipe names for it: held-out documents, generated documents."""
         for validation in self.validations:
             validation.evaluate(step, in_passing=in_passing)
 

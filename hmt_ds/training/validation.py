@@ -1,4 +1,4 @@
-"""Held-out losses of a run: computed, printed, and written into the run's folder."""
+"""Evaluate a run's held-out losses; print the results and write them to its folder."""
 
 import logging
 import sys

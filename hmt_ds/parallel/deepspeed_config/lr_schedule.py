@@ -88,7 +88,10 @@ def rates(make: Callable[[torch.optim.Optimizer], object], steps: Sequence[int])
 
 
 def advance(schedule: Any, steps: int) -> None:
-    """Advance a schedule: DeepSpeed's at once, torch's step by step, because each rate follows from the one before."""
+    """Advance a learning-rate schedule by some steps: DeepSpeed's in one call, torch's step by step.
+
+    Each rate of a torch schedule is computed from the previous one.
+    """
     if hasattr(schedule, "last_batch_iteration"):
         schedule.step(schedule.last_batch_iteration + steps)
         return

@@ -103,7 +103,7 @@ def build_stage(
 
 
 def trim_memory(model: HMT, layers: LayerRange) -> None:
-    """Remove the memory modules of other stages: the last one has the recall, the first one all that is embedded."""
+    """Remove the memory modules of other stages: the last one has the recall, the first one all embeddings."""
     if layers.is_first:
         initialise_prompts(model)
     first, last = layers.is_first, layers.is_last

@@ -63,8 +63,8 @@ class Channel:
     def connect(self) -> None:
         """Exchange a first message, because NCCL creates the connection then and blocks both hosts until it exists.
 
-        All ranks create the channels in one order. In the first window, each stage would block on the stage before it,
-        and the first on the last.
+        All ranks create the channels in one order. Otherwise the first window's messages would create them, and each
+        stage would block on the stage before it, and the first on the last.
         """
         if rank() == self.sender:
             self.send(torch.zeros(1, device=self.device))

@@ -107,7 +107,7 @@ class StageRunner:
 
 
 def losses_of(work: StagePass, n: int, by_token: bool) -> torch.Tensor:
-    """Return the losses of segment n, ``[b, L]`` by token, else ``[b]``; zeros on stages without losses."""
+    """Return the losses of segment n, by token ``[b, L]`` or by row ``[b]``; zeros on stages without losses."""
     if not work.losses:
         ids = torch.cat([part.input_ids[:, n] for part in work.micro_batches])
         losses = torch.zeros(ids.shape, device=ids.device)

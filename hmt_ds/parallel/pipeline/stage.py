@@ -1,14 +1,14 @@
-"""The forward and backward passes of one stage over a window.
+"""The forward and backward passes of one pipeline stage over a window.
 
-Where to look, beside the order of the passes in schedule.py:
+The order of the passes is in schedule.py. Here:
 
-- :meth:`StagePass.run`: the loop over the stage's actions.
+- :meth:`StagePass.run`: the loop over the stage's passes.
 - :meth:`StagePass.forward` and :meth:`StagePass.recall`: receive, compute, send to the next stage. The last stage sends
-  to the first.
+to the first.
 - :meth:`StagePass.backward` and :meth:`StagePass.recall_backward`: recompute, receive a gradient, backpropagate, send a
-  gradient to the previous stage. The first stage sends to the last.
+gradient to the previous stage. The first stage sends to the last.
 
-Shapes: b rows of a micro-batch, t positions (w tokens of a segment or a summary, and what is around them), p prompt
+Shapes: b rows of a micro-batch, t positions (w tokens of a segment or a summary, and prompts around them), p prompt
 tokens, h hidden size, d embedding width.
 """
 
@@ -150,7 +150,7 @@ class StagePass:
             self.losses[action.segment, action.micro_batch] = loss
 
     def recall(self, action: Action) -> None:
-        """Recall memories for a segment, on the last stage."""
+        """Compute what a segment recalls from earlier memories, on the last stage, and send it to the first stage."""
         key = (action.segment, action.micro_batch)
         memories, valid = self.boundaries[action.micro_batch].before(action.segment)
         with torch.no_grad():
@@ -254,7 +254,7 @@ class StagePass:
         return self.model.decode(tokens, stage_input, self.mode).to(self.stage.dtype)
 
     def prompt(self, tokens: Segment | Summary, action: Action, recalled: Tensor | None) -> Tensor:
-        """Return the prompt, ``[b, p, d]``; of a summary ``[b, m, d]``."""
+        """Return the prompt of a segment, ``[b, p, d]``, or of a summary, ``[b, m, d]``, on the first stage."""
         rows = len(tokens.tokens)
         if action.kind == Kind.SUMMARY:
             return self.model.summary_prompt(rows)

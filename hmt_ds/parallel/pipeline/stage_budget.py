@@ -18,7 +18,7 @@ class StageBudget(ActivationBudget):
     """
 
     def plan_for(self, depth: int) -> None:
-        """Start over: keep no graphs until a step with windows of this depth is measured."""
+        """Start over for windows of another depth: keep no graphs until a step with such windows is measured."""
         super().plan_for(depth)
         self.free_bytes = math.inf if self.compute.recompute in ("none", "selective") else 0.0
 

@@ -77,7 +77,7 @@ class StageWindow:
         return self.micro_batches[b].segment(n, self.states[b].tail, settings)
 
     def targets_of(self, recall: Action) -> Tensor | None:
-        """Return the targets of a segment's recall, ``[b]``; see :class:`hmt_ds.memory.segments.Window`."""
+        """Return how many memories back a segment should recall, ``[b]``; None without such targets in the data."""
         targets = self.micro_batches[recall.micro_batch].targets
         return None if targets is None else targets[:, recall.segment]
 
