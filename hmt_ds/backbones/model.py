@@ -30,6 +30,9 @@ class CausalLM(nn.Module):
         self.model = model
         self.config = model.config
         cap = family_of(self.config).softcap
+        if hasattr(self.config, "rescale_every"):
+            # RWKV would divide its weights in place at the first evaluation, and multiply them when training goes on
+            self.config.rescale_every = 0
         self.softcap: float | None = getattr(self.config, cap) if cap else None
 
     @property
@@ -48,12 +51,15 @@ class CausalLM(nn.Module):
         needs no mask: no earlier token attends to it.
         """
         with one_sequence_per_row():
-            return self.model.base_model(
+            hidden = self.model.base_model(
                 inputs_embeds=embeddings,
                 attention_mask=None if mask is None else mask.long(),
                 use_cache=False,
                 return_dict=True,
             ).last_hidden_state
+        # Mamba's residuals are float32, and then its last hidden state is too, whatever type the head has
+        wider = torch.finfo(hidden.dtype).bits > torch.finfo(embeddings.dtype).bits
+        return hidden.to(embeddings.dtype) if wider else hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Apply the model's own output head, with its bias and logit cap: ``[b, t, d]`` -> ``[b, t, v]``."""

@@ -1,4 +1,4 @@
-"""Check before a run that a model works as a backbone, on a one-layer random model of its configuration."""
+"""Check before a run that a model works as a backbone, on a small random model of its configuration."""
 
 import copy
 import inspect
@@ -14,6 +14,10 @@ from hmt_ds.backbones.settings import LoraSettings
 from hmt_ds.backbones.trainable import add_adapters
 from hmt_ds.backbones.transformers_internals import has_own_code
 
+LAYERS = 2  # of the small models: RWKV's initialization divides by one less
+# linear layers whose weights Mamba's mixer gives to its kernels, past the adapters
+BYPASSED = {kind: {"conv1d", "x_proj", "dt_proj", "out_proj"} for kind in ("mamba", "falcon_mamba")}
+
 
 def check_backbone(config: PreTrainedConfig) -> None:
     """Check that a model of a family that is not in families.py is causal, and works from embeddings to hidden states.
@@ -25,7 +29,7 @@ def check_backbone(config: PreTrainedConfig) -> None:
         return
     kind = config.model_type
     try:
-        small = one_layer_model(config)
+        small = small_model(config, LAYERS)
     except Exception as error:  # an unknown constructor may raise anything
         raise BackboneError(f"{kind} cannot be built as a causal language model: {first_line(error)}") from None
     if "inputs_embeds" not in inspect.signature(small.base_model.forward).parameters:
@@ -65,11 +69,16 @@ def check_adapters(config: PreTrainedConfig, lora: LoraSettings, stages: int = 1
         BackboneError: in one line: peft's message, or the adapter that is not supported.
     """
     with torch.device("meta"):
-        small = one_layer_model(config)
+        small = small_model(config, LAYERS)
     try:
         add_adapters(small, lora)
     except ValueError as error:
         raise BackboneError(first_line(error)) from None
+    adapted = {name.rpartition(".")[2] for name, module in small.named_modules() if hasattr(module, "lora_A")}
+    if lost := sorted(adapted & BYPASSED.get(config.model_type, set())):
+        raise BackboneError(
+            f"target_modules has {lost[0]}, whose weight {config.model_type} reads without its adapter: name in_proj"
+        )
     # peft's wrappers around single parameters fail at ZeRO-3, and `hmt-ds convert` cannot merge them
     if wrapped := [name for name, module in small.named_modules() if isinstance(module, ParamWrapper)]:
         raise BackboneError(
@@ -90,12 +99,12 @@ def check_adapters(config: PreTrainedConfig, lora: LoraSettings, stages: int = 1
         )
 
 
-def one_layer_model(config: PreTrainedConfig) -> PreTrainedModel:
-    """Build a model of a configuration with a single layer and random weights, in evaluation mode."""
+def small_model(config: PreTrainedConfig, layers: int = 1) -> PreTrainedModel:
+    """Build a model of a configuration with a few layers and random weights, in evaluation mode."""
     config = copy.deepcopy(config)
-    config.num_hidden_layers = 1
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:1]
+    config.num_hidden_layers = min(layers, config.num_hidden_layers)
+    if vars(config).get("layer_types"):  # Mamba's is a property, derived from the number of layers
+        config.layer_types = config.layer_types[:layers]
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=has_own_code(config)).eval()
 
 

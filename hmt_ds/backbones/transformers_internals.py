@@ -86,6 +86,11 @@ def adopt_properties(module: nn.Module, model: PreTrainedModel, *, prefix: str) 
         setattr(module, name, getattr(model, name))
 
 
+def is_recurrent(model: PreTrainedModel) -> bool:
+    """Return whether a model carries a state from position to position, as Mamba and RWKV do."""
+    return model._is_stateful
+
+
 def find_file(source: str, name: str) -> Path | None:
     """Return the path of a file in a folder or a hub model, downloading it if needed; None if there is no such file."""
     found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)

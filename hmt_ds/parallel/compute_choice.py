@@ -10,6 +10,7 @@ from torch import nn
 
 from hmt_ds.backbones import CausalLM
 from hmt_ds.backbones.compute import checkpoint_layers, decoder_layers, liger_knows, use_liger
+from hmt_ds.backbones.transformers_internals import is_recurrent
 from hmt_ds.distributed.deepspeed_internals import full_numel
 from hmt_ds.distributed.process_group import all_reduce_min, world_size
 from hmt_ds.memory import HMT
@@ -49,7 +50,8 @@ def worth_capturing(
     fixed_addresses = reduction == "step" and stage_of(ds_config) < 3 and not offloads(ds_config)
     possible = device.type == "cuda" and fixed_addresses and recompute in ("auto", "none", "segment")
     positions = ds_config["train_micro_batch_size_per_gpu"] * model.settings.positions
-    return possible and not uses_dropout(model) and positions * layer_numel(backbone) < LAUNCH_BOUND
+    possible = possible and not uses_dropout(model) and not is_recurrent(backbone.model)
+    return possible and positions * layer_numel(backbone) < LAUNCH_BOUND
 
 
 def uses_dropout(model: HMT) -> bool:
@@ -63,8 +65,11 @@ def uses_dropout(model: HMT) -> bool:
 
 
 def best_kernels(backbone: CausalLM, reduction: Reduction, recompute: Recompute, device: torch.device) -> Kernels:
-    """Choose kernels: compile, unless ZeRO-3's hooks or checkpoints split the layers; else liger's, if installed."""
-    if device.type == "cpu":
+    """Choose kernels: compile, unless ZeRO-3's hooks or checkpoints split the layers; else liger's, if installed.
+
+    Recurrent layers stay as they are: compiling would unroll their loop over positions.
+    """
+    if device.type == "cpu" or is_recurrent(backbone.model):
         return "plain"
     if reduction == "step" and recompute in ("auto", "none", "segment"):
         return "compile"

@@ -25,7 +25,8 @@ def check_compute(recipe: Recipe, config: PreTrainedConfig, ds_config: dict[str,
     config = config.get_text_config()
     if not hasattr(config, "num_hidden_layers"):
         return []  # not a language model, which check_backbone reports
-    problems = check_recompute(recipe, config) + check_leaf_layers(recipe, config, stage_of(ds_config))
+    problems = check_stage(config, stage_of(ds_config)) + check_recompute(recipe, config)
+    problems += check_leaf_layers(recipe, config, stage_of(ds_config))
     compute, depth = recipe.compute, recipe.depths.largest
     if isinstance(compute.summary_batch, int) and compute.summary_batch > depth:
         problems.append(
@@ -48,6 +49,13 @@ def check_compute(recipe: Recipe, config: PreTrainedConfig, ds_config: dict[str,
             f"{compute.recompute} has no effect: take recompute none or segment, or kernels plain"
         )
     return problems
+
+
+def check_stage(config: PreTrainedConfig, stage: int) -> list[str]:
+    """Refuse ZeRO-3 for RWKV, whose initialization reads shapes that sharded weights do not have."""
+    if stage != 3 or config.model_type != "rwkv":
+        return []
+    return ["deepspeed: transformers cannot load rwkv with weights sharded at ZeRO-3: take ds_configs/zero2.json"]
 
 
 def check_recompute(recipe: Recipe, config: PreTrainedConfig) -> list[str]:

@@ -44,7 +44,11 @@ KINDS = {
     "granite": SIZES | {"embedding_multiplier": 3.0, "attention_multiplier": 0.4},
     "stablelm": SIZES,
     "falcon": SIZES,
+    # recurrent models, which see pads in front of a token
+    "rwkv": SIZES | {"context_length": 32, "rescale_every": 1},
+    "mamba": SIZES | {"state_size": 4, "time_step_min": 0.1, "time_step_max": 1.0},
 }
+OTHERS = {"granite", "stablelm", "falcon", "rwkv", "mamba"}
 MEMORY = {
     f"{name}.weight"
     for name in ("initial_prompt.embeddings", "summary_prompt.embeddings", "recall.query", "recall.key")
@@ -59,7 +63,7 @@ def make_backbone(config: dict) -> CausalLM:
 
 def test_every_row_is_tested():
     tested = {config["model_type"] for config in CONFIGS.values()}
-    assert tested - FAMILIES.keys() == {"granite", "stablelm", "falcon"} and tested >= FAMILIES.keys()
+    assert tested - FAMILIES.keys() == OTHERS and tested >= FAMILIES.keys()
 
 
 @each_kind
@@ -73,7 +77,8 @@ def test_logits_are_the_models_own(config):
         )
         own = model.backbone.model(input_ids=ids[None], use_cache=False).logits
     assert own.std() > 0.1, "all logits alike: this would test nothing"
-    torch.testing.assert_close(output.logits, own, rtol=1e-6, atol=1e-6)
+    # Mamba's own logits are float32, whatever its weights are
+    torch.testing.assert_close(output.logits.to(own.dtype), own, rtol=1e-6, atol=1e-6)
 
 
 @each_kind
@@ -164,6 +169,16 @@ def test_adapters_that_cannot_be_are_refused(targets, dropout, stages, why):
     lora = LoraSettings(dropout=dropout, target_modules=targets if targets == "all-linear" else ["q_proj", targets])
     with pytest.raises(BackboneError, match=why) if why else nullcontext():
         check_adapters(read_config(LLAMA), lora, stages)
+
+
+@pytest.mark.parametrize(("targets", "why"), [
+    (["in_proj"], None),
+    (["in_proj", "dt_proj"], "target_modules has dt_proj, whose weight mamba reads without its adapter"),
+    ("all-linear", "incompatible with Mamba"),
+])  # fmt: skip
+def test_adapters_that_mamba_would_not_use_are_refused(targets, why):
+    with pytest.raises(BackboneError, match=why) if why else nullcontext():
+        check_adapters(read_config(CONFIGS["mamba"]), LoraSettings(target_modules=targets))
 
 
 def test_adapters_of_experts_are_refused():

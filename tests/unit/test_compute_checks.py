@@ -40,3 +40,14 @@ def test_dropout_rules_out_cuda_graphs(monkeypatch, config, model, refused):
     recipe = recipe_of(model, compute={"cuda_graphs": "always"}, stages=1)
     found = check_compute(recipe, read_config(config), {"zero_optimization": {"stage": 2}})
     assert [("has dropout" in line) for line in found] == [True] * refused
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("kind", ["rwkv", "mamba"])
+def test_rwkv_is_refused_at_stage_3(kind, stage):
+    """Its initialization fails on sharded weights, also when all weights are then read from files."""
+    config = read_config({"model_type": kind, "vocab_size": 8, "hidden_size": 8, "num_hidden_layers": 2})
+    found = check_compute(recipe_of({}, stages=1), config, {"zero_optimization": {"stage": stage}})
+    assert [line[:40] for line in found] == ["deepspeed: transformers cannot load rwkv"] * (
+        kind == "rwkv" and stage == 3
+    )

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_backbones import OPT
+from test_backbones import CONFIGS, OPT
 from tiny import GPT2, LLAMA, make_model
 
 from hmt_ds.backbones.compute import decoder_layers
@@ -130,6 +130,14 @@ def test_kernels(memory, liger, reduction, recompute, known, kernels):
     compute = ComputeSettings(recompute=recompute, reduction=reduction)
     assert resolve(compute, make_model(FOUR), at(2), GPU).kernels == kernels
     assert resolve(compute, make_model(FOUR), at(2), CPU).kernels == "plain"
+
+
+@pytest.mark.parametrize("kind", ["mamba", "rwkv"])
+def test_recurrent_layers_stay_as_they_are(memory, liger, kind):
+    """Neither compiled nor captured, where a transformer's layers are both."""
+    for config, kernels, graphs in ((CONFIGS[kind], "plain", "never"), (FOUR, "compile", "always")):
+        found = resolve(AUTO, make_model(config), at(2), GPU)
+        assert (found.kernels, found.cuda_graphs) == (kernels, graphs)
 
 
 def test_leaves_by_memory(memory, liger):

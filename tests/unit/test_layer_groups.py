@@ -15,7 +15,9 @@ from hmt_ds.parallel.layer_groups import LayerGroup, LayerGroups, group_layers
 
 LAYERS = 4
 IDS = torch.arange(1, 13)[None] * 5 % VOCABULARY  # longer than the sliding windows
-FOUR = {kind: config | {"num_hidden_layers": LAYERS} for kind, config in CONFIGS.items() if kind != "falcon"}
+FOUR = {
+    kind: config | {"num_hidden_layers": LAYERS} for kind, config in CONFIGS.items() if kind not in ("falcon", "rwkv")
+}
 FOUR["gpt2"] |= {"n_layer": LAYERS}
 FOUR["smollm3"] |= {"no_rope_layers": [1, 0, 1, 0]}
 FOUR["gemma3_text"] |= {"layer_types": ["sliding_attention", "full_attention"] * 2}

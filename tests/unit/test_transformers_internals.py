@@ -18,6 +18,7 @@ from hmt_ds.backbones.transformers_internals import (
     causal_lm_class,
     find_file,
     ignore_weights,
+    is_recurrent,
     one_sequence_per_row,
     set_tied_weights,
     tied_weights,
@@ -31,6 +32,7 @@ INTERNALS = {
     "MODEL_FOR_CAUSAL_LM_MAPPING",
     "_model_mapping",
     "_keys_to_ignore_on_load_unexpected",
+    "_is_stateful",
     "all_tied_weights_keys",
     "_raise_exceptions_for_missing_entries",
     "HfDeepSpeedConfig",
@@ -71,6 +73,12 @@ def test_unexpected_weights_can_be_ignored():
         assert causal_lm_class(config)._keys_to_ignore_on_load_unexpected == ["^hmt"]
     assert causal_lm_class(config)._keys_to_ignore_on_load_unexpected is None
     assert "_keys_to_ignore_on_load_unexpected" in inspect.getsource(PreTrainedModel)
+
+
+def test_recurrent_models_say_so():
+    sizes = {"vocab_size": 8, "hidden_size": 8, "num_hidden_layers": 2}
+    models = (build_model({"model_type": kind} | sizes, dtype=None).model for kind in ("mamba", "rwkv"))
+    assert all(is_recurrent(model) for model in models) and not is_recurrent(build_model(LLAMA, dtype=None).model)
 
 
 def test_tied_weights_are_named():

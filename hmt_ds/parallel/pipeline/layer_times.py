@@ -9,7 +9,7 @@ import torch
 from transformers import PretrainedConfig
 
 from hmt_ds.backbones import CausalLM, LoraSettings, select_trainable
-from hmt_ds.backbones.probe import one_layer_model
+from hmt_ds.backbones.probe import small_model
 from hmt_ds.distributed.process_group import broadcast_object, rank
 from hmt_ds.memory import MemorySettings
 from hmt_ds.memory.loss import row_losses
@@ -51,7 +51,7 @@ def layer_times(
     """
     found = None
     if rank() == 0:
-        backbone = CausalLM(one_layer_model(config))
+        backbone = CausalLM(small_model(config))
         select_trainable(backbone, train, lora)
         backbone.to(device, dtype)
         found = time_layer(backbone, settings, rows, dtype, device)
