@@ -1,4 +1,4 @@
-"""What a run says and writes about its steps: their rates, steps without labels, each evaluation once."""
+"""The log and metrics of a run: rates, steps without labels, one entry per evaluation."""
 
 import json
 

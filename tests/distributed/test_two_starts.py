@@ -45,7 +45,7 @@ def test_a_killed_start_does_not_hold_up_the_next_one(folder):
 
 
 def test_a_start_whose_lock_was_taken_away_ends(folder):
-    """As if it had been stopped for so long that another start took it for dead."""
+    """A start that was stopped for so long that another start removed its lock ends when it goes on."""
     recipe, output = write_recipe(folder, 1), folder / "taken"
     with train_alone(recipe, output, "--training.steps", "100000") as run:
         signal_at(run, lambda _: [], signal.SIGTERM, output, step=1)

@@ -89,7 +89,7 @@ def test_as_much_is_kept_as_was_asked_for(rows, case):
 
 @pytest.mark.parametrize("case", ADAPTED_SAMPLE, ids=str)
 def test_adapted_interface(rows, case):
-    """Also the recall's own loss, whose negatives are the memories of the rows of one rank."""
+    """Gradients also of the recall's loss, whose negatives are the memories of the rows of one rank."""
     check_fp32(rows[case])
     assert rows[case]["calls"] == [case.calls()] * len(rows[case]["calls"]), rows[case]
     assert case.recall_loss == 0 or max(rows[case]["recall_losses"]) > 0.1, rows[case]

@@ -77,7 +77,7 @@ def gradients(
 
 @cache
 def plain_gradients(precision: str, config: str, depths: tuple[int, ...] = FIXED) -> list[dict[str, torch.Tensor]]:
-    """What every other way of computing is compared with, kept for the tests that share it."""
+    """Eager gradients, with which every other mode is compared; cached for the tests that share them."""
     return gradients(
         precision, config, depths, kernels="plain", cuda_graphs="never", recompute="segment", summary_batch=1
     )
@@ -104,7 +104,7 @@ def test_fp32(config, recompute, kernels):
 
 @pytest.mark.parametrize("kernels", ["plain", "compile"])
 def test_a_depth_schedule_and_random_depths(kernels):
-    """What is captured for one stage is given up in the next; short windows are replayed, or run before the capture."""
+    """Graphs captured for one depth are dropped at the next; shorter windows replay them, or run before the capture."""
     join()
     torch.backends.cuda.matmul.allow_tf32 = False
     depths = (*(SHORT,) * 6, *(DEPTH,) * 3, 0, *(DEPTH,) * 2, 0, DEPTH)

@@ -1,4 +1,4 @@
-"""Every stored case of the reference implementation; and that the comparison can fail."""
+"""Compare with every stored case of the reference implementation; check that the comparison can fail."""
 
 import json
 import math
@@ -14,7 +14,7 @@ ONE = next(file for file in CASES if file.stem == "hmt_basic")
 
 
 def test_all_cases_are_here():
-    """Each way of the reference's is stored, so that a lost file is noticed."""
+    """Each variant of the reference has a stored case, so that a lost file is noticed."""
     modes = {run_case.read_case(file)[0]["mode"] for file in CASES}
     assert len(CASES) == 9 and modes == {"hmt", "rmt", "baseline"}
 
@@ -27,7 +27,7 @@ def test_reference(file):
 
 
 def exit_code(monkeypatch: pytest.MonkeyPatch, *files: Path) -> int:
-    """What the program says to the shell."""
+    """Exit code of the comparison program."""
     monkeypatch.setattr(sys, "argv", ["run_case.py", *map(str, files)])
     with pytest.raises(SystemExit) as stopped:
         run_case.main()
@@ -54,5 +54,5 @@ def test_exits_1_where_a_tensor_differs(name, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("name", ["loss", "logits", "grad.mem"])
 def test_exits_1_where_a_tensor_is_nan(name, monkeypatch, tmp_path):
-    """No comparison with nan is true, so the limit has to be asked for the right way round."""
+    """No comparison with nan is true, so the test against the limit must be written so that nan fails it."""
     assert exit_code(monkeypatch, altered_copy(tmp_path, name, math.nan)) == 1

@@ -1,4 +1,4 @@
-"""Run schedules as the executor does, without tensors: what is sent, received and stashed."""
+"""Interpret schedules as the executor runs them, without tensors: messages sent and received, inputs stashed."""
 
 from collections import deque
 

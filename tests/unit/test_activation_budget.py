@@ -1,4 +1,4 @@
-"""How many segments keep their activations: what the recipe fixes, and what fits beside the measured step."""
+"""The number of segments that keep their activations: fixed by the recipe, or fitted to the measured step."""
 
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -26,10 +26,10 @@ GPU = torch.device("cuda")
 
 
 class FakeGpu(SimpleNamespace):
-    """The numbers that torch.cuda would tell; whatever is read stays allocated until the step is over.
+    """Fakes the memory numbers of torch.cuda; everything allocated by forward passes stays until the step is over.
 
     Args:
-        behind: what the reduction and the optimizer take, when nothing that was read stands any more.
+        behind: bytes that the reduction and the optimizer allocate, after activations are freed.
     """
 
     def __init__(self, before: int = 10_000, others: int = 0, total: int = TOTAL, behind: int = 0):
@@ -51,7 +51,7 @@ class FakeGpu(SimpleNamespace):
         return self.peak
 
     def read(self, part: Any, share: float = 1.0) -> str:
-        """A graph comes to stand; without one as much does for a moment."""
+        """Allocate a graph permanently, or, without grad, only for a moment."""
         self.allocated += int(share * (SUMMARY if part == WINDOW_SUMMARY else SEGMENT))
         if torch.is_grad_enabled():
             self.peak = max(self.peak, self.allocated)
@@ -90,7 +90,7 @@ def measured(
 
 
 def free_in(gpu: FakeGpu) -> float:
-    """Bytes that the plan may spend: what is left of the margin beside others, caches apart, and the peak."""
+    """Bytes that the plan may spend: total memory less margin, other processes and the peak; caches do not count."""
     return MARGIN * gpu.total - gpu.others - (gpu.before + SEGMENT)
 
 
@@ -107,7 +107,7 @@ def free_in(gpu: FakeGpu) -> float:
     ],
 )
 def test_before_anything_is_measured(recompute, summary_batch, plan):
-    """On a CPU, where nothing is measured, it stays so."""
+    """The first plan, which stays on a CPU, where nothing is measured."""
     for device in (torch.device("cpu"), GPU):
         assert ActivationBudget(ComputeSettings(recompute, summary_batch), SETTINGS, DEPTH, device).plan == plan
     cpu, read = (
@@ -189,13 +189,13 @@ def test_what_others_hold_on_the_gpu_counts(monkeypatch):
 
 
 def test_graphs_take_room(monkeypatch):
-    """What is captured keeps its memory: less is left for segments."""
+    """Captured CUDA graphs keep their memory, so fewer segments can keep their activations."""
     kept = [measured(monkeypatch, FakeGpu(total=18_000), cuda_graphs=way).plan for way in ("never", "always")]
     assert kept[1].kept_segments < kept[0].kept_segments
 
 
 def test_what_comes_behind_the_windows(monkeypatch):
-    """The reduction and the optimizer find the memory of what was read free, but not that of CUDA graphs."""
+    """The reduction and the optimizer can reuse the memory of activations, but not that of CUDA graphs."""
     still = SUMMARY // 2  # what the last reading of the fake step leaves standing
     for way, fewer in (("never", 0), ("always", 3)):
         gpus = [FakeGpu(total=18_000, behind=still + segments * SEGMENT) for segments in (0, 3)]
@@ -204,7 +204,7 @@ def test_what_comes_behind_the_windows(monkeypatch):
 
 
 def test_all_ranks_keep_what_fits_on_the_fullest(monkeypatch):
-    """Each must make as many backward passes as the others."""
+    """Each rank must make as many backward passes as the others."""
     assert measured(monkeypatch, others=[5, 4, 0]).plan == RecomputePlan(5, 4, 0)
     assert measured(monkeypatch, FakeGpu(total=10_800), others=[5, 4, 2]).plan == RecomputePlan(1, 2, 0)
 
@@ -215,7 +215,7 @@ READ = [action for action in ORDER if not action.backward]
 
 @pytest.mark.parametrize(("spare", "kept"), [(0, 0), (699, 0), (700, 1), (2 * 700, 2), (4 * 700 + 299, 4), (3100, 5)])
 def test_a_stage_keeps_what_goes_backward_first(spare, kept):
-    """By the size of its graphs; of the last stage too, which recalls between its readings."""
+    """As many of the last forward passes as fit keep graphs; recalls in the last stage's order change nothing."""
     found = StageBudget(ComputeSettings(), SETTINGS, DEPTH, GPU)
     found.segment_bytes, found.summary_bytes, found.free_bytes = SEGMENT, SUMMARY, spare
     last = pipeline_schedule(2, 2, 2)[1]
@@ -237,7 +237,7 @@ def test_without_memory_a_stage_keeps_all_or_nothing(segments, spare, kept):
 
 @pytest.mark.parametrize(("recompute", "kept"), [("none", 8), ("selective", 8), ("segment", 0), ("auto", 4)])
 def test_the_measured_step_of_a_stage(monkeypatch, recompute, kept):
-    """What the recipe fixes is not measured away."""
+    """A value that the recipe fixes is not changed by the measurement."""
     gpu = FakeGpu()
     gpu.total = int(
         (gpu.before + 4 * SEGMENT + SUMMARY) / MARGIN
@@ -266,7 +266,7 @@ def take_step(budget: ActivationBudget, gpu: FakeGpu, segments: int) -> None:
 
 @pytest.mark.parametrize("kind", [ActivationBudget, StageBudget])
 def test_another_depth_is_planned_from_the_beginning(monkeypatch, kind):
-    """As if there had been no other windows before."""
+    """The budget behaves as if there had been no windows of the earlier depth."""
     gpu = FakeGpu(total=17_000)
     monkeypatch.setattr(torch, "get_device_module", lambda device: gpu)
     monkeypatch.setattr(activation_budget, "all_reduce_min", lambda mine, device: mine)
@@ -347,6 +347,6 @@ def test_smallest_of_all_ranks(monkeypatch):
     ("device", "graphs", "steps"), [("cpu", "never", 0), ("cuda", "never", 3), ("cuda", "always", 4)]
 )
 def test_a_run_is_at_speed_after_some_steps(device, graphs, steps):
-    """The second is measured, the third compiles what was planned, the fourth is captured."""
+    """The second step is measured, the third compiles the resulting plan, the fourth captures CUDA graphs."""
     compute = ComputeSettings(cuda_graphs=graphs)
     assert ActivationBudget(compute, SETTINGS, DEPTH, torch.device(device)).warm_up_steps == steps

@@ -1,4 +1,4 @@
-"""Every family of the table, and some models outside it, as tiny random models of two layers."""
+"""Every family in families.py, and some other models, as tiny random models of two layers."""
 
 from contextlib import nullcontext
 

@@ -26,12 +26,12 @@ WINDOWS: Any = [SimpleNamespace(documents=DOCUMENTS)]
 
 
 def step(bad: bool, finite: torch.Tensor = ALL, *, skipped: bool = False, reset_rows: int = 0) -> Any:
-    """What a step says of itself."""
+    """The output of a training step, with the given flags."""
     return SimpleNamespace(bad=bad, skipped=bad or skipped, finite=finite, reset_rows=reset_rows)
 
 
 def broken(*places: tuple[int, int]) -> torch.Tensor:
-    """Losses that are finite but there."""
+    """``[rows, segments]`` bool, False at the given places, where the loss is not finite."""
     finite = ALL.clone()
     for place in places:
         finite[place] = False

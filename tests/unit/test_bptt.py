@@ -50,7 +50,7 @@ def mixed_window() -> Window:
 
 
 def gradients_of(model: HMT, *windows: Window) -> dict[str, Tensor]:
-    """The summed gradients of windows that know nothing of each other."""
+    """The sum of the gradients of windows computed independently of each other."""
     for window in windows:
         segment_wise(model, window, empty_state(model, len(window.lengths)))
     return take_gradients(model)
@@ -91,7 +91,7 @@ def test_state_carried_over_two_windows(changes, at):
 
 
 def test_truncation_in_a_long_window():
-    """The same again, as one long graph in which what is older than the border is detached by hand."""
+    """Truncation equals one long graph in which memories from before the boundary are detached by hand."""
     model, window, at = make_model(), mixed_window(), 3
     calls = iter(range(len(window)))
 
@@ -134,9 +134,9 @@ def test_weight_and_loss_scale(changes):
     "plan", [RecomputePlan(), RecomputePlan(2, 2), RecomputePlan(1, 3, 1), RecomputePlan(3, 1, 2)], ids=str
 )
 def test_dropout_draws_the_same_both_times(mode, plan):
-    """What is read twice draws the same numbers twice: it equals what is read once, and so does what is drawn later.
+    """A recomputed segment draws the dropout masks of its first pass, and later draws are not affected.
 
-    The batches of summaries are the same on both sides, for numbers fall to batches.
+    Both plans have equal batches of summaries, because masks are drawn per batch.
     """
     gpt2 = GPT2 | {"resid_pdrop": 0.2, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
     model, window = make_model(gpt2, mode=mode).train(), make_window([[document(4 * L)], [document(L), document(9)]])
@@ -168,7 +168,7 @@ def test_rows_read_alone(changes):
 
 @each_kind
 def test_documents_read_alone(changes):
-    """Nothing bleeds from a document into the next one of its row: neither losses nor gradients."""
+    """Losses and gradients of a document do not depend on the previous document in its row."""
     documents = [document(2 * L + 1), document(3 * L), document(2), document(L)]
     model, together = make_model(**changes), make_window([documents[:2], documents[2:]])
     apart = make_window([[ids] for ids in documents])
@@ -206,7 +206,7 @@ def test_recall_distance():
 
 
 def test_totals_of_a_window():
-    """With a cache of one, each segment behind a document's first recalls from one segment back."""
+    """With one cached memory, each segment after a document's first recalls from one segment back."""
     model, window = make_model(cached_memories=1), make_window([[document(3 * L)], [document(L), document(2 * L)]])
     totals, _ = segment_wise(model, window, empty_state(model, 2))
     assert totals.recalls == 3

@@ -166,7 +166,7 @@ def test_other_tokens(tmp_path, other, line):
 
 
 def test_rows_that_begin_within_a_part(tmp_path):
-    """Segments of 64 have parts of 8 tokens: a row that begins at token 4 cannot be told."""
+    """Segments of 64 have parts of 8 tokens, so losses from token 4 on cannot be computed."""
     first = write_run(tmp_path / "one", evaluation(by_token(0.0), 4, (1, 8)))
     second = write_run(tmp_path / "other", evaluation(by_token(0.0), 64, (1,)))
     (found,) = problems_of(first, second)

@@ -1,4 +1,4 @@
-"""How layers compute: checkpoints and compiled layers give the same gradients, and keep what they are said to keep."""
+"""Checkpointed and compiled layers give the same gradients, and keep the activations that they should."""
 
 from collections import Counter
 from types import SimpleNamespace
@@ -22,7 +22,7 @@ PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.a
 
 
 class Count(TorchDispatchMode):
-    """How often each operation ran."""
+    """Counts how often each operation ran."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ def test_nothing_is_checkpointed_in_evaluation():
 
 @pytest.mark.parametrize("selective", [False, True])
 def test_dropout_draws_the_same_when_it_is_computed_again(selective):
-    """The same gradients as without checkpoints, in a window of segments, from the same seed."""
+    """With activation checkpointing, gradients of a window equal those without it, from the same seed."""
     window = make_window([[document(3 * L)], [document(2 * L - 1)]])
     gpt2 = GPT2 | {"resid_pdrop": 0.2, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
     found = []
@@ -136,7 +136,7 @@ def test_dropout_draws_the_same_when_it_is_computed_again(selective):
 
 
 def test_liger_is_absent():
-    """Nothing here needs it; what a recipe says of it is refused in test_bad_input."""
+    """No test here needs liger-kernel; recipes that ask for it are refused in test_bad_input."""
     try:
         import liger_kernel  # noqa: F401
     except ImportError:

@@ -1,4 +1,4 @@
-"""How `compute: auto` is resolved on a CPU, on GPUs of a given memory and at each stage; and how the model changes."""
+"""Resolve `compute: auto` on a CPU, on GPUs of a given memory, and at each ZeRO stage; and apply it to a model."""
 
 from dataclasses import replace
 from typing import Any
@@ -26,7 +26,7 @@ GIB = 2**30
 
 
 def at(stage: int, offload: bool = False, rows: int = 2, **offloaded: Any) -> dict[str, Any]:
-    """As much of DeepSpeed's configuration as is asked."""
+    """A DeepSpeed configuration of a ZeRO stage, with or without an offloaded optimizer."""
     zero: dict[str, Any] = {"stage": stage} | ({"offload_optimizer": {"device": "cpu"} | offloaded} if offload else {})
     return {"train_micro_batch_size_per_gpu": rows, "zero_optimization": zero}
 
@@ -54,7 +54,7 @@ def liger(monkeypatch):
 
 
 def test_on_a_cpu():
-    """Nothing is compiled or captured; what has to be measured stays open."""
+    """Nothing is compiled or captured; settings that need a measurement stay auto."""
     found = resolve(AUTO, make_model(FOUR), at(3), CPU)
     assert found == replace(AUTO, reduction="step", kernels="plain", leaf_layers=4, cuda_graphs="never")
     assert found.recompute == found.summary_batch == "auto"
@@ -80,7 +80,7 @@ def test_reduction_by_memory(memory, liger, stage, offload):
 
 @pytest.mark.parametrize(("stage", "share"), [(3, 0.3), (2, 0.0)])
 def test_a_part_of_the_states_is_offloaded(memory, liger, stage, share):
-    """Which DeepSpeed does at stage 3 alone."""
+    """DeepSpeed offloads a part of the states only at stage 3."""
     model, config = make_model(FOUR), at(stage, True, ratio=0.7)
     needed = sum(p.numel() for p in model.parameters()) * (8 + 4 + 12 * share + (8 if stage == 3 else 0))
     for size, expected in ((needed / 0.75 * 1.01, True), (needed / 0.75 * 0.99, False)):
@@ -106,7 +106,7 @@ def test_ranks_share_the_states(memory, monkeypatch):
 
 
 def test_sharded_weights_count_whole():
-    """At stage 3 a parameter shows nothing of its size."""
+    """At stage 3 ``numel()`` of a sharded parameter is 0, but its full size counts."""
     weight = torch.nn.Parameter(torch.zeros(6))
     assert full_numel(weight) == 6
     weight.data, weight.ds_numel = torch.empty(0), 6
@@ -141,7 +141,7 @@ def test_recurrent_layers_stay_as_they_are(memory, liger, kind):
 
 
 def test_leaves_by_memory(memory, liger):
-    """As many layers as take a fortieth, one at least, all at most."""
+    """The number of layers that fit into a fortieth of the memory: at least one, at most all."""
     model = make_model(FOUR)
     module, name = decoder_layers(model.backbone)
     layer = 8 * sum(p.numel() for p in getattr(module, name)[0].parameters())

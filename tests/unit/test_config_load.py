@@ -83,7 +83,7 @@ def test_every_key_is_listed_with_its_meaning():
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
 def test_a_written_recipe_reads_back_equal(file, tmp_path):
-    """As the trainer writes it to a run's recipe.yaml."""
+    """A recipe that the trainer has written to a run's recipe.yaml reads back equal."""
     recipe = load_recipe(file, ["--optimizer.lr", "1.2345678901234567e-4", "--checkpoint.every", "3"])
     saved = tmp_path / "recipe.yaml"
     saved.write_text(write_yaml(recipe.model_dump(mode="json")))

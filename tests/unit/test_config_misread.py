@@ -1,4 +1,4 @@
-"""What a recipe seems to say and YAML or Python would read as something else: keys given twice, numbers, paths."""
+"""Recipes that YAML or Python would misread silently: keys given twice, ambiguous numbers, paths."""
 
 from pathlib import Path
 from typing import Any

@@ -48,7 +48,7 @@ def test_read_yaml(text, expected):
 
 
 def test_numbers_without_a_dot_in_a_recipe(tmp_path):
-    """Also for keys of any type, where only the YAML loader decides what is a number."""
+    """Numbers such as 1e-4 are numbers, also for keys of any type, where only the YAML loader decides."""
     file = write_recipe(
         tmp_path / "recipe.yaml", optimizer="{lr: 1e-4, params: {eps: 1e-6}}", schedule="{name: StepLR}"
     )
@@ -120,7 +120,7 @@ def test_a_key_with_several_types_has_one_line(key, value, parts):
 
 
 def test_a_deepspeed_file_beside_the_recipe_is_found_from_anywhere(tmp_path, monkeypatch):
-    """Also through the run's recipe.yaml, which is in another folder."""
+    """The file is also found through the run's recipe.yaml, which is in another folder."""
     write_recipe(tmp_path / "sub" / "recipe.yaml", deepspeed="own.json")
     (tmp_path / "sub" / "own.json").write_text("{}")
     monkeypatch.chdir(tmp_path)

@@ -86,7 +86,7 @@ def test_a_card_tells_its_own_checkpoints_figures(run, step, losses, evaluation)
 
 
 def test_a_disk_that_is_full_leaves_the_evaluation_before(tmp_path, monkeypatch, caplog):
-    """The file is written aside: what is there under its name is whole, and of what failed nobody reads."""
+    """The file is written under another name first: under its own name it is always complete."""
     ones = np.ones((2, 2, 1))
     found = DocumentLosses(8, {"own": 5 * ones}, {"own": ones})
     monkeypatch.setattr(validation, "document_losses", lambda *_: found)

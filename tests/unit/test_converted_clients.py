@@ -1,4 +1,4 @@
-"""What clients read from a converted folder's model, and accelerate's offloading, against plain Llama."""
+"""Attributes that libraries read from a converted folder's model, and accelerate's offloading, against plain Llama."""
 
 import json
 import shutil

@@ -95,7 +95,7 @@ def test_configured_outputs_are_refused(folder):
 
 
 def test_what_has_no_effect_is_accepted(model, llama):
-    """What transformers, peft and collators pass by themselves; a tuple where that is asked for."""
+    """Options that transformers, peft and collators always pass are accepted; ``return_dict=False`` gives a tuple."""
     ids = make_ids()
     mask = torch.ones_like(ids)
     harmless: list[dict[str, Any]] = [

@@ -1,4 +1,4 @@
-"""Padded batches through a converted folder's forward: every row gives what it gives alone."""
+"""Padded batches through a converted folder's forward pass: every row gives the results that it gives alone."""
 
 from typing import Any
 

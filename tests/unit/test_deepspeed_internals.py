@@ -57,7 +57,7 @@ PLAIN |= {"register_step_pre_hook", "setdefault", "shape", "type", "update"}
 
 
 def attributes(tree: ast.AST) -> Iterator[tuple[ast.expr, str]]:
-    """Every attribute that a file touches, by a dot or by its name in a string, with the object it is of."""
+    """Every attribute that a file accesses, by a dot or by its name in a string, with the object that it belongs to."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
             yield node.value, node.attr

@@ -1,4 +1,4 @@
-"""The depth of truncated BPTT by step: stages, random depths, how a recipe writes them, what is refused."""
+"""The depth of truncated BPTT by step: stages, random depths, how recipes write them, errors."""
 
 from collections import Counter
 from itertools import islice

@@ -1,4 +1,4 @@
-"""How many machines can share the rows of a run, and what batch size its ranks get."""
+"""The number of machines that can share the rows of a run, and the batch size of its ranks."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ def recipe(tmp_path: Path) -> Recipe:
 
 
 def make_recipe(output: Path, stages: int = 1, resume: str = "auto") -> Recipe:
-    """With batch_size 1, which no checkpoint has."""
+    """A recipe with batch_size 1, which no checkpoint has."""
     return Recipe.model_validate(
         {
             "model": {"source": "./model"},

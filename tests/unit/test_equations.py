@@ -91,7 +91,7 @@ def test_without_loss(monkeypatch):
 
 @pytest.mark.parametrize("mode", ["hmt", "rmt", "backbone"])
 def test_every_weight_takes_part_in_every_reading(mode):
-    """With gradient zero where it has none to get: DeepSpeed mishandles weights that miss a backward pass."""
+    """A weight without a gradient gets zero: DeepSpeed mishandles weights that miss a backward pass."""
     model, window = make_model(mode=mode), make_window([[document(2 * L)]])
     state = empty_state(model, 1)
     if mode == "hmt":

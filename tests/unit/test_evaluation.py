@@ -23,7 +23,7 @@ DATA = HeldOutData("texts/held_out.txt", "ab" * 32, 2, 1000, "400 tokens, vocabu
 
 
 class Reader:
-    """What the evaluation asks of an executor, in one process."""
+    """The attributes of a reader that the evaluation uses, in one process."""
 
     device = torch.device("cpu")
     reports = True
@@ -196,7 +196,7 @@ def test_documents_weigh_by_their_tokens():
 
 
 def test_draws_are_whole_documents(monkeypatch):
-    """Each draw has as many documents as there are, in every column the same ones, however many are drawn at a time."""
+    """Each draw has as many documents as there are, the same ones in every column, however many are drawn at once."""
     values = np.array([[1.0, 10], [1, 20], [1, 40]])
     drawn = resampled_sums(values)
     assert drawn.shape == (DRAWS, 2) and (drawn[:, 0] == 3).all()

@@ -48,7 +48,7 @@ def test_behind_its_end_a_row_has_pads(backbone, mode, where, pad):
 @pytest.mark.parametrize("where", [0, 2, L - 1, L + 1])
 @pytest.mark.parametrize("rows", [1, 2], ids=["one", "two_alike"])
 def test_it_ends_where_all_rows_have_ended(where, rows):
-    """Also if the end token is the last that fits into a segment's room."""
+    """Generation ends there, even if the end token is the last one that fits into a segment."""
     model, ids = model_and_documents(LLAMA, "hmt")
     ids = ids[:1].expand(rows, -1)
     row = generate(model, ids[:1], NEW, eos_token_id=None, pad_token_id=PAD)[0].tolist()
@@ -60,7 +60,7 @@ def test_it_ends_where_all_rows_have_ended(where, rows):
 @pytest.mark.parametrize("backbone", [LLAMA, GPT2], ids=["llama", "gpt2"])
 @pytest.mark.parametrize("length", [1, 4, L])
 def test_a_short_document_without_memory_is_the_backbone_alone(backbone, length):
-    """Nothing was before it, so there are no sensory tokens, and no pads in their place."""
+    """The first segment has no sensory tokens, and no padding in their place."""
     model, ids = make_model(backbone, mode="backbone"), torch.stack([document(length), document(length)])
     options = {"max_new_tokens": L, "eos_token_id": None, "pad_token_id": PAD}
     alone = model.backbone.model.generate(ids, do_sample=False, **options)
@@ -70,7 +70,7 @@ def test_a_short_document_without_memory_is_the_backbone_alone(backbone, length)
 @pytest.mark.parametrize("mode", ["hmt", "rmt"])
 @pytest.mark.parametrize("length", [1, 4, L])
 def test_a_short_document_has_no_sensory_tokens(mode, length):
-    """So that their number changes nothing, until one segment is read."""
+    """The number of sensory tokens changes nothing until one segment is read."""
     ids = document(length)[None]
     some, none = (make_model(mode=mode, sensory_tokens=n) for n in (2, 0))
     options = {"max_new_tokens": L, "eos_token_id": None, "pad_token_id": PAD}

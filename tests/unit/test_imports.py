@@ -1,4 +1,4 @@
-"""Which package may import which: read from the source, so that lazy imports count too."""
+"""The rooms that each room may import, checked in the source, so that lazy imports count too."""
 
 import ast
 import sys
@@ -30,7 +30,7 @@ def part_of(file: Path) -> str:
 
 
 def imports(source: str) -> Iterator[str]:
-    """Dotted names of all that a file imports, wherever in it."""
+    """Dotted names of everything that a file imports, also within functions."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -52,7 +52,7 @@ def edges(package: str) -> list[tuple[str, str, str]]:
 
 
 def allowed(part: str) -> set[str]:
-    """What a part may import of hmt_ds."""
+    """The parts of hmt_ds that a part may import."""
     level = next(n for n, rooms in enumerate(ROOMS) if part in rooms)
     return {"__version__", "lazy_imports", part}.union(*ROOMS[:level])
 

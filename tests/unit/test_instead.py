@@ -47,7 +47,7 @@ def test_a_neighbour_is_another_row_that_goes_on():
 
 @pytest.mark.parametrize("changes", MODELS, ids=repr)
 def test_own_memories_are_not_affected(changes):
-    """What is remembered comes from the reading with the row's own memories."""
+    """The memory state comes from the pass with the row's own memories."""
     model, window = make_model(**changes), three_documents()
     for plain, more in zip(read(model, window), read(model, window, instead=EVERY), strict=True):
         assert torch.equal(plain.loss, more.loss) and torch.equal(plain.memory, more.memory)
@@ -103,7 +103,7 @@ def test_losses_by_token(changes):
 @torch.no_grad()
 @pytest.mark.parametrize("which", EVERY)
 def test_boundaries_of_micro_batches_are_handed_over(which):
-    """On a pipeline a row's neighbour may be in another micro-batch: what it gets is what it gets in one batch."""
+    """A row whose neighbour is in another micro-batch (pipeline) gets the memories that one batch would give it."""
     model, window = make_model(), three_documents()
     whole = Boundaries(empty_state(model, 3), window, 3)
     for n, output in enumerate(read(model, window)):

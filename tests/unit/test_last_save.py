@@ -1,4 +1,4 @@
-"""Which checkpoint a run ends with: one that is there already is not written again."""
+"""The checkpoint that a run ends with: one that exists already is not written again."""
 
 from pathlib import Path
 from types import SimpleNamespace

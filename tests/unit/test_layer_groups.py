@@ -60,7 +60,7 @@ def test_names_stay(config):
 @each_kind
 @pytest.mark.parametrize("group_size", [1, 2, 3, LAYERS])
 def test_same_output_and_gradients(config, group_size):
-    """Also where the runs do not divide the layers, and in a second reading: nothing is left over from the first."""
+    """Also with a smaller last group, and in a second forward pass, after which nothing of the first remains."""
     model = make_model(config)
     expected, gradients = read(model)
     group_layers(model.backbone, group_size)
@@ -72,7 +72,7 @@ def test_same_output_and_gradients(config, group_size):
 
 @pytest.mark.parametrize(("group_size", "sizes"), [(1, [1, 1, 1, 1]), (2, [2, 2]), (3, [3, 1]), (4, [4]), (9, [4])])
 def test_children_are_groups(group_size, sizes):
-    """Where DeepSpeed puts its hooks: it walks the tree by children, and stops at what is marked as a leaf."""
+    """DeepSpeed walks the tree of modules by ``children``, and puts its hooks on groups, which are marked as leaves."""
     model = make_model(FOUR["llama"])
     layers = list(groups_of(model.backbone))
     group_layers(model.backbone, group_size)
@@ -95,7 +95,7 @@ def test_modes_and_types_reach_the_layers():
 
 
 def arguments_of_layers(model: HMT) -> list[list[Tensor]]:
-    """What each layer is given apart from the hidden states, as far as it is tensors."""
+    """The tensor arguments of each layer besides the hidden states."""
     found: list[list[Tensor]] = []
 
     def note(layer: Any, positional: tuple[Any, ...], named: dict[str, Any]) -> None:

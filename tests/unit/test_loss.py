@@ -1,4 +1,4 @@
-"""The loss in chunks is the loss, and the logits of one chunk are all that ever stands."""
+"""The loss computed in chunks equals the whole loss, and only one chunk's logits exist at a time."""
 
 import math
 from typing import Any
@@ -63,7 +63,7 @@ def test_bfloat16(positions):
 
 
 def test_compiled():
-    """The same, in chunks of two sizes."""
+    """The compiled loss equals the eager one, in chunks of two sizes."""
     head, hidden, labels = draw(torch.float64)
     expected = plain(head, hidden, labels)
     torch._dynamo.reset()
@@ -88,7 +88,7 @@ def test_rows_sums():
 
 @pytest.mark.parametrize(("positions", "times"), [(ROWS * T, 1), (ROWS * T - 1, 2)])
 def test_one_chunk_is_not_computed_again(positions, times):
-    """Where its backward pass follows at once; of several chunks the logits would stand together."""
+    """A single chunk's logits are kept for its backward pass; those of several chunks would exist together."""
     head, hidden, labels = draw(torch.float64)
     expected, seen = plain(head, hidden, labels), []
 
@@ -105,7 +105,7 @@ def test_one_chunk_is_not_computed_again(positions, times):
 @pytest.mark.parametrize("at_a_time", [1, V, 4 * V, 4 * V + V - 1, LOGITS])
 @pytest.mark.parametrize("training", [False, True])
 def test_the_head_sees_a_chunk_at_a_time(at_a_time, training):
-    """Each position once; in training once more, for the backward pass, where logits are computed anew."""
+    """The head computes each position once, and in training once more, because the backward pass recomputes logits."""
     head, hidden, labels = draw(torch.float64)
     seen: list[int] = []
 
@@ -123,11 +123,11 @@ def test_the_head_sees_a_chunk_at_a_time(at_a_time, training):
 
 
 class Logits(TorchDispatchMode):
-    """Watches tensors as wide as the vocabulary, of any operation in any direction, for as long as they stand.
+    """Watches the lifetime of tensors as wide as the vocabulary, from any forward or backward operation.
 
     Attributes:
-        largest: the most numbers in one of them.
-        peak: the most numbers in all that stood together.
+        largest: number of elements of the largest one.
+        peak: largest number of elements in all that existed at a time.
     """
 
     def __init__(self) -> None:
@@ -168,7 +168,7 @@ def test_no_more_logits_stand(dtype):
 
 @pytest.mark.parametrize("loss", [math.inf, math.nan])
 def test_a_loss_that_is_not_finite_leaves_no_gradient_finite(loss):
-    """Not even where the graph has lost it on the way; those of a finite loss are weighted, and no more."""
+    """Also if the graph does not pass the loss on; gradients of a finite loss are only weighted."""
     losses = torch.tensor([2.0, 3.0], requires_grad=True)
     assert torch.equal(torch.autograd.grad(weighted(losses, 0.5), losses)[0], torch.full((2,), 0.5))
     broken = losses + torch.tensor([loss, 0.0])

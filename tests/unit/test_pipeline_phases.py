@@ -1,4 +1,4 @@
-"""What `hmt-ds bench` computes for a pipeline: recomputed positions, durations of actions, bubbles."""
+"""The numbers that `hmt-ds bench` computes for a pipeline: recomputed positions, durations of passes, bubbles."""
 
 from collections.abc import Sequence
 

@@ -52,7 +52,7 @@ def test_messages_wait_for_each_other():
 
 
 def test_the_wraparound_link_is_separate():
-    """Also with two stages, in both directions."""
+    """Also with two stages, where both links connect the same stages, and in both directions."""
     costs = Costs(segment=1, backward=1, recall=0.5, link=2, wraparound=3)
     found = simulate(pipeline_schedule(2, 1, 1, mode="rmt"), Machine.uniform(costs, 2), "rmt")
     assert spans(found.stages[0]) == [("F0.0", 3.5, 4.5), ("B0.0", 10.5, 11.5)]

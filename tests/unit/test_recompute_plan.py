@@ -1,4 +1,4 @@
-"""A plan changes what is kept and what is read twice, and no result: neither gradients nor the state behind."""
+"""A recomputation plan changes neither results nor gradients nor the final memory state."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,7 +67,7 @@ def expected(mode: str, carried: bool) -> tuple[Tensor, dict[str, Tensor], Memor
 
 
 def test_the_case_has_all_kinds_of_rows():
-    """In both windows a row goes on, one starts a document behind segment 0, and one is empty at the end."""
+    """In both windows a row continues, one starts a document after segment 0, and one is empty at the end."""
     for carried in (False, True):
         _, window, state = make_case("hmt", carried)
         inside, empty = window.starts[:, 1:] & (window.lengths[:, 1:] > 0), window.lengths[:, -1] == 0
@@ -78,7 +78,7 @@ def test_the_case_has_all_kinds_of_rows():
 @pytest.mark.parametrize("carried", [False, True], ids=["fresh", "carried"])
 @pytest.mark.parametrize(("mode", "plan"), CASES, ids=str)
 def test_gradients_of_one_graph(mode, plan, carried):
-    """And the loss, and the state behind the window."""
+    """Gradients, loss and final memory state equal those of one graph over the window."""
     model, window, state = make_case(mode, carried)
     loss, gradients, behind = expected(mode, carried)
     totals, state = segment_wise(model, window, state, plan=plan)
@@ -90,7 +90,7 @@ def test_gradients_of_one_graph(mode, plan, carried):
 @pytest.mark.parametrize("plan", SOME, ids=str)
 @pytest.mark.parametrize("mode", MODES)
 def test_weight_and_loss_scale(mode, plan):
-    """As an fp16 engine scales: what segments send to memories and queries comes out scaled once, like the rest."""
+    """With a loss scale (fp16), gradients sent to memories and queries are scaled exactly once, like all others."""
     model, window, state = make_case(mode, carried=True)
     segment_wise(
         model,
@@ -172,12 +172,12 @@ ORDERS = [
 
 @pytest.mark.parametrize(("mode", "plan", "carried", "order"), ORDERS, ids=str)
 def test_order_of_work(mode, plan, carried, order):
-    """What is kept is read once; what is not, is read again right before its own backward pass, as engines want."""
+    """Kept segments run forward once; others again right before their own backward pass, as the engine requires."""
     assert "".join(record(mode, plan, carried).work) == order.translate(dict.fromkeys(map(ord, " |")))
 
 
 def test_phases():
-    """Every piece of work stands under the name that its time is reported by."""
+    """Every piece of work runs within the phase that its time is reported under."""
     recorder = record("hmt", RecomputePlan(2, 2, 1), carried=False)
     before = [*["summary"] * 2, *["forward"] * 4]
     behind = ["backward"] * 3 + ["recompute", "backward", "summary", "backward", "recompute", "backward"]
@@ -199,7 +199,7 @@ def elsewhere() -> torch.device:
 @pytest.mark.parametrize("plan", SOME, ids=str)
 @pytest.mark.parametrize("mode", MODES)
 def test_window_on_another_device(mode, plan, elsewhere):
-    """A window that stays on the host is read on the model's device, and the state behind it is there again."""
+    """A window that stays on the host is run on the model's device, where the final memory state is too."""
     model, window, state = make_case(mode, carried=True)
     loss, gradients, behind = expected(mode, True)
     totals, state = segment_wise(model, window.to(elsewhere), state, plan=plan)
@@ -221,7 +221,7 @@ def test_borders_lie_with_the_window(elsewhere):
 
 
 def test_kept_graphs_do_not_see_later_memories():
-    """The buffer is written while graphs that read from it stand."""
+    """The buffer of memories is written while graphs that read from it exist."""
     _, window, state = make_case("hmt", carried=False)
     borders = Boundaries(state, window, keep=3)
     before, _ = borders.before(1)

@@ -1,4 +1,4 @@
-"""Comparison with HMT-pytorch: the work it gets, what it does not support. A fake clone records its calls."""
+"""Comparison with HMT-pytorch: its arguments, and recipes that it does not support. A fake clone records its calls."""
 
 import sys
 import types

@@ -1,4 +1,4 @@
-"""What a person sees of a run."""
+"""What users see of a run: progress, metrics, tables, plots."""
 
 import json
 import resource
@@ -46,7 +46,7 @@ def text_of(table) -> str:
 
 
 def test_log_goes_on_after_the_step_that_was_saved(tmp_path):
-    """What came after the checkpoint is done again; a line that a kill tore is no line."""
+    """Rows after the checkpoint are dropped, because their steps are taken again; so is a line cut short by a kill."""
     log, table = tmp_path / "metrics.jsonl", tmp_path / "metrics.csv"
     logs = Metrics(tmp_path, csv=True)
     for step in (1, 2, 13):
@@ -64,7 +64,7 @@ def test_log_goes_on_after_the_step_that_was_saved(tmp_path):
 
 @contextmanager
 def largest_file(size: int) -> Iterator[None]:
-    """No file can grow beyond so many bytes: what is written stops in the middle, as on a full disk."""
+    """Limit the size of files: a write beyond it stops in the middle, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -104,7 +104,7 @@ def test_a_log_is_cut_without_room(tmp_path):
 
 
 def wandb_records(file: Path) -> Iterator[pb.Record]:
-    """What a file of wandb's holds: LevelDB's log, blocks of 32 KiB after a header of 7 bytes."""
+    """The records in wandb's file: LevelDB's log format, blocks of 32 KiB after a header of 7 bytes."""
     data, at, whole = file.read_bytes(), 7, b""
     while at + 7 <= len(data):
         _, size, kind = struct.unpack_from("<IHB", data, at)
@@ -117,7 +117,7 @@ def wandb_records(file: Path) -> Iterator[pb.Record]:
 
 
 def test_wandb_goes_on_in_the_same_run(tmp_path, monkeypatch):
-    """Each start has a file of its own, of one run; a step that is done again is there again, by its own number."""
+    """Each start writes its own file of one wandb run; a step that is taken again appears again with its number."""
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.delenv("WANDB_DIR", raising=False)

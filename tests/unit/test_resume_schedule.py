@@ -1,4 +1,4 @@
-"""What a resume makes of a schedule, an optimizer and a recipe that are not, or are, those of the checkpoint."""
+"""Resuming with a schedule, an optimizer and a recipe equal to the checkpoint's, or different."""
 
 import json
 import math
@@ -25,7 +25,7 @@ LINEAR = {"warmup_num_steps": 4, "warmup_type": "linear"}
 
 
 def engine_of(name: str, params: dict[str, Any], lr: float = 1.0, weight_decay: float = 0.0) -> Any:
-    """What of DeepSpeed's engine a resume touches, around a real optimizer and a real schedule."""
+    """The members of DeepSpeed's engine that resuming uses, around a real optimizer and a real schedule."""
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))], lr=lr, weight_decay=weight_decay)
     found: Any = SimpleNamespace(optimizer=optimizer, zero_optimization_stage=lambda: 0)
     found.lr_scheduler = make_scheduler(name, params, STEPS)(optimizer)
@@ -35,7 +35,7 @@ def engine_of(name: str, params: dict[str, Any], lr: float = 1.0, weight_decay: 
 
 
 def rates(engine: Any, steps: int) -> list[float]:
-    """At which so many steps are taken."""
+    """Take some steps; return the learning rate of each."""
     found = []
     for _ in range(steps):
         found.append(engine.optimizer.param_groups[0]["lr"])
@@ -92,7 +92,7 @@ def test_all_go_on_as_if_nothing_had_happened(name, params, steps):
     ],
 )
 def test_torchs_go_on_from_the_last_rate(params, rate, said):
-    """So they cannot take another one."""
+    """torch's schedules compute from the last rate, so another base learning rate is refused."""
     saved = engine_of("CosineAnnealingLR", {"T_max": STEPS})
     rates(saved, 3)
     with pytest.raises(CheckpointError, match=rf"^schedule: {said}: use the checkpoint's value, or start a new run$"):
@@ -119,7 +119,7 @@ def test_deepspeeds_take_the_recipes_rate(name, at_first, later):
 
 
 def test_the_decay_of_weights_is_the_recipes():
-    """What else the optimizer had in its groups is the checkpoint's."""
+    """All other settings of the optimizer's groups are the checkpoint's."""
     saved = engine_of("WarmupLR", LINEAR, weight_decay=0.1)
     saved.optimizer.param_groups[0]["eps"] = 0.5
     (group,) = resume(engine_of("WarmupLR", LINEAR, weight_decay=0.3), saved).optimizer.param_groups
@@ -185,7 +185,7 @@ def recipe_of(steps: int, name: str = "WarmupCosineLR", **changes: Any) -> Recip
 
 
 def write_checkpoint(folder: Path, step: int, recipe: Recipe) -> None:
-    """What of a checkpoint's state tells its rates."""
+    """Write the part of a checkpoint from which its learning rates are computed."""
     state = {"identity": identity(recipe, PREPARED), "step": step}
     (folder / "progress.json").write_text(json.dumps(state))
 

@@ -79,7 +79,7 @@ def same(one: Batch, other: Batch) -> bool:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_document_read_back(tokenizer, kind):
-    """Each answer is the newest fact about what the segment before asked; labels and targets say the same."""
+    """Each answer is the newest fact about the thing that the previous segment asked for; labels and targets agree."""
     tokenizer, length = tokenizer
     questions = 0
     for number in range(20):

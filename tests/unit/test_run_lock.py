@@ -64,7 +64,7 @@ def impatient(monkeypatch):
 
 
 def test_a_start_leaves_nothing(tmp_path):
-    """Not even the folder, if it has written nothing there."""
+    """Not even the folder is left, if nothing was written there."""
     for folder, left in ((tmp_path, True), (tmp_path / "new", False)):
         lock = RunLock(folder, nobody)
         assert lock.acquire() is None and len(list(folder.glob(LOCKS))) == 1

@@ -1,4 +1,4 @@
-"""What ranks draw for dropout: each its own, but where all must drop the same layers."""
+"""Seeds of dropout: different on each rank, except where all ranks must drop the same layers."""
 
 from types import SimpleNamespace
 
@@ -19,7 +19,7 @@ RANKS, SEEDS = 8, (0, 1, 42)
     ids=["llama", "opt", "opt, layerdrop"],
 )
 def test_each_rank_draws_its_own(monkeypatch, backbone, different):
-    """Also on a CPU, whose generator takes 32 bits of a seed."""
+    """Also on a CPU, whose generator uses only 32 bits of a seed."""
     executor = SimpleNamespace(engine=SimpleNamespace(module=make_model(backbone)))
     drawn = {}
     for seed in SEEDS:

@@ -64,7 +64,7 @@ def test_split_mask():
 
 
 def test_first_segment():
-    """As wide as any other, though no row has sensory tokens: what stands before the window is not read."""
+    """As wide as other segments, though no row has sensory tokens; nothing from before the window is read."""
     segment = two_rows().segment(0, NOTHING.expand(2, -1), SETTINGS)
     assert_part(
         segment,
@@ -77,8 +77,7 @@ def test_first_segment():
 
 
 def test_rows_without_sensory_tokens_move_to_the_left():
-    """Row 0 goes on and row 1 starts anew in the same segment: pads end up behind both, and nothing of row 1's
-    last document."""
+    """Row 0 continues a document, row 1 starts one: both are padded at the end, row 1 without its last document."""
     assert_part(
         two_rows().segment(1, NOTHING.expand(2, -1), SETTINGS),
         tokens=[[13, 14, 15, 16, 17, 0], [31, 32, 33, 34, 0, 0]],
@@ -101,7 +100,7 @@ def test_all_rows_go_on():
 
 
 def test_fresh_columns_hold_the_fresh_ids():
-    """Wherever a row's fresh tokens stand, ``fresh`` finds them, and their labels in the same order."""
+    """``fresh`` finds a row's fresh tokens at any position, and their labels in the same order."""
     window = two_rows()
     for n in range(2):
         segment = window.segment(n, NOTHING.expand(2, -1), SETTINGS)
@@ -110,7 +109,7 @@ def test_fresh_columns_hold_the_fresh_ids():
 
 
 def test_one_width():
-    """Whatever is compiled for one segment fits all, at the start of documents and behind."""
+    """All segments have one shape to compile, at the start of documents and later."""
     window = two_rows()
     segments = [window.segment(n, NOTHING.expand(2, -1), SETTINGS) for n in range(2)]
     assert {segment.tokens.shape for segment in segments} == {(2, 6)}
@@ -118,7 +117,7 @@ def test_one_width():
 
 
 def test_summary_of_some_segments():
-    """Segments of one row stand together, so that a batch of them unfolds into rows."""
+    """Segments of one row are adjacent, so that a batch of them can be reshaped into rows."""
     assert_part(
         two_rows().summary(0, 2, SETTINGS),
         tokens=[[11, 12], [15, 16], [21, 22], [31, 32]],
@@ -181,7 +180,7 @@ def test_no_sensory_tokens():
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_to_another_device(masked):
-    """Windows and what is cut from them move whole; what is None stays so."""
+    """Windows and segments are moved with all their tensors; None stays None."""
     window = two_rows()
     window = replace(window, mask=window.input_ids > 0) if masked else window
     for part in (window, window.segment(1, NOTHING.expand(2, -1), SETTINGS), window.summary(0, 2, SETTINGS)):

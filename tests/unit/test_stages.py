@@ -19,7 +19,7 @@ each_split = pytest.mark.parametrize("sizes", [[2, 2], [1, 2, 1], [1, 1, 1, 1]],
 
 
 def stages_of(backbone: CausalLM, sizes: list[int]) -> list[CausalLM]:
-    """Cut copies of a model into stages of these sizes."""
+    """Cut copies of a model into stages with the given numbers of layers."""
     stages = [copy.deepcopy(backbone) for _ in sizes]
     for stage, layers in zip(stages, layer_ranges(sizes), strict=True):
         trim_to_stage(stage, layers)

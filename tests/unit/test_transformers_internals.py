@@ -1,4 +1,4 @@
-"""What we use of transformers beyond its documentation: there in the installed version, and touched in one file."""
+"""The undocumented parts of transformers that are used exist in the installed version, and are used in one file."""
 
 import ast
 import inspect

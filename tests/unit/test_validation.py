@@ -1,4 +1,4 @@
-"""What a run's evaluation reads, and what it says when it cannot read all of it."""
+"""The data that a run's evaluation reads, and its messages if it cannot read all of it."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -113,7 +113,7 @@ def segment_wise(
 
 
 def assert_same_state(one: MemoryState, other: MemoryState, tolerance: float) -> None:
-    """The same as far as anything can be read from it: what stands in an invalid memory is nobody's concern."""
+    """Assert that two memory states are equal where they can be read; values of invalid memories do not count."""
     assert not one.memories.requires_grad
     torch.testing.assert_close(one.memories[one.valid], other.memories[other.valid], rtol=tolerance, atol=tolerance)
     assert torch.equal(one.valid, other.valid) and torch.equal(one.tail, other.tail)
