@@ -73,7 +73,7 @@ def liger_knows(model_type: str) -> bool:
 
 
 def use_liger(backbone: CausalLM) -> None:
-    """Replace a backbone's norms, rotary embeddings and MLPs with liger-kernel's, in place; parameters stay."""
+    """Replace a backbone's norms, rotary embeddings and MLPs with liger-kernel's, in place; keep the parameters."""
     from liger_kernel.transformers.monkey_patch import _apply_liger_kernel_to_instance
 
     # not liger's loss: ours applies the head in chunks

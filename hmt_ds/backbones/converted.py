@@ -24,7 +24,7 @@ SHAPE_SETTINGS = ("memory_tokens", "recall_dim")  # the memory settings that are
 
 
 def read_converted(source: object) -> ConfigValues | None:
-    """Read config.json of a folder written by ``hmt-ds convert``, without running its code; None for others."""
+    """Read config.json of a folder that ``hmt-ds convert`` wrote, without running its code; None for other sources."""
     if not isinstance(source, str):
         return None
     try:

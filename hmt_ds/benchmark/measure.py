@@ -147,7 +147,7 @@ class Bench:
         return all_gather_object(mean)
 
     def clocked(self, clock: PhaseClock, windows: list[Window]) -> tuple[dict[str, float], int, float]:
-        """Run one training step with a clock.
+        """Run one training step and time its phases.
 
         Returns:
             Seconds by phase, the fresh tokens of all ranks, and the loss.

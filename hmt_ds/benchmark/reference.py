@@ -1,4 +1,4 @@
-"""Benchmark HMT-pytorch, the HMT paper's code, on the work and device of `hmt-ds bench`, from a clone of the user's."""
+"""Benchmark HMT-pytorch, the HMT paper's code, from the user's clone of it, on the same work as `hmt-ds bench`."""
 
 import copy
 import gc

@@ -182,7 +182,7 @@ def create_states(engine: Engine[HMT]) -> None:
 
 
 def optimizer_buffers(engine: Engine[HMT]) -> list[tuple[int, Tensor]]:
-    """Return what the optimizer updates (at stage 0 the weights, else flat buffers), with group numbers."""
+    """Return the flat buffers (at stage 0 the weights) that the optimizer updates, each with its group's index."""
     if engine.zero_optimization_stage() == 0:
         groups = base_optimizer(engine).param_groups
         return [(number, weight) for number, group in enumerate(groups) for weight in group["params"]]

@@ -22,7 +22,7 @@ class Staging:
         self.block = self.used = 0
 
     def copy(self, tensor: Tensor) -> Tensor:
-        """Start a copy. It can be read after :meth:`wait`; until then the original must not change."""
+        """Start to copy a tensor to host memory; the tensor must not change before :meth:`wait` completes the copy."""
         source = tensor.detach()
         target = self.allocate(source.numel() * source.element_size(), source.is_cuda).view(source.dtype)
         return target.view(source.shape).copy_(source, non_blocking=True)

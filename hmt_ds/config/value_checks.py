@@ -46,7 +46,7 @@ def expand_path(text: str) -> str:
 
 
 def check_picture(file: Path) -> Path:
-    """Raise ValueError if a picture cannot be written to a file."""
+    """Raise ValueError if a file's type is not a picture's, or its folder does not exist."""
     if file.suffix not in PICTURES:
         raise ValueError(f"must end in {', '.join(PICTURES)}, got {str(file)!r}")
     if file.is_dir() or not file.absolute().parent.is_dir():

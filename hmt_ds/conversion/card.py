@@ -167,5 +167,5 @@ def with_interval(value: Interval) -> str:
 
 
 def format_value(value: float | None) -> str:
-    """Format a number for a table."""
+    """Format a number for a table cell: floats with three decimals, integers as they are."""
     return "-" if value is None else f"{value:z,.3f}"

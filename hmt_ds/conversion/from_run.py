@@ -114,7 +114,7 @@ class RunWeights:
     settings: MemorySettings
 
     def part(self, what: What) -> Weights:
-        """Return all weights of the model, the backbone, the memory or the adapters."""
+        """Return the weights of the whole model, the backbone, the memory or the adapters, as ``what`` says."""
         if what == "adapter":
             return self.adapters().separate()
         if what == "memory":

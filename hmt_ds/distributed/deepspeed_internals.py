@@ -295,6 +295,6 @@ def join_offloaded_parts(engine: Engine[Model]) -> None:
 
 
 def optimizer_for(engine: Engine[Model], buffer: Tensor) -> Optimizer:
-    """The optimizer that updates a flat buffer: if a part is offloaded, the one of two on the buffer's device."""
+    """The optimizer that updates a flat buffer; with a partly offloaded optimizer there is one for each device."""
     on_gpu = getattr(untyped(engine).optimizer, "backup_optimizer", None)
     return base_optimizer(engine) if on_gpu is None or buffer.device.type == "cpu" else on_gpu

@@ -99,7 +99,7 @@ def figures_of(found: DocumentLosses, segments_read: Sequence[int]) -> Figures:
 
 
 def rows_of(found: DocumentLosses, places: Sequence[Place]) -> list[Row]:
-    """Compute the rows of a table over all documents.
+    """Compute rows of the printed table from the losses of all documents.
 
     Args:
         found: losses of each document.
@@ -126,7 +126,7 @@ def rows_of(found: DocumentLosses, places: Sequence[Place]) -> list[Row]:
 
 
 def useful(cost: Interval) -> bool:
-    """Return whether replacing the memory costs so much that a document's own memories are of use."""
+    """Return whether replacing the memory raises the loss significantly, by at least ``WORTH_IT`` nats per token."""
     return cost.mean >= WORTH_IT and cost.low > 0
 
 

@@ -59,7 +59,7 @@ def document_losses(
 
 
 def parts_of(output: SegmentOutput, window: Window, n: int, readings: Sequence[Reading], parts: int) -> Tensor:
-    """Losses and numbers of tokens of segment n by its parts, ``[readings, 2, rows, parts]``, on the CPU."""
+    """Return summed losses and token counts of each part of segment n, ``[readings, 2, rows, parts]``, on the CPU."""
     rows = len(window.starts)
     scored = (window.labels[:, n] != IGNORED).expand(len(readings), rows, -1).clone()
     if "swapped" in readings:

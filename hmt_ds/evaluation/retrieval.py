@@ -60,12 +60,17 @@ def count_answers(
     """Read generated documents on all ranks and count right answers. Collective.
 
     Args:
+        reader: the model in its engine.
         windows: this rank's rows, `[rows, segments, L]` with targets, and the index of each row's document, -1 for an
             empty row; equally many windows on each rank.
         total: number of documents.
 
     Returns:
-        Counts of each document, `[total, 5]`, over all ranks; and the recall weights of this rank's first document.
+        Counts of each document, `[total, 5]`, over all ranks: questions about facts two or more segments back, their
+            right
+        answers, their memories found; questions about facts one segment back, their right answers. And the recall
+        weights
+        of this rank's first document.
     """
     counts = torch.zeros(total, 5, dtype=torch.float64, device=reader.device)
     recalls: RecallMap | None = None
@@ -83,7 +88,10 @@ def count_answers(
 
 
 def score_segment(output: SegmentOutput, labels: Tensor, targets: Tensor) -> Tensor:
-    """Count questions, right answers and found memories in a segment: 0 or 1 for each row and count, `[b, 5]`.
+    """Count questions, right answers and found memories in a segment, 0 or 1 for each row and count, `[b, 5]`.
+
+    The counts: questions about facts two or more segments back, their right answers, their memories found; questions
+    about facts one segment back, their right answers.
 
     Args:
         output: the segment's output, with logits.
@@ -113,7 +121,7 @@ def recall_map(shown: list[Tensor], targets: Tensor) -> RecallMap:
 
 
 def row_of(counts: np.ndarray, segments: int, mode: Mode) -> RetrievalRow:
-    """Return the retrieval results on documents of one length, from each document's counts `[documents, 5]`."""
+    """Return the retrieval results on documents of one length from :func:`score_segment`'s counts `[documents, 5]`."""
     asked = counts[:, [ASKED, ASKED, ASKED_LAST]]
     right, found, right_last = mean_intervals(counts[:, [RIGHT, FOUND, RIGHT_LAST]], asked)
     questions = int(counts[:, ASKED].sum())

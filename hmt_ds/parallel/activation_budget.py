@@ -21,14 +21,14 @@ class ActivationBudget:
 
     In the first steps one segment keeps its activations. One of these steps is measured; then as many segments keep
     their activations as fit into the GPU's memory, and summaries run in larger batches. All ranks use the same plan.
-    With another depth the budget starts over. Steps whose windows are shorter than planned for (a random depth) use the
-    plan, but do not count.
+    With another depth the planning starts over. Steps with shorter windows than planned for (a random depth) use the
+    plan, but are not measured, and not counted as one of the first steps.
 
     Attributes:
         plan: recomputation plan of the coming step.
         depth: segments of the windows that the plan is for.
-        counts_from: number of segments from which a step's windows are long enough to count.
-        step: number of the coming step among those that count, from 1.
+        counts_from: number of segments from which a step's windows are long enough for the step to be counted.
+        step: number of the coming step among the counted ones, from 1.
         segment_bytes: bytes of the largest autograd graph of a segment in the measured step.
         summary_bytes: bytes of the largest autograd graph of a batch of summaries in the measured step.
         peak: peak allocated bytes in the measured step's last window.
@@ -40,7 +40,7 @@ class ActivationBudget:
         self.plan_for(depth)
 
     def plan_for(self, depth: int) -> None:
-        """Start over for windows of another depth.
+        """Start the recomputation planning over, for windows of another depth.
 
         Measurements on shorter windows do not hold for longer ones, which carry more between their segments; a pipeline
         stage stashes more inputs. The first plan depends on the depth alone, not on earlier steps: dropout draws in the
@@ -55,7 +55,7 @@ class ActivationBudget:
         self.plan = self.within_recipe(1, batch, 0)
 
     def begin_step(self, segments: int) -> None:
-        """Begin a step whose windows have ``segments`` segments, at most as many as the plan is for."""
+        """Begin a step whose windows have ``segments`` segments, at most as many as the recomputation plan is for."""
         self.counts = segments >= self.counts_from
 
     @property

@@ -21,7 +21,7 @@ Output = SegmentOutput | Tensor  # of a segment, and of a summary
 
 
 class SlotKey(NamedTuple):
-    """Properties of the inputs that a slot was captured for; slots with equal keys can replace each other."""
+    """Properties of the inputs that a captured forward pass (slot) fits; slots with equal keys are interchangeable."""
 
     kind: type[Part]
     shapes: tuple[tuple[int, ...] | None, ...]
@@ -145,7 +145,7 @@ class Slot:
 
 
 class Replay(torch.autograd.Function):
-    """Autograd function that replays a slot's captured forward pass, and its backward pass."""
+    """Autograd function that replays a forward pass, and then its backward pass, from captured CUDA graphs."""
 
     @staticmethod
     def forward(

@@ -78,11 +78,12 @@ class ReducePerSegment:
 
 
 class ReducePerStep:
-    """Reduce gradients once per optimizer step: sum them in fp32 outside of DeepSpeed's engine, then pass it the sums.
+    """Reduces gradients once per optimizer step: sums them in fp32 outside of DeepSpeed's engine, then passes sums on.
 
     Args:
-        model: the model that the DeepSpeed engine wraps; make this before the engine, which puts hooks into the model.
-        autocast: the context of forward passes.
+        model: the model that the DeepSpeed engine wraps. The reduction must be created before the engine, which puts
+            hooks into the model.
+        autocast: the autocast context of forward passes.
         graphs: capture forward and backward passes in CUDA graphs and replay them.
     """
 
@@ -119,10 +120,10 @@ class ReducePerStep:
             return self.model(*arguments, **options)
 
     def begin_step(self, budget: ActivationBudget) -> None:
-        """Switch to :class:`GraphedForward` for the fourth step that counts, which captures all shapes of the plan.
+        """Begin an optimizer step; in the fourth one with windows of full length, start to capture CUDA graphs.
 
-        The second step is measured, and the third compiles the shapes of the resulting plan. Shorter windows than the
-        plan's would capture too few slots. When the budget has started over, for another depth, the old plan's graphs
+        The second such step measures memory, and the third compiles the shapes of the resulting recomputation plan.
+        Shorter windows would capture too few graphs. When the planning has started over, for another depth, old graphs
         are dropped.
         """
         if budget.step < CAPTURED:

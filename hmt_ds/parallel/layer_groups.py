@@ -69,7 +69,7 @@ class LayerGroups(nn.ModuleList):
                 yield LayerCall(group, layer)
 
     def __getitem__(self, index: int | slice) -> Any:
-        """Return the layer at an index; for a slice, which must be the whole list, the recorded calls."""
+        """Return the layer at an index; for a slice, which must be the whole list, :class:`LayerCall` objects."""
         if isinstance(index, slice):
             calls = list(self)
             assert len(calls[index]) == len(calls), "a group of layers runs as a whole"

@@ -66,12 +66,12 @@ class GradientReduction(Protocol):
         """The forward pass of a segment or a batch of summaries."""
 
     def accumulate(self, passes: int, scale: float, phase: Phase) -> AbstractContextManager[None]:
-        """Surround all backward passes of an optimizer step; afterwards the engine has the reduced gradients.
+        """Return a context for all backward passes of an optimizer step; afterwards the engine has the gradients.
 
         Args:
-            passes: how many backward passes follow.
-            scale: the loss scale (fp16).
-            phase: surrounds the reduction, under the name ``reduce``.
+            passes: number of backward passes of the step.
+            scale: loss scale (1 unless fp16).
+            phase: makes a context around the reduction, from the name ``reduce``.
         """
 
     def backward(self, scalar: Tensor) -> None:

@@ -24,7 +24,7 @@ Durations = Mapping[tuple[Kind, bool], float]  # of an action, by its kind and w
 
 
 def durations(costs: Costs) -> dict[tuple[Kind, bool], float]:
-    """Return the duration of each kind of pass, forward (False) and backward (True)."""
+    """Return the durations of forward and backward passes, by kind of pass and whether it is backward."""
     forward = {Kind.SEGMENT: costs.segment, Kind.SUMMARY: costs.summary, Kind.RECALL: costs.recall}
     factors = {False: 1.0, True: costs.backward}
     return {(kind, way): time * factor for kind, time in forward.items() for way, factor in factors.items()}
@@ -74,7 +74,7 @@ class Machine:
         recomputes_early: bool = False,
         kept_graphs: Sequence[Collection[Action]] = (),
     ) -> "Machine":
-        """Return a machine of equally fast stages, and links of unlimited bandwidth."""
+        """Return a Machine of equally fast stages, with links of unlimited bandwidth."""
         links, wraparound = [Link(costs.link)] * (stages - 1), Link(costs.wraparound)
         return cls(
             [durations(costs)] * stages,
@@ -101,7 +101,7 @@ class Machine:
         return self.recomputation(action, stage) if self.recomputes_early else 0.0
 
     def link(self, action: Action, stage: int, to: int) -> Link:
-        """Return the link that a pass's result takes; between two stages, the wraparound is a second link."""
+        """Return the link that carries a pass's result to another stage; of recalled prompts it is the wraparound."""
         wraps = action.kind == Kind.RECALL or (action.backward and to > stage)
         return self.wraparound if wraps else self.links[min(stage, to)]
 

@@ -20,7 +20,7 @@ def check_output(recipe: Recipe) -> list[str]:
 
 
 def check_no_run(recipe: Recipe) -> list[str]:
-    """Refuse a folder that already holds a run, unless the run is to be resumed."""
+    """Return a line if a folder already holds a run and the recipe does not resume it."""
     folder = Path(recipe.training.output)
     files = ("recipe.yaml", "metrics.jsonl", "checkpoints")  # the folder may hold an evaluation of the starting weights
     if recipe.checkpoint.resume == "never" and any((folder / name).exists() for name in files):

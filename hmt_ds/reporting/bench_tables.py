@@ -109,7 +109,7 @@ def formulas(result: Numbers) -> str:
 
 
 def phase_table(seconds: dict[str, float], segments: int) -> Table:
-    """The table of the seconds, and the fraction of a step, of each phase."""
+    """The table of each phase's seconds, and fraction of the step."""
     table = Table(title=f"time by phase, in steps of {segments} segments")
     for column in ("phase", "seconds", "share"):
         table.add_column(column, justify="left" if column == "phase" else "right")

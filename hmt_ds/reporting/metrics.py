@@ -25,7 +25,7 @@ class Sink(Protocol):
         """Write the metrics of one step."""
 
     def close(self) -> None:
-        """Write what is not written yet, after the last step."""
+        """Write metrics that are not written yet, after the last step."""
 
 
 class Metrics:

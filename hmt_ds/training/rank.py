@@ -66,7 +66,7 @@ def run_as_rank(job: Job) -> int:
 def exit_code_of(job: Job) -> int:
     """Run a job on this rank and return its exit code.
 
-    The code is 0 if the job ended, STOPPED if the run was told to stop, 2 for an error that only the user can fix.
+    The code is 0 if the job ended, STOPPED if a stop signal ended it, 2 for an error that only the user can fix.
     """
     named, *overrides = [word for word in sys.argv[1:] if not word.startswith("--local_rank")] or [""]
     try:

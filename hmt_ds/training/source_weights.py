@@ -51,7 +51,7 @@ def with_source_weights(recipe: Recipe) -> Recipe:
 
 
 def agreed_folder(recipe: Recipe, run: SourceRun, checkpoint: Path) -> Path:
-    """Return the folder for a checkpoint's converted weights as rank 0 names it, on all ranks. Collective.
+    """Return, on all ranks, the folder that rank 0 chooses for a checkpoint's converted weights. Collective.
 
     Raises:
         ConfigError: on all ranks, if the checkpoint's manifest cannot be read.

@@ -47,7 +47,7 @@ class StragglerDetector:
 
     @contextmanager
     def time_step(self, loading_seconds: float) -> Iterator[None]:
-        """Time a rank's own work on a step, which is the body of the ``with`` statement, plus ``loading_seconds``."""
+        """Time a rank's own work on a step, which is the body of the ``with`` block, and add ``loading_seconds``."""
         self.clock.begin()
         yield
         self.seconds.append(loading_seconds + self.clock.end()["other"])

@@ -75,7 +75,7 @@ class Trainer:
             self.finish()
 
     def setup(self) -> None:
-        """Resume from the newest checkpoint if the recipe says so; create the run's folder and open its logs.
+        """Resume from the newest checkpoint if ``checkpoint.resume`` is auto; create the run's folder, open its logs.
 
         Raises:
             ConfigError: on all ranks, if the folder cannot be written.

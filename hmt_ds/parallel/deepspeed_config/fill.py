@@ -37,7 +37,7 @@ BUCKET = 2 * 10**8  # gradients in a bucket: enough for the network's full speed
 
 
 class DeepSpeedConfigError(ValueError):
-    """A DeepSpeed file is unreadable, unknown to DeepSpeed or contradicts the recipe; one line per problem."""
+    """Raised if a DeepSpeed file is unreadable, contradicts the recipe or is refused by DeepSpeed."""
 
 
 @dataclass(frozen=True)
