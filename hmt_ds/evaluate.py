@@ -35,7 +35,7 @@ def evaluate(run_or_recipe: str, overrides: list[str], device: torch.device) -> 
     # the results go into the folder that was named, even if the run was moved since it was trained
     output = ["--training.output", json.dumps(run_or_recipe)] if is_run else []
     recipe = load_recipe(recipe_file, [*output, *NO_CONSENT, *overrides])
-    own_data = reads(recipe) == reads(load_recipe(recipe_file, output))
+    own_data = not is_run or reads(recipe) == reads(load_recipe(recipe_file, [*output, *NO_CONSENT]))
     if recipe.data.validation is None and recipe.data.retrieval is None:
         raise ConfigError(["data.validation: missing, there is nothing to evaluate on"])
     checkpoint = newest_intact(source / "checkpoints", logger.warning) if is_run else None

@@ -7,7 +7,10 @@ from typing import Any, cast
 import datasets
 import numpy as np
 import pytest
+import torch
+import yaml
 
+from hmt_ds import evaluate as evaluate_module
 from hmt_ds.evaluation.losses import DocumentLosses
 from hmt_ds.training import validation
 from hmt_ds.training.validation import Validation
@@ -66,3 +69,27 @@ def test_a_swap_that_cannot_be_done_is_told(tmp_path, monkeypatch, capsys, rows,
     assert "others' memory" not in printed and "cost of no memory" in printed
     assert "another document's memories were not read: it takes two rows of a batch" in printed
     assert f"(evaluation.batch_size is {rows})\n" in printed
+
+
+class Reached(Exception):
+    """The recipe was read."""
+
+
+def test_a_recipe_need_not_be_complete_without_its_overrides(tmp_path, monkeypatch):
+    """It is the overrides that say where the results go."""
+    recipe = {
+        "model": {"source": "folder"},
+        "memory": {"segment_length": 16, "recall_dim": 4},
+        "data": {"train": {"source": "a.txt"}, "validation": {"source": "b.txt"}},
+        "training": {"steps": 1},
+        "optimizer": {"lr": 0.1},
+        "deepspeed": "zero1.json",
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+
+    def reached(*_: Any, **__: Any) -> None:
+        raise Reached
+
+    monkeypatch.setattr(evaluate_module, "prepare_together", reached)
+    with pytest.raises(Reached):
+        evaluate_module.evaluate(str(tmp_path / "recipe.yaml"), ["--training.output", "run"], torch.device("cpu"))
