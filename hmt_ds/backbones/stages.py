@@ -42,7 +42,7 @@ class LayerRange(NamedTuple):
 
 
 def layer_ranges(sizes: Sequence[int]) -> list[LayerRange]:
-    """Divide a model's layers into consecutive pipeline stages with ``sizes`` layers each."""
+    """Divide a model's layers into consecutive pipeline stages, given the number of layers of each stage."""
     ends = [sum(sizes[: n + 1]) for n in range(len(sizes))]
     return [LayerRange(end - size, end, ends[-1]) for size, end in zip(sizes, ends, strict=True)]
 

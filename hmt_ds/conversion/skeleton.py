@@ -61,7 +61,7 @@ def buffers_of(model: nn.Module) -> set[str]:
 
 
 def match_weights(weights: Weights, model: nn.Module, origin: str) -> Weights:
-    """Select the weights of a model from a checkpoint, each under its first name in the model.
+    """Select the weights of a model from a checkpoint; tied weights once, under the first of their names.
 
     Args:
         weights: weights of a checkpoint.

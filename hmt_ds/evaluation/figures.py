@@ -131,5 +131,5 @@ def useful(cost: Interval) -> bool:
 
 
 def described(cost: Interval, unit: str = " nats") -> str:
-    """Format a cost with its interval, for a sentence."""
+    """Format the cost of replacing the memory, in nats per token with its interval, for a sentence."""
     return f"{cost.mean:z.3f}{unit} [{cost.low:z.3f}, {cost.high:z.3f}]"

@@ -92,7 +92,7 @@ class RunLog:
             self.metrics.write(row)
 
     def row(self, output: StepOutput, position: RunPosition, seconds: float) -> Row:
-        """Return a step's metrics, named as in :mod:`hmt_ds.reporting.metrics`; None if unknown or not finite."""
+        """Return a step's metrics, named as in hmt_ds/reporting/metrics.py; None where unknown or not finite."""
         speed = output.fresh_tokens / seconds / world_size()
         on_cpu = self.executor.device.type == "cpu"
         device = None if on_cpu else torch.get_device_module(self.executor.device)

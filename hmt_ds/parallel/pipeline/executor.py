@@ -136,7 +136,7 @@ class PipelineExecutor:
 
 
 def finite_of(work: StagePass, segments: int, device: torch.device) -> Tensor:
-    """Return whether the loss of each row's segment is finite, ``[b, s]`` bool; all True on stages without losses."""
+    """Return whether each row's loss on a segment is finite, ``[rows, segments]``; True on stages without losses."""
     batches = work.micro_batches
     if not work.losses:
         return torch.ones(sum(len(b.lengths) for b in batches), segments, dtype=torch.bool, device=device)

@@ -247,7 +247,7 @@ class StagePass:
         return StageGraph(stage_input, self.layers(tokens, action, stage_input))
 
     def run_layers(self, tokens: Segment | Summary, action: Action, stage_input: Tensor | None) -> Tensor:
-        """Run this stage's layers, ``[b, t, h]``. The first stage first embeds prompt and tokens."""
+        """Run this stage's layers, ``[b, positions, hidden size]``; the first stage embeds prompt and tokens before."""
         if self.topology.is_first:
             stage_input = self.model.enter(tokens, self.prompt(tokens, action, stage_input))
         assert stage_input is not None
