@@ -61,7 +61,7 @@ def trim_model(model: PreTrainedModel, layers: LayerRange) -> None:
     holder, name = find_layers(model)
     others = {child for child, _ in holder.named_children() if child != name}
     if model.config.model_type not in FAMILIES or others - FRONT - BACK - SHARED:
-        raise BackboneError(f"{model.config.model_type} has no stages: it is not in backbones/families.py")
+        raise BackboneError(f"{model.config.model_type} has no pipeline stages: backbones/families.py lacks it")
     kept = nn.ModuleList()
     for number, layer in list(getattr(holder, name).named_children())[layers.first : layers.end]:
         kept.add_module(number, layer)  # under its number in the whole model: weights keep their names

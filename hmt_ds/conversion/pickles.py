@@ -30,7 +30,7 @@ def member_of_enum(kind: Any, name: str) -> object:
     from deepspeed.runtime.zero.config import ZeroStageEnum
 
     if kind is not ZeroStageEnum:
-        raise pickle.UnpicklingError("GLOBAL getattr ")
+        raise pickle.UnpicklingError("GLOBAL getattr is not allowed")
     return kind[name]
 
 

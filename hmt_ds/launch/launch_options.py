@@ -70,10 +70,10 @@ class LaunchOptions(Options):
 
     @property
     def fewest_nodes(self) -> int:
-        """Lower end of the range of nodes."""
+        """Smallest number of nodes that the job accepts."""
         return int(self.nodes.split("-")[0])
 
     @property
     def most_nodes(self) -> int:
-        """Upper end of the range of nodes."""
+        """Largest number of nodes that the job accepts."""
         return int(self.nodes.split("-")[-1])

@@ -42,7 +42,7 @@ def check_stages(recipe: Recipe, config: PreTrainedConfig) -> list[str]:
     layers = getattr(config, "num_hidden_layers", 0)
     if config.model_type not in FAMILIES:
         problems.append(
-            f"pipeline.stages: {config.model_type} has no stages, it is not listed in backbones/families.py"
+            f"pipeline.stages: {config.model_type} cannot have stages, backbones/families.py does not list it"
         )
     if pipeline.stages > layers:
         problems.append(f"pipeline.stages is {pipeline.stages}, the backbone has {layers} layers")

@@ -36,7 +36,7 @@ class Bar(Protocol):
 
     @property
     def action(self) -> Pass:
-        """The pass that the bar stands for."""
+        """The pass that a bar of the drawing shows."""
 
     @property
     def start(self) -> float:

@@ -85,7 +85,7 @@ def test_a_weight_that_is_missing_is_named(tmp_path):
 
 def test_a_stranger_is_not_cut():
     backbone = make_model(FOUR["stablelm"]).backbone
-    with pytest.raises(BackboneError, match=r"stablelm has no stages: it is not in backbones/families\.py"):
+    with pytest.raises(BackboneError, match=r"stablelm has no pipeline stages: backbones/families\.py lacks it"):
         trim_to_stage(backbone, LayerRange(0, 2, LAYERS))
 
 

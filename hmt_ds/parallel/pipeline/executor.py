@@ -145,7 +145,7 @@ def finite_of(work: StagePass, segments: int, device: torch.device) -> Tensor:
 
 
 def totals_of(work: StagePass, device: torch.device) -> Tensor:
-    """Return loss, sum of recall distances, number of recalls and recall loss, ``[4]`` float64; zeros elsewhere."""
+    """Return the sums of loss, recall distance, recalls and recall loss, ``[4]`` float64; zeros on other stages."""
     totals = torch.zeros(4, dtype=torch.float64, device=device)
     totals[0] = sum((loss.double().sum() for loss in work.losses.values()), totals[0])
     for weights in work.recall_weights.values():

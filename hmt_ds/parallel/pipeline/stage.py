@@ -254,7 +254,7 @@ class StagePass:
         return self.model.decode(tokens, stage_input, self.mode).to(self.stage.dtype)
 
     def prompt(self, tokens: Segment | Summary, action: Action, recalled: Tensor | None) -> Tensor:
-        """Return the prompt of a segment, ``[b, p, d]``, or of a summary, ``[b, m, d]``, on the first stage."""
+        """Return the prompt of a segment or a summary as embeddings, ``[b, prompt tokens, d]``, on the first stage."""
         rows = len(tokens.tokens)
         if action.kind == Kind.SUMMARY:
             return self.model.summary_prompt(rows)
