@@ -32,7 +32,7 @@ RANKS = (1, 2, 4)
 BEFORE, AFTER = 2, 5  # steps before and after the checkpoint; more than one epoch
 
 
-def executor_of(config: str, case: dict[str, str], device: torch.device) -> ZeroExecutor:
+def executor_of(config: str, case: dict[str, Any], device: torch.device) -> ZeroExecutor:
     """A new executor with the common initial weights."""
     return make_executor(Case(config, reduction="step", **case), device)
 
@@ -43,7 +43,7 @@ def losses(executor: ZeroExecutor, first: int, number: int) -> list[float]:
     return [executor.train_batch([every[step % len(every)]]).loss for step in range(first, first + number)]
 
 
-def save(folder: Path, config: str, case: dict[str, str], device: torch.device) -> dict[str, Any]:
+def save(folder: Path, config: str, case: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """Train, save and continue training; return the losses after the checkpoint."""
     executor = executor_of(config, case, device)
     losses(executor, 0, BEFORE)
@@ -56,7 +56,7 @@ def save(folder: Path, config: str, case: dict[str, str], device: torch.device) 
     return {"path": str(path), "losses": expected, "weights": weights}
 
 
-def resume(saved: dict[str, Any], config: str, case: dict[str, str], device: torch.device) -> dict[str, Any]:
+def resume(saved: dict[str, Any], config: str, case: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """Resume a checkpoint; return the errors of the next losses and of the weights after them."""
     executor = executor_of(config, case, device)
     with torch.no_grad():
@@ -92,7 +92,7 @@ def be_a_rank(task: dict[str, Any], result: Path) -> None:
 
 
 def run_pairs(
-    configs: Sequence[str] = CONFIGS, ranks: Sequence[int] = RANKS, timeout: float = 1500, **case: str
+    configs: Sequence[str] = CONFIGS, ranks: Sequence[int] = RANKS, timeout: float = 1500, **case: Any
 ) -> dict[str, dict[str, Any]]:
     """Run all pairs of some layouts; ``case`` has options such as the precision."""
     with tempfile.TemporaryDirectory() as folder:

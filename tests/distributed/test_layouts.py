@@ -40,6 +40,12 @@ def test_other_weights_and_states(train, optimizer):
     assert_goes_on(run_pairs(("zero1", "zero3"), (2,), train=train, optimizer=optimizer), 4)
 
 
+def test_the_adapted_interface():
+    """On equally many ranks: with the recall's loss a row's gradient depends on the rows read together with it."""
+    memory = {"interface": "adapted", "recalled": 2, "recall_loss": 0.3}
+    assert_goes_on(run_pairs(("zero1", "zero3"), (2,), **memory), 4)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -13,6 +13,7 @@ from tiny_recipe import STEPS, finish, kill_at, make_materials, ranks_of, start,
 from hmt_ds.reporting.metrics import read_metrics
 
 RESUME = ("--checkpoint.resume", "auto")
+ADAPTED = ("--memory.interface", "adapted", "--memory.recalled_memories", "2")
 TWO_STAGES = ("--pipeline.stages", "2")
 DEPTHS = ("--training.bptt_depth", "{0: 2, 4: 3, 7: 5}", "--training.random_depth", "true")
 
@@ -39,13 +40,14 @@ def without_dropout(recipe: Path) -> Path:
     return file
 
 
-def test_killed_and_resumed_it_is_the_same_run(folder):
+@pytest.mark.parametrize("memory", [(), ADAPTED], ids=["paper", "adapted"])
+def test_killed_and_resumed_it_is_the_same_run(folder, memory):
     """A killed and resumed run is the same bit for bit, with dropout and carried memories."""
-    recipe, whole, broken = write_recipe(folder, 1), folder / "whole", folder / "broken"
-    code, printed = train(recipe, whole, *TWO_STAGES)
+    recipe, whole, broken = write_recipe(folder, 1), folder / f"whole{len(memory)}", folder / f"broken{len(memory)}"
+    code, printed = train(recipe, whole, *TWO_STAGES, *memory)
     assert code == 0, printed
-    kill_at(recipe, broken, *TWO_STAGES, step=6)
-    code, printed = train(recipe, broken, *TWO_STAGES, *RESUME)
+    kill_at(recipe, broken, *TWO_STAGES, *memory, step=6)
+    code, printed = train(recipe, broken, *TWO_STAGES, *memory, *RESUME)
     assert code == 0 and "resumed from" in printed, printed
     assert losses(broken) == losses(whole) and len(losses(whole)) == STEPS
 
@@ -74,23 +76,25 @@ def copy_up_to(run: Path, target: Path, step: int) -> Path:
     return target
 
 
-def test_any_layout_goes_on_from_any_other(folder):
+@pytest.mark.parametrize("memory", [(), ADAPTED], ids=["paper", "adapted"])
+def test_any_layout_goes_on_from_any_other(folder, memory):
     """From random weights and from checkpoints, ZeRO and pipelines of two and three stages take the same steps.
 
     Their windows have another depth in almost every step.
     """
     one, two = without_dropout(write_recipe(folder, 1)), without_dropout(write_recipe(folder, 2))
-    zero, pipeline = folder / "zero", folder / "pipeline"
-    assert train(two, zero, *DEPTHS, ranks=1)[0] == 0
-    assert train(one, pipeline, *DEPTHS, *TWO_STAGES)[0] == 0
+    place = folder / "adapted" if memory else folder
+    zero, pipeline = place / "zero", place / "pipeline"
+    assert train(two, zero, *DEPTHS, *memory, ranks=1)[0] == 0
+    assert train(one, pipeline, *DEPTHS, *memory, *TWO_STAGES)[0] == 0
     assert close(losses(pipeline), losses(zero))
     for source, target, recipe, words, ranks in (
         (pipeline, "pipeline_to_zero", two, (), 1),
         (zero, "zero_to_pipeline", one, TWO_STAGES, 2),
         (pipeline, "two_to_three", one, ("--pipeline.stages", "3"), 3),
     ):
-        run = copy_up_to(source, folder / target, 4)
-        code, printed = train(recipe, run, *DEPTHS, *words, *RESUME, ranks=ranks)
+        run = copy_up_to(source, place / target, 4)
+        code, printed = train(recipe, run, *DEPTHS, *memory, *words, *RESUME, ranks=ranks)
         assert code == 0 and "step 4" in printed, printed
         assert close(losses(run), losses(zero)), target
 
