@@ -6,6 +6,7 @@ from typing import cast
 import deepspeed
 import torch
 from torch import nn
+from transformers import PretrainedConfig
 
 from hmt_ds.backbones import CausalLM, LoraSettings, build_model, fill_memory, read_converted, select_trainable
 from hmt_ds.backbones.transformers_internals import build_under_zero_init
@@ -65,13 +66,12 @@ def initialise_prompts(model: HMT) -> None:
     spread like tokens, memories half as much, and the sink is the token that begins a text.
     """
     backbone = cast(CausalLM, model.backbone)
-    embedding, config = backbone.model.get_input_embeddings(), backbone.config.get_text_config()
-    first = getattr(config, "bos_token_id", None) or getattr(config, "eos_token_id", None) or 0
+    embedding, first = backbone.model.get_input_embeddings(), first_token(backbone.config.get_text_config())
     with torch.no_grad(), deepspeed.zero.GatheredParameters(list(embedding.parameters())):
         # through forward, because Gemma scales its embeddings there
         ids = torch.arange(0, len(embedding.weight), 7, device=embedding.weight.device)
         sample = embedding(ids).float()
-        sink = embedding(torch.as_tensor([first], device=ids.device).flatten()[:1]).float()
+        sink = embedding(torch.as_tensor([first], device=ids.device)).float()
     std, mean = float(sample.std()), sample.mean(dim=0)
     if model.settings.interface == "paper":
         for name in ("initial_prompt", "summary_prompt"):
@@ -86,6 +86,16 @@ def initialise_prompts(model: HMT) -> None:
                 prompt.embeddings.weight.copy_(mean.cpu() + noise)
             model.memory_embedding.shift.copy_(mean)
             model.memory_embedding.scale.fill_(0.5 * float(sample.square().mean().sqrt()))
+
+
+def first_token(config: PretrainedConfig) -> int:
+    """Return the token that begins a text, or else one that ends it; 0 where the vocabulary has neither.
+
+    Configurations of random weights keep a family's default ids, which a smaller vocabulary may not have.
+    """
+    named = [getattr(config, name, None) for name in ("bos_token_id", "eos_token_id")]
+    ids = [i for one in named for i in (one if isinstance(one, list) else [one])]
+    return next((i for i in ids if i is not None and i < config.vocab_size), 0)
 
 
 def parameter_groups(model: HMT, memory_lr: float | None) -> list[dict[str, object]]:

@@ -25,7 +25,10 @@ class Run(NamedTuple):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Run:
-    folder = tmp_path_factory.mktemp("bench")
+    return bench(tmp_path_factory.mktemp("bench"))
+
+
+def bench(folder: Path, *overrides: str) -> Run:
     backbone = {"model_type": "llama", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48}
     backbone |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
     training = {"output": str(folder / "run"), "steps": 9, "bptt_depth": DEPTH, "batch_size": BATCH}
@@ -51,7 +54,7 @@ def run(tmp_path_factory) -> Run:
         "--trace",
         str(folder / "trace"),
     )
-    code, printed = run_command("bench", str(folder / "recipe.yaml"), "--ranks", "2", *words)
+    code, printed = run_command("bench", str(folder / "recipe.yaml"), "--ranks", "2", *words, *overrides)
     assert code == 0, printed
     result = json.loads((folder / "new" / "a.json").read_text())
     return Run(printed, result, folder / "trace" / "step.json", folder / "run")
@@ -108,3 +111,13 @@ def test_prints_once_and_leaves_the_run_alone(run):
     for title in ("what was run", "speed per GPU", "time by phase", "memory of the fullest rank"):
         assert run.printed.count(title) == 1
     assert [path.name for path in run.output.iterdir()] == ["metrics.jsonl"]
+
+
+def test_the_adapted_interface(tmp_path):
+    """No summaries: 24 positions per segment, with sink, recalled and last memory, and write embedding."""
+    result = bench(tmp_path, "--memory.interface", "adapted").result
+    parameters = PARAMETERS - 2 * 32 + (1 + 2 + 2) * 32  # a sink, two prompts, scale and shift
+    assert result["run"]["parameters"] == parameters
+    assert result["flops"]["useful_flops_per_window"] == 6 * parameters * BATCH * DEPTH * 24
+    assert result["flops"]["repeated_flops_per_window"] == 2 * LAYERS * BATCH * 3 * 24
+    assert result["phase_seconds"]["summary"] < 0.1 * result["phase_seconds"]["forward"]

@@ -1,6 +1,7 @@
 """`hmt-ds bench` on two stages: numbers of both together, and the phases of each."""
 
 import json
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -25,7 +26,10 @@ class Run(NamedTuple):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Run:
-    folder = tmp_path_factory.mktemp("pipeline_bench")
+    return bench(tmp_path_factory.mktemp("pipeline_bench"))
+
+
+def bench(folder: Path, *overrides: str) -> Run:
     backbone = {"model_type": "llama", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48}
     backbone |= {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
     training = {"output": str(folder / "run"), "steps": 9, "bptt_depth": DEPTH, "batch_size": BATCH}
@@ -40,7 +44,7 @@ def run(tmp_path_factory) -> Run:
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     words = ("--steps", "3", "--warmup", "1", "--json", str(folder / "a.json"))
-    code, printed = run_command("bench", str(folder / "recipe.yaml"), "--ranks", "2", *words)
+    code, printed = run_command("bench", str(folder / "recipe.yaml"), "--ranks", "2", *words, *overrides)
     assert code == 0, printed
     return Run(printed, json.loads((folder / "a.json").read_text()))
 
@@ -108,3 +112,18 @@ def test_memory_is_that_of_one_stage(run):
     assert memory["optimizer_states_bytes"] == pytest.approx(12 * own, rel=0.02)
     assert memory["gradients_bytes"] == pytest.approx(4 * own, rel=0.02)
     assert f"memory of the fullest rank, {memory['rank']} (stage {memory['rank']})" in " ".join(run.printed.split())
+
+
+def test_the_adapted_interface(tmp_path):
+    """No summaries: segment passes alone, of 24 positions with sink, recalled and last memory and write embedding."""
+    result = bench(tmp_path, "--memory.interface", "adapted").result
+    pipeline, flops = result["pipeline"], result["flops"]
+    # a sink, two prompts, and scale and shift, on the first stage; the recall on the last
+    weights = FIRST - 2 * 32 + (1 + 2 + 2) * 32 + LAST
+    assert result["run"]["parameters"] == weights
+    assert pipeline["forward_passes"] == 2 * DEPTH and pipeline["summary_group_size"] == 1
+    assert flops["useful_flops_per_window"] == 6 * weights * (L + K + 4) * BATCH * DEPTH
+    assert flops["repeated_flops_per_window"] == 2 * 3 * LAYER * (L + K + 4) * BATCH * DEPTH
+    assert all(phases["summary"] == 0 < phases["forward"] for phases in pipeline["phase_seconds"])
+    for name in ("bubbles", "schedule_bubbles", "simulated_bubbles"):
+        assert all(0 <= bubble < 1 for bubble in pipeline[name]), (name, pipeline[name])

@@ -211,6 +211,30 @@ def test_prompts_begin_beside_adapted_embeddings():
         assert float(prompt.embeddings.weight.detach().std()) == pytest.approx(LLAMA["initializer_range"], rel=0.2)
 
 
+@pytest.mark.parametrize(
+    ("ids", "first"),
+    [
+        ({"bos_token_id": 5, "eos_token_id": 6}, 5),
+        ({"bos_token_id": 0, "eos_token_id": 6}, 0),
+        ({"bos_token_id": None, "eos_token_id": [7, 8]}, 7),
+        ({"bos_token_id": 50256, "eos_token_id": 3}, 3),  # a family's default, beyond a small vocabulary
+        ({"bos_token_id": None, "eos_token_id": None}, 0),
+    ],
+)
+def test_an_adapted_memory_begins_beside_the_embeddings(ids, first):
+    """The sink is the token that begins a text; memories have half of a token's size around the mean token."""
+    model = make_model(LLAMA | {"hidden_size": 256} | ids, interface="adapted", memory_tokens=4)
+    weight = model.backbone.model.get_input_embeddings().weight.detach()
+    initialise_prompts(model)
+    sample, embedding = weight[::7].float(), model.memory_embedding
+    assert torch.equal(model.sink.embeddings.weight[0].float(), weight[first].float())
+    torch.testing.assert_close(embedding.shift.detach().float(), sample.mean(dim=0), rtol=1e-5, atol=1e-6)
+    assert float(embedding.scale.detach().mean()) == pytest.approx(0.5 * float(sample.square().mean().sqrt()))
+    for prompt, spread in ((model.initial_prompt, 0.15), (model.write_prompt, 0.7)):
+        apart = prompt.embeddings.weight.detach() - sample.mean(dim=0)
+        assert float(apart.std()) == pytest.approx(spread * float(sample.std()), rel=0.1)
+
+
 def test_random_weights_follow_the_seed():
     one, same, other = (build_model(LLAMA, dtype=torch.float32, seed=s).model.lm_head.weight for s in (3, 3, 4))
     assert torch.equal(one, same) and not torch.equal(one, other)

@@ -95,6 +95,32 @@ CASES = [
         ["--memory.segment_length", "60"],
         ["memory: 60 fresh + 4 sensory + 2 prompt tokens are 66 positions, the backbone was made for 64"],
     ),
+    Case(
+        "recall of the paper's interface",
+        ["--memory.recalled_memories", "2", "--memory.recall_loss", "0.1"],
+        [
+            "memory.recalled_memories is 2, but it needs interface adapted and mode hmt (here paper and hmt)",
+            "memory.recall_loss is 0.1, but it needs interface adapted and mode hmt (here paper and hmt)",
+        ],
+    ),
+    Case(
+        "recall without mode hmt",
+        ["--memory.interface", "adapted", "--memory.mode", "rmt", "--memory.recalled_memories", "2"],
+        ["memory.recalled_memories is 2, but it needs interface adapted and mode hmt (here adapted and rmt)"],
+    ),
+    Case(
+        "fewer memories cached than recalled",
+        ["--memory.interface", "adapted", "--memory.recalled_memories", "3", "--memory.cached_memories", "3"],
+        ["memory.recalled_memories is 3, but only 3 memories are cached, and the last of them is always read: raise"],
+    ),
+    Case(
+        "recall loss on text",
+        ["--memory.interface", "adapted", "--memory.recall_loss", "0.1"],
+        ["memory.recall_loss is 0.1, but documents do not say which memory answers: only data.retrieval does"],
+    ),
+    Case("no recalled memory", ["--memory.recalled_memories", "0"], ["memory.recalled_memories: must be at least 1"]),
+    Case("negative recall loss", ["--memory.recall_loss", "-1"], ["memory.recall_loss: must be at least 0"]),
+    Case("unknown interface", ["--memory.interface", "adept"], ["memory.interface: must be 'paper' or 'adapted'"]),
     Case("sensory tokens", ["--memory.sensory_tokens", "17"], ["memory.sensory_tokens is 17, more than a segment has"]),
     Case("empty data", ["--data.train.source", "empty.txt"], ["data.train: empty.txt holds no documents"]),
     Case("unreadable data", ["--data.train.source", "binary.txt"], ["data.train: cannot read binary.txt as text"]),
@@ -267,6 +293,13 @@ def test_one_line_per_problem(folder):
     for case in several:
         assert len(errors_in(ask(folder, case)[1])) == len(case.lines)
     assert len(several) == 2
+
+
+def test_one_line_per_setting_of_the_recall(folder):
+    recalls = [case for case in CASES if "recall" in case.name]
+    assert len(recalls) == 6
+    for case in recalls:
+        assert len(errors_in(ask(folder, case)[1])) == len(case.lines)
 
 
 def test_command_in_a_process(folder):

@@ -242,3 +242,12 @@ def test_comparison():
 def test_a_shape_without_grouped_heads():
     """By hand: 4 x 2 x 2 of attention, 3 x 2 x 5 of the MLP, two norms; embedding and head 7 x 2; the last norm."""
     assert ModelShape(2, 5, 3, vocab_size=7).parameters == 3 * (16 + 30 + 4) + 2 * 14 + 2
+
+
+def test_without_summaries_a_pipeline_sends_and_computes_none():
+    """The adapted interface: what is recalled is longer by the last memory, and so are the segments."""
+    settings = replace(SETTINGS, interface="adapted", recalled_memories=3, memory_tokens=2)
+    window, kept = pipeline_window(replace(JOB, settings=settings), FAR, 8, GRAPH, 0.0)
+    actions = [timed.action.kind for timed in window.stages[0]]
+    assert Kind.SUMMARY not in actions and actions.count(Kind.SEGMENT) == 2 * 8 * 16 and kept == 0
+    assert window.stashed_bytes[0] == 8 * 16 * (1024 + 32 + 1 + 8 + 2) * 4096 * 2
