@@ -17,9 +17,10 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict, cast
 
 MANIFEST = "manifest.json"
+RUN_STATE = "progress.json"
 FORMAT = 1
 PARTIAL = "partial"
 CHUNK = 2**24  # bytes that are hashed at a time
@@ -196,6 +197,22 @@ def find_damage(checkpoint: Path, *, hashes: bool = True) -> list[str]:
         return [str(error).removeprefix(f"{checkpoint}: ")]
     found = [damage_of(checkpoint / name, entry, hashes) for name, entry in entries.items()]
     return [problem for problem in found if problem]
+
+
+def newest_state(folder: Path) -> dict[str, Any] | None:
+    """Return the newest ``progress.json`` that is as it was written, None without one; read before ranks are started.
+
+    Args:
+        folder: of all checkpoints.
+    """
+    for checkpoint in list_checkpoints(folder):
+        try:
+            entry = read_manifest(checkpoint).get(RUN_STATE)
+        except CheckpointError:
+            continue
+        if entry and not damage_of(checkpoint / RUN_STATE, entry, hashes=True):
+            return cast(dict[str, Any], json.loads((checkpoint / RUN_STATE).read_text(encoding="utf-8")))
+    return None
 
 
 def damage_of(file: Path, entry: FileEntry, hashes: bool) -> str | None:

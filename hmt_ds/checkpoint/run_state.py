@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
+from hmt_ds.checkpoint.files import RUN_STATE
 from hmt_ds.checkpoint.fragments import OptimizerScalars, optimizer_scalars
 from hmt_ds.distributed.deepspeed_internals import counters, loss_scaler_state
 from hmt_ds.distributed.process_group import world_size
 from hmt_ds.parallel.protocols import Executor
-
-RUN_STATE = "progress.json"
 
 
 @dataclass(frozen=True)

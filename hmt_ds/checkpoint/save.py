@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hmt_ds.checkpoint.files import (
+    RUN_STATE,
     CheckpointError,
     Entries,
     delete_old,
@@ -26,7 +27,7 @@ from hmt_ds.checkpoint.files import (
 )
 from hmt_ds.checkpoint.fragments import Fragment, create_states, fragments
 from hmt_ds.checkpoint.rank_state import rank_file, rank_tensors, write_rank
-from hmt_ds.checkpoint.run_state import RUN_STATE, RunPosition, run_state
+from hmt_ds.checkpoint.run_state import RunPosition, run_state
 from hmt_ds.checkpoint.staging import Staging
 from hmt_ds.distributed.process_group import all_gather_object, all_reduce_sum, rank, world_size
 from hmt_ds.parallel.protocols import Executor

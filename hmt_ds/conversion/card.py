@@ -118,7 +118,7 @@ def figures(run: Path, step: int) -> list[str]:
     found = []
     log = run / "metrics.jsonl"
     if log.is_file() and (
-        rows := [row for row in read_metrics(log) if row["loss"] is not None and row["step"] <= step]
+        rows := [row for row in read_metrics(log) if row.get("loss") is not None and row["step"] <= step]
     ):
         last = [row["loss"] for row in rows[-10:]]
         found.append(

@@ -1,6 +1,5 @@
 """Start ``train``, ``evaluate`` or ``bench`` on this machine: check the recipe, then start the ranks."""
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 from pydantic.dataclasses import dataclass
 
 from hmt_ds.benchmark.bench_options import BenchOptions
+from hmt_ds.checkpoint.files import newest_state
 from hmt_ds.config.config_error import ConfigError, collected
 from hmt_ds.config.load import NO_CONSENT, load_recipe
 from hmt_ds.config.options import AtLeastOne, Options, words_of
@@ -124,8 +124,5 @@ def number_of_gpus() -> int:
 
 def ranks_of(run: Path) -> int | None:
     """Return the number of ranks that wrote a run's newest checkpoint, or None if there is no checkpoint."""
-    try:
-        newest = (run / "checkpoints" / "latest").read_text().strip()
-        return int(json.loads((run / "checkpoints" / newest / "progress.json").read_text())["world_size"])
-    except (OSError, ValueError, KeyError):
-        return None
+    saved = newest_state(run / "checkpoints")
+    return None if saved is None else int(saved["world_size"])

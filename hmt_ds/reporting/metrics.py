@@ -141,7 +141,7 @@ def cut(file: Path, keep: Callable[[str], bool]) -> None:
     for line in file.read_bytes().splitlines(keepends=True):
         try:
             kept = line.endswith(b"\n") and keep(line.decode())
-        except (ValueError, KeyError):
+        except (ValueError, LookupError, TypeError, RecursionError):
             break
         if not kept:
             break
@@ -179,9 +179,12 @@ def read_metrics(file: Path) -> list[Row]:
     if not file.exists():
         return []
     rows = []
-    for line in file.read_text().splitlines():
+    for line in file.read_text(errors="replace").splitlines():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             break
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            break
+        rows.append(row)
     return rows

@@ -3,11 +3,10 @@
 ``python -m hmt_ds.training.elastic NODES RANKS_PER_NODE RECIPE ...`` prints how many of the NODES a run can use.
 """
 
-import json
 import sys
 from pathlib import Path
 
-from hmt_ds.checkpoint.files import list_checkpoints
+from hmt_ds.checkpoint.files import newest_state
 from hmt_ds.config.config_error import ConfigError
 from hmt_ds.config.load import load_recipe
 from hmt_ds.config.recipe import Recipe
@@ -60,13 +59,8 @@ def global_rows(recipe: Recipe) -> int | None:
     """Return the rows of the global batch, from the run's newest readable checkpoint; None for a new run."""
     if recipe.checkpoint.resume == "never":
         return None
-    for checkpoint in list_checkpoints(Path(recipe.training.output) / "checkpoints"):
-        try:
-            saved = json.loads((checkpoint / "progress.json").read_text(encoding="utf-8"))
-            return saved["rows_per_rank"] * (saved["world_size"] // saved["stages"])
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # damaged: resuming reports it
-    return None
+    saved = newest_state(Path(recipe.training.output) / "checkpoints")
+    return None if saved is None else saved["rows_per_rank"] * (saved["world_size"] // saved["stages"])
 
 
 def batch_size(recipe: Recipe, rows: int, ranks: int) -> int:

@@ -120,7 +120,7 @@ class RunLog:
         """Print the first and the final loss of a run and its last checkpoint, and plot the loss."""
         if rank() != 0:
             return
-        if rows := [row for row in read_metrics(self.folder / "metrics.jsonl") if row["loss"] is not None]:
+        if rows := [row for row in read_metrics(self.folder / "metrics.jsonl") if row.get("loss") is not None]:
             first, last = rows[0]["loss"], [row["loss"] for row in rows[-10:]]
             mean = sum(last) / len(last)
             print(f"loss        {first:.3f} -> {mean:.3f} (mean of the last {len(last)} logged steps)")
