@@ -55,7 +55,7 @@ write_deepspeed_env() {
     export DS_ENV_FILE=$1
 }
 
-# run_launcher COMMAND ...: run a launcher and exit with rank 0's exit code. The first USR1, TERM or Ctrl-C stops the run
+# run_launcher COMMAND ...: run a launcher and exit with rank 0's exit code. The first USR1, TERM, HUP or Ctrl-C stops the run
 # through the script's function `tell_ranks USR1 LAUNCHER`; the second calls `tell_ranks KILL LAUNCHER`. If the ranks fail
 # without such a signal, restart up to RESTARTS times.
 run_launcher() {
@@ -64,6 +64,7 @@ run_launcher() {
     "$@" </dev/null 8>&- &
     launcher=$!
     trap 'say "stopping ($number)"; tell_ranks $number "$launcher"; number=KILL' USR1 TERM INT
+    trap 'tell_ranks USR1 "$launcher"' HUP # may come twice; nothing can be printed
     while kill -0 $launcher 2>/dev/null; do wait $launcher && code=0 || code=$?; done
     rank_0_code $code || code=$?
     case $code in 0 | 2 | 75) ;; *) if [ $number = USR1 ]; then start_again $code; fi ;; esac

@@ -42,7 +42,7 @@ stop() { # end the ranks first, then torchrun, which would restart ranks that sa
     for rank in $ranks; do while kill -0 "$rank" 2>/dev/null; do sleep 0.1; done; done
     kill -TERM "$launcher"
 }
-trap stop USR1 TERM INT
+trap stop USR1 TERM INT HUP
 code=0
 while kill -0 $launcher 2>/dev/null; do wait $launcher && code=0 || code=$?; done
 exit $code

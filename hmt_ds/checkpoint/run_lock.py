@@ -3,8 +3,7 @@
 Each start writes a file of its own, ``run.ID.lock``, and then looks for others. If all of them belong to dead starts,
 it holds the run. As every start writes before it looks, of two starts at least one sees the other. A start on the same
 machine is dead if its process is gone; on another machine, if its file no longer changes, which a living start changes
-every few seconds. So no clocks are compared, and the file system needs no locks of its own. Imports only the standard
-library.
+every few seconds. So no clocks are compared, and the file system needs no locks of its own. Imports no torch.
 """
 
 import json
@@ -17,6 +16,8 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+
+from hmt_ds.distributed.processes import start_of
 
 logger = logging.getLogger(__name__)
 
@@ -128,14 +129,6 @@ def machine() -> str:
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
         parts.append(str(Path("/proc/self/ns/pid").readlink()))
     return " ".join(parts)
-
-
-def start_of(pid: int) -> str | None:
-    """Return the start time of a process in ticks since boot; None if it has ended or the system has no /proc."""
-    with suppress(OSError):
-        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-        return None if fields[0] in "ZX" else fields[19]
-    return None
 
 
 def sign_of_life(lock: Path) -> str | None:

@@ -38,6 +38,7 @@ SLURM = {
     "LOCAL_WORLD_SIZE": "SLURM_STEP_TASKS_PER_NODE",
 }
 BARRIERS = count()
+BACKENDS = re.compile(r"gloo/transport|NCCL error|Connection (reset|closed) by peer")
 
 
 class LaunchError(ValueError):
@@ -156,8 +157,18 @@ def report_lost_rank() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        said = str(error).strip().splitlines()[0].partition(". This is typically")[0]
-        raise LostRank(f"rank {rank()} lost contact with another rank: {said}") from None
+        raise LostRank(lost_contact(error)) from None
+
+
+def is_lost_contact(error: RuntimeError) -> bool:
+    """Return whether an error comes from a backend that lost contact with another rank, in whatever collective."""
+    return isinstance(error, torch.distributed.DistError) or bool(BACKENDS.search(str(error)))
+
+
+def lost_contact(error: RuntimeError) -> str:
+    """Describe in one line that this rank lost contact with another one."""
+    said = str(error).strip().partition("\n")[0].partition(". This is typically")[0]
+    return f"rank {rank()} lost contact with another rank: {said}"
 
 
 def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import stat
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -17,7 +19,7 @@ class Stopped(Exception):
 
 
 class StopSignals:
-    """Records the stop signals Ctrl-C, SIGTERM (preemption) and SIGUSR1 (the job's time limit is near).
+    """Records the stop signals Ctrl-C, SIGTERM (preemption), SIGUSR1 (the time limit is near) and SIGHUP (logged out).
 
     Attributes:
         received: 1 after a signal, else 0.
@@ -29,10 +31,14 @@ class StopSignals:
             signal.signal(number, self.note)
         if "TORCHELASTIC_RUN_ID" not in os.environ:  # torchrun sends SIGTERM to ranks that wait for a failed one
             signal.signal(signal.SIGTERM, self.note)
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
+            signal.signal(signal.SIGHUP, self.note)
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """Signal handler: record a stop signal, without interrupting the current step."""
         self.received = 1
+        if number == signal.SIGHUP:
+            leave_terminal()
 
     def raise_if_received(self, device: torch.device, message: str) -> None:
         """Raise :class:`Stopped` on all ranks if any rank has received a stop signal. Collective: an all-reduce.
@@ -42,6 +48,16 @@ class StopSignals:
         """
         if all_reduce_sum(torch.tensor([self.received], device=device)).item():
             raise Stopped(message)
+
+
+def leave_terminal() -> None:
+    """Discard what is still printed to a terminal that is gone: each write would raise an error."""
+    gone = os.open(os.devnull, os.O_WRONLY)
+    for number in (1, 2):  # stdout, stderr
+        with suppress(OSError):
+            if stat.S_ISCHR(os.fstat(number).st_mode):  # isatty denies it once the terminal is gone
+                os.dup2(gone, number)
+    os.close(gone)
 
 
 def write_exit_code(code: int) -> None:

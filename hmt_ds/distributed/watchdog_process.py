@@ -29,23 +29,26 @@ def watch(pid: int, rank: str, seconds: float, stack: int) -> None:
         seconds: longest time without progress.
         stack: file descriptor that the rank writes its Python stack to when it receives SIGUSR2.
     """
-    silent, after = 0.0, "its first step"
+    silent, after = 0.0, "its start"
+    here = f"rank {rank} on {socket.gethostname()}"
     while os.getppid() == pid:
         began = time.monotonic()
         if select.select([0], [], [], TICK)[0]:
             if not (signs := os.read(0, 65536)):
-                return
+                break
             silent, after = 0.0, signs.decode(errors="replace").splitlines()[-1]
         else:
             # a longer wait means that this process was stopped too, with the whole job: it does not count
             silent += min(time.monotonic() - began, 2 * TICK)
         if silent > seconds + (0 if is_stopped(pid) else max(EXTRA_SHARE * seconds, EXTRA_SECONDS)):
-            here = f"rank {rank} on {socket.gethostname()}"
             said = f"error: {here} gave no sign of life for {silent:.0f} s after {after} (training.hang_minutes)"
             print(f"\n{said}; {why(pid, stack)}", file=sys.stderr, flush=True)
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)  # what waits for it fails, and ends too
             return
+    # a rank that ends by itself ends its watchdog first
+    with suppress(OSError):
+        print(f"\nerror: {here} was killed, or crashed, after {after}", file=sys.stderr, flush=True)
 
 
 def why(pid: int, stack: int) -> str:

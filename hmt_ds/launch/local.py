@@ -11,13 +11,17 @@ from types import FrameType
 
 import psutil
 
+from hmt_ds.distributed.processes import command_variable
+from hmt_ds.reporting.progress import print_problems
+
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def run_ranks(module: str, arguments: list[str], ranks: int) -> int:
     """Run a module on a number of ranks with DeepSpeed's launcher; return the exit code.
 
-    The first SIGINT, SIGTERM or SIGUSR1 is forwarded to the ranks, which save and exit; the second kills them.
+    The first SIGINT, SIGTERM, SIGUSR1 or SIGHUP is forwarded to the ranks, which save and exit; a second signal kills
+    them.
 
     Args:
         module: name of the module, such as ``hmt_ds.train``.
@@ -25,33 +29,43 @@ def run_ranks(module: str, arguments: list[str], ranks: int) -> int:
         ranks: number of ranks.
     """
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", *device_options(ranks)]
-    launcher += ["--master_port", str(free_port()), "--log_level", "error"]
+    launcher += ["--master_port", str(free_port()), "--log_level", "critical"]
     command = [*launcher, "--no_local_rank", "--module", module, *arguments]
     received: list[int] = []
     with tempfile.NamedTemporaryFile("r") as code_file:
-        environment = os.environ | {"HMT_DS_EXIT_CODE_FILE": code_file.name}
+        environment = os.environ | {"HMT_DS_EXIT_CODE_FILE": code_file.name} | command_variable()
         if "--include" in launcher:
             del environment[VISIBLE]  # the launcher would apply it to the devices named with --include
         # in a session of its own, because Ctrl-C in a terminal would end the launcher while the ranks are still saving
         process = subprocess.Popen(command, start_new_session=True, env=environment)
 
         def forward_signal(number: int, frame: FrameType | None) -> None:
-            received.append(number)
             started = rank_processes(process.pid)
-            if len(received) > 1 or not started:
+            # SIGHUP may come twice, from the shell and from the terminal
+            if (received and number != signal.SIGHUP) or not started:
                 os.killpg(process.pid, signal.SIGKILL)
+            received.append(number)
             for rank in started:
-                rank.send_signal(signal.SIGTERM)
+                rank.send_signal(signal.SIGHUP if number == signal.SIGHUP else signal.SIGTERM)
 
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, forward_signal)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+                signal.signal(number, forward_signal)
         code = process.wait()
         # rank 0 writes its exit code to the file, because the launcher exits with 0 when a signal killed the ranks
         if text := code_file.read():
             return int(text)
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # ranks that outlived the launcher
-        return 128 + received[0] if received else code or 1
+        if received:
+            return 128 + received[0]
+        print_problems([f"the ranks ended before rank 0 did (DeepSpeed's launcher: {ending(code)})"])
+        return code or 1
+
+
+def ending(code: int) -> str:
+    """Describe how a process ended, by its exit code as subprocess returns it."""
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
 def device_options(ranks: int) -> list[str]:

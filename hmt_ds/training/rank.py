@@ -24,12 +24,15 @@ from hmt_ds.distributed.process_group import (
     all_gather_object,
     broadcast_object,
     end_process,
+    is_lost_contact,
     join,
     leave,
+    lost_contact,
     rank,
     read_secrets,
     silence_libraries,
 )
+from hmt_ds.distributed.processes import end_with_parent
 from hmt_ds.distributed.stopping import STOPPED, Stopped, write_exit_code
 from hmt_ds.preflight.folder_checks import check_no_run
 from hmt_ds.preflight.prepare import Prepared, prepare
@@ -55,6 +58,7 @@ def run_as_rank(job: Job) -> int:
     Args:
         job: called with the recipe or run named on the command line, the words that follow it, and this rank's device.
     """
+    end_with_parent()
     try:
         code = exit_code_of(job)
         write_exit_code(code)
@@ -86,9 +90,11 @@ def exit_code_of(job: Job) -> int:
     except torch.OutOfMemoryError as error:
         # At once: the other ranks wait for this one in a collective, and the launcher ends them when it is gone.
         end_out_of_memory(error)
-    except LostRank as error:
+    except RuntimeError as error:
+        if not isinstance(error, LostRank) and not is_lost_contact(error):
+            raise
         print(file=sys.stderr)
-        print_problems([str(error)])
+        print_problems([str(error) if isinstance(error, LostRank) else lost_contact(error)])
         end_process(1)
     return 0
 

@@ -70,9 +70,13 @@ class Trainer:
         """
         with only_start(self.recipe):
             self.setup()
-            while not self.fit():
-                self.roll_back()
-            self.finish()
+            try:
+                while not self.fit():
+                    self.roll_back()
+                self.finish()
+            finally:
+                if self.watchdog:
+                    self.watchdog.end()
 
     def setup(self) -> None:
         """Resume from the newest checkpoint if ``checkpoint.resume`` is auto; create the run's folder, open its logs.
@@ -178,8 +182,6 @@ class Trainer:
         checkpoint = self.checkpoints.last_save(self.position)
         self.evaluate(self.position.step)
         self.log.print_summary(checkpoint)
-        if self.watchdog:
-            self.watchdog.end()
 
     def stop(self) -> NoReturn:
         """Save a checkpoint and raise Stopped, because a rank has received a stop signal."""

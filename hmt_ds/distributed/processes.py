@@ -1,0 +1,46 @@
+"""Other processes of this machine: whether they live, and ranks that end with the process that started them.
+
+Imports only the standard library.
+"""
+
+import os
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+COMMAND = "HMT_DS_COMMAND"  # environment variable: process id and start of the command that started the ranks
+TICK = 1.0  # seconds between two checks
+
+
+def start_of(pid: int) -> str | None:
+    """Return when a process was started, in ticks since the boot; None if it has ended or the system does not tell."""
+    with suppress(OSError):
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else fields[19]
+    return None
+
+
+def command_variable() -> dict[str, str]:
+    """Return the environment variable by which ranks know the command that starts them; empty without /proc."""
+    start = start_of(os.getpid())
+    return {COMMAND: f"{os.getpid()} {start}"} if start else {}
+
+
+def end_with_parent() -> None:
+    """End this process when the one that started it is gone, or ``hmt-ds``, which may be above a launcher.
+
+    Otherwise ranks would train on when ``hmt-ds`` is killed, and the next start would train beside them.
+    """
+    threading.Thread(target=watch_parent, args=(os.getppid(), os.environ.get(COMMAND, "")), daemon=True).start()
+
+
+def watch_parent(parent: int, command: str) -> None:
+    """Wait until the parent or the command is gone, and end this process then."""
+    pid, _, start = command.partition(" ")
+    while os.getppid() == parent and not (command and start_of(int(pid)) != start):
+        time.sleep(TICK)
+    with suppress(OSError):  # the terminal may be gone too
+        print(f"\nerror: rank {os.environ.get('RANK', 0)} ends: what started it is gone", file=sys.stderr, flush=True)
+    os._exit(1)  # at once, as the other ranks do
