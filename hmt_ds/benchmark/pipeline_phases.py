@@ -9,7 +9,7 @@ from hmt_ds.backbones.compute import decoder_layers
 from hmt_ds.distributed.process_group import all_gather_object
 from hmt_ds.memory import MemorySettings
 from hmt_ds.parallel.pipeline.executor import PipelineExecutor
-from hmt_ds.parallel.pipeline.schedule import Action, Costs, Kind, pipeline_schedule, schedule_mode
+from hmt_ds.parallel.pipeline.schedule import Action, Costs, Kind, pipeline_schedule
 from hmt_ds.planning.flops import summary_positions
 from hmt_ds.planning.simulate import Link, Machine, simulate
 
@@ -34,18 +34,13 @@ class PipelineWindow:
     settings: MemorySettings
     kept_graphs: Sequence[Collection[Action]] = ()
 
-    @property
-    def mode(self) -> str:
-        """Mode of the pipeline schedule."""
-        return schedule_mode(self.settings)
-
     def schedule(self, stages: int) -> list[list[Action]]:
         """Return the pipeline schedule of the window: each stage's passes in order."""
         return pipeline_schedule(
             stages,
             self.segments,
             self.micro_batches,
-            mode=self.mode,
+            mode=self.settings.mode,
             summary_group=self.summary_group,
         )
 
@@ -153,7 +148,7 @@ def scheduled_bubbles(stages: int, window: PipelineWindow) -> list[float]:
     """Return each stage's bubble in a simulation with equally fast stages and instant messages."""
     costs = Costs(summary=window.settings.summary_share * window.summary_group)
     machine = Machine.uniform(costs, stages, recomputes_early=True, kept_graphs=window.kept_graphs)
-    return simulate(window.schedule(stages), machine, window.mode).bubbles
+    return simulate(window.schedule(stages), machine, window.settings.mode).bubbles
 
 
 def simulated_bubbles(by_stage: list[dict[str, float]], windows: int, window: PipelineWindow) -> list[float]:
@@ -171,7 +166,7 @@ def simulated_bubbles(by_stage: list[dict[str, float]], windows: int, window: Pi
     ]
     links = [Link()] * (len(costs) - 1)
     machine = Machine(costs, links, recomputes_early=True, kept_graphs=window.kept_graphs)
-    return simulate(window.schedule(len(costs)), machine, window.mode).bubbles
+    return simulate(window.schedule(len(costs)), machine, window.settings.mode).bubbles
 
 
 def action_seconds(

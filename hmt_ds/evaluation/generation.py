@@ -86,9 +86,9 @@ def continue_segment(model: HMT, segment_ids: Tensor, state: MemoryState, goes_o
     length = int(segment.lengths[0])  # a document's first segment has no sensory tokens, but pads behind
     tokens = model.backbone.embed(segment.tokens[:, :length])
     asks = model.settings.summarises and state.memories.shape[1] > 0
-    query = model.read_ahead(window.summary(0, 1, model.settings)) if asks else None
+    query = model.read_ahead(window.summary(0, 1, state.tail, model.settings)) if asks else None
     prompt, _ = model.memory_prompt(state.memories, state.valid, model.settings.mode, query)
-    embeddings = torch.cat([model.around(prompt)[0].to(tokens.dtype), tokens], dim=1)
+    embeddings = torch.cat([model.around(segment, prompt)[0].to(tokens.dtype), tokens], dim=1)
     mask = torch.ones(embeddings.shape[:2], dtype=torch.long, device=embeddings.device)
     causal_lm = cast(CausalLM, model.backbone).model
     return causal_lm.generate(inputs_embeds=embeddings, attention_mask=mask, **{"do_sample": False} | options)

@@ -67,7 +67,7 @@ def read_window(
     for n in range(len(window)):
         state = state.forget(window.starts[:, n])
         if summarises and state.memories.shape[1]:
-            options["query"] = read(window.summary(n, n + 1, settings))
+            options["query"] = read(window.summary(n, n + 1, before, settings))
         segment, memories = window.segment(n, before, settings), (state.memories, state.valid)
         output = read(segment, *memories, **options)
         if instead:
@@ -147,7 +147,7 @@ class Unroll:
         # the first segment of all has nothing to recall
         first = (0 if state.memories.shape[1] else 1) if settings.summarises else len(window)
         with phase("summary"):
-            self.summaries = Summaries(read, settings, window, first, plan, self.device)
+            self.summaries = Summaries(read, settings, window, first, plan, self.device, self.tail)
         self.kept: dict[int, Reading] = {}
         self.random: dict[int, RandomState] = {}
 

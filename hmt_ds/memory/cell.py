@@ -153,7 +153,7 @@ class HMT(nn.Module):
             return nothing.memory, nothing
         if mode == "rmt" and not cached and self.settings.interface == "paper":
             return self.initial_prompt(batch), nothing
-        if self.settings.summarises and mode == "hmt":
+        if mode == "hmt":
             # in front of the first segment every query recalls nothing: the summary's prompt stands in for it
             stand_in = self.summary_prompt(batch)
             query = stand_in if query is None else query + 0 * stand_in
@@ -166,7 +166,7 @@ class HMT(nn.Module):
         """What is recalled, before it is embedded. Rows that remember nothing have no shares.
 
         Args:
-            query: ``[b, m, d]``, with summaries.
+            query: ``[b, m, d]``, the summary; in mode hmt.
             targets: ``[b]``, see :class:`hmt_ds.memory.recall.Selection`.
         """
         cached = valid.shape[1]
@@ -176,7 +176,7 @@ class HMT(nn.Module):
             memories = normalized(nn.functional.pad(memories, (0, 0, 0, 0, missing, 0)))
             valid = nn.functional.pad(valid, (missing, 0))
             if mode == "hmt":
-                chosen = self.recall(memories, valid, targets if self.settings.recall_loss else None)
+                chosen = self.recall(query, memories, valid, targets if self.settings.recall_loss else None)
                 return chosen._replace(share=chosen.share[:, missing:])
         no_loss = torch.zeros(len(valid), device=valid.device)
         if mode == "rmt":
@@ -207,13 +207,18 @@ class HMT(nn.Module):
         return torch.where(filled.repeat_interleave(m, dim=1)[:, :, None], embedded, initial)
 
     def read_ahead(self, summary: Summary) -> Tensor:
-        """Queries ``[b * s, m, d]``: the hidden state at the second T of [T | first j tokens | T] (equation 1)."""
+        """Queries ``[b * s, m, d]``: the hidden state at the second T of [T | first j tokens | T] (equation 1).
+
+        With the adapted interface, that at T of [S | sensory tokens | T].
+        """
         hidden, query = self.read(summary, self.summary_prompt(summary.tokens.shape[0]))
         if not torch.is_grad_enabled():
             return query
         # weights that a summary does not need take part with weight zero: DeepSpeed mishandles those that miss a pass
-        others = [self.backbone.logits(hidden[:1, :1]), self.initial_prompt(1)]
-        others += [self.recall(query[:1], query[:1, None], torch.ones_like(summary.lengths[:1, None]).bool())[0]]
+        memories = query[:1, None].expand(-1, 1 + self.settings.recalled_memories, -1, -1)
+        others = [self.backbone.logits(hidden[:1, :1])]
+        others += self.memory_prompt(memories, torch.ones_like(memories[:, :, 0, 0]).bool(), "hmt", query[:1])[:1]
+        others += [self.write_prompt(1)] if self.settings.interface == "adapted" else []
         return query + 0 * torch.stack([other.mean() for other in others]).mean()
 
     def read(self, part: Segment | Summary, prompt: Tensor, mode: Mode | None = None) -> tuple[Tensor, Tensor]:
@@ -227,7 +232,7 @@ class HMT(nn.Module):
         """
         return self.leave(part, self.decode(part, self.enter(part, prompt), mode), mode)
 
-    def around(self, prompt: Tensor) -> tuple[Tensor, Tensor]:
+    def around(self, part: Segment | Summary, prompt: Tensor) -> tuple[Tensor, Tensor]:
         """What the backbone reads in front of the tokens ``[b, .., d]``, and right behind them ``[b, m, d]``.
 
         The prompt on both sides; with the adapted interface a sink and the prompt, and write embeddings. There the sink
@@ -235,14 +240,18 @@ class HMT(nn.Module):
         """
         if self.settings.interface == "paper":
             return prompt, prompt
+        sink = self.sink(len(prompt))
+        if isinstance(part, Summary):
+            return sink, prompt
         behind = self.write_prompt(len(prompt)) if prompt.shape[1] else prompt
-        return torch.cat([self.sink(len(prompt)), prompt.to(behind.dtype)], dim=1), behind
+        return torch.cat([sink, prompt.to(sink.dtype)], dim=1), behind
 
     def lengths_around(self, part: Segment | Summary, mode: Mode | None) -> tuple[int, int]:
         """How many embeddings :meth:`around` puts in front of the tokens, and behind them."""
+        size = self.settings
         if isinstance(part, Summary):
-            return self.settings.memory_tokens, self.settings.memory_tokens
-        return self.settings.sink_tokens + self.settings.prompt_tokens(mode), self.settings.write_tokens(mode)
+            return size.sink_tokens or size.memory_tokens, size.memory_tokens
+        return size.sink_tokens + size.prompt_tokens(mode), size.write_tokens(mode)
 
     def enter(self, part: Segment | Summary, prompt: Tensor) -> Tensor:
         """The embeddings ``[b, t, d]`` of everything that the backbone reads, t positions, pads at the end.
@@ -250,7 +259,7 @@ class HMT(nn.Module):
         What stands behind the tokens follows each row's own tokens at once: a causal model never sees pads behind.
         """
         tokens = self.backbone.embed(part.tokens)
-        before, behind = (x.to(tokens.dtype) for x in self.around(prompt))
+        before, behind = (x.to(tokens.dtype) for x in self.around(part, prompt))
         at = positions_behind(part, before.shape[1], behind.shape[1])[:, :, None].expand_as(behind)
         return torch.cat([before, tokens, torch.zeros_like(behind)], dim=1).scatter(1, at, behind)
 

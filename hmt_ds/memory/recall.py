@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hmt_ds.memory.prompts import normalized
 from hmt_ds.memory.settings import MemorySettings
 
 LARGE = 4096  # from this width on, HMT-pytorch divides by the width itself while it trains
@@ -68,11 +69,11 @@ class Recall(nn.Module):
 
 
 class Selection(nn.Module):
-    """The older memories that the last one asks for: those of largest weight, whole and side by side.
+    """The older memories that a query asks for: those of largest weight, whole and side by side.
 
-    Weights w are softmax(u_{n-1} W_q (u_i W_k)^T / sqrt(r)) with u the mean of a memory's normalized embeddings. An
-    average over many memories is nearly the same vector whatever the query, so none is taken. The choice gets its
-    gradient from a factor w / stopgrad(w) on each chosen memory, which is 1, and from the recall's own loss.
+    Weights w are softmax(v_n W_q (u_i W_k)^T / sqrt(r)), with v and u the means of a query's and a memory's normalized
+    embeddings. An average over many memories is nearly the same vector whatever the query, so none is taken. The choice
+    gets its gradient from a factor w / stopgrad(w) on each chosen memory, which is 1, and from the recall's own loss.
     """
 
     def __init__(self, dim: int, settings: MemorySettings):
@@ -82,16 +83,18 @@ class Selection(nn.Module):
         self.key = nn.Linear(dim, width, bias=False)
         self.scale, self.chosen = 1 / math.sqrt(width), settings.recalled_memories
 
-    def forward(self, memories: Tensor, valid: Tensor, targets: Tensor | None) -> Recalled:
+    def forward(self, query: Tensor, memories: Tensor, valid: Tensor, targets: Tensor | None) -> Recalled:
         """Choose among the memories before the last one.
 
         Args:
+            query: ``[b, m, d]``, q_n, read from tokens alone. A query that has seen memories tells the rows of a batch
+                apart by these, and then the recall's loss teaches nothing else (seen).
             memories: ``[b, c, m, d]``, normalized, oldest first, more than are chosen.
             valid: ``[b, c]`` bool; in each row the valid ones come last.
             targets: ``[b]``, how many memories back the right one lies, or 0; None leaves the loss out.
         """
-        means = memories.mean(dim=2)
-        queries, keys, live = self.query(means[:, -1]), self.key(means[:, :-1]), valid[:, :-1]
+        queries = self.query(normalized(query).mean(dim=1).to(memories.dtype))
+        keys, live = self.key(memories[:, :-1].mean(dim=2)), valid[:, :-1]
         scores = (keys @ queries[:, :, None])[:, :, 0].float() * self.scale
         weights = scores.masked_fill(~live, LOWEST).softmax(dim=1)
         # in the order of reading, so that empty places come first: valid memories are the newest ones of a row

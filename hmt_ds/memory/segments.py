@@ -45,10 +45,10 @@ class Segment:
 
 @dataclass(frozen=True)
 class Summary:
-    """The beginnings of some segments, from which the recall's queries are made.
+    """The beginnings of some segments, or what was before them, from which the recall's queries are made.
 
     Attributes:
-        tokens: ``[b * s, j]``, the first fresh tokens, padded at the end; segments of one row stand together.
+        tokens: ``[b * s, j]``, padded at the end; segments of one row stand together.
         lengths: ``[b * s]``.
         mask: like ``tokens``; see :class:`Segment`.
     """
@@ -130,9 +130,21 @@ class Window:
             targets=None if self.targets is None else self.targets[:, n],
         )
 
-    def summary(self, first: int, end: int, settings: MemorySettings) -> Summary:
-        """What the summaries of segments ``first`` to ``end - 1`` read."""
+    def summary(self, first: int, end: int, before: Tensor, settings: MemorySettings) -> Summary:
+        """What the summaries of segments ``first`` to ``end - 1`` read.
+
+        Their first j tokens; with the adapted interface their sensory tokens, so that no query depends on a token that
+        is yet to be predicted.
+
+        Args:
+            before: ``[b, k]``, the last ids read before the window.
+        """
         j = settings.summary_length
+        if settings.interface == "adapted":
+            tails = [self.tail(n - 1, j) if n else before for n in range(first, end)]
+            going_on = ~self.starts[:, first:end]
+            tokens = torch.stack(tails, dim=1) * going_on[:, :, None]
+            return Summary(tokens.flatten(0, 1), j * going_on.flatten())
         mask = None if self.mask is None else self.mask[:, first:end, :j].flatten(0, 1)
         lengths = self.lengths[:, first:end].clamp(max=j).flatten()
         return Summary(self.input_ids[:, first:end, :j].flatten(0, 1), lengths, mask)

@@ -21,7 +21,7 @@ class MemorySettings:
     interface: Interface = "paper"
     """How memories enter the backbone and are written. paper: the paper's equations, for its checkpoints; backbones
     ignore such a memory. adapted: memories are mapped to the range of token embeddings behind an attention sink, and
-    written at embeddings of their own; mode hmt recalls older memories beside the last one, and needs no summaries."""
+    written at embeddings of their own; mode hmt recalls older memories beside the last one."""
     sensory_tokens: int = 32
     """k: tokens of the previous segment that are repeated in front of each segment."""
     memory_tokens: int = 1
@@ -34,7 +34,7 @@ class MemorySettings:
     """Weight of the recall's own loss: cross-entropy over the cached memories of all rows of a micro-batch, where the
     data says which memory answers. With interface adapted and mode hmt."""
     summary_fraction: float = 0.5
-    """Fraction of a segment that its summary pass reads. With interface paper."""
+    """Fraction of a segment that its summary pass reads. With interface paper; adapted reads the sensory tokens."""
     recall_dim: int | None = None
     """Width of the recall's query and key projections. Default: the embedding width."""
     recall_scale: RecallScale = "paper"
@@ -47,13 +47,15 @@ class MemorySettings:
 
     @property
     def summary_length(self) -> int:
-        """j, how many tokens of a segment its summary pass reads."""
+        """j, how many tokens the summary pass reads: of the segment's beginning, or else its sensory tokens."""
+        if self.interface == "adapted":
+            return self.sensory_tokens
         return max(1, round(self.segment_length * self.summary_fraction))
 
     @property
     def summarises(self) -> bool:
-        """Whether a summary pass asks for what a segment recalls; otherwise the last memory asks, or nothing does."""
-        return self.mode == "hmt" and self.interface == "paper"
+        """Whether a summary pass asks for what a segment recalls."""
+        return self.mode == "hmt"
 
     @property
     def sink_tokens(self) -> int:
@@ -79,9 +81,15 @@ class MemorySettings:
         return around + self.sensory_tokens + self.segment_length
 
     @property
+    def summary_positions(self) -> int:
+        """Length of the sequence of a summary pass, what is around its tokens included."""
+        around = 1 if self.interface == "adapted" else self.memory_tokens
+        return around + self.summary_length + self.memory_tokens
+
+    @property
     def summary_share(self) -> float:
-        """Positions of a summary pass, prompts included, per position of a segment."""
-        return (self.summary_length + 2 * self.memory_tokens) / self.positions
+        """Positions of a summary pass per position of a segment."""
+        return self.summary_positions / self.positions
 
     @property
     def kept_memories(self) -> int:

@@ -25,6 +25,7 @@ class Summaries:
         first: the first segment that has anything to recall; the last has number s - 1.
         plan: how many segments a batch has, and how many batches keep their graph.
         device: the model's.
+        before: ``[b, k]``, the last ids read before the window.
     """
 
     def __init__(
@@ -35,8 +36,9 @@ class Summaries:
         first: int,
         plan: RecomputePlan,
         device: torch.device,
+        before: Tensor,
     ):
-        self.read, self.settings, self.window, self.device = read, settings, window, device
+        self.read, self.settings, self.window, self.device, self.before = read, settings, window, device, before
         starts = range(first, len(window), plan.summary_segments)
         self.batches = {start: min(start + plan.summary_segments, len(window)) for start in starts}
         self.queries: list[Tensor | None] = [None] * first
@@ -54,7 +56,7 @@ class Summaries:
 
     def read_batch(self, start: int) -> Tensor:
         """The queries of the batch that begins with that segment, ``[b, segments, m, d]``."""
-        part = self.window.summary(start, self.batches[start], self.settings).to(self.device)
+        part = self.window.summary(start, self.batches[start], self.before, self.settings).to(self.device)
         return self.read(part).unflatten(0, (-1, self.batches[start] - start))
 
     def query(self, n: int) -> Tensor | None:

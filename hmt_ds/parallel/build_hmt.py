@@ -81,9 +81,10 @@ def initialise_prompts(model: HMT) -> None:
     with torch.no_grad():
         model.sink.embeddings.weight.copy_(sink)
         if model.settings.mode != "backbone":
-            for prompt, spread in ((model.initial_prompt, 0.15), (model.write_prompt, 0.7)):
-                noise = torch.randn(prompt.embeddings.weight.shape) * spread * std
-                prompt.embeddings.weight.copy_(mean.cpu() + noise)
+            for name, spread in (("initial_prompt", 0.15), ("write_prompt", 0.7), ("summary_prompt", 0.7)):
+                if hasattr(model, name):
+                    weight = getattr(model, name).embeddings.weight
+                    weight.copy_(mean.cpu() + torch.randn(weight.shape) * spread * std)
             model.memory_embedding.shift.copy_(mean)
             model.memory_embedding.scale.fill_(0.5 * float(sample.square().mean().sqrt()))
 
@@ -95,7 +96,7 @@ def first_token(config: PretrainedConfig) -> int:
     """
     named = [getattr(config, name, None) for name in ("bos_token_id", "eos_token_id")]
     ids = [i for one in named for i in (one if isinstance(one, list) else [one])]
-    return next((i for i in ids if i is not None and 0 <= i < config.vocab_size), 0)
+    return next((i for i in ids if i is not None and i < config.vocab_size), 0)
 
 
 def parameter_groups(model: HMT, memory_lr: float | None) -> list[dict[str, object]]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from hmt_ds.memory import MemorySettings
-from hmt_ds.parallel.pipeline.schedule import Kind, graphs_to_keep, pipeline_schedule, schedule_mode, summary_group_size
+from hmt_ds.parallel.pipeline.schedule import Kind, graphs_to_keep, pipeline_schedule, summary_group_size
 from hmt_ds.planning.activations import bytes_per_position
 from hmt_ds.planning.flops import summary_positions
 from hmt_ds.planning.plan_options import CompareOptions
@@ -198,7 +198,7 @@ def pipeline_window(job: Job, cluster: Cluster, stages: int, graph: float, free_
     Returns:
         The simulated window, and the bytes of the graphs that a stage keeps.
     """
-    node, settings, mode = cluster.gpus_per_node, job.settings, schedule_mode(job.settings)
+    node, settings = cluster.gpus_per_node, job.settings
     within, between = (
         Link(cluster.latency_within, cluster.within_node),
         Link(cluster.latency_between, cluster.between_nodes),
@@ -215,14 +215,14 @@ def pipeline_window(job: Job, cluster: Cluster, stages: int, graph: float, free_
         Kind.RECALL: position * settings.prompt_tokens(),
     }
     times = [stage_durations(job, cluster, stages, group, last=p == stages - 1) for p in range(stages)]
-    schedule = pipeline_schedule(stages, job.segments, micro_batches, mode=mode, summary_group=group)
+    schedule = pipeline_schedule(stages, job.segments, micro_batches, mode=settings.mode, summary_group=group)
     # stashed inputs have priority; graphs get what the fullest stage has left
     for_graphs = free_bytes - max(peak_stashed_bytes(actions, message_bytes) for actions in schedule)
     sizes = {Kind.SEGMENT: graph, Kind.SUMMARY: graph * share * group}
     kept = [graphs_to_keep(actions, sizes, for_graphs) for actions in schedule]
     wraparound = within if stages <= node else between
     machine = Machine(times, links, wraparound, message_bytes, kept_graphs=kept)
-    return simulate(schedule, machine, mode), sum(sizes[action.kind] for action in kept[0])
+    return simulate(schedule, machine, settings.mode), sum(sizes[action.kind] for action in kept[0])
 
 
 def stage_durations(job: Job, cluster: Cluster, stages: int, summary_group: int, *, last: bool) -> Durations:

@@ -33,7 +33,7 @@ def positions_per_token(settings: MemorySettings) -> float:
 
 def summary_positions(settings: MemorySettings) -> int:
     """Return how many positions a segment's summary pass has; 0 in modes without summaries."""
-    return settings.summary_length + 2 * settings.memory_tokens if settings.summarises else 0
+    return settings.summary_positions if settings.summarises else 0
 
 
 def useful_flops_per_token(parameters: int, trained: int, settings: MemorySettings) -> float:

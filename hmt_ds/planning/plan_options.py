@@ -47,7 +47,7 @@ class ScheduleOptions(Options):
     micro_batches: AtLeastOne | None = None
     """number of micro-batches per window (default: the number of stages)"""
     mode: Mode = "hmt"
-    """memory mode, as in a recipe's memory.mode; with memory.interface adapted, hmt has the passes of rmt"""
+    """memory mode, as in a recipe's memory.mode"""
     picture: Annotated[FilePath | None, "FILE", AfterValidator(check_picture)] = None
     """write the schedule as a picture to a .png, .svg or .pdf file"""
 

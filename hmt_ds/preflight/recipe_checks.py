@@ -77,6 +77,11 @@ def check_memory_recall(recipe: Recipe) -> list[str]:
                 f"memory.{key} is {value}, but it needs interface adapted and mode hmt (here {memory.interface} and "
                 f"{memory.mode}): leave it out, or change them"
             )
+    if chooses and not memory.sensory_tokens:
+        problems.append(
+            "memory.sensory_tokens is 0, but with interface adapted and mode hmt they ask for older memories: take at "
+            "least 1"
+        )
     if chooses and memory.recalled_memories >= memory.cached_memories:
         problems.append(
             f"memory.recalled_memories is {memory.recalled_memories}, but only {memory.cached_memories} memories are "

@@ -26,7 +26,7 @@ from hmt_ds.parallel.pipeline.build_stage import build_stage, stage_layers
 from hmt_ds.parallel.pipeline.executor import PipelineExecutor
 from hmt_ds.parallel.pipeline.layer_times import LayerTimes, layer_times
 from hmt_ds.parallel.pipeline.reader import PipelineReader
-from hmt_ds.parallel.pipeline.schedule import UNIT_COSTS, pipeline_schedule, schedule_mode
+from hmt_ds.parallel.pipeline.schedule import UNIT_COSTS, pipeline_schedule
 from hmt_ds.parallel.pipeline.topology import Topology
 from hmt_ds.parallel.protocols import Executor, Reader
 from hmt_ds.parallel.reader import ZeroReader
@@ -138,7 +138,7 @@ def describe_split(ranges: list[LayerRange], times: LayerTimes) -> str:
 
 def describe_bubble(recipe: Recipe, micro_batches: int) -> str:
     """Describe the pipeline bubble of fewer micro-batches than stages, and what to change, for the log."""
-    stages, mode = recipe.pipeline.stages, schedule_mode(recipe.memory)
+    stages, mode = recipe.pipeline.stages, recipe.memory.mode
     schedule = pipeline_schedule(stages, recipe.depths.largest, micro_batches, mode=mode)
     bubble = max(simulate(schedule, Machine.uniform(UNIT_COSTS, stages), mode).bubbles)
     return (

@@ -102,7 +102,7 @@ class Validation:
         console = Console(width=None if sys.stdout.isatty() else WIDTH)
         console.print(evaluation_table(figures.rows, figures.positions, title))
         memory = self.recipe.memory
-        if memory.summarises:
+        if memory.summarises and memory.interface == "paper":
             read_by = "the recall of memory.interface paper has read them"
             print(f"positions below {memory.summary_length} are not scored causally: {read_by}")
         if figures.verdict:

@@ -58,7 +58,7 @@ class FakeGpu(SimpleNamespace):
         return "read"
 
 
-WINDOW_SUMMARY = WINDOW.summary(0, 1, SETTINGS)
+WINDOW_SUMMARY = WINDOW.summary(0, 1, torch.zeros(1, 2), SETTINGS)
 WINDOW_SEGMENT = WINDOW.segment(0, torch.zeros(1, SETTINGS.sensory_tokens, dtype=torch.long), SETTINGS)
 
 

@@ -31,7 +31,10 @@ def written_out(model: HMT, ids: Tensor) -> tuple[Tensor, list[Tensor]]:
         if size.mode == "hmt":
             older, gains = normal[:-1], []
             if older:
-                query = normal[-1].mean(dim=0) @ weights["recall.query.weight"].T
+                asked = torch.cat([sink, x[start - k : start], weights["summary_prompt.embeddings.weight"]])
+                asked = llama.model(inputs_embeds=asked[None]).last_hidden_state[0, -m:]
+                asked = asked / (asked.square().mean(dim=-1, keepdim=True) + 1e-6).sqrt()
+                query = asked.mean(dim=0) @ weights["recall.query.weight"].T
                 keys = torch.stack([M.mean(dim=0) for M in older]) @ weights["recall.key.weight"].T
                 share = torch.softmax(keys @ query / math.sqrt(size.recall_dim), dim=0)
                 best = share.argsort(descending=True)[: size.recalled_memories].sort().values
@@ -130,9 +133,10 @@ def test_the_recall_loss_counts_the_memories_of_all_rows():
         torch.randn(3, 4, m, 16).double(),
         torch.tensor([[True] * 4, [False, False, True, True], [False] * 4]),
     )
-    found = model.recall(memories, valid, torch.tensor([3, 2, 0]))
-    u = memories.mean(dim=2)
-    queries, keys = u[:, -1] @ model.recall.query.weight.T, u[:, :-1] @ model.recall.key.weight.T
+    query = torch.randn(3, m, 16).double()
+    found = model.recall(query, memories, valid, torch.tensor([3, 2, 0]))
+    v = (query / (query.square().mean(dim=-1, keepdim=True) + 1e-6).sqrt()).mean(dim=1)
+    queries, keys = v @ model.recall.query.weight.T, memories[:, :-1].mean(dim=2) @ model.recall.key.weight.T
     pool = torch.cat([keys[0], keys[1, 2:]])  # what is valid and not the last memory of its row
     scores = queries[:2] @ pool.T / math.sqrt(8)
     expected = cross_entropy(scores, torch.tensor([1, 3]), reduction="none")

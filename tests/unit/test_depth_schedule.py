@@ -10,7 +10,8 @@ from datasets import Dataset
 from hmt_ds.checkpoint import RunPosition
 from hmt_ds.config.config_error import ConfigError
 from hmt_ds.config.depth_schedule import DepthSchedule
-from hmt_ds.config.load import PROJECT, load_recipe, read_mapping, write_yaml
+from hmt_ds.config.load import PROJECT, load_recipe, read_mapping
+from hmt_ds.config.recipe_yaml import write_yaml
 from hmt_ds.preflight.prepare import Prepared
 from hmt_ds.preflight.recipe_checks import check_curriculum, check_training
 from hmt_ds.training.build import training_loader

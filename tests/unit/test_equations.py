@@ -70,11 +70,13 @@ def test_another_mode_for_comparison():
     torch.testing.assert_close(off, paper(plain, ids)[0], rtol=1e-6, atol=0)
 
 
-def test_summaries_in_a_batch():
+@pytest.mark.parametrize("changes", [{}, {"interface": "adapted"}], ids=["paper", "adapted"])
+def test_summaries_in_a_batch(changes):
     """The queries of several segments, read at a time, are those of each alone, rows outside and segments inside."""
-    model, window = make_model(memory_tokens=2), make_window([[document(4 * L)], [document(3 * L - 4)]])
-    together = model(window.summary(1, 4, model.settings)).unflatten(0, (2, 3))
-    alone = [model(window.summary(n, n + 1, model.settings)) for n in (1, 2, 3)]
+    model, window = make_model(memory_tokens=2, **changes), make_window([[document(4 * L)], [document(3 * L - 4)]])
+    before = torch.zeros(2, 2, dtype=torch.long)
+    together = model(window.summary(1, 4, before, model.settings)).unflatten(0, (2, 3))
+    alone = [model(window.summary(n, n + 1, before, model.settings)) for n in (1, 2, 3)]
     torch.testing.assert_close(together, torch.stack(alone, dim=1), rtol=1e-6, atol=1e-6)
 
 
@@ -89,13 +91,14 @@ def test_without_loss(monkeypatch):
     assert torch.equal(without.memory, with_loss.memory) and torch.equal(without.prompt, with_loss.prompt)
 
 
+@pytest.mark.parametrize("interface", ["paper", "adapted"])
 @pytest.mark.parametrize("mode", ["hmt", "rmt", "backbone"])
-def test_every_weight_takes_part_in_every_reading(mode):
+def test_every_weight_takes_part_in_every_reading(mode, interface):
     """A weight without a gradient gets zero: DeepSpeed mishandles weights that miss a backward pass."""
-    model, window = make_model(mode=mode), make_window([[document(2 * L)]])
+    model, window = make_model(mode=mode, interface=interface), make_window([[document(2 * L)]])
     state = empty_state(model, 1)
     if mode == "hmt":
-        model(window.summary(0, 1, model.settings)).sum().backward()
+        model(window.summary(0, 1, torch.zeros(1, 2).long(), model.settings)).sum().backward()
         assert all(p.grad is not None for p in model.parameters())
         model.zero_grad()
     memories = torch.randn(1, 1, 1, model.backbone.dim, dtype=torch.float64)
@@ -112,7 +115,7 @@ def test_every_weight_takes_part_in_every_reading(mode):
 def test_a_summary_needs_its_prompt_and_the_layers_alone():
     """The weights that take part for DeepSpeed's sake get zeros."""
     model, window = make_model(), make_window([[document(L)]])
-    model(window.summary(0, 1, model.settings)).sum().backward()
+    model(window.summary(0, 1, torch.zeros(1, 2).long(), model.settings)).sum().backward()
     idle = {name for name, p in model.named_parameters() if p.grad.count_nonzero() == 0}
     assert idle == {
         "backbone.model.lm_head.weight",
@@ -128,7 +131,7 @@ def test_a_summary_is_finite_in_float16():
     37 logits of 2,000 here; 32,000 logits of 3 in a language model.
     """
     model, window = make_model(), make_window([[document(L)]])
-    part = window.summary(0, 1, model.settings)
+    part = window.summary(0, 1, torch.zeros(1, 2).long(), model.settings)
     hidden, _ = model.read(part, model.summary_prompt(1))
     first = hidden[0, 0].detach()
     model.backbone.model.lm_head.weight.data[:] = 2000 * first / first.norm() ** 2

@@ -34,8 +34,9 @@ def read(model: HMT, window: Window, state: MemoryState | None = None, **options
 
 def segment_loss(model: HMT, window: Window, n: int, memories: Tensor, valid: Tensor) -> Tensor:
     """The loss of segment n of all rows with these memories, with its own query."""
-    query = model(window.summary(n, n + 1, model.settings)) if model.settings.summarises else None
-    segment = window.segment(n, torch.zeros(len(window.starts), model.settings.sensory_tokens).long(), model.settings)
+    before = torch.zeros(len(window.starts), model.settings.sensory_tokens).long()
+    query = model(window.summary(n, n + 1, before, model.settings)) if model.settings.summarises else None
+    segment = window.segment(n, before, model.settings)
     return model(segment, memories, valid, query=query).loss
 
 

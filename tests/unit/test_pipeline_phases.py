@@ -1,7 +1,6 @@
 """The numbers that `hmt-ds bench` computes for a pipeline: recomputed positions, durations of passes, bubbles."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pytest
 
@@ -64,23 +63,3 @@ def test_bubbles_with_measured_durations(summary_group):
     assert equal == pytest.approx(simulated_bubbles([slower] * 2, 2, both))
     first, last = simulated_bubbles([phases, slower], 1, both)
     assert first == pytest.approx((1 + last) / 2) and first > 0.5 > last
-
-
-def test_the_adapted_interface_has_no_summaries():
-    """Mode hmt then has the passes of mode rmt, in the bubbles and in what is recomputed."""
-    kept = [Action(Kind.SEGMENT, 3, 1)]
-    adapted = PipelineWindow(4, 2, 1, replace(SIZES, interface="adapted"), [kept, ()])
-    rmt = PipelineWindow(4, 2, 1, replace(SIZES, interface="adapted", mode="rmt"), [kept, ()])
-    assert adapted.schedule(2) == rmt.schedule(2) != window(4).schedule(2)
-    assert scheduled_bubbles(2, adapted) == scheduled_bubbles(2, rmt)
-    # 10 + 2 and a sink, a recalled and the last memory, and a write embedding
-    assert recomputed_positions(adapted, layers_again=False) == 4 * 16 - 16 / 2 / 2
-    phases = {"forward": 16.0, "summary": 0.0, "recall": 0.8, "backward": 14.0 + 32.0}
-    assert action_seconds(phases, adapted, kept) == {
-        (Kind.SEGMENT, False): 2,
-        (Kind.SUMMARY, False): 0,
-        (Kind.RECALL, False): pytest.approx(0.1),
-        (Kind.SEGMENT, True): 2 + 4,
-        (Kind.SUMMARY, True): 0,
-        (Kind.RECALL, True): 0,
-    }

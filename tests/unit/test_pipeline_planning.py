@@ -245,9 +245,9 @@ def test_a_shape_without_grouped_heads():
 
 
 def test_without_summaries_a_pipeline_sends_and_computes_none():
-    """The adapted interface: what is recalled is longer by the last memory, and so are the segments."""
-    settings = replace(SETTINGS, interface="adapted", recalled_memories=3, memory_tokens=2)
+    """Mode rmt of the adapted interface: a sink in front of the memory, and write embeddings behind the tokens."""
+    settings = replace(SETTINGS, interface="adapted", mode="rmt", memory_tokens=2)
     window, kept = pipeline_window(replace(JOB, settings=settings), FAR, 8, GRAPH, 0.0)
     actions = [timed.action.kind for timed in window.stages[0]]
     assert Kind.SUMMARY not in actions and actions.count(Kind.SEGMENT) == 2 * 8 * 16 and kept == 0
-    assert window.stashed_bytes[0] == 8 * 16 * (1024 + 32 + 1 + 8 + 2) * 4096 * 2
+    assert window.stashed_bytes[0] == 8 * 16 * (1024 + 32 + 1 + 2 + 2) * 4096 * 2

@@ -119,7 +119,7 @@ def test_one_width():
 def test_summary_of_some_segments():
     """Segments of one row are adjacent, so that a batch of them can be reshaped into rows."""
     assert_part(
-        two_rows().summary(0, 2, SETTINGS),
+        two_rows().summary(0, 2, NOTHING, SETTINGS),
         tokens=[[11, 12], [15, 16], [21, 22], [31, 32]],
         lengths=[2, 2, 2, 2],
         mask=None,
@@ -128,14 +128,14 @@ def test_summary_of_some_segments():
 
 def test_summary_of_one_short_segment():
     window = split_document(torch.tensor([[11, 12, 13, 14, 15], [21, 22, 23, 24, 25]]), 4)
-    assert_part(window.summary(1, 2, SETTINGS), tokens=[[15, 0], [25, 0]], lengths=[1, 1])
+    assert_part(window.summary(1, 2, NOTHING, SETTINGS), tokens=[[15, 0], [25, 0]], lengths=[1, 1])
 
 
 def test_summary_is_no_longer_than_a_segment():
     """A last window may be cut narrower than L."""
     window = split_document(ids(11, 12, 13), 3)
     settings = make_settings(segment_length=8, summary_fraction=1.0)
-    assert_part(window.summary(0, 1, settings), tokens=[[11, 12, 13]], lengths=[3])
+    assert_part(window.summary(0, 1, NOTHING, settings), tokens=[[11, 12, 13]], lengths=[3])
 
 
 def test_masks_move_with_their_tokens():
@@ -146,7 +146,7 @@ def test_masks_move_with_their_tokens():
     window = replace(window, mask=mask)
     segment = window.segment(1, NOTHING.expand(2, -1), SETTINGS)
     assert_part(segment, mask=[[True] * 6, [False, True, True, True, True, True]])
-    assert_part(window.summary(0, 2, SETTINGS), mask=[[True, True]] * 3 + [[False, True]])
+    assert_part(window.summary(0, 2, NOTHING, SETTINGS), mask=[[True, True]] * 3 + [[False, True]])
 
 
 def test_empty_segment():
@@ -163,7 +163,7 @@ def test_empty_segment():
     segment = window.segment(1, NOTHING.expand(2, -1), SETTINGS)
     assert_part(segment, lengths=[6, 0], labels=[[X] * 4] * 2)
     assert segment.tokens[0].tolist() == [13, 14, 18, 19, 20, 21]
-    assert_part(window.summary(1, 2, SETTINGS), lengths=[2, 0])
+    assert_part(window.summary(1, 2, NOTHING, SETTINGS), lengths=[2, 0])
 
 
 def test_tail():
@@ -183,7 +183,7 @@ def test_to_another_device(masked):
     """Windows and segments are moved with all their tensors; None stays None."""
     window = two_rows()
     window = replace(window, mask=window.input_ids > 0) if masked else window
-    for part in (window, window.segment(1, NOTHING.expand(2, -1), SETTINGS), window.summary(0, 2, SETTINGS)):
+    for part in (window, window.segment(1, NOTHING.expand(2, -1), SETTINGS), window.summary(0, 2, NOTHING, SETTINGS)):
         moved = part.to("meta")
         assert type(moved) is type(part)
         for field in fields(part):

@@ -82,7 +82,7 @@ def time_layer(
 
     lengths = [settings.positions]
     if settings.summarises:
-        lengths.append(settings.summary_length + 2 * settings.memory_tokens)
+        lengths.append(settings.summary_positions)
     return LayerTimes(sum(seconds_of(layer(length), device) for length in lengths), seconds_of(head, device))
 
 

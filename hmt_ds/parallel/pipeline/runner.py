@@ -12,7 +12,7 @@ from hmt_ds.backbones import CausalLM
 from hmt_ds.memory import HMT, MemorySettings, MemoryState, SegmentOutput, Window
 from hmt_ds.memory.boundaries import BoundariesInstead, Instead
 from hmt_ds.memory.settings import Mode
-from hmt_ds.parallel.pipeline.schedule import Action, pipeline_schedule, schedule_mode, summary_group_size
+from hmt_ds.parallel.pipeline.schedule import Action, pipeline_schedule, summary_group_size
 from hmt_ds.parallel.pipeline.stage import StagePass
 from hmt_ds.parallel.pipeline.stage_window import Stage, StageWindow
 from hmt_ds.parallel.pipeline.stashed_inputs import StashedInputs
@@ -48,7 +48,6 @@ class StageRunner:
     ) -> list[Action]:
         """Return this stage's passes over a window, in order."""
         micro_batches = micro_batches or self.micro_batches
-        mode = schedule_mode(self.settings, mode)
         group = self.summary_group(segments, micro_batches)
         return schedule_of(self.topology.stages, segments, micro_batches, mode, backward, group)[self.topology.stage]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import accumulate
 
-from hmt_ds.memory.settings import MODES, MemorySettings
+from hmt_ds.memory.settings import MODES
 
 
 class Kind(StrEnum):
@@ -77,17 +77,6 @@ class Costs:
 UNIT_COSTS = Costs()
 
 
-def schedule_mode(settings: MemorySettings, mode: str | None = None) -> str:
-    """Return the mode for :func:`pipeline_schedule`: ``rmt`` where mode ``hmt`` needs no summaries.
-
-    Args:
-        settings: settings of the memory.
-        mode: mode of an evaluation; the settings' own by default.
-    """
-    mode = mode or settings.mode
-    return "rmt" if mode == "hmt" and not settings.summarises else mode
-
-
 def pipeline_schedule(
     stages: int,
     segments: int,
@@ -108,8 +97,7 @@ def pipeline_schedule(
         stages: P, number of stages.
         segments: S, segments of the window.
         micro_batches: B. From B = P on, no stage waits for the prompt from the last stage.
-        mode: memory mode; with a recipe's settings, :func:`schedule_mode`. Memories are carried into the window, so
-            segment 0 recalls like all others.
+        mode: memory mode. Memories are carried into the window, so segment 0 recalls like all others.
         backward: False for evaluation: forward passes alone.
         summary_group: micro-batches per summary pass, see :func:`summary_group_size`.
         costs: durations. Without memory, slow links call for more warm-up passes; with memory the order does not depend

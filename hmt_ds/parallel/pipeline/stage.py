@@ -93,7 +93,7 @@ class StagePass:
             prompt = settings.prompt_tokens(self.mode)  # what was recalled, or its gradient
             return TensorSpec((rows, prompt, self.model.backbone.dim), self.stage.dtype)
         if action.kind == Kind.SUMMARY:
-            positions = settings.summary_length + 2 * settings.memory_tokens
+            positions = settings.summary_positions
         else:
             around = settings.sink_tokens + settings.prompt_tokens(self.mode) + settings.write_tokens(self.mode)
             positions = around + settings.sensory_tokens + settings.segment_length

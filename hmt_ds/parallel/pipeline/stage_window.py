@@ -73,7 +73,9 @@ class StageWindow:
         """Return the tokens that a forward or backward pass runs on."""
         n, b = action.segment, action.micro_batch
         if action.kind == Kind.SUMMARY:
-            return self.summary_batches[b].summary(n, n + 1, settings)
+            size = len(self.micro_batches) // len(self.summary_batches)
+            tails = torch.cat([state.tail for state in self.states[b * size : (b + 1) * size]])
+            return self.summary_batches[b].summary(n, n + 1, tails, settings)
         return self.micro_batches[b].segment(n, self.states[b].tail, settings)
 
     def targets_of(self, recall: Action) -> Tensor | None:
