@@ -1,6 +1,7 @@
 """Error messages for recipes and options: one line per wrong key, with the key, the rule and the value."""
 
 import difflib
+import reprlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -66,7 +67,7 @@ def problem_line(key: str, problems: Sequence[ErrorDetails]) -> str:
     problems = [one for one in problems if one["type"] == "value_error"] or problems  # the one that says most
     value = problems[0]["input"]
     said = problems[0]["type"] == "value_error" or (isinstance(value, dict) and len(str(value)) > 80)
-    shown = "" if said else f", got {value!r}"
+    shown = "" if said else f", got {reprlib.repr(value) if isinstance(value, int) else repr(value)}"
     first, *others = dict.fromkeys(map(message, problems))
     return f"{key}: {' or '.join([first, *(other.removeprefix('must be ') for other in others)])}{shown}"
 

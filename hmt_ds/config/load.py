@@ -31,11 +31,13 @@ def load_recipe(file: str | Path, overrides: list[str] | None = None) -> Recipe:
     """
     path = Path(file)
     values = read_mapping(path)
-    problems = apply_overrides(values, overrides or []) + booleans_for_numbers(values)
+    problems = apply_overrides(values, overrides or [])
+    wrong = wrong_numbers(values)
+    problems += wrong.values()
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        problems += describe(error, Recipe)
+        problems += [line for line in describe(error, Recipe) if line.partition(": ")[0] not in wrong]
     if problems:
         raise ConfigError(problems)
     beside = path.resolve().parent / recipe.deepspeed
@@ -105,8 +107,11 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> list[str]:
     return problems
 
 
-def booleans_for_numbers(values: dict[str, Any]) -> list[str]:
-    """Return a line for each number given as true or false, which Python would take for 1 and 0."""
+def wrong_numbers(values: dict[str, Any]) -> dict[str, str]:
+    """Return a line by key for each number that is given as true or false, or is larger than any setting can be.
+
+    Python takes true for 1, and its whole numbers have no end, unlike those of torch.
+    """
 
     def is_number(kind: object) -> bool:
         return kind in (int, float) or any(map(is_number, get_args(kind)))
@@ -117,12 +122,16 @@ def booleans_for_numbers(values: dict[str, Any]) -> list[str]:
             found = found.get(part) if isinstance(found, dict) else None
         return found
 
-    given = {key: value_of(key) for key, field in keys(Recipe) if is_number(field.annotation)}
-    return [
-        f"{key}: must be a number, got {value}"
-        for key, value in given.items()
-        if any(isinstance(one, bool) for one in (value if isinstance(value, list) else [value]))
-    ]
+    problems = {}
+    for key in (key for key, field in keys(Recipe) if is_number(field.annotation)):
+        value = value_of(key)
+        most = 2**63 - 1 if key == "training.seed" else 2**31 - 1
+        parts = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else [value]
+        if any(isinstance(part, bool) for part in parts):
+            problems[key] = f"{key}: must be a number, got {value}"
+        elif any(isinstance(part, int) and abs(part) > most for part in parts):
+            problems[key] = f"{key}: must be at most {most:,}"
+    return problems
 
 
 def find_file(name: str, recipe: str | Path) -> Path | None:

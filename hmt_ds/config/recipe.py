@@ -25,7 +25,7 @@ class Section(BaseModel):
 
 
 @section(
-    rank=AtLeastOne,
+    rank=Annotated[int, Field(ge=1, le=2**16)],
     alpha=Annotated[float, Field(gt=0)],
     dropout=Annotated[float, Field(ge=0, lt=1)],
 )
@@ -61,7 +61,7 @@ class Model(Section):
     recalled_memories=AtLeastOne,
     recall_loss=Annotated[float, Field(ge=0)],
     summary_fraction=Annotated[float, Field(gt=0, le=1)],
-    recall_dim=Annotated[int | None, Field(ge=1)],
+    recall_dim=Annotated[int | None, Field(ge=1, le=2**20)],
 )
 class Memory(MemorySettings):
     """The memory around the backbone (hmt_ds/memory)."""
@@ -103,7 +103,7 @@ class Data(Section):
     cache_dir: PathText = "runs/cache"
     """Folder to cache tokenized documents in. If it is local to each machine, each machine tokenizes the documents
     itself."""
-    workers: int = Field(0, ge=0)
+    workers: int = Field(0, ge=0, le=256)
     """Data loader processes per rank. The order of the data is the same for any number."""
 
 
@@ -134,7 +134,7 @@ class Training(Section):
     elastic: bool = False
     """Adapt batch_size when a run is resumed on another number of ranks, so that the total number of rows stays the
     same."""
-    hang_minutes: float = Field(10, gt=0)
+    hang_minutes: float = Field(10, gt=0, le=10**6)
     """Minutes without progress on a rank (no step, no part of a checkpoint, no window of an evaluation) after which the
     run is killed."""
     seed: int = Field(0, ge=0)
@@ -156,7 +156,7 @@ class Pipeline(Section):
     live_inputs: PositiveInt | None = None
     """Number of stage inputs kept for the backward pass that stay on the GPU; further ones are offloaded to host
     memory. Default: all stay on the GPU."""
-    timeout_minutes: float = Field(10, gt=0)
+    timeout_minutes: float = Field(10, gt=0, le=10**6)
     """Minutes that a stage waits for a message from another stage before the run is ended."""
 
 

@@ -9,6 +9,7 @@ import yaml
 FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")  # 1e-4, which YAML 1.1 takes for text
 # YAML 1.1 reads 010 as octal (8) and 1:30 in base 60 (90). It takes 09 for text, which would be converted to 9 later.
 ODD_NUMBER = re.compile(r"[-+]?(0[0-9_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)$")
+NESTED = 50
 NODES = 100_000  # far more than a recipe has; aliases of aliases can make billions
 
 
@@ -67,15 +68,18 @@ def all_nodes(root: yaml.Node) -> Iterator[yaml.Node]:
     """Yield a YAML node and all nodes below it; nodes behind an alias once for each use.
 
     Raises:
-        MisreadError: if there are too many, because aliases multiply them.
+        MisreadError: if there are too many, because aliases multiply them, or too deep ones.
     """
-    left = [root]
+    left = [(root, 0)]
     for _ in range(NODES):
         if not left:
             return
-        yield (node := left.pop())
+        node, depth = left.pop()
+        if depth > NESTED:
+            raise MisreadError([f"line {line_of(node)}: nested more than {NESTED} deep"])
+        yield node
         for child in node.value if isinstance(node, yaml.CollectionNode) else ():
-            left += child if isinstance(node, yaml.MappingNode) else [child]
+            left += [(one, depth + 1) for one in (child if isinstance(node, yaml.MappingNode) else [child])]
     raise MisreadError([f"aliases (*) make more than {NODES:,} values of it"])
 
 

@@ -8,6 +8,8 @@ from hmt_ds.backbones import family_of
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.memory.settings import MemorySettings
 
+MOST_TOKENS = 2**30  # of one step on one rank; it holds the ids of all of them on the host
+
 
 def check_training(recipe: Recipe) -> list[str]:
     """Return a line for each setting of a recipe that contradicts another one or this machine."""
@@ -17,6 +19,14 @@ def check_training(recipe: Recipe) -> list[str]:
         problems.append(
             f"memory.sensory_tokens is {memory.sensory_tokens}, more than a segment has ({memory.segment_length}): "
             "take at most memory.segment_length"
+        )
+    training = recipe.training
+    tokens = training.batch_size * training.gradient_accumulation * recipe.depths.largest * memory.segment_length
+    if tokens > MOST_TOKENS:
+        problems.append(
+            f"training: batch_size {training.batch_size} x gradient_accumulation {training.gradient_accumulation} x "
+            f"bptt_depth {recipe.depths.largest} x memory.segment_length {memory.segment_length} are {tokens:,} tokens "
+            f"per rank and step: must be at most {MOST_TOKENS:,}"
         )
     problems += check_memory_recall(recipe)
     if recipe.compute.recompute == "reentrant":

@@ -237,6 +237,11 @@ CASES = [
     Case("slip in the model", ["--model.source.hiden_size", "16"], ["hiden_size", "did you mean hidden_size?"]),
     Case("LoRA finds nothing", ["--model.train", "lora", "--model.lora.target_modules", "[x]"], ["model.lora: "]),
     Case("slip in the DeepSpeed file", ["--deepspeed", "slip.json"], ["gradient_cliping: unknown key; did you mean"]),
+    Case(
+        "more than memory holds",
+        ["--training.bptt_depth", "1000000000"],
+        ["training: batch_size 1 x gradient_accumulation 1 x bptt_depth 1000000000 x memory.segment_length 16 are"],
+    ),
     Case("negative seed", ["--training.seed", "-1"], ["training.seed: "]),
     Case("cache is a file", ["--data.cache_dir", "data.doc"], ["data.doc"]),
 ]

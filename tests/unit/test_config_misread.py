@@ -26,7 +26,13 @@ QUICKSTART = PROJECT / "launch" / "recipes" / "quickstart.yaml"
         ("a: 010", ["line 1: 010 is ambiguous"]),
         ("a:\n- -0_7\n- 09", ["line 2: -0_7 is ambiguous", "line 3: 09 is ambiguous"]),
         ("1:30", ["line 1: 1:30 is ambiguous"]),
-        ("a: &x [*x]", ["aliases (*) make more than 100,000 values of it"]),
+        ("a: &x [*x]", ["line 1: nested more than 50 deep"]),
+        (
+            "{a: &a [0,0,0,0,0,0,0,0,0,0], b: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a,*a], c: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b,*b], "
+            "d: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c,*c], e: [*d,*d,*d,*d,*d,*d,*d,*d,*d,*d]}",
+            ["aliases (*) make more than 100,000 values of it"],
+        ),
+        ("[" * 60 + "]" * 60, ["line 1: nested more than 50 deep"]),
         ("&a [&b [1, 1, 1, 1], *b, *b, *b, *b]", []),
         ("a: 0\nb: 0.5\nc: '010'\nd: 0x1F\ne: 1:30x\nf: 10:80", []),
         ("a: &a {x: 1}\nb: {<<: *a, x: 2}", []),
@@ -79,6 +85,31 @@ def test_booleans_are_no_numbers(key, value):
         load_recipe(QUICKSTART, [f"--{key}", value])
     (line,) = error.value.problems
     assert line.startswith(f"{key}: must be a number, got ") and "True" in line
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("training.steps", 10**400, "must be at most 2,147,483,647"),
+        ("training.bptt_depth", 2**31, "must be at most 2,147,483,647"),
+        ("training.batch_size", "0x" + "f" * 5000, "must be at most 2,147,483,647"),
+        ("evaluation.segments_read", f"[1, {2**40}]", "must be at most 2,147,483,647"),
+        ("optimizer.lr", 10**400, "must be at most 2,147,483,647"),
+        ("training.seed", 2**63, "must be at most 9,223,372,036,854,775,807"),
+        ("training.steps", -(10**20), "must be at most 2,147,483,647"),
+        ("data.workers", 10**9, "must be at most 256, got 1000000000"),
+        ("pipeline.timeout_minutes", "1e300", "must be at most 1e+06, got 1e+300"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_numbers_beyond_any_range(key, value, said):
+    with pytest.raises(ConfigError) as error:
+        load_recipe(QUICKSTART, [f"--{key}", str(value)])
+    assert error.value.problems == [f"{key}: {said}"]
+
+
+def test_the_largest_seed():
+    assert load_recipe(QUICKSTART, ["--training.seed", str(2**63 - 1)]).training.seed == 2**63 - 1
 
 
 @pytest.mark.parametrize(
