@@ -28,8 +28,7 @@ QUICKSTART = PROJECT / "launch" / "recipes" / "quickstart.yaml"
         ("1:30", ["line 1: 1:30 is ambiguous"]),
         ("a: &x [*x]", ["line 1: nested more than 50 deep"]),
         (
-            "{a: &a [0,0,0,0,0,0,0,0,0,0], b: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a,*a], c: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b,*b], "
-            "d: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c,*c], e: [*d,*d,*d,*d,*d,*d,*d,*d,*d,*d]}",
+            f"{{a: &a [{', '.join('0' * 50)}], b: &b [{', '.join(['*a'] * 50)}], c: [{', '.join(['*b'] * 50)}]}}",
             ["aliases (*) make more than 100,000 values of it"],
         ),
         ("[" * 60 + "]" * 60, ["line 1: nested more than 50 deep"]),
