@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import re
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +96,11 @@ def _hidden(path: Path) -> bool:
 
 def _load_files(builder: str, files: list[Path], split: str) -> Dataset:
     patterns = [glob.escape(str(file)) for file in files]  # `datasets` would take brackets in a path for a pattern
+    options = {"data_files": patterns, "split": split, **BUILDER_OPTIONS.get(builder, {})}
+    with suppress(*LOAD_ERRORS):
+        return load_dataset(builder, **options)
     try:
-        return load_dataset(builder, data_files=patterns, split=split, **BUILDER_OPTIONS.get(builder, {}))
+        return load_dataset(builder, **options, download_mode="force_redownload")  # the cache may be what is damaged
     except LOAD_ERRORS as error:
         for file in files if len(files) > 1 else []:  # the error does not name the file: find it
             _load_files(builder, [file], split)

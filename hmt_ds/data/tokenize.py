@@ -2,16 +2,21 @@
 
 import hashlib
 import json
+import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset, Features, Value
 from transformers import PreTrainedTokenizerBase
 
 from hmt_ds.config.value_checks import why_no_folder
-from hmt_ds.data.errors import DataError
+from hmt_ds.data.errors import DataError, first_line
+
+logger = logging.getLogger(__name__)
 
 FEATURES = Features({"input_ids": datasets.List(Value("int32")), "length": Value("int64")})
 
@@ -43,26 +48,54 @@ def tokenize_documents(
     cache_dir = cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "hmt_ds_tokens"
     if reason := why_no_folder(cache_dir):
         raise DataError(f"tokens cannot be kept: {reason}")
-    cache_dir.mkdir(parents=True, exist_ok=True)
     fingerprint = _fingerprint(documents, tokenizer, add_eos)
-    tokens = documents.map(
-        _tokenize_batch,
-        batched=True,
-        batch_size=16,  # documents are long: a novel is 200,000 tokens
-        writer_batch_size=16,
-        fn_kwargs={"tokenizer": tokenizer, "eos": tokenizer.eos_token_id if add_eos else None},
-        remove_columns=documents.column_names,
-        features=FEATURES,
-        num_proc=num_proc,
-        load_from_cache_file=True,
-        cache_file_name=str(cache_dir / f"tokens-{fingerprint}.arrow"),
-        new_fingerprint=fingerprint,
-        desc="Tokenizing",
-    )
-    keep = document_lengths(tokens) > 0
+    options: dict[str, Any] = {
+        "batch_size": 16,  # documents are long: a novel is 200,000 tokens
+        "writer_batch_size": 16,
+        "fn_kwargs": {"tokenizer": tokenizer, "eos": tokenizer.eos_token_id if add_eos else None},
+        "num_proc": num_proc,
+        "new_fingerprint": fingerprint,
+    }
+    tokens, lengths = _map_cached(documents, cache_dir / f"tokens-{fingerprint}.arrow", options)
+    keep = lengths > 0
     if not keep.any():
         raise DataError(f"the tokenizer makes no token of any of the {len(tokens)} documents: check text and tokenizer")
     return tokens if keep.all() else tokens.select(np.flatnonzero(keep))
+
+
+def _map_cached(documents: Dataset, file: Path, options: dict[str, Any]) -> tuple[Dataset, np.ndarray]:
+    """Tokenize documents into a file, or read it if it is there; one that is damaged is made again.
+
+    Returns:
+        The tokens, and the number of tokens of each document.
+
+    Raises:
+        DataError: if the file cannot be written.
+    """
+
+    def attempt() -> tuple[Dataset, np.ndarray]:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        tokens = documents.map(
+            _tokenize_batch,
+            batched=True,
+            remove_columns=documents.column_names,
+            features=FEATURES,
+            load_from_cache_file=True,
+            cache_file_name=str(file),
+            desc="Tokenizing",
+            **options,
+        )
+        return tokens, document_lengths(tokens)
+
+    try:
+        if file.is_file():
+            with suppress(OSError, pa.ArrowException):
+                return attempt()
+            logger.warning("%s is damaged: the documents are tokenized again", file)
+            file.unlink()
+        return attempt()
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"tokens cannot be kept in {file.parent}: {first_line(error)}") from None
 
 
 def document_lengths(tokens: Dataset) -> np.ndarray:

@@ -1,0 +1,61 @@
+"""Damaged caches are made again with the same result; one that cannot be written is a line."""
+
+from pathlib import Path
+
+import datasets
+import pytest
+
+from hmt_ds.data import DataError, load_documents, load_tokenizer, tokenize_documents, train_sentencepiece
+
+DAMAGES = {
+    "truncated": lambda content: content[: len(content) // 2],
+    "empty": lambda content: b"",
+    "garbage": lambda content: b"x" * 100,
+    "no header": lambda content: bytes(64) + content[64:],
+    "no tail": lambda content: content[:-20],
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "text.txt").write_text("A short document with words.\n" * 50)
+    (folder / "text.jsonl").write_text('{"text": "A short document with words."}\n' * 50)
+    train_sentencepiece([folder / "text.txt"], folder / "tokenizer", 290)
+    return folder
+
+
+@pytest.fixture
+def tokens(folder, tmp_path, monkeypatch):
+    """Read and tokenize the documents, with caches of this test alone."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    tokenizer = load_tokenizer(str(folder / "tokenizer"))
+    return lambda: tokenize_documents(
+        load_documents(str(folder / "text.jsonl")), tokenizer, cache_dir=tmp_path / "cache"
+    )[:]
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+@pytest.mark.parametrize("cache", ["cache", "datasets"])
+def test_a_damaged_cache_is_made_again(tokens, tmp_path, caplog, cache, damage):
+    expected = tokens()
+    (file,) = (tmp_path / cache).rglob("*.arrow")
+    written = file.read_bytes()
+    if cache == "datasets":
+        for kept in (tmp_path / "cache").iterdir():  # else its tokens are found, and the text is not read
+            kept.unlink()
+    file.write_bytes(damage(written))
+    assert tokens() == expected
+    assert ("is damaged: the documents are tokenized again" in caplog.text) == (cache == "cache")
+    assert tokens() == expected and file.stat().st_size == len(written)
+
+
+def test_a_cache_that_cannot_be_written(tokens, tmp_path):
+    expected = tokens()
+    (file,) = (tmp_path / "cache").iterdir()
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(DataError, match=rf"^tokens cannot be kept in {tmp_path}/cache: [^\n]+$"):
+        tokens()
+    file.rmdir()
+    assert tokens() == expected
