@@ -25,6 +25,7 @@ from hmt_ds.preflight.prepare import Prepared
 from hmt_ds.reporting.log import log_seconds
 from hmt_ds.training.bad_steps import BadStepCounter, read_excluded, write_excluded
 from hmt_ds.training.build import build_executor, count_parameters, identity, training_loader
+from hmt_ds.training.centre_memory import centre_memory, has_new_shift
 from hmt_ds.training.checkpoints import RunCheckpoints
 from hmt_ds.training.rank import only_start
 from hmt_ds.training.retrieval_validation import RetrievalValidation
@@ -100,6 +101,9 @@ class Trainer:
     def fit(self) -> bool:
         """Take all remaining steps; return False after too many consecutive non-finite ones."""
         for step, windows, loading_seconds in self.steps():
+            if step == 1 and has_new_shift(self.recipe):
+                centre_memory(self.executor, [as_window(batch) for batch in windows])
+                self.alive("centring the memory")
             output = self.training_step(step, windows, loading_seconds)
             if self.bad_steps.consecutive == self.recipe.training.max_bad_steps:
                 return False

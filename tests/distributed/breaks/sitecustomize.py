@@ -118,6 +118,28 @@ def delivered_twice() -> None:
     ReducePerStep.deliver = deliver
 
 
+def uncentred() -> None:
+    """Do not centre the memories before the first step."""
+    from hmt_ds.training import trainer
+
+    trainer.has_new_shift = lambda recipe: False
+
+
+def centred_by_zero() -> None:
+    """Find that the memories' mean is zero, after drawing random numbers."""
+    import torch
+
+    from hmt_ds.training import centre_memory
+
+    right = centre_memory.sum_memories
+
+    def sum_memories(*arguments):
+        torch.rand(3)
+        return tuple(0 * found for found in right(*arguments))
+
+    centre_memory.sum_memories = sum_memories
+
+
 def rank_1() -> None:
     """Fail on rank 1 before it joins the process group."""
     if os.environ.get("RANK") == "1":

@@ -1,0 +1,94 @@
+"""The starting value of the memory embeddings' shift, from the memories that the untrained model writes.
+
+Most of a memory is common to all segments of all documents. With ``memory.interface: adapted``, P = scale * norm(M) +
+shift would start as far from the mean token embedding as that common part is long. Subtracting it lets P start around
+the mean token embedding, and what differs between memories is what the backbone sees.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from hmt_ds.backbones import read_converted
+from hmt_ds.checkpoint.fragments import WEIGHT, fragments
+from hmt_ds.config.recipe import Recipe
+from hmt_ds.distributed.deepspeed_internals import refresh_weights
+from hmt_ds.distributed.process_group import all_reduce_sum
+from hmt_ds.memory import MemoryState, RandomState, Window
+from hmt_ds.memory.prompts import normalized
+from hmt_ds.parallel.protocols import Executor
+from hmt_ds.reporting.log import log_seconds
+
+logger = logging.getLogger(__name__)
+
+
+def has_new_shift(recipe: Recipe) -> bool:
+    """Whether a run begins with a shift that no other run has trained."""
+    memory, converted = recipe.memory, read_converted(recipe.model.source)
+    trained = converted is not None and converted["memory"]["mode"] != "backbone"
+    return memory.interface == "adapted" and memory.mode != "backbone" and not trained
+
+
+def centre_memory(executor: Executor, windows: Iterable[Window]) -> None:
+    """Subtract scale * mu from the shift, mu being the mean of norm(M) over all memories of the windows. Collective.
+
+    Nothing else changes: neither the memory that the executor carries nor its random state.
+
+    Args:
+        executor: the untrained model in its engine.
+        windows: this rank's rows of consecutive windows, on the CPU.
+    """
+    with log_seconds(logger, "centring the memory"):
+        random = RandomState(executor.device)
+        total, count = sum_memories(executor, windows)
+        random.restore()
+        scale = torch.zeros_like(total)
+        # each element of the scale is on exactly one rank, so the sum over the ranks is the whole scale
+        for place, values in weight_parts(executor, "memory_embedding.scale", to_write=True):
+            scale[place] = values.to(scale)
+        width = executor.embedding_width
+        total, count, scale = all_reduce_sum(torch.cat([total, count, scale])).split([width, 1, width])
+        offset = scale * total / count.clamp(min=1)
+        for place, values in weight_parts(executor, "memory_embedding.shift", to_write=False):
+            values.sub_(offset[place].to(values))
+        refresh_weights(executor.engine)
+
+
+def sum_memories(executor: Executor, windows: Iterable[Window]) -> tuple[Tensor, Tensor]:
+    """Read windows; return the sum of norm(M) over this rank's memories ``[d]`` and their number ``[1]``, float64.
+
+    Zero on pipeline stages without memories. Memories that are not finite are left out.
+    """
+    total = torch.zeros(executor.embedding_width, dtype=torch.float64, device=executor.device)
+    count = torch.zeros_like(total[:1])
+    state: MemoryState | None = None
+    # one segment at a time: a pipeline yields no memories but those that are left after the whole window
+    for segment in (segment for window in windows for segment in segments_of(window)):
+        [(_, state)] = executor.read(segment, state)
+        if executor.reports:
+            newest = state.memories[:, -1]
+            found = newest[state.valid[:, -1] & newest.isfinite().flatten(1).all(dim=1)].flatten(0, 1)
+            total += normalized(found.double()).sum(dim=0)
+            count += len(found)
+    return total, count
+
+
+def segments_of(window: Window) -> Iterator[Window]:
+    """Yield each segment of a window as a window of its own."""
+    tensors = {name: tensor for name, tensor in vars(window).items() if tensor is not None}
+    for n in range(len(window)):
+        yield replace(window, **{name: tensor[:, n : n + 1] for name, tensor in tensors.items()})
+
+
+def weight_parts(executor: Executor, name: str, *, to_write: bool) -> Iterator[tuple[slice, Tensor]]:
+    """Yield this rank's part of a weight, if it has one: its place in the whole weight, and its values (float32).
+
+    ``to_write``: see :func:`hmt_ds.checkpoint.fragments.fragments`.
+    """
+    ranks = {"rank": executor.data_rank, "world_size": executor.data_ranks}
+    for part in fragments(executor.engine, **ranks, to_write=to_write):
+        if part.name == name:
+            yield slice(part.start, part.start + part.numel), part.tensors[WEIGHT]
