@@ -1,9 +1,9 @@
 """Build a backbone with stored or random weights, and check that its files hold all of its weights."""
 
 from contextlib import AbstractContextManager, nullcontext
+from pickle import UnpicklingError
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hmt_ds.backbones.converted import (
@@ -13,7 +13,7 @@ from hmt_ds.backbones.converted import (
     read_converted,
     without_memory,
 )
-from hmt_ds.backbones.model import BackboneError, CausalLM
+from hmt_ds.backbones.model import BackboneError, CausalLM, first_line
 from hmt_ds.backbones.model_config import read_config
 from hmt_ds.backbones.tied import check_tied
 
@@ -100,8 +100,16 @@ def check_weights(source: str | ConfigValues, *, trust_remote_code: bool = False
     try:
         model, unknown = load_all_weights(source, trust_remote_code=trust_remote_code, device_map="meta")
         check_tied(model, source)
-    except (OSError, RuntimeError, ImportError, SafetensorError) as error:
-        raise BackboneError(f"model {source!r}: {' '.join(str(error).split())[:300]}") from None
+    except BackboneError:
+        raise
+    except UnpicklingError:  # torch's message recommends to read the file without this protection
+        raise BackboneError(
+            f"model {source!r}: its .bin file holds Python objects, whose code could do anything: name a model with "
+            "safetensors files"
+        ) from None
+    except Exception as error:  # constructors of models raise all kinds for a configuration that they cannot use
+        said = " ".join(str(error).split())[:300]
+        raise BackboneError(f"model {source!r}: {said if ' ' in said else first_line(error)}") from None
     if not unknown:
         return []
     more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""

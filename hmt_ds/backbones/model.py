@@ -15,6 +15,12 @@ class BackboneError(ValueError):
     """Raised for a model that cannot be a backbone, or its adapters; the message gives the reason."""
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, with the error's type where the message alone says little."""
+    line = (str(error).strip().splitlines() or [""])[0]
+    return line if " " in line else f"{type(error).__name__} {line}".strip()
+
+
 class CausalLM(nn.Module):
     """Embedding, decoder and head of a ``transformers`` model as three separate calls.
 

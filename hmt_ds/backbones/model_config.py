@@ -7,7 +7,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 
 from hmt_ds.backbones.converted import ConfigValues, backbone_config, read_converted
-from hmt_ds.backbones.model import BackboneError
+from hmt_ds.backbones.model import BackboneError, first_line
 
 # sizes by the names of most families, and by GPT-2's
 SIZES = (
@@ -24,18 +24,20 @@ def read_config(source: str | ConfigValues, *, trust_remote_code: bool = False) 
             or has a size below 1.
     """
     if isinstance(source, dict):
-        check_sizes(source)
+        check_sizes(source, "model.source.")
     elif Path(source, "adapter_config.json").exists():
         # transformers would add the adapter to the model without saying so
         raise BackboneError(
             f"model {source!r}: it holds a peft adapter: merge the adapter into its model and name the merged model"
         )
     config = any_config(source, trust_remote_code=trust_remote_code)
+    if not isinstance(source, dict):
+        check_sizes(config.to_dict(), f"model {source!r}: ")
     if quantization := getattr(config, "quantization_config", None):
         how = quantization if isinstance(quantization, dict) else quantization.to_dict()
         raise BackboneError(
-            f"model {source!r}: its weights are quantized ({how.get('quant_method')}), which cannot be trained here, "
-            "not even with LoRA: name the model that it was quantized from"
+            f"model {name_of(source)!r}: its weights are quantized ({how.get('quant_method')}), which cannot be "
+            "trained here, not even with LoRA: name the model that it was quantized from"
         )
     return config
 
@@ -49,14 +51,14 @@ def any_config(source: str | ConfigValues, *, trust_remote_code: bool) -> PreTra
         if converted := read_converted(source):
             return backbone_config(converted)
         return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-    except KeyError:
-        raise BackboneError("model.source: a configuration needs the key model_type, for example llama") from None
     except StrictDataclassError as error:
         raise BackboneError(f"model {name_of(source)!r}: {str(error).strip().splitlines()[-1].strip()}") from None
-    except (OSError, ValueError, ArithmeticError, ImportError) as error:  # ImportError: from a model's own code
+    except Exception as error:  # a configuration's class, or a model's own code, may raise anything
+        if isinstance(source, dict) and "model_type" not in source:
+            raise BackboneError("model.source: a configuration needs the key model_type, for example llama") from None
         where = "" if isinstance(source, dict) or Path(source).exists() else " (no such folder here)"
         # transformers appends the hundreds of model types that it knows
-        reason = str(error).strip().splitlines()[0].partition(" Should contain one of")[0]
+        reason = first_line(error).partition(" Should contain one of")[0]
         if "trust_remote_code" in str(error):
             reason = "it has its own code, which runs only with --model.trust_remote_code true: give it if you trust it"
         raise BackboneError(f"model {name_of(source)!r}{where}: {reason}") from None
@@ -67,7 +69,7 @@ def name_of(source: str | ConfigValues) -> str | None:
     return source.get("model_type") if isinstance(source, dict) else source
 
 
-def check_sizes(source: ConfigValues) -> None:
+def check_sizes(source: ConfigValues, prefix: str) -> None:
     """Refuse configuration sizes below 1, such as ``hidden_size: 0``, which transformers would accept or divide by.
 
     Raises:
@@ -75,9 +77,7 @@ def check_sizes(source: ConfigValues) -> None:
     """
     small = {key: source[key] for key in SIZES if isinstance(source.get(key), int) and source[key] < 1}
     if small:
-        raise BackboneError(
-            "\n".join(f"model.source.{key} is {size}: must be at least 1" for key, size in small.items())
-        )
+        raise BackboneError("\n".join(f"{prefix}{key} is {size}: must be at least 1" for key, size in small.items()))
 
 
 def check_config_keys(source: ConfigValues) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from contextlib import nullcontext
 
 import torch
 from peft.tuners.lora.layer import ParamWrapper
@@ -9,10 +10,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from hmt_ds.backbones.families import FAMILIES
-from hmt_ds.backbones.model import BackboneError, CausalLM
+from hmt_ds.backbones.model import BackboneError, CausalLM, first_line
 from hmt_ds.backbones.settings import LoraSettings
 from hmt_ds.backbones.trainable import add_adapters
-from hmt_ds.backbones.transformers_internals import has_own_code
+from hmt_ds.backbones.transformers_internals import has_own_code, tied_weights
 
 LAYERS = 2  # of the small models: RWKV's initialization divides by one less
 # linear layers whose weights Mamba's mixer gives to its kernels, past the adapters
@@ -20,18 +21,20 @@ BYPASSED = {kind: {"conv1d", "x_proj", "dt_proj", "out_proj"} for kind in ("mamb
 
 
 def check_backbone(config: PreTrainedConfig) -> None:
-    """Check that a model of a family that is not in families.py is causal, and works from embeddings to hidden states.
+    """Check that a model can be built; if its family is not in families.py also that it is causal, and that it works
+    from embeddings to hidden states.
 
     Raises:
         BackboneError: in one line, naming the capability that the model lacks.
     """
-    if config.model_type in FAMILIES:
-        return
-    kind = config.model_type
+    kind, known = config.model_type, config.model_type in FAMILIES
     try:
-        small = small_model(config, LAYERS)
-    except Exception as error:  # an unknown constructor may raise anything
+        with torch.device("meta") if known else nullcontext():
+            small = small_model(config, LAYERS)
+    except Exception as error:  # a constructor may raise anything, such as KeyError for an unknown activation
         raise BackboneError(f"{kind} cannot be built as a causal language model: {first_line(error)}") from None
+    if known:
+        return
     if "inputs_embeds" not in inspect.signature(small.base_model.forward).parameters:
         raise BackboneError(f"{kind} takes no inputs_embeds, so memory embeddings cannot be put in front of the tokens")
     backbone = CausalLM(small)
@@ -85,8 +88,14 @@ def check_adapters(config: PreTrainedConfig, lora: LoraSettings, stages: int = 1
             f"target_modules has {wrapped[0]}, which is a single parameter, as experts are: name linear layers, such "
             "as [q_proj, k_proj, v_proj, o_proj]"
         )
+    tied = set(tied_weights(small))
     ends = [end for end in (small.get_input_embeddings(), small.get_output_embeddings()) if hasattr(end, "lora_A")]
     names = [name for name, module in small.named_modules() if any(module is end for end in ends)]
+    if names and tied:
+        raise BackboneError(
+            f"target_modules has {names[0]}, whose weight is that of the embeddings and of the head: an adapter would "
+            "change one of them alone, and could not be merged: remove it"
+        )
     if names and stages > 1:
         raise BackboneError(
             f"target_modules has {names[0]}, but with pipeline stages only decoder layers can have adapters: remove it"
@@ -106,8 +115,3 @@ def small_model(config: PreTrainedConfig, layers: int = 1) -> PreTrainedModel:
     if vars(config).get("layer_types"):  # Mamba's is a property, derived from the number of layers
         config.layer_types = config.layer_types[:layers]
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=has_own_code(config)).eval()
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or the error's type if it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -92,7 +92,10 @@ def weight_files(folder: Path) -> list[Path]:
             return [folder / name]
         index = folder / f"{name}.index.json"
         if index.is_file():
-            files = sorted({folder / file for file in json.loads(index.read_text())["weight_map"].values()})
+            try:
+                files = sorted({folder / file for file in json.loads(index.read_text())["weight_map"].values()})
+            except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+                raise ConversionError(f"{index} is damaged: {type(error).__name__} {error}") from None
             if lost := [file.name for file in files if not file.is_file()]:
                 raise ConversionError(f"{folder}: the file {first_of(lost)} is missing")
             return files
