@@ -12,7 +12,7 @@ from tiny_recipe import VOCABULARY, make_materials, train, write_recipe
 
 HMT = {"mode": "hmt", "recalled_memories": 2, "memory_tokens": 2}
 MODULES = {
-    "hmt": ["initial_prompt", "memory_embedding", "recall", "sink", "write_prompt"],
+    "hmt": ["initial_prompt", "memory_embedding", "recall", "sink", "summary_prompt", "write_prompt"],
     "rmt": ["initial_prompt", "memory_embedding", "sink", "write_prompt"],
     "backbone": ["sink"],
 }
