@@ -30,6 +30,8 @@ def expand_path(text: str) -> str:
     Raises:
         ValueError: if a user or variable is unknown, or the result cannot be a file's name.
     """
+    if not text.strip():
+        raise ValueError(f"must be a path, got {text!r}")
     # not pathlib's: it makes a hub name of ./a/b, and raises for names that are too long
     path = os.path.expandvars(os.path.expanduser(text))  # noqa: PTH111
     if path.startswith("~"):

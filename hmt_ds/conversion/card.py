@@ -15,7 +15,7 @@ USES = {
     "model": """import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+tokenizer = AutoTokenizer.from_pretrained(FOLDER, trust_remote_code=True)  # or it asks
 model = AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
 ids = tokenizer(document, return_tensors="pt").input_ids      # of any length
 with torch.no_grad():

@@ -20,6 +20,9 @@ def generate(model: HMT, input_ids: Tensor, max_new_tokens: int, **options: Any)
     All segments but the last are read whole. The last is read as [P | sensory | segment], without its trailing prompt,
     and continued there by at most L tokens; for more, what was written is read as segments in its turn.
 
+    Summaries read round(L / 2) tokens, as in training. HMT-pytorch trains so too, but generates with L // 2: at some
+    odd segment lengths, such as 7, it continues otherwise than this function.
+
     Args:
         model: in evaluation mode, unsharded.
         input_ids: ``[b, tokens]``, at least one token.

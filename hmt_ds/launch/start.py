@@ -21,7 +21,8 @@ class RankOptions(Options):
     """Options of all commands that start ranks: train, evaluate and bench."""
 
     ranks: AtLeastOne | None = None
-    """number of ranks on this machine (default: as many as wrote the run's checkpoint, or one per GPU, or 1)"""
+    """number of ranks on this machine (default: as many as wrote the run's checkpoint, or one per GPU, or 1; to
+    evaluate a run no more than there are GPUs or cores)"""
 
 
 def start_ranks(command: str, source: Path, ranks: int | None, overrides: list[str], problems: list[str]) -> int:
@@ -40,12 +41,29 @@ def start_ranks(command: str, source: Path, ranks: int | None, overrides: list[s
     recipe_file = source / "recipe.yaml" if source.is_dir() else source
     if source.is_dir() or command == "evaluate":
         overrides = [*NO_CONSENT, *overrides]
+    stages = 1
     with collected(problems):
-        check_recipe(load_recipe(recipe_file, overrides), recipe_file, writes_output=command == "train", with_data=True)
+        recipe = load_recipe(recipe_file, overrides)
+        stages = recipe.pipeline.stages
+        check_recipe(recipe, recipe_file, writes_output=command == "train", with_data=True)
     if problems:
         raise ConfigError(problems)
     named = str(source if command == "evaluate" else recipe_file)
-    return run_ranks(f"hmt_ds.{command}", [named, *overrides], ranks or ranks_of(source) or number_of_gpus() or 1)
+    default = evaluating_ranks(source, stages) if command == "evaluate" else ranks_of(source)
+    return run_ranks(f"hmt_ds.{command}", [named, *overrides], ranks or default or number_of_gpus() or 1)
+
+
+def evaluating_ranks(source: Path, stages: int) -> int | None:
+    """Return how many ranks evaluate a run: as many as trained it, but no more than this machine has GPUs or cores.
+
+    Any number of ranks gives the same result, as long as it is a multiple of the pipeline stages.
+
+    Args:
+        source: the run's folder; None is returned for a recipe.
+        stages: number of pipeline stages.
+    """
+    trained, here = ranks_of(source), number_of_gpus() or os.cpu_count() or 1
+    return trained and max(stages, min(trained, here) // stages * stages)
 
 
 def start_bench(

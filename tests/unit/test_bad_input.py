@@ -229,6 +229,7 @@ CASES = [
     Case("stage is no number", ["--deepspeed", "stage.json"], ["deepspeed: zero_optimization.stage is 'two'"]),
     Case("unknown optimizer", ["--optimizer.name", "AdmW"], ["AdmW is not an optimizer", "mean AdamW?"]),
     Case("whole weights", ["--optimizer.name", "Lamb"], ["Lamb must see whole weights, but at ZeRO stage"]),
+    Case("matrices", ["--optimizer.name", "Muon"], ["optimizer.name: Muon updates matrices alone", "use AdamW"]),
     Case("other steps", ["--optimizer.name", "LBFGS"], ["optimizer.name: LBFGS is not an optimizer"]),
     Case("optimizer's arguments", ["--optimizer.params", "{beta: 1}"], ["optimizer.params: AdamW does not take"]),
     Case("rate given twice", ["--optimizer.params", "{lr: 1}"], ["optimizer.params: lr belong"]),

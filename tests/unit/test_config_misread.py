@@ -127,7 +127,7 @@ def test_paths_are_expanded_as_by_a_shell(monkeypatch, tmp_path, key):
         for part in key.split("."):
             value = value[part]
         assert value == expected
-    for given in ("$NOWHERE/a", "~nobody_at_all/a", "a" * 256, r'"a\0"', r'"\uD800"'):
+    for given in ("''", "' '", "$NOWHERE/a", "~nobody_at_all/a", "a" * 256, r'"a\0"', r'"\uD800"'):
         with pytest.raises(ConfigError, match=f"^{key}: [^\n]*$"):
             load_recipe(QUICKSTART, [f"--{key}", given])
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from hmt_ds.checkpoint.files import RUN_STATE, newest_state, write_json, write_manifest
+from hmt_ds.launch import start
 from hmt_ds.launch.start import ranks_of
 from hmt_ds.reporting.metrics import Metrics, read_metrics
 from hmt_ds.training.elastic import global_rows
@@ -60,3 +61,14 @@ def test_a_damaged_line_of_the_log_ends_it(tmp_path, line):
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
     Metrics(tmp_path, 3).write({"step": 4})
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("trained", "gpus", "cores", "stages", "ranks"),
+    [(64, 0, 2, 1, 2), (64, 8, 96, 1, 8), (4, 8, 96, 1, 4), (64, 6, 96, 4, 4), (8, 0, 2, 4, 4), (2, 0, 2, 1, 2)],
+)
+def test_a_run_is_evaluated_on_what_this_machine_has(tmp_path, monkeypatch, trained, gpus, cores, stages, ranks):
+    monkeypatch.setattr(start, "ranks_of", lambda source: trained)
+    monkeypatch.setattr(start, "number_of_gpus", lambda: gpus)
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    assert start.evaluating_ranks(tmp_path, stages) == ranks

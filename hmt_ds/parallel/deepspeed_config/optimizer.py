@@ -12,6 +12,7 @@ from deepspeed.runtime.config import DEEPSPEED_OPTIMIZERS
 # Elementwise: they update a part of a weight, as ZeRO shards it, like the whole weight.
 ELEMENTWISE = re.compile(r"(?i)ada(delta|grad|max)|n?adam|adamw|asgd|lion|radam|rmsprop|rprop|sgd")
 OF_DEEPSPEED = {"Lamb": FusedLamb, "Lion": FusedLion}
+MATRICES_ONLY = ("muon", "musgd")
 UNUSABLE = ("LBFGS", "SparseAdam", "Optimizer")  # need a closure or sparse gradients; the base class
 
 
@@ -34,9 +35,14 @@ def check_optimizer(name: str, lr: float, weight_decay: float, params: dict[str,
     """
     if doubled := [key for key in ("lr", "weight_decay") if key in params]:
         raise OptimizerError(f"optimizer.params: {' and '.join(doubled)} belong directly into the section optimizer")
+    if name.lower() in MATRICES_ONLY:
+        raise OptimizerError(
+            f"optimizer.name: {name} updates matrices alone; DeepSpeed must be told for each weight whether it does or "
+            "Adam, which hmt_ds does not: use AdamW"
+        )
     known: dict[str, type] = {n: c for n, c in vars(torch.optim).items() if inspect.isclass(c) and n not in UNUSABLE}
     if name not in known and name.lower() not in DEEPSPEED_OPTIMIZERS:
-        near = difflib.get_close_matches(name, [*known, "Lamb", "Lion", "Muon"], 1)
+        near = difflib.get_close_matches(name, [*known, "Lamb", "Lion"], 1)
         hint = f"did you mean {near[0]}?" if near else "for example AdamW"
         raise OptimizerError(f"optimizer.name: {name} is not an optimizer of DeepSpeed or torch; {hint}")
     if stage and not ELEMENTWISE.fullmatch(name):
