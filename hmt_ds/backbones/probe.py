@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import re
 from contextlib import nullcontext
 
 import torch
@@ -75,7 +76,7 @@ def check_adapters(config: PreTrainedConfig, lora: LoraSettings, stages: int = 1
         small = small_model(config, LAYERS)
     try:
         add_adapters(small, lora)
-    except ValueError as error:
+    except (ValueError, re.error) as error:  # target_modules may be a regular expression
         raise BackboneError(first_line(error)) from None
     adapted = {name.rpartition(".")[2] for name, module in small.named_modules() if hasattr(module, "lora_A")}
     if lost := sorted(adapted & BYPASSED.get(config.model_type, set())):

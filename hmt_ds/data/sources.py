@@ -60,6 +60,8 @@ def load_documents(
         documents = _load_files(builder, files, split)
     else:
         builder, documents = "hub", _load_by_name(source, name, split)
+    if name is not None and builder != "hub":
+        raise DataError(f"name {name!r} is for data sets of the hub only, but {source} is here: leave it out")
     documents = _keep_text(documents, text_field, source)
     if separator is not None:
         if builder != "text":
@@ -153,6 +155,8 @@ def _keep_text(documents: Dataset, text_field: str, source: str) -> Dataset:
 
 
 def _split_documents(documents: Dataset, separator: str) -> Dataset:
+    if not separator:
+        raise DataError("separator is empty, and would match every line: leave it out")
     try:
         pattern = re.compile(separator, re.MULTILINE)
     except re.error as error:

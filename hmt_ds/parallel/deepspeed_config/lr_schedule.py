@@ -44,6 +44,8 @@ def make_scheduler(name: str, params: dict[str, object], total_steps: int) -> Ca
     accepted = [p for p in inspect.signature(known[name]).parameters if p != "optimizer"]
     if unknown := [p for p in params if p not in accepted]:
         raise ScheduleError(f"schedule.params: {name} takes no {', '.join(unknown)}; it takes {', '.join(accepted)}")
+    if wrong := unchecked_argument(params):
+        raise ScheduleError(f"schedule.params: {wrong}")
     if (kind := params.get("warmup_type", "log")) not in ("log", "linear"):
         # DeepSpeed would use log
         raise ScheduleError(f"schedule.params: warmup_type must be log or linear, got {kind!r}")
@@ -66,6 +68,16 @@ def make_scheduler(name: str, params: dict[str, object], total_steps: int) -> Ca
     except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
         raise ScheduleError(f"schedule.params: {name} cannot be created with {params}: {error}") from None
     return make
+
+
+def unchecked_argument(params: dict[str, object]) -> str | None:
+    """Return what is wrong with an argument that schedules take as it is and then never heed."""
+    total, milestones = params.get("total_num_steps", 1), params.get("milestones", [])
+    if not isinstance(total, int) or total < 1:
+        return f"total_num_steps must be a whole number of at least 1, got {total!r}"
+    if not isinstance(milestones, list) or not all(isinstance(step, int) for step in milestones):
+        return f"milestones must be a list of steps, got {milestones!r}"
+    return None
 
 
 def rates(make: Callable[[torch.optim.Optimizer], object], steps: Sequence[int]) -> list[float]:
