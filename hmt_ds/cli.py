@@ -70,7 +70,7 @@ def command_line() -> argparse.ArgumentParser:
     keys_follow = "Keys of the recipe can follow: --memory.segment_length 256"
     for name, run, operand, text in (
         ("train", train, "RECIPE", "train a model"),
-        ("evaluate", train, "RUN|RECIPE", "measure held-out losses, and what the memory is worth"),
+        ("evaluate", train, "RUN|CHECKPOINT|RECIPE", "measure held-out losses, and what the memory is worth"),
         ("bench", bench, "RECIPE", "measure the speed and memory of some steps"),
     ):
         command = add(name, run, text, keys_follow, overrides=True)

@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 
 from hmt_ds.checkpoint import load_weights, newest_intact
+from hmt_ds.checkpoint.files import run_of
+from hmt_ds.checkpoint.restore import require_intact
 from hmt_ds.config.config_error import ConfigError
 from hmt_ds.config.load import NO_CONSENT, load_recipe
 from hmt_ds.config.recipe import Recipe
@@ -28,19 +30,18 @@ def main() -> int:
 
 
 def evaluate(run_or_recipe: str, overrides: list[str], device: torch.device) -> None:
-    """Evaluate a run's newest checkpoint, or a recipe's starting weights: held-out losses, retrieval from memory."""
+    """Evaluate a run's newest checkpoint, a named one, or a recipe's starting weights: held-out losses, retrieval."""
     signals = StopSignals()
     source, is_run = Path(run_or_recipe), Path(run_or_recipe).is_dir()
-    recipe_file = source / "recipe.yaml" if is_run else source
+    run = run_of(source)
+    recipe_file = run / "recipe.yaml" if is_run else source
     # the results go into the folder that was named, even if the run was moved since it was trained
-    output = ["--training.output", json.dumps(run_or_recipe)] if is_run else []
+    output = ["--training.output", json.dumps(str(run))] if is_run else []
     recipe = load_recipe(recipe_file, [*output, *NO_CONSENT, *overrides])
     own_data = not is_run or reads(recipe) == reads(load_recipe(recipe_file, [*output, *NO_CONSENT]))
     if recipe.data.validation is None and recipe.data.retrieval is None:
         raise ConfigError(["data.validation: missing, there is nothing to evaluate on"])
-    checkpoint = newest_intact(source / "checkpoints", logger.warning) if is_run else None
-    if is_run and checkpoint is None:
-        raise ConfigError([f"{source}: the run has no checkpoint yet"])
+    checkpoint = find_checkpoint(source, run) if is_run else None
     prepared = prepare_together(recipe, recipe_file, writes_output=False)
     recipe = with_source_weights(recipe)
     with log_seconds(logger, "building the model"):
@@ -49,6 +50,20 @@ def evaluate(run_or_recipe: str, overrides: list[str], device: torch.device) -> 
     stop = lambda: signals.raise_if_received(device, "stopped in the evaluation")  # noqa: E731
     for kind in (Validation, RetrievalValidation):
         kind(recipe, prepared, reader, stop, own_data=own_data).evaluate(step)
+
+
+def find_checkpoint(source: Path, run: Path) -> Path:
+    """Return the checkpoint to evaluate: the one that is named, or the run's newest intact one. Collective.
+
+    Raises:
+        CheckpointError: if the named one is damaged.
+        ConfigError: if the run has none.
+    """
+    if source != run:
+        return require_intact(source)
+    if checkpoint := newest_intact(run / "checkpoints", logger.warning):
+        return checkpoint
+    raise ConfigError([f"{run}: the run has no checkpoint yet"])
 
 
 def reads(recipe: Recipe) -> tuple[object, ...]:

@@ -136,6 +136,13 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=step_number, reverse=True)
 
 
+def run_of(folder: Path) -> Path:
+    """Return the folder of the run that a checkpoint belongs to; any other folder as it is."""
+    if not (folder / MANIFEST).is_file():
+        return folder
+    return Path(os.path.abspath(folder)).parent.parent  # noqa: PTH100  resolve() would follow a link to another disk
+
+
 def step_number(checkpoint: Path) -> int:
     """Return a checkpoint's optimizer step, from the name of its folder."""
     return int(checkpoint.name.removeprefix("step_"))

@@ -58,6 +58,17 @@ def newest_intact(folder: Path, say: Callable[[str], None]) -> Path | None:
     return cast(Path | None, broadcast_object(found))
 
 
+def require_intact(checkpoint: Path) -> Path:
+    """Return a checkpoint, if it has no damage. Collective: rank 0 reads the files.
+
+    Raises:
+        CheckpointError: on all ranks, naming the first damaged file.
+    """
+    if problems := cast(list[str], broadcast_object(find_damage(checkpoint) if rank() == 0 else [])):
+        raise CheckpointError(f"{checkpoint} is damaged: {problems[0]}")
+    return checkpoint
+
+
 def load_weights(reader: Reader, checkpoint: Path) -> RunPosition:
     """Load a model's trained weights from a checkpoint for evaluation; return how far the run had come.
 

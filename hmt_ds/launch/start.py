@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic.dataclasses import dataclass
 
 from hmt_ds.benchmark.bench_options import BenchOptions
-from hmt_ds.checkpoint.files import newest_state
+from hmt_ds.checkpoint.files import newest_state, run_of
 from hmt_ds.config.config_error import ConfigError, collected
 from hmt_ds.config.load import NO_CONSENT, load_recipe
 from hmt_ds.config.options import AtLeastOne, Options, words_of
@@ -30,7 +30,7 @@ def start_ranks(command: str, source: Path, ranks: int | None, overrides: list[s
 
     Args:
         command: ``train`` or ``evaluate``.
-        source: a recipe, or the folder of a run.
+        source: a recipe, or the folder of a run; to evaluate, also one of its checkpoints.
         ranks: number of ranks; None for the default.
         overrides: overrides of the recipe.
         problems: problems of the options, reported together with those of the recipe.
@@ -38,7 +38,11 @@ def start_ranks(command: str, source: Path, ranks: int | None, overrides: list[s
     Raises:
         ConfigError: with a line for each problem.
     """
-    recipe_file = source / "recipe.yaml" if source.is_dir() else source
+    run = run_of(source) if command == "evaluate" else source
+    recipe_file = run / "recipe.yaml" if source.is_dir() else source
+    if source.is_dir() and not recipe_file.exists() and (source / "config.json").exists():
+        problems.append(f"{source} is a model, not a run: {command} a recipe with --model.source {source}")
+        raise ConfigError(problems)
     if source.is_dir() or command == "evaluate":
         overrides = [*NO_CONSENT, *overrides]
     stages = 1
@@ -49,7 +53,7 @@ def start_ranks(command: str, source: Path, ranks: int | None, overrides: list[s
     if problems:
         raise ConfigError(problems)
     named = str(source if command == "evaluate" else recipe_file)
-    default = evaluating_ranks(source, stages) if command == "evaluate" else ranks_of(source)
+    default = evaluating_ranks(run, stages) if command == "evaluate" else ranks_of(run)
     return run_ranks(f"hmt_ds.{command}", [named, *overrides], ranks or default or number_of_gpus() or 1)
 
 

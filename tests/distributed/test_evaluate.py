@@ -44,6 +44,13 @@ def test_a_run_is_evaluated_again(tmp_path):
     code, printed = run_command("evaluate", str(output), "--ranks", "2")
     assert code == 0 and "held-out loss" in printed, printed
     assert json.loads(file.read_text()) == found
+    earlier = output / "checkpoints" / "step_000004"
+    code, printed = run_command("evaluate", str(earlier), "--ranks", "1")
+    there = json.loads((output / "evaluation" / "step_000004.json").read_text())
+    assert code == 0 and there["step"] == 4 and there["rows"] != found["rows"], printed
+    (earlier / "rank_00000.safetensors").write_bytes(b"x")
+    code, printed = run_module("hmt_ds.evaluate", str(earlier), ranks=1)
+    assert code == 2 and f"error: {earlier} is damaged: rank_00000.safetensors has 1 bytes" in printed, printed
     moved = output.rename(tmp_path / "moved")
     (moved / file.relative_to(output)).unlink()
     code, printed = run_module("hmt_ds.evaluate", str(moved))

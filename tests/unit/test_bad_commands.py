@@ -41,6 +41,10 @@ CASES = [
         )
         for name in ("Lion", "lion", "adamw")
     ),
+    (
+        ["evaluate", "no_weights"],
+        ["no_weights is a model, not a run: evaluate a recipe with --model.source no_weights"],
+    ),
     ([*TOKENIZER, "text.txt"], ["the tokenizer cannot be written: text.txt is a file, give a folder"]),
     ([*TOKENIZER, "text.txt/new"], [f"the tokenizer cannot be written: text.txt/new {BELOW}"]),
     ([*TOKENIZER, "tokenizer"], ["tokenizer has a tokenizer already (tokenizer.model, tokenizer_config.json): name"]),
