@@ -1,7 +1,8 @@
 """Copy this project's own files into a converted folder, so that the mathematics has one implementation.
 
 transformers loads files of a folder that import each other with ``from .name import``, but no packages. So
-``hmt_ds.memory.cell`` becomes ``hmt_memory_cell``, and nothing else is changed.
+``hmt_ds.memory.cell`` becomes ``hmt_memory_cell``. Otherwise only modeling_hmt.py is changed: it refuses versions of
+transformers that lack what it needs, and names all files for those that would copy too few.
 """
 
 import re
@@ -9,6 +10,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 MAIN = "hmt_ds.conversion.modeling_hmt"
+CHECK = """import transformers
+
+if int(transformers.__version__.split(".")[0]) < 5:
+    raise ImportError(f"this model needs transformers 5 or newer, and this is {transformers.__version__}")
+
+"""
+ALL_FILES = "Older versions of transformers copy only the files that this one names, not those that they import:"
 IMPORT = re.compile(r"^from (hmt_ds[\w.]*) import", re.MULTILINE)
 
 
@@ -22,6 +30,11 @@ def remote_code() -> dict[str, str]:
             source = source_of(module)
             wanted += IMPORT.findall(source)
             found[file_name(module)] = IMPORT.sub(lambda m: f"from .{flat_name(m[1])} import", source)
+    main = file_name(MAIN)
+    # before the imports, some of which need names that older versions lack
+    found[main] = re.sub("^from ", CHECK + "from ", found[main], count=1, flags=re.MULTILINE)
+    others = "\n".join(f"from .{name.removesuffix('.py')} import ..." for name in sorted(found) if name != main)
+    found[main] += f'\n\n"""{ALL_FILES}\n\n{others}\n"""\n'
     return dict(sorted(found.items()))
 
 
