@@ -1,7 +1,8 @@
 """The code of a converted folder under other versions of transformers than the tested ones."""
 
+import sys
+
 import pytest
-import transformers
 from transformers.dynamic_module_utils import get_relative_imports
 
 from hmt_ds.conversion.remote_code import remote_code
@@ -19,7 +20,7 @@ def test_the_main_file_names_all_others(tmp_path):
 def test_versions_that_lack_what_it_needs_are_named(monkeypatch, version, refused):
     """Before the imports that would fail in other words."""
     head = remote_code()["modeling_hmt.py"].partition("\nfrom ")[0]
-    monkeypatch.setattr(transformers, "__version__", version)
+    monkeypatch.setattr(sys.modules["transformers"], "__version__", version)
     if refused:
         with pytest.raises(ImportError, match=f"needs transformers 5 or newer, and this is {version}"):
             exec(head, {})
