@@ -59,7 +59,8 @@ def run_ranks(module: str, arguments: list[str], ranks: int) -> int:
             os.killpg(process.pid, signal.SIGKILL)  # ranks that outlived the launcher
         if received:
             return 128 + received[0]
-        print_problems([f"the ranks ended before rank 0 did (DeepSpeed's launcher: {ending(code)})"])
+        if code <= 0:  # killed itself, or its own child; in all other cases a rank has said why
+            print_problems([f"DeepSpeed's launcher ended before the ranks did ({ending(code)})"])
         return code or 1
 
 
