@@ -1,5 +1,6 @@
 """Generated retrieval documents as batches: a document is a pure function of the seed and its number."""
 
+import math
 from collections.abc import Callable, Collection, Iterator
 from itertools import count
 from typing import Any
@@ -12,7 +13,7 @@ from hmt_ds.data.batches import IGNORE_INDEX, Batch, read_windows
 from hmt_ds.data.errors import DataError
 from hmt_ds.data.retrieval_plan import NOTHING, plan_document, things_needed
 from hmt_ds.data.retrieval_text import RetrievalText
-from hmt_ds.data.retrieval_words import THINGS
+from hmt_ds.data.retrieval_words import ADJECTIVES, NOUNS, THINGS
 from hmt_ds.data.settings import RetrievalSettings
 
 SPLIT_SEED = 0  # which things are held out: the same in every run, so that no seed leaks them into training
@@ -20,7 +21,9 @@ SPLIT_SEED = 0  # which things are held out: the same in every run, so that no s
 
 def split_things(settings: RetrievalSettings) -> tuple[np.ndarray, np.ndarray]:
     """Return the things of training documents and those of evaluation documents, which have none in common."""
-    chosen = np.random.default_rng(SPLIT_SEED).permutation(len(THINGS))[: settings.keys]
+    side = math.ceil(math.sqrt(settings.keys))
+    square = np.flatnonzero([adjective in ADJECTIVES[:side] and noun in NOUNS[:side] for adjective, noun in THINGS])
+    chosen = np.random.default_rng(SPLIT_SEED).permutation(square)[: settings.keys]
     held_out = round(settings.keys * settings.held_out)
     return chosen[held_out:], chosen[:held_out]
 

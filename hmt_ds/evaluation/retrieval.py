@@ -16,7 +16,7 @@ from hmt_ds.memory import IGNORED, SegmentOutput, Window
 from hmt_ds.memory.settings import Mode
 from hmt_ds.parallel.protocols import Reader
 
-ASKED, RIGHT, FOUND, ASKED_LAST, RIGHT_LAST = range(5)  # columns of counts
+ASKED, RIGHT, FOUND = range(3)  # columns of counts
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,10 @@ class RetrievalRow:
     Attributes:
         segments: number of segments of each document.
         documents: number of documents.
-        questions: number of questions about facts two or more segments back, which have to be recalled.
-        right: fraction of these questions whose answer has the largest logit at each of its tokens.
-        found: fraction of these questions for which the memory of the fact's segment has the largest recall weight;
-            None in modes without recall.
-        right_last: fraction of right answers about facts one segment back, whose memory is passed on without recall.
+        questions: number of questions that were asked.
+        right: fraction of questions whose answer has the largest logit at each of its tokens.
+        found: fraction of questions for which the memory that tells the fact has the largest recall weight; None in
+            modes without recall.
     """
 
     segments: int
@@ -38,7 +37,6 @@ class RetrievalRow:
     questions: int
     right: Interval
     found: Interval | None
-    right_last: Interval
 
 
 @dataclass(frozen=True)
@@ -66,13 +64,10 @@ def count_answers(
         total: number of documents.
 
     Returns:
-        Counts of each document, `[total, 5]`, over all ranks: questions about facts two or more segments back, their
-            right
-        answers, their memories found; questions about facts one segment back, their right answers. And the recall
-        weights
-        of this rank's first document.
+        Counts of each document over all ranks, `[total, 3]`: questions, right answers, memories found. And the recall
+        weights of this rank's first document.
     """
-    counts = torch.zeros(total, 5, dtype=torch.float64, device=reader.device)
+    counts = torch.zeros(total, 3, dtype=torch.float64, device=reader.device)
     recalls: RecallMap | None = None
     for window, documents in windows:
         assert window.targets is not None
@@ -88,10 +83,7 @@ def count_answers(
 
 
 def score_segment(output: SegmentOutput, labels: Tensor, targets: Tensor) -> Tensor:
-    """Count questions, right answers and found memories in a segment, 0 or 1 for each row and count, `[b, 5]`.
-
-    The counts: questions about facts two or more segments back, their right answers, their memories found; questions
-    about facts one segment back, their right answers.
+    """Count questions, right answers and found memories in a segment, 0 or 1 for each row and count, `[b, 3]`.
 
     Args:
         output: the segment's output, with logits.
@@ -100,9 +92,9 @@ def score_segment(output: SegmentOutput, labels: Tensor, targets: Tensor) -> Ten
     """
     assert output.logits is not None
     right = ((output.logits.argmax(dim=-1) == labels) | (labels == IGNORED)).all(dim=1)
-    older, last, cached = targets > 1, targets == 1, output.recall.shape[1]
+    asked, cached = targets > 0, output.recall.shape[1]
     found = output.recall.argmax(dim=1) == cached - targets if cached else torch.zeros_like(right)
-    return torch.stack([older, older & right, older & found, last, last & right], dim=1)
+    return torch.stack([asked, asked & right, asked & found], dim=1)
 
 
 def recall_map(shown: list[Tensor], targets: Tensor) -> RecallMap:
@@ -121,11 +113,9 @@ def recall_map(shown: list[Tensor], targets: Tensor) -> RecallMap:
 
 
 def row_of(counts: np.ndarray, segments: int, mode: Mode) -> RetrievalRow:
-    """Return the retrieval results on documents of one length from :func:`score_segment`'s counts `[documents, 5]`."""
-    asked = counts[:, [ASKED, ASKED, ASKED_LAST]]
-    right, found, right_last = mean_intervals(counts[:, [RIGHT, FOUND, RIGHT_LAST]], asked)
-    questions = int(counts[:, ASKED].sum())
-    return RetrievalRow(segments, len(counts), questions, right, found if mode == "hmt" else None, right_last)
+    """Return the retrieval results on documents of one length from :func:`score_segment`'s counts `[documents, 3]`."""
+    right, found = mean_intervals(counts[:, [RIGHT, FOUND]], counts[:, [ASKED, ASKED]])
+    return RetrievalRow(segments, len(counts), int(counts[:, ASKED].sum()), right, found if mode == "hmt" else None)
 
 
 def write_retrieval(file: Path, step: int, data: dict[str, object], chance: float, rows: list[RetrievalRow]) -> None:

@@ -199,7 +199,9 @@ class HMT(nn.Module):
         places = recalled.shape[1] // m
         initial = self.initial_prompt(len(recalled)).repeat(1, places, 1)
         if self.settings.interface == "adapted":
-            filled = nn.functional.pad(valid, (max(0, places - valid.shape[1]), 0))[:, -places:]
+            valid = nn.functional.pad(valid, (places, 0))
+            # valid memories are a row's newest; the last one is in the last place, whatever was chosen for the others
+            filled = torch.cat([valid[:, valid.shape[1] + 1 - places :], valid[:, -1:]], dim=1)
             embedded = self.memory_embedding(recalled)
         else:
             filled = (valid[:, -1] if mode == "rmt" else valid.any(dim=1))[:, None]

@@ -69,7 +69,7 @@ class Recall(nn.Module):
 
 
 class Selection(nn.Module):
-    """The older memories that a query asks for: those of largest weight, whole and side by side.
+    """The memories that a query asks for: those of largest weight, whole and side by side.
 
     Weights w are softmax(v_n W_q (u_i W_k)^T / sqrt(r)), with v and u the means of a query's and a memory's normalized
     embeddings. An average over many memories is nearly the same vector whatever the query, so none is taken. The choice
@@ -84,44 +84,44 @@ class Selection(nn.Module):
         self.scale, self.chosen = 1 / math.sqrt(width), settings.recalled_memories
 
     def forward(self, query: Tensor, memories: Tensor, valid: Tensor, targets: Tensor | None) -> Recalled:
-        """Choose among the memories before the last one.
+        """Choose among all memories. The last one is read in any case, behind those that are chosen.
 
         Args:
             query: ``[b, m, d]``, q_n, read from tokens alone. A query that has seen memories tells the rows of a batch
                 apart by these, and then the recall's loss teaches nothing else (seen).
-            memories: ``[b, c, m, d]``, normalized, oldest first, more than are chosen.
+            memories: ``[b, c, m, d]``, normalized, oldest first, at least as many as are chosen.
             valid: ``[b, c]`` bool; in each row the valid ones come last.
             targets: ``[b]``, how many memories back the right one lies, or 0; None leaves the loss out.
         """
         queries = self.query(normalized(query).mean(dim=1).to(memories.dtype))
-        keys, live = self.key(memories[:, :-1].mean(dim=2)), valid[:, :-1]
+        keys = self.key(memories.mean(dim=2))
         scores = (keys @ queries[:, :, None])[:, :, 0].float() * self.scale
-        weights = scores.masked_fill(~live, LOWEST).softmax(dim=1)
+        weights = scores.masked_fill(~valid, LOWEST).softmax(dim=1)
         # in the order of reading, so that empty places come first: valid memories are the newest ones of a row
-        at = scores.detach().masked_fill(~live, LOWEST).topk(self.chosen, dim=1).indices.sort(dim=1).values
+        at = scores.detach().masked_fill(~valid, LOWEST).topk(self.chosen, dim=1).indices.sort(dim=1).values
         weight = weights.gather(1, at).clamp_min(1e-6)
-        older = memories.gather(1, at[:, :, None, None].expand(-1, -1, *memories.shape[2:]))
-        older = older * (weight / weight.detach())[:, :, None, None].to(older.dtype)
-        share = torch.nn.functional.pad(weights.detach() * live.any(dim=1)[:, None], (0, 1))
+        chosen = memories.gather(1, at[:, :, None, None].expand(-1, -1, *memories.shape[2:]))
+        chosen = chosen * (weight / weight.detach())[:, :, None, None].to(chosen.dtype)
+        share = weights.detach() * valid.any(dim=1)[:, None]
         loss = torch.zeros_like(scores[:, 0]) if targets is None else self.loss(queries, keys, valid, targets)
-        return Recalled(torch.cat([older, memories[:, -1:]], dim=1).flatten(1, 2), share, loss)
+        return Recalled(torch.cat([chosen, memories[:, -1:]], dim=1).flatten(1, 2), share, loss)
 
     def loss(self, queries: Tensor, keys: Tensor, valid: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy in nats ``[b]`` of each row's target among the older memories of all rows.
+        """Cross-entropy in nats ``[b]`` of each row's target among the memories of all rows.
 
         The other rows' memories are what teaches the choice: over the few of its own row alone it is not learned.
 
         Args:
             queries: ``[b, r]``.
-            keys: ``[b, c - 1, r]``, of the older memories.
+            keys: ``[b, c, r]``.
             valid: ``[b, c]``.
             targets: ``[b]``.
         """
-        rows, older = keys.shape[:2]
+        rows, cached = keys.shape[:2]
         scores = (queries @ keys.flatten(0, 1).T).float() * self.scale
-        scores = scores.masked_fill(~valid[:, :-1].flatten(), LOWEST)
-        at = (older + 1 - targets).clamp(0, older - 1)
-        # the last memory is always read, so it is no target; one that is no longer cached cannot be found
-        asked = (targets > 1) & (targets <= older + 1) & valid[:, :-1].gather(1, at[:, None])[:, 0]
-        right = torch.arange(rows, device=at.device) * older + at
+        scores = scores.masked_fill(~valid.flatten(), LOWEST)
+        at = (cached - targets).clamp(0, cached - 1)
+        # a memory that is no longer cached cannot be found
+        asked = (targets > 0) & (targets <= cached) & valid.gather(1, at[:, None])[:, 0]
+        right = torch.arange(rows, device=at.device) * cached + at
         return nn.functional.cross_entropy(scores, right, reduction="none").where(asked, scores.new_zeros(()))

@@ -29,7 +29,7 @@ class MemorySettings:
     cached_memories: int = 300
     """N: how many of the newest memories the recall attends to."""
     recalled_memories: int = 1
-    """How many older memories are recalled beside the last one. With interface adapted and mode hmt."""
+    """How many memories are recalled beside the last one. With interface adapted and mode hmt."""
     recall_loss: float = 0.0
     """Weight of the recall's own loss: cross-entropy over the cached memories of all rows of a micro-batch, where the
     data says which memory answers. With interface adapted and mode hmt."""

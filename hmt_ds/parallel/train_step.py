@@ -66,9 +66,9 @@ def train_step(executor: Executor, windows: list[Window], flags: tuple[int, ...]
 
 
 def counts_of(window: Window) -> tuple[Tensor, Tensor, Tensor]:
-    """Return a window's number of labels, of fresh tokens, and of segments that should recall an older memory."""
-    older = torch.zeros(()) if window.targets is None else (window.targets > 1).sum()
-    return (window.labels >= 0).sum(), window.lengths.sum(), older
+    """Return a window's number of labels, of fresh tokens, and of segments that should recall a certain memory."""
+    asked = torch.zeros(()) if window.targets is None else (window.targets > 0).sum()
+    return (window.labels >= 0).sum(), window.lengths.sum(), asked
 
 
 def update_weights(executor: Executor) -> tuple[float | None, bool]:

@@ -26,8 +26,6 @@ class RetrievalFigures(Protocol):
     def right(self) -> Interval: ...
     @property
     def found(self) -> Interval | None: ...
-    @property
-    def right_last(self) -> Interval: ...
 
 
 class Recalls(Protocol):
@@ -42,11 +40,11 @@ class Recalls(Protocol):
 def retrieval_table(rows: Sequence[RetrievalFigures], title: str, chance: float) -> Table:
     """Return a table of the fraction of right answers, by the length of the documents in segments."""
     table = Table(title=title, box=box.SIMPLE_HEAD)
-    table.caption = f"chance: {chance:.1%}; facts two or more segments back, except in the last column"
-    for column in ("segments", "documents", "questions", "right", "memory found", "right, one segment back"):
+    table.caption = f"chance: {chance:.1%}"
+    for column in ("segments", "documents", "questions", "right", "memory found"):
         table.add_column(column, justify="right")
     for row in rows:
-        shares = (percent(share) for share in (row.right, row.found, row.right_last))
+        shares = (percent(share) for share in (row.right, row.found))
         table.add_row(str(row.segments), f"{row.documents:,}", f"{row.questions:,}", *shares)
     return table
 
@@ -93,7 +91,7 @@ def draw_shares(axes: Axes, rows: Sequence[RetrievalFigures], chance: float) -> 
 def draw_recalls(axes: Axes, recalls: Recalls) -> None:
     """Draw the recall weights of each segment of a document, with circles around the right memories."""
     axes.imshow(recalls.weights, cmap="Purples", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
-    asked = np.flatnonzero((recalls.told >= 0) & (recalls.told < np.arange(len(recalls.told)) - 1))
+    asked = np.flatnonzero(recalls.told >= 0)
     size = max(4, min(60, 2000 / len(recalls.told)))
     axes.scatter(
         recalls.told[asked], asked, s=size, facecolors="none", edgecolors="tab:orange", label="tells the answer"

@@ -11,8 +11,8 @@ from hmt_ds.config.recipe_yaml import write_yaml
 from hmt_ds.config.sections import keys
 
 PROJECT = Path(__file__).resolve().parents[2]
-QUICKSTART = PROJECT / "launch" / "recipes" / "quickstart.yaml"
-RECIPES = sorted(QUICKSTART.parent.glob("*.yaml"))
+NOVEL = PROJECT / "launch" / "recipes" / "novel.yaml"
+RECIPES = sorted(NOVEL.parent.glob("*.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ RECIPES = sorted(QUICKSTART.parent.glob("*.yaml"))
 )
 def test_overrides_are_typed(words, path, expected):
     section, key = path.split(".", 1)
-    value = load_recipe(QUICKSTART, words).model_dump()[section]
+    value = load_recipe(NOVEL, words).model_dump()[section]
     for part in key.split("."):
         value = value[part]
     assert value == expected and type(value) is type(expected)
@@ -42,8 +42,8 @@ def test_overrides_are_typed(words, path, expected):
 
 def test_overrides_change_nothing_else():
     plain, changed = (
-        load_recipe(QUICKSTART).model_dump(),
-        load_recipe(QUICKSTART, ["--training.seed", "9"]).model_dump(),
+        load_recipe(NOVEL).model_dump(),
+        load_recipe(NOVEL, ["--training.seed", "9"]).model_dump(),
     )
     assert changed["training"].pop("seed") == 9 and plain["training"].pop("seed") != 9
     assert changed == plain
@@ -59,7 +59,7 @@ def test_override_of_a_key_below_a_value():
 
 def test_every_problem_is_reported():
     with pytest.raises(ConfigError) as error:
-        load_recipe(QUICKSTART, ["--training.steps", "0", "--optimizer.lr", "-1", "--data.wrokers", "2", "x"])
+        load_recipe(NOVEL, ["--training.steps", "0", "--optimizer.lr", "-1", "--data.wrokers", "2", "x"])
     assert len(error.value.problems) == 4
     assert "data.wrokers: unknown key; did you mean data.workers?" in error.value.problems
 
@@ -75,7 +75,7 @@ def test_every_key_is_listed_with_its_meaning():
             found |= leaves(value, whole + ".") if inner else {whole}
         return found
 
-    assert leaves(load_recipe(QUICKSTART).model_dump()) <= set(listed)
+    assert leaves(load_recipe(NOVEL).model_dump()) <= set(listed)
     assert {"memory.segment_length", "model.lora.rank", "data.validation.separator"} <= set(listed)
     for name in ("memory.segment_length", "deepspeed", "training.bptt_depth", "data.train.separator"):
         assert listed[name].description, name
@@ -92,7 +92,7 @@ def test_a_written_recipe_reads_back_equal(file, tmp_path):
 
 def test_recipe_is_frozen():
     with pytest.raises(ValueError, match="frozen"):
-        load_recipe(QUICKSTART).training.steps = 3
+        load_recipe(NOVEL).training.steps = 3
 
 
 def test_files_are_found_beside_the_recipe_and_in_the_project(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from hmt_ds.config.recipe_yaml import MisreadError, read_yaml
 from hmt_ds.parallel.deepspeed_config.fill import DeepSpeedConfigError, read_ds_config
 
 PROJECT = Path(__file__).resolve().parents[2]
-QUICKSTART = PROJECT / "launch" / "recipes" / "quickstart.yaml"
+NOVEL = PROJECT / "launch" / "recipes" / "novel.yaml"
 
 
 @pytest.mark.parametrize(
@@ -55,12 +55,12 @@ def test_what_is_no_yaml(text):
 
 def test_every_misread_value_of_a_recipe_is_reported(tmp_path):
     file = tmp_path / "recipe.yaml"
-    file.write_text(QUICKSTART.read_text() + "training: {steps: 1:30}\n")
+    file.write_text(NOVEL.read_text() + "training: {steps: 1:30}\n")
     with pytest.raises(ConfigError) as error:
         load_recipe(file)
     assert [problem.partition(": line ")[0] for problem in error.value.problems] == [str(file)] * 2
     with pytest.raises(ConfigError) as error:
-        load_recipe(QUICKSTART, ["--training.steps", "010", "--optimizer.params", "{a: 1, a: 2}"])
+        load_recipe(NOVEL, ["--training.steps", "010", "--optimizer.params", "{a: 1, a: 2}"])
     assert [problem.split(" ")[:2] for problem in error.value.problems] == [
         ["training.steps:", "010"],
         ["optimizer.params:", "a"],
@@ -81,7 +81,7 @@ def test_every_misread_value_of_a_recipe_is_reported(tmp_path):
 )
 def test_booleans_are_no_numbers(key, value):
     with pytest.raises(ConfigError) as error:
-        load_recipe(QUICKSTART, [f"--{key}", value])
+        load_recipe(NOVEL, [f"--{key}", value])
     (line,) = error.value.problems
     assert line.startswith(f"{key}: must be a number, got ") and "True" in line
 
@@ -103,12 +103,12 @@ def test_booleans_are_no_numbers(key, value):
 )
 def test_numbers_beyond_any_range(key, value, said):
     with pytest.raises(ConfigError) as error:
-        load_recipe(QUICKSTART, [f"--{key}", str(value)])
+        load_recipe(NOVEL, [f"--{key}", str(value)])
     assert error.value.problems == [f"{key}: {said}"]
 
 
 def test_the_largest_seed():
-    assert load_recipe(QUICKSTART, ["--training.seed", str(2**63 - 1)]).training.seed == 2**63 - 1
+    assert load_recipe(NOVEL, ["--training.seed", str(2**63 - 1)]).training.seed == 2**63 - 1
 
 
 @pytest.mark.parametrize(
@@ -123,19 +123,19 @@ def test_paths_are_expanded_as_by_a_shell(monkeypatch, tmp_path, key):
     monkeypatch.setenv("PLACE", "there")
     monkeypatch.delenv("NOWHERE", raising=False)
     for given, expected in (("~/a", "/home/me/a"), ("$PLACE/a", "there/a"), ("x${PLACE}", "xthere"), ("a~b$", "a~b$")):
-        value: Any = load_recipe(QUICKSTART, [f"--{key}", given]).model_dump()
+        value: Any = load_recipe(NOVEL, [f"--{key}", given]).model_dump()
         for part in key.split("."):
             value = value[part]
         assert value == expected
     for given in ("''", "' '", "$NOWHERE/a", "~nobody_at_all/a", "a" * 256, r'"a\0"', r'"\uD800"'):
         with pytest.raises(ConfigError, match=f"^{key}: [^\n]*$"):
-            load_recipe(QUICKSTART, [f"--{key}", given])
+            load_recipe(NOVEL, [f"--{key}", given])
 
 
 def test_a_name_with_a_dollar_that_exists(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     Path("a$b").mkdir()
-    assert load_recipe(QUICKSTART, ["--model.source", "a$b"]).model.source == "a$b"
+    assert load_recipe(NOVEL, ["--model.source", "a$b"]).model.source == "a$b"
 
 
 def test_paths_of_the_command_line_are_expanded(monkeypatch):

@@ -10,12 +10,12 @@ from hmt_ds.config.load import find_file, load_recipe
 from hmt_ds.config.recipe_yaml import read_yaml, write_yaml
 
 PROJECT = Path(__file__).resolve().parents[2]
-QUICKSTART = PROJECT / "launch" / "recipes" / "quickstart.yaml"
+NOVEL = PROJECT / "launch" / "recipes" / "novel.yaml"
 
 
 def write_recipe(file: Path, **sections: Any) -> Path:
-    """Write the quickstart recipe with some sections replaced by YAML text."""
-    values = read_yaml(QUICKSTART.read_text())
+    """Write the recipe of the novel with some sections replaced by YAML text."""
+    values = read_yaml(NOVEL.read_text())
     lines = [f"{name}: {text}" for name, text in sections.items()]
     file.parent.mkdir(exist_ok=True)
     file.write_text(write_yaml({k: v for k, v in values.items() if k not in sections}) + "\n".join(lines) + "\n")
@@ -114,7 +114,7 @@ def test_wandb_in_a_recipe(tmp_path, text):
 )
 def test_a_key_with_several_types_has_one_line(key, value, parts):
     with pytest.raises(ConfigError) as error:
-        load_recipe(QUICKSTART, [f"--{key}", value])
+        load_recipe(NOVEL, [f"--{key}", value])
     (line,) = error.value.problems
     assert line.startswith(f"{key}: {parts[0]}") and line.endswith(parts[-1])
 

@@ -33,10 +33,10 @@ def model_and_documents(backbone: dict[str, Any], kind: str) -> tuple[HMT, Tenso
     ("backbone", "kind", "where"),
     [
         (LLAMA, "hmt", 2),
-        (LLAMA, "adapted hmt", 2),
+        (LLAMA, "adapted hmt", 3),
         (LLAMA, "adapted rmt", L + 1),
         (GPT2, "adapted backbone", 8),
-        (GPT2, "adapted hmt", 10),
+        (GPT2, "adapted hmt", 12),
         (LLAMA, "hmt", L - 1),
         (LLAMA, "hmt", L + 1),
         (LLAMA, "rmt", L - 1),

@@ -18,7 +18,7 @@ from hmt_ds.preflight.prepare import deepspeed_config, prepare
 
 PROJECT = Path(__file__).parents[2]
 FOLDER = PROJECT / "launch" / "recipes"
-OWN_BACKBONES = {"quickstart", "bench-1.1b", "bench-6.8b"}  # with random weights; they have tests of their own
+OWN_BACKBONES = {"quickstart", "novel", "bench-1.1b", "bench-6.8b"}  # with random weights; they have tests of their own
 
 
 class Published(NamedTuple):

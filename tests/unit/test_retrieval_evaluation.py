@@ -61,12 +61,12 @@ def read(documents, segments, total=6, **wrong):
 def test_documents_are_counted(documents):
     """Row 1 of each window answers wrongly, row 2 recalls the memory after the right one."""
     counts, recalls = read(documents, 6)
-    assert counts.shape == (6, 5) and recalls is not None
-    assert (counts[:, 0] + counts[:, 3] == 5).all() and (counts[:, 0] > 0).all() and (counts[:, 3] > 0).all()
+    assert counts.shape == (6, 3) and recalls is not None
+    assert (counts[:, 0] == 5).all()
     right, found = (0, 2, 3, 4), (0, 1, 3, 4, 5)  # documents 4 and 5 are rows 0 and 1 of the second window
     assert (counts[right, 1] == counts[right, 0]).all() and (counts[(1, 5), 1] == 0).all()
-    assert (counts[found, 2] == counts[found, 0]).all() and counts[2, 2] == 0
-    assert (counts[right, 4] == counts[right, 3]).all() and (counts[(1, 5), 4] == 0).all()
+    # where only one memory is there, it is found
+    assert (counts[found, 2] == counts[found, 0]).all() and counts[2, 2] == 1
     row = row_of(counts, 6, "hmt")
     assert (row.segments, row.documents, row.questions) == (6, 6, int(counts[:, 0].sum()))
     assert row.right[0] == pytest.approx(counts[:, 1].sum() / counts[:, 0].sum())
@@ -79,7 +79,7 @@ def test_a_memory_that_is_no_longer_cached_is_not_found(documents):
     assert recalls is not None
     asked = recalls.told[recalls.told >= 0]
     back = np.flatnonzero(recalls.told >= 0) - asked
-    assert counts[0, 2] == ((back > 1) & (back <= CACHED)).sum() < counts[0, 0]
+    assert counts[0, 2] == (back <= CACHED).sum() < counts[0, 0]
 
 
 def test_the_map_has_each_weight_at_the_segment_remembered(documents):
@@ -99,8 +99,8 @@ def test_an_answer_is_right_only_with_all_of_its_tokens():
     nothing, share = torch.zeros(2), torch.tensor([[0.1, 0.7, 0.2], [0.1, 0.2, 0.7]])
     output = SegmentOutput(nothing, nothing, nothing, share, nothing, logits)
     scores = score_segment(output, labels, torch.tensor([2, 2]))
-    assert scores.tolist() == [[True, True, True, False, False], [True, False, False, False, False]]
-    assert score_segment(output, labels, torch.tensor([1, 0])).tolist()[0] == [False, False, False, True, True]
+    assert scores.tolist() == [[True, True, True], [True, False, False]]
+    assert score_segment(output, labels, torch.tensor([1, 0])).tolist() == [[True, True, False], [False, False, False]]
 
 
 def test_files_table_and_picture(documents, tmp_path):
