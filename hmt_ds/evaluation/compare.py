@@ -16,6 +16,7 @@ from rich.console import Console
 from hmt_ds.config.config_error import ConfigError, collected
 from hmt_ds.evaluation.bootstrap import Interval, interval, mean_intervals, resampled_sums
 from hmt_ds.evaluation.compare_options import CompareOptions
+from hmt_ds.evaluation.compare_retrieval import compare_retrieval, is_retrieval
 from hmt_ds.evaluation.figures import segments_needed
 from hmt_ds.evaluation.files import Evaluation, find_evaluation, read_evaluation
 from hmt_ds.reporting.evaluation_tables import WIDTH, percent, runs_table
@@ -58,6 +59,10 @@ def compare(runs: Sequence[Path], options: CompareOptions) -> int:
     if len(runs) < 2 + options.gap:
         needed = "--gap: compares at least three runs" if options.gap else "name at least two runs to compare"
         raise ConfigError([f"{needed}, got {len(runs)}"])
+    if any(is_retrieval(run) for run in runs):
+        if options.gap:
+            raise ConfigError(["--gap: a share of right answers has no gap to close; leave it out"])
+        return compare_retrieval(runs, names_of(runs), options.picture)
     evaluations = read_all(runs)
     tables = compared(evaluations, names_of(runs))
     data = evaluations[0].data

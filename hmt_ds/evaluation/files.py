@@ -116,10 +116,15 @@ def write_evaluation(evaluation: Evaluation, file: Path) -> None:
     aside.replace(file)
 
 
-def own_evaluations(run: Path) -> dict[int, Path]:
-    """Return the files of a run's evaluations on its own validation documents, by step."""
-    files = (run / "evaluation").glob("*.json")
-    return {int(name[1]): file for file in files if (name := OWN.fullmatch(file.name))}
+def own_evaluations(run: Path, prefix: str = "") -> dict[int, Path]:
+    """Return the files of a run's evaluations on its own documents, by step.
+
+    Args:
+        run: folder of a run.
+        prefix: as in :func:`evaluation_file`.
+    """
+    files = (run / "evaluation").glob(f"{prefix}*.json")
+    return {int(name[1]): file for file in files if (name := OWN.fullmatch(file.name.removeprefix(prefix)))}
 
 
 def find_evaluation(run: Path) -> Path:

@@ -1,6 +1,6 @@
 """Show retrieval from memory: a table of right answers, and a picture of recall weights."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -57,6 +57,39 @@ def percent(share: Interval | None) -> str:
     return f"{mean:.1%}" if low != low else f"{mean:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
+class RunAnswers(Protocol):
+    """A run's answers to questions (:class:`hmt_ds.evaluation.compare_retrieval.Answers`)."""
+
+    @property
+    def run(self) -> str: ...
+    @property
+    def chance(self) -> float: ...
+    @property
+    def right(self) -> Mapping[int, Interval]: ...
+
+
+def answers_table(runs: Sequence[RunAnswers]) -> Table:
+    """Return a table of the fraction of right answers of each run, by the length of the documents in segments."""
+    table = Table(title="questions answered right, with 95% intervals over documents", box=box.SIMPLE_HEAD)
+    table.caption = f"chance: {runs[0].chance:.1%}"
+    for column in ("segments", *(one.run for one in runs)):
+        table.add_column(column, justify="right")
+    for segments in runs[0].right:
+        table.add_row(str(segments), *(percent(one.right[segments]) for one in runs))
+    return table
+
+
+def plot_answers(runs: Sequence[RunAnswers], file: Path) -> None:
+    """Plot the fraction of right answers of each run against document length."""
+    figure, axes = plt.subplots(figsize=(6, 4.5), layout="constrained")
+    segments = list(runs[0].right)
+    for one in runs:
+        draw_curve(axes, segments, [one.right[n] for n in segments], label=one.run)
+    finish_shares(axes, segments, runs[0].chance)
+    figure.savefig(file, dpi=150)
+    plt.close(figure)
+
+
 def plot_retrieval(rows: Sequence[RetrievalFigures], chance: float, recalls: Recalls | None, file: Path) -> None:
     """Plot the fraction of right answers against document length, and beside it one document's recall weights."""
     figure, panels = plt.subplots(1, 2 if recalls else 1, figsize=(10 if recalls else 5, 4.5), layout="constrained")
@@ -76,9 +109,21 @@ def draw_shares(axes: Axes, rows: Sequence[RetrievalFigures], chance: float) -> 
     if found:
         drawn["memory found"] = ("tab:purple", found)
     for name, (colour, shares) in drawn.items():
-        means = np.array([mean for mean, _, _ in shares])
-        bars = np.array([(mean - low, high - mean) for mean, low, high in shares]).T
-        axes.errorbar(segments, means, bars, fmt="o-", color=colour, capsize=3, label=name)
+        draw_curve(axes, segments, shares, label=name, color=colour)
+    finish_shares(axes, segments, chance)
+
+
+def draw_curve(
+    axes: Axes, segments: Sequence[int], shares: Sequence[Interval], *, label: str, color: str | None = None
+) -> None:
+    """Draw fractions with their intervals against document length."""
+    means = np.array([mean for mean, _, _ in shares])
+    bars = np.array([(mean - low, high - mean) for mean, low, high in shares]).T
+    axes.errorbar(segments, means, bars, fmt="o-", capsize=3, label=label, color=color)
+
+
+def finish_shares(axes: Axes, segments: Sequence[int], chance: float) -> None:
+    """Add the chance level, the axes' labels and the legend to a plot of fractions."""
     axes.axhline(chance, color="tab:gray", linestyle="--", label="chance")
     axes.set_xscale("log")
     axes.set_xticks(segments, [str(n) for n in segments])

@@ -1,0 +1,94 @@
+"""Compare the answers of several runs to the same questions: `hmt-ds compare` of runs with data.retrieval."""
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from hmt_ds.config.config_error import ConfigError, collected
+from hmt_ds.evaluation.bootstrap import Interval
+from hmt_ds.evaluation.files import own_evaluations
+from hmt_ds.reporting.evaluation_tables import WIDTH
+
+PREFIX = "retrieval_"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A run's answers to questions in generated documents.
+
+    Attributes:
+        run: name of the run.
+        documents: SHA-256 of what determines the documents.
+        chance: fraction of right answers of a model that guesses.
+        right: fraction of right answers, by the number of segments of the documents.
+    """
+
+    run: str
+    documents: str
+    chance: float
+    right: dict[int, Interval]
+
+
+def is_retrieval(run: Path) -> bool:
+    """Whether a run's evaluations are answers to questions, and not losses."""
+    return run.is_dir() and bool(own_evaluations(run, PREFIX)) and not own_evaluations(run)
+
+
+def compare_retrieval(runs: Sequence[Path], names: Sequence[str], picture: Path) -> int:
+    """Print and draw how many questions each run answers right; return the exit code.
+
+    Raises:
+        ConfigError: with a line for each run that cannot be compared.
+    """
+    problems: list[str] = []
+    answers = []
+    for run, name in zip(runs, names, strict=True):
+        with collected(problems):
+            answers.append(read_answers(run, name))
+    if not problems:
+        problems = [
+            f"{run}: was asked other questions than {runs[0]}; evaluate both with the same data.retrieval, "
+            "memory.segment_length, evaluation.documents and tokenizer"
+            for run, other in zip(runs, answers, strict=True)
+            if other.documents != answers[0].documents or other.right.keys() != answers[0].right.keys()
+        ]
+    if problems:
+        raise ConfigError(problems)
+    from hmt_ds.reporting.retrieval import answers_table, plot_answers  # matplotlib takes a second
+
+    Console(width=None if sys.stdout.isatty() else WIDTH).print(answers_table(answers))
+    longest = max(answers[0].right)
+    shares = ", ".join(f"{one.run} {one.right[longest][0]:.1%}" for one in answers)
+    print(f"answered right in documents of {longest} segments: {shares}; chance {answers[0].chance:.1%}")
+    try:
+        plot_answers(answers, picture)
+    except OSError as error:
+        raise ConfigError([f"--picture: {picture} cannot be written: {error.strerror}"]) from None
+    print(f"picture     {picture}")
+    return 0
+
+
+def read_answers(run: Path, name: str) -> Answers:
+    """Read the newest answers of a run to its own questions.
+
+    Raises:
+        ConfigError: if there are none, or the file is damaged.
+    """
+    files = own_evaluations(run, PREFIX)
+    if not files:
+        raise ConfigError([f"{run}: has no answers to questions, as other runs have; hmt-ds evaluate {run}"])
+    file = files[max(files)]
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        # JSON has null where a single document gives no interval
+        shares = [[math.nan if value is None else float(value) for value in row["right"]] for row in content["rows"]]
+        right = {int(row["segments"]): Interval(*share) for row, share in zip(content["rows"], shares, strict=True)}
+        return Answers(name, content["data"]["sha256"], float(content["chance"]), right)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ConfigError([f"{file}: damaged, evaluate again ({reason})"]) from None
