@@ -7,7 +7,7 @@ import numpy as np
 from hmt_ds.data.settings import Kind
 
 NOTHING = -1
-ASK_OWN = 1 / 8  # how often a segment asks for the fact that it has just told: too near to need any recall
+ASK_OWN = 1 / 8  # how often a segment asks for the fact that it has just told, which is next to the question
 
 
 @dataclass(frozen=True)

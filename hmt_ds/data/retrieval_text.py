@@ -73,7 +73,7 @@ class RetrievalText:
         Raises:
             DataError: The longest ones do not fit.
         """
-        named = max(range(len(THINGS)), key=lambda thing: len(self.question(thing)))
+        named = self._longest_named()
         told = max(range(places), key=lambda place: len(self.answer(place)[0]))
         sizes = [len(self.answer(told)[0]), len(self.fact(named, told)), len(self.question(named))]
         if sum(sizes) > segment_length:
@@ -81,6 +81,14 @@ class RetrievalText:
                 f"a segment of {segment_length} tokens is too short: with this tokenizer an answer, a fact and a "
                 f"question take up to {' + '.join(map(str, sizes))} = {sum(sizes)}: raise memory.segment_length"
             )
+
+    @property
+    def question_tokens(self) -> int:
+        """Tokens of the longest question."""
+        return len(self.question(self._longest_named()))
+
+    def _longest_named(self) -> int:
+        return max(range(len(THINGS)), key=lambda thing: len(self.question(thing)))
 
     def _encode(self, words: Sequence[str]) -> list[int]:
         return [token for word in words for token in self._words[word]]

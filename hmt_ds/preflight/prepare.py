@@ -33,7 +33,7 @@ from hmt_ds.preflight.folder_checks import check_folders, check_output
 from hmt_ds.preflight.pipeline_checks import check_pipeline
 from hmt_ds.preflight.problems import Problems
 from hmt_ds.preflight.read_data import Documents, read_data
-from hmt_ds.preflight.recipe_checks import check_curriculum, check_positions, check_training
+from hmt_ds.preflight.recipe_checks import check_curriculum, check_positions, check_training, retrieval_warnings
 from hmt_ds.preflight.source_run import with_source_of_run
 
 
@@ -89,6 +89,8 @@ def prepare(recipe: Recipe, recipe_file: str | Path, *, writes_output: bool = Tr
     documents = read_data(recipe, vocabulary, problems) if with_data else Documents()
     if documents and documents.train is not None:
         problems += check_curriculum(recipe, document_lengths(documents.train))
+    if documents and documents.retrieval is not None:
+        warnings += retrieval_warnings(recipe, documents.retrieval.question_tokens)
     if problems or ds_config is None or documents is None:
         raise ConfigError(problems)
     found = (documents.train, documents.validation, documents.tokenizer)

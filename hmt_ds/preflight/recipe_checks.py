@@ -105,6 +105,30 @@ def check_memory_recall(recipe: Recipe) -> list[str]:
     return problems
 
 
+def retrieval_warnings(recipe: Recipe, question_tokens: int) -> list[str]:
+    """Return a line for each setting with which the recall cannot answer all questions of generated documents.
+
+    Args:
+        recipe: the recipe.
+        question_tokens: tokens of the longest question.
+    """
+    memory, warnings = recipe.memory, []
+    if memory.mode != "hmt":
+        return []
+    if memory.interface == "adapted" and memory.sensory_tokens < question_tokens:
+        warnings.append(
+            f"memory.sensory_tokens is {memory.sensory_tokens}, but questions take up to {question_tokens} tokens: "
+            "sensory tokens ask for older memories, and do not have the whole question"
+        )
+    longest = max(recipe.retrieval_segments)
+    if longest > memory.cached_memories:
+        warnings.append(
+            f"evaluation.retrieval_segments: documents of {longest} segments are evaluated, but only the newest "
+            f"{memory.cached_memories} memories are cached (memory.cached_memories): older facts cannot be found"
+        )
+    return warnings
+
+
 def check_positions(recipe: Recipe, config: PreTrainedConfig) -> list[str]:
     """Check that prompts, sensory tokens and segment together fit into the backbone's maximum number of positions."""
     memory = recipe.memory

@@ -11,6 +11,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from hmt_ds.config.load import load_recipe
 from hmt_ds.data import (
     IGNORE_INDEX,
     Batch,
@@ -25,6 +26,7 @@ from hmt_ds.data import (
 from hmt_ds.data.retrieval import split_things
 from hmt_ds.data.retrieval_words import ADJECTIVES, FILLER, NOUNS, PLACES, THINGS, all_words
 from hmt_ds.data.settings import Kind, RetrievalSettings
+from hmt_ds.preflight.recipe_checks import retrieval_warnings
 
 SAMPLES = Path(__file__).parents[2] / "hmt_ds/data/samples"
 SEGMENTS = 6
@@ -244,3 +246,18 @@ def test_words_are_told_apart():
 
 def test_the_tokenizer_of_the_samples_has_these_words(words):
     assert words.convert_ids_to_tokens(range(len(words))) == ["<unk>", "<s>", *all_words()]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], []),
+        (["--memory.sensory_tokens", "5"], ["memory.sensory_tokens is 5, but questions take up to 6 tokens: "]),
+        (["--evaluation.retrieval_segments", "[8, 101]"], ["of 101 segments are evaluated, but only the newest 100"]),
+        (["--memory.mode", "rmt", "--memory.recall_loss", "0", "--memory.sensory_tokens", "5"], []),
+    ],
+)
+def test_warnings_about_facts_that_cannot_be_found(words, overrides, expected):
+    recipe = load_recipe(SAMPLES.parents[2] / "launch/recipes/quickstart.yaml", overrides)
+    found = retrieval_warnings(recipe, RetrievalText(words).question_tokens)
+    assert len(found) == len(expected) and all(part in line for part, line in zip(expected, found, strict=True))
