@@ -115,15 +115,14 @@ def test_memory_is_that_of_one_stage(run):
 
 
 def test_the_adapted_interface(tmp_path):
-    """No summaries: segment passes alone, of 24 positions with sink, recalled and last memory and write embedding."""
+    """24 positions of a segment, with sink, recalled and last memory and write embedding, and 6 of a summary."""
     result = bench(tmp_path, "--memory.interface", "adapted").result
     pipeline, flops = result["pipeline"], result["flops"]
-    # a sink, two prompts, and scale and shift, on the first stage; the recall on the last
-    weights = FIRST - 2 * 32 + (1 + 2 + 2) * 32 + LAST
+    # a sink, three prompts, and scale and shift, on the first stage; the recall on the last
+    weights = FIRST - 2 * 32 + (1 + 3 + 2) * 32 + LAST
     assert result["run"]["parameters"] == weights
-    assert pipeline["forward_passes"] == 2 * DEPTH and pipeline["summary_group_size"] == 1
-    assert flops["useful_flops_per_window"] == 6 * weights * (L + K + 4) * BATCH * DEPTH
-    assert flops["repeated_flops_per_window"] == 2 * 3 * LAYER * (L + K + 4) * BATCH * DEPTH
-    assert all(phases["summary"] == 0 < phases["forward"] for phases in pipeline["phase_seconds"])
+    assert pipeline["forward_passes"] == 3 * DEPTH and pipeline["summary_group_size"] == 2
+    assert flops["useful_flops_per_window"] == 6 * weights * (L + K + 4 + K + 2) * BATCH * DEPTH
+    assert flops["repeated_flops_per_window"] == 2 * 3 * LAYER * (L + K + 4 + K + 2) * BATCH * DEPTH
     for name in ("bubbles", "schedule_bubbles", "simulated_bubbles"):
         assert all(0 <= bubble < 1 for bubble in pipeline[name]), (name, pipeline[name])

@@ -109,7 +109,7 @@ def mean_losses(
             after.append(states[-1])
         state = join_rows(after)
         assert window.targets is not None
-        labels, questions = labels + int((window.labels >= 0).sum()), questions + int((window.targets > 1).sum())
+        labels, questions = labels + int((window.labels >= 0).sum()), questions + int((window.targets > 0).sum())
     return loss / labels, recall_loss / max(questions, 1), state
 
 

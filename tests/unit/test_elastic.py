@@ -1,10 +1,10 @@
 """The number of machines that can share the rows of a run, and the batch size of its ranks."""
 
-import json
 from pathlib import Path
 
 import pytest
 
+from hmt_ds.checkpoint.files import RUN_STATE, write_json, write_manifest
 from hmt_ds.config.config_error import ConfigError
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.training import elastic
@@ -13,10 +13,12 @@ from hmt_ds.training import elastic
 @pytest.fixture
 def recipe(tmp_path: Path) -> Recipe:
     """Of a run on 8 ranks with 3 rows each, whose newest checkpoint is damaged."""
-    for step, text in ((1, json.dumps({"rows_per_rank": 3, "world_size": 8, "stages": 1})), (2, "{")):
+    for step in (1, 2):
         folder = tmp_path / "checkpoints" / f"step_{step:06d}"
         folder.mkdir(parents=True)
-        (folder / "progress.json").write_text(text)
+        state = {"rows_per_rank": 3, "world_size": 8, "stages": 1}
+        write_manifest(folder, {RUN_STATE: write_json(folder / RUN_STATE, state)})
+    (folder / RUN_STATE).write_text("{")
     return make_recipe(tmp_path)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from hmt_ds.checkpoint import CheckpointError, RunPosition
 from hmt_ds.distributed.stopping import Stopped
+from hmt_ds.training import trainer
 from hmt_ds.training.checkpoints import RunCheckpoints
 from hmt_ds.training.trainer import Trainer
 
@@ -58,6 +59,7 @@ def stopped_in_evaluation(monkeypatch: pytest.MonkeyPatch, saver: FakeSaver, eve
         raise Stopped("stopped in the evaluation")
 
     monkeypatch.setattr(run, "steps", lambda: ((n, [], 0.0) for n in range(1, 9)))
+    monkeypatch.setattr(trainer, "has_new_shift", lambda recipe: False)
     monkeypatch.setattr(run, "training_step", training_step)
     run.validations = [SimpleNamespace(evaluate=evaluate)]
     with pytest.raises(Stopped) as said:

@@ -12,6 +12,7 @@ import yaml
 
 from hmt_ds import evaluate as evaluate_module
 from hmt_ds.evaluation.losses import DocumentLosses
+from hmt_ds.memory import MemorySettings
 from hmt_ds.training import validation
 from hmt_ds.training.validation import Validation
 
@@ -34,7 +35,7 @@ def evaluate(
     recipe: Any = SimpleNamespace(
         training=SimpleNamespace(output=str(folder), batch_size=rows),
         evaluation=SimpleNamespace(segments_read=[1], batch_size=None),
-        memory=SimpleNamespace(mode=mode, segment_length=16, summary_length=8, summarises=mode == "hmt"),
+        memory=MemorySettings(16, mode),
         data=SimpleNamespace(validation=SimpleNamespace(source="text.txt")),
     )
     held_out = datasets.Dataset.from_dict({"input_ids": [[1, 2], [3]], "length": [2, 1]})
