@@ -51,12 +51,8 @@ def compare_retrieval(runs: Sequence[Path], names: Sequence[str], picture: Path)
         with collected(problems):
             answers.append(read_answers(run, name))
     if not problems:
-        problems = [
-            f"{run}: was asked other questions than {runs[0]}; evaluate both with the same data.retrieval, "
-            "memory.segment_length, evaluation.documents and tokenizer"
-            for run, other in zip(runs, answers, strict=True)
-            if other.documents != answers[0].documents or other.right.keys() != answers[0].right.keys()
-        ]
+        pairs = list(zip(runs, answers, strict=True))
+        problems = [line for run, other in pairs[1:] if (line := mismatch(*pairs[0], run, other))]
     if problems:
         raise ConfigError(problems)
     from hmt_ds.reporting.retrieval import answers_table, plot_answers  # matplotlib takes a second
@@ -73,15 +69,30 @@ def compare_retrieval(runs: Sequence[Path], names: Sequence[str], picture: Path)
     return 0
 
 
+def mismatch(first_run: Path, first: Answers, run: Path, other: Answers) -> str | None:
+    """Return why the answers of a run cannot be compared with those of the first run; None if they can."""
+    if other.documents != first.documents:
+        advice = "evaluate both with the same data.retrieval, memory.segment_length, evaluation.documents and tokenizer"
+        return f"{run}: was asked other questions than {first_run}; {advice}"
+    if other.right.keys() != first.right.keys():
+        lengths = f"{list(other.right)} segments, {first_run} in documents of {list(first.right)}"
+        return f"{run}: was asked in documents of {lengths}; evaluate both with the same evaluation.retrieval_segments"
+    return None
+
+
 def read_answers(run: Path, name: str) -> Answers:
     """Read the newest answers of a run to its own questions.
 
     Raises:
         ConfigError: if there are none, or the file is damaged.
     """
+    if not run.is_dir():
+        raise ConfigError([f"{run}: no such run"])
     files = own_evaluations(run, PREFIX)
+    if not files and own_evaluations(run):
+        raise ConfigError([f"{run}: has held-out losses, but other runs have answers to questions: compare one kind"])
     if not files:
-        raise ConfigError([f"{run}: has no answers to questions, as other runs have; hmt-ds evaluate {run}"])
+        raise ConfigError([f"{run}: has no evaluation; make one with hmt-ds evaluate {run}"])
     file = files[max(files)]
     try:
         content = json.loads(file.read_text(encoding="utf-8"))

@@ -43,7 +43,14 @@ def test_refusals(tmp_path):
     (line,) = refused([one, other])
     assert line.startswith(f"{other}: was asked other questions than {one}")
     (line,) = refused([one, losses])
-    assert line.startswith(f"{losses}: has no answers to questions")
+    assert line.startswith(f"{losses}: has held-out losses, but other runs have answers")
+    assert refused([one, tmp_path / "absent"]) == [f"{tmp_path / 'absent'}: no such run"]
+    short = write_run(tmp_path / "short", 0.5)
+    file = short / "evaluation" / "retrieval_step_000009.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content | {"rows": content["rows"][:1]}))
+    (line,) = refused([one, short])
+    assert line.startswith(f"{short}: was asked in documents of [8] segments, {one} in documents of [8, 80]")
     assert refused([one, one, other], gap=True)[0].startswith("--gap: ")
     (one / "evaluation" / "retrieval_step_000009.json").write_text("{")
     (line,) = refused([one, other])
