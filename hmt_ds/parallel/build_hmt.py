@@ -96,7 +96,7 @@ def first_token(config: PretrainedConfig) -> int:
     """
     named = [getattr(config, name, None) for name in ("bos_token_id", "eos_token_id")]
     ids = [i for one in named for i in (one if isinstance(one, list) else [one])]
-    return next((i for i in ids if i is not None and i < config.vocab_size), 0)
+    return next((i for i in ids if i is not None and 0 <= i < config.vocab_size), 0)
 
 
 def parameter_groups(model: HMT, memory_lr: float | None) -> list[dict[str, object]]:

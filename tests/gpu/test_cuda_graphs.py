@@ -1,5 +1,6 @@
 """On a GPU: captured and compiled readings give the gradients of plain ones. Run by hand: pytest -m gpu tests/gpu."""
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -27,6 +28,7 @@ BACKBONE = {
     "initializer_range": 0.06,
 }
 MEMORY = MemorySettings(segment_length=L, recall_dim=64, sensory_tokens=4, cached_memories=8)
+ADAPTED = replace(MEMORY, interface="adapted", recalled_memories=2, recall_loss=0.3)
 
 
 def windows(depths: tuple[int, ...]) -> list[Window]:
@@ -39,22 +41,30 @@ def windows(depths: tuple[int, ...]) -> list[Window]:
         lengths = torch.full((ROWS, depth), L)
         lengths[0, 2] = 5
         labels = torch.where(torch.arange(L) < lengths[:, :, None], ids[:, :, 1:], -100)
-        found.append(Window(ids[:, :, :-1], labels, lengths, starts))
+        # targets of all kinds: none, the last memory, older and forgotten ones
+        found.append(Window(ids[:, :, :-1], labels, lengths, starts, targets=ids[:, :, 0] % 10))
     return found
 
 
 def gradients(
-    precision: str, config: str, depths: tuple[int, ...] = FIXED, **compute: object
+    precision: str,
+    config: str,
+    depths: tuple[int, ...] = FIXED,
+    memory: MemorySettings = MEMORY,
+    *,
+    asked: bool = True,
+    **compute: object,
 ) -> list[dict[str, torch.Tensor]]:
     """The sums of every step, before they are handed to DeepSpeed; the weights stay as they are.
 
     Args:
+        asked: whether the windows have targets.
         depths: of the step's window; 0 is a short one of a random depth, others begin a stage where they change.
     """
     settings = EngineSettings(precision, ROWS, 1, 0.0, "AdamW", {"lr": 0.0, "weight_decay": 0.0})
     ds_config = fill_ds_config(read_ds_config(f"ds_configs/{config}.json"), settings)
     device = torch.device("cuda", 0)
-    model = build_hmt(BACKBONE, MEMORY, ds_config=ds_config, precision=precision, device=device, seed=1)
+    model = build_hmt(BACKBONE, memory, ds_config=ds_config, precision=precision, device=device, seed=1)
     names = [name for name, _ in model.named_parameters()]
     chosen = ComputeSettings(reduction="step", **compute)
     executor = ZeroExecutor(model, ExecutorOptions(ds_config, precision, device, depths[0], chosen))
@@ -69,18 +79,23 @@ def gradients(
     for depth, window in zip(depths, windows(tuple(depth or SHORT for depth in depths)), strict=True):
         if depth not in (0, executor.budget.depth):
             executor.budget.plan_for(depth)
-        executor.train_batch([window])
+        executor.train_batch([window if asked else replace(window, targets=None)])
     assert (executor.gradients.replays is not None) == (compute["cuda_graphs"] == "always")
     executor.engine.destroy()
     return found
 
 
 @cache
-def plain_gradients(precision: str, config: str, depths: tuple[int, ...] = FIXED) -> list[dict[str, torch.Tensor]]:
+def plain_gradients(
+    precision: str,
+    config: str,
+    depths: tuple[int, ...] = FIXED,
+    memory: MemorySettings = MEMORY,
+    asked: bool = True,
+) -> list[dict[str, torch.Tensor]]:
     """Eager gradients, with which every other mode is compared; cached for the tests that share them."""
-    return gradients(
-        precision, config, depths, kernels="plain", cuda_graphs="never", recompute="segment", summary_batch=1
-    )
+    plain = {"kernels": "plain", "cuda_graphs": "never", "recompute": "segment", "summary_batch": 1}
+    return gradients(precision, config, depths, memory, asked=asked, **plain)
 
 
 def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
@@ -100,6 +115,31 @@ def test_fp32(config, recompute, kernels):
     assert len(plain) == STEPS
     for step, (one, expected) in enumerate(zip(other, plain, strict=True)):
         assert distance(one, expected) < 1e-4, (step, distance(one, expected))
+
+
+@pytest.mark.parametrize("kernels", ["plain", "compile"])
+@pytest.mark.parametrize(
+    ("memory", "asked"),
+    [
+        (ADAPTED, True),
+        (ADAPTED, False),
+        (replace(MEMORY, interface="adapted"), True),
+        (replace(MEMORY, interface="adapted", mode="rmt"), True),
+        (replace(MEMORY, interface="adapted", mode="backbone"), True),
+    ],
+    ids=["recall loss", "no targets", "hmt", "rmt", "backbone"],
+)
+def test_the_adapted_interface(memory, asked, kernels):
+    """Targets are inputs of a captured graph: each replay has its own."""
+    join()
+    torch.backends.cuda.matmul.allow_tf32 = False
+    plain = plain_gradients("fp32", "zero2", FIXED, memory, asked)
+    other = gradients("fp32", "zero2", FIXED, memory, asked=asked, kernels=kernels, cuda_graphs="always")
+    for step, (one, expected) in enumerate(zip(other, plain, strict=True)):
+        assert distance(one, expected) < 1e-4, (step, distance(one, expected))
+    if memory.recall_loss and asked:  # without the recall's loss its gradient is another: the targets count
+        without = plain_gradients("fp32", "zero2", FIXED, memory, asked=False)
+        assert distance(plain[-1], without[-1]) > 0.1
 
 
 @pytest.mark.parametrize("kernels", ["plain", "compile"])

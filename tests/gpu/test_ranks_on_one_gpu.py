@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pipeline_gradients
 import pytest
@@ -20,6 +21,7 @@ from tiny_recipe import make_materials, write_recipe
 from hmt_ds.reporting.metrics import read_metrics
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+ASKED: Any = {"interface": "adapted", "recalled": 2, "recall_loss": 0.3}
 PIPELINE = {
     "2 stages": [
         pipeline_gradients.Case(2, 1, 2, 4),
@@ -27,12 +29,15 @@ PIPELINE = {
         pipeline_gradients.Case(2, 1, 3, 2, mode="backbone"),
         pipeline_gradients.Case(2, 1, 5, 2, spill=True),
         pipeline_gradients.Case(2, 1, 2, 2, kept_graphs=5),
+        pipeline_gradients.Case(2, 1, 5, 4, **ASKED),
+        pipeline_gradients.Case(2, 1, 5, 2, "rmt", interface="adapted"),
     ],
     "3 stages": [
         pipeline_gradients.Case(3, 1, 5, 4, spill=True, kept_graphs=7),
         pipeline_gradients.Case(3, 1, 1, 1, "rmt"),
         pipeline_gradients.Case(3, 1, 3, 2, mode="backbone"),
         pipeline_gradients.Case(3, 1, 2, 4, mode="backbone", kept_graphs=3),
+        pipeline_gradients.Case(3, 1, 5, 4, spill=True, kept_graphs=7, **ASKED),
     ],
     "2 x 2": [pipeline_gradients.Case(2, 2, 2, 2, accumulation=2)],
 }
@@ -44,6 +49,9 @@ ZERO = [
     zero_cases.Case("zero3", recompute="segment", summary_batch=3, leaf_layers=2),
     zero_cases.Case("zero3", "lora", reduction="step", summary_batch=2),
     zero_cases.Case("zero3_offload", leaf_layers=2),
+    zero_cases.Case("zero2", **ASKED),
+    zero_cases.Case("zero3", reduction="step", **ASKED),
+    zero_cases.Case("zero3_offload", mode="rmt", interface="adapted"),
 ]
 
 

@@ -36,13 +36,15 @@ def cut_short(output: Path, copy: Path) -> Path:
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_resumed_in_16_bits(tmp_path, precision):
+@pytest.mark.parametrize("interface", ["paper", "adapted"])
+def test_resumed_in_16_bits(tmp_path, interface, precision):
     """Dropout's state of the GPU, and fp16's scale of the loss, are in the checkpoint."""
     make_materials(tmp_path)
     recipe, whole = write_recipe(tmp_path, 2), tmp_path / "whole"
-    losses = run(recipe, whole, "--model.precision", precision)
+    words = ("--model.precision", precision, "--memory.interface", interface)
+    losses = run(recipe, whole, *words)
     assert len(losses) == STEPS
-    assert torch.equal(run(recipe, cut_short(whole, tmp_path / "resumed"), "--model.precision", precision), losses)
+    assert torch.equal(run(recipe, cut_short(whole, tmp_path / "resumed"), *words), losses)
 
 
 def test_part_of_the_optimizer_on_the_host(tmp_path):
