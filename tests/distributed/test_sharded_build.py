@@ -23,6 +23,7 @@ def test_each_rank_has_its_share_alone(tmp_path, precision):
     values = {key: value for key, value in CONFIG.items() if key != "model_type"}
     AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **values)).save_pretrained(tmp_path)
     rows = run_ranks("sharded_build.py", {"folder": str(tmp_path), "config": CONFIG, "precision": precision})
+    assert rows["folder"]["same_memory"]
     for name, row in rows.items():
         assert row["held"] == 0, name  # nothing but shares
         assert row["largest_share"] <= 1.1, name  # of equal size, up to padding

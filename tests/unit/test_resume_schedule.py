@@ -156,6 +156,8 @@ def compare(folder: Path, changes: dict[str, Any]) -> None:
         ("schedule.params", {}, "{'warmup_num_steps': 4, 'warmup_type': 'linear'}", "{}"),
         ("optimizer.params", {"betas": [0.9, 0.95]}, "{'betas': [0.9, 0.98]}", "{'betas': [0.9, 0.95]}"),
         ("optimizer.name", "Adam", "'AdamW'", "'Adam'"),
+        ("memory.interface", "adapted", "'paper'", "'adapted'"),
+        ("memory.recalled_memories", 2, "1", "2"),
     ],
 )
 def test_what_a_resume_cannot_honour_is_refused(tmp_path, key, value, there, here):
@@ -163,6 +165,22 @@ def test_what_a_resume_cannot_honour_is_refused(tmp_path, key, value, there, her
         compare(tmp_path, {key: value})
     cure = "use the checkpoint's value, or start a new run"
     assert str(error.value) == f"{key} is {there} in {tmp_path}, {here} here: {cure}"
+
+
+def test_a_checkpoint_without_an_interface_has_the_papers(tmp_path):
+    """One that was written before there was another resumes, and not with the adapted one."""
+    before = identity(Recipe.model_validate(RECIPE), PREPARED)
+    later = ("memory.interface", "memory.recalled_memories", "memory.recall_loss")
+    old = {key: value for key, value in before.items() if key not in later}
+    assert len(old) == len(before) - 3
+    (tmp_path / "progress.json").write_text(json.dumps({"identity": old}))
+    check_identity(tmp_path, before)
+    with pytest.raises(CheckpointError, match=r"interface is 'paper' in .*, 'adapted' here"):
+        check_identity(tmp_path, before | {"memory.interface": "adapted"})
+
+
+def test_the_weight_of_the_recalls_loss_may_change(tmp_path):
+    compare(tmp_path, {"memory.recall_loss": 0.3})
 
 
 @pytest.mark.parametrize(
