@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import socket
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -38,11 +39,12 @@ SLURM = {
     "LOCAL_WORLD_SIZE": "SLURM_STEP_TASKS_PER_NODE",
 }
 BARRIERS = count()
+LOOPBACK = "127.0.0.1"
 BACKENDS = re.compile(r"gloo/transport|NCCL error|Connection (reset|closed) by peer")
 
 
 class LaunchError(ValueError):
-    """Raised if the launcher's environment variables do not name the first machine."""
+    """Raised if the launcher's environment does not let the ranks meet."""
 
 
 class LostRank(RuntimeError):
@@ -66,11 +68,44 @@ def join(timeout_minutes: float = 30) -> torch.device:
     accelerator = get_accelerator()
     skip_shared_memory_kernel()
     deepspeed.init_distributed(
-        accelerator.communication_backend_name(), timeout=timedelta(minutes=timeout_minutes), verbose=False
+        accelerator.communication_backend_name(),
+        timeout=timedelta(minutes=timeout_minutes),
+        init_method=meeting_point(),
+        verbose=False,
     )
     device = torch.device(accelerator.device_name(int(os.environ["LOCAL_RANK"])))
     accelerator.set_device(int(os.environ["LOCAL_RANK"]))
     return device
+
+
+def meeting_point() -> str | None:
+    """Return the URL at which ranks of one machine meet, out of reach of others; None for torch's own rendezvous."""
+    here = os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"] and os.environ["MASTER_ADDR"] == LOOPBACK
+    return "loopback://" if here and "TORCHELASTIC_USE_AGENT_STORE" not in os.environ else None
+
+
+def meet_on_loopback(
+    url: str, timeout: timedelta, **_: object
+) -> Iterator[tuple[torch.distributed.TCPStore, int, int]]:
+    """Rendezvous handler like torch's ``env://``, whose store would listen on all addresses of the machine.
+
+    Raises:
+        LaunchError: if the port is taken.
+    """
+    own, ranks, port = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
+    if own:
+        yield torch.distributed.TCPStore(LOOPBACK, port, ranks, timeout=timeout), own, ranks
+        return
+    try:
+        listener = socket.create_server((LOOPBACK, port), backlog=max(128, ranks))
+    except OSError as error:
+        raise LaunchError(f"port {port}: {os.strerror(error.errno or 0)}; set MASTER_PORT to another one") from None
+    port, handle = listener.getsockname()[1], listener.detach()
+    store = torch.distributed.TCPStore(LOOPBACK, port, ranks, is_master=True, timeout=timeout, master_listen_fd=handle)
+    yield store, own, ranks
+
+
+torch.distributed.register_rendezvous_handler("loopback", meet_on_loopback)
 
 
 def set_rank_variables() -> None:
@@ -97,7 +132,7 @@ def set_rank_variables() -> None:
             raise LaunchError(f"MASTER_ADDR is not set, and {error}; set it to the first machine's address") from None
         for name, value in found.items():  # the user's own values win
             known.setdefault(name, value)
-    known.setdefault("MASTER_ADDR", "127.0.0.1")
+    known.setdefault("MASTER_ADDR", LOOPBACK)
     known.setdefault("MASTER_PORT", "0" if known["WORLD_SIZE"] == "1" else "29500")
 
 
