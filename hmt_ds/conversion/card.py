@@ -1,6 +1,7 @@
 """Write the README.md (model card) of a converted folder: contents, usage, training recipe and results."""
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import NotRequired, TypedDict
@@ -33,6 +34,7 @@ from transformers import AutoModelForCausalLM
 model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BACKBONE), FOLDER)""",
 }
 
+PNG = b"\x89PNG\r\n\x1a\n"  # how every such file begins
 COSTS = {"cost_swapped": "another document's memory costs", "cost_none": "no memory costs"}
 Interval = list[float | None]  # a figure, and both ends of its 95% interval
 
@@ -87,11 +89,11 @@ def card(
     """
     head = ["library_name: " + ("peft" if what == "adapter" else "transformers"), "tags: [hmt, long-context]"]
     head += [f"base_model: {json.dumps(base)}"] if base and not Path(base).exists() else []
-    sizes = "\n".join(f"| `{key}` | {value} |" for key, value in asdict(settings).items())
+    sizes = "\n".join(f"| `{key}` | {plain(value)} |" for key, value in asdict(settings).items())
     parts = [
         "---\n" + "\n".join(head) + "\n---",
         f"# Hierarchical Memory Transformer ({what})",
-        f"Written by `hmt-ds convert` from `{origin}`. A document is read in segments of {settings.segment_length} "
+        f"Written by `hmt-ds convert` from {code(origin)}. A document is read in segments of {settings.segment_length} "
         "tokens; summaries of earlier segments are recalled ([arXiv 2405.06067](https://arxiv.org/abs/2405.06067)).",
         f"```python\n{USES[what]}\n```",
         f"| memory | |\n| --- | --- |\n{sizes}",
@@ -100,8 +102,39 @@ def card(
         parts += figures(run, step)
         recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
         text = yaml.safe_dump(without_folders(recipe), sort_keys=False, allow_unicode=True)
-        parts.append(f"## Recipe\n\n```yaml\n{text.strip()}\n```")
+        parts.append(f"## Recipe\n\n{fenced(text.strip(), 'yaml')}")
     return "\n\n".join(parts) + "\n"
+
+
+def plain(value: object) -> str:
+    """Return a value as text of one line in which nothing is Markdown or HTML: a run may be another person's."""
+    return re.sub(r"[^\w .,;/()%+=-]|\b_|_\b", lambda found: f"&#{ord(found[0])};", str(value))
+
+
+def code(text: str) -> str:
+    """Return text as a code span of one line, whatever is in it."""
+    line, ticks = " ".join(text.split()), "`" * (longest_fence(text) + 1)
+    return f"{ticks} {line} {ticks}" if "`" in line else f"{ticks}{line}{ticks}"
+
+
+def fenced(text: str, language: str) -> str:
+    """Return text as a code block, whatever is in it."""
+    fence = "`" * max(3, longest_fence(text) + 1)
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def longest_fence(text: str) -> int:
+    """Return the length of the longest run of backticks in a text."""
+    return max(map(len, re.findall("`+", text)), default=0)
+
+
+def picture_of(folder: Path) -> Path | None:
+    """Return the plot of the loss in a folder, if it is a picture and no link, through which any file could be read."""
+    picture = folder / "loss.png"
+    if picture.is_symlink() or not picture.is_file():
+        return None
+    with picture.open("rb") as stream:
+        return picture if stream.read(len(PNG)) == PNG else None
 
 
 def without_folders(value: object) -> object:
@@ -127,7 +160,7 @@ def figures(run: Path, step: int) -> list[str]:
         )
     if (found_there := own_evaluation(run, step)) is not None:
         found.append(losses(found_there))
-    if (run / "loss.png").is_file():
+    if picture_of(run):
         found.append("![loss](loss.png)")
     return found
 
@@ -153,10 +186,10 @@ def losses(evaluation: Evaluation) -> str:
         read = str(first) if last == first else f"{first} to {last}"
         figures = [with_interval(row[key]) for key in ("nats", *costs)]  # type: ignore[literal-required]
         lines.append(f"| {read} | {row['tokens']:,} | {format_value(row['perplexity'])} | {' | '.join(figures)} |")
-    name = Path(data["source"]).name
+    name, digest = plain(Path(data["source"]).name), plain(data["sha256"][:12])
     head = f"Held-out loss after step {evaluation['step']} on {name} ({data['documents']:,} documents, "
-    head += f"{data['tokens']:,} tokens, SHA-256 of the ids {data['sha256'][:12]}), with 95% intervals over documents"
-    said = [f"So {evaluation['verdict']}."] if evaluation["verdict"] else []
+    head += f"{data['tokens']:,} tokens, SHA-256 of the ids {digest}), with 95% intervals over documents"
+    said = [f"So {plain(evaluation['verdict'])}."] if evaluation["verdict"] else []
     return "\n\n".join([f"{head}:", "\n".join(lines), *said])
 
 

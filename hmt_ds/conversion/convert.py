@@ -8,7 +8,7 @@ import torch
 from hmt_ds.backbones import BackboneError, read_config, read_converted
 from hmt_ds.checkpoint import CheckpointError
 from hmt_ds.config.config_error import ConfigError
-from hmt_ds.conversion.card import card
+from hmt_ds.conversion.card import card, picture_of
 from hmt_ds.conversion.conversion_error import ConversionError
 from hmt_ds.conversion.convert_options import ConvertOptions, check_not_foreign, check_part
 from hmt_ds.conversion.export import DTYPES, Export, find_tokenizer, generation_config, select_part
@@ -81,5 +81,5 @@ def export_converted(source: Path, options: ConvertOptions) -> Export:
         tokenizer=find_tokenizer(str(source), [], options.what),
         generation=generation_config(str(source), config),
         card=card(options.what, source.name, settings),
-        pictures=tuple(source.glob("loss.png")),
+        pictures=tuple(filter(None, [picture_of(source)])),
     )

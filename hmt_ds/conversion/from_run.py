@@ -1,5 +1,6 @@
 """Convert a checkpoint of a run, whose recipe lies beside its checkpoints."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from hmt_ds.checkpoint.run_state import read_run_state
 from hmt_ds.config.load import load_recipe
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.conversion.adapters import Adapters, check_untied, peft_config
-from hmt_ds.conversion.card import card
+from hmt_ds.conversion.card import card, picture_of
 from hmt_ds.conversion.conversion_error import ConversionError
 from hmt_ds.conversion.convert_options import ConvertOptions, What, check_part
 from hmt_ds.conversion.export import BACKBONE, DTYPES, Export, find_tokenizer, generation_config, select_part
@@ -54,7 +55,7 @@ def export_run(source: Path, options: ConvertOptions, notes: list[str]) -> Expor
         generation=generation_config(named, config),
         lora=weights.peft_config() if options.what == "adapter" else None,
         card=card(options.what, f"{run.name}/{checkpoint.name}", settings, named, run, step),
-        pictures=tuple(run.glob("loss.png")),
+        pictures=tuple(filter(None, [picture_of(run)])),
     )
 
 
@@ -98,7 +99,10 @@ def find_checkpoint(source: Path, notes: list[str]) -> tuple[Path, Path]:
         checkpoint = newest_intact(source / "checkpoints" if kind == "run" else source, notes.append)
     if checkpoint is None:
         raise ConversionError(f"{source} has no intact checkpoint")
-    run = checkpoint.resolve().parent.parent
+    # not resolve(): `checkpoints` may be a link to another file system
+    run = Path(os.path.abspath(checkpoint)).parent.parent  # noqa: PTH100
+    if not (run / "recipe.yaml").is_file():
+        run = checkpoint.resolve().parent.parent
     if not (run / "recipe.yaml").is_file():
         raise ConversionError(f"{run / 'recipe.yaml'} is missing: without it {checkpoint} cannot be interpreted")
     return checkpoint, run
