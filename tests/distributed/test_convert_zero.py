@@ -20,11 +20,13 @@ SIZES = ("segment_length", "sensory_tokens", "cached_memories")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A checkpoint of two ranks at each stage."""
+    """A checkpoint of two ranks at each stage, and one of the adapted interface."""
     folder = tmp_path_factory.mktemp("zero")
     (folder / "backbone").mkdir()
     (folder / "backbone/config.json").write_text(json.dumps(BACKBONE))
-    run_ranks("zero_folders.py", {"folder": str(folder), "configs": CONFIGS})
+    cases = {config: {"config": config} for config in CONFIGS}
+    cases["adapted"] = {"config": "zero3", "interface": "adapted"}
+    run_ranks("zero_folders.py", {"folder": str(folder), "cases": cases})
     return folder
 
 
@@ -43,6 +45,18 @@ def test_zero(folder, config):
     """The source is the checkpoint folder, or its parent as accelerate's users name it."""
     check(folder, folder / config, config)
     check(folder, folder / config / "pytorch_model", f"{config}-tag")
+
+
+def test_the_adapted_interface(folder):
+    """It is known by the names of its weights."""
+    check(folder, folder / "adapted", "adapted")
+    memory = json.loads((folder / "adapted-hf/config.json").read_text())["memory"]
+    assert (memory["interface"], memory["mode"], memory["memory_tokens"], memory["recall_dim"]) == (
+        "adapted",
+        "hmt",
+        2,
+        24,
+    )
 
 
 @pytest.mark.parametrize("config", ["zero1", "zero3"])

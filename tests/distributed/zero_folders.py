@@ -14,13 +14,13 @@ from hmt_ds.distributed.process_group import end_process, join, rank, world_size
 
 
 def be_a_rank(task: dict[str, Any], result: Path) -> None:
-    """Train two steps at each stage, save, and write the weights next to the checkpoint."""
+    """Train two steps of each case, save, and write the weights next to the checkpoint."""
     device = join(timeout_minutes=2)
-    for config in task["configs"]:
-        executor = make_executor(Case(config, reduction="step"), device)
+    for name, case in task["cases"].items():
+        executor = make_executor(Case(**case, reduction="step"), device)
         for window in windows(rank(), world_size())[:2]:
             executor.train_batch([window])
-        folder = Path(task["folder"]) / config
+        folder = Path(task["folder"]) / name
         executor.engine.save_checkpoint(str(folder), tag="pytorch_model")
         weights = get_weights(executor.engine.module)
         if rank() == 0:
