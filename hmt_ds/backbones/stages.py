@@ -80,7 +80,7 @@ def trim_model(model: PreTrainedModel, layers: LayerRange) -> None:
 
 
 def remove_front(model: PreTrainedModel, holder: nn.Module, names: set[str], *, keep_shared: bool) -> None:
-    """Replace the modules in front of the first decoder layer, on every pipeline stage but the first.
+    """Replace the modules in front of the first decoder layer by modules without weights, except on the first stage.
 
     Args:
         model: the transformers model.

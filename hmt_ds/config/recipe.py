@@ -43,7 +43,8 @@ class Model(Section):
     """Hugging Face folder or hub name of the tokenizer, or a sentencepiece .model file. Default: the backbone's
     (model.source)."""
     train: Literal["whole", "frozen", "lora"] = "whole"
-    """Which weights of the backbone are trained: all, none, or LoRA adapters. The memory modules are always trained."""
+    """Which weights of the backbone are trained. whole: all; frozen: none; lora: adapters. The memory modules are
+    always trained."""
     lora: Lora = Lora()
     """Low-rank adapters (LoRA), used if model.train is lora."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
@@ -95,7 +96,7 @@ class Data(Section):
     """Training and held-out documents."""
 
     train: Source | None = None
-    """Training documents. Required unless there is data.retrieval."""
+    """Training documents: a file, a folder or a data set, see data.train.source. Required without data.retrieval."""
     retrieval: Retrieval | None = None
     """Generated training documents, in place of data.train, that state facts and ask for them in later segments."""
     validation: Source | None = None
@@ -217,8 +218,8 @@ class Evaluation(Section):
     """Number of optimizer steps between evaluations, which during training measure only the loss with memory. Default:
     evaluate only at the end of training."""
     segments_read: list[int] = [1, 2, 4, 8]
-    """Lower bounds of the rows of the table of losses, as the number of segments of a document read before: 1, 2, 4, 8
-    gives rows for 1, 2-3, 4-7 and 8-15."""
+    """Rows of the table of losses, by the number of segments that precede a token in its document. Each value begins a
+    row, and the last row reaches to twice its beginning: 1, 2, 4, 8 gives rows for 1, 2-3, 4-7 and 8-15."""
     documents: int | None = Field(None, ge=1)
     """Number of held-out documents to evaluate, from the first on. Default: all."""
     batch_size: int | None = Field(None, ge=1)

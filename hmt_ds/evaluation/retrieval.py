@@ -59,13 +59,13 @@ def count_answers(
 
     Args:
         reader: the model in its engine.
-        windows: this rank's rows, `[rows, segments, L]` with targets, and the index of each row's document, -1 for an
-            empty row; equally many windows on each rank.
+        windows: this rank's rows, `[rows, segments, L]` with recall targets, and the index of each row's document, -1
+            for an empty row; equally many windows on each rank.
         total: number of documents.
 
     Returns:
         Counts of each document over all ranks, `[total, 3]`: questions, right answers, memories found. And the recall
-        weights of this rank's first document.
+        weights of this rank's first document, `[segments, segments]`.
     """
     counts = torch.zeros(total, 3, dtype=torch.float64, device=reader.device)
     recalls: RecallMap | None = None
@@ -113,7 +113,13 @@ def recall_map(shown: list[Tensor], targets: Tensor) -> RecallMap:
 
 
 def row_of(counts: np.ndarray, segments: int, mode: Mode) -> RetrievalRow:
-    """Return the retrieval results on documents of one length from :func:`score_segment`'s counts `[documents, 3]`."""
+    """Return the retrieval results on documents of one length.
+
+    Args:
+        counts: numbers of questions, right answers and memories found of each document, `[documents, 3]`.
+        segments: segments of each document.
+        mode: memory mode; only ``hmt`` recalls.
+    """
     right, found = mean_intervals(counts[:, [RIGHT, FOUND]], counts[:, [ASKED, ASKED]])
     return RetrievalRow(segments, len(counts), int(counts[:, ASKED].sum()), right, found if mode == "hmt" else None)
 

@@ -75,8 +75,8 @@ def build_engine(
     Args:
         model: a model prepared by :func:`hmt_ds.parallel.compute_choice.prepare_layers`.
         gradients: gradient reduction, made from the model before DeepSpeed puts hooks into it.
-        options: settings of the executor.
-        compute: ``compute`` settings without any auto that depends on the model.
+        options: DeepSpeed configuration, precision and device of the training executor.
+        compute: ``compute`` settings in which every ``auto`` has been replaced by the value chosen for the model.
         grid: DeepSpeed's process grid, if the ranks are not all data-parallel.
     """
     if compute.kernels == "compile":

@@ -120,10 +120,10 @@ class Timeline:
     """A simulated optimizer step of one window.
 
     Attributes:
-        stages: timed passes of each stage.
+        stages: the passes of each stage, each with its start and end in seconds since the step began.
         stashed_inputs: peak number of stashed inputs, by stage.
         stashed_bytes: peak bytes of stashed inputs, by stage.
-        after_window: time after the last pass, for the gradient reduction and the optimizer step.
+        after_window: seconds that the gradient reduction and the optimizer step take after the last pass.
     """
 
     stages: list[list[TimedAction]]
@@ -204,7 +204,7 @@ class Simulation:
         return latest
 
     def send(self, action: Action, stage: int, to: int, now: float) -> float:
-        """Return the time at which a pass's result arrives at another stage."""
+        """Return when a pass's result arrives at another stage, in seconds since the simulated step began."""
         link = self.machine.link(action, stage, to)
         seconds = self.machine.message_bytes.get(action.kind, 0.0) / link.bandwidth
         left = self.link_free[stage, to] = max(now, self.link_free.get((stage, to), 0.0)) + seconds

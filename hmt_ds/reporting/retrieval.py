@@ -14,7 +14,7 @@ from hmt_ds.reporting.plots import plt
 
 
 class RetrievalFigures(Protocol):
-    """Retrieval results on documents of one length (:class:`hmt_ds.evaluation.retrieval.RetrievalRow`)."""
+    """Protocol of what the table and the plots read of a :class:`hmt_ds.evaluation.retrieval.RetrievalRow`."""
 
     @property
     def segments(self) -> int: ...

@@ -76,7 +76,7 @@ class BadStepCounter:
         )
         if not allowed:
             raise TooManyBadSteps(
-                f"{problem}; {checkpoints} is unchanged: repair these documents, or go on without them with "
+                f"{problem}; {checkpoints} is unchanged: repair the documents named above, or leave them out with "
                 "--training.on_bad_steps rollback --checkpoint.resume auto"
             )
         checkpoint = newest_intact(checkpoints, logger.warning)

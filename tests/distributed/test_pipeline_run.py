@@ -126,7 +126,10 @@ def test_a_stage_that_is_gone_ends_all(folder, way):
         assert not ranks_of(output)
     errors = [line for line in printed.splitlines() if line.startswith("error: ")]
     assert code != 0 and len(losses(output)) == 5, printed
-    assert len(errors) == 1 and "rank 1 did not" in errors[0] and "rank 0 waits for" in errors[0], printed
+    waits = [line for line in errors if "rank 1 did not" in line and "rank 0 waits for" in line]
+    # the killed rank's own watchdog has a line too
+    others = [line for line in errors if line not in waits]
+    assert len(waits) == 1 and all("was killed, or crashed" in line for line in others), printed
     assert "Traceback" not in printed, printed
     code, printed = train(recipe, output, *TWO_STAGES, *RESUME)
     assert code == 0 and "step 4" in printed and len(losses(output)) == STEPS, printed

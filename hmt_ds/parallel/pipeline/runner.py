@@ -105,7 +105,10 @@ class StageRunner:
 
 
 def losses_of(work: StagePass, n: int, by_token: bool) -> torch.Tensor:
-    """Return the losses of segment n, by token ``[b, L]`` or by row ``[b]``; zeros on stages without losses."""
+    """Return the losses of segment n in nats: with ``by_token`` of each token ``[b, L]``, else summed per row ``[b]``.
+
+    Zeros on pipeline stages that compute no losses.
+    """
     if not work.losses:
         ids = torch.cat([part.input_ids[:, n] for part in work.micro_batches])
         losses = torch.zeros(ids.shape, device=ids.device)
