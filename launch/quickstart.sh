@@ -13,7 +13,7 @@ Creates .venv with the tested versions, then trains launch/recipes/quickstart.ya
 ranks: with memory, and without (the baseline). The model answers questions about facts that it read many segments
 earlier; the last table compares the two. Steps that are already done are skipped.
 
-  --novel                 train launch/recipes/novel.yaml instead: perplexity of a novel, about 6 minutes
+  --novel                 train launch/recipes/novel.yaml instead: perplexity of a novel, about 3 minutes after installing
   --ranks N               processes to start
   --training.steps 200    override any key of the recipe; `.venv/bin/hmt-ds keys` lists them
 
