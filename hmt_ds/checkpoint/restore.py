@@ -22,7 +22,7 @@ from hmt_ds.parallel.pipeline.build_stage import STAND_IN
 from hmt_ds.parallel.protocols import Executor, Reader
 
 MAY_DIFFER = {"training.steps", "memory.recall_loss"}  # of a checkpoint's identity
-# a checkpoint that was written before one of these settings existed has its default value
+# the values of memory settings that an older checkpoint does not name, because they did not exist yet
 DEFAULTS = {f"memory.{field.name}": field.default for field in fields(MemorySettings) if field.default is not MISSING}
 # entries of a learning-rate schedule's state that its steps change; the others are its arguments
 CHANGED_BY_STEPS = {

@@ -15,7 +15,7 @@ from hmt_ds.evaluation.losses import DocumentLosses
 
 WORTH_IT = 0.010  # nats per token: less is not called a use
 
-Place = tuple[tuple[int, int], slice, slice]  # how a row is called, its segments, and its parts of these
+Place = tuple[tuple[int, int], slice, slice]  # a table row: its bounds, its segments, and its parts of each segment
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def rows_of(found: DocumentLosses, places: Sequence[Place]) -> list[Row]:
 
     Args:
         found: losses of each document.
-        places: for each row its bounds, the segments, and the parts of these segments.
+        places: the bounds of each table row, its segments, and its parts of each segment.
     """
 
     def columns(values: np.ndarray) -> np.ndarray:

@@ -4,37 +4,17 @@ Shapes: b batch, c cached memories, m memory tokens, p prompt tokens, d embeddin
 v vocabulary.
 """
 
-from typing import Any, NamedTuple, Protocol, overload
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
 
+from hmt_ds.memory.backbone import Backbone
 from hmt_ds.memory.loss import cross_entropy, row_losses
 from hmt_ds.memory.prompts import MemoryEmbedding, Prompt, normalized
 from hmt_ds.memory.recall import Recall, Recalled, Selection
 from hmt_ds.memory.segments import Segment, Summary
 from hmt_ds.memory.settings import MemorySettings, Mode
-
-
-class Backbone(Protocol):
-    """What the memory asks of a causal language model."""
-
-    @property
-    def dim(self) -> int:
-        """d, the width of embeddings and last hidden states."""
-
-    @property
-    def vocabulary(self) -> int:
-        """v, how many logits a position has."""
-
-    def embed(self, ids: Tensor) -> Tensor:
-        """``[b, t]`` -> ``[b, t, d]``."""
-
-    def decode(self, embeddings: Tensor, mask: Tensor | None) -> Tensor:
-        """``[b, t, d]`` -> last hidden states ``[b, t, d]``, after the final norm. ``mask [b, t]`` bool or None."""
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """``[b, t, d]`` -> ``[b, t, v]``."""
 
 
 class SegmentOutput(NamedTuple):

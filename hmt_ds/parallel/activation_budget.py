@@ -19,7 +19,7 @@ Forward = Callable[..., Any]  # an HMT's forward pass: a segment gives a Segment
 class ActivationBudget:
     """Plans which segments keep their activations in the coming steps, and which are recomputed.
 
-    In the first steps one segment keeps its activations. One of these steps is measured; then as many segments keep
+    In the first steps one segment keeps its activations. The second step is measured; then as many segments keep
     their activations as fit into the GPU's memory, and summaries run in larger batches. All ranks use the same plan.
     With another depth the planning starts over. Steps with shorter windows than planned for (a random depth) use the
     plan, but are not measured, and not counted as one of the first steps.

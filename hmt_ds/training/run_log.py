@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 class WarmUp:
     """Measures how much time compiling, measuring memory and capturing CUDA graphs add to the first steps of a run.
 
-    The work is part of these steps; the first step after them tells how long a step takes without it.
+    The warm-up steps include this work; the first step after them tells how long a step takes without it.
 
     Args:
         steps: number of first steps that contain such work.

@@ -99,7 +99,7 @@ def test_a_phase_is_logged_with_its_seconds(caplog):
     ("steps", "messages"), [(3, ["compiling and measuring, in the first 3 steps: 33.0 s"]), (0, [])]
 )
 def test_compiling_is_a_phase_inside_the_first_steps(caplog, steps, messages):
-    """The time of these steps beyond a later one is logged once, and not at all if nothing is compiled."""
+    """The extra time of warm-up steps is logged once, and not at all if nothing is compiled."""
     caplog.set_level(logging.INFO)
     warm_up = WarmUp(steps)
     for seconds in (30.0, 2.0, 7.0, 2.0, 2.5, 9.0):
