@@ -3,9 +3,11 @@
 Shapes: b batch, t positions, d embedding width, v vocabulary.
 """
 
+from inspect import signature
+
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from hmt_ds.backbones.families import family_of
 from hmt_ds.backbones.transformers_internals import one_sequence_per_row
@@ -66,6 +68,32 @@ class CausalLM(nn.Module):
         # Mamba's residuals are float32, and then its last hidden state is too, whatever type the head has
         wider = torch.finfo(hidden.dtype).bits > torch.finfo(embeddings.dtype).bits
         return hidden.to(embeddings.dtype) if wider else hidden
+
+    def extend(
+        self, embeddings: Tensor, past: Cache, mask: Tensor | None = None, positions: Tensor | None = None
+    ) -> Tensor:
+        """Run the decoder behind the positions in a cache, which then holds the new ones too.
+
+        Args:
+            embeddings: ``[b, t, d]``.
+            past: keys and values of the positions before.
+            mask: ``[b, past and t]`` bool, False on pads, which are in front; None without pads.
+            positions: ``[b, t]``, pads not counted; None without pads. Models that take none count by the mask.
+
+        Returns:
+            Last hidden states ``[b, t, d]``.
+        """
+        takes_positions = "position_ids" in signature(self.model.base_model.forward).parameters
+        with one_sequence_per_row():
+            output = self.model.base_model(
+                inputs_embeds=embeddings,
+                attention_mask=None if mask is None else mask.long(),
+                past_key_values=past,
+                use_cache=True,
+                return_dict=True,
+                **({"position_ids": positions} if takes_positions and positions is not None else {}),
+            )
+        return output.last_hidden_state
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Apply the model's own output head, with its bias and logit cap: ``[b, t, d]`` -> ``[b, t, v]``."""

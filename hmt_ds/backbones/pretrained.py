@@ -11,7 +11,7 @@ from hmt_ds.memory import HMT, MemorySettings
 
 
 def load_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> HMT:
-    """Load a converted model in evaluation mode, ready for :func:`hmt_ds.evaluation.generation.generate`.
+    """Load a converted model in evaluation mode, ready for ``HMTForCausalLM.around`` (conversion/modeling_hmt.py).
 
     Args:
         folder: a folder that ``hmt-ds convert`` has written, or its name on the hub.

@@ -8,8 +8,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-# without an effect here: nothing is cached between calls, and causal models have no token types
-WITHOUT_EFFECT = ("use_cache", "token_type_ids")
+from hmt_ds.inference.segment_cache import SegmentCache
+
+# without an effect here: causal models have no token types, a cache knows what it has read, and generation with stop
+# strings passes its tokenizer on to the forward pass
+WITHOUT_EFFECT = ("token_type_ids", "cache_position", "tokenizer")
 
 
 def check_ids(input_ids: Tensor | None) -> Tensor:
@@ -36,6 +39,22 @@ def check_options(options: Mapping[str, object]) -> None:
     asked = {name for name, value in options.items() if value is not None and value is not False}
     if refused := sorted(asked.difference(WITHOUT_EFFECT)):
         raise ValueError(f"a converted HMT does not take {', '.join(refused)}: it returns the loss and the logits only")
+
+
+def check_cache(cache: object, labels: Tensor | None) -> SegmentCache:
+    """Return the cache to go on with, an empty one for None.
+
+    Raises:
+        ValueError: if it is of another kind, or there are labels, which are scored without a cache.
+    """
+    if cache is not None and not isinstance(cache, SegmentCache):
+        raise ValueError(
+            f"past_key_values is a {type(cache).__name__}, which cannot hold a memory: pass none, or one that this "
+            "model returned"
+        )
+    if labels is not None:
+        raise ValueError("labels cannot be scored behind past_key_values: pass the whole document, or no labels")
+    return cache or SegmentCache()
 
 
 def check_mask(attention_mask: Tensor | None, shape: torch.Size) -> Tensor | None:

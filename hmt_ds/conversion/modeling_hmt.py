@@ -6,17 +6,19 @@ torch and transformers.
 Shapes: b batch, t tokens, v vocabulary.
 """
 
+from dataclasses import asdict
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutput
+from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
 from hmt_ds.backbones.model import CausalLM
 from hmt_ds.backbones.transformers_internals import adopt_properties
 from hmt_ds.conversion.forward_options import (
+    check_cache,
     check_ids,
     check_mask,
     check_options,
@@ -25,7 +27,8 @@ from hmt_ds.conversion.forward_options import (
     select_logits,
 )
 from hmt_ds.conversion.padding import Alignment, find_trailing_pads, split_rows
-from hmt_ds.evaluation.generation import generate
+from hmt_ds.inference.read_cached import CachedReader
+from hmt_ds.inference.segment_cache import SegmentCache
 from hmt_ds.memory.bptt import read_window
 from hmt_ds.memory.cell import HMT
 from hmt_ds.memory.segments import IGNORED, Window
@@ -55,6 +58,7 @@ class HMTConfig(PretrainedConfig):
     """
 
     model_type = "hmt"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
     # transformers passes dtype and attn_implementation on to these
     sub_configs: ClassVar[dict[str, Any]] = {"backbone": AutoConfig}
 
@@ -105,6 +109,17 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):
         adopt_properties(self.hmt, model, prefix="backbone.model.")
         self.post_init()
 
+    @classmethod
+    def around(cls, hmt: HMT) -> "HMTForCausalLM":
+        """Put this class around an HMT, whose weights it shares: for its forward pass and generation."""
+        backbone = cast(CausalLM, hmt.backbone).model
+        with torch.device("meta"):
+            model = cls(HMTConfig(backbone.config, asdict(hmt.settings)))
+        model.hmt, model.config.backbone = hmt, backbone.config
+        adopt_properties(hmt, backbone, prefix="backbone.model.")
+        model.generation_config = backbone.generation_config
+        return model.train(hmt.training)
+
     def get_input_embeddings(self) -> Any:
         """Return the backbone's input embeddings."""
         return self.backbone_model.get_input_embeddings()
@@ -135,8 +150,10 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         position_ids: Tensor | None = None,
         num_items_in_batch: int | Tensor | None = None,
+        past_key_values: SegmentCache | None = None,
+        use_cache: bool | None = None,
         **options: Any,
-    ) -> CausalLMOutput:
+    ) -> CausalLMOutputWithPast:
         """Read documents.
 
         Args:
@@ -150,10 +167,13 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):
             position_ids: only the default ones are accepted.
             num_items_in_batch: the number of labels that the loss is divided by, instead of this call's own:
                 transformers' Trainer passes the number in all batches whose gradients it accumulates.
+            past_key_values: what was read before; it is changed. ``attention_mask`` covers that too, or the new tokens
+                alone. Without labels.
+            use_cache: return ``past_key_values``, to go on behind these tokens. Without labels.
             options: accepted without an effect or refused, see :func:`check_options`.
 
         Returns:
-            The mean cross-entropy over the labels, if there are any, and the logits.
+            The mean cross-entropy over the labels, if there are any, the logits, and the cache, if it was asked for.
 
         Raises:
             ValueError: for an option that cannot be honoured, in one line.
@@ -161,16 +181,20 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):
         asked = {name: getattr(self.config, name) for name in ("output_hidden_states", "output_attentions")}
         check_options(asked | options)
         input_ids = check_ids(input_ids)
+        if past_key_values is not None or (use_cache and labels is None):
+            cache = check_cache(past_key_values, labels)
+            logits = self.go_on(input_ids, attention_mask, position_ids, cache, logits_to_keep)
+            return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
         alignment = self.find_pads(input_ids, attention_mask, labels, position_ids)
         window = split_rows(input_ids, labels, self.hmt.settings.segment_length, alignment)
         first, end = first_position(logits_to_keep, input_ids.shape[1]), input_ids.shape[1]
         loss, logits = self.read(window, alignment, first, end, with_loss=labels is not None)
         logits = select_logits(logits, logits_to_keep)
         if labels is None:
-            return CausalLMOutput(logits=logits)
+            return CausalLMOutputWithPast(logits=logits)
         own = (window.labels != IGNORED).sum().clamp(min=1)
         count = own if num_items_in_batch is None else torch.as_tensor(num_items_in_batch, device=loss.device)
-        return CausalLMOutput(loss=loss / count, logits=logits)
+        return CausalLMOutputWithPast(loss=loss / count, logits=logits)
 
     def find_pads(
         self, input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor | None, position_ids: Tensor | None
@@ -223,24 +247,30 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):
 
         return [output for output, _ in read_window(read_part, settings, window, state)]
 
-    @torch.no_grad()
-    def generate(self, input_ids: Tensor, max_new_tokens: int | None = None, **options: Any) -> Tensor:
-        """Continue documents of equal length.
+    def go_on(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        cache: SegmentCache,
+        logits_to_keep: int | Tensor,
+    ) -> Tensor:
+        """Read tokens ``[b, t]`` behind those in a cache; return their logits ``[b, t, v]``, or those to keep."""
+        before, new = cache.seen, input_ids.shape[1]
+        if attention_mask is not None and attention_mask.shape == (len(input_ids), before + new):
+            attention_mask = attention_mask[:, before:]
+        real = check_mask(attention_mask, input_ids.shape)
+        if not before:  # later ones count from the cache
+            check_positions(position_ids, real, input_ids.shape)
+        first = first_position(logits_to_keep, new)
+        return select_logits(CachedReader(self.hmt, cache).read(input_ids, real, first), logits_to_keep)
 
-        Args:
-            input_ids: ``[b, t]``.
-            max_new_tokens: the largest number of tokens to add.
-            options: for the backbone's ``generate``, such as ``do_sample``; greedy by default.
-
-        Returns:
-            The documents with their continuations, ``[b, t + at most max_new_tokens]``.
-        """
-        mask = options.pop("attention_mask", None)
-        if mask is not None and not bool(mask.all()):
-            raise ValueError("generate reads documents of equal length: pads are not taken")
-        self.backbone_model.generation_config = self.generation_config
-        wanted = max_new_tokens or getattr(self.generation_config, "max_new_tokens", None) or 20
-        return torch.cat([input_ids, generate(self.hmt, input_ids, wanted, **options)], dim=1)
+    def generate(self, inputs: Tensor | None = None, generation_config: Any = None, **options: Any) -> Any:
+        """Continue documents: transformers' own generation, with all its options, over a cache of this model's kind."""
+        config = generation_config or self.generation_config
+        if options.get("use_cache", config.use_cache) is not False and options.get("past_key_values") is None:
+            options["past_key_values"] = SegmentCache()
+        return super().generate(inputs, generation_config, **options)
 
 
 class HMTModel(PreTrainedModel):

@@ -38,8 +38,11 @@ class Alignment:
         return cls(real, (~real).long().argsort(dim=1, stable=True))
 
     def columns(self, first: int) -> Tensor:
-        """Return the aligned column of each position of the padded rows from ``first`` on, ``[b, t - first]``."""
-        return self.order.argsort(dim=1)[:, first:]
+        """Return the aligned column of each position of the padded rows from ``first`` on, ``[b, t - first]``.
+
+        For padding, that of the last token before it.
+        """
+        return (self.real.long().cumsum(dim=1) - 1).clamp(min=0)[:, first:]
 
     def align(self, values: Tensor, pad: int) -> Tensor:
         """Align rows of values ``[b, t]`` to the left, and write ``pad`` to the padding."""

@@ -1,1 +1,1 @@
-"""Evaluation of a trained model: held-out losses, comparison of runs, generation."""
+"""Evaluation of a trained model: held-out losses, retrieval from memory, comparison of runs."""

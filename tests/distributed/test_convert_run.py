@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tiny_recipe import VOCABULARY, make_materials, train, write_recipe
 
 import hmt_ds
-from hmt_ds.evaluation.generation import generate
+from hmt_ds.conversion.modeling_hmt import HMTForCausalLM
 from hmt_ds.memory import MemoryState, read_window, split_document
 
 SHORT = ("--training.steps", "3", "--optimizer.lr", "0.05")
@@ -74,7 +74,10 @@ def by_ours(folder: Path, converted: Path) -> dict[str, Any]:
     window = split_document(ids, settings.segment_length)
     with torch.no_grad():
         logits = [o.logits for o, _ in read_window(model, settings, window, state, with_logits=True)]
-    return {"logits": torch.cat(logits, dim=1)[:, : ids.shape[1]], "generated": generate(model, ids, 40)}
+    return {
+        "logits": torch.cat(logits, dim=1)[:, : ids.shape[1]],
+        "generated": HMTForCausalLM.around(model).generate(ids, max_new_tokens=40)[:, ids.shape[1] :],
+    }
 
 
 def test_same_logits_and_continuation(folder):

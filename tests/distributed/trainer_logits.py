@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from hmt_ds.checkpoint import load_weights, newest_intact
 from hmt_ds.config.load import load_recipe
+from hmt_ds.conversion.modeling_hmt import HMTForCausalLM
 from hmt_ds.distributed.process_group import end_process, join
-from hmt_ds.evaluation.generation import generate
 from hmt_ds.memory import MemoryState, read_window, split_document
 from hmt_ds.preflight.prepare import prepare
 from hmt_ds.training.build import build_executor
@@ -51,7 +51,10 @@ def be_a_rank(task: dict[str, Any], result: Path) -> None:
     )
     window = split_document(ids, settings.segment_length)
     logits = [o.logits for o, _ in read_window(model, settings, window, state, with_logits=True)]
-    found = {"logits": torch.cat(logits, dim=1)[:, : ids.shape[1]], "generated": generate(model, ids, 40)}
+    found = {
+        "logits": torch.cat(logits, dim=1)[:, : ids.shape[1]],
+        "generated": HMTForCausalLM.around(model).generate(ids, max_new_tokens=40)[:, ids.shape[1] :],
+    }
     save_file({name: tensor.contiguous() for name, tensor in found.items()}, task["out"])
     result.write_text("null")
     end_process(0)

@@ -19,7 +19,6 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from hmt_ds.backbones import CausalLM, read_config
-from hmt_ds.evaluation.generation import generate
 from hmt_ds.memory import HMT, MemorySettings, MemoryState, read_window, split_document
 
 TOLERANCE = 1e-6
@@ -101,9 +100,33 @@ def run_case(file: Path) -> dict[str, float]:
         if f"trace.{kind}" in tensors:
             errors[kind] = error(torch.stack([getattr(o, attribute) for o in outputs]), tensors[f"trace.{kind}"])
     if "generated" in tensors:
-        new = generate(model, ids, max_new_tokens=case["generate_new_tokens"])
+        new = continue_last_segment(model, ids, case["generate_new_tokens"])
         errors["generated"] = float((new != tensors["generated"]).double().mean())
     return errors
+
+
+@torch.no_grad()
+def continue_last_segment(model: HMT, ids: Tensor, new: int) -> Tensor:
+    """Continue documents as the reference does: its last segment goes on, however long it becomes.
+
+    Its summary reads the tokens that it had at first. (Our own generation begins another segment behind L tokens.)
+    """
+    settings = model.settings
+    closed = (ids.shape[1] - 1) // settings.segment_length * settings.segment_length
+    state = MemoryState.empty(
+        len(ids), 1, model.backbone.dim, settings.sensory_tokens, dtype=torch.float64, device=ids.device
+    )
+    *_, (_, state) = read_window(model, settings, split_document(ids[:, :closed], settings.segment_length), state)
+    query = model.read_ahead(
+        split_document(ids[:, closed:], settings.segment_length, goes_on=True).summary(0, 1, state.tail, settings)
+    )
+    prompt, _ = model.memory_prompt(state.memories, state.valid, settings.mode, query)
+    for _ in range(new):
+        opened = ids[:, closed:]
+        segment = split_document(opened, opened.shape[1], goes_on=True).segment(0, state.tail, settings)
+        hidden, _ = model.read(segment, prompt)
+        ids = torch.cat([ids, model.backbone.logits(hidden[:, -1:]).argmax(dim=2)], dim=1)
+    return ids[:, -new:]
 
 
 def gradient_error(model: HMT, tensors: dict[str, Tensor]) -> float:

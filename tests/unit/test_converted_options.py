@@ -71,7 +71,7 @@ def test_logits_to_keep(what, model, llama):
     [
         ({"output_hidden_states": True}, "does not take output_hidden_states: it returns the loss and the logits"),
         ({"output_attentions": True}, "does not take output_attentions"),
-        ({"past_key_values": object(), "cache_position": torch.arange(3)}, "take cache_position, past_key_values"),
+        ({"past_key_values": object()}, "past_key_values is a object, which cannot hold a memory"),
         ({"labelz": torch.zeros(2, TOKENS)}, "does not take labelz"),
         ({"inputs_embeds": torch.zeros(2, 3, 16)}, "inputs_embeds is not supported"),
         ({"input_ids": None, "inputs_embeds": torch.zeros(2, 3, 16)}, "inputs_embeds is not supported"),

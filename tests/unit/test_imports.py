@@ -14,7 +14,7 @@ ROOMS = [
     {"config"},
     {"data", "backbones"},
     {"parallel"},
-    {"evaluation", "checkpoint", "planning"},
+    {"evaluation", "inference", "checkpoint", "planning"},
     {"preflight", "conversion"},
     {"training"},
     {"benchmark"},

@@ -1,0 +1,103 @@
+"""Where each row of a batch stands in its document: its memory, and the tokens of its open segment.
+
+Rows of padded batches cross their borders between segments at different times, so everything is kept by row.
+
+Shapes: b batch, w tokens of the longest open segment, m memory tokens, d embedding width, k sensory tokens.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from hmt_ds.memory.segments import Window
+from hmt_ds.memory.settings import MemorySettings
+from hmt_ds.memory.state import MemoryState
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a batch. Numbers of tokens are on the host, so that decoding a token waits for no copy.
+
+    Attributes:
+        state: what crossed each row's last border. In each row the valid memories come last.
+        tokens: ``[b, w]`` int64, the tokens behind that border, at the left; the rest of a row means nothing.
+        lengths: how many of them each row has. A segment stays open while nothing follows it, even if it is full.
+        closed: how many segments each row has behind it.
+    """
+
+    state: MemoryState
+    tokens: Tensor
+    lengths: tuple[int, ...]
+    closed: tuple[int, ...]
+
+    def append(self, ids: Tensor, real: Tensor | None) -> "Rows":
+        """Add tokens ``[b, t]`` to the open segments, which may become longer than L; ``real`` is False on pads."""
+        if real is None and len(set(self.lengths)) == 1:
+            tokens = torch.cat([self.tokens[:, : self.lengths[0]], ids], dim=1)
+            return replace(self, tokens=tokens, lengths=tuple(n + ids.shape[1] for n in self.lengths))
+        real = torch.ones_like(ids, dtype=torch.bool) if real is None else real
+        own = torch.arange(self.tokens.shape[1], device=ids.device) < self.counts()[:, None]
+        kept = torch.cat([own, real], dim=1)
+        tokens = torch.cat([self.tokens, ids], dim=1).gather(1, (~kept).long().argsort(dim=1, stable=True))
+        lengths = tuple(int(n) for n in kept.sum(dim=1).tolist())
+        return replace(self, tokens=tokens[:, : max(lengths)], lengths=lengths)
+
+    def counts(self) -> Tensor:
+        """Return ``lengths`` on the device, ``[b]``."""
+        return torch.tensor(self.lengths, device=self.tokens.device)
+
+    def window(self, length: int) -> Window:
+        """Return each row's first ``length`` tokens behind its border, as a window of one segment."""
+        tokens = self.tokens[:, :length]
+        tokens = torch.nn.functional.pad(tokens, (0, length - tokens.shape[1]))[:, None]
+        starts = torch.tensor([[n == 0] for n in self.closed], device=tokens.device)
+        return Window(tokens, tokens, self.counts()[:, None].clamp(max=length), starts)
+
+    def close(self, closes: Tensor, memory: Tensor, settings: MemorySettings) -> "Rows":
+        """Close the first segment of some rows, which goes into their memory; the others stay as they are.
+
+        Args:
+            closes: ``[b]`` bool on the host; these rows have more than L tokens.
+            memory: ``[b, m, d]``, M_n of their segments; m = 0 without memory.
+        """
+        length, k = settings.segment_length, settings.sensory_tokens
+        there = closes.to(self.tokens.device)
+        tail = torch.where(there[:, None], self.tokens[:, length - k : length], self.state.tail)
+        lengths = tuple(n - length * c for n, c in zip(self.lengths, closes.tolist(), strict=True))
+        columns = torch.arange(max(lengths), device=there.device) + length * there[:, None]
+        tokens = self.tokens.gather(1, columns.clamp(max=self.tokens.shape[1] - 1))
+        closed = tuple(n + c for n, c in zip(self.closed, closes.tolist(), strict=True))
+        keep = min(settings.kept_memories, max(closed))
+        return Rows(remember(self.state, there, memory, tail, keep), tokens, lengths, closed)
+
+    def before_closing(self, closes: Tensor, length: int) -> "Rows":
+        """Return what :meth:`close` takes away, to undo it: the first ``length`` tokens of the rows that close."""
+        return replace(self, tokens=self.tokens[:, :length], lengths=tuple(length * c for c in closes.tolist()))
+
+    def shortened(self, number: int) -> "Rows":
+        """Take the last tokens from every row; each has as many."""
+        return replace(self, lengths=tuple(n - number for n in self.lengths))
+
+    def select(self, rows: Tensor) -> "Rows":
+        """Return these rows ``[n]``, in this order."""
+        state = self.state
+        chosen = MemoryState(*(x.index_select(0, rows) for x in (state.memories, state.valid, state.tail)))
+        numbers = rows.tolist()
+        lengths, closed = (tuple(of[n] for n in numbers) for of in (self.lengths, self.closed))
+        return Rows(chosen, self.tokens.index_select(0, rows), lengths, closed)
+
+
+def remember(state: MemoryState, closes: Tensor, memory: Tensor, tail: Tensor, keep: int) -> MemoryState:
+    """Append a memory ``[b, m, d]`` to some rows, and keep the newest of each row.
+
+    The other rows get an empty place in front, so that in each row the valid memories come last.
+    """
+    if memory.shape[1] == 0:
+        return replace(state, tail=tail)
+    memories, valid = state.memories, state.valid
+    longer = torch.cat([memories, memory[:, None]], dim=1), torch.cat([valid, closes[:, None]], dim=1)
+    same = torch.cat([torch.zeros_like(memory[:, None]), memories], dim=1), torch.nn.functional.pad(valid, (1, 0))
+    memories = torch.where(closes[:, None, None, None], longer[0], same[0])
+    valid = torch.where(closes[:, None], longer[1], same[1])
+    return MemoryState(memories[:, memories.shape[1] - keep :], valid[:, valid.shape[1] - keep :], tail)
