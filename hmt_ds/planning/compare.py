@@ -12,6 +12,7 @@ from functools import lru_cache
 from hmt_ds.memory import MemorySettings
 from hmt_ds.parallel.pipeline.schedule import Kind, graphs_to_keep, pipeline_schedule, summary_group_size
 from hmt_ds.planning.activations import bytes_per_position
+from hmt_ds.planning.cluster import Cluster
 from hmt_ds.planning.flops import summary_positions
 from hmt_ds.planning.plan_options import CompareOptions
 from hmt_ds.planning.shapes import SHAPES, ModelShape
@@ -23,44 +24,6 @@ USABLE = 0.92  # of a GPU's memory, as parallel/activation_budget.py plans
 # weight and two moments, as parallel/compute_choice.py counts.
 REPLICATED, SHARDED = BF16 + 4, 12
 GATHERED = 0.1  # of the memory: two of ZeRO-3's leaf modules and their gradients, a fortieth each
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """A cluster: nodes of GPUs, with their speed, memory and network.
-
-    Attributes:
-        between_nodes: bytes per second into a node, and out of it, shared by its GPUs.
-        within_node: bytes per second into a GPU, and out of it. NVLink's 900 GB/s count both directions.
-        rate: FLOP/s that a GPU achieves in matrix products.
-        memory: bytes of a GPU.
-        gpus_per_node: number of GPUs on each node.
-        latency_within, latency_between: seconds until a message's first byte arrives, within and between nodes.
-    """
-
-    between_nodes: float = 50e9
-    within_node: float = 450e9
-    rate: float = 600e12
-    memory: float = 80e9
-    gpus_per_node: int = 8
-    latency_within: float = 10e-6
-    latency_between: float = 20e-6
-
-    def all_gather_seconds(self, size: float, in_node: int, nodes: int, sharing: int = 1) -> float:
-        """Estimate the seconds of an all-gather or a reduce-scatter.
-
-        Each GPU must receive all but its own shard, and each node all but its own, at least once; NCCL's ring
-        algorithms need no more.
-
-        Args:
-            size: bytes of the gathered tensor.
-            in_node: ranks of the process group on each node.
-            nodes: number of nodes that the process group spans.
-            sharing: process groups that communicate at the same time on a node.
-        """
-        into_gpu = size * (1 - 1 / (in_node * nodes)) if in_node > 1 else 0.0
-        into_node = size * sharing * (1 - 1 / nodes)
-        return max(into_gpu / self.within_node, into_node / self.between_nodes)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,55 @@
+"""The estimate of one layout: memory, time of a step, speed."""
+
+from dataclasses import dataclass
+
+from hmt_ds.planning.cluster import Fleet
+from hmt_ds.planning.flops import useful_flops_per_token
+from hmt_ds.planning.layout import Layout, Work
+from hmt_ds.planning.memory_parts import Memory, memory_of
+from hmt_ds.planning.pipeline_plan import pipeline_estimate
+from hmt_ds.planning.step_time import StepTime, step_time
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The estimated optimizer step of a layout.
+
+    Attributes:
+        work: the work.
+        layout: the layout.
+        fleet: the GPUs.
+        memory: memory of the fullest GPU and of a host.
+        time: time of the step.
+    """
+
+    work: Work
+    layout: Layout
+    fleet: Fleet
+    memory: Memory
+    time: StepTime
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Fresh tokens per second and GPU."""
+        return self.work.tokens / self.time.seconds / self.fleet.count
+
+    @property
+    def useful_flops(self) -> float:
+        """FLOPs of a step over all GPUs, without recomputation and attention scores."""
+        size = self.work.size
+        return useful_flops_per_token(size.parameters, size.trained, self.work.settings) * self.work.tokens
+
+    @property
+    def mfu(self) -> float:
+        """Useful FLOP/s as a share of the datasheet's rate."""
+        return self.useful_flops / self.time.seconds / self.fleet.count / self.fleet.gpu.peak
+
+
+def estimate(work: Work, layout: Layout, fleet: Fleet) -> Estimate:
+    """Estimate a layout, with or without pipeline stages."""
+    if layout.stages > 1:
+        memory, time = pipeline_estimate(work, layout, fleet)
+    else:
+        memory = memory_of(work, layout, fleet)
+        time = step_time(work, layout, fleet, memory)
+    return Estimate(work, layout, fleet, memory, time)

@@ -1,0 +1,91 @@
+"""A run's work, and the ways to lay it out over GPUs."""
+
+from dataclasses import dataclass
+from math import ceil
+
+from hmt_ds.memory import MemorySettings
+from hmt_ds.parallel.compute_choice import LAUNCH_BOUND
+from hmt_ds.parallel.settings import CudaGraphs, Recompute, Reduction
+from hmt_ds.planning.model_size import ModelSize
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run computes, however it is laid out.
+
+    Attributes:
+        size: sizes of the model.
+        settings: settings of the memory.
+        depth: segments of a window, the most of the run.
+        rows: rows of an optimizer step, over all GPUs and accumulated windows.
+        number_bytes: bytes of a number in forward passes: 2, or 4 in fp32.
+    """
+
+    size: ModelSize
+    settings: MemorySettings
+    depth: int
+    rows: int
+    number_bytes: int = 2
+
+    @property
+    def tokens(self) -> int:
+        """Fresh tokens of an optimizer step."""
+        return self.rows * self.depth * self.settings.segment_length
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way to spread a run over GPUs.
+
+    Attributes:
+        stage: ZeRO stage.
+        reduction: ``step`` or ``segment``, as in the recipe's ``compute.reduction``.
+        rows: rows that a rank, or a pipeline's micro-batch, reads at a time.
+        stages: pipeline stages; 1 without a pipeline.
+        micro_batches: micro-batches of a pipeline's window.
+        recompute: as in the recipe's ``compute.recompute``.
+        offloaded: share of the optimizer states that is in host memory.
+        offloads_weights: whether ZeRO-3's weights are in host memory too.
+        leaf_layers: layers that ZeRO-3 gathers together with ``segment``; None for as many as ``auto`` takes.
+        cuda_graphs: as in the recipe's ``compute.cuda_graphs``.
+    """
+
+    stage: int
+    reduction: Reduction
+    rows: int
+    stages: int = 1
+    micro_batches: int = 1
+    recompute: Recompute = "auto"
+    offloaded: float = 0.0
+    offloads_weights: bool = False
+    leaf_layers: int | None = None
+    cuda_graphs: CudaGraphs = "auto"
+
+    @property
+    def family(self) -> str:
+        """Name of the kind of layout, of which the fastest is shown."""
+        if self.stages > 1:
+            return f"pipeline of {self.stages} stages, ZeRO-{self.stage}"
+        host = ", optimizer on the host" if self.offloaded else ""
+        host = ", weights and optimizer on the host" if self.offloads_weights else host
+        return f"ZeRO-{self.stage}, reduction {self.reduction}{host}"
+
+    @property
+    def compiles(self) -> bool:
+        """Whether ``compute.kernels: auto`` compiles the layers, as parallel/compute_choice.py decides."""
+        return self.reduction == "step" and self.recompute in ("auto", "none", "segment")
+
+    def data_ranks(self, gpus: int) -> int:
+        """Return the number of ranks, or pipelines, that train on different rows."""
+        return gpus // self.stages
+
+    def windows(self, work: Work, gpus: int) -> int:
+        """Return how many windows one after the other make an optimizer step."""
+        return max(1, ceil(work.rows / (self.data_ranks(gpus) * self.rows * self.micro_batches)))
+
+    def replays(self, work: Work) -> bool:
+        """Whether CUDA graphs replay the passes: where launching kernels takes longer than running them."""
+        possible = self.stage < 3 and self.stages == 1 and self.compiles and not self.offloaded
+        if self.cuda_graphs != "auto":
+            return possible and self.cuda_graphs == "always"
+        return possible and self.rows * work.settings.positions * work.size.layer < LAUNCH_BOUND
