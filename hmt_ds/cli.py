@@ -97,8 +97,9 @@ def command_line() -> argparse.ArgumentParser:
     command.add_argument("target", type=path_operand, metavar="TARGET", help="Hugging Face folder to create")
     add_options(command, ConvertOptions)
 
-    more = "Runs nothing and needs no recipe."
-    add_plan_options(add("plan", plan, "draw a pipeline schedule, or estimate pipelines and ZeRO on clusters", more))
+    more = "Needs no GPU, no data and no weights. Without a RECIPE: --schedule or --compare."
+    command = add("plan", plan, "estimate memory, speed and hours of a run before it starts", more, overrides=True)
+    add_plan_options(command)
 
     more = "The scripts are written to the run's folder, under jobs/."
     command = add("launch", launch, "write and submit job scripts", f"{more} {keys_follow}", overrides=True)
@@ -177,12 +178,14 @@ def convert(arguments: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
-def plan(arguments: argparse.Namespace, _: list[str]) -> int:
-    """Run `hmt-ds plan`: draw a pipeline schedule, or print estimates for clusters."""
+def plan(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Run `hmt-ds plan`: plan a recipe, draw a pipeline schedule, or print estimates for clusters."""
     options = read_plan_options(arguments)
+    if overrides and arguments.source is None:
+        raise ConfigError([f"{overrides[0]}: plan knows no such option without a RECIPE"])
     from hmt_ds.planning.plan import plan as print_plan
 
-    return print_plan(options)
+    return print_plan(arguments.source, options, overrides)
 
 
 def launch(arguments: argparse.Namespace, overrides: list[str]) -> int:

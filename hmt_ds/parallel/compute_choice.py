@@ -21,6 +21,7 @@ from hmt_ds.parallel.settings import ComputeSettings, Kernels, Recompute, Reduct
 # Positions times parameters of a layer below which the GPU finishes a layer's kernels before the host has launched the
 # next ones: launches take 0.1 to 1 ms per layer (measured on an H100).
 LAUNCH_BOUND = 2.5e11
+FREE_SHARE = 0.75  # of a GPU's memory that whole weights and gradient sums may take; the rest is for activations
 
 
 def resolve(compute: ComputeSettings, model: HMT, ds_config: DsConfig, device: torch.device) -> ComputeSettings:
@@ -85,7 +86,7 @@ def whole_gradient_fits(model: HMT, ds_config: DsConfig, device: torch.device) -
     # fp32 weights and two moments; DeepSpeed's own gradients do not count, they come when activations are freed
     states = 12 * trained / shards * share_on_gpu(ds_config)
     weight_shards = weights / shards if stage == 3 else 0  # beside the gathered weights
-    return weights + 4 * trained + states + weight_shards < 0.75 * capacity(device)
+    return weights + 4 * trained + states + weight_shards < FREE_SHARE * capacity(device)
 
 
 def leaf_layers_that_fit(backbone: CausalLM, device: torch.device) -> int:

@@ -19,6 +19,8 @@ class Work:
         depth: segments of a window, the most of the run.
         rows: rows of an optimizer step, over all GPUs and accumulated windows.
         number_bytes: bytes of a number in forward passes: 2, or 4 in fp32.
+        can_pipeline: whether the model and the recipe allow pipeline stages.
+        can_shard: whether the model can be built at ZeRO-3.
     """
 
     size: ModelSize
@@ -26,6 +28,8 @@ class Work:
     depth: int
     rows: int
     number_bytes: int = 2
+    can_pipeline: bool = True
+    can_shard: bool = True
 
     @property
     def tokens(self) -> int:

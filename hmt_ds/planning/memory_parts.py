@@ -36,7 +36,8 @@ class Memory:
         summary_segments: number of segments whose summaries are computed in one batch.
         kept_summaries: number of batches of summaries that keep their activations.
         graph: bytes of the activations of one segment.
-        limit: bytes that a GPU can hold.
+        limit: bytes that activations are planned for, which leaves a margin.
+        most: bytes that a GPU can hold.
     """
 
     parts: dict[str, float]
@@ -47,6 +48,7 @@ class Memory:
     kept_summaries: int
     graph: float
     limit: float
+    most: float
 
     @property
     def peak(self) -> float:
@@ -57,6 +59,11 @@ class Memory:
     def fits(self) -> bool:
         """Whether the peak leaves the margin that training plans with."""
         return self.peak <= self.limit
+
+    @property
+    def tight(self) -> bool:
+        """Whether the peak fits only without that margin, which is as wide as the estimate's usual error."""
+        return self.limit < self.peak <= self.most
 
 
 def states(work: Work, layout: Layout, gpus: int, *, rank_parameters: float | None = None) -> dict[str, float]:
@@ -151,7 +158,7 @@ def memory_of(work: Work, layout: Layout, fleet: Fleet) -> Memory:
     host = HOST_BASE * fleet.per_node + HOST_BYTES * layout.offloaded * size.trained * fleet.per_node / fleet.count
     if layout.offloads_weights:
         host += work.number_bytes * size.parameters / fleet.nodes
-    return Memory(parts, step_peak, host, kept, batch, kept_summaries, graph, limit)
+    return Memory(parts, step_peak, host, kept, batch, kept_summaries, graph, limit, fleet.gpu.memory - OUTSIDE)
 
 
 def step_copies(work: Work, layout: Layout, gpus: int) -> float:

@@ -1,26 +1,59 @@
-"""``hmt-ds plan``: draw a pipeline schedule, or estimate pipelines and ZeRO on clusters."""
+"""``hmt-ds plan``: plan a recipe, draw a pipeline schedule, or estimate pipelines and ZeRO on clusters."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from rich.console import Console
 
 from hmt_ds.parallel.pipeline.schedule import UNIT_COSTS, pipeline_schedule, summary_group_size
-from hmt_ds.planning.plan_options import CompareOptions, ScheduleOptions
+from hmt_ds.planning.plan_options import PlanOptions, RecipeOptions, ScheduleOptions
 from hmt_ds.planning.simulate import Machine, Timeline, lower_bound, simulate
 from hmt_ds.reporting.pipeline_timeline import timeline_lines
 from hmt_ds.reporting.progress import print_problems
 
 WIDTH = 100
+TABLES = 132  # columns of the tables of a plan
 
 
-def plan(options: ScheduleOptions | CompareOptions) -> int:
-    """Run `hmt-ds plan`; return the exit code."""
+def plan(source: str | None, options: PlanOptions, overrides: Sequence[str] = ()) -> int:
+    """Run `hmt-ds plan`; return the exit code.
+
+    Args:
+        source: a recipe, or the name of a known model; None for a schedule or a comparison.
+        options: the options, of one of the three kinds.
+        overrides: overrides of the recipe.
+    """
+    if isinstance(options, RecipeOptions):
+        return plan_and_fit(str(source), options, list(overrides))
     if isinstance(options, ScheduleOptions):
         return draw(options)
     from hmt_ds.planning.compare import comparison  # imports torch, which a schedule does not need
     from hmt_ds.reporting.tables import comparison_table
 
     console(WIDTH).print(comparison_table(comparison(options), options))
+    return 0
+
+
+def plan_and_fit(source: str, options: RecipeOptions, overrides: list[str]) -> int:
+    """Print the plan of a recipe, and write the recipe with the best layout if that was asked for."""
+    from hmt_ds.planning.fit import read_source, write_fitted  # imports torch and transformers
+    from hmt_ds.planning.plan_tables import plan_lines, plan_tables
+    from hmt_ds.planning.recipe_plan import plan_recipe
+
+    recipe, values = read_source(source, overrides)
+    found = plan_recipe(recipe, Path(source), options.fleet)
+    out = console(TABLES)
+    for table in plan_tables(found):
+        out.print(table)
+    for line in plan_lines(found):
+        out.print(line, highlight=False, markup=False, soft_wrap=True)
+    if options.fit is None:
+        train = f", or hmt-ds train {source} --dry-run" if Path(source).exists() else ""
+        print(f"next         hmt-ds plan {source} --gpus {options.gpus} --fit FILE{train}")
+        return 0
+    write_fitted(values, found, recipe, options.fit)
+    print(f"recipe       {options.fit}\nnext         hmt-ds train {options.fit} --dry-run")
     return 0
 
 

@@ -11,6 +11,7 @@ from hmt_ds.config.options import AtLeastOne, FilePath, Options, add_options, fl
 from hmt_ds.config.sections import STRICT, fields_of
 from hmt_ds.config.value_checks import check_picture
 from hmt_ds.memory.settings import Mode
+from hmt_ds.planning.cluster import Fleet, fleet_of, read_gpus, read_link
 from hmt_ds.planning.shapes import SHAPES
 
 # Limits that keep the command to a few seconds.
@@ -34,6 +35,48 @@ def check_gpus(text: str) -> str:
     if odd := [count for count in counts if count % 8 and count not in (1, 2, 4)]:
         raise ValueError(f"must be 1, 2, 4 or a multiple of 8 (the GPUs of a node), got {odd[0]}")
     return text
+
+
+def check_fleet(text: str) -> str:
+    """Raise ValueError if a text does not name GPUs, such as 16xH100-80GB."""
+    read_gpus(text)
+    return text
+
+
+def check_link(text: str) -> str:
+    """Raise ValueError if a text is not a bandwidth, such as 50GB/s."""
+    read_link(text)
+    return text
+
+
+@dataclass(frozen=True, config=STRICT)
+class RecipeOptions(Options):
+    """The options of `hmt-ds plan RECIPE`."""
+
+    gpus: Annotated[str, "NxTYPE", AfterValidator(check_fleet)] = "8xH100-80GB"
+    """GPUs to plan for, such as 16xH100-80GB; with --compare the numbers of GPUs to compare, such as 8,64"""
+    nodes: AtLeastOne | None = None
+    """number of nodes (default: as few as hold the GPUs, 8 on each)"""
+    link: Annotated[str, "SPEED", AfterValidator(check_link)] = "50GB/s"
+    """network bandwidth into a node, shared by its GPUs: GB/s for bytes, Gb/s for bits"""
+    fit: Annotated[FilePath | None, "FILE"] = None
+    """write the recipe with the fastest layout that fits to a new file"""
+
+    @property
+    def fleet(self) -> Fleet:
+        """The GPUs to plan for; raises ValueError if they cannot be spread evenly over the nodes."""
+        return fleet_of(*read_gpus(self.gpus), self.nodes, read_link(self.link))
+
+    def conflicts(self) -> list[str]:
+        """Return a line if GPUs cannot be spread over the nodes, or the file to write exists."""
+        found = []
+        try:
+            _ = self.fleet
+        except ValueError as error:
+            found.append(f"--gpus: {error}")
+        if self.fit is not None and self.fit.exists():
+            found.append(f"--fit: {self.fit} exists: name a new file")
+        return found
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -96,27 +139,42 @@ class CompareOptions(Options):
         return [f"{self.rows} rows x {self.segments} segments are {product:,}: at most {MAX_ROWS} can be estimated"]
 
 
+PlanOptions = RecipeOptions | ScheduleOptions | CompareOptions
+KINDS: dict[str, type[PlanOptions]] = {
+    "a RECIPE": RecipeOptions,
+    "--schedule": ScheduleOptions,
+    "--compare": CompareOptions,
+}
+
+
 def add_plan_options(command: argparse.ArgumentParser) -> None:
-    """Add the options of ``--schedule`` and ``--compare`` to the parser of `hmt-ds plan`."""
-    what = command.add_mutually_exclusive_group(required=True)
+    """Add the recipe, and the options of ``--schedule`` and ``--compare``, to the parser of `hmt-ds plan`."""
+    command.add_argument("source", nargs="?", metavar="RECIPE", help="a recipe, or the name of a known model")
+    what = command.add_mutually_exclusive_group()
     what.add_argument("--schedule", action="store_true", help="draw each stage's passes and compare with a lower bound")
     what.add_argument("--compare", action="store_true", help="estimate the time of a step with pipelines and with ZeRO")
     command.add_argument("--segments", metavar="N", help="segments per window (default: 4; with --compare 8)")
+    add_options(command.add_argument_group("with a recipe"), RecipeOptions)
     add_options(command.add_argument_group("with --schedule"), ScheduleOptions, leave_out={"segments"})
-    add_options(command.add_argument_group("with --compare"), CompareOptions, leave_out={"segments"})
+    add_options(command.add_argument_group("with --compare"), CompareOptions, leave_out={"segments", "gpus"})
 
 
-def read_plan_options(arguments: argparse.Namespace) -> ScheduleOptions | CompareOptions:
-    """Build the options of `hmt-ds plan` from the parsed arguments, for ``--schedule`` or ``--compare``.
+def read_plan_options(arguments: argparse.Namespace) -> PlanOptions:
+    """Build the options of `hmt-ds plan` from the parsed arguments: those of a recipe, a schedule or a comparison.
 
     Raises:
-        ConfigError: with a line for each option that is wrong, or is given for the wrong one of the two.
+        ConfigError: with a line for each option that is wrong, or is given for another one of the three.
     """
-    kind: type[ScheduleOptions | CompareOptions] = ScheduleOptions if arguments.schedule else CompareOptions
-    other, use = (CompareOptions, "--compare") if arguments.schedule else (ScheduleOptions, "--schedule")
-    given = [name for name in fields_of(other) if getattr(arguments, name) is not None]
-    problems = [f"{flag(name)}: only with {use}" for name in given if name not in fields_of(kind)]
-    options, wrong = read_options(kind, arguments)
+    use = "--schedule" if arguments.schedule else "--compare" if arguments.compare else "a RECIPE"
+    if (use == "a RECIPE") == (arguments.source is None):
+        raise ConfigError(["plan needs one of: a RECIPE (or the name of a known model), --schedule, --compare"])
+    owners: dict[str, list[str]] = {}
+    for name, kind in KINDS.items():
+        for option in fields_of(kind):
+            owners.setdefault(option, []).append(name)
+    given = [option for option, kinds in owners.items() if use not in kinds and getattr(arguments, option) is not None]
+    problems = [f"{flag(option)}: only with {' or '.join(owners[option])}" for option in given]
+    options, wrong = read_options(KINDS[use], arguments)
     if problems or wrong:
         raise ConfigError(problems + wrong)
     return options

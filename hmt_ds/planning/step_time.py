@@ -160,6 +160,8 @@ def step_time(work: Work, layout: Layout, fleet: Fleet, memory: Memory) -> StepT
             size = bytes_of_pass(work, layout, backward=planned.backward)
             sent += windows * planned.count * size
             wire = collective_seconds(size, fleet)
+            if layout.offloads_weights:  # every pass reads them again
+                wire += work.number_bytes * work.size.parameters / fleet.count / TO_HOST
             spent["DeepSpeed's hooks"] += windows * planned.count * max(0.0, host - seconds)
             spent["messages"] += windows * planned.count * max(0.0, wire - max(host, seconds))
     at_end = bytes_at_end(work, layout)

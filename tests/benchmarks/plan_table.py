@@ -1,4 +1,4 @@
-"""The planner's estimates beside what was measured: python tests/benchmarks/plan_table.py > tests/benchmarks/PLAN.md.
+"""The planner's estimates beside what was measured: python tests/benchmarks/plan_table.py.
 
 Its constants (hmt_ds/planning/step_time.py and memory_parts.py) were fitted to the first six rows alone. Measured
 figures are those of RESULTS.md, found by the line under which the row is named.
@@ -35,7 +35,8 @@ class Case(NamedTuple):
         depth: segments of a window.
         rows: rows of an optimizer step.
         length: fresh tokens of a segment.
-        tokens_per_second: measured, per GPU, whole steps; None if it was not.
+        tokens_per_second: measured, per GPU; None if it was not. Of whole steps, but for full attention of 16k and 64k
+            tokens, where only forward and backward passes were.
         gib: measured peak, allocated; None if it was not.
         train: the recipe's model.train.
         mode: the memory's mode.
@@ -75,11 +76,11 @@ FITTED = [
     Case("24 Nov, 7 parts of 10 on the host", "6.8B", "1xH100", OFFLOADED, 8, 8, 1024, 2812, 56.9),
 ]
 HELD_OUT = [
-    Case("23 Nov, depth 32", "1.1B", "1xH100", Layout(2, "step", 1), 32, 1, 990),
-    Case("23 Nov, depth 64", "1.1B", "1xH100", Layout(2, "step", 1), 64, 1),
-    Case("24 Nov, depth 256", "1.1B", "1xH100", Layout(2, "step", 1), 256, 1),
-    Case("23 Nov, depth 1024", "1.1B", "1xH100", Layout(2, "step", 1), 1024, 1),
-    Case("23 Nov, depth 1024, LoRA", "6.8B", "1xH100", Layout(2, "step", 1), 1024, 1, train="lora"),
+    Case("23 Nov, depth 32", "1.1B", "1xH100", Layout(2, "step", 1), 32, 1, 990, 28539, 77.3),
+    Case("23 Nov, depth 64", "1.1B", "1xH100", Layout(2, "step", 1), 64, 1, 1024, 28667, 76.4),
+    Case("24 Nov, depth 256", "1.1B", "1xH100", Layout(2, "step", 1), 256, 1, 1024, 28765, 68.9),
+    Case("23 Nov, depth 1024", "1.1B", "1xH100", Layout(2, "step", 1), 1024, 1, 1024, 28632, 70.7),
+    Case("23 Nov, depth 1024, LoRA", "6.8B", "1xH100", Layout(2, "step", 1), 1024, 1, 1024, 7215, 71.2, train="lora"),
     Case(
         "23 Nov, one kept, depth 512",
         "1.1B",
@@ -87,18 +88,41 @@ HELD_OUT = [
         Layout(2, "step", 1, recompute="segment", cuda_graphs="never"),
         512,
         1,
+        1024,
+        14300,
+        26.88,
     ),
-    Case("23 Nov, full attention, 16k", "1.1B", "1xH100", BY_LAYER, 1, 1, 16 * 1024, mode="backbone"),
-    Case("23 Nov, full attention, 64k", "1.1B", "1xH100", BY_LAYER, 1, 1, 64 * 1024, mode="backbone"),
-    Case("24 Nov, full attention, 256k", "1.1B", "1xH100", BY_LAYER, 1, 1, 256 * 1024, mode="backbone"),
-    Case("27 Nov, depth 32: ZeRO-2", "4.3B", "2xH100", Layout(2, "step", 4), 32, 32),
-    Case("27 Nov, depth 32: ring", "4.3B", "2xH100", Layout(1, "step", 4, 2, 2), 32, 32),
-    Case("25 Nov, ZeRO-3 step, depth 8", "4.3B", "2xH100", Layout(3, "step", 4), 8, 32),
-    Case("25 Nov, ZeRO-3 segment", "4.3B", "2xH100", Layout(3, "segment", 4, leaf_layers=5), 8, 32),
-    Case("23 Nov, H200: A, ZeRO-2 step", "6.8B", "2xH200", Layout(2, "step", 4), 8, 8),
-    Case("23 Nov, H200: B, ZeRO-3 step", "6.8B", "2xH200", Layout(3, "step", 4), 8, 8),
-    Case("23 Nov, H200: A, ZeRO-2 segment", "6.8B", "2xH200", Layout(2, "segment", 4, recompute="segment"), 8, 8),
-    Case("23 Nov, H200: C, ZeRO-2 segment", "6.8B", "2xH200", Layout(2, "segment", 8, recompute="segment"), 8, 16),
+    Case("23 Nov, full attention, 16k", "1.1B", "1xH100", BY_LAYER, 1, 1, 16 * 1024, 32566, 26.7, mode="backbone"),
+    Case("23 Nov, full attention, 64k", "1.1B", "1xH100", BY_LAYER, 1, 1, 64 * 1024, 13227, 28.6, mode="backbone"),
+    Case("24 Nov, full attention, 256k", "1.1B", "1xH100", BY_LAYER, 1, 1, 256 * 1024, 3710, 58.9, mode="backbone"),
+    Case("27 Nov, depth 32: ZeRO-2", "4.3B", "2xH100", Layout(2, "step", 4), 32, 32, 1024, 10753, 70.1),
+    Case("27 Nov, depth 32: ring", "4.3B", "2xH100", Layout(1, "step", 4, 2, 2), 32, 32, 1024, 10314, 66.5),
+    Case("25 Nov, ZeRO-3 step, depth 8", "4.3B", "2xH100", Layout(3, "step", 4), 8, 32, 1024, 10467, 65.1),
+    Case("25 Nov, ZeRO-3 segment", "4.3B", "2xH100", Layout(3, "segment", 4, leaf_layers=5), 8, 32, 1024, 7352, 62.6),
+    Case("23 Nov, H200: A, ZeRO-2 step", "6.8B", "2xH200", Layout(2, "step", 4), 8, 8, 1024, 6854, 110.8),
+    Case("23 Nov, H200: B, ZeRO-3 step", "6.8B", "2xH200", Layout(3, "step", 4), 8, 8, 1024, 6429, 113.9),
+    Case(
+        "23 Nov, H200: A, ZeRO-2 segment",
+        "6.8B",
+        "2xH200",
+        Layout(2, "segment", 4, recompute="segment"),
+        8,
+        8,
+        1024,
+        6150,
+        82.0,
+    ),
+    Case(
+        "23 Nov, H200: C, ZeRO-2 segment",
+        "6.8B",
+        "2xH200",
+        Layout(2, "segment", 8, recompute="segment"),
+        8,
+        16,
+        1024,
+        6734,
+        98.7,
+    ),
     Case(
         "23 Nov, H200: C, ZeRO-3 segment",
         "6.8B",
@@ -106,6 +130,9 @@ HELD_OUT = [
         Layout(3, "segment", 8, recompute="segment", leaf_layers=4),
         8,
         16,
+        1024,
+        6324,
+        94.4,
     ),
 ]
 
@@ -116,6 +143,22 @@ def size_of(case: Case, settings: MemorySettings) -> ModelSize:
     return count(AutoConfig.for_model(values.pop("model_type"), **values), settings, case.train)
 
 
+def planned(case: Case) -> tuple[float, float, int]:
+    """Return the planned tokens/s per GPU, peak GiB, and kept segments of a case."""
+    number, kind = case.gpus.split("x")
+    settings = MemorySettings(case.length, mode=case.mode, sensory_tokens=0 if case.mode == "backbone" else 32)
+    work = Work(size_of(case, settings), settings, case.depth, case.rows)
+    found = estimate(work, case.layout, fleet_of(int(number), GPUS[kind], None, 50e9))
+    spent = found.time.seconds - ("16k" in case.name or "64k" in case.name) * found.time.parts["optimizer"]
+    return work.tokens / spent / int(number), found.memory.peak / GIB, found.memory.kept_segments
+
+
+def errors(case: Case) -> tuple[float, float]:
+    """Return the relative errors of speed and memory of a case; 0 for what was not measured."""
+    speed, memory, _ = planned(case)
+    return speed / (case.tokens_per_second or speed) - 1, memory / (case.gib or memory) - 1
+
+
 def compared(found: float, measured: float | None, digits: int) -> str:
     """Format an estimate beside a measurement and its error."""
     if measured is None:
@@ -123,22 +166,20 @@ def compared(found: float, measured: float | None, digits: int) -> str:
     return f"{found:,.{digits}f} | {measured:,.{digits}f} | {found / measured - 1:+.1%}"
 
 
-def main() -> None:
-    """Print the table in Markdown."""
-    print("| | shape, GPUs | rows, depth | kept | tokens/s per GPU, planned | measured | error", end="")
-    print(" | peak GiB, planned | measured | error |\n|---|---|---|---|---|---|---|---|---|---|")
+def table() -> str:
+    """Return the table in Markdown."""
+    lines = ["| | shape, GPUs | rows, depth | kept | tokens/s per GPU, planned | measured | error | ", ""]
+    lines[0] += "peak GiB, planned | measured | error |"
+    lines[1] = "|" + "---|" * 10
     for title, cases in (("**fitted to**", FITTED), ("**held out**", HELD_OUT)):
-        print(f"| {title} | | | | | | | | | |")
+        lines.append(f"| {title} |" + " |" * 9)
         for case in cases:
-            number, kind = case.gpus.split("x")
-            settings = MemorySettings(case.length, mode=case.mode, sensory_tokens=0 if case.mode == "backbone" else 32)
-            work = Work(size_of(case, settings), settings, case.depth, case.rows)
-            found = estimate(work, case.layout, fleet_of(int(number), GPUS[kind], None, 50e9))
-            speed = compared(found.tokens_per_second, case.tokens_per_second, 0)
-            memory = compared(found.memory.peak / GIB, case.gib, 1)
-            shape = f"{case.shape}, {case.gpus} | {case.rows} x {case.depth} | {found.memory.kept_segments}"
-            print(f"| {case.name} | {shape} | {speed} | {memory} |")
+            speed, memory, kept = planned(case)
+            figures = [compared(speed, case.tokens_per_second, 0), compared(memory, case.gib, 1)]
+            cells = [case.name, f"{case.shape}, {case.gpus}", f"{case.rows} x {case.depth}", f"{kept}", *figures]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
-    main()
+    print(table(), end="")
