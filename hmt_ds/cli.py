@@ -4,8 +4,10 @@ Imports no torch, so that help texts and errors of the command line appear at on
 """
 
 import argparse
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 from pydantic.dataclasses import dataclass
@@ -17,6 +19,7 @@ from hmt_ds.config.options import AtLeastOne, FilePath, Options, add_options, pa
 from hmt_ds.config.sections import STRICT
 from hmt_ds.conversion.convert_options import ConvertOptions
 from hmt_ds.evaluation.compare_options import CompareOptions
+from hmt_ds.generation.options import ChatOptions, GenerateOptions
 from hmt_ds.launch.launch_options import LaunchOptions
 from hmt_ds.launch.start import RankOptions, set_rank_environment, start_bench, start_ranks
 from hmt_ds.planning.plan_options import add_plan_options, read_plan_options
@@ -97,6 +100,17 @@ def command_line() -> argparse.ArgumentParser:
     command.add_argument("target", type=path_operand, metavar="TARGET", help="Hugging Face folder to create")
     add_options(command, ConvertOptions)
 
+    more = "SOURCE is a run, a checkpoint of it, or a converted folder. transformers' generation settings can follow: "
+    more += "--generation.temperature 0.7"
+    for name, run, text, kind in (
+        ("generate", generate, "read a document and continue prompts behind it", GenerateOptions),
+        ("chat", chat, "talk with a model that remembers the conversation by its memory", ChatOptions),
+    ):
+        command = add(name, run, text, more, overrides=True)
+        command.epilog = None
+        command.add_argument("source", type=path_operand, metavar="SOURCE")
+        add_options(command, kind)
+
     more = "Needs no GPU, no data and no weights. Without a RECIPE: --schedule or --compare."
     command = add("plan", plan, "estimate memory, speed and hours of a run before it starts", more, overrides=True)
     add_plan_options(command)
@@ -164,17 +178,53 @@ def convert(arguments: argparse.Namespace, overrides: list[str]) -> int:
     options, problems = read_options(ConvertOptions, arguments)
     if problems:
         raise ConfigError(problems)
+    with mistakes_as_lines():
+        from hmt_ds.conversion.convert import convert as write_converted
+
+        lines = write_converted(arguments.source, arguments.target, options, overrides)
+    print("\n".join(lines))
+    return 0
+
+
+@contextmanager
+def mistakes_as_lines() -> Iterator[None]:
+    """Work on checkpoints with quiet libraries; a user's mistake becomes a ConfigError with a line for each problem."""
     set_rank_environment()
     from hmt_ds.conversion.convert import MISTAKES
-    from hmt_ds.conversion.convert import convert as write_converted
     from hmt_ds.distributed.process_group import silence_libraries
 
     silence_libraries()
     try:
-        lines = write_converted(arguments.source, arguments.target, options, overrides)
+        yield
     except MISTAKES as error:
         raise ConfigError(str(error).splitlines()) from None
-    print("\n".join(lines))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # what was written is not read to its end, as by head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def generate(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Run `hmt-ds generate`: print continuations of prompts."""
+    options, problems = read_options(GenerateOptions, arguments)
+    if problems:
+        raise ConfigError(problems)
+    with mistakes_as_lines():
+        from hmt_ds.generation.generate import generate as print_continuations
+
+        print_continuations(arguments.source, options, overrides)
+    return 0
+
+
+def chat(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Run `hmt-ds chat`: answer the lines of the standard input."""
+    options, problems = read_options(ChatOptions, arguments)
+    if problems:
+        raise ConfigError(problems)
+    with mistakes_as_lines():
+        from hmt_ds.generation.chat import chat as answer_lines
+
+        answer_lines(arguments.source, options, overrides)
     return 0
 
 

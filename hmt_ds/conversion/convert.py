@@ -40,20 +40,31 @@ def convert(source: Path, target: Path, options: ConvertOptions, overrides: Sequ
     """
     if target.exists():
         raise ConversionError(f"{target} exists already: name a new folder")
-    kind = kind_of(source)
     notes: list[str] = []
-    if kind in ("run", "checkpoints", "checkpoint"):
-        check_not_foreign(options, overrides)
-        export = export_run(source, options, notes)
-    elif kind == "hugging_face":
-        check_not_foreign(options, overrides)
-        export = export_converted(source, options)
-    else:
-        export = export_foreign(source, options, overrides, notes)
+    export = export_source(source, options, overrides, notes)
     if options.dry_run:
         return [*notes, f"would write {target}", export.summary()]
     write_folder(export, target)
     return [*notes, export.summary(), f"written and verified: {target}"]
+
+
+def export_source(source: Path, options: ConvertOptions, overrides: Sequence[str], notes: list[str]) -> Export:
+    """Read the whole model, or the part named by ``--what``, from a checkpoint of any kind; see :func:`convert`.
+
+    Args:
+        source: as for :func:`convert`, like ``options`` and ``overrides``.
+        options: options of ``hmt-ds convert``.
+        overrides: settings of the memory.
+        notes: lines for the user, to which warnings are appended.
+    """
+    kind = kind_of(source)
+    if kind in ("run", "checkpoints", "checkpoint"):
+        check_not_foreign(options, overrides)
+        return export_run(source, options, notes)
+    if kind == "hugging_face":
+        check_not_foreign(options, overrides)
+        return export_converted(source, options)
+    return export_foreign(source, options, overrides, notes)
 
 
 def export_converted(source: Path, options: ConvertOptions) -> Export:

@@ -59,6 +59,12 @@ def export_run(source: Path, options: ConvertOptions, notes: list[str]) -> Expor
     )
 
 
+def has_adapters(source: Path) -> bool:
+    """Return whether a run, its folder of checkpoints or a checkpoint has LoRA adapters beside its weights."""
+    _, run = find_checkpoint(source, [])
+    return load_recipe(run / "recipe.yaml").model.train == "lora"
+
+
 def library_config(recipe: Recipe) -> PreTrainedConfig:
     """Read the configuration of a run's backbone without running Python code that comes with the model.
 

@@ -16,7 +16,7 @@ ROOMS = [
     {"parallel"},
     {"evaluation", "inference", "checkpoint", "planning"},
     {"preflight", "conversion"},
-    {"training"},
+    {"training", "generation"},
     {"benchmark"},
     {"launch"},
     {"train", "evaluate", "bench", "cli"},  # what is started by name

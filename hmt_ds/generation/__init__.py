@@ -1,0 +1,1 @@
+"""The commands `hmt-ds generate` and `hmt-ds chat`: ask a trained model."""

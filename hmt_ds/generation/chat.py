@@ -1,0 +1,115 @@
+"""`hmt-ds chat`: a conversation on a terminal, which is remembered by the model's memory alone."""
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig, TextStreamer
+
+from hmt_ds.generation.memory_file import save_memory
+from hmt_ds.generation.model import Asked, load_model
+from hmt_ds.generation.options import ChatOptions
+from hmt_ds.generation.reading import encode, read_first, read_ids
+from hmt_ds.generation.sampling import generation_settings
+from hmt_ds.inference.segment_cache import SegmentCache
+
+
+def chat(source: Path, options: ChatOptions, overrides: list[str]) -> None:
+    """Answer line after line of the standard input, until it ends.
+
+    Args:
+        source: a run, a checkpoint of it, or a converted folder.
+        options: options of the command.
+        overrides: transformers' generation settings, such as ``--generation.top_p 0.9``.
+
+    Raises:
+        ConversionError: or another of ``hmt_ds.conversion.convert.MISTAKES``, with a line for each problem.
+    """
+    asked = load_model(source, options)
+    settings = generation_settings(asked, options, overrides)
+    talk = Conversation(asked, settings, read_first(asked, options))
+    if not asked.tokenizer.chat_template:
+        print("note: the tokenizer has no chat template, so your lines are continued as plain text", file=sys.stderr)
+    for line in lines_of_input():
+        if line.strip():
+            talk.say(line)
+    if options.save_memory is not None and talk.cache.rows is not None:
+        talk.read_pending()
+        size = save_memory(talk.cache, options.save_memory, asked.model, asked.tokenizer)
+        print(f"memory      {options.save_memory} ({size:,} bytes)")
+
+
+def lines_of_input() -> Iterable[str]:
+    """Yield the lines of the standard input, with a sign in front of each on a terminal."""
+    while True:
+        try:
+            yield input("> " if sys.stdin.isatty() else "")
+        except (EOFError, KeyboardInterrupt):
+            return
+
+
+class Conversation:
+    """A conversation: each turn is read behind the ones before, whose text is not read again.
+
+    Attributes:
+        cache: memory and open segment.
+        text: the conversation so far as the chat template writes it; without a template it is not needed.
+        pending: tokens that were written but not read yet.
+    """
+
+    def __init__(self, asked: Asked, settings: GenerationConfig, cache: SegmentCache):
+        self.asked, self.settings, self.cache = asked, settings, cache
+        self.messages: list[dict[str, str]] = []
+        self.text = ""
+        self.pending: list[int] = []
+
+    def say(self, line: str) -> str:
+        """Read a line, and stream and return the answer to it."""
+        tokenizer, model = self.asked.tokenizer, self.asked.model
+        text = self.turn(line)  # which may take the pending end of the last answer over
+        ids = [*self.pending, *encode(tokenizer, text, begins=self.begins())]
+        self.cache.seen = 0
+        given = torch.tensor([ids], device=model.device)
+        output = model.generate(
+            given,
+            attention_mask=torch.ones_like(given),  # the template may write the pad token
+            past_key_values=self.cache,
+            generation_config=self.settings,
+            tokenizer=tokenizer,
+            streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
+        )[0, len(ids) :].tolist()
+        reply: str = tokenizer.decode(output, skip_special_tokens=True)
+        self.pending = output[-1:]
+        self.messages.append({"role": "assistant", "content": reply})
+        self.text += reply
+        return reply
+
+    def begins(self) -> bool:
+        """Return whether nothing was read yet and no template writes the beginning of a document."""
+        return self.cache.rows is None and not self.asked.tokenizer.chat_template
+
+    def turn(self, line: str) -> str:
+        """Return the text that the model reads for a line: what the chat template adds to the text so far."""
+        self.messages.append({"role": "user", "content": line})
+        if not self.asked.tokenizer.chat_template:
+            return f"{line}\n"
+        whole = self.render(self.messages)
+        if not whole.startswith(self.text):  # a template that rewrites earlier turns: this one alone
+            whole, self.text = self.render(self.messages[-1:]), ""
+        new = whole.removeprefix(self.text)
+        end = self.asked.tokenizer.eos_token
+        if self.pending == [self.asked.tokenizer.eos_token_id] and end and new.startswith(end):
+            self.pending = []  # the template writes the end of the answer, too
+        self.text = whole
+        return new
+
+    def render(self, messages: list[dict[str, str]]) -> str:
+        """Return messages as the chat template writes them, up to where the answer begins."""
+        return str(self.asked.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+    def read_pending(self) -> None:
+        """Read what was written last, so that the memory holds the whole conversation."""
+        if self.pending:
+            read_ids(self.asked.model, self.cache, self.pending)
+            self.pending = []

@@ -1,0 +1,103 @@
+"""`hmt-ds generate`: read a document, and continue prompts behind it."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import GenerationConfig, TextStreamer
+
+from hmt_ds.conversion.conversion_error import ConversionError
+from hmt_ds.generation.memory_file import save_memory
+from hmt_ds.generation.model import Asked, load_model
+from hmt_ds.generation.options import GenerateOptions
+from hmt_ds.generation.reading import encode, pad_left, read_first, read_text
+from hmt_ds.generation.sampling import generation_settings
+from hmt_ds.inference.segment_cache import SegmentCache
+
+
+def generate(source: Path, options: GenerateOptions, overrides: list[str]) -> None:
+    """Print the continuation of every prompt: streamed, if there is one; otherwise under the prompts.
+
+    Args:
+        source: a run, a checkpoint of it, or a converted folder.
+        options: options of the command.
+        overrides: transformers' generation settings, such as ``--generation.top_p 0.9``.
+
+    Raises:
+        ConversionError: or another of ``hmt_ds.conversion.convert.MISTAKES``, with a line for each problem.
+    """
+    prompts = prompts_of(options)
+    asked = load_model(source, options)
+    settings = generation_settings(asked, options, overrides)
+    cache = read_first(asked, options)
+    if options.save_memory is not None:
+        if cache.rows is None:
+            raise ConversionError("--save-memory: nothing was read, give --document FILE")
+        size = save_memory(cache, options.save_memory, asked.model, asked.tokenizer)
+        print(f"memory      {options.save_memory} ({size:,} bytes)")
+    if not prompts and options.save_memory is None:
+        prompts = [""]  # go on with the document itself
+    rows = [encode(asked.tokenizer, prompt, begins=cache.rows is None) for prompt in prompts]
+    if len(rows) == 1 and settings.num_beams in (None, 1):
+        stream = TextStreamer(asked.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        answer(asked, cache, rows, settings, stream)
+        return
+    for at in range(0, len(rows), options.batch):
+        texts = answer(asked, copy.deepcopy(cache), rows[at : at + options.batch], settings)
+        for prompt, text in zip(prompts[at:], texts, strict=False):
+            print(f"--- {prompt}\n{text}" if len(rows) > 1 else text)
+
+
+def prompts_of(options: GenerateOptions) -> list[str]:
+    """Return all prompts of the command line and of the prompts' file, without blank lines.
+
+    Raises:
+        ConversionError: if the file cannot be read, or there is no prompt in it.
+    """
+    prompts = list(options.prompt)
+    if options.prompts is not None:
+        lines = [line for line in read_text(options.prompts).splitlines() if line.strip()]
+        if not lines:
+            raise ConversionError(f"--prompts: {options.prompts} is empty")
+        prompts += lines
+    return prompts
+
+
+def answer(
+    asked: Asked,
+    cache: SegmentCache,
+    rows: Sequence[Sequence[int]],
+    settings: GenerationConfig,
+    streamer: TextStreamer | None = None,
+) -> list[str]:
+    """Continue prompts behind a cache of one row, which is changed; return the new text of each.
+
+    Raises:
+        ConversionError: if a prompt has no token.
+    """
+    rows = [row or last_token(cache) for row in rows]
+    ids, mask = pad_left(rows, pad_of(settings), asked.model.device)
+    how = {"generation_config": settings, "tokenizer": asked.tokenizer, "streamer": streamer}
+    new = asked.model.generate(ids, attention_mask=mask, past_key_values=cache, **how)[:, ids.shape[1] :]
+    return asked.tokenizer.batch_decode(new, skip_special_tokens=True)
+
+
+def last_token(cache: SegmentCache) -> list[int]:
+    """Take the last token out of a cache, to be read again: it is what an empty prompt goes on from.
+
+    Raises:
+        ConversionError: if nothing was read.
+    """
+    if cache.rows is None:
+        raise ConversionError("an empty prompt cannot be continued: give text, or --document FILE")
+    token = int(cache.rows.tokens[0, cache.rows.lengths[0] - 1])
+    cache.seen = 1
+    cache.crop(-1)
+    return [token]
+
+
+def pad_of(settings: GenerationConfig) -> int:
+    """Return the id that fills batches: that of the settings, or the first end of text, or 0."""
+    ends = settings.eos_token_id
+    first = ends[0] if isinstance(ends, list) else ends
+    return next((token for token in (settings.pad_token_id, first) if token is not None), 0)

@@ -1,0 +1,72 @@
+"""Load a model to ask it: from a run of any kind of parallelism, one of its checkpoints, or a converted folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from hmt_ds.backbones import CausalLM
+from hmt_ds.conversion.conversion_error import ConversionError
+from hmt_ds.conversion.convert import export_source
+from hmt_ds.conversion.convert_options import ConvertOptions
+from hmt_ds.conversion.export import Export
+from hmt_ds.conversion.formats import kind_of
+from hmt_ds.conversion.from_run import has_adapters
+from hmt_ds.conversion.modeling_hmt import HMTForCausalLM
+from hmt_ds.data import check_vocabulary, load_tokenizer
+from hmt_ds.generation.options import ChatOptions
+from hmt_ds.memory import HMT
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A model in evaluation mode, and its tokenizer."""
+
+    model: HMTForCausalLM
+    tokenizer: PreTrainedTokenizerBase
+
+
+def load_model(source: Path, options: ChatOptions) -> Asked:
+    """Load a model onto this process's device: a GPU, if there is one.
+
+    Args:
+        source: a run, its folder of checkpoints, one checkpoint, or a converted folder.
+        options: options of the command.
+
+    Raises:
+        ConversionError: if it cannot be loaded, or has no tokenizer.
+        DataError: if the tokenizer has more tokens than the model.
+    """
+    kind = kind_of(source)
+    if kind in ("state_dict", "deepspeed"):
+        raise ConversionError(f"{source} has no recipe and no tokenizer: convert it, and name the converted folder")
+    notes: list[str] = []
+    merge = kind != "hugging_face" and has_adapters(source)
+    export = export_source(source, ConvertOptions(dtype=options.dtype, merge=merge), [], notes)
+    tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else export.tokenizer
+    if tokenizer is None:
+        reason = "".join(f" ({note})" for note in notes)
+        raise ConversionError(f"{source} has no tokenizer{reason}: name one with --tokenizer FOLDER")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = HMTForCausalLM.around(build(export, device))
+    check_vocabulary(tokenizer, model.config.vocab_size)
+    if export.generation is not None:
+        model.generation_config = export.generation
+    if model.generation_config.eos_token_id is None:
+        model.generation_config.eos_token_id = tokenizer.eos_token_id
+    return Asked(model, tokenizer)
+
+
+def build(export: Export, device: torch.device) -> HMT:
+    """Build an HMT on a device, and fill in its weights one at a time."""
+    with device:
+        hmt = HMT(CausalLM(AutoModelForCausalLM.from_config(export.config, dtype=export.dtype)), export.settings)
+    for name, child in hmt.named_children():
+        if name != "backbone":  # in its type already, with buffers that must keep float32
+            child.to(export.dtype)
+    state = hmt.state_dict()
+    with torch.no_grad():
+        for name in export.weights.shapes:
+            state[name].copy_(export.weights.read(name))
+    return hmt.eval()

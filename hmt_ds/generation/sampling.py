@@ -1,0 +1,64 @@
+"""transformers' generation settings from the command line: ``--generation.temperature 0.7``."""
+
+import copy
+import difflib
+
+import torch
+from transformers import GenerationConfig, set_seed
+
+from hmt_ds.backbones.model import first_line
+from hmt_ds.config.config_error import ConfigError
+from hmt_ds.config.load import apply_overrides
+from hmt_ds.generation.model import Asked
+from hmt_ds.generation.options import ChatOptions
+
+SECTION = "generation"
+SAMPLING = {"temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"}
+# what the commands set themselves, or do not print
+RESERVED = {"max_new_tokens", "max_length", "return_dict_in_generate", "num_return_sequences", "use_cache"}
+
+
+def generation_settings(asked: Asked, options: ChatOptions, overrides: list[str]) -> GenerationConfig:
+    """Return a model's own generation settings, with those of the command line, tried on one token.
+
+    A setting of sampling, such as the temperature, also switches sampling on.
+
+    Args:
+        asked: the model, with the settings that are stored with it.
+        options: options of the command.
+        overrides: words such as ``--generation.top_p 0.9``.
+
+    Raises:
+        ConfigError: with a line for each unknown or wrong setting.
+    """
+    given, problems = settings_of(overrides)
+    if problems:
+        raise ConfigError(problems)
+    if given.keys() & SAMPLING:
+        given = {"do_sample": True} | given
+    config = copy.deepcopy(asked.model.generation_config)
+    config.max_length, config.max_new_tokens = None, 1
+    config.update(**given)
+    token = torch.zeros(1, 1, dtype=torch.long, device=asked.model.device)
+    try:
+        asked.model.generate(token, generation_config=config, tokenizer=asked.tokenizer)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ConfigError([f"generation: {first_line(error)}"]) from None
+    config.max_new_tokens = options.max_new_tokens
+    set_seed(options.seed)
+    return config
+
+
+def settings_of(overrides: list[str]) -> tuple[dict[str, object], list[str]]:
+    """Return the generation settings among the words of a command line, and a line for each unknown one."""
+    sections: dict[str, object] = {}
+    problems = apply_overrides(sections, overrides)
+    given = sections.pop(SECTION, {})
+    problems += [f"--{key}: unknown option; settings look like --generation.top_p 0.9" for key in sections]
+    if not isinstance(given, dict):
+        return {}, [*problems, "--generation: name a setting, as --generation.top_p 0.9"]
+    known = {key for key in GenerationConfig().to_dict() if not key.startswith("_")} - RESERVED
+    for key in given.keys() - known:
+        near = difflib.get_close_matches(key, known, 1)
+        problems.append(f"generation.{key}: unknown setting" + (f"; did you mean {near[0]}?" if near else ""))
+    return given, problems
