@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 
 from pydantic.dataclasses import dataclass
@@ -16,15 +17,22 @@ from hmt_ds import __version__
 from hmt_ds.benchmark.bench_options import BenchOptions
 from hmt_ds.config.config_error import ConfigError
 from hmt_ds.config.options import AtLeastOne, FilePath, Options, add_options, path_operand, read_options
-from hmt_ds.config.sections import STRICT
+from hmt_ds.config.sections import STRICT, fields_of
 from hmt_ds.conversion.convert_options import ConvertOptions
 from hmt_ds.evaluation.compare_options import CompareOptions
 from hmt_ds.generation.options import ChatOptions, GenerateOptions
+from hmt_ds.launch.init_options import InitOptions
 from hmt_ds.launch.launch_options import LaunchOptions
-from hmt_ds.launch.start import RankOptions, set_rank_environment, start_bench, start_ranks
+from hmt_ds.launch.start import RankOptions, TrainOptions, dry_run, set_rank_environment, start_bench, start_ranks
 from hmt_ds.planning.plan_options import add_plan_options, read_plan_options
 from hmt_ds.reporting.progress import print_problems
 
+NEXT = {  # what follows a command that succeeded; the other commands know more and say it themselves
+    "keys": "hmt-ds init FILE, or hmt-ds check RECIPE --section.key value",
+    "bench": "hmt-ds train RECIPE",
+    "compare": "hmt-ds report RUN RUN",
+}
+FOLDER_HELP = "where runs will be written (default: this folder)"
 Run = Callable[[argparse.Namespace, list[str]], int]  # from the arguments and the recipe's overrides to an exit code
 
 
@@ -53,6 +61,8 @@ def main() -> None:
     except ConfigError as error:
         print_problems(error.problems)
         code = 2
+    if code == 0 and arguments.command in NEXT:
+        print(f"next        {NEXT[arguments.command]}")
     sys.exit(code)
 
 
@@ -71,14 +81,26 @@ def command_line() -> argparse.ArgumentParser:
         return command
 
     keys_follow = "Keys of the recipe can follow: --memory.segment_length 256"
+    command = add("init", init, "write a recipe with comments", "Asks for what is not given, in a terminal.")
+    command.add_argument("file", metavar="FILE", type=path_operand, help="the recipe to write")
+    add_options(command, InitOptions)
+
+    more = "Packages, GPUs, DeepSpeed's operators, launchers, network, disk and clock."
+    command = add("doctor", doctor, "check this machine for training", more)
+    command.add_argument("folder", nargs="?", default=Path(), type=path_operand, metavar="FOLDER", help=FOLDER_HELP)
+
+    more = f"The same as train --dry-run, but the run may exist already. {keys_follow}"
+    command = add("check", check, "check a recipe, and start nothing", more, overrides=True)
+    command.add_argument("source", metavar="RECIPE", type=path_operand)
+
     for name, run, operand, text in (
         ("train", train, "RECIPE", "train a model"),
-        ("evaluate", train, "RUN|CHECKPOINT|RECIPE", "measure held-out losses, and what the memory is worth"),
+        ("evaluate", evaluate, "RUN|CHECKPOINT|RECIPE", "measure held-out losses, and what the memory is worth"),
         ("bench", bench, "RECIPE", "measure the speed and memory of some steps"),
     ):
         command = add(name, run, text, keys_follow, overrides=True)
         command.add_argument("source", metavar=operand, type=path_operand)
-        add_options(command, RankOptions)
+        add_options(command, TrainOptions if name == "train" else RankOptions)
         if name == "bench":
             add_options(command, BenchOptions)
 
@@ -123,10 +145,46 @@ def command_line() -> argparse.ArgumentParser:
     return parser
 
 
+def init(arguments: argparse.Namespace, _: list[str]) -> int:
+    """Run `hmt-ds init`: write a recipe."""
+    options, problems = read_options(InitOptions, arguments)
+    if problems:
+        raise ConfigError(problems)
+    set_rank_environment()
+    from hmt_ds.launch.new_recipe import write_recipe
+
+    given = {name for name in fields_of(InitOptions) if getattr(arguments, name) is not None}
+    print("\n".join(write_recipe(arguments.file, options, given)))
+    return 0
+
+
+def doctor(arguments: argparse.Namespace, _: list[str]) -> int:
+    """Run `hmt-ds doctor`: check this machine."""
+    if not arguments.folder.is_dir():
+        raise ConfigError([f"{arguments.folder}: no such folder"])
+    set_rank_environment()
+    from hmt_ds.launch.doctor import print_report
+
+    return print_report(arguments.folder)
+
+
+def check(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Run `hmt-ds check`: check a recipe, and say what it would train."""
+    return dry_run(arguments.source, None, overrides, [], writes_output=False)
+
+
 def train(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Run `hmt-ds train` or `hmt-ds evaluate` on the ranks of this machine."""
+    """Run `hmt-ds train` on the ranks of this machine, or only check the recipe."""
+    options, problems = read_options(TrainOptions, arguments)
+    if options.dry_run:
+        return dry_run(arguments.source, options.ranks, overrides, problems)
+    return start_ranks("train", arguments.source, options.ranks, overrides, problems)
+
+
+def evaluate(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Run `hmt-ds evaluate` on the ranks of this machine."""
     options, problems = read_options(RankOptions, arguments)
-    return start_ranks(arguments.command, arguments.source, options.ranks, overrides, problems)
+    return start_ranks("evaluate", arguments.source, options.ranks, overrides, problems)
 
 
 def bench(arguments: argparse.Namespace, overrides: list[str]) -> int:
@@ -169,7 +227,7 @@ def make_tokenizer(arguments: argparse.Namespace, _: list[str]) -> int:
         train_sentencepiece(arguments.files, options.output, options.vocab_size)
     except DataError as error:
         raise ConfigError([str(error)]) from None
-    print(f"tokenizer   {options.output}")
+    print(f"tokenizer   {options.output}\nnext        hmt-ds train RECIPE --model.tokenizer {options.output}")
     return 0
 
 

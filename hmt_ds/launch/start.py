@@ -1,8 +1,11 @@
 """Start ``train``, ``evaluate`` or ``bench`` on this machine: check the recipe, then start the ranks."""
 
 import os
+import socket
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import urlparse
 
 from pydantic.dataclasses import dataclass
 
@@ -15,6 +18,9 @@ from hmt_ds.config.recipe import Recipe
 from hmt_ds.config.sections import STRICT
 from hmt_ds.launch.local import run_ranks
 
+if TYPE_CHECKING:
+    from hmt_ds.preflight.prepare import Prepared
+
 
 @dataclass(frozen=True, config=STRICT)
 class RankOptions(Options):
@@ -23,6 +29,60 @@ class RankOptions(Options):
     ranks: AtLeastOne | None = None
     """number of ranks on this machine (default: as many as wrote the run's checkpoint, or one per GPU, or 1; to
     evaluate a run no more than there are GPUs or cores)"""
+
+
+@dataclass(frozen=True, config=STRICT)
+class TrainOptions(RankOptions):
+    """The options of `hmt-ds train`."""
+
+    dry_run: bool = False
+    """check everything and say what would be trained, but start nothing"""
+
+
+class Checked(NamedTuple):
+    """A recipe that passed all checks.
+
+    Attributes:
+        recipe: the recipe.
+        recipe_file: its path; of a run, that in the run's folder.
+        overrides: overrides of the recipe for the ranks.
+        prepared: what its run needs.
+    """
+
+    recipe: Recipe
+    recipe_file: Path
+    overrides: list[str]
+    prepared: "Prepared"
+
+
+def checked(
+    command: str, source: Path, overrides: list[str], problems: list[str], *, writes_output: bool = False
+) -> Checked:
+    """Load a recipe and check it against the model, the data and this machine.
+
+    Args:
+        command: ``train`` or ``evaluate``.
+        source: a recipe, or the folder of a run; to evaluate, also one of its checkpoints.
+        overrides: overrides of the recipe.
+        problems: problems of the options, reported together with those of the recipe.
+        writes_output: whether training.output will be written, so that it must not hold another run.
+
+    Raises:
+        ConfigError: with a line for each problem.
+    """
+    run = run_of(source) if command == "evaluate" else source
+    recipe_file = run / "recipe.yaml" if source.is_dir() else source
+    if source.is_dir() and not recipe_file.exists() and (source / "config.json").exists():
+        problems.append(f"{source} is a model, not a run: {command} a recipe with --model.source {source}")
+        raise ConfigError(problems)
+    if source.is_dir() or command == "evaluate":
+        overrides = [*NO_CONSENT, *overrides]
+    with collected(problems):
+        recipe = load_recipe(recipe_file, overrides)
+        prepared = check_recipe(recipe, recipe_file, writes_output=writes_output, with_data=True)
+    if problems:
+        raise ConfigError(problems)
+    return Checked(recipe, recipe_file, overrides, prepared)
 
 
 def start_ranks(command: str, source: Path, ranks: int | None, overrides: list[str], problems: list[str]) -> int:
@@ -38,23 +98,53 @@ def start_ranks(command: str, source: Path, ranks: int | None, overrides: list[s
     Raises:
         ConfigError: with a line for each problem.
     """
-    run = run_of(source) if command == "evaluate" else source
-    recipe_file = run / "recipe.yaml" if source.is_dir() else source
-    if source.is_dir() and not recipe_file.exists() and (source / "config.json").exists():
-        problems.append(f"{source} is a model, not a run: {command} a recipe with --model.source {source}")
-        raise ConfigError(problems)
-    if source.is_dir() or command == "evaluate":
-        overrides = [*NO_CONSENT, *overrides]
-    stages = 1
-    with collected(problems):
-        recipe = load_recipe(recipe_file, overrides)
-        stages = recipe.pipeline.stages
-        check_recipe(recipe, recipe_file, writes_output=command == "train", with_data=True)
-    if problems:
-        raise ConfigError(problems)
-    named = str(source if command == "evaluate" else recipe_file)
-    default = evaluating_ranks(run, stages) if command == "evaluate" else ranks_of(run)
-    return run_ranks(f"hmt_ds.{command}", [named, *overrides], ranks or default or number_of_gpus() or 1)
+    found = checked(command, source, overrides, problems, writes_output=command == "train")
+    if command == "evaluate":
+        named, default = str(source), evaluating_ranks(run_of(source), found.recipe.pipeline.stages)
+    else:
+        named, default = str(found.recipe_file), ranks_of(source)
+    code = run_ranks(f"hmt_ds.{command}", [named, *found.overrides], ranks or default or number_of_gpus() or 1)
+    if text := what_next(command, code, named, found.recipe.training.output):
+        print(f"next        {text}")
+    return code
+
+
+def what_next(command: str, code: int, source: str, output: str) -> str | None:
+    """Return the commands that follow a run; None if it failed or was stopped, which has said what to do.
+
+    Args:
+        command: ``train`` or ``evaluate``.
+        code: its exit code.
+        source: what it was given.
+        output: the run's folder.
+    """
+    if code:
+        return None
+    if command == "train":
+        return f"hmt-ds report {output}, or hmt-ds convert {output} FOLDER"
+    return f"hmt-ds compare BASELINE {source}, or hmt-ds report {source}"
+
+
+def dry_run(
+    source: Path, ranks: int | None, overrides: list[str], problems: list[str], *, writes_output: bool = True
+) -> int:
+    """Check a recipe and print what it would train; start nothing and return the exit code.
+
+    Args:
+        source: a recipe, or the folder of a run.
+        ranks: number of ranks; None for the default.
+        overrides: overrides of the recipe.
+        problems: problems of the options, reported together with those of the recipe.
+        writes_output: whether training.output must not hold another run.
+
+    Raises:
+        ConfigError: with a line for each problem.
+    """
+    found = checked("train", source, overrides, problems, writes_output=writes_output)
+    from hmt_ds.launch.dry_run import dry_run_lines
+
+    print("\n".join(dry_run_lines(found.recipe, found.recipe_file, found.prepared, ranks)))
+    return 0
 
 
 def evaluating_ranks(source: Path, stages: int) -> int | None:
@@ -103,8 +193,8 @@ def start_bench(
     return run_ranks("hmt_ds.bench", words, ranks or ranks_of(source) or number_of_gpus() or 1)
 
 
-def check_recipe(recipe: Recipe, recipe_file: Path, *, writes_output: bool, with_data: bool) -> None:
-    """Check a recipe against the model, the data and this machine.
+def check_recipe(recipe: Recipe, recipe_file: Path, *, writes_output: bool, with_data: bool) -> "Prepared":
+    """Check a recipe against the model, the data and this machine; return what its run needs.
 
     Args:
         recipe: the recipe.
@@ -116,12 +206,13 @@ def check_recipe(recipe: Recipe, recipe_file: Path, *, writes_output: bool, with
         ConfigError: with a line for each problem.
     """
     set_rank_environment()
+    go_offline_without_hub()
     # imported here because it takes seconds: a recipe with a wrong key is refused before
     from hmt_ds.distributed.process_group import silence_libraries
     from hmt_ds.preflight.prepare import prepare
 
     silence_libraries()
-    prepare(recipe, recipe_file, writes_output=writes_output, with_data=with_data)
+    return prepare(recipe, recipe_file, writes_output=writes_output, with_data=with_data)
 
 
 def set_rank_environment() -> None:
@@ -135,6 +226,21 @@ def set_rank_environment() -> None:
         os.environ.setdefault("MALLOC_MMAP_MAX_", "0")
         os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "100000000000")
         os.environ.setdefault("MALLOC_TOP_PAD_", "1073741824")
+
+
+def go_offline_without_hub() -> None:
+    """Set HF_HUB_OFFLINE if the hub's name cannot be resolved: its library would try again for minutes, file by file.
+
+    A proxy may resolve names that this machine cannot.
+    """
+    proxies = [name for name in os.environ if name.lower() in ("https_proxy", "all_proxy")]
+    if proxies or "HF_HUB_OFFLINE" in os.environ:
+        return
+    host = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError:
+        os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def number_of_gpus() -> int:

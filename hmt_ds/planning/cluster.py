@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 GIB = 2**30
 NODE_GPUS = 8  # of a node, unless the user says otherwise
+HOST_GIB = 128  # of host memory for each GPU, unless the user says otherwise
 
 
 @dataclass(frozen=True)
@@ -95,12 +96,19 @@ class Fleet:
         count: number of GPUs.
         nodes: number of nodes, each with the same number of GPUs.
         link: bytes per second into a node.
+        host_gib: GiB of host memory of a node; None for what nodes usually have.
     """
 
     gpu: Gpu
     count: int
     nodes: int
     link: float
+    host_gib: float | None = None
+
+    @property
+    def host(self) -> float:
+        """Bytes of host memory of a node."""
+        return GIB * (self.host_gib or HOST_GIB * self.per_node)
 
     @property
     def per_node(self) -> int:
@@ -145,7 +153,7 @@ def read_link(text: str) -> float:
     return float(match[1]) * (1e9 if match[2] == "GB" else 1e9 / 8)
 
 
-def fleet_of(count: int, gpu: Gpu, nodes: int | None, link: float) -> Fleet:
+def fleet_of(count: int, gpu: Gpu, nodes: int | None, link: float, host_gib: float | None = None) -> Fleet:
     """Return a fleet; without a number of nodes, as few nodes as hold the GPUs, 8 on each.
 
     Raises:
@@ -154,4 +162,4 @@ def fleet_of(count: int, gpu: Gpu, nodes: int | None, link: float) -> Fleet:
     nodes = nodes or math.ceil(count / NODE_GPUS)
     if count % nodes:
         raise ValueError(f"{count} GPUs cannot be spread evenly over {nodes} nodes")
-    return Fleet(gpu, count, nodes, link)
+    return Fleet(gpu, count, nodes, link, host_gib)

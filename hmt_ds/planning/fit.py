@@ -1,54 +1,14 @@
-"""Read the recipe to plan, or make one for a known model; write a recipe with another layout."""
+"""Write a recipe with the fastest layout that fits."""
 
 from pathlib import Path
 from typing import Any
 
 from hmt_ds.config.config_error import ConfigError
-from hmt_ds.config.load import apply_overrides, load_recipe, read_mapping
-from hmt_ds.config.recipe import Recipe
 from hmt_ds.config.recipe_yaml import write_yaml
-from hmt_ds.planning.known_models import KNOWN_MODELS, known_model
-from hmt_ds.planning.layout import Layout
 from hmt_ds.planning.recipe_plan import RecipePlan, changes_for
 
 
-def default_recipe(model: str) -> dict[str, Any]:
-    """Return the recipe that a model is planned with if only its name is given: plain values of the shipped recipes."""
-    return {
-        "model": {"source": model},
-        "memory": {"interface": "adapted", "mode": "rmt", "segment_length": 1024, "memory_tokens": 16},
-        "data": {"train": {"source": "data/train.jsonl"}},
-        "training": {"output": f"runs/{model.rpartition('/')[2]}", "steps": 1000, "bptt_depth": 8, "batch_size": 4},
-        "optimizer": {"lr": 2.0e-5},
-        "deepspeed": "ds_configs/zero2.json",
-    }
-
-
-def read_source(source: str, overrides: list[str]) -> tuple[Recipe, dict[str, Any]]:
-    """Read a recipe, or make one for a known model; return it and its values before checks.
-
-    Raises:
-        ConfigError: with a line for each problem of the recipe.
-    """
-    path = Path(source)
-    if not path.exists() and (name := known_model(source)):
-        values = default_recipe(name)
-        problems = apply_overrides(values, overrides)
-        if problems:
-            raise ConfigError(problems)
-        return Recipe.model_validate(values), values
-    if not path.exists() and not path.suffix:
-        known = ", ".join(name.partition("/")[2] for name in KNOWN_MODELS)
-        raise ConfigError([f"{source}: no such recipe, and not a known model. Known: {known}"])
-    if path.is_dir():
-        path = path / "recipe.yaml"
-    recipe = load_recipe(path, overrides)
-    values = read_mapping(path)
-    apply_overrides(values, overrides)
-    return recipe, values
-
-
-def write_fitted(values: dict[str, Any], found: RecipePlan, recipe: Recipe, file: Path) -> None:
+def write_fitted(values: dict[str, Any], found: RecipePlan, file: Path) -> None:
     """Write a recipe with the fastest layout that fits.
 
     Raises:
@@ -57,18 +17,15 @@ def write_fitted(values: dict[str, Any], found: RecipePlan, recipe: Recipe, file
     best = found.others[0]
     if not best.memory.fits:
         raise ConfigError([f"--fit: no layout fits {found.fleet}: take more or larger GPUs, or model.train lora"])
-    changes = changes_for(best.layout, recipe, found.fleet)
+    changes = changes_for(best)
     for key, value in changes.items():
         section, _, name = key.rpartition(".")
         target = values.setdefault(section, {}) if section else values
         target[name] = value
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(f"# {heading(best.layout, found)}\n{write_yaml(values)}", encoding="utf-8")
+        speed = f"{best.tokens_per_second:,.0f} tokens/s per GPU"
+        title = f"# Planned for {found.fleet}: {best.layout.family}, {speed}\n"
+        file.write_text(title + write_yaml(values), encoding="utf-8")
     except OSError as error:
         raise ConfigError([f"--fit: {error}"]) from None
-
-
-def heading(layout: Layout, found: RecipePlan) -> str:
-    """Describe a fitted recipe in a line."""
-    return f"Planned for {found.fleet}: {layout.family}, {found.others[0].tokens_per_second:,.0f} tokens/s per GPU"

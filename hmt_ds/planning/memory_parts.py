@@ -38,6 +38,7 @@ class Memory:
         graph: bytes of the activations of one segment.
         limit: bytes that activations are planned for, which leaves a margin.
         most: bytes that a GPU can hold.
+        host_most: bytes of host memory on each node.
     """
 
     parts: dict[str, float]
@@ -49,6 +50,7 @@ class Memory:
     graph: float
     limit: float
     most: float
+    host_most: float
 
     @property
     def peak(self) -> float:
@@ -58,12 +60,12 @@ class Memory:
     @property
     def fits(self) -> bool:
         """Whether the peak leaves the margin that training plans with."""
-        return self.peak <= self.limit
+        return self.peak <= self.limit and self.host <= self.host_most
 
     @property
     def tight(self) -> bool:
         """Whether the peak fits only without that margin, which is as wide as the estimate's usual error."""
-        return self.limit < self.peak <= self.most
+        return self.limit < self.peak <= self.most and self.host <= self.host_most
 
 
 def states(work: Work, layout: Layout, gpus: int, *, rank_parameters: float | None = None) -> dict[str, float]:
@@ -158,7 +160,9 @@ def memory_of(work: Work, layout: Layout, fleet: Fleet) -> Memory:
     host = HOST_BASE * fleet.per_node + HOST_BYTES * layout.offloaded * size.trained * fleet.per_node / fleet.count
     if layout.offloads_weights:
         host += work.number_bytes * size.parameters / fleet.nodes
-    return Memory(parts, step_peak, host, kept, batch, kept_summaries, graph, limit, fleet.gpu.memory - OUTSIDE)
+    return Memory(
+        parts, step_peak, host, kept, batch, kept_summaries, graph, limit, fleet.gpu.memory - OUTSIDE, fleet.host
+    )
 
 
 def step_copies(work: Work, layout: Layout, gpus: int) -> float:

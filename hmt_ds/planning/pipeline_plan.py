@@ -51,9 +51,8 @@ def pipeline_estimate(work: Work, layout: Layout, fleet: Fleet) -> tuple[Memory,
     )
     step_peak = sum(parts.values()) - parts["activations"] - parts["stashed inputs"] + extra
     host = HOST_BASE * fleet.per_node
-    memory = Memory(
-        parts, step_peak, host, max(map(len, kept)), group, 0, graphs[Kind.SEGMENT], limit, fleet.gpu.memory - OUTSIDE
-    )
+    most, kept_passes = fleet.gpu.memory - OUTSIDE, max(map(len, kept))
+    memory = Memory(parts, step_peak, host, kept_passes, group, 0, graphs[Kind.SEGMENT], limit, most, fleet.host)
     times = [stage_durations(work, layout, fleet, group, last=p == stages - 1) for p in range(stages)]
     machine = Machine(times, *links(fleet, stages), messages, recomputes_early=True, kept_graphs=kept)
     window = simulate(schedule, machine, settings.mode)

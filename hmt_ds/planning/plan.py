@@ -8,6 +8,7 @@ from rich.console import Console
 
 from hmt_ds.parallel.pipeline.schedule import UNIT_COSTS, pipeline_schedule, summary_group_size
 from hmt_ds.planning.plan_options import PlanOptions, RecipeOptions, ScheduleOptions
+from hmt_ds.planning.plan_source import read_source
 from hmt_ds.planning.simulate import Machine, Timeline, lower_bound, simulate
 from hmt_ds.reporting.pipeline_timeline import timeline_lines
 from hmt_ds.reporting.progress import print_problems
@@ -37,11 +38,11 @@ def plan(source: str | None, options: PlanOptions, overrides: Sequence[str] = ()
 
 def plan_and_fit(source: str, options: RecipeOptions, overrides: list[str]) -> int:
     """Print the plan of a recipe, and write the recipe with the best layout if that was asked for."""
-    from hmt_ds.planning.fit import read_source, write_fitted  # imports torch and transformers
+    recipe, values = read_source(source, overrides)
+    from hmt_ds.planning.fit import write_fitted  # imports torch and transformers
     from hmt_ds.planning.plan_tables import plan_lines, plan_tables
     from hmt_ds.planning.recipe_plan import plan_recipe
 
-    recipe, values = read_source(source, overrides)
     found = plan_recipe(recipe, Path(source), options.fleet)
     out = console(TABLES)
     for table in plan_tables(found):
@@ -52,7 +53,7 @@ def plan_and_fit(source: str, options: RecipeOptions, overrides: list[str]) -> i
         train = f", or hmt-ds train {source} --dry-run" if Path(source).exists() else ""
         print(f"next         hmt-ds plan {source} --gpus {options.gpus} --fit FILE{train}")
         return 0
-    write_fitted(values, found, recipe, options.fit)
+    write_fitted(values, found, options.fit)
     print(f"recipe       {options.fit}\nnext         hmt-ds train {options.fit} --dry-run")
     return 0
 

@@ -59,13 +59,15 @@ class RecipeOptions(Options):
     """number of nodes (default: as few as hold the GPUs, 8 on each)"""
     link: Annotated[str, "SPEED", AfterValidator(check_link)] = "50GB/s"
     """network bandwidth into a node, shared by its GPUs: GB/s for bytes, Gb/s for bits"""
+    host_memory: Annotated[PositiveNumber | None, "GIB"] = None
+    """host memory of a node, which offloading needs (default: 128 GiB for each of its GPUs)"""
     fit: Annotated[FilePath | None, "FILE"] = None
     """write the recipe with the fastest layout that fits to a new file"""
 
     @property
     def fleet(self) -> Fleet:
         """The GPUs to plan for; raises ValueError if they cannot be spread evenly over the nodes."""
-        return fleet_of(*read_gpus(self.gpus), self.nodes, read_link(self.link))
+        return fleet_of(*read_gpus(self.gpus), self.nodes, read_link(self.link), self.host_memory)
 
     def conflicts(self) -> list[str]:
         """Return a line if GPUs cannot be spread over the nodes, or the file to write exists."""

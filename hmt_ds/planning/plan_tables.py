@@ -23,7 +23,7 @@ def memory_table(found: RecipePlan) -> Table:
         table.add_column(column, justify="left" if column in ("memory per GPU", "time of a step") else "right")
     sizes = [(name, f"{size / GIB:,.1f}") for name, size in own.memory.parts.items() if size >= 0.05 * GIB]
     sizes += [("peak", f"{own.memory.peak / GIB:,.1f} of {own.memory.most / GIB:,.1f}")]
-    sizes += [("host memory per node", f"{own.memory.host / GIB:,.0f}")]
+    sizes += [("host memory per node", f"{own.memory.host / GIB:,.0f} of {own.memory.host_most / GIB:,.0f}")]
     seconds = own.time.seconds
     times = [(name, f"{spent:,.2f}", f"{spent / seconds:.0%}") for name, spent in own.time.parts.items()]
     times += [("step", f"{seconds:,.2f}", "")]

@@ -180,16 +180,14 @@ def warnings_of(recipe: Recipe, own: Estimate, deepest: int) -> list[str]:
     return found
 
 
-def changes_for(layout: Layout, recipe: Recipe, fleet: Fleet) -> dict[str, Any]:
+def changes_for(chosen: Estimate) -> dict[str, Any]:
     """Return the keys of a recipe that give it a layout, with the same rows in an optimizer step."""
-    training, stages = recipe.training, recipe.pipeline.stages
-    rows = training.batch_size * training.gradient_accumulation * (fleet.count // stages)
+    layout, gpus = chosen.layout, chosen.fleet.count
     offload = "_offload" if layout.offloaded else ""
-    batch = layout.rows * layout.micro_batches
     return {
         "deepspeed": f"ds_configs/zero{layout.stage}{offload}.json",
-        "training.batch_size": batch,
-        "training.gradient_accumulation": max(1, rows // (batch * layout.data_ranks(fleet.count))),
+        "training.batch_size": layout.rows * layout.micro_batches,
+        "training.gradient_accumulation": layout.windows(chosen.work, gpus),
         "pipeline.stages": layout.stages,
         "pipeline.micro_batches": layout.micro_batches if layout.stages > 1 else "auto",
         "compute.reduction": "auto" if layout.stages > 1 else layout.reduction,

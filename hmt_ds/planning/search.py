@@ -70,6 +70,8 @@ def order(found: Estimate) -> tuple[bool, float]:
 def why_it_loses(found: Estimate, best: Estimate) -> str:
     """Say why a layout is not the best one: the part that does not fit, or what takes longer."""
     memory = found.memory
+    if memory.host > memory.host_most:
+        return f"does not fit: {memory.host / GIB:,.0f} of {memory.host_most / GIB:,.0f} GiB on a host (--host-memory)"
     if not memory.fits:
         part = max(memory.parts, key=lambda name: memory.parts[name])
         size = memory.parts[part] / GIB

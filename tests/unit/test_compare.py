@@ -115,7 +115,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     (found,) = [line for line in lines if line.startswith("rmt 960 ")]
     assert found.endswith("-0.102 [-0.105, -0.098] 52% [50%, 53%]")
     assert "rmt is 0.059 nats better than backbone [0.056, 0.062], 53% [51%, 55%] of the gap" in lines
-    assert lines[-1] == "picture gap.png"
+    assert lines[-2:] == ["picture gap.png", "next hmt-ds report RUN RUN"]
     with Image.open("gap.png") as picture:
         assert picture.width > 500 and len(picture.convert("RGB").getcolors(1 << 20) or ()) > 10
     # a run against itself, by an evaluation's file

@@ -20,6 +20,7 @@ ROOMS = [
     {"benchmark"},
     {"launch"},
     {"train", "evaluate", "bench", "cli"},  # what is started by name
+    {"__main__"},
 ]
 DEEPSPEED = {"distributed", "parallel", "checkpoint", "conversion"}
 

@@ -1,0 +1,163 @@
+"""``hmt-ds doctor``: check this machine for training, one line per finding."""
+
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+from hmt_ds.launch.machine import missing_packages
+
+LAUNCHERS = ("deepspeed", "torchrun", "mpirun", "srun", "pdsh", "ssh")
+DISK_BYTES = 2**28  # written to measure the disk
+SLOW_DISK = 200e6  # bytes per second; a checkpoint of 1.1B parameters then takes over a minute
+SKEW = 2.0  # seconds between this machine's clock and the file system's
+LOOPBACK = "lo"
+
+
+class Finding(NamedTuple):
+    """One line of the doctor's report.
+
+    Attributes:
+        name: what was looked at.
+        text: what was found, and what to do about it.
+        level: ``ok``, ``note`` or ``error``.
+    """
+
+    name: str
+    text: str
+    level: str = "ok"
+
+
+def examine(folder: Path) -> Iterator[Finding]:
+    """Yield a finding for each part of this machine.
+
+    Args:
+        folder: where runs will be written, whose disk is measured.
+    """
+    yield Finding("machine", f"{socket.gethostname()}, {platform.machine()}, Python {platform.python_version()}")
+    if missing := missing_packages():
+        yield Finding("packages", f"{', '.join(missing)} not installed in {sys.executable}", "error")
+        return
+    yield packages()
+    for look in (torch_and_gpus, deepspeed_operators, launchers, network):
+        yield from guarded(look)
+    yield from guarded(lambda: disk(folder))
+
+
+def guarded(look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """Yield the findings of a check; a check that fails is a finding itself."""
+    try:
+        yield from look()
+    except Exception as error:  # a broken installation may raise anything, and the other checks are still worth reading
+        name = getattr(look, "__name__", "check").replace("_", " ")
+        yield Finding(name, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", "error")
+
+
+def packages() -> Finding:
+    """Return the versions of the packages that decide about results."""
+    found = []
+    for name in ("transformers", "datasets", "peft", "liger-kernel"):
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            found.append(f"no {name}")
+    return Finding("packages", ", ".join(found))
+
+
+def torch_and_gpus() -> Iterator[Finding]:
+    """Yield what torch sees: its CUDA, NCCL, and each kind of GPU."""
+    import torch
+
+    cuda = torch.version.cuda
+    yield Finding("torch", f"{torch.__version__}, " + (f"built for CUDA {cuda}" if cuda else "built for CPUs"))
+    count = torch.cuda.device_count()
+    if not count:
+        driver = shutil.which("nvidia-smi")
+        text = "none: ranks run on CPUs"
+        if driver and subprocess.run([driver, "-L"], capture_output=True, check=False).stdout.strip():
+            yield Finding("GPUs", "the driver has GPUs, torch sees none: install torch for CUDA", "error")
+            return
+        yield Finding("GPUs", text, "note")
+        return
+    kinds: dict[str, int] = {}
+    for device in range(count):
+        kinds[torch.cuda.get_device_name(device)] = kinds.get(torch.cuda.get_device_name(device), 0) + 1
+    free, total = torch.cuda.mem_get_info()
+    memory = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free on the first"
+    yield Finding("GPUs", f"{', '.join(f'{number} x {name}' for name, number in kinds.items())}; {memory}")
+    yield Finding("NCCL", ".".join(map(str, torch.cuda.nccl.version())))
+
+
+def deepspeed_operators() -> Iterator[Finding]:
+    """Yield DeepSpeed's version, and whether its operators can be built."""
+    from hmt_ds.distributed.operators import deepspeed_version, operators
+
+    found = operators()
+    missing = [name for name, possible in found.items() if not possible]
+    text = f"{deepspeed_version()}; " + ", ".join(f"{name} {'ok' if ok else 'no'}" for name, ok in found.items())
+    if missing:
+        text += "; without them AdamW is torch's: a compiler (g++, nvcc) and ninja build them"
+    yield Finding("deepspeed", text, "note" if missing else "ok")
+    if not shutil.which("ninja") and not Path(sys.executable).with_name("ninja").exists():
+        yield Finding("ninja", "not found: DeepSpeed cannot compile its operators", "note")
+
+
+def launchers() -> Iterator[Finding]:
+    """Yield the launchers that this machine has, and the Slurm job that this is."""
+    beside = Path(sys.executable).parent
+    found = [name for name in LAUNCHERS if shutil.which(name) or (beside / name).exists()]
+    job = os.environ.get("SLURM_JOB_ID")
+    yield Finding("launchers", ", ".join(found) + (f"; in Slurm job {job}" if job else ""))
+
+
+def network() -> Iterator[Finding]:
+    """Yield the network interfaces that are up, with their speed."""
+    stats, addresses = psutil.net_if_stats(), psutil.net_if_addrs()
+    up = [name for name, one in stats.items() if one.isup and name != LOOPBACK and name in addresses]
+    speeds = [f"{name}" + (f" {stats[name].speed / 1000:g} Gb/s" if stats[name].speed else "") for name in up]
+    infiniband = sorted(path.name for path in Path("/sys/class/infiniband").glob("*"))
+    text = ", ".join(speeds) or "no interface is up: ranks of one machine alone"
+    yield Finding("network", text + (f"; InfiniBand {', '.join(infiniband)}" if infiniband else ""))
+
+
+def disk(folder: Path) -> Iterator[Finding]:
+    """Yield free space and speed of the disk that runs are written to, and its clock beside this machine's."""
+    free = shutil.disk_usage(folder).free
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        block, started = os.urandom(2**22), time.perf_counter()
+        for _ in range(DISK_BYTES // len(block)):
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+        speed = DISK_BYTES / (time.perf_counter() - started)
+        file.write(b".")
+        file.flush()
+        os.fsync(file.fileno())
+        skew = Path(file.name).stat().st_mtime - time.time()
+    text = f"{folder}: {free / 1e9:,.0f} GB free, writes {speed / 1e6:,.0f} MB/s"
+    slow = speed < SLOW_DISK
+    more = "; slow: checkpoint.background true hides it" if slow else ""
+    yield Finding("disk", text + more, "note" if slow else "ok")
+    if abs(skew) > SKEW:
+        yield Finding("clock", f"{skew:+.1f} s between the file system and this machine: set up NTP", "note")
+
+
+def print_report(folder: Path) -> int:
+    """Print all findings; return the exit code, 2 if training cannot work here."""
+    failed = False
+    for finding in examine(folder):
+        mark = {"ok": "", "note": "note: ", "error": "error: "}[finding.level]
+        print(f"{finding.name:<12} {mark}{finding.text}", flush=True)
+        failed |= finding.level == "error"
+    print("next         " + ("mend the errors above" if failed else "hmt-ds init FILE, or hmt-ds check RECIPE"))
+    return 2 if failed else 0

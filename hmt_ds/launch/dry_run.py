@@ -1,0 +1,80 @@
+"""Say what a checked recipe would train, and start nothing: ``hmt-ds check``, ``hmt-ds train --dry-run``."""
+
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+
+from hmt_ds.config.config_error import ConfigError
+from hmt_ds.config.recipe import Recipe
+from hmt_ds.data import document_lengths
+from hmt_ds.parallel.deepspeed_config.fill import offloads, stage_of
+from hmt_ds.planning.activations import GIB
+from hmt_ds.planning.cluster import GPUS, Fleet, fleet_of
+from hmt_ds.planning.recipe_plan import plan_recipe
+from hmt_ds.preflight.prepare import Prepared
+
+LINK = 50e9  # between nodes; the machine's own GPUs do not need it
+
+
+def dry_run_lines(recipe: Recipe, recipe_file: Path, prepared: Prepared, ranks: int | None) -> list[str]:
+    """Return lines about a checked recipe: data, DeepSpeed, the plan on this machine's GPUs, warnings, what is next.
+
+    Args:
+        recipe: the recipe.
+        recipe_file: its path.
+        prepared: the result of its checks.
+        ranks: number of ranks; None for one on each GPU.
+    """
+    training = recipe.training
+    lines = [f"recipe       {recipe_file}: no problem found; nothing was started"]
+    for name, documents in (("data", prepared.train), ("held out", prepared.validation)):
+        if documents is not None:
+            lines.append(f"{name:<12} {describe_documents(documents)}")
+    if prepared.retrieval is not None:
+        lines.append("data         generated documents (data.retrieval)")
+    host = ", optimizer on the host" if offloads(prepared.ds_config) else ""
+    lines.append(f"deepspeed    {recipe.deepspeed}: ZeRO-{stage_of(prepared.ds_config)}{host}")
+    depth = recipe.depths.largest
+    lines.append(f"training     {training.steps:,} steps of {training.batch_size} rows x {depth} segments per rank")
+    lines += [f"warning      {warning}" for warning in prepared.warnings]
+    lines += plan_here(recipe, recipe_file, ranks)
+    return [*lines, f"next         hmt-ds train {recipe_file}"]
+
+
+def describe_documents(documents: Dataset) -> str:
+    """Describe tokenized documents by their number and lengths."""
+    lengths = document_lengths(documents)
+    if not len(lengths):
+        return "no documents"
+    return f"{len(lengths):,} documents, {lengths.sum():,} tokens, {lengths.min():,} to {lengths.max():,} each"
+
+
+def plan_here(recipe: Recipe, recipe_file: Path, ranks: int | None) -> list[str]:
+    """Return lines with the planned memory, speed and duration on this machine's GPUs."""
+    fleet = fleet_here(ranks)
+    if fleet is None:
+        return [f"plan         no known GPU here: hmt-ds plan {recipe_file} --gpus 8xH100-80GB"]
+    with suppress(ConfigError):  # such as model.source that is a run, whose sizes the planner does not read
+        found = plan_recipe(recipe, recipe_file, fleet)
+        own, speed = found.own.memory, found.own.tokens_per_second
+        size = f"{own.peak / GIB:,.0f} of {own.most / GIB:,.0f} GiB"
+        fits = "" if own.peak <= own.most else ", which does not fit"
+        line = f"plan         on {fleet}: {size}{fits}, {speed:,.0f} tokens/s per GPU, {found.hours:,.1f} hours"
+        return [line, *(f"warning      {warning}" for warning in found.warnings)]
+    return []
+
+
+def fleet_here(ranks: int | None) -> Fleet | None:
+    """Return the GPUs of this machine that a run would use; None without GPUs of a known type."""
+    count = torch.cuda.device_count()
+    if not count:
+        return None
+    device = torch.cuda.get_device_properties(0)
+    known = [gpu for gpu in GPUS.values() if gpu.name in device.name]
+    if not known:
+        return None
+    gpu = max(known, key=lambda one: len(one.name))  # GH200 also contains H200
+    return fleet_of(ranks or count, replace(gpu, gib=device.total_memory / 0.99 / GIB), 1, LINK)
