@@ -71,9 +71,11 @@ class Recall(nn.Module):
 class Selection(nn.Module):
     """The memories that a query asks for: those of largest weight, whole and side by side.
 
-    Weights w are softmax(v_n W_q (u_i W_k)^T / sqrt(r)), with v and u the means of a query's and a memory's normalized
-    embeddings. An average over many memories is nearly the same vector whatever the query, so none is taken. The choice
-    gets its gradient from a factor w / stopgrad(w) on each chosen memory, which is 1, and from the recall's own loss.
+    Weights w are softmax(v_n W_q (u_i W_k)^T / sqrt(r) - recency * log(age_i)), with v and u the means of a query's and
+    a memory's normalized embeddings. The age is 1 for the last memory: of several that answer, the newest is chosen,
+    which content alone cannot tell. An average over many memories is nearly the same vector whatever the query, so none
+    is taken. The choice gets its gradient from a factor w / stopgrad(w) on each chosen memory, which is 1, and from the
+    recall's own loss.
     """
 
     def __init__(self, dim: int, settings: MemorySettings):
@@ -81,6 +83,7 @@ class Selection(nn.Module):
         width = settings.recall_width(dim)
         self.query = nn.Linear(dim, width, bias=False)
         self.key = nn.Linear(dim, width, bias=False)
+        self.recency = nn.Parameter(torch.ones(1))
         self.scale, self.chosen = 1 / math.sqrt(width), settings.recalled_memories
 
     def forward(self, query: Tensor, memories: Tensor, valid: Tensor, targets: Tensor | None) -> Recalled:
@@ -95,7 +98,7 @@ class Selection(nn.Module):
         """
         queries = self.query(normalized(query).mean(dim=1).to(memories.dtype))
         keys = self.key(memories.mean(dim=2))
-        scores = (keys @ queries[:, :, None])[:, :, 0].float() * self.scale
+        scores = (keys @ queries[:, :, None])[:, :, 0].float() * self.scale - self.handicap(keys)
         weights = scores.masked_fill(~valid, LOWEST).softmax(dim=1)
         # in the order of reading, so that empty places come first: valid memories are the newest ones of a row
         at = scores.detach().masked_fill(~valid, LOWEST).topk(self.chosen, dim=1).indices.sort(dim=1).values
@@ -105,6 +108,15 @@ class Selection(nn.Module):
         share = weights.detach() * valid.any(dim=1)[:, None]
         loss = torch.zeros_like(scores[:, 0]) if targets is None else self.loss(queries, keys, valid, targets)
         return Recalled(torch.cat([chosen, memories[:, -1:]], dim=1).flatten(1, 2), share, loss)
+
+    def handicap(self, keys: Tensor) -> Tensor:
+        """By how many nats the older memories are behind, ``[c]``: recency * log(age).
+
+        Args:
+            keys: ``[b, c, r]``.
+        """
+        ages = torch.arange(keys.shape[1], 0, -1, device=keys.device, dtype=torch.float32)
+        return self.recency.float() * ages.log()
 
     def loss(self, queries: Tensor, keys: Tensor, valid: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy in nats ``[b]`` of each row's target among the memories of all rows.
@@ -118,7 +130,7 @@ class Selection(nn.Module):
             targets: ``[b]``.
         """
         rows, cached = keys.shape[:2]
-        scores = (queries @ keys.flatten(0, 1).T).float() * self.scale
+        scores = (queries @ keys.flatten(0, 1).T).float() * self.scale - self.handicap(keys).repeat(rows)
         scores = scores.masked_fill(~valid.flatten(), LOWEST)
         at = (cached - targets).clamp(0, cached - 1)
         # a memory that is no longer cached cannot be found

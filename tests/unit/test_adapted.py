@@ -36,7 +36,8 @@ def written_out(model: HMT, ids: Tensor) -> tuple[Tensor, list[Tensor]]:
                 asked = asked / (asked.square().mean(dim=-1, keepdim=True) + 1e-6).sqrt()
                 query = asked.mean(dim=0) @ weights["recall.query.weight"].T
                 keys = torch.stack([M.mean(dim=0) for M in normal]) @ weights["recall.key.weight"].T
-                share = torch.softmax(keys @ query / math.sqrt(size.recall_dim), dim=0)
+                handicap = weights["recall.recency"] * torch.arange(len(normal), 0, -1).log()
+                share = torch.softmax(keys @ query / math.sqrt(size.recall_dim) - handicap, dim=0)
                 best = share.argsort(descending=True)[: size.recalled_memories].sort().values
                 gains = [normal[i] * (share[i] / share[i].detach()) for i in best.tolist()]
             empty = size.recalled_memories - len(gains)
@@ -138,13 +139,26 @@ def test_the_recall_loss_counts_the_memories_of_all_rows():
     v = (query / (query.square().mean(dim=-1, keepdim=True) + 1e-6).sqrt()).mean(dim=1)
     queries, keys = v @ model.recall.query.weight.T, memories.mean(dim=2) @ model.recall.key.weight.T
     pool = torch.cat([keys[0], keys[1, 2:]])  # what is valid
-    scores = queries[:2] @ pool.T / math.sqrt(8)
+    handicap = model.recall.recency * torch.tensor([4, 3, 2, 1, 2, 1]).log()
+    scores = queries[:2] @ pool.T / math.sqrt(8) - handicap
     expected = cross_entropy(scores, torch.tensor([1, 4]), reduction="none")
     torch.testing.assert_close(found.loss, torch.cat([expected, torch.zeros(1)]).float(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(
         found.share[0],
-        torch.softmax((queries[0] @ keys[0].T) / math.sqrt(8), 0).float(),
+        torch.softmax((queries[0] @ keys[0].T) / math.sqrt(8) - handicap[:4], 0).float(),
         rtol=1e-5,
         atol=1e-6,
     )
     assert torch.equal(found.share[2], torch.zeros(4))
+
+
+def test_of_two_memories_that_answer_alike_the_newer_one_is_chosen():
+    """Content alone cannot tell which of two facts about the same thing holds."""
+    model, m = make_model(interface="adapted", memory_tokens=2), 2
+    memories = torch.randn(1, 5, m, 16).double()
+    memories[:, 3] = memories[:, 1]
+    aimed_at = memories[:, 1].mean(dim=1) @ model.recall.key.weight.T
+    with torch.no_grad():
+        model.recall.query.weight.copy_(100 * aimed_at.T @ torch.ones(1, 16).double())
+    share = model.recall(torch.ones(1, m, 16).double(), memories, torch.ones(1, 5, dtype=torch.bool), None).share[0]
+    torch.testing.assert_close(share[3] / share[1], torch.tensor(4 / 2), rtol=1e-5, atol=0)
