@@ -1,5 +1,6 @@
 """Every shipped recipe: its settings, the checks before a run on a tiny backbone of its family, and its memory."""
 
+import json
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +19,7 @@ from hmt_ds.preflight.prepare import deepspeed_config, prepare
 
 PROJECT = Path(__file__).parents[2]
 FOLDER = PROJECT / "launch" / "recipes"
-OWN_BACKBONES = {"quickstart", "novel", "bench-1.1b", "bench-6.8b"}  # with random weights; they have tests of their own
+OWN_TESTS = {"quickstart", "novel", "retrieval-smollm2", "bench-1.1b", "bench-6.8b"}
 
 
 class Published(NamedTuple):
@@ -46,7 +47,7 @@ BACKBONES = {
     "meta-llama/Llama-3.1-8B": Published(8.03e9, "llama", 32, 4096, 14336, 131072),
     "Qwen/Qwen3-8B-Base": Published(8.19e9, "qwen3", 36, 4096, 12288, 32768),
 }
-NAMES = sorted(file.stem for file in FOLDER.glob("*.yaml") if file.stem not in OWN_BACKBONES)
+NAMES = sorted(file.stem for file in FOLDER.glob("*.yaml") if file.stem not in OWN_TESTS)
 each_recipe = pytest.mark.parametrize("name", NAMES)
 
 
@@ -80,6 +81,15 @@ def gib_per_gpu(recipe: Recipe, published: Published, gpus: int) -> float:
 
 def test_every_backbone_has_a_recipe():
     assert {loaded(name).model.source for name in NAMES} == BACKBONES.keys() and len(NAMES) == len(BACKBONES)
+
+
+def test_retrieval_by_a_pretrained_backbone(tmp_path):
+    """The recipe passes all checks with a tiny backbone and the sample tokenizer."""
+    file, out = FOLDER / "retrieval-smollm2.yaml", str(tmp_path / "run")
+    source = json.dumps(configuration(BACKBONES["HuggingFaceTB/SmolLM2-135M"], 2, 16, 24) | {"vocab_size": 384})
+    tokenizer = str(PROJECT / "hmt_ds/data/samples/words")
+    changes = ["--model.source", source, "--model.tokenizer", tokenizer, "--training.output", out]
+    assert prepare(load_recipe(file, changes), file).warnings == ()
 
 
 @each_recipe
