@@ -75,7 +75,8 @@ def compare_memory(stored: dict[str, Any], memory: MemorySettings) -> None:
     """
     interface = stored.get("interface", "paper")  # folders written before there was another one do not name it
     common_mode = [mode for mode in ("hmt", "rmt", "backbone") if mode in (stored["mode"], memory.mode)][-1]
-    if common_mode != "backbone" and memory.interface != interface:
+    # a backbone that was trained behind a sink needs it in any mode; one without memory can get a sink
+    if memory.interface != interface and (common_mode, interface) != ("backbone", "paper"):
         raise BackboneError(
             f"memory.interface is {memory.interface}, but model.source was trained with {interface}: "
             f"set it to {interface}"
