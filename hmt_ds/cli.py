@@ -109,6 +109,10 @@ def command_line() -> argparse.ArgumentParser:
     command.add_argument("runs", nargs="+", type=path_operand, metavar="RUN")
     add_options(command, CompareOptions)
 
+    more = "Reads the run's folder alone: from any shell, on any machine that sees it. Exit code 1 if it needs help."
+    command = add("status", status, "say how a run is: step, loss, time left, ranks, checkpoints", more)
+    command.add_argument("source", type=path_operand, metavar="RUN")
+
     add("keys", list_keys, "list the keys of a recipe, with types and defaults")
 
     command = add("tokenizer", make_tokenizer, "train a sentencepiece BPE tokenizer on text files")
@@ -202,6 +206,16 @@ def compare(arguments: argparse.Namespace, _: list[str]) -> int:
     from hmt_ds.evaluation.compare import compare as compare_runs
 
     return compare_runs(arguments.runs, options)
+
+
+def status(arguments: argparse.Namespace, _: list[str]) -> int:
+    """Run `hmt-ds status`: say how a run is."""
+    from hmt_ds.overview.run_folder import RunFolder
+    from hmt_ds.overview.status import Status
+
+    found = Status(RunFolder(arguments.source))
+    print("\n".join(found.lines()))
+    return 0 if found.ok else 1
 
 
 def list_keys(_: argparse.Namespace, __: list[str]) -> int:

@@ -9,6 +9,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from hmt_ds.distributed.note_files import NOTES
 from hmt_ds.distributed.process_group import rank
 
 PROCESS = Path(__file__).with_name("watchdog_process.py")
@@ -22,12 +23,16 @@ class Watchdog:
 
     Args:
         minutes: time without progress after which the rank is killed.
+        folder: folder of the run. While the rank lives, ``ranks/rank_00000.json`` in it says how it is.
     """
 
-    def __init__(self, minutes: float):
+    def __init__(self, minutes: float, folder: Path):
+        self.note = (folder / NOTES / f"rank_{rank():05d}.json").absolute()
+        with suppress(OSError):
+            self.note.parent.mkdir(exist_ok=True)
         self.stack = tempfile.TemporaryFile()  # noqa: SIM115  open as long as the process
         faulthandler.register(signal.SIGUSR2, self.stack, all_threads=False)
-        words = [os.getpid(), rank(), 60 * minutes, self.stack.fileno()]
+        words = [os.getpid(), rank(), 60 * minutes, self.stack.fileno(), self.note]
         # a session of its own: a signal to the process group must not end the watchdog before the rank
         self.process = subprocess.Popen(
             [sys.executable, "-I", str(PROCESS), *map(str, words)],
@@ -52,3 +57,6 @@ class Watchdog:
         """End the watchdog process; the rank is no longer watched."""
         self.process.kill()
         self.process.wait()
+        with suppress(OSError):
+            self.note.unlink(missing_ok=True)
+            self.note.with_suffix(".part").unlink(missing_ok=True)

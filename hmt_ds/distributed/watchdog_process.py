@@ -1,8 +1,9 @@
-"""The watchdog process: ``python -I watchdog_process.py PID RANK SECONDS STACK``, with progress reports on stdin.
+"""The watchdog process: ``python -I watchdog_process.py PID RANK SECONDS STACK NOTE``, with progress reports on stdin.
 
 Imports only the standard library, so that it takes little memory and always starts.
 """
 
+import json
 import os
 import select
 import signal
@@ -18,9 +19,10 @@ TICK = 1.0  # seconds between two checks
 EXTRA_SHARE, EXTRA_SECONDS = 0.1, 5.0
 STACK_SECONDS = 1.0  # for the rank to write its stack
 FRAMES = 8  # of its stack, innermost first
+NOTE_SECONDS = 3.0  # between two notes for `hmt-ds status`
 
 
-def watch(pid: int, rank: str, seconds: float, stack: int) -> None:
+def watch(pid: int, rank: str, seconds: float, stack: int, note: Path) -> None:
     """Watch a rank until it exits, and kill it after too long without a report of progress on stdin.
 
     Args:
@@ -28,8 +30,9 @@ def watch(pid: int, rank: str, seconds: float, stack: int) -> None:
         rank: number of the rank, for messages.
         seconds: longest time without progress.
         stack: file descriptor that the rank writes its Python stack to when it receives SIGUSR2.
+        note: file for `hmt-ds status`, rewritten every few seconds, also while the rank hangs.
     """
-    silent, after = 0.0, "its start"
+    silent, after, noted = 0.0, "its start", -NOTE_SECONDS
     here = f"rank {rank} on {socket.gethostname()}"
     while os.getppid() == pid:
         began = time.monotonic()
@@ -40,6 +43,9 @@ def watch(pid: int, rank: str, seconds: float, stack: int) -> None:
         else:
             # a longer wait means that this process was stopped too, with the whole job: it does not count
             silent += min(time.monotonic() - began, 2 * TICK)
+        if time.monotonic() - noted >= NOTE_SECONDS:
+            noted = time.monotonic()
+            write_note(note, rank, pid, after, silent)
         if silent > seconds + (0 if is_stopped(pid) else max(EXTRA_SHARE * seconds, EXTRA_SECONDS)):
             said = f"error: {here} gave no sign of life for {silent:.0f} s after {after} (training.hang_minutes)"
             print(f"\n{said}; {why(pid, stack)}", file=sys.stderr, flush=True)
@@ -49,6 +55,16 @@ def watch(pid: int, rank: str, seconds: float, stack: int) -> None:
     # a rank that ends by itself ends its watchdog first
     with suppress(OSError):
         print(f"\nerror: {here} was killed, or crashed, after {after}", file=sys.stderr, flush=True)
+
+
+def write_note(note: Path, rank: str, pid: int, after: str, silent: float) -> None:
+    """Write what is known of the rank, complete as soon as it is visible; a full disk must not end the watchdog."""
+    host, stopped = socket.gethostname(), is_stopped(pid)
+    content = {"rank": int(rank), "host": host, "pid": pid, "after": after, "silent": silent, "stopped": stopped}
+    aside = note.with_suffix(".part")
+    with suppress(OSError):
+        aside.write_text(json.dumps(content))
+        aside.replace(note)
 
 
 def why(pid: int, stack: int) -> str:
@@ -73,4 +89,4 @@ def is_stopped(pid: int) -> bool:
 if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # meant for the rank
-    watch(int(sys.argv[1]), sys.argv[2], float(sys.argv[3]), int(sys.argv[4]))
+    watch(int(sys.argv[1]), sys.argv[2], float(sys.argv[3]), int(sys.argv[4]), Path(sys.argv[5]))

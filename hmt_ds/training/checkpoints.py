@@ -13,6 +13,7 @@ from hmt_ds.config.recipe import Recipe
 from hmt_ds.distributed.process_group import rank
 from hmt_ds.parallel.deepspeed_config.lr_schedule import DEEPSPEED_SCHEDULES, make_scheduler, rates
 from hmt_ds.parallel.protocols import Executor
+from hmt_ds.reporting.history import History
 from hmt_ds.reporting.log import log_seconds
 
 logger = logging.getLogger(__name__)
@@ -29,10 +30,18 @@ class RunCheckpoints:
             :func:`hmt_ds.training.build.identity`.
         executor: the model with its optimizer.
         alive: called for each written part of a checkpoint, as a sign of life for the watchdog.
+        history: gets an event for each checkpoint.
     """
 
-    def __init__(self, recipe: Recipe, identity: dict[str, object], executor: Executor, alive: Callable[[str], None]):
-        options = recipe.checkpoint
+    def __init__(
+        self,
+        recipe: Recipe,
+        identity: dict[str, object],
+        executor: Executor,
+        alive: Callable[[str], None],
+        history: History,
+    ):
+        options, self.history = recipe.checkpoint, history
         self.recipe, self.executor, self.identity = recipe, executor, identity
         self.folder = Path(recipe.training.output) / "checkpoints"
         keeping = Retention(options.keep, options.milestones)
@@ -93,7 +102,9 @@ class RunCheckpoints:
         """
         if checkpoint := self.saver.finish():
             self.newest = checkpoint
-            logger.info("saving %s: %.1f s", checkpoint.name, time.perf_counter() - self.save_started)
+            seconds = time.perf_counter() - self.save_started
+            logger.info("saving %s: %.1f s", checkpoint.name, seconds)
+            self.history.write("checkpoint", step_number(checkpoint), seconds=round(seconds, 3))
 
     def last_save(self, position: RunPosition) -> Path:
         """Save the checkpoint at the end of a run, unless that step is saved already; return its path.

@@ -32,6 +32,7 @@ class StragglerDetector:
     Attributes:
         slowest_rank: the rank with the largest ratio in the last comparison; None before the first one.
         slowest_ratio: time of the slowest rank divided by the median of its peers.
+        rank_seconds: seconds of each rank's own work on a step in the last comparison, until they are taken.
     """
 
     def __init__(self, executor: Executor, limit: float):
@@ -44,6 +45,7 @@ class StragglerDetector:
         self.warmed_up, self.stragglers = False, list[int]()
         self.slowest_rank: int | None = None
         self.slowest_ratio: float | None = None
+        self.rank_seconds: list[float] = []
 
     @contextmanager
     def time_step(self, loading_seconds: float) -> Iterator[None]:
@@ -65,10 +67,16 @@ class StragglerDetector:
             self.warmed_up = True  # in the first steps much is compiled and measured, so they do not count
             return None
         times = self.gather(own)
+        self.rank_seconds = [round(seconds, 4) for seconds in times.flatten().tolist()]
         ratios = (times / times.median(dim=1, keepdim=True).values).flatten()  # of two, torch's median is the smaller
         self.slowest_ratio, self.slowest_rank = float(ratios.max()), int(ratios.argmax())
         before, self.stragglers = self.stragglers, (ratios > self.limit).nonzero().flatten().tolist()
         return self.describe(times, ratios) if self.stragglers != before else None
+
+    def take_rank_seconds(self) -> list[float]:
+        """Return the times of a comparison that was just made; an empty list after any other step."""
+        taken, self.rank_seconds = self.rank_seconds, []
+        return taken
 
     def gather(self, own: float) -> torch.Tensor:
         """Gather the seconds of all ranks, ``[stages, ranks of a stage]``. Collective."""

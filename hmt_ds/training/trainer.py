@@ -22,11 +22,13 @@ from hmt_ds.distributed.stopping import Stopped, StopSignals
 from hmt_ds.distributed.watchdog import Watchdog
 from hmt_ds.parallel.protocols import StepOutput
 from hmt_ds.preflight.prepare import Prepared
+from hmt_ds.reporting.history import History
 from hmt_ds.reporting.log import log_seconds
 from hmt_ds.training.bad_steps import BadStepCounter, read_excluded, write_excluded
 from hmt_ds.training.build import build_executor, count_parameters, identity, training_loader
 from hmt_ds.training.centre_memory import centre_memory, has_new_shift
 from hmt_ds.training.checkpoints import RunCheckpoints
+from hmt_ds.training.environment import environment
 from hmt_ds.training.rank import only_start
 from hmt_ds.training.retrieval_validation import RetrievalValidation
 from hmt_ds.training.run_log import RunLog, create_folder, describe_rates
@@ -54,7 +56,8 @@ class Trainer:
         self.position, self.excluded = RunPosition(), list[int]()
         self.bad_steps = BadStepCounter()
         self.stragglers = StragglerDetector(self.executor, recipe.logging.slow_rank)
-        self.checkpoints = RunCheckpoints(recipe, identity(recipe, prepared), self.executor, self.alive)
+        self.history = History(self.folder, shown=rank() == 0)
+        self.checkpoints = RunCheckpoints(recipe, identity(recipe, prepared), self.executor, self.alive, self.history)
         self.validations = [
             kind(recipe, prepared, self.executor, self.before_evaluated_window)
             for kind in (Validation, RetrievalValidation)
@@ -75,6 +78,11 @@ class Trainer:
                 while not self.fit():
                     self.roll_back()
                 self.finish()
+            except Exception as error:
+                if not isinstance(error, Stopped):
+                    text = str(error).strip().partition("\n")[0]
+                    self.history.write("failed", self.position.step, text=text or type(error).__name__)
+                raise
             finally:
                 if self.watchdog:
                     self.watchdog.end()
@@ -96,7 +104,9 @@ class Trainer:
         logger.info(describe_rates(self.recipe, self.position.step + 1))
         self.log = RunLog(self.recipe, self.executor, parameters, trained, self.stragglers)
         self.log.open(self.position.step)
-        self.watchdog = Watchdog(self.recipe.training.hang_minutes)
+        found = environment(self.executor.device)
+        self.history.write("start", self.position.step, steps=self.recipe.training.steps, environment=found)
+        self.watchdog = Watchdog(self.recipe.training.hang_minutes, self.folder)
 
     def fit(self) -> bool:
         """Take all remaining steps; return False after too many consecutive non-finite ones."""
@@ -132,6 +142,8 @@ class Trainer:
         self.position = RunPosition(step, self.position.tokens + output.fresh_tokens, windows[-1].position)
         self.alive(f"step {step}")
         self.warn(self.stragglers.compare())
+        if seconds := self.stragglers.take_rank_seconds():
+            self.history.write("ranks", step, seconds=seconds)
         self.log.record(output, self.position, time.perf_counter() - started)
         self.warn(self.bad_steps.count(output, windows))
         return output
@@ -155,8 +167,10 @@ class Trainer:
 
     def evaluate(self, step: int, *, in_passing: bool = False) -> None:
         """Evaluate on the data that the recipe names for it: held-out documents, generated documents."""
+        started = time.perf_counter()
         for validation in self.validations:
             validation.evaluate(step, in_passing=in_passing)
+        self.history.write("evaluation", step, seconds=round(time.perf_counter() - started, 3))
 
     def before_evaluated_window(self) -> None:
         """Called before each window of an evaluation: stop if any rank has received a stop signal, report progress."""
@@ -177,6 +191,7 @@ class Trainer:
         allowed = self.recipe.training.on_bad_steps == "rollback"
         checkpoint, documents = self.bad_steps.roll_back(self.checkpoints.folder, allowed=allowed)
         write_excluded(self.folder, sorted({*self.excluded, *documents}))
+        self.history.write("rollback", self.position.step, text=f"to {checkpoint.name}")
         self.load(checkpoint)
         self.log.open(self.position.step)
 
@@ -186,11 +201,13 @@ class Trainer:
         checkpoint = self.checkpoints.last_save(self.position)
         self.evaluate(self.position.step)
         self.log.print_summary(checkpoint)
+        self.history.write("end", self.position.step)
 
     def stop(self) -> NoReturn:
         """Save a checkpoint and raise Stopped, because a rank has received a stop signal."""
         self.log.close()
         checkpoint = self.checkpoints.last_save(self.position)
+        self.history.write("stop", self.position.step)
         raise Stopped(
             f"stopped after step {self.position.step}; checkpoint {checkpoint}; go on with --checkpoint.resume auto"
         )
@@ -204,3 +221,4 @@ class Trainer:
         """Log a message about the last step as a warning on rank 0, if there is one; it is the same on all ranks."""
         if message and rank() == 0:
             logger.warning("step %d: %s", self.position.step, message)
+            self.history.write("warning", self.position.step, text=message)

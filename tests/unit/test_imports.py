@@ -15,7 +15,7 @@ ROOMS = [
     {"data", "backbones"},
     {"parallel"},
     {"evaluation", "inference", "checkpoint", "planning"},
-    {"preflight", "conversion"},
+    {"preflight", "conversion", "overview"},
     {"training", "generation"},
     {"benchmark"},
     {"launch"},

@@ -1,0 +1,142 @@
+"""Read a run's folder: recipe, metrics, history, ranks, checkpoints. Imports no torch; nothing is locked or changed."""
+
+import json
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hmt_ds.checkpoint.files import find_damage, list_checkpoints, run_of, step_number
+from hmt_ds.checkpoint.run_lock import BEAT, LOCKS, lives, process_in
+from hmt_ds.config.config_error import ConfigError
+from hmt_ds.config.load import read_mapping
+from hmt_ds.distributed.note_files import NOTES
+from hmt_ds.reporting.history import read_history
+from hmt_ds.reporting.metrics import read_metrics
+from hmt_ds.reporting.monitors import Row
+
+FRESH = 6 * BEAT  # seconds; a lock of another machine that is older belongs to a dead start
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint of a run.
+
+    Attributes:
+        step: its optimizer step.
+        time: when it became visible, in seconds since 1970.
+        bytes: size of its files.
+        damage: lines about missing files or files of another size.
+    """
+
+    step: int
+    time: float
+    bytes: int
+    damage: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RankNote:
+    """What a rank's watchdog last wrote.
+
+    Attributes:
+        rank: number of the rank.
+        host: its machine.
+        after: what it did last.
+        silent: seconds without progress.
+        stopped: whether its process is stopped (SIGSTOP).
+        age: seconds since the note was written.
+    """
+
+    rank: int
+    host: str
+    after: str
+    silent: float
+    stopped: bool
+    age: float
+
+
+class RunFolder:
+    """A run's folder.
+
+    Args:
+        folder: the folder, or that of one of its checkpoints.
+
+    Raises:
+        ConfigError: if it is no run.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = run_of(folder)
+        if not self.folder.is_dir():
+            raise ConfigError([f"{folder}: no such run"])
+        if not (self.folder / "recipe.yaml").is_file():
+            raise ConfigError([f"{folder}: not a run, it has no recipe.yaml"])
+        self.recipe: dict[str, Any] = read_mapping(self.folder / "recipe.yaml")
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.folder.resolve().name
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """Metrics of the logged steps."""
+        return read_metrics(self.folder / "metrics.jsonl")
+
+    @cached_property
+    def history(self) -> list[dict[str, Any]]:
+        """Events of all starts of the run."""
+        return read_history(self.folder)
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        """Return the events of a kind, in order of time."""
+        return [event for event in self.history if event["kind"] == kind]
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps that the recipe asks for."""
+        return int(self.recipe["training"]["steps"])
+
+    @property
+    def step(self) -> int:
+        """Newest step that is known: of the metrics, or of a checkpoint."""
+        newest = self.rows[-1]["step"] if self.rows else 0
+        return max([newest, *(checkpoint.step for checkpoint in self.checkpoints)])
+
+    @cached_property
+    def checkpoints(self) -> list[Checkpoint]:
+        """The checkpoints that are there, oldest first; their sizes are checked, not their hashes."""
+        found = []
+        for folder in reversed(list_checkpoints(self.folder / "checkpoints")):
+            size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+            damage = tuple(find_damage(folder, hashes=False))
+            found.append(Checkpoint(step_number(folder), folder.stat().st_mtime, size, damage))
+        return found
+
+    def holder(self) -> dict[str, object] | None:
+        """Return the process that trains into the folder, as its lock describes it; None if none lives."""
+        for lock in self.folder.glob(LOCKS):
+            try:
+                content, age = lock.read_text(errors="replace"), time.time() - lock.stat().st_mtime
+            except OSError:  # released this moment
+                continue
+            alive = lives(content)
+            if alive or (alive is None and age < FRESH):
+                return process_in(content) | {"age": age}
+        return None
+
+    def ranks(self) -> list[RankNote]:
+        """Return the notes of the ranks of the newest start, in order."""
+        starts = self.events("start")
+        number = int(starts[-1]["environment"]["ranks"]) if starts else None
+        found = []
+        for file in sorted((self.folder / NOTES).glob("rank_*.json")):
+            try:
+                note, age = json.loads(file.read_text()), time.time() - file.stat().st_mtime
+                values = (note["host"], note["after"], note["silent"], note["stopped"])
+                found.append(RankNote(note["rank"], *values, age=max(0.0, age)))
+            except (OSError, ValueError, KeyError, TypeError):  # being replaced, or left by another version
+                continue
+        return [note for note in found if number is None or note.rank < number]

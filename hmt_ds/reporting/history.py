@@ -1,0 +1,64 @@
+"""The history of a run: a JSON line for each start, checkpoint, evaluation, warning and end, with its time.
+
+Kinds: start (ranks, step, environment), checkpoint (step, seconds), evaluation (step, seconds), warning (step, text),
+ranks (step, seconds of each rank's own work), rollback (step), stop, end, failed (step, text). Rows are never dropped:
+a resumed run appends to them.
+"""
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+FILE = "history.jsonl"
+
+
+class History:
+    """Appends to a run's history. A full disk causes a warning; the run goes on.
+
+    Args:
+        folder: folder of the run.
+        shown: whether this rank writes; the others do nothing.
+    """
+
+    def __init__(self, folder: Path, *, shown: bool = True):
+        self.file, self.shown, self.failed = folder / FILE, shown, False
+
+    def write(self, kind: str, step: int, **content: object) -> None:
+        """Append an event.
+
+        Args:
+            kind: a word of the list above.
+            step: optimizer step of the run.
+            content: further values, as JSON has them.
+        """
+        if not self.shown:
+            return
+        line = json.dumps({"time": round(time.time(), 3), "kind": kind, "step": step, **content})
+        try:
+            with self.file.open("a", encoding="utf-8") as out:
+                out.write(line + "\n")
+        except OSError as error:
+            if not self.failed:
+                logger.warning("%s cannot be written: %s; training goes on", FILE, error.strerror)
+            self.failed = True
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """Read a run's history; lines that were cut short are left out, and runs of older versions have none."""
+    found = []
+    try:
+        lines = (folder / FILE).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(event, dict) and {"time", "kind", "step"} <= event.keys():
+            found.append(event)
+    return found
