@@ -69,6 +69,8 @@ class HMTConfig(PretrainedConfig):
         self.backbone = backbone
         self.memory = memory or {}
         super().__init__(**options)
+        # transformers' server looks the class up in transformers, where those of a folder are not; files keep its name
+        self.architectures = ["AutoModelForCausalLM"]
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute that this configuration lacks from the backbone's."""
@@ -266,11 +268,23 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):
         return select_logits(CachedReader(self.hmt, cache).read(input_ids, real, first), logits_to_keep)
 
     def generate(self, inputs: Tensor | None = None, generation_config: Any = None, **options: Any) -> Any:
-        """Continue documents: transformers' own generation, with all its options, over a cache of this model's kind."""
+        """Continue documents: transformers' own generation, with all its options, over a cache of this model's kind.
+
+        Raises:
+            ValueError: for another kind of cache, in one line.
+        """
         config = generation_config or self.generation_config
+        kind = options.pop("cache_implementation", None) or config.cache_implementation
+        if kind not in (None, "dynamic"):
+            raise ValueError(f"cache_implementation is {kind!r}, which cannot hold a memory: leave it out")
         if options.get("use_cache", config.use_cache) is not False and options.get("past_key_values") is None:
             options["past_key_values"] = SegmentCache()
         return super().generate(inputs, generation_config, **options)
+
+    @property
+    def init_continuous_batching(self) -> Any:
+        """Be absent: transformers' continuous batching would read without memory. Its server then does without."""
+        raise AttributeError
 
 
 class HMTModel(PreTrainedModel):

@@ -42,6 +42,8 @@ class Wanted:
     def take(self, hidden: Tensor) -> None:
         """Take what is wanted of the hidden states ``[b, w, d]`` of the first tokens of each row."""
         width = hidden.shape[1]
+        if width == 0:  # nothing but pads was read
+            return
         there = take_columns(hidden, self.at.clamp(0, width - 1))
         inside = (self.at >= 0) & (self.at < width)
         self.hidden = torch.where(inside[:, :, None], there, self.hidden)

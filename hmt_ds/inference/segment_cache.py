@@ -123,7 +123,7 @@ class SegmentCache(Cache):
             return
         rows = self.rows
         undo = self.undo.copy()
-        while number > min(rows.lengths) and undo:
+        while number >= min(rows.lengths) and undo:  # the last segment stays open, whatever is taken back
             # join what the last closed segments held with what followed
             own = torch.arange(rows.tokens.shape[1], device=rows.tokens.device) < rows.counts()[:, None]
             rows = undo.pop().append(rows.tokens, own)

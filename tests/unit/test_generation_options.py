@@ -4,12 +4,14 @@ What they should give is what transformers' loop gives without a cache, with one
 """
 
 import copy
+import json
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from tiny import LLAMA, L, document
 from tiny_folder import HMTForCausalLM, load_tiny, write_tiny
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -21,6 +23,7 @@ from transformers import (
     StoppingCriteria,
     StoppingCriteriaList,
     TextStreamer,
+    dynamic_module_utils,
 )
 
 import hmt_ds
@@ -66,6 +69,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "sampled beams": {"num_beams": 2, "do_sample": True},
     "several samples": {"do_sample": True, "num_return_sequences": 3},
     "bad words": {"bad_words_ids": [[15], [2, 12], [12, 2]]},
+    "guidance": {"guidance_scale": 3.0},
+    "a watermark": {"watermarking_config": {"bias": 9.0, "greenlist_ratio": 0.3}},
     "a configuration": {"generation_config": GenerationConfig(do_sample=True, max_new_tokens=NEW, pad_token_id=0)},
 }
 
@@ -189,6 +194,17 @@ def test_candidates_are_taken_back(model, ids, number):
     assert torch.equal(found, model.generate(twice, max_new_tokens=NEW))
 
 
+def test_nothing_but_pads(model, ids):
+    """A pad has the logits of the token before it, behind an undone border too; alone it means nothing."""
+    with torch.no_grad():
+        expected = model(ids[:, : 2 * L]).logits[:, -1:]
+        cache = model(ids[:, : 2 * L + 1], use_cache=True).past_key_values
+        cache.crop(-1)
+        pads = {"attention_mask": torch.zeros(1, 1, dtype=torch.long), "past_key_values": cache}
+        torch.testing.assert_close(model(ids[:, :1], **pads).logits, expected)
+        assert model(ids, attention_mask=torch.zeros_like(ids), use_cache=True).logits.isfinite().all()
+
+
 def test_taking_back_tokens(model, ids):
     """Any number of them over some borders; more than that is refused."""
     with torch.no_grad():
@@ -225,7 +241,10 @@ def test_rows_of_a_cache(model, ids):
     ("options", "said"),
     [
         ({"past_key_values": DynamicCache()}, "past_key_values is a DynamicCache, which cannot hold a memory"),
-        ({"cache_implementation": "static"}, "cache_implementation"),
+        (
+            {"cache_implementation": "static"},
+            "cache_implementation is 'static', which cannot hold a memory: leave it out",
+        ),
         ({"inputs_embeds": torch.zeros(1, 3, 16)}, "inputs_embeds is not supported"),
         ({"output_attentions": True, "return_dict_in_generate": True}, "does not take output_attentions"),
     ],
@@ -241,3 +260,57 @@ def test_labels_are_not_scored_behind_a_cache(model, ids):
     with pytest.raises(ValueError, match="labels cannot be scored behind past_key_values"):
         model(ids, labels=ids, past_key_values=cache)
     assert model(ids, labels=ids, use_cache=True).past_key_values is None
+
+
+@pytest.mark.parametrize("assistant", ["another of its kind", "its own backbone"])
+def test_an_assistant(model, folder, ids, assistant):
+    """Its candidates speed up greedy decoding without changing it; and the model can assist another."""
+    model.generation_config.eos_token_id = 36
+    helper = load_tiny(folder) if assistant == "another of its kind" else model.backbone_model
+    with torch.no_grad():
+        helper.get_input_embeddings().weight[5:9] += 0.3 * (helper is not model.backbone_model)
+    assert torch.equal(
+        model.generate(ids, max_new_tokens=NEW, assistant_model=helper), model.generate(ids, max_new_tokens=NEW)
+    )
+    plain = model.backbone_model
+    options = {"max_new_tokens": NEW, "eos_token_id": 36, "pad_token_id": 0}
+    assert torch.equal(plain.generate(ids, assistant_model=model, **options), plain.generate(ids, **options))
+
+
+def test_from_nothing_but_bos(model):
+    assert model.generate(bos_token_id=3, max_new_tokens=NEW).shape == (1, 1 + NEW)
+
+
+def test_all_logits_of_the_prompt(model, ids):
+    """``logits_to_keep`` reaches the forward pass."""
+    found = model.generate(ids, max_new_tokens=NEW, logits_to_keep=0)
+    assert torch.equal(found, model.generate(ids, max_new_tokens=NEW))
+
+
+def test_scores_of_beams(model, ids):
+    """They are the summed log-probabilities of one reading of each sequence."""
+    options: dict[str, Any] = {"return_dict_in_generate": True, "output_scores": True, "length_penalty": 0.0}
+    output = model.generate(ids, max_new_tokens=NEW, num_beams=3, num_return_sequences=2, **options)
+    with torch.no_grad():
+        logits = model(output.sequences).logits[:, READ - 1 : -1].log_softmax(dim=-1)
+    expected = logits.gather(2, output.sequences[:, READ:, None]).sum(dim=(1, 2))
+    torch.testing.assert_close(output.sequences_scores, expected.float(), rtol=1e-4, atol=1e-4)
+
+
+def test_batches_without_end_are_refused(model):
+    """transformers' server asks whether there is paged attention, and does without."""
+    assert not hasattr(model, "init_continuous_batching")
+    with pytest.raises(AttributeError, match="init_continuous_batching"):
+        model.generate_batch([[3, 4, 5]])
+
+
+def test_what_transformers_server_loads(folder, tmp_path, monkeypatch):
+    """It takes the class of this name out of transformers, and the files have the model's own."""
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    served = getattr(transformers, config.architectures[0]).from_pretrained(folder, trust_remote_code=True)
+    assert type(served).__name__ == "HMTForCausalLM"
+    served.save_pretrained(tmp_path / "again")
+    for place in (folder, tmp_path / "again"):
+        assert json.loads((place / "config.json").read_text())["architectures"] == ["HMTForCausalLM"]
