@@ -3,6 +3,7 @@
 import difflib
 from pathlib import Path
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -21,7 +22,7 @@ def read_config(source: str | ConfigValues, *, trust_remote_code: bool = False) 
 
     Raises:
         BackboneError: if there is no such model, or it is quantized, holds an adapter, is not a causal language model,
-            or has a size below 1.
+            or has a size below 1 or another value that no model can have.
     """
     if isinstance(source, dict):
         check_sizes(source, "model.source.")
@@ -33,6 +34,7 @@ def read_config(source: str | ConfigValues, *, trust_remote_code: bool = False) 
     config = any_config(source, trust_remote_code=trust_remote_code)
     if not isinstance(source, dict):
         check_sizes(config.to_dict(), f"model {source!r}: ")
+    check_values(config, "model.source." if isinstance(source, dict) else f"model {source!r}: ")
     if quantization := getattr(config, "quantization_config", None):
         how = quantization if isinstance(quantization, dict) else quantization.to_dict()
         raise BackboneError(
@@ -78,6 +80,24 @@ def check_sizes(source: ConfigValues, prefix: str) -> None:
     small = {key: source[key] for key in SIZES if isinstance(source.get(key), int) and source[key] < 1}
     if small:
         raise BackboneError("\n".join(f"{prefix}{key} is {size}: must be at least 1" for key, size in small.items()))
+
+
+def check_values(config: PreTrainedConfig, prefix: str) -> None:
+    """Refuse a type of weights that torch lacks and a rotary scaling by 0 or less, from which only nan comes.
+
+    Raises:
+        BackboneError: with a line for each wrong value.
+    """
+    wrong, text = [], config.get_text_config()
+    if not isinstance(config.dtype, torch.dtype | None):
+        wrong.append(f"dtype is {config.dtype!r}: must be a type of torch, such as bfloat16")
+    rope = getattr(text, "rope_parameters", None) or {}
+    for values in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
+        factor = values.get("factor", 1)
+        if not isinstance(factor, int | float) or factor <= 0:
+            wrong.append(f"rope_parameters.factor is {factor!r}: must be a number above 0")
+    if wrong:
+        raise BackboneError("\n".join(prefix + line for line in wrong))
 
 
 def check_config_keys(source: ConfigValues) -> None:

@@ -26,6 +26,7 @@ def check_compute(recipe: Recipe, config: PreTrainedConfig, ds_config: dict[str,
     if not hasattr(config, "num_hidden_layers"):
         return []  # not a language model, which check_backbone reports
     problems = check_stage(config, stage_of(ds_config)) + check_recompute(recipe, config)
+    problems += check_vocabulary(recipe, config)
     problems += check_leaf_layers(recipe, config, stage_of(ds_config))
     compute, depth = recipe.compute, recipe.depths.largest
     if isinstance(compute.summary_batch, int) and compute.summary_batch > depth:
@@ -81,6 +82,18 @@ def check_recompute(recipe: Recipe, config: PreTrainedConfig) -> list[str]:
     by_layer = "" if compute.recompute == "segment+layer" else "take segment+layer, or "
     more_parts = "" if stages == 1 else ", or raise pipeline.micro_batches"
     return [f"{fact} for one segment of {rows} rows: {by_layer}lower training.batch_size{more_parts}"]
+
+
+def check_vocabulary(recipe: Recipe, config: PreTrainedConfig) -> list[str]:
+    """Check that the token embeddings alone, which are never split, fit into the memory of the GPU or the machine."""
+    size = 4 if recipe.model.precision == "fp32" else 2
+    needed, (available, owner) = config.vocab_size * config.hidden_size * size, memory_of_this_machine()
+    if needed <= available:
+        return []
+    return [
+        f"model: embeddings of {config.vocab_size:,} tokens take {needed / GIB:,.1f} GiB, {owner} has "
+        f"{available / GIB:,.1f}: check vocab_size"
+    ]
 
 
 def check_leaf_layers(recipe: Recipe, config: PreTrainedConfig, stage: int) -> list[str]:

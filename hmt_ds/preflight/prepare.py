@@ -33,7 +33,13 @@ from hmt_ds.preflight.folder_checks import check_folders, check_output
 from hmt_ds.preflight.pipeline_checks import check_pipeline
 from hmt_ds.preflight.problems import Problems
 from hmt_ds.preflight.read_data import Documents, read_data
-from hmt_ds.preflight.recipe_checks import check_curriculum, check_positions, check_training, retrieval_warnings
+from hmt_ds.preflight.recipe_checks import (
+    check_curriculum,
+    check_positions,
+    check_training,
+    retrieval_warnings,
+    warm_up_warnings,
+)
 from hmt_ds.preflight.source_run import with_source_of_run
 
 
@@ -78,10 +84,10 @@ def prepare(recipe: Recipe, recipe_file: str | Path, *, writes_output: bool = Tr
     keys, schedule, stage = recipe.optimizer, recipe.schedule, stage_of(ds_config or {})
     problems.attempt(lambda: check_optimizer(keys.name, keys.lr, keys.weight_decay, keys.params, stage))
     problems.attempt(lambda: make_scheduler(schedule.name, schedule.params, recipe.training.steps))
-    model, warnings = recipe.model, list[str]()
+    model, warnings = recipe.model, warm_up_warnings(recipe)
     config = problems.attempt(lambda: read_config(model.source, trust_remote_code=model.trust_remote_code))
     if config is not None:
-        warnings = check_model(recipe, config, problems)
+        warnings += check_model(recipe, config, problems)
         if ds_config is not None:
             problems += check_compute(recipe, config, ds_config)
             problems += check_pipeline(recipe, config, ds_config)

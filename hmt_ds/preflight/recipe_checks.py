@@ -105,6 +105,17 @@ def check_memory_recall(recipe: Recipe) -> list[str]:
     return problems
 
 
+def warm_up_warnings(recipe: Recipe) -> list[str]:
+    """Return a line if the learning rate is still rising when the run ends."""
+    steps, total = recipe.schedule.params.get("warmup_num_steps"), recipe.training.steps
+    if not isinstance(steps, int) or steps <= total:
+        return []
+    return [
+        f"schedule.params.warmup_num_steps is {steps:,}, and training.steps {total:,}: the learning rate never reaches "
+        "optimizer.lr"
+    ]
+
+
 def retrieval_warnings(recipe: Recipe, question_tokens: int) -> list[str]:
     """Return a line for each setting with which the recall cannot answer all questions of generated documents.
 

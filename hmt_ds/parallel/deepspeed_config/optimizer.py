@@ -13,6 +13,7 @@ from deepspeed.runtime.config import DEEPSPEED_OPTIMIZERS
 ELEMENTWISE = re.compile(r"(?i)ada(delta|grad|max)|n?adam|adamw|asgd|lion|radam|rmsprop|rprop|sgd")
 OF_DEEPSPEED = {"Lamb": FusedLamb, "Lion": FusedLion}
 MATRICES_ONLY = ("muon", "musgd")
+SWITCHES = ("amsgrad", "capturable", "centered", "decoupled_weight_decay", "foreach", "fused", "maximize", "nesterov")
 UNUSABLE = ("LBFGS", "SparseAdam", "Optimizer")  # need a closure or sparse gradients; the base class
 
 
@@ -51,7 +52,7 @@ def check_optimizer(name: str, lr: float, weight_decay: float, params: dict[str,
     made = {n.lower(): c for n, c in (known | OF_DEEPSPEED).items()}.get(name.lower())
     if made is None:
         return
-    if problems := wrong_tuples(name, made, params):
+    if problems := [*wrong_tuples(name, made, params), *wrong_switches(params)]:
         raise OptimizerError("\n".join(problems))
     try:
         if made in OF_DEEPSPEED.values():  # making one would compile its kernels
@@ -70,4 +71,13 @@ def wrong_tuples(name: str, optimizer: type, params: dict[str, object]) -> list[
         f"optimizer.params.{key} is {params[key]}: {name} takes {len(default)} numbers, as {list(default)}"
         for key, default in tuples.items()
         if not isinstance(given := params[key], list | tuple) or len(given) != len(default)
+    ]
+
+
+def wrong_switches(params: dict[str, object]) -> list[str]:
+    """Arguments that are true or false and given as something else, which counts as true: one line per problem."""
+    return [
+        f"optimizer.params.{key} is {params[key]!r}: must be true or false"
+        for key in SWITCHES
+        if not isinstance(params.get(key, True), bool)
     ]
