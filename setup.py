@@ -7,7 +7,11 @@ setup(
     version="0.1.0",
     description="Distributed training of the Hierarchical Memory Transformer on DeepSpeed",
     packages=find_packages(include=["hmt_ds", "hmt_ds.*"]),
-    package_data={"hmt_ds.data": ["samples/*", "samples/words/*"], "hmt_ds.launch": ["*.j2"]},
+    package_data={
+        "hmt_ds.data": ["samples/*", "samples/words/*"],
+        "hmt_ds.launch": ["*.j2"],
+        "hmt_ds.overview": ["*.j2"],
+    },
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.8",

@@ -24,6 +24,7 @@ from hmt_ds.generation.options import ChatOptions, GenerateOptions
 from hmt_ds.launch.init_options import InitOptions
 from hmt_ds.launch.launch_options import LaunchOptions
 from hmt_ds.launch.start import RankOptions, TrainOptions, dry_run, set_rank_environment, start_bench, start_ranks
+from hmt_ds.overview.report_options import ReportOptions
 from hmt_ds.planning.plan_options import add_plan_options, read_plan_options
 from hmt_ds.reporting.progress import print_problems
 
@@ -31,6 +32,7 @@ NEXT = {  # what follows a command that succeeded; the other commands know more 
     "keys": "hmt-ds init FILE, or hmt-ds check RECIPE --section.key value",
     "bench": "hmt-ds train RECIPE",
     "compare": "hmt-ds report RUN RUN",
+    "report": "open the page in a browser",
 }
 FOLDER_HELP = "where runs will be written (default: this folder)"
 Run = Callable[[argparse.Namespace, list[str]], int]  # from the arguments and the recipe's overrides to an exit code
@@ -112,6 +114,13 @@ def command_line() -> argparse.ArgumentParser:
     more = "Reads the run's folder alone: from any shell, on any machine that sees it. Exit code 1 if it needs help."
     command = add("status", status, "say how a run is: step, loss, time left, ranks, checkpoints", more)
     command.add_argument("source", type=path_operand, metavar="RUN")
+
+    more = (
+        "Curves, evaluations, ranks, checkpoints, recipe and environment in one HTML file; several runs side by side."
+    )
+    command = add("report", report, "write a page about runs", more)
+    command.add_argument("runs", nargs="+", type=path_operand, metavar="RUN")
+    add_options(command, ReportOptions)
 
     add("keys", list_keys, "list the keys of a recipe, with types and defaults")
 
@@ -216,6 +225,17 @@ def status(arguments: argparse.Namespace, _: list[str]) -> int:
     found = Status(RunFolder(arguments.source))
     print("\n".join(found.lines()))
     return 0 if found.ok else 1
+
+
+def report(arguments: argparse.Namespace, _: list[str]) -> int:
+    """Run `hmt-ds report`: write a page about runs."""
+    options, problems = read_options(ReportOptions, arguments)
+    if problems:
+        raise ConfigError(problems)
+    from hmt_ds.overview.report import write_report
+
+    print(f"report      {write_report(arguments.runs, options.output)}")
+    return 0
 
 
 def list_keys(_: argparse.Namespace, __: list[str]) -> int:

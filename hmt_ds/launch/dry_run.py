@@ -12,7 +12,7 @@ from hmt_ds.config.recipe import Recipe
 from hmt_ds.data import document_lengths
 from hmt_ds.parallel.deepspeed_config.fill import offloads, stage_of
 from hmt_ds.planning.activations import GIB
-from hmt_ds.planning.cluster import GPUS, Fleet, fleet_of
+from hmt_ds.planning.cluster import Fleet, fleet_of, gpu_named
 from hmt_ds.planning.recipe_plan import plan_recipe
 from hmt_ds.preflight.prepare import Prepared
 
@@ -73,8 +73,7 @@ def fleet_here(ranks: int | None) -> Fleet | None:
     if not count:
         return None
     device = torch.cuda.get_device_properties(0)
-    known = [gpu for gpu in GPUS.values() if gpu.name in device.name]
-    if not known:
+    gpu = gpu_named(device.name)
+    if gpu is None:
         return None
-    gpu = max(known, key=lambda one: len(one.name))  # GH200 also contains H200
     return fleet_of(ranks or count, replace(gpu, gib=device.total_memory / 0.99 / GIB), 1, LINK)

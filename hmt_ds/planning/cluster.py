@@ -49,6 +49,12 @@ GPUS = {
 }
 
 
+def gpu_named(device: str) -> Gpu | None:
+    """Return the GPU type of a device by the name that its driver gives it; None if it is not listed."""
+    known = [gpu for gpu in GPUS.values() if gpu.name in device]
+    return max(known, key=lambda one: len(one.name), default=None)  # GH200 also contains H200
+
+
 @dataclass(frozen=True)
 class Cluster:
     """A cluster: nodes of GPUs, with their speed, memory and network.

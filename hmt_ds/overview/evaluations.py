@@ -1,0 +1,112 @@
+"""Read what a report shows of a run's evaluations: held-out losses, and answers to questions."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hmt_ds.evaluation.compare_retrieval import PREFIX
+from hmt_ds.evaluation.files import own_evaluations
+from hmt_ds.overview.figures import Curve
+from hmt_ds.overview.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """The evaluations of a run.
+
+    Attributes:
+        losses: content of the newest evaluation of held-out losses with a verdict, or else the newest; None if none.
+        answers: content of the newest evaluation of questions; None if there is none.
+        picture: the newest picture of recalled memories; None if there is none.
+        by_step: perplexity over all counted tokens, by optimizer step.
+        data: SHA-256 of the held-out tokens.
+    """
+
+    losses: dict[str, Any] | None
+    answers: dict[str, Any] | None
+    picture: Path | None
+    by_step: dict[int, float]
+
+    @property
+    def data(self) -> str | None:
+        """Return the SHA-256 of the held-out tokens; None without an evaluation."""
+        return self.losses["data"]["sha256"] if self.losses else None
+
+    @property
+    def perplexity(self) -> str:
+        """Return perplexity and nats with their interval over all tokens but a document's first segment, or a dash."""
+        if self.losses is None or self.losses["remembered"]["nats"][0] is None:
+            return "-"
+        row = self.losses["remembered"]
+        mean, low, high = row["nats"]
+        interval = f" [{low:.3f}, {high:.3f}]" if low is not None else ""
+        return f"{row['perplexity']:.2f} ({mean:.3f} nats{interval})"
+
+
+def read_evaluations(run: Path) -> Evaluations:
+    """Read the evaluations of a run; damaged files are left out."""
+    losses = {step: content for step, file in own_evaluations(run).items() if (content := content_of(file))}
+    answers = {step: file for step, file in own_evaluations(run, PREFIX).items() if content_of(file)}
+    newest = answers[max(answers)] if answers else None
+    picture = newest.with_suffix(".png") if newest else None
+    return Evaluations(
+        losses=losses[max(losses)] if losses else None,
+        answers=content_of(newest) if newest else None,
+        picture=picture if picture and picture.is_file() else None,
+        by_step={step: losses[step]["remembered"]["perplexity"] for step in sorted(losses)},
+    )
+
+
+def content_of(file: Path) -> dict[str, Any] | None:
+    """Return the content of an evaluation's file; None if it is damaged or of another version."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    complete = isinstance(content, dict) and ("remembered" in content or "chance" in content) and "rows" in content
+    return content if complete else None
+
+
+def loss_curve(name: str, content: dict[str, Any], value: str) -> Curve:
+    """Return a curve of an evaluation's rows.
+
+    Args:
+        name: name of the run.
+        content: content of the evaluation.
+        value: ``nats``, ``cost_swapped`` or ``cost_none``.
+    """
+    rows = [row for row in content["rows"] if value in row]
+    return Curve(name, [row["segments_read"] for row in rows], *by_part([row[value] for row in rows]))
+
+
+def answer_curve(name: str, content: dict[str, Any], value: str) -> Curve:
+    """Return a curve of the shares of right answers, or of found memories (``right``, ``found``)."""
+    rows = [row for row in content["rows"] if row.get(value)]
+    return Curve(name, [row["segments"] for row in rows], *by_part([row[value] for row in rows]))
+
+
+def by_part(values: list[list[float | None]]) -> tuple[list[float | None], list[float | None], list[float | None]]:
+    """Return means, lower ends and upper ends of intervals."""
+    means, lows, highs = zip(*values, strict=True) if values else ((), (), ())
+    return list(means), list(lows), list(highs)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A run in a report.
+
+    Attributes:
+        name: its name on the page.
+        run: its folder.
+        evaluations: its evaluations.
+    """
+
+    name: str
+    run: RunFolder
+    evaluations: Evaluations
+
+    @classmethod
+    def of(cls, name: str, run: RunFolder) -> "Shown":
+        """Read a run."""
+        return cls(name, run, read_evaluations(run.folder))

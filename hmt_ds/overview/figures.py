@@ -1,0 +1,173 @@
+"""The pictures of a report, as SVG or PNG text that a page can hold."""
+
+import base64
+import io
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+POINTS = 600  # of a curve at most, so that a page of long runs stays small
+SMOOTH, WINDOWS = 20, 15  # logged steps of the mean drawn over noisy values; at most a fifteenth of the curve
+NAME = 32  # letters of a curve's name
+COLOURS = ("#1f5fa8", "#d1651f", "#2a8a4a", "#8a3fa0", "#b02a4a", "#6b6b6b")  # told apart in print and by most eyes
+STYLE = {"svg.fonttype": "none", "svg.hashsalt": "hmt_ds", "font.family": "sans-serif", "font.size": 10}
+
+NAMED = re.compile(r"<metadata>.*?</metadata>|(?<=<g) id=\"[^\"]*\"", re.DOTALL)  # not needed, and not unique on a page
+
+
+class Curve(NamedTuple):
+    """A curve of a picture.
+
+    Attributes:
+        name: what the legend says.
+        x, y: values, equally many; None where there is none.
+        low, high: ends of 95% intervals, or None.
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float | None]
+    low: Sequence[float | None] | None = None
+    high: Sequence[float | None] | None = None
+
+
+def svg(draw: Callable[[Axes], object], *, size: tuple[float, float] = (6.0, 3.2)) -> str:
+    """Draw a picture and return it as an SVG element without a fixed size, so that it is as wide as its place."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots()
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        draw(axes)
+        out = io.StringIO()
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    text = out.getvalue()
+    text = text[text.index("<svg") :]
+    rest = NAMED.sub("", text.partition(">")[2]).replace("xlink:href", "href")
+    width, height = (round(72 * side) for side in size)
+    return f'<svg viewBox="0 0 {width} {height}" role="img">{rest}'
+
+
+def curves(found: Sequence[Curve], x_label: str, y_label: str, *, smooth: bool = False, log: bool = False) -> str:
+    """Draw the curves of some runs over steps.
+
+    Args:
+        found: the curves.
+        x_label, y_label: labels of the axes.
+        smooth: draw the mean of some logged steps, and the values themselves paler.
+        log: whether the vertical axis is logarithmic.
+    """
+
+    def draw(axes: Axes) -> None:
+        for curve, colour in zip(found, colours(len(found)), strict=True):
+            x, y = np.array(curve.x, float), np.array([np.nan if v is None else v for v in curve.y], float)
+            if smooth and (window := min(SMOOTH, len(y) // WINDOWS)) > 1:
+                axes.plot(*thinned(x, y), color=colour, alpha=0.3, linewidth=0.8)
+                y = running_mean(y, window)
+            axes.plot(*thinned(x, y), color=colour, linewidth=1.6, label=short(curve.name))
+        axes.set(xlabel=x_label, ylabel=y_label)
+        if log:
+            axes.set_yscale("log")
+        legend(axes, len(found))
+
+    return svg(draw)
+
+
+def intervals(found: Sequence[Curve], x_label: str, y_label: str, *, line: float | None = None) -> str:
+    """Draw values with their 95% intervals, each place of the horizontal axis by its own number.
+
+    Args:
+        found: the curves.
+        x_label, y_label: labels of the axes.
+        line: a value to mark with a horizontal line, such as 0 or the share that guessing gets right.
+    """
+
+    def draw(axes: Axes) -> None:
+        ticks = sorted({x for curve in found for x in curve.x})
+        places = {x: number for number, x in enumerate(ticks)}
+        for number, (curve, colour) in enumerate(zip(found, colours(len(found)), strict=True)):
+            beside = 0.08 * (number - (len(found) - 1) / 2)  # so that no bar hides another
+            x = [places[value] + beside for value in curve.x]
+            bars = None if curve.low is None or curve.high is None else error_bars(curve)
+            axes.errorbar(x, curve.y, bars, fmt="o-", color=colour, capsize=3, linewidth=1.4, label=short(curve.name))  # type: ignore[arg-type]
+        axes.set_xticks(range(len(ticks)), [f"{x:g}" for x in ticks])
+        axes.set(xlabel=x_label, ylabel=y_label)
+        if line is not None:
+            axes.axhline(line, color="#555", linewidth=0.9, linestyle="--")
+        legend(axes, len(found))
+
+    return svg(draw)
+
+
+def error_bars(curve: Curve) -> list[list[float]]:
+    """Return how far a curve's intervals reach below and above its values; 0 where there is none."""
+    assert curve.low is not None and curve.high is not None
+    ends = list(zip(curve.y, curve.low, curve.high, strict=True))
+    below = [0.0 if y is None or low is None else max(0.0, y - low) for y, low, _ in ends]
+    above = [0.0 if y is None or high is None else max(0.0, high - y) for y, _, high in ends]
+    return [below, above]
+
+
+def rank_map(steps: Sequence[int], seconds: Sequence[Sequence[float]]) -> str:
+    """Draw the seconds of each rank's own work as a map over steps.
+
+    Args:
+        steps: steps of the comparisons.
+        seconds: of each comparison, the seconds of each rank.
+    """
+
+    def draw(axes: Axes) -> None:
+        values = np.array(seconds, float).T
+        axes.grid(visible=False)
+        ends = (steps[0], max(steps[-1], steps[0] + 1), -0.5, len(values) - 0.5)
+        image = axes.imshow(values, aspect="auto", origin="lower", cmap="viridis", interpolation="nearest", extent=ends)
+        axes.set(xlabel="optimizer step", ylabel="rank")
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        assert axes.figure is not None
+        axes.figure.colorbar(image, ax=axes, label="seconds of its own work on a step")
+
+    return svg(draw)
+
+
+def embedded(file: Path) -> str:
+    """Return a PNG file as a data address for an image element."""
+    return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
+
+
+def colours(number: int) -> list[str]:
+    """Return a colour for each of some curves; they repeat after six."""
+    return [COLOURS[n % len(COLOURS)] for n in range(number)]
+
+
+def short(name: str) -> str:
+    """Return a name that leaves room for the curves: of a long one the beginning and the end."""
+    return name if len(name) <= NAME else f"{name[: NAME // 2]}...{name[-NAME // 2 :]}"
+
+
+def legend(axes: Axes, number: int) -> None:
+    """Show a legend if there are several curves."""
+    if number > 1:
+        axes.legend(frameon=False, fontsize=9)
+
+
+def thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return at most ``POINTS`` values of a curve, evenly chosen, the last one included."""
+    if len(x) <= POINTS:
+        return x, y
+    at = np.unique(np.linspace(0, len(x) - 1, POINTS).round().astype(int))
+    return x[at], y[at]
+
+
+def running_mean(y: np.ndarray, window: int) -> np.ndarray:
+    """Return the mean of each value and those before it, ``window`` in all, without missing ones."""
+    found = np.isfinite(y)
+    sums, numbers = np.cumsum(np.where(found, y, 0.0)), np.cumsum(found)
+    sums[window:], numbers[window:] = sums[window:] - sums[:-window], numbers[window:] - numbers[:-window]
+    return np.where(numbers > 0, sums / np.maximum(numbers, 1), np.nan)

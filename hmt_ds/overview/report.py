@@ -1,0 +1,50 @@
+"""``hmt-ds report RUN...``: one HTML file about runs, side by side, that needs no other file."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from hmt_ds.config.config_error import ConfigError, collected
+from hmt_ds.overview.evaluations import Shown
+from hmt_ds.overview.page import render
+from hmt_ds.overview.run_folder import RunFolder
+from hmt_ds.overview.sections import sections_of
+
+NAME = "report.html"
+
+
+def write_report(folders: Sequence[Path], output: Path | None) -> Path:
+    """Write a report of runs; return its path.
+
+    Args:
+        folders: the runs' folders.
+        output: the page to write; None for one in the first run's folder.
+
+    Raises:
+        ConfigError: with a line for each folder that is no run, or if the page cannot be written.
+    """
+    problems: list[str] = []
+    runs: list[RunFolder] = []
+    for folder in folders:
+        with collected(problems):
+            runs.append(RunFolder(folder))
+    if problems:
+        raise ConfigError(problems)
+    shown = [Shown.of(name, run) for name, run in zip(names_of(runs), runs, strict=True)]
+    title = shown[0].name if len(shown) == 1 else f"{len(shown)} runs: {', '.join(one.name for one in shown)}"
+    page = render(title, f"hmt_ds, written {time.strftime('%Y-%m-%d %H:%M:%S')}", sections_of(shown))
+    file = output or runs[0].folder / NAME
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        aside = file.with_suffix(".part")
+        aside.write_text(page, encoding="utf-8")
+        aside.replace(file)
+    except OSError as error:
+        raise ConfigError([f"--output: {file} cannot be written: {error.strerror}"]) from None
+    return file
+
+
+def names_of(runs: Sequence[RunFolder]) -> list[str]:
+    """Return a name for each run: that of its folder, or its path if two folders have the same name."""
+    names = [run.name for run in runs]
+    return names if len(set(names)) == len(names) else [str(run.folder) for run in runs]
