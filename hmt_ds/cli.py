@@ -4,12 +4,10 @@ Imports no torch, so that help texts and errors of the command line appear at on
 """
 
 import argparse
-import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic.dataclasses import dataclass
 
@@ -21,12 +19,14 @@ from hmt_ds.config.sections import STRICT, fields_of
 from hmt_ds.conversion.convert_options import ConvertOptions
 from hmt_ds.evaluation.compare_options import CompareOptions
 from hmt_ds.generation.options import ChatOptions, GenerateOptions
+from hmt_ds.launch.ask import ask_tasks, chat, convert, generate, write_tasks
 from hmt_ds.launch.init_options import InitOptions
 from hmt_ds.launch.launch_options import LaunchOptions
 from hmt_ds.launch.start import RankOptions, TrainOptions, dry_run, set_rank_environment, start_bench, start_ranks
 from hmt_ds.overview.report_options import ReportOptions
 from hmt_ds.planning.plan_options import add_plan_options, read_plan_options
 from hmt_ds.reporting.progress import print_problems
+from hmt_ds.tasks.options import TaskName, TaskOptions, WriteOptions
 
 NEXT = {  # what follows a command that succeeded; the other commands know more and say it themselves
     "keys": "hmt-ds init FILE, or hmt-ds check RECIPE --section.key value",
@@ -103,8 +103,8 @@ def command_line() -> argparse.ArgumentParser:
         command = add(name, run, text, keys_follow, overrides=True)
         command.add_argument("source", metavar=operand, type=path_operand)
         add_options(command, TrainOptions if name == "train" else RankOptions)
-        if name == "bench":
-            add_options(command, BenchOptions)
+        if name != "train":
+            add_options(command, BenchOptions if name == "bench" else TaskOptions)
 
     more = "A RUN is a run's folder, whose newest evaluation counts, or the JSON file of an evaluation."
     command = add("compare", compare, "compare trained runs on the same held-out tokens", more)
@@ -145,6 +145,11 @@ def command_line() -> argparse.ArgumentParser:
         command.epilog = None
         command.add_argument("source", type=path_operand, metavar="SOURCE")
         add_options(command, kind)
+
+    more = "Each document ends with its question and answer. Name the file as data.train.source of a recipe."
+    command = add("tasks", write_tasks, "write generated tasks on long documents, to train on them", more)
+    command.add_argument("names", nargs="+", choices=get_args(TaskName), metavar="TASK")
+    add_options(command, WriteOptions)
 
     more = "Needs no GPU, no data and no weights. Without a RECIPE: --schedule or --compare."
     command = add("plan", plan, "estimate memory, speed and hours of a run before it starts", more, overrides=True)
@@ -195,9 +200,12 @@ def train(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def evaluate(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Run `hmt-ds evaluate` on the ranks of this machine."""
-    options, problems = read_options(RankOptions, arguments)
-    return start_ranks("evaluate", arguments.source, options.ranks, overrides, problems)
+    """Run `hmt-ds evaluate`: on the ranks of this machine; generated tasks on this process."""
+    rank_options, wrong = read_options(RankOptions, arguments)
+    options, problems = read_options(TaskOptions, arguments)
+    if not options.tasks:
+        return start_ranks("evaluate", arguments.source, rank_options.ranks, overrides, wrong + problems)
+    return ask_tasks(arguments.source, options, overrides, wrong + problems)
 
 
 def bench(arguments: argparse.Namespace, overrides: list[str]) -> int:
@@ -262,61 +270,6 @@ def make_tokenizer(arguments: argparse.Namespace, _: list[str]) -> int:
     except DataError as error:
         raise ConfigError([str(error)]) from None
     print(f"tokenizer   {options.output}\nnext        hmt-ds train RECIPE --model.tokenizer {options.output}")
-    return 0
-
-
-def convert(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Run `hmt-ds convert` and print a summary of the converted folder."""
-    options, problems = read_options(ConvertOptions, arguments)
-    if problems:
-        raise ConfigError(problems)
-    with mistakes_as_lines():
-        from hmt_ds.conversion.convert import convert as write_converted
-
-        lines = write_converted(arguments.source, arguments.target, options, overrides)
-    print("\n".join(lines))
-    return 0
-
-
-@contextmanager
-def mistakes_as_lines() -> Iterator[None]:
-    """Work on checkpoints with quiet libraries; a user's mistake becomes a ConfigError with a line for each problem."""
-    set_rank_environment()
-    from hmt_ds.conversion.convert import MISTAKES
-    from hmt_ds.distributed.process_group import silence_libraries
-
-    silence_libraries()
-    try:
-        yield
-    except MISTAKES as error:
-        raise ConfigError(str(error).splitlines()) from None
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:  # what was written is not read to its end, as by head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def generate(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Run `hmt-ds generate`: print continuations of prompts."""
-    options, problems = read_options(GenerateOptions, arguments)
-    if problems:
-        raise ConfigError(problems)
-    with mistakes_as_lines():
-        from hmt_ds.generation.generate import generate as print_continuations
-
-        print_continuations(arguments.source, options, overrides)
-    return 0
-
-
-def chat(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Run `hmt-ds chat`: answer the lines of the standard input."""
-    options, problems = read_options(ChatOptions, arguments)
-    if problems:
-        raise ConfigError(problems)
-    with mistakes_as_lines():
-        from hmt_ds.generation.chat import chat as answer_lines
-
-        answer_lines(arguments.source, options, overrides)
     return 0
 
 

@@ -1,0 +1,84 @@
+"""Tables and pictures of generated tasks: right answers by task, length, reading and place."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+from rich.table import Table
+
+ACROSS = 3  # panels side by side
+NORMAL = 1.96  # 95% of a normal distribution lie within so many standard deviations
+
+
+@dataclass(frozen=True)
+class TaskFigures:
+    """The answers to one task at one length.
+
+    Attributes:
+        task: name of the task.
+        length: tokens of a document.
+        documents: number of documents.
+        chance: share that a guess among all possible answers gets right.
+        right: by reading, 1 for each right answer and 0 for each other.
+        places: the same of the first reading, in equal parts of the document by the place of the last needed fact.
+    """
+
+    task: str
+    length: int
+    documents: int
+    chance: float
+    right: dict[str, list[float]]
+    places: list[list[float]]
+
+
+def tasks_table(figures: Sequence[TaskFigures]) -> Table:
+    """Return the shares of right answers with their 95% intervals (Wilson's), a row for each task and length."""
+    readings = list(figures[0].right)
+    table = Table(title="right answers in percent, with 95% intervals")
+    for column in ("task", "tokens", "documents", *readings, "chance"):
+        table.add_column(column, no_wrap=True, justify="left" if column == "task" else "right")
+    for row in figures:
+        shares = [share(row.right[name]) for name in readings]
+        table.add_row(row.task, f"{row.length:,}", str(row.documents), *shares, f"{100 * row.chance:.0f}")
+    return table
+
+
+def share(right: Sequence[float]) -> str:
+    """Format a share of right answers with its interval."""
+    low, high = wilson(sum(right), len(right))
+    return f"{100 * sum(right) / len(right):.0f} [{100 * low:.0f}, {100 * high:.0f}]"
+
+
+def wilson(right: float, number: int) -> tuple[float, float]:
+    """Return Wilson's 95% interval of a share: unlike the normal one, it is not empty where all answers are alike."""
+    mean, square = right / number, NORMAL**2 / number
+    middle = (mean + square / 2) / (1 + square)
+    half = NORMAL * math.sqrt(mean * (1 - mean) / number + square / (4 * number)) / (1 + square)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def plot_places(figures: Sequence[TaskFigures], file: Path) -> None:
+    """Draw a heat map of length against place for each task: the share of right answers of the first reading."""
+    tasks = list(dict.fromkeys(row.task for row in figures))
+    across, down = min(ACROSS, len(tasks)), math.ceil(len(tasks) / ACROSS)
+    size = (4 * across + 1, down * (1.5 + 0.5 * len(figures) / len(tasks)))
+    figure, panels = plt.subplots(down, across, figsize=size, layout="constrained", squeeze=False)
+    for axes in panels.flat[len(tasks) :]:
+        axes.remove()
+    for axes, task in zip(panels.flat, tasks, strict=False):
+        rows = [row for row in figures if row.task == task]
+        shares = [[sum(part) / len(part) if part else math.nan for part in row.places] for row in rows]
+        image = axes.imshow(shares, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
+        axes.set_yticks(range(len(rows)), [f"{row.length:,}" for row in rows])
+        axes.set_xticks([-0.5, len(shares[0]) / 2 - 0.5, len(shares[0]) - 0.5], ["0%", "50%", "100%"])
+        axes.set(title=task, xlabel="place of the last needed fact", ylabel="tokens")
+    figure.colorbar(
+        image, ax=panels.ravel().tolist()[: len(tasks)], label=f"right answers, {next(iter(figures[0].right))}"
+    )
+    figure.savefig(file, dpi=150)
+    plt.close(figure)

@@ -1,0 +1,115 @@
+"""`hmt-ds evaluate SOURCE --tasks ...`: generate documents, ask about them, and score the answers."""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from tqdm import tqdm
+
+from hmt_ds.generation.model import load_model
+from hmt_ds.generation.options import ChatOptions
+from hmt_ds.reporting.evaluation_tables import WIDTH
+from hmt_ds.reporting.task_tables import TaskFigures, plot_places, tasks_table
+from hmt_ds.tasks.haystack import Haystack, Task
+from hmt_ds.tasks.options import TaskOptions
+from hmt_ds.tasks.readings import Readings
+from hmt_ds.tasks.scores import exact_match, f1, names_only
+from hmt_ds.tasks.stories import CHANCE
+
+PLACES = 10  # parts of a document in the heat map
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer, as it is written to JSON.
+
+    Attributes:
+        task: name of the task.
+        length: tokens of the document.
+        place: where the last needed fact begins, as a fraction of the document.
+        reading: how the document was read.
+        question, expected, found: texts.
+        right: whether the answer is named and nothing else, as BABILong scores.
+        exact_match, f1: as SQuAD and LongBench score.
+    """
+
+    task: str
+    length: int
+    place: float
+    reading: str
+    question: str
+    expected: str
+    found: str
+    right: float
+    exact_match: float
+    f1: float
+
+
+def evaluate_tasks(source: Path, options: TaskOptions) -> None:
+    """Print the share of right answers by task, length and reading; write every answer, and a heat map, if asked.
+
+    Raises:
+        ConversionError: or another of ``hmt_ds.conversion.convert.MISTAKES``, with a line for each problem.
+    """
+    asked = load_model(source, ChatOptions(tokenizer=options.tokenizer, dtype=options.dtype))
+    readings, haystack = Readings(asked, options.readings), Haystack(asked.tokenizer, "test")
+    for length in options.lengths:
+        readings.check(length)
+    answers: list[Answer] = []
+    total = len(options.tasks) * len(options.lengths) * options.samples
+    with tqdm(total=total, unit="document", desc="asking", leave=False, disable=None) as bar:
+        for name in options.tasks:
+            for length in options.lengths:
+                for batch in batches(haystack, name, length, options):
+                    answers += score(name, length, batch, readings)
+                    bar.update(len(batch))
+    figures = [
+        figures_of(answers, name, length, options.readings) for name in options.tasks for length in options.lengths
+    ]
+    Console(width=None if sys.stdout.isatty() else WIDTH).print(tasks_table(figures))
+    if options.json is not None:
+        content = {"source": source.name, "seed": options.seed, "answers": [vars(answer) for answer in answers]}
+        options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    if options.picture is not None:
+        plot_places(figures, options.picture)
+
+
+def batches(haystack: Haystack, name: str, length: int, options: TaskOptions) -> Iterator[list[Task]]:
+    """Yield the documents of one task and length, at least two together, so that memories can be swapped."""
+    numbers = options.seed * 1_000_000 + np.arange(options.samples)
+    for part in np.array_split(numbers, max(1, options.samples // options.batch)):
+        yield [haystack.task(name, length, int(seed)) for seed in part]
+
+
+def score(name: str, length: int, tasks: Sequence[Task], readings: Readings) -> Iterator[Answer]:
+    """Ask about a batch of documents, and score the answers of every reading."""
+    for reading, texts in readings.answers(tasks).items():
+        for task, found in zip(tasks, texts, strict=True):
+            story = task.story
+            yield Answer(
+                task=name,
+                length=length,
+                place=round(task.place, 4),
+                reading=reading,
+                question=story.question,
+                expected=story.answer,
+                found=found,
+                right=names_only(found, story.answer, story.question, story.labels),
+                exact_match=exact_match(found.split(".")[0], story.answer),
+                f1=f1(found, story.answer),
+            )
+
+
+def figures_of(answers: Sequence[Answer], name: str, length: int, readings: Sequence[str]) -> TaskFigures:
+    """Sum up the answers to one task at one length."""
+    own = [answer for answer in answers if (answer.task, answer.length) == (name, length)]
+    right = {reading: [answer.right for answer in own if answer.reading == reading] for reading in readings}
+    places: list[list[float]] = [[] for _ in range(PLACES)]
+    for answer in own:
+        if answer.reading == readings[0]:
+            places[min(PLACES - 1, int(answer.place * PLACES))].append(answer.right)
+    return TaskFigures(name, length, len(own) // len(readings), CHANCE[name], right, places)

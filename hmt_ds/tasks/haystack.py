@@ -1,0 +1,72 @@
+"""Stories hidden in a novel: documents of a number of tokens, with the question at their end."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from transformers import PreTrainedTokenizerBase
+
+from hmt_ds.tasks.stories import TASKS, Story
+
+SAMPLES = Path(__file__).parents[1] / "data/samples"
+NOVELS = {"train": "prideprejudice.txt", "test": "persuasion.txt"}  # what is asked about is never the noise of training
+SENTENCE = re.compile(r"(?<=[.!?][\"']|.[.!?])(?<!Mr\.)(?<!Mrs\.)\s+(?=[\"'A-Z])")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One document and its question.
+
+    Attributes:
+        text: the document, without the question.
+        question: text that the answer follows.
+        story: what is asked.
+        place: where the last needed fact begins, as a fraction of the document.
+    """
+
+    text: str
+    question: str
+    story: Story
+    place: float
+
+
+class Haystack:
+    """Hides stories among the sentences of a novel.
+
+    Args:
+        tokenizer: counts tokens.
+        part: ``train`` or ``test``: another novel.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, part: str):
+        text = (SAMPLES / NOVELS[part]).read_text(encoding="utf-8")
+        sentences = (" ".join(sentence.split()) for sentence in SENTENCE.split(text))
+        self.sentences = [sentence for sentence in sentences if 3 <= len(sentence.split()) <= 60]
+        self.tokenizer = tokenizer
+        self.sizes = [self.count(f" {sentence}") for sentence in self.sentences]
+
+    def count(self, text: str) -> int:
+        """Return the number of tokens of a text within a document."""
+        return len(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+
+    def task(self, name: str, length: int, seed: int) -> Task:
+        """Make a document of about ``length`` tokens, the question not counted; the same arguments give the same one.
+
+        Sentences of the novel follow each other as in the novel, from a random one on, and again from its beginning
+        where it ends. The facts are at random places between them, in their order. A story that is longer by itself
+        stands alone.
+        """
+        random = Random(f"{name} {length} {seed}")
+        story = TASKS[name](random)
+        left = length - sum(self.count(f" {fact}") for fact in story.facts)
+        at, chosen = random.randrange(len(self.sentences)), list[str]()
+        while (left := left - self.sizes[at]) >= 0:
+            chosen.append(self.sentences[at])
+            at = (at + 1) % len(self.sentences)
+        places = sorted(random.randint(0, len(chosen)) for _ in story.facts)
+        for number, place in reversed(list(enumerate(places))):
+            chosen.insert(place, story.facts[number])
+        before = sum(len(sentence) + 1 for sentence in chosen[: places[story.told] + story.told])
+        text = " ".join(chosen)
+        return Task(text, f" Question: {story.question} Answer:", story, before / len(text))

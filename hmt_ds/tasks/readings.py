@@ -1,0 +1,109 @@
+"""Ways to read a document before its question: with its memory, another's, none, or by the backbone alone."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from transformers import GenerationConfig
+
+from hmt_ds.backbones.families import family_of
+from hmt_ds.conversion.conversion_error import ConversionError
+from hmt_ds.generation.generate import pad_of
+from hmt_ds.generation.model import Asked
+from hmt_ds.generation.reading import encode, pad_left
+from hmt_ds.inference.segment_cache import SegmentCache
+from hmt_ds.memory.state import MemoryState
+from hmt_ds.tasks.haystack import Task
+from hmt_ds.tasks.options import ReadingName
+
+NEW = 16  # tokens of an answer
+Change = Callable[[MemoryState], MemoryState]
+CHANGES: dict[ReadingName, Change] = {
+    "memory": lambda state: state,
+    "swapped": lambda state: replace(state, memories=state.memories.roll(1, 0), valid=state.valid.roll(1, 0)),
+    "empty": lambda state: replace(state, valid=torch.zeros_like(state.valid)),
+}
+
+
+class Readings:
+    """Answers the questions of a batch of tasks, read in several ways.
+
+    Args:
+        asked: the model.
+        names: the ways; ``memory``, ``swapped`` and ``empty`` share one reading of the documents.
+    """
+
+    def __init__(self, asked: Asked, names: Sequence[ReadingName]):
+        self.asked, self.names = asked, names
+        own = asked.model.generation_config
+        self.pad = pad_of(own)
+        self.settings = GenerationConfig(
+            max_new_tokens=NEW, do_sample=False, pad_token_id=self.pad, eos_token_id=own.eos_token_id
+        )
+
+    def check(self, length: int) -> None:
+        """Refuse documents that the backbone cannot read as a whole, if it is asked to.
+
+        Raises:
+            ConversionError: naming its positions.
+        """
+        config = self.asked.model.backbone_model.config
+        if "full" in self.names and family_of(config).hard_positions:
+            most = config.max_position_embeddings
+            if length + 2 * NEW > most:
+                raise ConversionError(f"--readings full: {length} tokens, but the backbone has {most} positions")
+
+    @torch.no_grad()
+    def answers(self, tasks: Sequence[Task]) -> dict[ReadingName, list[str]]:
+        """Return the text after each question, by the way of reading."""
+        documents = [encode(self.asked.tokenizer, task.text, begins=True) for task in tasks]
+        questions = [encode(self.asked.tokenizer, task.question, begins=False) for task in tasks]
+        found: dict[ReadingName, list[str]] = {}
+        with_memory = [name for name in self.names if name in CHANGES]
+        if with_memory:
+            cache = self.read(documents)
+            found |= {name: self.ask(cache, CHANGES[name], questions) for name in with_memory}
+        for name in self.names:
+            if name not in CHANGES:
+                found[name] = self.by_backbone(documents, questions, whole=name == "full")
+        return {name: found[name] for name in self.names}
+
+    def read(self, documents: Sequence[Sequence[int]]) -> SegmentCache:
+        """Read documents into a cache."""
+        cache = SegmentCache()
+        ids, mask = pad_left(documents, self.pad, self.asked.model.device)
+        self.asked.model(ids, attention_mask=mask, past_key_values=cache, logits_to_keep=1)
+        cache.seen = 0
+        return cache
+
+    def ask(self, cache: SegmentCache, change: Change, questions: Sequence[Sequence[int]]) -> list[str]:
+        """Answer questions behind a cache whose memories were changed. The open segment is read again with them."""
+        cache = copy.deepcopy(cache)
+        assert cache.rows is not None
+        cache.rows = replace(cache.rows, state=change(cache.rows.state))
+        cache.undo.clear()
+        cache.drop_keys()
+        ids, mask = pad_left(questions, self.pad, self.asked.model.device)
+        new = self.asked.model.generate(
+            ids, attention_mask=mask, past_key_values=cache, generation_config=self.settings
+        )
+        return self.texts(new[:, ids.shape[1] :])
+
+    def by_backbone(
+        self, documents: Sequence[Sequence[int]], questions: Sequence[Sequence[int]], *, whole: bool
+    ) -> list[str]:
+        """Answer with the backbone alone, from all tokens or from as many last ones as a segment holds."""
+        settings = self.asked.model.hmt.settings
+        window = settings.sensory_tokens + settings.segment_length
+        rows = [[*document, *question] for document, question in zip(documents, questions, strict=True)]
+        if not whole:
+            rows = [row[-window:] for row in rows]
+        ids, mask = pad_left(rows, self.pad, self.asked.model.device)
+        new = self.asked.model.backbone_model.generate(ids, attention_mask=mask, generation_config=self.settings)
+        return self.texts(new[:, ids.shape[1] :])
+
+    def texts(self, new: torch.Tensor) -> list[str]:
+        """Return new tokens ``[b, n]`` as text, up to the end of the first line that is not blank."""
+        texts = self.asked.tokenizer.batch_decode(new, skip_special_tokens=True)
+        return [(text.strip().splitlines() or [""])[0] for text in texts]

@@ -1,0 +1,34 @@
+"""`hmt-ds tasks`: write generated documents with questions and answers as a file to train on."""
+
+import json
+from collections.abc import Sequence
+
+from tqdm import tqdm
+
+from hmt_ds.data import load_tokenizer
+from hmt_ds.tasks.haystack import Haystack
+from hmt_ds.tasks.options import WriteOptions
+
+
+def write_tasks(names: Sequence[str], options: WriteOptions) -> int:
+    """Write documents of all tasks in turn, each with its question and answer at the end; return their number.
+
+    Their noise is another novel than that of ``hmt-ds evaluate --tasks``, and no document is the same.
+
+    Raises:
+        DataError: if the tokenizer cannot be loaded.
+        OSError: if the file cannot be written.
+    """
+    assert options.output is not None and options.tokenizer is not None
+    haystack = Haystack(load_tokenizer(options.tokenizer), "train")
+    lengths = options.lengths
+    partial = options.output.with_name(f".{options.output.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        for number in tqdm(range(options.documents), unit="document", desc="writing", leave=False, disable=None):
+            for name in names:
+                seed = -1 - options.seed * 1_000_000 - number  # those of evaluations are not negative
+                task = haystack.task(name, lengths[number % len(lengths)], seed)
+                text = f"{task.text}{task.question} {task.story.answer}."
+                file.write(json.dumps({"text": text, "task": name}, ensure_ascii=False) + "\n")
+    partial.replace(options.output)
+    return options.documents * len(names)
