@@ -281,6 +281,12 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):
             options["past_key_values"] = SegmentCache()
         return super().generate(inputs, generation_config, **options)
 
+    def prepare_inputs_for_generation(self, *arguments: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return the arguments of the next forward pass, without positions: behind right pads it miscounts."""
+        inputs = super().prepare_inputs_for_generation(*arguments, **kwargs)
+        inputs.pop("position_ids", None)
+        return inputs
+
     @property
     def init_continuous_batching(self) -> Any:
         """Be absent: transformers' continuous batching would read without memory. Its server then does without."""

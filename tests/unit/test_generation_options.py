@@ -245,7 +245,7 @@ def test_rows_of_a_cache(model, ids):
             {"cache_implementation": "static"},
             "cache_implementation is 'static', which cannot hold a memory: leave it out",
         ),
-        ({"inputs_embeds": torch.zeros(1, 3, 16)}, "inputs_embeds is not supported"),
+        ({"inputs_embeds": torch.zeros(1, 3, 16)}, "inputs_embeds"),
         ({"output_attentions": True, "return_dict_in_generate": True}, "does not take output_attentions"),
     ],
     ids=lambda value: None if isinstance(value, str) else next(iter(value)),
