@@ -13,8 +13,8 @@ Interval = tuple[float, float, float]  # a figure, and both ends of its 95% inte
 COSTS = {"swapped": "cost of others' memory", "none": "cost of no memory"}
 
 
-class LossRow(Protocol):
-    """The losses of a part of the tokens (:class:`hmt_ds.evaluation.figures.Row`)."""
+class SpanLoss(Protocol):
+    """The loss on a span of tokens, whose segments read before, or positions, are from ``first`` to below ``below``."""
 
     @property
     def first(self) -> int: ...
@@ -23,26 +23,23 @@ class LossRow(Protocol):
     @property
     def tokens(self) -> int: ...
     @property
-    def perplexity(self) -> float: ...
-    @property
     def nats(self) -> Interval: ...
+
+
+class LossRow(SpanLoss, Protocol):
+    """The losses of one run on a span of tokens (:class:`hmt_ds.evaluation.figures.Row`)."""
+
+    @property
+    def perplexity(self) -> float: ...
     @property
     def costs(self) -> Mapping[str, Interval]: ...
 
 
-class RunFigures(Protocol):
-    """The loss of one run on a span of tokens (:class:`hmt_ds.evaluation.compare.RunRow`)."""
+class RunFigures(SpanLoss, Protocol):
+    """The loss of one of several runs on a span of tokens (:class:`hmt_ds.evaluation.compare.RunRow`)."""
 
     @property
     def run(self) -> str: ...
-    @property
-    def first(self) -> int: ...
-    @property
-    def below(self) -> int: ...
-    @property
-    def tokens(self) -> int: ...
-    @property
-    def nats(self) -> Interval: ...
     @property
     def difference(self) -> Interval | None: ...
     @property
@@ -70,7 +67,7 @@ def cells(row: LossRow, instead: Sequence[str]) -> list[str]:
     return [f"{row.tokens:,}", f"{row.perplexity:.2f}", *map(with_interval, (row.nats, *map(row.costs.get, instead)))]
 
 
-def span(row: LossRow | RunFigures) -> str:
+def span(row: SpanLoss) -> str:
     """Format the range that a row covers: its first and last number of segments, or position."""
     last = row.below - 1
     return str(row.first) if last == row.first else f"{row.first} to {last}"

@@ -4,25 +4,22 @@ import hashlib
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 from torch import Tensor
 
-from hmt_ds.config.recipe import Recipe
 from hmt_ds.data import RetrievalDocuments, RetrievalLoader
 from hmt_ds.distributed.process_group import rank
 from hmt_ds.evaluation.files import evaluation_file
 from hmt_ds.evaluation.retrieval import RecallMap, RetrievalRow, count_answers, row_of, write_retrieval
 from hmt_ds.memory import Window
-from hmt_ds.parallel.protocols import Reader
-from hmt_ds.preflight.prepare import Prepared
 from hmt_ds.reporting.evaluation_tables import WIDTH
 from hmt_ds.reporting.log import log_seconds
 from hmt_ds.reporting.retrieval import plot_retrieval, retrieval_table
-from hmt_ds.training.validation import as_window, warn_if_unwritable
+from hmt_ds.training.evaluation_in_run import EvaluationInRun, as_window, warn_if_unwritable
 
 logger = logging.getLogger(__name__)
 
@@ -30,30 +27,13 @@ SEED = 0  # of the documents: runs with different seeds are asked the same quest
 DOCUMENTS = 64
 
 
-class RetrievalValidation:
-    """Evaluates a model on generated documents about things that the training documents never name.
+class RetrievalValidation(EvaluationInRun):
+    """Evaluates a model on generated documents about things that the training documents never name."""
 
-    Args:
-        recipe: the checked recipe.
-        prepared: data from the preflight checks.
-        reader: the model in its engine.
-        before_window: called before each window; an exception that it raises ends the evaluation.
-        own_data: whether the documents are those that the run's own recipe names; results on others get another file
-            name.
-    """
-
-    def __init__(
-        self,
-        recipe: Recipe,
-        prepared: Prepared,
-        reader: Reader,
-        before_window: Callable[[], None],
-        *,
-        own_data: bool = True,
-    ):
-        self.recipe, self.prepared, self.reader = recipe, prepared, reader
-        self.before_window, self.own_data = before_window, own_data
-        self.total = recipe.evaluation.documents or DOCUMENTS
+    @property
+    def total(self) -> int:
+        """How many documents of each length are read."""
+        return self.recipe.evaluation.documents or DOCUMENTS
 
     def evaluate(self, step: int, *, in_passing: bool = False) -> list[RetrievalRow] | None:
         """Count right answers after a step, print and write the results; None unless the recipe has data.retrieval.

@@ -29,11 +29,12 @@ from hmt_ds.training.build import build_executor, count_parameters, identity, tr
 from hmt_ds.training.centre_memory import centre_memory, has_new_shift
 from hmt_ds.training.checkpoints import RunCheckpoints
 from hmt_ds.training.environment import environment
+from hmt_ds.training.evaluation_in_run import as_window
 from hmt_ds.training.rank import only_start
 from hmt_ds.training.retrieval_validation import RetrievalValidation
 from hmt_ds.training.run_log import RunLog, create_folder, describe_rates
 from hmt_ds.training.stragglers import StragglerDetector
-from hmt_ds.training.validation import Validation, as_window
+from hmt_ds.training.validation import Validation
 
 logger = logging.getLogger(__name__)
 

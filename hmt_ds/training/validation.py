@@ -2,54 +2,34 @@
 
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console
 from torch import Tensor
 
-from hmt_ds.config.recipe import Recipe
-from hmt_ds.data import Batch, WindowLoader, document_lengths, tokens_sha256
+from hmt_ds.data import WindowLoader, document_lengths, tokens_sha256
 from hmt_ds.distributed.process_group import rank
 from hmt_ds.evaluation.figures import segments_needed
 from hmt_ds.evaluation.files import Evaluation, HeldOutData, evaluation_file, write_evaluation
 from hmt_ds.evaluation.read_documents import document_losses
 from hmt_ds.memory import Window
 from hmt_ds.memory.boundaries import Instead
-from hmt_ds.parallel.protocols import Reader
-from hmt_ds.preflight.prepare import Prepared
 from hmt_ds.reporting.evaluation_tables import WIDTH, evaluation_table
 from hmt_ds.reporting.log import log_seconds
 from hmt_ds.reporting.plots import plot_evaluation
+from hmt_ds.training.evaluation_in_run import EvaluationInRun, as_window, warn_if_unwritable
 
 logger = logging.getLogger(__name__)
 
 
-class Validation:
-    """Evaluates a model on the held-out documents of its recipe.
+class Validation(EvaluationInRun):
+    """Evaluates a model on the held-out documents of its recipe."""
 
-    Args:
-        recipe: the checked recipe.
-        prepared: data from the preflight checks.
-        reader: the model in its engine.
-        before_window: called before each window; an exception that it raises ends the evaluation.
-        own_data: whether the documents are those that the run's own recipe names; results on others get another file
-            name.
-    """
-
-    def __init__(
-        self,
-        recipe: Recipe,
-        prepared: Prepared,
-        reader: Reader,
-        before_window: Callable[[], None],
-        *,
-        own_data: bool = True,
-    ):
-        self.recipe, self.prepared, self.reader = recipe, prepared, reader
-        self.before_window, self.own_data = before_window, own_data
-        self.rows = recipe.evaluation.batch_size or recipe.training.batch_size
+    @property
+    def rows(self) -> int:
+        """Rows of a batch on each rank."""
+        return self.recipe.evaluation.batch_size or self.recipe.training.batch_size
 
     def evaluate(self, step: int, *, in_passing: bool = False) -> None:
         """Compute the held-out losses after a step, print and write them; return None without held-out documents.
@@ -133,17 +113,3 @@ class Validation:
         ):
             self.before_window()
             yield as_window(batch), batch.documents
-
-
-@contextmanager
-def warn_if_unwritable(file: Path) -> Iterator[None]:
-    """Turn a failure to write a file in the ``with`` block into a warning, because the run can do without the file."""
-    try:
-        yield
-    except OSError as error:
-        logger.warning("%s cannot be written: %s", file, error.strerror)
-
-
-def as_window(batch: Batch) -> Window:
-    """Return the tensors of a batch that the model reads, as a window."""
-    return Window(batch.input_ids, batch.labels, batch.lengths, batch.starts, targets=batch.targets)

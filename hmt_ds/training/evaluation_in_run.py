@@ -1,0 +1,49 @@
+"""What evaluations of a run have in common, on held-out documents and on generated ones."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from hmt_ds.config.recipe import Recipe
+from hmt_ds.data import Batch
+from hmt_ds.memory import Window
+from hmt_ds.parallel.protocols import Reader
+from hmt_ds.preflight.prepare import Prepared
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class EvaluationInRun:
+    """Evaluates a model that is in its engine.
+
+    Attributes:
+        recipe: the checked recipe.
+        prepared: data from the preflight checks.
+        reader: the model in its engine.
+        before_window: called before each window; an exception that it raises ends the evaluation.
+        own_data: whether the documents are those that the run's own recipe names; results on others get another file
+            name.
+    """
+
+    recipe: Recipe
+    prepared: Prepared
+    reader: Reader
+    before_window: Callable[[], None]
+    own_data: bool = True
+
+
+@contextmanager
+def warn_if_unwritable(file: Path) -> Iterator[None]:
+    """Turn a failure to write a file in the ``with`` block into a warning, because the run can do without the file."""
+    try:
+        yield
+    except OSError as error:
+        logger.warning("%s cannot be written: %s", file, error.strerror)
+
+
+def as_window(batch: Batch) -> Window:
+    """Return the tensors of a batch that the model reads, as a window."""
+    return Window(batch.input_ids, batch.labels, batch.lengths, batch.starts, targets=batch.targets)
