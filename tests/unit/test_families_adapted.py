@@ -63,8 +63,8 @@ def test_gradients_segment_by_segment(kind, mode):
     segment_wise(model, window, empty_state(model, 2))
     assert distance(take_gradients(model), expected) < 2e-6
     memory = {name: gradient for name, gradient in expected.items() if not name.startswith("backbone.")}
-    # sink, P_0, W, scale, shift; with recall T, W_q and W_k too
-    assert len(memory) == (8 if mode == "hmt" else 5)
+    # sink, P_0, W, scale, shift; with recall T, W_q, W_k and recency too
+    assert len(memory) == (9 if mode == "hmt" else 5)
     assert all(gradient.isfinite().all() and gradient.norm() > 1e-9 for gradient in memory.values())
 
 
