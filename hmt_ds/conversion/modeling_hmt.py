@@ -11,7 +11,7 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
@@ -27,6 +27,7 @@ from hmt_ds.conversion.forward_options import (
     select_logits,
 )
 from hmt_ds.conversion.padding import Alignment, find_trailing_pads, split_rows
+from hmt_ds.inference.memory_generation import MemoryGeneration
 from hmt_ds.inference.read_cached import CachedReader
 from hmt_ds.inference.segment_cache import SegmentCache
 from hmt_ds.memory.bptt import read_window
@@ -92,7 +93,7 @@ class HMTConfig(PretrainedConfig):
         return self.backbone or self
 
 
-class HMTForCausalLM(PreTrainedModel, GenerationMixin):
+class HMTForCausalLM(PreTrainedModel, MemoryGeneration):
     """A causal language model that reads documents of any length and continues them."""
 
     config_class = HMTConfig
@@ -266,31 +267,6 @@ class HMTForCausalLM(PreTrainedModel, GenerationMixin):
             check_positions(position_ids, real, input_ids.shape)
         first = first_position(logits_to_keep, new)
         return select_logits(CachedReader(self.hmt, cache).read(input_ids, real, first), logits_to_keep)
-
-    def generate(self, inputs: Tensor | None = None, generation_config: Any = None, **options: Any) -> Any:
-        """Continue documents: transformers' own generation, with all its options, over a cache of this model's kind.
-
-        Raises:
-            ValueError: for another kind of cache, in one line.
-        """
-        config = generation_config or self.generation_config
-        kind = options.pop("cache_implementation", None) or config.cache_implementation
-        if kind not in (None, "dynamic"):
-            raise ValueError(f"cache_implementation is {kind!r}, which cannot hold a memory: leave it out")
-        if options.get("use_cache", config.use_cache) is not False and options.get("past_key_values") is None:
-            options["past_key_values"] = SegmentCache()
-        return super().generate(inputs, generation_config, **options)
-
-    def prepare_inputs_for_generation(self, *arguments: Any, **kwargs: Any) -> dict[str, Any]:
-        """Return the arguments of the next forward pass, without positions: behind right pads it miscounts."""
-        inputs = super().prepare_inputs_for_generation(*arguments, **kwargs)
-        inputs.pop("position_ids", None)
-        return inputs
-
-    @property
-    def init_continuous_batching(self) -> Any:
-        """Be absent: transformers' continuous batching would read without memory. Its server then does without."""
-        raise AttributeError
 
 
 class HMTModel(PreTrainedModel):

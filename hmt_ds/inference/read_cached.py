@@ -23,7 +23,7 @@ from hmt_ds.memory.cell import HMT
 from hmt_ds.memory.segments import Segment
 from hmt_ds.memory.state import MemoryState
 
-CHUNK = 16  # segments that a long document is cut into at a time
+CHUNK = 16  # segments of a long document that are handled, and whose queries are read, at a time
 
 
 class Wanted:
@@ -125,50 +125,57 @@ class CachedReader:
         return not (asks and any(closed and n < settings.summary_length for n, closed in open_rows))
 
     def append(self, ids: Tensor, real: Tensor | None, wanted: Wanted | None) -> None:
-        """Add tokens ``[b, t]``, and close all segments that they fill."""
-        known: Sequence[int] = self.rows.lengths if self.cache.keys is not None else ()
-        self.cache.rows = self.rows.append(ids, real)
-        while max(self.rows.lengths) > self.hmt.settings.segment_length:
-            self.close(known, wanted)
+        """Add tokens ``[b, t]``, and close all segments that they fill; take what is wanted of their hidden states."""
+        cache, length = self.cache, self.hmt.settings.segment_length
+        known: Sequence[int] = self.rows.lengths if cache.keys is not None else ()
+        cache.rows = self.rows.append(ids, real)
+        while (segments := (max(self.rows.lengths) - 1) // length) > 0:
+            if known and all(n == length for n, new in zip(known, self.rows.lengths, strict=True) if new > length):
+                self.close(self.write_behind_keys(), wanted)
+            else:
+                for query in self.queries(min(segments, CHUNK)):
+                    part, prompt = self.enter(query)
+                    hidden, memory = self.hmt.read(part, prompt)
+                    if wanted is not None:
+                        wanted.take(take_columns(hidden, part.fresh))
+                    self.close(memory, wanted)
             known = ()
-        self.cache.drop_keys()
+        cache.drop_keys()
 
-    def close(self, known: Sequence[int], wanted: Wanted | None) -> None:
-        """Close the first segment of all rows that have more tokens than one.
+    def write_behind_keys(self) -> Tensor:
+        """Return the memories ``[b, m, d]`` of open segments that the cached keys and values cover to their end."""
+        assert self.cache.behind is not None
+        return self.cache.extend(self.backbone, self.cache.behind) if self.cache.behind.shape[1] else self.cache.behind
 
-        Args:
-            known: how many tokens of each row the cached keys and values cover; empty without them.
-            wanted: what to take of its hidden states.
-        """
+    def close(self, memory: Tensor, wanted: Wanted | None) -> None:
+        """Close the first segment of all rows that have more tokens than one; ``memory`` is theirs, ``[b, m, d]``."""
         cache, rows, length = self.cache, self.rows, self.hmt.settings.segment_length
         closes = torch.tensor([n > length for n in rows.lengths])
-        if known and all(n == length for n, row_closes in zip(known, closes.tolist(), strict=True) if row_closes):
-            assert cache.behind is not None
-            memory = cache.behind
-            if memory.shape[1]:
-                memory = cache.extend(self.backbone, memory)
-        else:
-            part, prompt = self.enter()
-            hidden, memory = self.hmt.read(part, prompt)
-            if wanted is not None:
-                wanted.take(take_columns(hidden, part.fresh))
         if wanted is not None:
             wanted.at = wanted.at - length * closes.to(wanted.at.device)[:, None]
         cache.undo.append(rows.before_closing(closes, length))
         cache.rows = rows.close(closes, memory, self.hmt.settings)
 
-    def enter(self) -> tuple[Segment, Tensor]:
+    def queries(self, segments: int) -> list[Tensor | None]:
+        """Return the queries ``[b, m, d]`` of each row's next segments, read in one batch: no query needs a memory."""
+        settings, state = self.hmt.settings, self.rows.state
+        remembers = state.memories.shape[1] > 0
+        if not settings.summarises or (segments == 1 and not remembers):
+            return [None] * segments
+        window = self.rows.window(settings.segment_length, segments)
+        read = self.hmt.read_ahead(window.summary(0, segments, state.tail, settings))
+        queries: list[Tensor | None] = [*read.unflatten(0, (-1, segments)).unbind(dim=1)]
+        return queries if remembers else [None, *queries[1:]]
+
+    def enter(self, query: Tensor | None) -> tuple[Segment, Tensor]:
         """Return each row's first segment behind its border, and the memory prompt for it ``[b, p, d]``."""
-        hmt, settings, state = self.hmt, self.hmt.settings, self.rows.state
-        window, query = self.rows.window(settings.segment_length), None
-        if settings.summarises and state.memories.shape[1]:
-            query = hmt.read_ahead(window.summary(0, 1, state.tail, settings))
-        prompt, _ = hmt.memory_prompt(state.memories, state.valid, settings.mode, query)
-        return window.segment(0, state.tail, settings), prompt
+        settings, state = self.hmt.settings, self.rows.state
+        prompt, _ = self.hmt.memory_prompt(state.memories, state.valid, settings.mode, query)
+        return self.rows.window(settings.segment_length).segment(0, state.tail, settings), prompt
 
     def read_open(self) -> Tensor:
         """Read the open segments, with new keys and values; return hidden states of their tokens ``[b, w, d]``."""
-        part, prompt = self.enter()
+        part, prompt = self.enter(*self.queries(1))
         if is_recurrent(self.backbone.model):  # it has no keys and values, and would carry pads on
             return take_columns(self.hmt.read(part, prompt)[0], part.fresh)
         cache, rows, k = self.cache, self.rows, self.hmt.settings.sensory_tokens

@@ -47,12 +47,14 @@ class Rows:
         """Return ``lengths`` on the device, ``[b]``."""
         return torch.tensor(self.lengths, device=self.tokens.device)
 
-    def window(self, length: int) -> Window:
-        """Return each row's first ``length`` tokens behind its border, as a window of one segment."""
-        tokens = self.tokens[:, :length]
-        tokens = torch.nn.functional.pad(tokens, (0, length - tokens.shape[1]))[:, None]
-        starts = torch.tensor([[n == 0] for n in self.closed], device=tokens.device)
-        return Window(tokens, tokens, self.counts()[:, None].clamp(max=length), starts)
+    def window(self, length: int, segments: int = 1) -> Window:
+        """Return each row's first tokens behind its border, as a window of segments of ``length`` tokens."""
+        tokens = self.tokens[:, : length * segments]
+        tokens = torch.nn.functional.pad(tokens, (0, length * segments - tokens.shape[1])).unflatten(1, (segments, -1))
+        begins = torch.arange(segments, device=tokens.device) * length
+        lengths = (self.counts()[:, None] - begins).clamp(0, length)
+        starts = torch.tensor([n == 0 for n in self.closed], device=tokens.device)[:, None] & (begins == 0)
+        return Window(tokens, tokens, lengths, starts)
 
     def close(self, closes: Tensor, memory: Tensor, settings: MemorySettings) -> "Rows":
         """Close the first segment of some rows, which goes into their memory; the others stay as they are.

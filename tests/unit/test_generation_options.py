@@ -23,6 +23,7 @@ from transformers import (
     StoppingCriteria,
     StoppingCriteriaList,
     TextStreamer,
+    WatermarkingConfig,
     dynamic_module_utils,
 )
 
@@ -70,7 +71,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "several samples": {"do_sample": True, "num_return_sequences": 3},
     "bad words": {"bad_words_ids": [[15], [2, 12], [12, 2]]},
     "guidance": {"guidance_scale": 3.0},
-    "a watermark": {"watermarking_config": {"bias": 9.0, "greenlist_ratio": 0.3}},
+    "a watermark": {"watermarking_config": WatermarkingConfig(bias=9.0, greenlist_ratio=0.3)},
     "a configuration": {"generation_config": GenerationConfig(do_sample=True, max_new_tokens=NEW, pad_token_id=0)},
 }
 
