@@ -27,7 +27,7 @@ from hmt_ds.conversion.forward_options import (
     select_logits,
 )
 from hmt_ds.conversion.padding import Alignment, find_trailing_pads, split_rows
-from hmt_ds.inference.memory_generation import MemoryGeneration
+from hmt_ds.inference.memory_generation import MemoryGenerationMixin
 from hmt_ds.inference.read_cached import CachedReader
 from hmt_ds.inference.segment_cache import SegmentCache
 from hmt_ds.memory.bptt import read_window
@@ -93,7 +93,7 @@ class HMTConfig(PretrainedConfig):
         return self.backbone or self
 
 
-class HMTForCausalLM(PreTrainedModel, MemoryGeneration):
+class HMTForCausalLM(PreTrainedModel, MemoryGenerationMixin):
     """A causal language model that reads documents of any length and continues them."""
 
     config_class = HMTConfig

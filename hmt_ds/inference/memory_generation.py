@@ -9,7 +9,7 @@ from transformers import GenerationMixin
 from hmt_ds.inference.segment_cache import SegmentCache
 
 
-class MemoryGeneration(GenerationMixin):
+class MemoryGenerationMixin(GenerationMixin):  # transformers looks for the end of this name among a model's bases
     """``generate`` of a model whose forward pass takes a :class:`SegmentCache`; loop and options are transformers'."""
 
     def generate(self, inputs: Tensor | None = None, generation_config: Any = None, **options: Any) -> Any:
