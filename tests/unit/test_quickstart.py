@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from hmt_ds.data import load_tokenizer
+
+SAMPLES = Path(__file__).resolve().parents[2] / "hmt_ds/data/samples"
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 
 
@@ -64,3 +67,12 @@ def test_a_novel(quickstart):
     assert "tokenizer hmt_ds/data/samples/prideprejudice.txt" in tokenizer
     assert "train launch/recipes/novel.yaml --ranks 2 --training.output runs/novel-2" in memory
     assert "--novel" not in memory and "runs/novel-2-baseline" in baseline
+
+
+def test_the_document_of_the_readme_ends_where_a_question_fits():
+    """Six tokens before the end of a segment: what asks for a memory are the last six of a segment."""
+    tokenizer = load_tokenizer(str(SAMPLES / "words"))
+    document = tokenizer((SAMPLES / "facts.txt").read_text(encoding="utf-8")).input_ids
+    question = tokenizer("Where is the flat comb ?", add_special_tokens=False).input_ids
+    assert (len(document) + len(question)) % 18 == 0 and tokenizer.unk_token_id not in document
+    assert "The flat comb is in Damascus ." in (SAMPLES / "facts.txt").read_text(encoding="utf-8")
