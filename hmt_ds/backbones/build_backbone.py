@@ -40,7 +40,7 @@ def build_model(
         trust_remote_code: allow Python code in the model's folder to run.
 
     Raises:
-        BackboneError: if the files lack a weight.
+        BackboneError: if the model's files lack a weight, or hold one with another shape than the configuration says.
     """
     if isinstance(source, dict):
         torch.manual_seed(seed)
@@ -77,9 +77,14 @@ def load_all_weights(source: str, *, trust_remote_code: bool, **options: object)
         model, found = AutoModelForCausalLM.from_pretrained(source, **options)
     if missing := sorted(found["missing_keys"]):
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise BackboneError(f"model {source!r}: its files have no {missing[0]}{more}")
+        raise BackboneError(
+            f"model {source!r}: its files lack the weight {missing[0]}{more}: name a model whose files are complete"
+        )
     for name, stored, wanted in sorted(found["mismatched_keys"]):
-        raise BackboneError(f"model {source!r}: {name} is {list(stored)} in its files, {list(wanted)} by its config")
+        raise BackboneError(
+            f"model {source!r}: {name} has the shape {list(stored)} in its files, but {list(wanted)} by its config.json"
+            ": name a model whose files and config.json belong together"
+        )
     return model, sorted(found["unexpected_keys"])
 
 
@@ -88,9 +93,13 @@ def check_weights(source: str | ConfigValues, *, trust_remote_code: bool = False
 
     Only tied weights are read; for all others names and shapes are compared.
 
+    Args:
+        source: a folder or hub name; a configuration (a mapping, for random weights) passes unchecked.
+        trust_remote_code: allow Python code in the model's folder to run.
+
     Returns:
-        A warning if the files hold further weights, such as the head of another task or biases that the configuration
-        turns off; else an empty list.
+        A list with one warning if the files hold weights that the model does not use, such as the head of another task
+        or biases that the configuration turns off; else an empty list.
 
     Raises:
         BackboneError: in one line, if a weight is missing, has another shape or cannot be read.

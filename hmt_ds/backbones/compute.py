@@ -22,15 +22,15 @@ EXPENSIVE = {
 
 
 def decoder_layers(backbone: CausalLM) -> tuple[nn.Module, str]:
-    """Find the module of a backbone that holds the list of decoder layers, and the list's name in that module."""
+    """Return the module of a backbone that holds the list of decoder layers, and the list's name in that module."""
     return find_layers(backbone.model)
 
 
 def find_layers(model: PreTrainedModel) -> tuple[nn.Module, str]:
-    """Find the module of a transformers model that holds the list of decoder layers, and the name of that list.
+    """Return the module of a transformers model that holds the list of decoder layers, and the list's attribute name.
 
     Raises:
-        BackboneError: if the model has no list of modules.
+        BackboneError: if the model has no ``nn.ModuleList``.
     """
     lists = [
         (len(child), module, name)
@@ -39,7 +39,9 @@ def find_layers(model: PreTrainedModel) -> tuple[nn.Module, str]:
         if isinstance(child, nn.ModuleList)
     ]
     if not lists:
-        raise BackboneError(f"{model.config.model_type}: the model has no list of decoder layers")
+        raise BackboneError(
+            f"{model.config.model_type}: the model has no nn.ModuleList of decoder layers: choose another model"
+        )
     # experts and the like are lists too, and shorter
     _, module, name = max(lists, key=lambda found: found[0])
     return module, name
@@ -59,7 +61,14 @@ def checkpoint_layers(backbone: CausalLM, *, selective: bool) -> None:
 
 
 def keep_expensive(context: object, operation: object, *arguments: object, **options: object) -> CheckpointPolicy:
-    """Policy of selective activation checkpointing: keep results of matrix products and attention, recompute others."""
+    """Selective checkpointing's policy for one operation: keep results of matrix products and attention, recompute
+    others.
+
+    Args:
+        context: torch's checkpoint context; unused.
+        operation: the torch operation about to run, such as ``aten.mm.default``.
+        arguments, options: arguments of the operation; unused.
+    """
     return CheckpointPolicy.MUST_SAVE if operation in EXPENSIVE else CheckpointPolicy.PREFER_RECOMPUTE
 
 
@@ -73,7 +82,8 @@ def liger_knows(model_type: str) -> bool:
 
 
 def use_liger(backbone: CausalLM) -> None:
-    """Replace a backbone's norms, rotary embeddings and MLPs with liger-kernel's, in place; keep the parameters."""
+    """Replace a backbone's norms, rotary embeddings and MLPs with liger-kernel's, in place; parameters stay the
+    same."""
     from liger_kernel.transformers.monkey_patch import _apply_liger_kernel_to_instance
 
     # not liger's loss: ours applies the head in chunks

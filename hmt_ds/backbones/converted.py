@@ -24,7 +24,8 @@ SHAPE_SETTINGS = ("memory_tokens", "recall_dim")  # the memory settings that are
 
 
 def read_converted(source: object) -> ConfigValues | None:
-    """Read config.json of a folder that ``hmt-ds convert`` wrote, without running its code; None for other sources."""
+    """Read config.json of a folder that ``hmt-ds convert`` wrote, without running its code; return None for other
+    sources."""
     if not isinstance(source, str):
         return None
     try:
@@ -42,7 +43,12 @@ def backbone_config(converted: ConfigValues) -> PreTrainedConfig:
 
 @contextmanager
 def without_memory(config: PreTrainedConfig) -> Iterator[None]:
-    """Let transformers load the backbone of a converted folder without warnings about its memory modules."""
+    """Let transformers load the backbone of a converted folder in the ``with`` block without warnings about memory
+    modules.
+
+    Args:
+        config: the backbone's configuration, whose model class decides which unknown weights are reported.
+    """
     with ignore_weights(config, rf"^{PREFIX}(?!backbone\.)"):
         yield
 
@@ -64,10 +70,11 @@ def check_memory(source: object, memory: MemorySettings) -> None:
 
 
 def compare_memory(stored: dict[str, Any], memory: MemorySettings) -> None:
-    """Check that a recipe's memory settings fit stored memory modules: the interface, and sizes of weights.
+    """Check that a recipe's memory settings fit stored memory modules: the interface, and the sizes of weights.
 
     Args:
-        stored: settings of the stored memory modules; a default width of the recall (None) fits any.
+        stored: memory settings of the stored modules, by key of ``MemorySettings``. A key whose value is None in
+            ``stored`` or in ``memory`` is not compared.
         memory: the recipe's section ``memory``.
 
     Raises:
@@ -88,7 +95,14 @@ def compare_memory(stored: dict[str, Any], memory: MemorySettings) -> None:
 
 
 def fill_memory(model: nn.Module, source: str) -> list[str]:
-    """Copy a converted folder's memory modules into an HMT, in place; return the names of the copied weights.
+    """Copy a converted folder's memory modules into an HMT, in place.
+
+    Args:
+        model: the HMT to fill; its backbone is left unchanged.
+        source: the folder, or its name on the hub.
+
+    Returns:
+        The names, in ``model``, of the weights that were copied.
 
     Raises:
         BackboneError: if a weight has different shapes in the folder and in the model.
@@ -103,7 +117,8 @@ def fill_memory(model: nn.Module, source: str) -> list[str]:
                     continue
                 if list(weight.shape) != (shape := saved.get_slice(name).get_shape()):
                     raise BackboneError(
-                        f"{name} has the shape {shape} in {source}, but {list(weight.shape)} by the recipe"
+                        f"{name} has the shape {shape} in {source}, but {list(weight.shape)} by the recipe's section "
+                        "memory: set the sizes that the folder was trained with"
                     )
                 with torch.no_grad():
                     weight.copy_(saved.get_tensor(name))
@@ -114,7 +129,12 @@ def fill_memory(model: nn.Module, source: str) -> list[str]:
 def model_files(source: str, name: str) -> list[Path]:
     """List the weight files of a model, in a folder or on the hub: the file called ``name``, or else its shards.
 
-    If there are both, the single file counts, as in transformers: the index may be left from an earlier save.
+    If both exist, only the single file is used, as in transformers, because the shards may be left from an earlier
+    save.
+
+    Args:
+        source: a folder or a hub name.
+        name: name of the unsharded file, such as ``model.safetensors``.
     """
     if (file := find_file(source, name)) is not None:
         return [file]

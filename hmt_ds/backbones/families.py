@@ -10,10 +10,11 @@ from transformers import PreTrainedConfig
 
 
 class Family(NamedTuple):
-    """One model family's differences from a plain Llama-like model: a row of the table ``FAMILIES``.
+    """How one model family differs from a plain Llama-like model: a row of the table ``FAMILIES``.
 
     Attributes:
-        softcap: the configuration's key for the final logit cap c; logits become c * tanh(logits / c). None: no cap.
+        softcap: name of the configuration's key for the final logit cap c; logits become c * tanh(logits / c). None: no
+            cap.
         hard_positions: whether positions beyond the configured length fail (learned position embeddings).
     """
 
@@ -39,5 +40,5 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(config: PreTrainedConfig) -> Family:
-    """Return the ``FAMILIES`` row of a configuration's model type; a row without special cases for an unlisted type."""
+    """Return the ``FAMILIES`` row of a configuration's model type; for an unlisted type, a row without differences."""
     return FAMILIES.get(config.model_type, GENERAL)

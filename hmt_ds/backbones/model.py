@@ -14,7 +14,7 @@ from hmt_ds.backbones.transformers_internals import one_sequence_per_row
 
 
 class BackboneError(ValueError):
-    """Raised for a model that cannot be a backbone, or its adapters; the message gives the reason."""
+    """Raised for a model, or LoRA adapters, that cannot be used as a backbone; the message gives the reason."""
 
 
 def first_line(error: Exception) -> str:
@@ -45,18 +45,25 @@ class CausalLM(nn.Module):
 
     @property
     def vocabulary(self) -> int:
-        """The number of logits at each position: the rows of the output head."""
+        """Number of logits per position: the rows of the output head."""
         return self.config.get_text_config().vocab_size
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Embed tokens: ``[b, t]`` -> ``[b, t, d]``."""
+        """Embed token ids: ``[b, t]`` int64 -> ``[b, t, d]`` (b rows, t positions, d embedding width)."""
         return self.model.get_input_embeddings()(ids)
 
     def decode(self, embeddings: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Run the decoder: ``[b, t, d]`` -> last hidden states ``[b, t, d]``.
+        """Run the decoder on embeddings, without the output head.
 
         Without a mask attention is plainly causal, which allows flash attention kernels. Padding at the end of a row
         needs no mask: no earlier token attends to it.
+
+        Args:
+            embeddings: ``[b, t, d]`` (b rows, t positions, d embedding width).
+            mask: ``[b, t]``, nonzero on real tokens, 0 on padding; None if there is no padding in front.
+
+        Returns:
+            Last hidden states ``[b, t, d]``.
         """
         with one_sequence_per_row():
             hidden = self.model.base_model(
@@ -72,16 +79,17 @@ class CausalLM(nn.Module):
     def extend(
         self, embeddings: Tensor, past: Cache, mask: Tensor | None = None, positions: Tensor | None = None
     ) -> Tensor:
-        """Run the decoder behind the positions in a cache, which then holds the new ones too.
+        """Run the decoder on new positions behind those in a key-value cache, and append them to the cache in place.
 
         Args:
-            embeddings: ``[b, t, d]``.
-            past: keys and values of the positions before.
-            mask: ``[b, past and t]`` bool, False on pads, which are in front; None without pads.
-            positions: ``[b, t]``, pads not counted; None without pads. Models that take none count by the mask.
+            embeddings: ``[b, t, d]`` of the t new positions (b rows, d embedding width).
+            past: cache with keys and values of the p earlier positions.
+            mask: ``[b, p + t]`` bool, False on padding, which is in front; None without padding.
+            positions: ``[b, t]`` index of each new token in its row, padding not counted; None without padding. Ignored
+                by models whose forward pass takes no positions: they derive them from the mask.
 
         Returns:
-            Last hidden states ``[b, t, d]``.
+            Last hidden states ``[b, t, d]`` of the new positions.
         """
         takes_positions = "position_ids" in signature(self.model.base_model.forward).parameters
         with one_sequence_per_row():
@@ -96,7 +104,8 @@ class CausalLM(nn.Module):
         return output.last_hidden_state
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Apply the model's own output head, with its bias and logit cap: ``[b, t, d]`` -> ``[b, t, v]``."""
+        """Apply the model's own output head, with its bias and logit cap: hidden states ``[b, t, d]`` -> ``[b, t, v]``
+        (b rows, t positions, d embedding width, v vocabulary)."""
         logits = self.model.get_output_embeddings()(hidden)
         if self.softcap:
             logits = torch.tanh(logits / self.softcap) * self.softcap

@@ -18,7 +18,11 @@ SIZES = (
 
 
 def read_config(source: str | ConfigValues, *, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """Read a model's configuration from a folder, a hub name, or a mapping with ``model_type``.
+    """Read a model's configuration from a folder, a hub name, or a mapping with ``model_type``, and check its values.
+
+    Args:
+        source: the folder, hub name or mapping.
+        trust_remote_code: allow Python code in the model's folder to run.
 
     Raises:
         BackboneError: if there is no such model, or it is quantized, holds an adapter, is not a causal language model,
@@ -45,7 +49,15 @@ def read_config(source: str | ConfigValues, *, trust_remote_code: bool = False) 
 
 
 def any_config(source: str | ConfigValues, *, trust_remote_code: bool) -> PreTrainedConfig:
-    """Read the configuration of any model that transformers knows; raise BackboneError in one line if that fails."""
+    """Read the configuration of any model that transformers knows, without checking its values.
+
+    Args:
+        source: a folder, a hub name, or a mapping with ``model_type``.
+        trust_remote_code: allow Python code in the model's folder to run.
+
+    Raises:
+        BackboneError: in one line, if there is no such model or transformers cannot read it.
+    """
     try:
         if isinstance(source, dict):
             values = dict(source)
@@ -57,7 +69,9 @@ def any_config(source: str | ConfigValues, *, trust_remote_code: bool) -> PreTra
         raise BackboneError(f"model {name_of(source)!r}: {str(error).strip().splitlines()[-1].strip()}") from None
     except Exception as error:  # a configuration's class, or a model's own code, may raise anything
         if isinstance(source, dict) and "model_type" not in source:
-            raise BackboneError("model.source: a configuration needs the key model_type, for example llama") from None
+            raise BackboneError(
+                "model.source: the configuration lacks the key model_type: add it, for example model_type: llama"
+            ) from None
         where = "" if isinstance(source, dict) or Path(source).exists() else " (no such folder here)"
         # transformers appends the hundreds of model types that it knows
         reason = first_line(error).partition(" Should contain one of")[0]
@@ -67,12 +81,17 @@ def any_config(source: str | ConfigValues, *, trust_remote_code: bool) -> PreTra
 
 
 def name_of(source: str | ConfigValues) -> str | None:
-    """Return a model's name for error messages: the folder, hub name or model type; None if there is no type."""
+    """Return a model's name for error messages: the folder, the hub name or ``model_type``; None for a mapping without
+    one."""
     return source.get("model_type") if isinstance(source, dict) else source
 
 
 def check_sizes(source: ConfigValues, prefix: str) -> None:
     """Refuse configuration sizes below 1, such as ``hidden_size: 0``, which transformers would accept or divide by.
+
+    Args:
+        source: the configuration's keys and values.
+        prefix: text in front of every line of the error, such as ``model.source.``.
 
     Raises:
         BackboneError: with a line for each size below 1.
@@ -83,7 +102,11 @@ def check_sizes(source: ConfigValues, prefix: str) -> None:
 
 
 def check_values(config: PreTrainedConfig, prefix: str) -> None:
-    """Refuse a type of weights that torch lacks and a rotary scaling by 0 or less, from which only nan comes.
+    """Refuse a dtype that torch lacks, and a rotary scaling factor of 0 or less, with which every output is nan.
+
+    Args:
+        config: the configuration.
+        prefix: text in front of every line of the error, such as ``model.source.``.
 
     Raises:
         BackboneError: with a line for each wrong value.

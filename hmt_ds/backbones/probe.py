@@ -22,8 +22,11 @@ BYPASSED = {kind: {"conv1d", "x_proj", "dt_proj", "out_proj"} for kind in ("mamb
 
 
 def check_backbone(config: PreTrainedConfig) -> None:
-    """Check that a model can be built; if its family is not in families.py also that it is causal, and that it works
-    from embeddings to hidden states.
+    """Check that a model can be built; if its family is not in families.py, also that it is causal and turns embeddings
+    into hidden states and logits.
+
+    Args:
+        config: the model's configuration, of which a model of two layers with random weights is built.
 
     Raises:
         BackboneError: in one line, naming the capability that the model lacks.
@@ -48,7 +51,7 @@ def check_backbone(config: PreTrainedConfig) -> None:
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise BackboneError(f"{kind} gives no last_hidden_state from inputs_embeds: {first_line(error)}") from None
     if not close(hidden[:, :-1], other[:, :-1]):
-        raise BackboneError(f"{kind} is not causal: a position sees later ones")
+        raise BackboneError(f"{kind} is not causal: a position attends to later ones: choose a causal language model")
     if not close(expected, logits):
         raise BackboneError(
             f"{kind}: its logits are not its output embeddings applied to the last hidden state; it needs a row in "
@@ -57,7 +60,7 @@ def check_backbone(config: PreTrainedConfig) -> None:
 
 
 def close(one: Tensor, other: Tensor) -> bool:
-    """Return whether two tensors are equal up to rounding."""
+    """Return whether two tensors of equal shape are equal up to rounding: rtol 1e-4, atol 1e-5."""
     return torch.allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
@@ -67,10 +70,11 @@ def check_adapters(config: PreTrainedConfig, lora: LoraSettings, stages: int = 1
     Args:
         config: the model's configuration.
         lora: settings of the adapters.
-        stages: number of pipeline stages.
+        stages: number of pipeline stages; 1 without a pipeline.
 
     Raises:
-        BackboneError: in one line: peft's message, or the adapter that is not supported.
+        BackboneError: in one line: peft's message, or the target layer that cannot have an adapter and what to name
+            instead.
     """
     with torch.device("meta"):
         small = small_model(config, LAYERS)
@@ -110,7 +114,7 @@ def check_adapters(config: PreTrainedConfig, lora: LoraSettings, stages: int = 1
 
 
 def small_model(config: PreTrainedConfig, layers: int = 1) -> PreTrainedModel:
-    """Build a model of a configuration with a few layers and random weights, in evaluation mode."""
+    """Build a model of a configuration with ``layers`` decoder layers and random weights, in evaluation mode."""
     config = copy.deepcopy(config)
     config.num_hidden_layers = min(layers, config.num_hidden_layers)
     if vars(config).get("layer_types"):  # Mamba's is a property, derived from the number of layers

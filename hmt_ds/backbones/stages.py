@@ -24,7 +24,13 @@ SHARED = {"rotary_emb"}  # kept by every stage
 
 
 class LayerRange(NamedTuple):
-    """A pipeline stage's decoder layers: ``first`` to ``end - 1`` of a model with ``total`` layers."""
+    """The decoder layers of a pipeline stage.
+
+    Attributes:
+        first: index of the stage's first layer in the model.
+        end: index after the stage's last layer.
+        total: number of layers of the whole model.
+    """
 
     first: int
     end: int
@@ -42,13 +48,21 @@ class LayerRange(NamedTuple):
 
 
 def layer_ranges(sizes: Sequence[int]) -> list[LayerRange]:
-    """Divide a model's layers into consecutive pipeline stages, given the number of layers of each stage."""
+    """Divide a model's layers into consecutive pipeline stages.
+
+    Args:
+        sizes: number of decoder layers of each stage, from the first stage on.
+    """
     ends = [sum(sizes[: n + 1]) for n in range(len(sizes))]
     return [LayerRange(end - size, end, ends[-1]) for size, end in zip(sizes, ends, strict=True)]
 
 
 def trim_to_stage(backbone: CausalLM, layers: LayerRange) -> None:
     """Remove from a backbone, in place, all modules that belong to other pipeline stages.
+
+    Args:
+        backbone: the whole model.
+        layers: the decoder layers to keep.
 
     Raises:
         BackboneError: if the model's family is not listed in families.py, or has modules of unknown purpose.
@@ -57,11 +71,22 @@ def trim_to_stage(backbone: CausalLM, layers: LayerRange) -> None:
 
 
 def trim_model(model: PreTrainedModel, layers: LayerRange) -> None:
-    """Remove from a transformers model, in place, all modules that belong to other pipeline stages."""
+    """Remove from a transformers model, in place, all modules that belong to other pipeline stages.
+
+    Args:
+        model: the whole model.
+        layers: the decoder layers to keep.
+
+    Raises:
+        BackboneError: if the model's family is not listed in families.py, or has modules of unknown purpose.
+    """
     holder, name = find_layers(model)
     others = {child for child, _ in holder.named_children() if child != name}
     if model.config.model_type not in FAMILIES or others - FRONT - BACK - SHARED:
-        raise BackboneError(f"{model.config.model_type} has no pipeline stages: backbones/families.py lacks it")
+        raise BackboneError(
+            f"{model.config.model_type} cannot be cut into pipeline stages: backbones/families.py does not list it, or "
+            "it has modules of unknown purpose: set pipeline.stages to 1"
+        )
     kept = nn.ModuleList()
     for number, layer in list(getattr(holder, name).named_children())[layers.first : layers.end]:
         kept.add_module(number, layer)  # under its number in the whole model: weights keep their names
@@ -117,7 +142,7 @@ class NoPositions(nn.Module):
     """Replaces position embeddings on later pipeline stages, because the first stage has added them already."""
 
     def forward(self, *arguments: object, **options: object) -> Tensor:
-        """Return zero, which the decoder adds to its input in place of position embeddings."""
+        """Return zero (a scalar), which the decoder adds to its input in place of position embeddings."""
         return torch.zeros(())
 
 
@@ -146,5 +171,8 @@ def load_stage(source: str, layers: LayerRange, config: PreTrainedConfig, **opti
     )
     model, found = stage_class.from_pretrained(source, config=config, output_loading_info=True, **options)
     if missing := sorted(found["missing_keys"]):
-        raise BackboneError(f"{source} lacks {missing[0]}, a weight of layers {layers.first} to {layers.end - 1}")
+        raise BackboneError(
+            f"model {source!r}: its files lack the weight {missing[0]}, of layers {layers.first} to {layers.end - 1}: "
+            "name a model whose files are complete"
+        )
     return model

@@ -19,7 +19,8 @@ ROWS = 4096  # compared at a time: an embedding may have gigabytes
 
 
 class Rows(Protocol):
-    """A stored weight whose rows are read on access: a safetensors slice, or a memory-mapped tensor."""
+    """A stored weight that is read from disk row by row when indexed: a safetensors slice, or a memory-mapped
+    tensor."""
 
     def __getitem__(self, rows: slice) -> Tensor: ...
 
@@ -30,7 +31,7 @@ def check_tied(model: PreTrainedModel, source: str) -> None:
     transformers would otherwise load both and train them apart, or a pipeline would use only one.
 
     Args:
-        model: the model, of which only the configuration and names count; may be on the meta device.
+        model: the model, of which only the configuration and names are used; may be on the meta device.
         source: the folder or hub name that the model was read from.
 
     Raises:
@@ -48,13 +49,14 @@ def check_tied(model: PreTrainedModel, source: str) -> None:
 
 
 def stored_weights(source: str) -> dict[str, Rows]:
-    """Map the name of each weight in a model's files to the weight, whose values are read on access."""
+    """Return the weights in a model's files by name, without reading their values; ``source`` is a folder or hub
+    name."""
     files = next((found for name in FILES if (found := model_files(source, name))), [])
     return {name: weight for file in files for name, weight in weights_in(file).items()}
 
 
 def weights_in(file: Path) -> dict[str, Rows]:
-    """Map the name of each weight in a safetensors or PyTorch file to the weight, whose values are read on access."""
+    """Return the weights in a safetensors or PyTorch file by name, without reading their values."""
     if file.suffix == ".safetensors":
         opened = safe_open(file, framework="pt")
         return {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
@@ -63,7 +65,7 @@ def weights_in(file: Path) -> dict[str, Rows]:
 
 
 def differ(one: Rows, other: Rows) -> bool:
-    """Return whether two stored weights differ, comparing a block of rows at a time."""
+    """Return whether two stored weights of equal shape differ, comparing a block of rows at a time."""
     first = 0
     while True:
         block, other_block = one[first : first + ROWS], other[first : first + ROWS]

@@ -10,11 +10,12 @@ from hmt_ds.backbones.settings import LoraSettings
 
 
 def select_trainable(backbone: CausalLM, train: str, lora: LoraSettings | None = None, seed: int = 0) -> None:
-    """Freeze a backbone's weights that are not trained, and add LoRA adapters for ``train`` lora, in place.
+    """Freeze a backbone's weights that are not trained, and with ``train`` = ``lora`` add LoRA adapters, in place.
 
     Args:
-        train: ``whole``, ``frozen`` (only the memory modules are trained), or ``lora``.
-        lora: settings of the adapters; defaults apply for None.
+        backbone: the backbone.
+        train: ``whole`` (train all weights), ``frozen`` (none), or ``lora`` (only the adapters).
+        lora: settings of the adapters; None for the defaults.
         seed: seed of the adapters' random weights.
     """
     if train == "whole":

@@ -1,7 +1,7 @@
 """Access to undocumented parts of transformers, each behind a small function.
 
-Whatever may change without notice is used only here: `setup.py` bounds the version, and
-`tests/unit/test_transformers_internals.py` checks the installed version for all of it.
+Only this file uses parts of transformers that may change without notice: `setup.py` bounds the version, and
+`tests/unit/test_transformers_internals.py` checks that the installed version has all of them.
 
 Converted folders carry a copy of this file, so it imports only torch and transformers.
 """
@@ -23,12 +23,12 @@ PROPERTIES = (
 
 @contextmanager
 def one_sequence_per_row() -> Iterator[None]:
-    """Disable transformers' search for packed sequences, and its special case for tracing, during a forward pass.
+    """Disable transformers' search for packed sequences, and its special case for tracing, in the ``with`` block.
 
-    A row holds one sequence. Without a mask transformers would still compare the positions of every call to find packed
-    sequences, which makes the GPU wait for the host. And while a CUDA graph is captured, transformers would build full
-    masks, in case the graph is replayed on other shapes. That never happens here, and full masks rule out flash
-    attention.
+    Without a mask transformers compares the positions in every forward pass to find several sequences packed into a
+    row, which makes the GPU wait for the host; hmt_ds puts one sequence into a row. While a CUDA graph is captured,
+    transformers builds full masks, in case the graph is replayed on other shapes; hmt_ds never does that, and full
+    masks rule out flash attention.
     """
     saved = {name: getattr(masking_utils, name) for name in ("find_packed_sequence_indices", "is_tracing")}
     masking_utils.find_packed_sequence_indices = lambda positions: None
@@ -47,9 +47,13 @@ def causal_lm_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
 
 @contextmanager
 def ignore_weights(config: PreTrainedConfig, pattern: str) -> Iterator[None]:
-    """Let ``from_pretrained`` skip stored weights whose names match a pattern, without reporting them as unexpected.
+    """Let ``from_pretrained``, in the ``with`` block, skip stored weights that the model lacks without reporting them.
 
     transformers has no argument for that: it reads the patterns from an attribute of the model's class.
+
+    Args:
+        config: configuration of the model to load, which determines the class.
+        pattern: regular expression for the names of the weights to skip.
     """
     model_class = causal_lm_class(config)
     saved = model_class._keys_to_ignore_on_load_unexpected
@@ -66,7 +70,12 @@ def tied_weights(model: PreTrainedModel) -> dict[str, str]:
 
 
 def set_tied_weights(module: nn.Module, tied: dict[str, str]) -> None:
-    """Set which weights transformers ties when it loads a module: a map from names to the names that they share."""
+    """Set which weights transformers ties when it loads a module.
+
+    Args:
+        module: the module.
+        tied: from the name of each tied weight to the name of the weight that it shares values with.
+    """
     module.all_tied_weights_keys = tied  # type: ignore[assignment]
 
 

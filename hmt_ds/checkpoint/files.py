@@ -31,7 +31,15 @@ class CheckpointError(ValueError):
 
 
 class FileEntry(TypedDict):
-    """Size and SHA-256 of a checkpoint's file, as listed in manifest.json, and the fragments in the file."""
+    """What manifest.json lists about a file of a checkpoint.
+
+    Attributes:
+        bytes: size of the file.
+        sha256: SHA-256 of the content, in hexadecimal.
+        fragments: of a file of weights, for each fragment: name of the weight, index in the flattened weight at which
+            the fragment starts, number of elements, names of the stored tensors (``weight`` and optimizer states), and
+            shape of the whole weight.
+    """
 
     bytes: int
     sha256: str
@@ -43,7 +51,7 @@ Entries = dict[str, FileEntry]
 
 
 def write_file(file: Path, write: Callable[[Path], object]) -> FileEntry:
-    """Write a file with the given function, flush it to disk, and return its size and SHA-256."""
+    """Write a file with ``write(file)``, flush it to disk, and return its size and SHA-256."""
     write(file)
     file.chmod(file.parent.stat().st_mode & 0o666)  # safetensors creates files that only their owner can read
     with file.open("rb") as stream:
@@ -52,7 +60,7 @@ def write_file(file: Path, write: Callable[[Path], object]) -> FileEntry:
 
 
 def sha256(file: Path) -> str:
-    """Return the SHA-256 of a file's content."""
+    """Return the SHA-256 of a file's content, in hexadecimal."""
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         while block := stream.read(CHUNK):
@@ -71,7 +79,7 @@ def partial_path(target: Path) -> Path:
 
 
 def start_partial(target: Path) -> None:
-    """Create the hidden folder for a new checkpoint, and remove unfinished checkpoints of killed runs."""
+    """Create the hidden folder for a new checkpoint at ``target``, and remove unfinished checkpoints of killed runs."""
     target.parent.mkdir(parents=True, exist_ok=True)
     for left in target.parent.glob(f".*.{PARTIAL}"):
         shutil.rmtree(left, ignore_errors=True)
@@ -79,24 +87,28 @@ def start_partial(target: Path) -> None:
 
 
 def write_manifest(folder: Path, entries: Entries) -> None:
-    """Write manifest.json: a checkpoint's files with size and SHA-256, and the SHA-256 of that list.
+    """Write manifest.json into a checkpoint's folder: its files with size and SHA-256, and the SHA-256 of that list.
 
-    The list's own digest detects damage to entries that no file's hash depends on, such as the start of a fragment.
+    The list's own SHA-256 detects damage to entries that no file's SHA-256 depends on, such as the start of a fragment.
+
+    Args:
+        folder: folder of the checkpoint.
+        entries: the checkpoint's files by name.
     """
     write_json(folder / MANIFEST, {"format": FORMAT, "sha256": digest_of(entries), "files": entries})
 
 
 def digest_of(entries: object) -> str:
-    """Return the SHA-256 of the list of files in a manifest."""
+    """Return the SHA-256, in hexadecimal, of the list of files in a manifest."""
     return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
 
 def publish(target: Path, entries: Entries) -> None:
-    """Make a complete checkpoint visible with one rename, and then point ``latest`` to it.
+    """Make a complete checkpoint visible with one rename, and then make ``latest`` name it.
 
     Args:
         target: final path of the checkpoint.
-        entries: the checkpoint's files, for its manifest.
+        entries: the checkpoint's files by name, for manifest.json.
     """
     partial, new_latest = partial_path(target), target.with_name(".latest")
     # Everything that needs space on the disk comes before the first rename: a full disk leaves nothing half done.
@@ -117,7 +129,7 @@ def publish(target: Path, entries: Entries) -> None:
 
 
 def discard_partial(target: Path) -> None:
-    """Remove the files of a checkpoint that could not be completed, because they may fill the disk."""
+    """Remove the files of a checkpoint for ``target`` that could not be completed, because they may fill the disk."""
     shutil.rmtree(partial_path(target), ignore_errors=True)
 
 
@@ -137,7 +149,8 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def run_of(folder: Path) -> Path:
-    """Return the folder of the run that a checkpoint belongs to; any other folder as it is."""
+    """Return the folder of the run that a checkpoint belongs to; a folder that is no checkpoint is returned
+    unchanged."""
     if not (folder / MANIFEST).is_file():
         return folder
     return Path(os.path.abspath(folder)).parent.parent  # noqa: PTH100  resolve() would follow a link to another disk
@@ -185,14 +198,16 @@ def read_manifest(checkpoint: Path) -> Entries:
         why = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else error
         raise CheckpointError(f"{checkpoint}: {MANIFEST} cannot be read: {why}") from None
     if version != FORMAT:
-        raise CheckpointError(f"{checkpoint}: {MANIFEST} has format {version}, this version reads {FORMAT}")
+        raise CheckpointError(
+            f"{checkpoint}: {MANIFEST} has format {version}, this version reads {FORMAT}: use the version that wrote it"
+        )
     if (found := digest_of(entries)) != digest:
         raise CheckpointError(f"{checkpoint}: {MANIFEST} has changed: SHA-256 {found[:12]}, written {str(digest)[:12]}")
     return entries
 
 
 def find_damage(checkpoint: Path, *, hashes: bool = True) -> list[str]:
-    """Return a line for each damaged or missing file of a checkpoint.
+    """Return a line for the user for each damaged or missing file of a checkpoint; an empty list if it is intact.
 
     Args:
         checkpoint: folder of the checkpoint.
@@ -207,10 +222,12 @@ def find_damage(checkpoint: Path, *, hashes: bool = True) -> list[str]:
 
 
 def newest_state(folder: Path) -> dict[str, Any] | None:
-    """Return the newest ``progress.json`` that is as it was written, None without one; read before ranks are started.
+    """Return the newest undamaged ``progress.json`` among a run's checkpoints; None if there is none.
+
+    Reads no other file of a checkpoint, so that it can be called before ranks are started.
 
     Args:
-        folder: of all checkpoints.
+        folder: folder of all checkpoints of the run.
     """
     for checkpoint in list_checkpoints(folder):
         try:
@@ -223,7 +240,7 @@ def newest_state(folder: Path) -> dict[str, Any] | None:
 
 
 def damage_of(file: Path, entry: FileEntry, hashes: bool) -> str | None:
-    """Describe how a checkpoint's file differs from its manifest entry; None if it is intact.
+    """Describe how a checkpoint's file differs from its entry in the manifest; None if the file is intact.
 
     Args:
         file: path of the file.

@@ -55,7 +55,12 @@ class Fragment:
 
 
 class OptimizerScalars(TypedDict):
-    """The part of an optimizer's state that is equal on all ranks: settings of parameter groups, and step counters."""
+    """The part of an optimizer's state that is equal on all ranks.
+
+    Attributes:
+        groups: settings of each parameter group, such as ``lr`` and ``betas``, without the parameters.
+        state: numbers that all parameters share, such as the step counter ``step``, by name.
+    """
 
     groups: list[dict[str, object]]
     state: dict[str, float]
@@ -81,7 +86,15 @@ def fragments(engine: Engine[HMT], *, rank: int, world_size: int, to_write: bool
 
 
 def of_reader(engine: Engine[HMT], name: str, weight: Tensor, rank: int, shares: int) -> Iterator[Fragment]:
-    """Yield a weight of an engine without an optimizer: the whole weight, or at stage 3 this rank's shard of it."""
+    """Yield a weight of an engine without an optimizer: the whole weight, or at stage 3 this rank's shard of it.
+
+    Args:
+        engine: DeepSpeed's engine; unused.
+        name: name of the weight in the model.
+        weight: the parameter.
+        rank: index of this rank among the data-parallel ranks.
+        shares: unused.
+    """
     shard = weight_shard(weight)
     if shard is None:
         yield cut(name, full_shape(weight), 0, weight.data.view(-1), {}, 0, weight.numel())
@@ -90,7 +103,15 @@ def of_reader(engine: Engine[HMT], name: str, weight: Tensor, rank: int, shares:
 
 
 def of_replicated(engine: Engine[HMT], name: str, weight: Tensor, rank: int, shares: int) -> Iterator[Fragment]:
-    """Yield this rank's share of a weight that every rank holds whole (stage 0), cut into ``shares`` equal parts."""
+    """Yield this rank's share of a weight that every rank holds whole (ZeRO stage 0), with its optimizer states.
+
+    Args:
+        engine: DeepSpeed's engine.
+        name: name of the weight in the model.
+        weight: the parameter.
+        rank: index of this rank among the data-parallel ranks.
+        shares: number of equal parts, of which this rank yields one; 1 yields the whole weight on every rank.
+    """
     size = -(-weight.numel() // shares)
     start = min(weight.numel(), rank * size if shares > 1 else 0)
     if numel := min(size, weight.numel() - start):
@@ -99,7 +120,15 @@ def of_replicated(engine: Engine[HMT], name: str, weight: Tensor, rank: int, sha
 
 
 def of_sharded(engine: Engine[HMT], name: str, weight: Tensor, rank: int, shares: int) -> Iterator[Fragment]:
-    """Yield the range of a weight that lies in this rank's flat buffers, if there is one (stages 1 to 3)."""
+    """Yield the range of a weight that lies in this rank's flat buffers (ZeRO stages 1 to 3); nothing if none does.
+
+    Args:
+        engine: DeepSpeed's engine.
+        name: name of the weight in the model.
+        weight: the parameter.
+        rank: index of this rank among the data-parallel ranks.
+        shares: unused.
+    """
     if found := optimizer_shard(engine, weight, rank):
         state = base_optimizer(engine).state[found.buffer]
         yield cut(name, full_shape(weight), found.start, found.buffer.data, state, found.offset, found.numel)
@@ -114,10 +143,10 @@ def cut(
         name: name of the weight.
         shape: shape of the whole weight.
         start: index in the flattened weight at which the range starts.
-        flat: flat buffer of weights.
-        state: the optimizer's states of the buffer.
+        flat: flat buffer of weights, ``[buffer elements]``.
+        state: the optimizer's states of the buffer by name; those of another size are left out.
         offset: index in the buffer at which the range starts.
-        numel: number of elements.
+        numel: number of elements of the range.
     """
     tensors = {WEIGHT: flat.narrow(0, offset, numel)}
     for key, value in state.items():
@@ -182,7 +211,11 @@ def create_states(engine: Engine[HMT]) -> None:
 
 
 def optimizer_buffers(engine: Engine[HMT]) -> list[tuple[int, Tensor]]:
-    """Return the flat buffers (at stage 0 the weights) that the optimizer updates, each with its group's index."""
+    """Return the tensors that the optimizer updates: flat float32 buffers, or at ZeRO stage 0 the weights themselves.
+
+    Returns:
+        Pairs of the index of the parameter group and the tensor.
+    """
     if engine.zero_optimization_stage() == 0:
         groups = base_optimizer(engine).param_groups
         return [(number, weight) for number, group in enumerate(groups) for weight in group["params"]]

@@ -14,10 +14,14 @@ from hmt_ds.memory import MemoryState
 
 
 def rank_tensors(memory: MemoryState | None, device: torch.device) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Copy a rank's carried memories and random states to host memory.
+    """Copy a rank's carried memories and the states of its random generators to host memory.
+
+    Args:
+        memory: the memory state after the last window; None before the first.
+        device: the rank's device, whose random generator is saved too.
 
     Returns:
-        Tensors and metadata texts, as safetensors stores them.
+        Tensors by name, and texts by name for the metadata of a safetensors file.
     """
     tensors = {} if memory is None else {f"memory/{k}": v.detach().cpu().clone() for k, v in vars(memory).items()}
     kind, keys, *rest = np.random.get_state(legacy=True)
@@ -31,12 +35,19 @@ def rank_tensors(memory: MemoryState | None, device: torch.device) -> tuple[dict
 
 
 def write_rank(file: Path, tensors: dict[str, Tensor], texts: dict[str, str]) -> None:
-    """Write a rank's carried memories and random states to a safetensors file."""
+    """Write a rank's carried memories and random states to a safetensors file.
+
+    Args:
+        file: path of the file.
+        tensors: tensors from :func:`rank_tensors`.
+        texts: metadata from :func:`rank_tensors`.
+    """
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata=texts)
 
 
 def read_random_states(file: Path, device: torch.device) -> None:
-    """Restore the states of this rank's random generators (torch, NumPy, Python, device) from a rank's file."""
+    """Restore the states of this rank's random generators (torch, NumPy, Python, GPU) from a rank's file in a
+    checkpoint."""
     with safe_open(file, framework="pt") as saved:
         texts = json.loads(saved.metadata()["random"])
         torch.set_rng_state(saved.get_tensor("random/torch"))
@@ -58,10 +69,10 @@ def read_memories(
         rows: indices of the rows in the global batch.
         rows_per_file: rows that each rank had when the checkpoint was saved.
         device: device of the result.
-        dtype: type of the result; the memories may have been saved in another one.
+        dtype: type of the result; the memories are converted if they were saved in another one.
 
     Returns:
-        The memory state of the rows, in their order; None if none was saved.
+        The memory state of the rows, in the order of ``rows``; None if none was saved.
     """
     parts: list[dict[str, Tensor]] = []
     for row in rows:

@@ -32,7 +32,7 @@ CHANGED_BY_STEPS = {
 
 
 class LrSchedule(Protocol):
-    """A learning-rate schedule of DeepSpeed or torch."""
+    """The methods of a learning-rate schedule, DeepSpeed's or torch's, that resuming needs."""
 
     def state_dict(self) -> dict[str, object]: ...
     def load_state_dict(self, state_dict: dict[str, object]) -> object: ...
@@ -65,12 +65,19 @@ def require_intact(checkpoint: Path) -> Path:
         CheckpointError: on all ranks, naming the first damaged file.
     """
     if problems := cast(list[str], broadcast_object(find_damage(checkpoint) if rank() == 0 else [])):
-        raise CheckpointError(f"{checkpoint} is damaged: {problems[0]}")
+        raise CheckpointError(f"{checkpoint} is damaged: {problems[0]}: use another checkpoint")
     return checkpoint
 
 
 def load_weights(reader: Reader, checkpoint: Path) -> RunPosition:
-    """Load a model's trained weights from a checkpoint for evaluation; return how far the run had come.
+    """Load a model's trained weights from a checkpoint, for evaluation.
+
+    Args:
+        reader: the model in an engine without an optimizer.
+        checkpoint: folder of the checkpoint.
+
+    Returns:
+        How far the saved run had come.
 
     Raises:
         CheckpointError: if the checkpoint does not fit the model, with both values.
@@ -82,7 +89,7 @@ def load_weights(reader: Reader, checkpoint: Path) -> RunPosition:
 
 
 def load_checkpoint(executor: Executor, checkpoint: Path) -> RunPosition:
-    """Restore an executor's weights, optimizer, memories and random states; return how far the saved run had come.
+    """Restore an executor's weights, optimizer, memories and random states from a checkpoint.
 
     The number of ranks may differ from the saved one if the global batch has as many rows: then each rank takes the
     memories of its rows, and random states are not restored.
@@ -90,6 +97,9 @@ def load_checkpoint(executor: Executor, checkpoint: Path) -> RunPosition:
     Args:
         executor: the executor to restore.
         checkpoint: folder of the checkpoint.
+
+    Returns:
+        How far the saved run had come.
 
     Raises:
         CheckpointError: if the checkpoint does not fit the executor, with both values.
@@ -138,7 +148,7 @@ class FragmentReader:
         """Read this rank's part of all trained weights, and optionally of optimizer states, into the model's tensors.
 
         Args:
-            reader: the model in its engine.
+            reader: the model in an engine.
             states: whether to read optimizer states as well.
 
         Raises:
@@ -167,24 +177,31 @@ class FragmentReader:
             CheckpointError: with the first three differences.
         """
         problems = [f"{name} is missing in the checkpoint" for name in trained.keys() - self.shapes.keys()]
-        problems += [f"{name} is trained there, but not here" for name in self.shapes.keys() - trained.keys()]
+        problems += [
+            f"{name} is trained in the checkpoint, but not by the recipe"
+            for name in self.shapes.keys() - trained.keys()
+        ]
         for name in trained.keys() & self.shapes.keys():
             if trained[name] != self.shapes[name]:
-                problems.append(f"{name} has the shape {self.shapes[name]} in the checkpoint, {trained[name]} here")
+                problems.append(
+                    f"{name} has the shape {self.shapes[name]} in the checkpoint, {trained[name]} by the recipe"
+                )
         if states and keys and keys != self.keys:
-            problems.append(f"the optimizer's states are {sorted(self.keys)} in the checkpoint, {sorted(keys)} here")
+            problems.append(
+                f"the optimizer's states are {sorted(self.keys)} in the checkpoint, {sorted(keys)} by the recipe"
+            )
         if problems:
             more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-            raise CheckpointError(f"{self.checkpoint} does not fit: {'; '.join(sorted(problems)[:3])}{more}")
+            raise CheckpointError(f"{self.checkpoint} does not fit the recipe: {'; '.join(sorted(problems)[:3])}{more}")
 
     def read(self, key: str, name: str, start: int, into: Tensor) -> None:
-        """Read a range of a flattened weight, or of one of its optimizer states.
+        """Read a range of a flattened weight, or of one of its optimizer states, from the checkpoint's files.
 
         Args:
-            key: ``weight``, or the name of an optimizer state.
-            name: name of the weight.
+            key: ``weight``, or the name of an optimizer state, such as ``exp_avg``.
+            name: name of the weight in the model.
             start: index in the flattened weight at which the range starts.
-            into: flat tensor to fill, as long as the range.
+            into: flat tensor ``[elements of the range]`` to fill.
 
         Raises:
             CheckpointError: if the checkpoint lacks a part of the range.
@@ -200,7 +217,8 @@ class FragmentReader:
                 done += stop - begin
         if done != into.numel():
             raise CheckpointError(
-                f"{self.checkpoint} is incomplete: {done} of {into.numel()} elements of {key} of {name}"
+                f"{self.checkpoint} is incomplete: it has {done} of {into.numel()} elements of {key} of {name}: "
+                "use another checkpoint"
             )
 
 
@@ -216,7 +234,15 @@ def trained_weights(reader: Reader) -> dict[str, list[int]]:
 
 
 def restore_engine(engine: Engine[HMT], saved: EngineState) -> None:
-    """Restore an engine's optimizer scalars, learning-rate schedule, loss scale and step counters from a checkpoint."""
+    """Restore an engine's optimizer scalars, learning-rate schedule, loss scale and step counters.
+
+    Args:
+        engine: DeepSpeed's engine.
+        saved: the engine's state in a checkpoint's ``progress.json``.
+
+    Raises:
+        CheckpointError: if an argument of the learning-rate schedule differs, with both values.
+    """
     restore_scalars(engine, saved["optimizer"])
     if engine.lr_scheduler and saved["schedule"] is not None:
         restore_lr_schedule(engine.lr_scheduler, saved["schedule"])
@@ -228,6 +254,10 @@ def restore_lr_schedule(schedule: LrSchedule, saved: dict[str, object]) -> None:
     """Continue a learning-rate schedule from its saved state; its arguments must be equal to the saved ones.
 
     torch's schedules also need the saved base learning rate, because they compute each rate from the previous one.
+
+    Args:
+        schedule: the schedule as built from the recipe.
+        saved: the schedule's ``state_dict`` from a checkpoint.
 
     Raises:
         CheckpointError: naming the argument that differs, with both values.
@@ -245,7 +275,12 @@ def restore_lr_schedule(schedule: LrSchedule, saved: dict[str, object]) -> None:
 
 
 def restore_rank(executor: Executor, checkpoint: Path, saved: RunState) -> None:
-    """Restore a rank's carried memories, and its random states if the number of ranks and stages is the saved one.
+    """Restore a rank's carried memories, and its random states if the numbers of ranks and stages are the saved ones.
+
+    Args:
+        executor: the executor to restore.
+        checkpoint: folder of the checkpoint.
+        saved: content of the checkpoint's ``progress.json``.
 
     Raises:
         CheckpointError: if the rows of the global batch cannot be divided among the ranks.
@@ -253,7 +288,10 @@ def restore_rank(executor: Executor, checkpoint: Path, saved: RunState) -> None:
     rows = saved["rows_per_rank"] * (saved["world_size"] // saved["stages"])
     here, left = divmod(rows, executor.data_ranks)
     if left:
-        raise CheckpointError(f"{checkpoint} has {rows} rows, which {executor.data_ranks} ranks cannot share equally")
+        raise CheckpointError(
+            f"{checkpoint} has {rows} rows, which {executor.data_ranks} data-parallel ranks cannot share equally: "
+            f"resume on a number of ranks that divides {rows}"
+        )
     own = range(executor.data_rank * here, (executor.data_rank + 1) * here)
     executor.state = read_memories(checkpoint, own, saved["rows_per_rank"], executor.device, executor.dtype)
     # a generator's state belongs to one rank's work: with another layout there is none to continue

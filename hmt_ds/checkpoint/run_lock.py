@@ -1,9 +1,9 @@
 """Lock files in a run's folder, so that only one start (a launch of the training, on all its ranks) trains into it.
 
-Each start writes a file of its own, ``run.ID.lock``, and then looks for others. If all of them belong to dead starts,
-it holds the run. As every start writes before it looks, of two starts at least one sees the other. A start on the same
-machine is dead if its process is gone; on another machine, if its file no longer changes, which a living start changes
-every few seconds. So no clocks are compared, and the file system needs no locks of its own. Imports no torch.
+Each start writes its own lock file, ``run.ID.lock``, and then looks for others. If all others belong to dead starts, it
+holds the run. As every start writes before it looks, of two starts at least one sees the other. A start on the same
+machine is dead if its process is gone; on another machine, if its lock file no longer changes, which a living start
+rewrites every few seconds. So no clocks are compared, and the file system needs no locks of its own. Imports no torch.
 """
 
 import json
@@ -28,12 +28,12 @@ POLL = 0.5  # seconds between two looks at another start's file
 
 
 class RunLock:
-    """The lock of a run's folder, held by one start of the training.
+    """The lock of a run's folder, held by one start (a launch of the training, on all its ranks).
 
     Args:
         folder: folder of the run; created if it is missing.
-        lost: called in a thread with a line for the user if another start has removed the lock. That happens to a
-            process that was stopped for a while: it must not go on beside the other start.
+        lost: called in a thread with a line for the user if another start has removed the lock file. That happens to a
+            process that was suspended for a while, which must then end, because the other start trains into the folder.
     """
 
     def __init__(self, folder: Path, lost: Callable[[str], object]):
@@ -44,7 +44,11 @@ class RunLock:
         self.holds, self.beats, self.ended = False, 0, threading.Event()
 
     def acquire(self) -> str | None:
-        """Take the lock of the run's folder; return a line that says why if that is not possible."""
+        """Take the lock of the run's folder.
+
+        Returns:
+            A line for the user that says why the lock could not be taken; None if it was.
+        """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.file.touch()
@@ -60,7 +64,11 @@ class RunLock:
         return problem
 
     def contest(self) -> str | None:
-        """Wait until no other living start contends for the lock; return a line if another one has precedence."""
+        """Wait until no other living start (launch of the training) contends for the lock.
+
+        Returns:
+            A line for the user if another start has precedence; None if this one may take the lock.
+        """
         rivals = self.rivals()
         for _ in range(round(PATIENCE / POLL)):
             # of two starts that look at the same time, the one with the later name gives way
@@ -74,7 +82,8 @@ class RunLock:
         return in_use(self.folder, next(iter(rivals.values()))) if rivals else None
 
     def rivals(self) -> dict[str, str]:
-        """Return the locks of other living starts by file name, and remove the locks of dead ones."""
+        """Return the contents of the lock files of other living starts by file name, and remove those of dead
+        starts."""
         found = {}
         for other in self.folder.glob(LOCKS):
             if other != self.file and (content := sign_of_life(other)) is not None:
@@ -84,7 +93,8 @@ class RunLock:
         return found
 
     def write(self) -> None:
-        """Write the lock file: this process, whether it holds the run or waits, and a counter that shows that it lives.
+        """Write the lock file: a description of the process, whether it holds the run or waits, and a counter of
+        writes.
 
         Raises:
             FileNotFoundError: if another start has removed the file.
@@ -117,13 +127,14 @@ class RunLock:
 
 
 def this_process() -> dict[str, object]:
-    """Describe this process so that no other process, on any machine and at any time, has the same description."""
+    """Describe the current process so that no other process, on any machine and at any time, has the same
+    description."""
     here = {"host": socket.gethostname(), "machine": machine(), "pid": os.getpid(), "ticks": start_of(os.getpid())}
     return here | {"since": time.strftime("%Y-%m-%d %H:%M:%S")}
 
 
 def machine() -> str:
-    """Return a text that identifies this machine's boot and container, within which process ids are unique."""
+    """Return a text that identifies a boot of the machine and the container, within which process ids are unique."""
     parts = [socket.gethostname()]
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -132,9 +143,9 @@ def machine() -> str:
 
 
 def sign_of_life(lock: Path) -> str | None:
-    """Return the content of a lock file whose start lives; None if the start is dead or has removed its lock.
+    """Return the content of a lock file whose process lives; None if the process is dead or has removed the file.
 
-    If the start is on another machine, wait for its file to change.
+    For a process on another machine, wait up to ``PATIENCE`` seconds for the file to change.
     """
     content = read_lock(lock)
     if content is None or (alive := lives(content)) is not None:
@@ -159,7 +170,12 @@ def read_lock(lock: Path) -> str | None:
 
 
 def process_in(content: str) -> dict[str, object]:
-    """Return the process described in a lock file; an empty dict if the file is damaged or not yet complete."""
+    """Return the process described in a lock file, with keys such as ``pid`` and ``host``; an empty dict if the file is
+    damaged or not yet complete.
+
+    Args:
+        content: content of the lock file.
+    """
     try:
         found = json.loads(content.partition("\n")[0])
     except (ValueError, RecursionError):
@@ -168,7 +184,7 @@ def process_in(content: str) -> dict[str, object]:
 
 
 def lives(content: str) -> bool | None:
-    """Return whether the process described in a lock file lives; None if it is on another machine."""
+    """Return whether the process described in a lock file's content lives; None if it is on another machine."""
     found = process_in(content)
     pid, ticks = found.get("pid"), found.get("ticks")
     if found.get("machine") != machine() or ticks is None or not isinstance(pid, int):
@@ -185,7 +201,12 @@ def held_here(folder: Path) -> str | None:
 
 
 def in_use(folder: Path, content: str) -> str:
-    """Return a line for the user that says which process trains into a run's folder."""
+    """Return a line for the user that says which process trains into a run's folder.
+
+    Args:
+        folder: folder of the run.
+        content: content of that process's lock file.
+    """
     found = process_in(content)
     who = f"process {found.get('pid')} on {found.get('host')}, since {found.get('since')}" if found else "unreadable"
     return f"training.output: another start trains into {folder} ({who})"

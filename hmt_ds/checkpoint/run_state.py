@@ -18,7 +18,7 @@ class RunPosition:
 
     Attributes:
         step: number of optimizer steps taken.
-        tokens: number of fresh tokens that all ranks have read.
+        tokens: number of tokens that all ranks have read, those repeated from the segment before not counted.
         position: state of the data loader's window plan after the last window; None before the first.
     """
 
@@ -28,7 +28,14 @@ class RunPosition:
 
 
 class EngineState(TypedDict):
-    """State of a DeepSpeed engine: optimizer scalars, learning-rate schedule, loss scale, step counters."""
+    """State of a DeepSpeed engine in ``progress.json``.
+
+    Attributes:
+        optimizer: step counters and settings of parameter groups.
+        schedule: ``state_dict`` of the learning-rate schedule; None without one.
+        loss_scaler: the fp16 loss scale and its counters by name; empty for other precisions.
+        counters: DeepSpeed's step counters by attribute name.
+    """
 
     optimizer: OptimizerScalars
     schedule: dict[str, object] | None
@@ -37,7 +44,18 @@ class EngineState(TypedDict):
 
 
 class RunState(EngineState):
-    """The content of ``progress.json``: position and identity of the run, layout of the ranks, engine state."""
+    """The content of ``progress.json``: position and identity of the run, layout of the ranks, engine state.
+
+    Attributes:
+        step: number of optimizer steps taken.
+        tokens: number of tokens that all ranks have read, those repeated from the segment before not counted.
+        position: state of the data loader's window plan; None before the first window.
+        world_size: number of ranks.
+        stages: number of pipeline stages; 1 without a pipeline.
+        rows_per_rank: rows of the batch on each rank, or each pipeline; 0 if no memories were saved.
+        zero_stage: ZeRO stage, 0 to 3.
+        identity: settings that a resumed run must have in common with the checkpoint, by recipe key.
+    """
 
     step: int
     tokens: int
@@ -50,7 +68,13 @@ class RunState(EngineState):
 
 
 def run_state(executor: Executor, position: RunPosition, identity: dict[str, object]) -> RunState:
-    """Collect the content of ``progress.json`` for a checkpoint."""
+    """Collect the content of ``progress.json`` for a checkpoint.
+
+    Args:
+        executor: what is saved.
+        position: how far the run has come.
+        identity: settings that a resumed run must have in common with the checkpoint, by recipe key.
+    """
     engine = executor.engine
     return {
         "step": position.step,

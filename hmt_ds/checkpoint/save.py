@@ -79,10 +79,14 @@ class Saver:
         self.problem: str | None = None
 
     def begin(self, executor: Executor, position: RunPosition) -> None:
-        """Start a checkpoint: write this rank's share of it, or copy the share for a thread that writes it.
+        """Start a checkpoint: write this rank's share, or copy the share to host memory for a thread that writes it.
 
         Errors are kept for :meth:`finish`, which all ranks call: a rank that raised an error here would let the others
         hang.
+
+        Args:
+            executor: what is saved.
+            position: how far the run has come.
         """
         assert self.target is None, "the previous checkpoint is not finished"
         self.target, self.problem = self.folder / f"step_{position.step:06d}", None
@@ -93,7 +97,13 @@ class Saver:
             self.attempt(self.write, self.target, executor, position)
 
     def write(self, target: Path, executor: Executor, position: RunPosition) -> None:
-        """Write this rank's share of a checkpoint, or copy the share and start a thread that writes it."""
+        """Write this rank's share of a checkpoint, or copy the share and start a thread that writes it.
+
+        Args:
+            target: final path of the checkpoint.
+            executor: what is saved.
+            position: how far the run has come.
+        """
         if executor.engine.zero_optimization_stage() == 0:
             create_states(executor.engine)  # no optimizer states exist if every step so far was skipped
         parts = self.parts(executor)
@@ -115,7 +125,8 @@ class Saver:
             yield part
 
     def copied(self, parts: Iterable[Fragment]) -> list[Fragment]:
-        """Copy fragments of weights and optimizer states into staging memory on the host."""
+        """Copy fragments of weights and optimizer states into staging memory on the host; return fragments of the
+        copies."""
         self.staging.begin()
         copies = [replace(p, tensors={key: self.staging.copy(t) for key, t in p.tensors.items()}) for p in parts]
         self.staging.wait()
@@ -124,7 +135,11 @@ class Saver:
     def attempt(
         self, action: Callable[Arguments, object], *arguments: Arguments.args, **options: Arguments.kwargs
     ) -> None:
-        """Call a function that may fail, for example on a full disk, and keep the first error for :meth:`finish`."""
+        """Call ``action(*arguments, **options)``, which may fail, for example on a full disk; keep its error for
+        :meth:`finish`.
+
+        Only the first error is kept.
+        """
         try:
             action(*arguments, **options)
         except Exception as error:  # file systems and safetensors raise errors of many types
@@ -141,10 +156,11 @@ class Saver:
         return int(self.target is not None and not (self.writer and self.writer.is_alive()))
 
     def finish(self) -> Path | None:
-        """Wait until all ranks have written their share of the checkpoint, make it visible, and return its path.
+        """Wait until all ranks have written their share of the checkpoint, make it visible, and delete old ones.
+        Collective.
 
         Returns:
-            None if no checkpoint was begun.
+            The checkpoint's path; None if no checkpoint was begun.
 
         Raises:
             CheckpointError: if any rank could not write; earlier checkpoints are unchanged.
@@ -170,7 +186,11 @@ class Saver:
         return target
 
     def complete(self, target: Path) -> None:
-        """Merge the lists of files of all ranks into the manifest and make the checkpoint visible (rank 0 only)."""
+        """Merge all ranks' lists of files into the manifest and make the checkpoint visible (called on rank 0 only).
+
+        Args:
+            target: final path of the checkpoint.
+        """
         entries: Entries = {}
         for number in range(world_size()):
             file = partial_path(target) / entries_file(number)
@@ -179,7 +199,11 @@ class Saver:
         publish(target, entries)
 
     def delete_old(self, target: Path) -> None:
-        """Delete old checkpoints as the retention settings say; log a failure as a warning."""
+        """Delete checkpoints that :class:`Retention` does not keep; log a failure as a warning.
+
+        Args:
+            target: the checkpoint that was just written; it is kept.
+        """
         try:
             delete_old(target, self.retention.newest, self.retention.milestones)
         except OSError as error:
@@ -187,7 +211,8 @@ class Saver:
 
 
 def entries_file(number: int) -> str:
-    """Return the name of the temporary file in which a rank lists the checkpoint files that it has written."""
+    """Return the name of the temporary file in which a rank lists its files of a checkpoint, given the rank's
+    number."""
     return f"entries_{number:05d}.json"
 
 
@@ -200,13 +225,13 @@ def communication_device() -> torch.device:
 def write_share(
     target: Path, parts: Iterable[Fragment], own: tuple[dict[str, Tensor], dict[str, str]], state: str
 ) -> None:
-    """Write this rank's files of a checkpoint and a list of them; rank 0 also writes ``progress.json``.
+    """Write this rank's files of a checkpoint and a list of the files; rank 0 also writes ``progress.json``.
 
     Args:
-        target: final path of the checkpoint.
+        target: final path of the checkpoint; files are written into its hidden folder.
         parts: fragments of weights and optimizer states.
-        own: carried memories and random states, as tensors and texts.
-        state: content of ``progress.json``.
+        own: carried memories and random states, as tensors by name and texts by name (:func:`rank_tensors`).
+        state: content of ``progress.json``, as JSON.
     """
     folder = partial_path(target)
     entries: Entries = {}
@@ -222,7 +247,7 @@ def write_share(
 
 
 def write_fragments(group: list[Fragment], file: Path) -> None:
-    """Write fragments of weights and optimizer states into a safetensors file."""
+    """Write a group of fragments of weights and optimizer states into one safetensors file."""
     tensors = {f"{key}/{f.name}@{f.start}": t.detach().cpu() for f in group for key, t in f.tensors.items()}
     # one entry for all shapes: safetensors writes several entries in random order
     save_file(tensors, file, metadata={"shapes": json.dumps({f.name: f.shape for f in group})})

@@ -22,13 +22,21 @@ class Staging:
         self.block = self.used = 0
 
     def copy(self, tensor: Tensor) -> Tensor:
-        """Start to copy a tensor to host memory; the tensor must not change before :meth:`wait` completes the copy."""
+        """Start to copy a tensor to host memory, and return the copy, of the same shape and dtype.
+
+        The tensor must not change before :meth:`wait`, which completes the copy.
+        """
         source = tensor.detach()
         target = self.allocate(source.numel() * source.element_size(), source.is_cuda).view(source.dtype)
         return target.view(source.shape).copy_(source, non_blocking=True)
 
     def allocate(self, size: int, locked: bool) -> Tensor:
-        """Return ``size`` unused bytes of staging memory, adding a block if the existing ones have too few left."""
+        """Return ``[size]`` unused bytes of staging memory (uint8), adding a block if existing ones have too few left.
+
+        Args:
+            size: number of bytes.
+            locked: whether a new block is page-locked, for fast copies from a GPU.
+        """
         while self.block < len(self.blocks) and self.used + size > len(self.blocks[self.block]):
             self.block, self.used = self.block + 1, 0
         if self.block == len(self.blocks):
@@ -38,6 +46,6 @@ class Staging:
         return self.blocks[self.block][start : start + size]
 
     def wait(self) -> None:
-        """Wait until all started copies are complete."""
+        """Wait until all copies started by :meth:`copy` are complete."""
         if any(block.is_pinned() for block in self.blocks):
             torch.cuda.current_stream().synchronize()

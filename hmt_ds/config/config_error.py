@@ -45,7 +45,12 @@ def collected(problems: list[str]) -> Iterator[None]:
 
 
 def describe(error: ValidationError, section: type[BaseModel]) -> list[str]:
-    """Turn pydantic's errors into a line for each wrong key, with a suggestion for an unknown key."""
+    """Turn pydantic's errors into a line for each wrong key, with a suggestion for an unknown key.
+
+    Args:
+        error: the errors of one validation.
+        section: the pydantic model that was validated, whose keys are suggested.
+    """
     known = [name for name, _ in keys(section)]
     wrong: dict[str, list[ErrorDetails]] = {}
     for problem in error.errors():
@@ -61,7 +66,12 @@ def describe(error: ValidationError, section: type[BaseModel]) -> list[str]:
 
 
 def problem_line(key: str, problems: Sequence[ErrorDetails]) -> str:
-    """Describe the wrong value of one key in a line; a key with several allowed types has an error for each type."""
+    """Describe the wrong value of one key in a line.
+
+    Args:
+        key: dotted name of the key, such as ``training.steps``.
+        problems: pydantic's errors about the key: several if its type is a union, one for each member.
+    """
     if problems[0]["type"] == "missing":
         return f"{key}: missing"
     problems = [one for one in problems if one["type"] == "value_error"] or problems  # the one that says most
@@ -80,7 +90,15 @@ def message(problem: ErrorDetails) -> str:
 
 
 def did_you_mean(key: str, known: Sequence[str]) -> str:
-    """Suggest the known key most similar to an unknown one: in the same section, or else in any section."""
+    """Suggest the known key most similar to an unknown one, in the same section or else in any section.
+
+    Args:
+        key: dotted name of the unknown key.
+        known: dotted names of all keys.
+
+    Returns:
+        A text such as ``; did you mean training.steps?``; empty if no key is similar.
+    """
     section, _, name = key.rpartition(".")
     same = [other for other in known if other.rpartition(".")[0] == section]
     if near := difflib.get_close_matches(key, same, 1, cutoff=0.75):

@@ -1,4 +1,4 @@
-"""The depth of truncated BPTT (segments per window) by optimizer step: constant, in stages, or random."""
+"""The depth of truncated BPTT (segments per window) by optimizer step: constant, rising at given steps, or random."""
 
 import random
 from collections.abc import Mapping
@@ -9,12 +9,13 @@ from hmt_ds.config.value_checks import check_digits
 
 @dataclass(frozen=True)
 class DepthSchedule:
-    """The number of segments per window in each optimizer step. Steps count from 1, as in the logs.
+    """The number of segments per window in each optimizer step. Steps are numbered from 1.
 
     Attributes:
-        stages: depth by the number of steps taken before it holds: {0: 2, 200: 4} is 2 in steps 1 to 200, then 4.
-        seed: seed of random depths; None for constant depths within a stage.
-        shortest: smallest random depth; the largest is that of the stage.
+        stages: depth in segments by the number of steps taken before it applies: {0: 2, 200: 4} is 2 in steps 1 to 200,
+            then 4.
+        seed: seed of random depths; None for constant depths between the steps in ``stages``.
+        shortest: smallest random depth in segments; the largest is that of ``stages``.
     """
 
     stages: Mapping[int, int]
@@ -27,11 +28,13 @@ class DepthSchedule:
         return max(self.stages.values())
 
     def of_stage(self, step: int) -> int:
-        """Return the largest depth in the stage that an optimizer step belongs to."""
+        """Return the depth, in segments, that ``stages`` gives for an optimizer step (from 1); random depths do not
+        exceed it."""
         return self.stages[max(first for first in self.stages if first < step)]
 
     def of_step(self, step: int) -> int:
-        """Return the number of segments of an optimizer step's windows: equal on all ranks, and after resuming."""
+        """Return the number of segments of the windows of an optimizer step (from 1); equal on all ranks, and after
+        resuming."""
         depth = self.of_stage(step)
         if self.seed is None:
             return depth
@@ -43,14 +46,16 @@ def check_depths(value: object) -> object:
     """Convert the keys of a ``training.bptt_depth`` schedule to whole numbers, and check it; return a number unchanged.
 
     Raises:
-        ValueError: if the schedule does not begin at step 0, does not ascend, or has values that are no depths.
+        ValueError: if the schedule does not begin at step 0, does not ascend, or has a depth below 1.
     """
     if not isinstance(value, dict):
         return value
     try:
         steps = [int(str(check_digits(str(key)))) for key in value]
     except ValueError:
-        raise ValueError(f"the keys of a schedule are numbers of steps, got {value}") from None
+        raise ValueError(
+            f"the keys of a schedule must be numbers of steps, such as {{0: 2, 200: 4}}, got {value}"
+        ) from None
     if wrong := [depth for depth in value.values() if type(depth) is not int or depth < 1]:
         raise ValueError(f"every depth of a schedule must be a whole number of at least 1, got {wrong[0]!r} in {value}")
     if steps[:1] != [0]:

@@ -48,7 +48,12 @@ def load_recipe(file: str | Path, overrides: list[str] | None = None) -> Recipe:
 
 
 def find_moved_source(model: Model, run: Path) -> Model:
-    """Correct ``model.source`` of a run's recipe if it names a folder in the run's output and the run was moved."""
+    """Correct ``model.source`` of a run's recipe if it names a converted folder inside the run and the run was moved.
+
+    Args:
+        model: the recipe's section ``model``.
+        run: the folder that the recipe is in.
+    """
     if isinstance(model.source, str) and not Path(model.source).exists():
         moved = run / SOURCE_FOLDER / Path(model.source).name
         if moved.is_dir():
@@ -72,12 +77,20 @@ def read_mapping(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError([f"{path}: not readable as YAML: {' '.join(str(error).split())}"]) from None
     if not isinstance(values, dict):
-        raise ConfigError([f"{path}: a recipe is a mapping of sections, this is {type(values).__name__}"])
+        raise ConfigError([f"{path}: a recipe must be a mapping of sections, got {type(values).__name__}"])
     return values
 
 
 def apply_overrides(values: dict[str, Any], overrides: list[str]) -> list[str]:
-    """Apply overrides (``--section.key value``) to nested mappings, in place; return a line for each wrong one."""
+    """Apply overrides from the command line to a recipe, in place.
+
+    Args:
+        values: the recipe as nested mappings.
+        overrides: words such as ``--memory.segment_length 256`` (two words) or ``--memory.segment_length=256``.
+
+    Returns:
+        A line for each override that could not be applied.
+    """
     problems, words = [], iter(overrides)
     for word in words:
         key, equals, value = word.removeprefix("--").partition("=")
@@ -108,9 +121,15 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> list[str]:
 
 
 def wrong_numbers(values: dict[str, Any]) -> dict[str, str]:
-    """Return a line by key for each number that is given as true or false, or is larger than any setting can be.
+    """Find numbers of a recipe that are given as true or false, or are larger than any setting can be.
 
     Python takes true for 1, and its whole numbers have no end, unlike those of torch.
+
+    Args:
+        values: the recipe as nested mappings.
+
+    Returns:
+        A line for the user by dotted key.
     """
 
     def is_number(kind: object) -> bool:
@@ -135,7 +154,13 @@ def wrong_numbers(values: dict[str, Any]) -> dict[str, str]:
 
 
 def find_file(name: str, recipe: str | Path) -> Path | None:
-    """Find a file named in a recipe, relative to the working folder, the recipe's or the project's; None if missing."""
+    """Return the path of a file that a recipe names; None if there is no such file.
+
+    Args:
+        name: the file's path as written in the recipe, searched relative to the working folder, the recipe's folder and
+            the project's folder.
+        recipe: path of the recipe.
+    """
     for folder in (Path(), Path(recipe).resolve().parent, PROJECT):
         if (folder / name).is_file():
             return folder / name

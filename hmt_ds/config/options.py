@@ -19,7 +19,7 @@ FilePath = Annotated[Path, BeforeValidator(lambda text: expand_path(str(text)))]
 
 
 class Options:
-    """Base class of a command's options, each declared as a pydantic dataclass.
+    """Base class of a command's options; each subclass is a pydantic dataclass with a field per option.
 
     All fields have defaults. A field's docstring is its help text, and a string in its ``Annotated`` type is the
     placeholder of its value. Fields of type ``bool`` become flags; tuples become options that can be repeated.
@@ -42,7 +42,7 @@ def path_operand(text: str) -> Path:
 
 
 def flag(name: str) -> str:
-    """Return the command-line option of a field: ``dry_run`` becomes ``--dry-run``."""
+    """Return the command-line option of a field, given the field's name: ``dry_run`` becomes ``--dry-run``."""
     return f"--{name.replace('_', '-')}"
 
 
@@ -81,8 +81,12 @@ def placeholder(field: FieldInfo) -> str:
 def read_options(kind: type[T], arguments: argparse.Namespace) -> tuple[T, list[str]]:
     """Build a command's options from the arguments that argparse parsed.
 
+    Args:
+        kind: the options class.
+        arguments: argparse's result; values are texts.
+
     Returns:
-        The options, and a line for each wrong one. Wrong options keep their defaults, so that the rest can be checked
+        The options, and a line for each wrong one. Wrong options keep their defaults, so that the others can be checked
         too.
     """
     given = {name: value for name in fields_of(kind) if (value := getattr(arguments, name)) is not None}
@@ -98,7 +102,14 @@ def read_options(kind: type[T], arguments: argparse.Namespace) -> tuple[T, list[
 
 
 def parse_options(kind: type[T], words: Iterable[str]) -> tuple[T, list[str]]:
-    """Parse options from words of a command line; return the options and the unrecognized words.
+    """Parse options from words of a command line.
+
+    Args:
+        kind: the options class.
+        words: the words, such as ``--runs 3``.
+
+    Returns:
+        The options, and the words that are no options of ``kind``.
 
     Raises:
         ConfigError: with a line for each wrong option.

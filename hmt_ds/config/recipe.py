@@ -40,18 +40,20 @@ class Model(Section):
     """Hugging Face folder or hub name of the backbone; a run or one of its checkpoints, whose weights (memory included)
     training starts from; or a transformers configuration with model_type, for random weights."""
     tokenizer: PathText | None = None
-    """Hugging Face folder or hub name of the tokenizer, or a sentencepiece .model file. Default: the backbone's
-    (model.source)."""
+    """Hugging Face folder or hub name of the tokenizer, or a sentencepiece .model file. Default: the tokenizer in
+    model.source."""
     train: Literal["whole", "frozen", "lora"] = "whole"
     """Which weights of the backbone are trained. whole: all; frozen: none; lora: adapters. The memory modules are
     always trained."""
     lora: Lora = Lora()
     """Low-rank adapters (LoRA), used if model.train is lora."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
-    """Floating-point format of the forward and backward passes."""
+    """Number format of weights and activations in the forward and backward passes; fp16 scales the loss. The optimizer
+    keeps float32 weights."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the backbone or its tokenizer. For a run's folder, evaluate, train and bench
-    ignore the value in the run's recipe: give it on the command line. convert never runs such code."""
+    """Run Python code that comes with the backbone or its tokenizer, which can do anything your user can. For a run's
+    folder, evaluate, train and bench ignore the value in the run's recipe: give it on the command line. convert never
+    runs such code."""
 
 
 @section(
@@ -78,9 +80,9 @@ class Source(Section):
     split: str = "train"
     """Split of the data set to read. Files have only the split train; part of a split is written like train[:10%]."""
     name: str | None = None
-    """Configuration of a data set on the hub, if it has several."""
+    """Configuration of a data set on the hub. Default: the only one; required if the data set has several."""
     separator: str | None = None
-    """Regular expression for the first line of each document in a text file. Default: one document per file."""
+    """Regular expression for the first line of each document in a text file. Default: each file is one document."""
 
 
 @section(
@@ -100,12 +102,13 @@ class Data(Section):
     retrieval: Retrieval | None = None
     """Generated training documents, in place of data.train, that state facts and ask for them in later segments."""
     validation: Source | None = None
-    """Held-out documents, on which perplexity is evaluated."""
+    """Held-out documents, on which the loss is evaluated. Default: no evaluation of the loss."""
     cache_dir: PathText = "runs/cache"
-    """Folder to cache tokenized documents in. If it is local to each machine, each machine tokenizes the documents
-    itself."""
+    """Folder to cache tokenized documents in. If each machine has its own folder of that name, each machine tokenizes
+    the documents itself."""
     workers: int = Field(0, ge=0, le=256)
-    """Data loader processes per rank. The order of the data is the same for any number."""
+    """Number of data loader processes per rank; 0 loads in the training process. The order of the data does not depend
+    on it."""
 
 
 class Training(Section):
@@ -114,18 +117,19 @@ class Training(Section):
     output: PathText
     """Folder to write the run to: recipe, metrics, checkpoints."""
     steps: int = Field(ge=1)
-    """Number of optimizer steps."""
+    """Number of optimizer steps of the whole run; a resumed run continues up to this number."""
     bptt_depth: Annotated[AtLeastOne | dict[int, int], BeforeValidator(check_depths)] = 8
     """Segments per window: gradients flow back through this many segments of a document (truncated BPTT). Or a
     schedule: {0: 2, 200: 4} is 2 in the first 200 optimizer steps, and 4 after them."""
     random_depth: bool = False
-    """Draw the depth of each optimizer step at random, from 1 to bptt_depth; equal on all ranks, from seed and step."""
+    """Draw the number of segments per window of each optimizer step at random, from 1 to training.bptt_depth. The draw
+    depends on training.seed and the step, and is equal on all ranks."""
     batch_size: int = Field(1, ge=1)
-    """Rows per rank, or per pipeline if there are pipeline stages. A row reads one document at a time."""
+    """Rows per rank in each window; with pipeline stages, rows per pipeline. A row reads one document at a time."""
     gradient_accumulation: int = Field(1, ge=1)
     """Number of windows (of bptt_depth segments) whose gradients are accumulated for one optimizer step."""
     gradient_clipping: float = Field(1.0, ge=0)
-    """Maximum norm of the gradient; 0 turns clipping off."""
+    """Maximum L2 norm of all gradients together; larger ones are scaled down to it. 0: no clipping."""
     max_bad_steps: int = Field(5, ge=1)
     """Number of consecutive skipped steps (non-finite loss or gradients) after which training.on_bad_steps is done."""
     on_bad_steps: Literal["end", "rollback"] = "end"
@@ -133,8 +137,8 @@ class Training(Section):
     intact checkpoint, and from then on leave out the documents that may have caused the skipped steps (listed in
     left_out.json in the run's folder)."""
     elastic: bool = False
-    """Adapt batch_size when a run is resumed on another number of ranks, so that the total number of rows stays the
-    same."""
+    """Adapt training.batch_size on resuming with another number of ranks, so that the total number of rows stays
+    equal."""
     hang_minutes: float = Field(10, gt=0, le=10**6)
     """Minutes without progress on a rank (no step, no part of a checkpoint, no window of an evaluation) after which the
     run is killed."""
@@ -149,16 +153,16 @@ class Pipeline(Section):
     """Stages per pipeline; 1 means no pipeline. With more, the ranks form pipelines, and training.batch_size counts the
     rows of a pipeline."""
     micro_batches: Literal["auto"] | PositiveInt = "auto"
-    """Micro-batches that a pipeline splits each window into. auto: the smallest divisor of batch_size that is at least
-    the number of stages, which keeps all stages busy; else batch_size."""
+    """Number of micro-batches that a pipeline splits the rows of each window into. auto: the smallest divisor of
+    training.batch_size that is at least pipeline.stages, which keeps all stages busy; else training.batch_size."""
     layers: Literal["auto", "time"] | list[PositiveInt] = "auto"
-    """Number of decoder layers of each stage, as a list. auto: balanced by parameters, the head included; time:
-    balanced by the time of a layer and of the head, measured on rank 0's device at the start."""
+    """Number of decoder layers of each stage, as a list. auto: stages of about equal numbers of parameters, the head
+    included. time: stages of about equal time, after measuring a layer and the head on rank 0's device at the start."""
     live_inputs: PositiveInt | None = None
-    """Number of stage inputs kept for the backward pass that stay on the GPU; further ones are offloaded to host
-    memory. Default: all stay on the GPU."""
+    """Number of stage inputs stashed for the backward pass that stay on the GPU; others are offloaded to host memory.
+    Default: all stay on the GPU."""
     timeout_minutes: float = Field(10, gt=0, le=10**6)
-    """Minutes that a stage waits for a message from another stage before the run is ended."""
+    """Minutes that a stage waits for a message from another stage; after that the run is ended with an error."""
 
 
 @section(summary_batch=Literal["auto"] | PositiveInt, leaf_layers=Literal["auto"] | PositiveInt)
@@ -172,13 +176,13 @@ class Optimizer(Section):
     name: str = "AdamW"
     """Class name of an optimizer of DeepSpeed or torch.optim."""
     lr: float = Field(gt=0)
-    """Learning rate, which the schedule scales or replaces."""
+    """Learning rate of the backbone's trained weights before the schedule, which scales or replaces it."""
     memory_lr: float | None = Field(None, gt=0)
-    """Learning rate of the memory modules. Default: optimizer.lr."""
+    """Learning rate of the memory modules before the schedule. Default: optimizer.lr."""
     weight_decay: float = Field(0.0, ge=0)
-    """Weight decay of all trained weights."""
+    """Weight decay coefficient of all trained weights, passed to the optimizer; 0: no decay."""
     params: dict[str, Any] = {}
-    """Further arguments of the optimizer, such as betas and eps."""
+    """Further arguments of the optimizer by name, such as betas and eps. Default: the optimizer's own defaults."""
 
 
 class Schedule(Section):
@@ -201,14 +205,15 @@ class Checkpoint(Section):
     """never: start from the beginning, in a folder that holds no run yet. auto: resume from the newest intact
     checkpoint of the run, or start from the beginning if there is none."""
     rate_jump: bool = False
-    """Resume even if a changed training.steps makes the learning rate jump by more than a tenth."""
+    """Resume even if a changed training.steps makes the learning rate jump by more than a tenth. Default: refuse to."""
     keep: PositiveInt | None = None
     """Number of newest checkpoints to keep. Default: all."""
     milestones: PositiveInt | None = None
-    """Also keep every checkpoint whose step is a multiple of this number."""
+    """Also keep every checkpoint whose step is a multiple of this number, in addition to checkpoint.keep. Default:
+    none."""
     background: bool = False
-    """Write checkpoints in a thread while training continues; takes 12 bytes of host memory per trained weight that a
-    rank saves."""
+    """Write checkpoints in a thread while training continues; takes 12 bytes of host memory for each trained weight
+    that a rank saves (float32 weight and two optimizer states). Default: training waits for the disk."""
 
 
 class Evaluation(Section):
@@ -237,15 +242,16 @@ class Logging(Section):
     """Number of optimizer steps between rows of metrics, and between lines of the log if there is no terminal."""
     # (YAML reads a bare off as false)
     wandb: Annotated[Literal["off", "offline", "online"], BeforeValidator(lambda v: "off" if v is False else v)] = "off"
-    """Log metrics to Weights & Biases."""
+    """Log metrics to Weights & Biases. off: no; online: upload them; offline: write them to the run's folder, to upload
+    with `wandb sync`."""
     project: str = "hmt_ds"
-    """Project name in Weights & Biases."""
+    """Name of the Weights & Biases project that metrics are logged to, if logging.wandb is on."""
     tensorboard: bool = False
     """Write metrics as TensorBoard events to the run's folder."""
     csv: bool = False
     """Write metrics to metrics.csv in the run's folder."""
     slow_rank: float = Field(1.5, gt=1)
-    """Report a rank as a straggler if its own work on a step takes this many times the median of the ranks."""
+    """Report a rank as slow if its own work on a step takes this many times the median over all ranks."""
 
 
 class Recipe(Section):
@@ -260,14 +266,16 @@ class Recipe(Section):
     optimizer: Optimizer
     schedule: Schedule = Schedule()
     deepspeed: PathText
-    """Path of a DeepSpeed configuration file (see ds_configs); in it, values that the recipe sets are "auto"."""
+    """Path of a DeepSpeed configuration file (see ds_configs). In the file, keys whose value comes from the recipe,
+    such as batch sizes, are "auto"."""
     checkpoint: Checkpoint = Checkpoint()
     evaluation: Evaluation = Evaluation()
     logging: Logging = Logging()
 
     @property
     def depths(self) -> DepthSchedule:
-        """The number of segments per window, by optimizer step."""
+        """The number of segments per window in each optimizer step, from ``training.bptt_depth`` and
+        ``random_depth``."""
         depth, seed = self.training.bptt_depth, self.training.seed if self.training.random_depth else None
         stages = depth if isinstance(depth, dict) else {0: depth}
         # in a generated document of one segment, nothing is asked
@@ -283,7 +291,7 @@ class Recipe(Section):
 
     @property
     def micro_batches(self) -> int:
-        """Number of micro-batches that a pipeline splits each window into; 1 without pipeline stages."""
+        """Number of micro-batches that a pipeline splits the rows of each window into; 1 without pipeline stages."""
         rows = self.training.batch_size
         if self.pipeline.micro_batches != "auto":
             return self.pipeline.micro_batches

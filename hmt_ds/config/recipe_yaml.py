@@ -14,7 +14,8 @@ NODES = 100_000  # far more than a recipe has; aliases of aliases can make billi
 
 
 class MisreadError(yaml.YAMLError):
-    """Raised for valid YAML that would be read differently than it looks, with one line per problem."""
+    """Raised for valid YAML whose values would differ from what the text looks like (010 is 8); has a line per
+    problem."""
 
     def __init__(self, problems: list[str]):
         super().__init__("; ".join(problems))
@@ -68,7 +69,8 @@ def all_nodes(root: yaml.Node) -> Iterator[yaml.Node]:
     """Yield a YAML node and all nodes below it; nodes behind an alias once for each use.
 
     Raises:
-        MisreadError: if there are too many, because aliases multiply them, or too deep ones.
+        MisreadError: if there are more than ``NODES`` nodes, because aliases multiply them, or more than ``NESTED``
+            levels.
     """
     left = [(root, 0)]
     for _ in range(NODES):
@@ -76,15 +78,19 @@ def all_nodes(root: yaml.Node) -> Iterator[yaml.Node]:
             return
         node, depth = left.pop()
         if depth > NESTED:
-            raise MisreadError([f"line {line_of(node)}: nested more than {NESTED} deep"])
+            raise MisreadError([f"line {line_of(node)}: nested more than {NESTED} levels deep: a recipe needs about 3"])
         yield node
         for child in node.value if isinstance(node, yaml.CollectionNode) else ():
             left += [(one, depth + 1) for one in (child if isinstance(node, yaml.MappingNode) else [child])]
-    raise MisreadError([f"aliases (*) make more than {NODES:,} values of it"])
+    raise MisreadError([f"aliases (*) repeat values, which makes more than {NODES:,} of them: write the values out"])
 
 
 def misread(node: yaml.Node) -> Iterator[tuple[int, str]]:
-    """Yield line and problem of each value within a node that YAML would read differently than it looks."""
+    """Find values directly within a YAML node that YAML would read differently than the text looks.
+
+    Yields:
+        The line number (from 1) and the problem of each such value.
+    """
     if isinstance(node, yaml.ScalarNode) and node.style is None and ODD_NUMBER.match(node.value):
         yield line_of(node), f"{node.value} is ambiguous: write a decimal number, or put quotes around text"
     if isinstance(node, yaml.MappingNode):

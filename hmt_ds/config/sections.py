@@ -23,8 +23,8 @@ def section(**ranges: Any) -> Callable[[type[T]], type[T]]:
     that use the settings accept them.
 
     Args:
-        ranges: narrower types for some of the fields. The settings dataclasses are plain Python without ranges, so that
-            their packages do not depend on pydantic.
+        ranges: narrower types of fields, by field name, such as ``PositiveInt``. The settings dataclasses are plain
+            Python without ranges, so that their packages do not depend on pydantic.
     """
 
     def decorate(cls: type[T]) -> type[T]:
@@ -58,7 +58,12 @@ def fields_of(kind: object) -> dict[str, FieldInfo]:
 
 
 def keys(kind: object, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Yield the dotted name and the pydantic field of every key of a section, nested sections included."""
+    """Yield the dotted name and the pydantic field of every key of a section, nested sections included.
+
+    Args:
+        kind: the section's class.
+        prefix: text in front of every name, such as ``training.``.
+    """
     for name, field in fields_of(kind).items():
         yield prefix + name, field
         for inner in (field.annotation, *get_args(field.annotation)):

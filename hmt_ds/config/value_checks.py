@@ -18,7 +18,12 @@ def why_no_folder(path: Path) -> str | None:
 
 
 def check_digits(value: object) -> object:
-    """Raise ValueError for text that is not a whole number; pydantic would accept 1_000, 3.0 and 0+3."""
+    """Return a value unchanged, unless it is text that is no plain whole number: pydantic would accept 1_000, 3.0 and
+    0+3.
+
+    Raises:
+        ValueError: with the value.
+    """
     if isinstance(value, str) and not (value.isascii() and value.removeprefix("-").isdigit()):
         raise ValueError(f"must be a whole number, got {value!r}")
     return value
@@ -48,7 +53,11 @@ def expand_path(text: str) -> str:
 
 
 def check_picture(file: Path) -> Path:
-    """Raise ValueError if a file's type is not a picture's, or its folder does not exist."""
+    """Return the path of a picture to be written unchanged, after checking it.
+
+    Raises:
+        ValueError: if the file's ending is not that of a picture (``PICTURES``), or its folder does not exist.
+    """
     if file.suffix not in PICTURES:
         raise ValueError(f"must end in {', '.join(PICTURES)}, got {str(file)!r}")
     if file.is_dir() or not file.absolute().parent.is_dir():

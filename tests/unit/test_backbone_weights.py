@@ -99,8 +99,8 @@ def cut_off(file: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (without_one, "its files have no model.layers.1.mlp.up_proj.weight"),
-        (with_another, "model.norm.weight is [3] in its files, [16] by its config"),
+        (without_one, "its files lack the weight model.layers.1.mlp.up_proj.weight"),
+        (with_another, "model.norm.weight has the shape [3] in its files, but [16] by its config.json"),
         (cut_off, "incomplete"),
         (Path.unlink, "no file named model.safetensors"),
     ],

@@ -262,7 +262,7 @@ def test_check_refuses_in_one_line(config, why):
 @pytest.mark.parametrize(
     ("source", "why"),
     [
-        (SIZES, "needs the key model_type"),
+        (SIZES, "lacks the key model_type"),
         ({"model_type": "no_such_model"}, "no_such_model"),
         ("no/such/folder", "no such folder"),
         (LLAMA | {"num_attention_heads": 3}, "multiple"),

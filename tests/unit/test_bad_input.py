@@ -68,7 +68,7 @@ CASES = [
     Case("not an override", ["training.steps", "3"], ["training.steps: overrides look like", "3: overrides look like"]),
     Case("missing recipe", [], ["recip.yaml: no such recipe; did you mean recipe.yaml?"], "recip.yaml"),
     Case("recipe is no YAML", [], ["broken.yaml: not readable as YAML"], "broken.yaml"),
-    Case("recipe is no mapping", [], ["list.yaml: a recipe is a mapping of sections"], "list.yaml"),
+    Case("recipe is no mapping", [], ["list.yaml: a recipe must be a mapping of sections"], "list.yaml"),
     Case("recipe is empty of keys", [], ["model: missing", "memory: missing", "data: missing"], "empty.yaml"),
     Case(
         "several in the recipe",

@@ -156,7 +156,7 @@ def test_another_format_is_refused(tmp_path):
     checkpoint = write(tmp_path, 4)
     content = json.loads((checkpoint / MANIFEST).read_text())
     (checkpoint / MANIFEST).write_text(json.dumps(content | {"format": 2}))
-    assert find_damage(checkpoint) == [f"{MANIFEST} has format 2, this version reads 1"]
+    assert find_damage(checkpoint) == [f"{MANIFEST} has format 2, this version reads 1: use the version that wrote it"]
 
 
 def test_same_step_again_replaces_the_broken_one(tmp_path):

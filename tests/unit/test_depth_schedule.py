@@ -78,8 +78,11 @@ def test_one_stage_can_be_overridden(tmp_path):
         ("{0: 2, 9: 0}", "every depth of a schedule must be a whole number of at least 1, got 0 in {0: 2, 9: 0}"),
         ("{0: x}", "every depth of a schedule must be a whole number of at least 1, got 'x' in {0: 'x'}"),
         ("{0: true}", "must be a number, got {0: True}"),
-        ("{0: 2, x: 4}", "the keys of a schedule are numbers of steps, got {0: 2, 'x': 4}"),
-        ("{0: 2, 1.5: 4}", "the keys of a schedule are numbers of steps, got {0: 2, 1.5: 4}"),
+        ("{0: 2, x: 4}", "the keys of a schedule must be numbers of steps, such as {0: 2, 200: 4}, got {0: 2, 'x': 4}"),
+        (
+            "{0: 2, 1.5: 4}",
+            "the keys of a schedule must be numbers of steps, such as {0: 2, 200: 4}, got {0: 2, 1.5: 4}",
+        ),
         ("0", "must be at least 1 or a mapping of keys to values, got 0"),
     ],
 )
