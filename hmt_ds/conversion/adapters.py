@@ -23,8 +23,9 @@ class Adapters:
     """LoRA adapters of a model, with their weights and the modules that they belong to.
 
     Attributes:
-        weights: all weights of the model. An adapter's weights are called ``LAYER.lora_A.default.weight`` and
-            ``LAYER.lora_B.default.weight``, those of an embedding ``LAYER.lora_embedding_A.default``.
+        weights: all weights of the model by name, adapters included. An adapter's weights are called
+            ``LAYER.lora_A.default.weight`` and ``LAYER.lora_B.default.weight``, those of an embedding
+            ``LAYER.lora_embedding_A.default``.
         model: the model with adapters, on the meta device.
     """
 
@@ -50,7 +51,8 @@ class Adapters:
         return Weights(plain.shapes, read)
 
     def change(self, layer: str) -> Tensor:
-        """Return the change that a layer's adapter adds to the layer's weight, as computed by peft."""
+        """Return the change (same shape as the weight, float32) that a layer's adapter adds to the layer's weight, by
+        peft."""
         module: LoraLayer = self.model.get_submodule(layer)
         for part in PARTS:
             stored = [name for name in self.weights.shapes if name.startswith(f"{layer}.{part}.default")]
@@ -66,7 +68,7 @@ class Adapters:
         return module.get_delta_weight("default")
 
     def separate(self) -> Weights:
-        """Return the adapters' weights alone, renamed as peft stores them."""
+        """Return only the adapters' weights, under the names that peft gives them in adapter_model.safetensors."""
 
         def rename(name: str) -> str | None:
             if ADAPTER not in name:
@@ -81,7 +83,7 @@ def peft_config(lora: LoraSettings, source: str | None) -> LoraConfig:
 
     Args:
         lora: LoRA settings of the run.
-        source: folder or hub name of the backbone that the adapters were trained on.
+        source: folder or hub name of the backbone that the adapters were trained on; None if unknown.
     """
     return LoraConfig(
         r=lora.rank,
@@ -107,7 +109,10 @@ def check_untied(layers: set[str], model: HMT) -> None:
     tied = [names for names, _ in names_of(model) if len(names) > 1]
     for name in (name for names in tied for name in names):
         if name.removesuffix(".weight") in layers:
-            raise ConversionError(f"{name} has an adapter and is tied to another weight: the adapter cannot be merged")
+            raise ConversionError(
+                f"{name} has an adapter and is tied to another weight, so the adapter cannot be merged: write it with "
+                "--what adapter"
+            )
 
 
 def merge_found(weights: Weights, config: PreTrainedConfig, settings: MemorySettings, alpha: float) -> Weights:
@@ -120,7 +125,7 @@ def merge_found(weights: Weights, config: PreTrainedConfig, settings: MemorySett
         alpha: LoRA's alpha; adapters are scaled by alpha / rank.
 
     Returns:
-        The merged weights; without adapters the given ones.
+        The merged weights; ``weights`` itself if there are no adapters.
 
     Raises:
         ConversionError: if the adapters have different ranks, or belong to a tied weight.
@@ -129,7 +134,10 @@ def merge_found(weights: Weights, config: PreTrainedConfig, settings: MemorySett
     if not ranks:
         return weights
     if len(ranks) > 1:
-        raise ConversionError(f"LoRA adapters of several ranks cannot be merged: {', '.join(map(str, sorted(ranks)))}")
+        found = ", ".join(map(str, sorted(ranks)))
+        raise ConversionError(
+            f"LoRA adapters of ranks {found} in one checkpoint: only adapters of one rank can be merged"
+        )
     layers = sorted({name.partition(ADAPTER)[0].removeprefix(BACKBONE) for name in weights.shapes if ADAPTER in name})
     lora = LoraSettings(rank=ranks.pop(), alpha=alpha, target_modules=layers)
     check_untied({BACKBONE + layer for layer in layers}, skeleton(config, settings))

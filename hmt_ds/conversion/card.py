@@ -40,7 +40,14 @@ Interval = list[float | None]  # a figure, and both ends of its 95% interval
 
 
 class Data(TypedDict):
-    """The held-out documents of an evaluation, as its JSON file describes them."""
+    """The held-out documents of an evaluation, as its JSON file describes them.
+
+    Attributes:
+        source: file, folder or data set that the documents are from.
+        sha256: SHA-256 of the token ids, in hexadecimal.
+        documents: number of documents.
+        tokens: number of tokens of all documents.
+    """
 
     source: str
     sha256: str
@@ -49,7 +56,17 @@ class Data(TypedDict):
 
 
 class EvaluationRow(TypedDict):
-    """The losses of the tokens with a certain number of segments before them, in an evaluation's JSON file."""
+    """The loss of the tokens that a certain number of segments precede, in an evaluation's JSON file.
+
+    Attributes:
+        segments_read: smallest number of segments before a token.
+        below: number of segments before a token that the row does not reach any more.
+        tokens: number of scored tokens.
+        perplexity: exp of the mean loss; None without tokens.
+        nats: mean loss per token in nats, with its confidence interval.
+        cost_swapped: increase of the loss, in nats per token, with another document's memories.
+        cost_none: increase of the loss, in nats per token, without memories.
+    """
 
     segments_read: int
     below: int
@@ -61,7 +78,14 @@ class EvaluationRow(TypedDict):
 
 
 class Evaluation(TypedDict):
-    """Held-out losses after one step, as read from ``evaluation/step_*.json`` in a run's folder."""
+    """Held-out losses after one optimizer step, as read from ``evaluation/step_*.json`` in a run's folder.
+
+    Attributes:
+        step: the optimizer step.
+        data: the held-out documents.
+        verdict: a sentence on whether the memory helps; None if memories were not compared.
+        rows: losses by the number of segments before a token.
+    """
 
     step: int
     data: Data
@@ -107,18 +131,24 @@ def card(
 
 
 def plain(value: object) -> str:
-    """Return a value as text of one line in which nothing is Markdown or HTML: a run may be another person's."""
+    """Format a value as one line of text in which nothing is Markdown or HTML, because a run may be from another
+    person."""
     return re.sub(r"[^\w .,;/()%+=-]|\b_|_\b", lambda found: f"&#{ord(found[0])};", str(value))
 
 
 def code(text: str) -> str:
-    """Return text as a code span of one line, whatever is in it."""
+    """Format text as a Markdown code span of one line, whatever characters are in the text."""
     line, ticks = " ".join(text.split()), "`" * (longest_fence(text) + 1)
     return f"{ticks} {line} {ticks}" if "`" in line else f"{ticks}{line}{ticks}"
 
 
 def fenced(text: str, language: str) -> str:
-    """Return text as a code block, whatever is in it."""
+    """Format text as a Markdown code block, whatever characters are in the text.
+
+    Args:
+        text: content of the block.
+        language: language of the block, such as ``yaml``, for highlighting.
+    """
     fence = "`" * max(3, longest_fence(text) + 1)
     return f"{fence}{language}\n{text}\n{fence}"
 
@@ -129,7 +159,8 @@ def longest_fence(text: str) -> int:
 
 
 def picture_of(folder: Path) -> Path | None:
-    """Return the plot of the loss in a folder, if it is a picture and no link, through which any file could be read."""
+    """Return the path of the loss plot in a folder; None unless it is a picture and no link, which could name any
+    file."""
     picture = folder / "loss.png"
     if picture.is_symlink() or not picture.is_file():
         return None
@@ -138,7 +169,12 @@ def picture_of(folder: Path) -> Path | None:
 
 
 def without_folders(value: object) -> object:
-    """Shorten every absolute path in a recipe to its last component: folders of the training machine help no reader."""
+    """Shorten every absolute path in a recipe to its last component, because folders of the training machine help no
+    reader.
+
+    Args:
+        value: the recipe, or a section or value of it, as nested mappings and lists.
+    """
     if isinstance(value, dict):
         return {key: without_folders(part) for key, part in value.items()}
     if isinstance(value, list):
@@ -176,7 +212,7 @@ def own_evaluation(run: Path, step: int) -> Evaluation | None:
 
 
 def losses(evaluation: Evaluation) -> str:
-    """Format the losses of an evaluation as a Markdown table."""
+    """Format the losses of an evaluation, in nats per token with intervals, as a Markdown table with a caption."""
     rows, data = evaluation["rows"], evaluation["data"]
     costs = [key for key in COSTS if rows and key in rows[0]]
     columns = ["segments read before", "tokens", "perplexity", "nats per token", *(COSTS[key] for key in costs)]
@@ -194,7 +230,7 @@ def losses(evaluation: Evaluation) -> str:
 
 
 def with_interval(value: Interval) -> str:
-    """Format a value with its confidence interval."""
+    """Format a value with its 95% confidence interval, for a table cell."""
     mean, low, high = map(format_value, value)
     return mean if low == "-" else f"{mean} [{low}, {high}]"
 

@@ -26,7 +26,7 @@ MISTAKES = (ConversionError, BackboneError, CheckpointError, ConfigError, DataEr
 
 
 def convert(source: Path, target: Path, options: ConvertOptions, overrides: Sequence[str] = ()) -> list[str]:
-    """Convert a checkpoint; return lines for the user about the result.
+    """Convert a checkpoint into a Hugging Face folder; return lines for the user about the result.
 
     Args:
         source: a run, its folder of checkpoints, one checkpoint, a converted folder, HMT-pytorch's weights, or a
@@ -36,7 +36,7 @@ def convert(source: Path, target: Path, options: ConvertOptions, overrides: Sequ
         overrides: settings of the memory, such as ``--memory.segment_length 1024``, for checkpoints without a recipe.
 
     Raises:
-        ValueError: one of MISTAKES, with a line for each problem.
+        ValueError: one of ``MISTAKES``, with a line for each problem.
     """
     if target.exists():
         raise ConversionError(f"{target} exists already: name a new folder")
@@ -49,13 +49,18 @@ def convert(source: Path, target: Path, options: ConvertOptions, overrides: Sequ
 
 
 def export_source(source: Path, options: ConvertOptions, overrides: Sequence[str], notes: list[str]) -> Export:
-    """Read the whole model, or the part named by ``--what``, from a checkpoint of any kind; see :func:`convert`.
+    """Read the whole model, or the part named by ``--what``, from a checkpoint of any kind.
 
     Args:
-        source: as for :func:`convert`, like ``options`` and ``overrides``.
+        source: a run, its folder of checkpoints, one checkpoint, a converted folder, HMT-pytorch's weights, or a
+            DeepSpeed folder.
         options: options of ``hmt-ds convert``.
-        overrides: settings of the memory.
+        overrides: settings of the memory, such as ``--memory.segment_length 1024``, for checkpoints without a recipe.
         notes: lines for the user, to which warnings are appended.
+
+    Raises:
+        ConversionError: if the source cannot be converted with the options.
+        ConfigError: if settings of the memory are missing or wrong.
     """
     kind = kind_of(source)
     if kind in ("run", "checkpoints", "checkpoint"):
@@ -68,18 +73,20 @@ def export_source(source: Path, options: ConvertOptions, overrides: Sequence[str
 
 
 def export_converted(source: Path, options: ConvertOptions) -> Export:
-    """Read the whole model, or the part named by ``--what``, from a converted folder.
+    """Read the whole model, or the part named by ``--what``, from a folder that ``hmt-ds convert`` wrote.
 
     Args:
         source: the converted folder.
         options: options of ``hmt-ds convert``.
 
     Raises:
-        ConversionError: if the folder was not written by ``hmt-ds convert``, or lacks the part.
+        ConversionError: if the folder was not written by ``hmt-ds convert``, or lacks the part that ``--what`` names.
     """
     converted = read_converted(str(source))
     if converted is None:
-        raise ConversionError(f"{source} has no memory yet: set model.source of a recipe to it, and train")
+        raise ConversionError(
+            f"{source} is a model without memory: train it first, with a recipe whose model.source is this folder"
+        )
     config, settings = read_config(str(source)), MemorySettings(**converted["memory"])
     check_part(options, settings.mode, "whole")
     weights = match_weights(folder_weights(source).without_prefix("hmt."), skeleton(config, settings), str(source))

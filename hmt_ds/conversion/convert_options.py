@@ -21,9 +21,9 @@ class ConvertOptions(Options):
     """The options of `hmt-ds convert`."""
 
     what: What = "model"
-    """part of the model to write; model: all of it"""
+    """part of the model to write; model: backbone and memory modules, adapter: the LoRA adapters alone"""
     merge: bool = False
-    """merge LoRA adapters into the weights of the backbone"""
+    """merge LoRA adapters into the weights of the backbone; needed for --what model or backbone of a LoRA run"""
     dtype: Literal["bf16", "fp32"] | None = None
     """type of the written weights; default: the source's own, or the type that the run computed in"""
     backbone: Annotated[PathText | None, "DIR"] = None
@@ -33,18 +33,22 @@ class ConvertOptions(Options):
 
 
 def check_not_foreign(options: ConvertOptions, overrides: Sequence[str] = ()) -> None:
-    """Reject ``--backbone`` and overrides of the memory's settings, for a source that stores these settings itself.
+    """Reject ``--backbone`` and overrides of the memory's settings, for a source that stores its own settings.
+
+    Args:
+        options: options of ``hmt-ds convert``.
+        overrides: the command line's settings of the memory, such as ``--memory.segment_length 1024``.
 
     Raises:
         ConversionError: naming the first option that is not allowed.
     """
     given = [*(["--backbone"] if options.backbone else []), *overrides[:1]]
     if given:
-        raise ConversionError(f"{given[0]}: not allowed, because the source stores its own settings")
+        raise ConversionError(f"{given[0]}: not allowed, because the source stores its own settings: remove the option")
 
 
 def check_part(options: ConvertOptions, mode: str, train: str) -> None:
-    """Check that a source has the part of the model that ``--what`` names, and that ``--merge`` fits it.
+    """Check that a source has the part of the model that ``--what`` names, and that ``--merge`` fits both.
 
     Args:
         options: options of ``hmt-ds convert``.
@@ -55,11 +59,16 @@ def check_part(options: ConvertOptions, mode: str, train: str) -> None:
         ConversionError: naming the option, and why it does not fit the source.
     """
     if options.what == "adapter" and train != "lora":
-        raise ConversionError(f"--what adapter: the source has no LoRA adapters, its model.train is {train}")
+        raise ConversionError(
+            f"--what adapter: the source has no LoRA adapters, its model.train is {train}: use --what model"
+        )
     if options.what == "memory" and mode == "backbone":
-        raise ConversionError("--what memory: the source has no memory, its memory.mode is backbone")
+        raise ConversionError("--what memory: the source has no memory, its memory.mode is backbone: use --what model")
     if options.merge and (train != "lora" or options.what not in ("model", "backbone")):
-        raise ConversionError("--merge: only possible with --what model or backbone, for a run with LoRA adapters")
+        raise ConversionError(
+            "--merge: only possible with --what model or backbone, for a run with LoRA adapters (model.train lora), "
+            f"not with --what {options.what} and model.train {train}: remove --merge"
+        )
     if train == "lora" and options.what in ("model", "backbone") and not options.merge:
         raise ConversionError(
             f"--what {options.what} of a LoRA run needs --merge; without it use --what adapter or memory"

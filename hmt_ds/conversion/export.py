@@ -27,9 +27,9 @@ class Export:
         config: configuration of the backbone.
         settings: settings of the memory.
         dtype: type of the written weights.
-        tokenizer: tokenizer of a model or backbone, if known.
-        generation: the backbone's generation settings, for a model or backbone.
-        lora: peft's configuration, for an adapter.
+        tokenizer: tokenizer of a model or backbone; None if unknown, and for other parts.
+        generation: the backbone's generation settings, for a model or backbone; None for other parts.
+        lora: peft's configuration, for an adapter; None for other parts.
         card: text of README.md.
         pictures: image files that README.md shows.
     """
@@ -57,7 +57,7 @@ class Export:
         return self.weights.without_prefix(BACKBONE) if self.what == "backbone" else self.weights
 
     def summary(self) -> str:
-        """Describe the weights in a line: their number, parameters, dtype, bytes and files."""
+        """Describe the weights in a line for the user: their number, parameters, dtype, bytes and files."""
         weights = self.named_weights()
         numbers = sum(torch.Size(shape).numel() for shape in weights.shapes.values())
         shards = len(plan_shards(weights, self.dtype, self.stem))
@@ -94,7 +94,12 @@ def find_tokenizer(name: str | None, notes: list[str], what: What) -> PreTrained
 
 
 def generation_config(source: str | None, config: PreTrainedConfig) -> GenerationConfig:
-    """Return the backbone's own generation settings, or transformers' defaults for its configuration."""
+    """Return the backbone's own generation settings, or else transformers' defaults for its configuration.
+
+    Args:
+        source: folder or hub name of the backbone; None for random weights.
+        config: configuration of the backbone.
+    """
     try:
         if source is not None:
             return GenerationConfig.from_pretrained(source)

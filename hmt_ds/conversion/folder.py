@@ -51,7 +51,13 @@ def write_folder(export: Export, target: Path, max_shard: str = "5GB") -> None:
 
 
 def write_files(export: Export, folder: Path, max_shard: str) -> None:
-    """Write all files of a Hugging Face folder: weights, configuration, tokenizer, README.md and pictures."""
+    """Write all files of a Hugging Face folder: weights, configuration, tokenizer, README.md and pictures.
+
+    Args:
+        export: content of the folder.
+        folder: the folder to write into; must exist.
+        max_shard: largest size of a weight file, such as ``5GB``.
+    """
     write_shards(folder, export.named_weights(), export.dtype, export.stem, max_shard)
     parts: dict[str, Callable[[Export, Path], None]] = {
         "model": write_model,

@@ -23,13 +23,18 @@ from hmt_ds.memory import MemorySettings
 
 
 class ForeignLora(Section):
-    """LoRA's alpha for a checkpoint without a recipe, whose files do not store it. The default is HMT-pytorch's."""
+    """The command line's section ``lora`` for a checkpoint without a recipe, which does not store LoRA's alpha.
+
+    Attributes:
+        alpha: scale of the adapters' output, which is multiplied by alpha / rank; the default is HMT-pytorch's.
+    """
 
     alpha: float = Field(32, gt=0)
 
 
 class Foreign(Section):
-    """Settings from the command line for a checkpoint without a recipe."""
+    """Settings from the command line for a checkpoint without a recipe: ``--memory.KEY VALUE`` and ``--lora.alpha
+    VALUE``."""
 
     memory: Memory
     lora: ForeignLora = ForeignLora()
@@ -75,7 +80,15 @@ def export_foreign(source: Path, options: ConvertOptions, overrides: Sequence[st
 def foreign_settings(
     weights: Weights, config: PreTrainedConfig, overrides: Sequence[str]
 ) -> tuple[MemorySettings, float]:
-    """Return the memory's settings and LoRA's alpha, from the shapes of the weights and the command line.
+    """Derive the memory's settings and LoRA's alpha from the shapes of the weights and the command line.
+
+    Args:
+        weights: weights of the checkpoint, under hmt_ds's names.
+        config: configuration of the backbone.
+        overrides: settings from the command line, such as ``--memory.segment_length 1024``.
+
+    Returns:
+        The memory's settings, and LoRA's alpha.
 
     Raises:
         ConfigError: with a line for each missing or wrong setting.

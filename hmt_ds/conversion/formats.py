@@ -28,7 +28,7 @@ PEFT = (("base_model.model.", ""), (".base_layer.", "."))  # peft's names of wha
 
 
 def kind_of(source: Path) -> Kind:
-    """Return the format of a checkpoint's file or folder.
+    """Recognize the format of a checkpoint's file or folder.
 
     Raises:
         ConversionError: if the path does not exist, or has no known format.
@@ -36,7 +36,7 @@ def kind_of(source: Path) -> Kind:
     if source.is_file():
         return "state_dict"
     if not source.is_dir():
-        raise ConversionError(f"{source}: no such file or folder")
+        raise ConversionError(f"{source}: no such file or folder: name a run, a checkpoint or a model folder")
     # the first match counts: a folder can show several signs
     signs: dict[Kind, bool] = {
         "checkpoint": (source / MANIFEST).is_file(),
@@ -71,8 +71,11 @@ def tagged(folder: Path) -> Path:
 def read_foreign(source: Path) -> tuple[Weights, list[str]]:
     """Open a checkpoint of HMT-pytorch or DeepSpeed.
 
+    Args:
+        source: file or folder of the checkpoint.
+
     Returns:
-        The weights under hmt_ds's names, and the stored names that an HMT of hmt_ds does not have.
+        The weights under hmt_ds's names, and the stored names of weights that an HMT of hmt_ds does not have.
 
     Raises:
         ConversionError: if the checkpoint contains code, or cannot be read.
@@ -102,14 +105,14 @@ def our_name(name: str) -> str | None:
 
 
 def mode_of(weights: Weights) -> Mode:
-    """Return the ``memory.mode`` of a model, from the memory modules among its weights."""
+    """Derive the ``memory.mode`` of a model from the memory modules among its weights."""
     if "recall.query.weight" in weights.shapes:
         return "hmt"
     return "rmt" if "initial_prompt.embeddings.weight" in weights.shapes else "backbone"
 
 
 def zero_weights(folder: Path) -> Weights:
-    """Open a DeepSpeed checkpoint of ZeRO stage 0 to 3, with DeepSpeed's own reader."""
+    """Open a DeepSpeed checkpoint folder of ZeRO stage 0 to 3, with DeepSpeed's own reader."""
     from deepspeed.utils import zero_to_fp32
 
     with one_line_errors(folder), weights_only(), contextlib.redirect_stdout(io.StringIO()):
@@ -124,10 +127,14 @@ def zero_weights(folder: Path) -> Weights:
 
 
 def universal_weights(folder: Path) -> Weights:
-    """Open a checkpoint in DeepSpeed's universal format, which stores each weight in a folder of its own."""
+    """Open a checkpoint folder in DeepSpeed's universal format, which stores each weight in a subfolder.
+
+    Raises:
+        ConversionError: if the folder holds no weights.
+    """
     files = {path.parent.name: path for path in sorted((folder / "zero").glob("*/fp32.pt"))}
     if not files:
-        raise ConversionError(f"{folder / 'zero'} holds no weights (no */fp32.pt)")
+        raise ConversionError(f"{folder / 'zero'} holds no weights (no */fp32.pt): name a folder in universal format")
 
     def read(name: str) -> Tensor:
         saved = read_pickle(files[name])

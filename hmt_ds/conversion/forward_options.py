@@ -16,7 +16,7 @@ WITHOUT_EFFECT = ("token_type_ids", "cache_position", "tokenizer")
 
 
 def check_ids(input_ids: Tensor | None) -> Tensor:
-    """Return token ids ``[b, t]``; refuse a forward pass without them.
+    """Return token ids ``[b, t]`` (b rows, t positions) unchanged, after checking that there are some.
 
     Raises:
         ValueError: if there are no token ids, or they have another number of dimensions.
@@ -27,25 +27,34 @@ def check_ids(input_ids: Tensor | None) -> Tensor:
 
 
 def check_options(options: Mapping[str, object]) -> None:
-    """Refuse arguments of the forward pass that would silently have no effect.
+    """Refuse arguments of a converted model's forward pass that would silently have no effect.
 
     Arguments that are None or False pass: libraries such as peft pass many that way.
+
+    Args:
+        options: further keyword arguments of the forward pass, by name.
 
     Raises:
         ValueError: naming the arguments.
     """
     if options.get("inputs_embeds") is not None:
-        raise ValueError("inputs_embeds is not supported: segments and their sensory tokens are made from input_ids")
+        raise ValueError(
+            "inputs_embeds is not supported, because segments are made from token ids: pass input_ids instead"
+        )
     asked = {name for name, value in options.items() if value is not None and value is not False}
     if refused := sorted(asked.difference(WITHOUT_EFFECT)):
         raise ValueError(f"a converted HMT does not take {', '.join(refused)}: it returns the loss and the logits only")
 
 
 def check_cache(cache: object, labels: Tensor | None) -> SegmentCache:
-    """Return the cache to go on with, an empty one for None.
+    """Return the cache of a conversation with a converted model; an empty one if ``cache`` is None.
+
+    Args:
+        cache: the argument ``past_key_values``.
+        labels: the argument ``labels``; None without labels, which are scored without a cache.
 
     Raises:
-        ValueError: if it is of another kind, or there are labels, which are scored without a cache.
+        ValueError: if the cache is of another type, or there are labels besides a cache.
     """
     if cache is not None and not isinstance(cache, SegmentCache):
         raise ValueError(
@@ -58,11 +67,11 @@ def check_cache(cache: object, labels: Tensor | None) -> SegmentCache:
 
 
 def check_mask(attention_mask: Tensor | None, shape: torch.Size) -> Tensor | None:
-    """Return an attention mask as bool, ``[b, t]``, False on padding; None if nothing is masked.
+    """Return an attention mask as bool, ``[b, t]`` (b rows, t positions), False on padding; None if nothing is masked.
 
     Args:
         attention_mask: ``[b, t]``, 0 on padding.
-        shape: shape of the token ids.
+        shape: shape of the token ids, ``[b, t]``.
 
     Raises:
         ValueError: if the mask has another shape than the token ids.
@@ -81,9 +90,9 @@ def check_positions(position_ids: Tensor | None, real: Tensor | None, shape: tor
     """Refuse position ids other than the default ones, such as those of several documents packed into a row.
 
     Args:
-        position_ids: ``[b or 1, t]``.
+        position_ids: ``[b, t]`` or ``[1, t]`` (b rows, t positions); None passes.
         real: ``[b, t]`` bool, False on padding; None without padding.
-        shape: shape of the token ids.
+        shape: shape of the token ids, ``[b, t]``.
 
     Raises:
         ValueError: if the ids number neither the columns of the batch nor the tokens of each row.
@@ -99,19 +108,24 @@ def check_positions(position_ids: Tensor | None, real: Tensor | None, shape: tor
 
 
 def first_position(logits_to_keep: int | Tensor, tokens: int) -> int:
-    """Return the first position whose logits an int ``logits_to_keep`` keeps; 0 for a tensor of positions."""
+    """Return the first position whose logits are kept; 0 if the positions are given by a tensor.
+
+    Args:
+        logits_to_keep: number of last positions to keep (0: all), or a tensor of positions.
+        tokens: number of positions of the batch.
+    """
     if isinstance(logits_to_keep, Tensor):
         return 0
     return slice(-logits_to_keep, None).indices(tokens)[0]
 
 
 def select_logits(logits: Tensor, logits_to_keep: int | Tensor) -> Tensor:
-    """Select logits at the positions in a tensor, as transformers does; return them unchanged for an int.
+    """Select logits at the positions in a tensor, as transformers does; return them unchanged if given a number.
 
     Args:
-        logits: ``[b, t, v]``.
+        logits: ``[b, t, v]`` (b rows, t positions, v vocabulary); already cut to the last positions for a number.
         logits_to_keep: positions, ``[n]`` for all rows or ``[b, n]`` for each; or a mask ``[b, t]``, which selects
-            ``[n, v]``. An int was applied before.
+            ``[n, v]``; or the number of last positions.
     """
     if not isinstance(logits_to_keep, Tensor):
         return logits

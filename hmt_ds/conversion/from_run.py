@@ -69,7 +69,7 @@ def library_config(recipe: Recipe) -> PreTrainedConfig:
     """Read the configuration of a run's backbone without running Python code that comes with the model.
 
     Raises:
-        ConversionError: if the backbone needs code of its own, which may be another person's.
+        ConversionError: if the backbone needs its own Python code, which may be another person's.
     """
     model = recipe.model
     try:
@@ -100,23 +100,34 @@ def find_checkpoint(source: Path, notes: list[str]) -> tuple[Path, Path]:
     if kind == "checkpoint":
         checkpoint: Path | None = source
         if problems := find_damage(source):
-            raise ConversionError(f"{source} is damaged: {problems[0]}")
+            raise ConversionError(f"{source} is damaged: {problems[0]}: name another checkpoint, or the run")
     else:
         checkpoint = newest_intact(source / "checkpoints" if kind == "run" else source, notes.append)
     if checkpoint is None:
-        raise ConversionError(f"{source} has no intact checkpoint")
+        raise ConversionError(
+            f"{source} has no intact checkpoint to convert: train until one is saved (checkpoint.every)"
+        )
     # not resolve(): `checkpoints` may be a link to another file system
     run = Path(os.path.abspath(checkpoint)).parent.parent  # noqa: PTH100
     if not (run / "recipe.yaml").is_file():
         run = checkpoint.resolve().parent.parent
     if not (run / "recipe.yaml").is_file():
-        raise ConversionError(f"{run / 'recipe.yaml'} is missing: without it {checkpoint} cannot be interpreted")
+        raise ConversionError(
+            f"{run / 'recipe.yaml'} is missing, without which {checkpoint} cannot be interpreted: copy the recipe there"
+        )
     return checkpoint, run
 
 
 @dataclass(frozen=True)
 class RunWeights:
-    """All weights of a run's model: trained ones from the checkpoint, frozen ones from ``model.source``."""
+    """All weights of a run's model: trained ones from the checkpoint, frozen ones from ``model.source``.
+
+    Attributes:
+        recipe: the run's recipe.
+        trained: weights in the checkpoint.
+        config: configuration of the backbone.
+        settings: settings of the memory, with ``recall_dim`` filled in.
+    """
 
     recipe: Recipe
     trained: Weights

@@ -1,4 +1,4 @@
-"""Handle padded batches: find the padding, and move it to the end of each row.
+"""Find the padding of batches, and move it to the end of each row.
 
 Padding at the end of a row changes nothing for a causal model. Left padding would shift the row's segments, so rows are
 aligned to the left before they are split, and their logits are moved back afterwards.
@@ -17,11 +17,11 @@ from hmt_ds.memory.segments import IGNORED, Window, split_document
 
 @dataclass(frozen=True)
 class Alignment:
-    """Map between the columns of padded rows and the columns of the same rows aligned to the left.
+    """A map between the columns of padded rows and the columns of the same rows aligned to the left.
 
     Attributes:
-        real: ``[b, t]`` bool, False on padding.
-        order: ``[b, t]``, for each column of the aligned rows the column that it comes from: tokens first, then
+        real: ``[b, t]`` bool (b rows, t columns), False on padding.
+        order: ``[b, t]``, for each column of the aligned rows the column that its value comes from: tokens first, then
             padding.
     """
 
@@ -33,19 +33,20 @@ class Alignment:
         """Build the alignment that moves each row's tokens to the left, in the same order, and its padding to the end.
 
         Args:
-            real: ``[b, t]`` bool, False on padding.
+            real: ``[b, t]`` bool (b rows, t columns), False on padding.
         """
         return cls(real, (~real).long().argsort(dim=1, stable=True))
 
     def columns(self, first: int) -> Tensor:
-        """Return the aligned column of each position of the padded rows from ``first`` on, ``[b, t - first]``.
+        """Return the aligned column of each position of the padded rows from column ``first`` on, ``[b, t - first]``.
 
-        For padding, that of the last token before it.
+        The column of a padding position is that of the last token before it.
         """
         return (self.real.long().cumsum(dim=1) - 1).clamp(min=0)[:, first:]
 
     def align(self, values: Tensor, pad: int) -> Tensor:
-        """Align rows of values ``[b, t]`` to the left, and write ``pad`` to the padding."""
+        """Align rows of values ``[b, t]`` (b rows, t columns) to the left, and write ``pad`` to the padding behind
+        them."""
         return values.masked_fill(~self.real, pad).gather(1, self.order)
 
 
@@ -56,16 +57,16 @@ def find_trailing_pads(
 
     A padding id can also be text, so only what no text contains counts as padding: a run of the id at the end of a row,
     without labels, if no text begins or ends with the id. Where ``pad_token_id`` equals the end-of-text id, as in many
-    fine-tuned models, a text that ends with it would otherwise lose its last token.
+    fine-tuned models, a text that ends with the id would otherwise lose its last token.
 
     Args:
-        input_ids: ``[b, t]``.
-        labels: ``[b, t]``; a position with a label is text.
-        pad: ``pad_token_id`` of the configuration.
+        input_ids: ``[b, t]`` (b rows, t positions).
+        labels: ``[b, t]``, -100 without a label; a position with a label is text. None without labels.
+        pad: ``pad_token_id`` of the configuration; None if there is none.
         special: ids that begin or end a text.
 
     Returns:
-        ``[b, t]`` bool, False on padding; None if there is none.
+        ``[b, t]`` bool, False on padding; None if there is no padding.
     """
     if pad is None or pad in special:
         return None
@@ -80,9 +81,9 @@ def split_rows(input_ids: Tensor, labels: Tensor | None, length: int, alignment:
     """Split the documents of a batch, without their padding, into segments of equal length.
 
     Args:
-        input_ids: ``[b, t]``.
-        labels: ``[b, t]``, not shifted; labels of padding are ignored.
-        length: L, tokens of a segment.
+        input_ids: ``[b, t]`` (b rows, t positions).
+        labels: ``[b, t]``, not shifted; labels of padding are ignored. None without labels.
+        length: number of tokens of a segment.
         alignment: alignment of padded rows; None without padding.
     """
     if alignment is not None:

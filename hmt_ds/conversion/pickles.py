@@ -1,4 +1,4 @@
-"""The only place where pickles are read. A pickle can run code, so pickles that contain code are refused."""
+"""Read PyTorch's pickle files, only here. A pickle can run code, so pickles that contain code are refused."""
 
 import contextlib
 import functools
@@ -26,7 +26,11 @@ def allowed_globals() -> list[type | Callable[..., object] | tuple[Callable[...,
 
 
 def member_of_enum(kind: Any, name: str) -> object:
-    """Replace ``getattr`` in a pickle: return members of DeepSpeed's ``ZeroStageEnum``, and refuse all else."""
+    """Replace ``getattr`` in a pickle: return a member of DeepSpeed's ``ZeroStageEnum``, and refuse everything else.
+
+    Raises:
+        pickle.UnpicklingError: if ``kind`` is another class.
+    """
     from deepspeed.runtime.zero.config import ZeroStageEnum
 
     if kind is not ZeroStageEnum:
@@ -85,12 +89,14 @@ def one_line_errors(source: Path) -> Iterator[None]:
 
 
 def read_state_dict(file: Path) -> dict[str, Tensor]:
-    """Read a state dict from a file written by ``torch.save``.
+    """Read a state dict (tensors by name) from a file written by ``torch.save``.
 
     Raises:
         ConversionError: if the file contains code, cannot be read, or holds something else.
     """
     found = read_pickle(file)
     if not isinstance(found, dict) or not any(isinstance(value, Tensor) for value in found.values()):
-        raise ConversionError(f"{file} holds {type(found).__name__}, not a state dict")
+        raise ConversionError(
+            f"{file} holds {type(found).__name__}, not a state dict with tensors: name a file of weights"
+        )
     return found

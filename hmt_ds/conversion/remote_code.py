@@ -1,8 +1,8 @@
-"""Copy this project's own files into a converted folder, so that the mathematics has one implementation.
+"""Copy this project's own files into a converted folder, so that hub users run the same code as training.
 
 transformers loads files of a folder that import each other with ``from .name import``, but no packages. So
-``hmt_ds.memory.cell`` becomes ``hmt_memory_cell``. Otherwise only modeling_hmt.py is changed: it refuses versions of
-transformers that lack what it needs, and names all files for those that would copy too few.
+``hmt_ds.memory.cell`` becomes ``hmt_memory_cell``. Besides its imports, only modeling_hmt.py is changed: the copy
+refuses versions of transformers that are too old, and names all files for versions that would copy too few.
 """
 
 import re

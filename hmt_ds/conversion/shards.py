@@ -17,13 +17,16 @@ MAX_SHARD = "5GB"
 
 
 def plan_shards(weights: Weights, dtype: torch.dtype, stem: str, max_shard: str = MAX_SHARD) -> dict[str, list[str]]:
-    """Distribute weights over files by their shapes alone; return the names of the weights in each file.
+    """Distribute weights over files by their shapes alone.
 
     Args:
         weights: weights to write.
         dtype: type in which floating-point weights are written.
-        stem: prefix of the file names.
+        stem: prefix of the file names, such as ``model``.
         max_shard: largest size of a file, such as ``5GB``.
+
+    Returns:
+        The names of the weights in each file, by file name.
     """
     empty = {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in weights.shapes.items()}
     pattern = f"{stem}{{suffix}}.safetensors"
@@ -39,7 +42,7 @@ def write_shards(folder: Path, weights: Weights, dtype: torch.dtype, stem: str, 
         folder: folder to write to.
         weights: weights to write.
         dtype: type in which floating-point weights are written.
-        stem: prefix of the file names.
+        stem: prefix of the file names, such as ``model``.
         max_shard: largest size of a file, such as ``5GB``.
 
     Raises:
@@ -63,12 +66,20 @@ def write_shards(folder: Path, weights: Weights, dtype: torch.dtype, stem: str, 
 
 
 def to_dtype(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Convert a floating-point weight to a dtype; integers keep theirs."""
+    """Convert a floating-point weight to ``dtype``; return a weight of integers unchanged."""
     return (weight.to(dtype) if weight.is_floating_point() else weight).contiguous()
 
 
 def write_index(folder: Path, files: dict[str, list[str]], weights: Weights, dtype: torch.dtype, stem: str) -> None:
-    """Write transformers' index file, which names the file of each weight."""
+    """Write transformers' index file, which names the file of each weight.
+
+    Args:
+        folder: folder to write to.
+        files: names of the weights in each file, by file name.
+        weights: the weights, of which only shapes are used.
+        dtype: type of the written floating-point weights.
+        stem: prefix of the file names, such as ``model``.
+    """
     numbers = sum(torch.Size(shape).numel() for shape in weights.shapes.values())
     index = {
         "metadata": {"total_size": numbers * dtype.itemsize, "total_parameters": numbers},
@@ -80,15 +91,26 @@ def write_index(folder: Path, files: dict[str, list[str]], weights: Weights, dty
 def verify_shard(file: Path, names: list[str], weights: Weights, dtype: torch.dtype, bar: tqdm) -> None:
     """Read a safetensors file back and compare each weight with its source, bit for bit.
 
+    Args:
+        file: the written file.
+        names: names of the weights that were written.
+        weights: the source of the weights.
+        dtype: type in which floating-point weights were written.
+        bar: progress bar, advanced by the bytes of each weight.
+
     Raises:
         ConversionError: naming the weight that differs.
     """
     with safe_open(file, framework="pt") as saved:
         if set(saved.keys()) != set(names):
-            raise ConversionError(f"{file.name} does not hold the weights that were written")
+            raise ConversionError(
+                f"{file.name} does not hold the weights that were written: the disk may be faulty, write to another one"
+            )
         for name in names:
             if not bitwise_equal(saved.get_tensor(name), to_dtype(weights.read(name), dtype)):
-                raise ConversionError(f"{file.name}: {name} differs from what was written: the disk may be faulty")
+                raise ConversionError(
+                    f"{file.name}: {name} differs from what was written: the disk may be faulty, write to another one"
+                )
             bar.update()
 
 

@@ -42,12 +42,16 @@ def measure_width(config: PreTrainedConfig) -> int:
 
 
 def with_recall_dim(memory: MemorySettings, config: PreTrainedConfig) -> MemorySettings:
-    """Return memory settings with ``recall_dim`` filled in: the width of the embeddings, unless it is set."""
+    """Return memory settings in which ``recall_dim``, unless set, is the width of the backbone's embeddings."""
     return replace(memory, recall_dim=memory.recall_width(measure_width(config)))
 
 
 def names_of(model: nn.Module) -> Iterator[tuple[list[str], tuple[int, ...]]]:
-    """Yield the names and the shape of each weight of a model; a tied weight is yielded once, with all its names."""
+    """List the weights of a model, each tied weight once.
+
+    Yields:
+        All names of a weight (several for a tied one), and the weight's shape.
+    """
     names: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(parameter, []).append(name)
@@ -56,7 +60,7 @@ def names_of(model: nn.Module) -> Iterator[tuple[list[str], tuple[int, ...]]]:
 
 
 def buffers_of(model: nn.Module) -> set[str]:
-    """Return the names of a model's persistent buffers, which its file stores beside the weights."""
+    """Return the names of a model's persistent buffers, which its weight files store beside the weights."""
     return set(model.state_dict()) - {name for name, _ in model.named_parameters(remove_duplicate=False)}
 
 
@@ -64,9 +68,12 @@ def match_weights(weights: Weights, model: nn.Module, origin: str) -> Weights:
     """Select the weights of a model from a checkpoint; tied weights once, under the first of their names.
 
     Args:
-        weights: weights of a checkpoint.
+        weights: weights of a checkpoint, of which further ones are left out.
         model: the model, on the meta device.
         origin: name of the checkpoint in error messages.
+
+    Returns:
+        The model's weights and persistent buffers, in the model's shapes.
 
     Raises:
         ConversionError: naming a weight that is missing, has another shape, or is stored with other values than a
@@ -100,7 +107,8 @@ def match_weights(weights: Weights, model: nn.Module, origin: str) -> Weights:
 
 
 def shape_fits(stored: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    """Return whether a stored weight has a shape, flattened or not: DeepSpeed's universal format may flatten."""
+    """Return whether a weight stored with shape ``stored`` fits ``shape``, as it is or flattened (as DeepSpeed's
+    universal format stores weights)."""
     return stored == shape or stored == (torch.Size(shape).numel(),)
 
 
@@ -110,7 +118,7 @@ def reshaped(weight: Tensor, shape: tuple[int, ...] | None) -> Tensor:
 
 
 def with_frozen(trained: Weights, frozen: Weights, model: HMT) -> Weights:
-    """Join the trained weights of a run and the frozen weights of its backbone.
+    """Join the trained weights of a run and the frozen weights of its backbone into the weights of an HMT.
 
     Args:
         trained: trained weights, by their names in an HMT.
@@ -128,7 +136,7 @@ def with_frozen(trained: Weights, frozen: Weights, model: HMT) -> Weights:
 
 
 def combine(first: Weights, second: Weights) -> Weights:
-    """Join two sets of weights; for a name in both, the first set counts."""
+    """Join two sets of weights; a name in both gets the weight of ``first``."""
     return Weights(
         second.shapes | first.shapes,
         lambda name: (first if name in first.shapes else second).read(name),

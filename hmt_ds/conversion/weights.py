@@ -1,4 +1,4 @@
-"""Weights by name, read one at a time from any kind of file, so that no model is ever held as a whole."""
+"""Weights by name, read one at a time from any kind of file, so that the whole model is never in memory at once."""
 
 import json
 from collections.abc import Callable
@@ -28,12 +28,12 @@ class Weights:
     read: Callable[[str], Tensor]
 
     def renamed(self, rename: Callable[[str], str | None]) -> "Weights":
-        """Return the weights under other names, without those that ``rename`` maps to None."""
+        """Return the same weights under the names that ``rename`` gives for the old ones; None leaves a weight out."""
         old = {new: name for name in self.shapes if (new := rename(name)) is not None}
         return Weights({new: self.shapes[name] for new, name in old.items()}, lambda new: self.read(old[new]))
 
     def without_prefix(self, prefix: str) -> "Weights":
-        """Return the weights whose names start with a prefix, and remove it from the names."""
+        """Return the weights whose names start with ``prefix``, without the prefix in their names."""
         return self.renamed(lambda name: name.removeprefix(prefix) if name.startswith(prefix) else None)
 
 
@@ -56,10 +56,11 @@ def checkpoint_weights(checkpoint: Path) -> Weights:
 
 
 def folder_weights(folder: Path) -> Weights:
-    """Open the weights of a Hugging Face folder: safetensors files, or else pickles, which must not contain code.
+    """Open the weights of a Hugging Face folder: safetensors files, or else PyTorch's pickles, refused if they hold
+    code.
 
     Raises:
-        ConversionError: if there are no weight files, or some that the index names are missing.
+        ConversionError: if there are no weight files, one is unreadable, or some that the index names are missing.
     """
     files = weight_files(folder)
     if files and files[0].suffix == ".bin":
@@ -82,10 +83,10 @@ def folder_weights(folder: Path) -> Weights:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """List the weight files of a Hugging Face folder: the single file, or the shards that the index names.
+    """List the weight files of a Hugging Face folder: the single file, or else the shards that the index names.
 
     Raises:
-        ConversionError: if there are none, or some that the index names are missing.
+        ConversionError: if there are no weight files, or some that the index names are missing.
     """
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():
@@ -97,6 +98,8 @@ def weight_files(folder: Path) -> list[Path]:
             except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
                 raise ConversionError(f"{index} is damaged: {type(error).__name__} {error}") from None
             if lost := [file.name for file in files if not file.is_file()]:
-                raise ConversionError(f"{folder}: the file {first_of(lost)} is missing")
+                raise ConversionError(
+                    f"{folder}: the file {first_of(lost)}, named by {index.name}, is missing: copy or download it again"
+                )
             return files
-    raise ConversionError(f"{folder} holds no model.safetensors and no pytorch_model.bin")
+    raise ConversionError(f"{folder} holds no model.safetensors and no pytorch_model.bin: name a folder with weights")

@@ -26,7 +26,7 @@ GRADIENT_TENSORS = (
 
 
 def untyped(thing: object) -> Any:
-    """Return an object typed as Any, to reach private attributes that its type does not declare."""
+    """Return an object typed as Any, to reach private attributes that its declared type lacks."""
     return thing
 
 
@@ -48,13 +48,13 @@ def has_optimizer(engine: Engine[Model]) -> bool:
 
 
 def base_optimizer(engine: Engine[Model]) -> Optimizer:
-    """The torch optimizer, or DeepSpeed's replacement for it, that ZeRO's optimizer wraps."""
+    """The torch optimizer (or DeepSpeed's replacement, such as FusedAdam) that ZeRO's optimizer wraps."""
     optimizer = untyped(engine).optimizer
     return optimizer if engine.zero_optimization_stage() == 0 else optimizer.optimizer
 
 
 def skip_steps_on_overflow(engine: Engine[Model]) -> None:
-    """Make a stage-0 engine skip steps whose gradients are not finite, as DeepSpeed's ZeRO optimizers do.
+    """Make a ZeRO stage-0 engine skip steps whose gradients are not finite, as DeepSpeed's ZeRO optimizers do.
 
     The engine reads ``optimizer.overflow`` after a step: if true, it counts a skipped step and does not advance the
     schedule. A torch optimizer without gradients changes nothing, so dropping the gradients skips the step.
@@ -71,7 +71,12 @@ def skip_steps_on_overflow(engine: Engine[Model]) -> None:
 
 
 def set_overflow(engine: Engine[Model], overflow: bool) -> None:
-    """Tell a stage-0 engine whether the gradients of the coming step are non-finite, so that it skips the step."""
+    """Tell a ZeRO stage-0 engine whether the gradients of the coming step are non-finite, so that it skips the step.
+
+    Args:
+        engine: an engine after :func:`skip_steps_on_overflow`.
+        overflow: whether a gradient is inf or nan.
+    """
     untyped(engine).optimizer.overflow = overflow
 
 
@@ -81,14 +86,14 @@ def skipped_steps(engine: Engine[Model]) -> int:
 
 
 def loss_scale(engine: Engine[Model]) -> float:
-    """The factor by which an engine multiplies losses (1 unless fp16)."""
+    """The factor by which an engine multiplies losses before the backward pass: 1 except in fp16."""
     if scaler := untyped(engine).torch_autocast_z0_gradscaler:
         return float(scaler.get_scale())
     return float(getattr(untyped(engine).optimizer, "loss_scale", 1.0) or 1.0)
 
 
 def counters(engine: Engine[Model]) -> dict[str, int]:
-    """An engine's counters of steps and samples, for checkpoints."""
+    """An engine's counters of steps and samples by attribute name, for checkpoints."""
     return {name: getattr(engine, name) for name in COUNTERS}
 
 
@@ -99,7 +104,7 @@ def set_counters(engine: Engine[Model], saved: dict[str, int]) -> None:
 
 
 def loss_scaler_state(engine: Engine[Model]) -> dict[str, float]:
-    """The state of the fp16 loss scaler, for checkpoints; an empty dict in other precisions."""
+    """The attributes of the fp16 loss scaler by name, for checkpoints; an empty dict in other precisions."""
     if scaler := untyped(engine).torch_autocast_z0_gradscaler:
         return scaler.state_dict()
     scaler = getattr(untyped(engine).optimizer, "loss_scaler", None)
@@ -121,15 +126,16 @@ def set_loss_scaler_state(engine: Engine[Model], saved: dict[str, float]) -> Non
 def start_backward(engine: Engine[Model]) -> None:
     """Prepare an engine for a backward pass that does not follow a forward pass through the engine.
 
-    DeepSpeed does so in the engine's forward pass. When segments keep their graphs, several backward passes follow each
-    other; without this call ZeRO-3 takes the second for a part of the first and drops the first's gradients.
+    DeepSpeed prepares itself in the engine's forward pass. When segments keep their graphs, several backward passes
+    follow each other; without this call ZeRO-3 takes the second for a part of the first and drops the first's
+    gradients.
     """
     if clear := getattr(untyped(engine).optimizer, "clear_backward_seen_flag", None):
         clear()
 
 
 def gradient_shard(engine: Engine[Model]) -> Tensor | None:
-    """ZeRO-3's flat buffer with this rank's shard of the gradients.
+    """ZeRO-3's flat buffer with this rank's shard of the gradients, ``[shard elements]``.
 
     Returns:
         None at other stages, and if the optimizer is offloaded, because the buffer is then page-locked host memory.
@@ -139,7 +145,7 @@ def gradient_shard(engine: Engine[Model]) -> Tensor | None:
 
 
 def fp32_gradient_sums(engine: Engine[Model]) -> dict[nn.Parameter, Tensor]:
-    """Each weight's unsharded, flat fp32 gradient buffer, where DeepSpeed keeps one (stage 1 in bf16); else empty.
+    """Each weight's unsharded fp32 gradient buffer, ``[elements of the weight]``, at ZeRO stage 1 in bf16; else empty.
 
     The optimizer's step zeroes the buffers.
     """
@@ -162,7 +168,8 @@ def all_reduce_fp32_sums(engine: Engine[Model]) -> None:
 
 
 def gradient_tensors(engine: Engine[Model]) -> list[object]:
-    """Every buffer in which DeepSpeed's optimizer keeps gradients, in nested containers, to measure their memory."""
+    """All buffers in which DeepSpeed's optimizer keeps gradients, as nested containers of tensors, to measure their
+    memory."""
     return [getattr(untyped(engine).optimizer, name, None) for name in GRADIENT_TENSORS]
 
 
@@ -195,14 +202,16 @@ def mark_replicated(weight: Tensor, replicated: bool = True) -> None:
 
 
 def mark_leaf(module: nn.Module) -> None:
-    """Let ZeRO-3 gather all weights of one module at once; ``set_z3_leaf_modules`` does so for a whole class."""
+    """Let ZeRO-3 gather all weights of a module at once. DeepSpeed's own ``set_z3_leaf_modules`` marks a whole
+    class."""
     untyped(module)._z3_leaf = True
 
 
 def gather_function(engine: Engine[Model]) -> Callable[[set[nn.Parameter], bool], None]:
-    """ZeRO-3's function that starts to all-gather a set of weights, for the forward (True) or backward pass (False).
+    """ZeRO-3's function ``f(weights, forward)``, which starts to all-gather a set of weights.
 
-    The function skips weights that are already gathered; a module that needs the weights waits for them.
+    ``forward`` is True for the forward and False for the backward pass. The function skips weights that are already
+    gathered; a module that needs the weights waits for them.
     """
     coordinator = untyped(engine).optimizer.parameter_offload.get_param_coordinator()
     return coordinator._PartitionedParameterCoordinator__all_gather_params
@@ -225,7 +234,13 @@ class OptimizerShard(NamedTuple):
 
 
 def optimizer_shard(engine: Engine[Model], weight: Tensor, rank: int) -> OptimizerShard | None:
-    """The place of a rank's part of a weight in the optimizer's flat buffers; None if the rank has no part."""
+    """The place of a rank's part of a weight in the optimizer's flat buffers; None if the rank has no part.
+
+    Args:
+        engine: an engine of ZeRO stage 1 to 3.
+        weight: a trained parameter.
+        rank: index of this rank among the data-parallel ranks.
+    """
     optimizer = untyped(engine).optimizer
     if engine.zero_optimization_stage() == 3:  # every weight is cut into equal parts, the last ones padded
         group, offset, size = optimizer.grad_position[optimizer.get_param_id(weight)]
@@ -247,14 +262,16 @@ def master_buffers(engine: Engine[Model]) -> list[Tensor]:
 
 
 def group_of_buffers(engine: Engine[Model]) -> list[int]:
-    """The index of the parameter group of each flat buffer of master weights; at ZeRO-3 a group has several."""
+    """The index of the parameter group of each buffer in :func:`master_buffers`; at ZeRO-3 a group can have several
+    buffers."""
     number = range(len(master_buffers(engine)))
     to_group = untyped(engine).optimizer.sub_group_to_group_id if engine.zero_optimization_stage() == 3 else number
     return [to_group[n] for n in number]
 
 
 def refresh_weights(engine: Engine[Model]) -> None:
-    """Copy changed fp32 master weights (without an optimizer: ZeRO-3 shards) into the model's compute weights."""
+    """Copy changed fp32 master weights (of an engine without an optimizer: ZeRO-3 shards) into the weights that
+    compute."""
     optimizer, stage = untyped(engine).optimizer, engine.zero_optimization_stage()
     if stage in (1, 2):
         optimizer.update_lp_params()
@@ -281,7 +298,7 @@ def join_offloaded_parts(engine: Engine[Model]) -> None:
 
     With ``offload_optimizer.ratio`` below 1, DeepSpeed updates its first flat buffers with a torch AdamW on the GPU,
     whose first group keeps the initial learning rate, and whose states no checkpoint contains. So the GPU optimizer
-    gets the host optimizer's groups and states.
+    gets the parameter groups and states of the host's optimizer.
     """
     on_gpu = getattr(untyped(engine).optimizer, "backup_optimizer", None)
     if on_gpu is None:
@@ -295,6 +312,6 @@ def join_offloaded_parts(engine: Engine[Model]) -> None:
 
 
 def optimizer_for(engine: Engine[Model], buffer: Tensor) -> Optimizer:
-    """The optimizer that updates a flat buffer; with a partly offloaded optimizer there is one for each device."""
+    """The torch optimizer that updates a flat buffer: with a partly offloaded optimizer, the GPU's or the host's."""
     on_gpu = getattr(untyped(engine).optimizer, "backup_optimizer", None)
     return base_optimizer(engine) if on_gpu is None or buffer.device.type == "cpu" else on_gpu

@@ -9,7 +9,13 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class Engine(Protocol[Model]):
-    """A DeepSpeed engine around a model: the documented members that this project uses."""
+    """A DeepSpeed engine around a model: the documented members that this project uses.
+
+    Attributes:
+        module: the model.
+        device: device of the weights that compute.
+        lr_scheduler: learning-rate schedule of DeepSpeed or torch; None without an optimizer.
+    """
 
     module: Model
     device: torch.device

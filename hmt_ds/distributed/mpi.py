@@ -6,7 +6,8 @@ from hmt_ds.distributed.network import address_towards, bound_port, interface_of
 
 
 def rendezvous() -> dict[str, str]:
-    """Return the first rank's address, a free port there, and this machine's interface, as environment variables.
+    """Return the first rank's address, a free port there, and this machine's network interface, as environment
+    variables.
 
     Collective. MPI is finalized at once, so that a rank can exit at any time: later messages go through NCCL or gloo.
 

@@ -5,7 +5,11 @@ from importlib.util import find_spec
 
 
 def bound_port(port: int) -> int:
-    """Return a TCP port that can be listened on: the given one, or any free one for 0. OSError if it is taken."""
+    """Return a TCP port that this machine can listen on: ``port`` itself, or any free one if ``port`` is 0.
+
+    Raises:
+        OSError: if the port is taken.
+    """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ignore what an ended run has left
         probe.bind(("", port))

@@ -7,7 +7,8 @@ USED = ("fused_adam", "cpu_adam")  # AdamW on GPUs, and on the host with an offl
 
 
 def operators() -> dict[str, bool]:
-    """Return for each operator whether it is built, or can be compiled at the start of a run."""
+    """Return for each DeepSpeed operator that training uses whether it is built, or can be compiled when a run
+    starts."""
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # it explains each missing library
         from deepspeed.ops.op_builder.all_ops import ALL_OPS
 
@@ -15,7 +16,7 @@ def operators() -> dict[str, bool]:
 
 
 def deepspeed_version() -> str:
-    """Return DeepSpeed's version."""
+    """Return the version of the installed DeepSpeed."""
     from deepspeed.git_version_info import version
 
     return str(version)

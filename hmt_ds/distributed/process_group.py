@@ -48,14 +48,17 @@ class LaunchError(ValueError):
 
 
 class LostRank(RuntimeError):
-    """Raised if another rank has exited or does not answer in time."""
+    """Raised if another rank has exited, or does not answer within the time limit of collectives."""
 
 
 def join(timeout_minutes: float = 30) -> torch.device:
     """Join the process group that the launcher's variables describe, or a group of one; return this rank's device.
 
     Args:
-        timeout_minutes: minutes after which a collective gives up.
+        timeout_minutes: minutes after which a collective that waits for other ranks raises an error.
+
+    Raises:
+        LaunchError: if the launcher's variables are incomplete or wrong.
     """
     set_rank_variables()
     # The recomputation plan changes the sizes of allocations between steps, which fragments fixed-size segments.
@@ -79,7 +82,8 @@ def join(timeout_minutes: float = 30) -> torch.device:
 
 
 def meeting_point() -> str | None:
-    """Return the URL at which ranks of one machine meet, out of reach of others; None for torch's own rendezvous."""
+    """Return the rendezvous URL for ranks that are all on this machine, unreachable from other machines; None to use
+    torch's own rendezvous."""
     here = os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"] and os.environ["MASTER_ADDR"] == LOOPBACK
     return "loopback://" if here and "TORCHELASTIC_USE_AGENT_STORE" not in os.environ else None
 
@@ -87,7 +91,14 @@ def meeting_point() -> str | None:
 def meet_on_loopback(
     url: str, timeout: timedelta, **_: object
 ) -> Iterator[tuple[torch.distributed.TCPStore, int, int]]:
-    """Rendezvous handler like torch's ``env://``, whose store would listen on all addresses of the machine.
+    """Rendezvous handler for torch like ``env://``, but with a store that listens only on the loopback address.
+
+    Args:
+        url: unused; port, rank and number of ranks are taken from torch's environment variables.
+        timeout: time limit of the store's operations.
+
+    Yields:
+        The store, this process's rank, and the number of ranks.
 
     Raises:
         LaunchError: if the port is taken.
@@ -99,7 +110,7 @@ def meet_on_loopback(
     try:
         listener = socket.create_server((LOOPBACK, port), backlog=max(128, ranks))
     except OSError as error:
-        raise LaunchError(f"port {port}: {os.strerror(error.errno or 0)}; set MASTER_PORT to another one") from None
+        raise LaunchError(f"port {port}: {os.strerror(error.errno or 0)}; set MASTER_PORT to a free port") from None
     port, handle = listener.getsockname()[1], listener.detach()
     store = torch.distributed.TCPStore(LOOPBACK, port, ranks, is_master=True, timeout=timeout, master_listen_fd=handle)
     yield store, own, ranks
@@ -140,7 +151,7 @@ def read_secrets() -> None:
     """Read environment variables such as ``HF_TOKEN`` from the file in which a launch script keeps them secret.
 
     Raises:
-        LaunchError: if the file cannot be read.
+        LaunchError: if there is such a file, and it cannot be read.
     """
     if not (file := os.environ.get("HMT_DS_PRIVATE_FILE")):
         return
@@ -153,7 +164,7 @@ def read_secrets() -> None:
 
 
 def launcher_variables() -> dict[str, str]:
-    """Values of mpirun's or srun's environment variables for ranks, by torch's names; empty without these launchers."""
+    """The rank variables that mpirun or srun set, by torch's names (``RANK``, ...); empty without these launchers."""
     # mpirun before srun: inside a Slurm job, Slurm's variables number mpirun's daemons
     launchers = (one for one in (OPEN_MPI, HYDRA, SLURM) if all(theirs in os.environ for theirs in one.values()))
     return next(launchers, {})
@@ -166,7 +177,8 @@ def leave() -> None:
 
 
 def end_process(code: int) -> NoReturn:
-    """Flush all output and exit at once, because gloo's threads sometimes abort a process during its normal exit."""
+    """Flush all output and exit at once with an exit code; gloo's threads sometimes abort a process during a normal
+    exit."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -184,7 +196,7 @@ def world_size() -> int:
 
 @contextmanager
 def report_lost_rank() -> Iterator[None]:
-    """Turn the error of a collective in the ``with`` block into a LostRank in one line.
+    """Turn the error of a collective in the ``with`` block, if another rank is gone, into a LostRank of one line.
 
     Raises:
         LostRank: if another rank has exited or does not answer.
@@ -196,7 +208,8 @@ def report_lost_rank() -> Iterator[None]:
 
 
 def is_lost_contact(error: RuntimeError) -> bool:
-    """Return whether an error comes from a backend that lost contact with another rank, in whatever collective."""
+    """Return whether an error of any collective comes from a backend (NCCL or gloo) that lost contact with another
+    rank."""
     return isinstance(error, torch.distributed.DistError) or bool(BACKENDS.search(str(error)))
 
 
@@ -207,7 +220,7 @@ def lost_contact(error: RuntimeError) -> str:
 
 
 def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
-    """All-reduce a tensor: return the sum over all ranks, in place."""
+    """All-reduce a tensor in place: sum it over all ranks; return the same tensor."""
     if torch.distributed.is_initialized():
         with report_lost_rank():
             torch.distributed.all_reduce(values)
@@ -215,7 +228,12 @@ def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
 
 
 def all_reduce_min(values: Sequence[float], device: torch.device) -> list[float]:
-    """All-reduce a list of numbers: return the minimum of each over all ranks."""
+    """All-reduce numbers: return the minimum over all ranks of each.
+
+    Args:
+        values: this rank's numbers; equally many on every rank.
+        device: device that the backend communicates from.
+    """
     there = torch.tensor(values, dtype=torch.float64, device=device)
     if torch.distributed.is_initialized():
         with report_lost_rank():
@@ -235,7 +253,7 @@ def broadcast_object(value: object) -> object:
 
 
 def all_gather_object(value: object) -> list[Any]:
-    """All-gather a picklable value; return the values of all ranks, on every rank."""
+    """All-gather a picklable value; return the values of all ranks in the order of ranks, on every rank."""
     values = [value] * world_size()
     if torch.distributed.is_initialized():
         with report_lost_rank():
@@ -245,7 +263,10 @@ def all_gather_object(value: object) -> list[Any]:
 
 
 def wait_for_all() -> None:
-    """Wait for all ranks like a barrier, but up to a day, because a rank may read data: collectives give up earlier."""
+    """Wait for all ranks, like a barrier, but for up to a day.
+
+    Collectives give up earlier, and a rank may be reading data for longer.
+    """
     store, number = torch.distributed.distributed_c10d._get_default_store(), next(BARRIERS)
     if store.add(f"hmt_ds/came/{number}", 1) == world_size():
         store.set(f"hmt_ds/all_came/{number}", "")

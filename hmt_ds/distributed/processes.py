@@ -1,4 +1,4 @@
-"""Other processes of this machine: whether they live, and ranks that end with the process that started them.
+"""Look at other processes of this machine, and end ranks together with the process that started them.
 
 Imports only the standard library.
 """
@@ -15,7 +15,8 @@ TICK = 1.0  # seconds between two checks
 
 
 def start_of(pid: int) -> str | None:
-    """Return when a process was started, in ticks since the boot; None if it has ended or the system does not tell."""
+    """Return when a process was started, in clock ticks since the boot; None if it has ended or /proc does not
+    exist."""
     with suppress(OSError):
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
         return None if fields[0] in "ZX" else fields[19]
@@ -23,13 +24,15 @@ def start_of(pid: int) -> str | None:
 
 
 def command_variable() -> dict[str, str]:
-    """Return the environment variable by which ranks know the command that starts them; empty without /proc."""
+    """Return the environment variable, name and value, by which ranks know the ``hmt-ds`` process; empty without
+    /proc."""
     start = start_of(os.getpid())
     return {COMMAND: f"{os.getpid()} {start}"} if start else {}
 
 
 def end_with_parent() -> None:
-    """End this process when the one that started it is gone, or ``hmt-ds``, which may be above a launcher.
+    """Watch, in a thread, the parent process and the ``hmt-ds`` process above a launcher; end this process when one is
+    gone.
 
     Otherwise ranks would train on when ``hmt-ds`` is killed, and the next start would train beside them.
     """
@@ -37,7 +40,12 @@ def end_with_parent() -> None:
 
 
 def watch_parent(parent: int, command: str) -> None:
-    """Wait until the parent or the command is gone, and end this process then."""
+    """Wait until a process that started this one is gone, and end this process then.
+
+    Args:
+        parent: process id of the parent.
+        command: process id and start time of ``hmt-ds``; empty if unknown.
+    """
     pid, _, start = command.partition(" ")
     while os.getppid() == parent and not (command and start_of(int(pid)) != start):
         time.sleep(TICK)

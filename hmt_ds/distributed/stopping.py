@@ -1,4 +1,4 @@
-"""Handle stop signals on any rank, and report the exit code."""
+"""Record stop signals, stop all ranks together, and write the exit code for launch scripts."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ class Stopped(Exception):
 
 
 class StopSignals:
-    """Records the stop signals Ctrl-C, SIGTERM (preemption), SIGUSR1 (the time limit is near) and SIGHUP (logged out).
+    """Records stop signals: Ctrl-C, SIGTERM (preemption), SIGUSR1 (the time limit is near) and SIGHUP (logged out).
 
     Attributes:
         received: 1 after a signal, else 0.
@@ -35,13 +35,18 @@ class StopSignals:
             signal.signal(signal.SIGHUP, self.note)
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        """Signal handler: record a stop signal, without interrupting the current step."""
+        """Handle a signal: record it, without interrupting the current step. ``number`` and ``frame`` are Python's
+        arguments."""
         self.received = 1
         if number == signal.SIGHUP:
             leave_terminal()
 
     def raise_if_received(self, device: torch.device, message: str) -> None:
         """Raise :class:`Stopped` on all ranks if any rank has received a stop signal. Collective: an all-reduce.
+
+        Args:
+            device: device that the process group's backend communicates from.
+            message: line for the user.
 
         Raises:
             Stopped: with ``message``.
@@ -51,7 +56,7 @@ class StopSignals:
 
 
 def leave_terminal() -> None:
-    """Discard what is still printed to a terminal that is gone: each write would raise an error."""
+    """Redirect the output of a terminal that was closed to /dev/null, because each write would raise an error."""
     gone = os.open(os.devnull, os.O_WRONLY)
     for number in (1, 2):  # stdout, stderr
         with suppress(OSError):

@@ -18,12 +18,12 @@ PROCESS = Path(__file__).with_name("watchdog_process.py")
 class Watchdog:
     """Kills this rank if it reports no progress for some minutes, after printing its Python stack if possible.
 
-    A rank may be stopped (SIGSTOP), or its GPU, its file system or a rank on a dead machine may not answer. Code within
-    the rank could neither notice nor end that.
+    A rank may be suspended (SIGSTOP), or its GPU, its file system or a rank on a dead machine may not answer. Code
+    within the rank could neither notice nor end that.
 
     Args:
-        minutes: time without progress after which the rank is killed.
-        folder: folder of the run. While the rank lives, ``ranks/rank_00000.json`` in it says how it is.
+        minutes: minutes without progress after which the rank is killed.
+        folder: folder of the run. While the rank lives, ``ranks/rank_00000.json`` in it says how the rank is.
     """
 
     def __init__(self, minutes: float, folder: Path):

@@ -28,7 +28,7 @@ def watch(pid: int, rank: str, seconds: float, stack: int, note: Path) -> None:
     Args:
         pid: process id of the rank.
         rank: number of the rank, for messages.
-        seconds: longest time without progress.
+        seconds: longest time without progress, in seconds.
         stack: file descriptor that the rank writes its Python stack to when it receives SIGUSR2.
         note: file for `hmt-ds status`, rewritten every few seconds, also while the rank hangs.
     """
@@ -58,7 +58,15 @@ def watch(pid: int, rank: str, seconds: float, stack: int, note: Path) -> None:
 
 
 def write_note(note: Path, rank: str, pid: int, after: str, silent: float) -> None:
-    """Write what is known of the rank, complete as soon as it is visible; a full disk must not end the watchdog."""
+    """Write what is known of a rank, as JSON and with one rename; ignore errors such as a full disk.
+
+    Args:
+        note: the file.
+        rank: number of the rank.
+        pid: process id of the rank.
+        after: what the rank did last, such as ``step 12``.
+        silent: seconds since the rank's last report.
+    """
     host, stopped = socket.gethostname(), is_stopped(pid)
     content = {"rank": int(rank), "host": host, "pid": pid, "after": after, "silent": silent, "stopped": stopped}
     aside = note.with_suffix(".part")
@@ -68,7 +76,12 @@ def write_note(note: Path, rank: str, pid: int, after: str, silent: float) -> No
 
 
 def why(pid: int, stack: int) -> str:
-    """Describe how a rank hangs: its process is stopped, or else its Python stack, if the rank can still print it."""
+    """Describe how a rank hangs: its process is suspended, or else its Python stack, if the rank can still print it.
+
+    Args:
+        pid: process id of the rank.
+        stack: file descriptor that the rank writes its Python stack to when it receives SIGUSR2.
+    """
     if is_stopped(pid):
         return "its process is stopped, and killed"
     with suppress(ProcessLookupError):
@@ -79,7 +92,7 @@ def why(pid: int, stack: int) -> str:
 
 
 def is_stopped(pid: int) -> bool:
-    """Whether a process is stopped (SIGSTOP), according to /proc; False on systems without /proc."""
+    """Return whether a process is suspended (SIGSTOP), according to /proc; False on systems without /proc."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] in "Tt"
     except OSError:

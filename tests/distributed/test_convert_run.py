@@ -140,7 +140,12 @@ def test_dry_run_and_bad_input(folder):
         ("run", "hf", (), "exists already"),
         ("run", "new", ("--what", "adapter"), "its model.train is whole"),
         ("run", "new", ("--merge",), "only possible with --what model or backbone, for a run with LoRA adapters"),
-        ("run", "new", ("--memory.segment_length", "3"), "not allowed, because the source stores its own settings"),
+        (
+            "run",
+            "new",
+            ("--memory.segment_length", "3"),
+            "not allowed, because the source stores its own settings: remove the option",
+        ),
         ("cache", "new", (), "is not a run"),
     ):
         code, printed = convert(folder / source, folder / target, *more)

@@ -83,7 +83,8 @@ def test_an_adapter_on_tied_weights_is_not_merged(tmp_path, layer, what):
     run = lora_run(tmp_path, TIED, ["q_proj", layer])
     with pytest.raises(ConversionError) as error:
         run.part(what)
-    assert str(error.value) == f"{name} has an adapter and is tied to another weight: the adapter cannot be merged"
+    said = f"{name} has an adapter and is tied to another weight, so the adapter cannot be merged"
+    assert str(error.value) == f"{said}: write it with --what adapter"
     assert any(f"{layer}.lora_" in part for part in run.part("adapter").shapes)  # written separately it is possible
 
 

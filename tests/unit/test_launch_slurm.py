@@ -168,7 +168,7 @@ def test_scripts_pass_shellcheck(monkeypatch, capsys, recipe):
         ),
         (
             ["--then", "convert --merge --backbone foo"],
-            "--then convert: --backbone: not allowed, because the source stores its own settings",
+            "--then convert: --backbone: not allowed, because the source stores its own settings: remove the option",
         ),
         (
             ["--then", "convert --what memory", "--then", "convert --what memory --dtype bf16"],
