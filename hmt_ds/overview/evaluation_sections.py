@@ -25,12 +25,12 @@ def held_out(runs: Sequence[Shown]) -> Section:
         ("cost_none", "nats per token more", "what no memory costs", 0.0),
     ]
     for value, label, what, line in draw:
-        drawn = [loss_curve(shown.name, content, value) for shown, content in found]
+        drawn = [loss_curve(shown, content, value) for shown, content in found]
         if any(curve.x for curve in drawn):
             drawn = [curve for curve in drawn if curve.x]
             caption = f"{what}, by segments read before, with 95% intervals over documents"
             section.pictures.append(Picture(caption, intervals(drawn, "segments read before", label, line=line)))
-    over_time = [Curve(shown.name, *steps_of(shown.evaluations.by_step)) for shown, _ in found]
+    over_time = [Curve(shown.number, shown.name, *steps_of(shown.evaluations.by_step)) for shown, _ in found]
     if any(len(curve.x) > 1 for curve in over_time):
         picture = curves(over_time, "optimizer step", "perplexity")
         section.pictures.append(Picture("held-out perplexity during training", picture))
@@ -75,7 +75,7 @@ def answers(runs: Sequence[Shown]) -> Section:
         return section
     chance = found[0][1]["chance"]
     for value, label in (("right", "share of questions answered right"), ("found", "share of memories found")):
-        drawn = [curve for shown, content in found if (curve := answer_curve(shown.name, content, value)).x]
+        drawn = [curve for shown, content in found if (curve := answer_curve(shown, content, value)).x]
         if drawn:
             picture = intervals(drawn, "segments of a document", label, line=chance if value == "right" else None)
             dashed = f"; dashed: chance, {chance:.1%}" if value == "right" else ""
@@ -88,6 +88,6 @@ def answers(runs: Sequence[Shown]) -> Section:
     section.tables.append(Table(["segments", *(shown.name for shown, _ in found)], table))
     for shown, _ in found:
         if picture_file := shown.evaluations.picture:
-            caption = f"{shown.name}: questions answered right, and which memory each segment of a document recalled"
+            caption = f"{shown.name}: its answers; in mode hmt also which memory each segment of a document recalled"
             section.pictures.append(Picture(caption, image=embedded(picture_file)))
     return section

@@ -44,6 +44,23 @@ class Evaluations:
         return f"{row['perplexity']:.2f} ({mean:.3f} nats{interval})"
 
 
+@dataclass(frozen=True)
+class Shown:
+    """A run in a report.
+
+    Attributes:
+        number: its place among the runs, which decides its colour in every picture.
+        name: its name on the page.
+        run: its folder.
+        evaluations: its evaluations.
+    """
+
+    number: int
+    name: str
+    run: RunFolder
+    evaluations: Evaluations
+
+
 def read_evaluations(run: Path) -> Evaluations:
     """Read the evaluations of a run; damaged files are left out."""
     losses = {step: content for step, file in own_evaluations(run).items() if (content := content_of(file))}
@@ -68,45 +85,28 @@ def content_of(file: Path) -> dict[str, Any] | None:
     return content if complete else None
 
 
-def loss_curve(name: str, content: dict[str, Any], value: str) -> Curve:
+def loss_curve(shown: Shown, content: dict[str, Any], value: str) -> Curve:
     """Return a curve of an evaluation's rows.
 
     Args:
-        name: name of the run.
+        shown: the run.
         content: content of the evaluation.
         value: ``nats``, ``cost_swapped`` or ``cost_none``.
     """
     rows = [row for row in content["rows"] if value in row]
-    return Curve(name, [row["segments_read"] for row in rows], *by_part([row[value] for row in rows]))
+    return Curve(
+        shown.number, shown.name, [row["segments_read"] for row in rows], *by_part([row[value] for row in rows])
+    )
 
 
-def answer_curve(name: str, content: dict[str, Any], value: str) -> Curve:
+def answer_curve(shown: Shown, content: dict[str, Any], value: str) -> Curve:
     """Return a curve of the shares of right answers, or of found memories (``right``, ``found``)."""
     rows = [row for row in content["rows"] if row.get(value)]
-    return Curve(name, [row["segments"] for row in rows], *by_part([row[value] for row in rows]))
+    lengths = [row["segments"] for row in rows]
+    return Curve(shown.number, shown.name, lengths, *by_part([row[value] for row in rows]))
 
 
 def by_part(values: list[list[float | None]]) -> tuple[list[float | None], list[float | None], list[float | None]]:
     """Return means, lower ends and upper ends of intervals."""
     means, lows, highs = zip(*values, strict=True) if values else ((), (), ())
     return list(means), list(lows), list(highs)
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A run in a report.
-
-    Attributes:
-        name: its name on the page.
-        run: its folder.
-        evaluations: its evaluations.
-    """
-
-    name: str
-    run: RunFolder
-    evaluations: Evaluations
-
-    @classmethod
-    def of(cls, name: str, run: RunFolder) -> "Shown":
-        """Read a run."""
-        return cls(name, run, read_evaluations(run.folder))

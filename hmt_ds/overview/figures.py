@@ -26,11 +26,13 @@ class Curve(NamedTuple):
     """A curve of a picture.
 
     Attributes:
+        number: place of its run among all runs of the page, which decides the colour.
         name: what the legend says.
         x, y: values, equally many; None where there is none.
         low, high: ends of 95% intervals, or None.
     """
 
+    number: int
     name: str
     x: Sequence[float]
     y: Sequence[float | None]
@@ -66,11 +68,12 @@ def curves(found: Sequence[Curve], x_label: str, y_label: str, *, smooth: bool =
     """
 
     def draw(axes: Axes) -> None:
-        for curve, colour in zip(found, colours(len(found)), strict=True):
+        for curve in found:
+            colour = COLOURS[curve.number % len(COLOURS)]
             x, y = np.array(curve.x, float), np.array([np.nan if v is None else v for v in curve.y], float)
-            if smooth and (window := min(SMOOTH, len(y) // WINDOWS)) > 1:
+            if smooth and is_smoothed(curve):
                 axes.plot(*thinned(x, y), color=colour, alpha=0.3, linewidth=0.8)
-                y = running_mean(y, window)
+                y = running_mean(y, window_of(curve))
             axes.plot(*thinned(x, y), color=colour, linewidth=1.6, label=short(curve.name))
         axes.set(xlabel=x_label, ylabel=y_label)
         if log:
@@ -92,7 +95,8 @@ def intervals(found: Sequence[Curve], x_label: str, y_label: str, *, line: float
     def draw(axes: Axes) -> None:
         ticks = sorted({x for curve in found for x in curve.x})
         places = {x: number for number, x in enumerate(ticks)}
-        for number, (curve, colour) in enumerate(zip(found, colours(len(found)), strict=True)):
+        for number, curve in enumerate(found):
+            colour = COLOURS[curve.number % len(COLOURS)]
             beside = 0.08 * (number - (len(found) - 1) / 2)  # so that no bar hides another
             x = [places[value] + beside for value in curve.x]
             bars = None if curve.low is None or curve.high is None else error_bars(curve)
@@ -116,7 +120,7 @@ def error_bars(curve: Curve) -> list[list[float]]:
 
 
 def rank_map(steps: Sequence[int], seconds: Sequence[Sequence[float]]) -> str:
-    """Draw the seconds of each rank's own work as a map over steps.
+    """Draw the time of each rank's own work, in medians of all ranks, as a map over steps.
 
     Args:
         steps: steps of the comparisons.
@@ -125,13 +129,18 @@ def rank_map(steps: Sequence[int], seconds: Sequence[Sequence[float]]) -> str:
 
     def draw(axes: Axes) -> None:
         values = np.array(seconds, float).T
+        values /= np.median(values, axis=0)
         axes.grid(visible=False)
-        ends = (steps[0], max(steps[-1], steps[0] + 1), -0.5, len(values) - 0.5)
-        image = axes.imshow(values, aspect="auto", origin="lower", cmap="viridis", interpolation="nearest", extent=ends)
+        most = max(1.5, values.max())  # small differences stay pale
+        image = axes.imshow(
+            values, aspect="auto", origin="lower", cmap="YlOrRd", interpolation="nearest", vmin=1, vmax=most
+        )
+        at = sorted({round(place) for place in np.linspace(0, len(steps) - 1, 6)})
+        axes.set_xticks(at, [f"{steps[place]}" for place in at])
         axes.set(xlabel="optimizer step", ylabel="rank")
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         assert axes.figure is not None
-        axes.figure.colorbar(image, ax=axes, label="seconds of its own work on a step")
+        axes.figure.colorbar(image, ax=axes, label="times the median of the ranks")
 
     return svg(draw)
 
@@ -141,9 +150,14 @@ def embedded(file: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
 
 
-def colours(number: int) -> list[str]:
-    """Return a colour for each of some curves; they repeat after six."""
-    return [COLOURS[n % len(COLOURS)] for n in range(number)]
+def window_of(curve: Curve) -> int:
+    """Return the number of logged steps whose mean is drawn."""
+    return min(SMOOTH, len(curve.y) // WINDOWS)
+
+
+def is_smoothed(curve: Curve) -> bool:
+    """Return whether a curve is long enough that its mean is drawn beside it."""
+    return window_of(curve) > 1
 
 
 def short(name: str) -> str:

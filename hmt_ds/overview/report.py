@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hmt_ds.config.config_error import ConfigError, collected
-from hmt_ds.overview.evaluations import Shown
+from hmt_ds.overview.evaluations import Shown, read_evaluations
 from hmt_ds.overview.page import render
 from hmt_ds.overview.run_folder import RunFolder
 from hmt_ds.overview.sections import sections_of
@@ -30,7 +30,8 @@ def write_report(folders: Sequence[Path], output: Path | None) -> Path:
             runs.append(RunFolder(folder))
     if problems:
         raise ConfigError(problems)
-    shown = [Shown.of(name, run) for name, run in zip(names_of(runs), runs, strict=True)]
+    named = zip(names_of(runs), runs, strict=True)
+    shown = [Shown(number, name, run, read_evaluations(run.folder)) for number, (name, run) in enumerate(named)]
     title = shown[0].name if len(shown) == 1 else f"{len(shown)} runs: {', '.join(one.name for one in shown)}"
     page = render(title, f"hmt_ds, written {time.strftime('%Y-%m-%d %H:%M:%S')}", sections_of(shown))
     file = output or runs[0].folder / NAME

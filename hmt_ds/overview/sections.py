@@ -9,7 +9,7 @@ from tqdm import tqdm
 from hmt_ds.config.recipe_yaml import write_yaml
 from hmt_ds.overview.evaluation_sections import answers, held_out
 from hmt_ds.overview.evaluations import Shown
-from hmt_ds.overview.figures import Curve, curves, rank_map
+from hmt_ds.overview.figures import Curve, curves, is_smoothed, rank_map
 from hmt_ds.overview.page import Folded, Picture, Section, Table
 from hmt_ds.overview.planned import planned_table
 from hmt_ds.overview.status import Status
@@ -79,7 +79,9 @@ def training(runs: Sequence[Shown]) -> Section:
         found = [curve for shown in runs if (curve := metric_curve(shown, metric))]
         constant = len({value for curve in found for value in curve.y}) < 2
         if found and not (constant and metric.startswith("recall")):  # with mode rmt the last memory is all there is
-            caption = f"{label}; darker: the mean of some logged steps" if smooth else label
+            caption = (
+                f"{label}; darker: the mean of some logged steps" if smooth and any(map(is_smoothed, found)) else label
+            )
             picture = curves(found, "optimizer step", label, smooth=smooth, log=log)
             section.pictures.append(Picture(caption, picture))
     return section
@@ -88,7 +90,7 @@ def training(runs: Sequence[Shown]) -> Section:
 def metric_curve(shown: Shown, metric: str) -> Curve | None:
     """Return a metric over steps; None if the run has none."""
     pairs = [(row["step"], row[metric]) for row in shown.run.rows if row.get(metric) is not None]
-    return Curve(shown.name, *map(list, zip(*pairs, strict=True))) if pairs else None
+    return Curve(shown.number, shown.name, *map(list, zip(*pairs, strict=True))) if pairs else None
 
 
 def speed(runs: Sequence[Shown]) -> Section:
@@ -100,7 +102,9 @@ def speed(runs: Sequence[Shown]) -> Section:
         alike = [event for event in compared if len(event["seconds"]) == ranks]
         if ranks > 1:
             picture = rank_map([event["step"] for event in alike], [event["seconds"] for event in alike])
-            section.pictures.append(Picture(f"{shown.name}: the others wait for a brighter rank", picture))
+            section.pictures.append(
+                Picture(f"{shown.name}: time of each rank's own work on a step; the others wait for a red one", picture)
+            )
         if table := planned_table(shown.run):
             section.tables.append(table)
     return section

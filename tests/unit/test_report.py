@@ -11,7 +11,7 @@ import pytest
 
 from hmt_ds import cli
 from hmt_ds.overview.evaluation_sections import with_interval
-from hmt_ds.overview.figures import POINTS, Curve, curves, running_mean, thinned
+from hmt_ds.overview.figures import COLOURS, POINTS, Curve, curves, running_mean, thinned
 from hmt_ds.overview.page import Folded, Section, Table, render
 from hmt_ds.overview.planned import planned_table
 from hmt_ds.overview.report import write_report
@@ -169,9 +169,18 @@ def test_curves():
     assert running_mean(y, 2).tolist() == [1, 1, 3, 4]
     x, thin = thinned(np.arange(5000), np.arange(5000) * 2)
     assert len(x) == POINTS and x[0] == 0 and x[-1] == 4999 and (thin == 2 * x).all()
-    drawn = curves([Curve("a", [1, 2], [1.0, None]), Curve("b", [1, 2], [2.0, 3.0])], "step", "loss")
+    drawn = curves([Curve(0, "a", [1, 2], [1.0, None]), Curve(1, "b", [1, 2], [2.0, 3.0])], "step", "loss")
     assert drawn.startswith("<svg viewBox=") and ">step</text>" in drawn and ">b</text>" in drawn
-    assert curves([Curve("a", [1], [1.0])], "step", "loss") == curves([Curve("a", [1], [1.0])], "step", "loss")
+    assert curves([Curve(0, "a", [1], [1.0])], "step", "loss") == curves([Curve(0, "a", [1], [1.0])], "step", "loss")
+
+
+def test_a_run_has_the_same_colour_in_every_picture(tmp_path):
+    """Also where a run before it has nothing to show."""
+    runs = [make_run(tmp_path, 0.1, name) for name in ("one", "two")]
+    (runs[0] / "evaluation" / "retrieval_step_000060.json").unlink()
+    page = write_report(runs, None).read_text()
+    answers = page.partition('<section id="questions-and-recall">')[2].partition("</section>")[0]
+    assert COLOURS[1] in answers and COLOURS[0] not in answers
 
 
 def test_small_parts():
