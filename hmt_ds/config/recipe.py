@@ -252,6 +252,9 @@ class Logging(Section):
     """Write metrics to metrics.csv in the run's folder."""
     slow_rank: float = Field(1.5, gt=1)
     """Report a rank as slow if its own work on a step takes this many times the median over all ranks."""
+    memory_probe: float = Field(0.01, ge=0, le=1)
+    """Largest share of the time that is spent on reading windows with other memories, to warn if the memory is ignored
+    or the recall collapses. 0: never. Not on pipelines."""
 
 
 class Recipe(Section):

@@ -79,12 +79,19 @@ def training(runs: Sequence[Shown]) -> Section:
         found = [curve for shown in runs if (curve := metric_curve(shown, metric))]
         constant = len({value for curve in found for value in curve.y}) < 2
         if found and not (constant and metric.startswith("recall")):  # with mode rmt the last memory is all there is
-            caption = (
-                f"{label}; darker: the mean of some logged steps" if smooth and any(map(is_smoothed, found)) else label
-            )
+            mean = "; darker: the mean of some logged steps" if smooth and any(map(is_smoothed, found)) else ""
             picture = curves(found, "optimizer step", label, smooth=smooth, log=log)
-            section.pictures.append(Picture(caption, picture))
+            section.pictures.append(Picture(f"{label}{mean}", picture))
+    if probed := [curve for shown in runs if (curve := probe_curve(shown)).x]:
+        picture = curves(probed, "optimizer step", "nats per token more")
+        section.pictures.append(Picture("what other memories cost on windows that are trained on next", picture))
     return section
+
+
+def probe_curve(shown: Shown) -> Curve:
+    """Return what other memories cost, by the step at which it was measured."""
+    found = [event for event in shown.run.events("probe") if event.get("cost") is not None]
+    return Curve(shown.number, shown.name, [event["step"] for event in found], [event["cost"] for event in found])
 
 
 def metric_curve(shown: Shown, metric: str) -> Curve | None:

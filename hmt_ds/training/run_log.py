@@ -69,7 +69,7 @@ class RunLog:
     def open(self, step: int) -> None:
         """Open metrics and progress after a step that is already taken; existing rows of later steps are dropped."""
         first, options = rank() == 0, self.recipe.logging
-        chosen = options.model_dump(exclude={"every", "slow_rank"})
+        chosen = options.model_dump(exclude={"every", "slow_rank", "memory_probe"})
         recipe = self.recipe.model_dump(mode="json")
         self.metrics = Metrics(self.folder, step, recipe=recipe, **chosen) if first else None
         self.progress = Progress(self.recipe.training.steps, step, every=options.every, shown=first)

@@ -5,6 +5,7 @@ Read :meth:`Trainer.train`, :meth:`Trainer.fit`, :meth:`Trainer.training_step`, 
 """
 
 import logging
+import math
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -28,8 +29,10 @@ from hmt_ds.training.bad_steps import BadStepCounter, read_excluded, write_exclu
 from hmt_ds.training.build import build_executor, count_parameters, identity, training_loader
 from hmt_ds.training.centre_memory import centre_memory, has_new_shift
 from hmt_ds.training.checkpoints import RunCheckpoints
+from hmt_ds.training.curve_watch import CurveWatch
 from hmt_ds.training.environment import environment
 from hmt_ds.training.evaluation_in_run import as_window
+from hmt_ds.training.memory_watch import MemoryWatch
 from hmt_ds.training.rank import only_start
 from hmt_ds.training.retrieval_validation import RetrievalValidation
 from hmt_ds.training.run_log import RunLog, create_folder, describe_rates
@@ -57,6 +60,7 @@ class Trainer:
         self.position, self.excluded = RunPosition(), list[int]()
         self.bad_steps = BadStepCounter()
         self.stragglers = StragglerDetector(self.executor, recipe.logging.slow_rank)
+        self.curves, self.memory_watch = CurveWatch(), MemoryWatch(recipe, self.executor)
         self.history = History(self.folder, shown=rank() == 0)
         self.checkpoints = RunCheckpoints(recipe, identity(recipe, prepared), self.executor, self.alive, self.history)
         self.validations = [
@@ -135,9 +139,10 @@ class Trainer:
 
     def training_step(self, step: int, windows: list[Batch], loading_seconds: float) -> StepOutput:
         """Take one optimizer step, record it, and check it for non-finite numbers and stragglers."""
+        self.probe_memory(step, windows[0])
         started = time.perf_counter()
         # summed over the ranks in the all-reduce of the label counts, in output.flags
-        flags = (self.signals.received, self.checkpoints.written())
+        flags = (self.signals.received, self.checkpoints.written(), self.memory_watch.due())
         with self.stragglers.time_step(loading_seconds):
             output = self.executor.train_batch([as_window(batch) for batch in windows], flags)
         self.position = RunPosition(step, self.position.tokens + output.fresh_tokens, windows[-1].position)
@@ -145,13 +150,28 @@ class Trainer:
         self.warn(self.stragglers.compare())
         if seconds := self.stragglers.take_rank_seconds():
             self.history.write("ranks", step, seconds=seconds)
-        self.log.record(output, self.position, time.perf_counter() - started)
+        taken = time.perf_counter() - started
+        self.log.record(output, self.position, taken)
         self.warn(self.bad_steps.count(output, windows))
+        self.memory_watch.step_done(taken, output.flags[2])
+        loss = output.loss if output.labels and math.isfinite(output.loss) else None
+        speed = output.fresh_tokens / taken / world_size()
+        for line in self.curves.step(loss, speed, self.recipe.depths.of_stage(step)):
+            self.warn(line)
         return output
+
+    def probe_memory(self, step: int, window: Batch) -> None:
+        """Measure what the memory is worth on the coming window, if the ranks have agreed to; warn if it is odd."""
+        if not self.memory_watch.asked:
+            return
+        values, lines = self.memory_watch.probe(as_window(window), step)
+        self.history.write("probe", step, **values)
+        for line in lines:
+            self.warn(line)
 
     def after_step(self, step: int, output: StepOutput) -> None:
         """Save and evaluate when due, and stop if any rank has received a stop signal."""
-        told_to_stop, written = output.flags
+        told_to_stop, written = output.flags[:2]
         if written == world_size():  # all ranks have written the background checkpoint
             self.checkpoints.finish_save()
         if told_to_stop:

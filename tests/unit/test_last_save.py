@@ -49,6 +49,7 @@ def stopped_in_evaluation(monkeypatch: pytest.MonkeyPatch, saver: FakeSaver, eve
     )
     run.checkpoints, run.bad_steps = checkpoints, SimpleNamespace(consecutive=0)
     run.log = SimpleNamespace(close=lambda: None)
+    run.history = checkpoints.history = SimpleNamespace(write=lambda *_, **__: None)
 
     def training_step(step: int, windows: Any, loading_seconds: float) -> Any:
         run.position = RunPosition(step)

@@ -49,6 +49,8 @@ def make_run(folder: Path, lr: float = 0.1, name: str = "one") -> Path:
     history.write("start", 0, environment=START)
     for step in (20, 40):
         history.write("ranks", step, seconds=[1.0, 1.0 + step / 20])
+    for step in (25, 50):
+        history.write("probe", step, cost=0.1, error=0.01)
     history.write("warning", 30, text="loss spike: 9.1 <script>alert(1)</script>")
     history.write("start", 30, environment=START | {"packages": {"torch": "2.10"}})
     history.write("end", 60)
@@ -91,7 +93,9 @@ def test_what_a_page_says(tmp_path):
         "node1 (2)",
     ):
         assert said in text, said
-    assert page.count("<svg") == 5 + 3 + 2 + 1  # metrics, held-out losses, answers, ranks; recall is constant
+    assert (
+        page.count("<svg") == 5 + 1 + 3 + 2 + 1
+    )  # metrics, probes, held-out losses, answers, ranks; recall is constant
     assert 'src="data:image/png;base64,iVBORw=="' in page
 
 
@@ -112,7 +116,7 @@ def test_runs_side_by_side(tmp_path):
     assert "2 runs: one, two" in text and "state finished finished" in text
     assert f"training.output {runs[0]} {runs[1]} optimizer.lr 0.1 0.2" in text  # and no key that is the same
     assert "The runs were evaluated on different documents" in text
-    assert page.count("<svg") == 5 + 3 + 2 + 2 and page.count('<img src="data:') == 2
+    assert page.count("<svg") == 5 + 1 + 3 + 2 + 2 and page.count('<img src="data:') == 2
     page = write_report([runs[0], runs[2]], tmp_path / "page.html").read_text()
     assert f"2 runs: {runs[0]}, {runs[2]}" in text_of(page)
 

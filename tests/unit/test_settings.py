@@ -30,6 +30,9 @@ OTHERS = {
     ("conversion/foreign.py", "ForeignLora", "alpha"),  # HMT-pytorch's default, which is not the recipe's
     # of a schedule that is drawn without a recipe
     *(("planning/plan_options.py", "ScheduleOptions", name) for name in ("stages", "mode")),
+    # of a layout that the planner tries, and of a new recipe
+    *(("planning/layout.py", "Layout", name) for name in ("stages", "micro_batches", "recompute", "cuda_graphs")),
+    ("launch/init_options.py", "InitOptions", "train"),
 }
 
 

@@ -1,0 +1,211 @@
+"""Watch what a run's memory is worth while it trains: is it ignored, does the recall collapse?
+
+Now and then the coming windows are read once with their own memories and once with others, before they are trained on.
+The reading has no gradient, and takes a small share of the run's time (``logging.memory_probe``).
+"""
+
+import math
+import time
+from collections import deque
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hmt_ds.config.recipe import Recipe
+from hmt_ds.distributed.process_group import all_reduce_sum
+from hmt_ds.evaluation.figures import WORTH_IT
+from hmt_ds.memory import IGNORED, MemoryState, Window
+from hmt_ds.memory.boundaries import Instead
+from hmt_ds.parallel.protocols import Executor
+
+POOLED = 4  # probes that a verdict is made of
+NEEDED = 2  # of them at least
+EARLY = 0.25  # share of the run's steps before which a memory may still be ignored
+MEMORIES = 4  # of a row, from which on it is asked how recall spreads over them
+COLLAPSED, RECALLS = 0.95, 16  # share of all recall on one place; recalls that are enough to say so
+BETWEEN = 2.0  # standard errors
+
+
+class Probe(NamedTuple):
+    """Sums of a probe over all ranks.
+
+    Attributes:
+        sums: of the costs d and the tokens t of all segments that were compared: d, t, dd, dt, tt.
+        by_age: recall on each memory, by how many segments back it lies, newest first.
+        from_oldest: the same, counted from a row's oldest memory.
+        recalls: number of segments whose recall was counted.
+    """
+
+    sums: tuple[float, float, float, float, float]
+    by_age: tuple[float, ...]
+    from_oldest: tuple[float, ...]
+    recalls: int
+
+
+class MemoryWatch:
+    """Probes the memory of a training run, and says when it is ignored or recalls always the same place.
+
+    On pipelines nothing is probed.
+
+    Args:
+        recipe: the checked recipe.
+        executor: the model with its optimizer.
+
+    Attributes:
+        probes: the last probes.
+        asked: whether the ranks have agreed to probe before the next step.
+        ignored: whether the last verdict was that the memory is ignored; None before one.
+        share: share of the run's time that probes took.
+    """
+
+    def __init__(self, recipe: Recipe, executor: Executor):
+        self.executor, self.steps, self.limit = executor, recipe.training.steps, recipe.logging.memory_probe
+        self.which: Instead = "swapped" if recipe.training.batch_size > 1 else "none"
+        self.possible = recipe.memory.mode != "backbone" and executor.stages == 1 and self.limit > 0
+        self.probes: deque[Probe] = deque(maxlen=POOLED)
+        self.asked, self.collapsed = False, False
+        self.ignored: bool | None = None
+        self.trained = self.spent = self.step = 0.0  # seconds of steps, of probes, of the last step
+        self.cost = 1.0  # of a probe, in steps of that time
+
+    def due(self) -> int:
+        """Return 1 if this rank has trained long enough for a probe to take no more than its share of the time.
+
+        A probe is expected to take as many steps' time as the last one did; the first, one.
+        """
+        expected = self.cost * self.step
+        return int(self.possible and 0 < self.spent + expected <= self.limit * self.trained)
+
+    def step_done(self, seconds: float, wanted: int) -> None:
+        """Count a step; probe before the next one if any rank wants to, so that all ranks do.
+
+        Args:
+            seconds: duration of the step.
+            wanted: number of ranks for which a probe was due.
+        """
+        if self.executor.budget.step > self.executor.budget.warm_up_steps:  # not while memory is measured
+            self.trained += seconds
+            self.step = seconds
+            self.asked = wanted > 0
+
+    def probe(self, window: Window, step: int) -> tuple[dict[str, object], list[str]]:
+        """Read a window with its own and with other memories. Collective.
+
+        Args:
+            window: the coming window of this rank's rows.
+            step: the coming step.
+
+        Returns:
+            The values for the run's history, and a line for each thing that is odd.
+        """
+        self.asked, started = False, time.perf_counter()
+        self.probes.append(self.read(window))
+        taken = time.perf_counter() - started
+        self.spent += taken
+        self.cost = taken / self.step
+        cost, error = pooled_cost(self.probes)
+        values: dict[str, object] = {"cost": finite(cost), "error": finite(error), "instead": self.which}
+        values |= {"seconds": round(taken, 3), "share": round(self.spent / self.trained, 4)}
+        found = [self.verdict(cost, error, step), self.collapse()]
+        return values, [line for line in found if line]
+
+    def verdict(self, cost: float, error: float, step: int) -> str | None:
+        """Return a line if the memory turns out to be ignored, or to be used after all."""
+        if len(self.probes) < NEEDED or not math.isfinite(error) or step < EARLY * self.steps:
+            return None
+        other = "another document's memory" if self.which == "swapped" else "no memory"
+        said = f"{other} costs {cost:.4f} nats per token (+- {BETWEEN * error:.4f})"
+        before = self.ignored
+        if cost + BETWEEN * error < WORTH_IT:
+            self.ignored = True
+            return None if before else f"the memory is ignored: {said}; memory.interface adapted is read, paper seldom"
+        if cost - BETWEEN * error >= WORTH_IT:
+            self.ignored = False
+            return f"the memory is used now: {said}" if before else None
+        return None
+
+    def collapse(self) -> str | None:
+        """Return a line if nearly all recall goes to one place, whatever is asked."""
+        recalls, before = sum(probe.recalls for probe in self.probes), self.collapsed
+        by_age = largest([probe.by_age for probe in self.probes], "the memory {} segments back")
+        share, where = max(by_age, largest([probe.from_oldest for probe in self.probes], "memory {} of a document"))
+        self.collapsed = recalls >= RECALLS and share > COLLAPSED
+        if before or not self.collapsed:
+            return None
+        return f"the recall has collapsed: {share:.0%} of it goes to {where}, in {recalls} segments"
+
+    @torch.no_grad()
+    def read(self, window: Window) -> Probe:
+        """Read a window with its own and with other memories, and sum the costs over all ranks. Collective."""
+        places = self.executor.settings.kept_memories
+        sums = torch.zeros(6 + 2 * places, dtype=torch.float64, device=self.executor.device)
+        state = self.executor.state
+        for n, (output, after) in enumerate(self.executor.read(window, state, instead=[self.which])):
+            assert output.loss_instead is not None
+            self.add_cost(sums, window, n, (output.loss_instead[0] - output.loss).double())
+            if self.executor.settings.mode == "hmt" and output.recall.shape[1]:
+                self.add_recall(sums, output.recall.double(), state, window, n)
+            state = after
+        values = all_reduce_sum(sums).tolist()
+        d, t, dd, dt, tt, recalls = values[:6]
+        ages, oldest = tuple(values[6 : 6 + places]), tuple(values[6 + places :])
+        return Probe((d, t, dd, dt, tt), ages, oldest, round(recalls))
+
+    def add_cost(self, sums: Tensor, window: Window, n: int, cost: Tensor) -> None:
+        """Add what other memories cost in segment n, for rows that have memories, and a partner if one is needed."""
+        compared = ~window.starts[:, n]
+        if self.which == "swapped":
+            compared &= window.neighbours(n) != torch.arange(len(window.starts))
+        tokens = (window.labels[:, n] != IGNORED).sum(dim=1).double().to(cost.device)
+        used = compared.to(cost.device) & (tokens > 0)
+        d, t = cost[used], tokens[used]
+        sums[:5] += torch.stack([d.sum(), t.sum(), (d * d).sum(), (d * t).sum(), (t * t).sum()])
+
+    def add_recall(self, sums: Tensor, recall: Tensor, state: MemoryState | None, window: Window, n: int) -> None:
+        """Add where the recall of segment n goes, for rows that have several memories.
+
+        Args:
+            sums: ``[6 + 2 N]``, see :meth:`read`.
+            recall: ``[b, c]``, oldest memory first.
+            state: the memory state before the segment.
+            window: the window.
+            n: number of the segment.
+        """
+        if state is None or not state.valid.shape[1]:
+            return
+        valid = state.valid & ~window.starts[:, n].to(state.valid.device)[:, None]
+        number, cached, places = valid.sum(dim=1), recall.shape[1], (len(sums) - 6) // 2
+        rows = (number >= MEMORIES).nonzero().flatten()
+        sums[5] += len(rows)
+        age = torch.arange(cached - 1, -1, -1, device=recall.device).expand(len(rows), -1)  # 0 for the newest
+        mass = (recall * valid)[rows]
+        sums[6 : 6 + places].index_add_(0, age.flatten(), mass.flatten())
+        from_oldest = (number[rows, None] - 1 - age).clamp_min(0)
+        sums[6 + places :].index_add_(0, from_oldest.flatten(), mass.flatten())
+
+
+def largest(parts: list[tuple[float, ...]], name: str) -> tuple[float, str]:
+    """Return the largest share of all recall that goes to one place, and the place.
+
+    Args:
+        parts: for each probe, the recall on each place.
+        name: what a place is called, by its number from 1.
+    """
+    mass = [sum(column) for column in zip(*parts, strict=True)]
+    most = max(mass, default=0.0)
+    return (most / sum(mass) if most else 0.0), name.format(mass.index(most) + 1 if mass else 0)
+
+
+def pooled_cost(probes: "deque[Probe]") -> tuple[float, float]:
+    """Return the mean cost in nats per token of all probes, and its standard error over segments; nan without any."""
+    d, t, dd, dt, tt = (sum(column) for column in zip(*(probe.sums for probe in probes), strict=True))
+    if not t:
+        return math.nan, math.nan
+    cost = d / t
+    return cost, math.sqrt(max(0.0, dd - 2 * cost * dt + cost * cost * tt)) / t
+
+
+def finite(value: float) -> float | None:
+    """Return a rounded number; None for nan and inf, which JSON does not have."""
+    return round(value, 6) if math.isfinite(value) else None
