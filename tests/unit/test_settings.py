@@ -33,6 +33,9 @@ OTHERS = {
     # of a layout that the planner tries, and of a new recipe
     *(("planning/layout.py", "Layout", name) for name in ("stages", "micro_batches", "recompute", "cuda_graphs")),
     ("launch/init_options.py", "InitOptions", "train"),
+    # of what a command draws itself, whatever the run's seed was
+    ("generation/options.py", "ChatOptions", "seed"),
+    *(("tasks/options.py", name, "seed") for name in ("TaskOptions", "WriteOptions")),
 }
 
 
