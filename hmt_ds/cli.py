@@ -23,6 +23,7 @@ from hmt_ds.launch.ask import ask_tasks, chat, convert, generate, write_tasks
 from hmt_ds.launch.init_options import InitOptions
 from hmt_ds.launch.launch_options import LaunchOptions
 from hmt_ds.launch.start import RankOptions, TrainOptions, dry_run, set_rank_environment, start_bench, start_ranks
+from hmt_ds.overview.commands import report, status
 from hmt_ds.overview.report_options import ReportOptions
 from hmt_ds.planning.plan_options import add_plan_options, read_plan_options
 from hmt_ds.reporting.progress import print_problems
@@ -34,8 +35,10 @@ NEXT = {  # what follows a command that succeeded; the other commands know more 
     "compare": "hmt-ds report RUN RUN",
     "report": "open the page in a browser",
 }
+KEYS_FOLLOW = "Keys of the recipe can follow: --memory.segment_length 256"
 FOLDER_HELP = "where runs will be written (default: this folder)"
 Run = Callable[[argparse.Namespace, list[str]], int]  # from the arguments and the recipe's overrides to an exit code
+Add = Callable[..., argparse.ArgumentParser]  # adds a command: name, function, help text, more text
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -82,7 +85,15 @@ def command_line() -> argparse.ArgumentParser:
         command.set_defaults(run=run, takes_overrides=overrides)
         return command
 
-    keys_follow = "Keys of the recipe can follow: --memory.segment_length 256"
+    add_preparing(add)
+    add_running(add)
+    add_looking(add)
+    add_using(add)
+    return parser
+
+
+def add_preparing(add: Add) -> None:
+    """Add the commands before a run."""
     command = add("init", init, "write a recipe with comments", "Asks for what is not given, in a terminal.")
     command.add_argument("file", metavar="FILE", type=path_operand, help="the recipe to write")
     add_options(command, InitOptions)
@@ -91,21 +102,43 @@ def command_line() -> argparse.ArgumentParser:
     command = add("doctor", doctor, "check this machine for training", more)
     command.add_argument("folder", nargs="?", default=Path(), type=path_operand, metavar="FOLDER", help=FOLDER_HELP)
 
-    more = f"The same as train --dry-run, but the run may exist already. {keys_follow}"
+    more = f"The same as train --dry-run, but the run may exist already. {KEYS_FOLLOW}"
     command = add("check", check, "check a recipe, and start nothing", more, overrides=True)
     command.add_argument("source", metavar="RECIPE", type=path_operand)
 
+    more = "Needs no GPU, no data and no weights. Without a RECIPE: --schedule or --compare."
+    command = add("plan", plan, "estimate memory, speed and hours of a run before it starts", more, overrides=True)
+    add_plan_options(command)
+
+    add("keys", list_keys, "list the keys of a recipe, with types and defaults")
+
+    command = add("tokenizer", make_tokenizer, "train a sentencepiece BPE tokenizer on text files")
+    command.add_argument("files", nargs="+", type=path_operand, metavar="FILE")
+    add_options(command, TokenizerOptions)
+
+
+def add_running(add: Add) -> None:
+    """Add the commands that start ranks, here or in a job."""
     for name, run, operand, text in (
         ("train", train, "RECIPE", "train a model"),
         ("evaluate", evaluate, "RUN|CHECKPOINT|RECIPE", "measure held-out losses, and what the memory is worth"),
         ("bench", bench, "RECIPE", "measure the speed and memory of some steps"),
     ):
-        command = add(name, run, text, keys_follow, overrides=True)
+        command = add(name, run, text, KEYS_FOLLOW, overrides=True)
         command.add_argument("source", metavar=operand, type=path_operand)
         add_options(command, TrainOptions if name == "train" else RankOptions)
         if name != "train":
             add_options(command, BenchOptions if name == "bench" else TaskOptions)
 
+    more = "The scripts are written to the run's folder, under jobs/."
+    command = add("launch", launch, "write and submit job scripts", f"{more} {KEYS_FOLLOW}", overrides=True)
+    command.add_argument("system", choices=("slurm",))
+    command.add_argument("source", metavar="RECIPE", type=path_operand)
+    add_options(command, LaunchOptions)
+
+
+def add_looking(add: Add) -> None:
+    """Add the commands that read what runs have written."""
     more = "A RUN is a run's folder, whose newest evaluation counts, or the JSON file of an evaluation."
     command = add("compare", compare, "compare trained runs on the same held-out tokens", more)
     command.add_argument("runs", nargs="+", type=path_operand, metavar="RUN")
@@ -122,12 +155,9 @@ def command_line() -> argparse.ArgumentParser:
     command.add_argument("runs", nargs="+", type=path_operand, metavar="RUN")
     add_options(command, ReportOptions)
 
-    add("keys", list_keys, "list the keys of a recipe, with types and defaults")
 
-    command = add("tokenizer", make_tokenizer, "train a sentencepiece BPE tokenizer on text files")
-    command.add_argument("files", nargs="+", type=path_operand, metavar="FILE")
-    add_options(command, TokenizerOptions)
-
+def add_using(add: Add) -> None:
+    """Add the commands that use a trained model, or make tasks for one."""
     more = "SOURCE is a run, a checkpoint of it, a converted folder, HMT-pytorch's weights or a DeepSpeed folder. "
     more += "The last two need --backbone, and the sizes of the memory: --memory.segment_length 990"
     command = add("convert", convert, "write a checkpoint as a Hugging Face folder", more, overrides=True)
@@ -150,17 +180,6 @@ def command_line() -> argparse.ArgumentParser:
     command = add("tasks", write_tasks, "write generated tasks on long documents, to train on them", more)
     command.add_argument("names", nargs="+", choices=get_args(TaskName), metavar="TASK")
     add_options(command, WriteOptions)
-
-    more = "Needs no GPU, no data and no weights. Without a RECIPE: --schedule or --compare."
-    command = add("plan", plan, "estimate memory, speed and hours of a run before it starts", more, overrides=True)
-    add_plan_options(command)
-
-    more = "The scripts are written to the run's folder, under jobs/."
-    command = add("launch", launch, "write and submit job scripts", f"{more} {keys_follow}", overrides=True)
-    command.add_argument("system", choices=("slurm",))
-    command.add_argument("source", metavar="RECIPE", type=path_operand)
-    add_options(command, LaunchOptions)
-    return parser
 
 
 def init(arguments: argparse.Namespace, _: list[str]) -> int:
@@ -223,27 +242,6 @@ def compare(arguments: argparse.Namespace, _: list[str]) -> int:
     from hmt_ds.evaluation.compare import compare as compare_runs
 
     return compare_runs(arguments.runs, options)
-
-
-def status(arguments: argparse.Namespace, _: list[str]) -> int:
-    """Run `hmt-ds status`: say how a run is."""
-    from hmt_ds.overview.run_folder import RunFolder
-    from hmt_ds.overview.status import Status
-
-    found = Status(RunFolder(arguments.source))
-    print("\n".join(found.lines()))
-    return 0 if found.ok else 1
-
-
-def report(arguments: argparse.Namespace, _: list[str]) -> int:
-    """Run `hmt-ds report`: write a page about runs."""
-    options, problems = read_options(ReportOptions, arguments)
-    if problems:
-        raise ConfigError(problems)
-    from hmt_ds.overview.report import write_report
-
-    print(f"report      {write_report(arguments.runs, options.output)}")
-    return 0
 
 
 def list_keys(_: argparse.Namespace, __: list[str]) -> int:

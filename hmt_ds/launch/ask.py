@@ -28,6 +28,8 @@ def convert(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
         lines = write_converted(arguments.source, arguments.target, options, overrides)
     print("\n".join(lines))
+    if not options.dry_run:
+        print(f"next        hmt-ds chat {arguments.target}")
     return 0
 
 
@@ -95,4 +97,5 @@ def write_tasks(arguments: argparse.Namespace, _: list[str]) -> int:
 
         number = write(arguments.names, options)
     print(f"documents   {number:,} in {options.output}")
+    print(f"next        hmt-ds train RECIPE --data.train.source {options.output}")
     return 0

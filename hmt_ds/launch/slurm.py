@@ -42,6 +42,8 @@ def launch(recipe_file: str, options: LaunchOptions, overrides: list[str], probl
         file.write_text(job.script(file))
         previous = submit(words)
         print(f"job {previous}   {file}")
+    if not options.dry_run:
+        print(f"next        hmt-ds status {jobs[0].folder}")
 
 
 def submit(words: list[str]) -> str:

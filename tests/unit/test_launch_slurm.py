@@ -216,7 +216,7 @@ def test_output_and_inherited_environment(recipe, tmp_path):
     environment |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "hmt_ds.cli", "launch", "slurm", recipe]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert run.stdout == "job 7   runs/my run/jobs/train.sbatch\n"
+    assert run.stdout == "job 7   runs/my run/jobs/train.sbatch\nnext        hmt-ds status runs/my run\n"
     assert (tmp_path / "asked").read_text() == "7;\n"
 
 
