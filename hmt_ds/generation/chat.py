@@ -11,7 +11,7 @@ from hmt_ds.generation.memory_file import save_memory
 from hmt_ds.generation.model import Asked, load_model
 from hmt_ds.generation.options import ChatOptions
 from hmt_ds.generation.reading import encode, read_first, read_ids
-from hmt_ds.generation.sampling import generation_settings
+from hmt_ds.generation.sampling import generation_settings, settings_of
 from hmt_ds.inference.segment_cache import SegmentCache
 
 
@@ -26,8 +26,9 @@ def chat(source: Path, options: ChatOptions, overrides: list[str]) -> None:
     Raises:
         ConversionError: or another of ``hmt_ds.conversion.convert.MISTAKES``, with a line for each problem.
     """
+    given = settings_of(overrides)
     asked = load_model(source, options)
-    settings = generation_settings(asked, options, overrides)
+    settings = generation_settings(asked, options, given)
     talk = Conversation(asked, settings, read_first(asked, options))
     if not asked.tokenizer.chat_template:
         print("note: the tokenizer has no chat template, so your lines are continued as plain text", file=sys.stderr)
@@ -98,8 +99,9 @@ class Conversation:
         if not whole.startswith(self.text):  # a template that rewrites earlier turns: this one alone
             whole, self.text = self.render(self.messages[-1:]), ""
         new = whole.removeprefix(self.text)
-        end = self.asked.tokenizer.eos_token
-        if self.pending == [self.asked.tokenizer.eos_token_id] and end and new.startswith(end):
+        ends = self.settings.eos_token_id
+        ended = self.pending and self.pending[0] in (ends if isinstance(ends, list) else [ends])
+        if ended and new.startswith(self.asked.tokenizer.decode(self.pending)):
             self.pending = []  # the template writes the end of the answer, too
         self.text = whole
         return new

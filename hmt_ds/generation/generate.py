@@ -11,7 +11,7 @@ from hmt_ds.generation.memory_file import save_memory
 from hmt_ds.generation.model import Asked, load_model
 from hmt_ds.generation.options import GenerateOptions
 from hmt_ds.generation.reading import encode, pad_left, read_first, read_text
-from hmt_ds.generation.sampling import generation_settings
+from hmt_ds.generation.sampling import generation_settings, settings_of
 from hmt_ds.inference.segment_cache import SegmentCache
 
 
@@ -26,9 +26,9 @@ def generate(source: Path, options: GenerateOptions, overrides: list[str]) -> No
     Raises:
         ConversionError: or another of ``hmt_ds.conversion.convert.MISTAKES``, with a line for each problem.
     """
-    prompts = prompts_of(options)
+    prompts, given = prompts_of(options), settings_of(overrides)
     asked = load_model(source, options)
-    settings = generation_settings(asked, options, overrides)
+    settings = generation_settings(asked, options, given)
     cache = read_first(asked, options)
     if options.save_memory is not None:
         if cache.rows is None:
@@ -52,7 +52,7 @@ def prompts_of(options: GenerateOptions) -> list[str]:
     """Return all prompts of the command line and of the prompts' file, without blank lines.
 
     Raises:
-        ConversionError: if the file cannot be read, or there is no prompt in it.
+        ConversionError: if the file cannot be read or there is no prompt in it, or if one of several is blank.
     """
     prompts = list(options.prompt)
     if options.prompts is not None:
@@ -60,6 +60,8 @@ def prompts_of(options: GenerateOptions) -> list[str]:
         if not lines:
             raise ConversionError(f"--prompts: {options.prompts} is empty")
         prompts += lines
+    if len(prompts) > 1 and not all(prompt.strip() for prompt in prompts):
+        raise ConversionError("--prompt: one of several is blank, give each some text")
     return prompts
 
 

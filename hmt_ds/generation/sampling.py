@@ -18,7 +18,7 @@ SAMPLING = {"temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cuto
 RESERVED = {"max_new_tokens", "max_length", "return_dict_in_generate", "num_return_sequences", "use_cache"}
 
 
-def generation_settings(asked: Asked, options: ChatOptions, overrides: list[str]) -> GenerationConfig:
+def generation_settings(asked: Asked, options: ChatOptions, given: dict[str, object]) -> GenerationConfig:
     """Return a model's own generation settings, with those of the command line, tried on one token.
 
     A setting of sampling, such as the temperature, also switches sampling on.
@@ -26,14 +26,11 @@ def generation_settings(asked: Asked, options: ChatOptions, overrides: list[str]
     Args:
         asked: the model, with the settings that are stored with it.
         options: options of the command.
-        overrides: words such as ``--generation.top_p 0.9``.
+        given: settings from the command line, see :func:`settings_of`.
 
     Raises:
-        ConfigError: with a line for each unknown or wrong setting.
+        ConfigError: with transformers' line about a setting that it does not accept.
     """
-    given, problems = settings_of(overrides)
-    if problems:
-        raise ConfigError(problems)
     if given.keys() & SAMPLING:
         given = {"do_sample": True} | given
     config = copy.deepcopy(asked.model.generation_config)
@@ -49,16 +46,22 @@ def generation_settings(asked: Asked, options: ChatOptions, overrides: list[str]
     return config
 
 
-def settings_of(overrides: list[str]) -> tuple[dict[str, object], list[str]]:
-    """Return the generation settings among the words of a command line, and a line for each unknown one."""
+def settings_of(overrides: list[str]) -> dict[str, object]:
+    """Return the generation settings among the words of a command line, such as ``--generation.top_p 0.9``.
+
+    Raises:
+        ConfigError: with a line for each unknown one.
+    """
     sections: dict[str, object] = {}
     problems = apply_overrides(sections, overrides)
     given = sections.pop(SECTION, {})
     problems += [f"--{key}: unknown option; settings look like --generation.top_p 0.9" for key in sections]
     if not isinstance(given, dict):
-        return {}, [*problems, "--generation: name a setting, as --generation.top_p 0.9"]
+        raise ConfigError([*problems, "--generation: name a setting, as --generation.top_p 0.9"])
     known = {key for key in GenerationConfig().to_dict() if not key.startswith("_")} - RESERVED
     for key in given.keys() - known:
         near = difflib.get_close_matches(key, known, 1)
         problems.append(f"generation.{key}: unknown setting" + (f"; did you mean {near[0]}?" if near else ""))
-    return given, problems
+    if problems:
+        raise ConfigError(problems)
+    return given

@@ -16,6 +16,11 @@ from transformers import PreTrainedTokenizerFast
 
 import hmt_ds
 from hmt_ds import cli
+from hmt_ds.generation.chat import Conversation
+from hmt_ds.generation.model import load_model
+from hmt_ds.generation.options import ChatOptions
+from hmt_ds.generation.sampling import generation_settings
+from hmt_ds.inference.segment_cache import SegmentCache
 
 NOVEL = Path(hmt_ds.__file__).parent / "data/samples/persuasion.txt"
 TEMPLATE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}</s>{% endfor %}"
@@ -123,7 +128,9 @@ def test_settings_of_transformers(run):
 
 BAD = [
     (["hf"], ["nothing to continue: give --prompt TEXT, --document FILE or --memory FILE"]),
+    (["hf", "--prompt", "a", "--prompt", " "], ["--prompt: one of several is blank"]),
     (["nowhere", "--prompt", "a"], ["nowhere: no such file or folder"]),
+    (["nowhere", "--prompt", "a", "--generation.temprature", "1"], ["generation.temprature: unknown setting"]),
     (["no_tokenizer", "--prompt", "a"], ["no_tokenizer has no tokenizer", "--tokenizer FOLDER"]),
     (["hf", "--document", "none.txt", "--prompts", "none"], ["--document: none.txt is not", "--prompts: none is not"]),
     (["hf", "--document", "empty.txt"], ["--document: empty.txt is empty"]),
@@ -200,3 +207,22 @@ def test_chat_is_one_conversation(folders, run, tmp_path, folder):
         expected.append(tokenizer.decode(new, skip_special_tokens=True))
         ids += new
     assert out.split() == " ".join(expected).split() and len(set(expected)) == 2
+
+
+def test_an_answer_that_ends_is_ended_once(folders, monkeypatch):
+    """The end token that an answer wrote is not read again with the template's, whichever of the ends it is."""
+    asked = load_model(folders / "chat", ChatOptions())
+    settings = generation_settings(asked, ChatOptions(max_new_tokens=5), {})
+    for ends in (1, [40, 1]):
+        settings.eos_token_id = ends
+        talk = Conversation(asked, settings, SegmentCache())
+        read: list[list[int]] = []
+
+        def answer(ids: torch.Tensor, read: list[list[int]] = read, **_: object) -> torch.Tensor:
+            read.append(ids[0].tolist())
+            return torch.cat([ids, torch.tensor([[50, 1]])], dim=1)
+
+        monkeypatch.setattr(asked.model, "generate", answer)
+        talk.say("Anne?")
+        talk.say("Bath?")
+        assert read[0].count(1) == 1 and read[1].count(1) == 2 and read[1][0] == 1
