@@ -101,8 +101,8 @@ def plain_gradients(
 def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
     """The largest relative difference of any gradient."""
     largest = max(float(g.norm()) for g in other.values())
-    # the gradient of a weight that is one number, a sum of both signs, may be near zero by chance
-    floors = {n: (1e-6 if g.numel() > 1 else 1e-4) * largest for n, g in other.items()}
+    # the gradient of a weight that is one number, a sum of terms of both signs, may be near zero
+    floors = {n: (1e-6 if g.numel() > 1 else 1e-3) * largest for n, g in other.items()}
     return max(float((one[n] - g).norm()) / max(float(g.norm()), floors[n]) for n, g in other.items())
 
 
