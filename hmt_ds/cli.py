@@ -30,7 +30,6 @@ from hmt_ds.reporting.progress import print_problems
 from hmt_ds.tasks.options import TaskName, TaskOptions, WriteOptions
 
 NEXT = {  # what follows a command that succeeded; the other commands know more and say it themselves
-    "keys": "hmt-ds init FILE, or hmt-ds check RECIPE --section.key value",
     "bench": "hmt-ds train RECIPE",
     "compare": "hmt-ds report RUN RUN",
     "report": "open the page in a browser",
@@ -110,7 +109,8 @@ def add_preparing(add: Add) -> None:
     command = add("plan", plan, "estimate memory, speed and hours of a run before it starts", more, overrides=True)
     add_plan_options(command)
 
-    add("keys", list_keys, "list the keys of a recipe, with types and defaults")
+    command = add("keys", list_keys, "list the keys of a recipe, with types and defaults")
+    command.add_argument("--markdown", action="store_true", help="print hmt_ds/config/KEYS.md")
 
     command = add("tokenizer", make_tokenizer, "train a sentencepiece BPE tokenizer on text files")
     command.add_argument("files", nargs="+", type=path_operand, metavar="FILE")
@@ -244,15 +244,19 @@ def compare(arguments: argparse.Namespace, _: list[str]) -> int:
     return compare_runs(arguments.runs, options)
 
 
-def list_keys(_: argparse.Namespace, __: list[str]) -> int:
+def list_keys(arguments: argparse.Namespace, _: list[str]) -> int:
     """Print every key of the recipe, with type, default and help text."""
     from rich.console import Console
 
     from hmt_ds.config.recipe import Recipe
     from hmt_ds.config.sections import keys
-    from hmt_ds.reporting.tables import keys_table
+    from hmt_ds.reporting.tables import keys_markdown, keys_table
 
-    Console().print(keys_table(keys(Recipe)))
+    if arguments.markdown:
+        print(keys_markdown(keys(Recipe)), end="")
+    else:
+        Console().print(keys_table(keys(Recipe)))
+        print("next        hmt-ds init FILE, or hmt-ds check RECIPE --section.key value")
     return 0
 
 

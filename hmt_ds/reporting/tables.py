@@ -41,6 +41,30 @@ def keys_table(keys: Iterable[tuple[str, Any]]) -> Table:
     return table
 
 
+def keys_markdown(keys: Iterable[tuple[str, Any]]) -> str:
+    """Return the keys of the recipe as tables in Markdown, one for each section."""
+    sections, rows = dict[str, str](), dict[str, list[str]]()
+    for name, field in keys:
+        if hasattr(field.annotation, "__pydantic_fields__"):
+            sections[name] = " ".join((field.annotation.__doc__ or "").split())
+            continue
+        default = "required" if field.is_required() else f"`{field.default}`"
+        meaning = " ".join((field.description or "").split()).replace("|", "\\|")
+        row = f"| `{name}` | {type_name(field.annotation).replace('|', 'or')} | {default} | {meaning} |"
+        section = name.rpartition(".")[0] or name
+        sections.setdefault(section, "")  # one that may be left out, such as data.train
+        rows.setdefault(section, []).append(row)
+    lines = [
+        "# Keys of a recipe",
+        "",
+        "Written by `hmt-ds keys --markdown`. Any key can follow a command: `--KEY VALUE`.",
+    ]
+    for name, about in sections.items():
+        lines += ["", f"## {name}", "", *([about, ""] if about else [])]
+        lines += ["| key | type | default | meaning |", "| --- | --- | --- | --- |", *rows[name]]
+    return "\n".join(lines) + "\n"
+
+
 def type_name(kind: Any) -> str:
     """The name of a type for users, such as ``int | auto``."""
     if isinstance(kind, type):

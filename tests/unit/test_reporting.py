@@ -24,7 +24,7 @@ from hmt_ds.reporting import plots
 from hmt_ds.reporting.evaluation_tables import evaluation_table
 from hmt_ds.reporting.metrics import Metrics, read_metrics
 from hmt_ds.reporting.plots import plot_evaluation, plot_loss
-from hmt_ds.reporting.tables import keys_table, print_recipe
+from hmt_ds.reporting.tables import keys_markdown, keys_table, print_recipe
 
 NAN = float("nan")
 COSTS = {"swapped": (0.12, 0.11, 0.13), "none": (-0.01, -0.02, 0.0)}
@@ -177,6 +177,14 @@ def test_every_key_is_listed_with_its_meaning():
     text = text_of(keys_table(keys(Recipe)))
     assert all(name in text for name, _ in keys(Recipe))
     assert "whole | frozen | lora" in text and "required" in text
+
+
+def test_the_table_of_keys_is_up_to_date():
+    """Written by `hmt-ds keys --markdown > hmt_ds/config/KEYS.md`."""
+    text = keys_markdown(keys(Recipe))
+    leaves = [name for name, field in keys(Recipe) if not hasattr(field.annotation, "__pydantic_fields__")]
+    assert all(text.count(f"| `{name}` |") == 1 for name in leaves) and text.count("\n| `") == len(leaves)
+    assert (Path(__file__).parents[2] / "hmt_ds" / "config" / "KEYS.md").read_text() == text
 
 
 def test_recipe_is_printed_so_that_it_reads_back(capsys):
