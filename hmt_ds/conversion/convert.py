@@ -16,6 +16,7 @@ from hmt_ds.conversion.folder import write_folder
 from hmt_ds.conversion.foreign import export_foreign
 from hmt_ds.conversion.formats import kind_of
 from hmt_ds.conversion.from_run import export_run
+from hmt_ds.conversion.push import check_push, push_folder
 from hmt_ds.conversion.skeleton import match_weights, skeleton
 from hmt_ds.conversion.weights import folder_weights
 from hmt_ds.data import DataError
@@ -40,12 +41,15 @@ def convert(source: Path, target: Path, options: ConvertOptions, overrides: Sequ
     """
     if target.exists():
         raise ConversionError(f"{target} exists already: name a new folder")
+    if options.push is not None:
+        check_push(options.push)
     notes: list[str] = []
     export = export_source(source, options, overrides, notes)
     if options.dry_run:
         return [*notes, f"would write {target}", export.summary()]
     write_folder(export, target)
-    return [*notes, export.summary(), f"written and verified: {target}"]
+    lines = [*notes, export.summary(), f"written and verified: {target}"]
+    return lines if options.push is None else [*lines, f"pushed to {push_folder(target, options.push)}"]
 
 
 def export_source(source: Path, options: ConvertOptions, overrides: Sequence[str], notes: list[str]) -> Export:

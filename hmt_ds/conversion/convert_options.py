@@ -28,6 +28,8 @@ class ConvertOptions(Options):
     """type of the written weights; default: the source's own, or the type that the run computed in"""
     backbone: Annotated[PathText | None, "DIR"] = None
     """folder or hub name of the backbone's configuration and tokenizer, for checkpoints without a recipe"""
+    push: Annotated[str | None, "OWNER/NAME"] = None
+    """repository on the hub to upload the folder to; a new one is private"""
     dry_run: bool = False
     """check source and options, but write nothing"""
 
