@@ -48,7 +48,7 @@ write_deepspeed_env() {
     chmod 600 "$1" "$HMT_DS_PRIVATE_FILE" # those of an earlier start of the same job
     for name in $(passed_on); do
         if [ -z "${!name}" ]; then continue
-        elif [[ $name =~ _(TOKEN|KEY|SECRET|PASSWORD) ]]; then printf '%s=%s\0' "$name" "${!name}" >>"$HMT_DS_PRIVATE_FILE"
+        elif [[ $name =~ _(TOKEN|KEY|SECRET|PASSWORD|ALERT) ]]; then printf '%s=%s\0' "$name" "${!name}" >>"$HMT_DS_PRIVATE_FILE"
         elif [[ ${!name} =~ ^[A-Za-z0-9_@%+=:,./-]+$ ]]; then printf '%s=%s\n' "$name" "${!name}"
         else say "warning: ranks will not see $name: the deepspeed launcher cannot forward spaces or quotes"; fi
     done >"$1"

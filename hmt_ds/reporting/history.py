@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from hmt_ds.reporting.alerts import Alerts
+
 logger = logging.getLogger(__name__)
 
 FILE = "history.jsonl"
@@ -26,9 +28,10 @@ class History:
 
     def __init__(self, folder: Path, *, shown: bool = True):
         self.file, self.shown, self.failed = folder / FILE, shown, False
+        self.alerts = Alerts(folder)
 
     def write(self, kind: str, step: int, **content: object) -> None:
-        """Append an event.
+        """Append an event, and tell those who want to know.
 
         Args:
             kind: a word of the list above.
@@ -37,14 +40,15 @@ class History:
         """
         if not self.shown:
             return
-        line = json.dumps({"time": round(time.time(), 3), "kind": kind, "step": step, **content})
+        event = {"time": round(time.time(), 3), "kind": kind, "step": step, **content}
         try:
             with self.file.open("a", encoding="utf-8") as out:
-                out.write(line + "\n")
+                out.write(json.dumps(event) + "\n")
         except OSError as error:
             if not self.failed:
                 logger.warning("%s cannot be written: %s; training goes on", FILE, error.strerror)
             self.failed = True
+        self.alerts.send(event)
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:

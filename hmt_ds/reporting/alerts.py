@@ -1,0 +1,65 @@
+"""Tell somebody what happens to a run: a command or a webhook, named by the environment variable HMT_DS_ALERT.
+
+Not a key of the recipe: a recipe may be another person's, and a webhook's address is a secret.
+"""
+
+import json
+import logging
+import os
+import socket
+import subprocess
+import threading
+import urllib.request
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+VARIABLE = "HMT_DS_ALERT"
+KINDS = ("warning", "rollback", "stop", "end", "failed")  # of the history's events
+LAST = ("stop", "end", "failed")  # after which the process ends, so that it has to wait
+SECONDS = 10.0  # for a webhook or a command
+
+
+class Alerts:
+    """Sends a run's events, each in a thread: a slow or missing receiver must not hold up training.
+
+    Args:
+        folder: folder of the run, named in each message.
+    """
+
+    def __init__(self, folder: Path):
+        self.target, self.folder = os.environ.get(VARIABLE, "").strip(), folder
+        self.threads: list[threading.Thread] = []
+
+    def send(self, event: dict[str, object]) -> None:
+        """Send an event if it is of a kind that somebody wants to know about.
+
+        Args:
+            event: kind, step, time and text, as in the history.
+        """
+        if not self.target or event["kind"] not in KINDS:
+            return
+        said = f": {event['text']}" if event.get("text") else ""
+        text = f"{self.folder} on {socket.gethostname()}, step {event['step']}: {event['kind']}{said}"
+        message = {**event, "run": str(self.folder), "text": text}
+        thread = threading.Thread(target=self.deliver, args=(message,), daemon=True)
+        self.threads = [one for one in self.threads if one.is_alive()] + [thread]
+        thread.start()
+        if event["kind"] in LAST:
+            for one in self.threads:
+                one.join(SECONDS)
+
+    def deliver(self, message: dict[str, object]) -> None:
+        """Post a message as JSON, or run the command with it; a failure is a line in the log."""
+        try:
+            body = json.dumps(message)
+            if self.target.startswith(("http://", "https://")):
+                headers = {"Content-Type": "application/json"}
+                request = urllib.request.Request(self.target, body.encode(), headers)
+                urllib.request.urlopen(request, timeout=SECONDS).close()
+            else:
+                variables = os.environ | {"HMT_DS_TEXT": str(message["text"]), "HMT_DS_EVENT": body}
+                command = ["sh", "-c", self.target]
+                subprocess.run(command, env=variables, stdin=subprocess.DEVNULL, timeout=SECONDS, check=True)
+        except Exception as error:  # a wrong address, a missing command, a server that says no: the run goes on
+            logger.warning("%s could not be told: %s", VARIABLE, type(error).__name__)
