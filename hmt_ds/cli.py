@@ -121,7 +121,7 @@ def add_running(add: Add) -> None:
     """Add the commands that start ranks, here or in a job."""
     for name, run, operand, text in (
         ("train", train, "RECIPE", "train a model"),
-        ("evaluate", evaluate, "RUN|CHECKPOINT|RECIPE", "measure held-out losses, and what the memory is worth"),
+        ("evaluate", evaluate, "RUN|CHECKPOINT|FOLDER|RECIPE", "measure held-out losses, and what the memory is worth"),
         ("bench", bench, "RECIPE", "measure the speed and memory of some steps"),
     ):
         command = add(name, run, text, KEYS_FOLLOW, overrides=True)

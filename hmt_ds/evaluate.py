@@ -10,6 +10,7 @@ from hmt_ds.checkpoint import load_weights, newest_intact
 from hmt_ds.checkpoint.files import run_of
 from hmt_ds.checkpoint.restore import require_intact
 from hmt_ds.config.config_error import ConfigError
+from hmt_ds.config.folder_recipe import CONFIG_FILE, recipe_file_of
 from hmt_ds.config.load import NO_CONSENT, load_recipe
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.distributed.process_group import end_process
@@ -30,18 +31,21 @@ def main() -> int:
 
 
 def evaluate(run_or_recipe: str, overrides: list[str], device: torch.device) -> None:
-    """Evaluate a run's newest checkpoint, a named one, or a recipe's starting weights: held-out losses, retrieval."""
+    """Evaluate a run's newest checkpoint, a named one, a converted folder, or a recipe's starting weights."""
     signals = StopSignals()
     source, is_run = Path(run_or_recipe), Path(run_or_recipe).is_dir()
     run = run_of(source)
-    recipe_file = run / "recipe.yaml" if is_run else source
+    recipe_file = recipe_file_of(run) if is_run else source
+    is_converted = recipe_file.name == CONFIG_FILE
     # the results go into the folder that was named, even if the run was moved since it was trained
     output = ["--training.output", json.dumps(str(run))] if is_run else []
     recipe = load_recipe(recipe_file, [*output, *NO_CONSENT, *overrides])
-    own_data = not is_run or reads(recipe) == reads(load_recipe(recipe_file, [*output, *NO_CONSENT]))
+    own_data = not is_run
+    if is_run and not is_converted:
+        own_data = reads(recipe) == reads(load_recipe(recipe_file, [*output, *NO_CONSENT]))
     if recipe.data.validation is None and recipe.data.retrieval is None:
         raise ConfigError(["data.validation: missing, there is nothing to evaluate on"])
-    checkpoint = find_checkpoint(source, run) if is_run else None
+    checkpoint = find_checkpoint(source, run) if is_run and not is_converted else None
     prepared = prepare_together(recipe, recipe_file, writes_output=False)
     recipe = with_source_weights(recipe)
     with log_seconds(logger, "building the model"):

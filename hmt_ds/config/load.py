@@ -8,6 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from hmt_ds.config.config_error import ConfigError, describe
+from hmt_ds.config.folder_recipe import CONFIG_FILE, complete_data, folder_recipe, read_converted_config
 from hmt_ds.config.recipe import Model, Recipe
 from hmt_ds.config.recipe_yaml import MisreadError, read_yaml
 from hmt_ds.config.sections import keys
@@ -22,7 +23,7 @@ def load_recipe(file: str | Path, overrides: list[str] | None = None) -> Recipe:
     """Read a recipe from a YAML file and apply overrides from the command line.
 
     Args:
-        file: path of the recipe.
+        file: path of the recipe; or of config.json in a converted folder, for a recipe that evaluates it.
         overrides: words of the command line, such as ``--memory.segment_length 256`` (two words) or
             ``--memory.segment_length=256``.
 
@@ -30,8 +31,11 @@ def load_recipe(file: str | Path, overrides: list[str] | None = None) -> Recipe:
         ConfigError: with a line for each unreadable, unknown, missing or wrong key.
     """
     path = Path(file)
-    values = read_mapping(path)
+    config = read_converted_config(path) if path.name == CONFIG_FILE else None
+    values = read_mapping(path) if config is None else folder_recipe(path.parent, config)
     problems = apply_overrides(values, overrides or [])
+    if config is not None:
+        problems += complete_data(values, path.parent)
     wrong = wrong_numbers(values)
     problems += wrong.values()
     try:

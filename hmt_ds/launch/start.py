@@ -12,6 +12,7 @@ from pydantic.dataclasses import dataclass
 from hmt_ds.benchmark.bench_options import BenchOptions
 from hmt_ds.checkpoint.files import newest_state, run_of
 from hmt_ds.config.config_error import ConfigError, collected
+from hmt_ds.config.folder_recipe import CONFIG_FILE, recipe_file_of
 from hmt_ds.config.load import NO_CONSENT, load_recipe
 from hmt_ds.config.options import AtLeastOne, Options, words_of
 from hmt_ds.config.recipe import Recipe
@@ -62,7 +63,7 @@ def checked(
 
     Args:
         command: ``train`` or ``evaluate``.
-        source: a recipe, or the folder of a run; to evaluate, also one of its checkpoints.
+        source: a recipe, or the folder of a run; to evaluate, also one of its checkpoints, or a converted folder.
         overrides: overrides of the recipe.
         problems: problems of the options, reported together with those of the recipe.
         writes_output: whether training.output will be written, so that it must not hold another run.
@@ -70,12 +71,14 @@ def checked(
     Raises:
         ConfigError: with a line for each problem.
     """
-    run = run_of(source) if command == "evaluate" else source
-    recipe_file = run / "recipe.yaml" if source.is_dir() else source
+    evaluates = command == "evaluate"
+    recipe_file = source
+    if source.is_dir():
+        recipe_file = recipe_file_of(run_of(source)) if evaluates else source / "recipe.yaml"
     if source.is_dir() and not recipe_file.exists() and (source / "config.json").exists():
         problems.append(f"{source} is a model, not a run: {command} a recipe with --model.source {source}")
         raise ConfigError(problems)
-    if source.is_dir() or command == "evaluate":
+    if source.is_dir() or evaluates:
         overrides = [*NO_CONSENT, *overrides]
     with collected(problems):
         recipe = load_recipe(recipe_file, overrides)
@@ -90,7 +93,7 @@ def start_ranks(command: str, source: Path, ranks: int | None, overrides: list[s
 
     Args:
         command: ``train`` or ``evaluate``.
-        source: a recipe, or the folder of a run; to evaluate, also one of its checkpoints.
+        source: a recipe, or the folder of a run; to evaluate, also one of its checkpoints, or a converted folder.
         ranks: number of ranks; None for the default.
         overrides: overrides of the recipe.
         problems: problems of the options, reported together with those of the recipe.
@@ -104,24 +107,27 @@ def start_ranks(command: str, source: Path, ranks: int | None, overrides: list[s
     else:
         named, default = str(found.recipe_file), ranks_of(source)
     code = run_ranks(f"hmt_ds.{command}", [named, *found.overrides], ranks or default or number_of_gpus() or 1)
-    if text := what_next(command, code, named, found.recipe.training.output):
+    if text := what_next(command, code, named, found):
         print(f"next        {text}")
     return code
 
 
-def what_next(command: str, code: int, source: str, output: str) -> str | None:
+def what_next(command: str, code: int, source: str, found: Checked) -> str | None:
     """Return the commands that follow a run; None if it failed or was stopped, which has said what to do.
 
     Args:
         command: ``train`` or ``evaluate``.
         code: its exit code.
         source: what it was given.
-        output: the run's folder.
+        found: the recipe that it ran.
     """
     if code:
         return None
     if command == "train":
+        output = found.recipe.training.output
         return f"hmt-ds report {output}, or hmt-ds convert {output} FOLDER"
+    if found.recipe_file.name == CONFIG_FILE:  # its evaluations are all on data of others
+        return f"hmt-ds compare BASELINE {source}/evaluation/FILE.json"
     return f"hmt-ds compare BASELINE {source}, or hmt-ds report {source}"
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -61,6 +62,33 @@ def test_a_run_is_evaluated_again(tmp_path):
     (other,) = moved.glob("evaluation/*_*_*.json")  # other data: the run's own file stays
     assert code == 0 and str(other) in printed and json.loads(again.read_text()) == found
     assert [json.loads(file.read_text())["data"]["documents"] for file in (again, other)] == [4, 2]
+
+
+def test_a_converted_folder_has_the_losses_of_its_run(tmp_path):
+    """The folder alone says how to read; the documents are named on the command line, and the run is not needed."""
+    make_materials(tmp_path)
+    recipe, output, target = write_recipe(tmp_path, 1), tmp_path / "run", tmp_path / "hf"
+    values = yaml.safe_load(recipe.read_text())
+    values["data"]["validation"], values["evaluation"] = values["data"]["train"], {"segments_read": [1, 2]}
+    values["training"] |= {"steps": 2, "batch_size": 4}
+    values["memory"] |= {"interface": "adapted", "memory_tokens": 2, "recalled_memories": 2}
+    recipe.write_text(yaml.safe_dump(values))
+    code, printed = train(recipe, output)
+    assert code == 0 and run_command("convert", str(output), str(target))[0] == 0, printed
+    found = json.loads((output / "evaluation/step_000002.json").read_text())
+    shutil.rmtree(output)
+    held_out = [f"--data.validation={json.dumps(values['data']['validation'])}"]
+    code, printed = run_command("evaluate", str(target), *held_out, "--evaluation.segments_read", "[1, 2]")
+    (file,) = target.glob("evaluation/*.json")
+    again = json.loads(file.read_text())
+    assert code == 0 and again["data"] | {"source": ""} == found["data"] | {"source": ""}, printed
+    for row, expected in zip(again["rows"], found["rows"], strict=True):
+        for name, value in expected.items():
+            assert value is None or row[name] == pytest.approx(value, abs=1e-6), (name, printed)
+    code, printed = run_command("compare", str(file), str(file), "--picture", str(tmp_path / "a.png"))
+    assert code == 0, printed
+    code, printed = run_command("train", str(target))
+    assert code == 2 and "is a model, not a run: train a recipe with --model.source" in printed, printed
 
 
 def test_documents_have_the_same_losses_however_they_are_read(tmp_path):
