@@ -33,9 +33,13 @@ class BadStepCounter:
     Attributes:
         consecutive: non-finite steps since the last finite one.
         documents: documents that may have caused them.
+
+    Args:
+        generated: whether the documents are those of ``data.retrieval``: they have numbers, and no file to repair.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, generated: bool = False) -> None:
+        self.generated = generated
         self.consecutive, self.documents = 0, set[int]()
         self.last_rollback: tuple[Path | None, int] = None, 0  # the checkpoint, and how often the run went back to it
 
@@ -54,7 +58,7 @@ class BadStepCounter:
         found = suspects(output.finite, torch.cat([window.documents for window in windows], dim=1))
         self.consecutive += 1
         self.documents |= found
-        message = f"loss or gradients are not finite, the step is skipped; it read {name_documents(found)}"
+        message = f"loss or gradients are not finite, the step is skipped; it read {self.name(found)}"
         return f"{message}; {dropped}" if dropped else message
 
     def roll_back(self, checkpoints: Path, *, allowed: bool) -> tuple[Path, set[int]]:
@@ -72,18 +76,18 @@ class BadStepCounter:
         """
         problem = (
             f"{self.consecutive} steps in a row had a loss or gradients that are not finite (training.max_bad_steps); "
-            f"they read {name_documents(self.documents)}"
+            f"they read {self.name(self.documents)}"
         )
         if not allowed:
+            way_out = "leave them out" if self.generated else "repair the documents named above, or leave them out"
             raise TooManyBadSteps(
-                f"{problem}; {checkpoints} is unchanged: repair the documents named above, or leave them out with "
-                "--training.on_bad_steps rollback --checkpoint.resume auto"
+                f"{problem}; {checkpoints} is unchanged: {way_out} with --training.on_bad_steps rollback "
+                "--checkpoint.resume auto"
             )
         checkpoint = newest_intact(checkpoints, logger.warning)
         if checkpoint is None:
-            raise TooManyBadSteps(
-                f"{problem}; there is no checkpoint to go back to: repair these documents, and start again"
-            )
+            way_out = "change training.seed, or optimizer.lr," if self.generated else "repair these documents,"
+            raise TooManyBadSteps(f"{problem}; there is no checkpoint to go back to: {way_out} and start again")
         before, times = self.last_rollback
         self.last_rollback = checkpoint, times + 1 if checkpoint == before else 1
         if self.last_rollback[1] > MAX_ROLLBACKS:
@@ -95,6 +99,15 @@ class BadStepCounter:
             logger.warning("%s; back to %s, and on without them", problem, checkpoint)
         documents, self.documents, self.consecutive = self.documents, set(), 0
         return checkpoint, documents
+
+    def name(self, documents: Iterable[int]) -> str:
+        """Format the numbers of documents for a message, at most ten."""
+        every = sorted(documents)
+        more = f" and {len(every) - MAX_NAMED} more" if len(every) > MAX_NAMED else ""
+        named = f"document{'s' * (len(every) > 1)} {', '.join(map(str, every[:MAX_NAMED]))}{more}"
+        if self.generated:
+            return f"generated {named} of data.retrieval"
+        return f"{named} of data.train (counted from 0, without blank ones)"
 
 
 def suspects(finite: torch.Tensor, documents: torch.Tensor) -> set[int]:
@@ -112,14 +125,6 @@ def suspects(finite: torch.Tensor, documents: torch.Tensor) -> set[int]:
     first = documents.gather(1, broken.long().argmax(dim=1, keepdim=True))[broken.any(dim=1)]
     own, every = zip(*all_gather_object((first.flatten().tolist(), documents[present].tolist())), strict=True)
     return {document for some in (own if any(own) else every) for document in some}
-
-
-def name_documents(documents: Iterable[int]) -> str:
-    """Format the indices of documents for a message, at most ten."""
-    every = sorted(documents)
-    more = f" and {len(every) - MAX_NAMED} more" if len(every) > MAX_NAMED else ""
-    numbers = ", ".join(map(str, every[:MAX_NAMED]))
-    return f"document{'s' * (len(every) > 1)} {numbers}{more} of data.train (counted from 0, without blank ones)"
 
 
 def read_excluded(folder: Path) -> list[int]:

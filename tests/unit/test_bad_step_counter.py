@@ -87,6 +87,18 @@ def test_no_rollback(monkeypatch):
         roll_back(BadStepCounter(), allowed=True)
 
 
+def test_generated_documents_have_no_file_to_repair(monkeypatch):
+    counter = BadStepCounter(generated=True)
+    said = counter.count(step(True, broken((0, 1))), WINDOWS)
+    assert said is not None and said.endswith("it read generated document 4 of data.retrieval")
+    with pytest.raises(TooManyBadSteps, match=r"unchanged: leave them out with --training\.on_bad_steps rollback") as e:
+        roll_back(counter, allowed=False)
+    assert "data.train" not in str(e.value) and "repair" not in str(e.value)
+    monkeypatch.setattr(bad_steps, "newest_intact", lambda folder, say: None)
+    with pytest.raises(TooManyBadSteps, match=r"go back to: change training\.seed, or optimizer\.lr, and start again"):
+        roll_back(counter, allowed=True)
+
+
 def test_the_list_of_excluded_documents(tmp_path):
     assert read_excluded(tmp_path) == []
     write_excluded(tmp_path, [3, 12])
