@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NotRequired, TypedDict
 
 import yaml
+from huggingface_hub import EvalResult, ModelCardData
 
 from hmt_ds.evaluation.files import own_evaluations
 from hmt_ds.memory import MemorySettings
@@ -111,11 +112,10 @@ def card(
         run: folder of the run, which has the recipe, the metrics and the plot of the loss; None for other checkpoints.
         step: optimizer step of the checkpoint.
     """
-    head = ["library_name: " + ("peft" if what == "adapter" else "transformers"), "tags: [hmt, long-context]"]
-    head += [f"base_model: {json.dumps(base)}"] if base and not Path(base).exists() else []
+    evaluation = None if run is None else own_evaluation(run, step)
     sizes = "\n".join(f"| `{key}` | {plain(value)} |" for key, value in asdict(settings).items())
     parts = [
-        "---\n" + "\n".join(head) + "\n---",
+        f"---\n{metadata(what, origin, base, evaluation)}\n---",
         f"# Hierarchical Memory Transformer ({what})",
         f"Written by `hmt-ds convert` from {code(origin)}. A document is read in segments of {settings.segment_length} "
         "tokens; summaries of earlier segments are recalled ([arXiv 2405.06067](https://arxiv.org/abs/2405.06067)).",
@@ -128,6 +128,33 @@ def card(
         text = yaml.safe_dump(without_folders(recipe), sort_keys=False, allow_unicode=True)
         parts.append(f"## Recipe\n\n{fenced(text.strip(), 'yaml')}")
     return "\n\n".join(parts) + "\n"
+
+
+def metadata(what: str, origin: str, base: str | None, evaluation: Evaluation | None) -> str:
+    """Return the card's YAML, which the hub reads: library, tags, backbone, and the perplexities of an evaluation."""
+    data: dict[str, object] = {"library_name": "peft" if what == "adapter" else "transformers"}
+    data["tags"] = ["hmt", "long-context"]
+    if base and not Path(base).exists():
+        data["base_model"] = base
+    if evaluation is not None:
+        scored = [row for row in evaluation["rows"] if row["perplexity"] is not None]
+        data |= {"model_name": origin, "eval_results": [result_of(evaluation, row) for row in scored]} if scored else {}
+    return ModelCardData(**data).to_yaml().rstrip("\n")  # type: ignore[arg-type]
+
+
+def result_of(evaluation: Evaluation, row: EvaluationRow) -> EvalResult:
+    """Return the perplexity of the tokens behind a number of segments, as the hub's model index has it."""
+    data = evaluation["data"]
+    read = f"{row['segments_read']} to {row['below'] - 1}"
+    return EvalResult(
+        task_type="text-generation",
+        dataset_type="text",
+        dataset_name=Path(data["source"]).name,
+        dataset_revision=data["sha256"],
+        metric_type="perplexity",
+        metric_name=f"perplexity behind {read} segments",
+        metric_value=row["perplexity"],
+    )
 
 
 def plain(value: object) -> str:

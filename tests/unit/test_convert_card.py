@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from tiny import make_settings
 
@@ -44,6 +45,19 @@ def test_hostile_texts_are_texts(tmp_path):
     assert kinds[0].count("fence") == kinds[1].count("fence") == 2 and kinds[0].count("link_open") == 1
     assert [kind for kind in kinds[0] if kind != "text"] == [kind for kind in kinds[1] if kind != "text"]
     assert "onerror=alert(1)&#62;" in cards[0] and "So word." in cards[1] and "from `word/step_000001`" in cards[1]
+
+
+@pytest.mark.parametrize("text", [HOSTILE, "word"])
+def test_metadata_has_the_figures_of_the_evaluation(tmp_path, text):
+    """As the hub's model index, whatever the run is called; none without an evaluation."""
+    run = run_of(tmp_path, text)
+    parsed = ModelCard(card("model", text, make_settings(), base=text, run=run, step=1)).data
+    (result,) = parsed.eval_results
+    assert (result.metric_type, result.metric_value) == ("perplexity", 2.0)
+    assert result.metric_name == "perplexity behind 1 to 1 segments" and result.dataset_name == Path(text).name
+    assert parsed.model_name == text and parsed.base_model == text and parsed.tags == ["hmt", "long-context"]
+    for other in (card("model", text, make_settings(), run=run), card("model", text, make_settings())):
+        assert ModelCard(other).data.to_dict() == {"library_name": "transformers", "tags": ["hmt", "long-context"]}
 
 
 @pytest.mark.parametrize("text", [HOSTILE, "`", "``a``", "a", "a` b", "<b>", "x|y", "_x_ a_b", "https://a.b"])
