@@ -1,4 +1,4 @@
-"""`hmt-ds chat`: a conversation on a terminal, which is remembered by the model's memory alone."""
+"""`hmt-ds chat`: a conversation on a terminal; earlier turns are remembered only through the model's memory."""
 
 import sys
 from collections.abc import Iterable
@@ -19,8 +19,8 @@ def chat(source: Path, options: ChatOptions, overrides: list[str]) -> None:
     """Answer line after line of the standard input, until it ends.
 
     Args:
-        source: a run, a checkpoint of it, or a converted folder.
-        options: options of the command.
+        source: a run, a checkpoint of a run, or a converted folder.
+        options: options of `hmt-ds chat`.
         overrides: transformers' generation settings, such as ``--generation.top_p 0.9``.
 
     Raises:
@@ -42,7 +42,7 @@ def chat(source: Path, options: ChatOptions, overrides: list[str]) -> None:
 
 
 def lines_of_input() -> Iterable[str]:
-    """Yield the lines of the standard input, with a sign in front of each on a terminal."""
+    """Yield the lines of the standard input; on a terminal, print a prompt sign before each."""
     while True:
         try:
             yield input("> " if sys.stdin.isatty() else "")
@@ -51,12 +51,12 @@ def lines_of_input() -> Iterable[str]:
 
 
 class Conversation:
-    """A conversation: each turn is read behind the ones before, whose text is not read again.
+    """A conversation with a model, in which each turn is read into the cache once.
 
     Attributes:
-        cache: memory and open segment.
-        text: the conversation so far as the chat template writes it; without a template it is not needed.
-        pending: tokens that were written but not read yet.
+        cache: the memory and the open segment after the turns so far.
+        text: the conversation so far as the chat template writes it; stays empty without a template.
+        pending: token ids that were written but not read into the cache yet.
     """
 
     def __init__(self, asked: Asked, settings: GenerationConfig, cache: SegmentCache):
@@ -66,7 +66,7 @@ class Conversation:
         self.pending: list[int] = []
 
     def say(self, line: str) -> str:
-        """Read a line, and stream and return the answer to it."""
+        """Read one line of the user, print the answer while it is generated, and return the answer."""
         tokenizer, model = self.asked.tokenizer, self.asked.model
         text = self.turn(line)  # which may take the pending end of the last answer over
         ids = [*self.pending, *encode(tokenizer, text, begins=self.begins())]
@@ -87,11 +87,11 @@ class Conversation:
         return reply
 
     def begins(self) -> bool:
-        """Return whether nothing was read yet and no template writes the beginning of a document."""
+        """Return whether the next line needs the tokenizer's BOS: only the first one does, without a chat template."""
         return self.cache.rows is None and not self.asked.tokenizer.chat_template
 
     def turn(self, line: str) -> str:
-        """Return the text that the model reads for a line: what the chat template adds to the text so far."""
+        """Return the text that the model reads for a user's line: what the chat template adds to the conversation."""
         self.messages.append({"role": "user", "content": line})
         if not self.asked.tokenizer.chat_template:
             return f"{line}\n"
@@ -107,11 +107,11 @@ class Conversation:
         return new
 
     def render(self, messages: list[dict[str, str]]) -> str:
-        """Return messages as the chat template writes them, up to where the answer begins."""
+        """Apply the chat template to messages (dicts with ``role`` and ``content``), up to where the answer begins."""
         return str(self.asked.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
     def read_pending(self) -> None:
-        """Read what was written last, so that the memory holds the whole conversation."""
+        """Read the last answer's remaining tokens into the cache, so that the memory holds the whole conversation."""
         if self.pending:
             read_ids(self.asked.model, self.cache, self.pending)
             self.pending = []

@@ -1,4 +1,4 @@
-"""`hmt-ds generate`: read a document, and continue prompts behind it."""
+"""`hmt-ds generate`: read a document, and continue prompts that follow it."""
 
 import copy
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from hmt_ds.inference.segment_cache import SegmentCache
 
 
 def generate(source: Path, options: GenerateOptions, overrides: list[str]) -> None:
-    """Print the continuation of every prompt: streamed, if there is one; otherwise under the prompts.
+    """Print the continuation of every prompt: token by token for a single prompt, otherwise each under its prompt.
 
     Args:
-        source: a run, a checkpoint of it, or a converted folder.
-        options: options of the command.
+        source: a run, a checkpoint of a run, or a converted folder.
+        options: options of `hmt-ds generate`.
         overrides: transformers' generation settings, such as ``--generation.top_p 0.9``.
 
     Raises:
@@ -32,7 +32,9 @@ def generate(source: Path, options: GenerateOptions, overrides: list[str]) -> No
     cache = read_first(asked, options)
     if options.save_memory is not None:
         if cache.rows is None:
-            raise ConversionError("--save-memory: nothing was read, give --document FILE")
+            raise ConversionError(
+                "--save-memory: no document was read, so there is no memory to save: give --document FILE"
+            )
         size = save_memory(cache, options.save_memory, asked.model, asked.tokenizer)
         print(f"memory      {options.save_memory} ({size:,} bytes)")
     if not prompts and options.save_memory is None:
@@ -49,16 +51,16 @@ def generate(source: Path, options: GenerateOptions, overrides: list[str]) -> No
 
 
 def prompts_of(options: GenerateOptions) -> list[str]:
-    """Return all prompts of the command line and of the prompts' file, without blank lines.
+    """Return the prompts of the command line and of the file given by --prompts, without blank lines.
 
     Raises:
-        ConversionError: if the file cannot be read or there is no prompt in it, or if one of several is blank.
+        ConversionError: if the file cannot be read or contains no prompt, or if one of several prompts is blank.
     """
     prompts = list(options.prompt)
     if options.prompts is not None:
         lines = [line for line in read_text(options.prompts).splitlines() if line.strip()]
         if not lines:
-            raise ConversionError(f"--prompts: {options.prompts} is empty")
+            raise ConversionError(f"--prompts: {options.prompts} has no line with text: write one prompt per line")
         prompts += lines
     if len(prompts) > 1 and not all(prompt.strip() for prompt in prompts):
         raise ConversionError("--prompt: one of several is blank, give each some text")
@@ -72,10 +74,20 @@ def answer(
     settings: GenerationConfig,
     streamer: TextStreamer | None = None,
 ) -> list[str]:
-    """Continue prompts behind a cache of one row, which is changed; return the new text of each.
+    """Generate continuations of prompts in one batch.
+
+    Args:
+        asked: the model and its tokenizer.
+        cache: cache of one row, which the prompts follow; changed.
+        rows: token ids of each prompt.
+        settings: transformers' generation settings.
+        streamer: prints the text of a single prompt while it is generated; None to print nothing.
+
+    Returns:
+        The generated text of each prompt.
 
     Raises:
-        ConversionError: if a prompt has no token.
+        ConversionError: if a prompt has no token and the cache is empty.
     """
     rows = [row or last_token(cache) for row in rows]
     ids, mask = pad_left(rows, pad_of(settings), asked.model.device)
@@ -85,13 +97,13 @@ def answer(
 
 
 def last_token(cache: SegmentCache) -> list[int]:
-    """Take the last token out of a cache, to be read again: it is what an empty prompt goes on from.
+    """Remove the last token from a cache of one row and return it as a list, to be read again as an empty prompt.
 
     Raises:
-        ConversionError: if nothing was read.
+        ConversionError: if the cache is empty.
     """
     if cache.rows is None:
-        raise ConversionError("an empty prompt cannot be continued: give text, or --document FILE")
+        raise ConversionError("an empty prompt cannot be continued without a document: give a text, or --document FILE")
     token = int(cache.rows.tokens[0, cache.rows.lengths[0] - 1])
     cache.seen = 1
     cache.crop(-1)
@@ -99,7 +111,7 @@ def last_token(cache: SegmentCache) -> list[int]:
 
 
 def pad_of(settings: GenerationConfig) -> int:
-    """Return the id that fills batches: that of the settings, or the first end of text, or 0."""
+    """Return the token id that pads batches: pad_token_id of the generation settings, else the first EOS id, else 0."""
     ends = settings.eos_token_id
     first = ends[0] if isinstance(ends, list) else ends
     return next((token for token in (settings.pad_token_id, first) if token is not None), 0)

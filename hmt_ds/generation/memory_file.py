@@ -1,4 +1,4 @@
-"""A document that was read, as a file: its memory, the tokens of its open segment, and what model read it.
+"""Memory files: a document's memory, the tokens of its open segment, and hashes of the model that read the document.
 
 Shapes: c cached memories, m memory tokens, d embedding width, k sensory tokens, w tokens of the open segment.
 """
@@ -26,9 +26,10 @@ PARTS = {"weights": "the model's weights", "tokenizer": "the tokenizer"}
 
 
 def save_memory(cache: SegmentCache, file: Path, model: HMTForCausalLM, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Write what one row of a cache remembers; return the number of bytes.
+    """Write the memory of a document that a cache of one row has read; return the size of the file in bytes.
 
-    The file has ``memories [c, m, d]``, ``valid [c]``, ``tail [k]`` and ``tokens [w]``, and as metadata the settings of
+    The file has ``memories [c, m, d]``, ``valid [c]``, ``tail [k]`` and ``tokens [w]``. Its metadata has the settings
+    of
     the memory, the hashes of weights and tokenizer, and the number of closed segments.
 
     Raises:
@@ -49,20 +50,22 @@ def save_memory(cache: SegmentCache, file: Path, model: HMTForCausalLM, tokenize
 
 
 def load_memory(file: Path, model: HMTForCausalLM, tokenizer: PreTrainedTokenizerBase) -> SegmentCache:
-    """Read a memory file into a cache of one row, to go on behind what was read.
+    """Load a memory file into a cache of one row, so that reading can continue where the saved document ended.
 
     Raises:
-        ConversionError: if the file is damaged, or was written by another model, with what differs.
+        ConversionError: if the file is damaged, or another model wrote it, with the settings that differ.
     """
     try:
         with safe_open(file, framework="pt", device=str(model.device)) as saved:
             about = saved.metadata() or {}
             if about.get("format") != FORMAT:
-                raise ConversionError(f"{file} is no memory file: --save-memory writes them")
+                raise ConversionError(f"{file} is not a memory file: name a file that --save-memory wrote")
             check_identity(file, about, identity(model, tokenizer))
             memories, valid, tail, tokens = (saved.get_tensor(name)[None] for name in TENSORS)
     except (OSError, SafetensorError) as error:
-        raise ConversionError(f"{file} is no memory file, or damaged: {error}") from None
+        raise ConversionError(
+            f"{file} is not a memory file, or is damaged ({error}): name a file that --save-memory wrote"
+        ) from None
     cache = SegmentCache()
     state = MemoryState(memories, valid, tail)
     cache.rows = Rows(state, tokens, (tokens.shape[1],), (int(about["closed"]),))
@@ -70,27 +73,35 @@ def load_memory(file: Path, model: HMTForCausalLM, tokenizer: PreTrainedTokenize
 
 
 def identity(model: HMTForCausalLM, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """Return what a memory depends on, as text by name: settings of the memory, hashes of weights and tokenizer."""
+    """Return what a saved memory depends on, as text by name: memory settings, hashes of weights and tokenizer."""
     settings = {f"memory.{key}": json.dumps(value) for key, value in asdict(model.hmt.settings).items()}
     return settings | {"weights": hash_weights(model), "tokenizer": describe_tokenizer(tokenizer)}
 
 
 def check_identity(file: Path, stored: dict[str, str], own: dict[str, str]) -> None:
-    """Refuse a memory of another model.
+    """Refuse a memory file that another model wrote.
+
+    Args:
+        file: the memory file.
+        stored: settings and hashes in the file, by name.
+        own: settings and hashes of the loaded model, by name.
 
     Raises:
-        ConversionError: naming everything that differs, with both values.
+        ConversionError: naming every difference, with both values.
     """
     differ = [name for name in own if stored.get(name) != own[name]]
     if differ[:-1]:
         differ.remove("weights") if "weights" in differ else None  # with other settings they differ in any case
     if differ:
         values = (f"{PARTS.get(name, name)}: {stored.get(name)} there, {own[name]} here" for name in differ)
-        raise ConversionError(f"{file} was written by another model ({'; '.join(values)}): read the document again")
+        raise ConversionError(
+            f"{file} was written by another model ({'; '.join(values)}): load that "
+            "model, or read the document with this one"
+        )
 
 
 def hash_weights(model: HMTForCausalLM) -> str:
-    """Return the SHA-256 of all weights with their names and types, wherever they were loaded from."""
+    """Return the SHA-256 of all weights with their names and dtypes, the same on every device."""
     digest = hashlib.sha256()
     for name, weight in sorted(model.hmt.named_parameters()):
         digest.update(f"{name} {weight.dtype} {list(weight.shape)}".encode())

@@ -1,4 +1,4 @@
-"""Load a model to ask it: from a run of any kind of parallelism, one of its checkpoints, or a converted folder."""
+"""Load a model for generation: from a run (with any parallelism), a checkpoint of a run, or a converted folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,19 +28,21 @@ class Asked:
 
 
 def load_model(source: Path, options: ChatOptions) -> Asked:
-    """Load a model onto this process's device: a GPU, if there is one.
+    """Load a model and its tokenizer onto the first GPU, or the CPU if there is none.
 
     Args:
         source: a run, its folder of checkpoints, one checkpoint, or a converted folder.
-        options: options of the command.
+        options: options of `hmt-ds chat` or `generate`: dtype and tokenizer.
 
     Raises:
-        ConversionError: if it cannot be loaded, or has no tokenizer.
+        ConversionError: if the model cannot be loaded, or has no tokenizer.
         DataError: if the tokenizer has more tokens than the model.
     """
     kind = kind_of(source)
     if kind in ("state_dict", "deepspeed"):
-        raise ConversionError(f"{source} has no recipe and no tokenizer: convert it, and name the converted folder")
+        raise ConversionError(
+            f"{source} has no recipe and no tokenizer: run `hmt-ds convert` on it, and name the converted folder"
+        )
     notes: list[str] = []
     merge = kind != "hugging_face" and has_adapters(source)
     export = export_source(source, ConvertOptions(dtype=options.dtype, merge=merge), [], notes)
@@ -59,7 +61,7 @@ def load_model(source: Path, options: ChatOptions) -> Asked:
 
 
 def build(export: Export, device: torch.device) -> HMT:
-    """Build an HMT on a device, and fill in its weights one at a time."""
+    """Build an HMT model on a device from a run's exported checkpoint, loading one weight at a time to save memory."""
     with device:
         hmt = HMT(CausalLM(AutoModelForCausalLM.from_config(export.config, dtype=export.dtype)), export.settings)
     for name, child in hmt.named_children():

@@ -15,25 +15,26 @@ from hmt_ds.config.sections import STRICT
 
 @dataclass(frozen=True, config=STRICT)
 class ChatOptions(Options):
-    """The options of `hmt-ds chat`, and of both commands."""
+    """The options of `hmt-ds chat`, all of which `hmt-ds generate` has too."""
 
     tokenizer: Annotated[PathText | None, "DIR"] = None
-    """folder or hub name of the tokenizer; default: the source's own"""
+    """folder or hub name of the tokenizer (default: the one stored with the model or named in its recipe)"""
     document: Annotated[FilePath | None, "FILE"] = None
-    """text file that is read first, of any length"""
+    """text file of any length that the model reads into its memory before the prompt (default: none)"""
     memory: Annotated[FilePath | None, "FILE"] = None
-    """memory file of --save-memory: what was read then is not read again"""
+    """file written by --save-memory, from which to start instead of reading its document again (default: none)"""
     save_memory: Annotated[FilePath | None, "FILE"] = None
-    """file to write the memory to: of generate after the document, of chat at the end"""
+    """new file to save the memory in, for --memory: generate writes it after --document, chat at its end (default: not
+    saved)"""
     max_new_tokens: AtLeastOne = 200
-    """largest number of tokens of an answer, over any number of segments"""
+    """largest number of tokens to generate for each prompt or turn; may span several segments"""
     seed: Annotated[WholeNumber, Field(ge=0)] = 0
-    """seed of sampling"""
+    """seed of random sampling; the same seed and prompt give the same text"""
     dtype: Literal["bf16", "fp32"] | None = None
-    """type of the weights; default: the folder's own, or the type that the run computed in"""
+    """dtype to load the weights in (default: the dtype of a converted folder, or the precision of a run)"""
 
     def conflicts(self) -> list[str]:
-        """Return a line for each file that is missing, or that would be written over."""
+        """Return an error line for each input file that is missing, and for an output file that cannot be created."""
         given = {"--document": self.document, "--memory": self.memory}
         problems = [f"{name}: {file} is not a file" for name, file in given.items() if file and not file.is_file()]
         if self.save_memory:
@@ -46,14 +47,14 @@ class GenerateOptions(ChatOptions):
     """The options of `hmt-ds generate`."""
 
     prompt: Annotated[tuple[str, ...], "TEXT"] = ()
-    """text to continue, behind the document and the memory; can be repeated"""
+    """text to continue, after --document or --memory if given; can be repeated"""
     prompts: Annotated[FilePath | None, "FILE"] = None
-    """text file with one prompt per line"""
+    """text file with one prompt per line, in addition to --prompt"""
     batch: AtLeastOne = 8
-    """number of prompts that are continued together"""
+    """largest number of prompts continued together in one batch; more is faster and takes more memory"""
 
     def conflicts(self) -> list[str]:
-        """Return a line for each file that does not fit, and one if there is nothing to do."""
+        """Return an error line for each missing input or existing output, and one if there is nothing to continue."""
         problems = super().conflicts()
         if self.prompts and not self.prompts.is_file():
             problems.append(f"--prompts: {self.prompts} is not a file")
@@ -63,7 +64,12 @@ class GenerateOptions(ChatOptions):
 
 
 def why_not_new(option: str, file: FilePath) -> list[str]:
-    """Return a line if a file exists already, or its folder does not."""
+    """Return a line if a file to write exists already or its folder does not; an empty list otherwise.
+
+    Args:
+        option: name of the command-line option, to begin the line with.
+        file: the file.
+    """
     if file.exists():
         return [f"{option}: {file} exists already: name a new file"]
     return [] if file.absolute().parent.is_dir() else [f"{option}: the folder of {file} does not exist"]

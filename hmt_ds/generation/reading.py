@@ -1,4 +1,4 @@
-"""From text to a cache: read a document of any length with progress, and encode prompts that follow it."""
+"""Read documents of any length into a cache, with a progress bar, and encode the prompts that follow."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,10 +19,10 @@ SEGMENTS = 64  # read between two movements of the progress bar
 
 
 def read_first(asked: Asked, options: ChatOptions) -> SegmentCache:
-    """Return a cache that has read the memory file and the document, if they are given; otherwise an empty one.
+    """Return a cache that has read the files given by --memory and --document; an empty cache without them.
 
     Raises:
-        ConversionError: if a file cannot be read, is empty, or is not of this model.
+        ConversionError: if a file cannot be read or is empty, or another model wrote the memory.
     """
     cache = SegmentCache()
     if options.memory is not None:
@@ -30,7 +30,7 @@ def read_first(asked: Asked, options: ChatOptions) -> SegmentCache:
     if options.document is not None:
         text = read_text(options.document)
         if not text.strip():
-            raise ConversionError(f"--document: {options.document} is empty")
+            raise ConversionError(f"--document: {options.document} is empty: name a file with text")
         read_ids(asked.model, cache, encode(asked.tokenizer, text, begins=cache.rows is None))
     cache.seen = 0  # it does not count as part of the sequences that follow
     return cache
@@ -45,16 +45,16 @@ def read_text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConversionError(f"{file} cannot be read as text: {error}") from None
+        raise ConversionError(f"{file} cannot be read as UTF-8 text ({error})") from None
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, begins: bool) -> list[int]:
-    """Return the token ids of a text, as in training.
+    """Return the token ids of a text as training data would have them, without a final EOS.
 
     Args:
-        tokenizer: a tokenizer; one that ends every text with EOS does not end this one, which goes on.
+        tokenizer: the tokenizer.
         text: the text.
-        begins: whether the text begins a document, with the tokenizer's BOS if it has one.
+        begins: whether the text begins a document, and so gets the tokenizer's BOS if it has one.
     """
     ids: list[int] = tokenizer(text, add_special_tokens=begins, verbose=False).input_ids
     if begins and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
@@ -64,7 +64,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, begins: bool) -> li
 
 @torch.no_grad()
 def read_ids(model: HMTForCausalLM, cache: SegmentCache, ids: Sequence[int]) -> None:
-    """Read the tokens of one document behind a cache of one row, with a progress bar on a terminal."""
+    """Read a document's token ids into a cache of one row, after its earlier tokens, with a progress bar."""
     tokens = torch.tensor([ids], device=model.device)
     with tqdm(total=len(ids), unit="token", unit_scale=True, desc="reading", leave=False, disable=None) as bar:
         for part in tokens.split(SEGMENTS * model.hmt.settings.segment_length, dim=1):
@@ -73,7 +73,11 @@ def read_ids(model: HMTForCausalLM, cache: SegmentCache, ids: Sequence[int]) -> 
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return rows of different lengths as a batch ``[b, t]`` with pads in front, and its attention mask ``[b, t]``."""
+    """Left-pad rows of token ids to one length.
+
+    Returns:
+        Token ids ``[b, t]`` and attention mask ``[b, t]``, 0 on pads.
+    """
     width = max(map(len, rows))
     ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)

@@ -19,17 +19,17 @@ RESERVED = {"max_new_tokens", "max_length", "return_dict_in_generate", "num_retu
 
 
 def generation_settings(asked: Asked, options: ChatOptions, given: dict[str, object]) -> GenerationConfig:
-    """Return a model's own generation settings, with those of the command line, tried on one token.
+    """Return a model's generation settings, changed by those of the command line, after a trial of one token.
 
-    A setting of sampling, such as the temperature, also switches sampling on.
+    A setting that only sampling uses, such as the temperature, also switches sampling on.
 
     Args:
-        asked: the model, with the settings that are stored with it.
-        options: options of the command.
-        given: settings from the command line, see :func:`settings_of`.
+        asked: the model, with its stored generation settings, and its tokenizer.
+        options: options of `hmt-ds generate` or `chat`.
+        given: settings from the command line by name, see :func:`settings_of`.
 
     Raises:
-        ConfigError: with transformers' line about a setting that it does not accept.
+        ConfigError: with a line for each wrong setting.
     """
     if given.keys() & SAMPLING:
         given = {"do_sample": True} | given

@@ -1,1 +1,1 @@
-"""Reading a document and continuing it: one cache that holds memory, open segment, and keys and values."""
+"""Read and continue documents segment by segment, with a cache of memories, open segment, and its keys and values."""

@@ -1,4 +1,4 @@
-"""transformers' own generation, over a cache that holds a memory."""
+"""transformers' ``generate`` for HMT models, with a cache that holds memories."""
 
 import copy
 from typing import Any
@@ -10,18 +10,21 @@ from hmt_ds.inference.segment_cache import SegmentCache
 
 
 class MemoryGenerationMixin(GenerationMixin):  # transformers looks for the end of this name among a model's bases
-    """``generate`` of a model whose forward pass takes a :class:`SegmentCache`; loop and options are transformers'."""
+    """Mixin that gives an HMT model transformers' ``generate``, with a :class:`SegmentCache` as its cache."""
 
     def generate(self, inputs: Tensor | None = None, generation_config: Any = None, **options: Any) -> Any:
-        """Continue documents: transformers' own generation, with all its options, over a cache of this model's kind.
+        """Continue documents with transformers' ``generate`` and all its options, over a :class:`SegmentCache`.
 
         Raises:
-            ValueError: for another kind of cache, in one line.
+            ValueError: if ``cache_implementation`` asks for another kind of cache.
         """
         config = generation_config or self.generation_config
         kind = options.pop("cache_implementation", None) or config.cache_implementation
         if kind not in (None, "dynamic", "dynamic_full"):
-            raise ValueError(f"cache_implementation is {kind!r}, which cannot hold a memory: leave it out")
+            raise ValueError(
+                f"cache_implementation={kind!r} cannot hold the memories of an "
+                "HMT model: leave cache_implementation out"
+            )
         if config.cache_implementation is not None:  # transformers 5.0 asks its assistants for one
             generation_config = copy.deepcopy(config)
             generation_config.cache_implementation = None
@@ -30,12 +33,17 @@ class MemoryGenerationMixin(GenerationMixin):  # transformers looks for the end 
         return super().generate(inputs, generation_config, **options)
 
     def prepare_inputs_for_generation(self, *arguments: Any, **kwargs: Any) -> dict[str, Any]:
-        """Return the arguments of the next forward pass, without positions: behind right pads it miscounts."""
+        """Return the arguments of the next forward pass, without position ids: transformers miscounts them after right
+        pads.
+        """
         inputs = super().prepare_inputs_for_generation(*arguments, **kwargs)
         inputs.pop("position_ids", None)
         return inputs
 
     @property
     def init_continuous_batching(self) -> Any:
-        """Be absent: transformers' continuous batching would read without memory. Its server then does without."""
+        """Property that raises AttributeError, so that ``transformers serve`` does without continuous batching.
+
+        Continuous batching would read without the memory.
+        """
         raise AttributeError

@@ -1,9 +1,9 @@
-"""Read tokens behind those in a cache: close the segments that they fill, and continue the open ones.
+"""Read new tokens after those in a cache: close the segments that they fill, and continue the open segments.
 
-The logits are those that one reading of all tokens so far gives at the same positions.
+The logits equal those of a single pass over all tokens so far, at the same positions.
 
 Shapes: b batch, t new columns, q columns with logits, w tokens of a segment, p prompt tokens, L segment length,
-d embedding width, v vocabulary.
+d embedding width, v vocabulary, m memory tokens.
 """
 
 from collections.abc import Sequence
@@ -27,11 +27,11 @@ CHUNK = 16  # segments of a long document that are handled, and whose queries ar
 
 
 class Wanted:
-    """The hidden states of the columns that get logits, collected segment by segment.
+    """Hidden states of the columns that need logits, collected while segments are read one by one.
 
     Attributes:
-        at: ``[b, q]``, where each column's token is in its row's open segment.
-        hidden: ``[b, q, d]``.
+        at: ``[b, q]``, position of each column's token, counted from the first token of the row's open segment.
+        hidden: ``[b, q, d]``, filled by :meth:`take`.
     """
 
     def __init__(self, rows: Rows, ids: Tensor, real: Tensor | None, dim: int, dtype: torch.dtype):
@@ -40,7 +40,7 @@ class Wanted:
         self.hidden = torch.zeros(*ids.shape, dim, dtype=dtype, device=ids.device)
 
     def take(self, hidden: Tensor) -> None:
-        """Take what is wanted of the hidden states ``[b, w, d]`` of the first tokens of each row."""
+        """Copy wanted columns from hidden states ``[b, w, d]`` of the first w tokens of each row's open segment."""
         width = hidden.shape[1]
         if width == 0:  # nothing but pads was read
             return
@@ -51,35 +51,40 @@ class Wanted:
 
 @dataclass(frozen=True)
 class CachedReader:
-    """Reads new tokens of every row with a model, behind those that a cache holds."""
+    """Reader of new tokens for every row of a batch, after the tokens that a cache holds.
+
+    Attributes:
+        hmt: the model.
+        cache: the cache, updated by every call of :meth:`read`.
+    """
 
     hmt: HMT
     cache: SegmentCache
 
     @property
     def backbone(self) -> CausalLM:
-        """The model's backbone."""
+        """The model's backbone, a causal language model."""
         return cast(CausalLM, self.hmt.backbone)
 
     @property
     def rows(self) -> Rows:
-        """Where the rows of the cache stand."""
+        """Memories and open-segment tokens of the cache's rows."""
         assert self.cache.rows is not None
         return self.cache.rows
 
     def read(self, ids: Tensor, real: Tensor | None, first: int) -> Tensor:
-        """Read new tokens; the cache then holds them too.
+        """Read new tokens, add them to the cache, and return their logits.
 
         Args:
-            ids: ``[b, t]``.
-            real: ``[b, t]`` bool, False on pads, which are left out wherever they are; None without pads.
-            first: the first column with logits.
+            ids: token ids ``[b, t]``.
+            real: ``[b, t]`` bool, False on pads, which may be anywhere and are skipped; None without pads.
+            first: the first column whose logits are returned.
 
         Returns:
-            ``[b, t - first, v]``. A pad has the logits of its row's last token before it.
+            Logits ``[b, t - first, v]``. A pad has the logits of the token before it in its row.
 
         Raises:
-            ValueError: if the cache has another number of rows.
+            ValueError: if the cache has another number of rows than ``ids``.
         """
         self.fit(ids)
         self.cache.seen += ids.shape[1]
@@ -97,7 +102,11 @@ class CachedReader:
         return self.hmt.backbone.logits(wanted.hidden)
 
     def fit(self, ids: Tensor) -> None:
-        """Make the cache one of as many rows as ``ids`` has: an empty one, or each row as often as needed (beams)."""
+        """Give the cache as many rows as ``ids`` ``[b, t]`` has: create them, or repeat the cached ones (beam search).
+
+        Raises:
+            ValueError: if the number of rows is not a multiple of the cache's.
+        """
         cache, settings = self.cache, self.hmt.settings
         if cache.rows is None:
             state = MemoryState.empty(
@@ -110,12 +119,14 @@ class CachedReader:
             )
             cache.rows = Rows(state, state.tail[:, :0], (0,) * len(ids), (0,) * len(ids))
         elif len(ids) % cache.batch_size:
-            raise ValueError(f"past_key_values has {cache.batch_size} rows, and input_ids {len(ids)}")
+            raise ValueError(
+                f"past_key_values has {cache.batch_size} rows, and input_ids {len(ids)}: pass as many, or a multiple"
+            )
         elif len(ids) != cache.batch_size:
             cache.batch_repeat_interleave(len(ids) // cache.batch_size)
 
     def keys_go_on(self, tokens: int) -> bool:
-        """Return whether the cached keys and values still hold when so many tokens follow in every row."""
+        """Return whether the cached keys and values remain usable when ``tokens`` tokens are added to every row."""
         settings, rows = self.hmt.settings, self.rows
         if self.cache.keys is None or max(rows.lengths) + tokens > settings.segment_length:
             return False
@@ -125,7 +136,13 @@ class CachedReader:
         return not (asks and any(closed and n < settings.summary_length for n, closed in open_rows))
 
     def append(self, ids: Tensor, real: Tensor | None, wanted: Wanted | None) -> None:
-        """Add tokens ``[b, t]``, and close all segments that they fill; take what is wanted of their hidden states."""
+        """Add tokens to the open segments and close every segment that is full.
+
+        Args:
+            ids: token ids ``[b, t]``.
+            real: ``[b, t]`` bool, False on pads; None without pads.
+            wanted: collects the hidden states that need logits; None if no column does.
+        """
         cache, length = self.cache, self.hmt.settings.segment_length
         known: Sequence[int] = self.rows.lengths if cache.keys is not None else ()
         cache.rows = self.rows.append(ids, real)
@@ -143,12 +160,17 @@ class CachedReader:
         cache.drop_keys()
 
     def write_behind_keys(self) -> Tensor:
-        """Return the memories ``[b, m, d]`` of open segments that the cached keys and values cover to their end."""
+        """Return the memories ``[b, m, d]`` of full open segments, computed after their cached keys and values."""
         assert self.cache.behind is not None
         return self.cache.extend(self.backbone, self.cache.behind) if self.cache.behind.shape[1] else self.cache.behind
 
     def close(self, memory: Tensor, wanted: Wanted | None) -> None:
-        """Close the first segment of all rows that have more tokens than one; ``memory`` is theirs, ``[b, m, d]``."""
+        """Close the first segment of every row that has more than L tokens.
+
+        Args:
+            memory: memories ``[b, m, d]`` of the rows' first segments.
+            wanted: positions of tokens that need logits, moved back by the closed segments' lengths; None without.
+        """
         cache, rows, length = self.cache, self.rows, self.hmt.settings.segment_length
         closes = torch.tensor([n > length for n in rows.lengths])
         if wanted is not None:
@@ -157,7 +179,14 @@ class CachedReader:
         cache.rows = rows.close(closes, memory, self.hmt.settings)
 
     def queries(self, segments: int) -> list[Tensor | None]:
-        """Return the queries ``[b, m, d]`` of each row's next segments, read in one batch: no query needs a memory."""
+        """Return the queries ``[b, m, d]`` that recall memories for each row's next segments, computed in one batch.
+
+        Args:
+            segments: number of segments to compute queries for.
+
+        Returns:
+            One query per segment; None where the model recalls nothing.
+        """
         settings, state = self.hmt.settings, self.rows.state
         remembers = state.memories.shape[1] > 0
         if not settings.summarises or (segments == 1 and not remembers):
@@ -168,13 +197,20 @@ class CachedReader:
         return queries if remembers else [None, *queries[1:]]
 
     def enter(self, query: Tensor | None) -> tuple[Segment, Tensor]:
-        """Return each row's first segment behind its border, and the memory prompt for it ``[b, p, d]``."""
+        """Prepare each row's first segment, with the sensory tokens before it, to be read by the model.
+
+        Args:
+            query: the query ``[b, m, d]`` of that segment; None if the model recalls nothing.
+
+        Returns:
+            The segment, and the memory prompt ``[b, p, d]`` to read before it.
+        """
         settings, state = self.hmt.settings, self.rows.state
         prompt, _ = self.hmt.memory_prompt(state.memories, state.valid, settings.mode, query)
         return self.rows.window(settings.segment_length).segment(0, state.tail, settings), prompt
 
     def read_open(self) -> Tensor:
-        """Read the open segments, with new keys and values; return hidden states of their tokens ``[b, w, d]``."""
+        """Read the open segments, cache their keys and values, and return the tokens' hidden states ``[b, w, d]``."""
         part, prompt = self.enter(*self.queries(1))
         if is_recurrent(self.backbone.model):  # it has no keys and values, and would carry pads on
             return take_columns(self.hmt.read(part, prompt)[0], part.fresh)
@@ -196,5 +232,5 @@ class CachedReader:
 
 
 def take_columns(hidden: Tensor, columns: Tensor) -> Tensor:
-    """Return the hidden states ``[b, n, d]`` of these columns ``[b, n]``."""
+    """Gather hidden states ``[b, n, d]`` from ``hidden`` ``[b, w, d]`` at the columns ``[b, n]`` of each row."""
     return hidden.gather(1, columns[:, :, None].expand(-1, -1, hidden.shape[2]))

@@ -1,6 +1,6 @@
-"""Where each row of a batch stands in its document: its memory, and the tokens of its open segment.
+"""Position of each row of a batch in its document: its memories, and the tokens of its open segment.
 
-Rows of padded batches cross their borders between segments at different times, so everything is kept by row.
+Rows of padded batches cross boundaries between segments at different times, so all values are kept per row.
 
 Shapes: b batch, w tokens of the longest open segment, m memory tokens, d embedding width, k sensory tokens.
 """
@@ -17,13 +17,15 @@ from hmt_ds.memory.state import MemoryState
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a batch. Numbers of tokens are on the host, so that decoding a token waits for no copy.
+    """Memories and open segments of the rows of a batch.
+
+    Token counts are on the host, so that decoding a token waits for no copy from the device.
 
     Attributes:
-        state: what crossed each row's last border. In each row the valid memories come last.
-        tokens: ``[b, w]`` int64, the tokens behind that border, at the left; the rest of a row means nothing.
-        lengths: how many of them each row has. A segment stays open while nothing follows it, even if it is full.
-        closed: how many segments each row has behind it.
+        state: memories and sensory tokens at each row's last boundary. In each row the valid memories come last.
+        tokens: ``[b, w]`` int64, token ids after that boundary, left-aligned; the rest of each row is arbitrary.
+        lengths: number of tokens in each row's open segment. A full segment stays open until another token follows.
+        closed: number of closed segments of each row.
     """
 
     state: MemoryState
@@ -32,7 +34,12 @@ class Rows:
     closed: tuple[int, ...]
 
     def append(self, ids: Tensor, real: Tensor | None) -> "Rows":
-        """Add tokens ``[b, t]`` to the open segments, which may become longer than L; ``real`` is False on pads."""
+        """Return rows with tokens added to the open segments, which may become longer than the segment length.
+
+        Args:
+            ids: token ids ``[b, t]``.
+            real: ``[b, t]`` bool, False on pads, which are skipped; None without pads.
+        """
         if real is None and len(set(self.lengths)) == 1:
             tokens = torch.cat([self.tokens[:, : self.lengths[0]], ids], dim=1)
             return replace(self, tokens=tokens, lengths=tuple(n + ids.shape[1] for n in self.lengths))
@@ -44,11 +51,16 @@ class Rows:
         return replace(self, tokens=tokens[:, : max(lengths)], lengths=lengths)
 
     def counts(self) -> Tensor:
-        """Return ``lengths`` on the device, ``[b]``."""
+        """Number of tokens in each row's open segment, ``[b]`` int64 on the device."""
         return torch.tensor(self.lengths, device=self.tokens.device)
 
     def window(self, length: int, segments: int = 1) -> Window:
-        """Return each row's first tokens behind its border, as a window of segments of ``length`` tokens."""
+        """Return each row's first tokens after its last boundary, as a window of segments.
+
+        Args:
+            length: tokens of each segment.
+            segments: number of segments.
+        """
         tokens = self.tokens[:, : length * segments]
         tokens = torch.nn.functional.pad(tokens, (0, length * segments - tokens.shape[1])).unflatten(1, (segments, -1))
         begins = torch.arange(segments, device=tokens.device) * length
@@ -57,11 +69,12 @@ class Rows:
         return Window(tokens, tokens, lengths, starts)
 
     def close(self, closes: Tensor, memory: Tensor, settings: MemorySettings) -> "Rows":
-        """Close the first segment of some rows, which goes into their memory; the others stay as they are.
+        """Return rows in which some have moved the memory of their first segment into their state.
 
         Args:
-            closes: ``[b]`` bool on the host; these rows have more than L tokens.
-            memory: ``[b, m, d]``, M_n of their segments; m = 0 without memory.
+            closes: ``[b]`` bool on the host; True for rows that close a segment, which have more than L tokens.
+            memory: memories ``[b, m, d]`` of the first segments; m = 0 without memory.
+            settings: the model's memory settings.
         """
         length, k = settings.segment_length, settings.sensory_tokens
         there = closes.to(self.tokens.device)
@@ -74,15 +87,20 @@ class Rows:
         return Rows(remember(self.state, there, memory, tail, keep), tokens, lengths, closed)
 
     def before_closing(self, closes: Tensor, length: int) -> "Rows":
-        """Return what :meth:`close` takes away, to undo it: the first ``length`` tokens of the rows that close."""
+        """Return what :meth:`close` drops, to undo it: the first ``length`` tokens of the rows that close.
+
+        Args:
+            closes: ``[b]`` bool on the host; True for rows that close a segment.
+            length: segment length in tokens.
+        """
         return replace(self, tokens=self.tokens[:, :length], lengths=tuple(length * c for c in closes.tolist()))
 
     def shortened(self, number: int) -> "Rows":
-        """Take the last tokens from every row; each has as many."""
+        """Return rows without their last ``number`` tokens each."""
         return replace(self, lengths=tuple(n - number for n in self.lengths))
 
     def select(self, rows: Tensor) -> "Rows":
-        """Return these rows ``[n]``, in this order."""
+        """Return the rows with the given indices ``[n]``, in that order; an index may repeat."""
         state = self.state
         chosen = MemoryState(*(x.index_select(0, rows) for x in (state.memories, state.valid, state.tail)))
         numbers = rows.tolist()
@@ -91,9 +109,16 @@ class Rows:
 
 
 def remember(state: MemoryState, closes: Tensor, memory: Tensor, tail: Tensor, keep: int) -> MemoryState:
-    """Append a memory ``[b, m, d]`` to some rows, and keep the newest of each row.
+    """Append a segment's memory to the cached memories of some rows, and keep the newest ones.
 
-    The other rows get an empty place in front, so that in each row the valid memories come last.
+    Args:
+        state: memories and sensory tokens of all rows.
+        closes: ``[b]`` bool; True for rows that get the memory. Other rows get an invalid place in front instead, so
+            that
+            in each row the valid memories come last.
+        memory: ``[b, m, d]``.
+        tail: the last k tokens of the closed segments, ``[b, k]``.
+        keep: largest number of memories that a row keeps.
     """
     if memory.shape[1] == 0:
         return replace(state, tail=tail)

@@ -1,7 +1,7 @@
-"""The cache that transformers' generation passes from call to call: memory, open segment, and its keys and values.
+"""Cache for transformers' generation: memories, open segment, and the open segment's keys and values.
 
-What it holds follows from the tokens alone, never from how they came (at once, one by one, after a rollback), so that
-every way of decoding in transformers can use it: sampling, beams, candidates of an assistant.
+The content depends only on the tokens, never on how they arrived (at once, one by one, after a rollback), so every
+decoding method of transformers works: sampling, beam search, assisted decoding.
 
 Shapes: b batch, t positions of the backbone's sequence, m memory tokens, d embedding width.
 """
@@ -19,14 +19,13 @@ BORDERS = 3  # how many borders between segments can be undone: assistants propo
 
 
 class SegmentCache(Cache):
-    """What is known of the tokens read so far, instead of their keys and values. Empty at first.
+    """Cache of the tokens read so far, as memories and one open segment per row; empty when created.
 
     Attributes:
-        rows: memory, and tokens of the open segments; None while nothing was read.
-        keys: keys and values of the open segments with what stands in front of them; None where they must be read
-            again.
-        mask: ``[b, t]`` bool, False on pads in front of ``keys``; None without pads.
-        behind: ``[b, m, d]``, what the backbone reads behind a segment when it closes.
+        rows: memories, and tokens of the open segments; None while nothing was read.
+        keys: keys and values of the open segments and the prompts before them; None if they must be computed again.
+        mask: ``[b, t]`` bool, False on pads in ``keys``; None without pads.
+        behind: ``[b, m, d]``, embeddings that the backbone reads after a segment to write its memory.
     """
 
     def __init__(self) -> None:
@@ -37,15 +36,16 @@ class SegmentCache(Cache):
         self.drop_keys()
 
     def drop_keys(self) -> None:
-        """Forget keys and values: the open segments are read again."""
+        """Drop the cached keys and values, so that the open segments are read again at the next call."""
         self.keys: DynamicCache | None = None
         self.mask: Tensor | None = None
         self.behind: Tensor | None = None
 
     def extend(self, backbone: CausalLM, embeddings: Tensor, real: Tensor | None = None) -> Tensor:
-        """Read embeddings behind the cached ones of every row.
+        """Run the backbone on embeddings that follow each row's cached positions, and cache their keys and values.
 
         Args:
+            backbone: the model's backbone.
             embeddings: ``[b, t, d]``.
             real: ``[b, t]`` bool, False on pads; None without pads.
 
@@ -63,11 +63,11 @@ class SegmentCache(Cache):
         return backbone.extend(embeddings, self.keys, self.mask, positions)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return the number of columns read, pads included. A document that was read before and saved counts as 0."""
+        """Return the number of columns read, pads included; tokens loaded from a memory file do not count."""
         return self.seen
 
     def get_max_cache_shape(self, layer_idx: int = 0) -> int:
-        """Return -1: there is no longest sequence."""
+        """Return -1, which tells transformers that sequences may be of any length."""
         return -1
 
     def __len__(self) -> int:
@@ -81,7 +81,7 @@ class SegmentCache(Cache):
     max_batch_size = batch_size  # the name in earlier versions of transformers
 
     def select(self, rows: Tensor) -> None:
-        """Keep these rows ``[n]``, in this order; rows may repeat."""
+        """Keep only the rows with the given indices ``[n]``, in that order; an index may repeat."""
         if self.rows is None:
             return
         self.rows = self.rows.select(rows)
@@ -92,31 +92,31 @@ class SegmentCache(Cache):
             self.behind = None if self.behind is None else self.behind.index_select(0, rows)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Keep the rows that go on in a beam search."""
+        """Keep the rows of the best beams, given by their indices ``beam_idx`` ``[b]``."""
         self.select(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep these rows, which are numbers or a mask."""
+        """Keep only some rows, given by their indices or by a boolean mask ``[b]``."""
         self.select(indices.nonzero()[:, 0] if indices.dtype == torch.bool else indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat every row so many times, one after the other."""
+        """Repeat every row ``repeats`` times, copies of a row next to each other."""
         if self.rows is not None:
             rows = torch.arange(self.batch_size, device=self.rows.tokens.device)
             self.select(rows.repeat_interleave(repeats))
 
     def reset(self) -> None:
-        """Forget everything that was read."""
+        """Empty the cache."""
         self.__init__()  # type: ignore[misc]
 
     def crop(self, tokens: int) -> None:
-        """Take back the last tokens: those of an assistant that were not accepted.
+        """Remove the last tokens of every row, such as an assistant model's rejected candidates.
 
         Args:
-            tokens: minus the number of tokens; a positive number is what stays, as transformers 5.0 has it.
+            tokens: minus the number of tokens to remove; a positive number is how many to keep (transformers 5.0).
 
         Raises:
-            ValueError: if they reach back over more borders between segments than are kept.
+            ValueError: if more segments would have to be reopened than the cache can restore.
         """
         number = -tokens if tokens <= 0 else self.seen - tokens
         if number <= 0 or self.rows is None:

@@ -1,1 +1,1 @@
-"""Start ranks on this machine and on several: machine checks, Slurm job scripts, a limit on restarts."""
+"""Start ranks on one machine or several: machine checks, Slurm job scripts, a limit on restarts, `hmt-ds doctor`."""

@@ -1,6 +1,6 @@
-"""Commands that load a checkpoint onto this process: `hmt-ds convert`, `generate`, `chat`, `tasks`, `evaluate --tasks`.
+"""Commands that load a checkpoint into this process: `hmt-ds convert`, `generate`, `chat`, `tasks`, `evaluate --tasks`.
 
-Imports no torch until one of them runs.
+torch is imported only when one of the commands runs.
 """
 
 import argparse
@@ -19,7 +19,12 @@ from hmt_ds.tasks.options import TaskOptions, WriteOptions
 
 
 def convert(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Run `hmt-ds convert` and print a summary of the converted folder."""
+    """Run `hmt-ds convert`, print a summary of the converted folder, and return exit code 0.
+
+    Args:
+        arguments: the command line as argparse parsed it.
+        overrides: words that argparse did not recognize; each is an error, since convert takes no recipe keys.
+    """
     options, problems = read_options(ConvertOptions, arguments)
     if problems:
         raise ConfigError(problems)
@@ -35,7 +40,7 @@ def convert(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 @contextmanager
 def mistakes_as_lines() -> Iterator[None]:
-    """Work on checkpoints with quiet libraries; a user's mistake becomes a ConfigError with a line for each problem."""
+    """Silence libraries in a `with` block, and re-raise a user's mistake in it as ConfigError, one line per problem."""
     set_rank_environment()
     from hmt_ds.conversion.convert import MISTAKES
     from hmt_ds.distributed.process_group import silence_libraries
@@ -52,7 +57,12 @@ def mistakes_as_lines() -> Iterator[None]:
 
 
 def generate(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Run `hmt-ds generate`: print continuations of prompts."""
+    """Run `hmt-ds generate`: print continuations of prompts, and return exit code 0.
+
+    Args:
+        arguments: the command line as argparse parsed it.
+        overrides: transformers' generation settings, such as ``--generation.top_p 0.9``.
+    """
     options, problems = read_options(GenerateOptions, arguments)
     if problems:
         raise ConfigError(problems)
@@ -64,7 +74,12 @@ def generate(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def chat(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Run `hmt-ds chat`: answer the lines of the standard input."""
+    """Run `hmt-ds chat`: answer each line of the standard input, and return exit code 0.
+
+    Args:
+        arguments: the command line as argparse parsed it.
+        overrides: transformers' generation settings, such as ``--generation.top_p 0.9``.
+    """
     options, problems = read_options(ChatOptions, arguments)
     if problems:
         raise ConfigError(problems)
@@ -76,7 +91,17 @@ def chat(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def ask_tasks(source: Path, options: TaskOptions, overrides: list[str], problems: list[str]) -> int:
-    """Run `hmt-ds evaluate --tasks`: ask a model about generated documents."""
+    """Run `hmt-ds evaluate --tasks`: ask a model about generated documents, and return exit code 0.
+
+    Args:
+        source: a run, a checkpoint of a run, or a converted folder.
+        options: options of the tasks.
+        overrides: transformers' generation settings, such as ``--generation.top_p 0.9``.
+        problems: problems of the options found so far, one line each.
+
+    Raises:
+        ConfigError: with a line for each problem.
+    """
     problems += [f"{word}: not with --tasks, which needs no recipe" for word in overrides[:1]]
     if problems:
         raise ConfigError(problems)
@@ -88,7 +113,7 @@ def ask_tasks(source: Path, options: TaskOptions, overrides: list[str], problems
 
 
 def write_tasks(arguments: argparse.Namespace, _: list[str]) -> int:
-    """Run `hmt-ds tasks`: write documents with questions to train on."""
+    """Run `hmt-ds tasks`: write generated documents with questions, to train on, and return exit code 0."""
     options, problems = read_options(WriteOptions, arguments)
     if problems:
         raise ConfigError(problems)

@@ -1,4 +1,4 @@
-"""Plan the jobs of a launch: a training run, and the commands given by ``--then`` that follow it."""
+"""Plan the Slurm jobs of `hmt-ds launch`: a training run, then the commands given by ``--then``."""
 
 import shlex
 from pathlib import Path
@@ -72,7 +72,7 @@ def training_job(words: list[str], options: LaunchOptions) -> Job:
         ConfigError: if the recipe is wrong, would overwrite a run, or lacks ``training.elastic`` for a range of nodes.
     """
     if not words:
-        raise ConfigError(["--then train: name a recipe"])
+        raise ConfigError(["--then train: no recipe given, write it as --then 'train RECIPE.yaml'"])
     recipe = load_recipe(words[0], words[1:])
     problems = check_run(recipe, options)
     if problems:
@@ -83,7 +83,12 @@ def training_job(words: list[str], options: LaunchOptions) -> Job:
 
 
 def check_run(recipe: Recipe, options: LaunchOptions) -> list[str]:
-    """Return why a Slurm job could not train a recipe: one line per problem."""
+    """Return why a Slurm job could not train a recipe: one line per problem, none if it can.
+
+    Args:
+        recipe: the recipe to train.
+        options: options of ``hmt-ds launch``.
+    """
     training = recipe.training
     problems = check_folders(recipe)
     if "\n" in training.output:
@@ -136,17 +141,20 @@ def check_evaluation(words: list[str], run: list[str]) -> None:
     """
     recipe = load_recipe(run[0], [*run[1:], *NO_CONSENT, *words])
     if recipe.data.validation is None and recipe.data.retrieval is None:
-        raise ConfigError(["data.validation: missing, there is nothing to evaluate on"])
+        raise ConfigError(["data.validation: missing, there are no held-out documents to evaluate: set it to a path"])
     if load_recipe(run[0], run[1:]).model.trust_remote_code and not recipe.model.trust_remote_code:
-        raise ConfigError(["it runs the model's own code only with --model.trust_remote_code true: add it"])
+        raise ConfigError(["the model's own code runs only with consent: add --model.trust_remote_code true"])
 
 
 def check_conversion(words: list[str], run: list[str]) -> str:
-    """Check that ``hmt-ds convert`` can convert a run after its training; return the name of the folder to write.
+    """Check that ``hmt-ds convert`` can convert a run after its training.
 
     Args:
         words: options of the conversion.
         run: recipe and overrides of the run.
+
+    Returns:
+        Name of the folder that the conversion will write, inside the run's folder.
 
     Raises:
         ConfigError: if an option is wrong.
@@ -162,7 +170,16 @@ def check_conversion(words: list[str], run: list[str]) -> str:
 
 
 def target_problems(job: Job, target: str, earlier: list[Job]) -> list[str]:
-    """Return why a conversion cannot write its folder: it exists, or an earlier job of the launch writes it."""
+    """Return why a conversion cannot write its folder: it exists, or an earlier job of the launch writes it.
+
+    Args:
+        job: the conversion.
+        target: name of the folder to write, inside the run's folder.
+        earlier: jobs of the launch that run before the conversion.
+
+    Returns:
+        One line per problem; none if the folder can be written.
+    """
     existing = [folder / target for folder in job.runs if (folder / target).exists()]
     problems = [f"{path} exists: move it away" for path in existing]
     if any((other.folder, other.target) == (job.folder, target) for other in earlier):
@@ -171,7 +188,7 @@ def target_problems(job: Job, target: str, earlier: list[Job]) -> list[str]:
 
 
 def allocate(options: LaunchOptions, fewest: int, most: int) -> Allocation:
-    """Return the Slurm resources of a job on ``fewest`` to ``most`` nodes."""
+    """Return the Slurm resources of a job on ``fewest`` to ``most`` nodes, as the launch's options ask for."""
     return Allocation(
         fewest,
         most,

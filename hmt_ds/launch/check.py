@@ -22,7 +22,14 @@ USAGE = "usage: python -m hmt_ds.launch.check hostfile FILE | slurm"
 
 
 def main(words: list[str]) -> int:
-    """Check all machines and print environment variables for the launch script; return the exit code."""
+    """Check all machines of a launch and print environment variables for the launch script.
+
+    Args:
+        words: arguments of the command: ``hostfile FILE`` or ``slurm``.
+
+    Returns:
+        The exit code: 0, or 2 if a machine has a problem.
+    """
     try:
         check_port(os.environ.get("MASTER_PORT", "1"))
         match words:
@@ -54,14 +61,17 @@ def check_port(text: str) -> None:
 
 
 def probe_command(hosts: dict[str, int], host: str) -> list[str]:
-    """Return the command that checks a machine and its connection to another machine of the launch.
+    """Return the command that checks one machine and its connection to another machine of the launch.
 
-    The first machine tries to reach the last one, all others the first. MASTER_PORT must be free on the first machine
-    only, where the ranks meet.
+    The first machine tries to reach the last one, all others the first. MASTER_PORT must be free only on the first
+    machine, where the ranks meet.
 
     Args:
         hosts: number of ranks for each machine, first machine first.
         host: the machine to check.
+
+    Returns:
+        Words of a command line that runs `hmt_ds.launch.machine`.
     """
     names = list(hosts)
     first = host == names[0]
@@ -71,7 +81,14 @@ def probe_command(hosts: dict[str, int], host: str) -> list[str]:
 
 
 def probe_with_ssh(hosts: dict[str, int]) -> dict[str, Report | str]:
-    """Check all machines over ssh; return each one's report, or a line that says why it has none."""
+    """Check all machines over ssh.
+
+    Args:
+        hosts: number of ranks for each machine.
+
+    Returns:
+        For each machine its report, or a line that says why the machine sent none.
+    """
 
     def probe(host: str) -> Report | str:
         remote = f"cd {shlex.quote(str(Path.cwd()))} && {shlex.join(probe_command(hosts, host))}"
@@ -89,9 +106,13 @@ def probe_with_ssh(hosts: dict[str, int]) -> dict[str, Report | str]:
 
 
 def probe_with_srun(hosts: dict[str, int]) -> dict[str, Report | str]:
-    """Check all nodes of a Slurm job with srun; return each one's report, or a line that says why it has none.
+    """Check all nodes of a Slurm job with srun, which starts one shell script on every node.
 
-    srun starts the same shell script on every node, which selects the node's own command.
+    Args:
+        hosts: number of ranks for each node.
+
+    Returns:
+        For each node its report, or a line that says why the node sent none.
     """
     commands = {str(number): probe_command(hosts, host) for number, host in enumerate(hosts)}
     choose = "\n".join(f"{number}) exec {shlex.join(command)} ;;" for number, command in commands.items())
@@ -114,13 +135,17 @@ def probe_with_srun(hosts: dict[str, int]) -> dict[str, Report | str]:
 
 
 def last_lines(labelled: str) -> dict[int, str]:
-    """Return the last line that each task printed, from the output of `srun --label`."""
+    """Return the last line that each task printed, by task number, from the output of `srun --label`."""
     pairs = (line.split(": ", 1) for line in labelled.splitlines() if line.split(":")[0].strip().isdigit())
     return {int(pair[0]): pair[1] for pair in pairs if len(pair) == 2}
 
 
 def launch_variables(hosts: dict[str, int], reports: dict[str, Report | str]) -> dict[str, str]:
     """Return environment variables for the launcher and the ranks, from the machines' reports.
+
+    Args:
+        hosts: number of ranks for each machine, first machine first.
+        reports: for each machine its report, or a line that says why the machine sent none.
 
     Raises:
         LaunchProblem: with every problem of every machine.

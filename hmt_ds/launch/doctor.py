@@ -25,12 +25,12 @@ LOOPBACK = "lo"
 
 
 class Finding(NamedTuple):
-    """One line of the doctor's report.
+    """One line of the report of `hmt-ds doctor`.
 
     Attributes:
-        name: what was looked at.
-        text: what was found, and what to do about it.
-        level: ``ok``, ``note`` or ``error``.
+        name: the part of the machine that was checked, such as ``disk``.
+        text: what was found, and what to do about a problem.
+        level: ``ok``, ``note`` (training works, but worse than it could) or ``error`` (training cannot work).
     """
 
     name: str
@@ -39,10 +39,10 @@ class Finding(NamedTuple):
 
 
 def examine(folder: Path) -> Iterator[Finding]:
-    """Yield a finding for each part of this machine.
+    """Check each part of this machine for training, and yield one finding for each.
 
     Args:
-        folder: where runs will be written, whose disk is measured.
+        folder: where runs will be written; free space and speed of its disk are measured.
     """
     yield Finding("machine", f"{socket.gethostname()}, {platform.machine()}, Python {platform.python_version()}")
     if missing := missing_packages():
@@ -55,7 +55,7 @@ def examine(folder: Path) -> Iterator[Finding]:
 
 
 def guarded(look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """Yield the findings of a check; a check that fails is a finding itself."""
+    """Yield the findings of a check; an exception of the check becomes a finding of level ``error``."""
     try:
         yield from look()
     except Exception as error:  # a broken installation may raise anything, and the other checks are still worth reading
@@ -64,7 +64,7 @@ def guarded(look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
 
 
 def packages() -> Finding:
-    """Return the versions of the packages that decide about results."""
+    """Return a finding with the versions of transformers, datasets, peft and liger-kernel."""
     found = []
     for name in ("transformers", "datasets", "peft", "liger-kernel"):
         try:
@@ -75,7 +75,7 @@ def packages() -> Finding:
 
 
 def torch_and_gpus() -> Iterator[Finding]:
-    """Yield what torch sees: its CUDA, NCCL, and each kind of GPU."""
+    """Yield findings about torch: its version, CUDA, number and free memory of GPUs, and NCCL."""
     import torch
 
     cuda = torch.version.cuda
@@ -83,9 +83,9 @@ def torch_and_gpus() -> Iterator[Finding]:
     count = torch.cuda.device_count()
     if not count:
         driver = shutil.which("nvidia-smi")
-        text = "none: ranks run on CPUs"
+        text = "none found: ranks run on CPUs"
         if driver and subprocess.run([driver, "-L"], capture_output=True, check=False).stdout.strip():
-            yield Finding("GPUs", "the driver has GPUs, torch sees none: install torch for CUDA", "error")
+            yield Finding("GPUs", "nvidia-smi lists GPUs but torch sees none: install a torch built for CUDA", "error")
             return
         yield Finding("GPUs", text, "note")
         return
@@ -99,21 +99,21 @@ def torch_and_gpus() -> Iterator[Finding]:
 
 
 def deepspeed_operators() -> Iterator[Finding]:
-    """Yield DeepSpeed's version, and whether its operators can be built."""
+    """Yield findings about DeepSpeed: its version, and which compiled operators (such as fused Adam) can be built."""
     from hmt_ds.distributed.operators import deepspeed_version, operators
 
     found = operators()
     missing = [name for name, possible in found.items() if not possible]
     text = f"{deepspeed_version()}; " + ", ".join(f"{name} {'ok' if ok else 'no'}" for name, ok in found.items())
     if missing:
-        text += "; without them AdamW is torch's: a compiler (g++, nvcc) and ninja build them"
+        text += "; AdamW falls back to torch's, which is slower: install a compiler (g++, nvcc) and ninja"
     yield Finding("deepspeed", text, "note" if missing else "ok")
     if not shutil.which("ninja") and not Path(sys.executable).with_name("ninja").exists():
         yield Finding("ninja", "not found: DeepSpeed cannot compile its operators", "note")
 
 
 def launchers() -> Iterator[Finding]:
-    """Yield the launchers that this machine has, and the Slurm job that this is."""
+    """Yield a finding with the launchers on this machine (torchrun, mpirun, ...), and the current Slurm job, if any."""
     beside = Path(sys.executable).parent
     found = [name for name in LAUNCHERS if shutil.which(name) or (beside / name).exists()]
     job = os.environ.get("SLURM_JOB_ID")
@@ -121,7 +121,7 @@ def launchers() -> Iterator[Finding]:
 
 
 def network() -> Iterator[Finding]:
-    """Yield the network interfaces that are up, with their speed."""
+    """Yield a finding with the network interfaces that are up, with their speed in Gb/s, and InfiniBand devices."""
     stats, addresses = psutil.net_if_stats(), psutil.net_if_addrs()
     up = [name for name, one in stats.items() if one.isup and name != LOOPBACK and name in addresses]
     speeds = [f"{name}" + (f" {stats[name].speed / 1000:g} Gb/s" if stats[name].speed else "") for name in up]
@@ -131,7 +131,7 @@ def network() -> Iterator[Finding]:
 
 
 def disk(folder: Path) -> Iterator[Finding]:
-    """Yield free space and speed of the disk that runs are written to, and its clock beside this machine's."""
+    """Yield findings about a folder's disk: free space in GB, write speed in MB/s, a clock that is off by over 2 s."""
     free = shutil.disk_usage(folder).free
     with tempfile.NamedTemporaryFile(dir=folder) as file:
         block, started = os.urandom(2**22), time.perf_counter()
@@ -153,7 +153,11 @@ def disk(folder: Path) -> Iterator[Finding]:
 
 
 def print_report(folder: Path) -> int:
-    """Print all findings; return the exit code, 2 if training cannot work here."""
+    """Print the findings of `hmt-ds doctor`; return the exit code, 2 if training cannot work on this machine.
+
+    Args:
+        folder: where runs will be written; free space and speed of its disk are measured.
+    """
     failed = False
     for finding in examine(folder):
         mark = {"ok": "", "note": "note: ", "error": "error: "}[finding.level]

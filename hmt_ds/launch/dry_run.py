@@ -1,4 +1,4 @@
-"""Say what a checked recipe would train, and start nothing: ``hmt-ds check``, ``hmt-ds train --dry-run``."""
+"""Describe what a checked recipe would train, without starting it: ``hmt-ds check``, ``hmt-ds train --dry-run``."""
 
 from contextlib import suppress
 from dataclasses import replace
@@ -20,12 +20,12 @@ LINK = 50e9  # between nodes; the machine's own GPUs do not need it
 
 
 def dry_run_lines(recipe: Recipe, recipe_file: Path, prepared: Prepared, ranks: int | None) -> list[str]:
-    """Return lines about a checked recipe: data, DeepSpeed, the plan on this machine's GPUs, warnings, what is next.
+    """Return lines about a checked recipe: data, DeepSpeed, plan for this machine's GPUs, warnings, the next command.
 
     Args:
         recipe: the recipe.
-        recipe_file: its path.
-        prepared: the result of its checks.
+        recipe_file: path of the recipe.
+        prepared: the result of the recipe's checks, with tokenized documents.
         ranks: number of ranks; None for one on each GPU.
     """
     training = recipe.training
@@ -45,7 +45,7 @@ def dry_run_lines(recipe: Recipe, recipe_file: Path, prepared: Prepared, ranks: 
 
 
 def describe_documents(documents: Dataset) -> str:
-    """Describe tokenized documents by their number and lengths."""
+    """Return the number of tokenized documents, and their lengths in tokens, as text."""
     lengths = document_lengths(documents)
     if not len(lengths):
         return "no documents"
@@ -53,7 +53,13 @@ def describe_documents(documents: Dataset) -> str:
 
 
 def plan_here(recipe: Recipe, recipe_file: Path, ranks: int | None) -> list[str]:
-    """Return lines with the planned memory, speed and duration on this machine's GPUs."""
+    """Return lines with the planned memory (GiB per GPU), speed (tokens/s) and duration (hours) on this machine's GPUs.
+
+    Args:
+        recipe: the recipe.
+        recipe_file: path of the recipe.
+        ranks: number of ranks; None for one on each GPU.
+    """
     fleet = fleet_here(ranks)
     if fleet is None:
         return [f"plan         no known GPU here: hmt-ds plan {recipe_file} --gpus 8xH100-80GB"]
@@ -68,7 +74,11 @@ def plan_here(recipe: Recipe, recipe_file: Path, ranks: int | None) -> list[str]
 
 
 def fleet_here(ranks: int | None) -> Fleet | None:
-    """Return the GPUs of this machine that a run would use; None without GPUs of a known type."""
+    """Return the type and number of this machine's GPUs that a run of ``ranks`` would use, or None without known GPUs.
+
+    Args:
+        ranks: number of ranks; None for one on each GPU.
+    """
     count = torch.cuda.device_count()
     if not count:
         return None

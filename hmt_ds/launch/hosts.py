@@ -19,9 +19,12 @@ class LaunchProblem(ValueError):
 def read_hostfile(file: Path) -> dict[str, int]:
     """Return the number of ranks for each machine of a hostfile, in the order of its lines.
 
+    Args:
+        file: the hostfile; each line is ``NAME slots=NUMBER``.
+
     Raises:
-        LaunchProblem: if the file cannot be read or names no machine, or with every line that is not ``NAME
-            slots=NUMBER`` or repeats a name.
+        LaunchProblem: if the file cannot be read or names no machine, or with every line that is malformed or repeats a
+            name.
     """
     try:
         lines = file.read_text(encoding="utf-8").splitlines()

@@ -14,24 +14,25 @@ Train = Literal["whole", "lora", "frozen"]
 
 @dataclass(frozen=True, config=STRICT)
 class InitOptions(Options):
-    """The options of `hmt-ds init`. What is not given is asked for in a terminal; elsewhere the default is taken."""
+    """The options of `hmt-ds init`; a missing one is asked for in a terminal, and elsewhere takes its default."""
 
     model: Annotated[str, "NAME"] = "HuggingFaceTB/SmolLM2-135M"
     """backbone: a Hugging Face folder or hub name"""
     data: Annotated[FilePath | None, "PATH"] = None
-    """training documents: a file or folder of text, JSONL or Parquet; required"""
+    """training documents, required: a file or folder of text, JSONL or Parquet"""
     validation: Annotated[FilePath | None, "PATH"] = None
-    """held-out documents (default: none, so nothing is evaluated)"""
+    """held-out documents, in the formats of --data (default: none, so the run does no evaluation)"""
     train: Train = "whole"
-    """weights of the backbone that are trained: whole, lora (adapters), or frozen"""
+    """which weights of the backbone to train beside the memory: all (whole), adapters (lora), or none (frozen)"""
     steps: AtLeastOne = 1000
-    """number of optimizer steps"""
+    """length of the training run in optimizer steps"""
     output: Annotated[FilePath | None, "FOLDER"] = None
-    """folder of the run (default: runs/ and the name of the recipe)"""
+    """folder for checkpoints, metrics and logs of the run (default: runs/NAME for a recipe NAME.yaml)"""
     gpus: Annotated[str | None, "NxTYPE", AfterValidator(lambda text: text and check_fleet(text))] = None
-    """GPUs to choose ZeRO stage and batch size for, such as 8xH100-80GB (default: this machine's)"""
+    """number and type of GPUs to choose ZeRO stage and batch size for, such as 8xH100-80GB (default: those of this
+    machine)"""
 
     def conflicts(self) -> list[str]:
-        """Return a line for each path that names nothing."""
+        """Return an error line for each path of --data and --validation that does not exist."""
         paths = {"--data": self.data, "--validation": self.validation}
         return [f"{name}: {path}: no such file or folder" for name, path in paths.items() if path and not path.exists()]

@@ -14,10 +14,10 @@ TIME = r"\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+(:\d\d){0,2}"
 
 
 def like(pattern: str, example: str) -> AfterValidator:
-    """Return a validator that rejects text which does not match a regular expression.
+    """Return a pydantic validator that rejects text which does not match a regular expression.
 
     Args:
-        pattern: the regular expression.
+        pattern: the regular expression, which must match the whole text.
         example: description of valid text, for the error message.
     """
 
@@ -30,7 +30,11 @@ def like(pattern: str, example: str) -> AfterValidator:
 
 
 def check_nodes(text: str) -> str:
-    """Raise ValueError unless a text is a number of nodes, or a range such as 2-8."""
+    """Return a value of --nodes unchanged.
+
+    Raises:
+        ValueError: unless it is a number of nodes, or a range such as 2-8.
+    """
     numbers = [int(number) if number.isdecimal() else 0 for number in text.split("-", 1)]
     if min(numbers) < 1 or numbers != sorted(numbers):
         raise ValueError(f"must be a whole number of at least 1, or a range such as 2-8, got {text!r}")
@@ -46,27 +50,28 @@ class LaunchOptions(Options):
     """The options of `hmt-ds launch slurm`."""
 
     nodes: Annotated[str, "N", AfterValidator(check_nodes)] = "1"
-    """number of nodes; with training.elastic also a range such as 2-8"""
+    """number of nodes; with training.elastic also a range such as 2-8, from which Slurm picks"""
     gpus_per_node: AtLeastOne = 8
-    """number of GPUs, and of ranks, on each node"""
+    """number of GPUs to request on each node; one rank runs on each GPU"""
     time: Annotated[str, "LIMIT", like(TIME, "like 90 (minutes), 12:00:00 or 2-12 (days-hours)")] = "24:00:00"
-    """time limit of each start of the job: minutes, hours:minutes:seconds, or days-hours"""
+    """Slurm time limit of the job, which counts from each start: minutes, hours:minutes:seconds, or days-hours"""
     partition: Annotated[Name | None, "NAME"] = None
-    """Slurm partition (default: the cluster's)"""
+    """Slurm partition to submit to (default: the cluster's default partition)"""
     account: Annotated[Name | None, "NAME"] = None
-    """Slurm account (default: the user's)"""
+    """Slurm account to charge (default: the user's default account)"""
     sbatch: Annotated[tuple[SbatchOption, ...], "OPTION"] = ()
-    """further option of sbatch without its dashes, such as qos=high; can be repeated"""
+    """further option for sbatch, without its dashes, such as qos=high; can be repeated"""
     array: AtLeastOne | None = None
-    """number of runs with different seeds: training.seed, training.seed + 1 and so on, in folders seed_N of
-    training.output"""
+    """submit a job array of this many runs, with seeds training.seed, training.seed + 1, ..., in folders seed_N of
+    training.output (default: one run)"""
     tries: AtLeastOne = 3
-    """number of starts without a newer checkpoint after which the job is not restarted"""
+    """how many times the job may start from one checkpoint before it stops restarting; counts from 0 at each new
+    checkpoint"""
     then: Annotated[tuple[str, ...], "COMMAND"] = ()
-    """job to run after the previous one has succeeded: evaluate, convert, "convert --merge", "train other.yaml"; can be
-    repeated"""
+    """command for a further job that starts when the previous one has succeeded, such as evaluate, "convert --merge" or
+    "train other.yaml"; can be repeated"""
     dry_run: bool = False
-    """print the job scripts, but write and submit nothing"""
+    """print the job scripts without writing or submitting them"""
 
     @property
     def fewest_nodes(self) -> int:

@@ -18,10 +18,10 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def run_ranks(module: str, arguments: list[str], ranks: int) -> int:
-    """Run a module on a number of ranks with DeepSpeed's launcher; return the exit code.
+    """Run a module on ``ranks`` ranks of this machine with DeepSpeed's launcher; return the launcher's exit code.
 
-    The first SIGINT, SIGTERM, SIGUSR1 or SIGHUP is forwarded to the ranks, which save and exit; a second signal kills
-    them.
+    The first SIGINT, SIGTERM, SIGUSR1 or SIGHUP is forwarded to the ranks, which save a checkpoint and exit; a second
+    signal kills them.
 
     Args:
         module: name of the module, such as ``hmt_ds.train``.
@@ -65,14 +65,18 @@ def run_ranks(module: str, arguments: list[str], ranks: int) -> int:
 
 
 def ending(code: int) -> str:
-    """Describe how a process ended, by its exit code as subprocess returns it."""
+    """Describe in words how a process ended.
+
+    Args:
+        code: exit code as subprocess returns it; negative after a signal.
+    """
     return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
 def device_options(ranks: int) -> list[str]:
-    """Return DeepSpeed's launcher options that select the devices of the ranks.
+    """Return options for DeepSpeed's launcher that select one device per rank and respect CUDA_VISIBLE_DEVICES.
 
-    With a mere number of devices the launcher would take the machine's first ones and ignore CUDA_VISIBLE_DEVICES.
+    Given only a number of devices, the launcher takes the machine's first ones and ignores CUDA_VISIBLE_DEVICES.
     """
     visible = os.environ.get(VISIBLE, "").split(",")
     if os.environ.get("DS_ACCELERATOR") != "cpu" and len(visible) >= ranks and all(name.isdigit() for name in visible):
@@ -81,7 +85,11 @@ def device_options(ranks: int) -> list[str]:
 
 
 def rank_processes(launcher: int) -> list[psutil.Process]:
-    """Return the rank processes under DeepSpeed's launcher: the children of its per-machine process."""
+    """Return the rank processes that DeepSpeed's launcher started on this machine.
+
+    Args:
+        launcher: process id of the launcher.
+    """
     try:
         below = psutil.Process(launcher).children(recursive=True)
         return [p for p in below if "deepspeed.launcher.launch" in " ".join(p.parent().cmdline())]

@@ -1,6 +1,7 @@
-"""Report whether a machine can take part in a launch: ``python -m hmt_ds.launch.machine TOWARDS GPUS PORT``.
+"""Report whether this machine can take part in a launch: ``python -m hmt_ds.launch.machine TOWARDS GPUS PORT``.
 
-Prints a line of JSON. Runs where almost nothing is installed, so that it can report missing packages.
+Prints one line of JSON. Needs only Python, so that missing packages can be reported. TOWARDS is another machine that
+must be reachable, GPUS the number of ranks, PORT a TCP port that must be free.
 """
 
 import json
@@ -56,14 +57,14 @@ def main() -> None:
 
 
 def missing_packages() -> list[str]:
-    """Return the packages that a rank needs and this Python does not have."""
+    """Return names of the packages that training needs and this Python lacks."""
     specs = {name: find_spec(name) for name in REQUIRED}
     # an empty folder of that name has a spec too, but no origin
     return [name for name, spec in specs.items() if spec is None or spec.origin is None]
 
 
 def number_of_gpus(wanted: int) -> int:
-    """Return the number of GPUs that torch sees; 0, without importing torch, if none are wanted."""
+    """Return the number of GPUs that torch sees; 0, without importing torch, if ``wanted`` is 0."""
     if not wanted:
         return 0
     import torch  # takes seconds

@@ -31,22 +31,22 @@ LARGE_RATE, LORA_RATE = "2.0e-5", "2.0e-4"
 
 
 def write_recipe(file: Path, options: InitOptions, given: set[str]) -> list[str]:
-    """Ask for what was not given if there is a terminal, write a recipe, and return lines about it.
+    """Write a new recipe from options, asking in a terminal for the missing ones; return lines to print about it.
 
     Args:
         file: the recipe to write.
-        options: the options.
+        options: options of `hmt-ds init`.
         given: names of the options that the user gave.
 
     Raises:
         ConfigError: if the file exists or cannot be written, or there is no training data.
     """
     if file.exists():
-        raise ConfigError([f"{file} exists: name a new file"])
+        raise ConfigError([f"{file} exists and is not overwritten: name a new file"])
     if sys.stdin.isatty():
         options = ask(options, given)
     if options.data is None:
-        raise ConfigError(["--data: missing, name a file or folder of training documents"])
+        raise ConfigError(["--data: missing, give --data PATH with a file or folder of training documents"])
     values, lines = choose(file, options)
     values |= {name: in_yaml(values[name]) for name in ("model", "data", "validation", "output") if values[name]}
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
@@ -60,13 +60,18 @@ def write_recipe(file: Path, options: InitOptions, given: set[str]) -> list[str]
 
 
 def in_yaml(value: object) -> str:
-    """Format a name or a path as YAML, in quotes unless it is plain; a JSON text is YAML too."""
+    """Format a name or a path as a YAML scalar, in quotes unless it is plain."""
     text = str(value)
     return text if re.fullmatch(r"[A-Za-z/][\w./-]*", text) else json.dumps(text, ensure_ascii=False)
 
 
 def ask(options: InitOptions, given: set[str]) -> InitOptions:
-    """Ask in the terminal for the options that were not given, each until its answer is valid."""
+    """Ask in the terminal for each option of `hmt-ds init` that the user did not give, until the answer is valid.
+
+    Args:
+        options: the options so far; their values are offered as defaults.
+        given: names of the options that the user gave.
+    """
     for name, question in ASKED.items():
         while name not in given:
             default = getattr(options, name)
@@ -85,7 +90,15 @@ def ask(options: InitOptions, given: set[str]) -> InitOptions:
 
 
 def choose(file: Path, options: InitOptions) -> tuple[dict[str, Any], list[str]]:
-    """Choose the values of a new recipe; return them, and lines about the choice."""
+    """Choose the values of a new recipe, with the fastest layout that fits if GPUs and model are known.
+
+    Args:
+        file: path of the new recipe, from which the default output folder is named.
+        options: options of `hmt-ds init`.
+
+    Returns:
+        The variables of the recipe's template, and lines to print about the choice.
+    """
     fleet = fleet_of_options(options)
     values = {
         "model": options.model,
@@ -117,7 +130,7 @@ def choose(file: Path, options: InitOptions) -> tuple[dict[str, Any], list[str]]
 
 
 def fleet_of_options(options: InitOptions) -> Fleet | None:
-    """Return the GPUs to plan for: those that the user named, or this machine's; None if there are none."""
+    """Return the GPUs to plan for: those of --gpus, or this machine's; None if there are none."""
     if options.gpus:
         try:
             return fleet_of(*read_gpus(options.gpus), None, read_link("50GB/s"))
@@ -129,7 +142,15 @@ def fleet_of_options(options: InitOptions) -> Fleet | None:
 
 
 def planned(values: dict[str, Any], fleet: Fleet) -> RecipePlan | None:
-    """Plan a recipe with the chosen values; None if the sizes of its model are not known."""
+    """Plan the memory and speed of a new recipe.
+
+    Args:
+        values: variables of the recipe's template.
+        fleet: number and type of GPUs.
+
+    Returns:
+        The plan, or None if the sizes of the recipe's model are not known.
+    """
     recipe = Recipe.model_validate(
         {
             "model": {"source": values["model"], "train": values["train"]},
@@ -147,7 +168,19 @@ def planned(values: dict[str, Any], fleet: Fleet) -> RecipePlan | None:
 
 
 def fitted(values: dict[str, Any], found: RecipePlan, train: str) -> tuple[dict[str, Any], list[str]]:
-    """Return the values of a recipe with the fastest layout that fits, and lines about it."""
+    """Put the fastest layout that fits the GPUs into the values of a new recipe.
+
+    Args:
+        values: variables of the recipe's template.
+        found: plan of the recipe.
+        train: which weights of the backbone are trained: ``whole``, ``lora`` or ``frozen``.
+
+    Returns:
+        The changed variables, and lines to print about the layout.
+
+    Raises:
+        ConfigError: if no layout fits.
+    """
     size, best = found.size.parameters, found.others[0]
     if not best.memory.fits:
         raise ConfigError([f"no layout of {found.model} fits {found.fleet}: take more GPUs, or --train lora"])

@@ -16,7 +16,14 @@ from hmt_ds.reporting.progress import print_problems
 
 
 def main(job: str, tries: int, recipe: str, overrides: list[str]) -> int:
-    """Record a start of the job; return the exit code: 2 after too many starts from the same checkpoint, else 0."""
+    """Record a start of a Slurm job; return the exit code: 2 after too many starts from the same checkpoint, else 0.
+
+    Args:
+        job: Slurm's job id.
+        tries: number of starts allowed from one checkpoint.
+        recipe: path of the recipe, whose training.output holds the checkpoints.
+        overrides: overrides of the recipe.
+    """
     if not job:
         print_problems([NOT_IN_A_JOB])
         return 2
@@ -34,10 +41,14 @@ def main(job: str, tries: int, recipe: str, overrides: list[str]) -> int:
 
 
 def record_start(folder: Path, job: str) -> tuple[int, str]:
-    """Record a start of a job in the run's folder.
+    """Record a start of a Slurm job in the run's folder.
+
+    Args:
+        folder: the run's folder.
+        job: Slurm's job id.
 
     Returns:
-        The number of earlier starts from the same newest checkpoint, and the checkpoint's name.
+        The job's number of earlier starts from the run's newest checkpoint, and the checkpoint's name.
     """
     latest = folder / "checkpoints" / "latest"
     newest = latest.read_text().strip() if latest.exists() else "no checkpoint"

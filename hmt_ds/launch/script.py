@@ -23,10 +23,12 @@ class Allocation:
     """The resources that a job requests from Slurm.
 
     Attributes:
-        nodes, most_nodes: smallest and largest number of nodes.
+        nodes: smallest number of nodes.
+        most_nodes: largest number of nodes; more than ``nodes`` only for elastic runs.
         gpus_per_node: number of GPUs, and of ranks, per node.
         time: time limit, in a form that sbatch accepts.
-        partition, account: Slurm partition and account; None for the defaults.
+        partition: Slurm partition; None for the cluster's default.
+        account: Slurm account; None for the user's default.
         array: number of runs with different seeds; None for a single run.
         sbatch: further options of sbatch, without dashes.
     """
@@ -65,11 +67,11 @@ class Job:
 
     @property
     def runs(self) -> list[Path]:
-        """Folders of the runs that the job trains, evaluates or converts."""
+        """Folders of the runs that the job trains, evaluates or converts: one, or one per seed of an array."""
         return run_folders(self.folder, self.seed, self.allocation.array)
 
     def script(self, file: Path) -> str:
-        """Render the job script.
+        """Render the Slurm job script as text.
 
         Args:
             file: path that the script will be written to.
@@ -103,7 +105,13 @@ class Job:
 
 
 def run_folders(folder: Path, seed: int, array: int | None) -> list[Path]:
-    """Return the folders of a job's runs: the folder itself, or one per seed of an array."""
+    """Return the folders of a job's runs.
+
+    Args:
+        folder: folder of the recipe's run.
+        seed: seed of the first run.
+        array: number of runs with different seeds, each in its folder ``seed_N``; None for one run in ``folder``.
+    """
     return [folder / f"seed_{seed + number}" for number in range(array)] if array else [folder]
 
 

@@ -24,7 +24,9 @@ def launch(recipe_file: str, options: LaunchOptions, overrides: list[str], probl
     """
     jobs = plan_jobs(recipe_file, options, overrides, problems)
     if not options.dry_run and not shutil.which("sbatch"):
-        raise ConfigError(["sbatch is not on the PATH: use --dry-run to print the scripts"])
+        raise ConfigError(
+            ["sbatch is not on the PATH: launch from a Slurm login node, or print the scripts with --dry-run"]
+        )
     previous = None
     for job in jobs:
         file = unused_name(job.folder / "jobs" / f"{job.command}.sbatch")
@@ -63,7 +65,7 @@ def submit(words: list[str]) -> str:
 
 
 def unused_name(file: Path) -> Path:
-    """Return a path that does not exist, by adding a number if needed: an existing script may have been edited."""
+    """Return ``file``, or its name with a number added if it exists: the user may have edited an existing script."""
     number, found = 1, file
     while found.exists():
         number += 1

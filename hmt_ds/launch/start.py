@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, config=STRICT)
 class RankOptions(Options):
-    """Options of all commands that start ranks: train, evaluate and bench."""
+    """Options shared by the commands that start ranks: train, evaluate and bench."""
 
     ranks: AtLeastOne | None = None
-    """number of ranks on this machine (default: as many as wrote the run's checkpoint, or one per GPU, or 1; to
-    evaluate a run no more than there are GPUs or cores)"""
+    """number of ranks to start on this machine (default: as many as wrote the run's newest checkpoint, else one per
+    GPU, else 1; evaluate starts at most one per GPU or CPU core)"""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -37,17 +37,17 @@ class TrainOptions(RankOptions):
     """The options of `hmt-ds train`."""
 
     dry_run: bool = False
-    """check everything and say what would be trained, but start nothing"""
+    """check recipe, model, data and machine, print what would be trained, and exit without training"""
 
 
 class Checked(NamedTuple):
-    """A recipe that passed all checks.
+    """A recipe that passed all checks, ready to start ranks with.
 
     Attributes:
         recipe: the recipe.
-        recipe_file: its path; of a run, that in the run's folder.
-        overrides: overrides of the recipe for the ranks.
-        prepared: what its run needs.
+        recipe_file: path of the recipe; for a run's folder, the recipe in it.
+        overrides: overrides of the recipe, to be passed to the ranks.
+        prepared: results of the checks that the run needs: documents, tokenizer, DeepSpeed configuration.
     """
 
     recipe: Recipe
@@ -113,13 +113,13 @@ def start_ranks(command: str, source: Path, ranks: int | None, overrides: list[s
 
 
 def what_next(command: str, code: int, source: str, found: Checked) -> str | None:
-    """Return the commands that follow a run; None if it failed or was stopped, which has said what to do.
+    """Return a line with commands to try after a run; None if the run failed or was stopped.
 
     Args:
         command: ``train`` or ``evaluate``.
-        code: its exit code.
-        source: what it was given.
-        found: the recipe that it ran.
+        code: exit code of the command.
+        source: recipe or folder that the command was given.
+        found: the checked recipe that was run.
     """
     if code:
         return None
@@ -134,14 +134,14 @@ def what_next(command: str, code: int, source: str, found: Checked) -> str | Non
 def dry_run(
     source: Path, ranks: int | None, overrides: list[str], problems: list[str], *, writes_output: bool = True
 ) -> int:
-    """Check a recipe and print what it would train; start nothing and return the exit code.
+    """Check a recipe and print what it would train, without starting ranks; return the exit code.
 
     Args:
         source: a recipe, or the folder of a run.
         ranks: number of ranks; None for the default.
         overrides: overrides of the recipe.
         problems: problems of the options, reported together with those of the recipe.
-        writes_output: whether training.output must not hold another run.
+        writes_output: whether to refuse a training.output that holds another run.
 
     Raises:
         ConfigError: with a line for each problem.
@@ -154,12 +154,12 @@ def dry_run(
 
 
 def evaluating_ranks(source: Path, stages: int) -> int | None:
-    """Return how many ranks evaluate a run: as many as trained it, but no more than this machine has GPUs or cores.
+    """Return how many ranks evaluate a run by default: as many as trained it, but at most one per GPU or core here.
 
-    Any number of ranks gives the same result, as long as it is a multiple of the pipeline stages.
+    The result does not depend on the number of ranks, which must be a multiple of the pipeline stages.
 
     Args:
-        source: the run's folder; None is returned for a recipe.
+        source: the run's folder, or a recipe, for which None is returned.
         stages: number of pipeline stages.
     """
     trained, here = ranks_of(source), number_of_gpus() or os.cpu_count() or 1
@@ -200,13 +200,16 @@ def start_bench(
 
 
 def check_recipe(recipe: Recipe, recipe_file: Path, *, writes_output: bool, with_data: bool) -> "Prepared":
-    """Check a recipe against the model, the data and this machine; return what its run needs.
+    """Check a recipe against the model, the data and this machine.
 
     Args:
         recipe: the recipe.
-        recipe_file: path of the recipe; files may be named relative to it.
+        recipe_file: path of the recipe; paths in the recipe may be relative to its folder.
         writes_output: whether training.output will be written, so that it must not hold another run.
-        with_data: whether documents and tokenizer are needed.
+        with_data: whether to load documents and tokenizer too.
+
+    Returns:
+        What the run needs: documents, tokenizer, DeepSpeed configuration.
 
     Raises:
         ConfigError: with a line for each problem.
@@ -222,7 +225,7 @@ def check_recipe(recipe: Recipe, recipe_file: Path, *, writes_output: bool, with
 
 
 def set_rank_environment() -> None:
-    """Set environment variables for this process and the ranks that it starts, which inherit them."""
+    """Set environment variables (PATH, CPU threads, malloc) of this process, which the ranks that it starts inherit."""
     # DeepSpeed compiles with ninja, which is beside this Python where the environment was not activated
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     if not number_of_gpus():
@@ -235,9 +238,9 @@ def set_rank_environment() -> None:
 
 
 def go_offline_without_hub() -> None:
-    """Set HF_HUB_OFFLINE if the hub's name cannot be resolved: its library would try again for minutes, file by file.
+    """Set HF_HUB_OFFLINE if the name of the Hugging Face hub cannot be resolved, which spares minutes of retries.
 
-    A proxy may resolve names that this machine cannot.
+    Not done behind a proxy, which may resolve names that this machine cannot.
     """
     proxies = [name for name in os.environ if name.lower() in ("https_proxy", "all_proxy")]
     if proxies or "HF_HUB_OFFLINE" in os.environ:
@@ -250,7 +253,7 @@ def go_offline_without_hub() -> None:
 
 
 def number_of_gpus() -> int:
-    """Return the number of GPUs of this machine."""
+    """Return the number of GPUs of this machine that torch can use."""
     import torch
 
     return torch.cuda.device_count()

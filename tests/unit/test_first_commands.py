@@ -135,9 +135,9 @@ def test_init_errors(monkeypatch, capsys, tmp_path):
     there = tmp_path / "there.yaml"
     there.write_text("")
     code, _, err = run(monkeypatch, capsys, "init", str(there), "--data", str(tmp_path))
-    assert (code, err) == (2, f"error: {there} exists: name a new file\n")
+    assert (code, err) == (2, f"error: {there} exists and is not overwritten: name a new file\n")
     code, _, err = run(monkeypatch, capsys, "init", str(tmp_path / "a.yaml"))
-    assert (code, err) == (2, "error: --data: missing, name a file or folder of training documents\n")
+    assert (code, err) == (2, "error: --data: missing, give --data PATH with a file or folder of training documents\n")
     code, _, err = run(monkeypatch, capsys, "init", "a.yaml", "--data", "no", "--train", "all", "--steps", "0")
     assert code == 2 and sorted(err.splitlines()) == [
         "error: --data: no: no such file or folder",

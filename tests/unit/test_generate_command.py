@@ -133,14 +133,17 @@ BAD = [
     (["nowhere", "--prompt", "a", "--generation.temprature", "1"], ["generation.temprature: unknown setting"]),
     (["no_tokenizer", "--prompt", "a"], ["no_tokenizer has no tokenizer", "--tokenizer FOLDER"]),
     (["hf", "--document", "none.txt", "--prompts", "none"], ["--document: none.txt is not", "--prompts: none is not"]),
-    (["hf", "--document", "empty.txt"], ["--document: empty.txt is empty"]),
-    (["hf", "--prompts", "empty.txt"], ["--prompts: empty.txt is empty"]),
-    (["hf", "--document", "not_text.txt"], ["not_text.txt cannot be read as text"]),
-    (["hf", "--memory", "book.txt"], ["book.txt is no memory file"]),
-    (["hf", "--memory", "hf/model.safetensors"], ["hf/model.safetensors is no memory file: --save-memory"]),
+    (["hf", "--document", "empty.txt"], ["--document: empty.txt is empty: name a file with text"]),
+    (["hf", "--prompts", "empty.txt"], ["--prompts: empty.txt has no line with text"]),
+    (["hf", "--document", "not_text.txt"], ["not_text.txt cannot be read as UTF-8 text"]),
+    (["hf", "--memory", "book.txt"], ["book.txt is not a memory file"]),
+    (
+        ["hf", "--memory", "hf/model.safetensors"],
+        ["hf/model.safetensors is not a memory file: name a file that --save-memory"],
+    ),
     (["hf", "--prompt", "a", "--save-memory", "book.txt"], ["--save-memory: book.txt exists already"]),
     (["hf", "--prompt", "a", "--save-memory", "no/book"], ["--save-memory: the folder of no/book does not exist"]),
-    (["hf", "--prompt", "a", "--save-memory", "new"], ["--save-memory: nothing was read, give --document FILE"]),
+    (["hf", "--prompt", "a", "--save-memory", "new"], ["--save-memory: no document was read"]),
     (["hf", "--prompt", "a", "--max-new-tokens", "0"], ["--max-new-tokens: must be at least 1"]),
     (["hf", "--prompt", "a", "--generation.temprature", "1"], ["generation.temprature: unknown setting; did you mean"]),
     (["hf", "--prompt", "a", "--generation.top_k", "-1"], ["generation: `top_k` has to be a strictly positive"]),
@@ -176,7 +179,7 @@ def test_a_memory_of_another_model_is_refused(folders, run, tmp_path, folder, wo
             folders / "smaller"
         )
     code, out, err = run("generate", folder, "--memory", book, "--prompt", "a", *words)
-    assert code == 2 and out == "" and said in err and "read the document again" in err
+    assert code == 2 and out == "" and said in err and "read the document with this one" in err
     assert len(errors_in(err)) == 1
 
 
@@ -185,7 +188,7 @@ def test_a_damaged_memory_is_refused(run, tmp_path):
     book = tmp_path / "book.memory"
     run("generate", "hf", "--document", "book.txt", "--save-memory", str(book))
     (tmp_path / "cut").write_bytes(book.read_bytes()[:-8])
-    assert "is no memory file, or damaged" in run("generate", "hf", "--memory", str(tmp_path / "cut"))[2]
+    assert "is not a memory file, or is damaged" in run("generate", "hf", "--memory", str(tmp_path / "cut"))[2]
 
 
 @pytest.mark.parametrize("folder", ["hf", "chat"])

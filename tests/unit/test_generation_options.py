@@ -244,7 +244,7 @@ def test_rows_of_a_cache(model, ids):
         ({"past_key_values": DynamicCache()}, "past_key_values is a DynamicCache, which cannot hold a memory"),
         (
             {"cache_implementation": "static"},
-            "cache_implementation is 'static', which cannot hold a memory: leave it out",
+            "cache_implementation='static' cannot hold the memories of an HMT model",
         ),
         ({"inputs_embeds": torch.zeros(1, 3, 16)}, "inputs_embeds"),
         ({"output_attentions": True, "return_dict_in_generate": True}, "does not take output_attentions"),

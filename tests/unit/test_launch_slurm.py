@@ -154,7 +154,7 @@ def test_scripts_pass_shellcheck(monkeypatch, capsys, recipe):
             ["--then", "evaluate it's"],
             """--then: must be quoted as in a shell, got "evaluate it's" (no closing quotation)""",
         ),
-        (["--then", "train"], "--then train: name a recipe"),
+        (["--then", "train"], "--then train: no recipe given"),
         (["--then", "train no.yaml"], "no.yaml: no such recipe"),
         (["--then", "evaluate --data.what 1"], "--then evaluate: data.what: unknown key"),
         (
@@ -223,7 +223,9 @@ def test_output_and_inherited_environment(recipe, tmp_path):
 def test_without_sbatch(monkeypatch, capsys, recipe, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     code, _, errors = ask(monkeypatch, capsys, recipe)
-    assert code == 2 and errors == ["error: sbatch is not on the PATH: use --dry-run to print the scripts"]
+    assert code == 2 and errors == [
+        "error: sbatch is not on the PATH: launch from a Slurm login node, or print the scripts with --dry-run"
+    ]
     assert not (tmp_path / "runs").exists()
 
 
