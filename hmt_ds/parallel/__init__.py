@@ -1,1 +1,1 @@
-"""Training and evaluation on many ranks: DeepSpeed engines around an HMT, for ZeRO and for pipelines."""
+"""Training and evaluation on many ranks: DeepSpeed engines around an HMT model, for ZeRO and for pipelines."""

@@ -17,12 +17,12 @@ Forward = Callable[..., Any]  # an HMT's forward pass: a segment gives a Segment
 
 
 class ActivationBudget:
-    """Plans which segments keep their activations in the coming steps, and which are recomputed.
+    """Planner of which segments keep their activations in the coming steps, and which are recomputed.
 
     In the first steps one segment keeps its activations. The second step is measured; then as many segments keep
     their activations as fit into the GPU's memory, and summaries run in larger batches. All ranks use the same plan.
-    With another depth the planning starts over. Steps with shorter windows than planned for (a random depth) use the
-    plan, but are not measured, and not counted as one of the first steps.
+    With another depth (segments per window) planning starts over. Steps with shorter windows than planned for (a random
+    depth) use the plan, but are neither measured nor counted as first steps.
 
     Attributes:
         plan: recomputation plan of the coming step.
@@ -40,7 +40,7 @@ class ActivationBudget:
         self.plan_for(depth)
 
     def plan_for(self, depth: int) -> None:
-        """Start the recomputation planning over, for windows of another depth.
+        """Restart recomputation planning for windows of ``depth`` segments.
 
         Measurements on shorter windows do not hold for longer ones, which carry more between their segments; a pipeline
         stage stashes more inputs. The first plan depends on the depth alone, not on earlier steps: dropout draws in the
@@ -60,7 +60,9 @@ class ActivationBudget:
 
     @property
     def batch_sizes(self) -> list[int]:
-        """Possible numbers of summaries in a batch: divisors of the window, so that all batches have equal shapes."""
+        """Possible numbers of segments in a batch of summaries: divisors of the depth, so that all batches have one
+        shape.
+        """
         return [n for n in range(1, self.depth + 1) if self.depth % n == 0]
 
     @property
@@ -76,7 +78,13 @@ class ActivationBudget:
         return CAPTURED if self.compute.cuda_graphs == "always" else CAPTURED - 1
 
     def within_recipe(self, kept_segments: int, summary_segments: int, kept_summaries: int) -> RecomputePlan:
-        """Return a recomputation plan with the given values, except for those that the recipe fixes."""
+        """Return a recomputation plan with the given values, each replaced by the recipe's value if the recipe sets it.
+
+        Args:
+            kept_segments: number of last segments that keep their activations.
+            summary_segments: number of segments whose summaries run in one batch.
+            kept_summaries: number of batches of summaries that keep their activations.
+        """
         if self.compute.recompute in ("none", "selective"):
             kept_segments, kept_summaries = self.depth, self.depth
         elif self.compute.recompute != "auto":
@@ -86,7 +94,9 @@ class ActivationBudget:
         return RecomputePlan(min(kept_segments, self.depth), min(summary_segments, self.depth), kept_summaries)
 
     def measure(self, forward: Forward) -> Forward:
-        """Wrap a forward pass so that the measured step records the bytes of its autograd graphs."""
+        """Return a wrapper of a forward pass that, in the measured step, records the bytes of autograd graphs it
+        creates.
+        """
         if not self.is_measured_step:
             return forward
         cuda = torch.get_device_module(self.device)
@@ -114,14 +124,14 @@ class ActivationBudget:
             cuda.reset_peak_memory_stats()
 
     def step_done(self) -> None:
-        """Count a step; after the measured one, plan the next steps by the rank with the least free memory."""
+        """Count a finished step; after the measured one, plan later steps for the rank with the least free memory."""
         if self.is_measured_step:
             self.peak_after = torch.get_device_module(self.device).max_memory_allocated()
             self.plan = self.within_recipe(*map(int, all_reduce_min(self.largest_plan(), self.device)))
         self.step += self.counts
 
     def largest_plan(self) -> list[int]:
-        """The largest recomputation plan that fits into memory: kept_segments, summary_segments and kept_summaries."""
+        """The largest plan that fits into memory, as ``[kept_segments, summary_segments, kept_summaries]``."""
         graphs, peak = self.compute.cuda_graphs == "always", self.peak
         if graphs:
             # Captured memory stays allocated during the reduction and the optimizer's step. The peak of the windows
@@ -146,19 +156,23 @@ class ActivationBudget:
         return [kept_segments, summary_segments, kept_summaries]
 
     def bytes_left(self, peak: int) -> float:
-        """Bytes of the GPU's memory that are free at a given peak, beside a margin and memory outside of torch."""
+        """Bytes of GPU memory free when torch has ``peak`` bytes allocated, minus a margin and memory used outside
+        torch.
+        """
         total = torch.get_device_module(self.device).mem_get_info()[1]
         return MARGIN * total - outside_torch(self.device) - peak
 
     def batch_within(self, size: float) -> int:
-        """The number of summaries in a batch of at most ``size`` bytes, unless the recipe fixes it."""
+        """Largest number of segments whose batch of summaries takes at most ``size`` bytes; the recipe's, if set."""
         if isinstance(self.compute.summary_batch, int):
             return self.plan.summary_segments
         single = self.summary_bytes / self.plan.summary_segments
         return max(n for n in self.batch_sizes if n * single <= max(size, single))
 
     def segments_within(self, size: float) -> int:
-        """The number of segments that can keep their activations in ``size`` more bytes than the measured step took."""
+        """The number of segments that can keep their activations if ``size`` bytes more than in the measured step are
+        used.
+        """
         return min(self.depth, 1 + max(0, int(size // max(self.segment_bytes, 1))))
 
 

@@ -30,13 +30,13 @@ class ExecutorOptions:
     """Settings of an executor (which trains) or a reader (which evaluates), besides its model.
 
     Attributes:
-        ds_config: DeepSpeed's configuration, filled in.
+        ds_config: DeepSpeed's configuration, every ``auto`` filled in.
         precision: ``fp32``, ``bf16`` or ``fp16``.
         device: device of this rank.
         depth: segments of a window, in the first steps.
         compute: settings of activations, gradient reduction and kernels.
-        memory_lr: learning rate of the memory modules; None for the optimizer's.
-        scheduler: makes a learning-rate schedule from an optimizer.
+        memory_lr: learning rate of the memory modules; None for the backbone's.
+        scheduler: function that makes a learning-rate schedule from an optimizer; None for a constant rate.
     """
 
     ds_config: DsConfig
@@ -58,7 +58,7 @@ class ExecutorOptions:
         return torch.float32 if self.in_autocast else DTYPES[self.precision]
 
     def autocast(self) -> AbstractContextManager[object]:
-        """The autocast context for forward passes outside DeepSpeed's engine, which enters one by itself."""
+        """The autocast context for forward passes that run outside DeepSpeed's engine; the engine enters its own."""
         low = DTYPES[self.precision]
         return torch.autocast(self.device.type, low, enabled=self.in_autocast, cache_enabled=False)
 
@@ -70,14 +70,17 @@ def build_engine(
     compute: ComputeSettings,
     grid: object = None,
 ) -> Engine[HMT]:
-    """Compile a model if the settings say so, give it to DeepSpeed, and attach the gradient reduction.
+    """Compile a model if the settings say so, wrap it in a DeepSpeed engine, and attach the gradient reduction.
 
     Args:
         model: a model prepared by :func:`hmt_ds.parallel.compute_choice.prepare_layers`.
         gradients: gradient reduction, made from the model before DeepSpeed puts hooks into it.
         options: DeepSpeed configuration, precision and device of the training executor.
         compute: ``compute`` settings in which every ``auto`` has been replaced by the value chosen for the model.
-        grid: DeepSpeed's process grid, if the ranks are not all data-parallel.
+        grid: DeepSpeed's process grid, for pipelines; None if all ranks are data-parallel.
+
+    Returns:
+        DeepSpeed's engine, with optimizer and learning-rate schedule.
     """
     if compute.kernels == "compile":
         compile_layers(cast(CausalLM, gradients.model.backbone))
@@ -104,16 +107,17 @@ def build_engine(
 
 
 def build_reading_engine(model: HMT, options: ExecutorOptions, grid: object = None) -> Engine[HMT]:
-    """Give a model to a DeepSpeed engine that only evaluates: without optimizer states, gradients and master weights.
+    """Wrap a model in a DeepSpeed engine that only evaluates: without optimizer states, gradients and master weights.
 
-    ZeRO-1 and ZeRO-2 shard only what such an engine does not have, and DeepSpeed refuses them without an optimizer, so
-    they become stage 0: every rank holds the whole weights. At stage 3 the weights stay sharded. The precision stays
-    that of the run's stage, so weights are read in the type they were trained in.
+    ZeRO-1 and ZeRO-2 shard only optimizer states and gradients, and DeepSpeed refuses them without an optimizer, so
+    they
+    become stage 0: every rank holds the whole weights. At stage 3 the weights stay sharded. Weights are loaded in the
+    dtype that they were trained in.
 
     Args:
         model: the model to evaluate.
         options: settings of the reader.
-        grid: DeepSpeed's process grid, if the ranks are not all data-parallel.
+        grid: DeepSpeed's process grid, for pipelines; None if all ranks are data-parallel.
     """
     if resolve(options.compute, model, options.ds_config, options.device).kernels == "liger":
         use_liger(cast(CausalLM, model.backbone))  # compiled kernels are for training alone

@@ -1,4 +1,4 @@
-"""Build a model; at ZeRO-3 it is sharded from the start, so that no rank ever holds all of it."""
+"""Build an HMT model; at ZeRO-3 its weights are sharded as they are created, so that no rank ever holds all of them."""
 
 from contextlib import nullcontext
 from typing import cast
@@ -28,18 +28,18 @@ def build_hmt(
     device: torch.device | str = "cpu",
     trust_remote_code: bool = False,
 ) -> HMT:
-    """Build a backbone and the memory around it, under ``zero.Init`` at ZeRO-3.
+    """Build a backbone and the memory modules around it, under ``zero.Init`` at ZeRO-3.
 
     Args:
         source: a folder, a hub name, or a transformers configuration for random weights.
         memory: settings of the memory.
-        ds_config: DeepSpeed's configuration, filled in.
+        ds_config: DeepSpeed's configuration, every ``auto`` filled in.
         precision: ``fp32``, ``bf16`` or ``fp16``.
-        train: ``whole``, ``frozen`` or ``lora``.
+        train: which weights of the backbone are trained: ``whole``, ``frozen`` or ``lora``.
         seed: seed of all random weights.
-        lora: LoRA settings; required for ``train`` lora.
+        lora: LoRA settings; required if ``train`` is ``lora``.
         device: device on which the backbone's random weights are created.
-        trust_remote_code: run Python code of the folder or the hub model.
+        trust_remote_code: whether Python code of the folder or the hub model may run.
     """
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     if computes_in_autocast(ds_config, precision):
@@ -90,9 +90,11 @@ def initialise_prompts(model: HMT) -> None:
 
 
 def first_token(config: PretrainedConfig) -> int:
-    """Return the token that begins a text, or else one that ends it; 0 where the vocabulary has neither.
+    """Return the id of the token that begins a text (BOS), else the one that ends it (EOS), else 0.
 
-    Configurations of random weights keep a family's default ids, which a smaller vocabulary may not have.
+    An id outside the vocabulary is skipped: configurations for random weights keep the default ids of their family,
+    which
+    may exceed a smaller vocabulary.
     """
     named = [getattr(config, name, None) for name in ("bos_token_id", "eos_token_id")]
     ids = [i for one in named for i in (one if isinstance(one, list) else [one])]
@@ -100,7 +102,12 @@ def first_token(config: PretrainedConfig) -> int:
 
 
 def parameter_groups(model: HMT, memory_lr: float | None) -> list[dict[str, object]]:
-    """Group the trained parameters: the backbone's, and the memory modules' with their own learning rate."""
+    """Return optimizer parameter groups: the backbone's trained parameters, and those of the memory modules.
+
+    Args:
+        model: the model.
+        memory_lr: learning rate of the memory modules; None for the backbone's.
+    """
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     memory: dict[str, object] = {"params": [p for name, p in trained if not name.startswith("backbone.")]}
     if memory_lr is not None:

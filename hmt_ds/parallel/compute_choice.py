@@ -25,9 +25,15 @@ FREE_SHARE = 0.75  # of a GPU's memory that whole weights and gradient sums may 
 
 
 def resolve(compute: ComputeSettings, model: HMT, ds_config: DsConfig, device: torch.device) -> ComputeSettings:
-    """Return ``compute`` settings with every "auto" resolved, except those that a measured step decides.
+    """Return ``compute`` settings with each ``auto`` replaced by a value that suits the model and the device.
 
-    ``recompute`` and ``summary_batch`` stay "auto": :class:`ActivationBudget` plans them.
+    ``recompute`` and ``summary_batch`` may stay ``auto``: :class:`ActivationBudget` plans them from a measured step.
+
+    Args:
+        compute: settings of the recipe.
+        model: the model, before DeepSpeed wraps it.
+        ds_config: DeepSpeed's configuration, every ``auto`` filled in.
+        device: device of this rank.
     """
     reduction, kernels, leaf_layers = compute.reduction, compute.kernels, compute.leaf_layers
     if reduction == "auto":
@@ -45,7 +51,15 @@ def resolve(compute: ComputeSettings, model: HMT, ds_config: DsConfig, device: t
 def worth_capturing(
     model: HMT, reduction: str, ds_config: DsConfig, recompute: Recompute, device: torch.device
 ) -> bool:
-    """Whether CUDA graphs can replay forward and backward passes, and launching kernels takes longer than they run."""
+    """Return whether CUDA graphs can replay the model's passes, and would be faster because kernel launches dominate.
+
+    Args:
+        model: the model.
+        reduction: when gradients are reduced: ``step`` or ``segment``.
+        ds_config: DeepSpeed's configuration, every ``auto`` filled in.
+        recompute: activation checkpointing of the layers.
+        device: device of this rank.
+    """
     backbone = cast(CausalLM, model.backbone)
     # a graph reads the weights at fixed addresses, and adds gradients to buffers at fixed addresses
     fixed_addresses = reduction == "step" and stage_of(ds_config) < 3 and not offloads(ds_config)
@@ -66,9 +80,15 @@ def uses_dropout(model: HMT) -> bool:
 
 
 def best_kernels(backbone: CausalLM, reduction: Reduction, recompute: Recompute, device: torch.device) -> Kernels:
-    """Choose kernels: compile, unless ZeRO-3's hooks or checkpoints split the layers; else liger's, if installed.
+    """Choose kernels: ``compile``, unless ZeRO-3's hooks or checkpoints split the layers; else ``liger``, if installed.
 
-    Recurrent layers stay as they are: compiling would unroll their loop over positions.
+    Recurrent layers and CPUs get ``plain``: compiling would unroll a recurrent layer's loop over positions.
+
+    Args:
+        backbone: the backbone.
+        reduction: when gradients are reduced: ``step`` or ``segment``.
+        recompute: activation checkpointing of the layers.
+        device: device of this rank.
     """
     if device.type == "cpu" or is_recurrent(backbone.model):
         return "plain"
@@ -90,7 +110,7 @@ def whole_gradient_fits(model: HMT, ds_config: DsConfig, device: torch.device) -
 
 
 def leaf_layers_that_fit(backbone: CausalLM, device: torch.device) -> int:
-    """The number of layers that fit into a fortieth of a GPU's memory, for ZeRO-3 to gather together.
+    """The number of layers that ZeRO-3 can gather together within a fortieth of a GPU's memory; at least 1.
 
     ZeRO-3 holds two groups of layers at a time (one computes, the next is prefetched), and their gradients.
     """
@@ -108,7 +128,7 @@ def layer_numel(backbone: CausalLM) -> int:
 
 
 def capacity(device: torch.device) -> float:
-    """Bytes of a rank's device memory: the minimum over all ranks, so that they make equal choices. Collective."""
+    """Bytes of GPU (or host) memory per rank, the minimum over all ranks so that all choose alike. Collective."""
     if device.type == "cpu":
         here = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
     else:
@@ -121,8 +141,8 @@ def prepare_layers(model: HMT, compute: ComputeSettings, stage: int) -> None:
 
     Args:
         model: the model.
-        compute: settings without "auto".
-        stage: the ZeRO stage.
+        compute: settings in which every ``auto`` has been replaced.
+        stage: the ZeRO stage, 0 to 3.
     """
     backbone = cast(CausalLM, model.backbone)
     if compute.kernels == "liger":

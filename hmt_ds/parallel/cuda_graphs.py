@@ -30,10 +30,10 @@ class SlotKey(NamedTuple):
 
 
 class GraphedForward:
-    """An HMT's forward pass, captured in CUDA graphs and replayed.
+    """An HMT model's forward pass, captured in CUDA graphs and replayed.
 
-    Gradients of weights must be summed by hooks into tensors at fixed addresses, because these additions are captured
-    too. The weights must stay at their addresses as well.
+    Hooks must sum gradients of weights into tensors at fixed addresses, because the graphs contain these additions. The
+    weights must stay at their addresses as well.
 
     Args:
         forward: eager forward pass of a segment or a summary; must have run before, so that nothing is left to compile.
@@ -63,7 +63,9 @@ class GraphedForward:
         query: Tensor | None = None,
         with_loss: bool = True,
     ) -> Output:
-        """Run a segment or a batch of summaries; arguments as for :meth:`hmt_ds.memory.HMT.forward`."""
+        """Run the forward pass of a segment or a batch of summaries; arguments as for
+        :meth:`hmt_ds.memory.HMT.forward`.
+        """
         with_graph = torch.is_grad_enabled()
         inputs = [getattr(part, field.name) for field in fields(part)] + [memories, valid, query]
         shapes = tuple(None if tensor is None else tuple(tensor.shape) for tensor in inputs)
@@ -84,7 +86,7 @@ class GraphedForward:
 class Slot:
     """A captured forward pass with its backward pass, and the memory of its activations.
 
-    A slot is busy from its forward to its backward pass; another segment meanwhile needs another slot.
+    A slot is busy from its forward to its backward pass; other segments use other slots in the meantime.
     """
 
     def __init__(self, forward: Forward, kind: type[Part], with_loss: bool, pool: Any, stream: torch.cuda.Stream):
@@ -94,11 +96,11 @@ class Slot:
         self.backward_graph: torch.cuda.CUDAGraph | None = None
 
     def output(self, tensors: Sequence[Tensor]) -> Output:
-        """Wrap the tensors of a replay in the output type of the eager forward pass."""
+        """Wrap the output tensors of a replay in the type that the eager forward pass returns."""
         return SegmentOutput(*tensors) if self.kind is Segment else tensors[0]
 
     def replay_forward(self, inputs: list[Tensor | None]) -> tuple[Tensor, ...]:
-        """Replay the captured forward pass on new inputs; return copies of the results."""
+        """Replay the captured forward pass on new inputs (tensors or None); return copies of the output tensors."""
         if self.forward_graph is None:
             self.capture_forward(inputs)
         # a graph reads its inputs where they were during the capture
@@ -110,7 +112,7 @@ class Slot:
         return tuple(tensor.detach().clone() for tensor in self.results)
 
     def capture_forward(self, inputs: list[Tensor | None]) -> None:
-        """Capture the forward pass as a CUDA graph, on copies of the inputs."""
+        """Capture the forward pass as a CUDA graph, on copies of the inputs (tensors or None)."""
         self.inputs = [None if tensor is None else tensor.detach().clone() for tensor in inputs]
         *parts, memories, valid, query = self.inputs
         self.leaves = [t.requires_grad_() for t in (memories, query) if t is not None and torch.is_grad_enabled()]
@@ -126,7 +128,11 @@ class Slot:
         self.results = [tensor for tensor in output if tensor is not None] if self.kind is Segment else [output]
 
     def replay_backward(self, gradients: list[Tensor]) -> list[Tensor | None]:
-        """Replay the captured backward pass on new gradients of the results; return copies of the inputs' gradients."""
+        """Replay the captured backward pass on gradients of the outputs.
+
+        Returns:
+            Copies of the gradients of the inputs; None for an input without gradient.
+        """
         if self.backward_graph is None:
             self.capture_backward(gradients)
         for own, new in zip(self.gradients, gradients, strict=True):
@@ -136,7 +142,7 @@ class Slot:
         return [leaf.grad.clone() if leaf.grad is not None else None for leaf in self.leaves]
 
     def capture_backward(self, gradients: list[Tensor]) -> None:
-        """Capture the backward pass as a CUDA graph, with its additions to the gradient accumulation buffers."""
+        """Capture the backward pass from gradients of the outputs, including additions to accumulation buffers."""
         self.gradients = [gradient.clone() for gradient in gradients]
         pairs = [(r, g) for r, g in zip(self.results, self.gradients, strict=True) if r.requires_grad]
         self.backward_graph = torch.cuda.CUDAGraph()

@@ -1,12 +1,12 @@
 """Reduce gradients over the ranks: after every backward pass, or once per optimizer step.
 
-After every pass: DeepSpeed shards the gradients of one segment and sums the shards in fp32. No rank ever holds a whole
-gradient.
+:class:`ReducePerSegment`: DeepSpeed shards the gradients of one segment and sums the shards in fp32. No rank ever
+holds a whole gradient.
 
-Once per step: each rank sums its own gradients in fp32 buffers and gives the sums to DeepSpeed's engine as if one
-backward pass had made them. Forward passes go through a second tree of modules over the same weights, because
-DeepSpeed's hooks in the first tree run for every backward pass (at stage 3 for every module). Reducing once per step
-takes 4 bytes per trained weight on every rank, and at stage 3 the whole weights during the step.
+:class:`ReducePerStep`: each rank sums its own gradients in fp32 buffers and gives the sums to DeepSpeed's engine as if
+one backward pass had made them. Forward passes go through a second tree of modules over the same weights, because
+DeepSpeed's hooks in the first tree run for every backward pass (at stage 3 for every module). Costs 4 bytes per trained
+weight on every rank, and at stage 3 the whole weights during the step.
 """
 
 import copy
@@ -34,7 +34,7 @@ from hmt_ds.parallel.layer_groups import LayerGroups
 
 
 class ReducePerSegment:
-    """Reduces gradients in every backward pass, by running each one through DeepSpeed's engine.
+    """Gradient reduction in every backward pass, by running each one through DeepSpeed's engine.
 
     Args:
         model: the model that the DeepSpeed engine wraps.
@@ -44,7 +44,7 @@ class ReducePerSegment:
         self.model = model
 
     def attach(self, engine: Engine[HMT]) -> None:
-        """Use the DeepSpeed engine that was built around the model."""
+        """Use the DeepSpeed engine that was built around the model for all later backward passes."""
         self.engine = engine
         move_buffers(self.model, engine.device)
         for module in self.model.modules():
@@ -58,13 +58,22 @@ class ReducePerSegment:
 
     @contextmanager
     def accumulate(self, passes: int, scale: float, phase: Phase) -> Iterator[None]:
-        """Context for all backward passes of an optimizer step; afterwards DeepSpeed's engine has the gradients."""
+        """Context for all backward passes of an optimizer step; afterwards DeepSpeed's engine has the gradients.
+
+        Args:
+            passes: number of backward passes of the step.
+            scale: loss scale (1 unless fp16).
+            phase: makes a context around the reduction, from the name ``reduce``; unused, since reduction has no own
+                phase.
+        """
         self.remaining = passes
         yield
         assert self.remaining == 0, f"{self.remaining} of {passes} backward passes are missing"
 
     def backward(self, scalar: Tensor) -> None:
-        """Run one backward pass through DeepSpeed's engine, which completes its gradients in the last one of a step."""
+        """Run one backward pass of a scalar loss through DeepSpeed's engine; the last one of a step completes the
+        gradients.
+        """
         self.remaining -= 1
         start_backward(self.engine)
         self.engine.set_gradient_accumulation_boundary(self.remaining == 0)
@@ -78,13 +87,13 @@ class ReducePerSegment:
 
 
 class ReducePerStep:
-    """Reduces gradients once per optimizer step: sums them in fp32 outside of DeepSpeed's engine, then passes sums on.
+    """Gradient reduction once per optimizer step, from fp32 sums that each rank keeps outside DeepSpeed's engine.
 
     Args:
         model: the model that the DeepSpeed engine wraps. The reduction must be created before the engine, which puts
             hooks into the model.
         autocast: the autocast context of forward passes.
-        graphs: capture forward and backward passes in CUDA graphs and replay them.
+        graphs: whether to capture forward and backward passes in CUDA graphs and replay them.
     """
 
     def __init__(self, model: HMT, autocast: AbstractContextManager[object], graphs: bool = False):
@@ -105,26 +114,31 @@ class ReducePerStep:
                 alias.register_post_accumulate_grad_hook(self.add)
 
     def attach(self, engine: Engine[HMT]) -> None:
-        """Use the DeepSpeed engine that was built around the model."""
+        """Use the DeepSpeed engine that was built around the model for reductions and the optimizer."""
         self.engine, self.sharded = engine, engine.zero_optimization_stage() == 3
         move_buffers(self.model, engine.device)
 
     def forward(self, *arguments: object, **options: object) -> object:
-        """Run a segment or a batch of summaries, replayed from CUDA graphs if they were captured."""
+        """Run a segment or a batch of summaries, replayed from CUDA graphs if captured; arguments as for
+        ``HMT.forward``.
+        """
         run: Forward = self.replays or self.eager_forward
         return run(*arguments, **options)
 
     def eager_forward(self, *arguments: object, **options: object) -> object:
-        """Run a segment or a batch of summaries without CUDA graphs."""
+        """Run a segment or a batch of summaries without CUDA graphs; arguments as for ``HMT.forward``."""
         with self.autocast:
             return self.model(*arguments, **options)
 
     def begin_step(self, budget: ActivationBudget) -> None:
-        """Begin an optimizer step; in the fourth one with windows of full length, start to capture CUDA graphs.
+        """Prepare an optimizer step; start to capture CUDA graphs in the fourth step whose windows have full length.
 
         The second such step measures memory, and the third compiles the shapes of the resulting recomputation plan.
-        Shorter windows would capture too few graphs. When the planning has started over, for another depth, old graphs
-        are dropped.
+        Shorter windows would capture too few graphs. When planning has started over, for another depth, old graphs are
+        dropped.
+
+        Args:
+            budget: planner of the recomputation, which counts the steps.
         """
         if budget.step < CAPTURED:
             self.replays = None
@@ -139,7 +153,13 @@ class ReducePerStep:
 
     @contextmanager
     def accumulate(self, passes: int, scale: float, phase: Phase) -> Iterator[None]:
-        """Context for all backward passes of an optimizer step; at stage 3 the whole weights are gathered during it."""
+        """Context for all backward passes of an optimizer step; at stage 3 the whole weights are gathered during it.
+
+        Args:
+            passes: number of backward passes of the step.
+            scale: loss scale (1 unless fp16).
+            phase: makes a context around the reduction, from the name ``reduce``.
+        """
         self.scale = scale
         with deepspeed.zero.GatheredParameters(self.weights, enabled=self.sharded):
             if any(weight.data_ptr() != alias.data_ptr() for weight, alias in self.pairs):
@@ -189,11 +209,17 @@ class ReducePerStep:
                 self.sums[alias] = torch.zeros_like(alias, dtype=torch.promote_types(alias.dtype, torch.float32))
 
     def backward(self, scalar: Tensor) -> None:
-        """Run one backward pass outside of DeepSpeed's engine; hooks add the weights' gradients to the fp32 sums."""
+        """Run one backward pass of a scalar loss outside DeepSpeed's engine; hooks add weights' gradients to the fp32
+        sums.
+        """
         (scalar * self.scale).backward()
 
     def add(self, alias: nn.Parameter) -> None:
-        """Add a weight's gradient of one backward pass to its fp32 sum and free the gradient; runs as a hook."""
+        """Add a weight's gradient of one backward pass to its fp32 sum and free the gradient; registered as a hook.
+
+        Args:
+            alias: the weight, in the second tree of modules.
+        """
         assert alias.grad is not None
         self.sums[alias].add_(alias.grad)
         alias.grad = None
@@ -233,7 +259,9 @@ def move_buffers(model: nn.Module, device: torch.device) -> None:
 
 
 class DeliverGradient(torch.autograd.Function):
-    """Autograd function that returns zero, and passes a sum computed elsewhere to a weight as its gradient."""
+    """Autograd function whose forward returns zero and whose backward gives a weight a gradient that was summed
+    elsewhere.
+    """
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, total: Tensor, scale: float) -> Tensor:

@@ -16,18 +16,18 @@ from hmt_ds.memory import HMT
 
 
 def group_layers(backbone: CausalLM, group_size: int) -> None:
-    """Let ZeRO-3 gather the decoder's layers in groups of ``group_size``; parameters keep their names."""
+    """Let ZeRO-3 gather a decoder's layers in groups of ``group_size`` layers; parameters keep their names."""
     module, name = decoder_layers(backbone)
     setattr(module, name, LayerGroups(getattr(module, name), group_size))
 
 
 def can_group_layers(config: PretrainedConfig) -> bool:
-    """Whether a model's layers can run in groups: each returns one tensor, and none is dropped at random."""
+    """Return whether a model's layers can run in groups: each must return one tensor, and none be dropped at random."""
     return config.model_type in FAMILIES and not getattr(config, "layerdrop", 0)
 
 
 class LayerGroups(nn.ModuleList):
-    """A list of layers that run in groups.
+    """List of layers that run in groups.
 
     The registered members are the layers, so parameters keep their names. DeepSpeed, which looks for modules in
     ``children``, puts its hooks into the groups. A decoder that iterates over the list gets a :class:`LayerCall` for
@@ -53,13 +53,17 @@ class LayerGroups(nn.ModuleList):
             after.prefetch_previous = partial(gather, set(group.parameters()), False)
 
     def named_children(self) -> Iterator[tuple[str, nn.Module]]:
-        """Yield the groups instead of the layers, because DeepSpeed looks for modules to gather here."""
+        """Yield the groups with their names instead of the layers: DeepSpeed finds modules to gather through this
+        method.
+        """
         return ((f"group_{number}", group) for number, group in enumerate(self.groups))
 
     def named_modules(
         self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
     ) -> Iterator[tuple[str, nn.Module]]:
-        """Yield the layers with their submodules, and the groups, which have no parameters of their own."""
+        """Yield the layers with their submodules, and the groups, which have no parameters of their own; see
+        ``nn.Module``.
+        """
         yield from super().named_modules(memo, prefix, remove_duplicate)
         yield from ((f"{prefix}.{name}", group) for name, group in self.named_children())
 
@@ -69,7 +73,7 @@ class LayerGroups(nn.ModuleList):
                 yield LayerCall(group, layer)
 
     def __getitem__(self, index: int | slice) -> Any:
-        """Return the layer at an index; for a slice, which must be the whole list, :class:`LayerCall` objects."""
+        """Return the layer at an index; for a slice of the whole list, one :class:`LayerCall` per layer."""
         if isinstance(index, slice):
             calls = list(self)
             assert len(calls[index]) == len(calls), "a group of layers runs as a whole"
@@ -89,7 +93,9 @@ class LayerGroup(nn.Module):
         self.prefetch_previous: Callable[[], None] = lambda: None
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Run the group's layers with the arguments recorded by :class:`LayerCall`, ``[b, t, d]`` -> ``[b, t, d]``."""
+        """Run the group's layers on hidden states ``[b, t, d]`` with the arguments that each :class:`LayerCall`
+        recorded.
+        """
         calls, self.calls = self.calls, []
         self.prefetch_next()
         for call in calls:
@@ -101,7 +107,7 @@ class LayerGroup(nn.Module):
 
 
 class LayerCall:
-    """Stands in for a layer while a decoder iterates over its layers: records the call for the layer's group."""
+    """Stand-in for a layer while a decoder iterates over its layers; it records the call for the layer's group."""
 
     def __init__(self, group: LayerGroup, layer: nn.Module):
         self.group, self.layer = group, layer

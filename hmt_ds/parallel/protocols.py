@@ -59,11 +59,11 @@ class GradientReduction(Protocol):
     model: HMT
 
     def attach(self, engine: Engine[HMT]) -> None:
-        """Use the DeepSpeed engine that was built around the model."""
+        """Use the DeepSpeed engine that was built around the model for reductions and the optimizer."""
 
     @property
     def forward(self) -> Forward:
-        """The forward pass of a segment or a batch of summaries."""
+        """The forward pass of a segment or a batch of summaries, to be called like ``HMT.forward``."""
 
     def accumulate(self, passes: int, scale: float, phase: Phase) -> AbstractContextManager[None]:
         """Return a context for all backward passes of an optimizer step; afterwards the engine has the gradients.
@@ -78,22 +78,25 @@ class GradientReduction(Protocol):
         """Run one backward pass from a scalar, and add the weights' gradients to those of the step."""
 
     def begin_step(self, budget: ActivationBudget) -> None:
-        """Begin an optimizer step; called after the activation budget has begun it."""
+        """Prepare for an optimizer step, after the activation budget ``budget`` has begun the step."""
 
     def step_done(self) -> None:
-        """Called after the optimizer has updated the weights."""
+        """Finish an optimizer step, after the optimizer has updated the weights."""
 
 
 class Reader(Protocol):
-    """Runs windows through an HMT inside a DeepSpeed engine: the interface for evaluation and for loading weights.
+    """Interface for evaluation and for loading weights: runs windows through an HMT model inside a DeepSpeed engine.
 
     Attributes:
         stages: number of pipeline stages (1 on ZeRO).
         data_ranks: number of ranks, or pipelines, that share the rows of the global batch.
         data_rank: index of this rank, or of its pipeline, among the data ranks.
         reports: whether this rank computes losses.
+        settings: settings of the memory.
+        device: device of this rank.
         embedding_width: d, the width of memories.
-        dtype: type of memories.
+        dtype: dtype of memories.
+        engine: DeepSpeed's engine.
     """
 
     stages: int
@@ -119,10 +122,11 @@ class Reader(Protocol):
 
 
 class Executor(Reader, Protocol):
-    """A reader that also trains: the interface for the training loop and for checkpoints.
+    """Interface for the training loop and for checkpoints: a reader that also trains.
 
     Attributes:
-        compute: ``compute`` settings with every auto resolved that can be before a step is measured.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+        compute: ``compute`` settings; ``auto`` remains only where a measured step must decide.
         state: the memory carried from the last window to the next; None before the first.
         phase: makes a context around each part of a step, from the part's name.
     """
@@ -134,14 +138,14 @@ class Executor(Reader, Protocol):
 
     @property
     def budget(self) -> ActivationBudget:
-        """The plan of which segments keep their activations."""
+        """The planner of which segments keep their activations."""
 
     @property
     def gradients(self) -> GradientReduction:
-        """The reduction of gradients over segments and ranks."""
+        """The object that accumulates gradients over segments and reduces them over ranks."""
 
     def train_batch(self, windows: list[Window], flags: tuple[int, ...] = ()) -> StepOutput:
-        """Take one optimizer step on consecutive windows; see :func:`hmt_ds.parallel.train_step.train_step`."""
+        """Run one optimizer step on consecutive windows; see :func:`hmt_ds.parallel.train_step.train_step`."""
 
     def backward_through(self, window: Window, weight: float, recall_weight: float) -> tuple[Tensor, Tensor]:
         """Add the gradients of a window's losses to those of the step, and carry the memory on.
@@ -158,4 +162,4 @@ class Executor(Reader, Protocol):
         """
 
     def backward_passes(self, windows: list[Window]) -> int:
-        """The number of backward passes that an optimizer step on the given windows takes."""
+        """Return the number of backward passes that an optimizer step on ``windows`` takes."""

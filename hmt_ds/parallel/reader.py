@@ -12,7 +12,7 @@ from hmt_ds.parallel.train_step import empty_state
 
 
 class ZeroReader:
-    """Evaluates windows with a model at ZeRO stage 0 to 3; implements :class:`hmt_ds.parallel.protocols.Reader`.
+    """Reader that evaluates windows with a model at ZeRO stage 0 to 3.
 
     Args:
         model: a model from :func:`hmt_ds.parallel.build_hmt.build_hmt`.
@@ -31,6 +31,9 @@ class ZeroReader:
     def read(
         self, window: Window, state: MemoryState | None, **options: Any
     ) -> Iterator[tuple[SegmentOutput, MemoryState]]:
-        """Run a window without training; yield the output of each segment and the memory state after it."""
+        """Run a window without training; yield the output of each segment and the memory state after it.
+
+        Arguments are those of :meth:`hmt_ds.parallel.protocols.Reader.read`.
+        """
         state = state or empty_state(self, len(window.input_ids))
         yield from read_window(self.engine, self.settings, window.to(self.device), state, **options)

@@ -16,22 +16,24 @@ class ComputeSettings:
     recompute: Recompute = "auto"
     """Activation checkpointing. none: keep all activations; selective: keep only the results of matrix products and
     attention; segment: recompute whole segments in the backward pass; segment+layer: like segment, and recompute layer
-    by layer within a segment; auto: recompute the segments whose activations do not fit. (reentrant is refused.)"""
+    by layer within a segment; auto: recompute only the segments whose activations do not fit into GPU memory;
+    reentrant: refused, because gradients would be wrong under ZeRO."""
     summary_batch: Literal["auto"] | int = "auto"
-    """Number of segments whose summaries are computed in one batch. auto: as many as need no more memory than the
-    activations that are kept anyway."""
+    """Number of segments whose summaries are computed in one batch; more is faster and takes more memory. auto: as many
+    as raise peak memory no further than the activations of segments do."""
     reduction: Reduction = "auto"
     """When gradients are reduced across ranks. step: once per optimizer step, which needs 4 bytes per trained weight on
     each rank, and at ZeRO-3 the whole weights during the step; segment: after each backward pass, sharded; auto: step
     if it fits."""
     leaf_layers: Literal["auto"] | int = "auto"
-    """Number of layers that ZeRO-3 gathers together, with reduction segment. auto: as many as fit into a fortieth of a
-    GPU's memory."""
+    """Number of layers that ZeRO-3 all-gathers together if reduction is segment; more means fewer, larger all-gathers.
+    auto: as many as fit into a fortieth of a GPU's memory."""
     kernels: Kernels = "auto"
-    """Kernels of the layers. auto: compile on GPUs, liger where ZeRO-3's hooks or layer checkpoints rule compile out,
-    plain on CPUs."""
+    """Kernels of the layers. compile: torch.compile; liger: Liger Kernel's fused kernels; plain: transformers' own;
+    auto: compile on GPUs, liger where ZeRO-3's hooks or layer checkpoints rule out compile, plain on CPUs."""
     cuda_graphs: CudaGraphs = "auto"
     """Replay a segment's kernels as a CUDA graph: possible at ZeRO stages 0 to 2 with reduction step, without
     offloading and dropout. auto: where possible, if launching the kernels takes longer than running them."""
     spill: bool = False
-    """Offload the tensors that cross segment boundaries (memories and their gradients) to host memory."""
+    """Offload the tensors that cross segment boundaries (memories and their gradients) to host memory, which saves GPU
+    memory for long windows and costs copies. false: keep them on the GPU."""

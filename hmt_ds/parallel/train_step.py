@@ -13,13 +13,14 @@ from hmt_ds.parallel.protocols import Executor, Reader, StepOutput
 
 
 def train_step(executor: Executor, windows: list[Window], flags: tuple[int, ...] = ()) -> StepOutput:
-    """Take one optimizer step on one or more consecutive windows of this rank's rows.
+    """Run one optimizer step on one or more consecutive windows of this rank's rows.
 
     The memory is carried from each window to the next, detached (truncated BPTT). All ranks must bring the same number
     of windows, of the same number of segments.
 
     Args:
-        windows: on the CPU.
+        executor: executor of this rank.
+        windows: consecutive windows of the same rows, on the CPU.
         flags: numbers to sum over the ranks in the all-reduce of the label counts (for example, whether this rank
             received a stop signal).
     """
@@ -66,7 +67,11 @@ def train_step(executor: Executor, windows: list[Window], flags: tuple[int, ...]
 
 
 def counts_of(window: Window) -> tuple[Tensor, Tensor, Tensor]:
-    """Return a window's number of labels, of fresh tokens, and of segments that should recall a certain memory."""
+    """Return numbers of a window as 0-dimensional tensors.
+
+    Returns:
+        The number of labels, of fresh tokens, and of segments for which the data names a memory to recall.
+    """
     asked = torch.zeros(()) if window.targets is None else (window.targets > 0).sum()
     return (window.labels >= 0).sum(), window.lengths.sum(), asked
 
@@ -92,7 +97,7 @@ def update_weights(executor: Executor) -> tuple[float | None, bool]:
 
 
 def stage_0_gradient_norm(engine: Engine[HMT]) -> float | None:
-    """The gradient norm at stage 0, where DeepSpeed clips without reporting it; None at other stages."""
+    """Return the gradient norm at ZeRO stage 0, where DeepSpeed clips without reporting it; None at other stages."""
     if engine.zero_optimization_stage() > 0:
         return None
     gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
@@ -100,7 +105,13 @@ def stage_0_gradient_norm(engine: Engine[HMT]) -> float | None:
 
 
 def empty_state(reader: Reader, rows: int, cached: int = 0) -> MemoryState:
-    """The memory state before a document, with room for ``cached`` memories."""
+    """Return the memory state at the beginning of documents.
+
+    Args:
+        reader: reader or executor that the state is for.
+        rows: number of rows.
+        cached: number of places for memories, all marked invalid.
+    """
     settings = reader.settings
     return MemoryState.empty(
         rows,

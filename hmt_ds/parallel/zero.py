@@ -21,10 +21,11 @@ from hmt_ds.parallel.train_step import carry, empty_state, train_step
 
 
 class ZeroExecutor:
-    """Trains an HMT inside a DeepSpeed engine at ZeRO stage 0 to 3: a :class:`hmt_ds.parallel.protocols.Executor`.
+    """Executor that trains an HMT model inside a DeepSpeed engine at ZeRO stage 0 to 3.
 
     Args:
         model: a model from :func:`hmt_ds.parallel.build_hmt.build_hmt`.
+        options: settings that all executors share.
     """
 
     stages, reports = 1, True
@@ -46,7 +47,7 @@ class ZeroExecutor:
         self.phase: Phase = nullcontext
 
     def train_batch(self, windows: list[Window], flags: tuple[int, ...] = ()) -> StepOutput:
-        """Take one optimizer step on consecutive windows; see :func:`hmt_ds.parallel.train_step.train_step`."""
+        """Run one optimizer step on consecutive windows; see :func:`hmt_ds.parallel.train_step.train_step`."""
         return train_step(self, windows, flags)
 
     def backward_through(self, window: Window, weight: float, recall_weight: float) -> tuple[Tensor, Tensor]:
@@ -67,7 +68,7 @@ class ZeroExecutor:
         return torch.stack([total.double() for total in totals]), sums.finite
 
     def backward_passes(self, windows: list[Window]) -> int:
-        """The number of backward passes that an optimizer step on the given windows takes."""
+        """Return the number of backward passes that an optimizer step on ``windows`` takes."""
         summarised = self.settings.summarises
         return sum(self.budget.plan.backward_passes(len(w), len(w) if summarised else 0) for w in windows)
 
@@ -75,7 +76,10 @@ class ZeroExecutor:
     def read(
         self, window: Window, state: MemoryState | None, **options: Any
     ) -> Iterator[tuple[SegmentOutput, MemoryState]]:
-        """Run a window without training; yield the output of each segment and the memory state after it."""
+        """Run a window without training; yield the output of each segment and the memory state after it.
+
+        Arguments are those of :meth:`hmt_ds.parallel.protocols.Reader.read`.
+        """
         self.engine.eval()
         state = state or empty_state(self, window.input_ids.shape[0])
         yield from read_window(self.engine, self.settings, window.to(self.device), state, **options)

@@ -208,7 +208,9 @@ CASES = [
     Case("a run is there", ["--training.output", "old"], ["training.output: old holds a run already", "resume auto"]),
     Case("output is a file", ["--training.output", "data.doc"], ["training.output: data.doc is a file, give a folder"]),
     Case("missing DeepSpeed file", ["--deepspeed", "zero9.json"], ["deepspeed: zero9.json: no such file"]),
-    Case("DeepSpeed file is no JSON", ["--deepspeed", "broken.yaml"], ["deepspeed: broken.yaml: not readable as JSON"]),
+    Case(
+        "DeepSpeed file is no JSON", ["--deepspeed", "broken.yaml"], ["deepspeed: broken.yaml: cannot be read as JSON"]
+    ),
     Case(
         "DeepSpeed file against the recipe",
         ["--deepspeed", "against.json"],
@@ -245,7 +247,7 @@ CASES = [
     Case("matrices", ["--optimizer.name", "Muon"], ["optimizer.name: Muon updates matrices alone", "use AdamW"]),
     Case("other steps", ["--optimizer.name", "LBFGS"], ["optimizer.name: LBFGS is not an optimizer"]),
     Case("optimizer's arguments", ["--optimizer.params", "{beta: 1}"], ["optimizer.params: AdamW does not take"]),
-    Case("rate given twice", ["--optimizer.params", "{lr: 1}"], ["optimizer.params: lr belong"]),
+    Case("rate given twice", ["--optimizer.params", "{lr: 1}"], ["optimizer.params: lr must be"]),
     Case("infinite rate", ["--optimizer.lr", ".inf"], ["optimizer.lr: "]),
     Case("schedule's types", ["--schedule.params", "{warmup_num_steps: x}"], ["schedule.params: WarmupCosineLR"]),
     Case("slip in the model", ["--model.source.hiden_size", "16"], ["hiden_size", "did you mean hidden_size?"]),

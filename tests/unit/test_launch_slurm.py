@@ -154,7 +154,7 @@ def test_scripts_pass_shellcheck(monkeypatch, capsys, recipe):
             ["--then", "evaluate it's"],
             """--then: must be quoted as in a shell, got "evaluate it's" (no closing quotation)""",
         ),
-        (["--then", "train"], "--then train: no recipe given"),
+        (["--then", "train"], "--then train: no recipe given, write it as --then 'train RECIPE.yaml'"),
         (["--then", "train no.yaml"], "no.yaml: no such recipe"),
         (["--then", "evaluate --data.what 1"], "--then evaluate: data.what: unknown key"),
         (

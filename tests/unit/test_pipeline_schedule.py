@@ -176,7 +176,7 @@ def test_actions():
         ((1, -2, 1), {}, "segments: must be at least 1, got -2"),
         ((1, 1, 0), {}, "micro-batches: must be at least 1, got 0"),
         ((1, 1, 3), {"summary_group": 2}, "summary_group: must divide the 3 micro-batches, got 2"),
-        ((1, 1, 1), {"mode": "htm"}, "mode: must be one of hmt, rmt, backbone, got htm"),
+        ((1, 1, 1), {"mode": "htm"}, "mode: must be one of hmt, rmt, backbone, got 'htm'"),
     ],
 )
 def test_mistakes(shape, options, said):

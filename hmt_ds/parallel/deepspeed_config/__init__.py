@@ -1,1 +1,1 @@
-"""DeepSpeed's configuration, filled in from the recipe."""
+"""DeepSpeed's configuration: keys filled in from the recipe, optimizers and learning-rate schedules by name."""

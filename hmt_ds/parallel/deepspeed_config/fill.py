@@ -62,7 +62,7 @@ class EngineSettings:
 
 
 def read_ds_config(file: str | Path) -> DsConfig:
-    """Read a DeepSpeed configuration file.
+    """Read a DeepSpeed configuration file as nested dicts.
 
     Raises:
         DeepSpeedConfigError: if the file is not a JSON object.
@@ -70,7 +70,7 @@ def read_ds_config(file: str | Path) -> DsConfig:
     try:
         config = json.loads(Path(file).read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
     except (OSError, RecursionError, ValueError) as error:
-        raise DeepSpeedConfigError(f"{file}: not readable as JSON: {error}") from None
+        raise DeepSpeedConfigError(f"{file}: cannot be read as JSON ({error})") from None
     if not isinstance(config, dict):
         raise DeepSpeedConfigError(f"{file}: must hold a JSON object with the keys of a DeepSpeed configuration")
     return config
@@ -84,12 +84,12 @@ def unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """
     section = dict(pairs)
     if twice := [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]:
-        raise ValueError(f"{', '.join(twice)} given twice")
+        raise ValueError(f"{', '.join(twice)} given twice: leave one out")
     return section
 
 
 def section_of(config: DsConfig, *path: str) -> DsConfig:
-    """A section of a DeepSpeed configuration; an empty dict if there is none."""
+    """Return the section at a path of keys in a DeepSpeed configuration; an empty dict if there is none."""
     section = config
     for key in path:
         section = section.get(key, {})
@@ -99,15 +99,19 @@ def section_of(config: DsConfig, *path: str) -> DsConfig:
 
 
 def stage_of(config: DsConfig) -> int:
-    """The ZeRO stage of a DeepSpeed configuration."""
+    """Return the ZeRO stage of a DeepSpeed configuration, 0 to 3."""
     return section_of(config, "zero_optimization").get("stage", 0)
 
 
 def computes_in_autocast(config: DsConfig, precision: str) -> bool:
-    """Whether weights stay in fp32 and torch.autocast lowers the precision, instead of low-precision weights.
+    """Return whether weights stay in fp32 and torch.autocast lowers the precision, instead of low-precision weights.
 
     True where DeepSpeed cannot sum low-precision gradients in fp32: at stage 0, and at stages 1 and 2 with the
-    optimizer offloaded. fp32 gradients need no second copy, so stage 0 takes no more memory for it.
+    optimizer offloaded. fp32 gradients need no second copy, so stage 0 takes no more memory.
+
+    Args:
+        config: DeepSpeed's configuration.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
     """
     stage = stage_of(config)
     return precision != "fp32" and (stage == 0 or (stage in (1, 2) and offloads(config)))
@@ -119,7 +123,7 @@ def offloads(config: DsConfig) -> bool:
 
 
 def share_on_gpu(config: DsConfig) -> float:
-    """The fraction of the optimizer's states that stays on the GPU: ZeRO-3 can offload a part of them."""
+    """Return the fraction of the optimizer's states on the GPU, from 0 to 1; ZeRO-3 can offload a part."""
     if not offloads(config):
         return 1.0
     return 1.0 - offload_ratio(config) if stage_of(config) == 3 else 0.0
@@ -142,7 +146,7 @@ def with_bucket(config: DsConfig, trained: int, *, once: bool) -> DsConfig:
 
 
 def decided_values(config: DsConfig, settings: EngineSettings) -> dict[tuple[str, ...], object]:
-    """The values of DeepSpeed's keys that the recipe decides, by path of section and key."""
+    """Return the values of a DeepSpeed configuration that the recipe decides, by path: ``("optimizer", "type")``."""
     autocast = computes_in_autocast(config, settings.precision)
     low = "" if autocast else settings.precision
     values: dict[tuple[str, ...], object] = {
@@ -169,7 +173,7 @@ def decided_values(config: DsConfig, settings: EngineSettings) -> dict[tuple[str
 
 
 def fill_ds_config(config: DsConfig, settings: EngineSettings) -> DsConfig:
-    """Fill in every "auto" of a DeepSpeed configuration.
+    """Return a DeepSpeed configuration with every "auto" replaced by the recipe's value.
 
     Raises:
         DeepSpeedConfigError: naming every value that is neither "auto" nor the recipe's, every "auto" that the recipe
@@ -201,7 +205,9 @@ def fill_ds_config(config: DsConfig, settings: EngineSettings) -> DsConfig:
 
 
 def zero_problems(config: DsConfig) -> list[str]:
-    """Problems of the ZeRO section by DeepSpeed's schema, and numbers given as text, which only the schema accepts."""
+    """Return problems of the ``zero_optimization`` section, one line each: wrong by DeepSpeed's schema, or a quoted
+    number.
+    """
     zero = {key: value for key, value in section_of(config, "zero_optimization").items() if value != AUTO}
     try:
         DeepSpeedZeroConfig(**zero)
@@ -217,12 +223,14 @@ def zero_problems(config: DsConfig) -> list[str]:
 
 
 def offload_ratio(config: DsConfig) -> float:
-    """The fraction of an offloaded optimizer's states that is on the host; 1 unless the DeepSpeed file sets it."""
+    """Return the fraction of an offloaded optimizer's states that is in host memory; 1 unless the DeepSpeed file sets
+    it.
+    """
     return section_of(config, "zero_optimization", "offload_optimizer").get("ratio", 1.0)
 
 
 def overflow_problems(config: DsConfig) -> list[str]:
-    """Settings with which DeepSpeed would not skip steps whose gradients are not finite: one line per problem."""
+    """Return settings with which DeepSpeed would not skip steps with non-finite gradients, one line per problem."""
     needed = (("bf16", "check_grad_overflow"), ("zero_optimization", "compute_grad_norm"))
     return [
         f"{section}.{key} is false: steps whose gradients are not finite would be taken; leave it out"
@@ -232,7 +240,13 @@ def overflow_problems(config: DsConfig) -> list[str]:
 
 
 def partial_offload_problems(config: DsConfig, optimizer: str) -> list[str]:
-    """Problems of ``offload_optimizer.ratio``: DeepSpeed ignores it, or cannot offload a part of the optimizer."""
+    """Return problems of ``offload_optimizer.ratio``, one line each: where DeepSpeed ignores or cannot do partial
+    offload.
+
+    Args:
+        config: DeepSpeed's configuration.
+        optimizer: name of the optimizer.
+    """
     ratio = offload_ratio(config)
     key = f"zero_optimization.offload_optimizer.ratio is {ratio}"
     if ratio == 1.0 or not offloads(config):
@@ -245,7 +259,7 @@ def partial_offload_problems(config: DsConfig, optimizer: str) -> list[str]:
 
 
 def not_sections(config: DsConfig) -> list[str]:
-    """Values in a DeepSpeed configuration that should be sections: one line per problem."""
+    """Return one line per value of a DeepSpeed configuration that should be a JSON object (section) and is not."""
     found = [(path, section_of(config, *path[:-1]).get(path[-1], {})) for path in SECTIONS]
     return [
         f"{'.'.join(path)} must be a section, not {json.dumps(value)}"
@@ -255,7 +269,12 @@ def not_sections(config: DsConfig) -> list[str]:
 
 
 def remaining_autos(config: DsConfig, prefix: str = "") -> list[str]:
-    """Keys of a DeepSpeed configuration whose value is still "auto"."""
+    """Return the dotted keys of a DeepSpeed configuration whose value is still "auto".
+
+    Args:
+        config: the configuration, or a section of it.
+        prefix: dotted path of the section, put before its keys.
+    """
     found = []
     for key, value in config.items():
         if isinstance(value, dict):

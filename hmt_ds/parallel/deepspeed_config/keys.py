@@ -9,7 +9,9 @@ from deepspeed.runtime.config import DeepSpeedConfig
 
 
 def unknown_keys(config: dict[str, object]) -> list[str]:
-    """Keys that DeepSpeed would ignore silently, each with the most similar known key."""
+    """Return a line for each key of a configuration that DeepSpeed would silently ignore, with the most similar known
+    key.
+    """
     known = sorted(known_keys())
     problems = []
     for key in [key for key in config if key not in known]:
@@ -45,7 +47,7 @@ class RecordingDict(dict[str, object]):
 
 @functools.cache
 def known_keys() -> frozenset[str]:
-    """The keys that DeepSpeed looks up when it reads a configuration."""
+    """Return all top-level keys that DeepSpeed looks up when it reads a configuration."""
     file = RecordingDict({"train_micro_batch_size_per_gpu": 1})
     DeepSpeedConfig(file)
     return frozenset(file.asked)

@@ -25,9 +25,10 @@ def make_scheduler(name: str, params: dict[str, object], total_steps: int) -> Ca
 
     Args:
         name: a class of DeepSpeed's ``lr_schedules`` or of ``torch.optim.lr_scheduler``.
-        params: arguments of the schedule. Unless given, ``total_num_steps`` is ``total_steps``, one more for
-            WarmupDecayLR, and ``warmup_num_steps`` a tenth of ``total_steps``, at most 1,000; ``warmup_max_lr`` is the
-            optimizer's rate.
+        params: arguments of the schedule. Defaults: ``total_num_steps`` is ``total_steps`` (one more for
+            WarmupDecayLR),
+            ``warmup_num_steps`` is a tenth of ``total_steps``, at most 1,000, and ``warmup_max_lr`` is the optimizer's
+            learning rate.
         total_steps: optimizer steps of the run.
 
     Raises:
@@ -71,7 +72,11 @@ def make_scheduler(name: str, params: dict[str, object], total_steps: int) -> Ca
 
 
 def unchecked_argument(params: dict[str, object]) -> str | None:
-    """Return what is wrong with an argument that schedules take as it is and then never heed."""
+    """Return a line about the first argument with a wrong value that a schedule's constructor accepts but ignores.
+
+    Returns:
+        None if there is no such argument.
+    """
     total, milestones = params.get("total_num_steps", 1), params.get("milestones", [])
     if not isinstance(total, int) or total < 1:
         return f"total_num_steps must be a whole number of at least 1, got {total!r}"
@@ -81,12 +86,12 @@ def unchecked_argument(params: dict[str, object]) -> str | None:
 
 
 def rates(make: Callable[[torch.optim.Optimizer], object], steps: Sequence[int]) -> list[float]:
-    """Return the learning rates of some steps, as fractions of the optimizer's.
+    """Return the learning rates at given steps, as fractions of the optimizer's learning rate.
 
     Args:
         make: makes the schedule from an optimizer.
-        steps: numbers of the steps, ascending from 1. A rate of torch's schedules is not exact if it follows the
-            previous one by more than ``REHEARSED`` steps.
+        steps: numbers of the steps, ascending from 1. For torch's schedules a rate is approximate if its step is more
+            than ``REHEARSED`` after the previous one.
     """
     optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=1.0)
     schedule, at, found = cast(Any, make(optimizer)), 1, []
@@ -100,9 +105,9 @@ def rates(make: Callable[[torch.optim.Optimizer], object], steps: Sequence[int])
 
 
 def advance(schedule: Any, steps: int) -> None:
-    """Advance a learning-rate schedule by some steps: DeepSpeed's in one call, torch's step by step.
+    """Advance a learning-rate schedule by ``steps`` optimizer steps: DeepSpeed's in one call, torch's step by step.
 
-    Each rate of a torch schedule is computed from the previous one.
+    torch computes each rate from the previous one, so its schedules cannot skip steps.
     """
     if hasattr(schedule, "last_batch_iteration"):
         schedule.step(schedule.last_batch_iteration + steps)

@@ -22,20 +22,20 @@ class OptimizerError(ValueError):
 
 
 def check_optimizer(name: str, lr: float, weight_decay: float, params: dict[str, object], stage: int) -> None:
-    """Check that torch or DeepSpeed has an optimizer of a name that accepts the arguments, by creating one.
+    """Check that torch or DeepSpeed has the named optimizer and that it accepts the arguments, by creating one.
 
     Args:
         name: class name of the optimizer.
         lr: learning rate.
-        weight_decay: weight decay.
+        weight_decay: weight decay, per step as a factor of the learning rate.
         params: further arguments.
-        stage: the ZeRO stage.
+        stage: the ZeRO stage, 0 to 3.
 
     Raises:
         OptimizerError: with a line for each problem, and similar names.
     """
     if doubled := [key for key in ("lr", "weight_decay") if key in params]:
-        raise OptimizerError(f"optimizer.params: {' and '.join(doubled)} belong directly into the section optimizer")
+        raise OptimizerError(f"optimizer.params: {' and '.join(doubled)} must be keys of optimizer: move them up")
     if name.lower() in MATRICES_ONLY:
         raise OptimizerError(
             f"optimizer.name: {name} updates matrices alone; DeepSpeed must be told for each weight whether it does or "
@@ -64,7 +64,14 @@ def check_optimizer(name: str, lr: float, weight_decay: float, params: dict[str,
 
 
 def wrong_tuples(name: str, optimizer: type, params: dict[str, object]) -> list[str]:
-    """Tuple arguments (such as betas) of the wrong length, which constructors do not check: one line per problem."""
+    """Return one line per tuple argument (such as betas) of the wrong length, which optimizers' constructors do not
+    check.
+
+    Args:
+        name: class name of the optimizer.
+        optimizer: class of the optimizer.
+        params: arguments of the optimizer.
+    """
     defaults = {key: parameter.default for key, parameter in inspect.signature(optimizer).parameters.items()}
     tuples = {key: default for key, default in defaults.items() if isinstance(default, tuple) and key in params}
     return [
@@ -75,7 +82,7 @@ def wrong_tuples(name: str, optimizer: type, params: dict[str, object]) -> list[
 
 
 def wrong_switches(params: dict[str, object]) -> list[str]:
-    """Arguments that are true or false and given as something else, which counts as true: one line per problem."""
+    """Return one line per argument that must be true or false but is something else, which counts as true."""
     return [
         f"optimizer.params.{key} is {params[key]!r}: must be true or false"
         for key in SWITCHES

@@ -31,13 +31,14 @@ STAND_IN = "stand_in"
 def stage_layers(
     config: PretrainedConfig, stages: int, split: str | list[int] | LayerTimes = "auto"
 ) -> list[LayerRange]:
-    """Divide a model's layers among pipeline stages.
+    """Divide a model's layers among pipeline stages; return the range of layer indices of each stage.
 
     Args:
         config: configuration of the backbone.
         stages: number of stages.
-        split: the number of layers of each stage; or the times of a layer and of the head, to make the slowest stage as
-            fast as possible; or ``auto``, to make the stage with the most parameters as small as possible. The head
+        split: the number of layers of each stage; or measured times of a layer and of the head, to make the slowest
+            stage
+            as fast as possible; or ``auto``, to make the stage with the most parameters as small as possible. The head
             counts, because it is a matrix product; embeddings, which are lookups, do not.
     """
     if isinstance(split, list):
@@ -48,13 +49,13 @@ def stage_layers(
 
 
 def costs_by_time(config: PretrainedConfig, times: LayerTimes) -> list[float]:
-    """Return the seconds of each layer, from a measurement; the last layer includes the head."""
+    """Return the seconds of each layer, from measured times; the last layer includes the output head."""
     layers = config.get_text_config().num_hidden_layers
     return [times.layer] * (layers - 1) + [times.layer + times.head]
 
 
 def costs_by_size(config: PretrainedConfig) -> list[float]:
-    """Return the number of parameters of each layer; the last layer includes the head."""
+    """Return the number of parameters of each layer; the last layer includes the output head."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     holder, name = find_layers(model)
@@ -79,6 +80,17 @@ def build_stage(
 
     From a folder, a rank reads only the weights of its stage. Random weights are created for the whole model and then
     cut, so that training starts from the same numbers with any number of stages.
+
+    Args:
+        source: a folder, a hub name, or a transformers configuration for random weights.
+        memory: settings of the memory.
+        layers: indices of the stage's layers.
+        dtype: dtype of the weights.
+        train: which weights of the backbone are trained: ``whole``, ``frozen`` or ``lora``.
+        lora: LoRA settings; required if ``train`` is ``lora``.
+        seed: seed of all random weights.
+        device: device on which the stage is built.
+        trust_remote_code: whether Python code of the folder or the hub model may run.
     """
     config = read_config(source, trust_remote_code=trust_remote_code)
     if isinstance(source, dict):
@@ -103,7 +115,12 @@ def build_stage(
 
 
 def trim_memory(model: HMT, layers: LayerRange) -> None:
-    """Remove the memory modules of other stages: the last one has the recall, the first one all embeddings."""
+    """Remove the memory modules that belong to other stages: the recall is on the last one, embeddings on the first.
+
+    Args:
+        model: the stage, changed in place.
+        layers: indices of the stage's layers.
+    """
     if layers.is_first:
         initialise_prompts(model)
     first, last = layers.is_first, layers.is_last

@@ -1,4 +1,6 @@
-"""The executor of a pipeline stage: runs the optimizer step of parallel/train_step.py on a part of the layers."""
+"""The executor of a pipeline stage, which trains a part of the layers; see `parallel/train_step.py` for the step
+itself.
+"""
 
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -28,10 +30,10 @@ from hmt_ds.parallel.train_step import carry, empty_state, train_step
 
 
 class PipelineExecutor:
-    """Trains with one stage of an HMT; the other stages are on other ranks.
+    """Executor that trains one stage of an HMT model; the other stages are on other ranks.
 
-    DeepSpeed's engine holds the stage's weights and shards their optimizer states over the same stage of the other
-    pipelines (ZeRO-1). Gradients are accumulated in float32 over a step and reduced once.
+    DeepSpeed's engine holds the stage's weights and shards their optimizer states over the ranks with the same stage of
+    other pipelines (ZeRO-1). Gradients are accumulated in float32 over a step and reduced once.
 
     Args:
         model: stage of this rank, from :func:`hmt_ds.parallel.pipeline.build_stage.build_stage`.
@@ -76,7 +78,7 @@ class PipelineExecutor:
         self.share_tied_weights()
 
     def share_tied_weights(self) -> None:
-        """Keep tied embeddings and head equal, of which the first and the last stage each have a copy."""
+        """Keep tied embeddings and head equal; the first stage has a copy as embeddings, the last one as head."""
         backbone = cast(CausalLM, self.engine.module.backbone)
         has_copy = self.topology.is_first or self.topology.is_last
         if has_copy and backbone.config.get_text_config().tie_word_embeddings:
@@ -88,7 +90,7 @@ class PipelineExecutor:
             mark_replicated(weight, self.topology.is_last)  # its gradient's norm counts once, on the first stage
 
     def train_batch(self, windows: list[Window], flags: tuple[int, ...] = ()) -> StepOutput:
-        """Take one optimizer step on consecutive windows; see :func:`hmt_ds.parallel.train_step.train_step`."""
+        """Run one optimizer step on consecutive windows; see :func:`hmt_ds.parallel.train_step.train_step`."""
         return train_step(self, windows, flags)
 
     def backward_passes(self, windows: list[Window]) -> int:
@@ -96,7 +98,11 @@ class PipelineExecutor:
         return 0
 
     def backward_through(self, window: Window, weight: float, recall_weight: float) -> tuple[Tensor, Tensor]:
-        """Accumulate a window's gradients and carry its memory on; losses are zero except on the last stage."""
+        """Accumulate a window's gradients and carry the memory to the next one; losses are zero except on the last
+        stage.
+
+        Arguments and return values are those of :meth:`hmt_ds.parallel.protocols.Executor.backward_through`.
+        """
         mode = self.settings.mode
         state = self.state or empty_state(self, len(window.input_ids), self.settings.kept_memories)
         order = self.runner.order(len(window), mode)
@@ -129,14 +135,24 @@ class PipelineExecutor:
     def read(
         self, window: Window, state: MemoryState | None, **options: Any
     ) -> Iterator[tuple[SegmentOutput, MemoryState]]:
-        """Evaluate a window. Only the last stage has the losses; every yielded state is that after the whole window."""
+        """Evaluate a window on this stage, and yield the output of each segment and the memory state after the window.
+
+        Only the last stage has losses. Arguments are those of :meth:`hmt_ds.parallel.protocols.Reader.read`.
+        """
         self.engine.eval()
         state = state or empty_state(self, len(window.input_ids), self.settings.kept_memories)
         yield from self.runner.evaluate(self.engine.module, window, state, self.gradients.autocast, **options)
 
 
 def finite_of(work: StagePass, segments: int, device: torch.device) -> Tensor:
-    """Return whether each row's loss on a segment is finite, ``[rows, segments]``; True on stages without losses."""
+    """Return whether each row's loss on each segment is finite, ``[rows, segments]`` bool; True on stages without
+    losses.
+
+    Args:
+        work: this stage's passes over the window, finished.
+        segments: number of segments of the window.
+        device: device of the result.
+    """
     batches = work.micro_batches
     if not work.losses:
         return torch.ones(sum(len(b.lengths) for b in batches), segments, dtype=torch.bool, device=device)
@@ -145,7 +161,10 @@ def finite_of(work: StagePass, segments: int, device: torch.device) -> Tensor:
 
 
 def totals_of(work: StagePass, device: torch.device) -> Tensor:
-    """Return the sums of loss, recall distance, recalls and recall loss, ``[4]`` float64; zeros on other stages."""
+    """Return the window's sums of loss, recall distance, recalls and recall loss, ``[4]`` float64.
+
+    Zeros except on the last stage, which computes the losses.
+    """
     totals = torch.zeros(4, dtype=torch.float64, device=device)
     totals[0] = sum((loss.double().sum() for loss in work.losses.values()), totals[0])
     for weights in work.recall_weights.values():

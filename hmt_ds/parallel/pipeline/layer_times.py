@@ -39,15 +39,17 @@ def layer_times(
     train: str = "whole",
     lora: LoraSettings | None = None,
 ) -> LayerTimes:
-    """Measure the times of a layer and of the head on rank 0, and broadcast them, so that all ranks divide alike.
+    """Measure the times of a layer and of the head on rank 0, and broadcast them, so that all ranks divide layers
+    alike.
 
     Args:
         config: configuration of the backbone.
         settings: settings of the memory.
         rows: rows of a micro-batch.
-        dtype: type of the weights.
+        dtype: dtype of the weights.
         device: device of this rank.
-        train: which weights of the backbone are trained.
+        train: which weights of the backbone are trained: ``whole``, ``frozen`` or ``lora``.
+        lora: LoRA settings; required if ``train`` is ``lora``.
     """
     found = None
     if rank() == 0:
@@ -61,7 +63,15 @@ def layer_times(
 def time_layer(
     backbone: CausalLM, settings: MemorySettings, rows: int, dtype: torch.dtype, device: torch.device
 ) -> LayerTimes:
-    """Measure the median times of a layer and of the head, uncompiled, on a backbone of one layer."""
+    """Measure the median times of a layer and of the head, uncompiled, on a backbone of one layer.
+
+    Args:
+        backbone: a backbone with one layer.
+        settings: settings of the memory.
+        rows: rows of a micro-batch.
+        dtype: dtype of activations.
+        device: device of this rank.
+    """
     hidden = torch.randn(rows, settings.segment_length, backbone.dim, device=device, dtype=dtype, requires_grad=True)
     labels = torch.randint(backbone.vocabulary, hidden.shape[:2], device=device)
 

@@ -17,7 +17,7 @@ NCCL_GRACE = timedelta(minutes=5)  # NCCL's own timeout comes later than P2PTime
 
 
 class TensorSpec(NamedTuple):
-    """Shape and dtype of a message."""
+    """Shape and dtype of a message between pipeline stages."""
 
     size: tuple[int, ...]
     dtype: torch.dtype
@@ -31,7 +31,7 @@ class InFlight(NamedTuple):
 
 
 class Channel:
-    """Messages from one stage to another, first in, first out, on a communicator of their own.
+    """One-way channel for messages from one stage to another, first in, first out, with its own communicator.
 
     Sends do not block. When a receive is posted depends on the backend:
 
@@ -61,9 +61,10 @@ class Channel:
         self.connect()
 
     def connect(self) -> None:
-        """Exchange a first message, because NCCL creates the connection then and blocks both hosts until it exists.
+        """Exchange a first message, with which NCCL creates the connection and blocks both hosts until it exists.
 
-        All ranks create the channels in one order. Otherwise the first window's messages would create them, and each
+        All ranks connect channels in the same order. Connecting through the first window's messages would deadlock:
+        each
         stage would block on the stage before it, and the first on the last.
         """
         if rank() == self.sender:
@@ -72,7 +73,7 @@ class Channel:
             self.receive(TensorSpec((1,), torch.float32))
 
     def send(self, tensor: Tensor) -> None:
-        """Send a tensor without blocking; it must not be written to afterwards."""
+        """Send a tensor without blocking; the caller must not write to the tensor afterwards."""
         while self.sends and self.sends[0].work.is_completed():
             self.wait(self.sends.popleft())
         tensor = tensor.detach().contiguous()
@@ -85,7 +86,7 @@ class Channel:
             self.receives.append(InFlight(posted(dist.irecv(buffer, self.sender, group=self.group)), buffer))
 
     def receive(self, spec: TensorSpec) -> Tensor:
-        """Return the channel's next message; its receive is posted now, unless it was posted before."""
+        """Return the channel's next message, with the given shape and dtype; post its receive unless done before."""
         if not self.receives:
             self.post_receive(spec)
         message = self.receives.popleft()
@@ -101,7 +102,7 @@ class Channel:
             self.wait(self.sends.popleft())
 
     def wait(self, message: InFlight) -> None:
-        """Wait for a message: on CPUs the host waits; on GPUs the device's stream waits, and the host goes on.
+        """Wait for a posted message: on CPUs the host waits; on GPUs only the device's stream does.
 
         Raises:
             LostRank: if the neighbouring stage has exited or does not respond in time.

@@ -13,14 +13,20 @@ POLL_SECONDS = 0.5
 
 
 class Event(Protocol):
-    """A torch event, recorded on a device's stream."""
+    """Interface of a torch event that was recorded on a device's stream."""
 
     def query(self) -> bool:
-        """Whether the stream has reached the event."""
+        """Whether the stream has completed all work before the event."""
 
 
 class PendingMessage(NamedTuple):
-    """A message that the device waits for, and the line to print if it does not arrive."""
+    """A message that the device waits for.
+
+    Attributes:
+        arrived: event recorded after the receive.
+        since: time when the receive was posted, in seconds of ``time.monotonic``.
+        failure: line to print if the message does not arrive in time.
+    """
 
     arrived: Event
     since: float  # of time.monotonic
@@ -43,16 +49,16 @@ class P2PTimeout(threading.Thread):
         self.start()
 
     def watch(self, arrived: Event, failure: str) -> None:
-        """Watch a message until it arrives. The messages' events are on one stream, so they complete in order.
+        """Watch a message until it arrives; messages must be watched in the order in which one stream receives them.
 
         Args:
-            arrived: event after the receive.
+            arrived: event recorded after the receive.
             failure: line to print if the message does not arrive in time.
         """
         self.messages.append(PendingMessage(arrived, time.monotonic(), failure))
 
     def run(self) -> None:
-        """Poll the oldest pending message; the body of the thread."""
+        """Poll the oldest pending message, and end this rank if it is late; the body of the thread."""
         while True:
             time.sleep(POLL_SECONDS)
             while self.messages and self.messages[0].arrived.query():

@@ -14,7 +14,7 @@ from hmt_ds.parallel.train_step import empty_state
 
 
 class PipelineReader:
-    """Evaluates windows with one stage of an HMT; the other stages are on other ranks.
+    """Reader that evaluates windows with one stage of an HMT model; the other stages are on other ranks.
 
     Args:
         model: stage of this rank, from :func:`hmt_ds.parallel.pipeline.build_stage.build_stage`.
@@ -38,6 +38,9 @@ class PipelineReader:
     def read(
         self, window: Window, state: MemoryState | None, **options: Any
     ) -> Iterator[tuple[SegmentOutput, MemoryState]]:
-        """Evaluate a window. Only the last stage has the losses; every yielded state is that after the whole window."""
+        """Evaluate a window on this stage, and yield the output of each segment and the memory state after the window.
+
+        Only the last stage has losses. Arguments are those of :meth:`hmt_ds.parallel.protocols.Reader.read`.
+        """
         state = state or empty_state(self, len(window.input_ids), self.settings.kept_memories)
         yield from self.runner.evaluate(self.engine.module, window, state, self.autocast, **options)

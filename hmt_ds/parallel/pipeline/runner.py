@@ -30,7 +30,7 @@ class StageRunner:
         settings: settings of the memory.
         micro_batches: number of micro-batches per window.
         hidden_size: width of the activations between stages.
-        dtype: type of all messages.
+        dtype: dtype of all messages between stages.
         device: device of this rank.
         uses_dropout: whether the model draws random numbers in training.
     """
@@ -46,25 +46,41 @@ class StageRunner:
     def order(
         self, segments: int, mode: str, *, backward: bool = True, micro_batches: int | None = None
     ) -> list[Action]:
-        """Return this stage's passes over a window, in order."""
+        """Return this stage's passes over a window, in the order in which they run.
+
+        Args:
+            segments: number of segments of the window.
+            mode: memory mode.
+            backward: whether backward passes follow, as in training.
+            micro_batches: number of micro-batches; None for the configured number.
+        """
         micro_batches = micro_batches or self.micro_batches
         group = self.summary_group(segments, micro_batches)
         return schedule_of(self.topology.stages, segments, micro_batches, mode, backward, group)[self.topology.stage]
 
     def summary_group(self, segments: int, micro_batches: int) -> int:
-        """Return how many micro-batches one summary pass covers."""
+        """Return how many micro-batches share one summary pass.
+
+        Args:
+            segments: number of segments of the window.
+            micro_batches: number of micro-batches of the window.
+        """
         if not self.settings.summarises:
             return 1
         return summary_group_size(self.topology.stages, segments, micro_batches, self.settings.summary_share)
 
     def split(self, window: Window, micro_batches: int) -> tuple[list[Window], list[Window]]:
-        """Split a window into micro-batches, and, for the summaries, into one part per summary pass."""
+        """Split a window by rows into micro-batches, and into one part per summary pass.
+
+        Returns:
+            The micro-batches, and the parts for summary passes, which may cover several micro-batches each.
+        """
         window = window.to(self.device)
         summary_batches = micro_batches // self.summary_group(len(window), micro_batches)
         return split_rows(window, micro_batches), split_rows(window, summary_batches)
 
     def stage_pass(self, model: HMT, window: StageWindow) -> StagePass:
-        """Return the object that runs a window through this rank's stage."""
+        """Return an object that runs all passes over a window on this rank's stage."""
         return StagePass(Stage(model, self.topology, self.hidden_size, self.dtype, self.uses_dropout), window)
 
     @torch.no_grad()
@@ -79,7 +95,19 @@ class StageRunner:
         instead: Sequence[Instead] = (),
         by_token: bool = False,
     ) -> Iterator[tuple[SegmentOutput, MemoryState]]:
-        """Evaluate a window. Only the last stage has the losses; every yielded state is that after the whole window."""
+        """Evaluate a window, and yield the output of each segment and the memory state after the window.
+
+        Only the last stage has losses.
+
+        Args:
+            model: this rank's stage.
+            window: rows of segments.
+            state: memory state before the window.
+            autocast: context of the forward passes.
+            mode: memory mode; None for the configured one.
+            instead: other memories for which losses are computed too.
+            by_token: whether losses are of each token instead of summed per row.
+        """
         mode, window = mode or self.settings.mode, window.to(self.device)
         rows = len(window.input_ids)
         # an evaluation batch may have fewer rows than a training batch, and must split evenly
@@ -105,9 +133,12 @@ class StageRunner:
 
 
 def losses_of(work: StagePass, n: int, by_token: bool) -> torch.Tensor:
-    """Return the losses of segment n in nats: with ``by_token`` of each token ``[b, L]``, else summed per row ``[b]``.
+    """Return the losses of segment n in nats, zeros on pipeline stages that compute none.
 
-    Zeros on pipeline stages that compute no losses.
+    Args:
+        work: this stage's passes over the window, finished.
+        n: index of the segment.
+        by_token: whether to return the loss of each token ``[b, L]`` instead of the sum of each row ``[b]``.
     """
     if not work.losses:
         ids = torch.cat([part.input_ids[:, n] for part in work.micro_batches])
@@ -126,12 +157,15 @@ def hidden_size(model: HMT) -> int:
 def schedule_of(
     stages: int, segments: int, micro_batches: int, mode: str, backward: bool, summary_group: int
 ) -> list[list[Action]]:
-    """Return a pipeline schedule, cached because every step asks for the same one."""
+    """Return the passes of each pipeline stage, in order; arguments as for ``pipeline_schedule``.
+
+    Cached, because every step asks for the same schedule.
+    """
     return pipeline_schedule(stages, segments, micro_batches, mode=mode, backward=backward, summary_group=summary_group)
 
 
 def split_rows(batch: Rows, parts: int) -> list[Rows]:
-    """Split a batch into parts of consecutive rows."""
+    """Split a batch into ``parts`` parts of equally many consecutive rows."""
     names = [field.name for field in fields(batch)]
     chunks = {name: tensor.chunk(parts) for name in names if (tensor := getattr(batch, name)) is not None}
     return [replace(batch, **{name: chunk[b] for name, chunk in chunks.items()}) for b in range(parts)]

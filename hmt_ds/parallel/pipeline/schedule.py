@@ -16,12 +16,13 @@ from hmt_ds.memory.settings import MODES
 
 
 class Kind(StrEnum):
-    """The kinds of passes over one segment of a micro-batch.
+    """Kind of a pass over one segment of a micro-batch.
 
     Attributes:
-        SUMMARY: through the summary's tokens; on the last stage it yields the query q_n.
+        SUMMARY: runs the layers on the summary's tokens; on the last stage it yields the query q_n.
         RECALL: computes the prompt P_n from the query and the memories, on the last stage alone.
-        SEGMENT: through the segment between its prompts; on the last stage it yields the memory M_n and the loss.
+        SEGMENT: runs the layers on the segment between its prompts; on the last stage it yields the memory M_n and the
+            loss.
     """
 
     SUMMARY = "summary"
@@ -37,7 +38,8 @@ LETTERS = {Kind.SUMMARY: "st", Kind.RECALL: "rq", Kind.SEGMENT: "FB"}
 
 @dataclass(frozen=True, order=True, repr=False)
 class Action:
-    """A pass of a pipeline stage, printed as F2.0 (segment), s2.0 (summary), r2.0 (recall); backward B2.0, t2.0, q2.0.
+    """One pass of a pipeline stage, printed as F2.0 (segment), s2.0 (summary), r2.0 (recall); backward B2.0, t2.0,
+    q2.0.
 
     Attributes:
         kind: kind of the pass.
@@ -57,10 +59,12 @@ class Action:
 
 @dataclass(frozen=True)
 class Costs:
-    """Durations of a pipeline's passes and messages, in any unit of time.
+    """Durations of a pipeline's passes and messages, all in the same arbitrary unit of time.
 
     Attributes:
-        segment, summary, recall: duration of the forward pass of each kind.
+        segment: duration of the forward pass of a segment.
+        summary: duration of the forward pass of a summary.
+        recall: duration of a recall.
         backward: duration of a backward pass as a multiple of its forward pass; 3 with recomputation.
         link: duration of a message between neighbouring stages, in either direction.
         wraparound: duration of a message between the last and the first stage, in either direction.
@@ -110,7 +114,7 @@ def pipeline_schedule(
         if number < 1:
             raise ValueError(f"{name}: must be at least 1, got {number}")
     if mode not in MODES:
-        raise ValueError(f"mode: must be one of {', '.join(MODES)}, got {mode}")
+        raise ValueError(f"mode: must be one of {', '.join(MODES)}, got {mode!r}")
     if micro_batches % summary_group:
         raise ValueError(f"summary_group: must divide the {micro_batches} micro-batches, got {summary_group}")
     common = forward_order(segments, micro_batches, mode, summary_group)
@@ -126,11 +130,12 @@ def pipeline_schedule(
 
 
 def summary_group_size(stages: int, segments: int, micro_batches: int, share: float) -> int:
-    """Return how many micro-batches a summary pass covers: as many as take about as long as a segment pass.
+    """Return how many micro-batches to cover by one summary pass: as many as take about as long as a segment pass.
 
     One pass over twice the rows takes less than twice the time, and adds to the gradient accumulation buffers half as
-    often. But no stage may idle for it: the first prompt exists after P passes of a group, and until then the first
-    stage only has the summaries of two segments to work on.
+    often. But larger groups must not make a stage idle: the first prompt exists after P passes of a group, and until
+    then
+    the first stage only has the summaries of two segments to work on.
 
     Args:
         stages: P, number of stages.
@@ -146,8 +151,15 @@ def summary_group_size(stages: int, segments: int, micro_batches: int, share: fl
 def forward_order(segments: int, micro_batches: int, mode: str, summary_group: int = 1) -> list[Action]:
     """Return the forward passes of every stage, with summaries two segments ahead: s0 s1 F0 s2 F1 s3 F2 F3.
 
-    So a segment's query exists before its recall, and summaries fill the time in which a stage would otherwise wait for
+    A segment's query must exist before its recall, and summaries fill the time in which a stage would otherwise wait
+    for
     the prompt from the last stage.
+
+    Args:
+        segments: segments of the window.
+        micro_batches: number of micro-batches.
+        mode: memory mode.
+        summary_group: micro-batches per summary pass.
     """
     rounds = [(float(n), Kind.SEGMENT, n) for n in range(segments)]
     # sorted by these keys, the summary of segment n comes between segments n - 2 and n - 1
@@ -158,14 +170,27 @@ def forward_order(segments: int, micro_batches: int, mode: str, summary_group: i
 
 
 def micro_batches_of(summary: Action, summary_group: int) -> range:
-    """Return the micro-batches that a summary pass covers."""
+    """Return the indices of the micro-batches that a summary pass covers.
+
+    Args:
+        summary: the summary pass.
+        summary_group: micro-batches per summary pass.
+    """
     return range(summary.micro_batch * summary_group, (summary.micro_batch + 1) * summary_group)
 
 
 def insert_recalls(
     common: list[Action], segments: int, micro_batches: int, mode: str, summary_group: int
 ) -> list[Action]:
-    """Return the last stage's passes: a common order, with each recall right after the last pass that it depends on."""
+    """Return the last stage's passes: the common order, with each recall right after the last pass that it depends on.
+
+    Args:
+        common: the forward passes that all stages run, in order.
+        segments: segments of the window.
+        micro_batches: number of micro-batches.
+        mode: memory mode.
+        summary_group: micro-batches per summary pass.
+    """
     order = [Action(Kind.RECALL, 0, b) for b in range(micro_batches)] if mode == "rmt" else []
     for action in common:
         order.append(action)
@@ -187,7 +212,12 @@ def forward_of(action: Action) -> Action:
 
 
 def one_forward_one_backward(order: list[Action], warmup: int) -> list[Action]:
-    """Return passes in 1F1B order: warm-up forward passes, alternating passes, then the remaining backward passes."""
+    """Return passes in 1F1B order: warm-up forward passes, alternating passes, then the remaining backward passes.
+
+    Args:
+        order: the forward passes, in order.
+        warmup: number of forward passes before the first backward pass.
+    """
     result = order[:warmup]
     for n, action in enumerate(order):
         result += [backward_of(action), *order[warmup + n : warmup + n + 1]]
@@ -197,8 +227,12 @@ def one_forward_one_backward(order: list[Action], warmup: int) -> list[Action]:
 def warmup_passes(later_stages: int, costs: Costs) -> int:
     """Return how many forward passes a stage runs before its first backward pass, in 1F1B order.
 
-    One, and one more for each later stage. Where messages take time, as many more as fill a round trip, so that a stage
+    One, and one more for each later stage. Where messages take time, enough more to fill a round trip, so that a stage
     finds its next input when it has finished the previous one.
+
+    Args:
+        later_stages: number of stages after this one.
+        costs: durations of passes and messages.
     """
     return 1 + later_stages * (1 + math.ceil(2 * costs.link / (costs.segment * (1 + costs.backward))))
 
@@ -206,7 +240,17 @@ def warmup_passes(later_stages: int, costs: Costs) -> int:
 def dependencies(
     action: Action, stage: int, stages: int, segments: int, mode: str, summary_group: int = 1
 ) -> list[tuple[int, Action]]:
-    """Return the passes that must be done before a pass can start, as pairs of a stage and its pass."""
+    """Return the passes that must be done before a pass can start, as pairs of a stage's index and a pass of that
+    stage.
+
+    Args:
+        action: the pass.
+        stage: index of the stage that runs it.
+        stages: number of stages.
+        segments: segments of the window.
+        mode: memory mode.
+        summary_group: micro-batches per summary pass.
+    """
     kind, n, b, last = action.kind, action.segment, action.micro_batch, stages - 1
     if not action.backward:
         if kind == Kind.RECALL:
@@ -231,7 +275,14 @@ def dependencies(
 
 
 def destination(action: Action, stage: int, stages: int, mode: str) -> int | None:
-    """Return the stage that a pass's result is sent to; None if the result stays on its stage or is not needed."""
+    """Return the index of the stage that a pass sends its result to; None if nothing is sent.
+
+    Args:
+        action: the pass.
+        stage: index of the stage that runs it.
+        stages: number of stages.
+        mode: memory mode.
+    """
     if action.kind == Kind.RECALL:
         to = stages - 1 if action.backward else 0
     elif not action.backward:
@@ -247,7 +298,12 @@ def peak_live_inputs(actions: list[Action]) -> int:
     """Return the peak number of inputs that a stage stashes, each from its forward to its backward pass.
 
     With memory, one per segment and micro-batch, and one per summary pass; without memory as many as
-    :func:`warmup_passes` returns, S x B at most; for forward passes alone, 0. Queries kept for recalls do not count.
+    :func:`warmup_passes` returns, at most segments x micro-batches; 0 for forward passes alone. Queries kept for
+    recalls
+    do not count.
+
+    Args:
+        actions: the stage's passes, in order.
     """
     if not any(action.backward for action in actions):
         return 0

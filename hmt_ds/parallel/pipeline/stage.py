@@ -28,14 +28,21 @@ FORWARD_PHASES = {Kind.SUMMARY: "summary", Kind.RECALL: "recall", Kind.SEGMENT: 
 
 
 class StageGraph(NamedTuple):
-    """The two ends of a stage's autograd graph: the stage input, a leaf that collects a gradient, and the output."""
+    """The two ends of a stage's autograd graph.
+
+    Attributes:
+        stage_input: leaf ``[b, t, h]`` that collects a gradient; None on the first stage, which embeds tokens.
+        hidden: output of the stage's layers, ``[b, t, h]``.
+    """
 
     stage_input: Tensor | None
     hidden: Tensor
 
 
 class StagePass:
-    """Runs the passes of one pipeline stage over one window."""
+    """Runs the passes of one pipeline stage over one window, and exchanges activations and gradients with its
+    neighbours.
+    """
 
     def __init__(self, stage: Stage, window: StageWindow):
         self.stage, self.window, self.micro_batches = stage, window, window.micro_batches
@@ -74,7 +81,7 @@ class StagePass:
     # messages
 
     def expects_message(self, action: Action) -> bool:
-        """Whether a pass needs a message from another stage."""
+        """Return whether a pass needs a message from another stage."""
         if action.kind == Kind.RECALL:
             return action.backward  # the gradient of the prompt, from the first stage
         if action.backward:
@@ -83,11 +90,11 @@ class StagePass:
         return not self.topology.is_first or (action.kind == Kind.SEGMENT and self.mode != "backbone")
 
     def channel_in(self, action: Action) -> Channel:
-        """Return the channel that brings a pass its message."""
+        """Return the channel through which a pass receives its input or gradient."""
         return self.channels.backward_in if action.backward else self.channels.forward_in
 
     def message_spec(self, action: Action) -> TensorSpec:
-        """Return the shape and dtype of the message that a pass needs."""
+        """Return the shape and dtype of the message that a pass receives from another stage."""
         rows, settings = self.window.rows_of(action), self.settings
         if action.kind == Kind.RECALL or (self.topology.is_first and not action.backward):
             prompt = settings.prompt_tokens(self.mode)  # what was recalled, or its gradient
@@ -100,7 +107,9 @@ class StagePass:
         return TensorSpec((rows, positions, self.stage.hidden_size), self.stage.dtype)
 
     def receive(self, action: Action) -> Tensor:
-        """Receive the message that a pass needs from another stage."""
+        """Receive the tensor that a pass needs from another stage: activations, a prompt or a gradient, as
+        :meth:`message_spec`.
+        """
         with self.phase("wait"):
             return self.channel_in(action).receive(self.message_spec(action))
 
@@ -123,7 +132,16 @@ class StagePass:
             self.channels.forward_out.send(hidden)
 
     def forward_layers(self, action: Action, tokens: Segment | Summary, stage_input: Tensor | None) -> Tensor:
-        """Run the layers, and keep what the backward pass needs: the graph, or the input to recompute from."""
+        """Run the layers of a forward pass; keep their graph, or their input to recompute from in the backward pass.
+
+        Args:
+            action: the pass.
+            tokens: the segment or the summary to run on.
+            stage_input: activations ``[b, t, h]`` of the previous stage; None on the first stage without a prompt.
+
+        Returns:
+            Hidden states ``[b, t, h]``.
+        """
         if action in self.window.kept_graphs:
             self.graphs[action] = self.with_graph(tokens, action, stage_input)
             return self.graphs[action].hidden
@@ -136,7 +154,13 @@ class StagePass:
 
     @torch.no_grad()
     def end_forward(self, action: Action, tokens: Segment | Summary, hidden: Tensor) -> None:
-        """Compute the queries of a summary, or the memory and the loss of a segment, on the last stage."""
+        """On the last stage, compute the queries of a summary, or the memory and the loss of a segment.
+
+        Args:
+            action: the forward pass.
+            tokens: the segment or the summary that it ran on.
+            hidden: output of the layers, ``[b, t, h]``.
+        """
         token_states, prompt_states = self.model.leave(tokens, hidden, self.mode)
         if isinstance(tokens, Summary):
             keys = self.window.query_keys(action)
@@ -189,7 +213,7 @@ class StagePass:
             self.channels.backward_out.send(graph.stage_input.grad)
 
     def recompute(self, action: Action, tokens: Segment | Summary) -> StageGraph:
-        """Run a forward pass a second time from its stashed input, now with an autograd graph."""
+        """Run a forward pass again from its stashed input, with an autograd graph."""
         random_state = self.random_states.pop(action, None)
         if random_state is None:
             return self.with_graph(tokens, action, self.window.stash.take(action))
@@ -204,6 +228,11 @@ class StagePass:
         """Return the scalar that the last stage backpropagates: the loss, and the contribution of later segments.
 
         A gradient g that other passes computed for a tensor x enters as the scalar <x, g>, whose gradient is g.
+
+        Args:
+            action: the backward pass.
+            tokens: the segment or the summary that it runs on.
+            hidden: output of the layers, ``[b, t, h]``, with graph.
         """
         token_states, prompt_states = self.model.leave(tokens, hidden, self.mode)
         if isinstance(tokens, Summary):
@@ -219,7 +248,7 @@ class StagePass:
         return loss + self.boundaries[action.micro_batch].pull(action.segment, prompt_states)
 
     def recall_backward(self, action: Action) -> None:
-        """Backpropagate the gradient of a prompt to the query and the memories it was recalled from."""
+        """Backpropagate the gradient of a recalled prompt to its query and to the recalled memories."""
         key = (action.segment, action.micro_batch)
         boundaries = self.boundaries[action.micro_batch]
         memories, valid = boundaries.before(action.segment)
@@ -241,20 +270,26 @@ class StagePass:
     # running the layers
 
     def with_graph(self, tokens: Segment | Summary, action: Action, stage_input: Tensor | None) -> StageGraph:
-        """Run the layers with an autograd graph that begins at the stage's input."""
+        """Run the layers with an autograd graph that begins at a leaf copy of ``stage_input`` ``[b, t, h]``."""
         if stage_input is not None:
             stage_input.requires_grad_()
         return StageGraph(stage_input, self.layers(tokens, action, stage_input))
 
     def run_layers(self, tokens: Segment | Summary, action: Action, stage_input: Tensor | None) -> Tensor:
-        """Run this stage's layers, ``[b, positions, hidden size]``; the first stage embeds prompt and tokens before."""
+        """Run this stage's layers on ``[b, t, h]``; the first stage embeds prompt and tokens before."""
         if self.topology.is_first:
             stage_input = self.model.enter(tokens, self.prompt(tokens, action, stage_input))
         assert stage_input is not None
         return self.model.decode(tokens, stage_input, self.mode).to(self.stage.dtype)
 
     def prompt(self, tokens: Segment | Summary, action: Action, recalled: Tensor | None) -> Tensor:
-        """Return the prompt of a segment or a summary as embeddings, ``[b, prompt tokens, d]``, on the first stage."""
+        """Return the prompt of a segment or a summary as embeddings ``[b, p, d]``, on the first stage.
+
+        Args:
+            tokens: the segment or the summary.
+            action: the pass.
+            recalled: prompt received from the last stage, ``[b, p, d]``; None if nothing was recalled.
+        """
         rows = len(tokens.tokens)
         if action.kind == Kind.SUMMARY:
             return self.model.summary_prompt(rows)
@@ -266,7 +301,7 @@ class StagePass:
     # after the window
 
     def final_states(self) -> Iterator[MemoryState]:
-        """Yield the memory of each micro-batch after the window; its memories are valid on the last stage alone."""
+        """Yield the memory state of each micro-batch after the window; memories are valid on the last stage alone."""
         for boundaries, micro_batch in zip(self.boundaries, self.micro_batches, strict=True):
             tail = micro_batch.tail(len(micro_batch) - 1, self.settings.sensory_tokens)
             yield boundaries.state(micro_batch, tail)

@@ -10,20 +10,23 @@ class StageBudget(ActivationBudget):
     """The activation budget of a pipeline stage, which counts forward passes instead of segments.
 
     The measured step keeps no graph. Afterwards the last forward passes, whose backward passes come first, keep their
-    graphs as far as these fit beside that step's peak; the others stash their inputs and are recomputed. Every stage
-    decides for itself.
+    graphs as far as the memory left by the measured peak allows; the others stash their inputs and are recomputed.
+    Every
+    stage decides for itself.
 
     Attributes:
-        free_bytes: bytes for graphs; 0 before a step was measured.
+        free_bytes: bytes of GPU memory for graphs; 0 before a step was measured.
     """
 
     def plan_for(self, depth: int) -> None:
-        """Start over for windows of another depth: keep no graphs until a step with such windows is measured."""
+        """Restart planning for windows of ``depth`` segments: keep no graphs until a step with such windows is
+        measured.
+        """
         super().plan_for(depth)
         self.free_bytes = math.inf if self.compute.recompute in ("none", "selective") else 0.0
 
     def step_done(self) -> None:
-        """Count a step; after the measured one, compute the bytes that graphs may take in later steps."""
+        """Count a finished step; after the measured one, compute the bytes that graphs may take in later steps."""
         if self.is_measured_step and self.compute.recompute == "auto":
             # The peak contains one graph, that of a recomputed pass. Kept graphs are freed before the first pass is
             # recomputed, so one of them may take its place.
@@ -31,7 +34,7 @@ class StageBudget(ActivationBudget):
         self.step += self.counts
 
     def choose_graphs(self, order: list[Action]) -> frozenset[Action]:
-        """Return the forward passes of a window that keep their graphs."""
+        """Return the forward passes of a window, among the stage's ordered passes, that keep their autograd graphs."""
         if self.free_bytes <= 0:
             return frozenset()
         return graphs_to_keep(

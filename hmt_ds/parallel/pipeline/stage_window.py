@@ -23,8 +23,9 @@ class Stage:
 
     Attributes:
         model: this stage's part of the model.
+        topology: stage and pipeline of this rank, with channels to its neighbours.
         hidden_size: width of the activations between stages.
-        dtype: type of messages between stages.
+        dtype: dtype of messages between stages.
         uses_dropout: whether the layers draw random numbers, which a recomputation must repeat.
     """
 
@@ -70,7 +71,12 @@ class StageWindow:
         return self.stash.enabled
 
     def tokens_of(self, action: Action, settings: MemorySettings) -> Segment | Summary:
-        """Return the tokens that a forward or backward pass runs on."""
+        """Return the segment or the summary that a pass runs on.
+
+        Args:
+            action: the pass.
+            settings: settings of the memory.
+        """
         n, b = action.segment, action.micro_batch
         if action.kind == Kind.SUMMARY:
             size = len(self.micro_batches) // len(self.summary_batches)
@@ -79,7 +85,10 @@ class StageWindow:
         return self.micro_batches[b].segment(n, self.states[b].tail, settings)
 
     def targets_of(self, recall: Action) -> Tensor | None:
-        """Return how many memories back a segment should recall, ``[b]``; None without such targets in the data."""
+        """Return how many segments back the memory lies that a segment should recall, ``[b]`` int64.
+
+        None if the data names no such targets.
+        """
         targets = self.micro_batches[recall.micro_batch].targets
         return None if targets is None else targets[:, recall.segment]
 
@@ -89,6 +98,6 @@ class StageWindow:
         return len(batches[0].lengths)
 
     def query_keys(self, summary: Action) -> list[tuple[int, int]]:
-        """Return segment and micro-batch of each query that a summary pass yields."""
+        """Return the pairs (segment, micro-batch) of the queries that a summary pass yields."""
         group = len(self.micro_batches) // len(self.summary_batches)
         return [(summary.segment, b) for b in micro_batches_of(summary, group)]

@@ -7,10 +7,11 @@ from hmt_ds.parallel.pipeline.schedule import Action
 
 
 class StashedInputs:
-    """Stash of stage inputs, by forward pass.
+    """Stash of stage inputs, keyed by forward pass, from which backward passes recompute.
 
-    With memory the newest input is needed first, so beyond the limit the oldest go to the host. (Without memory the
-    oldest is needed first, but then stage p of P stashes at most P - p inputs, with slow links 2(P - p) - 1.)
+    With memory the newest input is needed first, so beyond the limit the oldest are offloaded to the host. (Without
+    memory the oldest is needed first, but then stage p of P stashes at most P - p inputs, with slow links 2(P - p) -
+    1.)
 
     Args:
         limit: number of inputs that stay on the device; None for all.
@@ -23,7 +24,7 @@ class StashedInputs:
         self.on_host: dict[Action, tuple[Tensor, torch.device] | None] = {}
 
     def put(self, action: Action, stage_input: Tensor | None) -> None:
-        """Stash the stage input of a forward pass; None if the stage computes its input itself, from tokens."""
+        """Stash the stage input of a forward pass; None if the stage embeds tokens and has no other input."""
         self.on_device[action] = stage_input
         if self.limit is not None and len(self.on_device) > self.limit:
             oldest = next(iter(self.on_device))
@@ -31,7 +32,9 @@ class StashedInputs:
             self.on_host[oldest] = None if tensor is None else (to_host(tensor), tensor.device)
 
     def take(self, action: Action) -> Tensor | None:
-        """Remove the stage input of a forward pass from the stash, and return it on the device."""
+        """Remove the stage input of a forward pass from the stash, and return it on the device (None if None was
+        stashed).
+        """
         if action in self.on_device:
             return self.on_device.pop(action)
         offloaded = self.on_host.pop(action)

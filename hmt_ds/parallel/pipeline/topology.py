@@ -23,8 +23,10 @@ class StageChannels(NamedTuple):
     ``forward_in``; gradients of the prompts go back between the same two stages.
 
     Attributes:
-        forward_in, forward_out: activations and prompts, from the previous and to the next stage.
-        backward_in, backward_out: gradients, from the next and to the previous stage.
+        forward_in: activations or prompts from the previous stage.
+        forward_out: activations or prompts to the next stage.
+        backward_in: gradients from the next stage.
+        backward_out: gradients to the previous stage.
     """
 
     forward_in: Channel
@@ -34,7 +36,7 @@ class StageChannels(NamedTuple):
 
 
 class Topology:
-    """The stage and the pipeline that this rank belongs to.
+    """The stage and the pipeline of this rank, with its channels to neighbouring stages.
 
     Rank = stage x pipelines + pipeline: the ranks of a stage have consecutive numbers, so a node holds few stages.
 
