@@ -150,7 +150,5 @@ def test_paths_of_the_command_line_are_expanded(monkeypatch):
 @pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', '{"b": {"a": 1, "a": 1}}', "[" * 100_000])
 def test_a_deepspeed_file_that_would_be_misread(tmp_path, text):
     (tmp_path / "ds.json").write_text(text)
-    with pytest.raises(
-        DeepSpeedConfigError, match=r"ds.json: cannot be read as JSON \((a given twice|maximum recursion)"
-    ):
+    with pytest.raises(DeepSpeedConfigError, match=r"ds.json: .* JSON \((a given twice|maximum recursion)"):
         read_ds_config(tmp_path / "ds.json")
