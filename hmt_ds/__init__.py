@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hmt_ds.backbones.pretrained import load_pretrained
+    from hmt_ds.conversion.pretrained import load_pretrained
 
-__all__ = ["__version__", "lazy_imports", "load_pretrained"]
+__all__ = ["__version__", "load_pretrained"]
 __version__ = "0.1.0"
 
 
@@ -40,3 +40,8 @@ def lazy_imports(file: str) -> Callable[[str], object]:
 
 if not TYPE_CHECKING:  # or mypy would accept any name
     __getattr__ = lazy_imports(__file__)
+
+
+def __dir__() -> list[str]:
+    """Return the public names alone, for ``dir`` and completion in a shell."""
+    return __all__

@@ -1,0 +1,83 @@
+"""Load a folder written by ``hmt-ds convert`` as an :class:`HMT`, without running the Python code in it."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hmt_ds.backbones import BackboneError, build_model, fill_memory, read_converted
+from hmt_ds.conversion.modeling_hmt import HMTForCausalLM
+from hmt_ds.memory import HMT, MemorySettings
+from hmt_ds.memory.segments import Segment, Summary
+
+
+class PretrainedHMT(HMT):
+    """An HMT that can also be called with token ids of any length, as the transformers model of its folder is."""
+
+    def forward(self, part: Any = None, *arguments: Any, **options: Any) -> Any:
+        """Read whole documents, or one segment as :meth:`HMT.forward` does.
+
+        Args:
+            part: token ids ``[batch, tokens]``; they can also be given as ``input_ids``. Or a segment.
+            arguments, options: those of ``HMTForCausalLM.forward``, such as ``attention_mask`` and ``labels``.
+
+        Returns:
+            Of token ids, transformers' ``CausalLMOutputWithPast``: ``logits`` ``[batch, tokens, vocabulary]``, and
+            ``loss`` if there are labels.
+
+        Raises:
+            TypeError: if ``part`` is not a tensor of whole numbers.
+            ValueError: if the ids have another shape or are outside the vocabulary, or for an unusable option.
+        """
+        if isinstance(part, Segment | Summary):
+            return super().forward(part, *arguments, **options)
+        ids = options.pop("input_ids", part)
+        check_token_ids(ids, self.causal_lm.config.vocab_size)
+        return self.causal_lm(ids, *arguments, **options)
+
+    @cached_property  # not an attribute that torch registers: it holds this module, and shares its weights
+    def causal_lm(self) -> HMTForCausalLM:
+        """This model as a transformers model, to generate with."""
+        return HMTForCausalLM.around(self)
+
+
+def check_token_ids(ids: object, vocabulary: int) -> None:
+    """Check that a model can be called with these token ids.
+
+    Raises:
+        TypeError: if they are not a tensor of whole numbers.
+        ValueError: if one is not in the vocabulary.
+    """
+    if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.dtype == torch.bool:
+        kind = f"a tensor of {ids.dtype}" if isinstance(ids, Tensor) else type(ids).__name__
+        how = 'tokenizer(text, return_tensors="pt").input_ids'
+        raise TypeError(f"the model reads token ids, a tensor of whole numbers [batch, tokens] like {how}; got {kind}")
+    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
+        found = f"from {int(ids.min())} to {int(ids.max())}"
+        raise ValueError(f"token ids must be from 0 to {vocabulary - 1}, got some {found}: use the folder's tokenizer")
+
+
+def load_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> PretrainedHMT:
+    """Load a converted model in evaluation mode: call it with token ids, generate with its ``causal_lm``.
+
+    Args:
+        folder: a folder that ``hmt-ds convert`` has written, or its name on the hub.
+        dtype: type of the weights.
+        device: device that the model is moved to.
+
+    Raises:
+        BackboneError: if the folder was not written by ``hmt-ds convert``, or lacks weights.
+    """
+    converted = read_converted(str(folder))
+    if converted is None:
+        raise BackboneError(f"{folder} was not written by hmt-ds convert")
+    model = PretrainedHMT(build_model(str(folder), dtype=dtype), MemorySettings(**converted["memory"]))
+    wanted = {name for name, _ in model.named_parameters() if not name.startswith("backbone.")}
+    if missing := sorted(wanted - set(fill_memory(model, str(folder)))):
+        raise BackboneError(f"{folder} lacks the weight {missing[0]}")
+    for name, child in model.named_children():
+        if name != "backbone":  # loaded in its dtype already, with buffers that must keep float32
+            child.to(dtype)
+    return model.to(device).eval()
