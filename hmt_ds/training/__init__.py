@@ -1,1 +1,1 @@
-"""The training loop, and what it needs: building, checkpoints, validation, logs, handling of bad steps."""
+"""The training loop and its parts: building the model, checkpoints, validation, logs, handling of non-finite steps."""

@@ -28,14 +28,11 @@ class TooManyBadSteps(RuntimeError):
 
 
 class BadStepCounter:
-    """Counts consecutive steps with a non-finite loss or gradient. All ranks report every step to it.
+    """Counter of consecutive steps with a non-finite loss or gradient; every rank must report every step.
 
     Attributes:
         consecutive: non-finite steps since the last finite one.
-        documents: documents that may have caused them.
-
-    Args:
-        generated: whether the documents are those of ``data.retrieval``: they have numbers, and no file to repair.
+        documents: indices of training documents that may have caused the non-finite steps.
     """
 
     def __init__(self, *, generated: bool = False) -> None:
@@ -46,8 +43,12 @@ class BadStepCounter:
     def count(self, output: StepOutput, windows: Sequence[Batch]) -> str | None:
         """Count a step; reset the count if its loss and gradients are finite. Collective for non-finite steps.
 
+        Args:
+            output: the step's results.
+            windows: this rank's windows of the step, which name the documents.
+
         Returns:
-            A message for the log, if anything in the step was not finite.
+            A message for the log if anything in the step was not finite, else None.
         """
         dropped = (
             f"rows whose memory was not finite, and is dropped: {output.reset_rows}" if output.reset_rows else None
@@ -69,7 +70,7 @@ class BadStepCounter:
             allowed: whether ``training.on_bad_steps`` is ``rollback``.
 
         Returns:
-            The checkpoint, and the documents to exclude from now on.
+            The checkpoint, and the indices of documents to exclude from then on.
 
         Raises:
             TooManyBadSteps: if the run has to end instead.
@@ -86,7 +87,7 @@ class BadStepCounter:
             )
         checkpoint = newest_intact(checkpoints, logger.warning)
         if checkpoint is None:
-            way_out = "change training.seed, or optimizer.lr," if self.generated else "repair these documents,"
+            way_out = "change training.seed, or optimizer.lr," if self.generated else "repair the named documents,"
             raise TooManyBadSteps(f"{problem}; there is no checkpoint to go back to: {way_out} and start again")
         before, times = self.last_rollback
         self.last_rollback = checkpoint, times + 1 if checkpoint == before else 1
@@ -111,10 +112,11 @@ class BadStepCounter:
 
 
 def suspects(finite: torch.Tensor, documents: torch.Tensor) -> set[int]:
-    """Return the documents, of all ranks, that may have caused a step's non-finite loss or gradient. Collective.
+    """Return indices of the documents, of all ranks, that may have caused a step's non-finite loss or gradient.
+    Collective.
 
-    In each row it is the first document with a non-finite loss: later documents of the row may have got it from there,
-    through the memory. If all losses are finite, and only a gradient is not, all documents of the step are suspects.
+    In each row it is the first document with a non-finite loss, which spreads to later documents of the row through the
+    memory. If all losses are finite, and only a gradient is not, all documents of the step are suspects.
 
     Args:
         finite: ``[rows, segments]`` bool, whether the losses of this rank's rows are finite.
@@ -128,10 +130,13 @@ def suspects(finite: torch.Tensor, documents: torch.Tensor) -> set[int]:
 
 
 def read_excluded(folder: Path) -> list[int]:
-    """Read the indices of documents that earlier rollbacks of the run have excluded; the same on all ranks. Collective.
+    """Read the indices of documents that rollbacks of the run have excluded; the same on all ranks. Collective.
+
+    Args:
+        folder: the run's folder.
 
     Raises:
-        CheckpointError: if the file in ``folder`` cannot be read.
+        CheckpointError: on all ranks, if the file in ``folder`` cannot be read.
     """
     found: list[int] | str = []
     file = folder / EXCLUDED_FILE
@@ -147,7 +152,7 @@ def read_excluded(folder: Path) -> list[int]:
 
 
 def write_excluded(folder: Path, documents: list[int]) -> None:
-    """Write the list of excluded documents into the run's folder, in one rename, so that a kill leaves the old list."""
+    """Write indices of excluded documents into the run's folder, in one rename, so that a kill leaves the old list."""
     if rank() == 0:
         aside = folder / f".{EXCLUDED_FILE}"
         with aside.open("w", encoding="utf-8") as out:

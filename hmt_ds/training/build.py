@@ -41,7 +41,13 @@ RANK_STRIDE = 0x9E3779B1  # odd, so that multiples differ in the lowest 32 bits:
 
 
 def build_executor(recipe: Recipe, prepared: Prepared, device: torch.device) -> Executor:
-    """Build the recipe's model, or this rank's pipeline stage of it, in an engine that trains."""
+    """Build a recipe's model, or this rank's pipeline stage of it, in a DeepSpeed engine that trains.
+
+    Args:
+        recipe: the checked recipe.
+        prepared: results of the preflight checks, with DeepSpeed's configuration.
+        device: device of this rank.
+    """
     options = executor_options(recipe, prepared, device)
     executor: Executor
     if recipe.pipeline.stages > 1:
@@ -57,7 +63,14 @@ def build_executor(recipe: Recipe, prepared: Prepared, device: torch.device) -> 
 
 
 def build_reader(recipe: Recipe, prepared: Prepared, device: torch.device) -> Reader:
-    """Build the recipe's model, or this rank's pipeline stage of it, in an engine without an optimizer, to evaluate."""
+    """Build a recipe's model, or this rank's pipeline stage of it, in a DeepSpeed engine without an optimizer, to
+    evaluate.
+
+    Args:
+        recipe: the checked recipe.
+        prepared: results of the preflight checks, with DeepSpeed's configuration.
+        device: device of this rank.
+    """
     options = executor_options(recipe, prepared, device)
     if recipe.pipeline.stages > 1:
         stage, topology = build_pipeline_stage(recipe, prepared, device)
@@ -68,15 +81,19 @@ def build_reader(recipe: Recipe, prepared: Prepared, device: torch.device) -> Re
 def seed_dropout(executor: Executor, seed: int) -> None:
     """Seed this rank's random generator, so that ranks draw different dropout masks.
 
-    With layerdrop all ranks draw the same numbers: a layer that one rank skips and another one reads would leave the
+    With layerdrop all ranks draw the same numbers: a layer that one rank skips and another one runs would leave the
     second waiting for the first in ZeRO-3's all-gather.
+
+    Args:
+        executor: executor of this rank.
+        seed: seed of the run.
     """
     has_layerdrop = getattr(cast(CausalLM, executor.engine.module.backbone).config, "layerdrop", 0.0)
     torch.manual_seed(seed ^ MEMORY_SEED ^ (0 if has_layerdrop else rank() * RANK_STRIDE))
 
 
 def build_whole_model(recipe: Recipe, prepared: Prepared, device: torch.device) -> HMT:
-    """Build the whole model; at ZeRO-3 each rank keeps only its shard of it."""
+    """Build the whole HMT model of a recipe; at ZeRO-3 each rank keeps only its shard of the weights."""
     model = recipe.model
     return build_hmt(
         model.source,
@@ -92,7 +109,7 @@ def build_whole_model(recipe: Recipe, prepared: Prepared, device: torch.device) 
 
 
 def build_pipeline_stage(recipe: Recipe, prepared: Prepared, device: torch.device) -> tuple[HMT, Topology]:
-    """Build this rank's pipeline stage of the model.
+    """Build this rank's pipeline stage of a recipe's model; return the stage, and this rank's place in the pipelines.
 
     Raises:
         ConfigError: if the number of ranks is not a multiple of the number of stages.
@@ -100,7 +117,7 @@ def build_pipeline_stage(recipe: Recipe, prepared: Prepared, device: torch.devic
     model, pipeline = recipe.model, recipe.pipeline
     if world_size() % pipeline.stages:
         raise ConfigError(
-            [f"pipeline.stages is {pipeline.stages}: the number of ranks ({world_size()}) must be a multiple of it"]
+            [f"pipeline.stages is {pipeline.stages}: the number of ranks must be a multiple of it, got {world_size()}"]
         )
     topology = Topology(pipeline.stages, pipeline.timeout_minutes)
     autocast = computes_in_autocast(prepared.ds_config, model.precision)
@@ -130,14 +147,24 @@ def measure_layers(recipe: Recipe, config: PretrainedConfig, **options: Any) -> 
 
 
 def describe_split(ranges: list[LayerRange], times: LayerTimes) -> str:
-    """Describe the layers of each pipeline stage, and the measured times that balance them, for the log."""
+    """Describe the layers of each pipeline stage for the log.
+
+    Args:
+        ranges: indices of the layers of each stage.
+        times: measured seconds of a layer and of the head, by which the stages are balanced.
+    """
     sizes = [layers.end - layers.first for layers in ranges]
     layer, head = (1000 * seconds for seconds in times)
     return f"pipeline.layers by time: {sizes}; a layer takes {layer:.3g} ms, the head {head:.3g} ms"
 
 
 def describe_bubble(recipe: Recipe, micro_batches: int) -> str:
-    """Describe the pipeline bubble of fewer micro-batches than stages, and what to change, for the log."""
+    """Describe for the log how much of a step a pipeline idles if it has fewer micro-batches than stages, and what to
+    change.
+
+    Returns:
+        One line; empty with enough micro-batches.
+    """
     stages, mode = recipe.pipeline.stages, recipe.memory.mode
     schedule = pipeline_schedule(stages, recipe.depths.largest, micro_batches, mode=mode)
     bubble = max(simulate(schedule, Machine.uniform(UNIT_COSTS, stages), mode).bubbles)
@@ -148,7 +175,7 @@ def describe_bubble(recipe: Recipe, micro_batches: int) -> str:
 
 
 def executor_options(recipe: Recipe, prepared: Prepared, device: torch.device) -> ExecutorOptions:
-    """Return the settings that all executors and readers share."""
+    """Return the settings that executors and readers share: DeepSpeed's configuration, precision, schedule, device."""
     return ExecutorOptions(
         ds_config=prepared.ds_config,
         precision=recipe.model.precision,
@@ -163,12 +190,12 @@ def executor_options(recipe: Recipe, prepared: Prepared, device: torch.device) -
 def training_loader(
     recipe: Recipe, prepared: Prepared, after: RunPosition = START, excluded: Collection[int] = ()
 ) -> Iterable[Batch]:
-    """Return this rank's rows of the training documents, as windows.
+    """Return an iterable over windows of training documents, with this rank's rows.
 
     Args:
         recipe: the recipe.
         prepared: the checked data.
-        after: how far the run has come; the windows after that are returned.
+        after: how far the run has come; later windows are returned.
         excluded: indices of documents to leave out.
     """
     training, length, pipelines = recipe.training, recipe.memory.segment_length, world_size() // recipe.pipeline.stages
@@ -199,7 +226,7 @@ def count_parameters(executor: Executor) -> tuple[int, int]:
 
 
 def identity(recipe: Recipe, prepared: Prepared) -> dict[str, object]:
-    """Return the settings that a run must have in common with a checkpoint to resume from it, by recipe key."""
+    """Return the settings, by recipe key, that must be equal in a run and in a checkpoint that it resumes from."""
     model = recipe.model
     found: dict[str, object] = {
         "model.source": model.source if isinstance(model.source, dict) else Path(model.source).name,

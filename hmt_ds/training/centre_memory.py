@@ -1,8 +1,8 @@
-"""The starting value of the memory embeddings' shift, from the memories that the untrained model writes.
+"""Initialize the shift of memory embeddings from the mean of the memories that the untrained model writes.
 
 Most of a memory is common to all segments of all documents. With ``memory.interface: adapted``, P = scale * norm(M) +
-shift would start as far from the mean token embedding as that common part is long. Subtracting it lets P start around
-the mean token embedding, and what differs between memories is what the backbone sees.
+shift would start as far from the mean token embedding as that common part is long. Subtracting the common part lets P
+start around the mean token embedding, and the backbone sees what differs between memories.
 """
 
 import logging
@@ -26,14 +26,14 @@ logger = logging.getLogger(__name__)
 
 
 def has_new_shift(recipe: Recipe) -> bool:
-    """Whether a run begins with a shift that no other run has trained."""
+    """Return whether a run starts with an untrained shift of memory embeddings, which no source run has trained."""
     memory, converted = recipe.memory, read_converted(recipe.model.source)
     trained = converted is not None and converted["memory"]["mode"] != "backbone"
     return memory.interface == "adapted" and memory.mode != "backbone" and not trained
 
 
 def centre_memory(executor: Executor, windows: Iterable[Window]) -> None:
-    """Subtract scale * mu from the shift, mu being the mean of norm(M) over all memories of the windows. Collective.
+    """Subtract scale * mu from the shift, where mu is the mean of norm(M) over all memories of the windows. Collective.
 
     Nothing else changes: neither the memory that the executor carries nor its random state.
 
@@ -58,9 +58,9 @@ def centre_memory(executor: Executor, windows: Iterable[Window]) -> None:
 
 
 def sum_memories(executor: Executor, windows: Iterable[Window]) -> tuple[Tensor, Tensor]:
-    """Read windows; return the sum of norm(M) over this rank's memories ``[d]`` and their number ``[1]``, float64.
+    """Read windows; return the sum of norm(M) over this rank's memories ``[d]`` and their number ``[1]``, both float64.
 
-    Zero on pipeline stages without memories. Memories that are not finite are left out.
+    Both are 0 on pipeline stages without memories. Memories that are not finite are left out.
     """
     total = torch.zeros(executor.embedding_width, dtype=torch.float64, device=executor.device)
     count = torch.zeros_like(total[:1])
@@ -77,16 +77,19 @@ def sum_memories(executor: Executor, windows: Iterable[Window]) -> tuple[Tensor,
 
 
 def segments_of(window: Window) -> Iterator[Window]:
-    """Yield each segment of a window as a window of its own."""
+    """Split a window of rows into windows of one segment each, and yield them in order."""
     tensors = {name: tensor for name, tensor in vars(window).items() if tensor is not None}
     for n in range(len(window)):
         yield replace(window, **{name: tensor[:, n : n + 1] for name, tensor in tensors.items()})
 
 
 def weight_parts(executor: Executor, name: str, *, to_write: bool) -> Iterator[tuple[slice, Tensor]]:
-    """Yield this rank's part of a weight, if it has one: its place in the whole weight, and its values (float32).
+    """Yield this rank's parts of a weight, each as its slice of the flattened weight and its values (float32).
 
-    ``to_write``: see :func:`hmt_ds.checkpoint.fragments.fragments`.
+    Args:
+        executor: the model in its engine.
+        name: name of the weight.
+        to_write: whether the values will be changed, see :func:`hmt_ds.checkpoint.fragments.fragments`.
     """
     ranks = {"rank": executor.data_rank, "world_size": executor.data_ranks}
     for part in fragments(executor.engine, **ranks, to_write=to_write):

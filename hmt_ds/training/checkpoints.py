@@ -29,7 +29,7 @@ class RunCheckpoints:
         identity: settings that a checkpoint must have in common with the run, from
             :func:`hmt_ds.training.build.identity`.
         executor: the model with its optimizer.
-        alive: called for each written part of a checkpoint, as a sign of life for the watchdog.
+        alive: called after each written part of a checkpoint, to tell the watchdog that this rank makes progress.
         history: gets an event for each checkpoint.
     """
 
@@ -50,7 +50,8 @@ class RunCheckpoints:
         self.save_started = 0.0
 
     def find(self) -> Path | None:
-        """Return the checkpoint to resume from; None if there is none, or ``checkpoint.resume`` is ``never``.
+        """Return the folder of the checkpoint to resume from; None if there is none, or ``checkpoint.resume`` is
+        ``never``.
 
         Raises:
             CheckpointError: if another run wrote the checkpoint, or the learning rate would jump.
@@ -64,30 +65,34 @@ class RunCheckpoints:
         return checkpoint
 
     def load(self, checkpoint: Path) -> RunPosition:
-        """Restore weights, optimizer, schedule, memories and random states; return how far the saved run had come."""
+        """Restore weights, optimizer, schedule, memories and random states; return how far the saved run had come.
+
+        Args:
+            checkpoint: folder of the checkpoint.
+        """
         with log_seconds(logger, f"loading {checkpoint.name}"):
             position = load_checkpoint(self.executor, checkpoint)
         self.newest = checkpoint
         return position
 
     def written(self) -> int:
-        """Return 1 if a checkpoint was begun and this rank has written its share of it, else 0."""
+        """Return 1 if this rank has finished writing its share of a checkpoint that is not complete yet, else 0."""
         return self.saver.written()
 
     def save(self, position: RunPosition) -> None:
-        """Save a checkpoint. If it cannot be written, earlier ones are kept and the run goes on."""
+        """Save a checkpoint of the run at ``position``. If it cannot be written, warn, keep earlier ones, and go on."""
         self.finish_save()
         self.begin(position)
         if not self.saver.background:
             self.finish_save()
 
     def begin(self, position: RunPosition) -> None:
-        """Start to write a checkpoint, in a thread if ``checkpoint.background`` is set."""
+        """Start to write a checkpoint of the run at ``position``, in a thread if ``checkpoint.background`` is set."""
         self.save_started = time.perf_counter()
         self.saver.begin(self.executor, position)
 
     def finish_save(self) -> None:
-        """Wait until a begun checkpoint is written, and make it visible; log a failure as a warning."""
+        """Wait until the checkpoint begun last is written, and make it visible; log a failure as a warning."""
         try:
             self.complete()
         except CheckpointError as error:
@@ -95,7 +100,7 @@ class RunCheckpoints:
                 logger.warning(str(error))
 
     def complete(self) -> None:
-        """Wait until a begun checkpoint is written, and make it visible.
+        """Wait until the checkpoint begun last is written, and make it visible.
 
         Raises:
             CheckpointError: on all ranks, if the checkpoint could not be written.
@@ -107,7 +112,10 @@ class RunCheckpoints:
             self.history.write("checkpoint", step_number(checkpoint), seconds=round(seconds, 3))
 
     def last_save(self, position: RunPosition) -> Path:
-        """Save the checkpoint at the end of a run, unless that step is saved already; return its path.
+        """Save the checkpoint at the end of a run, unless that step is saved already; return the checkpoint's folder.
+
+        Args:
+            position: how far the run has come.
 
         Raises:
             CheckpointError: if the checkpoint cannot be written.
@@ -121,7 +129,11 @@ class RunCheckpoints:
 
 
 def check_rate_jump(checkpoint: Path, recipe: Recipe) -> None:
-    """Check that the learning rate does not jump on resuming, although ``training.steps`` may have changed.
+    """Refuse to resume if a changed ``training.steps`` makes the learning rate jump.
+
+    Args:
+        checkpoint: folder of the checkpoint to resume from.
+        recipe: recipe of the resumed run.
 
     Raises:
         CheckpointError: with both learning rates.

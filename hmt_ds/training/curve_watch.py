@@ -1,4 +1,4 @@
-"""Watch a run's loss and speed, and say when something is odd. Each rank watches alone; rank 0 is heard."""
+"""Warn about sudden changes of a run's loss and speed. Each rank watches its own steps; only rank 0 warns."""
 
 from collections import deque
 from statistics import median
@@ -13,13 +13,15 @@ DEVIATION = 1.4826  # of a normal distribution, in medians of absolute differenc
 
 
 class CurveWatch:
-    """Compares each step with those before it. The depth of windows changes both curves: then it starts over.
+    """Detector of loss spikes and of drops in speed, which compares each step with those before.
+
+    Windows of another depth change both curves, so the comparison starts over with them.
 
     Attributes:
-        losses: losses of the last steps.
-        speeds: tokens/s of the last steps.
-        best: best median speed so far; 0 before the first one.
-        slow: whether the speed has fallen and not recovered.
+        losses: losses of the last steps, in nats per label.
+        speeds: tokens/s per rank of the last steps.
+        best: best median of tokens/s so far; 0 before the first one.
+        slow: whether the speed has dropped and not recovered.
     """
 
     def __init__(self) -> None:
@@ -27,14 +29,14 @@ class CurveWatch:
         self.start_over(0)
 
     def start_over(self, depth: int) -> None:
-        """Forget the steps before, whose windows had another depth."""
+        """Forget all earlier steps, because windows now have ``depth`` segments."""
         self.depth, self.steps, self.quiet = depth, 0, 0
         self.losses: deque[float] = deque(maxlen=REMEMBERED)
         self.speeds: deque[float] = deque(maxlen=SPEED_STEPS)
         self.best, self.slow = 0.0, False
 
     def step(self, loss: float | None, speed: float, depth: int) -> list[str]:
-        """Count a step; return a line for each thing that is odd about it.
+        """Record a step; return a line for each sudden change.
 
         Args:
             loss: nats per label; None for a step without labels or with a loss that is not finite.
@@ -48,7 +50,7 @@ class CurveWatch:
         return [line for line in found if line]
 
     def spike(self, loss: float) -> str | None:
-        """Return a line if a loss is far above those before it; for a while only the first one counts."""
+        """Return a line if a loss (nats per label) is far above those before; further spikes soon after get no line."""
         before = list(self.losses)
         self.losses.append(loss)
         self.quiet = max(0, self.quiet - 1)
@@ -66,7 +68,7 @@ class CurveWatch:
         )
 
     def fall(self, speed: float) -> str | None:
-        """Return a line if the speed has fallen far below the best one, or has come back."""
+        """Return a line if the speed (tokens/s per rank) has dropped far below the best one, or has recovered."""
         if self.steps <= WARM_UP:
             return None
         self.speeds.append(speed)

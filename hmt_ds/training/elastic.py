@@ -15,7 +15,14 @@ from hmt_ds.reporting.progress import print_problems
 
 
 def main(nodes: int, ranks_per_node: int, recipe_file: str, overrides: list[str]) -> int:
-    """Print the number of machines that a run can use; return the exit code."""
+    """Print the number of machines that an elastic run can use; return the exit code.
+
+    Args:
+        nodes: number of machines available.
+        ranks_per_node: ranks on each machine.
+        recipe_file: path of the recipe.
+        overrides: overrides of the recipe.
+    """
     try:
         print(usable_nodes(load_recipe(recipe_file, overrides), nodes, ranks_per_node))
     except ConfigError as error:
@@ -25,7 +32,12 @@ def main(nodes: int, ranks_per_node: int, recipe_file: str, overrides: list[str]
 
 
 def usable_nodes(recipe: Recipe, nodes: int, ranks_per_node: int) -> int:
-    """Return the largest number of machines, up to ``nodes``, whose ranks can share the run's rows equally.
+    """Return the largest number of machines, up to ``nodes``, whose ranks can share the global batch equally.
+
+    Args:
+        recipe: recipe of the run.
+        nodes: number of machines available.
+        ranks_per_node: ranks on each machine.
 
     Raises:
         ConfigError: if not even one machine's ranks can.
@@ -35,21 +47,29 @@ def usable_nodes(recipe: Recipe, nodes: int, ranks_per_node: int) -> int:
         if rows is None or batch_size(recipe, rows, number * ranks_per_node):
             return number
     machines = f"{nodes} machines of {ranks_per_node} ranks, or fewer,"
-    raise ConfigError([f"training.elastic: the run has {rows} rows, which {machines} cannot share equally"])
+    raise ConfigError(
+        [
+            f"training.elastic: the global batch of {rows} rows cannot be shared "
+            f"equally by {machines}: use a number of ranks that divides it"
+        ]
+    )
 
 
 def keep_global_batch(recipe: Recipe) -> Recipe:
-    """Return the recipe with the batch size that keeps the global batch of the run's newest checkpoint on these ranks.
+    """Return the recipe with the batch size per rank that keeps the global batch of the run's newest checkpoint.
 
     Raises:
-        ConfigError: if the ranks cannot share the rows equally.
+        ConfigError: if the ranks cannot share the rows of the global batch equally.
     """
     rows = broadcast_object(global_rows(recipe) if rank() == 0 else None)
     if not recipe.training.elastic or not isinstance(rows, int):
         return recipe
     if not (size := batch_size(recipe, rows, world_size())):
         raise ConfigError(
-            [f"training.elastic: the run has {rows} rows, which {world_size()} ranks cannot share equally"]
+            [
+                f"training.elastic: the global batch of {rows} rows cannot be shared equally "
+                f"by {world_size()} ranks: use a number of ranks that divides it"
+            ]
         )
     training = recipe.training.model_copy(update={"batch_size": size})
     return recipe.model_copy(update={"training": training})
@@ -64,7 +84,13 @@ def global_rows(recipe: Recipe) -> int | None:
 
 
 def batch_size(recipe: Recipe, rows: int, ranks: int) -> int:
-    """Return the rows of each rank, or of each pipeline; 0 if they cannot share the rows equally."""
+    """Return the rows of each rank, or of each pipeline, in one window; 0 if they cannot share the rows equally.
+
+    Args:
+        recipe: recipe of the run.
+        rows: rows of the global batch.
+        ranks: number of ranks.
+    """
     pipelines, remainder = divmod(ranks, recipe.pipeline.stages)
     return 0 if remainder or not pipelines or rows % pipelines else rows // pipelines
 

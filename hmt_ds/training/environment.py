@@ -1,4 +1,4 @@
-"""What a run was trained with: versions, machines and devices, for its history."""
+"""Describe the environment of a run for its history: versions, machines and devices."""
 
 import platform
 import socket
@@ -13,7 +13,11 @@ PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "peft", "liger-ker
 
 
 def environment(device: torch.device) -> dict[str, object]:
-    """Describe versions, machines and devices of all ranks, as JSON has them. Collective."""
+    """Describe versions, machines and devices of all ranks, as JSON values by name. Collective.
+
+    Args:
+        device: device of this rank.
+    """
     name = "CPU" if device.type == "cpu" else torch.get_device_module(device).get_device_name()
     ranks = all_gather_object((socket.gethostname(), name))
     machines: dict[str, int] = {}

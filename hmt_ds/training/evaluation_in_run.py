@@ -1,4 +1,4 @@
-"""What evaluations of a run have in common, on held-out documents and on generated ones."""
+"""Common parts of a run's evaluations, on held-out documents and on generated documents."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class EvaluationInRun:
-    """Evaluates a model that is in its engine.
+    """Base class of evaluations of a model that is in its engine, during or after training.
 
     Attributes:
         recipe: the checked recipe.
@@ -37,7 +37,7 @@ class EvaluationInRun:
 
 @contextmanager
 def warn_if_unwritable(file: Path) -> Iterator[None]:
-    """Turn a failure to write a file in the ``with`` block into a warning, because the run can do without the file."""
+    """Turn a failure to write ``file`` in the ``with`` block into a warning: the run can continue without the file."""
     try:
         yield
     except OSError as error:
@@ -45,5 +45,5 @@ def warn_if_unwritable(file: Path) -> Iterator[None]:
 
 
 def as_window(batch: Batch) -> Window:
-    """Return the tensors of a batch that the model reads, as a window."""
+    """Return the tensors of a batch that the model reads (tokens, labels, lengths, starts), as a window."""
     return Window(batch.input_ids, batch.labels, batch.lengths, batch.starts, targets=batch.targets)

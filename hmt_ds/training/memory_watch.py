@@ -1,7 +1,7 @@
-"""Watch what a run's memory is worth while it trains: is it ignored, does the recall collapse?
+"""Monitor during training whether the model uses its memory, and whether the recall collapses to one place.
 
-Now and then the coming windows are read once with their own memories and once with others, before they are trained on.
-The reading has no gradient, and takes a small share of the run's time (``logging.memory_probe``).
+Now and then, before windows are trained on, they are read once with their own memories and once with other memories,
+without gradients. These probes take a small share of the run's time (``logging.memory_probe``).
 """
 
 import math
@@ -28,12 +28,14 @@ BETWEEN = 2.0  # standard errors
 
 
 class Probe(NamedTuple):
-    """Sums of a probe over all ranks.
+    """Sums of a probe over all ranks. (A probe reads one window with its own and with other memories.)
 
     Attributes:
-        sums: of the costs d and the tokens t of all segments that were compared: d, t, dd, dt, tt.
-        by_age: recall on each memory, by how many segments back it lies, newest first.
-        from_oldest: the same, counted from a row's oldest memory.
+        sums: sums over all compared segments of d, t, d*d, d*t and t*t, where d is the cost of other memories in nats
+            and t
+            the number of tokens.
+        by_age: sums of recall weight by how many segments back the memory lies, newest first.
+        from_oldest: sums of recall weight by position of the memory, counted from a row's oldest one.
         recalls: number of segments whose recall was counted.
     """
 
@@ -44,7 +46,7 @@ class Probe(NamedTuple):
 
 
 class MemoryWatch:
-    """Probes the memory of a training run, and says when it is ignored or recalls always the same place.
+    """Monitor that probes the memory of a training run, and warns if memory is ignored or recall collapses.
 
     On pipelines nothing is probed.
 
@@ -53,10 +55,10 @@ class MemoryWatch:
         executor: the model with its optimizer.
 
     Attributes:
-        probes: the last probes.
+        probes: results of the last probes.
         asked: whether the ranks have agreed to probe before the next step.
-        ignored: whether the last verdict was that the memory is ignored; None before one.
-        share: share of the run's time that probes took.
+        ignored: whether the last verdict was that the memory is ignored; None before the first verdict.
+        share: fraction of the run's time that probes took.
     """
 
     def __init__(self, recipe: Recipe, executor: Executor):
@@ -70,9 +72,9 @@ class MemoryWatch:
         self.cost = 1.0  # of a probe, in steps of that time
 
     def due(self) -> int:
-        """Return 1 if this rank has trained long enough for a probe to take no more than its share of the time.
+        """Return 1 if another probe would stay within the allowed share of the time trained so far, else 0.
 
-        A probe is expected to take as many steps' time as the last one did; the first, one.
+        A probe is expected to take as long as the last one; the first is expected to take as long as a step.
         """
         expected = self.cost * self.step
         return int(self.possible and 0 < self.spent + expected <= self.limit * self.trained)
@@ -90,14 +92,14 @@ class MemoryWatch:
             self.asked = wanted > 0
 
     def probe(self, window: Window, step: int) -> tuple[dict[str, object], list[str]]:
-        """Read a window with its own and with other memories. Collective.
+        """Read a window with its own and with other memories, and judge the last probes. Collective.
 
         Args:
-            window: the coming window of this rank's rows.
-            step: the coming step.
+            window: this rank's rows of the coming window.
+            step: number of the coming step.
 
         Returns:
-            The values for the run's history, and a line for each thing that is odd.
+            Values for the run's history, and a warning line for each problem.
         """
         self.asked, started = False, time.perf_counter()
         self.probes.append(self.read(window))
@@ -111,7 +113,13 @@ class MemoryWatch:
         return values, [line for line in found if line]
 
     def verdict(self, cost: float, error: float, step: int) -> str | None:
-        """Return a line if the memory turns out to be ignored, or to be used after all."""
+        """Return a line if the memory turns out to be ignored, or is used again after such a line.
+
+        Args:
+            cost: mean cost of other memories, in nats per token.
+            error: standard error of the mean cost.
+            step: number of the coming step.
+        """
         if len(self.probes) < NEEDED or not math.isfinite(error) or step < EARLY * self.steps:
             return None
         other = "another document's memory" if self.which == "swapped" else "no memory"
@@ -126,7 +134,7 @@ class MemoryWatch:
         return None
 
     def collapse(self) -> str | None:
-        """Return a line if nearly all recall goes to one place, whatever is asked."""
+        """Return a line if nearly all recall weight goes to one place, whatever the query."""
         recalls, before = sum(probe.recalls for probe in self.probes), self.collapsed
         by_age = largest([probe.by_age for probe in self.probes], "the memory {} segments back")
         share, where = max(by_age, largest([probe.from_oldest for probe in self.probes], "memory {} of a document"))
@@ -137,7 +145,12 @@ class MemoryWatch:
 
     @torch.no_grad()
     def read(self, window: Window) -> Probe:
-        """Read a window with its own and with other memories, and sum the costs over all ranks. Collective."""
+        """Read a window with its own and with other memories, and sum the costs over all ranks. Collective.
+
+        The sums are ``[6 + 2 N]`` for N kept memories: five sums of costs and tokens, the number of recalls, and recall
+        weights
+        by age and by position; see :class:`Probe`.
+        """
         places = self.executor.settings.kept_memories
         sums = torch.zeros(6 + 2 * places, dtype=torch.float64, device=self.executor.device)
         state = self.executor.state
@@ -153,7 +166,14 @@ class MemoryWatch:
         return Probe((d, t, dd, dt, tt), ages, oldest, round(recalls))
 
     def add_cost(self, sums: Tensor, window: Window, n: int, cost: Tensor) -> None:
-        """Add what other memories cost in segment n, for rows that have memories, and a partner if one is needed."""
+        """Add the cost of other memories in segment n to sums, for rows with memories (and a partner to swap with).
+
+        Args:
+            sums: sums of the probe, ``[6 + 2 N]``, see :meth:`read`; changed in place.
+            window: the window.
+            n: index of the segment.
+            cost: loss with other memories minus loss with own ones, in nats, ``[b]``.
+        """
         compared = ~window.starts[:, n]
         if self.which == "swapped":
             compared &= window.neighbours(n) != torch.arange(len(window.starts))
@@ -163,14 +183,14 @@ class MemoryWatch:
         sums[:5] += torch.stack([d.sum(), t.sum(), (d * d).sum(), (d * t).sum(), (t * t).sum()])
 
     def add_recall(self, sums: Tensor, recall: Tensor, state: MemoryState | None, window: Window, n: int) -> None:
-        """Add where the recall of segment n goes, for rows that have several memories.
+        """Add the recall weights of segment n to sums, for rows that have several memories.
 
         Args:
-            sums: ``[6 + 2 N]``, see :meth:`read`.
-            recall: ``[b, c]``, oldest memory first.
+            sums: sums of the probe, ``[6 + 2 N]``, see :meth:`read`; changed in place.
+            recall: recall weights ``[b, c]``, oldest memory first.
             state: the memory state before the segment.
             window: the window.
-            n: number of the segment.
+            n: index of the segment.
         """
         if state is None or not state.valid.shape[1]:
             return
@@ -186,11 +206,11 @@ class MemoryWatch:
 
 
 def largest(parts: list[tuple[float, ...]], name: str) -> tuple[float, str]:
-    """Return the largest share of all recall that goes to one place, and the place.
+    """Return the largest share (0 to 1) of all recall weight that goes to one place, and the place's name.
 
     Args:
-        parts: for each probe, the recall on each place.
-        name: what a place is called, by its number from 1.
+        parts: for each probe, the recall weight of each place.
+        name: noun for a place, to which the place's number from 1 is added.
     """
     mass = [sum(column) for column in zip(*parts, strict=True)]
     most = max(mass, default=0.0)
@@ -207,5 +227,5 @@ def pooled_cost(probes: "deque[Probe]") -> tuple[float, float]:
 
 
 def finite(value: float) -> float | None:
-    """Return a rounded number; None for nan and inf, which JSON does not have."""
+    """Return a number, rounded for JSON; None for nan and inf, which JSON cannot express."""
     return round(value, 6) if math.isfinite(value) else None

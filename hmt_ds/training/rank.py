@@ -56,7 +56,8 @@ def run_as_rank(job: Job) -> int:
     """Join the process group and run a job together with the other ranks; return the exit code.
 
     Args:
-        job: called with the recipe or run named on the command line, the words that follow it, and this rank's device.
+        job: function called with the recipe or run named on the command line, the words that follow it, and this rank's
+            device.
     """
     end_with_parent()
     try:
@@ -70,7 +71,11 @@ def run_as_rank(job: Job) -> int:
 def exit_code_of(job: Job) -> int:
     """Run a job on this rank and return its exit code.
 
-    The code is 0 if the job ended, STOPPED if a stop signal ended it, 2 for an error that only the user can fix.
+    The code is 0 if the job finished, STOPPED if a stop signal ended it, 2 for an error that only the user can fix.
+
+    Args:
+        job: function called with the recipe or run named on the command line, the words that follow it, and this rank's
+            device.
     """
     named, *overrides = [word for word in sys.argv[1:] if not word.startswith("--local_rank")] or [""]
     try:
@@ -100,7 +105,7 @@ def exit_code_of(job: Job) -> int:
 
 
 def end_out_of_memory(error: Exception) -> NoReturn:
-    """End this rank after an out-of-memory error, with a line that says which settings to change."""
+    """Log which settings to change after an out-of-memory error, and exit this rank's process."""
     sizes = ". ".join(str(error).split(". ")[:5])  # torch's first sentences: what was asked for, and who holds what
     print(file=sys.stderr)  # the line of rank 0's progress bar may be unfinished
     print_problems([f"rank {rank()}: {sizes}. {OUT_OF_MEMORY_ADVICE}"])
@@ -114,6 +119,12 @@ def prepare_together(
 
     Rank 0 fills the cache of tokenized documents, which the others read. A cache may be local to each machine; then the
     first rank of each machine fills it for the others.
+
+    Args:
+        recipe: the recipe.
+        recipe_file: path of the recipe; paths in the recipe may be relative to its folder.
+        writes_output: whether training.output will be written, so that it must not hold another run.
+        with_data: whether to read documents and tokenizer too.
 
     Raises:
         ConfigError: on all ranks, with the problems of every rank, and its machine.
@@ -140,7 +151,7 @@ def only_start(recipe: Recipe) -> Iterator[None]:
     """Hold the lock of a run's folder during the ``with`` block. Collective.
 
     Raises:
-        ConfigError: on all ranks, if another start holds the lock, or has trained in the folder since the recipe was
+        ConfigError: on all ranks, if another process holds the lock, or has trained in the folder since the recipe was
             checked.
     """
     lock = RunLock(Path(recipe.training.output), end_without_lock) if rank() == 0 else None
@@ -156,7 +167,9 @@ def only_start(recipe: Recipe) -> Iterator[None]:
 
 
 def end_without_lock(problem: str) -> NoReturn:
-    """End this rank at once, and with it the whole job, because another start trains into the run's folder."""
+    """Print a problem and exit this rank's process at once, which ends the job: another one trains into the same
+    folder.
+    """
     print(file=sys.stderr)
     print_problems([problem])
     write_exit_code(2)

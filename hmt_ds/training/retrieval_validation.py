@@ -28,19 +28,22 @@ DOCUMENTS = 64
 
 
 class RetrievalValidation(EvaluationInRun):
-    """Evaluates a model on generated documents about things that the training documents never name."""
+    """Evaluation of retrieval from memory on generated documents, about names that the training documents never use."""
 
     @property
     def total(self) -> int:
-        """How many documents of each length are read."""
+        """Number of generated documents that are read of each length."""
         return self.recipe.evaluation.documents or DOCUMENTS
 
     def evaluate(self, step: int, *, in_passing: bool = False) -> list[RetrievalRow] | None:
-        """Count right answers after a step, print and write the results; None unless the recipe has data.retrieval.
+        """Count right answers, print and write the results; return None without ``data.retrieval`` in the recipe.
 
         Args:
             step: optimizer step of the weights.
             in_passing: read only the shortest documents, as during training.
+
+        Returns:
+            A row of results for each document length.
         """
         lengths = self.recipe.retrieval_segments
         if not lengths:
@@ -58,7 +61,7 @@ class RetrievalValidation(EvaluationInRun):
         return rows
 
     def documents(self, segments: int) -> Iterator[tuple[Window, Tensor]]:
-        """Yield this rank's rows of the generated documents of one length, with each row's document index."""
+        """Yield windows of generated documents of ``segments`` segments, with each row's document index ``[rows]``."""
         settings = self.recipe.data.retrieval
         assert settings is not None and self.prepared.retrieval is not None
         length = self.recipe.memory.segment_length
@@ -74,7 +77,13 @@ class RetrievalValidation(EvaluationInRun):
             yield as_window(batch), batch.documents[:, 0]
 
     def report(self, step: int, rows: list[RetrievalRow], recalls: RecallMap | None) -> None:
-        """Print the retrieval table, and write the results and a picture."""
+        """Print the retrieval table, and write results and a picture into the run's folder.
+
+        Args:
+            step: optimizer step of the weights.
+            rows: results for each document length.
+            recalls: recall weights of one document, for the picture; None if the model recalls nothing.
+        """
         settings = self.recipe.data.retrieval
         assert settings is not None
         chance = 1 / settings.values
@@ -89,7 +98,9 @@ class RetrievalValidation(EvaluationInRun):
             print(f"retrieval   {file} and .png", flush=True)
 
     def data(self) -> dict[str, object]:
-        """The generated documents that are evaluated, described with a hash of their content."""
+        """Description of the generated documents (settings and a hash of their content), to be written with the
+        results.
+        """
         settings = self.recipe.data.retrieval
         assert settings is not None
         read = {"documents": self.total, "tokenizer": self.prepared.tokenizer, **asdict(settings)}

@@ -25,9 +25,9 @@ logger = logging.getLogger(__name__)
 
 
 class WarmUp:
-    """Measures how much time compiling, measuring memory and capturing CUDA graphs add to the first steps of a run.
+    """Timer of how many seconds compiling, measuring memory and capturing CUDA graphs add to the first steps of a run.
 
-    The warm-up steps include this work; the first step after them tells how long a step takes without it.
+    The warm-up steps include this work; the first step after them shows how long a step takes otherwise.
 
     Args:
         steps: number of first steps that contain such work.
@@ -37,7 +37,7 @@ class WarmUp:
         self.steps, self.seconds = steps, list[float]()
 
     def step_done(self, seconds: float) -> None:
-        """Count a step; after the first one without warm-up work, log how long the warm-up took."""
+        """Count a step that took ``seconds``; after the first one without warm-up work, log how long warm-up took."""
         if len(self.seconds) > self.steps or not self.steps:
             return
         self.seconds.append(seconds)
@@ -52,8 +52,9 @@ class RunLog:
     Args:
         recipe: the checked recipe.
         executor: the model with its optimizer.
-        parameters, trained: number of parameters of the whole model, and of trained ones.
-        stragglers: adds the slowest rank to the metrics.
+        parameters: number of parameters of the whole model.
+        trained: number of trained parameters.
+        stragglers: detector that names the slowest rank in the metrics.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class RunLog:
         self.warm_up = WarmUp(executor.budget.warm_up_steps)
 
     def open(self, step: int) -> None:
-        """Open metrics and progress after a step that is already taken; existing rows of later steps are dropped."""
+        """Open metrics and progress of a run that has finished ``step`` steps; drop metrics of later steps."""
         first, options = rank() == 0, self.recipe.logging
         chosen = options.model_dump(exclude={"every", "slow_rank", "memory_probe"})
         recipe = self.recipe.model_dump(mode="json")
@@ -75,14 +76,20 @@ class RunLog:
         self.progress = Progress(self.recipe.training.steps, step, every=options.every, shown=first)
 
     def close(self) -> None:
-        """Close metrics and progress, at the end of the run or before it returns to an earlier step."""
+        """Close metrics and progress, at the end of the run or before a rollback to an earlier step."""
         if self.progress:
             self.progress.close()
         if self.metrics:
             self.metrics.close()
 
     def record(self, output: StepOutput, position: RunPosition, seconds: float) -> None:
-        """Record a training step that took ``seconds``."""
+        """Write a training step's metrics and show its progress.
+
+        Args:
+            output: results of the step.
+            position: how far the run has come.
+            seconds: duration of the step.
+        """
         self.warm_up.step_done(seconds)
         row = self.row(output, position, seconds)
         if self.progress:
@@ -92,7 +99,13 @@ class RunLog:
             self.metrics.write(row)
 
     def row(self, output: StepOutput, position: RunPosition, seconds: float) -> Row:
-        """Return a step's metrics, named as in hmt_ds/reporting/metrics.py; None where unknown or not finite."""
+        """Return a step's metrics, named as in hmt_ds/reporting/metrics.py; None where unknown or not finite.
+
+        Args:
+            output: results of the step.
+            position: how far the run has come.
+            seconds: duration of the step.
+        """
         speed = output.fresh_tokens / seconds / world_size()
         on_cpu = self.executor.device.type == "cpu"
         device = None if on_cpu else torch.get_device_module(self.executor.device)
@@ -117,7 +130,7 @@ class RunLog:
         return {name: value if value is not None and math.isfinite(value) else None for name, value in row.items()}
 
     def print_summary(self, checkpoint: Path) -> None:
-        """Print the first and the final loss of a run and its last checkpoint, and plot the loss."""
+        """Print the first and the final loss of a run and the path of its last checkpoint, and plot the loss."""
         if rank() != 0:
             return
         if rows := [row for row in read_metrics(self.folder / "metrics.jsonl") if row.get("loss") is not None]:
@@ -131,7 +144,7 @@ class RunLog:
 
 
 def create_folder(recipe: Recipe) -> str | None:
-    """Create the run's folder and write its recipe; return the problem if that is not possible, else None."""
+    """Create a recipe's output folder and write the recipe into it; return a line about a failure, else None."""
     folder, resolved = Path(recipe.training.output), write_yaml(recipe.model_dump(mode="json"))
     aside = folder / ".recipe.yaml"
     try:
@@ -144,7 +157,7 @@ def create_folder(recipe: Recipe) -> str | None:
 
 
 def describe_rates(recipe: Recipe, first: int) -> str:
-    """Describe the learning rate of the backbone over the remaining steps, for the log."""
+    """Describe for the log the backbone's learning rate from step ``first`` to the end of the run."""
     schedule, last = recipe.schedule, recipe.training.steps
     if first > last:
         return f"all {last} steps are done"

@@ -23,9 +23,11 @@ logger = logging.getLogger(__name__)
 
 def with_source_weights(recipe: Recipe) -> Recipe:
     """Replace a run in ``model.source`` by a converted folder with the weights of its newest intact checkpoint.
+    Collective.
 
-    The folder is in the new run's output, so the new run does not depend on the other one any longer; when resumed, it
-    uses the folder again, even if the other run has been trained further. Collective, after the recipe was checked.
+    The folder is in the new run's output, which makes the new run independent of the source run: when resumed, it uses
+    the
+    folder again, even if the source run has been trained further.
 
     Raises:
         ConfigError: on all ranks, if a machine cannot read the checkpoint or write the folder.
@@ -35,7 +37,9 @@ def with_source_weights(recipe: Recipe) -> Recipe:
         return recipe
     checkpoint = run.checkpoint or newest_intact(run.folder / "checkpoints", logger.warning)
     if checkpoint is None:
-        raise ConfigError([f"model.source: the run {run.folder} has no intact checkpoint"])
+        raise ConfigError(
+            [f"model.source: the run {run.folder} has no intact checkpoint to start from: name another run"]
+        )
     target = agreed_folder(recipe, run, checkpoint)
     logger.info("model.source: the weights of %s, as %s", checkpoint, target)
     convert_together(checkpoint, target, merge=load_recipe(run.recipe_file).model.train == "lora")
@@ -51,7 +55,12 @@ def with_source_weights(recipe: Recipe) -> Recipe:
 
 
 def agreed_folder(recipe: Recipe, run: SourceRun, checkpoint: Path) -> Path:
-    """Return, on all ranks, the folder that rank 0 chooses for a checkpoint's converted weights. Collective.
+    """Return, on all ranks, the path that rank 0 chooses for a checkpoint's converted weights. Collective.
+
+    Args:
+        recipe: recipe of the new run.
+        run: the source run.
+        checkpoint: folder of the source run's checkpoint.
 
     Raises:
         ConfigError: on all ranks, if the checkpoint's manifest cannot be read.
@@ -69,7 +78,12 @@ def agreed_folder(recipe: Recipe, run: SourceRun, checkpoint: Path) -> Path:
 
 
 def folder_for(recipe: Recipe, run: SourceRun, checkpoint: Path) -> Path:
-    """Return the folder for a checkpoint's converted weights, named by run, step and content.
+    """Return the path of the folder for a checkpoint's converted weights, named by run, step and content.
+
+    Args:
+        recipe: recipe of the new run, whose output will contain the folder.
+        run: the source run.
+        checkpoint: folder of the source run's checkpoint.
 
     Raises:
         CheckpointError: if the checkpoint's manifest cannot be read.
@@ -87,9 +101,9 @@ def convert_together(checkpoint: Path, target: Path, *, merge: bool) -> None:
     """Convert a checkpoint into a folder in float32: on rank 0, then on machines that do not see rank 0's folder.
 
     Args:
-        checkpoint: the checkpoint.
-        target: the folder; an existing one is kept.
-        merge: merge LoRA adapters into the backbone.
+        checkpoint: folder of the checkpoint.
+        target: folder to write; an existing one is kept.
+        merge: whether to merge LoRA adapters into the backbone.
 
     Raises:
         ConfigError: on all ranks, with the problems of every machine.

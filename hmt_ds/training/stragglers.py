@@ -49,16 +49,18 @@ class StragglerDetector:
 
     @contextmanager
     def time_step(self, loading_seconds: float) -> Iterator[None]:
-        """Time a rank's own work on a step, which is the body of the ``with`` block, and add ``loading_seconds``."""
+        """Time this rank's own work on a step, which is the ``with`` block, and add ``loading_seconds`` for reading
+        data.
+        """
         self.clock.begin()
         yield
         self.seconds.append(loading_seconds + self.clock.end()["other"])
 
     def compare(self) -> str | None:
-        """Compare the ranks' times every ``STEPS`` steps. All ranks call it after each step.
+        """Compare the ranks' times every ``STEPS`` steps; all ranks must call it after each step.
 
         Returns:
-            A message for the log, if the set of stragglers has changed since the last comparison.
+            A message for the log if the set of stragglers has changed since the last comparison, else None.
         """
         if not self.enabled or len(self.seconds) < STEPS:
             return None
@@ -74,18 +76,23 @@ class StragglerDetector:
         return self.describe(times, ratios) if self.stragglers != before else None
 
     def take_rank_seconds(self) -> list[float]:
-        """Return the times of a comparison that was just made; an empty list after any other step."""
+        """Return the seconds of each rank's own work if a comparison was just made, else an empty list."""
         taken, self.rank_seconds = self.rank_seconds, []
         return taken
 
     def gather(self, own: float) -> torch.Tensor:
-        """Gather the seconds of all ranks, ``[stages, ranks of a stage]``. Collective."""
+        """Gather ``own``, this rank's seconds, from all ranks: ``[stages, ranks of a stage]``. Collective."""
         times = torch.zeros(world_size(), dtype=torch.float64, device=self.executor.device)
         times[rank()] = own
         return all_reduce_sum(times).cpu().view(self.executor.stages, -1)
 
     def describe(self, times: torch.Tensor, ratios: torch.Tensor) -> str:
-        """Describe the stragglers, with hosts and times, for the log."""
+        """Describe the stragglers, with hosts and times, for the log.
+
+        Args:
+            times: seconds of each rank's own work, ``[stages, ranks of a stage]``.
+            ratios: the times divided by the median of each rank's peers, same shape.
+        """
         if not self.stragglers:
             return "no rank is slow any more"
         hosts = all_gather_object(socket.gethostname())

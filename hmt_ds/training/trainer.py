@@ -1,4 +1,4 @@
-"""The training loop: load windows, take a step, record it, save and evaluate when due.
+"""The training loop: load windows, take an optimizer step, record the results, save and evaluate when due.
 
 Read :meth:`Trainer.train`, :meth:`Trainer.fit`, :meth:`Trainer.training_step`, in this order. The optimizer step is
 :func:`hmt_ds.parallel.train_step.train_step`.
@@ -49,7 +49,7 @@ class Trainer:
         recipe: the checked recipe.
         prepared: data and DeepSpeed's configuration, from the preflight checks.
         device: device of the rank.
-        signals: stop signals that the rank has received.
+        signals: records stop signals that this process receives.
     """
 
     def __init__(self, recipe: Recipe, prepared: Prepared, device: torch.device, signals: StopSignals):
@@ -114,7 +114,9 @@ class Trainer:
         self.watchdog = Watchdog(self.recipe.training.hang_minutes, self.folder)
 
     def fit(self) -> bool:
-        """Take all remaining steps; return False after too many consecutive non-finite ones."""
+        """Take all remaining optimizer steps; return True at the end, False after too many consecutive non-finite
+        steps.
+        """
         for step, windows, loading_seconds in self.steps():
             if step == 1 and has_new_shift(self.recipe):
                 centre_memory(self.executor, [as_window(batch) for batch in windows])
@@ -138,7 +140,13 @@ class Trainer:
             yield step, windows, time.perf_counter() - started
 
     def training_step(self, step: int, windows: list[Batch], loading_seconds: float) -> StepOutput:
-        """Take one optimizer step, record it, and check it for non-finite numbers and stragglers."""
+        """Take one optimizer step, record the results, and check for non-finite numbers and stragglers.
+
+        Args:
+            step: number of the step, from 1.
+            windows: this rank's windows of the step.
+            loading_seconds: seconds that loading the windows took.
+        """
         self.probe_memory(step, windows[0])
         started = time.perf_counter()
         # summed over the ranks in the all-reduce of the label counts, in output.flags
@@ -161,7 +169,12 @@ class Trainer:
         return output
 
     def probe_memory(self, step: int, window: Batch) -> None:
-        """Measure what the memory is worth on the coming window, if the ranks have agreed to; warn if it is odd."""
+        """Measure what the memory is worth on the coming window, if all ranks agreed to; warn if memory is ignored.
+
+        Args:
+            step: number of the coming step.
+            window: this rank's rows of the coming window.
+        """
         if not self.memory_watch.asked:
             return
         values, lines = self.memory_watch.probe(as_window(window), step)
@@ -170,7 +183,12 @@ class Trainer:
             self.warn(line)
 
     def after_step(self, step: int, output: StepOutput) -> None:
-        """Save and evaluate when due, and stop if any rank has received a stop signal."""
+        """Save and evaluate if ``step`` is due, and stop if any rank has received a stop signal.
+
+        Args:
+            step: number of the finished step.
+            output: results of the step, with stop flags summed over ranks.
+        """
         told_to_stop, written = output.flags[:2]
         if written == world_size():  # all ranks have written the background checkpoint
             self.checkpoints.finish_save()
@@ -187,26 +205,33 @@ class Trainer:
                 self.stop()
 
     def evaluate(self, step: int, *, in_passing: bool = False) -> None:
-        """Evaluate on the data that the recipe names for it: held-out documents, generated documents."""
+        """Evaluate on the documents that the recipe names: held-out documents, generated documents, or both.
+
+        Args:
+            step: optimizer step of the weights.
+            in_passing: evaluate less, as during training, instead of everything.
+        """
         started = time.perf_counter()
         for validation in self.validations:
             validation.evaluate(step, in_passing=in_passing)
         self.history.write("evaluation", step, seconds=round(time.perf_counter() - started, 3))
 
     def before_evaluated_window(self) -> None:
-        """Called before each window of an evaluation: stop if any rank has received a stop signal, report progress."""
+        """Stop if any rank has received a stop signal, and report progress; called before evaluating each window."""
         self.signals.raise_if_received(
             self.executor.device, "stopped during the evaluation; the last checkpoint is complete"
         )
         self.alive(f"step {self.position.step}, in its evaluation")
 
     def load(self, checkpoint: Path) -> None:
-        """Restore the run from a checkpoint, and continue after its step."""
+        """Restore the run from the folder of a checkpoint, and continue after the checkpoint's step."""
         self.excluded = read_excluded(self.folder)
         self.position = self.checkpoints.load(checkpoint)
 
     def roll_back(self) -> None:
-        """After too many non-finite steps, return to the newest intact checkpoint and exclude their documents."""
+        """After too many non-finite steps, return to the newest intact checkpoint and exclude the documents that caused
+        them.
+        """
         self.checkpoints.finish_save()
         self.log.close()
         allowed = self.recipe.training.on_bad_steps == "rollback"
@@ -230,16 +255,17 @@ class Trainer:
         checkpoint = self.checkpoints.last_save(self.position)
         self.history.write("stop", self.position.step)
         raise Stopped(
-            f"stopped after step {self.position.step}; checkpoint {checkpoint}; go on with --checkpoint.resume auto"
+            f"stopped after step {self.position.step}; checkpoint {checkpoint}; "
+            "continue the run with --checkpoint.resume auto"
         )
 
     def alive(self, after: str) -> None:
-        """Tell the watchdog that this rank makes progress."""
+        """Tell the watchdog that this rank makes progress, and what it finished last (``after``)."""
         if self.watchdog:
             self.watchdog.alive(after)
 
     def warn(self, message: str | None) -> None:
-        """Log a message about the last step as a warning on rank 0, if there is one; it is the same on all ranks."""
+        """Log a message, the same on all ranks, as a warning on rank 0; do nothing for None."""
         if message and rank() == 0:
             logger.warning("step %d: %s", self.position.step, message)
             self.history.write("warning", self.position.step, text=message)

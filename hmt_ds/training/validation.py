@@ -1,4 +1,4 @@
-"""Evaluate a run's held-out losses; print the results and write them to its folder."""
+"""Evaluate a run's losses on held-out documents; print the results and write them to the run's folder."""
 
 import logging
 import sys
@@ -24,19 +24,19 @@ logger = logging.getLogger(__name__)
 
 
 class Validation(EvaluationInRun):
-    """Evaluates a model on the held-out documents of its recipe."""
+    """Evaluation of held-out losses, on the documents of ``data.validation``."""
 
     @property
     def rows(self) -> int:
-        """Rows of a batch on each rank."""
+        """Number of rows of a batch on each rank."""
         return self.recipe.evaluation.batch_size or self.recipe.training.batch_size
 
     def evaluate(self, step: int, *, in_passing: bool = False) -> None:
-        """Compute the held-out losses after a step, print and write them; return None without held-out documents.
+        """Compute the held-out losses, print and write them; do nothing without held-out documents.
 
         Args:
             step: optimizer step of the weights.
-            in_passing: measure only the loss with the document's own memories, as during training; otherwise also with
+            in_passing: measure only the loss with each document's own memories, as during training; otherwise also with
                 another document's memories and without any, which takes three times as long.
         """
         documents = self.prepared.validation
@@ -56,13 +56,13 @@ class Validation(EvaluationInRun):
 
     @property
     def instead(self) -> list[Instead]:
-        """The memories to read documents with in place of their own: another document's, none."""
+        """The memories that replace a document's own for comparison: those of another document, and none."""
         if self.recipe.memory.mode == "backbone":
             return []
         return ["swapped", "none"] if self.rows > 1 else ["none"]
 
     def data(self) -> HeldOutData:
-        """The held-out documents that are evaluated, as named in the results."""
+        """Description of the held-out documents (source, numbers, hash), to be written with the results."""
         assert self.prepared.validation is not None and self.recipe.data.validation is not None
         tokens = self.prepared.validation
         lengths = document_lengths(tokens)
@@ -75,7 +75,7 @@ class Validation(EvaluationInRun):
         )
 
     def show(self, evaluation: Evaluation) -> None:
-        """Print the table and the verdict of an evaluation."""
+        """Print the table of an evaluation's losses, and the verdict on whether the memory helps."""
         data, figures = evaluation.data, evaluation.figures
         title = f"held-out loss after step {evaluation.step}, by segments read before, with 95% intervals over "
         title += f"{data.documents:,} documents of {Path(data.source).name}"
@@ -89,7 +89,7 @@ class Validation(EvaluationInRun):
             print(figures.verdict)
 
     def write(self, evaluation: Evaluation) -> None:
-        """Write the files of an evaluation into the run's folder, with a plot."""
+        """Write the results of an evaluation and a plot into the run's folder."""
         folder = Path(self.recipe.training.output) / "evaluation"
         file = evaluation_file(folder, evaluation.step, evaluation.data.sha256, own=self.own_data)
         with warn_if_unwritable(file):

@@ -43,7 +43,7 @@ def test_machines(recipe, nodes, ranks, found):
     if found:
         assert elastic.usable_nodes(recipe, nodes, ranks) == found
     else:
-        with pytest.raises(ConfigError, match="24 rows, which 2 machines of 16 ranks, or fewer, cannot share equally"):
+        with pytest.raises(ConfigError, match="24 rows cannot be shared equally by 2 machines of 16 ranks, or fewer"):
             elastic.usable_nodes(recipe, nodes, ranks)
 
 
@@ -63,7 +63,7 @@ def test_batch_size(recipe, monkeypatch, ranks, size):
     if size:
         assert elastic.keep_global_batch(recipe).training.batch_size == size
     else:
-        with pytest.raises(ConfigError, match="24 rows, which 5 ranks cannot share equally"):
+        with pytest.raises(ConfigError, match="24 rows cannot be shared equally by 5 ranks"):
             elastic.keep_global_batch(recipe)
     rigid = recipe.model_copy(update={"training": recipe.training.model_copy(update={"elastic": False})})
     assert elastic.keep_global_batch(rigid).training.batch_size == 1
