@@ -222,7 +222,7 @@ def evaluate(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Run `hmt-ds evaluate`: on the ranks of this machine; generated tasks on this process."""
     rank_options, wrong = read_options(RankOptions, arguments)
     options, problems = read_options(TaskOptions, arguments)
-    if not options.tasks:
+    if not options.asks:
         return start_ranks("evaluate", arguments.source, rank_options.ranks, overrides, wrong + problems)
     return ask_tasks(arguments.source, options, overrides, wrong + problems)
 

@@ -91,24 +91,25 @@ def chat(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def ask_tasks(source: Path, options: TaskOptions, overrides: list[str], problems: list[str]) -> int:
-    """Run `hmt-ds evaluate --tasks`: ask a model about generated documents, and return exit code 0.
+    """Run `hmt-ds evaluate --tasks` or `--questions`: ask a model about documents, and return exit code 0.
 
     Args:
         source: a run, a checkpoint of a run, or a converted folder.
         options: options of the tasks.
-        overrides: transformers' generation settings, such as ``--generation.top_p 0.9``.
+        overrides: words that are no options, all of which are refused.
         problems: problems of the options found so far, one line each.
 
     Raises:
         ConfigError: with a line for each problem.
     """
-    problems += [f"{word}: not with --tasks, which needs no recipe" for word in overrides[:1]]
+    problems += [f"{word}: not with --tasks or --questions, which need no recipe" for word in overrides[:1]]
     if problems:
         raise ConfigError(problems)
     with mistakes_as_lines():
+        from hmt_ds.tasks.evaluate_questions import evaluate_questions
         from hmt_ds.tasks.evaluate_tasks import evaluate_tasks
 
-        evaluate_tasks(source, options)
+        (evaluate_tasks if options.tasks else evaluate_questions)(source, options)
     return 0
 
 

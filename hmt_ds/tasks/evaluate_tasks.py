@@ -56,7 +56,7 @@ def evaluate_tasks(source: Path, options: TaskOptions) -> None:
         ConversionError: or another of ``hmt_ds.conversion.convert.MISTAKES``, with a line for each problem.
     """
     asked = load_model(source, ChatOptions(tokenizer=options.tokenizer, dtype=options.dtype))
-    readings, haystack = Readings(asked, options.readings), Haystack(asked.tokenizer, "test")
+    readings, haystack = Readings(asked, options.readings, options.answer_tokens), Haystack(asked.tokenizer, "test")
     for length in options.lengths:
         readings.check(length)
     answers: list[Answer] = []
@@ -88,8 +88,8 @@ def batches(haystack: Haystack, name: str, length: int, options: TaskOptions) ->
 def score(name: str, length: int, tasks: Sequence[Task], readings: Readings) -> Iterator[Answer]:
     """Ask about a batch of documents, and score the answers of every reading."""
     for reading, texts in readings.answers(tasks).items():
-        for task, found in zip(tasks, texts, strict=True):
-            story = task.story
+        for task, text in zip(tasks, texts, strict=True):
+            story, found = task.story, (text.splitlines() or [""])[0]
             yield Answer(
                 task=name,
                 length=length,

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
-from hmt_ds.config.options import AtLeastOne, FilePath, Options, WholeNumber
+from hmt_ds.config.options import AtLeastOne, FilePath, Options, WholeNumber, flag
 from hmt_ds.config.recipe import PathText
 from hmt_ds.config.sections import STRICT
 from hmt_ds.config.value_checks import check_picture
@@ -41,32 +41,45 @@ class TaskOptions(Options):
     tasks: Annotated[tuple[TaskName, ...], "NAMES", Split] = ()
     """ask questions about generated documents instead: passkey, babilong-qa1 to babilong-qa5 (babilong-qa1..5); of a
     run, a checkpoint or a converted folder"""
+    questions: Annotated[FilePath | None, "FILE"] = None
+    """ask the questions of a .jsonl file instead, with the keys context, input and answers, as in LongBench"""
     lengths: Annotated[tuple[AtLeastOne, ...], "N,N", Split] = (4096,)
     """with --tasks: tokens of the documents"""
+    answer_tokens: AtLeastOne = 16
+    """when asking: largest number of tokens of an answer"""
     readings: Annotated[tuple[ReadingName, ...], "NAMES", Split] = ("memory", "swapped", "empty")
-    """with --tasks: memory; swapped: with another document's memories; empty: with none; truncated and full: the
+    """when asking: memory; swapped: with another document's memories; empty: with none; truncated and full: the
     backbone alone, with the last tokens that a segment holds, or with all of them"""
     samples: Annotated[AtLeastOne, Field(ge=2)] = 50
     """with --tasks: documents of each task and length"""
     batch: Annotated[AtLeastOne, Field(ge=2)] = 8
-    """with --tasks: documents that are read together"""
+    """when asking: documents that are read together"""
     seed: Annotated[WholeNumber, Field(ge=0)] = 0
     """with --tasks: other documents"""
     json: Annotated[FilePath | None, "FILE"] = None
-    """with --tasks: file to write every answer and the figures to"""
+    """when asking: file to write every answer to"""
     picture: Annotated[FilePath | None, "FILE", AfterValidator(lambda file: file and check_picture(file))] = None
     """with --tasks: heat map of length against place, as .png, .svg or .pdf"""
     tokenizer: Annotated[PathText | None, "DIR"] = None
-    """with --tasks: folder or hub name of the tokenizer; default: the source's own"""
+    """when asking: folder or hub name of the tokenizer; default: the source's own"""
     dtype: Literal["bf16", "fp32"] | None = None
-    """with --tasks: type of the weights; default: the folder's own, or the type that the run computed in"""
+    """when asking: type of the weights; default: the folder's own, or the type that the run computed in"""
+
+    @property
+    def asks(self) -> bool:
+        """Whether anything is asked, so that held-out losses are not measured."""
+        return bool(self.tasks or self.questions)
 
     def conflicts(self) -> list[str]:
-        """Return a line for options that do nothing without ``--tasks``, and for a file that cannot be written."""
-        if not self.tasks:
+        """Return a line for options that do nothing alone, for a missing file, and for one that cannot be written."""
+        if not self.asks:
             default = TaskOptions()
             given = [name for name in vars(default) if getattr(self, name) != getattr(default, name)]
-            return [f"--{name}: only with --tasks" for name in given]
+            return [f"{flag(name)}: only with --tasks or --questions" for name in given]
+        if self.tasks and self.questions:
+            return ["--questions: not together with --tasks"]
+        if self.questions and not self.questions.is_file():
+            return [f"--questions: {self.questions} is not a file"]
         if self.json and (self.json.is_dir() or not self.json.absolute().parent.is_dir()):
             return [f"--json: {self.json} cannot be written: give a file in an existing folder"]
         return []

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import torch
 from transformers import GenerationConfig
@@ -14,10 +15,8 @@ from hmt_ds.generation.model import Asked
 from hmt_ds.generation.reading import encode, pad_left
 from hmt_ds.inference.segment_cache import SegmentCache
 from hmt_ds.memory.state import MemoryState
-from hmt_ds.tasks.haystack import Task
 from hmt_ds.tasks.options import ReadingName
 
-NEW = 16  # tokens of an answer
 Change = Callable[[MemoryState], MemoryState]
 CHANGES: dict[ReadingName, Change] = {
     "memory": lambda state: state,
@@ -26,20 +25,31 @@ CHANGES: dict[ReadingName, Change] = {
 }
 
 
+class Asks(Protocol):
+    """A document and a question about it: text that the answer follows."""
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def question(self) -> str: ...
+
+
 class Readings:
     """Answers the questions of a batch of tasks, read in several ways.
 
     Args:
         asked: the model.
         names: the ways; ``memory``, ``swapped`` and ``empty`` share one reading of the documents.
+        new: largest number of tokens of an answer.
     """
 
-    def __init__(self, asked: Asked, names: Sequence[ReadingName]):
-        self.asked, self.names = asked, names
+    def __init__(self, asked: Asked, names: Sequence[ReadingName], new: int):
+        self.asked, self.names, self.new = asked, names, new
         own = asked.model.generation_config
         self.pad = pad_of(own)
         self.settings = GenerationConfig(
-            max_new_tokens=NEW, do_sample=False, pad_token_id=self.pad, eos_token_id=own.eos_token_id
+            max_new_tokens=new, do_sample=False, pad_token_id=self.pad, eos_token_id=own.eos_token_id
         )
 
     def check(self, length: int) -> None:
@@ -51,11 +61,11 @@ class Readings:
         config = self.asked.model.backbone_model.config
         if "full" in self.names and family_of(config).hard_positions:
             most = config.max_position_embeddings
-            if length + 2 * NEW > most:
+            if length + self.new > most:
                 raise ConversionError(f"--readings full: {length} tokens, but the backbone has {most} positions")
 
     @torch.no_grad()
-    def answers(self, tasks: Sequence[Task]) -> dict[ReadingName, list[str]]:
+    def answers(self, tasks: Sequence[Asks]) -> dict[ReadingName, list[str]]:
         """Return the text after each question, by the way of reading."""
         documents = [encode(self.asked.tokenizer, task.text, begins=True) for task in tasks]
         questions = [encode(self.asked.tokenizer, task.question, begins=False) for task in tasks]
@@ -104,6 +114,5 @@ class Readings:
         return self.texts(new[:, ids.shape[1] :])
 
     def texts(self, new: torch.Tensor) -> list[str]:
-        """Return new tokens ``[b, n]`` as text, up to the end of the first line that is not blank."""
-        texts = self.asked.tokenizer.batch_decode(new, skip_special_tokens=True)
-        return [(text.strip().splitlines() or [""])[0] for text in texts]
+        """Return new tokens ``[b, n]`` as text."""
+        return [text.strip() for text in self.asked.tokenizer.batch_decode(new, skip_special_tokens=True)]

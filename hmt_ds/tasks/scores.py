@@ -36,3 +36,19 @@ def names_only(found: str, answer: str, question: str, labels: Collection[str]) 
     named = {label.lower() for label in labels if label.lower() in sentence and label.lower() not in asked}
     right = answer.lower()
     return float(right in sentence and named <= {right})
+
+
+def rouge_l(found: str, answer: str) -> float:
+    """Return ROUGE-L: the harmonic mean of precision and recall of the longest common subsequence of words."""
+    ours, theirs = words(found), words(answer)
+    row = [0] * (len(theirs) + 1)  # lengths of the longest common subsequences with the beginnings of the answer
+    for word in ours:
+        diagonal = 0
+        for n, other in enumerate(theirs, start=1):
+            diagonal, row[n] = row[n], diagonal + 1 if word == other else max(row[n], row[n - 1])
+    return 2 * row[-1] / (len(ours) + len(theirs)) if row[-1] else 0.0
+
+
+def words(text: str) -> list[str]:
+    """Return the words of a text as ROUGE counts them: runs of letters and digits, in lower case."""
+    return re.findall(r"[a-z0-9]+", text.lower())

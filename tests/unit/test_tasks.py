@@ -197,7 +197,7 @@ def test_readings(folders):
     """Memory is what generation does; with equal ends, another's memories give the other's answer; none differ."""
     asked = load_model(folders / "hf", ChatOptions())
     asked.model.hmt.memory_embedding.scale *= 8  # or a random model does not care
-    readings = Readings(asked, ("memory", "swapped", "empty"))
+    readings = Readings(asked, ("memory", "swapped", "empty"), 16)
     end = document(2 * L).tolist()
     documents = [[*document(2).tolist(), *end], [*document(2).tolist(), *end]]
     questions = [[7, 9, 11]] * 2
