@@ -1,5 +1,6 @@
 """Greedy generation against the argmax of whole forward passes, over borders, in batches and padded batches."""
 
+from collections import deque
 from typing import Any
 
 import pytest
@@ -163,3 +164,24 @@ def test_no_position_beyond_the_last():
     model.generation_config.eos_token_id = None
     ids = document(40)[None]
     assert torch.equal(model.generate(ids, max_new_tokens=60), argmax_of_whole_passes(model, ids, 60))
+
+
+def tensors_of(value: object) -> list[Tensor]:
+    """All tensors of a cache, with those of the keys and values, and of what can be undone."""
+    if isinstance(value, Tensor):
+        return [value]
+    parts = value if isinstance(value, list | tuple | deque) else getattr(value, "__dict__", {}).values()
+    return [tensor for part in parts for tensor in tensors_of(part)]
+
+
+@pytest.mark.parametrize("kind", ["hmt", "adapted hmt", "rmt"])
+def test_a_cache_does_not_grow_with_the_document(kind):
+    """Once all memories are there, a document of ten times the length leaves as many bytes."""
+    model, sizes = make_causal_lm(kind=kind), []
+    for segments in (10, 100):
+        with torch.no_grad():
+            cache = model(document(segments * L + 2)[None], use_cache=True, logits_to_keep=1).past_key_values
+        kept = tensors_of(cache)
+        assert len(kept) > 10  # keys and values of two layers among them
+        sizes.append(sum(tensor.untyped_storage().nbytes() for tensor in kept))
+    assert sizes[0] == sizes[1] < 50_000
