@@ -50,7 +50,7 @@ class TokenizerOptions(Options):
     """new folder to write the tokenizer to; required"""
 
     def conflicts(self) -> list[str]:
-        """Return a line if ``--output`` is missing; no other options conflict."""
+        """Return a line for the user if ``--output`` is missing."""
         return ["--output: missing, name a new folder"] if self.output is None else []
 
 
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def command_line() -> argparse.ArgumentParser:
-    """Build the argument parser of all subcommands; each sets ``run`` to the function that executes it."""
+    """Build the argument parser of all subcommands, each with its function as the default of ``run``."""
     parser = argparse.ArgumentParser(prog="hmt-ds", description="Train Hierarchical Memory Transformers on DeepSpeed.")
     parser.add_argument("--version", action="version", version=f"hmt-ds {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -92,7 +92,7 @@ def command_line() -> argparse.ArgumentParser:
 
 
 def add_preparing(add: Add) -> None:
-    """Add the commands before a run."""
+    """Add the subcommands that are used before a run: init, doctor, check, plan, keys, tokenizer."""
     command = add("init", init, "write a recipe with comments", "Asks for what is not given, in a terminal.")
     command.add_argument("file", metavar="FILE", type=path_operand, help="the recipe to write")
     add_options(command, InitOptions)
@@ -118,7 +118,7 @@ def add_preparing(add: Add) -> None:
 
 
 def add_running(add: Add) -> None:
-    """Add the commands that start ranks, here or in a job."""
+    """Add the subcommands that start ranks, on this machine or in a Slurm job."""
     for name, run, operand, text in (
         ("train", train, "RECIPE", "train a model"),
         ("evaluate", evaluate, "RUN|CHECKPOINT|FOLDER|RECIPE", "measure held-out losses, and what the memory is worth"),
@@ -138,7 +138,7 @@ def add_running(add: Add) -> None:
 
 
 def add_looking(add: Add) -> None:
-    """Add the commands that read what runs have written."""
+    """Add the subcommands that read what runs have written: compare, status, report."""
     more = "A RUN is a run's folder, whose newest evaluation counts, or the JSON file of an evaluation."
     command = add("compare", compare, "compare trained runs on the same held-out tokens", more)
     command.add_argument("runs", nargs="+", type=path_operand, metavar="RUN")
@@ -157,7 +157,7 @@ def add_looking(add: Add) -> None:
 
 
 def add_using(add: Add) -> None:
-    """Add the commands that use a trained model, or make tasks for one."""
+    """Add the subcommands that use a trained model, or write tasks for one."""
     more = "SOURCE is a run, a checkpoint of it, a converted folder, HMT-pytorch's weights or a DeepSpeed folder. "
     more += "The last two need --backbone, and the sizes of the memory: --memory.segment_length 990"
     command = add("convert", convert, "write a checkpoint as a Hugging Face folder", more, overrides=True)
@@ -183,7 +183,7 @@ def add_using(add: Add) -> None:
 
 
 def init(arguments: argparse.Namespace, _: list[str]) -> int:
-    """Run `hmt-ds init`: write a recipe."""
+    """Run `hmt-ds init`: write a recipe; return the exit code."""
     options, problems = read_options(InitOptions, arguments)
     if problems:
         raise ConfigError(problems)
@@ -196,9 +196,9 @@ def init(arguments: argparse.Namespace, _: list[str]) -> int:
 
 
 def doctor(arguments: argparse.Namespace, _: list[str]) -> int:
-    """Run `hmt-ds doctor`: check this machine."""
+    """Run `hmt-ds doctor`: check this machine; return the exit code."""
     if not arguments.folder.is_dir():
-        raise ConfigError([f"{arguments.folder}: no such folder"])
+        raise ConfigError([f"{arguments.folder}: no such folder: name the folder that runs will be written to"])
     set_rank_environment()
     from hmt_ds.launch.doctor import print_report
 
@@ -206,12 +206,13 @@ def doctor(arguments: argparse.Namespace, _: list[str]) -> int:
 
 
 def check(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Run `hmt-ds check`: check a recipe, and say what it would train."""
+    """Run `hmt-ds check`: check a recipe, and describe what it would train; return the exit code."""
     return dry_run(arguments.source, None, overrides, [], writes_output=False)
 
 
 def train(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Run `hmt-ds train` on the ranks of this machine, or only check the recipe."""
+    """Run `hmt-ds train` on the ranks of this machine, or with ``--dry-run`` only check the recipe; return the exit
+    code."""
     options, problems = read_options(TrainOptions, arguments)
     if options.dry_run:
         return dry_run(arguments.source, options.ranks, overrides, problems)
@@ -219,7 +220,8 @@ def train(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def evaluate(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Run `hmt-ds evaluate`: on the ranks of this machine; generated tasks on this process."""
+    """Run `hmt-ds evaluate` on the ranks of this machine, or in this process for generated tasks; return the exit
+    code."""
     rank_options, wrong = read_options(RankOptions, arguments)
     options, problems = read_options(TaskOptions, arguments)
     if not options.asks:
@@ -228,14 +230,15 @@ def evaluate(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def bench(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Run `hmt-ds bench` on the ranks of this machine."""
+    """Run `hmt-ds bench` on the ranks of this machine; return the exit code."""
     rank_options, wrong = read_options(RankOptions, arguments)
     options, problems = read_options(BenchOptions, arguments)
     return start_bench(arguments.source, rank_options.ranks, options, overrides, wrong + problems)
 
 
 def compare(arguments: argparse.Namespace, _: list[str]) -> int:
-    """Run `hmt-ds compare`: print how trained runs differ on the same held-out tokens, and draw it if requested."""
+    """Run `hmt-ds compare`: print and draw how trained runs differ on the same held-out tokens; return the exit
+    code."""
     options, problems = read_options(CompareOptions, arguments)
     if problems:
         raise ConfigError(problems)
@@ -245,7 +248,7 @@ def compare(arguments: argparse.Namespace, _: list[str]) -> int:
 
 
 def list_keys(arguments: argparse.Namespace, _: list[str]) -> int:
-    """Print every key of the recipe, with type, default and help text."""
+    """Run `hmt-ds keys`: print every key of the recipe with type, default and help text; return the exit code."""
     from rich.console import Console
 
     from hmt_ds.config.recipe import Recipe
@@ -261,7 +264,7 @@ def list_keys(arguments: argparse.Namespace, _: list[str]) -> int:
 
 
 def make_tokenizer(arguments: argparse.Namespace, _: list[str]) -> int:
-    """Run `hmt-ds tokenizer`: train a sentencepiece tokenizer and print its folder."""
+    """Run `hmt-ds tokenizer`: train a sentencepiece tokenizer and print its folder; return the exit code."""
     from hmt_ds.data import DataError, train_sentencepiece
 
     options, problems = read_options(TokenizerOptions, arguments)
@@ -276,17 +279,19 @@ def make_tokenizer(arguments: argparse.Namespace, _: list[str]) -> int:
 
 
 def plan(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Run `hmt-ds plan`: plan a recipe, draw a pipeline schedule, or print estimates for clusters."""
+    """Run `hmt-ds plan`: plan a recipe, draw a pipeline schedule, or estimate clusters; return the exit code."""
     options = read_plan_options(arguments)
     if overrides and arguments.source is None:
-        raise ConfigError([f"{overrides[0]}: plan knows no such option without a RECIPE"])
+        raise ConfigError(
+            [f"{overrides[0]}: plan has no such option without a RECIPE: name a recipe, or remove the option"]
+        )
     from hmt_ds.planning.plan import plan as print_plan
 
     return print_plan(arguments.source, options, overrides)
 
 
 def launch(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Run `hmt-ds launch slurm`: write job scripts and submit them."""
+    """Run `hmt-ds launch slurm`: write job scripts and submit them; return the exit code."""
     from hmt_ds.launch.slurm import launch as submit_jobs
 
     options, problems = read_options(LaunchOptions, arguments)

@@ -31,7 +31,14 @@ def main() -> int:
 
 
 def evaluate(run_or_recipe: str, overrides: list[str], device: torch.device) -> None:
-    """Evaluate a run's newest checkpoint, a named one, a converted folder, or a recipe's starting weights."""
+    """Evaluate held-out losses and retrieval on this rank.
+
+    Args:
+        run_or_recipe: a run (its newest checkpoint is evaluated), one of its checkpoints, or a recipe (its starting
+            weights).
+        overrides: overrides of the recipe, such as ``--evaluation.documents 100``.
+        device: device of this rank.
+    """
     signals = StopSignals()
     source, is_run = Path(run_or_recipe), Path(run_or_recipe).is_dir()
     run = run_of(source)
@@ -44,7 +51,7 @@ def evaluate(run_or_recipe: str, overrides: list[str], device: torch.device) -> 
     if is_run and not is_converted:
         own_data = reads(recipe) == reads(load_recipe(recipe_file, [*output, *NO_CONSENT]))
     if recipe.data.validation is None and recipe.data.retrieval is None:
-        raise ConfigError(["data.validation: missing, there is nothing to evaluate on"])
+        raise ConfigError(["data.validation: missing, so there is nothing to evaluate on: name held-out documents"])
     checkpoint = find_checkpoint(source, run) if is_run and not is_converted else None
     prepared = prepare_together(recipe, recipe_file, writes_output=False)
     recipe = with_source_weights(recipe)
@@ -57,17 +64,21 @@ def evaluate(run_or_recipe: str, overrides: list[str], device: torch.device) -> 
 
 
 def find_checkpoint(source: Path, run: Path) -> Path:
-    """Return the checkpoint to evaluate: the one that is named, or the run's newest intact one. Collective.
+    """Return the checkpoint to evaluate. Collective.
+
+    Args:
+        source: what the user named: a run, or one of its checkpoints.
+        run: folder of the run, whose newest intact checkpoint is taken if ``source`` is no checkpoint.
 
     Raises:
-        CheckpointError: if the named one is damaged.
-        ConfigError: if the run has none.
+        CheckpointError: if ``source`` is a damaged checkpoint.
+        ConfigError: if the run has no checkpoint.
     """
     if source != run:
         return require_intact(source)
     if checkpoint := newest_intact(run / "checkpoints", logger.warning):
         return checkpoint
-    raise ConfigError([f"{run}: the run has no checkpoint yet"])
+    raise ConfigError([f"{run}: the run has no checkpoint yet: train until one is saved (checkpoint.every)"])
 
 
 def reads(recipe: Recipe) -> tuple[object, ...]:

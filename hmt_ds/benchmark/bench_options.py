@@ -15,7 +15,8 @@ from hmt_ds.config.value_checks import why_no_folder
 
 
 def check_json(file: Path) -> Path:
-    """Raise ValueError if a JSON file cannot be written to a path, or would overwrite a file of another type."""
+    """Return a path for a JSON file unchanged; raise ValueError if it is a folder or an existing file of another
+    type."""
     if file.is_dir():
         raise ValueError(f"{file} is a folder, give a file")
     if file.is_file() and file.suffix != ".json":
@@ -24,7 +25,7 @@ def check_json(file: Path) -> Path:
 
 
 def check_folder(folder: Path) -> Path:
-    """Raise ValueError if a folder cannot be created at a path."""
+    """Return a folder's path unchanged; raise ValueError if the folder cannot be created."""
     if reason := why_no_folder(folder):
         raise ValueError(reason)
     return folder
@@ -35,21 +36,23 @@ class BenchOptions(Options):
     """The options of `hmt-ds bench`."""
 
     steps: AtLeastOne = 3
-    """number of timed optimizer steps"""
+    """number of optimizer steps to time"""
     # on GPUs the second step measures memory, the third compiles for the resulting plan, the fourth captures graphs
     warmup: Annotated[WholeNumber, Field(ge=0)] = 4
-    """number of untimed optimizer steps before the timed ones; with fewer than the default a GPU is not at full
-    speed"""
+    """number of untimed optimizer steps before the timed ones; with fewer than the default a GPU is not at full speed,
+    because kernels are still compiled"""
     tokens: Literal["random", "data"] = "random"
-    """train on random tokens, or on the documents of the recipe"""
+    """tokens to train on: random ones, or the recipe's documents (data)"""
     fresh: bool = False
-    """begin new documents in each window, instead of carrying the memories of the previous window on"""
+    """begin new documents in each window; default: carry the memories of the previous window on, as in long
+    documents"""
     json: Annotated[FilePath | None, "FILE", AfterValidator(check_json)] = None
-    """write all measurements to a JSON file, with the seconds of every step"""
+    """JSON file to write all measurements to, with the seconds of every step (default: only print tables)"""
     trace: Annotated[FilePath | None, "FOLDER", AfterValidator(check_folder)] = None
-    """write a profiler trace of one more step into a folder, to open in Perfetto or chrome://tracing"""
+    """folder to write a profiler trace of one more step into, to open in Perfetto or chrome://tracing (default: no
+    trace)"""
     reference: Annotated[FilePath | None, "DIR"] = None
-    """also time HMT-pytorch on the same work, from a clone in this folder (one GPU only)"""
+    """clone of HMT-pytorch, to time on the same work on one GPU (default: hmt_ds only)"""
 
     def conflicts(self) -> list[str]:
         """Return a line for each pair of options that exclude each other."""

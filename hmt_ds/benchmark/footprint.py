@@ -15,13 +15,11 @@ Footprint = dict[str, int | str | dict[str, int] | None]  # by name, with its un
 
 
 def bytes_within(nested: object, device: torch.device, seen: set[int]) -> int:
-    """Return the bytes of all tensors on a device within nested containers.
-
-    Each storage counts once.
+    """Return the bytes of all tensors on a device within nested containers; each storage counts once.
 
     Args:
         nested: tensors, dataclasses, dicts, lists, tuples and sets, nested in any way.
-        device: only tensors on devices of this type count.
+        device: only tensors on devices of its type (CPU, CUDA) count.
         seen: addresses of storages that were counted before; new ones are added.
     """
     if isinstance(nested, Tensor):
@@ -40,7 +38,7 @@ def bytes_within(nested: object, device: torch.device, seen: set[int]) -> int:
 
 
 def memory_by_use(executor: Executor) -> dict[str, int]:
-    """Return the bytes on the executor's device that hold weights, gradients and optimizer states."""
+    """Return the bytes on the executor's device by use: weights, gradients and optimizer states."""
     module, optimizer = executor.engine.module, base_optimizer(executor.engine)
     # the second tree's weights are aliases of the first one's, except at ZeRO-3, where they are gathered
     own = [*module.parameters(), *executor.gradients.model.parameters()]
@@ -59,12 +57,13 @@ def memory_by_use(executor: Executor) -> dict[str, int]:
 
 
 class MemoryProbe:
-    """Records the memory of each phase of a training step; set it as an executor's ``phase`` for that step.
+    """Records the memory of each phase of a training step. Assign it to an executor's ``phase`` for one step.
 
     Attributes:
         peaks: peak allocated bytes by phase, on GPUs.
         reserved: peak bytes that torch's allocator reserved, on GPUs.
-        uses: bytes of weights, gradients and optimizer states by phase: the most at the phase's beginnings and ends.
+        uses: by phase, the bytes of weights, gradients and optimizer states: the most at the phase's beginnings and
+            ends.
     """
 
     def __init__(self, executor: Executor):
@@ -78,7 +77,7 @@ class MemoryProbe:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Record the memory of a phase, which is the body of a ``with`` statement."""
+        """Record the memory of a phase of the given name, which is the body of a ``with`` statement."""
         self.record()
         self.open.append(name)
         self.record()
@@ -102,7 +101,8 @@ class MemoryProbe:
 
 
 def graph_pools(device: torch.device) -> tuple[int, int]:
-    """Return the bytes of all memory pools of CUDA graphs, and the part that torch's allocator counts as allocated."""
+    """Return the bytes of all memory pools of CUDA graphs, and how many of them torch's allocator counts as
+    allocated."""
     blocks = torch.get_device_module(device).memory_snapshot()
     pools = [block for block in blocks if block["segment_pool_id"] != (0, 0)]
     return sum(pool["total_size"] for pool in pools), sum(pool["allocated_size"] for pool in pools)

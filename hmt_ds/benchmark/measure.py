@@ -34,7 +34,7 @@ class TimedStep:
     Attributes:
         seconds: duration of the whole step.
         reduce_and_step_seconds: duration of the phases ``reduce`` (gradients) and ``step`` (optimizer).
-        fresh_tokens: tokens read by all ranks, repeated sensory tokens not counted.
+        fresh_tokens: number of tokens read by all ranks, repeated sensory tokens not counted.
         loss: mean loss in nats per label.
     """
 
@@ -45,7 +45,14 @@ class TimedStep:
 
 
 class Flops(TypedDict):
-    """FLOPs per token and per window of all pipeline stages, and the number of parameters in the decoder layers."""
+    """FLOPs of forward and backward passes, all pipeline stages together.
+
+    Attributes:
+        useful_flops_per_token: FLOPs per token read, without recomputation and attention scores.
+        useful_flops_per_window: FLOPs per window, without recomputation and attention scores.
+        repeated_flops_per_window: FLOPs of recomputation per window.
+        layer_parameters: number of parameters in the decoder layers.
+    """
 
     useful_flops_per_token: float
     useful_flops_per_window: float
@@ -102,7 +109,7 @@ class Bench:
         self.peak = 0  # bytes, of the timed steps, on GPUs
 
     def warm_up(self, steps: int) -> None:
-        """Run untimed training steps on shortened windows."""
+        """Run ``steps`` untimed training steps on shortened windows."""
         for _ in range(steps):
             self.executor.train_batch(self.short_step())
 
@@ -129,7 +136,7 @@ class Bench:
         return [shortened(window, self.short) for window in next(self.steps)[:windows]]
 
     def timed(self, steps: int) -> list[TimedStep]:
-        """Time training steps at full speed: only the phases ``reduce`` and ``step`` are timed separately."""
+        """Time ``steps`` training steps at full speed: only the phases ``reduce`` and ``step`` are timed separately."""
         clock = PhaseClock(self.executor.device, only=("reduce", "step"))
         if self.executor.device.type != "cpu":
             torch.get_device_module(self.executor.device).reset_peak_memory_stats()
@@ -139,7 +146,7 @@ class Bench:
         return [TimedStep(sum(s.values()), sum(s.values()) - s["other"], tokens, loss) for s, tokens, loss in found]
 
     def by_phase(self, steps: int) -> list[dict[str, float]]:
-        """Time every phase of some training steps; return each rank's mean seconds by phase."""
+        """Time every phase of ``steps`` training steps; return each rank's mean seconds by phase."""
         clock = PhaseClock(self.executor.device)
         found = [self.clocked(clock, self.short_step(None))[0] for _ in range(steps)]
         names = PHASES if self.executor.stages == 1 else PIPELINE_PHASES
@@ -149,8 +156,12 @@ class Bench:
     def clocked(self, clock: PhaseClock, windows: list[Window]) -> tuple[dict[str, float], int, float]:
         """Run one training step and time its phases.
 
+        Args:
+            clock: the executor's clock.
+            windows: this rank's windows of the step.
+
         Returns:
-            Seconds by phase, the fresh tokens of all ranks, and the loss.
+            Seconds by phase, the number of tokens that all ranks read, and the mean loss in nats per label.
         """
         if self.executor.device.type != "cpu":
             torch.get_device_module(self.executor.device).synchronize()
@@ -165,7 +176,7 @@ class Bench:
         """Probe the memory of one more training step; return the peak and its parts on the rank with the highest peak.
 
         Args:
-            resident: resident bytes of this process, which count as the peak on CPUs.
+            resident: resident bytes of this process, which are used as the peak on CPUs.
         """
         probe = MemoryProbe(self.executor)
         self.executor.phase = probe
@@ -236,7 +247,7 @@ def speeds(
         steps: measurements of each step.
         flops: FLOPs of a token and of a window.
         windows: windows per step and rank; the stages of a pipeline share a window.
-        peaks: peak FLOP/s of the device, measured and from the datasheet.
+        peaks: peak FLOP/s of the device, by source (``measured``, ``datasheet``).
     """
     repeated = flops["repeated_flops_per_window"] * windows
 

@@ -21,9 +21,9 @@ class PipelineWindow:
     """The sizes of a window on a pipeline, and the forward passes that are not recomputed.
 
     Attributes:
-        segments: segments of the window.
-        micro_batches: micro-batches that the window is split into.
-        summary_group: micro-batches per summary pass.
+        segments: number of segments of the window.
+        micro_batches: number of micro-batches that the window is split into.
+        summary_group: number of micro-batches per summary pass.
         settings: settings of the memory.
         kept_graphs: for each stage, the forward passes that keep their autograd graphs.
     """
@@ -35,7 +35,7 @@ class PipelineWindow:
     kept_graphs: Sequence[Collection[Action]] = ()
 
     def schedule(self, stages: int) -> list[list[Action]]:
-        """Return the pipeline schedule of the window: each stage's passes in order."""
+        """Return the pipeline schedule of the window on ``stages`` stages: each stage's passes in order."""
         return pipeline_schedule(
             stages,
             self.segments,
@@ -51,13 +51,13 @@ class PipelineResults(TypedDict):
     Attributes:
         stages: number of stages.
         micro_batches: number of micro-batches per window.
-        summary_group_size: micro-batches per summary pass.
+        summary_group_size: number of micro-batches per summary pass.
         layers: number of decoder layers.
         phase_seconds: measured seconds by phase.
-        bubbles: measured pipeline bubbles, as fractions of the time.
+        bubbles: measured pipeline bubbles, as fractions (0 to 1) of the time.
         schedule_bubbles: bubbles of the simulated schedule if all stages were equally fast.
         simulated_bubbles: bubbles of the simulated schedule with the measured durations.
-        forward_passes: forward passes per window, recalls not counted.
+        forward_passes: number of forward passes per window, recalls not counted.
         kept_graphs: number of forward passes that keep their autograd graphs.
     """
 
@@ -133,7 +133,7 @@ def mean(seconds_of_ranks: list[dict[str, float]]) -> dict[str, float]:
 
 
 def measured_bubbles(by_stage: list[dict[str, float]]) -> list[float]:
-    """Return each stage's pipeline bubble: the fraction of its windows' time in which it does not work.
+    """Return each stage's pipeline bubble: the fraction (0 to 1) of its windows' time in which it does not work.
 
     A window lasts until the last stage is done; a stage that is done earlier waits in the phases that follow.
 
@@ -145,14 +145,15 @@ def measured_bubbles(by_stage: list[dict[str, float]]) -> list[float]:
 
 
 def scheduled_bubbles(stages: int, window: PipelineWindow) -> list[float]:
-    """Return each stage's bubble in a simulation with equally fast stages and instant messages."""
+    """Return each stage's bubble (0 to 1) in a simulation of the window with equally fast stages and instant
+    messages."""
     costs = Costs(summary=window.settings.summary_share * window.summary_group)
     machine = Machine.uniform(costs, stages, recomputes_early=True, kept_graphs=window.kept_graphs)
     return simulate(window.schedule(stages), machine, window.settings.mode).bubbles
 
 
 def simulated_bubbles(by_stage: list[dict[str, float]], windows: int, window: PipelineWindow) -> list[float]:
-    """Return each stage's bubble in a simulation with the measured durations of its passes and instant messages.
+    """Return each stage's bubble (0 to 1) in a simulation with measured durations of passes and instant messages.
 
     Args:
         by_stage: seconds of a step by phase, for each stage.

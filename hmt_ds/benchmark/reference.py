@@ -34,10 +34,11 @@ class Work:
 
     Attributes:
         source: the recipe's ``model.source``.
-        settings: settings of the memory. ``segment_length`` counts fresh tokens, like ``segment_size`` in HMT-pytorch's
-            forward pass; its command-line option of that name also counts prompts and sensory tokens.
+        settings: settings of the memory. ``segment_length`` does not count prompts and sensory tokens, like
+            ``segment_size`` in HMT-pytorch's forward pass; HMT-pytorch's command-line option ``segment_length`` counts
+            them.
         batch: rows of a window.
-        segments: segments of a window.
+        segments: number of segments of a window.
         seed: seed of random weights and tokens.
     """
 
@@ -54,10 +55,10 @@ class ReferenceResults(TypedDict):
     Attributes:
         out_of_memory: whether HMT-pytorch ran out of memory.
         seconds: duration of each timed forward and backward pass.
-        tokens_per_second_per_gpu: fresh tokens per second.
+        tokens_per_second_per_gpu: tokens read per second, repeated sensory tokens not counted.
         peak_bytes: peak allocated bytes, without those allocated before.
         standing_before_bytes: bytes allocated before HMT-pytorch was built.
-        segment_length_option_tokens: value of HMT-pytorch's command-line option for segments of this length.
+        segment_length_option_tokens: value of HMT-pytorch's command-line option for segments of the same length.
     """
 
     out_of_memory: bool
@@ -138,7 +139,13 @@ def run_reference(folder: Path, work: Work, device: torch.device, steps: int) ->
 
 
 def build_reference(folder: Path, work: Work, device: torch.device) -> nn.Module:
-    """Build HMT-pytorch's model in bfloat16, as its training script does."""
+    """Build HMT-pytorch's model in bfloat16, as its training script does.
+
+    Args:
+        folder: clone of HMT-pytorch.
+        work: the work to run, with the model and the memory's settings.
+        device: device to build on.
+    """
     settings = work.settings
     backbone = build_model(work.source, dtype=torch.bfloat16, seed=work.seed, device=device).model
     module = load(folder)
@@ -171,7 +178,7 @@ def load(folder: Path) -> Any:  # a module that is not known to the type checker
 
 @contextmanager
 def fake_module(name: str, **members: object) -> Iterator[None]:
-    """Replace a module in ``sys.modules`` by one with the given members, for the ``with`` block."""
+    """Replace the module ``name`` in ``sys.modules`` by one with the given members, for the ``with`` block."""
     module = ModuleType(name)
     module.__spec__ = ModuleSpec(name, None)  # libraries that look for optional packages read it
     vars(module).update(members)
@@ -186,7 +193,15 @@ def fake_module(name: str, **members: object) -> Iterator[None]:
 
 
 def timed_passes(model: nn.Module, work: Work, device: torch.device, passes: int, seconds: list[float]) -> None:
-    """Run forward and backward passes of HMT-pytorch on random tokens; append each pass's duration to ``seconds``."""
+    """Run forward and backward passes of HMT-pytorch on random tokens.
+
+    Args:
+        model: HMT-pytorch's model.
+        work: the work of a pass.
+        device: device to run on.
+        passes: number of passes.
+        seconds: list to which the duration of each pass is appended.
+    """
     length = work.segments * work.settings.segment_length
     generator = torch.Generator().manual_seed(work.seed)
     vocabulary = model.memory_cell.model.config.vocab_size  # type: ignore[union-attr]

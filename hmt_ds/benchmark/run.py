@@ -61,7 +61,13 @@ def measured_recipe(recipe: Recipe) -> Recipe:
 
 
 def publish(tables: Iterable[RenderableType], result: Result, options: BenchOptions) -> None:
-    """Print the benchmark's tables and write its JSON file, on rank 0."""
+    """Print the benchmark's tables and write its JSON file, on rank 0.
+
+    Args:
+        tables: the tables.
+        result: content of the JSON file.
+        options: options of `hmt-ds bench`.
+    """
     if rank() == 0:
         console = Console()
         for table in tables:
@@ -74,6 +80,11 @@ def publish(tables: Iterable[RenderableType], result: Result, options: BenchOpti
 
 def check_reference(recipe: Recipe, options: BenchOptions, ranks: int) -> None:
     """Check whether HMT-pytorch can run the work of a valid recipe; pass if ``--reference`` is not given.
+
+    Args:
+        recipe: the recipe.
+        options: options of `hmt-ds bench`.
+        ranks: number of ranks.
 
     Raises:
         ConfigError: with a line for each problem.
@@ -103,7 +114,14 @@ def reference_results(recipe: Recipe, options: BenchOptions, device: torch.devic
 
 
 def measure(recipe: Recipe, prepared: Prepared, options: BenchOptions, device: torch.device) -> Result:
-    """Measure speed, phases and memory of a recipe's training steps; return the content of the JSON file."""
+    """Measure speed, phases and memory of a recipe's training steps; return the content of the JSON file.
+
+    Args:
+        recipe: the recipe.
+        prepared: DeepSpeed's configuration and data, from the checks before a run.
+        options: options of `hmt-ds bench`.
+        device: device of this rank.
+    """
     executor = build_executor(recipe, prepared, device)
     parameters, trained = count_parameters(executor)
     training = recipe.training
@@ -139,7 +157,14 @@ def measure(recipe: Recipe, prepared: Prepared, options: BenchOptions, device: t
 def results_of_pipeline(
     executor: Executor, windows: int, segments: int, phases: list[dict[str, float]]
 ) -> PipelineResults | None:
-    """Return a pipeline's layout, phases and bubbles; None for an executor without pipeline stages."""
+    """Return a pipeline's layout, phases and bubbles; None for an executor without pipeline stages.
+
+    Args:
+        executor: the measured executor.
+        windows: number of windows of a step.
+        segments: number of segments of a window.
+        phases: seconds by phase, for each rank.
+    """
     return pipeline_results(executor, windows, segments, phases) if isinstance(executor, PipelineExecutor) else None
 
 
@@ -184,7 +209,7 @@ def steps_of(recipe: Recipe, prepared: Prepared, options: BenchOptions, executor
 
 
 def peak_rates(device: torch.device) -> dict[str, float]:
-    """Return a GPU's peak FLOP/s, measured and from its datasheet; an empty dict on CPUs."""
+    """Return a GPU's peak FLOP/s by source (``measured``, ``datasheet``); an empty dict on CPUs."""
     if device.type == "cpu":
         return {}
     measured, datasheet = matrix_rate(device), peak_flops(device_name(device))

@@ -11,7 +11,12 @@ AT_A_TIME = 2**22  # document numbers that are drawn at a time
 
 
 class Interval(NamedTuple):
-    """A value and its 95% confidence interval; nan where no token was scored, or fewer than two documents were."""
+    """A value and its 95% confidence interval over documents; nan where no token was scored.
+
+    Attributes:
+        mean: the value over all documents.
+        low, high: ends of the interval; nan with fewer than two documents.
+    """
 
     mean: float
     low: float
@@ -19,13 +24,16 @@ class Interval(NamedTuple):
 
 
 def resampled_sums(values: np.ndarray, draws: int = DRAWS) -> np.ndarray:
-    """Sum each column over documents drawn with replacement; return the sums of all draws, ``[draws, columns]``.
+    """Sum each column over documents drawn with replacement.
 
     All columns share the draws, and so do all calls with equally many documents, so differences are paired.
 
     Args:
         values: ``[documents, columns]``.
         draws: number of bootstrap draws.
+
+    Returns:
+        The sums of all draws, ``[draws, columns]``.
     """
     documents, generator = len(values), np.random.default_rng(SEED)
     sums, step = [], max(1, AT_A_TIME // documents)

@@ -32,8 +32,8 @@ class RunRow:
         run: name of the run.
         first, below: the span's first position in a document, and the position after its last.
         tokens: number of scored tokens.
-        nats: loss per token.
-        difference: loss per token minus that of the first run, on the same tokens; None for the first run.
+        nats: mean loss per token, in nats.
+        difference: loss per token minus that of the first run, in nats on the same tokens; None for the first run.
         share: fraction of the gap between the first and the last run that the run closes; None if there may be no gap.
     """
 
@@ -61,7 +61,9 @@ def compare(runs: Sequence[Path], options: CompareOptions) -> int:
         raise ConfigError([f"{needed}, got {len(runs)}"])
     if any(is_retrieval(run) for run in runs):
         if options.gap:
-            raise ConfigError(["--gap: a share of right answers has no gap to close; leave it out"])
+            raise ConfigError(
+                ["--gap: compares losses, and the runs have answers to questions (data.retrieval): leave it out"]
+            )
         return compare_retrieval(runs, names_of(runs), options.picture)
     evaluations = read_all(runs)
     tables = compared(evaluations, names_of(runs))
@@ -78,6 +80,10 @@ def compare(runs: Sequence[Path], options: CompareOptions) -> int:
 
 def draw(tables: Sequence[Sequence[RunRow]], picture: Path) -> None:
     """Draw the differences between runs into a picture file.
+
+    Args:
+        tables: for each span of tokens, the row of each run.
+        picture: the file to write.
 
     Raises:
         ConfigError: if the file cannot be written.
@@ -98,7 +104,7 @@ def names_of(runs: Sequence[Path]) -> list[str]:
 
 
 def read_all(runs: Sequence[Path]) -> list[Evaluation]:
-    """Read the evaluations of several runs, and check that they are of the same tokens.
+    """Read the evaluations of several runs, and check that all are of the same tokens.
 
     Raises:
         ConfigError: with a line for each problem.
@@ -117,7 +123,14 @@ def read_all(runs: Sequence[Path]) -> list[Evaluation]:
 
 
 def mismatch(first_run: Path, first: Evaluation, run: Path, other: Evaluation) -> str | None:
-    """Return why the evaluation of a run cannot be compared with that of the first run; None if it can."""
+    """Return why the evaluation of a run cannot be compared with that of the first run; None if it can.
+
+    Args:
+        first_run: path of the first run.
+        first: evaluation of the first run.
+        run: path of the other run.
+        other: evaluation of the other run.
+    """
     if other.data.tokenizer != first.data.tokenizer:
         return f"{run}: its tokenizer ({other.data.tokenizer}) is not that of {first_run} ({first.data.tokenizer})"
     if other.data.sha256 != first.data.sha256:
@@ -149,7 +162,10 @@ def borders_of(evaluation: Evaluation) -> list[int]:
 
 
 def places_of(evaluation: Evaluation) -> np.ndarray:
-    """Return the position in a document at which each part of each segment begins, ``[segments * parts]``."""
+    """Return the position in a document at which each part of each segment begins, ``[segments * parts]``.
+
+    An evaluation stores losses by part: each segment is cut into equally many parts.
+    """
     _, segments, parts = evaluation.losses.losses["own"].shape
     length = evaluation.losses.segment_length
     within = -(-length * np.arange(parts) // parts)
@@ -157,7 +173,16 @@ def places_of(evaluation: Evaluation) -> np.ndarray:
 
 
 def within(evaluation: Evaluation, values: np.ndarray, span: Span) -> np.ndarray:
-    """Sum losses or numbers of tokens over a span of positions of each document, ``[documents]``."""
+    """Sum losses or numbers of tokens over a span of positions of each document.
+
+    Args:
+        evaluation: the evaluation that the values are of.
+        values: summed nats or numbers of tokens, ``[documents, segments, parts]``.
+        span: the first position in a document, and the position after the last.
+
+    Returns:
+        The sum of each document, ``[documents]``.
+    """
     places = places_of(evaluation)
     return values.reshape(len(values), -1)[:, (places >= span[0]) & (places < span[1])].sum(axis=1)
 
@@ -168,7 +193,18 @@ def scored(evaluation: Evaluation, span: Span) -> np.ndarray:
 
 
 def compared(evaluations: Sequence[Evaluation], names: Sequence[str]) -> list[list[RunRow]]:
-    """Compare runs on the tokens of each non-empty row of the first run's table, and finally on all tokens."""
+    """Compare runs on the tokens of each non-empty row of the first run's table, and finally on all tokens.
+
+    Args:
+        evaluations: evaluation of each run.
+        names: name of each run.
+
+    Returns:
+        For each span of tokens, the row of each run.
+
+    Raises:
+        ConfigError: if no token was scored.
+    """
     borders = borders_of(evaluations[0])
     spans = [span for span in [*pairwise(borders), (borders[0], borders[-1])] if scored(evaluations[0], span).any()]
     if not spans:
@@ -177,7 +213,13 @@ def compared(evaluations: Sequence[Evaluation], names: Sequence[str]) -> list[li
 
 
 def rows_of(evaluations: Sequence[Evaluation], names: Sequence[str], span: Span) -> list[RunRow]:
-    """Compare runs on the tokens of one span of positions."""
+    """Compare runs on the tokens of one span of positions.
+
+    Args:
+        evaluations: evaluation of each run.
+        names: name of each run.
+        span: the first position in a document, and the position after the last.
+    """
     sums = np.stack([within(one, one.losses.losses["own"], span) for one in evaluations], axis=1)
     counts = np.repeat(scored(evaluations[0], span)[:, None], len(names), axis=1)
     more = sums - sums[:, :1]
@@ -189,10 +231,13 @@ def rows_of(evaluations: Sequence[Evaluation], names: Sequence[str], span: Span)
 
 
 def shares_of(gains: np.ndarray) -> list[Interval] | list[None]:
-    """Return the fraction of the last run's gain that each run has, with its interval; None if the gain may be 0.
+    """Return the fraction of the last run's gain over the first that each run has, with its interval.
 
     Args:
-        gains: nats of the first run minus those of each run, by document, ``[documents, runs]``.
+        gains: summed nats of the first run minus those of each run, ``[documents, runs]``.
+
+    Returns:
+        A value for each run; None for all runs if the last run's gain may be 0.
     """
     drawn, total = resampled_sums(gains), gains.sum(axis=0)
     if len(gains) < 2 or not interval(total[-1], drawn[:, -1]).low > 0:
@@ -203,7 +248,13 @@ def shares_of(gains: np.ndarray) -> list[Interval] | list[None]:
 
 
 def sentence(row: RunRow, first: str, *, gap: bool) -> str:
-    """Return a sentence on how much better or worse a run is than the first one."""
+    """Return a sentence on how much better or worse a run is than the first one.
+
+    Args:
+        row: the run's loss on all tokens.
+        first: name of the first run.
+        gap: whether to add the fraction of the gap between the first and the last run that the run closes.
+    """
     assert row.difference is not None
     mean, low, high = row.difference
     if not (low > 0 or high < 0):

@@ -16,6 +16,6 @@ class CompareOptions(Options):
     """The options of `hmt-ds compare`."""
 
     gap: bool = False
-    """also print the fraction of the gap between the first and the last run that each run closes"""
+    """also print the fraction of the gap in loss between the first and the last run that each run closes"""
     picture: Annotated[FilePath, "FILE", AfterValidator(check_picture)] = Path("comparison.png")
-    """file to draw the differences into: .png, .svg or .pdf"""
+    """file to draw the differences from the first run into: .png, .svg or .pdf"""

@@ -23,9 +23,9 @@ class Answers:
 
     Attributes:
         run: name of the run.
-        documents: SHA-256 of what determines the documents.
-        chance: fraction of right answers of a model that guesses.
-        right: fraction of right answers, by the number of segments of the documents.
+        documents: SHA-256 of the settings and seed that determine the documents.
+        chance: fraction of right answers of a model that guesses, 0 to 1.
+        right: fraction of right answers, 0 to 1, by the number of segments of the documents.
     """
 
     run: str
@@ -35,15 +35,20 @@ class Answers:
 
 
 def is_retrieval(run: Path) -> bool:
-    """Whether a run's evaluations are answers to questions, and not losses."""
+    """Return whether a run's evaluations hold answers to questions (data.retrieval) instead of losses."""
     return run.is_dir() and bool(own_evaluations(run, PREFIX)) and not own_evaluations(run)
 
 
 def compare_retrieval(runs: Sequence[Path], names: Sequence[str], picture: Path) -> int:
     """Print and draw how many questions each run answers right; return the exit code.
 
+    Args:
+        runs: folders of the runs.
+        names: name of each run.
+        picture: file to draw into.
+
     Raises:
-        ConfigError: with a line for each run that cannot be compared.
+        ConfigError: with a line for each run that cannot be compared, or if the file cannot be written.
     """
     problems: list[str] = []
     answers = []
@@ -70,7 +75,14 @@ def compare_retrieval(runs: Sequence[Path], names: Sequence[str], picture: Path)
 
 
 def mismatch(first_run: Path, first: Answers, run: Path, other: Answers) -> str | None:
-    """Return why the answers of a run cannot be compared with those of the first run; None if they can."""
+    """Return why the answers of a run cannot be compared with those of the first run; None if they can.
+
+    Args:
+        first_run: path of the first run.
+        first: answers of the first run.
+        run: path of the other run.
+        other: answers of the other run.
+    """
     if other.documents != first.documents:
         advice = "evaluate both with the same data.retrieval, memory.segment_length, evaluation.documents and tokenizer"
         return f"{run}: was asked other questions than {first_run}; {advice}"
@@ -81,13 +93,17 @@ def mismatch(first_run: Path, first: Answers, run: Path, other: Answers) -> str 
 
 
 def read_answers(run: Path, name: str) -> Answers:
-    """Read the newest answers of a run to its own questions.
+    """Read a run's newest answers to the questions of its own recipe.
+
+    Args:
+        run: folder of the run.
+        name: name of the run in tables.
 
     Raises:
-        ConfigError: if there are none, or the file is damaged.
+        ConfigError: if there are no answers, or the file is damaged.
     """
     if not run.is_dir():
-        raise ConfigError([f"{run}: no such run"])
+        raise ConfigError([f"{run}: no such run: name the folder of a run (training.output)"])
     files = own_evaluations(run, PREFIX)
     if not files and own_evaluations(run):
         raise ConfigError([f"{run}: has held-out losses, but other runs have answers to questions: compare one kind"])

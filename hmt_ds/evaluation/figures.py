@@ -23,12 +23,12 @@ class Row:
     """The losses of a part of the tokens of all documents: a row of the printed table.
 
     Attributes:
-        first, below: smallest number of segments read before, and one more than the largest; or the same for positions
-            in the segment.
+        first, below: smallest number of whole segments read before a token, and one more than the largest; or, in a
+            table by position in the segment, the first position and one more than the last.
         tokens: number of scored tokens.
-        nats: loss per token with the document's own memories.
-        costs: how much larger the loss per token is with another document's memories (``swapped``) or without memories
-            (``none``), on the same tokens.
+        nats: mean loss per token, in nats, with the document's own memories.
+        costs: how many nats larger the loss per token is with another document's memories (``swapped``) or without
+            memories (``none``), on the same tokens.
     """
 
     first: int
@@ -49,7 +49,7 @@ class Figures:
     """Results of an evaluation.
 
     Attributes:
-        rows: losses by the number of segments read before.
+        rows: losses by the number of whole segments read before a token.
         positions: losses by position in the segment, over all segments in ``rows`` except a document's first.
         remembered: loss over all tokens counted in ``positions``.
     """
@@ -76,7 +76,11 @@ class Figures:
 
 
 def segments_needed(segments_read: Sequence[int]) -> int:
-    """Return how many segments of a document an evaluation reads: twice the lower bound of the last row."""
+    """Return how many segments of a document an evaluation reads: twice the lower bound of the last row.
+
+    Args:
+        segments_read: lower bounds of the table's rows, as numbers of segments read before a token.
+    """
     return max(1, 2 * max(segments_read))
 
 
@@ -103,7 +107,7 @@ def rows_of(found: DocumentLosses, places: Sequence[Place]) -> list[Row]:
 
     Args:
         found: losses of each document.
-        places: the bounds of each table row, its segments, and its parts of each segment.
+        places: for each row its bounds, the segments of a document and the parts of a segment that it covers.
     """
 
     def columns(values: np.ndarray) -> np.ndarray:
@@ -126,10 +130,16 @@ def rows_of(found: DocumentLosses, places: Sequence[Place]) -> list[Row]:
 
 
 def useful(cost: Interval) -> bool:
-    """Return whether replacing the memory raises the loss significantly, by at least ``WORTH_IT`` nats per token."""
+    """Return whether replacing the memory costs significantly more than nothing, and at least ``WORTH_IT`` nats per
+    token."""
     return cost.mean >= WORTH_IT and cost.low > 0
 
 
 def described(cost: Interval, unit: str = " nats") -> str:
-    """Format the cost of replacing the memory, in nats per token with its interval, for a sentence."""
+    """Format what replacing the memory costs, with its interval, for a sentence.
+
+    Args:
+        cost: increase of the loss, in nats per token.
+        unit: text behind the number.
+    """
     return f"{cost.mean:z.3f}{unit} [{cost.low:z.3f}, {cost.high:z.3f}]"

@@ -24,8 +24,8 @@ class HeldOutData:
 
     Attributes:
         source: file, folder or data set of the documents.
-        sha256: SHA-256 of the token ids.
-        documents, tokens: number of documents and of tokens.
+        sha256: SHA-256 of the token ids, in hexadecimal.
+        documents, tokens: number of documents, and of their tokens.
         tokenizer: description of the tokenizer that depends only on its content.
     """
 
@@ -42,7 +42,9 @@ class Evaluation:
 
     Attributes:
         step: optimizer step of the model's weights.
-        segments_read: lower bounds of the printed table's rows, as numbers of segments read before.
+        data: the documents.
+        segments_read: lower bounds of the printed table's rows, as numbers of segments read before a token.
+        losses: losses of each document.
     """
 
     step: int
@@ -62,8 +64,9 @@ def evaluation_file(folder: Path, step: int, sha256: str, *, own: bool, prefix: 
     Args:
         folder: folder of the run's evaluations.
         step: optimizer step of the model's weights.
-        sha256: SHA-256 of the data.
+        sha256: SHA-256 of the data, in hexadecimal.
         own: whether the data are the run's own validation documents.
+        prefix: text in front of the name, such as ``retrieval_``.
     """
     file = folder / f"{prefix}step_{step:06d}.json"
     there = sha256_of(file)
@@ -117,11 +120,11 @@ def write_evaluation(evaluation: Evaluation, file: Path) -> None:
 
 
 def own_evaluations(run: Path, prefix: str = "") -> dict[int, Path]:
-    """Return the files of a run's evaluations on its own documents, by step.
+    """Return the files of a run's evaluations on its own validation documents, by optimizer step.
 
     Args:
         run: folder of a run.
-        prefix: as in :func:`evaluation_file`.
+        prefix: text in front of the files' names, such as ``retrieval_``.
     """
     files = (run / "evaluation").glob(f"{prefix}*.json")
     return {int(name[1]): file for file in files if (name := OWN.fullmatch(file.name.removeprefix(prefix)))}
@@ -131,7 +134,7 @@ def find_evaluation(run: Path) -> Path:
     """Return the file of a run's newest evaluation on its own validation documents.
 
     Args:
-        run: folder of a run, or the file of an evaluation, which is returned as it is.
+        run: folder of a run, or the file of an evaluation, which is returned unchanged.
 
     Raises:
         ConfigError: if there is no evaluation.
@@ -139,7 +142,7 @@ def find_evaluation(run: Path) -> Path:
     if run.is_file():
         return run
     if not run.is_dir():
-        raise ConfigError([f"{run}: no such run"])
+        raise ConfigError([f"{run}: no such run: name the folder of a run (training.output)"])
     if not (files := own_evaluations(run)):
         raise ConfigError([f"{run}: has no evaluation; make one with hmt-ds evaluate {run}"])
     return files[max(files)]
@@ -169,7 +172,12 @@ def read_evaluation(file: Path) -> Evaluation:
 
 
 def as_json(row: Row, first: str) -> dict[str, object]:
-    """Convert a row of results to JSON values; a value with an interval becomes a list of mean, low and high."""
+    """Convert a row of results to JSON values; a value with an interval becomes a list of mean, low and high end.
+
+    Args:
+        row: the row.
+        first: JSON key of the row's lower bound, such as ``segments_read``.
+    """
     return {
         first: row.first,
         "below": row.below,

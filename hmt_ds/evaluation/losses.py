@@ -10,11 +10,12 @@ class DocumentLosses:
     """Summed losses of each document, by segment and part of the segment.
 
     Attributes:
-        segment_length: L. Part i of p parts of a segment has the positions from i L / p (rounded up) on.
+        segment_length: L, tokens of a segment. Part i of p parts of a segment has the positions from i L / p (rounded
+            up) on.
         losses: summed nats ``[documents, segments, parts]`` float64, by the memories used: ``own``, ``swapped``
             (another document's) or ``none``.
-        tokens: number of tokens summed over, in the same layout. ``swapped`` scores only rows that had a partner, and
-            is left out if none had one.
+        tokens: number of tokens summed over, in the layout of ``losses``. ``swapped`` scores only rows that could be
+            paired with another document's, and is left out if there were none.
     """
 
     segment_length: int

@@ -1,7 +1,8 @@
 """Compute the losses of held-out documents on all ranks.
 
-Every segment is read with its document's own memories. To measure their use, it can be read once more by the same
-weights with another document's memories, and with none (:func:`hmt_ds.memory.boundaries.memories_instead`).
+Every segment is read with its document's own memories. To measure what the memories contribute, a segment can also be
+read by the same weights with another document's memories, and with none
+(:func:`hmt_ds.memory.boundaries.memories_instead`).
 """
 
 from collections.abc import Iterable, Sequence
@@ -31,9 +32,10 @@ def document_losses(
 
     Args:
         reader: the model in its engine.
-        held_out: windows, and the index of each segment's document ``[rows, segments]``; equally many on all ranks.
+        held_out: windows, each with the index of each segment's document ``[rows, segments]``; equally many on all
+            ranks.
         documents: number of documents.
-        depth: segments of a document that are kept.
+        depth: number of segments of a document whose losses are kept; later segments are dropped.
         instead: which other memories to read each segment with.
     """
     readings: list[Reading] = ["own", *instead]
@@ -59,7 +61,18 @@ def document_losses(
 
 
 def parts_of(output: SegmentOutput, window: Window, n: int, readings: Sequence[Reading], parts: int) -> Tensor:
-    """Return summed losses and token counts of each part of segment n, ``[readings, 2, rows, parts]``, on the CPU."""
+    """Sum the losses of a segment by part.
+
+    Args:
+        output: the model's output for the segment.
+        window: the window that the segment is of.
+        n: index of the segment in the window.
+        readings: names of the memories that the segment was read with: ``own``, then ``swapped`` or ``none``.
+        parts: number of equal parts of the segment.
+
+    Returns:
+        Summed nats (index 0) and numbers of tokens (1), ``[readings, 2, rows, parts]``, on the CPU.
+    """
     rows = len(window.starts)
     scored = (window.labels[:, n] != IGNORED).expand(len(readings), rows, -1).clone()
     if "swapped" in readings:

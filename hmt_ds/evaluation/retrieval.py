@@ -21,15 +21,15 @@ ASKED, RIGHT, FOUND = range(3)  # columns of counts
 
 @dataclass(frozen=True)
 class RetrievalRow:
-    """Retrieval results on generated documents of one length; fractions have 95% intervals over documents.
+    """Retrieval results on generated documents of one length; fractions (0 to 1) have 95% intervals over documents.
 
     Attributes:
         segments: number of segments of each document.
         documents: number of documents.
         questions: number of questions that were asked.
         right: fraction of questions whose answer has the largest logit at each of its tokens.
-        found: fraction of questions for which the memory that tells the fact has the largest recall weight; None in
-            modes without recall.
+        found: fraction of questions for which the memory of the segment that tells the fact has the largest recall
+            weight; None in modes without recall.
     """
 
     segments: int
@@ -44,8 +44,10 @@ class RecallMap:
     """The recall weights of one document.
 
     Attributes:
-        weights: `[segments, segments]` float32; row n has the weights of earlier segments' memories when n is read.
-        told: `[segments]` int64, index of the segment that a segment should recall; -1 if it should recall none.
+        weights: `[segments, segments]` float32; row n has the weights of earlier segments' memories when segment n is
+            read.
+        told: `[segments]` int64, for each segment the index of the segment whose memory answers its question; -1
+            without a question.
     """
 
     weights: np.ndarray
@@ -83,12 +85,15 @@ def count_answers(
 
 
 def score_segment(output: SegmentOutput, labels: Tensor, targets: Tensor) -> Tensor:
-    """Count questions, right answers and found memories in a segment, 0 or 1 for each row and count, `[b, 3]`.
+    """Count questions, right answers and found memories in a segment.
 
     Args:
-        output: the segment's output, with logits.
-        labels: `[b, L]`, labels at the answer's tokens alone.
+        output: the segment's output, with logits `[b, L, v]` (b rows, L tokens, v vocabulary).
+        labels: `[b, L]`, with a label at the answer's tokens only.
         targets: `[b]`, how many memories back the fact is; 0 without a question.
+
+    Returns:
+        0 or 1 for each row and each of questions, right answers and found memories, `[b, 3]`.
     """
     assert output.logits is not None
     right = ((output.logits.argmax(dim=-1) == labels) | (labels == IGNORED)).all(dim=1)
@@ -98,11 +103,11 @@ def score_segment(output: SegmentOutput, labels: Tensor, targets: Tensor) -> Ten
 
 
 def recall_map(shown: list[Tensor], targets: Tensor) -> RecallMap:
-    """Arrange recall weights by the segment that each memory is of.
+    """Arrange the recall weights of a document by the segment that each memory is of.
 
     Args:
-        shown: for each segment of a document its recall weights, `[c]`, newest memory last.
-        targets: how many memories back each segment should recall; 0 for none.
+        shown: for each segment of a document its recall weights, `[cached memories]`, newest memory last.
+        targets: `[segments]`, how many memories back each segment should recall; 0 for none.
     """
     segments = len(shown)
     weights = np.zeros((segments, segments), dtype=np.float32)
@@ -126,6 +131,13 @@ def row_of(counts: np.ndarray, segments: int, mode: Mode) -> RetrievalRow:
 
 def write_retrieval(file: Path, step: int, data: dict[str, object], chance: float, rows: list[RetrievalRow]) -> None:
     """Write retrieval results as JSON, with a rename, so that the file is never seen incomplete.
+
+    Args:
+        file: the file to write.
+        step: optimizer step of the model's weights.
+        data: description of the generated documents.
+        chance: fraction of right answers of a model that guesses, 0 to 1.
+        rows: results, one for each length of documents.
 
     Raises:
         OSError: if the file cannot be written.

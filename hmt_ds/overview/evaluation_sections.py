@@ -9,7 +9,7 @@ from hmt_ds.overview.page import Picture, Section, Table
 
 
 def held_out(runs: Sequence[Shown]) -> Section:
-    """Return the section with held-out losses, and what other memories cost."""
+    """Return the section of a report with held-out losses, and with the cost of replacing the memory."""
     section = Section("Held-out losses")
     found = [(shown, shown.evaluations.losses) for shown in runs if shown.evaluations.losses]
     if not found:
@@ -40,12 +40,19 @@ def held_out(runs: Sequence[Shown]) -> Section:
 
 
 def steps_of(values: dict[int, float]) -> tuple[list[float], list[float | None]]:
-    """Return steps and values as two lists."""
+    """Return the keys (optimizer steps) and the values of a dict as two lists."""
     return [float(step) for step in values], list(values.values())
 
 
 def loss_rows(found: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """Return the rows of the table of held-out losses: nats with interval, of each run."""
+    """Return the rows of the table of held-out losses.
+
+    Args:
+        found: content of each run's evaluation file.
+
+    Returns:
+        Cells of text: the number of segments read before, then nats per token with interval for each run.
+    """
     keys = sorted({(row["segments_read"], row["below"]) for content in found for row in content["rows"]})
     rows = []
     for key in keys:
@@ -58,7 +65,12 @@ def loss_rows(found: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 
 def with_interval(value: Sequence[float | None], form: str) -> str:
-    """Format a value with its 95% interval; a dash without one."""
+    """Format a value with its 95% interval; a dash if there is none.
+
+    Args:
+        value: mean, low and high end; None for a missing one.
+        form: format of the numbers, such as ``.3f``.
+    """
     mean, low, high = value
     if mean is None:
         return "-"
@@ -68,7 +80,7 @@ def with_interval(value: Sequence[float | None], form: str) -> str:
 
 
 def answers(runs: Sequence[Shown]) -> Section:
-    """Return the section with answers to questions, and what was recalled."""
+    """Return the section of a report with answers to questions, and with the memories that were recalled."""
     section = Section("Questions and recall")
     found = [(shown, shown.evaluations.answers) for shown in runs if shown.evaluations.answers]
     if not found:

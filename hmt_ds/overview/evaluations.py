@@ -16,11 +16,11 @@ class Evaluations:
     """The evaluations of a run.
 
     Attributes:
-        losses: content of the newest evaluation of held-out losses with a verdict, or else the newest; None if none.
+        losses: content of the newest evaluation of held-out losses with a verdict, or else of the newest without; None
+            if there is none.
         answers: content of the newest evaluation of questions; None if there is none.
-        picture: the newest picture of recalled memories; None if there is none.
+        picture: path of the newest picture of recalled memories; None if there is none.
         by_step: perplexity over all counted tokens, by optimizer step.
-        data: SHA-256 of the held-out tokens.
     """
 
     losses: dict[str, Any] | None
@@ -30,12 +30,13 @@ class Evaluations:
 
     @property
     def data(self) -> str | None:
-        """Return the SHA-256 of the held-out tokens; None without an evaluation."""
+        """Return the SHA-256 of the held-out token ids, in hexadecimal; None without an evaluation."""
         return self.losses["data"]["sha256"] if self.losses else None
 
     @property
     def perplexity(self) -> str:
-        """Return perplexity and nats with their interval over all tokens but a document's first segment, or a dash."""
+        """Format perplexity and nats per token with interval, over all tokens but a document's first segment; a dash if
+        none."""
         if self.losses is None or self.losses["remembered"]["nats"][0] is None:
             return "-"
         row = self.losses["remembered"]
@@ -46,13 +47,13 @@ class Evaluations:
 
 @dataclass(frozen=True)
 class Shown:
-    """A run in a report.
+    """A run that a report shows.
 
     Attributes:
-        number: its place among the runs, which decides its colour in every picture.
-        name: its name on the page.
-        run: its folder.
-        evaluations: its evaluations.
+        number: index of the run on the page, which gives its colour.
+        name: name of the run on the page.
+        run: the run's folder.
+        evaluations: the run's evaluations.
     """
 
     number: int
@@ -62,7 +63,7 @@ class Shown:
 
 
 def read_evaluations(run: Path) -> Evaluations:
-    """Read the evaluations of a run; damaged files are left out."""
+    """Read the evaluations of a run, given its folder; leave damaged files out."""
     losses = {step: content for step, file in own_evaluations(run).items() if (content := content_of(file))}
     answers = {step: file for step, file in own_evaluations(run, PREFIX).items() if content_of(file)}
     newest = answers[max(answers)] if answers else None
@@ -76,7 +77,7 @@ def read_evaluations(run: Path) -> Evaluations:
 
 
 def content_of(file: Path) -> dict[str, Any] | None:
-    """Return the content of an evaluation's file; None if it is damaged or of another version."""
+    """Return the content of an evaluation's JSON file; None if the file is damaged or of another version."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -86,11 +87,11 @@ def content_of(file: Path) -> dict[str, Any] | None:
 
 
 def loss_curve(shown: Shown, content: dict[str, Any], value: str) -> Curve:
-    """Return a curve of an evaluation's rows.
+    """Return a curve of an evaluation's rows over the number of segments read before.
 
     Args:
         shown: the run.
-        content: content of the evaluation.
+        content: content of the evaluation's JSON file.
         value: ``nats``, ``cost_swapped`` or ``cost_none``.
     """
     rows = [row for row in content["rows"] if value in row]
@@ -100,13 +101,26 @@ def loss_curve(shown: Shown, content: dict[str, Any], value: str) -> Curve:
 
 
 def answer_curve(shown: Shown, content: dict[str, Any], value: str) -> Curve:
-    """Return a curve of the shares of right answers, or of found memories (``right``, ``found``)."""
+    """Return a curve of fractions over the number of segments of the documents.
+
+    Args:
+        shown: the run.
+        content: content of the evaluation's JSON file.
+        value: ``right`` (answers) or ``found`` (memories).
+    """
     rows = [row for row in content["rows"] if row.get(value)]
     lengths = [row["segments"] for row in rows]
     return Curve(shown.number, shown.name, lengths, *by_part([row[value] for row in rows]))
 
 
 def by_part(values: list[list[float | None]]) -> tuple[list[float | None], list[float | None], list[float | None]]:
-    """Return means, lower ends and upper ends of intervals."""
+    """Transpose intervals.
+
+    Args:
+        values: a list of mean, low and high end for each interval.
+
+    Returns:
+        The list of means, of low ends, and of high ends.
+    """
     means, lows, highs = zip(*values, strict=True) if values else ((), (), ())
     return list(means), list(lows), list(highs)

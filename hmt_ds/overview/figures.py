@@ -1,4 +1,4 @@
-"""The pictures of a report, as SVG or PNG text that a page can hold."""
+"""Draw the pictures of a report, as text (SVG or encoded PNG) for its HTML page."""
 
 import base64
 import io
@@ -26,10 +26,10 @@ class Curve(NamedTuple):
     """A curve of a picture.
 
     Attributes:
-        number: place of its run among all runs of the page, which decides the colour.
-        name: what the legend says.
-        x, y: values, equally many; None where there is none.
-        low, high: ends of 95% intervals, or None.
+        number: index of the run on the page, which gives the curve's colour.
+        name: text of the legend.
+        x, y: values, equally many; None in ``y`` for a missing one.
+        low, high: ends of the 95% interval of each value; None without intervals.
     """
 
     number: int
@@ -41,7 +41,12 @@ class Curve(NamedTuple):
 
 
 def svg(draw: Callable[[Axes], object], *, size: tuple[float, float] = (6.0, 3.2)) -> str:
-    """Draw a picture and return it as an SVG element without a fixed size, so that it is as wide as its place."""
+    """Draw a picture and return it as an SVG element without a fixed size, so that the page can scale it.
+
+    Args:
+        draw: draws into the given axes.
+        size: width and height in inches, which determine the ratio and the size of the text.
+    """
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
@@ -58,12 +63,12 @@ def svg(draw: Callable[[Axes], object], *, size: tuple[float, float] = (6.0, 3.2
 
 
 def curves(found: Sequence[Curve], x_label: str, y_label: str, *, smooth: bool = False, log: bool = False) -> str:
-    """Draw the curves of some runs over steps.
+    """Draw the curves of some runs over steps; return an SVG element.
 
     Args:
         found: the curves.
         x_label, y_label: labels of the axes.
-        smooth: draw the mean of some logged steps, and the values themselves paler.
+        smooth: draw a running mean, and the values themselves paler.
         log: whether the vertical axis is logarithmic.
     """
 
@@ -84,12 +89,14 @@ def curves(found: Sequence[Curve], x_label: str, y_label: str, *, smooth: bool =
 
 
 def intervals(found: Sequence[Curve], x_label: str, y_label: str, *, line: float | None = None) -> str:
-    """Draw values with their 95% intervals, each place of the horizontal axis by its own number.
+    """Draw values with their 95% intervals; return an SVG element.
+
+    The values of the horizontal axis are spaced evenly, each labelled with its number.
 
     Args:
         found: the curves.
         x_label, y_label: labels of the axes.
-        line: a value to mark with a horizontal line, such as 0 or the share that guessing gets right.
+        line: a value to mark with a horizontal line, such as 0 or the fraction that guessing gets right; None for none.
     """
 
     def draw(axes: Axes) -> None:
@@ -111,7 +118,8 @@ def intervals(found: Sequence[Curve], x_label: str, y_label: str, *, line: float
 
 
 def error_bars(curve: Curve) -> list[list[float]]:
-    """Return how far a curve's intervals reach below and above its values; 0 where there is none."""
+    """Return how far a curve's intervals reach below and above its values, as two lists; 0 where there is no
+    interval."""
     assert curve.low is not None and curve.high is not None
     ends = list(zip(curve.y, curve.low, curve.high, strict=True))
     below = [0.0 if y is None or low is None else max(0.0, y - low) for y, low, _ in ends]
@@ -120,11 +128,11 @@ def error_bars(curve: Curve) -> list[list[float]]:
 
 
 def rank_map(steps: Sequence[int], seconds: Sequence[Sequence[float]]) -> str:
-    """Draw the time of each rank's own work, in medians of all ranks, as a map over steps.
+    """Draw the seconds of each rank's own work as a map over steps; return an SVG element.
 
     Args:
-        steps: steps of the comparisons.
-        seconds: of each comparison, the seconds of each rank.
+        steps: optimizer steps at which ranks were compared.
+        seconds: for each of ``steps``, the seconds of each rank.
     """
 
     def draw(axes: Axes) -> None:
@@ -146,7 +154,7 @@ def rank_map(steps: Sequence[int], seconds: Sequence[Sequence[float]]) -> str:
 
 
 def embedded(file: Path) -> str:
-    """Return a PNG file as a data address for an image element."""
+    """Return a PNG file as a ``data:`` URL for an HTML image element."""
     return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
 
 
@@ -161,18 +169,19 @@ def is_smoothed(curve: Curve) -> bool:
 
 
 def short(name: str) -> str:
-    """Return a name that leaves room for the curves: of a long one the beginning and the end."""
+    """Shorten a long name of a run to its beginning and end, to leave room for the curves."""
     return name if len(name) <= NAME else f"{name[: NAME // 2]}...{name[-NAME // 2 :]}"
 
 
 def legend(axes: Axes, number: int) -> None:
-    """Show a legend if there are several curves."""
+    """Show a legend if there are several curves: ``number`` of them."""
     if number > 1:
         axes.legend(frameon=False, fontsize=9)
 
 
 def thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return at most ``POINTS`` values of a curve, evenly chosen, the last one included."""
+    """Return at most ``POINTS`` points of a curve, evenly chosen and the last one included; ``x`` and ``y`` are
+    ``[points]``."""
     if len(x) <= POINTS:
         return x, y
     at = np.unique(np.linspace(0, len(x) - 1, POINTS).round().astype(int))
@@ -180,7 +189,12 @@ def thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def running_mean(y: np.ndarray, window: int) -> np.ndarray:
-    """Return the mean of each value and those before it, ``window`` in all, without missing ones."""
+    """Return for each value the mean of the last ``window`` values up to it, missing ones (nan) left out.
+
+    Args:
+        y: ``[points]``.
+        window: number of values of a mean.
+    """
     found = np.isfinite(y)
     sums, numbers = np.cumsum(np.where(found, y, 0.0)), np.cumsum(found)
     sums[window:], numbers[window:] = sums[window:] - sums[:-window], numbers[window:] - numbers[:-window]

@@ -11,12 +11,12 @@ TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture with a caption.
+    """A picture with a caption, on the page of a report. Either ``svg`` or ``image`` is set.
 
     Attributes:
-        caption: what it shows.
-        svg: an SVG element; or empty, if ``image`` is set.
-        image: a data address of a picture.
+        caption: what the picture shows.
+        svg: an SVG element.
+        image: a ``data:`` URL of an image.
     """
 
     caption: str
@@ -26,11 +26,11 @@ class Picture:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text.
+    """A table of text, on the page of a report.
 
     Attributes:
         head: titles of the columns.
-        rows: cells; the first of each row is its title.
+        rows: cells; the first cell of each row is its title.
     """
 
     head: Sequence[str]
@@ -39,10 +39,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Folded:
-    """Text that is shown on demand, and in print.
+    """Text that is hidden until the reader opens it, and shown in print.
 
     Attributes:
-        title: what it is.
+        title: title that the reader clicks.
         text: the text.
     """
 
@@ -52,12 +52,12 @@ class Folded:
 
 @dataclass
 class Section:
-    """A section of the page.
+    """A section of a report's page.
 
     Attributes:
-        title: its heading.
+        title: the heading.
         notes: sentences below the heading.
-        pictures, tables, folded: its parts, in this order.
+        pictures, tables, folded: the parts, in the order shown.
     """
 
     title: str
@@ -68,17 +68,23 @@ class Section:
 
     @property
     def empty(self) -> bool:
-        """Whether there is nothing to show."""
+        """Whether the section has nothing to show, so that the page leaves it out."""
         return not (self.notes or self.pictures or self.tables or self.folded)
 
     @property
     def anchor(self) -> str:
-        """The name of the section in addresses."""
+        """The section's ``id`` in the page, for links to it."""
         return "".join(letter if letter.isalnum() else "-" for letter in self.title.lower())
 
 
 def render(title: str, written: str, sections: Sequence[Section]) -> str:
-    """Return the page: HTML that needs no other file."""
+    """Return a report's page as HTML that needs no other file.
+
+    Args:
+        title: title of the page.
+        written: when and by which version the page was written.
+        sections: sections of the page; empty ones are left out.
+    """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     shown = [section for section in sections if not section.empty]
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))

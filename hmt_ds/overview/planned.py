@@ -1,4 +1,4 @@
-"""The plan of a run on the GPUs that it ran on, beside what was measured."""
+"""Compare a run's measured memory and speed with the planner's estimate for the GPUs that it ran on."""
 
 from statistics import median
 

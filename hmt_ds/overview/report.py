@@ -14,11 +14,11 @@ NAME = "report.html"
 
 
 def write_report(folders: Sequence[Path], output: Path | None) -> Path:
-    """Write a report of runs; return its path.
+    """Write a report of runs as one HTML page; return its path.
 
     Args:
         folders: the runs' folders.
-        output: the page to write; None for one in the first run's folder.
+        output: the page to write; None for report.html in the first run's folder.
 
     Raises:
         ConfigError: with a line for each folder that is no run, or if the page cannot be written.
@@ -46,6 +46,6 @@ def write_report(folders: Sequence[Path], output: Path | None) -> Path:
 
 
 def names_of(runs: Sequence[RunFolder]) -> list[str]:
-    """Return a name for each run: that of its folder, or its path if two folders have the same name."""
+    """Return a name for each run: its folder's name, or its path if two folders have the same name."""
     names = [run.name for run in runs]
     return names if len(set(names)) == len(names) else [str(run.folder) for run in runs]

@@ -10,7 +10,7 @@ from hmt_ds.config.sections import STRICT
 
 
 def check_page(path: str) -> str:
-    """Raise ValueError if a path does not end in .html."""
+    """Return a path unchanged; raise ValueError if it does not end in .html."""
     if not str(path).endswith(".html"):
         raise ValueError(f"must end in .html, got {str(path)!r}")
     return path
@@ -21,4 +21,4 @@ class ReportOptions(Options):
     """The options of `hmt-ds report`."""
 
     output: Annotated[FilePath | None, "FILE", AfterValidator(lambda path: path and check_page(path))] = None
-    """the page to write (default: report.html in the first run's folder)"""
+    """HTML page to write (default: report.html in the first run's folder)"""

@@ -21,13 +21,13 @@ FRESH = 6 * BEAT  # seconds; a lock of another machine that is older belongs to 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint of a run.
+    """A checkpoint of a run, as found on disk.
 
     Attributes:
-        step: its optimizer step.
-        time: when it became visible, in seconds since 1970.
-        bytes: size of its files.
-        damage: lines about missing files or files of another size.
+        step: optimizer step of the checkpoint.
+        time: when the checkpoint became visible, in seconds since 1970.
+        bytes: size of all files together.
+        damage: a line for each file that is missing or has another size.
     """
 
     step: int
@@ -38,14 +38,14 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class RankNote:
-    """What a rank's watchdog last wrote.
+    """What the watchdog of a rank last wrote about the rank.
 
     Attributes:
         rank: number of the rank.
-        host: its machine.
-        after: what it did last.
-        silent: seconds without progress.
-        stopped: whether its process is stopped (SIGSTOP).
+        host: name of the rank's machine.
+        after: what the rank did last, such as ``step 12``.
+        silent: seconds without progress when the note was written.
+        stopped: whether the rank's process was suspended (SIGSTOP).
         age: seconds since the note was written.
     """
 
@@ -58,56 +58,58 @@ class RankNote:
 
 
 class RunFolder:
-    """A run's folder.
+    """A run's folder, read lazily.
 
     Args:
-        folder: the folder, or that of one of its checkpoints.
+        folder: the run's folder, or that of one of its checkpoints.
 
     Raises:
-        ConfigError: if it is no run.
+        ConfigError: if the folder is no run.
     """
 
     def __init__(self, folder: Path):
         self.folder = run_of(folder)
         if not self.folder.is_dir():
-            raise ConfigError([f"{folder}: no such run"])
+            raise ConfigError([f"{folder}: no such run: name the folder of a run (training.output)"])
         if not (self.folder / "recipe.yaml").is_file():
-            raise ConfigError([f"{folder}: not a run, it has no recipe.yaml"])
+            raise ConfigError(
+                [f"{folder}: not a run, it has no recipe.yaml: name the folder of a run (training.output)"]
+            )
         self.recipe: dict[str, Any] = read_mapping(self.folder / "recipe.yaml")
 
     @property
     def name(self) -> str:
-        """The folder's own name."""
+        """Name of the folder, without the path to it."""
         return self.folder.resolve().name
 
     @cached_property
     def rows(self) -> list[Row]:
-        """Metrics of the logged steps."""
+        """Metrics of the logged steps, from metrics.jsonl."""
         return read_metrics(self.folder / "metrics.jsonl")
 
     @cached_property
     def history(self) -> list[dict[str, Any]]:
-        """Events of all starts of the run."""
+        """Events of all starts of the run, oldest first, each with ``kind`` and ``time`` (seconds since 1970)."""
         return read_history(self.folder)
 
     def events(self, kind: str) -> list[dict[str, Any]]:
-        """Return the events of a kind, in order of time."""
+        """Return the run's events whose ``kind`` is given, such as ``rollback``, oldest first."""
         return [event for event in self.history if event["kind"] == kind]
 
     @property
     def steps(self) -> int:
-        """Optimizer steps that the recipe asks for."""
+        """Number of optimizer steps that the recipe asks for."""
         return int(self.recipe["training"]["steps"])
 
     @property
     def step(self) -> int:
-        """Newest step that is known: of the metrics, or of a checkpoint."""
+        """Newest known optimizer step: the last one in the metrics, or that of the newest checkpoint."""
         newest = self.rows[-1]["step"] if self.rows else 0
         return max([newest, *(checkpoint.step for checkpoint in self.checkpoints)])
 
     @cached_property
     def checkpoints(self) -> list[Checkpoint]:
-        """The checkpoints that are there, oldest first; their sizes are checked, not their hashes."""
+        """The run's checkpoints, oldest first, with damage found by the sizes of files, not their hashes."""
         found = []
         for folder in reversed(list_checkpoints(self.folder / "checkpoints")):
             size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
@@ -116,7 +118,8 @@ class RunFolder:
         return found
 
     def holder(self) -> dict[str, object] | None:
-        """Return the process that trains into the folder, as its lock describes it; None if none lives."""
+        """Return the process that trains into the folder, as its lock file describes it; None if no such process
+        lives."""
         for lock in self.folder.glob(LOCKS):
             try:
                 content, age = lock.read_text(errors="replace"), time.time() - lock.stat().st_mtime
@@ -128,7 +131,7 @@ class RunFolder:
         return None
 
     def ranks(self) -> list[RankNote]:
-        """Return the notes of the ranks of the newest start, in order."""
+        """Return the watchdogs' notes about the ranks of the newest start, by rank."""
         starts = self.events("start")
         number = int(starts[-1]["environment"]["ranks"]) if starts else None
         found = []

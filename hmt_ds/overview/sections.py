@@ -1,4 +1,4 @@
-"""The sections of a report: what is shown of the runs, side by side."""
+"""The sections of a report: recipes, metrics, events and checkpoints of the runs, side by side."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,13 +28,13 @@ METRICS = (
 
 
 def sections_of(runs: Sequence[Shown]) -> list[Section]:
-    """Return all sections of the page, the empty ones included."""
+    """Return all sections of a report's page; some may be empty."""
     makers = (summary, training, held_out, answers, speed, events, checkpoints, recipes, environments)
     return [make(runs) for make in makers]
 
 
 def summary(runs: Sequence[Shown]) -> Section:
-    """Return the section with one column of facts for each run."""
+    """Return the section of a report with one column of facts for each run."""
     facts = [dict(facts_of(shown)) for shown in runs]
     names = list(dict.fromkeys(name for found in facts for name in found))
     table = Table(["", *(shown.name for shown in runs)], [[n, *(found.get(n, "-") for found in facts)] for n in names])
@@ -42,7 +42,7 @@ def summary(runs: Sequence[Shown]) -> Section:
 
 
 def facts_of(shown: Shown) -> Iterator[tuple[str, str]]:
-    """Yield the facts of a run, by name."""
+    """Yield facts about a run for the summary: name and text."""
     run, rows = shown.run, shown.run.rows
     status = Status(run)
     yield "state", f"{status.state}{status.who()}"
@@ -73,7 +73,7 @@ def facts_of(shown: Shown) -> Iterator[tuple[str, str]]:
 
 
 def training(runs: Sequence[Shown]) -> Section:
-    """Return the section with the curves of metrics over steps."""
+    """Return the section of a report with the curves of metrics over steps."""
     section = Section("Training")
     for metric, label, smooth, log in METRICS:
         found = [curve for shown in runs if (curve := metric_curve(shown, metric))]
@@ -95,13 +95,18 @@ def probe_curve(shown: Shown) -> Curve:
 
 
 def metric_curve(shown: Shown, metric: str) -> Curve | None:
-    """Return a metric over steps; None if the run has none."""
+    """Return the curve of a metric over steps; None if the run has no values of it.
+
+    Args:
+        shown: the run.
+        metric: name of the metric in metrics.jsonl, such as ``loss``.
+    """
     pairs = [(row["step"], row[metric]) for row in shown.run.rows if row.get(metric) is not None]
     return Curve(shown.number, shown.name, *map(list, zip(*pairs, strict=True))) if pairs else None
 
 
 def speed(runs: Sequence[Shown]) -> Section:
-    """Return the section with the time of each rank, and the plan beside what was measured."""
+    """Return the section of a report with the time of each rank, and with planned beside measured speed and memory."""
     section = Section("Ranks and memory")
     for shown in runs:
         compared = shown.run.events("ranks")
@@ -118,7 +123,7 @@ def speed(runs: Sequence[Shown]) -> Section:
 
 
 def events(runs: Sequence[Shown]) -> Section:
-    """Return the section with what happened: starts, rollbacks, warnings, the end."""
+    """Return the section of a report with the runs' events: starts, rollbacks, warnings, the end."""
     section = Section("What happened")
     for shown in runs:
         found = [event for event in shown.run.history if event["kind"] not in ("ranks", "checkpoint", "probe")]
@@ -135,7 +140,7 @@ def events(runs: Sequence[Shown]) -> Section:
 
 
 def told(event: dict[str, Any]) -> str:
-    """Return what an event says beside its kind."""
+    """Describe an event of a run, without its kind and time."""
     if event["kind"] == "start":
         found = event.get("environment", {})
         resumed = "resumed, " if event["step"] else ""
@@ -146,12 +151,12 @@ def told(event: dict[str, Any]) -> str:
 
 
 def moment(seconds: float) -> str:
-    """Format a time in seconds since 1970."""
+    """Format a time, given in seconds since 1970, as date and time of day."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
 def checkpoints(runs: Sequence[Shown]) -> Section:
-    """Return the section with the checkpoints that are there."""
+    """Return the section of a report with the runs' checkpoints."""
     section, rows = Section("Checkpoints"), []
     for shown in runs:
         seconds = {event["step"]: f"{event['seconds']:.1f} s" for event in shown.run.events("checkpoint")}
@@ -165,7 +170,7 @@ def checkpoints(runs: Sequence[Shown]) -> Section:
 
 
 def recipes(runs: Sequence[Shown]) -> Section:
-    """Return the section with the keys in which the recipes differ, and each recipe whole."""
+    """Return the section of a report with the keys in which the recipes differ, and with each whole recipe."""
     section = Section("Recipe")
     flat = [dict(flattened(shown.run.recipe)) for shown in runs]
     keys = list(dict.fromkeys(key for recipe in flat for key in recipe))
@@ -179,7 +184,12 @@ def recipes(runs: Sequence[Shown]) -> Section:
 
 
 def flattened(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Yield the keys of nested mappings, joined by dots, with their values."""
+    """Yield the dotted keys of nested mappings with their values.
+
+    Args:
+        values: the mappings, such as a recipe.
+        prefix: text in front of every key.
+    """
     for key, value in values.items():
         if isinstance(value, dict) and value and all(isinstance(name, str) for name in value):
             yield from flattened(value, f"{prefix}{key}.")
@@ -188,7 +198,7 @@ def flattened(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, o
 
 
 def environments(runs: Sequence[Shown]) -> Section:
-    """Return the section with versions, machines and devices of each run's newest start."""
+    """Return the section of a report with versions, machines and devices of each run's newest start."""
     section = Section("Environment")
     found = [(shown.name, starts[-1]["environment"]) for shown in runs if (starts := shown.run.events("start"))]
     if not found:

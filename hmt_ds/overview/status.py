@@ -1,4 +1,4 @@
-"""``hmt-ds status RUN``: how a run is, from any shell or node that sees its folder."""
+"""``hmt-ds status RUN``: the state of a run, from any shell or node that sees the run's folder."""
 
 import time
 from statistics import median
@@ -15,11 +15,11 @@ SHOWN = 5  # ranks and warnings that are listed
 
 
 def stuck(note: RankNote, limit: float) -> str | None:
-    """Say what is wrong with a rank, or return None if it makes progress.
+    """Describe why a rank makes no progress; None if it does.
 
     Args:
-        note: what its watchdog wrote.
-        limit: seconds without progress that are too many.
+        note: what the rank's watchdog wrote.
+        limit: seconds without progress after which the rank counts as stuck.
     """
     if note.age > QUIET:
         return f"its watchdog has not written for {note.age:.0f} s: the machine is down, or does not reach the folder"
@@ -31,7 +31,7 @@ def stuck(note: RankNote, limit: float) -> str | None:
 
 
 class Status:
-    """How a run is.
+    """The state of a run, with lines about it for the user.
 
     Args:
         run: the run's folder.
@@ -51,7 +51,8 @@ class Status:
         self.state = self.find_state()
 
     def find_state(self) -> str:
-        """Return the state of the run."""
+        """Determine the state of the run: ``running``, ``stuck``, ``finished``, ``stopped``, ``failed``, ``died`` or
+        ``not started``."""
         if self.holder:
             return "stuck" if self.stuck else "running"
         last = self.run.history[-1]["kind"] if self.run.history else ""
@@ -65,11 +66,11 @@ class Status:
 
     @property
     def ok(self) -> bool:
-        """Whether nobody needs to look after the run."""
+        """Whether the run needs no attention: it is running, finished or stopped by its user."""
         return self.state in ("running", "finished", "stopped")
 
     def lines(self) -> list[str]:
-        """Return the lines of the status."""
+        """Return the lines that `hmt-ds status` prints."""
         lines = [f"run          {self.run.folder}: {self.state}{self.who()}", f"step         {self.progress()}"]
         lines += self.loss_and_speed() + self.evaluation() + self.saved() + self.rank_lines()
         warnings = self.run.events("warning")
@@ -77,14 +78,14 @@ class Status:
         return [*lines, f"next         {self.what_next()}"]
 
     def who(self) -> str:
-        """Describe the process that trains, or why the run ended."""
+        """Describe the process that trains the run, or why the run ended."""
         if self.holder:
             return f", process {self.holder.get('pid')} on {self.holder.get('host')} since {self.holder.get('since')}"
         failed = self.run.events("failed")
         return f": {failed[-1]['text']}" if self.state == "failed" and failed else ""
 
     def progress(self) -> str:
-        """Describe the step and the time that is left."""
+        """Describe the run's optimizer step and the time left until its last one."""
         step, steps = self.run.step, self.run.steps
         text = f"{step:,} of {steps:,} ({step / steps:.0%})"
         if self.seconds and self.holder and step < steps:
@@ -92,7 +93,8 @@ class Status:
         return text
 
     def loss_and_speed(self) -> list[str]:
-        """Return lines with the recent loss beside the one before, and the recent speed."""
+        """Return lines with the mean loss of recent logged steps beside that of the steps before, and the recent
+        speed."""
         rows = [row for row in self.run.rows if row.get("loss") is not None]
         lines = []
         if rows:
@@ -109,12 +111,12 @@ class Status:
         return lines + ([f"skipped      {skipped} steps whose gradients were not finite"] if skipped else [])
 
     def evaluation(self) -> list[str]:
-        """Return a line about the newest evaluation."""
+        """Return a line about the run's newest evaluation; an empty list if there is none."""
         events = self.run.events("evaluation")
         return [f"evaluation   of step {events[-1]['step']}, {ago(events[-1]['time'])}"] if events else []
 
     def saved(self) -> list[str]:
-        """Return lines about the newest checkpoint, and damaged ones."""
+        """Return lines about the run's newest checkpoint, and about damaged ones."""
         found = self.run.checkpoints
         if not found:
             return ["checkpoint   none yet"]
@@ -126,7 +128,7 @@ class Status:
         return lines + [f"damaged      checkpoint of step {one.step}: {one.damage[0]}" for one in found if one.damage]
 
     def rank_lines(self) -> list[str]:
-        """Return lines about the ranks: how many make progress, and those that do not."""
+        """Return lines about the run's ranks: how many make progress, and which do not."""
         if not self.holder or not self.notes:
             return []
         hosts = len({note.host for note in self.notes})
@@ -140,7 +142,7 @@ class Status:
         )
 
     def what_next(self) -> str:
-        """Return the command that helps now."""
+        """Return the command that makes sense next for a run in its state."""
         folder = self.run.folder
         if self.state == "finished":
             return f"hmt-ds report {folder}"
@@ -153,10 +155,10 @@ class Status:
 
 
 def mean(rows: list[dict[str, float]], name: str) -> float:
-    """Return the mean of a metric."""
+    """Return the mean of a metric over rows of metrics.jsonl."""
     return sum(row[name] for row in rows) / len(rows)
 
 
 def ago(moment: float) -> str:
-    """Format how long ago a moment was."""
+    """Format how long ago a time was, given in seconds since 1970."""
     return f"{tqdm.format_interval(int(max(0, time.time() - moment)))} ago"

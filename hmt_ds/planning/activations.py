@@ -8,7 +8,7 @@ GIB = 2**30
 
 
 class LayerSizes(Protocol):
-    """The sizes that a backbone's configuration has in every model family."""
+    """The sizes of a backbone that an estimate of activations needs; configurations of every model family have them."""
 
     @property
     def hidden_size(self) -> int:
@@ -16,7 +16,7 @@ class LayerSizes(Protocol):
 
     @property
     def num_hidden_layers(self) -> int:
-        """Number of layers."""
+        """Number of decoder layers."""
 
 
 def bytes_per_position(config: LayerSizes, recompute: str, size: int) -> int:
@@ -28,7 +28,7 @@ def bytes_per_position(config: LayerSizes, recompute: str, size: int) -> int:
     Args:
         config: configuration of the backbone.
         recompute: ``none``, ``selective`` or ``segment+layer``; ``segment`` and ``auto`` count like ``none``.
-        size: bytes of a number.
+        size: bytes of a number: 2 in bf16 and fp16, 4 in fp32.
     """
     dim, layers = config.hidden_size, config.num_hidden_layers
     mlp = getattr(config, "intermediate_size", None) or getattr(config, "ffn_dim", None) or 4 * dim
@@ -46,8 +46,8 @@ def kept_bytes(
         settings: settings of the memory.
         recompute: the recipe's ``compute.recompute``.
         batch: rows per rank.
-        depth: segments of a window.
-        size: bytes of a number.
+        depth: number of segments of a window.
+        size: bytes of a number: 2 in bf16 and fp16, 4 in fp32.
     """
     segments = depth if recompute in ("none", "selective") else 1
     return segments * batch * settings.positions * bytes_per_position(config, recompute, size)

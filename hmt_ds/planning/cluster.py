@@ -29,7 +29,7 @@ class Gpu:
 
     @property
     def memory(self) -> float:
-        """Bytes that programs can use: what CUDA itself takes is left out."""
+        """Bytes that programs can use: the GPU's memory without what CUDA itself takes."""
         return 0.99 * GIB * self.gib
 
 
@@ -50,7 +50,7 @@ GPUS = {
 
 
 def gpu_named(device: str) -> Gpu | None:
-    """Return the GPU type of a device by the name that its driver gives it; None if it is not listed."""
+    """Return the listed GPU type for the name that a driver gives a device; None if there is none."""
     known = [gpu for gpu in GPUS.values() if gpu.name in device]
     return max(known, key=lambda one: len(one.name), default=None)  # GH200 also contains H200
 
@@ -118,12 +118,12 @@ class Fleet:
 
     @property
     def per_node(self) -> int:
-        """GPUs of a node."""
+        """Number of GPUs of each node."""
         return self.count // self.nodes
 
     @property
     def cluster(self) -> Cluster:
-        """The same GPUs as a :class:`Cluster`, for collectives and simulated pipelines."""
+        """The fleet as a :class:`Cluster`, for collectives and simulated pipelines."""
         return Cluster(self.link, self.gpu.link, self.gpu.peak, self.gpu.memory, self.per_node)
 
     def __str__(self) -> str:
@@ -133,6 +133,9 @@ class Fleet:
 
 def read_gpus(text: str) -> tuple[int, Gpu]:
     """Read a number of GPUs and their type, written like ``16xH100-80GB``, ``8xA100-40GB``, ``4xH200`` or ``H100``.
+
+    Returns:
+        The number of GPUs and their type.
 
     Raises:
         ValueError: if the text has another form, or the type is not listed.
@@ -162,10 +165,17 @@ def read_link(text: str) -> float:
 def fleet_of(count: int, gpu: Gpu, nodes: int | None, link: float, host_gib: float | None = None) -> Fleet:
     """Return a fleet; without a number of nodes, as few nodes as hold the GPUs, 8 on each.
 
+    Args:
+        count: number of GPUs.
+        gpu: type of the GPUs.
+        nodes: number of nodes; None for as few as possible.
+        link: bytes per second from the network into a node.
+        host_gib: GiB of host memory of a node; None for what nodes usually have.
+
     Raises:
         ValueError: if the GPUs cannot be spread evenly over the nodes.
     """
     nodes = nodes or math.ceil(count / NODE_GPUS)
     if count % nodes:
-        raise ValueError(f"{count} GPUs cannot be spread evenly over {nodes} nodes")
+        raise ValueError(f"{count} GPUs cannot be spread evenly over {nodes} nodes: give another number with --nodes")
     return Fleet(gpu, count, nodes, link, host_gib)

@@ -33,7 +33,7 @@ class Job:
     Attributes:
         shape: sizes of the backbone.
         settings: settings of the memory.
-        segments: segments per window.
+        segments: number of segments per window.
         rows: rows per optimizer step and GPU.
     """
 
@@ -47,13 +47,13 @@ class Job:
 
         Args:
             parameters: number of parameters.
-            summary: count the summary pass instead.
+            summary: whether to count the pass over the segment's summary instead of the segment.
         """
         return 2 * parameters * (summary_positions(self.settings) if summary else self.settings.positions)
 
     @property
     def tokens(self) -> int:
-        """Fresh tokens per optimizer step and GPU."""
+        """Number of tokens read per optimizer step and GPU, repeated sensory tokens not counted."""
         return self.rows * self.segments * self.settings.segment_length
 
 
@@ -64,10 +64,10 @@ class Estimate:
     Attributes:
         layout: description of the distribution.
         seconds: duration of the step.
-        tokens_per_second: fresh tokens per second and GPU.
+        tokens_per_second: tokens read per second and GPU, repeated sensory tokens not counted.
         idle: fraction of the step in which a GPU runs no matrix products.
         bytes: memory of the fullest GPU.
-        fits: whether that memory fits into a GPU.
+        fits: whether ``bytes`` fits into a GPU.
     """
 
     layout: str
@@ -80,6 +80,9 @@ class Estimate:
 
 def comparison(options: CompareOptions) -> list[tuple[int, str, Estimate | None]]:
     """Estimate a job with ZeRO-1, a pipeline and ZeRO-3 on clusters of several sizes.
+
+    Args:
+        options: options of `hmt-ds plan --compare`.
 
     Returns:
         Number of GPUs, name of the method, and the estimate; None if no pipeline is possible.
@@ -111,14 +114,15 @@ def best_pipeline(job: Job, cluster: Cluster, gpus: int) -> Estimate | None:
     """Estimate the best number of pipeline stages: the fastest that fits, or else the one with the least memory.
 
     Returns:
-        None if no number of stages is possible.
+        The estimate; None if no number of stages is possible.
     """
     found = [pipeline(job, cluster, gpus, stages) for stages in stage_counts(job.shape, cluster, gpus)]
     return min(found, key=lambda e: (not e.fits, e.seconds if e.fits else e.bytes), default=None)
 
 
 def stage_counts(shape: ModelShape, cluster: Cluster, gpus: int) -> Iterator[int]:
-    """Yield the numbers of stages that divide layers and GPUs, and divide the GPUs of a node or fill whole nodes."""
+    """Yield the numbers of pipeline stages that divide layers and GPUs, and divide the GPUs of a node or fill whole
+    nodes."""
     for stages in range(2, min(shape.num_hidden_layers, gpus) + 1):
         straddles = cluster.gpus_per_node % stages and stages % cluster.gpus_per_node
         if not straddles and gpus % stages == 0 and shape.num_hidden_layers % stages == 0:
@@ -131,6 +135,12 @@ def pipeline(job: Job, cluster: Cluster, gpus: int, stages: int) -> Estimate:
     A micro-batch is one row. As many forward passes keep their graphs as fit (parallel/pipeline/stage_budget.py); the
     others are recomputed. At the end of a step the pipelines reduce-scatter float32 gradient sums and all-gather bf16
     weights.
+
+    Args:
+        job: the job.
+        cluster: the cluster.
+        gpus: number of GPUs.
+        stages: number of stages of each pipeline.
     """
     node, pipelines = cluster.gpus_per_node, gpus // stages
     layers, head = job.shape.num_hidden_layers // stages, job.shape.head_parameters
@@ -156,7 +166,7 @@ def pipeline_window(job: Job, cluster: Cluster, stages: int, graph: float, free_
         cluster: the cluster.
         stages: number of pipeline stages.
         graph: bytes of the autograd graph of a pass over a segment.
-        free_bytes: GPU memory for stashed inputs and graphs.
+        free_bytes: bytes of GPU memory for stashed inputs and graphs.
 
     Returns:
         The simulated window, and the bytes of the graphs that a stage keeps.
@@ -195,7 +205,7 @@ def stage_durations(job: Job, cluster: Cluster, stages: int, summary_group: int,
         job: the job.
         cluster: the cluster.
         stages: number of pipeline stages.
-        summary_group: micro-batches per summary pass.
+        summary_group: number of micro-batches per summary pass.
         last: whether the stage is the last one, whose backward passes include the head.
     """
     layers = job.shape.num_hidden_layers // stages * job.shape.layer_parameters
@@ -240,7 +250,7 @@ def data_parallel(
         layout: description of the distribution.
         states: bytes of weights, gradient sums and optimizer states on a GPU.
         gather: seconds to all-gather all weights, or to reduce all gradients, in each pass.
-        reduction: seconds of the reduction at the end of the step.
+        reduction: seconds of the gradient reduction at the end of the step.
     """
     free_bytes = USABLE * cluster.memory - states
     row = job.settings.positions * bytes_per_position(job.shape, "none", BF16)
@@ -256,12 +266,15 @@ def data_parallel(
 
 
 def window_passes(job: Job, kept: int, gather: float) -> Iterator[tuple[float, float]]:
-    """Yield the FLOPs per row and the message seconds of each pass over a window.
+    """List the passes over a window.
 
     Args:
         job: the job.
         kept: number of segments that keep their activations.
         gather: seconds to all-gather all weights; a backward pass gathers and reduces.
+
+    Yields:
+        The FLOPs per row and the seconds of messages of each pass.
     """
     layers = job.shape.num_hidden_layers * job.shape.layer_parameters
     without_head = job.forward_flops(layers)

@@ -1,4 +1,4 @@
-"""The estimate of one layout: memory, time of a step, speed."""
+"""The estimate of one layout of a run over GPUs: memory, time of an optimizer step, speed."""
 
 from dataclasses import dataclass
 
@@ -15,8 +15,8 @@ class Estimate:
     """The estimated optimizer step of a layout.
 
     Attributes:
-        work: the work.
-        layout: the layout.
+        work: what the run computes.
+        layout: how the run is spread over GPUs.
         fleet: the GPUs.
         memory: memory of the fullest GPU and of a host.
         time: time of the step.
@@ -30,7 +30,7 @@ class Estimate:
 
     @property
     def tokens_per_second(self) -> float:
-        """Fresh tokens per second and GPU."""
+        """Tokens read per second and GPU, repeated sensory tokens not counted."""
         return self.work.tokens / self.time.seconds / self.fleet.count
 
     @property
@@ -41,12 +41,18 @@ class Estimate:
 
     @property
     def mfu(self) -> float:
-        """Useful FLOP/s as a share of the datasheet's rate."""
+        """Model FLOPs utilization: useful FLOP/s as a fraction (0 to 1) of the datasheet's peak rate."""
         return self.useful_flops / self.time.seconds / self.fleet.count / self.fleet.gpu.peak
 
 
 def estimate(work: Work, layout: Layout, fleet: Fleet) -> Estimate:
-    """Estimate a layout, with or without pipeline stages."""
+    """Estimate the optimizer step of a layout, with or without pipeline stages.
+
+    Args:
+        work: what the run computes.
+        layout: how the run is spread over GPUs.
+        fleet: the GPUs.
+    """
     if layout.stages > 1:
         memory, time = pipeline_estimate(work, layout, fleet)
     else:

@@ -1,4 +1,4 @@
-"""Write a recipe with the fastest layout that fits."""
+"""Write a recipe with the fastest layout that fits into the memory of the GPUs: ``hmt-ds plan --fit``."""
 
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,15 @@ from hmt_ds.planning.recipe_plan import RecipePlan, changes_for
 
 
 def write_fitted(values: dict[str, Any], found: RecipePlan, file: Path) -> None:
-    """Write a recipe with the fastest layout that fits.
+    """Write a recipe with the fastest layout that fits into the memory of the GPUs.
+
+    Args:
+        values: the recipe as nested mappings.
+        found: the plan of the recipe.
+        file: the new recipe.
 
     Raises:
-        ConfigError: if none fits, or the file cannot be written.
+        ConfigError: if no layout fits, or the file cannot be written.
     """
     best = found.others[0]
     if not best.memory.fits:

@@ -27,17 +27,21 @@ def peak_flops(device_name: str) -> float | None:
 
 
 def positions_per_token(settings: MemorySettings) -> float:
-    """Return the positions that the backbone computes per fresh token: prompts, sensory tokens, summaries included."""
+    """Return the number of positions that the backbone computes per token of a segment.
+
+    Prompts, sensory tokens and summaries are included, so it is above 1.
+    """
     return (settings.positions + summary_positions(settings)) / settings.segment_length
 
 
 def summary_positions(settings: MemorySettings) -> int:
-    """Return how many positions a segment's summary pass has; 0 in modes without summaries."""
+    """Return how many positions the pass over a segment's summary has; 0 in modes without summaries."""
     return settings.summary_positions if settings.summarises else 0
 
 
 def useful_flops_per_token(parameters: int, trained: int, settings: MemorySettings) -> float:
-    """Return the FLOPs of forward and backward passes per fresh token, without recomputation and attention scores.
+    """Return the FLOPs of forward and backward passes per token of a segment, without recomputation and attention
+    scores.
 
     2 per parameter and position forward, 2 backward for the activations, and 2 more for each trained weight.
 
@@ -55,7 +59,7 @@ def repeated_positions(settings: MemorySettings, plan: RecomputePlan, segments: 
     Args:
         settings: settings of the memory.
         plan: which segments and summaries keep their activations.
-        segments: segments of the window.
+        segments: number of segments of the window.
         layers_again: whether the backward pass recomputes each layer once more (recompute: segment+layer).
     """
     every = segments * (settings.positions + summary_positions(settings))
@@ -92,11 +96,11 @@ def matrix_rate(device: torch.device, size: int = 8192, repeats: int = 20) -> fl
 
 
 def rates(tokens: float, seconds: float, useful: float, executed: float, peaks: dict[str, float]) -> dict[str, float]:
-    """Return the speed of a rank: tokens/s, FLOP/s, and fractions of the device's peak.
+    """Return the speed of a rank by name: tokens/s, FLOP/s, and fractions of the device's peak.
 
     Args:
-        tokens: fresh tokens.
-        seconds: duration.
+        tokens: number of tokens read, repeated sensory tokens not counted.
+        seconds: duration in which they were read.
         useful: FLOPs without recomputation.
         executed: FLOPs with recomputation.
         peaks: peak FLOP/s of the device, by source (``measured``, ``datasheet``).

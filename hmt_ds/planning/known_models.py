@@ -9,13 +9,30 @@ KEYS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "
 def llama_like(
     kind: str, vocabulary: int, width: int, mlp: int, layers: int, heads: int, kv_heads: int, **others: object
 ) -> dict[str, Any]:
-    """Return a configuration with the keys of Llama, which most families share."""
+    """Return a model configuration with the keys of Llama, which most families share.
+
+    Args:
+        kind: ``model_type``.
+        vocabulary: number of token ids.
+        width: hidden size.
+        mlp: width of the MLP.
+        layers: number of decoder layers.
+        heads, kv_heads: number of query heads, and of key and value heads.
+        others: further keys of the configuration.
+    """
     sizes = dict(zip(KEYS, (vocabulary, width, mlp, layers, heads), strict=True))
     return {"model_type": kind, **sizes, "num_key_value_heads": kv_heads, "tie_word_embeddings": False, **others}
 
 
 def opt(width: int, layers: int, heads: int, **others: object) -> dict[str, Any]:
-    """Return a configuration of OPT, whose MLP is four times as wide."""
+    """Return a configuration of OPT, whose MLP is four times as wide as the hidden states.
+
+    Args:
+        width: hidden size.
+        layers: number of decoder layers.
+        heads: number of attention heads.
+        others: further keys of the configuration.
+    """
     sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads, "ffn_dim": 4 * width}
     return {"model_type": "opt", "vocab_size": 50272, "word_embed_proj_dim": width, **sizes, **others}
 

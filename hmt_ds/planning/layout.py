@@ -1,4 +1,4 @@
-"""A run's work, and the ways to lay it out over GPUs."""
+"""What a run computes, and the ways to spread it over GPUs."""
 
 from dataclasses import dataclass
 from math import ceil
@@ -11,12 +11,12 @@ from hmt_ds.planning.model_size import ModelSize
 
 @dataclass(frozen=True)
 class Work:
-    """What a run computes, however it is laid out.
+    """What a run computes, whatever its layout over GPUs.
 
     Attributes:
         size: sizes of the model.
         settings: settings of the memory.
-        depth: segments of a window, the most of the run.
+        depth: number of segments of the run's longest windows.
         rows: rows of an optimizer step, over all GPUs and accumulated windows.
         number_bytes: bytes of a number in forward passes: 2, or 4 in fp32.
         can_pipeline: whether the model and the recipe allow pipeline stages.
@@ -33,7 +33,7 @@ class Work:
 
     @property
     def tokens(self) -> int:
-        """Fresh tokens of an optimizer step."""
+        """Number of tokens read in an optimizer step over all GPUs, repeated sensory tokens not counted."""
         return self.rows * self.depth * self.settings.segment_length
 
 
@@ -42,15 +42,16 @@ class Layout:
     """One way to spread a run over GPUs.
 
     Attributes:
-        stage: ZeRO stage.
+        stage: ZeRO stage, 0 to 3.
         reduction: ``step`` or ``segment``, as in the recipe's ``compute.reduction``.
         rows: rows that a rank, or a pipeline's micro-batch, reads at a time.
-        stages: pipeline stages; 1 without a pipeline.
-        micro_batches: micro-batches of a pipeline's window.
+        stages: number of pipeline stages; 1 without a pipeline.
+        micro_batches: number of micro-batches of a pipeline's window.
         recompute: as in the recipe's ``compute.recompute``.
-        offloaded: share of the optimizer states that is in host memory.
+        offloaded: fraction (0 to 1) of the optimizer states that is in host memory.
         offloads_weights: whether ZeRO-3's weights are in host memory too.
-        leaf_layers: layers that ZeRO-3 gathers together with ``segment``; None for as many as ``auto`` takes.
+        leaf_layers: number of layers that ZeRO-3 gathers together with reduction ``segment``; None for as many as
+            ``auto`` takes.
         cuda_graphs: as in the recipe's ``compute.cuda_graphs``.
     """
 
@@ -67,7 +68,7 @@ class Layout:
 
     @property
     def family(self) -> str:
-        """Name of the kind of layout, of which the fastest is shown."""
+        """Name of the kind of layout, such as ``ZeRO-3``; plans show the fastest layout of each kind."""
         if self.stages > 1:
             return f"pipeline of {self.stages} stages, ZeRO-{self.stage}"
         host = ", optimizer on the host" if self.offloaded else ""
@@ -80,15 +81,20 @@ class Layout:
         return self.reduction == "step" and self.recompute in ("auto", "none", "segment")
 
     def data_ranks(self, gpus: int) -> int:
-        """Return the number of ranks, or pipelines, that train on different rows."""
+        """Return the number of ranks, or pipelines, that train on different rows, given the number of GPUs."""
         return gpus // self.stages
 
     def windows(self, work: Work, gpus: int) -> int:
-        """Return how many windows one after the other make an optimizer step."""
+        """Return how many windows, one after the other, make an optimizer step on a number of GPUs.
+
+        Args:
+            work: what the run computes.
+            gpus: number of GPUs.
+        """
         return max(1, ceil(work.rows / (self.data_ranks(gpus) * self.rows * self.micro_batches)))
 
     def replays(self, work: Work) -> bool:
-        """Whether CUDA graphs replay the passes: where launching kernels takes longer than running them."""
+        """Return whether CUDA graphs replay the passes: where launching kernels takes longer than running them."""
         possible = self.stage < 3 and self.stages == 1 and self.compiles and not self.offloaded
         if self.cuda_graphs != "auto":
             return possible and self.cuda_graphs == "always"

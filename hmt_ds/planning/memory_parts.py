@@ -30,7 +30,7 @@ class Memory:
 
     Attributes:
         parts: bytes by part, at the moment of the peak of forward and backward passes.
-        step_peak: bytes during the reduction and the optimizer step.
+        step_peak: peak bytes during the reduction and the optimizer step.
         host: bytes of host memory on each node.
         kept_segments: number of segments (or of a pipeline's passes) that keep their activations.
         summary_segments: number of segments whose summaries are computed in one batch.
@@ -38,7 +38,7 @@ class Memory:
         graph: bytes of the activations of one segment.
         limit: bytes that activations are planned for, which leaves a margin.
         most: bytes that a GPU can hold.
-        host_most: bytes of host memory on each node.
+        host_most: bytes that the host memory of each node can hold.
     """
 
     parts: dict[str, float]
@@ -54,7 +54,7 @@ class Memory:
 
     @property
     def peak(self) -> float:
-        """Bytes at the moment of the highest use."""
+        """Peak bytes of an optimizer step on the fullest GPU."""
         return max(sum(self.parts.values()), self.step_peak)
 
     @property
@@ -64,18 +64,18 @@ class Memory:
 
     @property
     def tight(self) -> bool:
-        """Whether the peak fits only without that margin, which is as wide as the estimate's usual error."""
+        """Whether the peak fits only without training's margin, which is as wide as the estimate's usual error."""
         return self.limit < self.peak <= self.most and self.host <= self.host_most
 
 
 def states(work: Work, layout: Layout, gpus: int, *, rank_parameters: float | None = None) -> dict[str, float]:
-    """Return the bytes of weights, gradient sums, optimizer states and buffers on a GPU.
+    """Return the bytes of weights, gradient sums, optimizer states and buffers on a GPU, by part.
 
     Args:
-        work: the work.
-        layout: the layout.
+        work: what the run computes.
+        layout: how the run is spread over GPUs.
         gpus: number of GPUs.
-        rank_parameters: parameters of a pipeline stage; None for the whole model.
+        rank_parameters: number of parameters of a pipeline stage; None for the whole model.
     """
     total = work.size.parameters if rank_parameters is None else rank_parameters
     trained = total * work.size.trained_share
@@ -100,7 +100,13 @@ def states(work: Work, layout: Layout, gpus: int, *, rank_parameters: float | No
 
 
 def leaf_bytes(work: Work, layout: Layout, capacity: float) -> float:
-    """Return the bytes of the layers that ZeRO-3 has gathered at a time, with their gradients."""
+    """Return the bytes of the layers that ZeRO-3 has gathered at a time, with their gradients.
+
+    Args:
+        work: what the run computes.
+        layout: how the run is spread over GPUs.
+        capacity: bytes of a GPU's memory.
+    """
     if layout.stage < 3 or layout.reduction == "step":
         return 0.0
     layer = work.size.layer * work.number_bytes
@@ -109,18 +115,19 @@ def leaf_bytes(work: Work, layout: Layout, capacity: float) -> float:
 
 
 def summary_batch(work: Work) -> int:
-    """Return how many summaries are read together at first: a divisor of the window, no larger than a segment."""
+    """Return how many summaries are computed in one batch at first: a divisor of the window's segments, together no
+    larger than a segment."""
     share = summary_positions(work.settings) / work.settings.positions
     return max(n for n in range(1, work.depth + 1) if work.depth % n == 0 and (n == 1 or n * share <= 1))
 
 
 def activations(work: Work, layout: Layout, positions: int, layers: float) -> float:
-    """Return the bytes that one pass keeps for its backward pass.
+    """Return the bytes of activations that one forward pass keeps for its backward pass.
 
     Args:
-        work: the work.
-        layout: the layout.
-        positions: positions of the pass, over all rows.
+        work: what the run computes.
+        layout: how the run is spread over GPUs.
+        positions: number of positions of the pass, over all rows.
         layers: number of layers on the GPU.
     """
     shape = replace(work.size, layers=1)
@@ -133,7 +140,12 @@ def activations(work: Work, layout: Layout, positions: int, layers: float) -> fl
 def memory_of(work: Work, layout: Layout, fleet: Fleet) -> Memory:
     """Estimate the memory of a layout without pipeline stages, and how many segments keep their activations.
 
-    As many do as fit, as parallel/activation_budget.py plans it.
+    As in training (parallel/activation_budget.py), as many segments keep them as fit.
+
+    Args:
+        work: what the run computes.
+        layout: how the run is spread over GPUs.
+        fleet: the GPUs.
     """
     settings, size = work.settings, work.size
     parts = states(work, layout, fleet.count)
@@ -166,7 +178,8 @@ def memory_of(work: Work, layout: Layout, fleet: Fleet) -> Memory:
 
 
 def step_copies(work: Work, layout: Layout, gpus: int) -> float:
-    """Return the bytes that DeepSpeed's reduction and step take beside the states."""
+    """Return the bytes that DeepSpeed's reduction and optimizer step allocate on a GPU besides weights, gradients and
+    states."""
     if layout.stage == 3 or layout.offloaded:
         return 0.0
     return STEP_COPIES[layout.reduction] * work.size.trained / (gpus if layout.stage else 1)
@@ -178,15 +191,16 @@ def plan_recomputation(
     """Plan which segments and summaries keep their activations.
 
     Args:
-        work: the work.
-        layout: the layout.
+        work: what the run computes.
+        layout: how the run is spread over GPUs.
         graph: bytes of a segment's activations.
         summary: bytes of a summary's activations.
-        room: bytes for activations.
-        batch: summaries read together at first.
+        room: bytes that activations may take.
+        batch: number of summaries per batch in the first steps.
 
     Returns:
-        Number of kept segments, of summaries in a batch, and of kept batches.
+        Number of segments that keep their activations, of summaries in a batch, and of summary batches that keep
+        theirs.
     """
     depth = work.depth
     if work.settings.mode == "backbone":

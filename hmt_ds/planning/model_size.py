@@ -1,4 +1,4 @@
-"""The sizes of a model that estimates need, counted on a model on the meta device, which has shapes but no weights."""
+"""Count the sizes of a model that estimates need, on a model on the meta device, which has shapes but no weights."""
 
 from dataclasses import dataclass
 
@@ -15,15 +15,15 @@ class ModelSize:
     """The sizes of a backbone and of the memory around it.
 
     Attributes:
-        parameters: number of parameters, the memory's included.
+        parameters: number of parameters, the memory modules' included.
         trained: number of trained parameters.
-        layer: parameters of one decoder layer.
+        layer: number of parameters of one decoder layer.
         layers: number of decoder layers.
         weights: number of weight tensors.
         hidden_size: width of the hidden states.
         intermediate_size: width of the MLP.
-        vocabulary: number of tokens.
-        attention_width: query heads times their width; 0 without attention.
+        vocabulary: number of token ids.
+        attention_width: number of query heads times their width; 0 without attention.
     """
 
     parameters: int
@@ -38,17 +38,17 @@ class ModelSize:
 
     @property
     def num_hidden_layers(self) -> int:
-        """Number of layers, by the name that configurations give it."""
+        """Number of decoder layers, under the name that configurations use."""
         return self.layers
 
     @property
     def head(self) -> int:
-        """Parameters of the output head."""
+        """Number of parameters of the output head."""
         return self.vocabulary * self.hidden_size
 
     @property
     def trained_share(self) -> float:
-        """Share of the parameters that are trained."""
+        """Fraction (0 to 1) of the parameters that are trained."""
         return self.trained / self.parameters
 
 
@@ -60,8 +60,8 @@ def count(
     Args:
         config: configuration of the backbone.
         settings: settings of the memory.
-        train: the recipe's ``model.train``.
-        lora: settings of LoRA adapters.
+        train: the recipe's ``model.train``: ``whole``, ``frozen`` or ``lora``.
+        lora: settings of LoRA adapters; required if ``train`` is ``lora``.
     """
     with torch.device("meta"):
         backbone = CausalLM(AutoModelForCausalLM.from_config(config, dtype=torch.float32))
@@ -87,7 +87,8 @@ def count(
 
 
 def mlp_width(config: PreTrainedConfig) -> int:
-    """Return the width of a backbone's MLP by the names that families give it; four times the hidden size if none."""
+    """Return the width of a backbone's MLP, from the keys of its family; four times the hidden size if there is no such
+    key."""
     names = ("intermediate_size", "ffn_dim", "n_inner")
     found = (getattr(config, name, None) for name in names)
     return next((width for width in found if isinstance(width, int)), 4 * config.hidden_size)

@@ -23,9 +23,14 @@ BUFFERS = 1.0 * GIB  # messages that are on their way, and a workspace
 
 
 def pipeline_estimate(work: Work, layout: Layout, fleet: Fleet) -> tuple[Memory, StepTime]:
-    """Estimate pipelines with ZeRO-1, data-parallel to each other.
+    """Estimate memory and time of pipelines with ZeRO-1, data-parallel to each other.
 
-    Every stage has as many layers; the first one holds the embedding and the last one the head.
+    All stages have equally many layers; the first one also holds the embeddings and the last one the head.
+
+    Args:
+        work: what the run computes.
+        layout: how the run is spread over GPUs.
+        fleet: the GPUs.
     """
     stages, rows = layout.stages, layout.rows
     settings, size = work.settings, work.size
@@ -60,7 +65,13 @@ def pipeline_estimate(work: Work, layout: Layout, fleet: Fleet) -> tuple[Memory,
 
 
 def message_bytes(work: Work, layout: Layout, group: int) -> dict[Kind, float]:
-    """Return the bytes of a message between stages, by kind of pass; gradients have the same size."""
+    """Return the bytes of a message between stages, by kind of pass; gradients have the same size.
+
+    Args:
+        work: what the run computes.
+        layout: how the run is spread over GPUs.
+        group: number of micro-batches of a summary pass.
+    """
     settings = work.settings
     position = float(work.number_bytes * work.size.hidden_size * layout.rows)
     return {
@@ -71,7 +82,8 @@ def message_bytes(work: Work, layout: Layout, group: int) -> dict[Kind, float]:
 
 
 def links(fleet: Fleet, stages: int) -> tuple[list[Link], Link]:
-    """Return the links between consecutive stages, and that of the last stage back to the first."""
+    """Return the network links between consecutive stages of a pipeline, and the link from the last stage to the
+    first."""
     cluster = fleet.cluster
     within = Link(cluster.latency_within, cluster.within_node)
     between = Link(cluster.latency_between, cluster.between_nodes)
@@ -81,13 +93,13 @@ def links(fleet: Fleet, stages: int) -> tuple[list[Link], Link]:
 
 
 def stage_durations(work: Work, layout: Layout, fleet: Fleet, group: int, *, last: bool) -> Durations:
-    """Return the seconds of a stage's passes; a backward pass counts its recomputation.
+    """Return the seconds of a stage's passes; a backward pass includes its recomputation.
 
     Args:
-        work: the work.
-        layout: the layout.
+        work: what the run computes.
+        layout: how the run is spread over GPUs.
         fleet: the GPUs.
-        group: micro-batches of a summary pass.
+        group: number of micro-batches of a summary pass.
         last: whether the stage is the last one, whose backward passes include the head.
     """
     settings, gpu, layers = work.settings, fleet.gpu, work.size.layers / layout.stages
@@ -108,7 +120,15 @@ def stage_durations(work: Work, layout: Layout, fleet: Fleet, group: int, *, las
 
 
 def pipeline_time(work: Work, layout: Layout, fleet: Fleet, window: Timeline, messages: dict[Kind, float]) -> StepTime:
-    """Sum up an optimizer step of pipelines: simulated windows, the reduction over pipelines, the optimizer."""
+    """Add up an optimizer step of pipelines: simulated windows, the gradient reduction over pipelines, the optimizer.
+
+    Args:
+        work: what the run computes.
+        layout: how the run is spread over GPUs.
+        fleet: the GPUs.
+        window: the simulated window.
+        messages: bytes of a message between stages, by kind of pass.
+    """
     windows, pipelines = layout.windows(work, fleet.count), fleet.count // layout.stages
     busy = max(sum(timed.stop - timed.start for timed in actions) for actions in window.stages)
     in_node = max(1, fleet.per_node // layout.stages)

@@ -22,8 +22,8 @@ def plan(source: str | None, options: PlanOptions, overrides: Sequence[str] = ()
 
     Args:
         source: a recipe, or the name of a known model; None for a schedule or a comparison.
-        options: the options, of one of the three kinds.
-        overrides: overrides of the recipe.
+        options: options for a recipe, a schedule or a comparison, which decide what is planned.
+        overrides: overrides of the recipe, such as ``--training.batch_size 4``.
     """
     if isinstance(options, RecipeOptions):
         return plan_and_fit(str(source), options, list(overrides))
@@ -37,7 +37,13 @@ def plan(source: str | None, options: PlanOptions, overrides: Sequence[str] = ()
 
 
 def plan_and_fit(source: str, options: RecipeOptions, overrides: list[str]) -> int:
-    """Print the plan of a recipe, and write the recipe with the best layout if that was asked for."""
+    """Print the plan of a recipe, and with ``--fit`` write the recipe with the best layout; return the exit code.
+
+    Args:
+        source: a recipe, or the name of a known model.
+        options: the options.
+        overrides: overrides of the recipe.
+    """
     recipe, values = read_source(source, overrides)
     from hmt_ds.planning.fit import write_fitted  # imports torch and transformers
     from hmt_ds.planning.plan_tables import plan_lines, plan_tables
@@ -85,7 +91,13 @@ def draw(options: ScheduleOptions) -> int:
 
 
 def facts(timeline: Timeline, bound: float, summary_group: int) -> list[str]:
-    """Return lines about a simulated schedule: duration, lower bound, pipeline bubble and stashed inputs."""
+    """Return lines for the terminal about a simulated schedule: duration, lower bound, pipeline bubble, stashed inputs.
+
+    Args:
+        timeline: the simulated schedule.
+        bound: lower bound on the duration, in the schedule's unit of time.
+        summary_group: number of micro-batches per summary pass.
+    """
     above = timeline.time / bound - 1
     bubbles, kept = sorted(timeline.bubbles), sorted(timeline.stashed_inputs)
     grouped = [f"summaries    {summary_group} micro-batches per summary pass"] if summary_group > 1 else []
@@ -100,11 +112,12 @@ def facts(timeline: Timeline, bound: float, summary_group: int) -> list[str]:
 
 
 def between(low: str, high: str) -> str:
-    """Format a range such as "2 to 5", or a single number if both ends are equal."""
+    """Format a range such as "2 to 5", or only ``low`` if both ends are equal."""
     return low if low == high else f"{low} to {high}"
 
 
 def console(most: int) -> Console:
-    """Return a console as wide as the terminal, with at most ``most`` columns; without a terminal, exactly as wide."""
+    """Return a console as wide as the terminal but at most ``most`` columns; without a terminal, ``most`` columns
+    wide."""
     out = Console()
     return Console(width=min(most, out.width) if out.is_terminal else most)

@@ -21,14 +21,15 @@ PositiveNumber = Annotated[float, Field(gt=0)]
 
 
 def check_shape(name: str) -> str:
-    """Raise ValueError if a name is not that of a known size of Llama."""
+    """Return the name of a known Llama size, such as 7b, unchanged; raise ValueError for any other name."""
     if name not in SHAPES:
         raise ValueError(f"must be one of {', '.join(SHAPES)}, got {name!r}")
     return name
 
 
 def check_gpus(text: str) -> str:
-    """Raise ValueError if a list of GPU counts has numbers other than 1, 2, 4 and multiples of 8."""
+    """Return a list of GPU counts, such as 8,64, unchanged; raise ValueError unless each is 1, 2, 4 or a multiple of
+    8."""
     counts = [int(count) if count.strip().isdecimal() else 0 for count in text.split(",")]
     if min(counts) < 1:
         raise ValueError(f"must be whole numbers of at least 1, such as 8,64, got {text!r}")
@@ -38,13 +39,13 @@ def check_gpus(text: str) -> str:
 
 
 def check_fleet(text: str) -> str:
-    """Raise ValueError if a text does not name GPUs, such as 16xH100-80GB."""
+    """Return a description of GPUs, such as 16xH100-80GB, unchanged; raise ValueError for any other text."""
     read_gpus(text)
     return text
 
 
 def check_link(text: str) -> str:
-    """Raise ValueError if a text is not a bandwidth, such as 50GB/s."""
+    """Return a bandwidth, such as 50GB/s, unchanged; raise ValueError for any other text."""
     read_link(text)
     return text
 
@@ -56,13 +57,13 @@ class RecipeOptions(Options):
     gpus: Annotated[str, "NxTYPE", AfterValidator(check_fleet)] = "8xH100-80GB"
     """GPUs to plan for, such as 16xH100-80GB; with --compare the numbers of GPUs to compare, such as 8,64"""
     nodes: AtLeastOne | None = None
-    """number of nodes (default: as few as hold the GPUs, 8 on each)"""
+    """number of nodes that hold the GPUs (default: as few as possible, with 8 GPUs on each)"""
     link: Annotated[str, "SPEED", AfterValidator(check_link)] = "50GB/s"
-    """network bandwidth into a node, shared by its GPUs: GB/s for bytes, Gb/s for bits"""
+    """network bandwidth into a node, shared by its GPUs, in GB/s (bytes) or Gb/s (bits)"""
     host_memory: Annotated[PositiveNumber | None, "GIB"] = None
-    """host memory of a node, which offloading needs (default: 128 GiB for each of its GPUs)"""
+    """host memory of a node in GiB, which offloading needs (default: 128 for each of its GPUs)"""
     fit: Annotated[FilePath | None, "FILE"] = None
-    """write the recipe with the fastest layout that fits to a new file"""
+    """new file to write the recipe with the fastest layout that fits to (default: only print the plan)"""
 
     @property
     def fleet(self) -> Fleet:
@@ -94,7 +95,7 @@ class ScheduleOptions(Options):
     mode: Mode = "hmt"
     """memory mode, as in a recipe's memory.mode"""
     picture: Annotated[FilePath | None, "FILE", AfterValidator(check_picture)] = None
-    """write the schedule as a picture to a .png, .svg or .pdf file"""
+    """picture file to draw the schedule into: .png, .svg or .pdf (default: only the terminal)"""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -102,7 +103,7 @@ class ScheduleOptions(Options):
         return self.stages, self.segments, self.micro_batches or self.stages
 
     def conflicts(self) -> list[str]:
-        """Return a line if the schedule would take too long to simulate."""
+        """Return a line if the schedule has too many passes to simulate within seconds."""
         stages, segments, batches = self.shape
         if (actions := stages * segments * batches) <= MAX_ACTIONS:
             return []
@@ -117,25 +118,25 @@ class CompareOptions(Options):
     shape: Annotated[str, "|".join(SHAPES), AfterValidator(check_shape)] = "7b"
     """size of the Llama backbone"""
     gpus: Annotated[str, "N,N,...", AfterValidator(check_gpus)] = "8,64,256,1024"
-    """numbers of GPUs to compare, 8 per node, 80 GB each"""
+    """numbers of GPUs to compare, separated by commas; nodes have 8 GPUs of 80 GB each"""
     between_nodes: Annotated[PositiveNumber, "GB/S"] = 50
-    """network bandwidth into a node, shared by its GPUs; the default is one network card"""
+    """network bandwidth into a node in GB/s, shared by its GPUs; the default is one 400 Gb/s network card"""
     rate: Annotated[PositiveNumber, "TFLOP/S"] = 600
-    """rate that a GPU achieves in matrix products"""
+    """TFLOP/s that a GPU achieves in bf16 matrix products"""
     rows: AtLeastOne = 2
     """rows per optimizer step and GPU"""
     segment_length: AtLeastOne = 1024
-    """number of fresh tokens per segment"""
+    """number of tokens per segment, without prompts and sensory tokens"""
     segments: AtLeastOne = 8
     """number of segments per window"""
 
     @property
     def gpu_counts(self) -> tuple[int, ...]:
-        """The numbers of GPUs to compare."""
+        """The numbers of GPUs to compare, from ``--gpus``."""
         return tuple(int(count) for count in self.gpus.split(","))
 
     def conflicts(self) -> list[str]:
-        """Return a line if the comparison would take too long to compute."""
+        """Return a line if the comparison has too many passes to compute within seconds."""
         if (product := self.rows * self.segments) <= MAX_ROWS:
             return []
         return [f"{self.rows} rows x {self.segments} segments are {product:,}: at most {MAX_ROWS} can be estimated"]
@@ -165,7 +166,7 @@ def read_plan_options(arguments: argparse.Namespace) -> PlanOptions:
     """Build the options of `hmt-ds plan` from the parsed arguments: those of a recipe, a schedule or a comparison.
 
     Raises:
-        ConfigError: with a line for each option that is wrong, or is given for another one of the three.
+        ConfigError: with a line for each option that is wrong, or does not belong to what is planned.
     """
     use = "--schedule" if arguments.schedule else "--compare" if arguments.compare else "a RECIPE"
     if (use == "a RECIPE") == (arguments.source is None):

@@ -1,4 +1,4 @@
-"""Read the recipe to plan, or make one for a known model. Imports no torch, so that a wrong key is named at once."""
+"""Read the recipe to plan, or make a recipe for a known model. Imports no torch, so that errors appear at once."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,8 @@ from hmt_ds.planning.known_models import KNOWN_MODELS, known_model
 
 
 def default_recipe(model: str) -> dict[str, Any]:
-    """Return the recipe that a model is planned with if only its name is given: plain values of the shipped recipes."""
+    """Return the recipe that a model is planned with if only its name is given: common values of the shipped
+    recipes."""
     return {
         "model": {"source": model},
         "memory": {"interface": "adapted", "mode": "rmt", "segment_length": 1024, "memory_tokens": 16},
@@ -22,7 +23,14 @@ def default_recipe(model: str) -> dict[str, Any]:
 
 
 def read_source(source: str, overrides: list[str]) -> tuple[Recipe, dict[str, Any]]:
-    """Read a recipe, or make one for a known model; return it and its values before checks.
+    """Read a recipe, or make one for a known model.
+
+    Args:
+        source: path of the recipe, or name of the model.
+        overrides: overrides of the recipe, such as ``--training.batch_size 4``.
+
+    Returns:
+        The checked recipe, and its keys and values as nested mappings.
 
     Raises:
         ConfigError: with a line for each problem of the recipe.

@@ -11,12 +11,12 @@ GB = 1e9
 
 
 def plan_tables(found: RecipePlan) -> list[Table]:
-    """Return the tables of a plan: memory by part, the step by what it is spent on, layouts."""
+    """Return the tables of a plan: memory by part beside the time of a step by activity, and layouts."""
     return [memory_table(found), layout_table(found)]
 
 
 def memory_table(found: RecipePlan) -> Table:
-    """Return the table of a recipe's memory by part, beside its time by what it is spent on."""
+    """Return the table of a recipe's memory by part in GiB, beside the seconds of a step by activity."""
     own = found.own
     table = Table(title=f"{found.model}, as the recipe is: {describe(own)}", title_justify="left")
     for column in ("memory per GPU", "GiB", "time of a step", "seconds", "share"):
@@ -34,7 +34,7 @@ def memory_table(found: RecipePlan) -> Table:
 
 
 def layout_table(found: RecipePlan) -> Table:
-    """Return the table of the best layout of each kind, and why all but the first one lose."""
+    """Return the table of the best layout of each kind, with the reason why each but the first is worse."""
     title = f"layouts on {found.fleet}, {found.own.work.rows} rows in an optimizer step"
     table = Table(title=title, title_justify="left")
     for column in ("layout", "rows", "windows", "GiB", "tokens/s/GPU", "MFU", "why not"):
@@ -47,7 +47,7 @@ def layout_table(found: RecipePlan) -> Table:
 
 
 def row(one: Estimate) -> list[str]:
-    """Return the cells of a layout: name, rows at a time, windows of a step, memory, speed."""
+    """Return the cells of a layout's table row: name, rows at a time, windows per step, memory in GiB, tokens/s."""
     layout = one.layout
     name = layout.family + (", by layer" if layout.recompute == "segment+layer" and not layout.offloaded else "")
     rows = f"{layout.rows}" + (f" x {layout.micro_batches}" if layout.stages > 1 else "")

@@ -37,12 +37,12 @@ class RecipePlan:
 
     Attributes:
         model: name of the backbone.
-        size: its sizes.
+        size: sizes of the model.
         fleet: the GPUs.
         own: the estimate of the recipe as it is.
         others: the best layout of each kind, the fastest that fits first.
         hours: duration of the whole run as the recipe is, in hours, without evaluations and checkpoints.
-        tokens: fresh tokens of the whole run.
+        tokens: number of tokens read in the whole run, repeated sensory tokens not counted.
         warnings: lines about what limits the run.
     """
 
@@ -57,7 +57,12 @@ class RecipePlan:
 
 
 def plan_recipe(recipe: Recipe, recipe_file: Path, fleet: Fleet) -> RecipePlan:
-    """Plan a recipe on GPUs, without any of them and without weights.
+    """Plan a recipe for GPUs, on a machine that needs neither GPUs nor the model's weights.
+
+    Args:
+        recipe: the recipe.
+        recipe_file: path of the recipe; files may be named relative to it.
+        fleet: the GPUs to plan for.
 
     Raises:
         ConfigError: if the model, DeepSpeed's file or the number of GPUs does not allow a plan.
@@ -80,7 +85,7 @@ def plan_recipe(recipe: Recipe, recipe_file: Path, fleet: Fleet) -> RecipePlan:
 
 
 def work_of(recipe: Recipe, fleet: Fleet) -> Work:
-    """Return what a recipe's run computes on GPUs."""
+    """Return what a recipe's run computes on a fleet of GPUs."""
     model, training = recipe.model, recipe.training
     config = config_of(recipe)
     kind = config.get_text_config().model_type
@@ -96,7 +101,8 @@ def work_of(recipe: Recipe, fleet: Fleet) -> Work:
 
 
 def config_of(recipe: Recipe) -> PreTrainedConfig:
-    """Return the configuration of a recipe's model, of well-known ones from a table.
+    """Return the configuration of a recipe's model; that of a well-known model is taken from a table, without a
+    download.
 
     Raises:
         ConfigError: if there is no such model.
@@ -112,7 +118,17 @@ def config_of(recipe: Recipe) -> PreTrainedConfig:
 
 
 def own_layout(recipe: Recipe, recipe_file: Path, work: Work, fleet: Fleet) -> Layout:
-    """Return the layout that a recipe's settings give, with ``auto`` chosen as parallel/compute_choice.py does."""
+    """Return the layout that a recipe's settings give, with ``auto`` resolved as in parallel/compute_choice.py.
+
+    Args:
+        recipe: the recipe.
+        recipe_file: path of the recipe.
+        work: what the run computes.
+        fleet: the GPUs.
+
+    Raises:
+        ConfigError: if DeepSpeed's file cannot be read or contradicts the recipe.
+    """
     file = find_file(recipe.deepspeed, recipe_file)
     try:
         if file is None:
@@ -143,7 +159,14 @@ def own_layout(recipe: Recipe, recipe_file: Path, work: Work, fleet: Fleet) -> L
 
 
 def chosen_reduction(work: Work, stage: int, fleet: Fleet, offloaded: float) -> Reduction:
-    """Return ``step`` if whole weights and gradient sums fit into three quarters of a GPU, else ``segment``."""
+    """Return ``step`` if whole weights and gradient sums fit into three quarters of a GPU, else ``segment``.
+
+    Args:
+        work: what the run computes.
+        stage: ZeRO stage, 0 to 3.
+        fleet: the GPUs.
+        offloaded: fraction (0 to 1) of the optimizer states that is in host memory.
+    """
     size, shards = work.size, fleet.count if stage else 1
     states = 12 * size.trained / shards * (1 - offloaded)
     shard = work.number_bytes * size.parameters / shards if stage == 3 else 0
@@ -156,8 +179,8 @@ def warnings_of(recipe: Recipe, own: Estimate, deepest: int) -> list[str]:
 
     Args:
         recipe: the recipe.
-        own: its estimate.
-        deepest: segments of the longest window that the run reaches.
+        own: the estimate of the recipe as it is.
+        deepest: number of segments of the longest window that the run reaches.
     """
     parts, seconds, layout = own.time.parts, own.time.seconds, own.layout
     found = []
@@ -181,7 +204,7 @@ def warnings_of(recipe: Recipe, own: Estimate, deepest: int) -> list[str]:
 
 
 def changes_for(chosen: Estimate) -> dict[str, Any]:
-    """Return the keys of a recipe that give it a layout, with the same rows in an optimizer step."""
+    """Return the recipe's keys and values that give it a layout, with the same number of rows in an optimizer step."""
     layout, gpus = chosen.layout, chosen.fleet.count
     offload = "_offload" if layout.offloaded else ""
     return {

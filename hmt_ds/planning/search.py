@@ -1,4 +1,4 @@
-"""Search for the fastest layout that fits, and say why each other kind of layout loses."""
+"""Search for the fastest layout that fits, and explain why each other kind of layout is worse."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,12 @@ WAYS = (1, 2, 4)  # micro-batches per pipeline stage
 
 
 def candidates(work: Work, fleet: Fleet) -> Iterator[Layout]:
-    """Yield layouts with every number of rows at a time, as files of ds_configs/ allow them."""
+    """Yield layouts with every possible number of rows at a time, for each DeepSpeed file of ds_configs/.
+
+    Args:
+        work: what the run computes.
+        fleet: the GPUs.
+    """
     rows_per_rank = max(1, work.rows // fleet.count)
     for rows in divisors(rows_per_rank):
         for stage in (2, 3) if work.can_shard else (2,):
@@ -27,7 +32,13 @@ def candidates(work: Work, fleet: Fleet) -> Iterator[Layout]:
 
 
 def pipelines(work: Work, fleet: Fleet, stages: int) -> Iterator[Layout]:
-    """Yield the layouts with a given number of pipeline stages."""
+    """Yield the layouts with a given number of pipeline stages.
+
+    Args:
+        work: what the run computes.
+        fleet: the GPUs.
+        stages: number of pipeline stages.
+    """
     rows_per_pipeline = max(1, work.rows * stages // fleet.count)
     for rows in divisors(rows_per_pipeline):
         for count in (stages * way for way in WAYS):
@@ -37,7 +48,8 @@ def pipelines(work: Work, fleet: Fleet, stages: int) -> Iterator[Layout]:
 
 
 def stage_counts(work: Work, fleet: Fleet) -> Iterator[int]:
-    """Yield the numbers of stages that divide layers and GPUs, and divide the GPUs of a node or fill whole nodes."""
+    """Yield the numbers of pipeline stages that divide layers and GPUs, and divide the GPUs of a node or fill whole
+    nodes."""
     for stages in range(2, min(work.size.layers, fleet.count) + 1):
         straddles = fleet.per_node % stages and stages % fleet.per_node
         if not straddles and fleet.count % stages == 0 and work.size.layers % stages == 0:
@@ -50,9 +62,13 @@ def divisors(number: int) -> list[int]:
 
 
 def best_of_each_family(work: Work, fleet: Fleet) -> list[Estimate]:
-    """Return the best layout of each kind: those that fit by speed, then the others by memory.
+    """Return the best layout of each kind: first those that fit, fastest first, then the others, smallest first.
 
-    Of pipelines only the best number of stages is kept.
+    Of all numbers of pipeline stages only the best is kept.
+
+    Args:
+        work: what the run computes.
+        fleet: the GPUs.
     """
     best: dict[str, Estimate] = {}
     for layout in candidates(work, fleet):
@@ -63,12 +79,17 @@ def best_of_each_family(work: Work, fleet: Fleet) -> list[Estimate]:
 
 
 def order(found: Estimate) -> tuple[bool, float]:
-    """Return a sort key: the fastest layout that fits is first, and of those that do not fit the smallest."""
+    """Return a sort key: the fastest layout that fits comes first; of those that do not fit, the smallest."""
     return (not found.memory.fits, found.time.seconds if found.memory.fits else found.memory.peak)
 
 
 def why_it_loses(found: Estimate, best: Estimate) -> str:
-    """Say why a layout is not the best one: the part that does not fit, or what takes longer."""
+    """Explain why a layout is worse than the best one: the part of memory that does not fit, or what takes longer.
+
+    Args:
+        found: the layout.
+        best: the best layout.
+    """
     memory = found.memory
     if memory.host > memory.host_most:
         return f"does not fit: {memory.host / GIB:,.0f} of {memory.host_most / GIB:,.0f} GiB on a host (--host-memory)"

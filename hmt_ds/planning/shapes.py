@@ -8,7 +8,11 @@ class ModelShape:
     """The sizes of a Llama model, named as in its configuration.
 
     Attributes:
-        key_value_share: key and value heads per query head.
+        hidden_size: width of the hidden states.
+        intermediate_size: width of the MLP.
+        num_hidden_layers: number of decoder layers.
+        vocab_size: number of token ids.
+        key_value_share: number of key and value heads per query head; 1 without grouped-query attention.
     """
 
     hidden_size: int

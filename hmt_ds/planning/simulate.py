@@ -24,7 +24,7 @@ Durations = Mapping[tuple[Kind, bool], float]  # of an action, by its kind and w
 
 
 def durations(costs: Costs) -> dict[tuple[Kind, bool], float]:
-    """Return the durations of forward and backward passes, by kind of pass and whether it is backward."""
+    """Return the durations of passes in the unit of ``costs``, by kind of pass and whether the pass is backward."""
     forward = {Kind.SEGMENT: costs.segment, Kind.SUMMARY: costs.summary, Kind.RECALL: costs.recall}
     factors = {False: 1.0, True: costs.backward}
     return {(kind, way): time * factor for kind, time in forward.items() for way, factor in factors.items()}
@@ -48,13 +48,13 @@ class Machine:
     """The pipeline stages and links that a schedule is simulated on.
 
     Attributes:
-        stages: durations of each stage's passes.
+        stages: durations of each stage's passes, in seconds or any other unit of time.
         links: the link between stage p and stage p + 1, for all stages but the last.
         wraparound: the link between the last stage and the first.
         message_bytes: bytes of the message that a pass sends, by kind of pass; gradients have the same size. For
             segments and summaries it is also the size of a stashed stage input.
         recomputes_early: whether a backward pass recomputes before its gradient arrives, as the executor does. The
-            lower bound assumes that it waits first.
+            lower bound assumes that recomputation waits for the gradient.
         kept_graphs: for each stage, the forward passes that keep their graphs and are not recomputed.
     """
 
@@ -74,7 +74,7 @@ class Machine:
         recomputes_early: bool = False,
         kept_graphs: Sequence[Collection[Action]] = (),
     ) -> "Machine":
-        """Return a Machine of equally fast stages, with links of unlimited bandwidth."""
+        """Return a Machine of ``stages`` equally fast stages, with links of unlimited bandwidth."""
         links, wraparound = [Link(costs.link)] * (stages - 1), Link(costs.wraparound)
         return cls(
             [durations(costs)] * stages,
@@ -97,18 +97,24 @@ class Machine:
         return seconds - (self.stages[stage][action.kind, False] - self.recomputation(action, stage))
 
     def head_start(self, action: Action, stage: int) -> float:
-        """Return how long a pass can run before its last message must have arrived: the time of the recomputation."""
+        """Return how long a pass can run before its last message must have arrived: the time that its recomputation
+        takes."""
         return self.recomputation(action, stage) if self.recomputes_early else 0.0
 
     def link(self, action: Action, stage: int, to: int) -> Link:
-        """Return the link that carries a pass's result to another stage; of recalled prompts it is the wraparound."""
+        """Return the link that carries a pass's result from one stage to another, given by their indices."""
         wraps = action.kind == Kind.RECALL or (action.backward and to > stage)
         return self.wraparound if wraps else self.links[min(stage, to)]
 
 
 @dataclass(frozen=True)
 class TimedAction:
-    """A pass with its simulated start and stop."""
+    """A pass of a simulated schedule with its times.
+
+    Attributes:
+        action: the pass.
+        start, stop: start and end, since the simulated step began.
+    """
 
     action: Action
     start: float
@@ -117,13 +123,13 @@ class TimedAction:
 
 @dataclass(frozen=True)
 class Timeline:
-    """A simulated optimizer step of one window.
+    """A simulated optimizer step of one window. Times are in the unit of the machine's durations, such as seconds.
 
     Attributes:
-        stages: the passes of each stage, each with its start and end in seconds since the step began.
+        stages: the passes of each stage, each with its start and end since the step began.
         stashed_inputs: peak number of stashed inputs, by stage.
         stashed_bytes: peak bytes of stashed inputs, by stage.
-        after_window: seconds that the gradient reduction and the optimizer step take after the last pass.
+        after_window: time that the gradient reduction and the optimizer step take after the last pass.
     """
 
     stages: list[list[TimedAction]]
@@ -176,7 +182,7 @@ class Simulation:
         return self.timed
 
     def advance(self, stage: int) -> set[int]:
-        """Run a stage's passes until one has to wait; return the stages that it has sent messages to."""
+        """Run a stage's passes until one has to wait; return the indices of the stages that messages were sent to."""
         timed, receivers = self.timed[stage], set()
         for action in self.schedule[stage][len(timed) :]:
             ready = self.ready(action, stage)
@@ -204,7 +210,13 @@ class Simulation:
         return latest
 
     def send(self, action: Action, stage: int, to: int, now: float) -> float:
-        """Return when a pass's result arrives at another stage, in seconds since the simulated step began."""
+        """Return when a pass's result arrives at another stage, since the simulated step began.
+
+        Args:
+            action: the pass.
+            stage, to: index of the sending and of the receiving stage.
+            now: time at which the pass ends.
+        """
         link = self.machine.link(action, stage, to)
         seconds = self.machine.message_bytes.get(action.kind, 0.0) / link.bandwidth
         left = self.link_free[stage, to] = max(now, self.link_free.get((stage, to), 0.0)) + seconds
@@ -218,7 +230,7 @@ def simulate(schedule: list[list[Action]], machine: Machine, mode: str = "hmt", 
         schedule: each stage's passes in order, from :func:`pipeline_schedule` or made by hand.
         machine: durations and links.
         mode: memory mode of the schedule.
-        after_window: time of the gradient reduction and the optimizer step.
+        after_window: time of the gradient reduction and the optimizer step, in the unit of the machine's durations.
 
     Raises:
         ValueError: if the schedule has a deadlock.
@@ -239,7 +251,16 @@ def peak_stashed_bytes(actions: list[Action], message_bytes: Mapping[Kind, float
 def lower_bound(
     stages: int, segments: int, micro_batches: int, *, mode: str = "hmt", backward: bool = True, costs: Costs
 ) -> float:
-    """Return a lower bound on the time of any pipeline schedule of equal stages (parallel/pipeline/README.md)."""
+    """Return a lower bound on the time of any pipeline schedule of equal stages (parallel/pipeline/README.md).
+
+    Args:
+        stages: number of stages.
+        segments: number of segments of the window.
+        micro_batches: number of micro-batches.
+        mode: memory mode.
+        backward: False for forward passes alone.
+        costs: durations of passes and messages, whose unit the bound has.
+    """
     shape = (stages, segments, micro_batches, mode)
     back = costs.backward
     forward = half_bound(*shape, costs.segment, costs.summary, costs.recall, costs.link, costs.wraparound)
@@ -252,14 +273,14 @@ def lower_bound(
 def half_bound(
     stages: int, segments: int, batches: int, mode: str, f: float, s: float, c: float, link: float, wraparound: float
 ) -> float:
-    """Return a lower bound on the time of all forward, or all backward, passes, from the durations of such passes.
+    """Return a lower bound on the time of all forward, or all backward, passes, in the unit of the durations.
 
     Args:
         stages: number of stages.
-        segments: segments of the window.
-        batches: micro-batches.
+        segments: number of segments of the window.
+        batches: number of micro-batches.
         mode: memory mode.
-        f, s, c: durations of a segment, summary and recall pass.
+        f, s, c: durations of a segment, summary and recall pass, all forward or all backward.
         link: duration of a message between neighbouring stages.
         wraparound: duration of a message between the last and the first stage.
     """

@@ -1,4 +1,4 @@
-"""The time of an optimizer step of a layout, by what it is spent on."""
+"""Estimate the time of an optimizer step of a layout, by activity: matrix products, attention, messages, optimizer."""
 
 from dataclasses import dataclass
 from math import ceil
@@ -28,14 +28,14 @@ HOST_ADAM = 1.2e9  # weights per second that the host's Adam updates
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass over a part of the model.
+    """A forward or backward pass over a part of the model.
 
     Attributes:
-        positions: positions over all rows.
-        context: positions of one row, which attend to each other.
+        positions: number of positions over all rows.
+        context: number of positions of one row, which attend to each other.
         layers: number of layers.
         head: whether the pass computes logits and loss.
-        tokens: positions that have logits.
+        tokens: number of positions that have logits.
     """
 
     positions: int
@@ -46,12 +46,26 @@ class Pass:
 
 
 def forward_seconds(work: Work, layout: Layout, gpu: Gpu, part: Pass) -> float:
-    """Estimate the seconds of a forward pass on the GPU."""
+    """Estimate the seconds of a forward pass on a GPU.
+
+    Args:
+        work: what the run computes.
+        layout: how the run is spread over GPUs.
+        gpu: type of the GPU.
+        part: the pass.
+    """
     return pass_seconds(work, layout, gpu, part, matrix=1.0, attention=1.0, other=1.0)
 
 
 def backward_seconds(work: Work, layout: Layout, gpu: Gpu, part: Pass) -> float:
-    """Estimate the seconds of a backward pass, without recomputation; frozen weights need no gradients."""
+    """Estimate the seconds of a backward pass, without recomputation; frozen weights need no gradients.
+
+    Args:
+        work: what the run computes.
+        layout: how the run is spread over GPUs.
+        gpu: type of the GPU.
+        part: the pass.
+    """
     matrix = 1.0 + work.size.trained_share
     seconds = pass_seconds(work, layout, gpu, part, matrix=matrix, attention=2.5, other=2.0)
     trained = work.size.trained * part.layers / work.size.layers
@@ -61,16 +75,16 @@ def backward_seconds(work: Work, layout: Layout, gpu: Gpu, part: Pass) -> float:
 def pass_seconds(
     work: Work, layout: Layout, gpu: Gpu, part: Pass, *, matrix: float, attention: float, other: float
 ) -> float:
-    """Estimate the seconds of a pass.
+    """Estimate the seconds of a pass, given its costs as multiples of those of the forward pass.
 
     Args:
-        work: the work.
-        layout: the layout.
-        gpu: the GPU.
+        work: what the run computes.
+        layout: how the run is spread over GPUs.
+        gpu: type of the GPU.
         part: the pass.
-        matrix: FLOPs of its matrix products, in those of a forward pass.
-        attention: FLOPs of its attention scores, in those of a forward pass.
-        other: time of its other kernels, in that of a forward pass.
+        matrix: FLOPs of matrix products.
+        attention: FLOPs of attention scores.
+        other: time of other kernels.
     """
     size = work.size
     products = 2 * size.layer * part.layers * part.positions * matrix / (MATRIX * gpu.peak)
@@ -87,13 +101,13 @@ def pass_seconds(
 
 @dataclass(frozen=True)
 class Planned:
-    """Passes of a window that are alike.
+    """Equal passes of a window.
 
     Attributes:
-        part: what each of them runs.
-        count: how many there are.
-        backward: whether they are backward passes.
-        again: whether they repeat a forward pass.
+        part: what each pass runs.
+        count: number of passes.
+        backward: whether the passes are backward passes.
+        again: whether the passes repeat a forward pass (recomputation).
     """
 
     part: Pass
@@ -103,7 +117,13 @@ class Planned:
 
 
 def window_passes(work: Work, layout: Layout, memory: Memory) -> list[Planned]:
-    """Return the passes of one window, as memory/bptt.py runs them."""
+    """Return the passes of one window, as memory/bptt.py runs them.
+
+    Args:
+        work: what the run computes.
+        layout: how the run is spread over GPUs.
+        memory: the layout's memory, which decides what is recomputed.
+    """
     settings, size, rows, depth = work.settings, work.size, layout.rows, work.depth
     length, tokens = settings.positions, rows * settings.segment_length
     plain = Pass(rows * length, length, size.layers)
@@ -126,11 +146,11 @@ def window_passes(work: Work, layout: Layout, memory: Memory) -> list[Planned]:
 
 @dataclass(frozen=True)
 class StepTime:
-    """The time of an optimizer step, in seconds.
+    """The time of an optimizer step.
 
     Attributes:
-        parts: seconds by what they are spent on.
-        within, between: bytes that a GPU receives within its node, and that a node receives from others.
+        parts: seconds by activity, such as ``matrix products``.
+        within, between: bytes that a GPU receives within its node, and that a node receives from others, in a step.
     """
 
     parts: dict[str, float]
@@ -144,10 +164,16 @@ class StepTime:
 
 
 def step_time(work: Work, layout: Layout, fleet: Fleet, memory: Memory) -> StepTime:
-    """Estimate the step of a layout without pipeline stages.
+    """Estimate the optimizer step of a layout without pipeline stages.
 
-    Where every pass gathers or reduces, the host's hooks and the messages run beside the arithmetic, and the slowest
-    of the three counts.
+    Where every pass gathers or reduces, the host's hooks and the messages run beside the arithmetic, and the slowest of
+    the three counts.
+
+    Args:
+        work: what the run computes.
+        layout: how the run is spread over GPUs.
+        fleet: the GPUs.
+        memory: the layout's memory, which decides what is recomputed.
     """
     gpu, windows = fleet.gpu, layout.windows(work, fleet.count)
     spent = dict.fromkeys(("forward and backward", "recomputation", "DeepSpeed's hooks", "messages"), 0.0)
@@ -175,13 +201,13 @@ def step_time(work: Work, layout: Layout, fleet: Fleet, memory: Memory) -> StepT
 
 
 def bytes_of_pass(work: Work, layout: Layout, *, backward: bool) -> float:
-    """Return the bytes that a pass gathers and reduces with ``compute.reduction segment``."""
+    """Return the bytes that a forward or backward pass gathers and reduces with ``compute.reduction segment``."""
     gathered = work.number_bytes * work.size.parameters if layout.stage == 3 else 0.0
     return gathered + (work.number_bytes * work.size.trained if backward else 0.0)
 
 
 def bytes_at_end(work: Work, layout: Layout) -> float:
-    """Return the bytes that a step gathers and reduces behind its last pass."""
+    """Return the bytes that an optimizer step gathers and reduces after its last pass."""
     trained, number = work.size.trained, work.number_bytes
     if layout.reduction == "segment":
         return 0.0 if layout.stage == 3 else number * trained
@@ -191,17 +217,25 @@ def bytes_at_end(work: Work, layout: Layout) -> float:
 
 
 def collective_seconds(size: float, fleet: Fleet) -> float:
-    """Estimate the seconds of an all-gather or a reduce-scatter over all GPUs."""
+    """Estimate the seconds of an all-gather or a reduce-scatter of ``size`` bytes over all GPUs."""
     return fleet.cluster.all_gather_seconds(size, fleet.per_node, fleet.nodes)
 
 
 def traffic(size: float, fleet: Fleet) -> tuple[float, float]:
-    """Return the bytes that a GPU receives within its node, and a node from others, for collectives over ``size``."""
+    """Return the traffic of collectives over all GPUs.
+
+    Args:
+        size: bytes that are gathered or reduced.
+        fleet: the GPUs.
+
+    Returns:
+        Bytes that a GPU receives within its node, and that a node receives from others.
+    """
     return size * (1 - 1 / fleet.per_node), size * (1 - 1 / fleet.nodes)
 
 
 def optimizer_seconds(work: Work, layout: Layout, fleet: Fleet) -> float:
-    """Estimate the seconds of clipping and of the optimizer, on the GPU and on the host."""
+    """Estimate the seconds of clipping gradients and of the optimizer, on the GPU and on the host."""
     trained = work.size.trained
     shard = trained / (fleet.count if layout.stage else 1)
     on_gpu = STEP_TRAFFIC * (shard * (1 - layout.offloaded)) / fleet.gpu.bandwidth

@@ -15,12 +15,12 @@ from hmt_ds.planning.activations import GIB, kept_bytes
 
 
 def check_compute(recipe: Recipe, config: PreTrainedConfig, ds_config: dict[str, Any]) -> list[str]:
-    """Check the recipe's section ``compute``; return one line per problem.
+    """Check the recipe's section ``compute``; return a line for each problem.
 
     Args:
         recipe: the recipe.
         config: configuration of the backbone.
-        ds_config: DeepSpeed's configuration, filled in.
+        ds_config: DeepSpeed's configuration, with all values filled in.
     """
     config = config.get_text_config()
     if not hasattr(config, "num_hidden_layers"):
@@ -53,17 +53,25 @@ def check_compute(recipe: Recipe, config: PreTrainedConfig, ds_config: dict[str,
 
 
 def check_stage(config: PreTrainedConfig, stage: int) -> list[str]:
-    """Refuse ZeRO-3 for RWKV, whose initialization reads shapes that sharded weights do not have."""
+    """Return a line if the backbone is RWKV at ZeRO-3: its initialization reads shapes that sharded weights do not
+    have."""
     if stage != 3 or config.model_type != "rwkv":
         return []
     return ["deepspeed: transformers cannot load rwkv with weights sharded at ZeRO-3: take ds_configs/zero2.json"]
 
 
 def check_recompute(recipe: Recipe, config: PreTrainedConfig) -> list[str]:
-    """Check that the activations alone, under ``compute.recompute``, fit into the memory of the GPU or the machine.
+    """Check that the activations alone, under ``compute.recompute``, fit into the memory of the GPU or the host.
 
     A pipeline stage has its share of the layers. It runs one micro-batch at a time, but keeps the activations of all
     rows where nothing is recomputed.
+
+    Args:
+        recipe: the recipe.
+        config: configuration of the backbone.
+
+    Returns:
+        A line for each problem.
     """
     compute, training, stages = recipe.compute, recipe.training, recipe.pipeline.stages
     size = 4 if recipe.model.precision == "fp32" else 2
@@ -85,7 +93,15 @@ def check_recompute(recipe: Recipe, config: PreTrainedConfig) -> list[str]:
 
 
 def check_vocabulary(recipe: Recipe, config: PreTrainedConfig) -> list[str]:
-    """Check that the token embeddings alone, which are never split, fit into the memory of the GPU or the machine."""
+    """Check that the token embeddings, which are never split, fit into the memory of the GPU or the host.
+
+    Args:
+        recipe: the recipe.
+        config: configuration of the backbone.
+
+    Returns:
+        A line for each problem.
+    """
     size = 4 if recipe.model.precision == "fp32" else 2
     needed, (available, owner) = config.vocab_size * config.hidden_size * size, memory_of_this_machine()
     if needed <= available:
@@ -97,7 +113,16 @@ def check_vocabulary(recipe: Recipe, config: PreTrainedConfig) -> list[str]:
 
 
 def check_leaf_layers(recipe: Recipe, config: PreTrainedConfig, stage: int) -> list[str]:
-    """Check ``compute.leaf_layers``, the number of layers that ZeRO-3 gathers together; return one line per problem."""
+    """Check ``compute.leaf_layers``, the number of layers that ZeRO-3 gathers together.
+
+    Args:
+        recipe: the recipe.
+        config: configuration of the backbone.
+        stage: ZeRO stage, 0 to 3.
+
+    Returns:
+        A line for each problem.
+    """
     wanted = recipe.compute.leaf_layers
     if wanted == "auto":
         return []
@@ -112,7 +137,13 @@ def check_leaf_layers(recipe: Recipe, config: PreTrainedConfig, stage: int) -> l
 
 
 def why_no_cuda_graphs(recipe: Recipe, config: PreTrainedConfig, ds_config: dict[str, Any]) -> str | None:
-    """Return why forward and backward passes cannot be replayed as CUDA graphs; None if they can."""
+    """Return why forward and backward passes cannot be replayed as CUDA graphs; None if they can.
+
+    Args:
+        recipe: the recipe.
+        config: configuration of the backbone.
+        ds_config: DeepSpeed's configuration, with all values filled in.
+    """
     compute = recipe.compute
     if not torch.cuda.is_available():
         return "there is no GPU here"
@@ -129,7 +160,11 @@ def why_no_cuda_graphs(recipe: Recipe, config: PreTrainedConfig, ds_config: dict
 
 
 def memory_of_this_machine() -> tuple[int, str]:
-    """Return the bytes of memory that activations can have, and whose they are: the smallest GPU's or the host's."""
+    """Return the memory that activations can have on this machine.
+
+    Returns:
+        Bytes of the smallest GPU's memory, or without GPUs of the host's; and a text that says which, for messages.
+    """
     if torch.cuda.is_available():
         devices = range(torch.cuda.device_count())
         return min(torch.cuda.get_device_properties(d).total_memory for d in devices), "the GPU"

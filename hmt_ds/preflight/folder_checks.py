@@ -8,19 +8,19 @@ from hmt_ds.config.value_checks import why_no_folder
 
 
 def check_folders(recipe: Recipe) -> list[str]:
-    """Check that the folders that a recipe writes to can be created; return one line per problem."""
+    """Return a line for each folder that a recipe writes to and that cannot be created."""
     named = {"training.output": recipe.training.output, "data.cache_dir": recipe.data.cache_dir}
     return [f"{key}: {reason}" for key, path in named.items() if (reason := why_no_folder(Path(path)))]
 
 
 def check_output(recipe: Recipe) -> list[str]:
-    """Return a line if ``training.output`` already holds a run and the recipe does not resume it."""
+    """Return a line if a process trains into ``training.output``, or it holds a run that the recipe does not resume."""
     problem = held_here(Path(recipe.training.output))
     return [problem] if problem else check_no_run(recipe)
 
 
 def check_no_run(recipe: Recipe) -> list[str]:
-    """Return a line if a folder already holds a run and the recipe does not resume it."""
+    """Return a line if ``training.output`` holds a run that the recipe does not resume."""
     folder = Path(recipe.training.output)
     files = ("recipe.yaml", "metrics.jsonl", "checkpoints")  # the folder may hold an evaluation of the starting weights
     if recipe.checkpoint.resume == "never" and any((folder / name).exists() for name in files):

@@ -10,12 +10,12 @@ from hmt_ds.parallel.deepspeed_config.fill import offloads, stage_of
 
 
 def check_pipeline(recipe: Recipe, config: PreTrainedConfig, ds_config: dict[str, Any]) -> list[str]:
-    """Check a recipe with pipeline stages; return one line per problem.
+    """Check a recipe with pipeline stages; return a line for each problem.
 
     Args:
         recipe: the recipe.
         config: configuration of the backbone.
-        ds_config: DeepSpeed's configuration, filled in.
+        ds_config: DeepSpeed's configuration, with all values filled in.
     """
     if recipe.pipeline.stages == 1:
         return []
@@ -27,7 +27,12 @@ def check_pipeline(recipe: Recipe, config: PreTrainedConfig, ds_config: dict[str
 
 
 def check_zero_stage(recipe: Recipe, stage: int) -> list[str]:
-    """Require ZeRO-1 for a pipeline; return one line per problem."""
+    """Return a line if a pipeline runs with another ZeRO stage than 1.
+
+    Args:
+        recipe: the recipe.
+        stage: ZeRO stage, 0 to 3.
+    """
     if stage == 1:
         return []
     return [
@@ -37,7 +42,11 @@ def check_zero_stage(recipe: Recipe, stage: int) -> list[str]:
 
 
 def check_stages(recipe: Recipe, config: PreTrainedConfig) -> list[str]:
-    """Check that the backbone's layers can be divided among the stages, and the rows among the micro-batches."""
+    """Check that the backbone's layers can be divided among the pipeline stages, and the rows among the micro-batches.
+
+    Returns:
+        A line for each problem.
+    """
     pipeline, problems = recipe.pipeline, []
     layers = getattr(config, "num_hidden_layers", 0)
     if config.model_type not in FAMILIES:
@@ -61,7 +70,12 @@ def check_stages(recipe: Recipe, config: PreTrainedConfig) -> list[str]:
 
 
 def check_settings(recipe: Recipe, *, offloaded: bool) -> list[str]:
-    """Return a line for each setting that pipelines do not support."""
+    """Return a line for each setting of a recipe that pipelines do not support.
+
+    Args:
+        recipe: the recipe.
+        offloaded: whether the optimizer is offloaded to the host.
+    """
     model, compute = recipe.model, recipe.compute
     checks = [
         (

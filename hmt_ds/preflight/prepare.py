@@ -48,7 +48,7 @@ class Prepared:
     """What a run needs besides its recipe, checked.
 
     Attributes:
-        ds_config: DeepSpeed's configuration, filled in.
+        ds_config: DeepSpeed's configuration, with all values filled in.
         train: tokenized training documents; None if no data was requested, or documents are generated.
         validation: tokenized held-out documents, cut to the part that an evaluation reads; None if the recipe has none.
         tokenizer: description of the tokenizer that depends only on its content; None if no data was requested.
@@ -109,7 +109,7 @@ def check_model(recipe: Recipe, config: PreTrainedConfig, problems: Problems) ->
     Args:
         recipe: the recipe.
         config: configuration of the backbone.
-        problems: gets a line for each problem.
+        problems: list to which a line is appended for each problem.
 
     Returns:
         Warnings about the weights.
@@ -134,7 +134,9 @@ def deepspeed_config(recipe: Recipe, recipe_file: str | Path) -> dict[str, Any]:
     """
     file = find_file(recipe.deepspeed, recipe_file)
     if file is None:
-        raise DeepSpeedConfigError(f"{recipe.deepspeed}: no such file")
+        raise DeepSpeedConfigError(
+            f"{recipe.deepspeed}: no such file: name a DeepSpeed configuration, such as ds_configs/zero1.json"
+        )
     training, keys = recipe.training, recipe.optimizer
     settings = EngineSettings(
         precision=recipe.model.precision,

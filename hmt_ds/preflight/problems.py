@@ -17,11 +17,12 @@ class Problems(list[str]):
     """A list of a recipe's problems, one line each."""
 
     def attempt(self, action: Callable[[], T], prefix: str = "") -> T | None:
-        """Return a function's result; if it raises one of INPUT_ERRORS, append the error's lines and return None.
+        """Return the result of ``action()``; if it raises one of ``INPUT_ERRORS``, append the error's lines and return
+        None.
 
         Args:
             action: function without arguments.
-            prefix: what precedes each line of an error, such as ``deepspeed: ``.
+            prefix: text in front of each line of an error, such as ``deepspeed: ``.
         """
         try:
             return action()

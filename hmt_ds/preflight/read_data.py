@@ -41,20 +41,25 @@ class Documents:
 
 
 class Row(TypedDict):
-    """A tokenized document in a data set."""
+    """A tokenized document in a data set.
+
+    Attributes:
+        input_ids: token ids of the document.
+        length: number of tokens.
+    """
 
     input_ids: list[int]
     length: int
 
 
 def read_data(recipe: Recipe, vocab_size: int | None, problems: Problems) -> Documents | None:
-    """Read and tokenize a recipe's training and held-out documents; None if that is not possible.
+    """Read and tokenize a recipe's training and held-out documents; return None if that is not possible.
 
     Args:
         recipe: the recipe.
-        vocab_size: number of token ids of the backbone, if known.
-        problems: gets a line for each problem. If it has any before the documents are read, the run cannot start: files
-            are looked for, but nothing is tokenized.
+        vocab_size: number of token ids of the backbone; None if unknown.
+        problems: list to which a line is appended for each problem. If it has any before the documents are read, the
+            run cannot start: files are looked for, but nothing is tokenized.
     """
     name = recipe.model.tokenizer or recipe.model.source
     if not isinstance(name, str):
@@ -92,8 +97,8 @@ def encode_retrieval(
     Args:
         recipe: the recipe.
         settings: the recipe's section ``data.retrieval``.
-        tokenizer: the tokenizer; None if it could not be loaded.
-        problems: gets a line for each problem.
+        tokenizer: the tokenizer; None if it could not be loaded, which gives None.
+        problems: list to which a line is appended for each problem.
     """
     lengths = [("training.bptt_depth", False, depth) for depth in sorted(set(recipe.depths.stages.values()))]
     lengths += [("evaluation.retrieval_segments", True, segments) for segments in recipe.retrieval_segments]
@@ -109,7 +114,8 @@ def encode_retrieval(
 
 
 def shorten(documents: Dataset, recipe: Recipe) -> Dataset:
-    """Cut held-out documents to the number of documents, and of tokens of each, that an evaluation reads."""
+    """Cut held-out documents to the number of documents, and of tokens of each, that an evaluation of the recipe
+    reads."""
     documents = documents.select(range(min(len(documents), recipe.evaluation.documents or len(documents))))
     tokens = segments_needed(recipe.evaluation.segments_read) * recipe.memory.segment_length
 

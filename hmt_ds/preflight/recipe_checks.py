@@ -50,11 +50,11 @@ def check_training(recipe: Recipe) -> list[str]:
 def check_curriculum(recipe: Recipe, lengths: np.ndarray) -> list[str]:
     """Return a line if a depth schedule asks for windows longer than any document.
 
-    A constant depth may be longer than the documents: a row then reads several of them in one window.
+    A constant depth may be longer than the documents: a row then reads several documents in one window.
 
     Args:
         recipe: the recipe.
-        lengths: tokens of each document, `[documents]`.
+        lengths: number of tokens of each document, `[documents]`.
     """
     longest = -(-int(lengths.max()) // recipe.memory.segment_length)
     depth = recipe.depths.largest
@@ -121,7 +121,7 @@ def retrieval_warnings(recipe: Recipe, question_tokens: int) -> list[str]:
 
     Args:
         recipe: the recipe.
-        question_tokens: tokens of the longest question.
+        question_tokens: number of tokens of the longest question.
     """
     memory, warnings = recipe.memory, []
     if memory.mode != "hmt":
@@ -141,7 +141,11 @@ def retrieval_warnings(recipe: Recipe, question_tokens: int) -> list[str]:
 
 
 def check_positions(recipe: Recipe, config: PreTrainedConfig) -> list[str]:
-    """Check that prompts, sensory tokens and segment together fit into the backbone's maximum number of positions."""
+    """Check that prompts, sensory tokens and segment together fit into the backbone's maximum number of positions.
+
+    Returns:
+        A line if they do not; else an empty list.
+    """
     memory = recipe.memory
     limit = getattr(config, "max_position_embeddings", None)
     if limit is None or memory.positions <= limit:

@@ -12,11 +12,11 @@ from hmt_ds.config.recipe import Recipe
 
 @dataclass(frozen=True)
 class SourceRun:
-    """A run that ``model.source`` names, by its folder or one of its checkpoints, to start another run from.
+    """A run that ``model.source`` names, by its folder or one of its checkpoints, as the start of another run.
 
     Attributes:
         folder: folder of the run.
-        checkpoint: the named checkpoint; None for the newest one.
+        checkpoint: folder of the named checkpoint; None for the newest one.
     """
 
     folder: Path
@@ -42,7 +42,7 @@ def source_run(source: object) -> SourceRun | None:
 def with_source_of_run(recipe: Recipe) -> tuple[Recipe, list[str]]:
     """Replace a run in ``model.source`` by the model that the run started from, which has the same shape and tokenizer.
 
-    Checks and benchmarks can then treat the recipe like any other, and nothing has to be converted for them.
+    Checks and benchmarks can then treat the recipe like any other, and need no converted folder.
 
     Returns:
         The recipe, unchanged if ``model.source`` is no run; and a line for each reason why the run's weights cannot be

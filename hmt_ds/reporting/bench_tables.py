@@ -17,7 +17,11 @@ PARTS = {
 
 
 def bench_tables(result: Numbers) -> Iterator[Table | str]:
-    """The tables of a benchmark: run, speed, phases and memory, with notes on how their numbers are counted."""
+    """The tables of a benchmark: run, speed, phases and memory, with notes on how their numbers are counted.
+
+    Args:
+        result: content of the benchmark's JSON file.
+    """
     yield run_table(result)
     yield speed_table(result["speed"])
     yield formulas(result)
@@ -30,13 +34,21 @@ def bench_tables(result: Numbers) -> Iterator[Table | str]:
 
 
 def reference_tables(result: Numbers) -> Iterator[Table | str]:
-    """The table that compares hmt_ds with HMT-pytorch, and notes on the comparison."""
+    """The table that compares hmt_ds with HMT-pytorch, and notes on the comparison.
+
+    Args:
+        result: content of the benchmark's JSON file.
+    """
     yield reference_table(result)
     yield reference_notes(result)
 
 
 def run_table(result: Numbers) -> Table:
-    """The table of what a benchmark ran: model, ranks, window and resolved settings."""
+    """The table of what a benchmark ran: model, ranks, window and resolved settings.
+
+    Args:
+        result: content of the benchmark's JSON file.
+    """
     run, plan, pipeline = result["run"], result["plan"], result["pipeline"]
     table = Table("", "", title="what was run", show_header=False)
     parameters, trained = (run[name] / 1e6 for name in ("parameters", "trained_parameters"))
@@ -81,7 +93,12 @@ def speed_table(speed: dict[str, Numbers]) -> Table:
 
 
 def number(value: float, key: str) -> str:
-    """Format a rate with a sensible number of digits, depending on its name."""
+    """Format a rate with a sensible number of digits.
+
+    Args:
+        value: the rate.
+        key: name of the rate in the benchmark's JSON file, which tells its unit.
+    """
     if key.startswith(("mfu", "hfu")):
         return f"{value:.1%}"
     if key == "seconds":
@@ -109,7 +126,12 @@ def formulas(result: Numbers) -> str:
 
 
 def phase_table(seconds: dict[str, float], segments: int) -> Table:
-    """The table of each phase's seconds, and fraction of the step."""
+    """The table of each phase's seconds, and fraction of the step.
+
+    Args:
+        seconds: seconds by phase.
+        segments: number of segments of the steps' windows.
+    """
     table = Table(title=f"time by phase, in steps of {segments} segments")
     for column in ("phase", "seconds", "share"):
         table.add_column(column, justify="left" if column == "phase" else "right")
@@ -121,7 +143,12 @@ def phase_table(seconds: dict[str, float], segments: int) -> Table:
 
 
 def stages_table(pipeline: Numbers, segments: int) -> Table:
-    """The table of each pipeline stage's seconds by phase, with its measured bubble and the schedule's."""
+    """The table of each pipeline stage's seconds by phase, with its measured bubble and the schedule's.
+
+    Args:
+        pipeline: the pipeline's results in the benchmark's JSON file.
+        segments: number of segments of the steps' windows.
+    """
     table = Table(title=f"seconds by phase and stage, in steps of {segments} segments")
     table.add_column("phase")
     for stage in range(pipeline["stages"]):
@@ -150,7 +177,7 @@ def memory_table(memory: Numbers, pipelines: int | None) -> Table:
     """The table of the parts of peak memory. On CPUs the peak is resident memory, and the parts do not add up to it.
 
     Args:
-        memory: bytes by name.
+        memory: bytes by part.
         pipelines: number of pipelines; None without pipeline stages.
     """
     at, peak, rank = memory["peak_phase"], memory["peak_bytes"], memory["rank"]

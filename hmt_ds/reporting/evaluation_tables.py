@@ -14,7 +14,14 @@ COSTS = {"swapped": "cost of others' memory", "none": "cost of no memory"}
 
 
 class SpanLoss(Protocol):
-    """The loss on a span of tokens, whose segments read before, or positions, are from ``first`` to below ``below``."""
+    """The loss on a span of tokens, as tables need it.
+
+    Attributes:
+        first, below: smallest number of segments read before a token (or position in the segment), and one more than
+            the largest.
+        tokens: number of scored tokens.
+        nats: mean loss per token in nats.
+    """
 
     @property
     def first(self) -> int: ...
@@ -27,7 +34,12 @@ class SpanLoss(Protocol):
 
 
 class LossRow(SpanLoss, Protocol):
-    """The losses of one run on a span of tokens (:class:`hmt_ds.evaluation.figures.Row`)."""
+    """The losses of one run on a span of tokens (:class:`hmt_ds.evaluation.figures.Row`).
+
+    Attributes:
+        perplexity: exp of the mean loss.
+        costs: increase of the loss in nats per token with other memories, by their kind.
+    """
 
     @property
     def perplexity(self) -> float: ...
@@ -36,7 +48,13 @@ class LossRow(SpanLoss, Protocol):
 
 
 class RunFigures(SpanLoss, Protocol):
-    """The loss of one of several runs on a span of tokens (:class:`hmt_ds.evaluation.compare.RunRow`)."""
+    """The loss of one of several runs on a span of tokens (:class:`hmt_ds.evaluation.compare.RunRow`).
+
+    Attributes:
+        run: name of the run.
+        difference: loss minus that of the first run, in nats per token; None for the first run.
+        share: fraction of the gap between the first and the last run that the run closes; None without a gap.
+    """
 
     @property
     def run(self) -> str: ...
@@ -47,7 +65,13 @@ class RunFigures(SpanLoss, Protocol):
 
 
 def evaluation_table(rows: Sequence[LossRow], positions: Sequence[LossRow], title: str) -> Table:
-    """Return a table of held-out losses in nats per token, by segments read and by position in the segment."""
+    """Return a table of held-out losses in nats per token.
+
+    Args:
+        rows: losses by the number of segments read before a token.
+        positions: losses by position in the segment.
+        title: title of the table.
+    """
     table = Table(title=title, box=box.SIMPLE_HEAD)
     instead = list(rows[0].costs)
     for column in ("segments read", "tokens", "perplexity", "nats per token", *(COSTS[name] for name in instead)):
@@ -61,14 +85,19 @@ def evaluation_table(rows: Sequence[LossRow], positions: Sequence[LossRow], titl
 
 
 def cells(row: LossRow, instead: Sequence[str]) -> list[str]:
-    """Format the losses of a row as the texts of its table cells."""
+    """Format the losses of a table row as the texts of its cells.
+
+    Args:
+        row: the losses.
+        instead: names of the other memories whose cost is shown, such as ``swapped``.
+    """
     if not row.tokens:
         return ["0", *["-"] * (2 + len(instead))]
     return [f"{row.tokens:,}", f"{row.perplexity:.2f}", *map(with_interval, (row.nats, *map(row.costs.get, instead)))]
 
 
 def span(row: SpanLoss) -> str:
-    """Format the range that a row covers: its first and last number of segments, or position."""
+    """Format the range that a row covers: its first and last number of segments read before, or position."""
     last = row.below - 1
     return str(row.first) if last == row.first else f"{row.first} to {last}"
 
@@ -97,12 +126,12 @@ def runs_table(tables: Sequence[Sequence[RunFigures]], title: str, *, gap: bool)
 
 
 def percent(share: Interval | None) -> str:
-    """Format a fraction with its interval, in percent; a dash for None."""
+    """Format a fraction (0 to 1) with its interval, in percent; a dash for None."""
     return "-" if share is None else "{:z.0%} [{:z.0%}, {:z.0%}]".format(*share)
 
 
 def with_interval(value: Interval | None) -> str:
-    """Format a value with its interval; a dash for None or nan."""
+    """Format a value with its 95% interval, for a table cell; a dash for None or nan."""
     if value is None or value[0] != value[0]:
         return "-"
     mean, low, high = value

@@ -19,7 +19,7 @@ FILE = "history.jsonl"
 
 
 class History:
-    """Appends to a run's history. A full disk causes a warning; the run goes on.
+    """Appends to a run's history. A full disk causes a warning; the run continues.
 
     Args:
         folder: folder of the run.
@@ -31,10 +31,10 @@ class History:
         self.alerts = Alerts(folder)
 
     def write(self, kind: str, step: int, **content: object) -> None:
-        """Append an event, and tell those who want to know.
+        """Append an event to the history, with the present time.
 
         Args:
-            kind: a word of the list above.
+            kind: kind of the event, such as ``checkpoint``; the module's docstring lists all kinds.
             step: optimizer step of the run.
             content: further values, as JSON has them.
         """
@@ -52,7 +52,8 @@ class History:
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
-    """Read a run's history; lines that were cut short are left out, and runs of older versions have none."""
+    """Read the events of a run's history, oldest first; an empty list without one. Lines that were cut short are left
+    out."""
     found = []
     try:
         lines = (folder / FILE).read_text(encoding="utf-8", errors="replace").splitlines()

@@ -29,11 +29,11 @@ class Sink(Protocol):
 
 
 class Metrics:
-    """Writes the metrics of a run to all sinks. A sink that fails causes a warning; the run goes on.
+    """Writes the metrics of a run to all sinks. A sink that fails causes a warning; the run continues.
 
     Args:
         folder: folder of the run.
-        resume_step: rows of later steps are dropped, because the resumed run takes those steps again.
+        resume_step: existing rows of later steps are dropped, because the resumed run takes those steps again.
         wandb: ``off``, ``offline`` or ``online``.
         project: name of the project in wandb.
         tensorboard, csv: whether to write TensorBoard events and metrics.csv.
@@ -61,7 +61,12 @@ class Metrics:
             self.open("wandb", lambda: Wandb(folder, wandb, project, recipe or {}))
 
     def open(self, name: str, make: Callable[[], Sink]) -> None:
-        """Open a sink of metrics; log a failure as a warning."""
+        """Open a sink of metrics; log a failure as a warning.
+
+        Args:
+            name: name of the sink, for warnings.
+            make: opens the sink.
+        """
         with self.warn_once(name):
             self.sinks[name] = make()
 
@@ -79,7 +84,8 @@ class Metrics:
 
     @contextmanager
     def warn_once(self, name: str) -> Iterator[None]:
-        """Turn failures of a sink in the ``with`` block, such as a full disk, into a warning, the first time only."""
+        """Turn failures of the sink ``name`` in the ``with`` block, such as a full disk, into a warning, the first time
+        only."""
         try:
             yield
         except Exception as error:  # file systems and monitoring libraries raise all kinds
@@ -89,14 +95,14 @@ class Metrics:
 
 
 class LineFile:
-    """A text file with one line per step.
+    """A text file with one line per logged step.
 
     Args:
         file: path of the file, which is appended to.
         resume_step: existing lines of later steps are dropped, and so is a last line that was cut short by a kill.
         step_of: returns the step of a line.
         as_line: formats a row of metrics as a line.
-        header: line above the first row.
+        header: line above the first row; empty for none.
     """
 
     def __init__(
@@ -120,7 +126,7 @@ class LineFile:
         self.close()
 
     def close(self) -> None:
-        """Append the lines that could not be written before. The file is open no longer than each write takes."""
+        """Append the lines that could not be written before. The file itself is open only while lines are written."""
         size = self.file.stat().st_size
         try:
             with self.file.open("a", encoding="utf-8") as out:
@@ -156,12 +162,14 @@ def truncate(file: Path, size: int) -> None:
 
 
 def json_lines(folder: Path, resume_step: int) -> LineFile:
-    """Open ``metrics.jsonl`` for appending; floats read back as the same bits."""
+    """Open ``metrics.jsonl`` in a run's folder for appending after ``resume_step``; floats read back as the same
+    bits."""
     return LineFile(folder / "metrics.jsonl", resume_step, lambda line: json.loads(line)["step"], json.dumps)
 
 
 def csv_lines(folder: Path, resume_step: int) -> LineFile:
-    """Open ``metrics.csv`` for appending, with one column per metric; a cell is empty where there is no number."""
+    """Open ``metrics.csv`` in a run's folder for appending after ``resume_step``: a column per metric, empty cells for
+    None."""
     return LineFile(
         folder / "metrics.csv",
         resume_step,

@@ -16,7 +16,7 @@ Moment = Any  # seconds, or an event in the GPU's stream, whose class depends on
 
 
 class PhaseClock:
-    """Measures the seconds of each phase, of one training step at a time. Assign it to an executor's ``phase``.
+    """Measures the seconds of each phase of a training step. Assign it to an executor's ``phase``.
 
     Phases may be nested and repeated. Each moment of a step counts for the innermost open phase, or for ``other`` if
     none is open. On GPUs the times are those of events in the stream, which are read after the step, so that nothing
@@ -24,7 +24,7 @@ class PhaseClock:
 
     Args:
         device: device of the executor.
-        only: names of the phases to time; all else counts as ``other``. Default: all phases.
+        only: names of the phases to time; all else counts as ``other``. None: all phases.
     """
 
     def __init__(self, device: torch.device, only: Collection[str] | None = None):
@@ -38,7 +38,7 @@ class PhaseClock:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Time a phase, which is the body of a ``with`` statement."""
+        """Time a phase of the given name, which is the body of a ``with`` statement."""
         if self.only is not None and name not in self.only:
             yield
             return
@@ -61,7 +61,7 @@ class PhaseClock:
         return dict(seconds)
 
     def now(self) -> Moment:
-        """The present moment: seconds on CPUs, an event in the stream on GPUs."""
+        """The present moment: seconds on CPUs; on GPUs a recorded event in the stream."""
         if self.device.type == "cpu":
             return time.perf_counter()
         event = torch.get_device_module(self.device).Event(enable_timing=True)

@@ -51,7 +51,7 @@ def timeline_lines(stages: Sequence[Sequence[Bar]], width: int) -> Iterator[Text
     """The lines of text that draw a pipeline schedule, with a legend.
 
     Args:
-        stages: the timed passes of each stage; those that take no time are not drawn.
+        stages: the timed passes of each stage; passes that take no time are not drawn.
         width: columns per line.
     """
     stages = [[bar for bar in bars if bar.stop > bar.start] for bars in stages]
@@ -77,7 +77,7 @@ def timeline_lines(stages: Sequence[Sequence[Bar]], width: int) -> Iterator[Text
 
 
 def cells(bars: Sequence[Bar], unit: float, columns: int) -> list[tuple[str, str]]:
-    """The character and the style of each column of a stage's line.
+    """The character and the style of each column of a stage's line in a drawing.
 
     Args:
         bars: timed passes of the stage.
@@ -96,7 +96,7 @@ def cells(bars: Sequence[Bar], unit: float, columns: int) -> list[tuple[str, str
 
 
 def label(action: Pass, columns: int) -> str:
-    """A pass's name, cut to the given number of columns."""
+    """A pass's name, cut to ``columns`` characters."""
     whole = repr(action)
     return next(text for text in (whole, whole.split(".")[0], whole[0]) if len(text) <= columns)
 

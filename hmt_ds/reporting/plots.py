@@ -27,7 +27,7 @@ COST_COLOURS = {"swapped": "tab:orange", "none": "tab:gray"}
 
 
 def plot_loss(rows: Sequence[Row], file: Path) -> None:
-    """Plot the loss against steps, with the mean of the last ten logged steps."""
+    """Plot the loss (nats per label) against steps, with the mean of the last ten logged steps, into a picture file."""
     steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
     means = [sum(losses[max(0, i - 9) : i + 1]) / len(losses[max(0, i - 9) : i + 1]) for i in range(len(losses))]
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
@@ -41,7 +41,13 @@ def plot_loss(rows: Sequence[Row], file: Path) -> None:
 
 
 def plot_evaluation(rows: Sequence[LossRow], positions: Sequence[LossRow], file: Path) -> None:
-    """Plot held-out losses, and the cost of replacing the memory, with 95% intervals, by segments read and position."""
+    """Plot held-out losses, and the cost of replacing the memory, with 95% intervals.
+
+    Args:
+        rows: losses by the number of segments read before a token.
+        positions: losses by position in the segment.
+        file: picture file to write.
+    """
     costs = list(rows[0].costs)
     figure, panels = plt.subplots(1, 3 if costs else 2, figsize=(12 if costs else 8, 4), layout="constrained")
     for axes in panels[:-1]:

@@ -14,9 +14,9 @@ class Progress:
     """Shows loss, tokens per second, memory and remaining time of a run.
 
     Args:
-        total: steps of the run.
-        done: steps taken before the run was resumed.
-        every: steps between two log lines, if there is no terminal.
+        total: number of steps of the run.
+        done: number of steps taken before the run was resumed.
+        every: number of steps between two log lines, if there is no terminal.
         shown: whether this rank shows anything.
     """
 
@@ -33,7 +33,13 @@ class Progress:
         )
 
     def advance(self, loss: float | None, tokens_per_second: float, memory_gib: float) -> None:
-        """Count one step, and show its numbers; the loss is None if the step had no labels."""
+        """Count one step, and show its numbers.
+
+        Args:
+            loss: nats per label; None if the step had no labels.
+            tokens_per_second: tokens read per second and rank.
+            memory_gib: peak memory in GiB.
+        """
         self.step += 1
         shown_loss = "no labels," if loss is None else f"loss {loss:.3f}"
         numbers = f"{shown_loss} {tokens_per_second:,.0f} tok/s {memory_gib:.2f} GiB"
@@ -46,7 +52,8 @@ class Progress:
         self.first_step_ended = self.first_step_ended or (self.step, time.monotonic())
 
     def time_left(self) -> str:
-        """Estimate the hours, minutes and seconds of the remaining steps, from the steps since the first one."""
+        """Estimate the time of the remaining steps from the steps since the first one; format it as hours, minutes,
+        seconds."""
         if self.first_step_ended is None:
             return "?"
         step, moment = self.first_step_ended

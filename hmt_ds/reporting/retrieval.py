@@ -14,7 +14,14 @@ from hmt_ds.reporting.plots import plt
 
 
 class RetrievalFigures(Protocol):
-    """Protocol of what the table and the plots read of a :class:`hmt_ds.evaluation.retrieval.RetrievalRow`."""
+    """The retrieval results that tables and plots show (:class:`hmt_ds.evaluation.retrieval.RetrievalRow`).
+
+    Attributes:
+        segments: number of segments of each document.
+        documents, questions: number of documents, and of questions in them.
+        right: fraction (0 to 1) of right answers.
+        found: fraction of questions whose memory has the largest recall weight; None without recall.
+    """
 
     @property
     def segments(self) -> int: ...
@@ -29,7 +36,12 @@ class RetrievalFigures(Protocol):
 
 
 class Recalls(Protocol):
-    """The recall weights of one document (:class:`hmt_ds.evaluation.retrieval.RecallMap`)."""
+    """The recall weights of one document (:class:`hmt_ds.evaluation.retrieval.RecallMap`).
+
+    Attributes:
+        weights: ``[segments, segments]``, for each segment read the weights of earlier segments' memories.
+        told: ``[segments]``, for each segment the index of the one that it should recall; -1 for none.
+    """
 
     @property
     def weights(self) -> np.ndarray: ...
@@ -38,7 +50,13 @@ class Recalls(Protocol):
 
 
 def retrieval_table(rows: Sequence[RetrievalFigures], title: str, chance: float) -> Table:
-    """Return a table of the fraction of right answers, by the length of the documents in segments."""
+    """Return a table of the fraction of right answers, by the length of the documents in segments.
+
+    Args:
+        rows: results, one for each length.
+        title: title of the table.
+        chance: fraction of right answers of a model that guesses, 0 to 1.
+    """
     table = Table(title=title, box=box.SIMPLE_HEAD)
     table.caption = f"chance: {chance:.1%}"
     for column in ("segments", "documents", "questions", "right", "memory found"):
@@ -50,7 +68,7 @@ def retrieval_table(rows: Sequence[RetrievalFigures], title: str, chance: float)
 
 
 def percent(share: Interval | None) -> str:
-    """Format a fraction with its interval, in percent; a dash for None."""
+    """Format a fraction (0 to 1) with its interval, in percent; a dash for None."""
     if share is None or share[0] != share[0]:
         return "-"
     mean, low, high = share
@@ -58,7 +76,13 @@ def percent(share: Interval | None) -> str:
 
 
 class RunAnswers(Protocol):
-    """A run's answers to questions (:class:`hmt_ds.evaluation.compare_retrieval.Answers`)."""
+    """A run's answers to questions (:class:`hmt_ds.evaluation.compare_retrieval.Answers`).
+
+    Attributes:
+        run: name of the run.
+        chance: fraction of right answers of a model that guesses, 0 to 1.
+        right: fraction of right answers, by the number of segments of the documents.
+    """
 
     @property
     def run(self) -> str: ...
@@ -80,7 +104,7 @@ def answers_table(runs: Sequence[RunAnswers]) -> Table:
 
 
 def plot_answers(runs: Sequence[RunAnswers], file: Path) -> None:
-    """Plot the fraction of right answers of each run against document length."""
+    """Plot the fraction of right answers of each run against document length in segments, into a picture file."""
     figure, axes = plt.subplots(figsize=(6, 4.5), layout="constrained")
     segments = list(runs[0].right)
     for one in runs:
@@ -91,7 +115,14 @@ def plot_answers(runs: Sequence[RunAnswers], file: Path) -> None:
 
 
 def plot_retrieval(rows: Sequence[RetrievalFigures], chance: float, recalls: Recalls | None, file: Path) -> None:
-    """Plot the fraction of right answers against document length, and beside it one document's recall weights."""
+    """Plot the fraction of right answers against document length, and beside it one document's recall weights.
+
+    Args:
+        rows: results, one for each length.
+        chance: fraction of right answers of a model that guesses, 0 to 1.
+        recalls: recall weights of one document; None to leave them out.
+        file: picture file to write.
+    """
     figure, panels = plt.subplots(1, 2 if recalls else 1, figsize=(10 if recalls else 5, 4.5), layout="constrained")
     curve, *maps = np.atleast_1d(panels)
     draw_shares(curve, rows, chance)
@@ -102,7 +133,13 @@ def plot_retrieval(rows: Sequence[RetrievalFigures], chance: float, recalls: Rec
 
 
 def draw_shares(axes: Axes, rows: Sequence[RetrievalFigures], chance: float) -> None:
-    """Draw the fractions of right answers and of found memories, with intervals, and the chance level."""
+    """Draw the fractions of right answers and of found memories, with intervals, and the chance level.
+
+    Args:
+        axes: matplotlib's axes.
+        rows: results, one for each length of documents.
+        chance: fraction of right answers of a model that guesses, 0 to 1.
+    """
     segments = [row.segments for row in rows]
     drawn = {"answered right": ("tab:blue", [row.right for row in rows])}
     found = [row.found for row in rows if row.found is not None]
@@ -116,14 +153,28 @@ def draw_shares(axes: Axes, rows: Sequence[RetrievalFigures], chance: float) -> 
 def draw_curve(
     axes: Axes, segments: Sequence[int], shares: Sequence[Interval], *, label: str, color: str | None = None
 ) -> None:
-    """Draw fractions with their intervals against document length."""
+    """Draw fractions with their intervals against document length.
+
+    Args:
+        axes: matplotlib's axes.
+        segments: numbers of segments of the documents.
+        shares: the fraction (0 to 1) for each number.
+        label: text of the legend.
+        color: colour of the curve; None for the next one.
+    """
     means = np.array([mean for mean, _, _ in shares])
     bars = np.array([(mean - low, high - mean) for mean, low, high in shares]).T
     axes.errorbar(segments, means, bars, fmt="o-", capsize=3, label=label, color=color)
 
 
 def finish_shares(axes: Axes, segments: Sequence[int], chance: float) -> None:
-    """Add the chance level, the axes' labels and the legend to a plot of fractions."""
+    """Add the chance level, the axes' labels and the legend to a plot of fractions.
+
+    Args:
+        axes: matplotlib's axes.
+        segments: numbers of segments of the documents, for the horizontal axis.
+        chance: fraction of right answers of a model that guesses, 0 to 1.
+    """
     axes.axhline(chance, color="tab:gray", linestyle="--", label="chance")
     axes.set_xscale("log")
     axes.set_xticks(segments, [str(n) for n in segments])

@@ -25,7 +25,7 @@ def keys_table(keys: Iterable[tuple[str, Any]]) -> Table:
     """Return a table of all keys of the recipe, with type, default and help text.
 
     Args:
-        keys: names and pydantic fields, sections included.
+        keys: dotted names and pydantic fields, sections included.
     """
     table = Table("key", "type", "default, meaning", box=None, pad_edge=False)
     table.columns[0].no_wrap = True
@@ -78,12 +78,12 @@ def type_name(kind: Any) -> str:
 
 
 def comparison_table(rows: Iterable[tuple[int, str, Any]], job: Any) -> Table:
-    """The table of estimated steps on clusters, with ZeRO and with pipelines.
+    """The table of estimated optimizer steps on clusters, with ZeRO and with pipelines.
 
     Args:
         rows: number of GPUs, name of the method, and a :class:`hmt_ds.planning.compare.Estimate`; None if the method is
             not possible.
-        job: the job that is estimated, a :class:`hmt_ds.planning.plan_options.CompareOptions`.
+        job: the options that describe the job, a :class:`hmt_ds.planning.plan_options.CompareOptions`.
     """
     size = f"{job.rows} rows of {job.segments} x {job.segment_length} tokens for each GPU"
     speed = f"{job.rate:g} TFLOP/s, {job.between_nodes:g} GB/s into a node"

@@ -17,15 +17,16 @@ NORMAL = 1.96  # 95% of a normal distribution lie within so many standard deviat
 
 @dataclass(frozen=True)
 class TaskFigures:
-    """The answers to one task at one length.
+    """The answers to one task at one length of documents.
 
     Attributes:
         task: name of the task.
-        length: tokens of a document.
+        length: number of tokens of a document.
         documents: number of documents.
-        chance: share that a guess among all possible answers gets right.
-        right: by reading, 1 for each right answer and 0 for each other.
-        places: the same of the first reading, in equal parts of the document by the place of the last needed fact.
+        chance: fraction (0 to 1) that a guess among all possible answers gets right.
+        right: for each way of reading, 1 for each right answer and 0 for each other.
+        places: for the first way of reading, the same numbers by the place of the last needed fact, in equal parts of
+            the document.
     """
 
     task: str
@@ -37,7 +38,7 @@ class TaskFigures:
 
 
 def tasks_table(figures: Sequence[TaskFigures]) -> Table:
-    """Return the shares of right answers with their 95% intervals (Wilson's), a row for each task and length."""
+    """Return the fractions of right answers with their 95% intervals (Wilson's), a row for each task and length."""
     readings = list(figures[0].right)
     table = Table(title="right answers in percent, with 95% intervals")
     for column in ("task", "tokens", "documents", *readings, "chance"):
@@ -49,13 +50,19 @@ def tasks_table(figures: Sequence[TaskFigures]) -> Table:
 
 
 def share(right: Sequence[float]) -> str:
-    """Format a share of right answers with its interval."""
+    """Format a fraction of right answers, given as a list of 0 and 1, in percent with its interval."""
     low, high = wilson(sum(right), len(right))
     return f"{100 * sum(right) / len(right):.0f} [{100 * low:.0f}, {100 * high:.0f}]"
 
 
 def wilson(right: float, number: int) -> tuple[float, float]:
-    """Return Wilson's 95% interval of a share: unlike the normal one, it is not empty where all answers are alike."""
+    """Return the ends of Wilson's 95% interval of a fraction; unlike the normal one, it is not empty if all answers
+    agree.
+
+    Args:
+        right: number of right answers.
+        number: number of all answers.
+    """
     mean, square = right / number, NORMAL**2 / number
     middle = (mean + square / 2) / (1 + square)
     half = NORMAL * math.sqrt(mean * (1 - mean) / number + square / (4 * number)) / (1 + square)
@@ -63,7 +70,8 @@ def wilson(right: float, number: int) -> tuple[float, float]:
 
 
 def plot_places(figures: Sequence[TaskFigures], file: Path) -> None:
-    """Draw a heat map of length against place for each task: the share of right answers of the first reading."""
+    """Draw a heat map of document length against place for each task: the fraction of right answers of the first
+    reading."""
     tasks = list(dict.fromkeys(row.task for row in figures))
     across, down = min(ACROSS, len(tasks)), math.ceil(len(tasks) / ACROSS)
     size = (4 * across + 1, down * (1.5 + 0.5 * len(figures) / len(tasks)))

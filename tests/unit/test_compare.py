@@ -138,7 +138,7 @@ def test_all_runs_that_cannot_be_read_are_named(tmp_path):
     (torn / "evaluation/step_000007.npz").write_bytes(b"PK" + b"0" * 30)
     names = [tmp_path / name for name in ("absent", "empty", "old", "torn")]
     absent, empty, old, torn_line = problems_of(*names)
-    assert absent == f"{names[0]}: no such run"
+    assert absent == f"{names[0]}: no such run: name the folder of a run (training.output)"
     assert empty == f"{names[1]}: has no evaluation; make one with hmt-ds evaluate {names[1]}"
     assert old.startswith(f"{names[2]}/evaluation/step_000007.json: no evaluation with the losses of each document")
     assert "torn" in torn_line and "evaluate again" in torn_line
@@ -188,7 +188,7 @@ def test_other_scored_tokens(tmp_path):
         (["one"], "name at least two runs to compare, got 1"),
         (["one", "one", "--gap"], "--gap: compares at least three runs, got 2"),
         (["one", "one", "--picture", "x.jpg"], "--picture: must end in .png, .svg, .pdf, got 'x.jpg'"),
-        (["one", "absent"], "absent: no such run"),
+        (["one", "absent"], "absent: no such run: name the folder of a run (training.output)"),
         (["deep", "deep"], "deep: no document has 80 tokens, so no token was scored"),
     ],
 )

@@ -44,7 +44,9 @@ def test_refusals(tmp_path):
     assert line.startswith(f"{other}: was asked other questions than {one}")
     (line,) = refused([one, losses])
     assert line.startswith(f"{losses}: has held-out losses, but other runs have answers")
-    assert refused([one, tmp_path / "absent"]) == [f"{tmp_path / 'absent'}: no such run"]
+    assert refused([one, tmp_path / "absent"]) == [
+        f"{tmp_path / 'absent'}: no such run: name the folder of a run (training.output)"
+    ]
     short = write_run(tmp_path / "short", 0.5)
     file = short / "evaluation" / "retrieval_step_000009.json"
     content = json.loads(file.read_text())

@@ -182,7 +182,10 @@ def test_doctor(monkeypatch, capsys, tmp_path):
     ]
     assert "GB free, writes " in out and not list(tmp_path.iterdir())
     code, _, err = run(monkeypatch, capsys, "doctor", str(tmp_path / "nowhere"))
-    assert code == 2 and err == f"error: {tmp_path / 'nowhere'}: no such folder\n"
+    assert (
+        code == 2
+        and err == f"error: {tmp_path / 'nowhere'}: no such folder: name the folder that runs will be written to\n"
+    )
 
 
 def test_doctor_finds_what_is_wrong(monkeypatch, capsys, tmp_path):

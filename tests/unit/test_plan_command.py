@@ -169,7 +169,7 @@ def test_compare(monkeypatch, capsys):
         ("--schedule --gpus 8 --rows 1", ["--gpus: only with a RECIPE or --compare", "--rows: only with --compare"]),
         ("--compare --stages 2", ["--stages: only with --schedule"]),
         ("--compare --link 50GB/s", ["--link: only with a RECIPE"]),
-        ("--schedule --foo", ["--foo: plan knows no such option without"]),
+        ("--schedule --foo", ["--foo: plan has no such option without"]),
         ("", ["plan needs one of: a RECIPE (or the name of a known model), --schedule, --compare"]),
         ("a.yaml --compare", ["plan needs one of: a RECIPE"]),
         ("nowhere.yaml", ["nowhere.yaml: no such recipe"]),

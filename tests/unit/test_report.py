@@ -143,8 +143,8 @@ def test_errors(monkeypatch, capsys, tmp_path):
     run = make_run(tmp_path)
     code, _, err = command(str(tmp_path / "a"), str(run), str(tmp_path))
     assert code == 2 and err.splitlines() == [
-        f"error: {tmp_path / 'a'}: no such run",
-        f"error: {tmp_path}: not a run, it has no recipe.yaml",
+        f"error: {tmp_path / 'a'}: no such run: name the folder of a run (training.output)",
+        f"error: {tmp_path}: not a run, it has no recipe.yaml: name the folder of a run (training.output)",
     ]
     assert command(str(run), "--output", "a.pdf") == (2, "", "error: --output: must end in .html, got 'a.pdf'\n")
     code, _, err = command(str(run), "--output", str(run / "recipe.yaml" / "a.html"))

@@ -149,6 +149,14 @@ def test_the_command(monkeypatch, capsys, run):
         return end.value.code, *capsys.readouterr()
 
     assert command(str(run))[0] == 1
-    assert command(str(run / "nowhere")) == (2, "", f"error: {run / 'nowhere'}: no such run\n")
+    assert command(str(run / "nowhere")) == (
+        2,
+        "",
+        f"error: {run / 'nowhere'}: no such run: name the folder of a run (training.output)\n",
+    )
     (run / "recipe.yaml").unlink()
-    assert command(str(run)) == (2, "", f"error: {run}: not a run, it has no recipe.yaml\n")
+    assert command(str(run)) == (
+        2,
+        "",
+        f"error: {run}: not a run, it has no recipe.yaml: name the folder of a run (training.output)\n",
+    )
