@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import uuid
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ def tokenize_documents(
 
     BOS is added where the tokenizer does so by itself. The result is cached under the documents' fingerprint and the
     tokenizer's content, so it outlives the process and changes with either. `datasets` writes to a temporary
-    file and renames it: a killed process leaves no torn cache, and several processes may do the same work at once.
+    file and renames it: a killed process leaves no torn cache, and several processes may do the same work at once. The
+    file's SHA-256 is beside it, and a file that does not match is made again.
 
     Args:
         documents: A data set with a column "text".
@@ -89,13 +91,39 @@ def _map_cached(documents: Dataset, file: Path, options: dict[str, Any]) -> tupl
 
     try:
         if file.is_file():
-            with suppress(OSError, pa.ArrowException):
-                return attempt()
+            if _is_intact(file):
+                with suppress(OSError, pa.ArrowException):
+                    return attempt()
             logger.warning("%s is damaged: the documents are tokenized again", file)
-            file.unlink()
-        return attempt()
+            file.unlink(missing_ok=True)
+        made = attempt()
+        if file.is_file():  # several processes write a file each
+            aside = file.with_suffix(f".{uuid.uuid4().hex}")
+            aside.write_text(_sha256(file), encoding="ascii")
+            aside.replace(_digest_file(file))
+        return made
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"tokens cannot be kept in {file.parent}: {first_line(error)}") from None
+
+
+def _is_intact(file: Path) -> bool:
+    """Tell whether a cache has the content that was written; the caches of earlier versions have no hash to say so.
+
+    Arrow does not notice a flipped bit: it would change a token without a word, or end the interpreter.
+    """
+    digest = _digest_file(file)
+    return not digest.is_file() or digest.read_text(encoding="ascii", errors="replace") == _sha256(file)
+
+
+def _digest_file(file: Path) -> Path:
+    """Return the file that holds the SHA-256 of a cache."""
+    return file.with_suffix(".sha256")
+
+
+def _sha256(file: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def document_lengths(tokens: Dataset) -> np.ndarray:

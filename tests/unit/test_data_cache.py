@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 
 from hmt_ds.data import DataError, load_documents, load_tokenizer, tokenize_documents, train_sentencepiece
@@ -35,11 +36,17 @@ def tokens(folder, tmp_path, monkeypatch):
     )[:]
 
 
+def arrow_file(folder: Path) -> Path:
+    """Return the only cached data set below a folder."""
+    (file,) = folder.rglob("*.arrow")
+    return file
+
+
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 @pytest.mark.parametrize("cache", ["cache", "datasets"])
 def test_a_damaged_cache_is_made_again(tokens, tmp_path, caplog, cache, damage):
     expected = tokens()
-    (file,) = (tmp_path / cache).rglob("*.arrow")
+    file = arrow_file(tmp_path / cache)
     written = file.read_bytes()
     if cache == "datasets":
         for kept in (tmp_path / "cache").iterdir():  # else its tokens are found, and the text is not read
@@ -52,10 +59,35 @@ def test_a_damaged_cache_is_made_again(tokens, tmp_path, caplog, cache, damage):
 
 def test_a_cache_that_cannot_be_written(tokens, tmp_path):
     expected = tokens()
-    (file,) = (tmp_path / "cache").iterdir()
+    file = arrow_file(tmp_path / "cache")
     file.unlink()
     file.mkdir()
     with pytest.raises(DataError, match=rf"^tokens cannot be kept in {tmp_path}/cache: [^\n]+$"):
         tokens()
     file.rmdir()
     assert tokens() == expected
+
+
+def test_a_flipped_bit_is_noticed(tokens, tmp_path, caplog):
+    """Wherever it is: in token ids it would change the training without a word, in Arrow's headers end the process."""
+    expected, random = tokens(), np.random.default_rng(0)
+    file = arrow_file(tmp_path / "cache")
+    written = file.read_bytes()
+    for flips, place in enumerate(random.integers(8 * len(written), size=10), start=1):
+        damaged = bytearray(written)
+        damaged[place // 8] ^= 1 << place % 8
+        file.write_bytes(damaged)
+        assert tokens() == expected and file.read_bytes() == written, place
+        assert caplog.text.count("is damaged") == flips, place
+
+
+def test_a_cache_without_its_hash_is_used(tokens, tmp_path, caplog):
+    """Such as one of an earlier version; a hash that is damaged itself only costs the time to tokenize again."""
+    expected, folder = tokens(), tmp_path / "cache"
+    (digest,) = folder.glob("*.sha256")
+    written = digest.read_bytes()
+    digest.write_bytes(b"\xff" + written[1:])
+    assert tokens() == expected and "is damaged" in caplog.text and digest.read_bytes() == written
+    digest.unlink()
+    caplog.clear()
+    assert tokens() == expected and not caplog.text
