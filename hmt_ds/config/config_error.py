@@ -10,6 +10,7 @@ from pydantic_core import ErrorDetails
 
 from hmt_ds.config.sections import keys
 
+MOST_CHARACTERS = 200  # of a wrong value in its line
 UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's names for it in models and in dataclasses
 MESSAGES = {
     **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "must be a whole number"),
@@ -77,9 +78,15 @@ def problem_line(key: str, problems: Sequence[ErrorDetails]) -> str:
     problems = [one for one in problems if one["type"] == "value_error"] or problems  # the one that says most
     value = problems[0]["input"]
     said = problems[0]["type"] == "value_error" or (isinstance(value, dict) and len(str(value)) > 80)
-    shown = "" if said else f", got {reprlib.repr(value) if isinstance(value, int) else repr(value)}"
+    shown = "" if said else f", got {shortened(value)}"
     first, *others = dict.fromkeys(map(message, problems))
     return f"{key}: {' or '.join([first, *(other.removeprefix('must be ') for other in others)])}{shown}"
+
+
+def shortened(value: object) -> str:
+    """Return a value as Python writes it; of a long one its beginning and end."""
+    # a number of thousands of digits cannot be written at all
+    return reprlib.repr(value) if isinstance(value, int) or len(repr(value)) > MOST_CHARACTERS else repr(value)
 
 
 def message(problem: ErrorDetails) -> str:
