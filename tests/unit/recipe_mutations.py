@@ -66,8 +66,9 @@ def misspell(values: Values, chance: random.Random) -> None:
     """Change a letter of a key, or move it into another section."""
     place = chance.choice(list(places(values)))
     value = parent(values, place).pop(place[-1])
-    at = chance.randrange(len(place[-1]) + 1)
-    name = place[-1][:at] + chance.choice("aX_.- \t") + place[-1][at + chance.randrange(2) :]
+    old = str(place[-1])
+    at = chance.randrange(len(old) + 1)
+    name = old[:at] + chance.choice("aX_.- \t") + old[at + chance.randrange(2) :]
     parent(values, (*chance.choice([place[:-1], ("memory",), ()]), name))[name] = value
 
 
