@@ -185,6 +185,8 @@ def test_a_run_has_the_same_colour_in_every_picture(tmp_path):
     page = write_report(runs, None).read_text()
     answers = page.partition('<section id="questions-and-recall">')[2].partition("</section>")[0]
     assert COLOURS[1] in answers and COLOURS[0] not in answers
+    metrics = page.partition('<section id="training">')[2].partition("</section>")[0]
+    assert COLOURS[0] in metrics and COLOURS[1] in metrics
 
 
 def test_small_parts():

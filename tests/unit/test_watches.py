@@ -45,6 +45,11 @@ def test_no_spike(losses):
     assert lines_of(CurveWatch(), [(loss, 100.0) for loss in losses]) == []
 
 
+def test_a_second_spike_soon_after_the_first_is_not_named():
+    losses = [3.0] * 40 + [9.0] + [3.0] * 20 + [9.0]
+    assert [step for step, _ in lines_of(CurveWatch(), [(loss, 100.0) for loss in losses])] == [41]
+
+
 def test_a_spike_after_a_quiet_time_is_named_again():
     losses = [3.0] * 40 + [9.0] + [3.0] * REMEMBERED + [9.0]
     assert [step for step, _ in lines_of(CurveWatch(), [(loss, 100.0) for loss in losses])] == [41, len(losses)]
@@ -200,3 +205,16 @@ def test_the_sums_of_a_probe(monkeypatch):
     assert found.sums == (3.0, 3.0, 5.0, 5.0, 5.0) and found.recalls == 2
     assert found.by_age[:5] == pytest.approx((0.6, 0, 0, 0, 1.4)) and sum(found.by_age[5:]) == 0
     assert found.from_oldest[:5] == pytest.approx((1.4, 0, 0, 0, 0.6))
+
+
+@pytest.mark.parametrize(("which", "counted"), [("swapped", 0.0), ("none", 2.0)])
+def test_a_row_without_a_partner(monkeypatch, which, counted):
+    """It has nobody's memories to be read with; without any it can be read."""
+    watch = watch_of(mode="rmt")
+    watch.which = which
+    labels = torch.tensor([[[1, 2]], [[3, 4]]])
+    window = Window(labels, labels, torch.full((2, 1), 2), torch.tensor([[False], [True]]))
+    output = SimpleNamespace(loss=torch.zeros(2), loss_instead=torch.ones(1, 2), recall=torch.zeros(2, 0))
+    monkeypatch.setattr(watch.executor, "read", lambda *_, **__: [(output, None)], raising=False)
+    monkeypatch.setattr(memory_watch, "all_reduce_sum", lambda sums: sums)
+    assert watch.read(window).sums[1] == counted
