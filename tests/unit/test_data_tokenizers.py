@@ -245,7 +245,8 @@ def test_several_processes_may_race(tokenizer, tmp_path):
     for racer in racers:
         racer.join()
     assert [racer.exitcode for racer in racers] == [0, 0, 0]
-    (cache,) = tmp_path.iterdir()  # no temporary file is left
+    cache, digest = sorted(tmp_path.iterdir())  # no temporary file is left
+    assert (cache.suffix, digest.suffix) == (".arrow", ".sha256")
     assert len(tokenize_documents(documents, tokenizer, cache_dir=tmp_path)) == len(Dataset.from_file(str(cache)))
 
 
