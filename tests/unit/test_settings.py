@@ -17,7 +17,7 @@ from hmt_ds.config.sections import fields_of, keys
 from hmt_ds.memory.settings import MemorySettings
 from hmt_ds.parallel.settings import ComputeSettings
 
-LAZY = ("memory", "backbones", "data", "checkpoint")
+LAZY = ("config", "memory", "backbones", "data", "checkpoint")
 PROJECT = Path(__file__).resolve().parents[2]
 SECTIONS = {
     "memory": (Memory, MemorySettings),
