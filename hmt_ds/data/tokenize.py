@@ -155,5 +155,9 @@ def _fingerprint(documents: Dataset, tokenizer: PreTrainedTokenizerBase, add_eos
     """Hash what the tokens depend on: of the tokenizer its content, never its path."""
     backend = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else sorted(tokenizer.get_vocab().items())
     content = [type(tokenizer).__name__, backend, tokenizer("").input_ids, tokenizer.eos_token_id]
+    if getattr(
+        tokenizer, "split_special_tokens", False
+    ):  # a setting of tokenizer_config.json that the backend does not know
+        content.append("split_special_tokens")
     parts = json.dumps([documents._fingerprint, content, add_eos])
     return hashlib.sha256(parts.encode()).hexdigest()[:32]

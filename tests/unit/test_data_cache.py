@@ -91,3 +91,14 @@ def test_a_cache_without_its_hash_is_used(tokens, tmp_path, caplog):
     digest.unlink()
     caplog.clear()
     assert tokens() == expected and not caplog.text
+
+
+def test_a_setting_that_changes_tokens_has_a_cache_of_its_own(folder, tmp_path):
+    """split_special_tokens is in tokenizer_config.json, and not in the vocabulary that the cache is named after."""
+    (tmp_path / "text.jsonl").write_text('{"text": "A short </s> document."}\n')
+    documents, tokenizer = load_documents(str(tmp_path / "text.jsonl")), load_tokenizer(str(folder / "tokenizer"))
+    whole, split = (
+        tokenize_documents(documents, tokenizer, cache_dir=tmp_path / "cache")[0]["input_ids"]
+        for tokenizer.split_special_tokens in (False, True)
+    )
+    assert len(split) > len(whole) and split[:-1] == tokenizer(documents[0]["text"]).input_ids

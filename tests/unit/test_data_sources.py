@@ -1,6 +1,7 @@
 """Every kind of source, and every error line."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -81,6 +82,15 @@ def test_a_folder_is_read_recursively_in_the_order_of_its_paths(tmp_path):
     for name in ("c.txt", "b/z.txt", "b/a.txt", "a.txt", ".draft.txt", "b/.ipynb_checkpoints/a.jsonl"):
         (folder / name).write_text(name)
     assert texts(folder) == ["a.txt", "b/a.txt", "b/z.txt", "c.txt"]
+
+
+def test_a_file_that_is_replaced_by_one_of_the_same_time(tmp_path):
+    """As rsync -t, tar and cp -p do it: the new one is read, and not the cache of the old one."""
+    for text in ("old text", "new text"):
+        (tmp_path / "new.jsonl").write_text(json.dumps({"text": text}) + "\n")
+        file = (tmp_path / "new.jsonl").replace(tmp_path / "text.jsonl")
+        os.utime(file, (1_700_000_000, 1_700_000_000))
+        assert texts(file) == [text]
 
 
 def test_saved_data_sets(tmp_path):
