@@ -29,8 +29,7 @@ def save_memory(cache: SegmentCache, file: Path, model: HMTForCausalLM, tokenize
     """Write the memory of a document that a cache of one row has read; return the size of the file in bytes.
 
     The file has ``memories [c, m, d]``, ``valid [c]``, ``tail [k]`` and ``tokens [w]``. Its metadata has the settings
-    of
-    the memory, the hashes of weights and tokenizer, and the number of closed segments.
+    of the memory, the hashes of weights and tokenizer, and the number of closed segments.
 
     Raises:
         ConversionError: if the file cannot be written.

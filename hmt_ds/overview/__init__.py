@@ -1,1 +1,1 @@
-"""What runs did and do: ``hmt-ds status`` and ``hmt-ds report``, from the files in their folders."""
+"""Status and reports of runs, from the files in their folders: ``hmt-ds status`` and ``hmt-ds report``."""

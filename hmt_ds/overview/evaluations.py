@@ -1,4 +1,4 @@
-"""Read what a report shows of a run's evaluations: held-out losses, and answers to questions."""
+"""Load the results of a run's evaluations for a report: held-out losses, and answers to questions."""
 
 import json
 from dataclasses import dataclass

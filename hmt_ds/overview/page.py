@@ -1,4 +1,4 @@
-"""The parts that a report's page consists of; ``report.html.j2`` lays them out."""
+"""The building blocks of a report's HTML page, which ``report.html.j2`` lays out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -9,10 +9,10 @@ from hmt_ds.overview.run_folder import RunFolder
 
 
 def planned_table(run: RunFolder) -> Table | None:
-    """Return the planned memory by part and the planned speed of a run beside the measured ones.
+    """Return a table of a run's planned memory by part (GiB) and planned speed (tokens/s), beside the measured ones.
 
     Returns:
-        None for a run on CPUs, on GPUs that the planner does not know, or of a model whose sizes are not known here.
+        None for a run on CPUs, on GPUs that the planner does not know, or of a model whose sizes are not known locally.
     """
     starts = run.events("start")
     if not starts or not run.rows:

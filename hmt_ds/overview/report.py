@@ -1,4 +1,4 @@
-"""``hmt-ds report RUN...``: one HTML file about runs, side by side, that needs no other file."""
+"""``hmt-ds report RUN...``: write one self-contained HTML page that compares runs."""
 
 import time
 from collections.abc import Sequence

@@ -1,4 +1,6 @@
-"""Read a run's folder: recipe, metrics, history, ranks, checkpoints. Imports no torch; nothing is locked or changed."""
+"""Read a run's folder: recipe, metrics, history, rank notes, checkpoints. Imports no torch, takes no lock, changes
+nothing.
+"""
 
 import json
 import time

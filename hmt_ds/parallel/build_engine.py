@@ -110,9 +110,8 @@ def build_reading_engine(model: HMT, options: ExecutorOptions, grid: object = No
     """Wrap a model in a DeepSpeed engine that only evaluates: without optimizer states, gradients and master weights.
 
     ZeRO-1 and ZeRO-2 shard only optimizer states and gradients, and DeepSpeed refuses them without an optimizer, so
-    they
-    become stage 0: every rank holds the whole weights. At stage 3 the weights stay sharded. Weights are loaded in the
-    dtype that they were trained in.
+    they become stage 0: every rank holds the whole weights. At stage 3 the weights stay sharded. Weights are loaded in
+    the dtype that they were trained in.
 
     Args:
         model: the model to evaluate.

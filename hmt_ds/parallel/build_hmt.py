@@ -93,8 +93,7 @@ def first_token(config: PretrainedConfig) -> int:
     """Return the id of the token that begins a text (BOS), else the one that ends it (EOS), else 0.
 
     An id outside the vocabulary is skipped: configurations for random weights keep the default ids of their family,
-    which
-    may exceed a smaller vocabulary.
+    which may exceed a smaller vocabulary.
     """
     named = [getattr(config, name, None) for name in ("bos_token_id", "eos_token_id")]
     ids = [i for one in named for i in (one if isinstance(one, list) else [one])]

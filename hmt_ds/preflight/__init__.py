@@ -1,1 +1,1 @@
-"""Checks of a recipe before any rank starts working."""
+"""Checks of a recipe, and loading of its data, before any rank starts training."""

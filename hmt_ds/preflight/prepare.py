@@ -1,4 +1,4 @@
-"""Check a recipe before anything starts, and read the data of its run. All problems are reported at once."""
+"""Check a recipe before training starts, report all problems at once, and load the data of the run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,13 +65,13 @@ class Prepared:
 
 
 def prepare(recipe: Recipe, recipe_file: str | Path, *, writes_output: bool = True, with_data: bool = True) -> Prepared:
-    """Check a recipe against the model, the data and this machine, and read its data.
+    """Check a recipe against the model, the data and this machine, and load its data.
 
     Args:
         recipe: the recipe.
-        recipe_file: path of the recipe; files may be named relative to it.
+        recipe_file: path of the recipe; paths in the recipe may be relative to its folder.
         writes_output: whether training.output will be written, so that it must not hold another run.
-        with_data: whether to read documents and tokenizer; otherwise they need not exist.
+        with_data: whether to load documents and tokenizer; otherwise they need not exist.
 
     Raises:
         ConfigError: with a line for each problem.
@@ -128,6 +128,10 @@ def check_model(recipe: Recipe, config: PreTrainedConfig, problems: Problems) ->
 
 def deepspeed_config(recipe: Recipe, recipe_file: str | Path) -> dict[str, Any]:
     """Read a recipe's DeepSpeed file, and fill in the values that the recipe determines.
+
+    Args:
+        recipe: the recipe.
+        recipe_file: path of the recipe; the DeepSpeed file may be relative to its folder.
 
     Raises:
         DeepSpeedConfigError: if there is no such file, or it contradicts the recipe.

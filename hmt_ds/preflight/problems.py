@@ -14,7 +14,7 @@ INPUT_ERRORS = (BackboneError, DataError, DeepSpeedConfigError, OptimizerError, 
 
 
 class Problems(list[str]):
-    """A list of a recipe's problems, one line each."""
+    """A list of problems with a recipe, one line of text each."""
 
     def attempt(self, action: Callable[[], T], prefix: str = "") -> T | None:
         """Return the result of ``action()``; if it raises one of ``INPUT_ERRORS``, append the error's lines and return

@@ -1,4 +1,4 @@
-"""Read and tokenize the documents of a recipe."""
+"""Load and tokenize the documents of a recipe."""
 
 from dataclasses import dataclass
 from functools import partial

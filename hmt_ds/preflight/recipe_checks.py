@@ -12,7 +12,7 @@ MOST_TOKENS = 2**30  # of one step on one rank; it holds the ids of all of them 
 
 
 def check_training(recipe: Recipe) -> list[str]:
-    """Return a line for each setting of a recipe that contradicts another one or this machine."""
+    """Return a line for each setting of a recipe that contradicts another setting or this machine."""
     problems = []
     memory = recipe.memory
     if memory.sensory_tokens > memory.segment_length:
@@ -106,7 +106,7 @@ def check_memory_recall(recipe: Recipe) -> list[str]:
 
 
 def warm_up_warnings(recipe: Recipe) -> list[str]:
-    """Return a line if the learning rate is still rising when the run ends."""
+    """Return a warning line if the learning rate is still rising when the run ends."""
     steps, total = recipe.schedule.params.get("warmup_num_steps"), recipe.training.steps
     if not isinstance(steps, int) or steps <= total:
         return []

@@ -1,1 +1,1 @@
-"""What users see of a run: progress, metrics, tables, plots."""
+"""Output for users: progress, log, metrics, history, tables for the terminal, plots."""

@@ -78,7 +78,7 @@ def run_table(result: Numbers) -> Table:
 
 
 def speed_table(speed: dict[str, Numbers]) -> Table:
-    """The table of rates (tokens/s, FLOP/s), for whole steps and for forward and backward passes alone."""
+    """Return the table of rates (tokens/s, FLOP/s) of whole steps, and of forward and backward passes alone."""
     table = Table(title="speed per GPU, the median step")
     for column in ("", "whole step", "forward and backward"):
         table.add_column(column, justify="right" if column else "left")
@@ -107,7 +107,7 @@ def number(value: float, key: str) -> str:
 
 
 def formulas(result: Numbers) -> str:
-    """A note on the FLOPs behind the rates of a benchmark, as formulas with their numbers."""
+    """Return a note with the formulas, filled in with numbers, for the FLOPs behind a benchmark's rates."""
     flops, run, peaks = result["flops"], result["run"], result["peak_flops_per_second"]
     again = flops["repeated_flops_per_window"] / flops["useful_flops_per_window"]
     lines = [
@@ -196,7 +196,7 @@ def memory_table(memory: Numbers, pipelines: int | None) -> Table:
 
 
 def reference_table(result: Numbers) -> Table:
-    """The table of forward and backward passes of hmt_ds and of HMT-pytorch on the same work."""
+    """Return the table that compares forward and backward passes of hmt_ds and HMT-pytorch on the same work."""
     ours, theirs = result["speed"]["forward_and_backward"], result["reference"]
     table = Table(title="forward and backward, beside HMT-pytorch")
     for column in ("", "tokens/s", "peak GiB"):
@@ -217,7 +217,7 @@ def reference_table(result: Numbers) -> Table:
 
 
 def reference_notes(result: Numbers) -> str:
-    """A note on what hmt_ds and HMT-pytorch have in common in the comparison, and what differs."""
+    """Return a note on what hmt_ds and HMT-pytorch have in common in a benchmark, and what differs."""
     run, option = result["run"], result["reference"]["segment_length_option_tokens"]
     return (
         "The same backbone and windows. hmt_ds: loss on every token, without its phases reduce and step, peak of the "

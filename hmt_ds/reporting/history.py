@@ -1,8 +1,9 @@
-"""The history of a run: a JSON line for each start, checkpoint, evaluation, warning and end, with its time.
+"""The history of a run: a JSON line for each start, checkpoint, evaluation, warning and end, with the time of the
+event.
 
 Kinds: start (ranks, step, environment), checkpoint (step, seconds), evaluation (step, seconds), warning (step, text),
-ranks (step, seconds of each rank's own work), rollback (step), stop, end, failed (step, text). Rows are never dropped:
-a resumed run appends to them.
+ranks (step, seconds of each rank's own work), rollback (step), stop, end, failed (step, text). Events are never
+dropped: a resumed run appends to them.
 """
 
 import json

@@ -27,7 +27,7 @@ class ScreenHandler(logging.Handler):
 
 
 def start_log(rank: int) -> None:
-    """Show hmt_ds's log messages on this rank's stderr."""
+    """Show hmt_ds's log messages on stderr: from INFO on rank 0, from WARNING on other ranks."""
     handler = ScreenHandler(logging.INFO if rank == 0 else logging.WARNING)
     layout = f"%(asctime)s rank {rank} %(levelname)s %(message)s"
     handler.setFormatter(logging.Formatter(layout, datefmt="%Y-%m-%d %H:%M:%S"))
@@ -39,7 +39,7 @@ def start_log(rank: int) -> None:
 
 @contextmanager
 def log_seconds(logger: logging.Logger, phase: str) -> Iterator[None]:
-    """Log the duration of the ``with`` block, unless it raises.
+    """Log the duration of the ``with`` block in seconds, unless the block raises.
 
     Args:
         logger: logger of the calling module.

@@ -19,13 +19,13 @@ logger = logging.getLogger(__name__)
 
 
 class Sink(Protocol):
-    """A destination of metrics: a file or a monitor."""
+    """Interface of a destination of metrics: a file or a monitor."""
 
     def write(self, row: Row) -> None:
         """Write the metrics of one step."""
 
     def close(self) -> None:
-        """Write metrics that are not written yet, after the last step."""
+        """Write metrics that are still buffered, after the last step."""
 
 
 class Metrics:
@@ -119,7 +119,7 @@ class LineFile:
         cut(file, lambda line: step_of(line) <= resume_step)
 
     def write(self, row: Row) -> None:
-        """Append the line of a step, after earlier lines that could not be written because the disk was full."""
+        """Append the line of a step, after earlier lines that a full disk has delayed."""
         if self.header and not self.unwritten and not self.file.stat().st_size:
             self.unwritten = self.header(row) + "\n"
         self.unwritten += self.as_line(row) + "\n"

@@ -9,11 +9,10 @@ STEP = "train/step"
 
 
 class Wandb:
-    """One wandb run for all starts of a training run; the wandb run's id is kept in the file ``wandb_run_id``.
+    """Sink that writes all starts of a training run into one wandb run, whose id is in the file ``wandb_run_id``.
 
     wandb's own step counter cannot be set back, and online it would drop the steps that a resumed run takes again. So
-    each row has its step as a metric, and the curves are drawn over that metric; a step that was taken twice appears
-    twice.
+    each row has its step as a metric, and curves are drawn over that metric; a step that was taken twice appears twice.
 
     Args:
         folder: folder of the run.
@@ -47,7 +46,7 @@ class Wandb:
 
 
 class TensorBoard:
-    """Writes metrics as TensorBoard event files into the folder ``tensorboard``.
+    """Sink that writes metrics as TensorBoard event files into the folder ``tensorboard`` of a run.
 
     Args:
         folder: folder of the run.

@@ -1,4 +1,4 @@
-"""A clock that splits the time of a training step by the phases that the executor names."""
+"""A clock that splits the seconds of a training step by the phases that the executor names."""
 
 import time
 from collections import defaultdict
@@ -32,7 +32,7 @@ class PhaseClock:
         self.begin()
 
     def begin(self) -> None:
-        """Begin a training step."""
+        """Start timing a training step."""
         self.open = ["other"]
         self.marks = [(self.now(), "other")]
 
@@ -69,5 +69,5 @@ class PhaseClock:
         return event
 
     def between(self, start: Moment, stop: Moment) -> float:
-        """Seconds from one moment to another, where moments are seconds or events in the GPU's stream."""
+        """Return the seconds between two moments, each from :meth:`now`."""
         return stop - start if self.device.type == "cpu" else start.elapsed_time(stop) / 1000

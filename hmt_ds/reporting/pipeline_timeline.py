@@ -20,7 +20,7 @@ SHORTEST, NAMED = 2, 4  # fewest columns of the shortest bar, and of a segment's
 
 
 class Pass(Protocol):
-    """A forward or backward pass of a pipeline stage; its ``repr`` is its name in the drawing."""
+    """Interface of a forward or backward pass to draw, whose ``repr`` is the name shown."""
 
     @property
     def kind(self) -> str:
@@ -32,11 +32,11 @@ class Pass(Protocol):
 
 
 class Bar(Protocol):
-    """A pass with its start and stop, in any unit of time."""
+    """Interface of a pass with its start and stop, in any unit of time."""
 
     @property
     def action(self) -> Pass:
-        """The pass that a bar of the drawing shows."""
+        """The pass that the bar shows."""
 
     @property
     def start(self) -> float:
@@ -102,7 +102,7 @@ def label(action: Pass, columns: int) -> str:
 
 
 def legend(stages: Sequence[Sequence[Bar]]) -> Text:
-    """The legend of a drawn pipeline schedule: the meaning of its letters and colours."""
+    """Return the legend of a drawn pipeline schedule: the meaning of letters and colours."""
     drawn = {(bar.action.kind, bar.action.backward): repr(bar.action)[0] for bars in stages for bar in bars}
     line = Text()
     for key, (style, words) in STYLES.items():

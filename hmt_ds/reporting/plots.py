@@ -67,12 +67,12 @@ def plot_evaluation(rows: Sequence[LossRow], positions: Sequence[LossRow], file:
 
 
 def draw_intervals(axes: Axes, rows: Sequence[LossRow], series: Sequence[tuple[str, str]], label: str) -> None:
-    """Draw values with their confidence intervals as error bars.
+    """Draw values in nats per token with their 95% intervals as error bars.
 
     Args:
         axes: matplotlib's axes.
         rows: rows of an evaluation's table.
-        series: for each curve the name of a cost, or "" for the loss, and its colour.
+        series: for each curve, the name of a cost ("" for the loss) and its colour.
         label: label of the vertical axis.
     """
     for name, colour in series:

@@ -1,4 +1,4 @@
-"""Show the progress of a run: a bar in a terminal, a log line per step elsewhere. And print errors."""
+"""Show the progress of a run, as a bar in a terminal and as log lines elsewhere, and print errors."""
 
 import logging
 import sys

@@ -1,4 +1,4 @@
-"""Show retrieval from memory: a table of right answers, and a picture of recall weights."""
+"""Show results on retrieval from memory: tables and plots of right answers, and a picture of recall weights."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

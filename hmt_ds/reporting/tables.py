@@ -1,4 +1,4 @@
-"""Tables for the terminal: the recipe, its keys, and estimated steps on clusters."""
+"""Tables for the terminal: a recipe, the keys of recipes, estimated steps on clusters."""
 
 from collections.abc import Iterable
 from types import UnionType
@@ -66,7 +66,7 @@ def keys_markdown(keys: Iterable[tuple[str, Any]]) -> str:
 
 
 def type_name(kind: Any) -> str:
-    """The name of a type for users, such as ``int | auto``."""
+    """Return the name of a type as help texts show it, such as ``int | auto``."""
     if isinstance(kind, type):
         return kind.__name__
     if get_origin(kind) is Annotated:  # a number with its limits

@@ -1,1 +1,1 @@
-"""Tasks on long documents that are generated on the spot, and their scores: `hmt-ds evaluate SOURCE --tasks ...`."""
+"""Question-answering tasks on generated long documents, and their scores: `hmt-ds evaluate SOURCE --tasks ...`."""

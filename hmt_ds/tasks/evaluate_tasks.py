@@ -25,16 +25,19 @@ PLACES = 10  # parts of a document in the heat map
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer, as it is written to JSON.
+    """One answer to a generated document's question, as written to JSON.
 
     Attributes:
         task: name of the task.
         length: tokens of the document.
         place: where the last needed fact begins, as a fraction of the document.
-        reading: how the document was read.
-        question, expected, found: texts.
-        right: whether the answer is named and nothing else, as BABILong scores.
-        exact_match, f1: as SQuAD and LongBench score.
+        reading: how the document was read: ``memory``, ``swapped``, ``empty``, ...
+        question: the question.
+        expected: the right answer.
+        found: what the model answered.
+        right: 1 if the answer names the right label and no other, as BABILong scores, else 0.
+        exact_match: 1 if the answers are equal after normalization, as SQuAD scores, else 0.
+        f1: F1 of the answer's words, from 0 to 1, as SQuAD and LongBench score.
     """
 
     task: str
@@ -50,7 +53,12 @@ class Answer:
 
 
 def evaluate_tasks(source: Path, options: TaskOptions) -> None:
-    """Print the share of right answers by task, length and reading; write every answer, and a heat map, if asked.
+    """Print the percentage of right answers by task, length and way of reading; write all answers and a heat map if
+    asked.
+
+    Args:
+        source: a run, a checkpoint of a run, or a converted folder.
+        options: tasks, lengths, ways of reading, and files to write.
 
     Raises:
         ConversionError: or another of ``hmt_ds.conversion.convert.MISTAKES``, with a line for each problem.
@@ -79,14 +87,28 @@ def evaluate_tasks(source: Path, options: TaskOptions) -> None:
 
 
 def batches(haystack: Haystack, name: str, length: int, options: TaskOptions) -> Iterator[list[Task]]:
-    """Yield the documents of one task and length, at least two together, so that memories can be swapped."""
+    """Yield the documents of one task and length in batches of at least two, so that memories can be swapped.
+
+    Args:
+        haystack: maker of the documents.
+        name: name of the task.
+        length: tokens of a document.
+        options: number of documents, batch size and seed.
+    """
     numbers = options.seed * 1_000_000 + np.arange(options.samples)
     for part in np.array_split(numbers, max(1, options.samples // options.batch)):
         yield [haystack.task(name, length, int(seed)) for seed in part]
 
 
 def score(name: str, length: int, tasks: Sequence[Task], readings: Readings) -> Iterator[Answer]:
-    """Ask about a batch of documents, and score the answers of every reading."""
+    """Ask about a batch of documents, and yield the scored answers of every way of reading.
+
+    Args:
+        name: name of the task.
+        length: tokens of a document.
+        tasks: the documents with their questions.
+        readings: answers questions in several ways of reading.
+    """
     for reading, texts in readings.answers(tasks).items():
         for task, text in zip(tasks, texts, strict=True):
             story, found = task.story, (text.splitlines() or [""])[0]
@@ -105,7 +127,14 @@ def score(name: str, length: int, tasks: Sequence[Task], readings: Readings) -> 
 
 
 def figures_of(answers: Sequence[Answer], name: str, length: int, readings: Sequence[str]) -> TaskFigures:
-    """Sum up the answers to one task at one length."""
+    """Summarize the answers to one task at one document length.
+
+    Args:
+        answers: all answers, of any task and length.
+        name: name of the task.
+        length: tokens of a document.
+        readings: names of the ways of reading.
+    """
     own = [answer for answer in answers if (answer.task, answer.length) == (name, length)]
     right = {reading: [answer.right for answer in own if answer.reading == reading] for reading in readings}
     places: list[list[float]] = [[] for _ in range(PLACES)]

@@ -1,4 +1,4 @@
-"""Stories hidden in a novel: documents of a number of tokens, with the question at their end."""
+"""Documents of a given number of tokens: facts of a story hidden among sentences of a novel, with a question."""
 
 import re
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ SENTENCE = re.compile(r"(?<=[.!?][\"']|.[.!?])(?<!Mr\.)(?<!Mrs\.)\s+(?=[\"'A-Z])
 
 @dataclass(frozen=True)
 class Task:
-    """One document and its question.
+    """One generated document and its question.
 
     Attributes:
         text: the document, without the question.
         question: text that the answer follows.
-        story: what is asked.
+        story: the facts, the question and the right answer.
         place: where the last needed fact begins, as a fraction of the document.
     """
 
@@ -32,11 +32,11 @@ class Task:
 
 
 class Haystack:
-    """Hides stories among the sentences of a novel.
+    """Maker of documents that hide stories among the sentences of a novel.
 
     Args:
         tokenizer: counts tokens.
-        part: ``train`` or ``test``: another novel.
+        part: ``train`` or ``test``, which use different novels.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, part: str):
@@ -47,15 +47,20 @@ class Haystack:
         self.sizes = [self.count(f" {sentence}") for sentence in self.sentences]
 
     def count(self, text: str) -> int:
-        """Return the number of tokens of a text within a document."""
+        """Return the number of tokens of a text that stands inside a document, without BOS and EOS."""
         return len(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
     def task(self, name: str, length: int, seed: int) -> Task:
-        """Make a document of about ``length`` tokens, the question not counted; the same arguments give the same one.
+        """Make a document of about ``length`` tokens, not counting the question; equal arguments give equal documents.
 
-        Sentences of the novel follow each other as in the novel, from a random one on, and again from its beginning
-        where it ends. The facts are at random places between them, in their order. A story that is longer by itself
-        stands alone.
+        Sentences of the novel follow each other as in the novel, from a random one on, and from the beginning again
+        after the end. The facts are inserted at random places, in order. A story longer than ``length`` gets no
+        sentences of the novel.
+
+        Args:
+            name: name of the task.
+            length: tokens of the document.
+            seed: seed of the random choices.
         """
         random = Random(f"{name} {length} {seed}")
         story = TASKS[name](random)

@@ -21,7 +21,7 @@ RANGE = re.compile(r"(.*?)(\d)\.\.(\d)")
 
 
 def split(texts: object) -> object:
-    """Split texts at commas, and expand ``qa1..5``, into a tuple without repetitions."""
+    """Split texts at commas, and expand ranges such as ``qa1..5``, into a tuple without repetitions."""
     if not isinstance(texts, list | tuple):
         return texts
     parts: list[object] = []
@@ -36,42 +36,47 @@ Split = BeforeValidator(split)
 
 @dataclass(frozen=True, config=STRICT)
 class TaskOptions(Options):
-    """The options of `hmt-ds evaluate` that concern generated tasks."""
+    """The options of `hmt-ds evaluate` for generated tasks."""
 
     tasks: Annotated[tuple[TaskName, ...], "NAMES", Split] = ()
-    """ask questions about generated documents instead: passkey, babilong-qa1 to babilong-qa5 (babilong-qa1..5); of a
-    run, a checkpoint or a converted folder"""
+    """instead of held-out losses, ask a run, a checkpoint or a converted folder questions about generated documents:
+    one or more of passkey and babilong-qa1 to babilong-qa5, with commas or as babilong-qa1..5"""
     questions: Annotated[FilePath | None, "FILE"] = None
-    """ask the questions of a .jsonl file instead, with the keys context, input and answers, as in LongBench"""
+    """instead of held-out losses, ask the questions of a .jsonl file whose lines have the keys context, input and
+    answers, as in LongBench"""
     lengths: Annotated[tuple[AtLeastOne, ...], "N,N", Split] = (4096,)
-    """with --tasks: tokens of the documents"""
+    """with --tasks: length of the generated documents in tokens; several with commas"""
     answer_tokens: AtLeastOne = 16
-    """when asking: largest number of tokens of an answer"""
+    """with --tasks or --questions: largest number of tokens to generate for an answer"""
     readings: Annotated[tuple[ReadingName, ...], "NAMES", Split] = ("memory", "swapped", "empty")
-    """when asking: memory; swapped: with another document's memories; empty: with none; truncated and full: the
-    backbone alone, with the last tokens that a segment holds, or with all of them"""
+    """with --tasks or --questions: how documents are read, with commas. memory: with their own memories; swapped: with
+    another document's; empty: with none; truncated: by the backbone alone, only the last tokens, as many as a segment
+    holds; full: by the backbone alone, all tokens"""
     samples: Annotated[AtLeastOne, Field(ge=2)] = 50
-    """with --tasks: documents of each task and length"""
+    """with --tasks: number of documents of each task and length"""
     batch: Annotated[AtLeastOne, Field(ge=2)] = 8
-    """when asking: documents that are read together"""
+    """with --tasks or --questions: number of documents in a batch; more is faster and takes more memory"""
     seed: Annotated[WholeNumber, Field(ge=0)] = 0
-    """with --tasks: other documents"""
+    """with --tasks: seed of the generated documents; the same seed gives the same documents"""
     json: Annotated[FilePath | None, "FILE"] = None
-    """when asking: file to write every answer to"""
+    """with --tasks or --questions: JSON file to write all answers and scores to (default: not written)"""
     picture: Annotated[FilePath | None, "FILE", AfterValidator(lambda file: file and check_picture(file))] = None
-    """with --tasks: heat map of length against place, as .png, .svg or .pdf"""
+    """with --tasks: picture file (.png, .svg or .pdf) for a heat map of right answers by document length and by
+    place of the fact in the document (default: not drawn)"""
     tokenizer: Annotated[PathText | None, "DIR"] = None
-    """when asking: folder or hub name of the tokenizer; default: the source's own"""
+    """with --tasks or --questions: folder or hub name of the tokenizer (default: the one stored with the model or
+    named in its recipe)"""
     dtype: Literal["bf16", "fp32"] | None = None
-    """when asking: type of the weights; default: the folder's own, or the type that the run computed in"""
+    """with --tasks or --questions: dtype of the loaded weights (default: that of a converted folder, or the precision
+    of a run)"""
 
     @property
     def asks(self) -> bool:
-        """Whether anything is asked, so that held-out losses are not measured."""
+        """Whether questions are asked (--tasks or --questions) instead of measuring held-out losses."""
         return bool(self.tasks or self.questions)
 
     def conflicts(self) -> list[str]:
-        """Return a line for options that do nothing alone, for a missing file, and for one that cannot be written."""
+        """Return an error line for each option without --tasks or --questions, and for a missing or unwritable file."""
         if not self.asks:
             default = TaskOptions()
             given = [name for name in vars(default) if getattr(self, name) != getattr(default, name)]
@@ -90,18 +95,18 @@ class WriteOptions(Options):
     """The options of `hmt-ds tasks`."""
 
     output: Annotated[FilePath | None, "FILE"] = None
-    """new .jsonl file to write; required"""
+    """new .jsonl file to write the documents to, required"""
     tokenizer: Annotated[PathText | None, "DIR"] = None
-    """folder or hub name of the tokenizer that counts tokens; required"""
+    """folder or hub name of the tokenizer with which lengths are counted, required"""
     lengths: Annotated[tuple[AtLeastOne, ...], "N,N", Split] = (4096,)
-    """tokens of the documents, in turn"""
+    """length of the documents in tokens; several, with commas, take turns"""
     documents: AtLeastOne = 1000
-    """number of documents of each task"""
+    """number of documents to write for each task"""
     seed: Annotated[WholeNumber, Field(ge=0)] = 0
-    """other documents"""
+    """seed of the generated documents; the same seed gives the same documents"""
 
     def conflicts(self) -> list[str]:
-        """Return a line for each required option that is missing, and for a file that exists."""
+        """Return an error line for each required option that is missing, and for an output file that exists."""
         problems = [f"--{name}: missing" for name in ("output", "tokenizer") if getattr(self, name) is None]
         if self.output and (self.output.suffix != ".jsonl" or self.output.exists()):
             problems.append(f"--output: {self.output} exists already, or does not end in .jsonl")

@@ -1,4 +1,4 @@
-"""Ways to read a document before its question: with its memory, another's, none, or by the backbone alone."""
+"""Ways to read a document before its question: with its memory, another's memory, none, or by the backbone alone."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -53,20 +53,27 @@ class Readings:
         )
 
     def check(self, length: int) -> None:
-        """Refuse documents that the backbone cannot read as a whole, if it is asked to.
+        """Refuse documents longer than the backbone's maximum number of positions, if the way of reading ``full`` is
+        asked for.
+
+        Args:
+            length: tokens of a document.
 
         Raises:
-            ConversionError: naming its positions.
+            ConversionError: with both numbers.
         """
         config = self.asked.model.backbone_model.config
         if "full" in self.names and family_of(config).hard_positions:
             most = config.max_position_embeddings
             if length + self.new > most:
-                raise ConversionError(f"--readings full: {length} tokens, but the backbone has {most} positions")
+                raise ConversionError(
+                    f"--readings full: {length} tokens exceed the backbone's {most} "
+                    "positions: shorten --lengths or leave full out"
+                )
 
     @torch.no_grad()
     def answers(self, tasks: Sequence[Asks]) -> dict[ReadingName, list[str]]:
-        """Return the text after each question, by the way of reading."""
+        """Return the generated answer to each task's question, by way of reading."""
         documents = [encode(self.asked.tokenizer, task.text, begins=True) for task in tasks]
         questions = [encode(self.asked.tokenizer, task.question, begins=False) for task in tasks]
         found: dict[ReadingName, list[str]] = {}
@@ -80,7 +87,7 @@ class Readings:
         return {name: found[name] for name in self.names}
 
     def read(self, documents: Sequence[Sequence[int]]) -> SegmentCache:
-        """Read documents into a cache."""
+        """Read token ids of several documents into a new cache, one row each."""
         cache = SegmentCache()
         ids, mask = pad_left(documents, self.pad, self.asked.model.device)
         self.asked.model(ids, attention_mask=mask, past_key_values=cache, logits_to_keep=1)
@@ -88,7 +95,13 @@ class Readings:
         return cache
 
     def ask(self, cache: SegmentCache, change: Change, questions: Sequence[Sequence[int]]) -> list[str]:
-        """Answer questions behind a cache whose memories were changed. The open segment is read again with them."""
+        """Answer questions after a document, with changed memories, with which the open segment is read again.
+
+        Args:
+            cache: cache that has read the documents, one row each; copied, not changed.
+            change: function that changes the memories.
+            questions: token ids of each row's question.
+        """
         cache = copy.deepcopy(cache)
         assert cache.rows is not None
         cache.rows = replace(cache.rows, state=change(cache.rows.state))
@@ -103,7 +116,13 @@ class Readings:
     def by_backbone(
         self, documents: Sequence[Sequence[int]], questions: Sequence[Sequence[int]], *, whole: bool
     ) -> list[str]:
-        """Answer with the backbone alone, from all tokens or from as many last ones as a segment holds."""
+        """Answer with the backbone alone, without memory.
+
+        Args:
+            documents: token ids of the documents.
+            questions: token ids of the questions.
+            whole: whether to read all tokens; otherwise only as many last ones as fit into a segment.
+        """
         settings = self.asked.model.hmt.settings
         window = settings.sensory_tokens + settings.segment_length
         rows = [[*document, *question] for document, question in zip(documents, questions, strict=True)]

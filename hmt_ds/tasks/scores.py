@@ -1,4 +1,4 @@
-"""Scores of answers, as the public evaluations compute them."""
+"""Scores of answers as in public evaluations: exact match and F1 (SQuAD, LongBench), named label (BABILong)."""
 
 import re
 import string
@@ -15,21 +15,27 @@ def normalize(text: str) -> list[str]:
 
 
 def exact_match(found: str, answer: str) -> float:
-    """Return 1 if two answers are equal up to case, punctuation, articles and blanks."""
+    """Return 1 if two answers are equal up to case, punctuation, articles and blanks, else 0."""
     return float(normalize(found) == normalize(answer))
 
 
 def f1(found: str, answer: str) -> float:
-    """Return the harmonic mean of precision and recall of an answer's words, each counted as often as it is there."""
+    """Return the F1 (0 to 1) of a generated answer's words against the right answer's, repeated words counted."""
     ours, theirs = Counter(normalize(found)), Counter(normalize(answer))
     common = (ours & theirs).total()
     return 2 * common / (ours.total() + theirs.total()) if common else 0.0
 
 
 def names_only(found: str, answer: str, question: str, labels: Collection[str]) -> float:
-    """Return 1 if the first sentence names the answer and no other label, as BABILong scores.
+    """Return 1 if the first sentence names the right answer and no other label, as BABILong scores, else 0.
 
     Labels that the question names may be repeated in the answer.
+
+    Args:
+        found: what the model answered.
+        answer: the right label.
+        question: the question.
+        labels: all labels that could be answers.
     """
     sentence = found.lower().strip().split(".")[0].split("question:")[0]
     asked = question.lower()

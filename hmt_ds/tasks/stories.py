@@ -1,7 +1,7 @@
 """Short stories of a simulated world, with a question and its answer, in the manner of bAbI's tasks 1 to 5.
 
-Each is made by drawing events, so no data set is needed. The wording is that of bAbI (Weston et al., arXiv 1502.05698),
-so that BABILong's scores apply.
+Stories are made by drawing random events, so no data set is needed. The wording is that of bAbI (Weston et al., arXiv
+1502.05698), so that BABILong's scores apply.
 """
 
 from collections.abc import Callable
@@ -20,14 +20,14 @@ DIRECTIONS = {"north": "south", "south": "north", "east": "west", "west": "east"
 
 @dataclass(frozen=True)
 class Story:
-    """Facts in the order in which they are told, and one question.
+    """Facts of a story in the order in which they are told, and one question.
 
     Attributes:
         facts: sentences.
         question: the question, without its answer.
-        answer: one word.
-        told: number of the last fact that the answer needs.
-        labels: all words that could be answers to questions of this kind.
+        answer: the right answer, one word.
+        told: index of the last fact that the answer needs.
+        labels: all words that could be answers to such a question.
     """
 
     facts: list[str]
@@ -38,13 +38,13 @@ class Story:
 
 
 class World:
-    """People who walk, take things and leave them, and a log of what happened.
+    """Simulated people who walk, take things and leave them, with a record of the facts told.
 
     Attributes:
-        facts: what was told.
-        where: of each person the last place, and the number of the fact that told it.
-        holder: of each thing who has it.
-        trail: of each thing the places that it was in, each with the number of the fact that brought it there.
+        facts: sentences told so far.
+        where: for each person, the last place and the index of the fact that told it.
+        holder: for each thing, the person who has it.
+        trail: for each thing, the places that it was in, each with the index of the fact that brought it there.
     """
 
     def __init__(self, random: Random):
@@ -55,12 +55,12 @@ class World:
         self.trail: dict[str, list[tuple[str, int]]] = {thing: [] for thing in THINGS}
 
     def tell(self, sentence: str) -> int:
-        """Append a fact; return its number."""
+        """Append a sentence to the facts; return its index."""
         self.facts.append(sentence)
         return len(self.facts) - 1
 
     def go(self) -> None:
-        """Somebody goes elsewhere, with everything that he has."""
+        """Move a random person to another place, with everything that the person carries."""
         person = self.random.choice(PEOPLE)
         here = self.where.get(person, ("", 0))[0]
         place = self.random.choice([place for place in PLACES if place != here])
@@ -70,7 +70,7 @@ class World:
             self.trail[thing].append((place, number))
 
     def handle(self) -> None:
-        """Somebody whose place is known takes a thing that nobody has and that can be there, or drops one."""
+        """Let a random person whose place is known take a free thing that may be there, or drop a carried one."""
         person = self.random.choice([person for person in PEOPLE if person in self.where] or [""])
         thing = self.random.choice(THINGS)
         if self.holder.get(thing):
@@ -84,18 +84,18 @@ class World:
                 self.trail[thing].append((place, number))
 
     def happen(self, events: int) -> None:
-        """Let so many things happen: twice as many ways as handled things."""
+        """Simulate ``events`` random events: two moves for each taken or dropped thing."""
         while len(self.facts) < events:
             self.go() if self.random.random() < 0.66 else self.handle()
 
 
 def last(trail: list[tuple[str, int]]) -> int:
-    """Return the number of the fact that told a thing's last place; -1 without any."""
+    """Return the index of the fact that told a thing's last place; -1 for an empty trail."""
     return trail[-1][1] if trail else -1
 
 
 def where_is_a_person(random: Random) -> Story:
-    """Task 1, one supporting fact: Where is Mary?"""
+    """Make a story of task 1, one supporting fact: Where is Mary?"""
     world = World(random)
     for _ in range(random.randint(2, 10)):
         world.go()
@@ -105,7 +105,7 @@ def where_is_a_person(random: Random) -> Story:
 
 
 def where_is_a_thing(random: Random) -> Story:
-    """Task 2, two supporting facts: Where is the football?"""
+    """Make a story of task 2, two supporting facts: Where is the football?"""
     while True:
         world = World(random)
         world.happen(random.randint(4, 16))
@@ -116,7 +116,7 @@ def where_is_a_thing(random: Random) -> Story:
 
 
 def where_was_a_thing(random: Random) -> Story:
-    """Task 3, three supporting facts: Where was the football before the kitchen?"""
+    """Make a story of task 3, three supporting facts: Where was the football before the kitchen?"""
     while True:
         world = World(random)
         world.happen(random.randint(8, 24))
@@ -127,7 +127,7 @@ def where_was_a_thing(random: Random) -> Story:
 
 
 def what_is_beside(random: Random) -> Story:
-    """Task 4, relations of two: What is the bedroom north of?"""
+    """Make a story of task 4, relations of two: What is the bedroom north of?"""
     one, middle, other = random.sample(PLACES, 3)
     there = random.choice(sorted(DIRECTIONS))
     back = DIRECTIONS[there]
@@ -144,7 +144,7 @@ def what_is_beside(random: Random) -> Story:
 
 
 def who_gave_what(random: Random) -> Story:
-    """Task 5, relations of three: Who gave the milk to John?"""
+    """Make a story of task 5, relations of three: Who gave the milk to John?"""
     world = World(random)
     for _ in range(random.randint(1, 5)):
         world.go()
@@ -167,7 +167,7 @@ def who_gave_what(random: Random) -> Story:
 
 
 def pass_key(random: Random) -> Story:
-    """The pass key of Mohtashami and Jaggi (arXiv 2305.16300): one number, told once."""
+    """Make a story with the pass key of Mohtashami and Jaggi (arXiv 2305.16300): one number, told once."""
     key = str(random.randint(10_000, 99_999))
     fact = f"The pass key is {key}. Remember it. {key} is the pass key."
     return Story([fact], "What is the pass key?", key, 0, ())

@@ -11,9 +11,13 @@ from hmt_ds.tasks.options import WriteOptions
 
 
 def write_tasks(names: Sequence[str], options: WriteOptions) -> int:
-    """Write documents of all tasks in turn, each with its question and answer at the end; return their number.
+    """Write generated documents, each with its question and answer at the end; return the number of documents.
 
-    Their noise is another novel than that of ``hmt-ds evaluate --tasks``, and no document is the same.
+    Noise comes from another novel than for ``hmt-ds evaluate --tasks``, so no document is the same.
+
+    Args:
+        names: names of the tasks, which take turns.
+        options: output file, lengths, number of documents and seed.
 
     Raises:
         DataError: if the tokenizer cannot be loaded.

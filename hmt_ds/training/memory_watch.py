@@ -148,8 +148,7 @@ class MemoryWatch:
         """Read a window with its own and with other memories, and sum the costs over all ranks. Collective.
 
         The sums are ``[6 + 2 N]`` for N kept memories: five sums of costs and tokens, the number of recalls, and recall
-        weights
-        by age and by position; see :class:`Probe`.
+        weights by age and by position; see :class:`Probe`.
         """
         places = self.executor.settings.kept_memories
         sums = torch.zeros(6 + 2 * places, dtype=torch.float64, device=self.executor.device)

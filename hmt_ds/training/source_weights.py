@@ -26,8 +26,7 @@ def with_source_weights(recipe: Recipe) -> Recipe:
     Collective.
 
     The folder is in the new run's output, which makes the new run independent of the source run: when resumed, it uses
-    the
-    folder again, even if the source run has been trained further.
+    the folder again, even if the source run has been trained further.
 
     Raises:
         ConfigError: on all ranks, if a machine cannot read the checkpoint or write the folder.

@@ -260,7 +260,10 @@ def test_documents_to_train_on(run, tmp_path):
         (["evaluate", "hf", "--tasks", "passkey", "--picture", "a.doc"], ["--picture: must end in .png"]),
         (["evaluate", "hf", "--tasks", "passkey", "--json", "no/a.json"], ["--json: no/a.json cannot be written"]),
         (["evaluate", "hf", "--lengths", "100"], ["--lengths: only with --tasks", "hf is a converted folder"]),
-        (["evaluate", "gpt2", "--tasks", "passkey", "--readings", "full"], ["4096 tokens, but the backbone has 32"]),
+        (
+            ["evaluate", "gpt2", "--tasks", "passkey", "--readings", "full"],
+            ["4096 tokens exceed the backbone's 32 positions"],
+        ),
         (["tasks", "passkey"], ["--output: missing", "--tokenizer: missing"]),
         (["tasks", "passkey", "--output", "a.txt", "--tokenizer", "hf"], ["does not end in .jsonl"]),
     ],

@@ -64,8 +64,7 @@ class Channel:
         """Exchange a first message, with which NCCL creates the connection and blocks both hosts until it exists.
 
         All ranks connect channels in the same order. Connecting through the first window's messages would deadlock:
-        each
-        stage would block on the stage before it, and the first on the last.
+        each stage would block on the stage before it, and the first on the last.
         """
         if rank() == self.sender:
             self.send(torch.zeros(1, device=self.device))

@@ -134,8 +134,7 @@ def summary_group_size(stages: int, segments: int, micro_batches: int, share: fl
 
     One pass over twice the rows takes less than twice the time, and adds to the gradient accumulation buffers half as
     often. But larger groups must not make a stage idle: the first prompt exists after P passes of a group, and until
-    then
-    the first stage only has the summaries of two segments to work on.
+    then the first stage only has the summaries of two segments to work on.
 
     Args:
         stages: P, number of stages.
@@ -152,8 +151,7 @@ def forward_order(segments: int, micro_batches: int, mode: str, summary_group: i
     """Return the forward passes of every stage, with summaries two segments ahead: s0 s1 F0 s2 F1 s3 F2 F3.
 
     A segment's query must exist before its recall, and summaries fill the time in which a stage would otherwise wait
-    for
-    the prompt from the last stage.
+    for the prompt from the last stage.
 
     Args:
         segments: segments of the window.
@@ -299,8 +297,7 @@ def peak_live_inputs(actions: list[Action]) -> int:
 
     With memory, one per segment and micro-batch, and one per summary pass; without memory as many as
     :func:`warmup_passes` returns, at most segments x micro-batches; 0 for forward passes alone. Queries kept for
-    recalls
-    do not count.
+    recalls do not count.
 
     Args:
         actions: the stage's passes, in order.

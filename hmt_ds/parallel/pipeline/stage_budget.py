@@ -11,8 +11,7 @@ class StageBudget(ActivationBudget):
 
     The measured step keeps no graph. Afterwards the last forward passes, whose backward passes come first, keep their
     graphs as far as the memory left by the measured peak allows; the others stash their inputs and are recomputed.
-    Every
-    stage decides for itself.
+    Every stage decides for itself.
 
     Attributes:
         free_bytes: bytes of GPU memory for graphs; 0 before a step was measured.
