@@ -128,6 +128,9 @@ class SegmentCache(Cache):
             own = torch.arange(rows.tokens.shape[1], device=rows.tokens.device) < rows.counts()[:, None]
             rows = undo.pop().append(rows.tokens, own)
         if number > min(rows.lengths):
-            raise ValueError(f"{number} tokens cannot be taken back: only those of the last {BORDERS} segments can")
+            raise ValueError(
+                f"{number} tokens cannot be taken back: only those of the last {BORDERS} segments can; "
+                "read the document again"
+            )
         self.rows, self.undo, self.seen = rows.shortened(number), undo, self.seen - number
         self.drop_keys()

@@ -146,7 +146,7 @@ def read_gpus(text: str) -> tuple[int, Gpu]:
     gpu = GPUS[match[2].upper()]
     gib = float(match[3] or gpu.gib)
     if gib < 1:
-        raise ValueError(f"a GPU needs at least 1 GB, got {text!r}")
+        raise ValueError(f"the memory of a GPU must be at least 1 GB, got {text!r}: write it like H100-80GB")
     return int(match[1] or 1), Gpu(gpu.name, gpu.peak, gib, gpu.bandwidth, gpu.link)
 
 

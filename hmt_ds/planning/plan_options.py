@@ -154,8 +154,16 @@ def add_plan_options(command: argparse.ArgumentParser) -> None:
     """Add the recipe, and the options of ``--schedule`` and ``--compare``, to the parser of `hmt-ds plan`."""
     command.add_argument("source", nargs="?", metavar="RECIPE", help="a recipe, or the name of a known model")
     what = command.add_mutually_exclusive_group()
-    what.add_argument("--schedule", action="store_true", help="draw each stage's passes and compare with a lower bound")
-    what.add_argument("--compare", action="store_true", help="estimate the time of a step with pipelines and with ZeRO")
+    what.add_argument(
+        "--schedule",
+        action="store_true",
+        help="draw the passes of each pipeline stage over time, beside a lower bound on the duration",
+    )
+    what.add_argument(
+        "--compare",
+        action="store_true",
+        help="estimate the seconds of a step with pipelines, ZeRO-1 and ZeRO-3 on several numbers of GPUs",
+    )
     command.add_argument("--segments", metavar="N", help="segments per window (default: 4; with --compare 8)")
     add_options(command.add_argument_group("with a recipe"), RecipeOptions)
     add_options(command.add_argument_group("with --schedule"), ScheduleOptions, leave_out={"segments"})

@@ -70,7 +70,10 @@ def plan_recipe(recipe: Recipe, recipe_file: Path, fleet: Fleet) -> RecipePlan:
     training = recipe.training
     if fleet.count % recipe.pipeline.stages:
         raise ConfigError(
-            [f"--gpus: {fleet.count} GPUs cannot be split into pipelines of {recipe.pipeline.stages} stages"]
+            [
+                f"--gpus: {fleet.count} GPUs cannot be split into pipelines of "
+                f"{recipe.pipeline.stages} stages: give a multiple"
+            ]
         )
     work = work_of(recipe, fleet)
     own = estimate(work, own_layout(recipe, recipe_file, work, fleet), fleet)
