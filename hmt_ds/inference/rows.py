@@ -114,8 +114,7 @@ def remember(state: MemoryState, closes: Tensor, memory: Tensor, tail: Tensor, k
     Args:
         state: memories and sensory tokens of all rows.
         closes: ``[b]`` bool; True for rows that get the memory. Other rows get an invalid place in front instead, so
-            that
-            in each row the valid memories come last.
+            that in each row the valid memories come last.
         memory: ``[b, m, d]``.
         tail: the last k tokens of the closed segments, ``[b, k]``.
         keep: largest number of memories that a row keeps.

@@ -32,8 +32,7 @@ class Probe(NamedTuple):
 
     Attributes:
         sums: sums over all compared segments of d, t, d*d, d*t and t*t, where d is the cost of other memories in nats
-            and t
-            the number of tokens.
+            and t the number of tokens.
         by_age: sums of recall weight by how many segments back the memory lies, newest first.
         from_oldest: sums of recall weight by position of the memory, counted from a row's oldest one.
         recalls: number of segments whose recall was counted.

@@ -26,9 +26,8 @@ def make_scheduler(name: str, params: dict[str, object], total_steps: int) -> Ca
     Args:
         name: a class of DeepSpeed's ``lr_schedules`` or of ``torch.optim.lr_scheduler``.
         params: arguments of the schedule. Defaults: ``total_num_steps`` is ``total_steps`` (one more for
-            WarmupDecayLR),
-            ``warmup_num_steps`` is a tenth of ``total_steps``, at most 1,000, and ``warmup_max_lr`` is the optimizer's
-            learning rate.
+            WarmupDecayLR), ``warmup_num_steps`` is a tenth of ``total_steps``, at most 1,000, and ``warmup_max_lr`` is
+            the optimizer's learning rate.
         total_steps: optimizer steps of the run.
 
     Raises:

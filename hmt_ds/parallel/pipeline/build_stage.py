@@ -37,9 +37,8 @@ def stage_layers(
         config: configuration of the backbone.
         stages: number of stages.
         split: the number of layers of each stage; or measured times of a layer and of the head, to make the slowest
-            stage
-            as fast as possible; or ``auto``, to make the stage with the most parameters as small as possible. The head
-            counts, because it is a matrix product; embeddings, which are lookups, do not.
+            stage as fast as possible; or ``auto``, to make the stage with the most parameters as small as possible. The
+            head counts, because it is a matrix product; embeddings, which are lookups, do not.
     """
     if isinstance(split, list):
         return layer_ranges(split)
