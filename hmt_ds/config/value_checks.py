@@ -42,7 +42,9 @@ def expand_path(text: str) -> str:
     if path.startswith("~"):
         raise ValueError(f"{text}: no such user; write ./{text} for a name that begins with ~")
     if (left := re.search(r"\$(\w+|\{\w+\})", path)) and not os.path.exists(path):  # noqa: PTH110
-        raise ValueError(f"{text}: the environment variable {left[1].strip('{}')} is not set")
+        raise ValueError(
+            f"{text}: the environment variable {left[1].strip('{}')} is not set: set it, or write the path out"
+        )
     try:
         name = os.fsencode(path)
     except UnicodeEncodeError:

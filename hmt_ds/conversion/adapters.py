@@ -110,8 +110,8 @@ def check_untied(layers: set[str], model: HMT) -> None:
     for name in (name for names in tied for name in names):
         if name.removesuffix(".weight") in layers:
             raise ConversionError(
-                f"{name} has an adapter and is tied to another weight, so the adapter cannot be merged: write it with "
-                "--what adapter"
+                f"{name} has an adapter and is tied to another weight, so the adapter cannot be merged: "
+                "write a run's adapter with --what adapter"
             )
 
 

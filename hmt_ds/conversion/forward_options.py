@@ -104,7 +104,9 @@ def check_positions(position_ids: Tensor | None, real: Tensor | None, shape: tor
     counts = torch.ones_like(columns, dtype=torch.bool) if real is None else real
     found = position_ids.expand(shape)
     if not any(torch.equal(found[counts], default[counts]) for default in (columns, tokens)):
-        raise ValueError("position_ids must be the default ones: positions are counted within a segment")
+        raise ValueError(
+            "position_ids must be the default ones, because positions are counted within segments: leave them out"
+        )
 
 
 def first_position(logits_to_keep: int | Tensor, tokens: int) -> int:

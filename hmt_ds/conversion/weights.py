@@ -73,7 +73,7 @@ def folder_weights(folder: Path) -> Weights:
                 for name in saved.keys():  # noqa: SIM118
                     where[name], shapes[name] = file, tuple(saved.get_slice(name).get_shape())
         except (OSError, SafetensorError) as error:
-            raise ConversionError(f"{file} cannot be read: {error}") from None
+            raise ConversionError(f"{file} cannot be read: {error}: copy or download it again") from None
 
     def read(name: str) -> Tensor:
         with safe_open(where[name], framework="pt") as saved:
@@ -96,7 +96,9 @@ def weight_files(folder: Path) -> list[Path]:
             try:
                 files = sorted({folder / file for file in json.loads(index.read_text())["weight_map"].values()})
             except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-                raise ConversionError(f"{index} is damaged: {type(error).__name__} {error}") from None
+                raise ConversionError(
+                    f"{index} is damaged: {type(error).__name__} {error}: copy or download it again"
+                ) from None
             if lost := [file.name for file in files if not file.is_file()]:
                 raise ConversionError(
                     f"{folder}: the file {first_of(lost)}, named by {index.name}, is missing: copy or download it again"

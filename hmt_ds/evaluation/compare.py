@@ -93,7 +93,7 @@ def draw(tables: Sequence[Sequence[RunRow]], picture: Path) -> None:
     try:
         plot_runs(tables[:-1] or tables, picture)
     except OSError as error:
-        raise ConfigError([f"--picture: {picture} cannot be written: {error.strerror}"]) from None
+        raise ConfigError([f"--picture: {picture} cannot be written ({error.strerror}): give another file"]) from None
     print(f"picture     {picture}")
 
 
@@ -208,7 +208,9 @@ def compared(evaluations: Sequence[Evaluation], names: Sequence[str]) -> list[li
     borders = borders_of(evaluations[0])
     spans = [span for span in [*pairwise(borders), (borders[0], borders[-1])] if scored(evaluations[0], span).any()]
     if not spans:
-        raise ConfigError([f"{names[0]}: no document has {borders[0]:,} tokens, so no token was scored"])
+        raise ConfigError(
+            [f"{names[0]}: no document has {borders[0]:,} tokens, so no token was scored: evaluate longer documents"]
+        )
     return [rows_of(evaluations, names, span) for span in dict.fromkeys(spans)]
 
 

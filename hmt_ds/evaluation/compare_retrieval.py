@@ -69,7 +69,7 @@ def compare_retrieval(runs: Sequence[Path], names: Sequence[str], picture: Path)
     try:
         plot_answers(answers, picture)
     except OSError as error:
-        raise ConfigError([f"--picture: {picture} cannot be written: {error.strerror}"]) from None
+        raise ConfigError([f"--picture: {picture} cannot be written ({error.strerror}): give another file"]) from None
     print(f"picture     {picture}")
     return 0
 

@@ -135,7 +135,9 @@ def own_layout(recipe: Recipe, recipe_file: Path, work: Work, fleet: Fleet) -> L
     file = find_file(recipe.deepspeed, recipe_file)
     try:
         if file is None:
-            raise DeepSpeedConfigError(f"{recipe.deepspeed}: no such file")
+            raise DeepSpeedConfigError(
+                f"{recipe.deepspeed}: no such file: name a DeepSpeed configuration, such as ds_configs/zero1.json"
+            )
         config = read_ds_config(file)
     except DeepSpeedConfigError as error:
         raise ConfigError([f"deepspeed: {line}" for line in str(error).splitlines()]) from None

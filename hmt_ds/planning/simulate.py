@@ -178,7 +178,7 @@ class Simulation:
         while runnable:
             runnable += self.advance(runnable.popleft())
         if any(len(timed) < len(actions) for timed, actions in zip(self.timed, self.schedule, strict=True)):
-            raise ValueError("deadlock: the stages of the schedule wait for each other")
+            raise ValueError("deadlock: the stages of the schedule wait for each other: reorder their passes")
         return self.timed
 
     def advance(self, stage: int) -> set[int]:

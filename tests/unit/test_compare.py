@@ -189,7 +189,7 @@ def test_other_scored_tokens(tmp_path):
         (["one", "one", "--gap"], "--gap: compares at least three runs, got 2"),
         (["one", "one", "--picture", "x.jpg"], "--picture: must end in .png, .svg, .pdf, got 'x.jpg'"),
         (["one", "absent"], "absent: no such run: name the folder of a run (training.output)"),
-        (["deep", "deep"], "deep: no document has 80 tokens, so no token was scored"),
+        (["deep", "deep"], "deep: no document has 80 tokens, so no token was scored: evaluate longer documents"),
     ],
 )
 def test_wrong_commands(tmp_path, monkeypatch, capsys, words, line):

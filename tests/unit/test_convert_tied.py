@@ -84,7 +84,7 @@ def test_an_adapter_on_tied_weights_is_not_merged(tmp_path, layer, what):
     with pytest.raises(ConversionError) as error:
         run.part(what)
     said = f"{name} has an adapter and is tied to another weight, so the adapter cannot be merged"
-    assert str(error.value) == f"{said}: write it with --what adapter"
+    assert str(error.value) == f"{said}: write a run's adapter with --what adapter"
     assert any(f"{layer}.lora_" in part for part in run.part("adapter").shapes)  # written separately it is possible
 
 
