@@ -5,9 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
 from torch import Tensor
 
 from hmt_ds.backbones import BackboneError, build_model, fill_memory, read_converted
+from hmt_ds.config.config_error import describe
+from hmt_ds.config.recipe import Memory
 from hmt_ds.conversion.modeling_hmt import HMTForCausalLM
 from hmt_ds.memory import HMT, MemorySettings
 from hmt_ds.memory.segments import Segment, Summary
@@ -68,16 +72,34 @@ def load_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32, devi
         device: device that the model is moved to.
 
     Raises:
-        BackboneError: if the folder was not written by ``hmt-ds convert``, or lacks weights.
+        BackboneError: if the folder was not written by ``hmt-ds convert``, is damaged, or lacks weights.
     """
     converted = read_converted(str(folder))
     if converted is None:
         raise BackboneError(f"{folder} was not written by hmt-ds convert")
-    model = PretrainedHMT(build_model(str(folder), dtype=dtype), MemorySettings(**converted["memory"]))
+    settings = read_settings(converted.get("memory"), folder)
+    try:
+        model = PretrainedHMT(build_model(str(folder), dtype=dtype), settings)
+        filled = set(fill_memory(model, str(folder)))
+    except SafetensorError as error:
+        raise BackboneError(f"{folder} has weights that are damaged: {error}") from None
     wanted = {name for name, _ in model.named_parameters() if not name.startswith("backbone.")}
-    if missing := sorted(wanted - set(fill_memory(model, str(folder)))):
+    if missing := sorted(wanted - filled):
         raise BackboneError(f"{folder} lacks the weight {missing[0]}")
     for name, child in model.named_children():
         if name != "backbone":  # loaded in its dtype already, with buffers that must keep float32
             child.to(dtype)
     return model.to(device).eval()
+
+
+def read_settings(values: object, folder: str | Path) -> MemorySettings:
+    """Return the memory's settings from their values in config.json, checked like those of a recipe.
+
+    Raises:
+        BackboneError: if a setting is unknown, missing or wrong.
+    """
+    try:
+        return TypeAdapter(Memory).validate_python(values)
+    except ValidationError as error:
+        wrong = "; ".join(f"memory.{line}" for line in describe(error, Memory))  # type: ignore[arg-type]
+        raise BackboneError(f"{folder} has a config.json that is damaged: {wrong}") from None

@@ -10,6 +10,7 @@ from tiny import LLAMA, VOCABULARY
 from tiny_folder import load_tiny, write_tiny
 
 import hmt_ds
+from hmt_ds.backbones import BackboneError
 from hmt_ds.memory import HMT
 
 
@@ -54,6 +55,28 @@ def test_token_ids_give_logits(folder):
 def test_what_is_not_token_ids(folder, ids, error, said):
     with pytest.raises(error, match=said) as raised:
         hmt_ds.load_pretrained(folder)(ids)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "said"),
+    [
+        (
+            "config.json",
+            b'"interface": "paper"',
+            b'"interface": "papEr"',
+            r"damaged: memory\.interface: must be 'paper' or",
+        ),
+        ("config.json", b'"memory_tokens"', b'"memory_tokenS"', r"memory\.memory_tokenS: unknown key; did you mean"),
+        ("model.safetensors", b'"dtype"', b'"dt\xffpe"', "weights that are damaged: "),
+    ],
+)
+def test_a_damaged_folder(folder, file, old, new, said):
+    content = (folder / file).read_bytes()
+    assert old in content
+    (folder / file).write_bytes(content.replace(old, new))
+    with pytest.raises(BackboneError, match=said) as raised:
+        hmt_ds.load_pretrained(folder)
     assert "\n" not in str(raised.value)
 
 
