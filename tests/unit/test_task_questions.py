@@ -105,6 +105,6 @@ def test_wrong_files(run, tmp_path, rows, words, said):
 def test_too_long_for_the_backbone(run, tmp_path):
     file = write(tmp_path, GOOD, {"context": "Anne was at home. " * 20, "answers": ["home"]})
     code, _, err = run("gpt2", "--questions", file, "--readings", "memory,full")
-    assert code == 2 and "tokens, but the backbone has 32 positions" in err
+    assert code == 2 and "tokens exceed the backbone's 32 positions" in err
     code, _, err = run("hf", "--questions", str(tmp_path / "none.jsonl"))
     assert code == 2 and "none.jsonl is not a file" in err
