@@ -107,12 +107,12 @@ def start_ranks(command: str, source: Path, ranks: int | None, overrides: list[s
     else:
         named, default = str(found.recipe_file), ranks_of(source)
     code = run_ranks(f"hmt_ds.{command}", [named, *found.overrides], ranks or default or number_of_gpus() or 1)
-    if text := what_next(command, code, named, found):
+    if text := what_next(command, code, named, found.recipe.training.output):
         print(f"next        {text}")
     return code
 
 
-def what_next(command: str, code: int, source: str, found: Checked) -> str | None:
+def what_next(command: str, code: int, source: str, output: str) -> str | None:
     """Return a line with commands to try after a run; None if the run failed or was stopped.
 
     Args:
@@ -124,9 +124,8 @@ def what_next(command: str, code: int, source: str, found: Checked) -> str | Non
     if code:
         return None
     if command == "train":
-        output = found.recipe.training.output
         return f"hmt-ds report {output}, or hmt-ds convert {output} FOLDER"
-    if found.recipe_file.name == CONFIG_FILE:  # its evaluations are all on data of others
+    if recipe_file_of(Path(source)).name == CONFIG_FILE:  # its evaluations are all on data of others
         return f"hmt-ds compare BASELINE {source}/evaluation/FILE.json"
     return f"hmt-ds compare BASELINE {source}, or hmt-ds report {source}"
 
