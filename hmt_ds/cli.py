@@ -35,7 +35,7 @@ NEXT = {  # what follows a command that succeeded; the other commands know more 
     "report": "open the page in a browser",
 }
 KEYS_FOLLOW = "Keys of the recipe can follow: --memory.segment_length 256"
-FOLDER_HELP = "where runs will be written (default: this folder)"
+FOLDER_HELP = "folder on the disk that runs will be written to (default: the current folder)"
 Run = Callable[[argparse.Namespace, list[str]], int]  # from the arguments and the recipe's overrides to an exit code
 Add = Callable[..., argparse.ArgumentParser]  # adds a command: name, function, help text, more text
 
@@ -94,7 +94,7 @@ def command_line() -> argparse.ArgumentParser:
 def add_preparing(add: Add) -> None:
     """Add the subcommands that are used before a run: init, doctor, check, plan, keys, tokenizer."""
     command = add("init", init, "write a recipe with comments", "Asks for what is not given, in a terminal.")
-    command.add_argument("file", metavar="FILE", type=path_operand, help="the recipe to write")
+    command.add_argument("file", metavar="FILE", type=path_operand, help="path of the recipe to write, a new YAML file")
     add_options(command, InitOptions)
 
     more = "Packages, GPUs, DeepSpeed's operators, launchers, network, disk and clock."

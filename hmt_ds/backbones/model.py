@@ -45,7 +45,7 @@ class CausalLM(nn.Module):
 
     @property
     def vocabulary(self) -> int:
-        """Number of logits per position: the rows of the output head."""
+        """Size of the vocabulary: the number of logits at each position."""
         return self.config.get_text_config().vocab_size
 
     def embed(self, ids: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ class RunLock:
         """Wait until no other living start (launch of the training) contends for the lock.
 
         Returns:
-            A line for the user if another start has precedence; None if this one may take the lock.
+            None if the lock may be taken; a line for the user if another start has precedence.
         """
         rivals = self.rivals()
         for _ in range(round(PATIENCE / POLL)):

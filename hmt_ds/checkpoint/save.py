@@ -152,7 +152,7 @@ class Saver:
         return bool(all_reduce_sum(problems).item())
 
     def written(self) -> int:
-        """Return 1 if a checkpoint was begun and this rank has written its share of it, else 0."""
+        """Return 1 if this rank has written its share of a checkpoint that was begun and is not finished, else 0."""
         return int(self.target is not None and not (self.writer and self.writer.is_alive()))
 
     def finish(self) -> Path | None:

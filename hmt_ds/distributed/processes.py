@@ -40,11 +40,11 @@ def end_with_parent() -> None:
 
 
 def watch_parent(parent: int, command: str) -> None:
-    """Wait until a process that started this one is gone, and end this process then.
+    """Wait until the parent process or ``hmt-ds`` is gone, and end the current process then.
 
     Args:
         parent: process id of the parent.
-        command: process id and start time of ``hmt-ds``; empty if unknown.
+        command: process id and start time of ``hmt-ds``, separated by a blank; empty if unknown.
     """
     pid, _, start = command.partition(" ")
     while os.getppid() == parent and not (command and start_of(int(pid)) != start):

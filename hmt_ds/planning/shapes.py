@@ -1,4 +1,4 @@
-"""Sizes of Llama models, for estimates without a configuration file."""
+"""Sizes of Llama models, for estimates that need no configuration file."""
 
 from dataclasses import dataclass
 
