@@ -15,14 +15,15 @@ from hmt_ds import __version__
 from hmt_ds.benchmark.bench_options import BenchOptions
 from hmt_ds.config.config_error import ConfigError
 from hmt_ds.config.options import AtLeastOne, FilePath, Options, add_options, path_operand, read_options
-from hmt_ds.config.sections import STRICT, fields_of
+from hmt_ds.config.sections import STRICT
 from hmt_ds.conversion.convert_options import ConvertOptions
 from hmt_ds.evaluation.compare_options import CompareOptions
 from hmt_ds.generation.options import ChatOptions, GenerateOptions
 from hmt_ds.launch.ask import ask_tasks, chat, convert, generate, write_tasks
+from hmt_ds.launch.before import check, doctor, init
 from hmt_ds.launch.init_options import InitOptions
 from hmt_ds.launch.launch_options import LaunchOptions
-from hmt_ds.launch.start import RankOptions, TrainOptions, dry_run, set_rank_environment, start_bench, start_ranks
+from hmt_ds.launch.start import RankOptions, TrainOptions, dry_run, start_bench, start_ranks
 from hmt_ds.overview.commands import report, status
 from hmt_ds.overview.report_options import ReportOptions
 from hmt_ds.planning.plan_options import add_plan_options, read_plan_options
@@ -180,34 +181,6 @@ def add_using(add: Add) -> None:
     command = add("tasks", write_tasks, "write generated tasks on long documents, to train on them", more)
     command.add_argument("names", nargs="+", choices=get_args(TaskName), metavar="TASK")
     add_options(command, WriteOptions)
-
-
-def init(arguments: argparse.Namespace, _: list[str]) -> int:
-    """Run `hmt-ds init`: write a recipe; return the exit code."""
-    options, problems = read_options(InitOptions, arguments)
-    if problems:
-        raise ConfigError(problems)
-    set_rank_environment()
-    from hmt_ds.launch.new_recipe import write_recipe
-
-    given = {name for name in fields_of(InitOptions) if getattr(arguments, name) is not None}
-    print("\n".join(write_recipe(arguments.file, options, given)))
-    return 0
-
-
-def doctor(arguments: argparse.Namespace, _: list[str]) -> int:
-    """Run `hmt-ds doctor`: check this machine; return the exit code."""
-    if not arguments.folder.is_dir():
-        raise ConfigError([f"{arguments.folder}: no such folder: name the folder that runs will be written to"])
-    set_rank_environment()
-    from hmt_ds.launch.doctor import print_report
-
-    return print_report(arguments.folder)
-
-
-def check(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Run `hmt-ds check`: check a recipe, and describe what it would train; return the exit code."""
-    return dry_run(arguments.source, None, overrides, [], writes_output=False)
 
 
 def train(arguments: argparse.Namespace, overrides: list[str]) -> int:
