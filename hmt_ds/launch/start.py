@@ -119,7 +119,7 @@ def what_next(command: str, code: int, source: str, output: str) -> str | None:
         command: ``train`` or ``evaluate``.
         code: exit code of the command.
         source: recipe or folder that the command was given.
-        found: the checked recipe that was run.
+        output: folder of the run (``training.output``).
     """
     if code:
         return None

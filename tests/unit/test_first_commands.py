@@ -5,8 +5,6 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
 
 import pytest
 import yaml
@@ -225,15 +223,9 @@ def test_without_a_network_the_hub_is_not_asked_again_and_again(monkeypatch):
 
 
 def test_what_is_next_after_a_run():
-    """A converted folder's evaluations are compared by their files."""
-    trained = SimpleNamespace(training=SimpleNamespace(output="runs/a"))
-    run, folder = (
-        cast(Any, SimpleNamespace(recipe=trained, recipe_file=Path(file))) for file in ("a.yaml", "config.json")
-    )
-    assert start.what_next("train", 0, "a.yaml", run) == "hmt-ds report runs/a, or hmt-ds convert runs/a FOLDER"
-    assert start.what_next("evaluate", 0, "runs/a", run) == "hmt-ds compare BASELINE runs/a, or hmt-ds report runs/a"
-    assert start.what_next("evaluate", 0, "hf", folder) == "hmt-ds compare BASELINE hf/evaluation/FILE.json"
-    assert start.what_next("train", 75, "a.yaml", run) is None
+    assert start.what_next("train", 0, "a.yaml", "runs/a") == "hmt-ds report runs/a, or hmt-ds convert runs/a FOLDER"
+    assert start.what_next("evaluate", 0, "runs/a", "x") == "hmt-ds compare BASELINE runs/a, or hmt-ds report runs/a"
+    assert start.what_next("train", 75, "a.yaml", "x") is None
 
 
 def test_every_command_is_in_the_readme():
