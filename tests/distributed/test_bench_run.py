@@ -116,7 +116,7 @@ def test_prints_once_and_leaves_the_run_alone(run):
 def test_the_adapted_interface(tmp_path):
     """24 positions per segment, with sink, recalled and last memory, and write embedding; 6 per summary."""
     result = bench(tmp_path, "--memory.interface", "adapted").result
-    parameters = PARAMETERS - 2 * 32 + (1 + 3 + 2) * 32  # a sink, three prompts, scale and shift
+    parameters = PARAMETERS - 2 * 32 + (1 + 3 + 2) * 32 + 1  # a sink, three prompts, scale and shift, recency
     assert result["run"]["parameters"] == parameters
     assert result["flops"]["useful_flops_per_window"] == 6 * parameters * BATCH * DEPTH * (24 + 6)
     assert result["flops"]["repeated_flops_per_window"] == 2 * LAYERS * BATCH * (3 * 24 + DEPTH * 6)

@@ -118,8 +118,8 @@ def test_the_adapted_interface(tmp_path):
     """24 positions of a segment, with sink, recalled and last memory and write embedding, and 6 of a summary."""
     result = bench(tmp_path, "--memory.interface", "adapted").result
     pipeline, flops = result["pipeline"], result["flops"]
-    # a sink, three prompts, and scale and shift, on the first stage; the recall on the last
-    weights = FIRST - 2 * 32 + (1 + 3 + 2) * 32 + LAST
+    # a sink, three prompts, and scale and shift, on the first stage; the recall, with recency, on the last
+    weights = FIRST - 2 * 32 + (1 + 3 + 2) * 32 + LAST + 1
     assert result["run"]["parameters"] == weights
     assert pipeline["forward_passes"] == 3 * DEPTH and pipeline["summary_group_size"] == 2
     assert flops["useful_flops_per_window"] == 6 * weights * (L + K + 4 + K + 2) * BATCH * DEPTH
