@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 from rich.table import Table
 
 ACROSS = 3  # panels side by side
-NORMAL = 1.96  # 95% of a normal distribution lie within so many standard deviations
+NORMAL = 1.96  # 95% of a normal distribution lie within this many standard deviations of the mean
 
 
 @dataclass(frozen=True)

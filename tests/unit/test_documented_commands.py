@@ -16,7 +16,7 @@ TOPS = ("hmt_ds", "launch", "ds_configs", "tests")
 READMES = [ROOT / "README.md", *(file for top in TOPS for file in sorted((ROOT / top).rglob("README.md")))]
 FREE = ("model.source.", "optimizer.params.", "schedule.params.", "generation.")  # keys of other libraries below these
 KEYS = {name for name, _ in keys(Recipe)}
-# a placeholder in capitals stands for any value; one of these words for a valid one
+# a placeholder in capitals can have any value; each of the words below, a valid one
 VALUES = {"N": "2", "STEPS": "2"}
 
 

@@ -101,12 +101,12 @@ def test_a_saved_memory_gives_the_same_text(folders, run, tmp_path):
     code, out, _ = run("generate", "hf", "--document", "book.txt", "--save-memory", book)
     assert code == 0 and out.startswith(f"memory      {book} (")
     prompts = ["Anne", "Sir Walter Elliot, of Kellynch Hall", "Bath"]
-    anew = [run("generate", "hf", "--document", "book.txt", "--prompt", p, *length)[1].strip() for p in prompts]
-    assert [run("generate", "hf", "--memory", book, "--prompt", p, *length)[1].strip() for p in prompts] == anew
-    assert len(set(anew)) == 3
+    expected = [run("generate", "hf", "--document", "book.txt", "--prompt", p, *length)[1].strip() for p in prompts]
+    assert [run("generate", "hf", "--memory", book, "--prompt", p, *length)[1].strip() for p in prompts] == expected
+    assert len(set(expected)) == 3
     for batch in ("1", "2", "8"):
         _, out, _ = run("generate", "hf", "--memory", book, "--prompts", "questions.txt", "--batch", batch, *length)
-        assert [part.partition("\n")[2].strip() for part in out.split("--- ")[1:]] == anew
+        assert [part.partition("\n")[2].strip() for part in out.split("--- ")[1:]] == expected
     assert (
         run("generate", "hf", "--memory", book, *length)[1]
         == run("generate", "hf", "--document", "book.txt", *length)[1]
