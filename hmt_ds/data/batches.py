@@ -27,13 +27,15 @@ class Batch:
     Attributes:
         input_ids: `[rows, segments, length]` int64; pads are 0 and stand after the segment's tokens.
         labels: `[rows, segments, length]` int64, the token that follows in the document, also across a segment's
-            border; -100 after the document's last token and on pads.
+            border; -100 after the document's last token, on pads, and where the token has weight 0.
         lengths: `[rows, segments]` int64, number of tokens of a segment; 0 for an empty one.
         starts: `[rows, segments]` bool, True where a document begins, and for empty segments.
         documents: `[rows, segments]` int64, index of the document; -1 for an empty segment.
         position: The plan's state after this window, of all ranks' rows, as JSON values.
         targets: `[rows, segments]` int64, how many segments back the fact lies that a segment needs (1: in the segment
             before), 0 where it needs none; None for documents of which nobody knows.
+        weights: `[rows, segments, length]` float32, factor of each label's loss, 0 where there is no label; None where
+            all labels count 1.
     """
 
     input_ids: torch.Tensor
@@ -43,6 +45,7 @@ class Batch:
     documents: torch.Tensor
     position: dict[str, Any]
     targets: torch.Tensor | None = None
+    weights: torch.Tensor | None = None
 
 
 class WindowLoader:
@@ -146,17 +149,26 @@ class _WindowReader(TorchDataset[Batch]):
         lengths = torch.zeros(shape, dtype=torch.int64)
         starts = torch.ones(shape, dtype=torch.bool)
         documents = torch.full(shape, -1, dtype=torch.int64)
+        weights = torch.zeros(input_ids.shape) if "weights" in self._tokens.column_names else None
         for place in np.ndindex(shape):
             piece = pieces[place[0]][place[1]]
             if piece is None:
                 continue
-            ids = torch.from_numpy(self._read(piece))
+            ids = torch.from_numpy(self._read(piece, "input_ids").astype(np.int64))
             input_ids[place][: piece.length] = ids[: piece.length]
             labels[place][: len(ids) - 1] = ids[1:]
+            if weights is not None:
+                weights[place][: len(ids) - 1] = torch.from_numpy(self._read(piece, "weights").copy())[1:]
             lengths[place], starts[place], documents[place] = piece.length, piece.offset == 0, piece.document
-        return Batch(input_ids, labels, lengths, starts, documents, position)
+        if weights is not None:
+            labels[weights == 0] = IGNORE_INDEX
+            weights = None if ((weights == 0) | (weights == 1)).all() else weights
+        return Batch(input_ids, labels, lengths, starts, documents, position, weights=weights)
 
-    def _read(self, piece: Piece) -> np.ndarray:
-        """Return the piece's tokens and the one after them, if the document has it: the labels are shifted by one."""
-        ids = self._tokens[piece.document]["input_ids"][0].values
-        return ids.slice(piece.offset, piece.length + 1).to_numpy().astype(np.int64)
+    def _read(self, piece: Piece, column: str) -> np.ndarray:
+        """Return a column of the piece's tokens and of the one after them, if the document has it.
+
+        Labels, and so their weights, are shifted by one.
+        """
+        values = self._tokens[piece.document][column][0].values
+        return values.slice(piece.offset, piece.length + 1).to_numpy()

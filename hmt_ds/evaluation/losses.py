@@ -14,8 +14,8 @@ class DocumentLosses:
             up) on.
         losses: summed nats ``[documents, segments, parts]`` float64, by the memories used: ``own``, ``swapped``
             (another document's) or ``none``.
-        tokens: number of tokens summed over, in the layout of ``losses``. ``swapped`` scores only rows that could be
-            paired with another document's, and is left out if there were none.
+        tokens: number of labels summed over, each times its weight, in the layout of ``losses``. ``swapped`` scores
+            only rows that could be paired with another document's, and is left out if there were none.
     """
 
     segment_length: int

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hmt_ds.distributed.process_group import all_reduce_sum
 from hmt_ds.evaluation.losses import DocumentLosses
-from hmt_ds.memory import IGNORED, MemoryState, SegmentOutput, Window
+from hmt_ds.memory import MemoryState, SegmentOutput, Window
 from hmt_ds.memory.boundaries import Instead
 from hmt_ds.parallel.protocols import Reader
 
@@ -71,15 +71,15 @@ def parts_of(output: SegmentOutput, window: Window, n: int, readings: Sequence[R
         parts: number of equal parts of the segment.
 
     Returns:
-        Summed nats (index 0) and numbers of tokens (1), ``[readings, 2, rows, parts]``, on the CPU.
+        Summed nats (index 0) and weights of labels (1), ``[readings, 2, rows, parts]``, on the CPU.
     """
     rows = len(window.starts)
-    scored = (window.labels[:, n] != IGNORED).expand(len(readings), rows, -1).clone()
+    counted = window.label_weights(n).double().expand(len(readings), rows, -1).clone()
     if "swapped" in readings:
-        scored[readings.index("swapped")] &= (window.neighbours(n) != torch.arange(rows))[:, None]
+        counted[readings.index("swapped"), window.neighbours(n) == torch.arange(rows)] = 0
     losses = output.loss[None] if output.loss_instead is None else torch.cat([output.loss[None], output.loss_instead])
-    losses = torch.where(scored, losses.double().cpu(), 0)
+    losses = torch.where(counted > 0, losses.double().cpu(), 0)
     length = losses.shape[2]
     place = torch.arange(length) * parts // length
-    both = torch.stack([losses, scored.double()], dim=1)
+    both = torch.stack([losses, counted], dim=1)
     return both.new_zeros(*both.shape[:3], parts).index_add_(3, place, both)

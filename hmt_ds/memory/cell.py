@@ -278,7 +278,8 @@ class HMT(nn.Module):
             return torch.zeros(len(hidden), device=hidden.device), logits
         head, vocabulary = self.backbone.logits, self.backbone.vocabulary
         how: dict[str, Any] = {"cross_entropy": self.cross_entropy, "backward_follows": backward_follows}
-        return row_losses(head, hidden, part.labels, vocabulary, by_token=by_token, **how), logits
+        how |= {"weights": part.weights, "by_token": by_token}
+        return row_losses(head, hidden, part.labels, vocabulary, **how), logits
 
 
 def positions_behind(part: Segment | Summary, before: int, behind: int) -> Tensor:

@@ -27,6 +27,7 @@ def row_losses(
     vocabulary: int,
     at_a_time: int = LOGITS,
     *,
+    weights: Tensor | None = None,
     cross_entropy: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
     backward_follows: bool = False,
     by_token: bool = False,
@@ -41,13 +42,14 @@ def row_losses(
         labels: ``[b, t]``, already shifted; ``IGNORED`` ones count nothing.
         vocabulary: v.
         at_a_time: how many logits stand at a time.
+        weights: ``[b, t]``, factors of the positions' losses; None for ones.
         cross_entropy: of each position, :func:`cross_entropy` or its compiled form.
         backward_follows: with nothing in between that takes memory.
         by_token: leave the sum out.
 
     Returns:
-        ``[b]``, or ``[b, t]`` by token, at least float32. Divide by the labels of the whole global batch, never by a
-        rank's own.
+        ``[b]``, or ``[b, t]`` by token, at least float32. Divide by the labels' weights of the whole global batch,
+        never by a rank's own.
     """
     positions = max(1, at_a_time // vocabulary)
     parts = list(zip(hidden.flatten(0, 1).split(positions), labels.flatten().split(positions), strict=True))
@@ -60,6 +62,8 @@ def row_losses(
     else:
         losses = [checkpoint(token_losses, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
     each = torch.cat(losses).view(labels.shape)
+    if weights is not None:
+        each = each * weights
     return each if by_token else each.sum(dim=1)
 
 

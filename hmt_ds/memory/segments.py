@@ -29,6 +29,7 @@ class Segment:
         labels: ``[b, L]``, the next token of each fresh token, or ``IGNORED``.
         mask: ``[b, w]`` bool, False on ids that attention must not see (the left padding of HMT-pytorch), or None.
         targets: ``[b]``; see :class:`Window`.
+        weights: ``[b, L]`` or None; see :class:`Window`.
     """
 
     tokens: Tensor
@@ -37,6 +38,7 @@ class Segment:
     labels: Tensor
     mask: Tensor | None = None
     targets: Tensor | None = None
+    weights: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Segment:
         """The same segment on another device."""
@@ -77,6 +79,8 @@ class Window:
         mask: ``[b, s, L]`` bool or None; see :class:`Segment`.
         targets: ``[b, s]`` int64, how many memories back the one lies that a segment should recall (1: that of the
             segment before); 0 where that is not known. None where no data says so.
+        weights: ``[b, s, L]`` float32, factor of each label's loss, 0 where there is no label. None: each label counts
+            1.
     """
 
     input_ids: Tensor
@@ -85,6 +89,7 @@ class Window:
     starts: Tensor
     mask: Tensor | None = None
     targets: Tensor | None = None
+    weights: Tensor | None = None
 
     def __len__(self) -> int:
         return self.input_ids.shape[1]
@@ -96,6 +101,10 @@ class Window:
     def tail(self, n: int, k: int) -> Tensor:
         """The last k ids of segment n, ``[b, k]``: the next segment's sensory tokens, if it does not start anew."""
         return self.input_ids[:, n, self.input_ids.shape[2] - k :]
+
+    def label_weights(self, n: int) -> Tensor:
+        """The factor of each label's loss in segment n, ``[b, L]``: 0 where there is no label."""
+        return (self.labels[:, n] != IGNORED).float() if self.weights is None else self.weights[:, n]
 
     def neighbours(self, n: int) -> Tensor:
         """For each row whose document goes on at segment n, the next such row; for other rows themselves. ``[b]``."""
@@ -128,6 +137,7 @@ class Window:
             labels=self.labels[:, n],
             mask=mask,
             targets=None if self.targets is None else self.targets[:, n],
+            weights=None if self.weights is None else self.weights[:, n],
         )
 
     def summary(self, first: int, end: int, before: Tensor, settings: MemorySettings) -> Summary:

@@ -20,7 +20,7 @@ class StepOutput:
     """The results of one optimizer step, over the whole global batch.
 
     Attributes:
-        loss: mean cross-entropy in nats over all labels of all ranks.
+        loss: mean cross-entropy in nats over all labels of all ranks, weighted as the data says.
         labels: number of labels.
         fresh_tokens: number of tokens read, with or without a label.
         learning_rate: learning rate of the step, for the first parameter group.

@@ -26,17 +26,19 @@ def train_step(executor: Executor, windows: list[Window], flags: tuple[int, ...]
     """
     own = [torch.stack(counted).sum().item() for counted in zip(*map(counts_of, windows), strict=True)]
     # on a pipeline only the last stage counts: its stages share the same rows
-    counts = torch.tensor([*(own if executor.reports else (0, 0, 0)), *flags], dtype=torch.float64)
+    counts = torch.tensor([*(own if executor.reports else (0, 0, 0, 0)), *flags], dtype=torch.float64)
     with executor.phase("wait"):
-        labels, fresh, questions, *summed_flags = all_reduce_sum(counts.to(executor.device)).long().tolist()
+        total, *numbers = all_reduce_sum(counts.to(executor.device)).tolist()
+    labels, fresh, questions, *summed_flags = map(round, numbers)
+    total = total or 1.0  # no rank has a label: the loss and all its gradients are zero
     executor.budget.begin_step(len(windows[0]))
     executor.gradients.begin_step(executor.budget)
     executor.engine.train()
     # with ReducePerStep, forward passes use a copy of the model, which engine.train() does not reach
     executor.gradients.model.train()
-    # DeepSpeed averages over ranks: with the factor ranks / labels, the gradient is that of the mean over all labels of
-    # the global batch
-    weight = executor.data_ranks / max(labels, 1)
+    # DeepSpeed averages over ranks: with the factor ranks / total, the gradient is that of the weighted mean over all
+    # labels of the global batch
+    weight = executor.data_ranks / total
     recall_weight = executor.data_ranks * executor.settings.recall_loss / max(questions, 1)
     passes, scale = executor.backward_passes(windows), loss_scale(executor.engine)
     with executor.gradients.accumulate(passes, scale, executor.phase):
@@ -50,7 +52,7 @@ def train_step(executor: Executor, windows: list[Window], flags: tuple[int, ...]
         sums = all_reduce_sum(torch.stack([totals for totals, _ in results]).sum(dim=0))
     loss, distance, recalls, recall_loss, reset_rows = sums.tolist()
     return StepOutput(
-        loss=loss / max(labels, 1),
+        loss=loss / total,
         labels=labels,
         fresh_tokens=fresh,
         learning_rate=learning_rate,
@@ -66,14 +68,17 @@ def train_step(executor: Executor, windows: list[Window], flags: tuple[int, ...]
     )
 
 
-def counts_of(window: Window) -> tuple[Tensor, Tensor, Tensor]:
+def counts_of(window: Window) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return numbers of a window as 0-dimensional tensors.
 
     Returns:
-        The number of labels, of fresh tokens, and of segments for which the data names a memory to recall.
+        The summed weights of labels, and the number of labels, of fresh tokens, and of segments for which the data
+        names a memory to recall.
     """
     asked = torch.zeros(()) if window.targets is None else (window.targets > 0).sum()
-    return (window.labels >= 0).sum(), window.lengths.sum(), asked
+    labels = (window.labels >= 0).sum()
+    total = labels if window.weights is None else window.weights.double().sum()
+    return total, labels, window.lengths.sum(), asked
 
 
 def update_weights(executor: Executor) -> tuple[float | None, bool]:

@@ -45,5 +45,7 @@ def warn_if_unwritable(file: Path) -> Iterator[None]:
 
 
 def as_window(batch: Batch) -> Window:
-    """Return the tensors of a batch that the model reads (tokens, labels, lengths, starts), as a window."""
-    return Window(batch.input_ids, batch.labels, batch.lengths, batch.starts, targets=batch.targets)
+    """Return the tensors of a batch that the model reads, as a window."""
+    return Window(
+        batch.input_ids, batch.labels, batch.lengths, batch.starts, targets=batch.targets, weights=batch.weights
+    )

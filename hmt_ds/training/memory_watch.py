@@ -15,7 +15,7 @@ from torch import Tensor
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.distributed.process_group import all_reduce_sum
 from hmt_ds.evaluation.figures import WORTH_IT
-from hmt_ds.memory import IGNORED, MemoryState, Window
+from hmt_ds.memory import MemoryState, Window
 from hmt_ds.memory.boundaries import Instead
 from hmt_ds.parallel.protocols import Executor
 
@@ -175,7 +175,7 @@ class MemoryWatch:
         compared = ~window.starts[:, n]
         if self.which == "swapped":
             compared &= window.neighbours(n) != torch.arange(len(window.starts))
-        tokens = (window.labels[:, n] != IGNORED).sum(dim=1).double().to(cost.device)
+        tokens = window.label_weights(n).sum(dim=1).double().to(cost.device)
         used = compared.to(cost.device) & (tokens > 0)
         d, t = cost[used], tokens[used]
         sums[:5] += torch.stack([d.sum(), t.sum(), (d * d).sum(), (d * t).sum(), (t * t).sum()])

@@ -49,6 +49,7 @@ class Case:
         kept_graphs: number of forward passes that keep their graphs.
         recalled: number of older memories, with the adapted interface.
         groups: in the one process, the parts of the rows whose memories the recall's loss counts.
+        loss: see ``windows`` in tiny_runs.py.
     """
 
     stages: int
@@ -66,6 +67,7 @@ class Case:
     recalled: int = 1
     recall_loss: float = 0.0
     groups: int = 1
+    loss: str = "all"
 
     @property
     def rows(self) -> int:
@@ -153,7 +155,7 @@ def start_model(case: Case) -> Any:
 
 def steps(case: Case, number: int, pipelines: int) -> list[list[Any]]:
     """The windows of each optimizer step."""
-    every = windows(number, pipelines, case.segments, case.rows)
+    every = windows(number, pipelines, case.segments, case.rows, case.loss)
     groups = [every[i : i + case.accumulation] for i in range(0, len(every), case.accumulation)]
     return [group for group in groups if len(group) == case.accumulation][:STEPS]
 

@@ -16,6 +16,8 @@ TWO = [
     Case(2, 1, 5, 1, train="lora", **ASKED),
     Case(2, 1, 5, 2, train="frozen", interface="adapted"),
     Case(2, 1, 2, 2, mode="backbone", interface="adapted"),
+    Case(2, 1, 2, 2, accumulation=2, loss="answers"),
+    Case(2, 1, 4, 4, loss="weighted", **ASKED),
 ]
 THREE = [
     Case(3, 1, 5, 4, spill=True, kept_graphs=7),

@@ -16,6 +16,7 @@ from zero_cases import (
     BF16_SAMPLE,
     COMPILED,
     CONFIGS,
+    COUNTED,
     GRID,
     POLICIES,
     SAMPLE,
@@ -97,6 +98,12 @@ def test_adapted_interface(rows, case):
 
 @pytest.mark.parametrize("case", ACCUMULATION_SAMPLE, ids=str)
 def test_accumulation_of_two_windows(rows, case):
+    check_fp32(rows[case])
+
+
+@pytest.mark.parametrize("case", COUNTED, ids=str)
+def test_loss_of_answers_and_weighted_loss(rows, case):
+    """Also where a rank or a whole window has no label."""
     check_fp32(rows[case])
 
 

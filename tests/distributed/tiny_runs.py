@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hmt_ds.backbones import build_model, select_trainable
 from hmt_ds.data import WindowLoader
-from hmt_ds.memory import HMT, MemorySettings, Window
+from hmt_ds.memory import HMT, IGNORED, MemorySettings, Window
 
 L = 8
 ROWS = 4  # of the global batch
@@ -48,8 +48,12 @@ def tokenised() -> Dataset:
     return Dataset.from_dict({"input_ids": ids, "length": LENGTHS}, features=features)
 
 
-def windows(rank: int, ranks: int, segments: int = DEPTH, rows: int = ROWS) -> list[Window]:
-    """A rank's rows of all windows of one epoch, with targets of all kinds: none, the last memory, older ones."""
+def windows(rank: int, ranks: int, segments: int = DEPTH, rows: int = ROWS, loss: str = "all") -> list[Window]:
+    """A rank's rows of all windows of one epoch, with targets of all kinds: none, the last memory, older ones.
+
+    Args:
+        loss: "all": every label counts; "answers": some do; "weighted": labels have weights.
+    """
     batches = WindowLoader(
         tokenised(),
         segments=segments,
@@ -61,7 +65,28 @@ def windows(rank: int, ranks: int, segments: int = DEPTH, rows: int = ROWS) -> l
         world_size=ranks,
         batch_size=rows // ranks,
     )
-    return [Window(b.input_ids, b.labels, b.lengths, b.starts, targets=b.input_ids[:, :, 0] // 11) for b in batches]
+    every = [Window(b.input_ids, b.labels, b.lengths, b.starts, targets=b.input_ids[:, :, 0] // 11) for b in batches]
+    if loss == "all":
+        return every
+    mine = slice(rank * rows // ranks, (rank + 1) * rows // ranks)
+    weights = draw_weights(rows, segments, len(every))
+    return [counting(window, drawn[mine], loss) for window, drawn in zip(every, weights, strict=True)]
+
+
+def draw_weights(rows: int, segments: int, number: int) -> list[Tensor]:
+    """Weights of all rows' labels by window; in the second window, half of the rows or all have no label."""
+    random = torch.Generator().manual_seed(5)
+    every = [torch.randint(0, 4, (rows, segments, L), generator=random) / 4 for _ in range(number)]
+    every[1][rows // 2 if segments == DEPTH else 0 :] = 0
+    return every
+
+
+def counting(window: Window, weights: Tensor, loss: str) -> Window:
+    """The same window with labels that count as much as their weights, or if those are above 1/2."""
+    weights = weights * (window.labels >= 0)
+    if loss == "answers":
+        return replace(window, labels=window.labels.where(weights > 0.5, IGNORED))
+    return replace(window, labels=window.labels.where(weights > 0, IGNORED), weights=weights)
 
 
 def plain_model(

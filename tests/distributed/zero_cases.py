@@ -29,6 +29,7 @@ class Case:
     interface: str = "paper"
     recalled: int = 1
     recall_loss: float = 0.0
+    loss: str = "all"
 
     def __str__(self) -> str:
         return "-".join(map(str, astuple(self)))
@@ -110,6 +111,18 @@ BF16_SAMPLE = [
     Case("zero2", precision="bf16", reduction="step"),
     Case("zero3", precision="bf16"),
     Case("zero3", precision="bf16", reduction="step"),
+]
+# labels of answers alone, and with weights
+COUNTED = [
+    Case("zero0", loss="answers", accumulation=2),
+    Case("zero0", loss="weighted", reduction="step"),
+    Case("zero1", loss="answers", reduction="step", accumulation=2),
+    Case("zero1", loss="weighted"),
+    Case("zero2", loss="answers", reduction="step"),
+    Case("zero2", loss="weighted", accumulation=2),
+    Case("zero3", loss="answers"),
+    Case("zero3", loss="weighted", accumulation=2),
+    Case("zero3", loss="weighted", reduction="step", recompute="selective"),
 ]
 # every stage and offload file with both reductions, every training mode, every policy
 SAMPLE = [

@@ -65,7 +65,7 @@ def start_weights(case: Case) -> dict[str, Tensor]:
 
 def steps(case: Case, number: int, ranks: int) -> list[list[Window]]:
     """The windows of each optimizer step. Accumulation splits a step's segments, so that it reads the same tokens."""
-    every = windows(number, ranks, DEPTH // case.accumulation)
+    every = windows(number, ranks, DEPTH // case.accumulation, loss=case.loss)
     return [every[i : i + case.accumulation] for i in range(0, len(every), case.accumulation)]
 
 
@@ -98,18 +98,24 @@ def in_one_process(case: Case, groups: int) -> Run:
 def mean_losses(
     model: HMT, windows: Iterable[Window], state: MemoryState, groups: int
 ) -> tuple[Tensor, Tensor, MemoryState]:
-    """The loss per label and the recall's loss per question, each in one graph per window, and the state behind."""
-    loss, recall_loss, labels, questions = torch.zeros(()), torch.zeros(()), 0, 0
+    """The loss per label and the recall's loss per question, each in one graph per window, and the state behind.
+
+    The labels' weights are applied to the losses of tokens.
+    """
+    loss, recall_loss, labels, questions = torch.zeros(()), torch.zeros(()), 0.0, 0
     for window in windows:
         after = []
         for rows, before in zip(split_rows(window, groups), split_rows(state.detach(), groups), strict=True):
-            outputs, states = zip(*read_window(model, model.settings, rows, before), strict=True)
-            loss = loss + torch.stack([o.loss.sum() for o in outputs]).sum()
+            weights = (rows.labels >= 0).double() if rows.weights is None else rows.weights.double()
+            plain = replace(rows, weights=None)
+            outputs, states = zip(*read_window(model, model.settings, plain, before, by_token=True), strict=True)
+            loss = loss + (torch.stack([o.loss for o in outputs], dim=1) * weights).sum()
+            labels += float(weights.sum())
             recall_loss = recall_loss + torch.stack([o.recall_loss.sum() for o in outputs]).sum()
             after.append(states[-1])
         state = join_rows(after)
         assert window.targets is not None
-        labels, questions = labels + int((window.labels >= 0).sum()), questions + int((window.targets > 0).sum())
+        questions += int((window.targets > 0).sum())
     return loss / labels, recall_loss / max(questions, 1), state
 
 
@@ -212,7 +218,7 @@ def be_a_rank(cases: list[Case], result: Path) -> None:
     device = join(timeout_minutes=2)
     rows = []
     for case in cases:
-        memory = {name: getattr(case, name) for name in ("mode", "interface", "recalled", "recall_loss")}
+        memory = {name: getattr(case, name) for name in ("mode", "interface", "recalled", "recall_loss", "loss")}
         plain = replace(Case("one", case.train, case.precision, case.accumulation), **memory)
         expected = in_one_process(plain, world_size() if case.recall_loss else 1)
         rows.append(compare(case, on_all_ranks(case, device), expected))

@@ -21,7 +21,17 @@ from tiny import (
 )
 from torch import Tensor
 
-from hmt_ds.memory import HMT, MemoryState, RecomputePlan, Segment, SegmentOutput, Summary, Window, read_window
+from hmt_ds.memory import (
+    HMT,
+    IGNORED,
+    MemoryState,
+    RecomputePlan,
+    Segment,
+    SegmentOutput,
+    Summary,
+    Window,
+    read_window,
+)
 from hmt_ds.memory.boundaries import Boundaries
 from hmt_ds.memory.bptt import totals_of
 
@@ -72,6 +82,26 @@ def test_gradients_of_one_graph(changes):
     torch.testing.assert_close(totals.loss, loss)
     assert distance(take_gradients(model), expected) < TOLERANCE
     assert_same_state(state, expected_state, TOLERANCE)
+
+
+@each_kind
+def test_labels_of_answers_alone_and_weights(changes):
+    """Gradients are those of the weighted losses of tokens in one graph; a segment without labels gives no NaN."""
+    model, window = make_model(**changes), mixed_window()
+    weights = torch.randint(0, 4, window.labels.shape) / 4 * (window.labels >= 0)
+    weights[:, 1] = 0
+    outputs = read_window(model, model.settings, window, empty_state(model, 5), by_token=True)
+    each = torch.stack([output.loss for output, _ in outputs], dim=1)
+    for counted in (weights, weights.ceil()):
+        masked = replace(window, labels=window.labels.where(counted > 0, IGNORED))
+        (each * counted).sum().backward(retain_graph=True)
+        expected = take_gradients(model)
+        counts_one = bool((counted == counted.ceil()).all())
+        masked = masked if counts_one else replace(masked, weights=counted)
+        totals, _ = segment_wise(model, masked, empty_state(model, 5))
+        torch.testing.assert_close(totals.loss, (each.detach() * counted).sum())
+        assert distance(take_gradients(model), expected) < TOLERANCE
+        assert torch.equal(torch.stack([masked.label_weights(n) for n in range(len(masked))], dim=1), counted)
 
 
 @each_kind

@@ -65,6 +65,25 @@ def test_one_epoch_gives_each_document_back_with_labels_shifted_over_the_whole_d
         assert len(segments) == -(-len(whole) // L)
 
 
+def test_weights_are_shifted_like_labels(tokens):
+    """Weight 0 is a label of -100; a batch has weights only where others than 0 and 1 are."""
+    random = np.random.default_rng(1)
+    for choices, weighted in ([0, 1], False), ([0.0, 0.25, 1.0], True):
+        weights = [random.choice(choices, length) for length in LENGTHS]
+        features = tokens.features | {"weights": List(Value("float32"))}
+        columns = Dataset.from_dict({**tokens.to_dict(), "weights": weights}, features=Features(features))
+        seen: dict[int, list[float]] = {}
+        for batch, plain in zip(loader(columns, epochs=1), loader(tokens, epochs=1), strict=True):
+            assert (batch.weights is not None) == weighted
+            counted = (batch.labels != -100).float() if batch.weights is None else batch.weights
+            assert torch.equal(batch.labels, plain.labels.where(counted > 0, -100))
+            for segment, row in itertools.product(range(3), range(4)):
+                length, document = int(batch.lengths[row, segment]), int(batch.documents[row, segment])
+                assert not counted[row, segment, length:].any()
+                seen.setdefault(document, []).extend(counted[row, segment, :length].tolist())
+        assert all(seen[n] == [*weights[n][1:], 0] for n in range(len(LENGTHS)))
+
+
 def test_a_document_of_one_and_of_seven_segments_together(tokens):
     pair = tokens.select([0, 1])
     first, second, third = loader(pair, batch_size=2, shuffle=False, epochs=1)

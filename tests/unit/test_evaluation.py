@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,21 @@ def test_losses_are_those_of_single_documents():
     partners = sum(int((~window.starts[:, n]).sum() > 1) for window, _ in windows for n in range(len(window)))
     assert partners > 3 and ((swapped == own) | (swapped == 0)).all()
     assert (swapped.sum(axis=2) > 0).sum() == 2 * partners and not swapped[:, 0].any()
+
+
+def test_only_labels_count_as_much_as_they_weigh():
+    """Losses are weighted sums of those of all tokens, and so are the numbers of tokens."""
+    model, (documents, windows) = make_model(), held_out()
+    everything = document_losses(Reader(model), windows, len(documents), 6)  # type: ignore[arg-type]
+    weighted = []
+    for window, numbers in windows:  # one factor per position of a segment, which is a part
+        factors = (torch.arange(L) % 3 / 2).expand(window.labels.shape) * (window.labels >= 0)
+        labels = window.labels.where(factors > 0, IGNORED)
+        weighted.append((replace(window, labels=labels, weights=factors), numbers))
+    found = document_losses(Reader(model), weighted, len(documents), 6)  # type: ignore[arg-type]
+    factors = np.arange(L) % 3 / 2
+    np.testing.assert_allclose(found.losses["own"], everything.losses["own"] * factors, rtol=1e-6)
+    np.testing.assert_allclose(found.tokens["own"], everything.tokens["own"] * factors)
 
 
 def test_a_batch_of_one_row_has_no_swapped_losses():

@@ -62,6 +62,17 @@ def test_bfloat16(positions):
         assert one.dtype == torch.bfloat16 and (one - other).norm() < 0.02 * other.norm()
 
 
+def test_weights():
+    """Weights are factors of single positions, in the sum of a row and by token."""
+    head, hidden, labels = draw(torch.float64)
+    weights = torch.rand(ROWS, T)
+    each = row_losses(head, hidden, labels, V, by_token=True)
+    found = row_losses(head, hidden, labels, V, at_a_time=7 * V, weights=weights)
+    torch.testing.assert_close(found, (each * weights).sum(dim=1))
+    torch.testing.assert_close(row_losses(head, hidden, labels, V, by_token=True, weights=weights), each * weights)
+    torch.testing.assert_close(gradients(found, head, hidden), gradients((each * weights).sum(dim=1), head, hidden))
+
+
 def test_compiled():
     """The compiled loss equals the eager one, in chunks of two sizes."""
     head, hidden, labels = draw(torch.float64)
