@@ -74,11 +74,15 @@ class Source(Section):
     """A source of documents: files, a saved data set, or a data set on the hub."""
 
     source: PathText
-    """File or folder of text, JSONL or Parquet; a saved Hugging Face data set; or the name of a data set on the hub."""
+    """File, folder, or pattern such as data/*.jsonl.gz, of text (.txt, .md), .jsonl, .ndjson, .json, .csv, .parquet or
+    .arrow, each also compressed (.gz, .zst); a saved Hugging Face data set; or the name of a data set on the hub. The
+    log says what is left out of a folder."""
     text_field: str = "text"
     """Column of the data set that holds the text of a document."""
     split: str = "train"
-    """Split of the data set to read. Files have only the split train; part of a split is written like train[:10%]."""
+    """Split of the data set to read; part of one is written like train[:10%]. In a folder the files' names tell the
+    split (train-00000-of-00002.parquet, dev.jsonl); if they tell only one or none, the folder is read whole, as train.
+    """
     name: str | None = None
     """Configuration of a data set on the hub. Default: the only one; required if the data set has several."""
     separator: str | None = None

@@ -1,103 +1,129 @@
-"""Where documents come from: files, folders, saved data sets and the `datasets` hub. All are read by `datasets`."""
+"""Load the documents of a source: files, folders, saved data sets, the `datasets` hub; `datasets` reads them all."""
 
 import difflib
 import glob
 import hashlib
 import itertools
+import logging
 import re
-from collections import Counter
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, Value, concatenate_datasets, load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from hmt_ds.data.errors import DataError, first_line
+from hmt_ds.data.files import BUILDERS, FoundFiles, find_files
+from hmt_ds.data.text_checks import drop_blank, has_absent, why_unreadable
+from hmt_ds.data.unpack import unpacked
 
-BUILDERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
-# utf-8-sig reads UTF-8 with and without a byte order mark: no document should begin with one.
-BUILDER_OPTIONS: dict[str, dict[str, Any]] = {"text": {"sample_by": "document", "encoding": "utf-8-sig"}}
+logger = logging.getLogger(__name__)
+
+# utf-8-sig reads UTF-8 with and without a byte order mark: no document should begin with one. pandas
+# would take the document "NA" of a .csv file for a missing one.
+BUILDER_OPTIONS: dict[str, dict[str, Any]] = {
+    "text": {"sample_by": "document", "encoding": "utf-8-sig"},
+    "csv": {"keep_default_na": False, "encoding": "utf-8-sig"},
+}
 # What `datasets` raises for a file, a name, a split or a script that it cannot load; StopIteration: an empty JSON file.
-LOAD_ERRORS = (DatasetsError, OSError, RuntimeError, ValueError, StopIteration)
+LOAD_ERRORS = (DatasetsError, OSError, RuntimeError, ValueError, StopIteration, EOFError)
 
 
-def load_documents(
+@dataclass(frozen=True)
+class SourceDocuments:
+    """The documents of a source, and what of it was not read.
+
+    Attributes:
+        documents: data set with the one column "text".
+        files: number of files read; None for a saved data set and one of the hub.
+        left_out: a line for each reason to leave out files or documents.
+    """
+
+    documents: Dataset
+    files: int | None
+    left_out: tuple[str, ...]
+
+
+def load_documents(source: str, **options: Any) -> Dataset:
+    """Return the documents of :func:`read_source`."""
+    return read_source(source, **options).documents
+
+
+def read_source(
     source: str,
     *,
     text_field: str = "text",
     split: str = "train",
     name: str | None = None,
     separator: str | None = None,
-) -> Dataset:
+) -> SourceDocuments:
     """Load documents as a data set with the one column "text", one row per document, none of them blank.
 
     Args:
-        source: A .txt, .jsonl, .json or .parquet file; a folder of files of one such kind, read recursively in the
-            order of their paths, without hidden ones; a folder written by `save_to_disk`; or the name of a data set
-            on the hub.
+        source: A file of a kind in `BUILDERS`, which may be compressed; a folder of files, read recursively, kind by
+            kind, in the order of their paths; a pattern of paths such as ``data/*.jsonl``; a folder written by
+            `save_to_disk`; or the name of a data set on the hub.
         text_field: The column that holds the text.
-        split: The split of a hub data set or of a saved `DatasetDict`. Files have the one split "train", of which
-            `datasets` can take a part ("train[:10%]"); a saved `Dataset` is taken whole.
+        split: The split of a hub data set, of a saved `DatasetDict`, or of a folder whose files belong to several
+            (`train-00000-of-00002.parquet`). Other files have the one split "train", of which `datasets` can take a
+            part ("train[:10%]"); a saved `Dataset` is taken whole.
         name: The configuration of a hub data set.
-        separator: A regular expression, matched per line (re.MULTILINE), before each match of which a .txt file is
+        separator: A regular expression, matched per line (re.MULTILINE), before each match of which a text file is
             split into documents. The text before the first match is a document too. Without it a file is a document.
 
     Raises:
-        DataError: The source is absent, of an unknown or mixed kind, unreadable, not UTF-8, empty, or without the text
-            field.
+        DataError: The source is absent, of an unknown kind, unreadable, not UTF-8, empty, or without the text field.
     """
-    path = Path(source)
+    path, found = Path(source), None
     if path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
-        builder, documents = "arrow", _load_saved(path, split)
-    elif path.exists():
-        builder, files = _find_files(path)
-        documents = _load_files(builder, files, split)
+        builders = {"saved": _load_saved(path, split)}
+    elif found := find_files(source, split):
+        builders = _load_found(found, source, split)
     else:
-        builder, documents = "hub", _load_by_name(source, name, split)
-    if name is not None and builder != "hub":
+        builders = {"hub": _load_by_name(source, name, split)}
+    if name is not None and "hub" not in builders:
         raise DataError(f"name {name!r} is for data sets of the hub only, but {source} is here: leave it out")
-    documents = _keep_text(documents, text_field, source)
+    if separator is not None and "text" not in builders:
+        raise DataError(f"separator {separator!r} is for text files only, but {source} is none: leave it out")
+    for builder, documents in builders.items():
+        # text files beside tables have no fields to choose from
+        field = "text" if builder == "text" and len(builders) > 1 else text_field
+        if found and builder == "json":
+            _check_every_file(documents, field, found)
+        builders[builder] = _keep_text(documents, field, source)
     if separator is not None:
-        if builder != "text":
-            raise DataError(f"separator {separator!r} is for .txt files only, but {source} is none: leave it out")
-        documents = _split_documents(documents, separator)
-    return _drop_blank(documents, source)
+        builders["text"] = _split_documents(builders["text"], separator)
+    whole = _concatenate(list(builders.values()))
+    documents = drop_blank(whole, source, found)
+    notes = found.notes() if found else []
+    if blank := len(whole) - len(documents):
+        notes.append(f"{blank:,} blank or absent texts")
+    for note in notes:
+        logger.info("%s: left out %s", source, note)
+    return SourceDocuments(documents, len(found) if found else None, tuple(notes))
 
 
-def _find_files(path: Path) -> tuple[str, list[Path]]:
-    """Return the builder's name and the sorted files at a path, a file or a folder."""
-    kinds = ", ".join(BUILDERS)
-    if path.is_file():
-        if path.suffix.lower() not in BUILDERS:
-            raise DataError(f"{path}: cannot read files of kind {path.suffix!r}; use one of {kinds}")
-        return BUILDERS[path.suffix.lower()], [path]
-    files = sorted(
-        file
-        for file in path.rglob("*")
-        if file.suffix.lower() in BUILDERS and file.is_file() and not _hidden(file.relative_to(path))
-    )
-    counts = Counter(BUILDERS[file.suffix.lower()] for file in files)
-    if not files:
-        raise DataError(f"folder {path} holds no file of a kind that can be read: {kinds}")
-    if len(counts) > 1:
-        mix = " and ".join(f"{count} {builder}" for builder, count in sorted(counts.items()))
-        raise DataError(f"folder {path} mixes {mix} files; name a folder of one kind, or one file")
-    return next(iter(counts)), files
+def _concatenate(parts: list[Dataset]) -> Dataset:
+    if len(parts) == 1:
+        return parts[0]
+    return concatenate_datasets([part.cast_column("text", Value("large_string")) for part in parts])
 
 
-def _hidden(path: Path) -> bool:
-    """Whether a name on the way begins with a dot: what an editor or a notebook put aside is no document."""
-    return any(name.startswith(".") for name in path.parts)
+def _load_found(found: FoundFiles, source: str, split: str) -> dict[str, Dataset]:
+    """Load the files of a source, by builder."""
+    if len(found.builders) > 1 and "[" in split:
+        kinds = " and ".join(found.builders)
+        raise DataError(f"split {split!r} takes a part, but {source} holds files of kinds {kinds}: name those of one")
+    return {builder: _load_files(builder, splits, split) for builder, splits in sorted(found.builders.items())}
 
 
-def _load_files(builder: str, files: list[Path], split: str) -> Dataset:
-    patterns = [glob.escape(str(file)) for file in files]  # `datasets` would take brackets in a path for a pattern
+def _load_files(builder: str, splits: dict[str, list[Path]], split: str) -> Dataset:
+    files = [file for some in splits.values() for file in some]
+    patterns = {name: [_pattern(unpacked(file)) for file in some] for name, some in splits.items()}
     options = {"data_files": patterns, "split": split, **BUILDER_OPTIONS.get(builder, {})}
     # the cache of `datasets` knows a file by its modification time, which rsync -t, tar and cp -p keep
     states = [(state.st_size, state.st_ctime_ns) for state in map(Path.stat, files)]
@@ -107,11 +133,34 @@ def _load_files(builder: str, files: list[Path], split: str) -> Dataset:
     try:
         return load_dataset(builder, **options, download_mode="force_redownload")  # the cache may be what is damaged
     except LOAD_ERRORS as error:
-        for file in files if len(files) > 1 else []:  # the error does not name the file: find it
-            _load_files(builder, [file], split)
-        where = files[0] if len(files) == 1 else f"{len(files)} files like {files[0]} together"
+        if len(files) > 1:
+            raise _why_not_together(builder, files) from error
         reason = "it is empty" if isinstance(error, StopIteration) else first_line(error.__cause__ or error)
-        raise DataError(f"cannot read {where} as {builder}: {reason}") from error
+        reason = why_unreadable(builder, unpacked(files[0])) or reason
+        raise DataError(f"cannot read {files[0]} as {builder}: {reason}") from error
+
+
+def _pattern(file: Path) -> str:
+    """Return a pattern that matches one file: `datasets` would take brackets in a path for a pattern."""
+    # in what it takes for a pattern it does not follow links to folders
+    return glob.escape(str(file.resolve() if glob.has_magic(str(file)) else file))
+
+
+def _why_not_together(builder: str, files: list[Path]) -> DataError:
+    """Return the error of files that can be read, but do not fit together, with the first one unlike those before.
+
+    Raises:
+        DataError: if one of the files alone cannot be read; the error of all does not name it.
+    """
+    first, *others = (_load_files(builder, {"train": [file]}, "train").features for file in files)
+    file, features = next(((f, o) for f, o in zip(files[1:], others, strict=True) if o != first), (files[-1], first))
+    here, there = (
+        ", ".join(f"{name} ({_dtype(kind)})" for name, kind in own.items() if other.get(name) != kind) or "nothing else"
+        for own, other in ((features, first), (first, features))
+    )
+    return DataError(
+        f"cannot read {len(files)} {builder} files together: {file} has {here}, but {files[0]} has {there}"
+    )
 
 
 def _load_saved(path: Path, split: str) -> Dataset:
@@ -132,7 +181,7 @@ def _load_by_name(source: str, name: str | None, split: str) -> Dataset:
         validate_repo_id(source)
     except HFValidationError:
         raise DataError(f"{absent}, and it cannot be the name of a data set: check the path") from None
-    if Path(source).suffix.lower() in BUILDERS:
+    if glob.has_magic(source) or Path(source).suffix.lower() in BUILDERS:
         raise DataError(f"{absent}: check the path")
     try:
         return load_dataset(source, name, split=split)
@@ -150,11 +199,15 @@ def _keep_text(documents: Dataset, text_field: str, source: str) -> Dataset:
     documents = documents.select_columns([text_field])
     if text_field != "text":
         documents = documents.rename_column(text_field, "text")
-    kind = documents.features["text"]
-    dtype = getattr(kind, "dtype", type(kind).__name__)  # List; Json, where rows are of several kinds
+    dtype = _dtype(documents.features["text"])
     if dtype not in ("string", "large_string"):
         raise DataError(f"column {text_field!r} of {source} holds {dtype}, not text (string); name another column")
     return documents
+
+
+def _dtype(feature: Any) -> str:
+    """Return the name of a column's type, such as string; List; Json, where rows are of several kinds."""
+    return str(getattr(feature, "dtype", type(feature).__name__))
 
 
 def _split_documents(documents: Dataset, separator: str) -> Dataset:
@@ -177,25 +230,16 @@ def _split_before(pattern: re.Pattern[str], text: str) -> list[str]:
     return [text[start:end] for start, end in itertools.pairwise(cuts)]
 
 
-def _check_utf8(texts: pa.ChunkedArray, source: str) -> None:
-    """The reader of JSON takes any bytes for text, and they would fail where they are tokenized."""
-    first = 0
-    for chunk in texts.chunks:
-        try:
-            chunk.validate(full=True)
-        except pa.ArrowInvalid as error:
-            within = re.search(r"index (\d+)", str(error))
-            which = f"document {first + int(within[1])}" if within else "a document"
-            raise DataError(
-                f"{source}: {which} (the first is 0) is not UTF-8: convert it, as with `iconv -f latin1 -t utf8`"
-            ) from None
-        first += len(chunk)
+def _check_every_file(documents: Dataset, text_field: str, found: FoundFiles) -> None:
+    """Check that no JSON file lacks the text field: its rows would be absent texts, which are left out.
 
-
-def _drop_blank(documents: Dataset, source: str) -> Dataset:
-    texts = documents.with_format("arrow")[:]["text"]
-    _check_utf8(texts, source)
-    keep = np.asarray(pc.fill_null(pc.match_substring_regex(texts, r"\S"), False))
-    if not keep.any():
-        raise DataError(f"{source} holds no documents: all {len(keep)} texts are blank or absent")
-    return documents if keep.all() else documents.select(np.flatnonzero(keep))
+    Raises:
+        DataError: if a file lacks the field in all rows.
+    """
+    files = [file for some in found.builders["json"].values() for file in some]
+    if len(files) < 2 or text_field not in documents.column_names or not has_absent(documents, text_field):
+        return
+    for file in files:
+        columns = _load_files("json", {"train": [file]}, "train").column_names
+        if text_field not in columns:
+            raise DataError(f"{file} has no field {text_field!r}, unlike other files; it has: {', '.join(columns)}")

@@ -1,0 +1,99 @@
+"""Check texts for UTF-8 and leave out blank ones, a batch at a time; say which line of a file cannot be read."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset
+
+from hmt_ds.data.errors import DataError
+from hmt_ds.data.files import FoundFiles
+from hmt_ds.data.unpack import unpacked
+
+ROWS = 1000  # texts checked at a time
+WITH_LINES = ("text", "json", "csv")  # builders of files that have lines
+ADVICE = "convert it, as with `iconv -f latin1 -t utf8`"
+
+
+def drop_blank(documents: Dataset, source: str, found: FoundFiles | None) -> Dataset:
+    """Return documents without those that are blank or absent.
+
+    Args:
+        documents: data set with the column "text".
+        source: name of the source, for errors.
+        found: its files, in which to find a line that is not UTF-8.
+
+    Raises:
+        DataError: if a text is not UTF-8, or all are blank.
+    """
+    kept, first = [], 0
+    for texts in _batches(documents, "text"):
+        _check_utf8(texts, first, source, found)
+        kept.append(np.asarray(pc.fill_null(pc.match_substring_regex(texts, r"\S"), False)))
+        first += len(texts)
+    keep = np.concatenate(kept) if kept else np.zeros(0, dtype=bool)
+    if not keep.any():
+        raise DataError(f"{source} holds no documents: all {len(keep)} texts are blank or absent")
+    return documents if keep.all() else documents.select(np.flatnonzero(keep))
+
+
+def has_absent(documents: Dataset, column: str) -> bool:
+    """Tell whether a column has absent values."""
+    return any(values.null_count for values in _batches(documents, column))
+
+
+def why_unreadable(builder: str, file: Path) -> str | None:
+    """Return the first line of a file that cannot be read, and why; None if all can, or if it has no lines."""
+    if builder not in WITH_LINES:
+        return None
+    for number, line in enumerate(_lines(file), 1):
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            return f"line {number:,} is not UTF-8 ({error}): {ADVICE}"
+        if builder == "json" and text.strip():
+            try:
+                json.loads(text.removeprefix("\ufeff"))
+            except ValueError as error:
+                return _why_no_json(file) if number == 1 else f"line {number:,}: JSON parse error: {error}"
+    return None
+
+
+def _batches(documents: Dataset, column: str) -> Iterator[pa.ChunkedArray]:
+    """Yield a column a batch at a time: all at once would hold the texts of a large source in memory."""
+    for batch in documents.select_columns([column]).with_format("arrow").iter(batch_size=ROWS):
+        yield batch[column]
+
+
+def _check_utf8(texts: pa.ChunkedArray, first: int, source: str, found: FoundFiles | None) -> None:
+    """The reader of JSON takes any bytes for text, and they would fail where they are tokenized."""
+    for chunk in texts.chunks:
+        try:
+            chunk.validate(full=True)
+        except pa.ArrowInvalid as error:
+            for builder, splits in found.builders.items() if found else ():
+                for file in (file for files in splits.values() for file in files):
+                    if reason := why_unreadable(builder, unpacked(file)):
+                        raise DataError(f"{file}: {reason}") from None
+            within = re.search(r"index (\d+)", str(error))
+            which = f"document {first + int(within[1])}" if within else "a document"
+            raise DataError(f"{source}: {which} (the first is 0) is not UTF-8: {ADVICE}") from None
+        first += len(chunk)
+
+
+def _lines(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as lines:
+        yield from lines
+
+
+def _why_no_json(file: Path) -> str | None:
+    """Return why a file that is no JSON Lines is no JSON either; None if it is."""
+    try:
+        json.loads(file.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        return f"JSON parse error: {error}"
+    return None
