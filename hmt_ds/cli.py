@@ -43,7 +43,7 @@ Add = Callable[..., argparse.ArgumentParser]  # adds a command: name, function, 
 
 @dataclass(frozen=True, config=STRICT)
 class TokenizerOptions(Options):
-    """The options of `hmt-ds tokenizer`."""
+    """The options of `hmt-ds tokenizer`; the text below each field is its help."""
 
     vocab_size: AtLeastOne = 4096
     """number of tokens in the vocabulary"""
@@ -72,7 +72,11 @@ def main() -> None:
 
 
 def command_line() -> argparse.ArgumentParser:
-    """Build the argument parser of all subcommands, each with its function as the default of ``run``."""
+    """Build the argument parser of `hmt-ds` with all subcommands.
+
+    Parsed arguments have the function of the subcommand as ``run``, and ``takes_overrides``, which says whether keys of
+    a recipe such as ``--training.steps 10`` may follow.
+    """
     parser = argparse.ArgumentParser(prog="hmt-ds", description="Train Hierarchical Memory Transformers on DeepSpeed.")
     parser.add_argument("--version", action="version", version=f"hmt-ds {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -93,7 +97,11 @@ def command_line() -> argparse.ArgumentParser:
 
 
 def add_preparing(add: Add) -> None:
-    """Add the subcommands that are used before a run: init, doctor, check, plan, keys, tokenizer."""
+    """Add the subcommands that are used before a run: init, doctor, check, plan, keys, tokenizer.
+
+    Args:
+        add: adds a subcommand: name, function that runs it, help text, further help text.
+    """
     command = add("init", init, "write a recipe with comments", "Asks for what is not given, in a terminal.")
     command.add_argument("file", metavar="FILE", type=path_operand, help="path of the recipe to write, a new YAML file")
     add_options(command, InitOptions)
@@ -119,7 +127,11 @@ def add_preparing(add: Add) -> None:
 
 
 def add_running(add: Add) -> None:
-    """Add the subcommands that start ranks, on this machine or in a Slurm job."""
+    """Add the subcommands that start ranks, on this machine or in a Slurm job: train, evaluate, bench, launch.
+
+    Args:
+        add: adds a subcommand: name, function that runs it, help text, further help text.
+    """
     for name, run, operand, text in (
         ("train", train, "RECIPE", "train a model"),
         ("evaluate", evaluate, "RUN|CHECKPOINT|FOLDER|RECIPE", "measure held-out losses, and what the memory is worth"),
@@ -139,7 +151,11 @@ def add_running(add: Add) -> None:
 
 
 def add_looking(add: Add) -> None:
-    """Add the subcommands that read what runs have written: compare, status, report."""
+    """Add the subcommands that read what runs have written: compare, status, report.
+
+    Args:
+        add: adds a subcommand: name, function that runs it, help text, further help text.
+    """
     more = "A RUN is a run's folder, whose newest evaluation counts, or the JSON file of an evaluation."
     command = add("compare", compare, "compare trained runs on the same held-out tokens", more)
     command.add_argument("runs", nargs="+", type=path_operand, metavar="RUN")
@@ -158,7 +174,11 @@ def add_looking(add: Add) -> None:
 
 
 def add_using(add: Add) -> None:
-    """Add the subcommands that use a trained model, or write tasks for one."""
+    """Add the subcommands that use a trained model, or write tasks to train one on: convert, generate, chat, tasks.
+
+    Args:
+        add: adds a subcommand: name, function that runs it, help text, further help text.
+    """
     more = "SOURCE is a run, a checkpoint of it, a converted folder, HMT-pytorch's weights or a DeepSpeed folder. "
     more += "The last two need --backbone, and the sizes of the memory: --memory.segment_length 990"
     command = add("convert", convert, "write a checkpoint as a Hugging Face folder", more, overrides=True)
@@ -184,8 +204,18 @@ def add_using(add: Add) -> None:
 
 
 def train(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Run `hmt-ds train` on the ranks of this machine, or with ``--dry-run`` only check the recipe; return the exit
-    code."""
+    """Run `hmt-ds train` on the ranks of this machine, or with ``--dry-run`` only check the recipe.
+
+    Args:
+        arguments: parsed command line; ``source`` is the path of the recipe or of a run.
+        overrides: keys of the recipe to change, such as ``["--training.steps", "10"]``.
+
+    Returns:
+        Exit code.
+
+    Raises:
+        ConfigError: with a line for each mistake in options and recipe.
+    """
     options, problems = read_options(TrainOptions, arguments)
     if options.dry_run:
         return dry_run(arguments.source, options.ranks, overrides, problems)
@@ -193,8 +223,19 @@ def train(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def evaluate(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Run `hmt-ds evaluate` on the ranks of this machine, or in this process for generated tasks; return the exit
-    code."""
+    """Run `hmt-ds evaluate`: held-out losses on the ranks of this machine, or with ``--tasks`` or ``--questions``
+    answers to questions in this process.
+
+    Args:
+        arguments: parsed command line; ``source`` is a run, a checkpoint, a recipe or a converted folder.
+        overrides: keys of the recipe to change, such as ``["--evaluation.documents", "10"]``.
+
+    Returns:
+        Exit code.
+
+    Raises:
+        ConfigError: with a line for each mistake in options and recipe.
+    """
     rank_options, wrong = read_options(RankOptions, arguments)
     options, problems = read_options(TaskOptions, arguments)
     if not options.asks:
@@ -203,15 +244,35 @@ def evaluate(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def bench(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Run `hmt-ds bench` on the ranks of this machine; return the exit code."""
+    """Run `hmt-ds bench` on the ranks of this machine.
+
+    Args:
+        arguments: parsed command line; ``source`` is the path of the recipe.
+        overrides: keys of the recipe to change, such as ``["--training.batch_size", "2"]``.
+
+    Returns:
+        Exit code.
+
+    Raises:
+        ConfigError: with a line for each mistake in options and recipe.
+    """
     rank_options, wrong = read_options(RankOptions, arguments)
     options, problems = read_options(BenchOptions, arguments)
     return start_bench(arguments.source, rank_options.ranks, options, overrides, wrong + problems)
 
 
 def compare(arguments: argparse.Namespace, _: list[str]) -> int:
-    """Run `hmt-ds compare`: print and draw how trained runs differ on the same held-out tokens; return the exit
-    code."""
+    """Run `hmt-ds compare`: print, and draw if asked, how trained runs differ on the same held-out tokens or questions.
+
+    Args:
+        arguments: parsed command line; ``runs`` are paths of runs or of their evaluations.
+
+    Returns:
+        Exit code.
+
+    Raises:
+        ConfigError: with a line for each wrong option, and for runs that cannot be compared.
+    """
     options, problems = read_options(CompareOptions, arguments)
     if problems:
         raise ConfigError(problems)
@@ -264,7 +325,15 @@ def plan(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def launch(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Run `hmt-ds launch slurm`: write job scripts and submit them; return the exit code."""
+    """Run `hmt-ds launch slurm`: write job scripts, submit them, and return exit code 0.
+
+    Args:
+        arguments: parsed command line; ``source`` is the path of the recipe or of a run.
+        overrides: keys of the recipe to change, such as ``["--training.steps", "10"]``.
+
+    Raises:
+        ConfigError: with a line for each mistake in options and recipe.
+    """
     from hmt_ds.launch.slurm import launch as submit_jobs
 
     options, problems = read_options(LaunchOptions, arguments)

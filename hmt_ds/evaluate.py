@@ -82,7 +82,8 @@ def find_checkpoint(source: Path, run: Path) -> Path:
 
 
 def reads(recipe: Recipe) -> tuple[object, ...]:
-    """Return the settings of a recipe that determine which tokens an evaluation reads."""
+    """Return those settings of a recipe that determine which tokens an evaluation reads, to compare them with another
+    recipe's."""
     model, chosen = recipe.model, recipe.evaluation
     tokenizer, length = model.tokenizer or model.source, recipe.memory.segment_length
     return recipe.data.validation, recipe.data.retrieval, tokenizer, chosen.documents, chosen.segments_read, length

@@ -18,7 +18,13 @@ def main() -> int:
 
 
 def train(recipe_file: str, overrides: list[str], device: torch.device) -> None:
-    """Train the model of a recipe on this rank, together with all other ranks."""
+    """Train the model of a recipe on this rank, together with all other ranks, until its last step or a stop signal.
+
+    Args:
+        recipe_file: path of the recipe, or folder of a run.
+        overrides: keys of the recipe to change, such as ``["--training.steps", "10"]``.
+        device: device of this rank.
+    """
     signals = StopSignals()
     recipe = keep_global_batch(load_recipe(recipe_file, overrides))
     if rank() == 0:

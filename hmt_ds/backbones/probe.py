@@ -36,11 +36,16 @@ def check_backbone(config: PreTrainedConfig) -> None:
         with torch.device("meta") if known else nullcontext():
             small = small_model(config, LAYERS)
     except Exception as error:  # a constructor may raise anything, such as KeyError for an unknown activation
-        raise BackboneError(f"{kind} cannot be built as a causal language model: {first_line(error)}") from None
+        raise BackboneError(
+            f"{kind} cannot be built as a causal language model ({first_line(error)}): choose another model"
+        ) from None
     if known:
         return
     if "inputs_embeds" not in inspect.signature(small.base_model.forward).parameters:
-        raise BackboneError(f"{kind} takes no inputs_embeds, so memory embeddings cannot be put in front of the tokens")
+        raise BackboneError(
+            f"{kind} takes no inputs_embeds, so memory embeddings cannot be put in front of the tokens: choose a model "
+            "whose forward method takes inputs_embeds"
+        )
     backbone = CausalLM(small)
     embeddings = torch.randn(1, 4, backbone.dim)  # not embeddings of tokens: memories are not either
     other_last = torch.cat([embeddings[:, :-1], torch.randn(1, 1, backbone.dim)], dim=1)
@@ -49,13 +54,15 @@ def check_backbone(config: PreTrainedConfig) -> None:
         hidden, other = backbone.decode(embeddings), backbone.decode(other_last)
         logits = backbone.logits(hidden)
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
-        raise BackboneError(f"{kind} gives no last_hidden_state from inputs_embeds: {first_line(error)}") from None
+        raise BackboneError(
+            f"{kind} gives no last_hidden_state from inputs_embeds ({first_line(error)}): choose another model"
+        ) from None
     if not close(hidden[:, :-1], other[:, :-1]):
         raise BackboneError(f"{kind} is not causal: a position attends to later ones: choose a causal language model")
     if not close(expected, logits):
         raise BackboneError(
-            f"{kind}: its logits are not its output embeddings applied to the last hidden state; it needs a row in "
-            "backbones/families.py"
+            f"{kind}: its logits are not its output embeddings applied to the last hidden state, as the loss "
+            "computes them: choose another model"
         )
 
 

@@ -192,7 +192,10 @@ class FragmentReader:
             )
         if problems:
             more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-            raise CheckpointError(f"{self.checkpoint} does not fit the recipe: {'; '.join(sorted(problems)[:3])}{more}")
+            raise CheckpointError(
+                f"{self.checkpoint} does not fit the recipe: {'; '.join(sorted(problems)[:3])}{more}: set the model, "
+                "memory and optimizer that it was trained with, or start a new run"
+            )
 
     def read(self, key: str, name: str, start: int, into: Tensor) -> None:
         """Read a range of a flattened weight, or of one of its optimizer states, from the checkpoint's files.
@@ -265,7 +268,7 @@ def restore_lr_schedule(schedule: LrSchedule, saved: dict[str, object]) -> None:
     here = json.loads(json.dumps(schedule.state_dict()))  # like the saved one: JSON turns all keys into texts
     for key in sorted((here.keys() | saved.keys()) - CHANGED_BY_STEPS):
         if here.get(key) != saved.get(key):
-            there = f"{key} is {saved.get(key)} in the checkpoint, {here.get(key)} here"
+            there = f"{key} is {saved.get(key)} in the checkpoint, {here.get(key)} by the recipe"
             raise CheckpointError(f"schedule: {there}: use the checkpoint's value, or start a new run")
     schedule.load_state_dict(schedule.state_dict() | {key: saved[key] for key in CHANGED_BY_STEPS & saved.keys()})
     last = saved.get("last_batch_iteration", -1)

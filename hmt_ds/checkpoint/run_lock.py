@@ -58,7 +58,10 @@ class RunLock:
             self.holds = problem is None
             self.write()
         except OSError as error:
-            problem = f"training.output: {self.folder} cannot be written: {error.strerror}"
+            problem = (
+                f"training.output: {self.folder} cannot be written: {error.strerror}: name another folder, or "
+                "free space"
+            )
         if problem:
             self.release()
         return problem
@@ -209,4 +212,4 @@ def in_use(folder: Path, content: str) -> str:
     """
     found = process_in(content)
     who = f"process {found.get('pid')} on {found.get('host')}, since {found.get('since')}" if found else "unreadable"
-    return f"training.output: another start trains into {folder} ({who})"
+    return f"training.output: another start trains into {folder} ({who}): stop it, or name another folder"

@@ -45,7 +45,9 @@ def write_folder(export: Export, target: Path, max_shard: str = "5GB") -> None:
         hidden.rename(target)
         flush_folder(target.parent)
     except (OSError, SafetensorError) as error:
-        raise ConversionError(f"{target} cannot be written: {error}") from None
+        raise ConversionError(
+            f"{target} cannot be written ({error}): name a folder on a disk that has space and that you may write to"
+        ) from None
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
 

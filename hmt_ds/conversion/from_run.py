@@ -172,7 +172,10 @@ class RunWeights:
             try:
                 folder = Path(snapshot_download(source, allow_patterns=["*.safetensors*", "*.json", "*.bin"]))
             except (OSError, ValueError) as error:
-                raise ConversionError(f"model.source {source!r} not found: {str(error).splitlines()[0]}") from None
+                raise ConversionError(
+                    f"model.source {source!r} is not a folder here, and cannot be downloaded "
+                    f"({str(error).splitlines()[0]}): put the model there, or connect to the hub"
+                ) from None
         return folder_weights(folder).renamed(lambda name: name.removeprefix(f"hmt.{BACKBONE}"))
 
     def frozen_by_transformers(self) -> Weights:

@@ -82,10 +82,14 @@ def one_line_errors(source: Path) -> Iterator[None]:
         said = str(error)
         name = said.partition("GLOBAL ")[2].split(" ")[0]
         what = f"wants to call {name}" if name else "does not hold only weights"
-        raise ConversionError(f"{source} {what}: refused, because a checkpoint must not contain code") from None
+        raise ConversionError(
+            f"{source} {what}: refused, because it could run any code: name a file that holds tensors only"
+        ) from None
     except (OSError, EOFError, RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ConversionError(f"{source} cannot be read: {reason}") from None
+        raise ConversionError(
+            f"{source} cannot be read ({reason}): copy it again, or name another checkpoint"
+        ) from None
 
 
 def read_state_dict(file: Path) -> dict[str, Tensor]:

@@ -76,16 +76,18 @@ def load_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32, devi
     """
     converted = read_converted(str(folder))
     if converted is None:
-        raise BackboneError(f"{folder} was not written by hmt-ds convert")
+        raise BackboneError(
+            f"{folder} was not written by hmt-ds convert: name a folder that was, or load it with transformers"
+        )
     settings = read_settings(converted.get("memory"), folder)
     try:
         model = PretrainedHMT(build_model(str(folder), dtype=dtype), settings)
         filled = set(fill_memory(model, str(folder)))
     except SafetensorError as error:
-        raise BackboneError(f"{folder} has weights that are damaged: {error}") from None
+        raise BackboneError(f"{folder} has weights that are damaged ({error}): copy or download it again") from None
     wanted = {name for name, _ in model.named_parameters() if not name.startswith("backbone.")}
     if missing := sorted(wanted - filled):
-        raise BackboneError(f"{folder} lacks the weight {missing[0]}")
+        raise BackboneError(f"{folder} lacks the weight {missing[0]}: copy or download it again")
     for name, child in model.named_children():
         if name != "backbone":  # loaded in its dtype already, with buffers that must keep float32
             child.to(dtype)
@@ -102,4 +104,6 @@ def read_settings(values: object, folder: str | Path) -> MemorySettings:
         return TypeAdapter(Memory).validate_python(values)
     except ValidationError as error:
         wrong = "; ".join(f"memory.{line}" for line in describe(error, Memory))  # type: ignore[arg-type]
-        raise BackboneError(f"{folder} has a config.json that is damaged: {wrong}") from None
+        raise BackboneError(
+            f"{folder} has a config.json that is damaged ({wrong}): copy or download it again"
+        ) from None

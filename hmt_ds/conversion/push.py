@@ -21,9 +21,9 @@ def check_push(name: str) -> None:
     except HFValidationError as error:
         raise ConversionError(f"--push {name}: {first_line(error)}") from None
     if name.count("/") != 1:
-        raise ConversionError(f"--push {name}: give OWNER/NAME")
+        raise ConversionError(f"--push {name}: must be OWNER/NAME, such as my-team/my-model")
     if get_token() is None:
-        raise ConversionError(f"--push {name}: no token for the hub, run hf auth login or set HF_TOKEN")
+        raise ConversionError(f"--push {name}: no token for the hub: run hf auth login or set HF_TOKEN")
 
 
 def push_folder(folder: Path, name: str) -> str:

@@ -98,9 +98,11 @@ def match_weights(weights: Weights, model: nn.Module, origin: str) -> Weights:
         else:
             chosen[stored[0]], shapes[names[0]] = names[0], shape
     if missing:
-        raise ConversionError(f"the weight {first_of(missing)} is missing in {origin}")
+        raise ConversionError(
+            f"the weight {first_of(missing)} is missing in {origin}: name the configuration and weights of one model"
+        )
     if wrong:
-        raise ConversionError(f"{origin}: {first_of(wrong)}")
+        raise ConversionError(f"{origin}: {first_of(wrong)}: name the configuration and weights of one model")
     chosen |= {name: name for name in buffers_of(model) & weights.shapes.keys()}
     matched = weights.renamed(chosen.get)
     return Weights(matched.shapes | shapes, lambda name: reshaped(matched.read(name), shapes.get(name)))

@@ -21,7 +21,10 @@ def rendezvous() -> dict[str, str]:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise RuntimeError(f"without mpi4py the first machine cannot be found by MPI ({reason})") from None
+        raise RuntimeError(
+            f"mpi4py, which finds the first machine, cannot be imported ({reason}): pip install mpi4py, or set "
+            "MASTER_ADDR to the first machine's address"
+        ) from None
     MPI.Init()
     everyone = MPI.COMM_WORLD
     names = everyone.allgather(socket.gethostname())
@@ -33,7 +36,11 @@ def rendezvous() -> dict[str, str]:
     first, port = everyone.bcast((address, bound_port(0)))
     MPI.Finalize()
     if not first:
-        raise RuntimeError(f"the first machine, {names[0]}, cannot reach the others by their host names")
+        others = ", ".join(sorted(set(names) - {names[0]}))
+        raise RuntimeError(
+            f"the first machine, {names[0]}, cannot resolve or reach the host names of the others, {others}: "
+            "set MASTER_ADDR to the first machine's address"
+        )
     place = {"MASTER_ADDR": first, "MASTER_PORT": str(port)}
     interface = interface_of(address) if address else None
     return place | ({"GLOO_SOCKET_IFNAME": interface} if interface else {})

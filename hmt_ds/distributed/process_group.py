@@ -110,7 +110,9 @@ def meet_on_loopback(
     try:
         listener = socket.create_server((LOOPBACK, port), backlog=max(128, ranks))
     except OSError as error:
-        raise LaunchError(f"port {port}: {os.strerror(error.errno or 0)}; set MASTER_PORT to a free port") from None
+        raise LaunchError(
+            f"port {port} cannot be used ({os.strerror(error.errno or 0)}): set MASTER_PORT to a free port"
+        ) from None
     port, handle = listener.getsockname()[1], listener.detach()
     store = torch.distributed.TCPStore(LOOPBACK, port, ranks, is_master=True, timeout=timeout, master_listen_fd=handle)
     yield store, own, ranks
@@ -140,7 +142,7 @@ def set_rank_variables() -> None:
         try:
             found = rendezvous()
         except RuntimeError as error:
-            raise LaunchError(f"MASTER_ADDR is not set, and {error}; set it to the first machine's address") from None
+            raise LaunchError(f"MASTER_ADDR is not set, and {error}") from None
         for name, value in found.items():  # the user's own values win
             known.setdefault(name, value)
     known.setdefault("MASTER_ADDR", LOOPBACK)
@@ -158,7 +160,9 @@ def read_secrets() -> None:
     try:
         lines = Path(file).read_text(encoding="utf-8", errors="surrogateescape").split("\0")
     except OSError as error:
-        raise LaunchError(f"{file}: {error.strerror}; all machines must see the folder") from None
+        raise LaunchError(
+            f"{file} cannot be read ({error.strerror}): start from a folder that all machines see"
+        ) from None
     for name, _, value in (line.partition("=") for line in lines if line):
         os.environ[name] = value
 

@@ -93,7 +93,9 @@ def draw(tables: Sequence[Sequence[RunRow]], picture: Path) -> None:
     try:
         plot_runs(tables[:-1] or tables, picture)
     except OSError as error:
-        raise ConfigError([f"--picture: {picture} cannot be written ({error.strerror}): give another file"]) from None
+        raise ConfigError(
+            [f"--picture: {picture} cannot be written ({error.strerror}): name a file where you may write"]
+        ) from None
     print(f"picture     {picture}")
 
 

@@ -69,7 +69,9 @@ def compare_retrieval(runs: Sequence[Path], names: Sequence[str], picture: Path)
     try:
         plot_answers(answers, picture)
     except OSError as error:
-        raise ConfigError([f"--picture: {picture} cannot be written ({error.strerror}): give another file"]) from None
+        raise ConfigError(
+            [f"--picture: {picture} cannot be written ({error.strerror}): name a file where you may write"]
+        ) from None
     print(f"picture     {picture}")
     return 0
 
@@ -106,7 +108,12 @@ def read_answers(run: Path, name: str) -> Answers:
         raise ConfigError([f"{run}: no such run: name the folder of a run (training.output)"])
     files = own_evaluations(run, PREFIX)
     if not files and own_evaluations(run):
-        raise ConfigError([f"{run}: has held-out losses, but other runs have answers to questions: compare one kind"])
+        raise ConfigError(
+            [
+                f"{run}: has held-out losses, but other runs have answers to questions (data.retrieval): compare runs "
+                "of one kind"
+            ]
+        )
     if not files:
         raise ConfigError([f"{run}: has no evaluation; make one with hmt-ds evaluate {run}"])
     file = files[max(files)]
@@ -118,4 +125,4 @@ def read_answers(run: Path, name: str) -> Answers:
         return Answers(name, content["data"]["sha256"], float(content["chance"]), right)
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ConfigError([f"{file}: damaged, evaluate again ({reason})"]) from None
+        raise ConfigError([f"{file}: damaged ({reason}): evaluate again, with hmt-ds evaluate {run}"]) from None

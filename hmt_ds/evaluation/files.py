@@ -167,7 +167,7 @@ def read_evaluation(file: Path) -> Evaluation:
     except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ConfigError(
-            [f"{file}: no evaluation with the losses of each document, evaluate again ({reason})"]
+            [f"{file}: no evaluation with the losses of each document ({reason}): evaluate again with hmt-ds evaluate"]
         ) from None
 
 

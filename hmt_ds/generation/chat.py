@@ -51,12 +51,14 @@ def lines_of_input() -> Iterable[str]:
 
 
 class Conversation:
-    """A conversation with a model, in which each turn is read into the cache once.
+    """A conversation with a model; each line is read only once, and earlier ones are remembered by the cache.
 
     Attributes:
+        asked: the model and its tokenizer.
+        settings: transformers' generation settings.
         cache: the memory and the open segment after the turns so far.
         text: the conversation so far as the chat template writes it; stays empty without a template.
-        pending: token ids that were written but not read into the cache yet.
+        pending: token ids that were generated but not read into the cache yet.
     """
 
     def __init__(self, asked: Asked, settings: GenerationConfig, cache: SegmentCache):
@@ -66,7 +68,14 @@ class Conversation:
         self.pending: list[int] = []
 
     def say(self, line: str) -> str:
-        """Read one line of the user, print the answer while it is generated, and return the answer."""
+        """Read a line of the user into the cache, and print the answer while it is generated.
+
+        Args:
+            line: what the user said.
+
+        Returns:
+            The answer.
+        """
         tokenizer, model = self.asked.tokenizer, self.asked.model
         text = self.turn(line)  # which may take the pending end of the last answer over
         ids = [*self.pending, *encode(tokenizer, text, begins=self.begins())]
@@ -87,11 +96,13 @@ class Conversation:
         return reply
 
     def begins(self) -> bool:
-        """Return whether the next line needs the tokenizer's BOS: only the first one does, without a chat template."""
+        """Return whether the next line needs the tokenizer's BOS token: the first one does without a chat template,
+        which writes its own."""
         return self.cache.rows is None and not self.asked.tokenizer.chat_template
 
     def turn(self, line: str) -> str:
-        """Return the text that the model reads for a user's line: what the chat template adds to the conversation."""
+        """Return the text that the model reads for a line of the user: the line itself, or with a chat template all
+        that the template adds to the conversation."""
         self.messages.append({"role": "user", "content": line})
         if not self.asked.tokenizer.chat_template:
             return f"{line}\n"

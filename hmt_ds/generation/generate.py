@@ -51,7 +51,7 @@ def generate(source: Path, options: GenerateOptions, overrides: list[str]) -> No
 
 
 def prompts_of(options: GenerateOptions) -> list[str]:
-    """Return the prompts of the command line and of the file given by --prompts, without blank lines.
+    """Return all prompts: those given by --prompt, then the lines of the file given by --prompts, without blank ones.
 
     Raises:
         ConversionError: if the file cannot be read or contains no prompt, or if one of several prompts is blank.
@@ -111,7 +111,8 @@ def last_token(cache: SegmentCache) -> list[int]:
 
 
 def pad_of(settings: GenerationConfig) -> int:
-    """Return the token id that pads batches: pad_token_id of the generation settings, else the first EOS id, else 0."""
+    """Return the token id that pads batches: ``pad_token_id`` of transformers' generation settings, else the first EOS
+    token's, else 0."""
     ends = settings.eos_token_id
     first = ends[0] if isinstance(ends, list) else ends
     return next((token for token in (settings.pad_token_id, first) if token is not None), 0)

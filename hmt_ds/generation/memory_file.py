@@ -26,10 +26,19 @@ PARTS = {"weights": "the model's weights", "tokenizer": "the tokenizer"}
 
 
 def save_memory(cache: SegmentCache, file: Path, model: HMTForCausalLM, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Write the memory of a document that a cache of one row has read; return the size of the file in bytes.
+    """Write the memory of a document that a cache has read to a safetensors file.
 
     The file has ``memories [c, m, d]``, ``valid [c]``, ``tail [k]`` and ``tokens [w]``. Its metadata has the settings
     of the memory, the hashes of weights and tokenizer, and the number of closed segments.
+
+    Args:
+        cache: cache of one row.
+        file: the file to write.
+        model: the model that has read the document.
+        tokenizer: the model's tokenizer.
+
+    Returns:
+        Size of the file in bytes.
 
     Raises:
         ConversionError: if the file cannot be written.
@@ -44,15 +53,22 @@ def save_memory(cache: SegmentCache, file: Path, model: HMTForCausalLM, tokenize
         partial.replace(file)
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
-        raise ConversionError(f"{file} cannot be written: {error}") from None
+        raise ConversionError(
+            f"{file} cannot be written ({error}): name a file on a disk that has space and that you may write to"
+        ) from None
     return file.stat().st_size
 
 
 def load_memory(file: Path, model: HMTForCausalLM, tokenizer: PreTrainedTokenizerBase) -> SegmentCache:
     """Load a memory file into a cache of one row, so that reading can continue where the saved document ended.
 
+    Args:
+        file: a file that :func:`save_memory` wrote.
+        model: the model that will go on reading.
+        tokenizer: the model's tokenizer.
+
     Raises:
-        ConversionError: if the file is damaged, or another model wrote it, with the settings that differ.
+        ConversionError: if the file is damaged, or was written with other weights, tokenizer or memory settings.
     """
     try:
         with safe_open(file, framework="pt", device=str(model.device)) as saved:
@@ -72,7 +88,8 @@ def load_memory(file: Path, model: HMTForCausalLM, tokenizer: PreTrainedTokenize
 
 
 def identity(model: HMTForCausalLM, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """Return what a saved memory depends on, as text by name: memory settings, hashes of weights and tokenizer."""
+    """Return what a saved memory depends on, by name: the memory settings as JSON, and SHA-256 hashes of weights and
+    tokenizer."""
     settings = {f"memory.{key}": json.dumps(value) for key, value in asdict(model.hmt.settings).items()}
     return settings | {"weights": hash_weights(model), "tokenizer": describe_tokenizer(tokenizer)}
 

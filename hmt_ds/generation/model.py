@@ -21,7 +21,12 @@ from hmt_ds.memory import HMT
 
 @dataclass(frozen=True)
 class Asked:
-    """A model in evaluation mode, and its tokenizer."""
+    """A model that answers prompts, and its tokenizer.
+
+    Attributes:
+        model: the model, in evaluation mode, on the device that it generates on.
+        tokenizer: the tokenizer.
+    """
 
     model: HMTForCausalLM
     tokenizer: PreTrainedTokenizerBase
@@ -61,7 +66,16 @@ def load_model(source: Path, options: ChatOptions) -> Asked:
 
 
 def build(export: Export, device: torch.device) -> HMT:
-    """Build an HMT model on a device from a run's exported checkpoint, loading one weight at a time to save memory."""
+    """Build a model with the exported weights of a run or converted folder, reading one weight at a time to save
+    memory.
+
+    Args:
+        export: configuration, settings and weights.
+        device: device of the model.
+
+    Returns:
+        The model in evaluation mode.
+    """
     with device:
         hmt = HMT(CausalLM(AutoModelForCausalLM.from_config(export.config, dtype=export.dtype)), export.settings)
     for name, child in hmt.named_children():

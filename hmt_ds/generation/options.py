@@ -15,7 +15,7 @@ from hmt_ds.config.sections import STRICT
 
 @dataclass(frozen=True, config=STRICT)
 class ChatOptions(Options):
-    """The options of `hmt-ds chat`, all of which `hmt-ds generate` has too."""
+    """The options of `hmt-ds chat`, all of which `hmt-ds generate` has too; the text below each field is its help."""
 
     tokenizer: Annotated[PathText | None, "DIR"] = None
     """folder or hub name of the tokenizer (default: the one stored with the model or named in its recipe)"""
@@ -44,7 +44,7 @@ class ChatOptions(Options):
 
 @dataclass(frozen=True, config=STRICT)
 class GenerateOptions(ChatOptions):
-    """The options of `hmt-ds generate`."""
+    """The options of `hmt-ds generate`, with those of `hmt-ds chat`; the text below each field is its help."""
 
     prompt: Annotated[tuple[str, ...], "TEXT"] = ()
     """text to continue, after --document or --memory if given; can be repeated"""
@@ -72,4 +72,8 @@ def why_not_new(option: str, file: FilePath) -> list[str]:
     """
     if file.exists():
         return [f"{option}: {file} exists already: name a new file"]
-    return [] if file.absolute().parent.is_dir() else [f"{option}: the folder of {file} does not exist"]
+    return (
+        []
+        if file.absolute().parent.is_dir()
+        else [f"{option}: the folder of {file} does not exist: create it, or name another file"]
+    )

@@ -37,7 +37,7 @@ def read_first(asked: Asked, options: ChatOptions) -> SegmentCache:
 
 
 def read_text(file: Path) -> str:
-    """Read a text file.
+    """Return the content of a UTF-8 text file.
 
     Raises:
         ConversionError: if it cannot be read, or is not UTF-8.
@@ -45,7 +45,7 @@ def read_text(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConversionError(f"{file} cannot be read as UTF-8 text ({error})") from None
+        raise ConversionError(f"{file} cannot be read as UTF-8 text ({error}): name a text file") from None
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, begins: bool) -> list[int]:
@@ -64,7 +64,13 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, begins: bool) -> li
 
 @torch.no_grad()
 def read_ids(model: HMTForCausalLM, cache: SegmentCache, ids: Sequence[int]) -> None:
-    """Read a document's token ids into a cache of one row, after its earlier tokens, with a progress bar."""
+    """Read token ids of a document into a cache, after the tokens that it has read before, with a progress bar.
+
+    Args:
+        model: the model.
+        cache: cache of one row; changed.
+        ids: token ids.
+    """
     tokens = torch.tensor([ids], device=model.device)
     with tqdm(total=len(ids), unit="token", unit_scale=True, desc="reading", leave=False, disable=None) as bar:
         for part in tokens.split(SEGMENTS * model.hmt.settings.segment_length, dim=1):
@@ -73,10 +79,15 @@ def read_ids(model: HMTForCausalLM, cache: SegmentCache, ids: Sequence[int]) -> 
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Left-pad rows of token ids to one length.
+    """Left-pad rows of token ids to the length of the longest one.
+
+    Args:
+        rows: token ids of each row.
+        pad: token id of the padding.
+        device: device of the result.
 
     Returns:
-        Token ids ``[b, t]`` and attention mask ``[b, t]``, 0 on pads.
+        Token ids ``[batch, tokens]`` and attention mask ``[batch, tokens]``, 0 on pads.
     """
     width = max(map(len, rows))
     ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=device)

@@ -47,10 +47,10 @@ def generation_settings(asked: Asked, options: ChatOptions, given: dict[str, obj
 
 
 def settings_of(overrides: list[str]) -> dict[str, object]:
-    """Return the generation settings among the words of a command line, such as ``--generation.top_p 0.9``.
+    """Return transformers' generation settings by name from words such as ``["--generation.top_p", "0.9"]``.
 
     Raises:
-        ConfigError: with a line for each unknown one.
+        ConfigError: with a line for each word that is no such setting, and for each value that cannot be read.
     """
     sections: dict[str, object] = {}
     problems = apply_overrides(sections, overrides)

@@ -13,7 +13,16 @@ class MemoryGenerationMixin(GenerationMixin):  # transformers looks for the end 
     """Mixin that gives an HMT model transformers' ``generate``, with a :class:`SegmentCache` as its cache."""
 
     def generate(self, inputs: Tensor | None = None, generation_config: Any = None, **options: Any) -> Any:
-        """Continue documents with transformers' ``generate`` and all its options, over a :class:`SegmentCache`.
+        """Continue documents with transformers' ``generate`` and all its options, with a :class:`SegmentCache` as the
+        cache.
+
+        Args:
+            inputs: token ids ``[batch, tokens]`` of the documents.
+            generation_config: transformers' settings; None for the model's own.
+            options: further arguments of transformers' ``generate``, such as ``max_new_tokens``.
+
+        Returns:
+            What transformers returns: mostly token ids ``[batch, tokens]`` with the new ones at the end.
 
         Raises:
             ValueError: if ``cache_implementation`` asks for another kind of cache.
@@ -33,9 +42,8 @@ class MemoryGenerationMixin(GenerationMixin):  # transformers looks for the end 
         return super().generate(inputs, generation_config, **options)
 
     def prepare_inputs_for_generation(self, *arguments: Any, **kwargs: Any) -> dict[str, Any]:
-        """Return the arguments of the next forward pass, without position ids: transformers miscounts them after right
-        pads.
-        """
+        """Return the arguments of the next forward pass as transformers prepares them, but without ``position_ids``,
+        which it counts wrongly after right padding."""
         inputs = super().prepare_inputs_for_generation(*arguments, **kwargs)
         inputs.pop("position_ids", None)
         return inputs

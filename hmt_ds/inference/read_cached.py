@@ -27,7 +27,14 @@ CHUNK = 16  # segments of a long document that are handled, and whose queries ar
 
 
 class Wanted:
-    """Hidden states of the columns that need logits, collected while segments are read one by one.
+    """Collects the hidden states of tokens that need logits, while segments are read one by one.
+
+    Args:
+        rows: memories and open segments before the new tokens.
+        ids: token ids ``[b, q]`` of the columns that need logits.
+        real: ``[b, q]`` bool, False on pads; None without pads.
+        dim: embedding width d.
+        dtype: type of the hidden states.
 
     Attributes:
         at: ``[b, q]``, position of each column's token, counted from the first token of the row's open segment.
@@ -40,7 +47,11 @@ class Wanted:
         self.hidden = torch.zeros(*ids.shape, dim, dtype=dtype, device=ids.device)
 
     def take(self, hidden: Tensor) -> None:
-        """Copy wanted columns from hidden states ``[b, w, d]`` of the first w tokens of each row's open segment."""
+        """Copy the hidden states of those wanted tokens that are in a segment just read.
+
+        Args:
+            hidden: ``[b, w, d]``, of the first w tokens of each row's open segment.
+        """
         width = hidden.shape[1]
         if width == 0:  # nothing but pads was read
             return
@@ -68,7 +79,7 @@ class CachedReader:
 
     @property
     def rows(self) -> Rows:
-        """Memories and open-segment tokens of the cache's rows."""
+        """Memories and open-segment tokens of the cache's rows; fails if nothing was read yet."""
         assert self.cache.rows is not None
         return self.cache.rows
 

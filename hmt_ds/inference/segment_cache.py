@@ -63,7 +63,8 @@ class SegmentCache(Cache):
         return backbone.extend(embeddings, self.keys, self.mask, positions)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return the number of columns read, pads included; tokens loaded from a memory file do not count."""
+        """Return the number of columns read so far, pads included; tokens whose memory was loaded from a file do not
+        count."""
         return self.seen
 
     def get_max_cache_shape(self, layer_idx: int = 0) -> int:

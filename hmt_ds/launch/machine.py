@@ -39,7 +39,7 @@ def main() -> None:
     towards, gpus, port = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     missing, problems = missing_packages(), []
     if missing:
-        problems.append(f"{', '.join(missing)} not installed in {sys.executable}")
+        problems.append(f"{', '.join(missing)} not installed in {sys.executable}: pip install -e . there")
     if "torch" not in missing and (visible := number_of_gpus(gpus)) < gpus:
         problems.append(f"{visible} GPUs visible, {gpus} ranks are to start (for ranks on CPUs: DS_ACCELERATOR=cpu)")
     try:
@@ -51,7 +51,7 @@ def main() -> None:
         address = address_towards(towards)
         interface = interface_of(address)
     except OSError as error:
-        problems.append(f"cannot reach {towards} ({error.strerror or error})")
+        problems.append(f"cannot reach {towards} ({error.strerror or error}): use host names that all machines resolve")
     report = Report(machine=socket.gethostname(), address=address, interface=interface, port=port, problems=problems)
     print(json.dumps(report), flush=True)
 

@@ -60,7 +60,13 @@ def submit(words: list[str]) -> str:
     run = subprocess.run(words, capture_output=True, text=True, check=False)
     if run.returncode:
         problems = [f"{words[-1]}: {line}" for line in run.stderr.splitlines()]
-        raise ConfigError(problems or [f"{words[-1]}: sbatch exited with code {run.returncode} and no message"])
+        raise ConfigError(
+            problems
+            or [
+                f"{words[-1]}: sbatch exited with code {run.returncode} and no message: try it by hand, "
+                f"{shlex.join(words)}"
+            ]
+        )
     return run.stdout.strip().split(";")[0]
 
 

@@ -8,7 +8,17 @@ from hmt_ds.overview.report_options import ReportOptions
 
 
 def status(arguments: argparse.Namespace, _: list[str]) -> int:
-    """Run `hmt-ds status`: say how a run is."""
+    """Run `hmt-ds status RUN`: print the state, progress, loss, checkpoints and ranks of a run.
+
+    Args:
+        arguments: parsed command line; ``source`` is the path of the run's folder.
+
+    Returns:
+        Exit code: 0 if the run is running, finished or stopped by its user, 1 if it needs attention.
+
+    Raises:
+        ConfigError: if the folder is no run.
+    """
     from hmt_ds.overview.run_folder import RunFolder
     from hmt_ds.overview.status import Status
 
@@ -18,7 +28,17 @@ def status(arguments: argparse.Namespace, _: list[str]) -> int:
 
 
 def report(arguments: argparse.Namespace, _: list[str]) -> int:
-    """Run `hmt-ds report`: write a page about runs."""
+    """Run `hmt-ds report RUN...`: write an HTML page that compares runs, and print its path.
+
+    Args:
+        arguments: parsed command line; ``runs`` are the paths of the runs' folders.
+
+    Returns:
+        Exit code 0.
+
+    Raises:
+        ConfigError: with a line for each wrong option, each folder that is no run, or if the page cannot be written.
+    """
     options, problems = read_options(ReportOptions, arguments)
     if problems:
         raise ConfigError(problems)

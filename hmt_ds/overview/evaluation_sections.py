@@ -9,7 +9,11 @@ from hmt_ds.overview.page import Picture, Section, Table
 
 
 def held_out(runs: Sequence[Shown]) -> Section:
-    """Return the section of a report with held-out losses, and with the cost of replacing the memory."""
+    """Return the section of a report with held-out losses (nats per token), by the number of segments read before.
+
+    Also drawn is how much the loss rises, for each run, if the model gets no memory or another document's. The section
+    is empty if no run was evaluated.
+    """
     section = Section("Held-out losses")
     found = [(shown, shown.evaluations.losses) for shown in runs if shown.evaluations.losses]
     if not found:
@@ -48,10 +52,12 @@ def loss_rows(found: Sequence[dict[str, Any]]) -> list[list[str]]:
     """Return the rows of the table of held-out losses.
 
     Args:
-        found: content of each run's evaluation file.
+        found: content of each run's evaluation file; its ``rows`` have the keys ``segments_read``, ``below`` and
+            ``nats``.
 
     Returns:
-        Cells of text: the number of segments read before, then nats per token with interval for each run.
+        Cells of text. The first one of a row is how many segments of a document were read before (``3``, or ``4 to 7``
+        for a range), the others are nats per token with their 95% interval, one for each run, or a dash.
     """
     keys = sorted({(row["segments_read"], row["below"]) for content in found for row in content["rows"]})
     rows = []
@@ -65,11 +71,11 @@ def loss_rows(found: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 
 def with_interval(value: Sequence[float | None], form: str) -> str:
-    """Format a value with its 95% interval; a dash if there is none.
+    """Format a value with its 95% interval, as ``2.310 [2.250, 2.371]``; a dash if the value is missing.
 
     Args:
-        value: mean, low and high end; None for a missing one.
-        form: format of the numbers, such as ``.3f``.
+        value: mean, low end and high end; None for a missing one.
+        form: format of each number for ``str.format``, such as ``{:.3f}``.
     """
     mean, low, high = value
     if mean is None:
@@ -80,7 +86,11 @@ def with_interval(value: Sequence[float | None], form: str) -> str:
 
 
 def answers(runs: Sequence[Shown]) -> Section:
-    """Return the section of a report with answers to questions, and with the memories that were recalled."""
+    """Return the section of a report about questions whose answers are in memory.
+
+    Drawn over the number of segments of a document: the fraction of questions answered right, and the fraction of
+    recalls that gave the most weight to the right memory. The section is empty if no run was asked questions.
+    """
     section = Section("Questions and recall")
     found = [(shown, shown.evaluations.answers) for shown in runs if shown.evaluations.answers]
     if not found:

@@ -13,14 +13,14 @@ from hmt_ds.overview.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class Evaluations:
-    """The evaluations of a run.
+    """The evaluations of one run; None or empty where the run has none.
 
     Attributes:
-        losses: content of the newest evaluation of held-out losses with a verdict, or else of the newest without; None
-            if there is none.
-        answers: content of the newest evaluation of questions; None if there is none.
-        picture: path of the newest picture of recalled memories; None if there is none.
-        by_step: perplexity over all counted tokens, by optimizer step.
+        losses: content of the JSON file of held-out losses: of the newest evaluation that compared the model's own
+            memory with others, or else of the newest one.
+        answers: content of the JSON file of the newest evaluation by questions.
+        picture: path of the newest picture of recalled memories.
+        by_step: held-out perplexity of each evaluation, by optimizer step.
     """
 
     losses: dict[str, Any] | None
@@ -30,13 +30,13 @@ class Evaluations:
 
     @property
     def data(self) -> str | None:
-        """Return the SHA-256 of the held-out token ids, in hexadecimal; None without an evaluation."""
+        """SHA-256 of the held-out token ids, in hexadecimal; None without an evaluation of losses."""
         return self.losses["data"]["sha256"] if self.losses else None
 
     @property
     def perplexity(self) -> str:
-        """Format perplexity and nats per token with interval, over all tokens but a document's first segment; a dash if
-        none."""
+        """Held-out perplexity and nats per token with 95% interval, such as ``9.97 (2.300 nats [2.250, 2.350])``; a
+        dash if there is none. The first segment of each document is not counted, because it has no memory."""
         if self.losses is None or self.losses["remembered"]["nats"][0] is None:
             return "-"
         row = self.losses["remembered"]
@@ -47,10 +47,10 @@ class Evaluations:
 
 @dataclass(frozen=True)
 class Shown:
-    """A run that a report shows.
+    """One of the runs that a report compares.
 
     Attributes:
-        number: index of the run on the page, which gives its colour.
+        number: index of the run on the page, from 0, which determines the colour of its curves.
         name: name of the run on the page.
         run: the run's folder.
         evaluations: the run's evaluations.
@@ -87,12 +87,13 @@ def content_of(file: Path) -> dict[str, Any] | None:
 
 
 def loss_curve(shown: Shown, content: dict[str, Any], value: str) -> Curve:
-    """Return a curve of an evaluation's rows over the number of segments read before.
+    """Return the curve, with 95% intervals, of an evaluation's losses over the number of segments read before.
 
     Args:
         shown: the run.
         content: content of the evaluation's JSON file.
-        value: ``nats``, ``cost_swapped`` or ``cost_none``.
+        value: ``nats`` (loss in nats per token), ``cost_swapped`` or ``cost_none`` (nats per token that the loss rises
+            with another document's memory, or with none).
     """
     rows = [row for row in content["rows"] if value in row]
     return Curve(
@@ -101,12 +102,13 @@ def loss_curve(shown: Shown, content: dict[str, Any], value: str) -> Curve:
 
 
 def answer_curve(shown: Shown, content: dict[str, Any], value: str) -> Curve:
-    """Return a curve of fractions over the number of segments of the documents.
+    """Return the curve, with 95% intervals, of fractions (0 to 1) over the number of segments of the documents.
 
     Args:
         shown: the run.
-        content: content of the evaluation's JSON file.
-        value: ``right`` (answers) or ``found`` (memories).
+        content: content of the JSON file of an evaluation by questions.
+        value: ``right`` (fraction of questions answered right) or ``found`` (fraction of recalls that gave the most
+            weight to the right memory).
     """
     rows = [row for row in content["rows"] if row.get(value)]
     lengths = [row["segments"] for row in rows]

@@ -41,7 +41,9 @@ def write_report(folders: Sequence[Path], output: Path | None) -> Path:
         aside.write_text(page, encoding="utf-8")
         aside.replace(file)
     except OSError as error:
-        raise ConfigError([f"--output: {file} cannot be written: {error.strerror}"]) from None
+        raise ConfigError(
+            [f"--output: {file} cannot be written: {error.strerror}: name a file where you may write"]
+        ) from None
     return file
 
 

@@ -86,7 +86,8 @@ class RunFolder:
 
     @cached_property
     def rows(self) -> list[Row]:
-        """Metrics of the logged steps, from metrics.jsonl."""
+        """Metrics of the logged steps, oldest first, from metrics.jsonl: for each step a dict of name and number, such
+        as ``step``, ``loss`` (nats per token) and ``seconds``."""
         return read_metrics(self.folder / "metrics.jsonl")
 
     @cached_property
@@ -120,8 +121,12 @@ class RunFolder:
         return found
 
     def holder(self) -> dict[str, object] | None:
-        """Return the process that trains into the folder, as its lock file describes it; None if no such process
-        lives."""
+        """Return the process that is training into the folder, as its lock file describes it.
+
+        Returns:
+            ``pid``, ``host`` and ``since`` as text, and ``age``, the seconds since the lock file was last renewed; None
+            if no such process lives.
+        """
         for lock in self.folder.glob(LOCKS):
             try:
                 content, age = lock.read_text(errors="replace"), time.time() - lock.stat().st_mtime
@@ -133,7 +138,10 @@ class RunFolder:
         return None
 
     def ranks(self) -> list[RankNote]:
-        """Return the watchdogs' notes about the ranks of the newest start, by rank."""
+        """Return what each rank's watchdog last wrote, sorted by rank; empty if no rank has a watchdog.
+
+        Left out are unreadable notes, and notes of ranks that the newest start no longer has.
+        """
         starts = self.events("start")
         number = int(starts[-1]["environment"]["ranks"]) if starts else None
         found = []

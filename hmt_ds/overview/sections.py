@@ -34,7 +34,7 @@ def sections_of(runs: Sequence[Shown]) -> list[Section]:
 
 
 def summary(runs: Sequence[Shown]) -> Section:
-    """Return the section of a report with one column of facts for each run."""
+    """Return the section of a report that sums up the runs: a table with a column for each run."""
     facts = [dict(facts_of(shown)) for shown in runs]
     names = list(dict.fromkeys(name for found in facts for name in found))
     table = Table(["", *(shown.name for shown in runs)], [[n, *(found.get(n, "-") for found in facts)] for n in names])
@@ -42,7 +42,8 @@ def summary(runs: Sequence[Shown]) -> Section:
 
 
 def facts_of(shown: Shown) -> Iterator[tuple[str, str]]:
-    """Yield facts about a run for the summary: name and text."""
+    """Yield the facts about a run for the table at the top of a report, as pairs of title and text, such as ``steps``
+    and ``80 of 100``."""
     run, rows = shown.run, shown.run.rows
     status = Status(run)
     yield "state", f"{status.state}{status.who()}"
@@ -73,7 +74,8 @@ def facts_of(shown: Shown) -> Iterator[tuple[str, str]]:
 
 
 def training(runs: Sequence[Shown]) -> Section:
-    """Return the section of a report with the curves of metrics over steps."""
+    """Return the section of a report with a picture for each training metric over optimizer steps, a curve for each
+    run."""
     section = Section("Training")
     for metric, label, smooth, log in METRICS:
         found = [curve for shown in runs if (curve := metric_curve(shown, metric))]
@@ -89,7 +91,10 @@ def training(runs: Sequence[Shown]) -> Section:
 
 
 def probe_curve(shown: Shown) -> Curve:
-    """Return what other memories cost, by the step at which it was measured."""
+    """Return the curve of the nats per token by which another document's memory raised the loss, over optimizer steps.
+
+    Its points are events of kind ``probe``, which a run measures on its next training windows from time to time.
+    """
     found = [event for event in shown.run.events("probe") if event.get("cost") is not None]
     return Curve(shown.number, shown.name, [event["step"] for event in found], [event["cost"] for event in found])
 
@@ -106,7 +111,8 @@ def metric_curve(shown: Shown, metric: str) -> Curve | None:
 
 
 def speed(runs: Sequence[Shown]) -> Section:
-    """Return the section of a report with the time of each rank, and with planned beside measured speed and memory."""
+    """Return the section of a report about ranks: a map of each rank's seconds per step, and planned beside measured
+    memory and speed."""
     section = Section("Ranks and memory")
     for shown in runs:
         compared = shown.run.events("ranks")
@@ -140,7 +146,11 @@ def events(runs: Sequence[Shown]) -> Section:
 
 
 def told(event: dict[str, Any]) -> str:
-    """Describe an event of a run, without its kind and time."""
+    """Describe an event of a run in a few words, without its kind and time.
+
+    Args:
+        event: a line of history.jsonl, with the keys ``kind`` and ``step``; others depend on the kind.
+    """
     if event["kind"] == "start":
         found = event.get("environment", {})
         resumed = "resumed, " if event["step"] else ""
@@ -151,7 +161,7 @@ def told(event: dict[str, Any]) -> str:
 
 
 def moment(seconds: float) -> str:
-    """Format a time, given in seconds since 1970, as date and time of day."""
+    """Format a time, in seconds since 1970, as local date and time of day."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 

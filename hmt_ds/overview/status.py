@@ -31,7 +31,7 @@ def stuck(note: RankNote, limit: float) -> str | None:
 
 
 class Status:
-    """The state of a run, with lines about it for the user.
+    """The state of a run, and lines that describe it to the user.
 
     Args:
         run: the run's folder.
@@ -39,6 +39,8 @@ class Status:
     Attributes:
         state: ``running``, ``stuck``, ``finished``, ``stopped``, ``failed``, ``died`` or ``not started``.
         stuck: a line for each rank that makes no progress.
+        seconds: median duration of the last logged steps; None before the first.
+        holder: the process that trains the run, as its lock file describes it; None if none does.
     """
 
     def __init__(self, run: RunFolder):
@@ -51,8 +53,11 @@ class Status:
         self.state = self.find_state()
 
     def find_state(self) -> str:
-        """Determine the state of the run: ``running``, ``stuck``, ``finished``, ``stopped``, ``failed``, ``died`` or
-        ``not started``."""
+        """Determine the state of the run from its lock file, the notes of its ranks, and the last event of its history.
+
+        Returns:
+            ``running``, ``stuck``, ``finished``, ``stopped``, ``failed``, ``died`` or ``not started``.
+        """
         if self.holder:
             return "stuck" if self.stuck else "running"
         last = self.run.history[-1]["kind"] if self.run.history else ""
@@ -78,14 +83,15 @@ class Status:
         return [*lines, f"next         {self.what_next()}"]
 
     def who(self) -> str:
-        """Describe the process that trains the run, or why the run ended."""
+        """Return text after the state: the process that trains the run, or why the run failed; empty if neither is
+        known."""
         if self.holder:
             return f", process {self.holder.get('pid')} on {self.holder.get('host')} since {self.holder.get('since')}"
         failed = self.run.events("failed")
         return f": {failed[-1]['text']}" if self.state == "failed" and failed else ""
 
     def progress(self) -> str:
-        """Describe the run's optimizer step and the time left until its last one."""
+        """Describe how far the run is: optimizer step, last step, percentage, and the time left while it is running."""
         step, steps = self.run.step, self.run.steps
         text = f"{step:,} of {steps:,} ({step / steps:.0%})"
         if self.seconds and self.holder and step < steps:
@@ -93,8 +99,11 @@ class Status:
         return text
 
     def loss_and_speed(self) -> list[str]:
-        """Return lines with the mean loss of recent logged steps beside that of the steps before, and the recent
-        speed."""
+        """Return lines about the last 20 logged steps: mean loss (nats per token), also of the 20 before them, tokens/s
+        per rank, seconds per step and peak memory (GiB), then the number of skipped steps.
+
+        Lines without a value are left out.
+        """
         rows = [row for row in self.run.rows if row.get("loss") is not None]
         lines = []
         if rows:
@@ -116,7 +125,8 @@ class Status:
         return [f"evaluation   of step {events[-1]['step']}, {ago(events[-1]['time'])}"] if events else []
 
     def saved(self) -> list[str]:
-        """Return lines about the run's newest checkpoint, and about damaged ones."""
+        """Return lines about the run's newest checkpoint (step, age, size, when the next is due), and about damaged
+        ones."""
         found = self.run.checkpoints
         if not found:
             return ["checkpoint   none yet"]
@@ -128,7 +138,7 @@ class Status:
         return lines + [f"damaged      checkpoint of step {one.step}: {one.damage[0]}" for one in found if one.damage]
 
     def rank_lines(self) -> list[str]:
-        """Return lines about the run's ranks: how many make progress, and which do not."""
+        """Return lines about the ranks of a running run: how many make progress, and up to 5 that do not."""
         if not self.holder or not self.notes:
             return []
         hosts = len({note.host for note in self.notes})
@@ -142,7 +152,7 @@ class Status:
         )
 
     def what_next(self) -> str:
-        """Return the command that makes sense next for a run in its state."""
+        """Return what the user can do next, mostly a command such as ``hmt-ds report RUN``."""
         folder = self.run.folder
         if self.state == "finished":
             return f"hmt-ds report {folder}"
@@ -155,7 +165,12 @@ class Status:
 
 
 def mean(rows: list[dict[str, float]], name: str) -> float:
-    """Return the mean of a metric over rows of metrics.jsonl."""
+    """Return the mean of a metric over logged steps.
+
+    Args:
+        rows: metrics of the steps, by name.
+        name: name of the metric, such as ``loss``.
+    """
     return sum(row[name] for row in rows) / len(rows)
 
 

@@ -39,12 +39,13 @@ def bytes_per_position(config: LayerSizes, recompute: str, size: int) -> int:
 def kept_bytes(
     config: LayerSizes, settings: MemorySettings, recompute: str, *, batch: int, depth: int, size: int
 ) -> int:
-    """Return a lower bound on the peak bytes of a window's activations.
+    """Return a lower bound on the peak bytes of a window's activations on one GPU.
 
     Args:
         config: configuration of the backbone.
         settings: settings of the memory.
-        recompute: the recipe's ``compute.recompute``.
+        recompute: the recipe's ``compute.recompute``: ``auto``, ``none``, ``selective``, ``segment`` or
+            ``segment+layer``.
         batch: rows per rank.
         depth: number of segments of a window.
         size: bytes of a number: 2 in bf16 and fp16, 4 in fp32.

@@ -50,7 +50,8 @@ GPUS = {
 
 
 def gpu_named(device: str) -> Gpu | None:
-    """Return the listed GPU type for the name that a driver gives a device; None if there is none."""
+    """Return the type of a GPU from its driver's name, such as ``NVIDIA H100 80GB HBM3``; None if its speed is not
+    known here."""
     known = [gpu for gpu in GPUS.values() if gpu.name in device]
     return max(known, key=lambda one: len(one.name), default=None)  # GH200 also contains H200
 

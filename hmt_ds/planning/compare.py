@@ -96,15 +96,15 @@ def comparison(options: CompareOptions) -> list[tuple[int, str, Estimate | None]
 
 
 def estimate(job: Job, cluster: Cluster, layout: str, seconds: float, arithmetic: float, size: float) -> Estimate:
-    """Build an estimate from the duration and the memory of a step.
+    """Return the estimate of a way to distribute a job, from the duration and the memory of its optimizer step.
 
     Args:
         job: the job.
         cluster: the cluster.
-        layout: description of the distribution.
+        layout: name of the distribution, for tables.
         seconds: duration of the step.
-        arithmetic: seconds of matrix products on a GPU.
-        size: bytes of the fullest GPU.
+        arithmetic: seconds of the step in which a GPU runs matrix products.
+        size: bytes of memory of the fullest GPU.
     """
     fits = size <= USABLE * cluster.memory
     return Estimate(layout, seconds, job.tokens / seconds, 1 - arithmetic / seconds, size, fits)
@@ -121,8 +121,8 @@ def best_pipeline(job: Job, cluster: Cluster, gpus: int) -> Estimate | None:
 
 
 def stage_counts(shape: ModelShape, cluster: Cluster, gpus: int) -> Iterator[int]:
-    """Yield the numbers of pipeline stages that divide layers and GPUs, and divide the GPUs of a node or fill whole
-    nodes."""
+    """Yield the possible numbers of pipeline stages: they divide the layers and the GPUs, and divide the GPUs of a node
+    or fill whole nodes."""
     for stages in range(2, min(shape.num_hidden_layers, gpus) + 1):
         straddles = cluster.gpus_per_node % stages and stages % cluster.gpus_per_node
         if not straddles and gpus % stages == 0 and shape.num_hidden_layers % stages == 0:

@@ -15,9 +15,9 @@ class Estimate:
     """The estimated optimizer step of a layout.
 
     Attributes:
-        work: what the run computes.
-        layout: how the run is spread over GPUs.
-        fleet: the GPUs.
+        work: sizes of the model, and segments and rows of an optimizer step.
+        layout: ZeRO stage, pipeline stages, rows at a time, recomputation and offloading.
+        fleet: type and number of GPUs, nodes and network.
         memory: memory of the fullest GPU and of a host.
         time: time of the step.
     """
@@ -49,9 +49,9 @@ def estimate(work: Work, layout: Layout, fleet: Fleet) -> Estimate:
     """Estimate the optimizer step of a layout, with or without pipeline stages.
 
     Args:
-        work: what the run computes.
-        layout: how the run is spread over GPUs.
-        fleet: the GPUs.
+        work: sizes of the model, and segments and rows of an optimizer step.
+        layout: ZeRO stage, pipeline stages, rows at a time, recomputation and offloading.
+        fleet: type and number of GPUs, nodes and network.
     """
     if layout.stages > 1:
         memory, time = pipeline_estimate(work, layout, fleet)

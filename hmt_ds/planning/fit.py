@@ -33,4 +33,4 @@ def write_fitted(values: dict[str, Any], found: RecipePlan, file: Path) -> None:
         title = f"# Planned for {found.fleet}: {best.layout.family}, {speed}\n"
         file.write_text(title + write_yaml(values), encoding="utf-8")
     except OSError as error:
-        raise ConfigError([f"--fit: {error}"]) from None
+        raise ConfigError([f"--fit: {file} cannot be written ({error.strerror}): name another file"]) from None

@@ -22,15 +22,17 @@ PEAK_FLOPS = {
 
 
 def peak_flops(device_name: str) -> float | None:
-    """Return a GPU's peak FLOP/s in bf16 by its datasheet; None if its name is not listed."""
+    """Return a GPU's peak FLOP/s of dense bf16 matrix products by its datasheet; None if its name is not listed.
+
+    Args:
+        device_name: the driver's name, such as ``NVIDIA H100 80GB HBM3``.
+    """
     return next((rate for name, rate in PEAK_FLOPS.items() if name in device_name), None)
 
 
 def positions_per_token(settings: MemorySettings) -> float:
-    """Return the number of positions that the backbone computes per token of a segment.
-
-    Prompts, sensory tokens and summaries are included, so it is above 1.
-    """
+    """Return how many positions the backbone computes per token of a segment: above 1, because prompts, sensory tokens
+    (those repeated from the segment before) and summaries are positions too."""
     return (settings.positions + summary_positions(settings)) / settings.segment_length
 
 
@@ -96,7 +98,9 @@ def matrix_rate(device: torch.device, size: int = 8192, repeats: int = 20) -> fl
 
 
 def rates(tokens: float, seconds: float, useful: float, executed: float, peaks: dict[str, float]) -> dict[str, float]:
-    """Return the speed of a rank by name: tokens/s, FLOP/s, and fractions of the device's peak.
+    """Return the speed of a rank by name: ``tokens_per_second_per_gpu``, ``useful_tflops_per_second``,
+    ``executed_tflops_per_second``, and the fractions (0 to 1) of each peak that useful and executed FLOPs use, such as
+    ``mfu_measured`` and ``hfu_measured``.
 
     Args:
         tokens: number of tokens read, repeated sensory tokens not counted.

@@ -93,6 +93,10 @@ KNOWN_MODELS: dict[str, dict[str, Any]] = {
 
 
 def known_model(name: str) -> str | None:
-    """Return the full name of a known model from its full or its short name, in any case; None if it is unknown."""
+    """Return the full name of a known model, such as ``meta-llama/Llama-2-7b-hf``; None if it is unknown.
+
+    Args:
+        name: the full name, or its part after the slash; upper and lower case are alike.
+    """
     wanted = name.lower()
     return next((full for full in KNOWN_MODELS if wanted in (full.lower(), full.lower().partition("/")[2])), None)

@@ -11,14 +11,14 @@ from hmt_ds.planning.model_size import ModelSize
 
 @dataclass(frozen=True)
 class Work:
-    """What a run computes, whatever its layout over GPUs.
+    """What a run computes in an optimizer step, whatever its layout over GPUs.
 
     Attributes:
         size: sizes of the model.
         settings: settings of the memory.
         depth: number of segments of the run's longest windows.
         rows: rows of an optimizer step, over all GPUs and accumulated windows.
-        number_bytes: bytes of a number in forward passes: 2, or 4 in fp32.
+        number_bytes: bytes of a number in forward passes: 2 in bf16 and fp16, 4 in fp32.
         can_pipeline: whether the model and the recipe allow pipeline stages.
         can_shard: whether the model can be built at ZeRO-3.
     """
@@ -68,7 +68,8 @@ class Layout:
 
     @property
     def family(self) -> str:
-        """Name of the kind of layout, such as ``ZeRO-3``; plans show the fastest layout of each kind."""
+        """Name of the kind of layout, such as ``ZeRO-3, reduction step`` or ``pipeline of 4 stages, ZeRO-1``; a plan
+        shows the fastest layout of each kind."""
         if self.stages > 1:
             return f"pipeline of {self.stages} stages, ZeRO-{self.stage}"
         host = ", optimizer on the host" if self.offloaded else ""
@@ -77,7 +78,8 @@ class Layout:
 
     @property
     def compiles(self) -> bool:
-        """Whether ``compute.kernels: auto`` compiles the layers, as parallel/compute_choice.py decides."""
+        """Whether the layers are compiled with ``compute.kernels: auto`` (the rule is that of
+        parallel/compute_choice.py)."""
         return self.reduction == "step" and self.recompute in ("auto", "none", "segment")
 
     def data_ranks(self, gpus: int) -> int:
@@ -85,16 +87,21 @@ class Layout:
         return gpus // self.stages
 
     def windows(self, work: Work, gpus: int) -> int:
-        """Return how many windows, one after the other, make an optimizer step on a number of GPUs.
+        """Return how many windows, one after the other, a rank or a pipeline reads in an optimizer step.
 
         Args:
-            work: what the run computes.
+            work: sizes of the model, and segments and rows of an optimizer step.
             gpus: number of GPUs.
         """
         return max(1, ceil(work.rows / (self.data_ranks(gpus) * self.rows * self.micro_batches)))
 
     def replays(self, work: Work) -> bool:
-        """Return whether CUDA graphs replay the passes: where launching kernels takes longer than running them."""
+        """Return whether CUDA graphs replay the passes, as they do where launching kernels takes longer than running
+        them.
+
+        Args:
+            work: sizes of the model, and segments and rows of an optimizer step.
+        """
         possible = self.stage < 3 and self.stages == 1 and self.compiles and not self.offloaded
         if self.cuda_graphs != "auto":
             return possible and self.cuda_graphs == "always"

@@ -59,12 +59,13 @@ class Memory:
 
     @property
     def fits(self) -> bool:
-        """Whether the peak leaves the margin that training plans with."""
+        """Whether the peak leaves free the margin of GPU memory that training leaves free too."""
         return self.peak <= self.limit and self.host <= self.host_most
 
     @property
     def tight(self) -> bool:
-        """Whether the peak fits only without training's margin, which is as wide as the estimate's usual error."""
+        """Whether the peak fits into the GPU, but not without the margin that training leaves free. The margin is as
+        wide as the usual error of the estimate."""
         return self.limit < self.peak <= self.most and self.host <= self.host_most
 
 
@@ -72,8 +73,8 @@ def states(work: Work, layout: Layout, gpus: int, *, rank_parameters: float | No
     """Return the bytes of weights, gradient sums, optimizer states and buffers on a GPU, by part.
 
     Args:
-        work: what the run computes.
-        layout: how the run is spread over GPUs.
+        work: sizes of the model, and segments and rows of an optimizer step.
+        layout: ZeRO stage, pipeline stages, rows at a time, recomputation and offloading.
         gpus: number of GPUs.
         rank_parameters: number of parameters of a pipeline stage; None for the whole model.
     """
@@ -103,8 +104,8 @@ def leaf_bytes(work: Work, layout: Layout, capacity: float) -> float:
     """Return the bytes of the layers that ZeRO-3 has gathered at a time, with their gradients.
 
     Args:
-        work: what the run computes.
-        layout: how the run is spread over GPUs.
+        work: sizes of the model, and segments and rows of an optimizer step.
+        layout: ZeRO stage, pipeline stages, rows at a time, recomputation and offloading.
         capacity: bytes of a GPU's memory.
     """
     if layout.stage < 3 or layout.reduction == "step":
@@ -115,8 +116,8 @@ def leaf_bytes(work: Work, layout: Layout, capacity: float) -> float:
 
 
 def summary_batch(work: Work) -> int:
-    """Return how many summaries are computed in one batch at first: a divisor of the window's segments, together no
-    larger than a segment."""
+    """Return how many segments' summaries are computed in one batch in the first steps: the largest divisor of the
+    window's segments with which the batch has no more positions than a segment."""
     share = summary_positions(work.settings) / work.settings.positions
     return max(n for n in range(1, work.depth + 1) if work.depth % n == 0 and (n == 1 or n * share <= 1))
 
@@ -125,8 +126,8 @@ def activations(work: Work, layout: Layout, positions: int, layers: float) -> fl
     """Return the bytes of activations that one forward pass keeps for its backward pass.
 
     Args:
-        work: what the run computes.
-        layout: how the run is spread over GPUs.
+        work: sizes of the model, and segments and rows of an optimizer step.
+        layout: ZeRO stage, pipeline stages, rows at a time, recomputation and offloading.
         positions: number of positions of the pass, over all rows.
         layers: number of layers on the GPU.
     """
@@ -143,9 +144,9 @@ def memory_of(work: Work, layout: Layout, fleet: Fleet) -> Memory:
     As in training (parallel/activation_budget.py), as many segments keep them as fit.
 
     Args:
-        work: what the run computes.
-        layout: how the run is spread over GPUs.
-        fleet: the GPUs.
+        work: sizes of the model, and segments and rows of an optimizer step.
+        layout: ZeRO stage, pipeline stages, rows at a time, recomputation and offloading.
+        fleet: type and number of GPUs, nodes and network.
     """
     settings, size = work.settings, work.size
     parts = states(work, layout, fleet.count)
@@ -178,8 +179,14 @@ def memory_of(work: Work, layout: Layout, fleet: Fleet) -> Memory:
 
 
 def step_copies(work: Work, layout: Layout, gpus: int) -> float:
-    """Return the bytes that DeepSpeed's reduction and optimizer step allocate on a GPU besides weights, gradients and
-    states."""
+    """Return the bytes that DeepSpeed allocates on a GPU for the gradient reduction and the optimizer step, besides
+    weights, gradients and optimizer states.
+
+    Args:
+        work: sizes of the model, and segments and rows of an optimizer step.
+        layout: ZeRO stage, pipeline stages, rows at a time, recomputation and offloading.
+        gpus: number of GPUs.
+    """
     if layout.stage == 3 or layout.offloaded:
         return 0.0
     return STEP_COPIES[layout.reduction] * work.size.trained / (gpus if layout.stage else 1)
@@ -191,8 +198,8 @@ def plan_recomputation(
     """Plan which segments and summaries keep their activations.
 
     Args:
-        work: what the run computes.
-        layout: how the run is spread over GPUs.
+        work: sizes of the model, and segments and rows of an optimizer step.
+        layout: ZeRO stage, pipeline stages, rows at a time, recomputation and offloading.
         graph: bytes of a segment's activations.
         summary: bytes of a summary's activations.
         room: bytes that activations may take.

@@ -23,14 +23,17 @@ BUFFERS = 1.0 * GIB  # messages that are on their way, and a workspace
 
 
 def pipeline_estimate(work: Work, layout: Layout, fleet: Fleet) -> tuple[Memory, StepTime]:
-    """Estimate memory and time of pipelines with ZeRO-1, data-parallel to each other.
+    """Estimate memory and time of an optimizer step on pipelines, which are data-parallel to each other with ZeRO-1.
 
     All stages have equally many layers; the first one also holds the embeddings and the last one the head.
 
     Args:
-        work: what the run computes.
-        layout: how the run is spread over GPUs.
-        fleet: the GPUs.
+        work: sizes of the model, and segments and rows of an optimizer step.
+        layout: ZeRO stage, pipeline stages, rows at a time, recomputation and offloading.
+        fleet: type and number of GPUs, nodes and network.
+
+    Returns:
+        The memory of the fullest GPU (bytes by part), and the duration of the step (seconds by activity).
     """
     stages, rows = layout.stages, layout.rows
     settings, size = work.settings, work.size
@@ -65,11 +68,12 @@ def pipeline_estimate(work: Work, layout: Layout, fleet: Fleet) -> tuple[Memory,
 
 
 def message_bytes(work: Work, layout: Layout, group: int) -> dict[Kind, float]:
-    """Return the bytes of a message between stages, by kind of pass; gradients have the same size.
+    """Return the bytes of a message between stages, by kind of pass (segment, summary or recall). Gradients have the
+    same size.
 
     Args:
-        work: what the run computes.
-        layout: how the run is spread over GPUs.
+        work: sizes of the model, and segments and rows of an optimizer step.
+        layout: ZeRO stage, pipeline stages, rows at a time, recomputation and offloading.
         group: number of micro-batches of a summary pass.
     """
     settings = work.settings
@@ -82,8 +86,15 @@ def message_bytes(work: Work, layout: Layout, group: int) -> dict[Kind, float]:
 
 
 def links(fleet: Fleet, stages: int) -> tuple[list[Link], Link]:
-    """Return the network links between consecutive stages of a pipeline, and the link from the last stage to the
-    first."""
+    """Return the network links (seconds of latency, bytes per second) of a pipeline on consecutive GPUs.
+
+    Args:
+        fleet: type and number of GPUs, nodes and network.
+        stages: number of stages.
+
+    Returns:
+        The links between each stage and the next one, and the link from the last stage to the first.
+    """
     cluster = fleet.cluster
     within = Link(cluster.latency_within, cluster.within_node)
     between = Link(cluster.latency_between, cluster.between_nodes)
@@ -96,9 +107,9 @@ def stage_durations(work: Work, layout: Layout, fleet: Fleet, group: int, *, las
     """Return the seconds of a stage's passes; a backward pass includes its recomputation.
 
     Args:
-        work: what the run computes.
-        layout: how the run is spread over GPUs.
-        fleet: the GPUs.
+        work: sizes of the model, and segments and rows of an optimizer step.
+        layout: ZeRO stage, pipeline stages, rows at a time, recomputation and offloading.
+        fleet: type and number of GPUs, nodes and network.
         group: number of micro-batches of a summary pass.
         last: whether the stage is the last one, whose backward passes include the head.
     """
@@ -120,13 +131,14 @@ def stage_durations(work: Work, layout: Layout, fleet: Fleet, group: int, *, las
 
 
 def pipeline_time(work: Work, layout: Layout, fleet: Fleet, window: Timeline, messages: dict[Kind, float]) -> StepTime:
-    """Add up an optimizer step of pipelines: simulated windows, the gradient reduction over pipelines, the optimizer.
+    """Return the seconds of an optimizer step on pipelines by activity: windows, gradient reduction over the pipelines,
+    optimizer.
 
     Args:
-        work: what the run computes.
-        layout: how the run is spread over GPUs.
-        fleet: the GPUs.
-        window: the simulated window.
+        work: sizes of the model, and segments and rows of an optimizer step.
+        layout: ZeRO stage, pipeline stages, rows at a time, recomputation and offloading.
+        fleet: type and number of GPUs, nodes and network.
+        window: the simulated passes of one window, in seconds.
         messages: bytes of a message between stages, by kind of pass.
     """
     windows, pipelines = layout.windows(work, fleet.count), fleet.count // layout.stages

@@ -18,12 +18,18 @@ TABLES = 132  # columns of the tables of a plan
 
 
 def plan(source: str | None, options: PlanOptions, overrides: Sequence[str] = ()) -> int:
-    """Run `hmt-ds plan`; return the exit code.
+    """Run `hmt-ds plan`: print the estimate of a recipe, a pipeline schedule, or a comparison of clusters.
 
     Args:
         source: a recipe, or the name of a known model; None for a schedule or a comparison.
         options: options for a recipe, a schedule or a comparison, which decide what is planned.
         overrides: overrides of the recipe, such as ``--training.batch_size 4``.
+
+    Returns:
+        Exit code: 0, or 2 if a picture cannot be written.
+
+    Raises:
+        ConfigError: with a line for each problem of the recipe or the options.
     """
     if isinstance(options, RecipeOptions):
         return plan_and_fit(str(source), options, list(overrides))
@@ -65,7 +71,14 @@ def plan_and_fit(source: str, options: RecipeOptions, overrides: list[str]) -> i
 
 
 def draw(options: ScheduleOptions) -> int:
-    """Draw a pipeline schedule of equally fast stages in the terminal, and as a picture; return the exit code."""
+    """Draw a pipeline schedule of equally fast stages in the terminal, and as a picture if ``--picture`` asks for one.
+
+    Args:
+        options: options of `hmt-ds plan --schedule`.
+
+    Returns:
+        Exit code: 0, or 2 if the picture cannot be written.
+    """
     shape = options.shape
     group = summary_group_size(*shape, UNIT_COSTS.summary / UNIT_COSTS.segment) if options.mode == "hmt" else 1
     costs = replace(UNIT_COSTS, summary=UNIT_COSTS.summary * group)
@@ -91,11 +104,11 @@ def draw(options: ScheduleOptions) -> int:
 
 
 def facts(timeline: Timeline, bound: float, summary_group: int) -> list[str]:
-    """Return lines for the terminal about a simulated schedule: duration, lower bound, pipeline bubble, stashed inputs.
+    """Return lines about a simulated pipeline schedule: duration, lower bound, pipeline bubble, stashed inputs.
 
     Args:
         timeline: the simulated schedule.
-        bound: lower bound on the duration, in the schedule's unit of time.
+        bound: lower bound on the duration, in the timeline's unit of time.
         summary_group: number of micro-batches per summary pass.
     """
     above = timeline.time / bound - 1

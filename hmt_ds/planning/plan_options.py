@@ -52,7 +52,7 @@ def check_link(text: str) -> str:
 
 @dataclass(frozen=True, config=STRICT)
 class RecipeOptions(Options):
-    """The options of `hmt-ds plan RECIPE`."""
+    """The options of `hmt-ds plan RECIPE`; the text below each field is its help."""
 
     gpus: Annotated[str, "NxTYPE", AfterValidator(check_fleet)] = "8xH100-80GB"
     """GPUs to plan for, such as 16xH100-80GB; with --compare the numbers of GPUs to compare, such as 8,64"""
@@ -71,7 +71,8 @@ class RecipeOptions(Options):
         return fleet_of(*read_gpus(self.gpus), self.nodes, read_link(self.link), self.host_memory)
 
     def conflicts(self) -> list[str]:
-        """Return a line if GPUs cannot be spread over the nodes, or the file to write exists."""
+        """Return an error line if the GPUs cannot be spread evenly over the nodes, and one if the file to write exists;
+        an empty list if neither is so."""
         found = []
         try:
             _ = self.fleet
@@ -84,7 +85,7 @@ class RecipeOptions(Options):
 
 @dataclass(frozen=True, config=STRICT)
 class ScheduleOptions(Options):
-    """The options of `hmt-ds plan --schedule`."""
+    """The options of `hmt-ds plan --schedule`; the text below each field is its help."""
 
     stages: AtLeastOne = 4
     """number of pipeline stages"""
@@ -103,7 +104,8 @@ class ScheduleOptions(Options):
         return self.stages, self.segments, self.micro_batches or self.stages
 
     def conflicts(self) -> list[str]:
-        """Return a line if the schedule has too many passes to simulate within seconds."""
+        """Return an error line if the schedule has too many passes to be simulated within seconds; else an empty
+        list."""
         stages, segments, batches = self.shape
         if (actions := stages * segments * batches) <= MAX_ACTIONS:
             return []
@@ -113,7 +115,7 @@ class ScheduleOptions(Options):
 
 @dataclass(frozen=True, config=STRICT)
 class CompareOptions(Options):
-    """The options of `hmt-ds plan --compare`."""
+    """The options of `hmt-ds plan --compare`; the text below each field is its help."""
 
     shape: Annotated[str, "|".join(SHAPES), AfterValidator(check_shape)] = "7b"
     """size of the Llama backbone"""
@@ -136,7 +138,8 @@ class CompareOptions(Options):
         return tuple(int(count) for count in self.gpus.split(","))
 
     def conflicts(self) -> list[str]:
-        """Return a line if the comparison has too many passes to compute within seconds."""
+        """Return an error line if the comparison has too many passes to be computed within seconds; else an empty
+        list."""
         if (product := self.rows * self.segments) <= MAX_ROWS:
             return []
         return [f"{self.rows} rows x {self.segments} segments are {product:,}: at most {MAX_ROWS} can be estimated"]
@@ -171,7 +174,10 @@ def add_plan_options(command: argparse.ArgumentParser) -> None:
 
 
 def read_plan_options(arguments: argparse.Namespace) -> PlanOptions:
-    """Build the options of `hmt-ds plan` from the parsed arguments: those of a recipe, a schedule or a comparison.
+    """Build the options of `hmt-ds plan` from the parsed arguments.
+
+    Returns:
+        The options of a recipe, of ``--schedule`` or of ``--compare``, whichever the arguments ask for.
 
     Raises:
         ConfigError: with a line for each option that is wrong, or does not belong to what is planned.

@@ -10,8 +10,12 @@ from hmt_ds.planning.known_models import KNOWN_MODELS, known_model
 
 
 def default_recipe(model: str) -> dict[str, Any]:
-    """Return the recipe that a model is planned with if only its name is given: common values of the shipped
-    recipes."""
+    """Return a recipe, as nested mappings, with which a model is planned if only its name is given: values that the
+    shipped recipes have in common.
+
+    Args:
+        model: name of the model on the hub.
+    """
     return {
         "model": {"source": model},
         "memory": {"interface": "adapted", "mode": "rmt", "segment_length": 1024, "memory_tokens": 16},
@@ -44,7 +48,7 @@ def read_source(source: str, overrides: list[str]) -> tuple[Recipe, dict[str, An
         return Recipe.model_validate(values), values
     if not path.exists() and not path.suffix:
         known = ", ".join(name.partition("/")[2] for name in KNOWN_MODELS)
-        raise ConfigError([f"{source}: no such recipe, and not a known model. Known: {known}"])
+        raise ConfigError([f"{source}: no such recipe, and not a known model: name a recipe or one of {known}"])
     if path.is_dir():
         path = path / "recipe.yaml"
     recipe = load_recipe(path, overrides)

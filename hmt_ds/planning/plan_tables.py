@@ -34,7 +34,8 @@ def memory_table(found: RecipePlan) -> Table:
 
 
 def layout_table(found: RecipePlan) -> Table:
-    """Return the table of the best layout of each kind, with the reason why each but the first is worse."""
+    """Return the table of the best layout of each kind, fastest first; each but the first has a reason why it is
+    worse."""
     title = f"layouts on {found.fleet}, {found.own.work.rows} rows in an optimizer step"
     table = Table(title=title, title_justify="left")
     for column in ("layout", "rows", "windows", "GiB", "tokens/s/GPU", "MFU", "why not"):
@@ -47,7 +48,8 @@ def layout_table(found: RecipePlan) -> Table:
 
 
 def row(one: Estimate) -> list[str]:
-    """Return the cells of a layout's table row: name, rows at a time, windows per step, memory in GiB, tokens/s."""
+    """Return the cells of a layout's table row: name, rows at a time, windows per step, memory (GiB) and tokens/s per
+    GPU."""
     layout = one.layout
     name = layout.family + (", by layer" if layout.recompute == "segment+layer" and not layout.offloaded else "")
     rows = f"{layout.rows}" + (f" x {layout.micro_batches}" if layout.stages > 1 else "")
@@ -56,13 +58,14 @@ def row(one: Estimate) -> list[str]:
 
 
 def describe(one: Estimate) -> str:
-    """Describe a layout in a few words."""
+    """Describe a layout in a few words: kind, rows at a time, number of segments that keep their activations."""
     kept = f"{one.memory.kept_segments} of {one.work.depth} segments kept" if one.layout.stages == 1 else ""
     return ", ".join(part for part in (one.layout.family, f"{one.layout.rows} rows at a time", kept) if part)
 
 
 def plan_lines(found: RecipePlan) -> list[str]:
-    """Return the lines below the tables: size, arithmetic, traffic, duration, warnings."""
+    """Return the lines that follow the tables of a plan: size of the model, FLOPs and traffic of a step, tokens/s,
+    hours of the run, warnings."""
     own, size = found.own, found.size
     flops = own.useful_flops
     within, between = own.time.within / GB, own.time.between / GB

@@ -38,7 +38,7 @@ class RecipePlan:
     Attributes:
         model: name of the backbone.
         size: sizes of the model.
-        fleet: the GPUs.
+        fleet: type and number of GPUs, nodes and network.
         own: the estimate of the recipe as it is.
         others: the best layout of each kind, the fastest that fits first.
         hours: duration of the whole run as the recipe is, in hours, without evaluations and checkpoints.
@@ -62,7 +62,7 @@ def plan_recipe(recipe: Recipe, recipe_file: Path, fleet: Fleet) -> RecipePlan:
     Args:
         recipe: the recipe.
         recipe_file: path of the recipe; files may be named relative to it.
-        fleet: the GPUs to plan for.
+        fleet: type and number of the GPUs to plan for, nodes and network.
 
     Raises:
         ConfigError: if the model, DeepSpeed's file or the number of GPUs does not allow a plan.
@@ -88,7 +88,15 @@ def plan_recipe(recipe: Recipe, recipe_file: Path, fleet: Fleet) -> RecipePlan:
 
 
 def work_of(recipe: Recipe, fleet: Fleet) -> Work:
-    """Return what a recipe's run computes on a fleet of GPUs."""
+    """Return what a recipe's run computes in an optimizer step: sizes of the model, segments, and rows over all GPUs.
+
+    Args:
+        recipe: the recipe.
+        fleet: type and number of GPUs, nodes and network.
+
+    Raises:
+        ConfigError: if there is no such model.
+    """
     model, training = recipe.model, recipe.training
     config = config_of(recipe)
     kind = config.get_text_config().model_type
@@ -104,8 +112,7 @@ def work_of(recipe: Recipe, fleet: Fleet) -> Work:
 
 
 def config_of(recipe: Recipe) -> PreTrainedConfig:
-    """Return the configuration of a recipe's model; that of a well-known model is taken from a table, without a
-    download.
+    """Return the configuration of a recipe's model; those of well-known models need no download.
 
     Raises:
         ConfigError: if there is no such model.
@@ -116,7 +123,7 @@ def config_of(recipe: Recipe) -> PreTrainedConfig:
     try:
         return read_config(source, trust_remote_code=model.trust_remote_code)
     except BackboneError as error:
-        known = "models known without a download: " + ", ".join(KNOWN_MODELS)
+        known = "model.source: name a folder, or a model known without a download: " + ", ".join(KNOWN_MODELS)
         raise ConfigError([*str(error).splitlines(), known]) from None
 
 
@@ -126,8 +133,8 @@ def own_layout(recipe: Recipe, recipe_file: Path, work: Work, fleet: Fleet) -> L
     Args:
         recipe: the recipe.
         recipe_file: path of the recipe.
-        work: what the run computes.
-        fleet: the GPUs.
+        work: sizes of the model, and segments and rows of an optimizer step.
+        fleet: type and number of GPUs, nodes and network.
 
     Raises:
         ConfigError: if DeepSpeed's file cannot be read or contradicts the recipe.
@@ -164,13 +171,19 @@ def own_layout(recipe: Recipe, recipe_file: Path, work: Work, fleet: Fleet) -> L
 
 
 def chosen_reduction(work: Work, stage: int, fleet: Fleet, offloaded: float) -> Reduction:
-    """Return ``step`` if whole weights and gradient sums fit into three quarters of a GPU, else ``segment``.
+    """Return what ``compute.reduction: auto`` would choose on these GPUs.
+
+    ``step`` (gradients are summed on each GPU, and reduced once per step) needs whole weights and float32 gradient
+    sums, which must fit into three quarters of a GPU's memory beside optimizer states and shards.
 
     Args:
-        work: what the run computes.
+        work: sizes of the model, and segments and rows of an optimizer step.
         stage: ZeRO stage, 0 to 3.
-        fleet: the GPUs.
+        fleet: type and number of GPUs, nodes and network.
         offloaded: fraction (0 to 1) of the optimizer states that is in host memory.
+
+    Returns:
+        ``step``, or ``segment`` (DeepSpeed reduces after every segment) where that does not fit.
     """
     size, shards = work.size, fleet.count if stage else 1
     states = 12 * size.trained / shards * (1 - offloaded)
@@ -180,7 +193,8 @@ def chosen_reduction(work: Work, stage: int, fleet: Fleet, offloaded: float) -> 
 
 
 def warnings_of(recipe: Recipe, own: Estimate, deepest: int) -> list[str]:
-    """Return a line for each thing that limits a recipe's run.
+    """Return a line for the user for each thing that limits a run: messages, idle stages, recomputation, depth never
+    reached.
 
     Args:
         recipe: the recipe.
@@ -209,7 +223,11 @@ def warnings_of(recipe: Recipe, own: Estimate, deepest: int) -> list[str]:
 
 
 def changes_for(chosen: Estimate) -> dict[str, Any]:
-    """Return the recipe's keys and values that give it a layout, with the same number of rows in an optimizer step."""
+    """Return the keys of a recipe (dotted) and the values that give it a layout; rows per optimizer step stay the same.
+
+    Args:
+        chosen: the estimate of the layout.
+    """
     layout, gpus = chosen.layout, chosen.fleet.count
     offload = "_offload" if layout.offloaded else ""
     return {

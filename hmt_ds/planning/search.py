@@ -12,11 +12,12 @@ WAYS = (1, 2, 4)  # micro-batches per pipeline stage
 
 
 def candidates(work: Work, fleet: Fleet) -> Iterator[Layout]:
-    """Yield layouts with every possible number of rows at a time, for each DeepSpeed file of ds_configs/.
+    """Yield the layouts to compare: ZeRO-2 and ZeRO-3 (also with offloading), and pipelines with ZeRO-1 and each
+    possible number of stages, each with every possible number of rows at a time.
 
     Args:
-        work: what the run computes.
-        fleet: the GPUs.
+        work: sizes of the model, and segments and rows of an optimizer step.
+        fleet: type and number of GPUs, nodes and network.
     """
     rows_per_rank = max(1, work.rows // fleet.count)
     for rows in divisors(rows_per_rank):
@@ -35,8 +36,8 @@ def pipelines(work: Work, fleet: Fleet, stages: int) -> Iterator[Layout]:
     """Yield the layouts with a given number of pipeline stages.
 
     Args:
-        work: what the run computes.
-        fleet: the GPUs.
+        work: sizes of the model, and segments and rows of an optimizer step.
+        fleet: type and number of GPUs, nodes and network.
         stages: number of pipeline stages.
     """
     rows_per_pipeline = max(1, work.rows * stages // fleet.count)
@@ -48,8 +49,8 @@ def pipelines(work: Work, fleet: Fleet, stages: int) -> Iterator[Layout]:
 
 
 def stage_counts(work: Work, fleet: Fleet) -> Iterator[int]:
-    """Yield the numbers of pipeline stages that divide layers and GPUs, and divide the GPUs of a node or fill whole
-    nodes."""
+    """Yield the possible numbers of pipeline stages: they divide the layers and the GPUs, and divide the GPUs of a node
+    or fill whole nodes."""
     for stages in range(2, min(work.size.layers, fleet.count) + 1):
         straddles = fleet.per_node % stages and stages % fleet.per_node
         if not straddles and fleet.count % stages == 0 and work.size.layers % stages == 0:
@@ -67,8 +68,8 @@ def best_of_each_family(work: Work, fleet: Fleet) -> list[Estimate]:
     Of all numbers of pipeline stages only the best is kept.
 
     Args:
-        work: what the run computes.
-        fleet: the GPUs.
+        work: sizes of the model, and segments and rows of an optimizer step.
+        fleet: type and number of GPUs, nodes and network.
     """
     best: dict[str, Estimate] = {}
     for layout in candidates(work, fleet):
@@ -79,16 +80,18 @@ def best_of_each_family(work: Work, fleet: Fleet) -> list[Estimate]:
 
 
 def order(found: Estimate) -> tuple[bool, float]:
-    """Return a sort key: the fastest layout that fits comes first; of those that do not fit, the smallest."""
+    """Return a sort key of an estimate, with which the fastest layout that fits comes first, and those that do not fit
+    come last, the smallest first."""
     return (not found.memory.fits, found.time.seconds if found.memory.fits else found.memory.peak)
 
 
 def why_it_loses(found: Estimate, best: Estimate) -> str:
-    """Explain why a layout is worse than the best one: the part of memory that does not fit, or what takes longer.
+    """Explain in a few words why a layout is worse than the best one: the largest part of memory if it does not fit,
+    else the activity that takes more seconds.
 
     Args:
-        found: the layout.
-        best: the best layout.
+        found: the estimate of the layout.
+        best: the estimate of the best layout.
     """
     memory = found.memory
     if memory.host > memory.host_most:

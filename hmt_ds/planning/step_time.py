@@ -49,8 +49,8 @@ def forward_seconds(work: Work, layout: Layout, gpu: Gpu, part: Pass) -> float:
     """Estimate the seconds of a forward pass on a GPU.
 
     Args:
-        work: what the run computes.
-        layout: how the run is spread over GPUs.
+        work: sizes of the model, and segments and rows of an optimizer step.
+        layout: ZeRO stage, pipeline stages, rows at a time, recomputation and offloading.
         gpu: type of the GPU.
         part: the pass.
     """
@@ -61,8 +61,8 @@ def backward_seconds(work: Work, layout: Layout, gpu: Gpu, part: Pass) -> float:
     """Estimate the seconds of a backward pass, without recomputation; frozen weights need no gradients.
 
     Args:
-        work: what the run computes.
-        layout: how the run is spread over GPUs.
+        work: sizes of the model, and segments and rows of an optimizer step.
+        layout: ZeRO stage, pipeline stages, rows at a time, recomputation and offloading.
         gpu: type of the GPU.
         part: the pass.
     """
@@ -78,8 +78,8 @@ def pass_seconds(
     """Estimate the seconds of a pass, given its costs as multiples of those of the forward pass.
 
     Args:
-        work: what the run computes.
-        layout: how the run is spread over GPUs.
+        work: sizes of the model, and segments and rows of an optimizer step.
+        layout: ZeRO stage, pipeline stages, rows at a time, recomputation and offloading.
         gpu: type of the GPU.
         part: the pass.
         matrix: FLOPs of matrix products.
@@ -120,8 +120,8 @@ def window_passes(work: Work, layout: Layout, memory: Memory) -> list[Planned]:
     """Return the passes of one window, as memory/bptt.py runs them.
 
     Args:
-        work: what the run computes.
-        layout: how the run is spread over GPUs.
+        work: sizes of the model, and segments and rows of an optimizer step.
+        layout: ZeRO stage, pipeline stages, rows at a time, recomputation and offloading.
         memory: the layout's memory, which decides what is recomputed.
     """
     settings, size, rows, depth = work.settings, work.size, layout.rows, work.depth
@@ -159,7 +159,7 @@ class StepTime:
 
     @property
     def seconds(self) -> float:
-        """Seconds of the whole step."""
+        """Duration of the whole step in seconds."""
         return sum(self.parts.values())
 
 
@@ -170,9 +170,9 @@ def step_time(work: Work, layout: Layout, fleet: Fleet, memory: Memory) -> StepT
     the three counts.
 
     Args:
-        work: what the run computes.
-        layout: how the run is spread over GPUs.
-        fleet: the GPUs.
+        work: sizes of the model, and segments and rows of an optimizer step.
+        layout: ZeRO stage, pipeline stages, rows at a time, recomputation and offloading.
+        fleet: type and number of GPUs, nodes and network.
         memory: the layout's memory, which decides what is recomputed.
     """
     gpu, windows = fleet.gpu, layout.windows(work, fleet.count)
@@ -201,7 +201,13 @@ def step_time(work: Work, layout: Layout, fleet: Fleet, memory: Memory) -> StepT
 
 
 def bytes_of_pass(work: Work, layout: Layout, *, backward: bool) -> float:
-    """Return the bytes that a forward or backward pass gathers and reduces with ``compute.reduction segment``."""
+    """Return the bytes that DeepSpeed gathers and reduces during one pass with ``compute.reduction segment``.
+
+    Args:
+        work: sizes of the model, and segments and rows of an optimizer step.
+        layout: ZeRO stage, pipeline stages, rows at a time, recomputation and offloading.
+        backward: whether the pass is a backward pass, which also reduces gradients.
+    """
     gathered = work.number_bytes * work.size.parameters if layout.stage == 3 else 0.0
     return gathered + (work.number_bytes * work.size.trained if backward else 0.0)
 
@@ -226,7 +232,7 @@ def traffic(size: float, fleet: Fleet) -> tuple[float, float]:
 
     Args:
         size: bytes that are gathered or reduced.
-        fleet: the GPUs.
+        fleet: type and number of GPUs, nodes and network.
 
     Returns:
         Bytes that a GPU receives within its node, and that a node receives from others.
@@ -235,7 +241,14 @@ def traffic(size: float, fleet: Fleet) -> tuple[float, float]:
 
 
 def optimizer_seconds(work: Work, layout: Layout, fleet: Fleet) -> float:
-    """Estimate the seconds of clipping gradients and of the optimizer, on the GPU and on the host."""
+    """Estimate the seconds that clipping gradients and updating weights take at the end of a step, on the GPU and on
+    the host.
+
+    Args:
+        work: sizes of the model, and segments and rows of an optimizer step.
+        layout: ZeRO stage, pipeline stages, rows at a time, recomputation and offloading.
+        fleet: type and number of GPUs, nodes and network.
+    """
     trained = work.size.trained
     shard = trained / (fleet.count if layout.stage else 1)
     on_gpu = STEP_TRAFFIC * (shard * (1 - layout.offloaded)) / fleet.gpu.bandwidth

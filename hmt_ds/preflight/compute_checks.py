@@ -31,7 +31,8 @@ def check_compute(recipe: Recipe, config: PreTrainedConfig, ds_config: dict[str,
     compute, depth = recipe.compute, recipe.depths.largest
     if isinstance(compute.summary_batch, int) and compute.summary_batch > depth:
         problems.append(
-            f"compute.summary_batch is {compute.summary_batch}, a window has {depth} segments (training.bptt_depth)"
+            f"compute.summary_batch is {compute.summary_batch}, a window has {depth} segments (training.bptt_depth): "
+            "take fewer"
         )
     if recipe.model.precision == "fp16" and stage_of(ds_config) in (1, 2) and offloads(ds_config):
         problems.append(
@@ -53,8 +54,13 @@ def check_compute(recipe: Recipe, config: PreTrainedConfig, ds_config: dict[str,
 
 
 def check_stage(config: PreTrainedConfig, stage: int) -> list[str]:
-    """Return a line if the backbone is RWKV at ZeRO-3: its initialization reads shapes that sharded weights do not
-    have."""
+    """Return an error line if the backbone is RWKV at ZeRO-3, whose initialization reads shapes that sharded weights do
+    not have; else an empty list.
+
+    Args:
+        config: configuration of the backbone.
+        stage: ZeRO stage, 0 to 3.
+    """
     if stage != 3 or config.model_type != "rwkv":
         return []
     return ["deepspeed: transformers cannot load rwkv with weights sharded at ZeRO-3: take ds_configs/zero2.json"]
@@ -129,7 +135,9 @@ def check_leaf_layers(recipe: Recipe, config: PreTrainedConfig, stage: int) -> l
     if stage != 3:
         return [f"compute.leaf_layers is {wanted}, but only ZeRO-3 gathers layers, not stage {stage}: take auto"]
     if wanted > config.num_hidden_layers:
-        return [f"compute.leaf_layers is {wanted} layers, the backbone has {config.num_hidden_layers}"]
+        return [
+            f"compute.leaf_layers is {wanted} layers, the backbone has {config.num_hidden_layers}: take at most these"
+        ]
     if wanted > 1 and not can_group_layers(config):
         reason = "has layerdrop" if config.model_type in FAMILIES else "is not listed in backbones/families.py"
         return [f"compute.leaf_layers is {wanted}, but {config.model_type} {reason}, so it must be 1"]

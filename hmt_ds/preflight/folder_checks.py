@@ -8,19 +8,21 @@ from hmt_ds.config.value_checks import why_no_folder
 
 
 def check_folders(recipe: Recipe) -> list[str]:
-    """Return a line for each folder that a recipe writes to and that cannot be created."""
+    """Return an error line for each folder that a recipe writes to and that cannot be created."""
     named = {"training.output": recipe.training.output, "data.cache_dir": recipe.data.cache_dir}
     return [f"{key}: {reason}" for key, path in named.items() if (reason := why_no_folder(Path(path)))]
 
 
 def check_output(recipe: Recipe) -> list[str]:
-    """Return a line if a process trains into ``training.output``, or it holds a run that the recipe does not resume."""
+    """Return an error line if another process trains into ``training.output``, or it holds a run that the recipe does
+    not resume; else an empty list."""
     problem = held_here(Path(recipe.training.output))
     return [problem] if problem else check_no_run(recipe)
 
 
 def check_no_run(recipe: Recipe) -> list[str]:
-    """Return a line if ``training.output`` holds a run that the recipe does not resume."""
+    """Return an error line if ``training.output`` holds a run and ``checkpoint.resume`` is not auto; else an empty
+    list."""
     folder = Path(recipe.training.output)
     files = ("recipe.yaml", "metrics.jsonl", "checkpoints")  # the folder may hold an evaluation of the starting weights
     if recipe.checkpoint.resume == "never" and any((folder / name).exists() for name in files):

@@ -44,27 +44,35 @@ def check_zero_stage(recipe: Recipe, stage: int) -> list[str]:
 def check_stages(recipe: Recipe, config: PreTrainedConfig) -> list[str]:
     """Check that the backbone's layers can be divided among the pipeline stages, and the rows among the micro-batches.
 
+    Args:
+        recipe: the recipe, with ``pipeline.stages`` above 1.
+        config: configuration of the backbone.
+
     Returns:
-        A line for each problem.
+        An error line for each problem.
     """
     pipeline, problems = recipe.pipeline, []
     layers = getattr(config, "num_hidden_layers", 0)
     if config.model_type not in FAMILIES:
         problems.append(
-            f"pipeline.stages: {config.model_type} cannot have stages, backbones/families.py does not list it"
+            f"pipeline.stages is {pipeline.stages}, but {config.model_type} cannot be cut into stages "
+            "(backbones/families.py does not list it): take 1"
         )
     if pipeline.stages > layers:
-        problems.append(f"pipeline.stages is {pipeline.stages}, the backbone has {layers} layers")
+        problems.append(
+            f"pipeline.stages is {pipeline.stages}, the backbone has {layers} layers: take at most as many stages"
+        )
     split = pipeline.layers
     if isinstance(split, list) and (len(split) != pipeline.stages or sum(split) != layers):
         problems.append(
             f"pipeline.layers is {split}, {sum(split)} layers in {len(split)} stages: the backbone has {layers}, and "
-            f"pipeline.stages is {pipeline.stages}"
+            f"pipeline.stages is {pipeline.stages}: give as many numbers as stages, with that sum"
         )
     rows = recipe.training.batch_size
     if pipeline.micro_batches != "auto" and rows % pipeline.micro_batches:
         problems.append(
-            f"pipeline.micro_batches is {pipeline.micro_batches}: training.batch_size, {rows}, is not a multiple of it"
+            f"pipeline.micro_batches is {pipeline.micro_batches}: training.batch_size, {rows}, is not a multiple of "
+            "it: change one of them"
         )
     return problems
 

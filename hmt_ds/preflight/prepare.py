@@ -45,7 +45,7 @@ from hmt_ds.preflight.source_run import with_source_of_run
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a run needs besides its recipe, checked.
+    """What a run needs besides its recipe: DeepSpeed's configuration and the documents, checked.
 
     Attributes:
         ds_config: DeepSpeed's configuration, with all values filled in.
@@ -53,7 +53,7 @@ class Prepared:
         validation: tokenized held-out documents, cut to the part that an evaluation reads; None if the recipe has none.
         tokenizer: description of the tokenizer that depends only on its content; None if no data was requested.
         warnings: lines about settings that allow a run, but may not be intended.
-        retrieval: sentences of generated documents; None unless the recipe has data.retrieval.
+        retrieval: tokenized sentences of generated documents; None unless the recipe has data.retrieval.
     """
 
     ds_config: dict[str, Any]

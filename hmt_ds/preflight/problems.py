@@ -14,15 +14,18 @@ INPUT_ERRORS = (BackboneError, DataError, DeepSpeedConfigError, OptimizerError, 
 
 
 class Problems(list[str]):
-    """A list of problems with a recipe, one line of text each."""
+    """A list of the problems of a recipe, each one line of text for the user."""
 
     def attempt(self, action: Callable[[], T], prefix: str = "") -> T | None:
-        """Return the result of ``action()``; if it raises one of ``INPUT_ERRORS``, append the error's lines and return
-        None.
+        """Return the result of ``action()``; if the user's input is at fault, append the error's lines to the list
+        instead.
 
         Args:
             action: function without arguments.
             prefix: text in front of each line of an error, such as ``deepspeed: ``.
+
+        Returns:
+            The result, or None after one of ``INPUT_ERRORS``; other exceptions are passed on.
         """
         try:
             return action()

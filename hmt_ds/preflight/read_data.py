@@ -63,7 +63,7 @@ def read_data(recipe: Recipe, vocab_size: int | None, problems: Problems) -> Doc
     """
     name = recipe.model.tokenizer or recipe.model.source
     if not isinstance(name, str):
-        problems.append("model.tokenizer: missing; model.source is a configuration, which has none")
+        problems.append("model.tokenizer: missing; model.source is a configuration, which has none: name a tokenizer")
         return None
     tokenizer = problems.attempt(lambda: load_tokenizer(name), "model.tokenizer: ")
     if tokenizer is not None and vocab_size is not None:
@@ -114,8 +114,12 @@ def encode_retrieval(
 
 
 def shorten(documents: Dataset, recipe: Recipe) -> Dataset:
-    """Cut held-out documents to the number of documents, and of tokens of each, that an evaluation of the recipe
-    reads."""
+    """Cut held-out documents to the part that an evaluation reads: the first documents, and the first tokens of each.
+
+    Args:
+        documents: tokenized documents, with the columns ``input_ids`` and ``length``.
+        recipe: the recipe, whose section ``evaluation`` gives both numbers.
+    """
     documents = documents.select(range(min(len(documents), recipe.evaluation.documents or len(documents))))
     tokens = segments_needed(recipe.evaluation.segments_read) * recipe.memory.segment_length
 

@@ -12,7 +12,8 @@ MOST_TOKENS = 2**30  # of one step on one rank; it holds the ids of all of them 
 
 
 def check_training(recipe: Recipe) -> list[str]:
-    """Return a line for each setting of a recipe that contradicts another setting or this machine."""
+    """Return an error line for each setting of a recipe that contradicts another setting or needs what this machine
+    lacks."""
     problems = []
     memory = recipe.memory
     if memory.sensory_tokens > memory.segment_length:
@@ -67,7 +68,7 @@ def check_curriculum(recipe: Recipe, lengths: np.ndarray) -> list[str]:
 
 
 def check_source(recipe: Recipe) -> list[str]:
-    """Return a line unless training documents come from exactly one of data.train and data.retrieval."""
+    """Return an error line if the recipe has neither data.train nor data.retrieval, or both; else an empty list."""
     if recipe.data.train is None and recipe.data.retrieval is None:
         return ["data.train: missing (or data.retrieval, to generate documents)"]
     if recipe.data.train is not None and recipe.data.retrieval is not None:
@@ -76,7 +77,8 @@ def check_source(recipe: Recipe) -> list[str]:
 
 
 def check_memory_recall(recipe: Recipe) -> list[str]:
-    """Return a line for each setting of the recall that the memory's interface, its mode or the data do not support."""
+    """Return an error line for each setting of the recall (the choice among cached memories) that the memory's
+    interface, its mode or the data do not support."""
     memory, problems = recipe.memory, []
     default = MemorySettings(memory.segment_length)
     chooses = memory.interface == "adapted" and memory.mode == "hmt"
@@ -106,7 +108,7 @@ def check_memory_recall(recipe: Recipe) -> list[str]:
 
 
 def warm_up_warnings(recipe: Recipe) -> list[str]:
-    """Return a warning line if the learning rate is still rising when the run ends."""
+    """Return a warning line if the learning rate's warm-up is longer than the run; else an empty list."""
     steps, total = recipe.schedule.params.get("warmup_num_steps"), recipe.training.steps
     if not isinstance(steps, int) or steps <= total:
         return []
@@ -143,8 +145,12 @@ def retrieval_warnings(recipe: Recipe, question_tokens: int) -> list[str]:
 def check_positions(recipe: Recipe, config: PreTrainedConfig) -> list[str]:
     """Check that prompts, sensory tokens and segment together fit into the backbone's maximum number of positions.
 
+    Args:
+        recipe: the recipe.
+        config: configuration of the backbone.
+
     Returns:
-        A line if they do not; else an empty list.
+        An error line if they do not; else an empty list.
     """
     memory = recipe.memory
     limit = getattr(config, "max_position_embeddings", None)

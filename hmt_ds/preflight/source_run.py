@@ -29,7 +29,11 @@ class SourceRun:
 
 
 def source_run(source: object) -> SourceRun | None:
-    """Return the run that a recipe's ``model.source`` names; None if it names a model."""
+    """Return the run that a recipe's ``model.source`` names; None if it names a model.
+
+    Args:
+        source: a path, a name on the hub, or a configuration as a mapping.
+    """
     if not isinstance(source, str):
         return None
     named = Path(source)
@@ -57,7 +61,9 @@ def with_source_of_run(recipe: Recipe) -> tuple[Recipe, list[str]]:
         return recipe, [f"model.source: {problem}" for problem in error.problems]
     problems = []
     if run.checkpoint is None and not list_checkpoints(run.folder / "checkpoints"):
-        problems.append(f"model.source: the run {run.folder} has no checkpoint yet")
+        problems.append(
+            f"model.source: the run {run.folder} has no checkpoint yet: train until one is saved (its checkpoint.every)"
+        )
     if isinstance(trained.model.source, dict) and trained.model.train != "whole":
         problems.append(
             f"model.source: the run {run.folder} had model.train {trained.model.train} and random weights (its "

@@ -32,10 +32,10 @@ class Alerts:
         self.threads: list[threading.Thread] = []
 
     def send(self, event: dict[str, object]) -> None:
-        """Send an event if it is of a kind that somebody wants to know about.
+        """Send an event of a run if its kind is one that people want to hear about at once, such as a failure.
 
         Args:
-            event: kind, step, time and text, as in the history.
+            event: ``kind``, ``step``, ``time`` (seconds since 1970) and, of some kinds, ``text``.
         """
         if not self.target or event["kind"] not in KINDS:
             return
@@ -50,7 +50,11 @@ class Alerts:
                 one.join(SECONDS)
 
     def deliver(self, message: dict[str, object]) -> None:
-        """Post a message as JSON, or run the command with it; a failure is a line in the log."""
+        """Post a message as JSON to the webhook, or run the alert command with it; log a failure as a warning.
+
+        Args:
+            message: content of the message, by name.
+        """
         try:
             body = json.dumps(message)
             if self.target.startswith(("http://", "https://")):

@@ -78,7 +78,12 @@ def run_table(result: Numbers) -> Table:
 
 
 def speed_table(speed: dict[str, Numbers]) -> Table:
-    """Return the table of rates (tokens/s, FLOP/s) of whole steps, and of forward and backward passes alone."""
+    """Return the table of rates (tokens/s, FLOP/s, fractions of the peak) of whole steps, and of forward and backward
+    passes alone.
+
+    Args:
+        speed: rates by name, of the two kinds of measurement.
+    """
     table = Table(title="speed per GPU, the median step")
     for column in ("", "whole step", "forward and backward"):
         table.add_column(column, justify="right" if column else "left")
@@ -107,7 +112,12 @@ def number(value: float, key: str) -> str:
 
 
 def formulas(result: Numbers) -> str:
-    """Return a note with the formulas, filled in with numbers, for the FLOPs behind a benchmark's rates."""
+    """Return a note on how the FLOPs behind a benchmark's rates are counted: the formulas, with their numbers filled
+    in.
+
+    Args:
+        result: content of the benchmark's JSON file.
+    """
     flops, run, peaks = result["flops"], result["run"], result["peak_flops_per_second"]
     again = flops["repeated_flops_per_window"] / flops["useful_flops_per_window"]
     lines = [
@@ -196,7 +206,12 @@ def memory_table(memory: Numbers, pipelines: int | None) -> Table:
 
 
 def reference_table(result: Numbers) -> Table:
-    """Return the table that compares forward and backward passes of hmt_ds and HMT-pytorch on the same work."""
+    """Return the table that compares forward and backward passes of hmt_ds and HMT-pytorch on the same work: tokens/s
+    and peak memory in GiB.
+
+    Args:
+        result: content of the benchmark's JSON file.
+    """
     ours, theirs = result["speed"]["forward_and_backward"], result["reference"]
     table = Table(title="forward and backward, beside HMT-pytorch")
     for column in ("", "tokens/s", "peak GiB"):

@@ -65,11 +65,11 @@ class RunFigures(SpanLoss, Protocol):
 
 
 def evaluation_table(rows: Sequence[LossRow], positions: Sequence[LossRow], title: str) -> Table:
-    """Return a table of held-out losses in nats per token.
+    """Return a table of held-out losses in nats per token, with 95% intervals.
 
     Args:
-        rows: losses by the number of segments read before a token.
-        positions: losses by position in the segment.
+        rows: losses by the number of segments of the document that were read before a token.
+        positions: losses by the token's position in its segment.
         title: title of the table.
     """
     table = Table(title=title, box=box.SIMPLE_HEAD)
@@ -97,7 +97,7 @@ def cells(row: LossRow, instead: Sequence[str]) -> list[str]:
 
 
 def span(row: SpanLoss) -> str:
-    """Format the range that a row covers: its first and last number of segments read before, or position."""
+    """Format the numbers of segments read before (or of positions) that a row covers: ``3``, or ``4 to 7``."""
     last = row.below - 1
     return str(row.first) if last == row.first else f"{row.first} to {last}"
 
@@ -126,7 +126,7 @@ def runs_table(tables: Sequence[Sequence[RunFigures]], title: str, *, gap: bool)
 
 
 def percent(share: Interval | None) -> str:
-    """Format a fraction (0 to 1) with its interval, in percent; a dash for None."""
+    """Format a fraction (0 to 1) with its 95% interval in percent; a dash for None."""
     return "-" if share is None else "{:z.0%} [{:z.0%}, {:z.0%}]".format(*share)
 
 

@@ -20,7 +20,7 @@ FILE = "history.jsonl"
 
 
 class History:
-    """Appends to a run's history. A full disk causes a warning; the run continues.
+    """Appends events to a run's history.jsonl. If the disk is full, a warning is logged and the run continues.
 
     Args:
         folder: folder of the run.
@@ -53,8 +53,15 @@ class History:
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
-    """Read the events of a run's history, oldest first; an empty list without one. Lines that were cut short are left
-    out."""
+    """Read the events of a run's history.jsonl, oldest first; an empty list if there is no such file.
+
+    Args:
+        folder: folder of the run.
+
+    Returns:
+        Events with ``time`` (seconds since 1970), ``kind``, ``step`` and what the kind has besides. Lines that were cut
+        short by a kill are left out.
+    """
     found = []
     try:
         lines = (folder / FILE).read_text(encoding="utf-8", errors="replace").splitlines()

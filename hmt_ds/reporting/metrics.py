@@ -22,7 +22,8 @@ class Sink(Protocol):
     """Interface of a destination of metrics: a file or a monitor."""
 
     def write(self, row: Row) -> None:
-        """Write the metrics of one step."""
+        """Write the metrics of one step; values by name, such as ``{"step": 10, "loss": 2.1}``, None for a missing
+        one."""
 
     def close(self) -> None:
         """Write metrics that are still buffered, after the last step."""
@@ -61,7 +62,8 @@ class Metrics:
             self.open("wandb", lambda: Wandb(folder, wandb, project, recipe or {}))
 
     def open(self, name: str, make: Callable[[], Sink]) -> None:
-        """Open a sink of metrics; log a failure as a warning.
+        """Open a file or monitor to which metrics are written; a failure is logged as a warning, and the run continues
+        without it.
 
         Args:
             name: name of the sink, for warnings.
@@ -71,7 +73,12 @@ class Metrics:
             self.sinks[name] = make()
 
     def write(self, row: Row) -> None:
-        """Write the metrics of one step to all sinks."""
+        """Write the metrics of one optimizer step to all files and monitors; a failure of one is logged once, and the
+        run continues.
+
+        Args:
+            row: ``step`` and the metrics by name, as numbers or None; the module's docstring lists names and units.
+        """
         for name, sink in self.sinks.items():
             with self.warn_once(name):
                 sink.write(row)
@@ -84,8 +91,11 @@ class Metrics:
 
     @contextmanager
     def warn_once(self, name: str) -> Iterator[None]:
-        """Turn failures of the sink ``name`` in the ``with`` block, such as a full disk, into a warning, the first time
-        only."""
+        """Turn an exception in the ``with`` block into a logged warning, the first time only.
+
+        Args:
+            name: name of the sink that the block writes to, such as ``metrics.jsonl``.
+        """
         try:
             yield
         except Exception as error:  # file systems and monitoring libraries raise all kinds
@@ -119,7 +129,8 @@ class LineFile:
         cut(file, lambda line: step_of(line) <= resume_step)
 
     def write(self, row: Row) -> None:
-        """Append the line of a step, after earlier lines that a full disk has delayed."""
+        """Append the line of a step, and before it earlier lines that could not be written because the disk was
+        full."""
         if self.header and not self.unwritten and not self.file.stat().st_size:
             self.unwritten = self.header(row) + "\n"
         self.unwritten += self.as_line(row) + "\n"
@@ -139,7 +150,7 @@ class LineFile:
 
 
 def cut(file: Path, keep: Callable[[str], bool]) -> None:
-    """Shorten a file to its leading complete lines for which ``keep`` holds.
+    """Shorten a file to its leading complete lines for which ``keep`` returns True.
 
     Works in place, because a full disk has no room for a copy.
     """
@@ -180,9 +191,10 @@ def csv_lines(folder: Path, resume_step: int) -> LineFile:
 
 
 def read_metrics(file: Path) -> list[Row]:
-    """Read the rows of metrics.jsonl, without a last line that was cut short by a kill.
+    """Read the rows of a run's metrics.jsonl, oldest first, each a dict of numbers by name.
 
-    A loss or norm that was not finite is None, because JSON has no such numbers.
+    A loss or norm that was not finite is None, because JSON has no such numbers. A last line that was cut short by a
+    kill is left out.
     """
     if not file.exists():
         return []

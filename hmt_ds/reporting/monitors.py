@@ -70,5 +70,6 @@ class TensorBoard:
 
 
 def prefixed(row: Row) -> dict[str, float]:
-    """Return the numbers of a row of metrics under the names that monitors show: ``train/NAME``."""
+    """Return the metrics of a step that have a value, named as monitors show them: ``train/loss`` for ``loss``; the
+    step itself is left out."""
     return {f"train/{name}": value for name, value in row.items() if name != "step" and value is not None}

@@ -16,11 +16,11 @@ Moment = Any  # seconds, or an event in the GPU's stream, whose class depends on
 
 
 class PhaseClock:
-    """Measures the seconds of each phase of a training step. Assign it to an executor's ``phase``.
+    """Measures the seconds of each phase of a training step.
 
-    Phases may be nested and repeated. Each moment of a step counts for the innermost open phase, or for ``other`` if
-    none is open. On GPUs the times are those of events in the stream, which are read after the step, so that nothing
-    synchronizes within it.
+    Assign it to an executor's ``phase``, which opens named phases with it. Phases may be nested and repeated. Each
+    moment of a step counts for the innermost open phase, or for ``other`` if none is open. On GPUs the times are those
+    of events in the stream, which are read after the step, so that nothing synchronizes within it.
 
     Args:
         device: device of the executor.
@@ -51,7 +51,7 @@ class PhaseClock:
             self.marks.append((self.now(), self.open[-1]))
 
     def end(self) -> dict[str, float]:
-        """End the training step; return the seconds of each phase, which add up to the step's duration."""
+        """End the training step; return the seconds of each phase by name, which add up to the step's duration."""
         self.marks.append((self.now(), ""))
         if self.device.type != "cpu":
             torch.get_device_module(self.device).synchronize()

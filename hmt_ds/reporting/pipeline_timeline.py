@@ -96,7 +96,7 @@ def cells(bars: Sequence[Bar], unit: float, columns: int) -> list[tuple[str, str
 
 
 def label(action: Pass, columns: int) -> str:
-    """A pass's name, cut to ``columns`` characters."""
+    """Return the name of a pass, such as ``F0.1``, cut to ``columns`` characters."""
     whole = repr(action)
     return next(text for text in (whole, whole.split(".")[0], whole[0]) if len(text) <= columns)
 

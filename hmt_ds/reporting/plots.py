@@ -27,7 +27,12 @@ COST_COLOURS = {"swapped": "tab:orange", "none": "tab:gray"}
 
 
 def plot_loss(rows: Sequence[Row], file: Path) -> None:
-    """Plot the loss (nats per label) against steps, with the mean of the last ten logged steps, into a picture file."""
+    """Plot the loss of each logged step, and the mean of the last ten, into a picture file.
+
+    Args:
+        rows: metrics of the logged steps, with ``step`` and ``loss`` (nats per label).
+        file: picture file to write.
+    """
     steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
     means = [sum(losses[max(0, i - 9) : i + 1]) / len(losses[max(0, i - 9) : i + 1]) for i in range(len(losses))]
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")

@@ -52,8 +52,8 @@ class Progress:
         self.first_step_ended = self.first_step_ended or (self.step, time.monotonic())
 
     def time_left(self) -> str:
-        """Estimate the time of the remaining steps from the steps since the first one; format it as hours, minutes,
-        seconds."""
+        """Return an estimate of the time of the remaining steps, formatted as hours, minutes and seconds such as
+        ``1:05:20``."""
         if self.first_step_ended is None:
             return "?"
         step, moment = self.first_step_ended
@@ -65,6 +65,6 @@ class Progress:
 
 
 def print_problems(problems: Iterable[str]) -> None:
-    """Print problems of the user's input as errors, one line each."""
+    """Print problems of the user's input to stderr, one line each, as ``error: PROBLEM``."""
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)

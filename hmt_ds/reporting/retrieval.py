@@ -39,8 +39,8 @@ class Recalls(Protocol):
     """The recall weights of one document (:class:`hmt_ds.evaluation.retrieval.RecallMap`).
 
     Attributes:
-        weights: ``[segments, segments]``, for each segment read the weights of earlier segments' memories.
-        told: ``[segments]``, for each segment the index of the one that it should recall; -1 for none.
+        weights: ``[segments, segments]``, for each segment the weights (0 to 1) of earlier segments' memories.
+        told: ``[segments]``, for each segment the index of the segment whose memory answers its question; -1 for none.
     """
 
     @property
@@ -68,7 +68,7 @@ def retrieval_table(rows: Sequence[RetrievalFigures], title: str, chance: float)
 
 
 def percent(share: Interval | None) -> str:
-    """Format a fraction (0 to 1) with its interval, in percent; a dash for None."""
+    """Format a fraction (0 to 1) with its 95% interval in percent; a dash for None."""
     if share is None or share[0] != share[0]:
         return "-"
     mean, low, high = share
@@ -93,7 +93,8 @@ class RunAnswers(Protocol):
 
 
 def answers_table(runs: Sequence[RunAnswers]) -> Table:
-    """Return a table of the fraction of right answers of each run, by the length of the documents in segments."""
+    """Return a table of the percentage of questions that each run answered right, a row for each length of documents in
+    segments."""
     table = Table(title="questions answered right, with 95% intervals over documents", box=box.SIMPLE_HEAD)
     table.caption = f"chance: {runs[0].chance:.1%}"
     for column in ("segments", *(one.run for one in runs)):
@@ -104,7 +105,12 @@ def answers_table(runs: Sequence[RunAnswers]) -> Table:
 
 
 def plot_answers(runs: Sequence[RunAnswers], file: Path) -> None:
-    """Plot the fraction of right answers of each run against document length in segments, into a picture file."""
+    """Plot the fraction of questions that each run answered right over the length of the documents in segments.
+
+    Args:
+        runs: the runs' answers.
+        file: picture file to write.
+    """
     figure, axes = plt.subplots(figsize=(6, 4.5), layout="constrained")
     segments = list(runs[0].right)
     for one in runs:
@@ -185,7 +191,13 @@ def finish_shares(axes: Axes, segments: Sequence[int], chance: float) -> None:
 
 
 def draw_recalls(axes: Axes, recalls: Recalls) -> None:
-    """Draw the recall weights of each segment of a document, with circles around the right memories."""
+    """Draw the recall weights of one document as a map: for each segment (row), the weight of each earlier segment's
+    memory; circles mark the memories that answer a question.
+
+    Args:
+        axes: matplotlib's axes.
+        recalls: the weights, and the right memories.
+    """
     axes.imshow(recalls.weights, cmap="Purples", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     asked = np.flatnonzero(recalls.told >= 0)
     size = max(4, min(60, 2000 / len(recalls.told)))

@@ -42,7 +42,11 @@ def keys_table(keys: Iterable[tuple[str, Any]]) -> Table:
 
 
 def keys_markdown(keys: Iterable[tuple[str, Any]]) -> str:
-    """Return the keys of the recipe as tables in Markdown, one for each section."""
+    """Return the keys of the recipe as tables in Markdown, one for each section.
+
+    Args:
+        keys: dotted names and pydantic fields, sections included.
+    """
     sections, rows = dict[str, str](), dict[str, list[str]]()
     for name, field in keys:
         if hasattr(field.annotation, "__pydantic_fields__"):
@@ -66,7 +70,11 @@ def keys_markdown(keys: Iterable[tuple[str, Any]]) -> str:
 
 
 def type_name(kind: Any) -> str:
-    """Return the name of a type as help texts show it, such as ``int | auto``."""
+    """Return the name of a type as help texts show it, such as ``int | auto``.
+
+    Args:
+        kind: a type annotation, such as ``int | Literal["auto"]``.
+    """
     if isinstance(kind, type):
         return kind.__name__
     if get_origin(kind) is Annotated:  # a number with its limits
@@ -78,7 +86,8 @@ def type_name(kind: Any) -> str:
 
 
 def comparison_table(rows: Iterable[tuple[int, str, Any]], job: Any) -> Table:
-    """The table of estimated optimizer steps on clusters, with ZeRO and with pipelines.
+    """Return the table of estimated optimizer steps on clusters of several sizes: seconds, tokens/s and GB of memory
+    with ZeRO-1, pipelines and ZeRO-3.
 
     Args:
         rows: number of GPUs, name of the method, and a :class:`hmt_ds.planning.compare.Estimate`; None if the method is

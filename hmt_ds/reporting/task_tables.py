@@ -38,7 +38,8 @@ class TaskFigures:
 
 
 def tasks_table(figures: Sequence[TaskFigures]) -> Table:
-    """Return the fractions of right answers with their 95% intervals (Wilson's), a row for each task and length."""
+    """Return a table of the percentage of right answers with 95% intervals (Wilson's): a row for each task and length,
+    a column for each way of reading."""
     readings = list(figures[0].right)
     table = Table(title="right answers in percent, with 95% intervals")
     for column in ("task", "tokens", "documents", *readings, "chance"):
@@ -50,7 +51,11 @@ def tasks_table(figures: Sequence[TaskFigures]) -> Table:
 
 
 def share(right: Sequence[float]) -> str:
-    """Format a fraction of right answers, given as a list of 0 and 1, in percent with its interval."""
+    """Format a fraction of right answers in percent with its 95% interval, as ``80 [66, 89]``.
+
+    Args:
+        right: 1 for each right answer and 0 for each other.
+    """
     low, high = wilson(sum(right), len(right))
     return f"{100 * sum(right) / len(right):.0f} [{100 * low:.0f}, {100 * high:.0f}]"
 
@@ -70,8 +75,13 @@ def wilson(right: float, number: int) -> tuple[float, float]:
 
 
 def plot_places(figures: Sequence[TaskFigures], file: Path) -> None:
-    """Draw a heat map of document length against place for each task: the fraction of right answers of the first
-    reading."""
+    """Draw the fraction of right answers as a heat map for each task: document length in tokens against the place of
+    the fact in the document.
+
+    Args:
+        figures: the answers to each task at each length; those of the first way of reading are drawn.
+        file: picture file to write.
+    """
     tasks = list(dict.fromkeys(row.task for row in figures))
     across, down = min(ACROSS, len(tasks)), math.ceil(len(tasks) / ACROSS)
     size = (4 * across + 1, down * (1.5 + 0.5 * len(figures) / len(tasks)))

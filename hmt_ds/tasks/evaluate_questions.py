@@ -26,12 +26,12 @@ SCORES: dict[str, Callable[[str, str], float]] = {"exact match": exact_match, "F
 
 
 class Question(NamedTuple):
-    """One line of a file.
+    """A document and a question about it, from one line of a file.
 
     Attributes:
         text: the document.
-        question: text that the answer follows.
-        answers: right answers, of which the best one counts.
+        question: text that follows the document and ends in ``Answer:``.
+        answers: right answers; the score of the one that is most like the model's answer counts.
     """
 
     text: str
@@ -41,7 +41,15 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True)
 class Answered:
-    """One answer, as it is written to JSON: the line's number from 1, the reading, the text, and its scores."""
+    """The model's answer to one question, with scores, as written to JSON.
+
+    Attributes:
+        line: number of the question's line in its file, from 1.
+        reading: how the document was read: ``memory``, ``swapped``, ``empty``, ``truncated`` or ``full``.
+        found: the text that the model generated.
+        answers: the right answers.
+        scores: from 0 to 1, by name: ``exact match``, ``F1`` and ``ROUGE-L``.
+    """
 
     line: int
     reading: str
@@ -51,15 +59,22 @@ class Answered:
 
 
 def evaluate_questions(source: Path, options: TaskOptions) -> None:
-    """Print mean scores by reading; write every answer, if asked.
+    """Ask a model the questions of a file, and print its mean scores for each way of reading the documents.
+
+    Args:
+        source: a run, a checkpoint of a run, or a converted folder.
+        options: the file of questions, the ways of reading, and the JSON file for all answers, if one is asked for.
 
     Raises:
-        ConversionError: or another of ``hmt_ds.conversion.convert.MISTAKES``, with a line for each problem.
+        ConversionError: if the model or the questions cannot be read, with a line for each problem; or another of
+            ``hmt_ds.conversion.convert.MISTAKES``.
     """
     assert options.questions is not None
     questions = list(read_questions(options.questions))
     if len(questions) < 2:
-        raise ConversionError(f"--questions: {options.questions} has {len(questions)} questions, at least 2 are needed")
+        raise ConversionError(
+            f"--questions: {options.questions} has {len(questions)} questions, at least 2 are needed: add some"
+        )
     asked = load_model(source, ChatOptions(tokenizer=options.tokenizer, dtype=options.dtype))
     readings = Readings(asked, options.readings, options.answer_tokens)
     if "full" in options.readings:
@@ -81,7 +96,11 @@ def evaluate_questions(source: Path, options: TaskOptions) -> None:
 
 
 def read_questions(file: Path) -> Iterator[Question]:
-    """Read questions, one JSON object per line; blank lines are left out.
+    """Read questions from a file with one JSON object per line; blank lines are left out.
+
+    Args:
+        file: each line has the keys ``context`` (the document), ``answers`` (a text or a list of texts) and,
+            optionally, ``input`` (the question).
 
     Raises:
         ConversionError: naming the first line that cannot be read, and why.
@@ -89,7 +108,9 @@ def read_questions(file: Path) -> Iterator[Question]:
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConversionError(f"--questions: {file} cannot be read as text: {error}") from None
+        raise ConversionError(
+            f"--questions: {file} cannot be read as UTF-8 text ({error}): name a .jsonl file"
+        ) from None
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -98,10 +119,15 @@ def read_questions(file: Path) -> Iterator[Question]:
             text, question, answers = row["context"], row.get("input", ""), row["answers"]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             reason = f"has no {error}" if isinstance(error, KeyError) else "is not a JSON object"
-            raise ConversionError(f"--questions: {file}, line {number} {reason}") from None
+            raise ConversionError(
+                f'--questions: {file}, line {number} {reason}: write {{"context": ..., "answers": [...]}}'
+            ) from None
         answers = [answers] if isinstance(answers, str) else answers
         if not (isinstance(text, str) and text.strip() and isinstance(question, str) and is_texts(answers)):
-            raise ConversionError(f"--questions: {file}, line {number}: context is text, answers a list of texts")
+            raise ConversionError(
+                f"--questions: {file}, line {number}: context and input must be texts, answers a text or a list of "
+                "texts: correct the line"
+            )
         yield Question(text, f" Question: {question} Answer:" if question else " Answer:", answers)
 
 
@@ -111,12 +137,23 @@ def is_texts(value: object) -> bool:
 
 
 def scores_of(found: str, answers: Sequence[str]) -> dict[str, float]:
-    """Return each score of an answer against the right answer that it is most like."""
+    """Return the scores of an answer from 0 to 1, by name (``exact match``, ``F1``, ``ROUGE-L``), each against the
+    right answer that gives the highest.
+
+    Args:
+        found: what the model answered.
+        answers: the right answers, at least one.
+    """
     return {name: max(score(found, answer) for answer in answers) for name, score in SCORES.items()}
 
 
 def scores_table(answered: Sequence[Answered], readings: Sequence[str]) -> Table:
-    """Return mean scores in percent with 95% intervals over questions, a row for each reading."""
+    """Return a table of mean scores in percent, with 95% intervals over the questions.
+
+    Args:
+        answered: the scored answers.
+        readings: ways in which the documents were read, such as ``memory``; each gets a row.
+    """
     table = Table("reading", "questions", *SCORES, title="mean scores in percent, with 95% intervals")
     for reading in readings:
         rows = np.array([list(one.scores.values()) for one in answered if one.reading == reading])

@@ -25,17 +25,17 @@ PLACES = 10  # parts of a document in the heat map
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer to a generated document's question, as written to JSON.
+    """The model's answer to the question about one generated document, with scores, as written to JSON.
 
     Attributes:
-        task: name of the task.
+        task: name of the task, such as ``babilong-qa1``.
         length: tokens of the document.
-        place: where the last needed fact begins, as a fraction of the document.
-        reading: how the document was read: ``memory``, ``swapped``, ``empty``, ...
+        place: where the last fact that the answer needs begins, as a fraction of the document (0 to 1).
+        reading: how the document was read: ``memory``, ``swapped``, ``empty``, ``truncated`` or ``full``.
         question: the question.
         expected: the right answer.
         found: what the model answered.
-        right: 1 if the answer names the right label and no other, as BABILong scores, else 0.
+        right: 1 if the answer names the right word and no other possible answer, as BABILong scores, else 0.
         exact_match: 1 if the answers are equal after normalization, as SQuAD scores, else 0.
         f1: F1 of the answer's words, from 0 to 1, as SQuAD and LongBench score.
     """
@@ -87,11 +87,12 @@ def evaluate_tasks(source: Path, options: TaskOptions) -> None:
 
 
 def batches(haystack: Haystack, name: str, length: int, options: TaskOptions) -> Iterator[list[Task]]:
-    """Yield the documents of one task and length in batches of at least two, so that memories can be swapped.
+    """Yield the documents of one task and length in batches of at least two, because a document can be answered with
+    the memory of another one of its batch.
 
     Args:
         haystack: maker of the documents.
-        name: name of the task.
+        name: name of the task, such as ``babilong-qa1``.
         length: tokens of a document.
         options: number of documents, batch size and seed.
     """
@@ -127,13 +128,14 @@ def score(name: str, length: int, tasks: Sequence[Task], readings: Readings) -> 
 
 
 def figures_of(answers: Sequence[Answer], name: str, length: int, readings: Sequence[str]) -> TaskFigures:
-    """Summarize the answers to one task at one document length.
+    """Summarize the answers to one task at one document length: right answers by way of reading, and by the place of
+    the fact.
 
     Args:
         answers: all answers, of any task and length.
-        name: name of the task.
+        name: name of the task, such as ``babilong-qa1``.
         length: tokens of a document.
-        readings: names of the ways of reading.
+        readings: ways in which the documents were read; the places are those of the first one.
     """
     own = [answer for answer in answers if (answer.task, answer.length) == (name, length)]
     right = {reading: [answer.right for answer in own if answer.reading == reading] for reading in readings}

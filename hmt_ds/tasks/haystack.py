@@ -16,13 +16,13 @@ SENTENCE = re.compile(r"(?<=[.!?][\"']|.[.!?])(?<!Mr\.)(?<!Mrs\.)\s+(?=[\"'A-Z])
 
 @dataclass(frozen=True)
 class Task:
-    """One generated document and its question.
+    """A generated document and its question.
 
     Attributes:
         text: the document, without the question.
-        question: text that the answer follows.
-        story: the facts, the question and the right answer.
-        place: where the last needed fact begins, as a fraction of the document.
+        question: text that follows the document and ends in ``Answer:``.
+        story: the facts that the document hides, the question and the right answer.
+        place: where the last fact that the answer needs begins, as a fraction of the document (0 to 1).
     """
 
     text: str
@@ -47,7 +47,7 @@ class Haystack:
         self.sizes = [self.count(f" {sentence}") for sentence in self.sentences]
 
     def count(self, text: str) -> int:
-        """Return the number of tokens of a text that stands inside a document, without BOS and EOS."""
+        """Return the number of tokens of a text from the middle of a document, without BOS and EOS."""
         return len(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
     def task(self, name: str, length: int, seed: int) -> Task:
@@ -58,7 +58,7 @@ class Haystack:
         sentences of the novel.
 
         Args:
-            name: name of the task.
+            name: name of the task: ``passkey``, or ``babilong-qa1`` to ``babilong-qa5``.
             length: tokens of the document.
             seed: seed of the random choices.
         """

@@ -21,7 +21,8 @@ RANGE = re.compile(r"(.*?)(\d)\.\.(\d)")
 
 
 def split(texts: object) -> object:
-    """Split texts at commas, and expand ranges such as ``qa1..5``, into a tuple without repetitions."""
+    """Split texts at commas and expand ranges, without repetitions: ``["a1..3,b"]`` becomes ``("a1", "a2", "a3",
+    "b")``. Anything but a list or tuple is returned unchanged."""
     if not isinstance(texts, list | tuple):
         return texts
     parts: list[object] = []
@@ -36,7 +37,8 @@ Split = BeforeValidator(split)
 
 @dataclass(frozen=True, config=STRICT)
 class TaskOptions(Options):
-    """The options of `hmt-ds evaluate` for generated tasks."""
+    """The options of `hmt-ds evaluate` for questions about documents (--tasks, --questions); the text below each field
+    is its help."""
 
     tasks: Annotated[tuple[TaskName, ...], "NAMES", Split] = ()
     """instead of held-out losses, ask a run, a checkpoint or a converted folder questions about generated documents:
@@ -76,15 +78,16 @@ class TaskOptions(Options):
         return bool(self.tasks or self.questions)
 
     def conflicts(self) -> list[str]:
-        """Return an error line for each option without --tasks or --questions, and for a missing or unwritable file."""
+        """Return an error line for each option that has no effect, contradicts another, or names a file that cannot be
+        read or written."""
         if not self.asks:
             default = TaskOptions()
             given = [name for name in vars(default) if getattr(self, name) != getattr(default, name)]
-            return [f"{flag(name)}: only with --tasks or --questions" for name in given]
+            return [f"{flag(name)}: only with --tasks or --questions: add one of them, or remove it" for name in given]
         if self.tasks and self.questions:
-            return ["--questions: not together with --tasks"]
+            return ["--questions: not together with --tasks: give one of them"]
         if self.questions and not self.questions.is_file():
-            return [f"--questions: {self.questions} is not a file"]
+            return [f"--questions: {self.questions} is not a file: name a .jsonl file"]
         if self.json and (self.json.is_dir() or not self.json.absolute().parent.is_dir()):
             return [f"--json: {self.json} cannot be written: give a file in an existing folder"]
         return []
@@ -92,7 +95,7 @@ class TaskOptions(Options):
 
 @dataclass(frozen=True, config=STRICT)
 class WriteOptions(Options):
-    """The options of `hmt-ds tasks`."""
+    """The options of `hmt-ds tasks`; the text below each field is its help."""
 
     output: Annotated[FilePath | None, "FILE"] = None
     """new .jsonl file to write the documents to, required"""
@@ -107,9 +110,15 @@ class WriteOptions(Options):
 
     def conflicts(self) -> list[str]:
         """Return an error line for each required option that is missing, and for an output file that exists."""
-        problems = [f"--{name}: missing" for name in ("output", "tokenizer") if getattr(self, name) is None]
+        problems = [
+            f"--{name}: missing: give --{name} {'FILE' if name == 'output' else 'FOLDER'}"
+            for name in ("output", "tokenizer")
+            if getattr(self, name) is None
+        ]
         if self.output and (self.output.suffix != ".jsonl" or self.output.exists()):
-            problems.append(f"--output: {self.output} exists already, or does not end in .jsonl")
+            problems.append(
+                f"--output: {self.output} exists already, or does not end in .jsonl: name a new .jsonl file"
+            )
         if self.output and not Path(self.output).absolute().parent.is_dir():
-            problems.append(f"--output: the folder of {self.output} does not exist")
+            problems.append(f"--output: the folder of {self.output} does not exist: create it, or name another file")
         return problems

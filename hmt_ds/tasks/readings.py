@@ -26,7 +26,12 @@ CHANGES: dict[ReadingName, Change] = {
 
 
 class Asks(Protocol):
-    """A document and a question about it: text that the answer follows."""
+    """A document and a question about it.
+
+    Attributes:
+        text: the document.
+        question: text that follows the document and that the model's answer follows.
+    """
 
     @property
     def text(self) -> str: ...
@@ -36,11 +41,13 @@ class Asks(Protocol):
 
 
 class Readings:
-    """Answers the questions of a batch of tasks, read in several ways.
+    """Answers questions about documents, after reading each document in several ways.
 
     Args:
-        asked: the model.
-        names: the ways; ``memory``, ``swapped`` and ``empty`` share one reading of the documents.
+        asked: the model and its tokenizer.
+        names: the ways: ``memory`` (the document's own memories), ``swapped`` (those of another document of the batch),
+            ``empty`` (none), ``truncated`` (only the backbone, with the last tokens that fit into a segment) or
+            ``full`` (only the backbone, with all tokens).
         new: largest number of tokens of an answer.
     """
 
@@ -53,14 +60,14 @@ class Readings:
         )
 
     def check(self, length: int) -> None:
-        """Refuse documents longer than the backbone's maximum number of positions, if the way of reading ``full`` is
+        """Refuse documents that are too long to be read at once by the backbone, if the way of reading ``full`` is
         asked for.
 
         Args:
             length: tokens of a document.
 
         Raises:
-            ConversionError: with both numbers.
+            ConversionError: if the document and the answer have more tokens than the backbone has positions.
         """
         config = self.asked.model.backbone_model.config
         if "full" in self.names and family_of(config).hard_positions:
@@ -73,7 +80,11 @@ class Readings:
 
     @torch.no_grad()
     def answers(self, tasks: Sequence[Asks]) -> dict[ReadingName, list[str]]:
-        """Return the generated answer to each task's question, by way of reading."""
+        """Return the model's answers: for each way of reading, by name, one text for each task, in their order.
+
+        Args:
+            tasks: documents with questions, read as one batch.
+        """
         documents = [encode(self.asked.tokenizer, task.text, begins=True) for task in tasks]
         questions = [encode(self.asked.tokenizer, task.question, begins=False) for task in tasks]
         found: dict[ReadingName, list[str]] = {}
@@ -87,7 +98,11 @@ class Readings:
         return {name: found[name] for name in self.names}
 
     def read(self, documents: Sequence[Sequence[int]]) -> SegmentCache:
-        """Read token ids of several documents into a new cache, one row each."""
+        """Read documents into a new cache of memories and keys, one row per document.
+
+        Args:
+            documents: token ids of each document.
+        """
         cache = SegmentCache()
         ids, mask = pad_left(documents, self.pad, self.asked.model.device)
         self.asked.model(ids, attention_mask=mask, past_key_values=cache, logits_to_keep=1)
@@ -95,12 +110,15 @@ class Readings:
         return cache
 
     def ask(self, cache: SegmentCache, change: Change, questions: Sequence[Sequence[int]]) -> list[str]:
-        """Answer questions after a document, with changed memories, with which the open segment is read again.
+        """Answer questions after their documents, with the documents' memories replaced.
 
         Args:
             cache: cache that has read the documents, one row each; copied, not changed.
-            change: function that changes the memories.
+            change: maps the memory state to the one to answer with.
             questions: token ids of each row's question.
+
+        Returns:
+            The generated answer of each row.
         """
         cache = copy.deepcopy(cache)
         assert cache.rows is not None
@@ -116,12 +134,15 @@ class Readings:
     def by_backbone(
         self, documents: Sequence[Sequence[int]], questions: Sequence[Sequence[int]], *, whole: bool
     ) -> list[str]:
-        """Answer with the backbone alone, without memory.
+        """Answer questions with the backbone alone, without memory.
 
         Args:
-            documents: token ids of the documents.
-            questions: token ids of the questions.
-            whole: whether to read all tokens; otherwise only as many last ones as fit into a segment.
+            documents: token ids of each document.
+            questions: token ids of each document's question.
+            whole: whether to read all tokens; otherwise only the last ones, as many as fit into a segment.
+
+        Returns:
+            The generated answer of each document.
         """
         settings = self.asked.model.hmt.settings
         window = settings.sensory_tokens + settings.segment_length
@@ -133,5 +154,5 @@ class Readings:
         return self.texts(new[:, ids.shape[1] :])
 
     def texts(self, new: torch.Tensor) -> list[str]:
-        """Return new tokens ``[b, n]`` as text."""
+        """Decode generated token ids ``[batch, tokens]`` into one text per row, without special tokens."""
         return [text.strip() for text in self.asked.tokenizer.batch_decode(new, skip_special_tokens=True)]

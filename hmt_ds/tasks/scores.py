@@ -45,7 +45,8 @@ def names_only(found: str, answer: str, question: str, labels: Collection[str]) 
 
 
 def rouge_l(found: str, answer: str) -> float:
-    """Return ROUGE-L: the harmonic mean of precision and recall of the longest common subsequence of words."""
+    """Return ROUGE-L (0 to 1): the harmonic mean of precision and recall of two texts' longest common subsequence of
+    words."""
     ours, theirs = words(found), words(answer)
     row = [0] * (len(theirs) + 1)  # lengths of the longest common subsequences with the beginnings of the answer
     for word in ours:

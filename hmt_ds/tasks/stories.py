@@ -20,14 +20,14 @@ DIRECTIONS = {"north": "south", "south": "north", "east": "west", "west": "east"
 
 @dataclass(frozen=True)
 class Story:
-    """Facts of a story in the order in which they are told, and one question.
+    """A few generated facts and a question about them, in the manner of bAbI.
 
     Attributes:
-        facts: sentences.
+        facts: sentences, in the order in which a document has them.
         question: the question, without its answer.
         answer: the right answer, one word.
-        told: index of the last fact that the answer needs.
-        labels: all words that could be answers to such a question.
+        told: index in ``facts`` of the last fact that the answer needs.
+        labels: all words that could be answers to such a question; empty if any word could be.
     """
 
     facts: list[str]
@@ -38,13 +38,16 @@ class Story:
 
 
 class World:
-    """Simulated people who walk, take things and leave them, with a record of the facts told.
+    """A simulated world of people who walk, take things and drop them. Every event appends a sentence to ``facts``.
+
+    Args:
+        random: source of the random choices.
 
     Attributes:
-        facts: sentences told so far.
-        where: for each person, the last place and the index of the fact that told it.
-        holder: for each thing, the person who has it.
-        trail: for each thing, the places that it was in, each with the index of the fact that brought it there.
+        facts: sentences so far.
+        where: for each person, the last place, and the index of the sentence that says so.
+        holder: for each thing that is carried, the person who carries it.
+        trail: for each thing, the places that it was in, each with the index of the sentence from which that follows.
     """
 
     def __init__(self, random: Random):
@@ -60,7 +63,7 @@ class World:
         return len(self.facts) - 1
 
     def go(self) -> None:
-        """Move a random person to another place, with everything that the person carries."""
+        """Simulate one event: a random person walks to another place, with everything that the person carries."""
         person = self.random.choice(PEOPLE)
         here = self.where.get(person, ("", 0))[0]
         place = self.random.choice([place for place in PLACES if place != here])
@@ -70,7 +73,8 @@ class World:
             self.trail[thing].append((place, number))
 
     def handle(self) -> None:
-        """Let a random person whose place is known take a free thing that may be there, or drop a carried one."""
+        """Simulate one event: a random person drops a carried thing, or takes one that nobody carries and that may be
+        there. Nothing happens if the drawn person and thing are not in the same place."""
         person = self.random.choice([person for person in PEOPLE if person in self.where] or [""])
         thing = self.random.choice(THINGS)
         if self.holder.get(thing):
@@ -84,13 +88,18 @@ class World:
                 self.trail[thing].append((place, number))
 
     def happen(self, events: int) -> None:
-        """Simulate ``events`` random events: two moves for each taken or dropped thing."""
+        """Simulate random events until there are ``events`` sentences: about two walks for each thing taken or
+        dropped."""
         while len(self.facts) < events:
             self.go() if self.random.random() < 0.66 else self.handle()
 
 
 def last(trail: list[tuple[str, int]]) -> int:
-    """Return the index of the fact that told a thing's last place; -1 for an empty trail."""
+    """Return the index of the sentence that says where a thing is; -1 if none does.
+
+    Args:
+        trail: the places that the thing was in, each with the index of its sentence.
+    """
     return trail[-1][1] if trail else -1
 
 

@@ -11,13 +11,17 @@ from hmt_ds.tasks.options import WriteOptions
 
 
 def write_tasks(names: Sequence[str], options: WriteOptions) -> int:
-    """Write generated documents, each with its question and answer at the end; return the number of documents.
+    """Write generated documents, each with its question and answer at the end, as a .jsonl file to train on.
 
-    Noise comes from another novel than for ``hmt-ds evaluate --tasks``, so no document is the same.
+    The sentences around the facts are from another novel than those of ``hmt-ds evaluate --tasks``, so no document is
+    the same.
 
     Args:
-        names: names of the tasks, which take turns.
-        options: output file, lengths, number of documents and seed.
+        names: names of the tasks, such as ``babilong-qa1``, which take turns.
+        options: output file, document lengths in tokens, number of documents of each task, seed and tokenizer.
+
+    Returns:
+        The number of documents written.
 
     Raises:
         DataError: if the tokenizer cannot be loaded.

@@ -152,7 +152,7 @@ def create_folder(recipe: Recipe) -> str | None:
         aside.write_text(resolved)  # on a full disk the recipe of an earlier start stays
         aside.replace(folder / "recipe.yaml")
     except OSError as error:
-        return f"training.output: {folder} cannot be written: {error.strerror}"
+        return f"training.output: {folder} cannot be written: {error.strerror}: name another folder, or free space"
     return None
 
 

@@ -101,7 +101,9 @@ class Trainer:
         if checkpoint := self.checkpoints.find():
             self.load(checkpoint)
             logger.info("resumed from %s, step %d", checkpoint, self.position.step)
-        self.signals.raise_if_received(self.executor.device, "stopped before the first step; there was nothing to save")
+        self.signals.raise_if_received(
+            self.executor.device, "stopped by a signal before the first step; nothing was saved: start the run again"
+        )
         if problem := broadcast_object(create_folder(self.recipe) if rank() == 0 else None):
             raise ConfigError([str(problem)])
         parameters, trained = count_parameters(self.executor)
@@ -219,7 +221,8 @@ class Trainer:
     def before_evaluated_window(self) -> None:
         """Stop if any rank has received a stop signal, and report progress; called before evaluating each window."""
         self.signals.raise_if_received(
-            self.executor.device, "stopped during the evaluation; the last checkpoint is complete"
+            self.executor.device,
+            "stopped by a signal during the evaluation; the last checkpoint is complete: run hmt-ds evaluate on it",
         )
         self.alive(f"step {self.position.step}, in its evaluation")
 
@@ -255,8 +258,8 @@ class Trainer:
         checkpoint = self.checkpoints.last_save(self.position)
         self.history.write("stop", self.position.step)
         raise Stopped(
-            f"stopped after step {self.position.step}; checkpoint {checkpoint}; "
-            "continue the run with --checkpoint.resume auto"
+            f"stopped after step {self.position.step}; checkpoint {checkpoint}; reason: a stop signal (Ctrl-C, "
+            "SIGTERM, SIGUSR1 or SIGHUP); continue the run with --checkpoint.resume auto"
         )
 
     def alive(self, after: str) -> None:

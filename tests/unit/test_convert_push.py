@@ -133,8 +133,8 @@ def test_what_the_hub_refuses(hub, tmp_path):
 @pytest.mark.parametrize(
     ("name", "token", "said"),
     [
-        ("somebody/model", None, "no token for the hub, run hf auth login or set HF_TOKEN"),
-        ("model", "hf_of_a_test", "give OWNER/NAME"),
+        ("somebody/model", None, "no token for the hub: run hf auth login or set HF_TOKEN"),
+        ("model", "hf_of_a_test", "must be OWNER/NAME"),
         ("some body/model", "hf_of_a_test", "Repo id must use alphanumeric chars"),
     ],
 )

@@ -82,4 +82,4 @@ def test_a_stop_right_behind_a_save(monkeypatch, background, failures, every, be
     saver = FakeSaver(background, failures)
     said = stopped_in_evaluation(monkeypatch, saver, every)
     assert saver.begun == begun
-    assert said.startswith("stopped after step 4; checkpoint checkpoints/step_000004; continue the run with")
+    assert said.startswith("stopped after step 4; checkpoint checkpoints/step_000004; reason: a stop signal")

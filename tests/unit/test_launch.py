@@ -85,7 +85,7 @@ def test_master_address_from_mpi(monkeypatch, given):
 
 def test_mpi_without_mpi4py(monkeypatch):
     monkeypatch.setitem(sys.modules, "mpi4py", None)
-    with pytest.raises(LaunchError, match="MASTER_ADDR is not set, and without mpi4py"):
+    with pytest.raises(LaunchError, match="MASTER_ADDR is not set, and mpi4py, which finds"):
         place(monkeypatch, MPI)
 
 

@@ -46,5 +46,8 @@ def test_ranks_read_them(forwarded, monkeypatch):
     read_secrets()
     assert {name: os.environ[name] for name in SECRETS} == SECRETS
     monkeypatch.setenv("HMT_DS_PRIVATE_FILE", str(forwarded / "gone"))
-    with pytest.raises(LaunchError, match=r"gone: No such file or directory; all machines must see the folder"):
+    with pytest.raises(
+        LaunchError,
+        match=r"gone cannot be read \(No such file or directory\): start from a folder that all machines see",
+    ):
         read_secrets()

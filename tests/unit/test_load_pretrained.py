@@ -65,10 +65,10 @@ def test_what_is_not_token_ids(folder, ids, error, said):
             "config.json",
             b'"interface": "paper"',
             b'"interface": "papEr"',
-            r"damaged: memory\.interface: must be 'paper' or",
+            r"damaged \(memory\.interface: must be 'paper' or",
         ),
         ("config.json", b'"memory_tokens"', b'"memory_tokenS"', r"memory\.memory_tokenS: unknown key; did you mean"),
-        ("model.safetensors", b'"dtype"', b'"dt\xffpe"', "weights that are damaged: "),
+        ("model.safetensors", b'"dtype"', b'"dt\xffpe"', r"weights that are damaged \("),
     ],
 )
 def test_a_damaged_folder(folder, file, old, new, said):

@@ -63,7 +63,7 @@ def test_without_a_pipeline_nothing_is_checked():
         (recipe_of(micro_batches=3), None, "pipeline.micro_batches is 3: training.batch_size, 4, is not a multiple"),
         (recipe_of({"train": "frozen"}), None, "frozen"),
         (recipe_of({"precision": "fp16"}), None, "fp16: take bf16"),
-        (recipe_of({"source": {"model_type": "stablelm"}}), None, "stablelm cannot have stages"),
+        (recipe_of({"source": {"model_type": "stablelm"}}), None, "stablelm cannot be cut into stages"),
         (recipe_of(), OFFLOADED, "pipeline.stages: not with an offloaded optimizer: take ds_configs/zero1.json"),
         (recipe_of(compute={"reduction": "segment"}), None, "compute.reduction is segment"),
         (

@@ -173,7 +173,7 @@ def test_compare(monkeypatch, capsys):
         ("", ["plan needs one of: a RECIPE (or the name of a known model), --schedule, --compare"]),
         ("a.yaml --compare", ["plan needs one of: a RECIPE"]),
         ("nowhere.yaml", ["nowhere.yaml: no such recipe"]),
-        ("llama-9", ["llama-9: no such recipe, and not a known model. Known: Llama-2-7b-hf, "]),
+        ("llama-9", ["llama-9: no such recipe, and not a known model: name a recipe or one of Llama-2-7b-hf, "]),
         (
             "a.yaml --gpus 8xH10",
             [

@@ -70,7 +70,9 @@ def read_ds_config(file: str | Path) -> DsConfig:
     try:
         config = json.loads(Path(file).read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
     except (OSError, RecursionError, ValueError) as error:
-        raise DeepSpeedConfigError(f"{file}: cannot be read as JSON ({error})") from None
+        raise DeepSpeedConfigError(
+            f"{file}: cannot be read as JSON ({error}): repair it, or take one of ds_configs/"
+        ) from None
     if not isinstance(config, dict):
         raise DeepSpeedConfigError(f"{file}: must hold a JSON object with the keys of a DeepSpeed configuration")
     return config

@@ -66,7 +66,9 @@ def make_scheduler(name: str, params: dict[str, object], total_steps: int) -> Ca
     try:
         rates(make, (1, 2, total_steps + 1))  # some schedules fail only at the last step
     except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
-        raise ScheduleError(f"schedule.params: {name} cannot be created with {params}: {error}") from None
+        raise ScheduleError(
+            f"schedule.params: {name} cannot be created with {params}: {error}: change or remove that argument"
+        ) from None
     return make
 
 

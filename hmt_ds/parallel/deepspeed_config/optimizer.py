@@ -60,7 +60,9 @@ def check_optimizer(name: str, lr: float, weight_decay: float, params: dict[str,
         else:
             made([torch.zeros(1, requires_grad=True)], lr=lr, weight_decay=weight_decay, **params)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise OptimizerError(f"optimizer.params: {name} does not take {params}: {error}") from None
+        raise OptimizerError(
+            f"optimizer.params: {name} does not take {params}: {error}: change or remove that argument"
+        ) from None
 
 
 def wrong_tuples(name: str, optimizer: type, params: dict[str, object]) -> list[str]:
