@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
 
 from hmt_ds.backbones.settings import LoraSettings
 from hmt_ds.config.depth_schedule import DepthSchedule, check_depths
 from hmt_ds.config.sections import STRICT, section
 from hmt_ds.config.value_checks import expand_path
-from hmt_ds.data.settings import RetrievalSettings
+from hmt_ds.data.settings import COLUMNS, FormatName, RetrievalSettings
 from hmt_ds.memory.settings import MemorySettings
 from hmt_ds.parallel.settings import ComputeSettings
 
@@ -77,8 +77,19 @@ class Source(Section):
     """File, folder, or pattern such as data/*.jsonl.gz, of text (.txt, .md), .jsonl, .ndjson, .json, .csv, .parquet or
     .arrow, each also compressed (.gz, .zst); a saved Hugging Face data set; or the name of a data set on the hub. The
     log says what is left out of a folder."""
+    format: FormatName = "text"
+    """Content of a row. text: a document; completion: a prompt and its completion; messages: a conversation; questions:
+    a document (context) with its question (input) and answers, or with a list of questions and one of answers."""
     text_field: str = "text"
-    """Column of the data set that holds the text of a document."""
+    """Column of the data set that holds the text of a document, for format text."""
+    fields: dict[str, str] = {}
+    """Columns of the data set for the other formats, where they have other names: {prompt: instruction} is column
+    instruction for prompt. Formats have prompt and completion; messages; context, input and answers."""
+    prompt_weight: float = Field(0.0, ge=0, le=1)
+    """Weight in the loss of tokens outside answers, for formats other than text. 0: the loss is on answers alone; 1: on
+    all tokens alike. Held-out losses are weighted in the same way."""
+    chat_template: PathText | None = None
+    """File with a chat template (Jinja) for format messages. Default: the tokenizer's own."""
     split: str = "train"
     """Split of the data set to read; part of one is written like train[:10%]. In a folder the files' names tell the
     split (train-00000-of-00002.parquet, dev.jsonl); if they tell only one or none, the folder is read whole, as train.
@@ -87,6 +98,28 @@ class Source(Section):
     """Configuration of a data set on the hub. Default: the only one; required if the data set has several."""
     separator: str | None = None
     """Regular expression for the first line of each document in a text file. Default: each file is one document."""
+
+    @model_validator(mode="after")
+    def check_format(self) -> Source:
+        """Refuse keys that the format does not use."""
+        wanted = COLUMNS[self.format]
+        if self.format == "text" and (self.fields or self.prompt_weight):
+            raise ValueError("fields and prompt_weight are for other formats than text (its column is text_field)")
+        if unknown := [name for name in self.fields if name not in wanted]:
+            raise ValueError(f"fields has {', '.join(unknown)}, but format {self.format} has {', '.join(wanted)}")
+        columns = self.columns or {}
+        if len(set(columns.values())) < len(columns):
+            raise ValueError(f"fields names one column for several of {', '.join(wanted)}")
+        if self.format != "messages" and self.chat_template:
+            raise ValueError(f"chat_template is for format messages, not {self.format}: leave it out")
+        if self.format != "text" and (self.text_field != "text" or self.separator):
+            raise ValueError(f"text_field and separator are for format text, not {self.format}: leave them out")
+        return self
+
+    @property
+    def columns(self) -> dict[str, str] | None:
+        """The column of the data set for each of the format's; None for format text."""
+        return None if self.format == "text" else {name: self.fields.get(name, name) for name in COLUMNS[self.format]}
 
 
 @section(

@@ -1,9 +1,18 @@
-"""Settings of generated retrieval documents: the recipe's section ``data.retrieval``. Imports no torch."""
+"""Settings of documents: formats, and the recipe's section ``data.retrieval``. Imports no torch."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 Kind = Literal["keys", "passkey", "overwritten"]
+FormatName = Literal["text", "completion", "messages", "questions"]
+
+COLUMNS: dict[FormatName, tuple[str, ...]] = {
+    "text": ("text",),
+    "completion": ("prompt", "completion"),
+    "messages": ("messages",),
+    "questions": ("context", "input", "answers"),
+}
+"""The columns of each format's rows."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import logging
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from hmt_ds.data.errors import DataError, first_line
 from hmt_ds.data.files import BUILDERS, FoundFiles, find_files
-from hmt_ds.data.text_checks import drop_blank, has_absent, why_unreadable
+from hmt_ds.data.text_checks import check_texts, drop_blank, has_absent, why_unreadable
 from hmt_ds.data.unpack import unpacked
 
 logger = logging.getLogger(__name__)
@@ -57,17 +58,21 @@ def read_source(
     source: str,
     *,
     text_field: str = "text",
+    columns: Mapping[str, str] | None = None,
     split: str = "train",
     name: str | None = None,
     separator: str | None = None,
 ) -> SourceDocuments:
     """Load documents as a data set with the one column "text", one row per document, none of them blank.
 
+    Formats other than text have other columns.
+
     Args:
         source: A file of a kind in `BUILDERS`, which may be compressed; a folder of files, read recursively, kind by
             kind, in the order of their paths; a pattern of paths such as ``data/*.jsonl``; a folder written by
             `save_to_disk`; or the name of a data set on the hub.
         text_field: The column that holds the text.
+        columns: The columns of another format, each with its name in the source. Their rows may be blank.
         split: The split of a hub data set, of a saved `DatasetDict`, or of a folder whose files belong to several
             (`train-00000-of-00002.parquet`). Other files have the one split "train", of which `datasets` can take a
             part ("train[:10%]"); a saved `Dataset` is taken whole.
@@ -87,18 +92,20 @@ def read_source(
         builders = {"hub": _load_by_name(source, name, split)}
     if name is not None and "hub" not in builders:
         raise DataError(f"name {name!r} is for data sets of the hub only, but {source} is here: leave it out")
-    if separator is not None and "text" not in builders:
+    if separator is not None and ("text" not in builders or columns):
         raise DataError(f"separator {separator!r} is for text files only, but {source} is none: leave it out")
     for builder, documents in builders.items():
         # text files beside tables have no fields to choose from
         field = "text" if builder == "text" and len(builders) > 1 else text_field
         if found and builder == "json":
-            _check_every_file(documents, field, found)
-        builders[builder] = _keep_text(documents, field, source)
+            _check_every_file(documents, list(columns.values()) if columns else [field], found)
+        builders[builder] = (
+            _keep_columns(documents, columns, source) if columns else _keep_text(documents, field, source)
+        )
     if separator is not None:
         builders["text"] = _split_documents(builders["text"], separator)
-    whole = _concatenate(list(builders.values()))
-    documents = drop_blank(whole, source, found)
+    whole = _concatenate(list(builders.values()), source)
+    documents = check_texts(whole, source, found) if columns else drop_blank(whole, source, found)
     notes = found.notes() if found else []
     if blank := len(whole) - len(documents):
         notes.append(f"{blank:,} blank or absent texts")
@@ -107,10 +114,15 @@ def read_source(
     return SourceDocuments(documents, len(found) if found else None, tuple(notes))
 
 
-def _concatenate(parts: list[Dataset]) -> Dataset:
+def _concatenate(parts: list[Dataset], source: str) -> Dataset:
     if len(parts) == 1:
         return parts[0]
-    return concatenate_datasets([part.cast_column("text", Value("large_string")) for part in parts])
+    if parts[0].column_names == ["text"]:
+        return concatenate_datasets([part.cast_column("text", Value("large_string")) for part in parts])
+    try:
+        return concatenate_datasets(parts)
+    except ValueError as error:
+        raise DataError(f"{source} holds files whose columns differ: {first_line(error)}") from None
 
 
 def _load_found(found: FoundFiles, source: str, split: str) -> dict[str, Dataset]:
@@ -190,13 +202,24 @@ def _load_by_name(source: str, name: str | None, split: str) -> Dataset:
         raise DataError(f"{absent}, nor a data set that can be loaded from the hub or its cache: {reason}") from error
 
 
+def _select_columns(documents: Dataset, fields: list[str], source: str) -> Dataset:
+    there = documents.column_names
+    for field in fields:
+        if field not in there:
+            close = difflib.get_close_matches(field, there, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise DataError(f"{source} has no column {field!r}; it has: {', '.join(there)}{hint}")
+    return documents.select_columns(fields)
+
+
+def _keep_columns(documents: Dataset, columns: Mapping[str, str], source: str) -> Dataset:
+    """Return the given columns alone, under the names that a format has for them."""
+    documents = _select_columns(documents, list(columns.values()), source)
+    return documents.rename_columns({field: name for name, field in columns.items() if field != name})
+
+
 def _keep_text(documents: Dataset, text_field: str, source: str) -> Dataset:
-    columns = documents.column_names
-    if text_field not in columns:
-        close = difflib.get_close_matches(text_field, columns, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise DataError(f"{source} has no column {text_field!r}; it has: {', '.join(columns)}{hint}")
-    documents = documents.select_columns([text_field])
+    documents = _select_columns(documents, [text_field], source)
     if text_field != "text":
         documents = documents.rename_column(text_field, "text")
     dtype = _dtype(documents.features["text"])
@@ -230,16 +253,15 @@ def _split_before(pattern: re.Pattern[str], text: str) -> list[str]:
     return [text[start:end] for start, end in itertools.pairwise(cuts)]
 
 
-def _check_every_file(documents: Dataset, text_field: str, found: FoundFiles) -> None:
-    """Check that no JSON file lacks the text field: its rows would be absent texts, which are left out.
+def _check_every_file(documents: Dataset, fields: list[str], found: FoundFiles) -> None:
+    """Check that no JSON file lacks a field: its rows would be absent texts, which are left out.
 
     Raises:
-        DataError: if a file lacks the field in all rows.
+        DataError: if a file lacks a field in all rows.
     """
     files = [file for some in found.builders["json"].values() for file in some]
-    if len(files) < 2 or text_field not in documents.column_names or not has_absent(documents, text_field):
-        return
-    for file in files:
+    absent = [field for field in fields if field in documents.column_names and has_absent(documents, field)]
+    for file in files if len(files) > 1 and absent else []:
         columns = _load_files("json", {"train": [file]}, "train").column_names
-        if text_field not in columns:
-            raise DataError(f"{file} has no field {text_field!r}, unlike other files; it has: {', '.join(columns)}")
+        if missing := [field for field in absent if field not in columns]:
+            raise DataError(f"{file} has no field {missing[0]!r}, unlike other files; it has: {', '.join(columns)}")

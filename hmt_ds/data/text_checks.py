@@ -41,6 +41,16 @@ def drop_blank(documents: Dataset, source: str, found: FoundFiles | None) -> Dat
     return documents if keep.all() else documents.select(np.flatnonzero(keep))
 
 
+def check_texts(documents: Dataset, source: str, found: FoundFiles | None) -> Dataset:
+    """Return documents of any columns; arguments and errors are those of `drop_blank`, but blank ones are kept."""
+    for column in documents.column_names:
+        first = 0
+        for values in _batches(documents, column):
+            _check_utf8(values, first, source, found)
+            first += len(values)
+    return documents
+
+
 def has_absent(documents: Dataset, column: str) -> bool:
     """Tell whether a column has absent values."""
     return any(values.null_count for values in _batches(documents, column))

@@ -16,45 +16,54 @@ from transformers import PreTrainedTokenizerBase
 
 from hmt_ds.config.value_checks import why_no_folder
 from hmt_ds.data.errors import DataError, first_line
+from hmt_ds.data.formats import Format
 
 logger = logging.getLogger(__name__)
 
 FEATURES = Features({"input_ids": datasets.List(Value("int32")), "length": Value("int64")})
+WEIGHTED = Features({**FEATURES, "weights": datasets.List(Value("float32"))})
+TEXT = Format()
 
 
 def tokenize_documents(
     documents: Dataset,
     tokenizer: PreTrainedTokenizerBase,
     *,
+    format: Format = TEXT,
     add_eos: bool = True,
     cache_dir: Path | None = None,
     num_proc: int | None = None,
 ) -> Dataset:
-    """Tokenize the column "text" into `input_ids` (int32, one list per document) and `length` (tokens).
+    """Tokenize documents into `input_ids` (int32, one list per document) and `length` (tokens).
 
-    BOS is added where the tokenizer does so by itself. The result is cached under the documents' fingerprint and the
-    tokenizer's content, so it outlives the process and changes with either. `datasets` writes to a temporary
-    file and renames it: a killed process leaves no torn cache, and several processes may do the same work at once. The
-    file's SHA-256 is beside it, and a file that does not match is made again.
+    A format whose tokens have different weights in the loss adds a column `weights` (float32, one list per document,
+    one weight per token). BOS is added where the tokenizer does so by itself. The result is cached under the documents'
+    fingerprint and the tokenizer's content, so it outlives the process and changes with either. `datasets` writes to a
+    temporary file and renames it: a killed process leaves no torn cache, and several processes may do the same work at
+    once. The file's SHA-256 is beside it, and a file that does not match is made again.
 
     Args:
-        documents: A data set with a column "text".
+        documents: A data set with the columns of the format.
         tokenizer: Any tokenizer of `transformers`.
+        format: How rows become tokens.
         add_eos: End each document with the tokenizer's EOS, where it has one and did not add it itself.
         cache_dir: Where to keep the result; a folder in the cache of `datasets` by default.
         num_proc: Number of processes.
 
     Raises:
-        DataError: No document has a token, or the cache cannot be written.
+        DataError: A document or the tokenizer does not fit the format, no document has a token, or the cache cannot be
+            written.
     """
+    format.check(tokenizer)
     cache_dir = cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "hmt_ds_tokens"
     if reason := why_no_folder(cache_dir):
         raise DataError(f"tokens cannot be kept: {reason}")
-    fingerprint = _fingerprint(documents, tokenizer, add_eos)
+    fingerprint = _fingerprint(documents, tokenizer, add_eos, format)
     options: dict[str, Any] = {
         "batch_size": 16,  # documents are long: a novel is 200,000 tokens
         "writer_batch_size": 16,
-        "fn_kwargs": {"tokenizer": tokenizer, "eos": tokenizer.eos_token_id if add_eos else None},
+        "fn_kwargs": {"format": format, "tokenizer": tokenizer, "eos": tokenizer.eos_token_id if add_eos else None},
+        "features": WEIGHTED if format.weighted else FEATURES,
         "num_proc": num_proc,
         "new_fingerprint": fingerprint,
     }
@@ -80,8 +89,8 @@ def _map_cached(documents: Dataset, file: Path, options: dict[str, Any]) -> tupl
         tokens = documents.map(
             _tokenize_batch,
             batched=True,
+            with_indices=True,
             remove_columns=documents.column_names,
-            features=FEATURES,
             load_from_cache_file=True,
             cache_file_name=str(file),
             desc="Tokenizing",
@@ -132,26 +141,29 @@ def document_lengths(tokens: Dataset) -> np.ndarray:
 
 
 def tokens_sha256(tokens: Dataset) -> str:
-    """Return the SHA-256 of all documents' token ids, wherever they come from."""
+    """Return the SHA-256 of all documents' token ids, and of their weights if they have any."""
     digest = hashlib.sha256()
-    for document in tokens.select_columns(["input_ids"]).with_format("numpy"):
+    columns = [name for name in ("input_ids", "weights") if name in tokens.column_names]
+    for document in tokens.select_columns(columns).with_format("numpy"):
         ids = document["input_ids"].astype("<i4")
         digest.update(len(ids).to_bytes(8, "little") + ids.tobytes())
+        if "weights" in document:
+            digest.update(document["weights"].astype("<f4").tobytes())
     return digest.hexdigest()
 
 
-def _tokenize_batch(batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, eos: int | None) -> dict[str, Any]:
-    # verbose=False: the warning about texts longer than the model's maximum has no meaning here, we read by segments.
-    encoded = tokenizer(batch["text"], return_attention_mask=False, verbose=False).input_ids
-    if eos is not None:
-        encoded = [ids if ids and ids[-1] == eos else [*ids, eos] for ids in encoded]
+def _tokenize_batch(
+    batch: dict[str, list[Any]], numbers: list[int], format: Format, tokenizer: PreTrainedTokenizerBase, eos: int | None
+) -> dict[str, Any]:
+    encoded, weights = format.encode(batch, numbers[0], tokenizer, eos)
     return {
         "input_ids": [np.asarray(ids, dtype=np.int32) for ids in encoded],
         "length": [len(ids) for ids in encoded],
+        **({} if weights is None else {"weights": weights}),
     }
 
 
-def _fingerprint(documents: Dataset, tokenizer: PreTrainedTokenizerBase, add_eos: bool) -> str:
+def _fingerprint(documents: Dataset, tokenizer: PreTrainedTokenizerBase, add_eos: bool, format: Format) -> str:
     """Hash what the tokens depend on: of the tokenizer its content, never its path."""
     backend = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else sorted(tokenizer.get_vocab().items())
     content = [type(tokenizer).__name__, backend, tokenizer("").input_ids, tokenizer.eos_token_id]
@@ -159,5 +171,5 @@ def _fingerprint(documents: Dataset, tokenizer: PreTrainedTokenizerBase, add_eos
         tokenizer, "split_special_tokens", False
     ):  # a setting of tokenizer_config.json that the backend does not know
         content.append("split_special_tokens")
-    parts = json.dumps([documents._fingerprint, content, add_eos])
+    parts = json.dumps([documents._fingerprint, content, add_eos, *format.content(tokenizer)])
     return hashlib.sha256(parts.encode()).hexdigest()[:32]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypedDict
+from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
@@ -18,6 +18,7 @@ from hmt_ds.data import (
     load_tokenizer,
     tokenize_documents,
 )
+from hmt_ds.data.formats import Format, read_template
 from hmt_ds.data.settings import RetrievalSettings
 from hmt_ds.evaluation.figures import segments_needed
 from hmt_ds.preflight.problems import Problems
@@ -40,18 +41,6 @@ class Documents:
     retrieval: RetrievalText | None = None
 
 
-class Row(TypedDict):
-    """A tokenized document in a data set.
-
-    Attributes:
-        input_ids: token ids of the document.
-        length: number of tokens.
-    """
-
-    input_ids: list[int]
-    length: int
-
-
 def read_data(recipe: Recipe, vocab_size: int | None, problems: Problems) -> Documents | None:
     """Read and tokenize a recipe's training and held-out documents; return None if that is not possible.
 
@@ -71,10 +60,11 @@ def read_data(recipe: Recipe, vocab_size: int | None, problems: Problems) -> Doc
     tokenizes = tokenizer is not None and not problems
 
     def read(source: Source) -> Dataset:
-        documents = load_documents(**source.model_dump())
+        keys = source.model_dump(include={"source", "text_field", "split", "name", "separator"})
+        documents, how = load_documents(**keys, columns=source.columns), format_of(source)
         if not tokenizes:
             return documents
-        return tokenize_documents(documents, tokenizer, cache_dir=Path(recipe.data.cache_dir))
+        return tokenize_documents(documents, tokenizer, format=how, cache_dir=Path(recipe.data.cache_dir))
 
     data, train, held_out, text = recipe.data, None, None, None
     if settings := data.retrieval:
@@ -87,6 +77,16 @@ def read_data(recipe: Recipe, vocab_size: int | None, problems: Problems) -> Doc
         return None
     held_out = None if held_out is None else shorten(held_out, recipe)
     return Documents(train, held_out, describe_tokenizer(tokenizer), text)
+
+
+def format_of(source: Source) -> Format:
+    """Return how a source's rows become tokens.
+
+    Raises:
+        DataError: if its chat template cannot be read.
+    """
+    template = None if source.chat_template is None else read_template(source.chat_template)
+    return Format(source.format, source.prompt_weight, template)
 
 
 def encode_retrieval(
@@ -123,7 +123,7 @@ def shorten(documents: Dataset, recipe: Recipe) -> Dataset:
     documents = documents.select(range(min(len(documents), recipe.evaluation.documents or len(documents))))
     tokens = segments_needed(recipe.evaluation.segments_read) * recipe.memory.segment_length
 
-    def cut(row: Row) -> Row:
-        return {"input_ids": row["input_ids"][:tokens], "length": min(row["length"], tokens)}
+    def cut(row: dict[str, Any]) -> dict[str, Any]:
+        return {name: min(value, tokens) if name == "length" else value[:tokens] for name, value in row.items()}
 
     return documents.map(cut, keep_in_memory=True)

@@ -129,6 +129,38 @@ CASES = [
         "kind of data", ["--data.train.source", "data.doc"], ["data.train: data.doc: cannot read files of kind '.doc'"]
     ),
     Case("text field", ["--data.train.text_field", "txt"], ["no column 'txt'; it has: text; did you mean 'text'?"]),
+    Case(
+        "unknown format", ["--data.train.format", "chat"], ["must be 'text', 'completion', 'messages' or 'questions'"]
+    ),
+    Case("columns of a format", ["--data.train.format", "completion"], ["has no column 'prompt'; it has: text"]),
+    Case(
+        "keys of other formats",
+        ["--data.train.prompt_weight", "0.5", "--data.validation", "{source: text.txt, chat_template: a}"],
+        [
+            "data.train: fields and prompt_weight are for other formats than text (its column is text_field)",
+            "data.validation: chat_template is for format messages, not text: leave it out",
+        ],
+    ),
+    Case(
+        "fields of a format",
+        ["--data.train", "{source: text.txt, format: completion, fields: {answer: text}}"],
+        ["data.train: fields has answer, but format completion has prompt, completion"],
+    ),
+    Case(
+        "one field for two columns",
+        ["--data.train", "{source: text.txt, format: completion, fields: {prompt: a, completion: a}}"],
+        ["data.train: fields names one column for several of prompt, completion"],
+    ),
+    Case(
+        "chat template",
+        ["--data.train", "{source: text.txt, format: messages, fields: {messages: text}, chat_template: no.jinja}"],
+        ["data.train: chat_template: no.jinja cannot be read: No such file or directory"],
+    ),
+    Case(
+        "no chat template",
+        ["--data.train", "{source: text.txt, format: messages, fields: {messages: text}}"],
+        ["data.train: format messages: the tokenizer has no chat template; name a file with one: chat_template"],
+    ),
     Case("no data", ["--data.train", "null"], ["data.train: missing (or data.retrieval, to generate documents)"]),
     Case("two sources", ["--data.retrieval.kind", "keys"], ["data.train, data.retrieval: a run trains on one of them"]),
     Case(

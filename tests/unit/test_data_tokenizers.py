@@ -195,9 +195,9 @@ def test_a_tokenizer_that_adds_eos_itself_gets_no_second_one(documents, folder, 
 def count_calls(monkeypatch) -> list[int]:
     calls, real = [], tokenize_module._tokenize_batch
 
-    def counted(batch, **options):
+    def counted(batch, numbers, **options):
         calls.append(len(batch["text"]))
-        return real(batch, **options)
+        return real(batch, numbers, **options)
 
     monkeypatch.setattr(tokenize_module, "_tokenize_batch", counted)
     return calls

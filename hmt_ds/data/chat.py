@@ -1,0 +1,116 @@
+"""Conversations as text by a chat template, with the spans of the assistant's answers."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from hmt_ds.data.errors import DataError, first_line
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+# {"from": "human", "value": ...}, as ShareGPT and many data sets after it have messages
+OTHER_NAMES = {"human": "user", "gpt": "assistant"}
+MARKS_ANSWERS = re.compile(r"\{%-?\s*generation\s*-?%\}")  # the keyword of transformers around answers
+
+Message = dict[str, Any]
+Span = tuple[int, int]
+
+
+def render_chat(
+    messages: object, tokenizer: PreTrainedTokenizerBase, template: str | None = None
+) -> tuple[str, list[Span]]:
+    """Render a conversation.
+
+    Args:
+        messages: A list of messages, each with `role` and `content` (or `from` and `value`).
+        tokenizer: Its special tokens are known to the template.
+        template: A Jinja template; None for the tokenizer's own.
+
+    Returns:
+        The text, and the spans of answers in it: what the model must write itself, up to the token that ends a turn. A
+        template that marks them with `{% generation %}` says where they are; else an answer is what its message adds
+        to the conversation before it, behind the generation prompt.
+
+    Raises:
+        DataError: The messages are none, the template refuses them, or it does not say where the answers are.
+    """
+    chat = check_messages(messages)
+    template = tokenizer.get_chat_template(template)
+    if MARKS_ANSWERS.search(template):
+        text, spans = render(chat, tokenizer, template, return_assistant_tokens_mask=True)
+        if not any(end > begin for begin, end in spans):
+            raise DataError("the chat template marks no answer in it")
+        return text, spans
+    text, _ = render(chat, tokenizer, template)
+    numbers = [number for number, message in enumerate(chat) if message["role"] == "assistant"]
+    return text, [added_by(chat, number, text, tokenizer, template) for number in numbers]
+
+
+def added_by(chat: list[Message], number: int, text: str, tokenizer: PreTrainedTokenizerBase, template: str) -> Span:
+    """Return the span of an answer in the rendered conversation, without what a template writes behind the turn's end.
+
+    Raises:
+        DataError: The conversation up to the message is rendered in another way than within the whole.
+    """
+    before, _ = render(chat[:number], tokenizer, template, add_generation_prompt=True)
+    after, _ = render(chat[: number + 1], tokenizer, template)
+    if not (text.startswith(after) and after.startswith(before)):
+        raise DataError(
+            f"message {number + 1}: the chat template writes the conversation up to here in another way than within "
+            "the whole, so its answers cannot be told apart: mark them in the template with {% generation %}"
+        )
+    ended = after.rstrip()
+    if len(ended) > len(before) and ended.endswith(tuple(tokenizer.get_added_vocab())):
+        after = ended
+    if not after[len(before) :].strip():
+        raise DataError(f"message {number + 1}: the chat template writes nothing of this answer")
+    return len(before), len(after)
+
+
+def render(
+    chat: list[Message], tokenizer: PreTrainedTokenizerBase, template: str, **options: bool
+) -> tuple[str, list[Span]]:
+    """Render messages; return the text, and if asked for, the spans that the template marks as answers."""
+    try:
+        texts, spans = render_jinja_template([chat], chat_template=template, **tokenizer.special_tokens_map, **options)
+    except Exception as error:  # a template is a program: it can fail in any way, and refuses by an exception
+        raise DataError(f"the chat template refuses it: {first_line(error)}") from None
+    return texts[0], spans[0] if spans else []
+
+
+def check_messages(messages: object) -> list[Message]:
+    """Return messages with their roles as templates know them, and without fields that are null.
+
+    Raises:
+        DataError: There is no list of messages or no answer, or a message has an unknown role or no text.
+    """
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+        raise DataError("messages is no list of messages, or empty")
+    chat = [check_message(message, number) for number, message in enumerate(messages, start=1)]
+    if all(message["role"] != "assistant" for message in chat):
+        raise DataError("messages has no answer: none is of role assistant")
+    if chat[0]["role"] == "assistant":
+        raise DataError("message 1 is an answer: one of role user must come before it")
+    return chat
+
+
+def check_message(message: object, number: int) -> Message:
+    """Return one message as templates know it; see `check_messages`."""
+    if not isinstance(message, Mapping):
+        raise DataError(f"message {number} is no mapping with role and content")
+    chosen = {name: value for name, value in message.items() if value is not None}
+    if "role" not in chosen and "from" in chosen:
+        sender = chosen.pop("from")
+        chosen |= {"role": OTHER_NAMES.get(sender, sender), "content": chosen.pop("value", None)}
+    role, content = chosen.get("role"), chosen.get("content")
+    if role not in ROLES:
+        raise DataError(f"message {number} has the role {role!r}; known are {', '.join(ROLES)}")
+    if content is None and chosen.get("tool_calls"):
+        return chosen
+    if not isinstance(content, str):
+        raise DataError(f"message {number} of role {role} has no text in content")
+    if role == "assistant" and not content.strip() and not chosen.get("tool_calls"):
+        raise DataError(f"message {number} of role assistant is empty")
+    return chosen
