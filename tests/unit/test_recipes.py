@@ -19,7 +19,7 @@ from hmt_ds.preflight.prepare import deepspeed_config, prepare
 
 PROJECT = Path(__file__).parents[2]
 FOLDER = PROJECT / "launch" / "recipes"
-OWN_TESTS = {"quickstart", "novel", "retrieval-smollm2", "bench-1.1b", "bench-6.8b"}
+OWN_TESTS = {"quickstart", "novel", "retrieval-smollm2", "questions-smollm2", "bench-1.1b", "bench-6.8b"}
 
 
 class Published(NamedTuple):
@@ -90,6 +90,23 @@ def test_retrieval_by_a_pretrained_backbone(tmp_path):
     tokenizer = str(PROJECT / "hmt_ds/data/samples/words")
     changes = ["--model.source", source, "--model.tokenizer", tokenizer, "--training.output", out]
     assert prepare(load_recipe(file, changes), file).warnings == ()
+
+
+def test_questions_on_documents(tmp_path):
+    """The recipe reads LongBench's fields, and its loss is on the answers alone; its memory is that of pretraining."""
+    file, questions = FOLDER / "questions-smollm2.yaml", tmp_path / "questions.jsonl"
+    rows = [{"context": "It is in Denver. " * 20, "input": "Where is it?", "answers": ["Denver"], "length": 80}] * 3
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = json.dumps(configuration(BACKBONES["HuggingFaceTB/SmolLM2-135M"], 2, 16, 24) | {"vocab_size": 384})
+    changes = ["--model.source", source, "--model.tokenizer", str(PROJECT / "hmt_ds/data/samples/words")]
+    changes += ["--data.train.source", str(questions), "--data.validation.source", str(questions)]
+    changes += ["--training.output", str(tmp_path / "run"), "--data.cache_dir", str(tmp_path / "cache")]
+    recipe = load_recipe(file, changes)
+    prepared = prepare(recipe, file)
+    assert prepared.warnings == () and recipe.memory == loaded("smollm2-135m").memory
+    for documents in (prepared.train, prepared.validation):
+        # one word is the answer, and the sample tokenizer has no EOS
+        assert [one["weights"].count(1) for one in documents] == [1] * 3 and set(documents[0]["weights"]) == {0, 1}
 
 
 @each_recipe
