@@ -15,8 +15,11 @@ from hmt_ds.config.value_checks import why_no_folder
 
 
 def check_json(file: Path) -> Path:
-    """Return a path for a JSON file unchanged; raise ValueError if it is a folder or an existing file of another
-    type."""
+    """Return the path of a JSON file to write, unchanged.
+
+    Raises:
+        ValueError: if it is a folder, or an existing file of another type, which would be overwritten.
+    """
     if file.is_dir():
         raise ValueError(f"{file} is a folder, give a file")
     if file.is_file() and file.suffix != ".json":
@@ -25,7 +28,11 @@ def check_json(file: Path) -> Path:
 
 
 def check_folder(folder: Path) -> Path:
-    """Return a folder's path unchanged; raise ValueError if the folder cannot be created."""
+    """Return the path of a folder to write to, unchanged.
+
+    Raises:
+        ValueError: if the folder cannot be created.
+    """
     if reason := why_no_folder(folder):
         raise ValueError(reason)
     return folder
@@ -33,7 +40,7 @@ def check_folder(folder: Path) -> Path:
 
 @dataclass(frozen=True, config=STRICT)
 class BenchOptions(Options):
-    """The options of `hmt-ds bench`."""
+    """The options of `hmt-ds bench`; the text below each field is its help."""
 
     steps: AtLeastOne = 3
     """number of optimizer steps to time"""
@@ -55,5 +62,5 @@ class BenchOptions(Options):
     """clone of HMT-pytorch, to time on the same work on one GPU (default: hmt_ds only)"""
 
     def conflicts(self) -> list[str]:
-        """Return a line for each pair of options that exclude each other."""
+        """Return an error line for each pair of options that exclude each other."""
         return ["--fresh: only with --tokens random"] if self.fresh and self.tokens == "data" else []

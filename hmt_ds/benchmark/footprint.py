@@ -101,8 +101,14 @@ class MemoryProbe:
 
 
 def graph_pools(device: torch.device) -> tuple[int, int]:
-    """Return the bytes of all memory pools of CUDA graphs, and how many of them torch's allocator counts as
-    allocated."""
+    """Return the memory of CUDA graphs, which torch keeps in pools of its own.
+
+    Args:
+        device: a GPU.
+
+    Returns:
+        Bytes of all pools, and how many of them torch's allocator counts as allocated.
+    """
     blocks = torch.get_device_module(device).memory_snapshot()
     pools = [block for block in blocks if block["segment_pool_id"] != (0, 0)]
     return sum(pool["total_size"] for pool in pools), sum(pool["allocated_size"] for pool in pools)

@@ -136,7 +136,12 @@ class Bench:
         return [shortened(window, self.short) for window in next(self.steps)[:windows]]
 
     def timed(self, steps: int) -> list[TimedStep]:
-        """Time ``steps`` training steps at full speed: only the phases ``reduce`` and ``step`` are timed separately."""
+        """Time training steps at full speed: only the phases ``reduce`` (gradients) and ``step`` (optimizer) are timed
+        separately.
+
+        Args:
+            steps: number of steps.
+        """
         clock = PhaseClock(self.executor.device, only=("reduce", "step"))
         if self.executor.device.type != "cpu":
             torch.get_device_module(self.executor.device).reset_peak_memory_stats()
@@ -146,7 +151,14 @@ class Bench:
         return [TimedStep(sum(s.values()), sum(s.values()) - s["other"], tokens, loss) for s, tokens, loss in found]
 
     def by_phase(self, steps: int) -> list[dict[str, float]]:
-        """Time every phase of ``steps`` training steps; return each rank's mean seconds by phase."""
+        """Time every phase of training steps, which slows them down a little. Collective.
+
+        Args:
+            steps: number of steps.
+
+        Returns:
+            For each rank, the mean seconds of a step by phase.
+        """
         clock = PhaseClock(self.executor.device)
         found = [self.clocked(clock, self.short_step(None))[0] for _ in range(steps)]
         names = PHASES if self.executor.stages == 1 else PIPELINE_PHASES
@@ -173,10 +185,13 @@ class Bench:
         return seconds, output.fresh_tokens, output.loss
 
     def memory(self, resident: int) -> Footprint:
-        """Probe the memory of one more training step; return the peak and its parts on the rank with the highest peak.
+        """Measure the memory of one more training step. Collective.
 
         Args:
             resident: resident bytes of this process, which are used as the peak on CPUs.
+
+        Returns:
+            The peak and its parts in bytes, on the rank with the highest peak.
         """
         probe = MemoryProbe(self.executor)
         self.executor.phase = probe
@@ -241,7 +256,8 @@ def flops_of(executor: Executor, parameters: int, trained: int, batch: int, segm
 def speeds(
     steps: list[TimedStep], flops: Flops, windows: float, peaks: dict[str, float]
 ) -> dict[str, dict[str, float]]:
-    """Return the rates of the median step (tokens/s, FLOP/s), whole and for forward and backward passes alone.
+    """Return the rates of the median step, as :func:`hmt_ds.planning.flops.rates` names them, for ``whole_step`` and
+    for ``forward_and_backward`` alone.
 
     Args:
         steps: measurements of each step.

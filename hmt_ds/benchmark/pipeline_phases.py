@@ -127,7 +127,7 @@ def recomputed_positions(window: PipelineWindow, *, layers_again: bool) -> float
 
 
 def mean(seconds_of_ranks: list[dict[str, float]]) -> dict[str, float]:
-    """Return the mean seconds by phase over the ranks of one stage, which belong to different pipelines."""
+    """Return the mean seconds by phase over the ranks of one pipeline stage (one rank of each pipeline)."""
     count = len(seconds_of_ranks)
     return {name: sum(seconds[name] for seconds in seconds_of_ranks) / count for name in seconds_of_ranks[0]}
 
@@ -145,8 +145,13 @@ def measured_bubbles(by_stage: list[dict[str, float]]) -> list[float]:
 
 
 def scheduled_bubbles(stages: int, window: PipelineWindow) -> list[float]:
-    """Return each stage's bubble (0 to 1) in a simulation of the window with equally fast stages and instant
-    messages."""
+    """Return the pipeline bubble of each stage, as a fraction (0 to 1) of its time, if all stages were equally fast and
+    messages took no time.
+
+    Args:
+        stages: number of stages.
+        window: sizes of a window.
+    """
     costs = Costs(summary=window.settings.summary_share * window.summary_group)
     machine = Machine.uniform(costs, stages, recomputes_early=True, kept_graphs=window.kept_graphs)
     return simulate(window.schedule(stages), machine, window.settings.mode).bubbles

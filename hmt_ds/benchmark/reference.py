@@ -167,7 +167,15 @@ def build_reference(folder: Path, work: Work, device: torch.device) -> nn.Module
 
 
 def load(folder: Path) -> Any:  # a module that is not known to the type checker
-    """Import HMT-pytorch's model code from a clone, with a fake ``evaluate``, which would load metrics from the hub."""
+    """Import HMT-pytorch's model code from a clone. The package ``evaluate``, which would load metrics from the hub, is
+    replaced meanwhile.
+
+    Args:
+        folder: clone of HMT-pytorch.
+
+    Returns:
+        The imported module.
+    """
     with fake_module("evaluate", load=lambda name: None):
         sys.path.insert(0, str(folder.resolve()))
         try:

@@ -101,7 +101,16 @@ def check_reference(recipe: Recipe, options: BenchOptions, ranks: int) -> None:
 
 
 def reference_results(recipe: Recipe, options: BenchOptions, device: torch.device) -> Result:
-    """Return HMT-pytorch's measurements on the work of a recipe; an empty dict if ``--reference`` is not given."""
+    """Measure HMT-pytorch on the work of a recipe.
+
+    Args:
+        recipe: the recipe.
+        options: options of `hmt-ds bench`.
+        device: device of this rank.
+
+    Returns:
+        The measurements by name, for the JSON file; an empty dict if ``--reference`` is not given.
+    """
     if options.reference is None:
         return {}
     logger.info("HMT-pytorch first, on the same work")
@@ -169,7 +178,15 @@ def results_of_pipeline(
 
 
 def run_facts(recipe: Recipe, options: BenchOptions, device: torch.device, executor: Executor) -> Result:
-    """Return the settings of a benchmark run, for its table and its JSON file."""
+    """Return what a benchmark has run, by name, for its table and its JSON file: model, device, ranks, window and
+    resolved settings.
+
+    Args:
+        recipe: the recipe.
+        options: options of `hmt-ds bench`.
+        device: device of this rank.
+        executor: the model in its engine.
+    """
     training = recipe.training
     return {
         "ranks": world_size(),
@@ -190,7 +207,15 @@ def run_facts(recipe: Recipe, options: BenchOptions, device: torch.device, execu
 
 
 def steps_of(recipe: Recipe, prepared: Prepared, options: BenchOptions, executor: Executor) -> Iterator[list[Window]]:
-    """Yield each training step's windows of random tokens or of documents; equal on all stages of a pipeline."""
+    """Yield each training step's windows, of random tokens or of documents (``--tokens``); equal on all stages of a
+    pipeline.
+
+    Args:
+        recipe: the recipe.
+        prepared: data from the preflight checks.
+        options: options of `hmt-ds bench`.
+        executor: the model in its engine.
+    """
     training = recipe.training
     windows: Iterator[Window]
     if options.tokens == "data":
@@ -209,7 +234,8 @@ def steps_of(recipe: Recipe, prepared: Prepared, options: BenchOptions, executor
 
 
 def peak_rates(device: torch.device) -> dict[str, float]:
-    """Return a GPU's peak FLOP/s by source (``measured``, ``datasheet``); an empty dict on CPUs."""
+    """Return a GPU's peak FLOP/s of bf16 matrix products, ``measured`` here and by its ``datasheet`` if it is known; an
+    empty dict on CPUs."""
     if device.type == "cpu":
         return {}
     measured, datasheet = matrix_rate(device), peak_flops(device_name(device))

@@ -47,11 +47,14 @@ class RunRow:
 
 
 def compare(runs: Sequence[Path], options: CompareOptions) -> int:
-    """Print, and optionally draw, how runs differ from the first one; return the exit code.
+    """Print, and optionally draw, how the held-out losses (or answers) of runs differ from those of the first run.
 
     Args:
         runs: folders of runs, or JSON files of evaluations.
         options: options of ``hmt-ds compare``.
+
+    Returns:
+        Exit code 0.
 
     Raises:
         ConfigError: with a line for each run that cannot be compared.
@@ -108,8 +111,11 @@ def names_of(runs: Sequence[Path]) -> list[str]:
 def read_all(runs: Sequence[Path]) -> list[Evaluation]:
     """Read the evaluations of several runs, and check that all are of the same tokens.
 
+    Args:
+        runs: folders of runs, or JSON files of evaluations.
+
     Raises:
-        ConfigError: with a line for each problem.
+        ConfigError: with a line for each run without an evaluation, or with one of other tokens.
     """
     problems: list[str] = []
     found = []
@@ -150,7 +156,7 @@ def mismatch(first_run: Path, first: Evaluation, run: Path, other: Evaluation) -
 
 
 def described(evaluation: Evaluation) -> str:
-    """Describe the data of an evaluation, for error messages."""
+    """Describe the data of an evaluation in error messages: numbers of documents and tokens, and their hash."""
     data = evaluation.data
     longest = segments_needed(evaluation.segments_read) * evaluation.losses.segment_length
     counts = f"{data.documents:,} documents, {data.tokens:,} tokens, at most {longest:,} of each"
@@ -190,7 +196,12 @@ def within(evaluation: Evaluation, values: np.ndarray, span: Span) -> np.ndarray
 
 
 def scored(evaluation: Evaluation, span: Span) -> np.ndarray:
-    """Return the number of scored tokens in a span of positions of each document, ``[documents]``."""
+    """Return the number of scored tokens of each document in a span of positions, ``[documents]``.
+
+    Args:
+        evaluation: the evaluation.
+        span: the first position in a document, and the position after the last.
+    """
     return within(evaluation, evaluation.losses.tokens["own"], span)
 
 

@@ -13,7 +13,7 @@ from hmt_ds.config.value_checks import check_picture
 
 @dataclass(frozen=True, config=STRICT)
 class CompareOptions(Options):
-    """The options of `hmt-ds compare`."""
+    """The options of `hmt-ds compare`; the text below each field is its help."""
 
     gap: bool = False
     """also print the fraction of the gap in loss between the first and the last run that each run closes"""

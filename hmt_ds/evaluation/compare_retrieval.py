@@ -40,12 +40,15 @@ def is_retrieval(run: Path) -> bool:
 
 
 def compare_retrieval(runs: Sequence[Path], names: Sequence[str], picture: Path) -> int:
-    """Print and draw how many questions each run answers right; return the exit code.
+    """Print and draw how many questions each run answers right.
 
     Args:
         runs: folders of the runs.
         names: name of each run.
         picture: file to draw into.
+
+    Returns:
+        Exit code 0.
 
     Raises:
         ConfigError: with a line for each run that cannot be compared, or if the file cannot be written.

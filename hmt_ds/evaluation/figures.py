@@ -60,7 +60,8 @@ class Figures:
 
     @property
     def verdict(self) -> str | None:
-        """A sentence that says whether the memory helps; None if no losses with other memories were measured."""
+        """A sentence that says whether the memory lowers the loss, with nats per token; None if no losses with other
+        memories were measured."""
         costs = self.remembered.costs
         if "none" not in costs or not self.remembered.tokens:
             return None
@@ -130,8 +131,12 @@ def rows_of(found: DocumentLosses, places: Sequence[Place]) -> list[Row]:
 
 
 def useful(cost: Interval) -> bool:
-    """Return whether replacing the memory costs significantly more than nothing, and at least ``WORTH_IT`` nats per
-    token."""
+    """Return whether the loss rises significantly if the memory is replaced, and by at least ``WORTH_IT`` nats per
+    token.
+
+    Args:
+        cost: increase of the loss, in nats per token.
+    """
     return cost.mean >= WORTH_IT and cost.low > 0
 
 

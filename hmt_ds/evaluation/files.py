@@ -54,7 +54,7 @@ class Evaluation:
 
     @cached_property
     def figures(self) -> Figures:
-        """The results that are printed: losses with intervals, and the verdict."""
+        """Losses with intervals and the verdict on the memory, computed from the losses of each document."""
         return figures_of(self.losses, self.segments_read)
 
 
@@ -75,7 +75,8 @@ def evaluation_file(folder: Path, step: int, sha256: str, *, own: bool, prefix: 
 
 
 def sha256_of(file: Path) -> str | None:
-    """Return the SHA-256 of the data that an evaluation's file names; None if the file is missing or names none."""
+    """Return the SHA-256 (hexadecimal) of the data of which a JSON file holds an evaluation; None if the file is
+    missing or names none."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))["data"]["sha256"]
     except (OSError, ValueError, KeyError):
@@ -189,5 +190,5 @@ def as_json(row: Row, first: str) -> dict[str, object]:
 
 
 def finite(value: float) -> float | None:
-    """Return a number; None for nan and inf, which JSON does not have."""
+    """Return a number; None for nan and inf, which JSON cannot express."""
     return value if math.isfinite(value) else None

@@ -150,6 +150,7 @@ def write_retrieval(file: Path, step: int, data: dict[str, object], chance: floa
 
 
 def as_json(row: RetrievalRow) -> dict[str, object]:
-    """Convert retrieval results to JSON values; a fraction becomes a list of mean, low and high end."""
+    """Convert retrieval results to JSON values by name; a fraction becomes a list of mean, low and high end of its
+    interval."""
     shares = {name: value for name, value in asdict(row).items() if isinstance(value, list | tuple)}
     return asdict(row) | {name: [finite(value) for value in share] for name, share in shares.items()}

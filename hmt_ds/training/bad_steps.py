@@ -24,7 +24,8 @@ EXCLUDED_FILE = "left_out.json"
 
 
 class TooManyBadSteps(RuntimeError):
-    """Raised if a run must end after too many consecutive non-finite steps; the message tells the user what to do."""
+    """Raised if too many consecutive steps had a non-finite loss or gradient and the run cannot roll back; the message
+    tells the user what to do."""
 
 
 class BadStepCounter:
@@ -102,7 +103,8 @@ class BadStepCounter:
         return checkpoint, documents
 
     def name(self, documents: Iterable[int]) -> str:
-        """Format the numbers of documents for a message, at most ten."""
+        """Format indices of documents for a message, ascending and at most ten, as ``documents 3, 17 of
+        data.train``."""
         every = sorted(documents)
         more = f" and {len(every) - MAX_NAMED} more" if len(every) > MAX_NAMED else ""
         named = f"document{'s' * (len(every) > 1)} {', '.join(map(str, every[:MAX_NAMED]))}{more}"
@@ -152,7 +154,13 @@ def read_excluded(folder: Path) -> list[int]:
 
 
 def write_excluded(folder: Path, documents: list[int]) -> None:
-    """Write indices of excluded documents into the run's folder, in one rename, so that a kill leaves the old list."""
+    """Write the indices of documents that are left out from now on into the run's folder, in one rename, so that a kill
+    leaves the old list.
+
+    Args:
+        folder: the run's folder.
+        documents: indices of training documents.
+    """
     if rank() == 0:
         aside = folder / f".{EXCLUDED_FILE}"
         with aside.open("w", encoding="utf-8") as out:

@@ -93,7 +93,13 @@ def seed_dropout(executor: Executor, seed: int) -> None:
 
 
 def build_whole_model(recipe: Recipe, prepared: Prepared, device: torch.device) -> HMT:
-    """Build the whole HMT model of a recipe; at ZeRO-3 each rank keeps only its shard of the weights."""
+    """Build the whole HMT model of a recipe on this rank; at ZeRO-3 each rank keeps only its shard of the weights.
+
+    Args:
+        recipe: the checked recipe.
+        prepared: results of the preflight checks, with DeepSpeed's configuration.
+        device: device of this rank.
+    """
     model = recipe.model
     return build_hmt(
         model.source,
@@ -109,7 +115,15 @@ def build_whole_model(recipe: Recipe, prepared: Prepared, device: torch.device) 
 
 
 def build_pipeline_stage(recipe: Recipe, prepared: Prepared, device: torch.device) -> tuple[HMT, Topology]:
-    """Build this rank's pipeline stage of a recipe's model; return the stage, and this rank's place in the pipelines.
+    """Build this rank's pipeline stage of a recipe's model. Collective.
+
+    Args:
+        recipe: the checked recipe, with ``pipeline.stages`` above 1.
+        prepared: results of the preflight checks, with DeepSpeed's configuration.
+        device: device of this rank.
+
+    Returns:
+        The stage, and this rank's place among the stages and pipelines.
 
     Raises:
         ConfigError: if the number of ranks is not a multiple of the number of stages.
@@ -142,7 +156,14 @@ def build_pipeline_stage(recipe: Recipe, prepared: Prepared, device: torch.devic
 
 
 def measure_layers(recipe: Recipe, config: PretrainedConfig, **options: Any) -> LayerTimes:
-    """Measure the seconds of a layer and of the head for one segment of a micro-batch, to balance pipeline stages."""
+    """Measure the seconds that a decoder layer and the output head take for one segment of a micro-batch, to balance
+    pipeline stages.
+
+    Args:
+        recipe: the checked recipe.
+        config: configuration of the backbone.
+        options: further arguments of :func:`layer_times`, such as the device.
+    """
     return layer_times(config, recipe.memory, rows=recipe.training.batch_size // recipe.micro_batches, **options)
 
 
@@ -159,11 +180,12 @@ def describe_split(ranges: list[LayerRange], times: LayerTimes) -> str:
 
 
 def describe_bubble(recipe: Recipe, micro_batches: int) -> str:
-    """Describe for the log how much of a step a pipeline idles if it has fewer micro-batches than stages, and what to
-    change.
+    """Describe for the log the fraction of a step for which a pipeline with fewer micro-batches than stages is idle,
+    and what to change.
 
-    Returns:
-        One line; empty with enough micro-batches.
+    Args:
+        recipe: the recipe.
+        micro_batches: number of micro-batches per window, less than the stages.
     """
     stages, mode = recipe.pipeline.stages, recipe.memory.mode
     schedule = pipeline_schedule(stages, recipe.depths.largest, micro_batches, mode=mode)
@@ -175,7 +197,14 @@ def describe_bubble(recipe: Recipe, micro_batches: int) -> str:
 
 
 def executor_options(recipe: Recipe, prepared: Prepared, device: torch.device) -> ExecutorOptions:
-    """Return the settings that executors and readers share: DeepSpeed's configuration, precision, schedule, device."""
+    """Return the settings that a training and an evaluating model share: DeepSpeed's configuration, precision, learning
+    rate schedule, device.
+
+    Args:
+        recipe: the checked recipe.
+        prepared: results of the preflight checks, with DeepSpeed's configuration.
+        device: device of this rank.
+    """
     return ExecutorOptions(
         ds_config=prepared.ds_config,
         precision=recipe.model.precision,
@@ -190,7 +219,8 @@ def executor_options(recipe: Recipe, prepared: Prepared, device: torch.device) -
 def training_loader(
     recipe: Recipe, prepared: Prepared, after: RunPosition = START, excluded: Collection[int] = ()
 ) -> Iterable[Batch]:
-    """Return an iterable over windows of training documents, with this rank's rows.
+    """Return an iterable over windows of training documents, with this rank's rows ``[rows, segments, segment
+    length]``.
 
     Args:
         recipe: the recipe.
@@ -216,7 +246,12 @@ def training_loader(
 
 
 def count_parameters(executor: Executor) -> tuple[int, int]:
-    """Return the number of parameters of the whole model, sharded or in stages, and the number of trained ones."""
+    """Return the number of parameters of the whole model, and how many of them are trained. Collective with pipeline
+    stages.
+
+    Args:
+        executor: the model in its engine, which may hold only a shard or a stage of it.
+    """
     own = [p for p in executor.engine.module.parameters() if not is_replicated(p)]
     sizes = torch.tensor([sum(map(full_numel, own)), sum(full_numel(p) for p in own if p.requires_grad)]).double()
     if executor.stages > 1:
@@ -226,7 +261,13 @@ def count_parameters(executor: Executor) -> tuple[int, int]:
 
 
 def identity(recipe: Recipe, prepared: Prepared) -> dict[str, object]:
-    """Return the settings, by recipe key, that must be equal in a run and in a checkpoint that it resumes from."""
+    """Return the settings that must be equal in a run and in a checkpoint that it resumes from, as JSON values by
+    recipe key.
+
+    Args:
+        recipe: the checked recipe.
+        prepared: results of the preflight checks, with the hash of the tokenizer.
+    """
     model = recipe.model
     found: dict[str, object] = {
         "model.source": model.source if isinstance(model.source, dict) else Path(model.source).name,

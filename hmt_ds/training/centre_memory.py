@@ -26,7 +26,8 @@ logger = logging.getLogger(__name__)
 
 
 def has_new_shift(recipe: Recipe) -> bool:
-    """Return whether a run starts with an untrained shift of memory embeddings, which no source run has trained."""
+    """Return whether a run starts with an untrained shift of memory embeddings: its interface is ``adapted``, and it
+    does not start from a model that was trained with a memory."""
     memory, converted = recipe.memory, read_converted(recipe.model.source)
     trained = converted is not None and converted["memory"]["mode"] != "backbone"
     return memory.interface == "adapted" and memory.mode != "backbone" and not trained
@@ -58,9 +59,17 @@ def centre_memory(executor: Executor, windows: Iterable[Window]) -> None:
 
 
 def sum_memories(executor: Executor, windows: Iterable[Window]) -> tuple[Tensor, Tensor]:
-    """Read windows; return the sum of norm(M) over this rank's memories ``[d]`` and their number ``[1]``, both float64.
+    """Read windows without gradients, and sum the normalized memories norm(M) that the model writes.
 
-    Both are 0 on pipeline stages without memories. Memories that are not finite are left out.
+    Memories that are not finite are left out.
+
+    Args:
+        executor: the model in its engine.
+        windows: this rank's rows of consecutive windows, on the CPU.
+
+    Returns:
+        The sum over this rank's memories ``[dim]`` and their number ``[1]``, both float64; 0 on pipeline stages without
+        memories.
     """
     total = torch.zeros(executor.embedding_width, dtype=torch.float64, device=executor.device)
     count = torch.zeros_like(total[:1])

@@ -65,10 +65,16 @@ class RunCheckpoints:
         return checkpoint
 
     def load(self, checkpoint: Path) -> RunPosition:
-        """Restore weights, optimizer, schedule, memories and random states; return how far the saved run had come.
+        """Restore weights, optimizer, learning rate schedule, memories and random states from a checkpoint. Collective.
 
         Args:
             checkpoint: folder of the checkpoint.
+
+        Returns:
+            How far the saved run had come: its step, and its place in the data.
+
+        Raises:
+            CheckpointError: if the checkpoint is damaged or does not fit the model.
         """
         with log_seconds(logger, f"loading {checkpoint.name}"):
             position = load_checkpoint(self.executor, checkpoint)
@@ -80,19 +86,29 @@ class RunCheckpoints:
         return self.saver.written()
 
     def save(self, position: RunPosition) -> None:
-        """Save a checkpoint of the run at ``position``. If it cannot be written, warn, keep earlier ones, and go on."""
+        """Save a checkpoint; if it cannot be written, log a warning and keep earlier ones. All ranks call it at the
+        same step.
+
+        Args:
+            position: how far the run has come: its step, and its place in the data.
+        """
         self.finish_save()
         self.begin(position)
         if not self.saver.background:
             self.finish_save()
 
     def begin(self, position: RunPosition) -> None:
-        """Start to write a checkpoint of the run at ``position``, in a thread if ``checkpoint.background`` is set."""
+        """Start to write a checkpoint: in a thread if ``checkpoint.background`` is set, else during this call.
+
+        Args:
+            position: how far the run has come: its step, and its place in the data.
+        """
         self.save_started = time.perf_counter()
         self.saver.begin(self.executor, position)
 
     def finish_save(self) -> None:
-        """Wait until the checkpoint begun last is written, and make it visible; log a failure as a warning."""
+        """Wait until the checkpoint begun last is written on all ranks, and make it visible; log a failure as a
+        warning. Does nothing if none was begun."""
         try:
             self.complete()
         except CheckpointError as error:
@@ -100,7 +116,8 @@ class RunCheckpoints:
                 logger.warning(str(error))
 
     def complete(self) -> None:
-        """Wait until the checkpoint begun last is written, and make it visible.
+        """Wait until the checkpoint begun last is written on all ranks, and make it visible. Does nothing if none was
+        begun.
 
         Raises:
             CheckpointError: on all ranks, if the checkpoint could not be written.

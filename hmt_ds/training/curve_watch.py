@@ -29,19 +29,26 @@ class CurveWatch:
         self.start_over(0)
 
     def start_over(self, depth: int) -> None:
-        """Forget all earlier steps, because windows now have ``depth`` segments."""
+        """Forget the losses and speeds of earlier steps.
+
+        Args:
+            depth: number of segments of the windows from now on.
+        """
         self.depth, self.steps, self.quiet = depth, 0, 0
         self.losses: deque[float] = deque(maxlen=REMEMBERED)
         self.speeds: deque[float] = deque(maxlen=SPEED_STEPS)
         self.best, self.slow = 0.0, False
 
     def step(self, loss: float | None, speed: float, depth: int) -> list[str]:
-        """Record a step; return a line for each sudden change.
+        """Record a step, and look for a loss spike and a drop in speed.
 
         Args:
             loss: nats per label; None for a step without labels or with a loss that is not finite.
             speed: tokens/s per rank.
             depth: largest number of segments of a window at this step.
+
+        Returns:
+            A line for the user for each sudden change; an empty list if there is none.
         """
         if depth != self.depth:
             self.start_over(depth)
@@ -50,7 +57,8 @@ class CurveWatch:
         return [line for line in found if line]
 
     def spike(self, loss: float) -> str | None:
-        """Return a line if a loss (nats per label) is far above those before; further spikes soon after get no line."""
+        """Return a line for the user if a loss (nats per label) is far above those before, else None; also None for
+        further spikes soon after."""
         before = list(self.losses)
         self.losses.append(loss)
         self.quiet = max(0, self.quiet - 1)
@@ -68,7 +76,8 @@ class CurveWatch:
         )
 
     def fall(self, speed: float) -> str | None:
-        """Return a line if the speed (tokens/s per rank) has dropped far below the best one, or has recovered."""
+        """Return a line for the user if the speed (tokens/s per rank) has dropped far below the best one, or has
+        recovered; else None."""
         if self.steps <= WARM_UP:
             return None
         self.speeds.append(speed)

@@ -56,7 +56,11 @@ def usable_nodes(recipe: Recipe, nodes: int, ranks_per_node: int) -> int:
 
 
 def keep_global_batch(recipe: Recipe) -> Recipe:
-    """Return the recipe with the batch size per rank that keeps the global batch of the run's newest checkpoint.
+    """Return a recipe whose batch size per rank is changed so that the global batch is that of the run's newest
+    checkpoint; a new run's recipe is returned unchanged.
+
+    Args:
+        recipe: the recipe, with ``training.elastic``.
 
     Raises:
         ConfigError: if the ranks cannot share the rows of the global batch equally.
@@ -76,7 +80,8 @@ def keep_global_batch(recipe: Recipe) -> Recipe:
 
 
 def global_rows(recipe: Recipe) -> int | None:
-    """Return the rows of the global batch, from the run's newest readable checkpoint; None for a new run."""
+    """Return the rows of the global batch (all ranks' rows of one window) as stored in the run's newest readable
+    checkpoint; None for a new run."""
     if recipe.checkpoint.resume == "never":
         return None
     saved = newest_state(Path(recipe.training.output) / "checkpoints")

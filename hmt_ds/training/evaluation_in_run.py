@@ -37,7 +37,11 @@ class EvaluationInRun:
 
 @contextmanager
 def warn_if_unwritable(file: Path) -> Iterator[None]:
-    """Turn a failure to write ``file`` in the ``with`` block into a warning: the run can continue without the file."""
+    """Turn an OSError in the ``with`` block into a warning in the log, so that a full disk does not end the run.
+
+    Args:
+        file: the file that the block writes.
+    """
     try:
         yield
     except OSError as error:
@@ -45,7 +49,7 @@ def warn_if_unwritable(file: Path) -> Iterator[None]:
 
 
 def as_window(batch: Batch) -> Window:
-    """Return the tensors of a batch that the model reads, as a window."""
+    """Return the tensors of a batch that the model reads (token ids, labels, lengths, ...), as a window of segments."""
     return Window(
         batch.input_ids, batch.labels, batch.lengths, batch.starts, targets=batch.targets, weights=batch.weights
     )

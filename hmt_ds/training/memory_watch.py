@@ -45,9 +45,10 @@ class Probe(NamedTuple):
 
 
 class MemoryWatch:
-    """Monitor that probes the memory of a training run, and warns if memory is ignored or recall collapses.
+    """Measures from time to time during training what the memory is worth, and warns if it is ignored or recall
+    collapses.
 
-    On pipelines nothing is probed.
+    A probe reads a window with its own and with other documents' memories. On pipelines nothing is probed.
 
     Args:
         recipe: the checked recipe.
@@ -112,7 +113,8 @@ class MemoryWatch:
         return values, [line for line in found if line]
 
     def verdict(self, cost: float, error: float, step: int) -> str | None:
-        """Return a line if the memory turns out to be ignored, or is used again after such a line.
+        """Return a line for the user if the memory turns out to be ignored, or is used again after such a line; else
+        None.
 
         Args:
             cost: mean cost of other memories, in nats per token.
@@ -133,7 +135,8 @@ class MemoryWatch:
         return None
 
     def collapse(self) -> str | None:
-        """Return a line if nearly all recall weight goes to one place, whatever the query."""
+        """Return a warning line if nearly all recall weight goes to one place, whatever the query (always to the newest
+        memory, say); else None."""
         recalls, before = sum(probe.recalls for probe in self.probes), self.collapsed
         by_age = largest([probe.by_age for probe in self.probes], "the memory {} segments back")
         share, where = max(by_age, largest([probe.from_oldest for probe in self.probes], "memory {} of a document"))

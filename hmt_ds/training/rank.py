@@ -53,11 +53,15 @@ OUT_OF_MEMORY_ADVICE = (
 
 
 def run_as_rank(job: Job) -> int:
-    """Join the process group and run a job together with the other ranks; return the exit code.
+    """Join the process group, run a job together with the other ranks, and leave the group.
 
     Args:
         job: function called with the recipe or run named on the command line, the words that follow it, and this rank's
             device.
+
+    Returns:
+        Exit code: 0 if the job finished, 75 if a stop signal ended it, 2 for an error that only the user can mend, 1 if
+        another rank was lost.
     """
     end_with_parent()
     try:
@@ -69,13 +73,15 @@ def run_as_rank(job: Job) -> int:
 
 
 def exit_code_of(job: Job) -> int:
-    """Run a job on this rank and return its exit code.
-
-    The code is 0 if the job finished, STOPPED if a stop signal ended it, 2 for an error that only the user can fix.
+    """Run a job on this rank, print its errors on rank 0, and return its exit code.
 
     Args:
         job: function called with the recipe or run named on the command line, the words that follow it, and this rank's
             device.
+
+    Returns:
+        0 if the job finished, 75 if a stop signal ended it, 2 for an error that only the user can mend. The process
+        exits with 1 at once if it is out of memory or another rank was lost.
     """
     named, *overrides = [word for word in sys.argv[1:] if not word.startswith("--local_rank")] or [""]
     try:
@@ -105,7 +111,11 @@ def exit_code_of(job: Job) -> int:
 
 
 def end_out_of_memory(error: Exception) -> NoReturn:
-    """Log which settings to change after an out-of-memory error, and exit this rank's process."""
+    """Print which settings lower the memory after an out-of-memory error, and exit this rank's process with code 1.
+
+    Args:
+        error: the error, whose message has the sizes.
+    """
     sizes = ". ".join(str(error).split(". ")[:5])  # torch's first sentences: what was asked for, and who holds what
     print(file=sys.stderr)  # the line of rank 0's progress bar may be unfinished
     print_problems([f"rank {rank()}: {sizes}. {OUT_OF_MEMORY_ADVICE}"])
@@ -148,7 +158,8 @@ def prepare_together(
 
 @contextmanager
 def only_start(recipe: Recipe) -> Iterator[None]:
-    """Hold the lock of a run's folder during the ``with`` block. Collective.
+    """Hold the lock of the run's folder (``training.output``) during the ``with`` block, so that no other start trains
+    into it. Collective.
 
     Raises:
         ConfigError: on all ranks, if another process holds the lock, or has trained in the folder since the recipe was
@@ -167,8 +178,11 @@ def only_start(recipe: Recipe) -> Iterator[None]:
 
 
 def end_without_lock(problem: str) -> NoReturn:
-    """Print a problem and exit this rank's process at once, which ends the job: another one trains into the same
-    folder.
+    """Print a problem, and exit this rank's process at once, because another process trains into the same folder; the
+    launcher then ends the other ranks.
+
+    Args:
+        problem: line for the user.
     """
     print(file=sys.stderr)
     print_problems([problem])

@@ -36,14 +36,15 @@ class RetrievalValidation(EvaluationInRun):
         return self.recipe.evaluation.documents or DOCUMENTS
 
     def evaluate(self, step: int, *, in_passing: bool = False) -> list[RetrievalRow] | None:
-        """Count right answers, print and write the results; return None without ``data.retrieval`` in the recipe.
+        """Ask the model the questions of generated documents, print the fraction of right answers, and write it to the
+        run's folder. Collective.
 
         Args:
             step: optimizer step of the weights.
             in_passing: read only the shortest documents, as during training.
 
         Returns:
-            A row of results for each document length.
+            A row of results for each document length; None on pipelines, and if the recipe has no ``data.retrieval``.
         """
         lengths = self.recipe.retrieval_segments
         if not lengths:
@@ -61,7 +62,14 @@ class RetrievalValidation(EvaluationInRun):
         return rows
 
     def documents(self, segments: int) -> Iterator[tuple[Window, Tensor]]:
-        """Yield windows of generated documents of ``segments`` segments, with each row's document index ``[rows]``."""
+        """Yield this rank's windows of generated documents.
+
+        Args:
+            segments: number of segments of each document.
+
+        Yields:
+            A window, and the index of each row's document ``[rows]``; -1 for an empty row.
+        """
         settings = self.recipe.data.retrieval
         assert settings is not None and self.prepared.retrieval is not None
         length = self.recipe.memory.segment_length
@@ -98,9 +106,8 @@ class RetrievalValidation(EvaluationInRun):
             print(f"retrieval   {file} and .png", flush=True)
 
     def data(self) -> dict[str, object]:
-        """Description of the generated documents (settings and a hash of their content), to be written with the
-        results.
-        """
+        """Description of the generated documents, written with the results: settings by name, and ``sha256`` of their
+        content."""
         settings = self.recipe.data.retrieval
         assert settings is not None
         read = {"documents": self.total, "tokenizer": self.prepared.tokenizer, **asdict(settings)}

@@ -25,9 +25,9 @@ logger = logging.getLogger(__name__)
 
 
 class WarmUp:
-    """Timer of how many seconds compiling, measuring memory and capturing CUDA graphs add to the first steps of a run.
+    """Measures how many seconds compiling, measuring memory and capturing CUDA graphs add to the first steps of a run.
 
-    The warm-up steps include this work; the first step after them shows how long a step takes otherwise.
+    The step after the first ``steps`` ones shows how long a step takes without that work.
 
     Args:
         steps: number of first steps that contain such work.
@@ -37,7 +37,8 @@ class WarmUp:
         self.steps, self.seconds = steps, list[float]()
 
     def step_done(self, seconds: float) -> None:
-        """Count a step that took ``seconds``; after the first one without warm-up work, log how long warm-up took."""
+        """Count a step, given its duration in seconds; after the first one without warm-up work, log how many seconds
+        warm-up took."""
         if len(self.seconds) > self.steps or not self.steps:
             return
         self.seconds.append(seconds)
@@ -68,7 +69,11 @@ class RunLog:
         self.warm_up = WarmUp(executor.budget.warm_up_steps)
 
     def open(self, step: int) -> None:
-        """Open metrics and progress of a run that has finished ``step`` steps; drop metrics of later steps."""
+        """Open the files and the progress bar of a run.
+
+        Args:
+            step: number of finished steps; metrics of later steps are dropped from the files.
+        """
         first, options = rank() == 0, self.recipe.logging
         chosen = options.model_dump(exclude={"every", "slow_rank", "memory_probe"})
         recipe = self.recipe.model_dump(mode="json")
@@ -130,7 +135,12 @@ class RunLog:
         return {name: value if value is not None and math.isfinite(value) else None for name, value in row.items()}
 
     def print_summary(self, checkpoint: Path) -> None:
-        """Print the first and the final loss of a run and the path of its last checkpoint, and plot the loss."""
+        """Print the first and the final loss (nats per label) of a run and the path of its last checkpoint, and plot
+        the loss into its folder.
+
+        Args:
+            checkpoint: folder of the last checkpoint.
+        """
         if rank() != 0:
             return
         if rows := [row for row in read_metrics(self.folder / "metrics.jsonl") if row.get("loss") is not None]:
@@ -144,7 +154,11 @@ class RunLog:
 
 
 def create_folder(recipe: Recipe) -> str | None:
-    """Create a recipe's output folder and write the recipe into it; return a line about a failure, else None."""
+    """Create ``training.output`` and write the recipe into it as recipe.yaml.
+
+    Returns:
+        A line for the user if that fails, else None.
+    """
     folder, resolved = Path(recipe.training.output), write_yaml(recipe.model_dump(mode="json"))
     aside = folder / ".recipe.yaml"
     try:
@@ -157,7 +171,12 @@ def create_folder(recipe: Recipe) -> str | None:
 
 
 def describe_rates(recipe: Recipe, first: int) -> str:
-    """Describe for the log the backbone's learning rate from step ``first`` to the end of the run."""
+    """Describe for the log the backbone's learning rate at some steps up to the end of the run.
+
+    Args:
+        recipe: the recipe.
+        first: number of the first step to describe.
+    """
     schedule, last = recipe.schedule, recipe.training.steps
     if first > last:
         return f"all {last} steps are done"

@@ -49,8 +49,10 @@ class StragglerDetector:
 
     @contextmanager
     def time_step(self, loading_seconds: float) -> Iterator[None]:
-        """Time this rank's own work on a step, which is the ``with`` block, and add ``loading_seconds`` for reading
-        data.
+        """Time this rank's own work on a training step, which is the ``with`` block.
+
+        Args:
+            loading_seconds: seconds that reading the step's data took, which are added.
         """
         self.clock.begin()
         yield
@@ -76,12 +78,20 @@ class StragglerDetector:
         return self.describe(times, ratios) if self.stragglers != before else None
 
     def take_rank_seconds(self) -> list[float]:
-        """Return the seconds of each rank's own work if a comparison was just made, else an empty list."""
+        """Return the seconds of each rank's own work per step if a comparison has been made since the last call, else
+        an empty list."""
         taken, self.rank_seconds = self.rank_seconds, []
         return taken
 
     def gather(self, own: float) -> torch.Tensor:
-        """Gather ``own``, this rank's seconds, from all ranks: ``[stages, ranks of a stage]``. Collective."""
+        """Gather seconds from all ranks. Collective.
+
+        Args:
+            own: seconds of this rank.
+
+        Returns:
+            ``[stages, ranks of a stage]``; without a pipeline there is one stage.
+        """
         times = torch.zeros(world_size(), dtype=torch.float64, device=self.executor.device)
         times[rank()] = own
         return all_reduce_sum(times).cpu().view(self.executor.stages, -1)

@@ -97,6 +97,7 @@ class Trainer:
 
         Raises:
             ConfigError: on all ranks, if the folder cannot be written.
+            Stopped: if a stop signal was received.
         """
         if checkpoint := self.checkpoints.find():
             self.load(checkpoint)
@@ -130,7 +131,11 @@ class Trainer:
         return True
 
     def steps(self) -> Iterator[tuple[int, list[Batch], float]]:
-        """Yield the number of each remaining step, its windows, and the seconds that loading them took."""
+        """Yield the remaining optimizer steps.
+
+        Yields:
+            The step's number from 1, this rank's windows of it, and the seconds that loading them took.
+        """
         training = self.recipe.training
         batches = iter(training_loader(self.recipe, self.prepared, self.position, self.excluded))
         for step in range(self.position.step + 1, training.steps + 1):
@@ -190,6 +195,9 @@ class Trainer:
         Args:
             step: number of the finished step.
             output: results of the step, with stop flags summed over ranks.
+
+        Raises:
+            Stopped: after a last checkpoint was saved.
         """
         told_to_stop, written = output.flags[:2]
         if written == world_size():  # all ranks have written the background checkpoint
@@ -219,7 +227,11 @@ class Trainer:
         self.history.write("evaluation", step, seconds=round(time.perf_counter() - started, 3))
 
     def before_evaluated_window(self) -> None:
-        """Stop if any rank has received a stop signal, and report progress; called before evaluating each window."""
+        """Report progress to the watchdog before each window of an evaluation is read.
+
+        Raises:
+            Stopped: on all ranks, if any rank has received a stop signal.
+        """
         self.signals.raise_if_received(
             self.executor.device,
             "stopped by a signal during the evaluation; the last checkpoint is complete: run hmt-ds evaluate on it",
@@ -232,8 +244,11 @@ class Trainer:
         self.position = self.checkpoints.load(checkpoint)
 
     def roll_back(self) -> None:
-        """After too many non-finite steps, return to the newest intact checkpoint and exclude the documents that caused
-        them.
+        """After too many steps with a non-finite loss or gradient, return to the newest intact checkpoint, and leave
+        out the documents that caused them from then on.
+
+        Raises:
+            TooManyBadSteps: if ``training.on_bad_steps`` is not rollback, or there is no checkpoint to go back to.
         """
         self.checkpoints.finish_save()
         self.log.close()
@@ -253,7 +268,11 @@ class Trainer:
         self.history.write("end", self.position.step)
 
     def stop(self) -> NoReturn:
-        """Save a checkpoint and raise Stopped, because a rank has received a stop signal."""
+        """Save a checkpoint, and end the run because a rank has received a stop signal.
+
+        Raises:
+            Stopped: on all ranks, with a line for the user.
+        """
         self.log.close()
         checkpoint = self.checkpoints.last_save(self.position)
         self.history.write("stop", self.position.step)
@@ -263,12 +282,20 @@ class Trainer:
         )
 
     def alive(self, after: str) -> None:
-        """Tell the watchdog that this rank makes progress, and what it finished last (``after``)."""
+        """Tell this rank's watchdog that it makes progress.
+
+        Args:
+            after: what the rank has finished last, such as ``step 12``.
+        """
         if self.watchdog:
             self.watchdog.alive(after)
 
     def warn(self, message: str | None) -> None:
-        """Log a message, the same on all ranks, as a warning on rank 0; do nothing for None."""
+        """Log a message as a warning on rank 0, and write it to the run's history.
+
+        Args:
+            message: the message, the same on all ranks; None for none.
+        """
         if message and rank() == 0:
             logger.warning("step %d: %s", self.position.step, message)
             self.history.write("warning", self.position.step, text=message)

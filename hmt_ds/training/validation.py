@@ -32,7 +32,8 @@ class Validation(EvaluationInRun):
         return self.recipe.evaluation.batch_size or self.recipe.training.batch_size
 
     def evaluate(self, step: int, *, in_passing: bool = False) -> None:
-        """Compute the held-out losses, print and write them; do nothing without held-out documents.
+        """Compute the loss of held-out documents, print it as a table, and write it to the run's folder; do nothing if
+        the recipe has no data.validation. Collective.
 
         Args:
             step: optimizer step of the weights.
@@ -56,13 +57,14 @@ class Validation(EvaluationInRun):
 
     @property
     def instead(self) -> list[Instead]:
-        """The memories that replace a document's own for comparison: those of another document, and none."""
+        """The memories that replace a document's own for comparison: ``swapped`` (another document's) and ``none``."""
         if self.recipe.memory.mode == "backbone":
             return []
         return ["swapped", "none"] if self.rows > 1 else ["none"]
 
     def data(self) -> HeldOutData:
-        """Description of the held-out documents (source, numbers, hash), to be written with the results."""
+        """Description of the held-out documents, written with the results: source, SHA-256 of the token ids, numbers of
+        documents and tokens, tokenizer."""
         assert self.prepared.validation is not None and self.recipe.data.validation is not None
         tokens = self.prepared.validation
         lengths = document_lengths(tokens)
@@ -98,7 +100,11 @@ class Validation(EvaluationInRun):
             print(f"evaluation  {file}, .npz and .png", flush=True)
 
     def held_out(self) -> Iterable[tuple[Window, Tensor]]:
-        """Yield windows of this rank's rows of the held-out documents, with the document index of each segment."""
+        """Yield windows of this rank's rows of the held-out documents.
+
+        Yields:
+            A window, and the index of each segment's document ``[rows, segments]``; -1 for an empty one.
+        """
         assert self.prepared.validation is not None
         for batch in WindowLoader(
             self.prepared.validation,
