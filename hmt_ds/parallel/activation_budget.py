@@ -40,11 +40,14 @@ class ActivationBudget:
         self.plan_for(depth)
 
     def plan_for(self, depth: int) -> None:
-        """Restart recomputation planning for windows of ``depth`` segments.
+        """Restart recomputation planning for windows of another number of segments.
 
         Measurements on shorter windows do not hold for longer ones, which carry more between their segments; a pipeline
         stage stashes more inputs. The first plan depends on the depth alone, not on earlier steps: dropout draws in the
         order of the plan's passes, and a resumed run must draw the same numbers.
+
+        Args:
+            depth: number of segments of a window.
         """
         self.depth = self.counts_from = depth
         self.counts = True
@@ -55,7 +58,11 @@ class ActivationBudget:
         self.plan = self.within_recipe(1, batch, 0)
 
     def begin_step(self, segments: int) -> None:
-        """Begin a step whose windows have ``segments`` segments, at most as many as the recomputation plan is for."""
+        """Begin an optimizer step.
+
+        Args:
+            segments: number of segments of its windows, at most as many as the recomputation plan is for.
+        """
         self.counts = segments >= self.counts_from
 
     @property
@@ -94,8 +101,11 @@ class ActivationBudget:
         return RecomputePlan(min(kept_segments, self.depth), min(summary_segments, self.depth), kept_summaries)
 
     def measure(self, forward: Forward) -> Forward:
-        """Return a wrapper of a forward pass that, in the measured step, records the bytes of autograd graphs it
-        creates.
+        """Return a forward pass that, in the measured step, also records how many bytes of GPU memory its autograd
+        graph takes; in other steps the given one.
+
+        Args:
+            forward: forward pass of a segment or a batch of summaries.
         """
         if not self.is_measured_step:
             return forward
@@ -131,7 +141,8 @@ class ActivationBudget:
         self.step += self.counts
 
     def largest_plan(self) -> list[int]:
-        """The largest plan that fits into memory, as ``[kept_segments, summary_segments, kept_summaries]``."""
+        """Return the largest plan that fits into this rank's memory, as ``[kept_segments, summary_segments,
+        kept_summaries]``: see :class:`RecomputePlan`."""
         graphs, peak = self.compute.cuda_graphs == "always", self.peak
         if graphs:
             # Captured memory stays allocated during the reduction and the optimizer's step. The peak of the windows
@@ -156,28 +167,27 @@ class ActivationBudget:
         return [kept_segments, summary_segments, kept_summaries]
 
     def bytes_left(self, peak: int) -> float:
-        """Bytes of GPU memory free when torch has ``peak`` bytes allocated, minus a margin and memory used outside
-        torch.
-        """
+        """Return the bytes of GPU memory that are free at a peak of ``peak`` allocated bytes, without a margin and
+        without memory that others than torch use."""
         total = torch.get_device_module(self.device).mem_get_info()[1]
         return MARGIN * total - outside_torch(self.device) - peak
 
     def batch_within(self, size: float) -> int:
-        """Largest number of segments whose batch of summaries takes at most ``size`` bytes; the recipe's, if set."""
+        """Return the largest number of segments whose summaries, in one batch, take at most ``size`` bytes;
+        ``compute.summary_batch`` if it is a number."""
         if isinstance(self.compute.summary_batch, int):
             return self.plan.summary_segments
         single = self.summary_bytes / self.plan.summary_segments
         return max(n for n in self.batch_sizes if n * single <= max(size, single))
 
     def segments_within(self, size: float) -> int:
-        """The number of segments that can keep their activations if ``size`` bytes more than in the measured step are
-        used.
-        """
+        """Return how many segments can keep their activations if these may take ``size`` bytes more than in the
+        measured step."""
         return min(self.depth, 1 + max(0, int(size // max(self.segment_bytes, 1))))
 
 
 def outside_torch(device: torch.device) -> int:
-    """Bytes of a GPU's memory allocated outside of torch: by CUDA, NCCL and other processes."""
+    """Return the bytes of a GPU's memory that are allocated outside of torch: by CUDA, NCCL and other processes."""
     cuda = torch.get_device_module(device)
     free, total = cuda.mem_get_info()
     return int(total - free - cuda.memory_reserved())

@@ -28,7 +28,8 @@ def build_hmt(
     device: torch.device | str = "cpu",
     trust_remote_code: bool = False,
 ) -> HMT:
-    """Build a backbone and the memory modules around it, under ``zero.Init`` at ZeRO-3.
+    """Build a backbone and the memory modules around it; at ZeRO-3 under ``zero.Init``, which shards weights as they
+    are created.
 
     Args:
         source: a folder, a hub name, or a transformers configuration for random weights.

@@ -70,7 +70,7 @@ def worth_capturing(
 
 
 def uses_dropout(model: HMT) -> bool:
-    """Whether a model's forward pass in training draws random numbers.
+    """Return whether a model's forward pass in training draws random numbers.
 
     Some families have dropout without a module for it (OPT has no such module at all), so the configuration counts too.
     """
@@ -98,7 +98,14 @@ def best_kernels(backbone: CausalLM, reduction: Reduction, recompute: Recompute,
 
 
 def whole_gradient_fits(model: HMT, ds_config: DsConfig, device: torch.device) -> bool:
-    """Whether a rank can hold the whole weights and fp32 gradient buffers, and leave a quarter of its memory free."""
+    """Return whether a rank can hold the whole weights and their fp32 gradient sums (as ``compute.reduction: step``
+    needs), and leave a quarter of its memory free.
+
+    Args:
+        model: the model, before DeepSpeed wraps it.
+        ds_config: DeepSpeed's configuration, every ``auto`` filled in.
+        device: device of this rank.
+    """
     sizes = [(full_numel(p), p.element_size(), p.requires_grad) for p in model.parameters()]
     stage, trained = stage_of(ds_config), sum(number for number, _, trains in sizes if trains)
     weights = sum(number * size for number, size, _ in sizes)
@@ -110,9 +117,13 @@ def whole_gradient_fits(model: HMT, ds_config: DsConfig, device: torch.device) -
 
 
 def leaf_layers_that_fit(backbone: CausalLM, device: torch.device) -> int:
-    """The number of layers that ZeRO-3 can gather together within a fortieth of a GPU's memory; at least 1.
+    """Return how many layers ZeRO-3 can gather together within a fortieth of a GPU's memory; at least 1.
 
     ZeRO-3 holds two groups of layers at a time (one computes, the next is prefetched), and their gradients.
+
+    Args:
+        backbone: the backbone.
+        device: device of this rank.
     """
     if not can_group_layers(backbone.config):
         return 1
@@ -122,13 +133,14 @@ def leaf_layers_that_fit(backbone: CausalLM, device: torch.device) -> int:
 
 
 def layer_numel(backbone: CausalLM) -> int:
-    """The number of parameters of a backbone's first layer."""
+    """Return the number of parameters of a backbone's first layer."""
     module, name = decoder_layers(backbone)
     return max(1, sum(full_numel(parameter) for parameter in next(iter(getattr(module, name))).parameters()))
 
 
 def capacity(device: torch.device) -> float:
-    """Bytes of GPU (or host) memory per rank, the minimum over all ranks so that all choose alike. Collective."""
+    """Return the bytes of GPU (or host) memory of a rank: the minimum over all ranks, so that all choose alike.
+    Collective."""
     if device.type == "cpu":
         here = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
     else:

@@ -21,7 +21,14 @@ Output = SegmentOutput | Tensor  # of a segment, and of a summary
 
 
 class SlotKey(NamedTuple):
-    """Properties of the inputs that a captured forward pass (slot) fits; slots with equal keys are interchangeable."""
+    """Properties of the inputs that a captured forward pass (slot) fits; slots with equal keys are interchangeable.
+
+    Attributes:
+        kind: class of what is read: a segment or a batch of summaries.
+        shapes: shapes of the input tensors; None for a missing one.
+        with_graph: whether a backward pass follows.
+        with_loss: whether the loss is computed.
+    """
 
     kind: type[Part]
     shapes: tuple[tuple[int, ...] | None, ...]

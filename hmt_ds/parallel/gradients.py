@@ -71,9 +71,8 @@ class ReducePerSegment:
         assert self.remaining == 0, f"{self.remaining} of {passes} backward passes are missing"
 
     def backward(self, scalar: Tensor) -> None:
-        """Run one backward pass of a scalar loss through DeepSpeed's engine; the last one of a step completes the
-        gradients.
-        """
+        """Run a backward pass from a scalar loss through DeepSpeed's engine, which reduces its gradients; the last one
+        of a step completes them."""
         self.remaining -= 1
         start_backward(self.engine)
         self.engine.set_gradient_accumulation_boundary(self.remaining == 0)
@@ -114,7 +113,7 @@ class ReducePerStep:
                 alias.register_post_accumulate_grad_hook(self.add)
 
     def attach(self, engine: Engine[HMT]) -> None:
-        """Use the DeepSpeed engine that was built around the model for reductions and the optimizer."""
+        """Use the DeepSpeed engine that was built around the model, for the reduction and the optimizer."""
         self.engine, self.sharded = engine, engine.zero_optimization_stage() == 3
         move_buffers(self.model, engine.device)
 

@@ -16,13 +16,24 @@ from hmt_ds.memory import HMT
 
 
 def group_layers(backbone: CausalLM, group_size: int) -> None:
-    """Let ZeRO-3 gather a decoder's layers in groups of ``group_size`` layers; parameters keep their names."""
+    """Let ZeRO-3 gather a decoder's layers in groups, so that its hooks run once per group; parameters keep their
+    names.
+
+    Args:
+        backbone: the backbone, changed in place before DeepSpeed wraps it.
+        group_size: number of layers in a group.
+    """
     module, name = decoder_layers(backbone)
     setattr(module, name, LayerGroups(getattr(module, name), group_size))
 
 
 def can_group_layers(config: PretrainedConfig) -> bool:
-    """Return whether a model's layers can run in groups: each must return one tensor, and none be dropped at random."""
+    """Return whether a model's layers can be gathered in groups: each must return one tensor, and none may be dropped
+    at random (layerdrop).
+
+    Args:
+        config: the model's configuration.
+    """
     return config.model_type in FAMILIES and not getattr(config, "layerdrop", 0)
 
 

@@ -75,7 +75,8 @@ class GradientReduction(Protocol):
         """
 
     def backward(self, scalar: Tensor) -> None:
-        """Run one backward pass from a scalar, and add the weights' gradients to those of the step."""
+        """Run a backward pass from a scalar loss (0-dimensional), and add the gradients of the weights to those of the
+        step."""
 
     def begin_step(self, budget: ActivationBudget) -> None:
         """Prepare for an optimizer step, after the activation budget ``budget`` has begun the step."""
@@ -112,12 +113,16 @@ class Reader(Protocol):
     def read(
         self, window: Window, state: MemoryState | None, **options: object
     ) -> Iterator[tuple[SegmentOutput, MemoryState]]:
-        """Run a window without training; yield the output of each segment and the memory state after it.
+        """Run a window without training.
 
         Args:
             window: rows of segments.
             state: memory state before the window; None at the beginning.
-            options: further arguments of :func:`hmt_ds.memory.bptt.read_window`.
+            options: further arguments of :func:`hmt_ds.memory.bptt.read_window`: ``mode``, ``instead``, ``by_token``,
+                ``with_logits``.
+
+        Yields:
+            The output of each segment, and the memory state after it (on a pipeline, after the window).
         """
 
 
@@ -145,7 +150,12 @@ class Executor(Reader, Protocol):
         """The object that accumulates gradients over segments and reduces them over ranks."""
 
     def train_batch(self, windows: list[Window], flags: tuple[int, ...] = ()) -> StepOutput:
-        """Run one optimizer step on consecutive windows; see :func:`hmt_ds.parallel.train_step.train_step`."""
+        """Run one optimizer step on consecutive windows of this rank's rows. Collective.
+
+        Args:
+            windows: the windows, on the CPU, of equally many segments on all ranks.
+            flags: numbers to sum over the ranks, such as whether this rank received a stop signal.
+        """
 
     def backward_through(self, window: Window, weight: float, recall_weight: float) -> tuple[Tensor, Tensor]:
         """Add the gradients of a window's losses to those of the step, and carry the memory on.
@@ -157,8 +167,7 @@ class Executor(Reader, Protocol):
 
         Returns:
             ``[5]`` float64: the loss, the recall distances, the number of recalls, the recall's loss and the number of
-                reset
-            rows, summed over this rank's rows; and ``[rows, segments]`` bool, whether the loss is finite.
+            reset rows, summed over this rank's rows; and ``[rows, segments]`` bool, whether the loss is finite.
         """
 
     def backward_passes(self, windows: list[Window]) -> int:

@@ -31,9 +31,16 @@ class ZeroReader:
     def read(
         self, window: Window, state: MemoryState | None, **options: Any
     ) -> Iterator[tuple[SegmentOutput, MemoryState]]:
-        """Run a window without training; yield the output of each segment and the memory state after it.
+        """Run a window without training.
 
-        Arguments are those of :meth:`hmt_ds.parallel.protocols.Reader.read`.
+        Args:
+            window: rows of segments.
+            state: memory state before the window; None at the beginning.
+            options: ``mode`` (memory mode), ``instead`` (other memories to compute losses with), ``by_token`` (losses
+                of tokens, not sums of rows) and ``with_logits``.
+
+        Yields:
+            The output of each segment, and the memory state after it.
         """
         state = state or empty_state(self, len(window.input_ids))
         yield from read_window(self.engine, self.settings, window.to(self.device), state, **options)

@@ -69,7 +69,10 @@ def train_step(executor: Executor, windows: list[Window], flags: tuple[int, ...]
 
 
 def counts_of(window: Window) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return numbers of a window as 0-dimensional tensors.
+    """Count what a window holds, as 0-dimensional tensors.
+
+    Args:
+        window: rows of segments.
 
     Returns:
         The summed weights of labels, and the number of labels, of fresh tokens, and of segments for which the data
@@ -82,10 +85,14 @@ def counts_of(window: Window) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def update_weights(executor: Executor) -> tuple[float | None, bool]:
-    """Run ``engine.step()``: clip gradients, update the weights, advance the learning-rate schedule.
+    """Run DeepSpeed's ``engine.step()``: clip gradients, update the weights, advance the learning-rate schedule.
+
+    Args:
+        executor: executor of this rank, whose engine has the gradients of the step.
 
     Returns:
-        The gradient norm if it is known, and whether the step was skipped.
+        The gradient norm before clipping (None if DeepSpeed does not compute it), and whether the step was skipped
+        because gradients were not finite.
     """
     engine = executor.engine
     before, norm = skipped_steps(engine), stage_0_gradient_norm(engine)
@@ -130,7 +137,11 @@ def empty_state(reader: Reader, rows: int, cached: int = 0) -> MemoryState:
 
 
 def carry(executor: Executor, state: MemoryState) -> Tensor:
-    """Carry the memory state of a window into the next one; reset rows whose memories are not finite.
+    """Carry the memory state of a window into the next one, detached; reset rows whose memories are not finite.
+
+    Args:
+        executor: executor of this rank, whose ``state`` is set.
+        state: memory state after the window.
 
     Returns:
         The number of reset rows (0-dimensional, float64).

@@ -51,7 +51,17 @@ class ZeroExecutor:
         return train_step(self, windows, flags)
 
     def backward_through(self, window: Window, weight: float, recall_weight: float) -> tuple[Tensor, Tensor]:
-        """Add a window's gradients and carry the memory on; see :class:`hmt_ds.parallel.protocols.Executor`."""
+        """Accumulate the gradients of a window's losses, and carry the memory to the next window.
+
+        Args:
+            window: rows of segments.
+            weight: factor of the summed cross-entropy of tokens.
+            recall_weight: factor of the summed loss of the recall.
+
+        Returns:
+            ``[5]`` float64: the loss, the recall distances, the number of recalls, the recall's loss and the number of
+            reset rows, summed over this rank's rows; and ``[rows, segments]`` bool, whether the loss is finite.
+        """
         sums, state = backward_through_time(
             self.budget.measure(self.gradients.forward),
             self.settings,
@@ -76,9 +86,16 @@ class ZeroExecutor:
     def read(
         self, window: Window, state: MemoryState | None, **options: Any
     ) -> Iterator[tuple[SegmentOutput, MemoryState]]:
-        """Run a window without training; yield the output of each segment and the memory state after it.
+        """Run a window without training.
 
-        Arguments are those of :meth:`hmt_ds.parallel.protocols.Reader.read`.
+        Args:
+            window: rows of segments.
+            state: memory state before the window; None at the beginning.
+            options: ``mode`` (memory mode), ``instead`` (other memories to compute losses with), ``by_token`` (losses
+                of tokens, not sums of rows) and ``with_logits``.
+
+        Yields:
+            The output of each segment, and the memory state after it.
         """
         self.engine.eval()
         state = state or empty_state(self, window.input_ids.shape[0])

@@ -37,7 +37,8 @@ BUCKET = 2 * 10**8  # gradients in a bucket: enough for the network's full speed
 
 
 class DeepSpeedConfigError(ValueError):
-    """Raised if a DeepSpeed file is unreadable, contradicts the recipe or is refused by DeepSpeed."""
+    """Raised if a DeepSpeed file is unreadable, contradicts the recipe or is refused by DeepSpeed; the message has a
+    line for each problem."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,11 @@ class EngineSettings:
 def read_ds_config(file: str | Path) -> DsConfig:
     """Read a DeepSpeed configuration file as nested dicts.
 
+    Args:
+        file: path of a JSON file.
+
     Raises:
-        DeepSpeedConfigError: if the file is not a JSON object.
+        DeepSpeedConfigError: if the file cannot be read or is not a JSON object.
     """
     try:
         config = json.loads(Path(file).read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
@@ -91,7 +95,13 @@ def unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def section_of(config: DsConfig, *path: str) -> DsConfig:
-    """Return the section at a path of keys in a DeepSpeed configuration; an empty dict if there is none."""
+    """Return a section of a DeepSpeed configuration, such as that at ``"zero_optimization", "offload_optimizer"``; an
+    empty dict if there is none.
+
+    Args:
+        config: DeepSpeed's configuration.
+        path: keys of the nested sections.
+    """
     section = config
     for key in path:
         section = section.get(key, {})
@@ -120,7 +130,7 @@ def computes_in_autocast(config: DsConfig, precision: str) -> bool:
 
 
 def offloads(config: DsConfig) -> bool:
-    """Whether a DeepSpeed configuration offloads the optimizer's states to host memory."""
+    """Return whether a DeepSpeed configuration keeps the optimizer's states in host memory."""
     return section_of(config, "zero_optimization", "offload_optimizer").get("device", "none") != "none"
 
 
@@ -148,7 +158,13 @@ def with_bucket(config: DsConfig, trained: int, *, once: bool) -> DsConfig:
 
 
 def decided_values(config: DsConfig, settings: EngineSettings) -> dict[tuple[str, ...], object]:
-    """Return the values of a DeepSpeed configuration that the recipe decides, by path: ``("optimizer", "type")``."""
+    """Return the values of a DeepSpeed configuration that the recipe decides, by path of keys such as ``("optimizer",
+    "type")``.
+
+    Args:
+        config: DeepSpeed's configuration as the file has it.
+        settings: the recipe's values.
+    """
     autocast = computes_in_autocast(config, settings.precision)
     low = "" if autocast else settings.precision
     values: dict[tuple[str, ...], object] = {
@@ -176,6 +192,10 @@ def decided_values(config: DsConfig, settings: EngineSettings) -> dict[tuple[str
 
 def fill_ds_config(config: DsConfig, settings: EngineSettings) -> DsConfig:
     """Return a DeepSpeed configuration with every "auto" replaced by the recipe's value.
+
+    Args:
+        config: DeepSpeed's configuration as the file has it.
+        settings: the recipe's values.
 
     Raises:
         DeepSpeedConfigError: naming every value that is neither "auto" nor the recipe's, every "auto" that the recipe
@@ -232,7 +252,8 @@ def offload_ratio(config: DsConfig) -> float:
 
 
 def overflow_problems(config: DsConfig) -> list[str]:
-    """Return settings with which DeepSpeed would not skip steps with non-finite gradients, one line per problem."""
+    """Return an error line for each setting of a DeepSpeed configuration with which steps with non-finite gradients
+    would not be skipped."""
     needed = (("bf16", "check_grad_overflow"), ("zero_optimization", "compute_grad_norm"))
     return [
         f"{section}.{key} is false: steps whose gradients are not finite would be taken; leave it out"

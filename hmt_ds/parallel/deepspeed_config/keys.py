@@ -22,7 +22,11 @@ def unknown_keys(config: dict[str, object]) -> list[str]:
 
 
 class RecordingDict(dict[str, object]):
-    """A dict for DeepSpeed's configuration that records which keys DeepSpeed looks up."""
+    """A dict for DeepSpeed's configuration that records in ``asked`` which keys DeepSpeed looks up.
+
+    Args:
+        values: keys and values of the configuration.
+    """
 
     def __init__(self, values: dict[str, object]):
         super().__init__(values)
@@ -54,7 +58,8 @@ def known_keys() -> frozenset[str]:
 
 
 def refusal(config: dict[str, object]) -> list[str]:
-    """DeepSpeed's own error message for a configuration, in one line; an empty list if it accepts it."""
+    """Return the error message with which DeepSpeed refuses a configuration, as a list of one line; an empty list if it
+    accepts it."""
     try:
         DeepSpeedConfig(copy.deepcopy(config))
     except Exception as error:  # its sections raise all kinds

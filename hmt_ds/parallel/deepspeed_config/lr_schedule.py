@@ -17,7 +17,8 @@ NO_SCHEDULES = ("LRScheduler", "_LRScheduler", "ReduceLROnPlateau")
 
 
 class ScheduleError(ValueError):
-    """Raised if a learning-rate schedule is unknown or does not accept its arguments."""
+    """Raised if a learning-rate schedule is unknown or does not accept its arguments; the message is one line for the
+    user."""
 
 
 def make_scheduler(name: str, params: dict[str, object], total_steps: int) -> Callable[[torch.optim.Optimizer], object]:
@@ -106,9 +107,14 @@ def rates(make: Callable[[torch.optim.Optimizer], object], steps: Sequence[int])
 
 
 def advance(schedule: Any, steps: int) -> None:
-    """Advance a learning-rate schedule by ``steps`` optimizer steps: DeepSpeed's in one call, torch's step by step.
+    """Advance a learning-rate schedule: DeepSpeed's in one call, torch's step by step.
 
-    torch computes each rate from the previous one, so its schedules cannot skip steps.
+    torch computes each rate from the previous one, so its schedules cannot skip steps; only the first ``REHEARSED`` are
+    taken, and the counter is set for the others.
+
+    Args:
+        schedule: the schedule.
+        steps: number of optimizer steps.
     """
     if hasattr(schedule, "last_batch_iteration"):
         schedule.step(schedule.last_batch_iteration + steps)

@@ -18,7 +18,7 @@ UNUSABLE = ("LBFGS", "SparseAdam", "Optimizer")  # need a closure or sparse grad
 
 
 class OptimizerError(ValueError):
-    """Raised if an optimizer is unknown or does not accept its arguments."""
+    """Raised if an optimizer is unknown or does not accept its arguments; the message has a line for each problem."""
 
 
 def check_optimizer(name: str, lr: float, weight_decay: float, params: dict[str, object], stage: int) -> None:
@@ -84,7 +84,12 @@ def wrong_tuples(name: str, optimizer: type, params: dict[str, object]) -> list[
 
 
 def wrong_switches(params: dict[str, object]) -> list[str]:
-    """Return one line per argument that must be true or false but is something else, which counts as true."""
+    """Return an error line for each argument that must be true or false but is something else, such as the text
+    "false", which would count as true.
+
+    Args:
+        params: arguments of the optimizer.
+    """
     return [
         f"optimizer.params.{key} is {params[key]!r}: must be true or false"
         for key in SWITCHES

@@ -48,13 +48,22 @@ def stage_layers(
 
 
 def costs_by_time(config: PretrainedConfig, times: LayerTimes) -> list[float]:
-    """Return the seconds of each layer, from measured times; the last layer includes the output head."""
+    """Return the seconds of each layer from measured times; the last one includes the output head.
+
+    Args:
+        config: configuration of the backbone.
+        times: measured seconds of a layer and of the head.
+    """
     layers = config.get_text_config().num_hidden_layers
     return [times.layer] * (layers - 1) + [times.layer + times.head]
 
 
 def costs_by_size(config: PretrainedConfig) -> list[float]:
-    """Return the number of parameters of each layer; the last layer includes the output head."""
+    """Return the number of parameters of each layer of a backbone; the last one includes the output head.
+
+    Args:
+        config: configuration of the backbone.
+    """
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     holder, name = find_layers(model)

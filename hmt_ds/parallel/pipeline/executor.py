@@ -98,10 +98,17 @@ class PipelineExecutor:
         return 0
 
     def backward_through(self, window: Window, weight: float, recall_weight: float) -> tuple[Tensor, Tensor]:
-        """Accumulate a window's gradients and carry the memory to the next one; losses are zero except on the last
-        stage.
+        """Accumulate the gradients of a window's losses on this stage, and carry the memory to the next window.
 
-        Arguments and return values are those of :meth:`hmt_ds.parallel.protocols.Executor.backward_through`.
+        Args:
+            window: rows of segments.
+            weight: factor of the summed cross-entropy of tokens.
+            recall_weight: factor of the summed loss of the recall.
+
+        Returns:
+            ``[5]`` float64: the loss, the recall distances, the number of recalls, the recall's loss (0 except on the
+            last stage) and the number of reset rows, summed over this rank's rows; and ``[rows, segments]`` bool,
+            whether the loss is finite.
         """
         mode = self.settings.mode
         state = self.state or empty_state(self, len(window.input_ids), self.settings.kept_memories)
@@ -135,9 +142,16 @@ class PipelineExecutor:
     def read(
         self, window: Window, state: MemoryState | None, **options: Any
     ) -> Iterator[tuple[SegmentOutput, MemoryState]]:
-        """Evaluate a window on this stage, and yield the output of each segment and the memory state after the window.
+        """Run a window without training, on this stage and its neighbours.
 
-        Only the last stage has losses. Arguments are those of :meth:`hmt_ds.parallel.protocols.Reader.read`.
+        Args:
+            window: rows of segments.
+            state: memory state before the window; None at the beginning.
+            options: ``mode`` (memory mode), ``instead`` (other memories to compute losses with) and ``by_token``
+                (losses of tokens, not sums of rows).
+
+        Yields:
+            The output of each segment, which has losses on the last stage only, and the memory state after the window.
         """
         self.engine.eval()
         state = state or empty_state(self, len(window.input_ids), self.settings.kept_memories)

@@ -39,8 +39,8 @@ def layer_times(
     train: str = "whole",
     lora: LoraSettings | None = None,
 ) -> LayerTimes:
-    """Measure the times of a layer and of the head on rank 0, and broadcast them, so that all ranks divide layers
-    alike.
+    """Measure the seconds of a layer and of the head on rank 0, and broadcast them, so that all ranks divide layers
+    alike. Collective.
 
     Args:
         config: configuration of the backbone.
@@ -97,7 +97,12 @@ def time_layer(
 
 
 def seconds_of(work: Callable[[], None], device: torch.device) -> float:
-    """Return the median seconds of several calls of ``work``."""
+    """Return the median seconds of several calls of a function, the device's work included.
+
+    Args:
+        work: the function.
+        device: device that it queues work on.
+    """
     taken = []
     for _ in range(WARM_UP + REPEATS):
         synchronize(device)

@@ -17,7 +17,7 @@ NCCL_GRACE = timedelta(minutes=5)  # NCCL's own timeout comes later than P2PTime
 
 
 class TensorSpec(NamedTuple):
-    """Shape and dtype of a message between pipeline stages."""
+    """Shape and dtype of a message between pipeline stages, which the receiver must know before."""
 
     size: tuple[int, ...]
     dtype: torch.dtype
@@ -79,13 +79,24 @@ class Channel:
         self.sends.append(InFlight(posted(dist.isend(tensor, self.receiver, group=self.group)), tensor))
 
     def post_receive(self, spec: TensorSpec) -> None:
-        """Post the receive of the channel's next message."""
+        """Post the receive of the next message, so that it can arrive while this stage computes.
+
+        Args:
+            spec: shape and dtype of the message.
+        """
         with self.side_stream or contextlib.nullcontext():
             buffer = torch.empty(spec.size, dtype=spec.dtype, device=self.device)
             self.receives.append(InFlight(posted(dist.irecv(buffer, self.sender, group=self.group)), buffer))
 
     def receive(self, spec: TensorSpec) -> Tensor:
-        """Return the channel's next message, with the given shape and dtype; post its receive unless done before."""
+        """Return the next message; on CPUs the host waits for it, on GPUs only the device's stream does.
+
+        Args:
+            spec: shape and dtype of the message.
+
+        Raises:
+            LostRank: if the neighbouring stage has exited or does not respond in time.
+        """
         if not self.receives:
             self.post_receive(spec)
         message = self.receives.popleft()
@@ -102,6 +113,9 @@ class Channel:
 
     def wait(self, message: InFlight) -> None:
         """Wait for a posted message: on CPUs the host waits; on GPUs only the device's stream does.
+
+        Args:
+            message: the posted send or receive.
 
         Raises:
             LostRank: if the neighbouring stage has exited or does not respond in time.

@@ -38,9 +38,16 @@ class PipelineReader:
     def read(
         self, window: Window, state: MemoryState | None, **options: Any
     ) -> Iterator[tuple[SegmentOutput, MemoryState]]:
-        """Evaluate a window on this stage, and yield the output of each segment and the memory state after the window.
+        """Run a window without training, on this stage and its neighbours.
 
-        Only the last stage has losses. Arguments are those of :meth:`hmt_ds.parallel.protocols.Reader.read`.
+        Args:
+            window: rows of segments.
+            state: memory state before the window; None at the beginning.
+            options: ``mode`` (memory mode), ``instead`` (other memories to compute losses with) and ``by_token``
+                (losses of tokens, not sums of rows).
+
+        Yields:
+            The output of each segment, which has losses on the last stage only, and the memory state after the window.
         """
         state = state or empty_state(self, len(window.input_ids), self.settings.kept_memories)
         yield from self.runner.evaluate(self.engine.module, window, state, self.autocast, **options)

@@ -72,6 +72,10 @@ class StageRunner:
     def split(self, window: Window, micro_batches: int) -> tuple[list[Window], list[Window]]:
         """Split a window by rows into micro-batches, and into one part per summary pass.
 
+        Args:
+            window: rows of segments.
+            micro_batches: number of micro-batches, which divides the rows.
+
         Returns:
             The micro-batches, and the parts for summary passes, which may cover several micro-batches each.
         """
@@ -157,9 +161,15 @@ def hidden_size(model: HMT) -> int:
 def schedule_of(
     stages: int, segments: int, micro_batches: int, mode: str, backward: bool, summary_group: int
 ) -> list[list[Action]]:
-    """Return the passes of each pipeline stage, in order; arguments as for ``pipeline_schedule``.
+    """Return the passes of each pipeline stage, in order; cached, because every step asks for the same schedule.
 
-    Cached, because every step asks for the same schedule.
+    Args:
+        stages: number of stages.
+        segments: number of segments of the window.
+        micro_batches: number of micro-batches.
+        mode: memory mode.
+        backward: whether backward passes follow, as in training.
+        summary_group: number of micro-batches per summary pass.
     """
     return pipeline_schedule(stages, segments, micro_batches, mode=mode, backward=backward, summary_group=summary_group)
 

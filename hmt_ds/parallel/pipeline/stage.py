@@ -65,7 +65,11 @@ class StagePass:
         self.recall_losses: dict[tuple[int, int], Tensor] = {}
 
     def run(self, order: list[Action]) -> None:
-        """Run all passes of a window, in the given order."""
+        """Run all passes of a window, exchange their messages, and wait until all sends have completed.
+
+        Args:
+            order: the stage's passes, in order.
+        """
         # gloo moves nothing before the receive is posted: post all, in the order in which the neighbour sends
         for action in order if self.topology.posts_receives_early else []:
             if self.expects_message(action):
@@ -107,9 +111,8 @@ class StagePass:
         return TensorSpec((rows, positions, self.stage.hidden_size), self.stage.dtype)
 
     def receive(self, action: Action) -> Tensor:
-        """Receive the tensor that a pass needs from another stage: activations, a prompt or a gradient, as
-        :meth:`message_spec`.
-        """
+        """Receive what a pass needs from another stage: activations ``[b, t, h]``, a prompt ``[b, p, d]`` or the
+        gradient of one of them."""
         with self.phase("wait"):
             return self.channel_in(action).receive(self.message_spec(action))
 

@@ -18,8 +18,11 @@ class StageBudget(ActivationBudget):
     """
 
     def plan_for(self, depth: int) -> None:
-        """Restart planning for windows of ``depth`` segments: keep no graphs until a step with such windows is
+        """Restart planning for windows of another number of segments: keep no graphs until a step with such windows is
         measured.
+
+        Args:
+            depth: number of segments of a window.
         """
         super().plan_for(depth)
         self.free_bytes = math.inf if self.compute.recompute in ("none", "selective") else 0.0
@@ -33,7 +36,11 @@ class StageBudget(ActivationBudget):
         self.step += self.counts
 
     def choose_graphs(self, order: list[Action]) -> frozenset[Action]:
-        """Return the forward passes of a window, among the stage's ordered passes, that keep their autograd graphs."""
+        """Choose the forward passes of a window that keep their autograd graphs.
+
+        Args:
+            order: the stage's passes, backward passes included.
+        """
         if self.free_bytes <= 0:
             return frozenset()
         return graphs_to_keep(
