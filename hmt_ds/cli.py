@@ -97,11 +97,7 @@ def command_line() -> argparse.ArgumentParser:
 
 
 def add_preparing(add: Add) -> None:
-    """Add the subcommands that are used before a run: init, doctor, check, plan, keys, tokenizer.
-
-    Args:
-        add: adds a subcommand: name, function that runs it, help text, further help text.
-    """
+    """Add the subcommands that are used before a run: init, doctor, check, plan, keys, tokenizer."""
     command = add("init", init, "write a recipe with comments", "Asks for what is not given, in a terminal.")
     command.add_argument("file", metavar="FILE", type=path_operand, help="path of the recipe to write, a new YAML file")
     add_options(command, InitOptions)
@@ -127,11 +123,7 @@ def add_preparing(add: Add) -> None:
 
 
 def add_running(add: Add) -> None:
-    """Add the subcommands that start ranks, on this machine or in a Slurm job: train, evaluate, bench, launch.
-
-    Args:
-        add: adds a subcommand: name, function that runs it, help text, further help text.
-    """
+    """Add the subcommands that start ranks, on this machine or in a Slurm job: train, evaluate, bench, launch."""
     for name, run, operand, text in (
         ("train", train, "RECIPE", "train a model"),
         ("evaluate", evaluate, "RUN|CHECKPOINT|FOLDER|RECIPE", "measure held-out losses, and what the memory is worth"),
@@ -151,11 +143,7 @@ def add_running(add: Add) -> None:
 
 
 def add_looking(add: Add) -> None:
-    """Add the subcommands that read what runs have written: compare, status, report.
-
-    Args:
-        add: adds a subcommand: name, function that runs it, help text, further help text.
-    """
+    """Add the subcommands that read what runs have written: compare, status, report."""
     more = "A RUN is a run's folder, whose newest evaluation counts, or the JSON file of an evaluation."
     command = add("compare", compare, "compare trained runs on the same held-out tokens", more)
     command.add_argument("runs", nargs="+", type=path_operand, metavar="RUN")
@@ -174,11 +162,7 @@ def add_looking(add: Add) -> None:
 
 
 def add_using(add: Add) -> None:
-    """Add the subcommands that use a trained model, or write tasks to train one on: convert, generate, chat, tasks.
-
-    Args:
-        add: adds a subcommand: name, function that runs it, help text, further help text.
-    """
+    """Add the subcommands that use a trained model, or write tasks to train one on: convert, generate, chat, tasks."""
     more = "SOURCE is a run, a checkpoint of it, a converted folder, HMT-pytorch's weights or a DeepSpeed folder. "
     more += "The last two need --backbone, and the sizes of the memory: --memory.segment_length 990"
     command = add("convert", convert, "write a checkpoint as a Hugging Face folder", more, overrides=True)
@@ -204,17 +188,12 @@ def add_using(add: Add) -> None:
 
 
 def train(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Run `hmt-ds train` on the ranks of this machine, or with ``--dry-run`` only check the recipe.
+    """Run `hmt-ds train` on the ranks of this machine, or with ``--dry-run`` only check the recipe; return the exit
+    code.
 
     Args:
         arguments: parsed command line; ``source`` is the path of the recipe or of a run.
         overrides: keys of the recipe to change, such as ``["--training.steps", "10"]``.
-
-    Returns:
-        Exit code.
-
-    Raises:
-        ConfigError: with a line for each mistake in options and recipe.
     """
     options, problems = read_options(TrainOptions, arguments)
     if options.dry_run:
@@ -224,17 +203,11 @@ def train(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 def evaluate(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Run `hmt-ds evaluate`: held-out losses on the ranks of this machine, or with ``--tasks`` or ``--questions``
-    answers to questions in this process.
+    answers to questions in this process. Return the exit code.
 
     Args:
         arguments: parsed command line; ``source`` is a run, a checkpoint, a recipe or a converted folder.
         overrides: keys of the recipe to change, such as ``["--evaluation.documents", "10"]``.
-
-    Returns:
-        Exit code.
-
-    Raises:
-        ConfigError: with a line for each mistake in options and recipe.
     """
     rank_options, wrong = read_options(RankOptions, arguments)
     options, problems = read_options(TaskOptions, arguments)
@@ -244,17 +217,11 @@ def evaluate(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def bench(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Run `hmt-ds bench` on the ranks of this machine.
+    """Run `hmt-ds bench` on the ranks of this machine; return the exit code.
 
     Args:
         arguments: parsed command line; ``source`` is the path of the recipe.
         overrides: keys of the recipe to change, such as ``["--training.batch_size", "2"]``.
-
-    Returns:
-        Exit code.
-
-    Raises:
-        ConfigError: with a line for each mistake in options and recipe.
     """
     rank_options, wrong = read_options(RankOptions, arguments)
     options, problems = read_options(BenchOptions, arguments)
@@ -262,16 +229,11 @@ def bench(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def compare(arguments: argparse.Namespace, _: list[str]) -> int:
-    """Run `hmt-ds compare`: print, and draw if asked, how trained runs differ on the same held-out tokens or questions.
+    """Run `hmt-ds compare`: print, and draw if asked, how trained runs differ on the same held-out tokens or questions;
+    return the exit code.
 
     Args:
         arguments: parsed command line; ``runs`` are paths of runs or of their evaluations.
-
-    Returns:
-        Exit code.
-
-    Raises:
-        ConfigError: with a line for each wrong option, and for runs that cannot be compared.
     """
     options, problems = read_options(CompareOptions, arguments)
     if problems:
@@ -330,9 +292,6 @@ def launch(arguments: argparse.Namespace, overrides: list[str]) -> int:
     Args:
         arguments: parsed command line; ``source`` is the path of the recipe or of a run.
         overrides: keys of the recipe to change, such as ``["--training.steps", "10"]``.
-
-    Raises:
-        ConfigError: with a line for each mistake in options and recipe.
     """
     from hmt_ds.launch.slurm import launch as submit_jobs
 

@@ -51,6 +51,7 @@ def checkpoint_layers(backbone: CausalLM, *, selective: bool) -> None:
     """Turn on activation checkpointing of every decoder layer, for training.
 
     Args:
+        backbone: the backbone, changed in place.
         selective: keep the results of matrix products and attention besides each layer's input, and recompute the rest;
             otherwise keep only each layer's input.
     """

@@ -24,8 +24,14 @@ SHAPE_SETTINGS = ("memory_tokens", "recall_dim")  # the memory settings that are
 
 
 def read_converted(source: object) -> ConfigValues | None:
-    """Read config.json of a folder that ``hmt-ds convert`` wrote, without running its code; return None for other
-    sources."""
+    """Read config.json of a folder that ``hmt-ds convert`` wrote, without running its code.
+
+    Args:
+        source: a recipe's ``model.source``: a folder, a hub name or a mapping.
+
+    Returns:
+        The content; None for sources of any other kind.
+    """
     if not isinstance(source, str):
         return None
     try:
@@ -36,7 +42,11 @@ def read_converted(source: object) -> ConfigValues | None:
 
 
 def backbone_config(converted: ConfigValues) -> PreTrainedConfig:
-    """Build the backbone's configuration from config.json of a folder written by ``hmt-ds convert``."""
+    """Build the backbone's configuration from the content of config.json of a folder written by ``hmt-ds convert``.
+
+    Args:
+        converted: the content, from :func:`read_converted`.
+    """
     values = dict(converted["backbone"])
     return AutoConfig.for_model(values.pop("model_type"), **values)
 

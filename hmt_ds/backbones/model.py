@@ -14,7 +14,8 @@ from hmt_ds.backbones.transformers_internals import one_sequence_per_row
 
 
 class BackboneError(ValueError):
-    """Raised for a model, or LoRA adapters, that cannot be used as a backbone; the message gives the reason."""
+    """Raised for a model, or LoRA adapters, that cannot be used as a backbone; the message is one line per reason, for
+    the user."""
 
 
 def first_line(error: Exception) -> str:

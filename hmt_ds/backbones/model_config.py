@@ -126,6 +126,9 @@ def check_values(config: PreTrainedConfig, prefix: str) -> None:
 def check_config_keys(source: ConfigValues) -> None:
     """Refuse misspelt keys of a model's configuration, because transformers accepts any key.
 
+    Args:
+        source: the configuration's keys and values.
+
     Raises:
         BackboneError: naming the unknown key and the known key most similar to it.
     """

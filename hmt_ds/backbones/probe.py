@@ -121,7 +121,13 @@ def check_adapters(config: PreTrainedConfig, lora: LoraSettings, stages: int = 1
 
 
 def small_model(config: PreTrainedConfig, layers: int = 1) -> PreTrainedModel:
-    """Build a model of a configuration with ``layers`` decoder layers and random weights, in evaluation mode."""
+    """Build a model with fewer layers and random weights (float32, in evaluation mode), to try out what its
+    configuration gives.
+
+    Args:
+        config: the model's configuration, which is not changed.
+        layers: number of decoder layers.
+    """
     config = copy.deepcopy(config)
     config.num_hidden_layers = min(layers, config.num_hidden_layers)
     if vars(config).get("layer_types"):  # Mamba's is a property, derived from the number of layers

@@ -31,6 +31,14 @@ def add_adapters(model: nn.Module, lora: LoraSettings, seed: int = 0) -> None:
 
     Each adapter's random weights are seeded by its name, so that a pipeline stage draws the same ones as the whole
     model.
+
+    Args:
+        model: the transformers model.
+        lora: settings of the adapters.
+        seed: seed of the adapters' random weights.
+
+    Raises:
+        ValueError: if the model has no layer named in ``lora.target_modules``.
     """
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.lora import LoraLayer

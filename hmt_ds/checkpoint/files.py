@@ -27,7 +27,7 @@ CHUNK = 2**24  # bytes that are hashed at a time
 
 
 class CheckpointError(ValueError):
-    """Raised for a checkpoint that cannot be written or read, or does not fit the run."""
+    """Raised for a checkpoint that cannot be written or read, or does not fit the run; the message is for the user."""
 
 
 class FileEntry(TypedDict):
@@ -51,7 +51,15 @@ Entries = dict[str, FileEntry]
 
 
 def write_file(file: Path, write: Callable[[Path], object]) -> FileEntry:
-    """Write a file with ``write(file)``, flush it to disk, and return its size and SHA-256."""
+    """Write a file, and flush it to disk.
+
+    Args:
+        file: path of the file.
+        write: function that writes it, called with the path.
+
+    Returns:
+        Size and SHA-256 of the file.
+    """
     write(file)
     file.chmod(file.parent.stat().st_mode & 0o666)  # safetensors creates files that only their owner can read
     with file.open("rb") as stream:
@@ -74,7 +82,8 @@ def write_json(file: Path, content: object) -> FileEntry:
 
 
 def partial_path(target: Path) -> Path:
-    """Return the hidden folder that a checkpoint is written into until it is complete."""
+    """Return the path of the hidden folder that a checkpoint is written into until it is complete: ``.NAME.partial``,
+    beside its final path."""
     return target.with_name(f".{target.name}.{PARTIAL}")
 
 

@@ -46,8 +46,12 @@ def write_rank(file: Path, tensors: dict[str, Tensor], texts: dict[str, str]) ->
 
 
 def read_random_states(file: Path, device: torch.device) -> None:
-    """Restore the states of this rank's random generators (torch, NumPy, Python, GPU) from a rank's file in a
-    checkpoint."""
+    """Restore the states of this rank's random generators (torch, NumPy, Python, GPU).
+
+    Args:
+        file: a rank's file in a checkpoint.
+        device: device of this rank.
+    """
     with safe_open(file, framework="pt") as saved:
         texts = json.loads(saved.metadata()["random"])
         torch.set_rng_state(saved.get_tensor("random/torch"))

@@ -85,8 +85,8 @@ class RunLock:
         return in_use(self.folder, next(iter(rivals.values()))) if rivals else None
 
     def rivals(self) -> dict[str, str]:
-        """Return the contents of the lock files of other living starts by file name, and remove those of dead
-        starts."""
+        """Return the lock files of other living starts of the training, as content by file name, and remove those of
+        dead starts."""
         found = {}
         for other in self.folder.glob(LOCKS):
             if other != self.file and (content := sign_of_life(other)) is not None:
@@ -187,7 +187,12 @@ def process_in(content: str) -> dict[str, object]:
 
 
 def lives(content: str) -> bool | None:
-    """Return whether the process described in a lock file's content lives; None if it is on another machine."""
+    """Return whether the process that a lock file describes lives; None if it is on another machine, where that cannot
+    be seen.
+
+    Args:
+        content: content of the lock file.
+    """
     found = process_in(content)
     pid, ticks = found.get("pid"), found.get("ticks")
     if found.get("machine") != machine() or ticks is None or not isinstance(pid, int):

@@ -93,5 +93,9 @@ def run_state(executor: Executor, position: RunPosition, identity: dict[str, obj
 
 
 def read_run_state(checkpoint: Path) -> RunState:
-    """Read a checkpoint's ``progress.json``."""
+    """Read a checkpoint's ``progress.json``: how far the run had come, its layout and the state of its engine.
+
+    Args:
+        checkpoint: folder of the checkpoint, which was checked for damage.
+    """
     return json.loads((checkpoint / RUN_STATE).read_text(encoding="utf-8"))

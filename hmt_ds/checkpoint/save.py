@@ -247,7 +247,12 @@ def write_share(
 
 
 def write_fragments(group: list[Fragment], file: Path) -> None:
-    """Write a group of fragments of weights and optimizer states into one safetensors file."""
+    """Write parts of weights and of optimizer states into one safetensors file.
+
+    Args:
+        group: the fragments.
+        file: path of the file.
+    """
     tensors = {f"{key}/{f.name}@{f.start}": t.detach().cpu() for f in group for key, t in f.tensors.items()}
     # one entry for all shapes: safetensors writes several entries in random order
     save_file(tensors, file, metadata={"shapes": json.dumps({f.name: f.shape for f in group})})

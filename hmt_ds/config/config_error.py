@@ -84,13 +84,17 @@ def problem_line(key: str, problems: Sequence[ErrorDetails]) -> str:
 
 
 def shortened(value: object) -> str:
-    """Return a value as Python writes it; of a long one its beginning and end."""
+    """Return a value as Python writes it, for an error message; of a long one only its beginning and end."""
     # a number of thousands of digits cannot be written at all
     return reprlib.repr(value) if isinstance(value, int) or len(repr(value)) > MOST_CHARACTERS else repr(value)
 
 
 def message(problem: ErrorDetails) -> str:
-    """Rephrase one of pydantic's error messages as a rule, such as "must be at least 1"."""
+    """Rephrase one of pydantic's error messages as a rule for the user, such as "must be at least 1".
+
+    Args:
+        problem: pydantic's error.
+    """
     if known := MESSAGES.get(problem["type"]):
         return known.format(**problem.get("ctx", {}))
     return problem["msg"].replace("Input should be", "must be").replace("Input", "value")

@@ -127,7 +127,8 @@ def parse_options(kind: type[T], words: Iterable[str]) -> tuple[T, list[str]]:
 
 
 def words_of(options: Options) -> list[str]:
-    """Format options as words of a command line, which :func:`parse_options` parses back into equal options."""
+    """Format options as words of a command line, such as ``["--runs", "3"]``, which :func:`parse_options` parses back
+    into equal options."""
     words = []
     for name in fields_of(options):
         value = getattr(options, name)

@@ -40,7 +40,10 @@ RecipeDumper.add_implicit_resolver("tag:yaml.org,2002:int", ODD_NUMBER, list("-+
 
 
 def read_yaml(text: str) -> Any:
-    """Parse the YAML of a recipe.
+    """Parse the YAML of a recipe into nested dicts, lists and plain values.
+
+    Args:
+        text: content of the file.
 
     Raises:
         MisreadError: if a key is given twice, or a number is not what it looks like, such as 010 or 1:30.

@@ -10,7 +10,8 @@ LONGEST_NAME, LONGEST_PATH = 255, 4096  # bytes, on Linux
 
 
 def why_no_folder(path: Path) -> str | None:
-    """Return why a folder cannot be created at a path (the path or one of its parents is a file); None if it can."""
+    """Return why a folder cannot be created at a path, because the path or one of its parents is a file; None if it
+    can."""
     file = next((parent for parent in (path, *path.parents) if parent.exists() and not parent.is_dir()), None)
     if file is None:
         return None
@@ -31,6 +32,9 @@ def check_digits(value: object) -> object:
 
 def expand_path(text: str) -> str:
     """Return a path with ``~`` and ``$VARIABLES`` expanded, as a shell would.
+
+    Args:
+        text: the path.
 
     Raises:
         ValueError: if a user or variable is unknown, or the result cannot be a file's name.

@@ -51,8 +51,11 @@ class Adapters:
         return Weights(plain.shapes, read)
 
     def change(self, layer: str) -> Tensor:
-        """Return the change (same shape as the weight, float32) that a layer's adapter adds to the layer's weight, by
-        peft."""
+        """Return what a layer's adapter adds to the layer's weight (of the same shape, float32), as peft computes it.
+
+        Args:
+            layer: name of the layer.
+        """
         module: LoraLayer = self.model.get_submodule(layer)
         for part in PARTS:
             stored = [name for name in self.weights.shapes if name.startswith(f"{layer}.{part}.default")]

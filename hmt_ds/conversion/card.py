@@ -131,7 +131,15 @@ def card(
 
 
 def metadata(what: str, origin: str, base: str | None, evaluation: Evaluation | None) -> str:
-    """Return the card's YAML, which the hub reads: library, tags, backbone, and the perplexities of an evaluation."""
+    """Return the card's YAML front matter, which the hub reads: library, tags, base model, and the perplexities of an
+    evaluation.
+
+    Args:
+        what: ``model``, ``backbone``, ``memory`` or ``adapter``.
+        origin: short name of the converted checkpoint.
+        base: hub name of the backbone that training started from; None if unknown.
+        evaluation: held-out losses; None if there are none.
+    """
     data: dict[str, object] = {"library_name": "peft" if what == "adapter" else "transformers"}
     data["tags"] = ["hmt", "long-context"]
     if base and not Path(base).exists():
@@ -210,7 +218,15 @@ def without_folders(value: object) -> object:
 
 
 def figures(run: Path, step: int) -> list[str]:
-    """Return Markdown about a run's loss and perplexity up to a step, with the plot of the loss, if they exist."""
+    """Return Markdown about a run's loss and perplexity, with the plot of the loss, as far as they exist.
+
+    Args:
+        run: folder of the run.
+        step: optimizer step of the converted checkpoint; later evaluations are left out.
+
+    Returns:
+        Parts of the page, each a heading with its text.
+    """
     found = []
     log = run / "metrics.jsonl"
     if log.is_file() and (
@@ -257,11 +273,16 @@ def losses(evaluation: Evaluation) -> str:
 
 
 def with_interval(value: Interval) -> str:
-    """Format a value with its 95% confidence interval, for a table cell."""
+    """Format a value with its 95% confidence interval, for a table cell: the value alone without an interval, a dash
+    without a value.
+
+    Args:
+        value: mean, low and high end; None for a missing one.
+    """
     mean, low, high = map(format_value, value)
     return mean if low == "-" else f"{mean} [{low}, {high}]"
 
 
 def format_value(value: float | None) -> str:
-    """Format a number for a table cell: floats with three decimals, integers as they are."""
+    """Format a number with three decimals, for a table cell; a dash for None."""
     return "-" if value is None else f"{value:z,.3f}"

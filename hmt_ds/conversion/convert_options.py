@@ -18,7 +18,7 @@ What = Literal["model", "backbone", "memory", "adapter"]
 
 @dataclass(frozen=True, config=STRICT)
 class ConvertOptions(Options):
-    """The options of `hmt-ds convert`."""
+    """The options of `hmt-ds convert`; the text below each field is its help."""
 
     what: What = "model"
     """part of the model to write; model: backbone and memory modules, adapter: the LoRA adapters alone"""

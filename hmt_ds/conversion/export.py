@@ -70,7 +70,12 @@ class Export:
 
 
 def select_part(weights: Weights, what: What) -> Weights:
-    """Select the weights of the whole model, of the backbone, or of the memory modules."""
+    """Select the weights of the whole model, of the backbone, or of the memory modules.
+
+    Args:
+        weights: weights of the whole model.
+        what: ``model``, ``backbone`` or ``memory``.
+    """
     if what == "model":
         return weights
     return weights.renamed(lambda name: name if name.startswith(BACKBONE) == (what == "backbone") else None)

@@ -79,7 +79,13 @@ def write_files(export: Export, folder: Path, max_shard: str) -> None:
 
 
 def write_model(export: Export, folder: Path) -> None:
-    """Write config.json and the Python code of a whole HMT, for ``trust_remote_code``."""
+    """Write config.json of a whole HMT, and the Python code that ``from_pretrained(..., trust_remote_code=True)``
+    needs.
+
+    Args:
+        export: content of the folder.
+        folder: the folder to write into.
+    """
     backbone = export.config.to_dict()
     backbone.pop("_name_or_path", None)
     config = {

@@ -30,6 +30,12 @@ PEFT = (("base_model.model.", ""), (".base_layer.", "."))  # peft's names of wha
 def kind_of(source: Path) -> Kind:
     """Recognize the format of a checkpoint's file or folder.
 
+    Args:
+        source: path of the file or folder.
+
+    Returns:
+        ``run``, ``checkpoints``, ``checkpoint``, ``hugging_face``, ``deepspeed`` or ``state_dict``.
+
     Raises:
         ConversionError: if the path does not exist, or has no known format.
     """
@@ -105,14 +111,16 @@ def our_name(name: str) -> str | None:
 
 
 def mode_of(weights: Weights) -> Mode:
-    """Derive the ``memory.mode`` of a model from the memory modules among its weights."""
+    """Return the ``memory.mode`` of a model (``hmt``, ``rmt`` or ``backbone``), from the memory modules among its
+    weights."""
     if "recall.query.weight" in weights.shapes:
         return "hmt"
     return "rmt" if "initial_prompt.embeddings.weight" in weights.shapes else "backbone"
 
 
 def zero_weights(folder: Path) -> Weights:
-    """Open a DeepSpeed checkpoint folder of ZeRO stage 0 to 3, with DeepSpeed's own reader."""
+    """Open a DeepSpeed checkpoint folder of ZeRO stage 0 to 3, with DeepSpeed's own reader; sharded weights are joined
+    in float32 when they are read."""
     from deepspeed.utils import zero_to_fp32
 
     with one_line_errors(folder), weights_only(), contextlib.redirect_stdout(io.StringIO()):

@@ -60,13 +60,20 @@ def export_run(source: Path, options: ConvertOptions, notes: list[str]) -> Expor
 
 
 def has_adapters(source: Path) -> bool:
-    """Return whether a run, its folder of checkpoints or a checkpoint has LoRA adapters beside its weights."""
+    """Return whether a checkpoint has LoRA adapters beside its weights.
+
+    Args:
+        source: a run, its folder of checkpoints, or one checkpoint.
+    """
     _, run = find_checkpoint(source, [])
     return load_recipe(run / "recipe.yaml").model.train == "lora"
 
 
 def library_config(recipe: Recipe) -> PreTrainedConfig:
     """Read the configuration of a run's backbone without running Python code that comes with the model.
+
+    Args:
+        recipe: recipe of the run.
 
     Raises:
         ConversionError: if the backbone needs its own Python code, which may be another person's.
@@ -135,7 +142,15 @@ class RunWeights:
     settings: MemorySettings
 
     def part(self, what: What) -> Weights:
-        """Return the weights of the whole model, the backbone, the memory or the adapters, as ``what`` says."""
+        """Return the weights of a part of the model.
+
+        Args:
+            what: ``model`` (all), ``backbone``, ``memory`` or ``adapter``; LoRA adapters are merged into all but the
+                last two.
+
+        Raises:
+            ConversionError: if the weights of the backbone cannot be found, or an adapter cannot be merged.
+        """
         if what == "adapter":
             return self.adapters().separate()
         if what == "memory":

@@ -202,7 +202,8 @@ class HMTForCausalLM(PreTrainedModel, MemoryGenerationMixin):
     def find_pads(
         self, input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor | None, position_ids: Tensor | None
     ) -> Alignment | None:
-        """Find the pads of a batch, by its mask or else by the configuration; None if there are none."""
+        """Find the padding of a batch: by its mask ``[b, t]`` (0 on padding), or without one by ``pad_token_id`` at the
+        ends of rows; None if there is none."""
         real = check_mask(attention_mask, input_ids.shape)
         check_positions(position_ids, real, input_ids.shape)
         if attention_mask is None:
@@ -215,7 +216,17 @@ class HMTForCausalLM(PreTrainedModel, MemoryGenerationMixin):
     def read(
         self, window: Window, alignment: Alignment | None, first: int, end: int, *, with_loss: bool
     ) -> tuple[Tensor, Tensor]:
-        """Read a window; return its summed loss, and the logits ``[b, end - first, v]`` of these positions."""
+        """Read a window of whole documents.
+
+        Args:
+            window: rows of segments.
+            alignment: map between padded and left-aligned rows; None without padding.
+            first, end: range of positions whose logits are returned.
+            with_loss: whether to compute the loss.
+
+        Returns:
+            The summed loss in nats, and logits ``[b, end - first, v]``.
+        """
         length = self.hmt.settings.segment_length
         columns = None if alignment is None else alignment.columns(first)
         # logits are computed for whole segments, from the one that holds the first wanted column on
@@ -229,7 +240,8 @@ class HMTForCausalLM(PreTrainedModel, MemoryGenerationMixin):
         return torch.stack([output.loss.sum() for output in outputs]).sum(), logits
 
     def read_segments(self, window: Window, *, with_loss: bool, logits_from: int) -> list[Any]:
-        """Read all segments; return their outputs, with logits from segment ``logits_from`` on."""
+        """Read all segments of a window, each with the memories of those before; return their outputs, with logits from
+        the segment with index ``logits_from`` on."""
         hmt, settings = self.hmt, self.hmt.settings
         state = MemoryState.empty(
             len(window.input_ids),
@@ -258,7 +270,15 @@ class HMTForCausalLM(PreTrainedModel, MemoryGenerationMixin):
         cache: SegmentCache,
         logits_to_keep: int | Tensor,
     ) -> Tensor:
-        """Read tokens ``[b, t]`` behind those in a cache; return their logits ``[b, t, v]``, or those to keep."""
+        """Read tokens behind those in a cache, and return their logits ``[b, t, v]``, or those to keep.
+
+        Args:
+            input_ids: ``[b, t]``.
+            attention_mask: 0 on padding, ``[b, t]`` or with the columns read before in front; None without padding.
+            position_ids: must be the default ones; None for none.
+            cache: what was read before; changed.
+            logits_to_keep: number of last positions whose logits are returned (0: all), or a tensor of positions.
+        """
         before, new = cache.seen, input_ids.shape[1]
         if attention_mask is not None and attention_mask.shape == (len(input_ids), before + new):
             attention_mask = attention_mask[:, before:]
@@ -270,7 +290,8 @@ class HMTForCausalLM(PreTrainedModel, MemoryGenerationMixin):
 
 
 class HMTModel(PreTrainedModel):
-    """What ``AutoModel`` finds in a converted folder: a refusal in words."""
+    """The class that transformers' ``AutoModel`` finds in a converted folder: it raises a ValueError that names
+    ``AutoModelForCausalLM``, because a converted HMT has no model without a head."""
 
     config_class = HMTConfig
 

@@ -50,6 +50,10 @@ class PretrainedHMT(HMT):
 def check_token_ids(ids: object, vocabulary: int) -> None:
     """Check that a model can be called with these token ids.
 
+    Args:
+        ids: what the model was called with.
+        vocabulary: number of token ids.
+
     Raises:
         TypeError: if they are not a tensor of whole numbers.
         ValueError: if one is not in the vocabulary.
@@ -96,6 +100,10 @@ def load_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32, devi
 
 def read_settings(values: object, folder: str | Path) -> MemorySettings:
     """Return the memory's settings from their values in config.json, checked like those of a recipe.
+
+    Args:
+        values: the values by key, as JSON has them.
+        folder: the folder, for error messages.
 
     Raises:
         BackboneError: if a setting is unknown, missing or wrong.

@@ -11,7 +11,10 @@ from hmt_ds.conversion.conversion_error import ConversionError
 
 
 def check_push(name: str) -> None:
-    """Check that a folder can be pushed, before it is written.
+    """Check that a folder can be pushed to the hub, before it is written.
+
+    Args:
+        name: name of the repository, OWNER/NAME.
 
     Raises:
         ConversionError: if the name is not OWNER/NAME, or there is no token.
@@ -27,7 +30,14 @@ def check_push(name: str) -> None:
 
 
 def push_folder(folder: Path, name: str) -> str:
-    """Upload a converted folder in one commit; a new repository is private. Return its address.
+    """Upload a converted folder to the hub in one commit; a new repository is private.
+
+    Args:
+        folder: the folder.
+        name: name of the repository, OWNER/NAME.
+
+    Returns:
+        Web address of the repository.
 
     Raises:
         ConversionError: with the hub's reason; the folder stays.

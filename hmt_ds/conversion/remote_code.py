@@ -21,7 +21,8 @@ IMPORT = re.compile(r"^from (hmt_ds[\w.]*) import", re.MULTILINE)
 
 
 def remote_code() -> dict[str, str]:
-    """Return name and content of each Python file of a converted folder: modeling_hmt.py and what it imports."""
+    """Return the Python files that a converted folder needs, modeling_hmt.py and what it imports: content by file
+    name."""
     found: dict[str, str] = {}
     wanted = [MAIN]
     while wanted:

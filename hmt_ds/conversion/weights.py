@@ -44,7 +44,12 @@ def tensor_weights(found: dict[str, Tensor]) -> Weights:
 
 
 def checkpoint_weights(checkpoint: Path) -> Weights:
-    """Open the trained weights of an hmt_ds checkpoint, in float32, each joined from its saved fragments."""
+    """Open the trained weights of an hmt_ds checkpoint, in float32; a weight that several ranks have saved parts of is
+    joined when it is read.
+
+    Args:
+        checkpoint: folder of the checkpoint.
+    """
     fragments = FragmentReader(checkpoint)
 
     def read(name: str) -> Tensor:

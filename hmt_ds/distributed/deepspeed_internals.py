@@ -81,7 +81,7 @@ def set_overflow(engine: Engine[Model], overflow: bool) -> None:
 
 
 def skipped_steps(engine: Engine[Model]) -> int:
-    """The number of optimizer steps that an engine has skipped so far."""
+    """Return how many optimizer steps an engine has skipped so far because gradients were not finite."""
     return untyped(engine).skipped_steps
 
 

@@ -9,7 +9,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class Engine(Protocol[Model]):
-    """A DeepSpeed engine around a model: the documented members that this project uses.
+    """A DeepSpeed engine around a model: the documented members that this project uses, as a typing Protocol.
 
     Attributes:
         module: the model.

@@ -6,10 +6,12 @@ from hmt_ds.distributed.network import address_towards, bound_port, interface_of
 
 
 def rendezvous() -> dict[str, str]:
-    """Return the first rank's address, a free port there, and this machine's network interface, as environment
-    variables.
+    """Find where ranks meet: the first rank's address, a free port there, and this machine's network interface.
 
     Collective. MPI is finalized at once, so that a rank can exit at any time: later messages go through NCCL or gloo.
+
+    Returns:
+        Environment variables: ``MASTER_ADDR``, ``MASTER_PORT`` and, if known, ``GLOO_SOCKET_IFNAME``.
 
     Raises:
         RuntimeError: without mpi4py or an MPI library, or if the first machine cannot resolve the others' host names.

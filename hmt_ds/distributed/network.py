@@ -18,7 +18,14 @@ def bound_port(port: int) -> int:
 
 
 def address_towards(host: str) -> str:
-    """The IP address of this machine on the route to a host. No packet is sent."""
+    """Return the IP address of this machine on the route to a host. No packet is sent.
+
+    Args:
+        host: name or address of the host.
+
+    Raises:
+        OSError: if the name cannot be resolved, or there is no route.
+    """
     family, kind, _, _, there = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, kind) as probe:
         probe.connect(there)
@@ -26,7 +33,8 @@ def address_towards(host: str) -> str:
 
 
 def interface_of(address: str) -> str | None:
-    """The name of the network interface that has an IP address; None if no interface has it."""
+    """Return the name of the network interface that has an IP address, such as ``eth0``; None if no interface has
+    it."""
     if find_spec("psutil") is None:
         return None
     import psutil

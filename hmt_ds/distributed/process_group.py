@@ -44,7 +44,8 @@ BACKENDS = re.compile(r"gloo/transport|NCCL error|Connection (reset|closed) by p
 
 
 class LaunchError(ValueError):
-    """Raised if the launcher's environment does not let the ranks meet."""
+    """Raised if the launcher's environment variables do not let the ranks meet; the message tells the user what to
+    set."""
 
 
 class LostRank(RuntimeError):
@@ -189,12 +190,12 @@ def end_process(code: int) -> NoReturn:
 
 
 def rank() -> int:
-    """The rank of this process; 0 without a process group."""
+    """Return the rank of this process; 0 without a process group."""
     return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
 
 
 def world_size() -> int:
-    """The number of ranks; 1 without a process group."""
+    """Return the number of ranks; 1 without a process group."""
     return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
@@ -218,7 +219,11 @@ def is_lost_contact(error: RuntimeError) -> bool:
 
 
 def lost_contact(error: RuntimeError) -> str:
-    """Describe in one line that this rank lost contact with another one."""
+    """Describe in one line, for the user, that this rank lost contact with another one.
+
+    Args:
+        error: error of a collective.
+    """
     said = str(error).strip().partition("\n")[0].partition(". This is typically")[0]
     return f"rank {rank()} lost contact with another rank: {said}"
 

@@ -15,7 +15,8 @@ STOPPED = 75  # exit code: everything is saved, the run can be started again; EX
 
 
 class Stopped(Exception):
-    """Raised on all ranks after one of them received a stop signal; the message is for the user."""
+    """Raised on all ranks after one of them received a stop signal (Ctrl-C, SIGTERM, SIGUSR1 or SIGHUP); the message is
+    for the user."""
 
 
 class StopSignals:
@@ -66,7 +67,8 @@ def leave_terminal() -> None:
 
 
 def write_exit_code(code: int) -> None:
-    """Write rank 0's exit code to a file for the launch script, because not every launcher passes codes on."""
+    """Write rank 0's exit code to the file that ``HMT_DS_EXIT_CODE_FILE`` names, for a launch script, because not every
+    launcher passes codes on. Without that variable nothing is written."""
     file = os.environ.get("HMT_DS_EXIT_CODE_FILE")
     if file and rank() == 0:
         Path(file).write_text(f"{code}\n")

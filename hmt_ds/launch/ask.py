@@ -114,7 +114,14 @@ def ask_tasks(source: Path, options: TaskOptions, overrides: list[str], problems
 
 
 def write_tasks(arguments: argparse.Namespace, _: list[str]) -> int:
-    """Run `hmt-ds tasks`: write generated documents with questions, to train on, and return exit code 0."""
+    """Run `hmt-ds tasks`: write generated documents with questions to train on, and return exit code 0.
+
+    Args:
+        arguments: the command line as argparse parsed it; ``names`` are the tasks.
+
+    Raises:
+        ConfigError: with a line for each problem.
+    """
     options, problems = read_options(WriteOptions, arguments)
     if problems:
         raise ConfigError(problems)

@@ -10,7 +10,14 @@ from hmt_ds.launch.start import dry_run, set_rank_environment
 
 
 def init(arguments: argparse.Namespace, _: list[str]) -> int:
-    """Run `hmt-ds init`: write a recipe; return the exit code."""
+    """Run `hmt-ds init`: write a recipe from options and answers in a terminal, and return exit code 0.
+
+    Args:
+        arguments: the command line as argparse parsed it; ``file`` is the recipe to write.
+
+    Raises:
+        ConfigError: with a line for each problem.
+    """
     options, problems = read_options(InitOptions, arguments)
     if problems:
         raise ConfigError(problems)
@@ -23,7 +30,17 @@ def init(arguments: argparse.Namespace, _: list[str]) -> int:
 
 
 def doctor(arguments: argparse.Namespace, _: list[str]) -> int:
-    """Run `hmt-ds doctor`: check this machine; return the exit code."""
+    """Run `hmt-ds doctor`: print a line for each part of this machine that training needs.
+
+    Args:
+        arguments: the command line as argparse parsed it; ``folder`` is where runs will be written.
+
+    Returns:
+        Exit code: 0, or 1 if training cannot work.
+
+    Raises:
+        ConfigError: if there is no such folder.
+    """
     if not arguments.folder.is_dir():
         raise ConfigError([f"{arguments.folder}: no such folder: name the folder that runs will be written to"])
     set_rank_environment()
@@ -33,5 +50,14 @@ def doctor(arguments: argparse.Namespace, _: list[str]) -> int:
 
 
 def check(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Run `hmt-ds check`: check a recipe, and describe what it would train; return the exit code."""
+    """Run `hmt-ds check`: check a recipe without starting anything, describe what it would train, and return exit code
+    0.
+
+    Args:
+        arguments: the command line as argparse parsed it; ``source`` is the recipe.
+        overrides: keys of the recipe to change, such as ``["--training.steps", "10"]``.
+
+    Raises:
+        ConfigError: with a line for each problem of the recipe.
+    """
     return dry_run(arguments.source, None, overrides, [], writes_output=False)

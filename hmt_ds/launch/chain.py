@@ -188,7 +188,13 @@ def target_problems(job: Job, target: str, earlier: list[Job]) -> list[str]:
 
 
 def allocate(options: LaunchOptions, fewest: int, most: int) -> Allocation:
-    """Return the Slurm resources of a job on ``fewest`` to ``most`` nodes, as the launch's options ask for."""
+    """Return the resources to request from Slurm for a job.
+
+    Args:
+        options: options of ``hmt-ds launch``, which give GPUs, time, partition and so on.
+        fewest: smallest number of nodes.
+        most: largest number of nodes.
+    """
     return Allocation(
         fewest,
         most,

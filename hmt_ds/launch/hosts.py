@@ -9,7 +9,7 @@ NOT_IN_A_JOB = "not in a Slurm job: submit the script with sbatch, or run it ins
 
 
 class LaunchProblem(ValueError):
-    """Raised if a launch cannot start, with one line per problem."""
+    """Raised if a launch on several machines cannot start; ``problems`` has a line for the user for each reason."""
 
     def __init__(self, problems: list[str]):
         super().__init__("\n".join(problems))

@@ -14,7 +14,8 @@ Train = Literal["whole", "lora", "frozen"]
 
 @dataclass(frozen=True, config=STRICT)
 class InitOptions(Options):
-    """The options of `hmt-ds init`; a missing one is asked for in a terminal, and elsewhere takes its default."""
+    """The options of `hmt-ds init`; a missing one is asked for in a terminal, and elsewhere takes its default. The text
+    below each field is its help."""
 
     model: Annotated[str, "NAME"] = "HuggingFaceTB/SmolLM2-135M"
     """backbone: a Hugging Face folder or hub name"""

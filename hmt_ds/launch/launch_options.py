@@ -47,7 +47,7 @@ SbatchOption = Annotated[str, like(r"[a-z][a-z-]+(=\S+)?", "like exclusive or qo
 
 @dataclass(frozen=True, config=STRICT)
 class LaunchOptions(Options):
-    """The options of `hmt-ds launch slurm`."""
+    """The options of `hmt-ds launch slurm`; the text below each field is its help."""
 
     nodes: Annotated[str, "N", AfterValidator(check_nodes)] = "1"
     """number of nodes; with training.elastic also a range such as 2-8, from which Slurm picks"""

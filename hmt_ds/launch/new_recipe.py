@@ -130,7 +130,15 @@ def choose(file: Path, options: InitOptions) -> tuple[dict[str, Any], list[str]]
 
 
 def fleet_of_options(options: InitOptions) -> Fleet | None:
-    """Return the GPUs to plan for: those of --gpus, or this machine's; None if there are none."""
+    """Return the type and number of GPUs to plan a new recipe for: those of --gpus, or this machine's; None if neither
+    is known.
+
+    Args:
+        options: options of `hmt-ds init`.
+
+    Raises:
+        ConfigError: if --gpus cannot be spread over nodes.
+    """
     if options.gpus:
         try:
             return fleet_of(*read_gpus(options.gpus), None, read_link("50GB/s"))

@@ -49,10 +49,10 @@ def launch(recipe_file: str, options: LaunchOptions, overrides: list[str], probl
 
 
 def submit(words: list[str]) -> str:
-    """Submit a job with sbatch; return the job's id.
+    """Submit a job with sbatch; return Slurm's id of the job.
 
     Args:
-        words: the whole sbatch command.
+        words: the whole sbatch command; the last word is the script.
 
     Raises:
         ConfigError: with sbatch's error messages.
@@ -71,7 +71,8 @@ def submit(words: list[str]) -> str:
 
 
 def unused_name(file: Path) -> Path:
-    """Return ``file``, or its name with a number added if it exists: the user may have edited an existing script."""
+    """Return a path that does not exist: ``file``, or its name with a number added, because the user may have edited an
+    existing script."""
     number, found = 1, file
     while found.exists():
         number += 1

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, config=STRICT)
 class RankOptions(Options):
-    """Options shared by the commands that start ranks: train, evaluate and bench."""
+    """Options shared by the commands that start ranks (train, evaluate and bench); the text below each field is its
+    help."""
 
     ranks: AtLeastOne | None = None
     """number of ranks to start on this machine (default: as many as wrote the run's newest checkpoint, else one per
@@ -34,7 +35,7 @@ class RankOptions(Options):
 
 @dataclass(frozen=True, config=STRICT)
 class TrainOptions(RankOptions):
-    """The options of `hmt-ds train`."""
+    """The options of `hmt-ds train`; the text below each field is its help."""
 
     dry_run: bool = False
     """check recipe, model, data and machine, print what would be trained, and exit without training"""

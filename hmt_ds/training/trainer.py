@@ -282,11 +282,8 @@ class Trainer:
         )
 
     def alive(self, after: str) -> None:
-        """Tell this rank's watchdog that it makes progress.
-
-        Args:
-            after: what the rank has finished last, such as ``step 12``.
-        """
+        """Tell this rank's watchdog that it makes progress; ``after`` is what it has finished last, such as ``step
+        12``."""
         if self.watchdog:
             self.watchdog.alive(after)
 

@@ -95,13 +95,7 @@ def unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def section_of(config: DsConfig, *path: str) -> DsConfig:
-    """Return a section of a DeepSpeed configuration, such as that at ``"zero_optimization", "offload_optimizer"``; an
-    empty dict if there is none.
-
-    Args:
-        config: DeepSpeed's configuration.
-        path: keys of the nested sections.
-    """
+    """Return a section of a DeepSpeed configuration, given the keys that lead to it; an empty dict if there is none."""
     section = config
     for key in path:
         section = section.get(key, {})
@@ -159,12 +153,7 @@ def with_bucket(config: DsConfig, trained: int, *, once: bool) -> DsConfig:
 
 def decided_values(config: DsConfig, settings: EngineSettings) -> dict[tuple[str, ...], object]:
     """Return the values of a DeepSpeed configuration that the recipe decides, by path of keys such as ``("optimizer",
-    "type")``.
-
-    Args:
-        config: DeepSpeed's configuration as the file has it.
-        settings: the recipe's values.
-    """
+    "type")``."""
     autocast = computes_in_autocast(config, settings.precision)
     low = "" if autocast else settings.precision
     values: dict[tuple[str, ...], object] = {
