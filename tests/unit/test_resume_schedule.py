@@ -87,8 +87,8 @@ def test_all_go_on_as_if_nothing_had_happened(name, params, steps):
 @pytest.mark.parametrize(
     ("params", "rate", "said"),
     [
-        ({"T_max": STEPS}, 0.5, r"base_lrs is \[1\.0\] in the checkpoint, \[0\.5\] here"),
-        ({"T_max": 2 * STEPS}, 1.0, r"T_max is 8 in the checkpoint, 16 here"),
+        ({"T_max": STEPS}, 0.5, r"base_lrs is \[1\.0\] in the checkpoint, \[0\.5\] by the recipe"),
+        ({"T_max": 2 * STEPS}, 1.0, r"T_max is 8 in the checkpoint, 16 by the recipe"),
     ],
 )
 def test_torchs_go_on_from_the_last_rate(params, rate, said):
