@@ -1,22 +1,29 @@
 """Documents to token ids, once: the result is kept on disk under a name that says what it was made from."""
 
 import hashlib
+import itertools
 import json
 import logging
-import uuid
-from contextlib import suppress
+import sys
+from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, Features, Value
+from datasets import Dataset, Features, Value, concatenate_datasets
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from hmt_ds.config.value_checks import why_no_folder
 from hmt_ds.data.errors import DataError, first_line
 from hmt_ds.data.formats import Format
+from hmt_ds.data.pieces import OVERLAP, PIECE, NoJoin, Piece, encode_pieces, join, join_all, splits_words
+from hmt_ds.data.token_files import digest_file, is_intact, lock, on_disk, remove_unfinished, sha256, write_batches
+from hmt_ds.data.token_work import Unit, in_order, pieces_of, row_sizes, shard_rows, units_of
 
 logger = logging.getLogger(__name__)
 
@@ -32,15 +39,15 @@ def tokenize_documents(
     format: Format = TEXT,
     add_eos: bool = True,
     cache_dir: Path | None = None,
-    num_proc: int | None = None,
+    processes: int = 1,
 ) -> Dataset:
     """Tokenize documents into `input_ids` (int32, one list per document) and `length` (tokens).
 
     A format whose tokens have different weights in the loss adds a column `weights` (float32, one list per document,
     one weight per token). BOS is added where the tokenizer does so by itself. The result is cached under the documents'
-    fingerprint and the tokenizer's content, so it outlives the process and changes with either. `datasets` writes to a
-    temporary file and renames it: a killed process leaves no torn cache, and several processes may do the same work at
-    once. The file's SHA-256 is beside it, and a file that does not match is made again.
+    fingerprint and the tokenizer's content, so it outlives the process and changes with either. It is in one file, or
+    in shards of some 100 MB; after a kill, those that are whole are kept. One process makes them while others wait. The
+    SHA-256 of each file is beside it, and a file that does not match is made again.
 
     Args:
         documents: A data set with the columns of the format.
@@ -48,7 +55,7 @@ def tokenize_documents(
         format: How rows become tokens.
         add_eos: End each document with the tokenizer's EOS, where it has one and did not add it itself.
         cache_dir: Where to keep the result; a folder in the cache of `datasets` by default.
-        num_proc: Number of processes.
+        processes: Number of processes. With 1, this process uses the tokenizer's own threads.
 
     Raises:
         DataError: A document or the tokenizer does not fit the format, no document has a token, or the cache cannot be
@@ -56,83 +63,149 @@ def tokenize_documents(
     """
     format.check(tokenizer)
     cache_dir = cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "hmt_ds_tokens"
+    if processes > 1 and parent_process() is not None:  # a script that each of its processes would start again
+        raise DataError("processes > 1 needs a script with `if __name__ == '__main__':` around its work")
     if reason := why_no_folder(cache_dir):
         raise DataError(f"tokens cannot be kept: {reason}")
-    fingerprint = _fingerprint(documents, tokenizer, add_eos, format)
-    options: dict[str, Any] = {
-        "batch_size": 16,  # documents are long: a novel is 200,000 tokens
-        "writer_batch_size": 16,
-        "fn_kwargs": {"format": format, "tokenizer": tokenizer, "eos": tokenizer.eos_token_id if add_eos else None},
-        "features": WEIGHTED if format.weighted else FEATURES,
-        "num_proc": num_proc,
-        "new_fingerprint": fingerprint,
-    }
-    tokens, lengths = _map_cached(documents, cache_dir / f"tokens-{fingerprint}.arrow", options)
+    name = f"tokens-{_fingerprint(documents, tokenizer, add_eos, format)}"
+    encoder = Encoder(documents, tokenizer, format, add_eos)
+    try:
+        tokens = _cached(cache_dir, name, encoder, processes)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"tokens cannot be kept in {cache_dir}: {first_line(error)}") from None
+    except BrokenProcessPool:
+        raise DataError(
+            f"one of {processes} processes was killed, perhaps for lack of memory: try again with fewer; "
+            "the shards that are whole are kept"
+        ) from None
+    lengths = document_lengths(tokens)
     keep = lengths > 0
     if not keep.any():
         raise DataError(f"the tokenizer makes no token of any of the {len(tokens)} documents: check text and tokenizer")
     return tokens if keep.all() else tokens.select(np.flatnonzero(keep))
 
 
-def _map_cached(documents: Dataset, file: Path, options: dict[str, Any]) -> tuple[Dataset, np.ndarray]:
-    """Tokenize documents into a file, or read it if it is there; one that is damaged is made again.
+class Encoder:
+    """Tokenizes units of documents; each process has a copy.
 
-    Returns:
-        The tokens, and the number of tokens of each document.
+    Args:
+        documents, tokenizer, format, add_eos: As for `tokenize_documents`.
 
-    Raises:
-        DataError: if the file cannot be written.
+    Attributes:
+        sizes: Bytes of each document, `[documents]` int64.
+        words: How pieces of a document can be joined, see `splits_words`; None where documents are not cut.
+        schema: Of the rows.
     """
 
-    def attempt() -> tuple[Dataset, np.ndarray]:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        tokens = documents.map(
-            _tokenize_batch,
-            batched=True,
-            with_indices=True,
-            remove_columns=documents.column_names,
-            load_from_cache_file=True,
-            cache_file_name=str(file),
-            desc="Tokenizing",
-            **options,
-        )
-        return tokens, document_lengths(tokens)
+    def __init__(self, documents: Dataset, tokenizer: PreTrainedTokenizerBase, format: Format, add_eos: bool) -> None:
+        self.sizes, self.words = row_sizes(documents), splits_words(tokenizer) if format.name == "text" else None
+        self.schema = (WEIGHTED if format.weighted else FEATURES).arrow_schema
+        self._documents, self._tokenizer, self._format = documents, tokenizer, format
+        self._eos = tokenizer.eos_token_id if add_eos else None
 
-    try:
-        if file.is_file():
-            if _is_intact(file):
-                with suppress(OSError, pa.ArrowException):
-                    return attempt()
-            logger.warning("%s is damaged: the documents are tokenized again", file)
-            file.unlink(missing_ok=True)
-        made = attempt()
-        if file.is_file():  # several processes write a file each
-            aside = file.with_suffix(f".{uuid.uuid4().hex}")
-            aside.write_text(_sha256(file), encoding="ascii")
-            aside.replace(_digest_file(file))
-        return made
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"tokens cannot be kept in {file.parent}: {first_line(error)}") from None
+    def __call__(self, unit: Unit) -> pa.RecordBatch | Piece | None:
+        """Return the rows of whole documents, or joined pieces of one; None if the pieces do not agree."""
+        if unit.parts is None:
+            rows = self._documents[unit.first : unit.end]
+            columns = _tokenize_batch(rows, unit.first, format=self._format, tokenizer=self._tokenizer, eos=self._eos)
+            return pa.RecordBatch.from_pydict(columns, self.schema)
+        text = self._documents.with_format("arrow")[unit.first]["text"].chunk(0)[0].as_buffer()
+        try:
+            pieces = encode_pieces(memoryview(text).cast("B"), unit.parts, unit.overlap, self._tokenizer)
+            return join_all(pieces, bool(self.words))
+        except NoJoin:
+            return None
+
+    def document(self, row: int, pieces: Iterator[Piece | None], folder: Path) -> Iterator[pa.RecordBatch]:
+        """Yield the one row of a document that was tokenized in pieces; longer ones if they do not agree.
+
+        Args:
+            row: The document.
+            pieces: The pieces, in order.
+            folder: Where the ids are put before they are written as a whole.
+        """
+        longer = 1
+        while True:
+            try:
+                with on_disk(self._ended(join(_all_of(pieces), bool(self.words))), folder) as ids:
+                    lists = pa.ListArray.from_arrays(pa.array([0, len(ids)], pa.int32()), ids)
+                    yield pa.RecordBatch.from_arrays([lists, pa.array([len(ids)])], schema=self.schema)
+                return
+            except NoJoin:
+                longer *= 8
+                units = pieces_of(0, row, int(self.sizes[row]), longer * PIECE, longer * OVERLAP)
+                pieces = (result for result in map(self, units) if not isinstance(result, pa.RecordBatch))
+            except OverflowError as error:
+                raise DataError(f"document {row} (the first is 0) has {error}: split it") from None
+
+    def _ended(self, parts: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        """Yield the ids of a document, and the EOS if it is not there."""
+        last = None
+        for ids in parts:
+            last = ids[-1] if len(ids) else last
+            yield ids
+        if self._eos is not None and last != self._eos:
+            yield np.asarray([self._eos])
 
 
-def _is_intact(file: Path) -> bool:
-    """Tell whether a cache has the content that was written; the caches of earlier versions have no hash to say so.
-
-    Arrow does not notice a flipped bit: it would change a token without a word, or end the interpreter.
-    """
-    digest = _digest_file(file)
-    return not digest.is_file() or digest.read_text(encoding="ascii", errors="replace") == _sha256(file)
+def _all_of(pieces: Iterator[Piece | None]) -> Iterator[Piece]:
+    for piece in pieces:
+        if piece is None:
+            raise NoJoin
+        yield piece
 
 
-def _digest_file(file: Path) -> Path:
-    """Return the file that holds the SHA-256 of a cache."""
-    return file.with_suffix(".sha256")
+def _cached(folder: Path, name: str, encoder: Encoder, processes: int) -> Dataset:
+    """Open the files of the cache, and make those that are missing or damaged."""
+    rows = shard_rows(encoder.sizes)
+    files = [folder / f"{name}-{number:05}-of-{len(rows):05}.arrow" for number in range(1, len(rows) + 1)]
+    whole = folder / f"{name}.arrow"  # the only shard, or all of them, as earlier versions wrote them
+    if len(rows) == 1 or is_intact(whole):
+        rows, files = [(0, len(encoder.sizes))], [whole]
+    if not all(map(is_intact, files)):
+        folder.mkdir(parents=True, exist_ok=True)
+        with lock(folder / f"{name}.lock"):
+            remove_unfinished(folder, name)
+            _make(dict(zip(files, rows, strict=True)), encoder, processes)
+    return concatenate_datasets([Dataset.from_file(str(file)) for file in files])
 
 
-def _sha256(file: Path) -> str:
-    """Return the SHA-256 of a file's content, in hexadecimal."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _make(shards: dict[Path, tuple[int, int]], encoder: Encoder, processes: int) -> None:
+    """Tokenize the documents of the shards that are not there or not intact."""
+    missing = [file for file in shards if not is_intact(file)]
+    for file in filter(Path.exists, missing):
+        what = "is damaged" if digest_file(file).is_file() else "has no hash to tell whether it is whole"
+        logger.warning("%s %s: the documents are tokenized again", file, what)
+        file.unlink()
+    cuts = encoder.words is not None
+    units = (
+        unit for number, file in enumerate(missing) for unit in units_of(number, shards[file], encoder.sizes, cuts)
+    )
+    size = sum(int(encoder.sizes[slice(*shards[file])].sum()) for file in missing)
+    off = not sys.stderr.isatty()
+    with tqdm(total=size, unit="B", unit_scale=True, desc="Tokenizing", disable=off, dynamic_ncols=True) as bar:
+        results = in_order(encoder, units, processes)
+        for number, group in itertools.groupby(results, key=lambda done: done[0].shard):
+            write_batches(missing[number], _batches(group, encoder, missing[number].parent, bar), encoder.schema)
+            if len(shards) > 1:
+                logger.info("tokenized %d of %d shards", len(shards) - len(missing) + number + 1, len(shards))
+
+
+def _batches(
+    results: Iterator[tuple[Unit, pa.RecordBatch | Piece | None]], encoder: Encoder, folder: Path, bar: tqdm
+) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of one shard."""
+
+    def counted(done: Iterator[tuple[Unit, Any]]) -> Iterator[Any]:
+        for unit, result in done:
+            bar.update(unit.size)
+            yield result
+
+    for (row, long), group in itertools.groupby(results, key=lambda done: (done[0].first, done[0].parts is not None)):
+        if long:
+            yield from encoder.document(row, counted(group), folder)
+        else:
+            yield from counted(group)
 
 
 def document_lengths(tokens: Dataset) -> np.ndarray:
@@ -153,9 +226,9 @@ def tokens_sha256(tokens: Dataset) -> str:
 
 
 def _tokenize_batch(
-    batch: dict[str, list[Any]], numbers: list[int], format: Format, tokenizer: PreTrainedTokenizerBase, eos: int | None
+    batch: dict[str, list[Any]], first: int, format: Format, tokenizer: PreTrainedTokenizerBase, eos: int | None
 ) -> dict[str, Any]:
-    encoded, weights = format.encode(batch, numbers[0], tokenizer, eos)
+    encoded, weights = format.encode(batch, first, tokenizer, eos)
     return {
         "input_ids": [np.asarray(ids, dtype=np.int32) for ids in encoded],
         "length": [len(ids) for ids in encoded],
@@ -165,11 +238,17 @@ def _tokenize_batch(
 
 def _fingerprint(documents: Dataset, tokenizer: PreTrainedTokenizerBase, add_eos: bool, format: Format) -> str:
     """Hash what the tokens depend on: of the tokenizer its content, never its path."""
-    backend = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else sorted(tokenizer.get_vocab().items())
+    backend = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else _python_content(tokenizer)
     content = [type(tokenizer).__name__, backend, tokenizer("").input_ids, tokenizer.eos_token_id]
-    if getattr(
-        tokenizer, "split_special_tokens", False
-    ):  # a setting of tokenizer_config.json that the backend does not know
+    if getattr(tokenizer, "split_special_tokens", False):  # in tokenizer_config.json; the backend does not know it
         content.append("split_special_tokens")
     parts = json.dumps([documents._fingerprint, content, add_eos, *format.content(tokenizer)])
     return hashlib.sha256(parts.encode()).hexdigest()[:32]
+
+
+def _python_content(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
+    """Return what a tokenizer without a backend is made of: vocabulary, settings, and the content of its files."""
+    files = {key: Path(str(tokenizer.init_kwargs.get(key))) for key in tokenizer.vocab_files_names}
+    hashes = [[key, sha256(file)] for key, file in sorted(files.items()) if file.is_file()]
+    settings = {key: repr(value) for key, value in tokenizer.init_kwargs.items() if key not in {*files, "name_or_path"}}
+    return [sorted(tokenizer.get_vocab().items()), sorted(settings.items()), hashes]

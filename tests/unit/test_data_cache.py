@@ -81,16 +81,27 @@ def test_a_flipped_bit_is_noticed(tokens, tmp_path, caplog):
         assert caplog.text.count("is damaged") == flips, place
 
 
-def test_a_cache_without_its_hash_is_used(tokens, tmp_path, caplog):
-    """Such as one of an earlier version; a hash that is damaged itself only costs the time to tokenize again."""
+def test_a_cache_without_its_hash_is_made_again(tokens, tmp_path, caplog):
+    """Nothing says whether it is whole; a hash that is damaged itself costs the same time."""
     expected, folder = tokens(), tmp_path / "cache"
     (digest,) = folder.glob("*.sha256")
-    written = digest.read_bytes()
-    digest.write_bytes(b"\xff" + written[1:])
-    assert tokens() == expected and "is damaged" in caplog.text and digest.read_bytes() == written
-    digest.unlink()
-    caplog.clear()
-    assert tokens() == expected and not caplog.text
+    for damage, said in ((lambda: digest.write_bytes(b"\xff"), "is damaged"), (digest.unlink, "has no hash")):
+        damage()
+        caplog.clear()
+        assert tokens() == expected and said in caplog.text and digest.is_file()
+        caplog.clear()
+        assert tokens() == expected and not caplog.text
+
+
+def test_a_cache_of_an_earlier_version_is_used(tokens, tmp_path, caplog):
+    """Its hash alone, without the file's state: it is read once, and the state is added."""
+    expected, folder = tokens(), tmp_path / "cache"
+    (digest,) = folder.glob("*.sha256")
+    written = digest.read_text()
+    digest.write_text(written.split()[0])
+    made = arrow_file(folder).stat().st_mtime_ns
+    assert tokens() == expected and not caplog.text and digest.read_text() == written
+    assert arrow_file(folder).stat().st_mtime_ns == made
 
 
 def test_a_setting_that_changes_tokens_has_a_cache_of_its_own(folder, tmp_path):

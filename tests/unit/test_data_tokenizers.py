@@ -245,14 +245,14 @@ def test_several_processes_may_race(tokenizer, tmp_path):
     for racer in racers:
         racer.join()
     assert [racer.exitcode for racer in racers] == [0, 0, 0]
-    cache, digest = sorted(tmp_path.iterdir())  # no temporary file is left
-    assert (cache.suffix, digest.suffix) == (".arrow", ".sha256")
+    cache, locked, digest = sorted(tmp_path.iterdir())  # no temporary file is left
+    assert (cache.suffix, locked.suffix, digest.suffix) == (".arrow", ".lock", ".sha256")
     assert len(tokenize_documents(documents, tokenizer, cache_dir=tmp_path)) == len(Dataset.from_file(str(cache)))
 
 
 def test_two_processes_make_the_same_tokens(documents, tokenizer, tmp_path):
     one = tokenize_documents(documents, tokenizer, cache_dir=tmp_path / "one")
-    two = tokenize_documents(documents, tokenizer, cache_dir=tmp_path / "two", num_proc=2)
+    two = tokenize_documents(documents, tokenizer, cache_dir=tmp_path / "two", processes=2)
     assert one[:] == two[:]
 
 

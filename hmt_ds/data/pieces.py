@@ -1,0 +1,165 @@
+"""Token ids of a long text from pieces of it that overlap, equal to the ids of the whole text.
+
+Two pieces are joined where, in the middle half of the text that they share, both have the same tokens at the same
+places. The reasons that the ids are those of the whole:
+
+- A tokenizer that splits text into words first (a pre-tokenizer) scans from left to right, and a word boundary that
+  both pieces have is one of the whole: before it the first piece is right, and behind it the scan goes on as in the
+  second. Words are tokenized one by one.
+- Byte-pair encoding without words: where two neighbouring tokens are the same in both pieces, no merge crosses the
+  border between them, because the order of the merges at a border does not depend on what is further away.
+
+Pieces that do not agree, as in a very long run of digits that a tokenizer groups by three, are made longer, up to the
+whole text.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from tokenizers import Encoding
+from transformers import PreTrainedTokenizerBase
+
+PIECE = 1 << 16  # bytes: byte-pair encoding of longer texts is slower
+OVERLAP = 1 << 11  # bytes that a piece shares with the one before
+
+
+class NoJoin(Exception):
+    """Two pieces do not agree where they overlap."""
+
+
+@dataclass(frozen=True)
+class Edge:
+    """The tokens in the middle of an overlap.
+
+    Attributes:
+        first: Index of the first of them in the piece's tokens.
+        tokens: `[tokens, 4]` int64: id, first character and end (from the overlap's first character on), and 1 where a
+            word begins.
+    """
+
+    first: int
+    tokens: np.ndarray
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The tokens of a part of a text, and those of them that the next and the previous part have too.
+
+    Attributes:
+        ids: `[tokens]` int32.
+        head: In the overlap with the piece before; None for the first.
+        tail: In the overlap with the next piece; None for the last.
+    """
+
+    ids: np.ndarray
+    head: Edge | None
+    tail: Edge | None
+
+
+def splits_words(tokenizer: PreTrainedTokenizerBase) -> bool | None:
+    """Tell how pieces can be joined: True between words, False between any tokens, None not at all."""
+    if not tokenizer.is_fast:
+        return None
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    model, words = backend["model"], backend["pre_tokenizer"]
+    if model.get("dropout"):  # at random: the ids of the same text differ from call to call
+        return None
+    whole = words is None or (words["type"] == "Metaspace" and not words.get("split", True))
+    return None if whole and model["type"] != "BPE" else not whole
+
+
+def spans(size: int, piece: int = PIECE, overlap: int = OVERLAP) -> list[tuple[int, int]]:
+    """Return first byte and end of the pieces of a text of `size` bytes, each beginning in the one before."""
+    return [(max(0, start - overlap), min(start + piece, size)) for start in range(0, size, piece)]
+
+
+def encode_pieces(
+    text: memoryview, parts: list[tuple[int, int]], overlap: int, tokenizer: PreTrainedTokenizerBase
+) -> list[Piece]:
+    """Tokenize parts of a text, with the special tokens that the tokenizer adds to each.
+
+    Args:
+        text: The whole text, UTF-8.
+        parts: First byte and end of each part, of `spans`.
+        overlap: Bytes that a part shares with the one before.
+        tokenizer: One of `splits_words`.
+    """
+    texts = [_decode(text, *part) for part in parts]
+    encoded = tokenizer(texts, return_attention_mask=False, verbose=False)
+    pieces = []
+    for (start, end), part, encoding in zip(parts, texts, encoded.encodings, strict=True):
+        ids = np.asarray(encoding.ids, np.int32)
+        head = _edge(encoding, ids, 0, len(_decode(text, start, start + overlap))) if start else None
+        shared = len(_decode(text, end - overlap, end))
+        tail = _edge(encoding, ids, len(part) - shared, shared) if end < len(text) else None
+        pieces.append(Piece(ids, head, tail))
+    return pieces
+
+
+def join(pieces: Iterable[Piece], words: bool) -> Iterator[np.ndarray]:
+    """Yield the ids of the text that pieces are made of, part by part.
+
+    Args:
+        pieces: The pieces, in order.
+        words: Whether they may be joined only where a word begins.
+
+    Raises:
+        NoJoin: Two pieces do not agree.
+    """
+    start, previous = 0, None
+    for piece in pieces:
+        if previous is not None:
+            end, behind = _cut(previous, piece, words)
+            yield previous.ids[start:end]
+            start = behind
+        previous = piece
+    if previous is not None:
+        yield previous.ids[start:]
+
+
+def join_all(pieces: list[Piece], words: bool) -> Piece:
+    """Join neighbouring pieces into one."""
+    last = pieces[-1]
+    ids = np.concatenate(list(join(pieces, words)))
+    tail = last.tail and replace(last.tail, first=last.tail.first + len(ids) - len(last.ids))
+    return Piece(ids, pieces[0].head, tail)
+
+
+def _decode(text: memoryview, start: int, end: int) -> str:
+    """Decode a part of a text whose borders are moved back to the beginning of a character."""
+    return str(text[_character(text, start) : _character(text, end)], "utf-8")
+
+
+def _character(text: memoryview, place: int) -> int:
+    while 0 < place < len(text) and text[place] & 0xC0 == 0x80:
+        place -= 1
+    return place
+
+
+def _edge(encoding: Encoding, ids: np.ndarray, first: int, size: int) -> Edge:
+    """Return the tokens that begin in the middle half of the characters from `first` to `first + size`."""
+    low, high = first + size // 4, first + size - size // 4
+    within = (encoding.char_to_token(place) for place in range(low, high))
+    begin = next((token for token in within if token is not None), len(encoding))
+    tokens, word = [], encoding.token_to_word(begin - 1) if 0 < begin < len(encoding) else None
+    for token in range(begin, len(encoding)):
+        place, before, word = encoding.token_to_chars(token), word, encoding.token_to_word(token)
+        if place is None or place[0] >= high:
+            break
+        tokens.append((ids[token], place[0] - first, place[1] - first, word != before))
+    return Edge(begin, np.asarray(tokens, np.int64).reshape(-1, 4))
+
+
+def _cut(left: Piece, right: Piece, words: bool) -> tuple[int, int]:
+    """Return the number of ids to keep of one piece, and the first id to keep of the next."""
+    tail, head = left.tail, right.head
+    if tail is None or head is None or not np.array_equal(tail.tokens, head.tokens):
+        raise NoJoin
+    places = np.flatnonzero(tail.tokens[:, 3]) if words else np.arange(len(tail.tokens))
+    places = places[places > 0]  # the token before is to be the same too
+    if not len(places):
+        raise NoJoin
+    place = int(places[len(places) // 2])
+    return tail.first + place, head.first + place

@@ -1,0 +1,138 @@
+"""Files of the token cache: written at once or not at all, with their SHA-256 beside them, by one process at a time."""
+
+import hashlib
+import logging
+import mmap
+import os
+import tempfile
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from filelock import FileLock, Timeout
+
+logger = logging.getLogger(__name__)
+
+MOST_TOKENS = 2**31 - 1  # of one document: Arrow's lists count in int32
+
+
+@contextmanager
+def lock(file: Path) -> Iterator[None]:
+    """Let one process at a time into the ``with`` block, which others may enter when it has left or ended.
+
+    Files are renamed into place, so that the lock only saves work: where a file system has no locks, all enter.
+
+    Raises:
+        OSError: if the lock's file cannot be made.
+    """
+    file.touch()
+    held = FileLock(file)
+    try:
+        try:
+            held.acquire(timeout=0)
+        except Timeout:
+            logger.info("another process tokenizes the same documents: waiting for it")
+            held.acquire()
+    except (OSError, NotImplementedError):
+        logger.warning("%s: no locks on this file system; other processes may tokenize the same documents", file)
+    try:
+        yield
+    finally:
+        held.release()
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """Give the path of a new file, and rename it to `file` after the ``with`` block; remove it after an error."""
+    aside = file.with_name(f"{file.name}.{uuid.uuid4().hex}")
+    try:
+        yield aside
+        aside.replace(file)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path, name: str) -> None:
+    """Remove what killed processes left of files whose names begin with `name`; call it with their lock held."""
+    for file in folder.glob(f"{name}*.arrow.*"):
+        with suppress(OSError):
+            file.unlink()
+
+
+def write_batches(file: Path, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> None:
+    """Write a file of the cache, and its hash.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    with replacing(file) as aside:
+        with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+        with aside.open("rb") as written:
+            os.fsync(written.fileno())  # else a power failure may leave a file of zeros under the name
+    write_digest(file, sha256(file))
+
+
+def is_intact(file: Path, *, read: bool = False) -> bool:
+    """Tell whether a file has the content that was written.
+
+    Arrow does not notice a flipped bit: it would change a token without a word, or end the interpreter. To read all of
+    a large cache takes minutes, so a file is read only if its size, times or inode changed since it was found intact.
+
+    Args:
+        file: A file of the cache.
+        read: Read the file in any case.
+    """
+    try:
+        digest, *state = digest_file(file).read_text(encoding="ascii", errors="replace").split()
+        if state == _state(file) and not read:
+            return True
+        if digest != sha256(file):
+            return False
+    except (OSError, ValueError):
+        return False
+    with suppress(OSError):  # in a folder of somebody else
+        write_digest(file, digest)
+    return True
+
+
+def write_digest(file: Path, digest: str) -> None:
+    """Write the SHA-256 of a file beside it, and by what a later change of the file can be seen."""
+    with replacing(digest_file(file)) as aside:
+        aside.write_text(" ".join([digest, *_state(file)]), encoding="ascii")
+
+
+def digest_file(file: Path) -> Path:
+    """Return the file that holds the SHA-256 of a file of the cache."""
+    return file.with_suffix(".sha256")
+
+
+def sha256(file: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _state(file: Path) -> list[str]:
+    state = file.stat()
+    return [str(value) for value in (state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)]
+
+
+@contextmanager
+def on_disk(parts: Iterable[np.ndarray], folder: Path) -> Iterator[pa.Array]:
+    """Collect the token ids of one document in a file, and give them as an int32 array, so that memory stays flat.
+
+    Raises:
+        OverflowError: More tokens than a list of Arrow holds.
+    """
+    with tempfile.TemporaryFile(dir=folder) as file:
+        size = sum(file.write(ids.astype("<i4").tobytes()) for ids in parts) // 4
+        if size > MOST_TOKENS:
+            raise OverflowError(f"{size:,} tokens, more than {MOST_TOKENS:,}")
+        file.flush()
+        content = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) if size else b""
+        yield pa.Array.from_buffers(pa.int32(), size, [None, pa.py_buffer(content)])

@@ -1,0 +1,156 @@
+"""The work of tokenizing, divided: shards of the cache, units of a shard, and the processes that do units."""
+
+import itertools
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import connection, get_context, parent_process
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset
+
+from hmt_ds.data.pieces import OVERLAP, PIECE, spans
+
+SHARD = 100 << 20  # bytes of text, about as many of token ids
+UNIT = 1 << 20  # bytes of text
+MOST_ROWS = 1000  # documents in a unit
+LONG = 4 * PIECE  # bytes of a document that is tokenized in pieces
+AHEAD = 3  # units per process that are begun before the first of them is needed
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Work for one process at a time: whole documents, or neighbouring pieces of one.
+
+    Attributes:
+        shard: Number of the shard that it belongs to.
+        first, end: Its documents.
+        size: Bytes of text, without overlaps.
+        parts: First byte and end of pieces of the document; None for whole documents.
+        overlap: Bytes that a piece shares with the one before.
+    """
+
+    shard: int
+    first: int
+    end: int
+    size: int
+    parts: list[tuple[int, int]] | None = None
+    overlap: int = 0
+
+
+def row_sizes(documents: Dataset) -> np.ndarray:
+    """Return the bytes of text in each document, `[documents]` int64, without reading the text.
+
+    Columns other than text, such as lists of messages, count with their mean.
+    """
+    table = documents.data
+    sizes = np.zeros(len(table), np.int64)
+    for column in table.columns:
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            sizes += np.asarray(pc.fill_null(pc.binary_length(column), 0), np.int64)
+        else:
+            sizes += column.nbytes // max(1, len(table))
+    indices = documents._indices  # of a data set that other rows were left out of
+    return sizes if indices is None else sizes[np.asarray(indices.column(0))]
+
+
+def shard_rows(sizes: np.ndarray) -> list[tuple[int, int]]:
+    """Return the first document and the end of each shard, by the documents' bytes; at least one document each."""
+    starts = np.cumsum(sizes) - sizes
+    firsts = np.unique(starts // SHARD, return_index=True)[1].tolist()
+    return list(zip(firsts, [*firsts[1:], len(sizes)], strict=True))
+
+
+def units_of(shard: int, rows: tuple[int, int], sizes: np.ndarray, cuts: bool) -> Iterator[Unit]:
+    """Yield the units of a shard, in order.
+
+    Args:
+        shard: The shard's number.
+        rows: Its first document and its end.
+        sizes: Bytes of each document of the data set.
+        cuts: Whether long documents are tokenized in pieces.
+    """
+    first, size = rows[0], 0
+    for row in range(*rows):
+        long = cuts and sizes[row] > LONG
+        if row > first and (long or size + sizes[row] > UNIT or row - first >= MOST_ROWS):
+            yield Unit(shard, first, row, size)
+            first, size = row, 0
+        if long:
+            yield from pieces_of(shard, row, int(sizes[row]), PIECE, OVERLAP)
+            first = row + 1
+        else:
+            size += int(sizes[row])
+    if first < rows[1]:
+        yield Unit(shard, first, rows[1], size)
+
+
+def pieces_of(shard: int, row: int, size: int, piece: int, overlap: int) -> Iterator[Unit]:
+    """Yield a document of `size` bytes as units of neighbouring pieces."""
+    parts, many = spans(size, piece, overlap), max(1, UNIT // piece)
+    for first in range(0, len(parts), many):
+        some = parts[first : first + many]
+        done = some[-1][1] - first * piece
+        yield Unit(shard, row, row + 1, done, some, overlap)
+
+
+def in_order(work: Callable[[Unit], Result], units: Iterable[Unit], processes: int) -> Iterator[tuple[Unit, Result]]:
+    """Yield each unit with its result, in the units' order.
+
+    Args:
+        work: What is done with a unit. Each process gets a copy once.
+        units: The units.
+        processes: Number of processes; 1 works in this one.
+
+    Raises:
+        BrokenProcessPool: A process was killed.
+    """
+    if processes == 1:
+        yield from ((unit, work(unit)) for unit in units)
+        return
+    # spawn: a fork would copy locks of threads, of Arrow and of tokenizers, in whatever state they are
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_begin, initargs=(work,))
+    try:
+        begun = deque[tuple[Unit, Future[Result]]]()
+        for unit in itertools.chain(units, itertools.repeat(None)):
+            if unit is not None:
+                begun.append((unit, pool.submit(_do, unit)))
+            elif not begun:
+                return
+            if unit is None or len(begun) >= AHEAD * processes:
+                oldest, result = begun.popleft()
+                yield oldest, result.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_work: Callable[[Unit], Any]  # of this process
+
+
+def _begin(work: Callable[[Unit], Any]) -> None:
+    global _work
+    _work = work
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the processes share the cores already
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process gets it too, and ends the others
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _do(unit: Unit) -> Any:
+    return _work(unit)
+
+
+def _end_with_parent() -> None:
+    """Wait until the first process has ended, killed or not: nobody would read what this one makes."""
+    parent = parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
