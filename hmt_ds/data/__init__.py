@@ -6,6 +6,7 @@ from hmt_ds import lazy_imports
 
 if TYPE_CHECKING:
     from hmt_ds.data.batches import IGNORE_INDEX, Batch, WindowLoader
+    from hmt_ds.data.document_queue import MixBy, QueueState, SourceShare
     from hmt_ds.data.errors import DataError
     from hmt_ds.data.retrieval import RetrievalDocuments, RetrievalLoader, check_length
     from hmt_ds.data.retrieval_text import RetrievalText
@@ -20,11 +21,14 @@ __all__ = [
     "IGNORE_INDEX",
     "Batch",
     "DataError",
+    "MixBy",
     "Piece",
     "PlannedWindow",
+    "QueueState",
     "RetrievalDocuments",
     "RetrievalLoader",
     "RetrievalText",
+    "SourceShare",
     "WindowLoader",
     "WindowPlan",
     "WindowPlanState",

@@ -1,7 +1,7 @@
 """Windows of the plan as tensors: one rank's rows of each, read from the tokenized documents."""
 
 import signal
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from hmt_ds.data.document_queue import MixBy, SourceShare
 from hmt_ds.data.tokenize import document_lengths
 from hmt_ds.data.window_plan import Depth, Piece, WindowPlan, WindowPlanState
 
@@ -58,7 +59,7 @@ class WindowLoader:
     Args:
         tokens: What `tokenize_documents` returned.
         segment_length: Tokens per segment, the width of every batch.
-        segments, seed, shuffle, epochs, left_out: As for `WindowPlan`.
+        segments, seed, shuffle, epochs, left_out, sources, mix_by: As for `WindowPlan`.
         rank, world_size: Of the data-parallel group.
         batch_size: Rows per rank.
         num_workers: Processes that read ahead; 0 reads in this process.
@@ -87,6 +88,8 @@ class WindowLoader:
         num_workers: int = 0,
         state: dict[str, Any] | None = None,
         left_out: Collection[int] = (),
+        sources: Sequence[SourceShare] = (),
+        mix_by: MixBy = "tokens",
     ) -> None:
         self._lengths = document_lengths(tokens)
         self._windows = _WindowReader(tokens, segment_length)
@@ -101,6 +104,8 @@ class WindowLoader:
             "shuffle": shuffle,
             "epochs": epochs,
             "left_out": left_out,
+            "sources": sources,
+            "mix_by": mix_by,
         }
         self.documents_total = len(self._lengths)
         self.tokens_total = int(self._lengths.sum())

@@ -1,11 +1,12 @@
 """Which tokens each row reads when: a pure function of the documents' lengths, the same on every rank."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from hmt_ds.data.document_queue import DocumentQueue, MixBy, QueueState, SourceShare
 from hmt_ds.data.errors import DataError
 
 Depth = int | Callable[[int], int]  # segments of every window, or of the window with a number
@@ -22,28 +23,32 @@ class Piece:
 
 @dataclass(frozen=True)
 class WindowPlanState:
-    """Where the plan stands between two windows.
+    """The position of the plan between two windows.
 
     Attributes:
-        epoch: The epoch that the next document comes from.
+        epoch: The epoch that the next document comes from; with several sources, of the first one.
         cursor: How many documents of that epoch rows have taken already; less than the number of documents.
         rows: Per row the document that it is in and the first token that it has not read, None between documents.
+        sources: With several sources, how far each has been read; empty with one.
     """
 
     epoch: int
     cursor: int
     rows: tuple[tuple[int, int] | None, ...]
+    sources: tuple[QueueState, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the state as plain JSON values."""
         rows = [None if row is None else list(row) for row in self.rows]
-        return {"epoch": self.epoch, "cursor": self.cursor, "rows": rows}
+        values = {"epoch": self.epoch, "cursor": self.cursor, "rows": rows}
+        return values | ({"sources": [asdict(source) for source in self.sources]} if self.sources else {})
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "WindowPlanState":
         """Read what `to_dict` wrote."""
         rows = tuple(None if row is None else (row[0], row[1]) for row in values["rows"])
-        return cls(values["epoch"], values["cursor"], rows)
+        sources = tuple(QueueState(**source) for source in values.get("sources", []))
+        return cls(values["epoch"], values["cursor"], rows, sources)
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,8 @@ class WindowPlan(Iterator[PlannedWindow]):
 
     All rows advance together, segment by segment. A row walks through its document, across windows; in the segment
     after its document's last one it takes the next document of the queue. Rows that need a document in the
-    same segment take them in row order. The queue is one permutation of the documents per epoch, epoch after epoch.
+    same segment take them in row order. The queue is one permutation of the documents per epoch, epoch after epoch;
+    with several sources, each has a queue of its own, and their weights say which one is next.
     With a limited number of epochs, rows that find the queue empty get empty segments, and the plan ends after the
     window in which the last document ends.
 
@@ -76,10 +82,12 @@ class WindowPlan(Iterator[PlannedWindow]):
         epochs: How many times to go over the documents; without end by default.
         state: Go on from here, as if the plan had never stopped.
         left_out: Documents that are not read (any more).
+        sources: The sources that the documents are of, in the order of the documents; one by default.
+        mix_by: Whether the sources' weights count documents or tokens.
 
     Raises:
-        DataError: There is no document, an empty one, none that is not left out, or the state does not fit the rows or
-            the documents.
+        DataError: There is no document, an empty one, none that is not left out, or the state does not fit the rows,
+            the sources or the documents.
     """
 
     def __init__(
@@ -94,6 +102,8 @@ class WindowPlan(Iterator[PlannedWindow]):
         epochs: int | None = None,
         state: WindowPlanState | None = None,
         left_out: Collection[int] = (),
+        sources: Sequence[SourceShare] = (),
+        mix_by: MixBy = "tokens",
     ) -> None:
         self._lengths = np.asarray(lengths, dtype=np.int64)
         if not len(self._lengths) or self._lengths.min() < 1:
@@ -104,23 +114,33 @@ class WindowPlan(Iterator[PlannedWindow]):
         self._left_out = frozenset(left_out)
         if self._left_out.issuperset(range(len(self._lengths))):
             raise DataError(f"all {len(self._lengths)} documents are left out, so there is nothing to read")
-        state = state or WindowPlanState(0, 0, (None,) * rows)
-        _check_state(state, self._lengths, rows)
+        sources = sources or [SourceShare(len(self._lengths))]
+        several = len(sources) if len(sources) > 1 else 0
+        state = state or WindowPlanState(0, 0, (None,) * rows, (QueueState(),) * several)
+        _check_state(state, self._lengths, rows, sources)
         self._segments, self._windows, self._segment_length = segments, 0, segment_length
-        self._seed, self._shuffle, self._epochs = seed, shuffle, epochs
-        self._epoch, self._cursor = state.epoch, state.cursor
         self._rows = [None if row and row[0] in self._left_out else row for row in state.rows]
-        self._order = self._order_of(self._epoch)
-        self._pass_over()
+        self._queue = DocumentQueue(
+            self._lengths,
+            sources,
+            mix_by,
+            state.sources or (QueueState(state.epoch, state.cursor),),
+            seed=seed,
+            shuffle=shuffle,
+            epochs=epochs,
+            left_out=left_out,
+        )
 
     def __next__(self) -> PlannedWindow:
-        if self._queue_is_empty() and not any(self._rows):
+        if self._queue.is_empty and not any(self._rows):
             raise StopIteration
         segments = self._segments if isinstance(self._segments, int) else self._segments(self._windows)
         self._windows += 1
         columns = [[self._next_piece(row) for row in range(len(self._rows))] for _ in range(segments)]
         pieces = [list(row) for row in zip(*columns, strict=True)]
-        return PlannedWindow(pieces, WindowPlanState(self._epoch, self._cursor, tuple(self._rows)))
+        first, *others = states = self._queue.states
+        state = WindowPlanState(first.epoch, first.cursor, tuple(self._rows), states if others else ())
+        return PlannedWindow(pieces, state)
 
     def _next_piece(self, row: int) -> Piece | None:
         place = self._rows[row] or self._take_document()
@@ -133,39 +153,27 @@ class WindowPlan(Iterator[PlannedWindow]):
         return piece
 
     def _take_document(self) -> tuple[int, int] | None:
-        if self._queue_is_empty():
-            return None
-        document = int(self._order[self._cursor])
-        self._cursor += 1
-        self._pass_over()
-        return document, 0
-
-    def _pass_over(self) -> None:
-        """Move the queue's front on, to a document that is not left out."""
-        while not self._queue_is_empty():
-            if self._cursor == len(self._order):
-                self._epoch, self._cursor = self._epoch + 1, 0
-                self._order = self._order_of(self._epoch)
-            elif self._order[self._cursor] in self._left_out:
-                self._cursor += 1
-            else:
-                return
-
-    def _queue_is_empty(self) -> bool:
-        return self._epochs is not None and self._epoch >= self._epochs
-
-    def _order_of(self, epoch: int) -> np.ndarray:
-        if not self._shuffle:
-            return np.arange(len(self._lengths))
-        return np.random.default_rng([self._seed, epoch]).permutation(len(self._lengths))
+        document = self._queue.take()
+        return None if document is None else (document, 0)
 
 
-def _check_state(state: WindowPlanState, lengths: np.ndarray, rows: int) -> None:
+def _check_state(state: WindowPlanState, lengths: np.ndarray, rows: int, sources: Sequence[SourceShare]) -> None:
+    if max(len(state.sources), 1) != len(sources):
+        raise DataError(
+            f"the saved position is of {max(len(state.sources), 1)} sources, but the run has {len(sources)}: "
+            "resume on the same data"
+        )
     if len(state.rows) != rows:
         raise DataError(
             f"the saved position is of {len(state.rows)} rows, but the run has {rows} "
             "(ranks x rows per rank): resume with the same global batch"
         )
+    for number, (queue, source) in enumerate(zip(state.sources, sources, strict=False)):
+        if queue.cursor >= source.documents:
+            raise DataError(
+                f"the saved position is at document {queue.cursor} of source {number}, which has {source.documents}: "
+                "resume on the same data"
+            )
     documents = [row[0] + 1 for row in state.rows if row is not None]
     needed = max([*documents, state.cursor + 1])
     if needed > len(lengths):
