@@ -36,6 +36,13 @@ NEXT = {  # what follows a command that succeeded; the other commands know more 
     "report": "open the page in a browser",
 }
 KEYS_FOLLOW = "Keys of the recipe can follow: --memory.segment_length 256"
+RECIPE = "recipe (a YAML file), or the folder of a run, whose recipe is taken"
+EVALUATED = (
+    "a run (its newest checkpoint is evaluated), one of its checkpoints, a folder that convert wrote, or a recipe "
+    "(the weights that its training starts from)"
+)
+RUNS = "folder of a run (training.output)"
+MODEL = "a run (its newest checkpoint is taken), one of its checkpoints, or a folder that convert wrote"
 FOLDER_HELP = "folder on the disk that runs will be written to (default: the current folder)"
 Run = Callable[[argparse.Namespace, list[str]], int]  # from the arguments and the recipe's overrides to an exit code
 Add = Callable[..., argparse.ArgumentParser]  # adds a command: name, function, help text, more text
@@ -108,37 +115,40 @@ def add_preparing(add: Add) -> None:
 
     more = f"The same as train --dry-run, but the run may exist already. {KEYS_FOLLOW}"
     command = add("check", check, "check a recipe, and start nothing", more, overrides=True)
-    command.add_argument("source", metavar="RECIPE", type=path_operand)
+    command.add_argument("source", metavar="RECIPE", type=path_operand, help=RECIPE)
 
     more = "Needs no GPU, no data and no weights. Without a RECIPE: --schedule or --compare."
     command = add("plan", plan, "estimate memory, speed and hours of a run before it starts", more, overrides=True)
     add_plan_options(command)
 
     command = add("keys", list_keys, "list the keys of a recipe, with types and defaults")
-    command.add_argument("--markdown", action="store_true", help="print hmt_ds/config/KEYS.md")
+    command.add_argument(
+        "--markdown", action="store_true", help="print them as Markdown tables, as in hmt_ds/config/KEYS.md"
+    )
 
     command = add("tokenizer", make_tokenizer, "train a sentencepiece BPE tokenizer on text files")
-    command.add_argument("files", nargs="+", type=path_operand, metavar="FILE")
+    command.add_argument("files", nargs="+", type=path_operand, metavar="FILE", help="text file to train on, UTF-8")
     add_options(command, TokenizerOptions)
 
 
 def add_running(add: Add) -> None:
     """Add the subcommands that start ranks, on this machine or in a Slurm job: train, evaluate, bench, launch."""
-    for name, run, operand, text in (
-        ("train", train, "RECIPE", "train a model"),
-        ("evaluate", evaluate, "RUN|CHECKPOINT|FOLDER|RECIPE", "measure held-out losses, and what the memory is worth"),
-        ("bench", bench, "RECIPE", "measure the speed and memory of some steps"),
+    worth = "measure held-out losses, and what the memory is worth"
+    for name, run, operand, which, text in (
+        ("train", train, "RECIPE", RECIPE, "train a model"),
+        ("evaluate", evaluate, "RUN|CHECKPOINT|FOLDER|RECIPE", EVALUATED, worth),
+        ("bench", bench, "RECIPE", RECIPE, "measure the speed and memory of some steps"),
     ):
         command = add(name, run, text, KEYS_FOLLOW, overrides=True)
-        command.add_argument("source", metavar=operand, type=path_operand)
+        command.add_argument("source", metavar=operand, type=path_operand, help=which)
         add_options(command, TrainOptions if name == "train" else RankOptions)
         if name != "train":
             add_options(command, BenchOptions if name == "bench" else TaskOptions)
 
     more = "The scripts are written to the run's folder, under jobs/."
     command = add("launch", launch, "write and submit job scripts", f"{more} {KEYS_FOLLOW}", overrides=True)
-    command.add_argument("system", choices=("slurm",))
-    command.add_argument("source", metavar="RECIPE", type=path_operand)
+    command.add_argument("system", choices=("slurm",), help="the batch system that runs the jobs")
+    command.add_argument("source", metavar="RECIPE", type=path_operand, help=RECIPE)
     add_options(command, LaunchOptions)
 
 
@@ -146,44 +156,45 @@ def add_looking(add: Add) -> None:
     """Add the subcommands that read what runs have written: compare, status, report."""
     more = "A RUN is a run's folder, whose newest evaluation counts, or the JSON file of an evaluation."
     command = add("compare", compare, "compare trained runs on the same held-out tokens", more)
-    command.add_argument("runs", nargs="+", type=path_operand, metavar="RUN")
+    command.add_argument("runs", nargs="+", type=path_operand, metavar="RUN", help=f"{RUNS}, or an evaluation's file")
     add_options(command, CompareOptions)
 
     more = "Reads the run's folder alone: from any shell, on any machine that sees it. Exit code 1 if it needs help."
     command = add("status", status, "say how a run is: step, loss, time left, ranks, checkpoints", more)
-    command.add_argument("source", type=path_operand, metavar="RUN")
+    command.add_argument("source", type=path_operand, metavar="RUN", help=RUNS)
 
     more = (
         "Curves, evaluations, ranks, checkpoints, recipe and environment in one HTML file; several runs side by side."
     )
     command = add("report", report, "write a page about runs", more)
-    command.add_argument("runs", nargs="+", type=path_operand, metavar="RUN")
+    command.add_argument("runs", nargs="+", type=path_operand, metavar="RUN", help=RUNS)
     add_options(command, ReportOptions)
 
 
 def add_using(add: Add) -> None:
     """Add the subcommands that use a trained model, or write tasks to train one on: convert, generate, chat, tasks."""
-    more = "SOURCE is a run, a checkpoint of it, a converted folder, HMT-pytorch's weights or a DeepSpeed folder. "
-    more += "The last two need --backbone, and the sizes of the memory: --memory.segment_length 990"
+    more = "HMT-pytorch's weights and DeepSpeed's folders need --backbone, and the memory's sizes: "
+    more += "--memory.segment_length 990"
     command = add("convert", convert, "write a checkpoint as a Hugging Face folder", more, overrides=True)
-    command.add_argument("source", type=path_operand, metavar="SOURCE")
+    which = "a run, one of its checkpoints, a folder that convert wrote, HMT-pytorch's weights or a DeepSpeed folder"
+    command.add_argument("source", type=path_operand, metavar="SOURCE", help=which)
     command.add_argument("target", type=path_operand, metavar="TARGET", help="Hugging Face folder to create")
     add_options(command, ConvertOptions)
 
-    more = "SOURCE is a run, a checkpoint of it, or a converted folder. transformers' generation settings can follow: "
-    more += "--generation.temperature 0.7"
+    more = "transformers' generation settings can follow: --generation.temperature 0.7"
     for name, run, text, kind in (
         ("generate", generate, "read a document and continue prompts behind it", GenerateOptions),
         ("chat", chat, "talk with a model that remembers the conversation by its memory", ChatOptions),
     ):
         command = add(name, run, text, more, overrides=True)
         command.epilog = None
-        command.add_argument("source", type=path_operand, metavar="SOURCE")
+        command.add_argument("source", type=path_operand, metavar="SOURCE", help=MODEL)
         add_options(command, kind)
 
     more = "Each document ends with its question and answer. Name the file as data.train.source of a recipe."
     command = add("tasks", write_tasks, "write generated tasks on long documents, to train on them", more)
-    command.add_argument("names", nargs="+", choices=get_args(TaskName), metavar="TASK")
+    tasks = get_args(TaskName)
+    command.add_argument("names", nargs="+", choices=tasks, metavar="TASK", help=f"one or more of {', '.join(tasks)}")
     add_options(command, WriteOptions)
 
 

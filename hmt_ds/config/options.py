@@ -59,16 +59,29 @@ def add_options(
         leave_out: names of fields that get no option.
     """
     for name, field in fields_of(kind).items():
-        text = " ".join((field.description or "").split()).replace("%", "%%")
         if name in leave_out:
             continue
+        text = help_of(kind, name)
         if field.annotation is bool:
             group.add_argument(flag(name), action="store_true", default=None, help=text)
         elif get_origin(field.annotation) is tuple:
-            group.add_argument(flag(name), action="append", metavar=placeholder(field), help=text)
+            default = f" (default: {','.join(map(str, field.default))})" if field.default else ""
+            group.add_argument(flag(name), action="append", metavar=placeholder(field), help=text + default)
         else:
             default = "" if field.is_required() or field.default is None else f" (default: {field.default})"
             group.add_argument(flag(name), metavar=placeholder(field), help=text + default)
+
+
+def help_of(kind: type[Options], name: str) -> str:
+    """Return the help text of an option for argparse: the docstring of its field, in the class that declares it.
+
+    Args:
+        kind: the options class.
+        name: name of the field.
+    """
+    found = (fields_of(base).get(name) for base in kind.__mro__)  # pydantic keeps no docstrings of inherited fields
+    text = next((field.description for field in found if field and field.description), "")
+    return " ".join(text.split()).replace("%", "%%")
 
 
 def placeholder(field: FieldInfo) -> str:

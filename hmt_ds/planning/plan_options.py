@@ -155,7 +155,13 @@ KINDS: dict[str, type[PlanOptions]] = {
 
 def add_plan_options(command: argparse.ArgumentParser) -> None:
     """Add the recipe, and the options of ``--schedule`` and ``--compare``, to the parser of `hmt-ds plan`."""
-    command.add_argument("source", nargs="?", metavar="RECIPE", help="a recipe, or the name of a known model")
+    command.add_argument(
+        "source",
+        nargs="?",
+        metavar="RECIPE",
+        help="a recipe (a YAML file), the folder of a run, or the name of a known model, such as Llama-3.1-8B; for "
+        "another name the error lists the known ones",
+    )
     what = command.add_mutually_exclusive_group()
     what.add_argument(
         "--schedule",

@@ -10,12 +10,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 
+from hmt_ds.parallel.pipeline.dependencies import dependencies, destination
 from hmt_ds.parallel.pipeline.schedule import (
     Action,
     Costs,
     Kind,
-    dependencies,
-    destination,
     forward_of,
     peak_live_inputs,
 )

@@ -6,60 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import document, make_settings, make_window
+from fake_gpu import DEPTH, SEGMENT, SETTINGS, SUMMARY, TOTAL, WINDOW_SEGMENT, WINDOW_SUMMARY, FakeGpu
 
 from hmt_ds.distributed import process_group
 from hmt_ds.memory import RecomputePlan
 from hmt_ds.parallel import activation_budget, gradients
 from hmt_ds.parallel.activation_budget import MARGIN, MEASURED, ActivationBudget
 from hmt_ds.parallel.compute_choice import ComputeSettings
-from hmt_ds.parallel.pipeline.schedule import pipeline_schedule
 from hmt_ds.parallel.pipeline.stage_budget import StageBudget
 
-DEPTH = 12
-SETTINGS = make_settings()
-WINDOW = make_window([[document(DEPTH * SETTINGS.segment_length)]])
-TOTAL = 100_000
-SEGMENT, SUMMARY = 700, 300  # bytes of a graph
 FIRST = 2  # summaries that are no longer than a segment: 5 positions each, and 10
 GPU = torch.device("cuda")
-
-
-class FakeGpu(SimpleNamespace):
-    """Fakes the memory numbers of torch.cuda; everything allocated by forward passes stays until the step is over.
-
-    Args:
-        behind: bytes that the reduction and the optimizer allocate, after activations are freed.
-    """
-
-    def __init__(self, before: int = 10_000, others: int = 0, total: int = TOTAL, behind: int = 0):
-        super().__init__(before=before, allocated=before, peak=10**9, others=others, total=total, behind=behind)
-
-    def memory_allocated(self) -> int:
-        return self.allocated
-
-    def memory_reserved(self) -> int:
-        return self.allocated + 500
-
-    def mem_get_info(self) -> tuple[int, int]:
-        return self.total - self.others - self.memory_reserved(), self.total
-
-    def reset_peak_memory_stats(self) -> None:
-        self.peak = self.allocated
-
-    def max_memory_allocated(self) -> int:
-        return self.peak
-
-    def read(self, part: Any, share: float = 1.0) -> str:
-        """Allocate a graph permanently, or, without grad, only for a moment."""
-        self.allocated += int(share * (SUMMARY if part == WINDOW_SUMMARY else SEGMENT))
-        if torch.is_grad_enabled():
-            self.peak = max(self.peak, self.allocated)
-        return "read"
-
-
-WINDOW_SUMMARY = WINDOW.summary(0, 1, torch.zeros(1, 2), SETTINGS)
-WINDOW_SEGMENT = WINDOW.segment(0, torch.zeros(1, SETTINGS.sensory_tokens, dtype=torch.long), SETTINGS)
 
 
 def measured(
@@ -207,51 +164,6 @@ def test_all_ranks_keep_what_fits_on_the_fullest(monkeypatch):
     """Each rank must make as many backward passes as the others."""
     assert measured(monkeypatch, others=[5, 4, 0]).plan == RecomputePlan(5, 4, 0)
     assert measured(monkeypatch, FakeGpu(total=10_800), others=[5, 4, 2]).plan == RecomputePlan(1, 2, 0)
-
-
-ORDER = pipeline_schedule(2, 2, 2)[0]  # s0 s0 s1 s1 F0 F0 F1 F1, and backward
-READ = [action for action in ORDER if not action.backward]
-
-
-@pytest.mark.parametrize(("spare", "kept"), [(0, 0), (699, 0), (700, 1), (2 * 700, 2), (4 * 700 + 299, 4), (3100, 5)])
-def test_a_stage_keeps_what_goes_backward_first(spare, kept):
-    """As many of the last forward passes as fit keep graphs; recalls in the last stage's order change nothing."""
-    found = StageBudget(ComputeSettings(), SETTINGS, DEPTH, GPU)
-    found.segment_bytes, found.summary_bytes, found.free_bytes = SEGMENT, SUMMARY, spare
-    last = pipeline_schedule(2, 2, 2)[1]
-    assert len(last) > len(ORDER) and found.choose_graphs(ORDER) == found.choose_graphs(last) == set(
-        READ[len(READ) - kept :]
-    )
-
-
-@pytest.mark.parametrize(
-    ("segments", "spare", "kept"), [(2, 3 * 700 - 1, 0), (2, 3 * 700, 4), (1, 2 * 700 - 1, 0), (1, 2 * 700, 2)]
-)
-def test_without_memory_a_stage_keeps_all_or_nothing(segments, spare, kept):
-    """Its actions go backward in the order in which they were read; of 3 stages, three stand at a time, or all two."""
-    order = pipeline_schedule(3, segments, 2, mode="backbone")[0]
-    found = StageBudget(ComputeSettings(), SETTINGS, DEPTH, GPU)
-    found.segment_bytes, found.free_bytes = SEGMENT, spare
-    assert len(found.choose_graphs(order)) == kept
-
-
-@pytest.mark.parametrize(("recompute", "kept"), [("none", 8), ("selective", 8), ("segment", 0), ("auto", 4)])
-def test_the_measured_step_of_a_stage(monkeypatch, recompute, kept):
-    """A value that the recipe fixes is not changed by the measurement."""
-    gpu = FakeGpu()
-    gpu.total = int(
-        (gpu.before + 4 * SEGMENT + SUMMARY) / MARGIN
-    )  # beside the peak, with one graph in it, three and a rest
-    monkeypatch.setattr(torch, "get_device_module", lambda device: gpu)
-    found = StageBudget(ComputeSettings(recompute), SETTINGS, DEPTH, GPU)
-    for _ in range(MEASURED):
-        read = found.measure(gpu.read)
-        for part in (WINDOW_SUMMARY, WINDOW_SEGMENT):
-            gpu.allocated = gpu.before
-            read(part)
-        found.backward_done()
-        found.step_done()
-    assert (found.segment_bytes, found.summary_bytes) == (SEGMENT, SUMMARY) and len(found.choose_graphs(ORDER)) == kept
 
 
 def take_step(budget: ActivationBudget, gpu: FakeGpu, segments: int) -> None:

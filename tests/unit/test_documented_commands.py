@@ -67,6 +67,13 @@ def test_commands_are_valid(readme, capsys):
     assert {command: problem for command, problem in found.items() if problem} == {}
 
 
+def test_every_argument_of_every_command_has_a_help_text():
+    """Those that a command's options inherit too, such as --ranks of train and --dtype of generate."""
+    (commands,) = cli.command_line()._subparsers._group_actions  # type: ignore[union-attr]
+    found = {(name, one.dest): one.help for name, command in commands.choices.items() for one in command._actions}  # type: ignore[union-attr]
+    assert len(found) > 90 and [argument for argument, text in found.items() if not text] == []
+
+
 def test_there_is_enough_to_check():
     assert sum(len(list(commands_of(readme))) for readme in READMES) > 50
 

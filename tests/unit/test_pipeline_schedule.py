@@ -7,11 +7,10 @@ import pytest
 from pipeline_interpreter import RECALL, SEGMENT, SUMMARY, execute
 
 from hmt_ds.memory.settings import MODES
+from hmt_ds.parallel.pipeline.dependencies import dependencies, destination
 from hmt_ds.parallel.pipeline.schedule import (
     Action,
     Costs,
-    dependencies,
-    destination,
     peak_live_inputs,
     pipeline_schedule,
     summary_group_size,

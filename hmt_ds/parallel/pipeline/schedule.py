@@ -235,63 +235,6 @@ def warmup_passes(later_stages: int, costs: Costs) -> int:
     return 1 + later_stages * (1 + math.ceil(2 * costs.link / (costs.segment * (1 + costs.backward))))
 
 
-def dependencies(
-    action: Action, stage: int, stages: int, segments: int, mode: str, summary_group: int = 1
-) -> list[tuple[int, Action]]:
-    """Return the passes that must be done before a pass can start, as pairs of a stage's index and a pass of that
-    stage.
-
-    Args:
-        action: the pass.
-        stage: index of the stage that runs it.
-        stages: number of stages.
-        segments: segments of the window.
-        mode: memory mode.
-        summary_group: micro-batches per summary pass.
-    """
-    kind, n, b, last = action.kind, action.segment, action.micro_batch, stages - 1
-    if not action.backward:
-        if kind == Kind.RECALL:
-            queries = [(last, Action(Kind.SUMMARY, n, b // summary_group))] if mode == "hmt" else []
-            return queries + ([(last, Action(Kind.SEGMENT, n - 1, b))] if n else [])
-        if stage:
-            return [(stage - 1, action)]
-        return [(last, Action(Kind.RECALL, n, b))] if kind == Kind.SEGMENT and mode != "backbone" else []
-    if kind == Kind.RECALL:
-        return [(0, Action(Kind.SEGMENT, n, b, backward=True))]
-    own = [(stage, forward_of(action))]
-    if stage < last:
-        return [*own, (stage + 1, action)]
-    if kind == Kind.SUMMARY:
-        # the gradients of its queries, one from the recall of each of its micro-batches
-        recalls = [Action(Kind.RECALL, n, b, backward=True) for b in micro_batches_of(action, summary_group)]
-        return own + [(last, recall) for recall in recalls]
-    if n + 1 == segments or mode == "backbone":
-        return own
-    # the gradient of M_n, to which the next segment's recall is the last to add
-    return [*own, (last, Action(Kind.RECALL, n + 1, b, backward=True))]
-
-
-def destination(action: Action, stage: int, stages: int, mode: str) -> int | None:
-    """Return the index of the stage that a pass sends its result to; None if nothing is sent.
-
-    Args:
-        action: the pass.
-        stage: index of the stage that runs it.
-        stages: number of stages.
-        mode: memory mode.
-    """
-    if action.kind == Kind.RECALL:
-        to = stages - 1 if action.backward else 0
-    elif not action.backward:
-        to = min(stage + 1, stages - 1)
-    elif stage:
-        to = stage - 1
-    else:
-        to = stages - 1 if action.kind == Kind.SEGMENT and mode != "backbone" else 0
-    return None if to == stage else to
-
-
 def peak_live_inputs(actions: list[Action]) -> int:
     """Return the peak number of inputs that a stage stashes, each from its forward to its backward pass.
 

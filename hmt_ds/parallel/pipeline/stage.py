@@ -13,7 +13,6 @@ tokens, h hidden size, d embedding width.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,21 +21,9 @@ from hmt_ds.memory import Boundaries, MemoryState, RandomState, Segment, Summary
 from hmt_ds.memory.loss import weighted
 from hmt_ds.parallel.pipeline.p2p import Channel, TensorSpec
 from hmt_ds.parallel.pipeline.schedule import Action, Kind, forward_of
-from hmt_ds.parallel.pipeline.stage_window import Stage, StageWindow
+from hmt_ds.parallel.pipeline.stage_window import Stage, StageGraph, StageWindow
 
 FORWARD_PHASES = {Kind.SUMMARY: "summary", Kind.RECALL: "recall", Kind.SEGMENT: "forward"}
-
-
-class StageGraph(NamedTuple):
-    """The two ends of a stage's autograd graph.
-
-    Attributes:
-        stage_input: leaf ``[b, t, h]`` that collects a gradient; None on the first stage, which embeds tokens.
-        hidden: output of the stage's layers, ``[b, t, h]``.
-    """
-
-    stage_input: Tensor | None
-    hidden: Tensor
 
 
 class StagePass:

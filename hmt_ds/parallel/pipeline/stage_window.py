@@ -1,8 +1,9 @@
-"""The inputs of a pipeline stage's passes: its part of the model, and one window of micro-batches."""
+"""What a pipeline stage's passes work on: its part of the model, one window of micro-batches, and their graphs."""
 
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +16,19 @@ from hmt_ds.parallel.pipeline.stashed_inputs import StashedInputs
 from hmt_ds.parallel.pipeline.topology import Topology
 
 Layers = Callable[[Segment | Summary, Action, Tensor | None], Tensor]
+
+
+class StageGraph(NamedTuple):
+    """The two ends of the autograd graph of a pass through a stage's layers.
+
+    Attributes:
+        stage_input: leaf ``[rows, positions, hidden size]`` that collects a gradient; None on the first stage, which
+            embeds tokens.
+        hidden: output of the stage's layers, ``[rows, positions, hidden size]``.
+    """
+
+    stage_input: Tensor | None
+    hidden: Tensor
 
 
 @dataclass(frozen=True)
