@@ -11,6 +11,7 @@ setup(
         "hmt_ds.data": ["samples/*", "samples/words/*"],
         "hmt_ds.launch": ["*.j2"],
         "hmt_ds.overview": ["*.j2"],
+        "hmt_ds.preview": ["*.j2"],
     },
     python_requires=">=3.11",
     install_requires=[

@@ -20,13 +20,14 @@ from hmt_ds.conversion.convert_options import ConvertOptions
 from hmt_ds.evaluation.compare_options import CompareOptions
 from hmt_ds.generation.options import ChatOptions, GenerateOptions
 from hmt_ds.launch.ask import ask_tasks, chat, convert, generate, write_tasks
-from hmt_ds.launch.before import check, doctor, init
+from hmt_ds.launch.before import check, doctor, init, preview
 from hmt_ds.launch.init_options import InitOptions
 from hmt_ds.launch.launch_options import LaunchOptions
 from hmt_ds.launch.start import RankOptions, TrainOptions, dry_run, start_bench, start_ranks
 from hmt_ds.overview.commands import report, status
 from hmt_ds.overview.report_options import ReportOptions
 from hmt_ds.planning.plan_options import add_plan_options, read_plan_options
+from hmt_ds.preview.options import PreviewOptions
 from hmt_ds.reporting.progress import print_problems
 from hmt_ds.tasks.options import TaskName, TaskOptions, WriteOptions
 
@@ -104,7 +105,7 @@ def command_line() -> argparse.ArgumentParser:
 
 
 def add_preparing(add: Add) -> None:
-    """Add the subcommands that are used before a run: init, doctor, check, plan, keys, tokenizer."""
+    """Add the subcommands that are used before a run: init, doctor, check, preview, plan, keys, tokenizer."""
     command = add("init", init, "write a recipe with comments", "Asks for what is not given, in a terminal.")
     command.add_argument("file", metavar="FILE", type=path_operand, help="path of the recipe to write, a new YAML file")
     add_options(command, InitOptions)
@@ -116,6 +117,12 @@ def add_preparing(add: Add) -> None:
     more = f"The same as train --dry-run, but the run may exist already. {KEYS_FOLLOW}"
     command = add("check", check, "check a recipe, and start nothing", more, overrides=True)
     command.add_argument("source", metavar="RECIPE", type=path_operand, help=RECIPE)
+
+    more = "Segment by segment: borders, sensory tokens, memory, and what is in the loss; a histogram of lengths. "
+    more += f"Needs no GPU and no weights. {KEYS_FOLLOW}"
+    command = add("preview", preview, "show what a run will read, before it starts", more, overrides=True)
+    command.add_argument("source", metavar="RECIPE", type=path_operand, help=RECIPE)
+    add_options(command, PreviewOptions)
 
     more = "Needs no GPU, no data and no weights. Without a RECIPE: --schedule or --compare."
     command = add("plan", plan, "estimate memory, speed and hours of a run before it starts", more, overrides=True)

@@ -1,4 +1,7 @@
-"""The commands before a run for the command line: ``init``, ``doctor``, ``check``. Imports no torch before they run."""
+"""The commands before a run for the command line: ``init``, ``doctor``, ``check``, ``preview``.
+
+Imports no torch before they run.
+"""
 
 import argparse
 
@@ -7,6 +10,7 @@ from hmt_ds.config.options import read_options
 from hmt_ds.config.sections import fields_of
 from hmt_ds.launch.init_options import InitOptions
 from hmt_ds.launch.start import dry_run, set_rank_environment
+from hmt_ds.preview.options import PreviewOptions
 
 
 def init(arguments: argparse.Namespace, _: list[str]) -> int:
@@ -61,3 +65,17 @@ def check(arguments: argparse.Namespace, overrides: list[str]) -> int:
         ConfigError: with a line for each problem of the recipe.
     """
     return dry_run(arguments.source, None, overrides, [], writes_output=False)
+
+
+def preview(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Run `hmt-ds preview`: show what a run will read; return the exit code."""
+    options, problems = read_options(PreviewOptions, arguments)
+    if problems:
+        raise ConfigError(problems)
+    set_rank_environment()
+    from hmt_ds.preview.preview import preview as show
+
+    show(arguments.source, options, overrides)
+    if options.html is not None:
+        print(f"page        {options.html}")
+    return 0

@@ -17,7 +17,7 @@ ROOMS = [
     {"evaluation", "inference", "checkpoint", "planning"},
     {"preflight", "conversion", "overview"},
     {"training", "generation"},
-    {"benchmark", "tasks"},
+    {"benchmark", "preview", "tasks"},
     {"launch"},
     {"train", "evaluate", "bench", "cli"},  # what is started by name
     {"__main__"},

@@ -1,0 +1,25 @@
+"""Documents as an HTML page that needs no other file, laid out by ``preview.html.j2``."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+
+from hmt_ds.preview.view import Bar, Shown
+
+TEMPLATE = Path(__file__).with_name("preview.html.j2")
+
+
+def render(title: str, summary: str, bars: Sequence[Bar], documents: Sequence[Shown]) -> str:
+    """Return the page.
+
+    Args:
+        title: title of the page.
+        summary: numbers of the data.
+        bars: the histogram of lengths; empty where lengths are not known.
+        documents: the documents.
+    """
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    weights = sorted(set().union(*(document.weights for document in documents)))
+    return template.render(title=title, summary=summary, bars=bars, documents=documents, weights=weights)

@@ -1,0 +1,88 @@
+"""``hmt-ds preview RECIPE``: show what a run of a recipe will read."""
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase
+
+from hmt_ds.config.config_error import ConfigError
+from hmt_ds.config.load import load_recipe
+from hmt_ds.config.recipe import Recipe
+from hmt_ds.data import document_lengths, load_tokenizer
+from hmt_ds.preflight.prepare import Prepared
+from hmt_ds.preflight.problems import Problems
+from hmt_ds.preflight.read_data import read_data
+from hmt_ds.preflight.recipe_checks import check_source
+from hmt_ds.preflight.source_run import with_source_of_run
+from hmt_ds.preview.documents import first_documents
+from hmt_ds.preview.options import PreviewOptions
+from hmt_ds.preview.page import render
+from hmt_ds.preview.terminal import print_preview
+from hmt_ds.preview.view import Bar, histogram, padding, show
+from hmt_ds.reporting.evaluation_tables import WIDTH
+from hmt_ds.training.build import training_loader
+
+
+def preview(recipe_file: Path, options: PreviewOptions, overrides: list[str]) -> None:
+    """Print the documents that training begins with, or write them as a page.
+
+    Args:
+        recipe_file: path of the recipe; its model need not be there, only the tokenizer and the data.
+        options: options of the command.
+        overrides: keys of the recipe to change.
+
+    Raises:
+        ConfigError: with a line for each problem, or if the page cannot be written.
+    """
+    recipe = load_recipe(recipe_file, overrides)
+    prepared, tokenizer = read_training_data(recipe)
+    number = options.documents
+    bars: list[Bar] = []
+    summary = "Generated documents (data.retrieval)."
+    if prepared.train is not None:
+        lengths, segment_length = document_lengths(prepared.train), recipe.memory.segment_length
+        number, bars = min(number, len(lengths)), histogram(lengths, segment_length)
+        summary = (
+            f"{len(lengths):,} documents, {lengths.sum():,} tokens in segments of {segment_length:,}; "
+            f"{padding(lengths, segment_length):.1%} of all positions are padding."
+        )
+    found = first_documents(training_loader(recipe, prepared), number)
+    shown = [show(document, recipe.memory, tokenizer, options.segments) for document in found]
+    if options.html is None:
+        print_preview(Console(width=None if sys.stdout.isatty() else WIDTH), summary, bars, shown)
+    else:
+        write(options.html, render(f"What {recipe_file.name} reads", summary, bars, shown))
+
+
+def read_training_data(recipe: Recipe) -> tuple[Prepared, PreTrainedTokenizerBase]:
+    """Read and tokenize a recipe's training documents; return them, and the tokenizer.
+
+    Raises:
+        ConfigError: with a line for each problem.
+    """
+    recipe, unusable = with_source_of_run(recipe)
+    problems = Problems(check_source(recipe) + unusable)
+    data = recipe.data.model_copy(update={"validation": None})
+    documents = read_data(recipe.model_copy(update={"data": data}), None, problems)
+    if problems or documents is None:
+        raise ConfigError(problems)
+    tokenizer = load_tokenizer(str(recipe.model.tokenizer or recipe.model.source))
+    return Prepared({}, documents.train, None, documents.tokenizer, (), documents.retrieval), tokenizer
+
+
+def write(file: Path, page: str) -> None:
+    """Write a page as a whole, or not at all.
+
+    Raises:
+        ConfigError: if it cannot be written.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        aside = file.with_suffix(".part")
+        aside.write_text(page, encoding="utf-8")
+        aside.replace(file)
+    except OSError as error:
+        raise ConfigError(
+            [f"--html: {file} cannot be written: {error.strerror}: name a file where you may write"]
+        ) from None

@@ -1,0 +1,89 @@
+"""Documents as text with colours for the terminal; where there are none, brackets mark what is in the loss."""
+
+from collections.abc import Sequence
+
+from rich.console import Console, Group, RenderableType
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from hmt_ds.preview.view import Bar, Reading, Run, Shown
+
+MEMORY, SENSORY, IN_LOSS, PARTLY, MASKED = "magenta", "italic cyan", "green", "yellow", "dim"
+BAR = 40  # characters of the longest bar
+
+
+def print_preview(console: Console, summary: str, bars: Sequence[Bar], documents: Sequence[Shown]) -> None:
+    """Print a summary, the histogram of lengths, what the colours mean, and the documents."""
+    console.print(summary)
+    if bars:
+        console.print(histogram_table(bars))
+    brackets = console.color_system is None
+    console.print(legend(set().union(*(document.weights for document in documents)), brackets))
+    for document in documents:
+        console.print(document_group(document, brackets))
+
+
+def histogram_table(bars: Sequence[Bar]) -> Table:
+    """Return a table of lengths with a bar in each row."""
+    table = Table("segments", "documents", "", box=None, title="lengths of documents", title_justify="left")
+    table.columns[1].justify = "right"
+    for bar in bars:
+        table.add_row(bar.segments, f"{bar.documents:,}", Text("\u2588" * round(BAR * bar.share), style="blue"))
+    return table
+
+
+def legend(weights: set[float], brackets: bool) -> Text:
+    """Return what the colours and brackets mean."""
+    text = Text("\n")
+    text.append("[memory]", MEMORY).append(" learned or remembered embeddings  ")
+    text.append("sensory tokens", SENSORY).append(" read again  ")
+    if 0 in weights:
+        text.append("not in the loss", MASKED).append("  ")
+    for weight in sorted(weights - {0}):
+        text.append_text(run_text(Run("in the loss", weight), brackets)).append("  ")
+    return text
+
+
+def document_group(document: Shown, brackets: bool) -> RenderableType:
+    """Return a document with a rule above each segment."""
+    head = f"\ndocument {document.number}: {document.tokens:,} tokens in {document.segments:,} segments, "
+    parts: list[RenderableType] = [Text(head + f"{document.in_loss:,} tokens in the loss", style="bold")]
+    for reading in document.readings:
+        if reading is None:
+            shown = sum(one is not None for one in document.readings)
+            parts.append(Rule(Text(f"{document.segments - shown:,} more segments"), style="dim", characters="\u00b7"))
+        else:
+            parts += [Rule(Text(reading_title(reading)), align="left", style="dim"), reading_text(reading, brackets)]
+    return Group(*parts)
+
+
+def reading_title(reading: Reading) -> str:
+    """Return the heading of a segment."""
+    last = reading.first + reading.tokens - 1
+    return f"segment {reading.number}: tokens {reading.first:,} to {last:,}, {reading.in_loss:,} in the loss"
+
+
+def reading_text(reading: Reading, brackets: bool) -> Text:
+    """Return a segment's text between its prompts."""
+    text = Text()
+    for name in reading.before:
+        text.append(f"[{name}]", MEMORY)
+    if reading.sensory:
+        text.append(reading.sensory, SENSORY).append("\u2502", MEMORY)
+    for run in reading.runs:
+        text.append_text(run_text(run, brackets))
+    for name in reading.behind:
+        text.append(f"[{name}]", MEMORY)
+    return text
+
+
+def run_text(run: Run, brackets: bool) -> Text:
+    """Return the text of tokens in the colour of their weight, which is also written if it is not 0 or 1."""
+    if run.weight == 0:
+        return Text(run.text, MASKED)
+    weight = "" if run.weight == 1 else f" x{run.weight:g}"
+    text = f"\u27e6{run.text}\u27e7{weight}" if brackets else run.text
+    if not brackets and weight:
+        text += f"{weight} "
+    return Text(text, IN_LOSS if run.weight == 1 else PARTLY)
