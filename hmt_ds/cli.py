@@ -293,7 +293,12 @@ def make_tokenizer(arguments: argparse.Namespace, _: list[str]) -> int:
 
 
 def plan(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Run `hmt-ds plan`: plan a recipe, draw a pipeline schedule, or estimate clusters; return the exit code."""
+    """Run `hmt-ds plan`: plan a recipe, draw a pipeline schedule, or estimate clusters; return the exit code.
+
+    Args:
+        arguments: parsed command line; ``source`` is a recipe or the name of a known model, or None.
+        overrides: keys of the recipe to change, such as ``["--training.batch_size", "4"]``.
+    """
     options = read_plan_options(arguments)
     if overrides and arguments.source is None:
         raise ConfigError(

@@ -49,8 +49,11 @@ def check_tied(model: PreTrainedModel, source: str) -> None:
 
 
 def stored_weights(source: str) -> dict[str, Rows]:
-    """Return the weights in a model's files by name, without reading their values; ``source`` is a folder or hub
-    name."""
+    """Return the weights in a model's files by name, without reading their values.
+
+    Args:
+        source: a folder or hub name.
+    """
     files = next((found for name in FILES if (found := model_files(source, name))), [])
     return {name: weight for file in files for name, weight in weights_in(file).items()}
 

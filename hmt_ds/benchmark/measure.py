@@ -34,7 +34,7 @@ class TimedStep:
     Attributes:
         seconds: duration of the whole step.
         reduce_and_step_seconds: duration of the phases ``reduce`` (gradients) and ``step`` (optimizer).
-        fresh_tokens: number of tokens read by all ranks, repeated sensory tokens not counted.
+        fresh_tokens: number of tokens read by all ranks, without those repeated from the segment before.
         loss: mean loss in nats per label.
     """
 
@@ -128,7 +128,7 @@ class Bench:
         return batches * plan.summary_segments
 
     def short_step(self, windows: int | None = 1) -> list[Window]:
-        """Return the shortened windows of the next training step.
+        """Return this rank's windows of the next training step, shortened to fewer segments.
 
         Args:
             windows: how many of the step's windows to return; None for all.

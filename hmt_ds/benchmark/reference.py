@@ -55,7 +55,7 @@ class ReferenceResults(TypedDict):
     Attributes:
         out_of_memory: whether HMT-pytorch ran out of memory.
         seconds: duration of each timed forward and backward pass.
-        tokens_per_second_per_gpu: tokens read per second, repeated sensory tokens not counted.
+        tokens_per_second_per_gpu: tokens read per second, without those repeated from the segment before.
         peak_bytes: peak allocated bytes, without those allocated before.
         standing_before_bytes: bytes allocated before HMT-pytorch was built.
         segment_length_option_tokens: value of HMT-pytorch's command-line option for segments of the same length.

@@ -131,7 +131,8 @@ def check_identity(checkpoint: Path, here: dict[str, object]) -> None:
 
 
 class FragmentReader:
-    """Reads ranges of weights and optimizer states from the files of a checkpoint that hold parts of them."""
+    """Reads ranges of weights and optimizer states from the folder ``checkpoint``, whose files each hold parts of
+    them."""
 
     def __init__(self, checkpoint: Path):
         self.checkpoint = checkpoint
@@ -267,8 +268,8 @@ def restore_lr_schedule(schedule: LrSchedule, saved: dict[str, object]) -> None:
     here = json.loads(json.dumps(schedule.state_dict()))  # like the saved one: JSON turns all keys into texts
     for key in sorted((here.keys() | saved.keys()) - CHANGED_BY_STEPS):
         if here.get(key) != saved.get(key):
-            there = f"{key} is {saved.get(key)} in the checkpoint, {here.get(key)} by the recipe"
-            raise CheckpointError(f"schedule: {there}: use the checkpoint's value, or start a new run")
+            values = f"{saved.get(key)} in the checkpoint, {here.get(key)} by the recipe"
+            raise CheckpointError(f"schedule: {key} is {values}: use the checkpoint's value, or start a new run")
     schedule.load_state_dict(schedule.state_dict() | {key: saved[key] for key in CHANGED_BY_STEPS & saved.keys()})
     last = saved.get("last_batch_iteration", -1)
     if isinstance(last, int) and last >= 0:

@@ -18,7 +18,7 @@ class RunPosition:
 
     Attributes:
         step: number of optimizer steps taken.
-        tokens: number of tokens that all ranks have read, those repeated from the segment before not counted.
+        tokens: number of tokens that all ranks have read, without those repeated from the segment before.
         position: state of the data loader's window plan after the last window; None before the first.
     """
 
@@ -48,7 +48,7 @@ class RunState(EngineState):
 
     Attributes:
         step: number of optimizer steps taken.
-        tokens: number of tokens that all ranks have read, those repeated from the segment before not counted.
+        tokens: number of tokens that all ranks have read, without those repeated from the segment before.
         position: state of the data loader's window plan; None before the first window.
         world_size: number of ranks.
         stages: number of pipeline stages; 1 without a pipeline.

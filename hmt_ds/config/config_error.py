@@ -29,7 +29,7 @@ MESSAGES = {
 
 
 class ConfigError(ValueError):
-    """Raised for a wrong recipe or wrong options, with one line per problem."""
+    """Raised for a wrong recipe or wrong options; ``problems`` has a line for the user for each mistake."""
 
     def __init__(self, problems: list[str]):
         super().__init__("\n".join(problems))

@@ -268,8 +268,8 @@ class Evaluation(Section):
     """Rows per rank in an evaluation; at least 2 to compare with another document's memories. Default:
     training.batch_size."""
     retrieval_segments: list[AtLeastOne] | None = None
-    """Lengths, in segments, of the generated documents to evaluate if there is data.retrieval. Default: the length in
-    training, and 10 times that."""
+    """Lengths, in segments, of the generated documents to evaluate if there is data.retrieval. Default: that of the
+    documents in training (training.bptt_depth), and 10 times that."""
 
 
 class Logging(Section):

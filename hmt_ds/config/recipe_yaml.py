@@ -14,8 +14,8 @@ NODES = 100_000  # far more than a recipe has; aliases of aliases can make billi
 
 
 class MisreadError(yaml.YAMLError):
-    """Raised for valid YAML whose values would differ from what the text looks like (010 is 8); has a line per
-    problem."""
+    """Raised for valid YAML whose values would differ from what the text looks like (010 is 8); ``problems`` has a line
+    for the user for each."""
 
     def __init__(self, problems: list[str]):
         super().__init__("; ".join(problems))

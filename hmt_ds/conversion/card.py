@@ -151,7 +151,13 @@ def metadata(what: str, origin: str, base: str | None, evaluation: Evaluation | 
 
 
 def result_of(evaluation: Evaluation, row: EvaluationRow) -> EvalResult:
-    """Return the perplexity of the tokens behind a number of segments, as the hub's model index has it."""
+    """Return a row of an evaluation as an entry of the hub's model index: the perplexity of the tokens behind a number
+    of segments.
+
+    Args:
+        evaluation: the evaluation, whose documents are named in the entry.
+        row: the row.
+    """
     data = evaluation["data"]
     read = f"{row['segments_read']} to {row['below'] - 1}"
     return EvalResult(
@@ -245,7 +251,12 @@ def figures(run: Path, step: int) -> list[str]:
 
 
 def own_evaluation(run: Path, step: int) -> Evaluation | None:
-    """Return a run's newest evaluation up to a step on its own held-out documents; None if there is none."""
+    """Return a run's newest evaluation on its own held-out documents; None if there is none.
+
+    Args:
+        run: folder of the run.
+        step: optimizer step of the converted checkpoint; later evaluations are left out.
+    """
     files = own_evaluations(run)
     for number in sorted((number for number in files if number <= step), reverse=True):
         evaluation: Evaluation = json.loads(files[number].read_text(encoding="utf-8"))

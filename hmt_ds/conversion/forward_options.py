@@ -87,10 +87,11 @@ def check_mask(attention_mask: Tensor | None, shape: torch.Size) -> Tensor | Non
 
 
 def check_positions(position_ids: Tensor | None, real: Tensor | None, shape: torch.Size) -> None:
-    """Refuse position ids other than the default ones, such as those of several documents packed into a row.
+    """Refuse position ids that are not 0, 1, 2, ... in each row, such as those of several documents packed into a row.
 
     Args:
-        position_ids: ``[b, t]`` or ``[1, t]`` (b rows, t positions); None passes.
+        position_ids: ``[b, t]`` or ``[1, t]`` (b rows, t positions), counted over all columns or over the tokens of
+            each row; None passes.
         real: ``[b, t]`` bool, False on padding; None without padding.
         shape: shape of the token ids, ``[b, t]``.
 

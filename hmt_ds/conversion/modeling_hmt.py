@@ -94,7 +94,7 @@ class HMTConfig(PretrainedConfig):
 
 
 class HMTForCausalLM(PreTrainedModel, MemoryGenerationMixin):
-    """A causal language model that reads documents of any length and continues them."""
+    """A causal language model that reads documents of any length segment by segment, and continues them."""
 
     config_class = HMTConfig
     base_model_prefix = ""
@@ -290,8 +290,8 @@ class HMTForCausalLM(PreTrainedModel, MemoryGenerationMixin):
 
 
 class HMTModel(PreTrainedModel):
-    """The class that transformers' ``AutoModel`` finds in a converted folder: it raises a ValueError that names
-    ``AutoModelForCausalLM``, because a converted HMT has no model without a head."""
+    """The class that ``AutoModel`` finds in a converted folder: it raises a ValueError that names
+    ``AutoModelForCausalLM``."""
 
     config_class = HMTConfig
 

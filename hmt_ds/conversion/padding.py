@@ -38,7 +38,8 @@ class Alignment:
         return cls(real, (~real).long().argsort(dim=1, stable=True))
 
     def columns(self, first: int) -> Tensor:
-        """Return the aligned column of each position of the padded rows from column ``first`` on, ``[b, t - first]``.
+        """Return where each position of padded rows, from column ``first`` on, is in the aligned rows: column indices
+        ``[b, t - first]``.
 
         The column of a padding position is that of the last token before it.
         """

@@ -40,7 +40,7 @@ def remote_code() -> dict[str, str]:
 
 
 def source_of(module: str) -> str:
-    """Return the source code of a module of hmt_ds."""
+    """Return the source code of a module of hmt_ds, given its dotted name such as hmt_ds.memory.cell."""
     path = ROOT.joinpath(*module.split(".")[1:])
     return (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8")
 
@@ -51,5 +51,5 @@ def flat_name(module: str) -> str:
 
 
 def file_name(module: str) -> str:
-    """Return the file name of a module in a converted folder."""
+    """Return the file name of a module in a converted folder: hmt_memory_cell.py for hmt_ds.memory.cell."""
     return f"{flat_name(module)}.py"

@@ -42,7 +42,8 @@ def measure_width(config: PreTrainedConfig) -> int:
 
 
 def with_recall_dim(memory: MemorySettings, config: PreTrainedConfig) -> MemorySettings:
-    """Return memory settings in which ``recall_dim``, unless set, is the width of the backbone's embeddings."""
+    """Return memory settings in which ``recall_dim`` (width of the recall's projections), unless set, is the width of
+    the backbone's embeddings."""
     return replace(memory, recall_dim=memory.recall_width(measure_width(config)))
 
 
@@ -115,7 +116,8 @@ def shape_fits(stored: tuple[int, ...], shape: tuple[int, ...]) -> bool:
 
 
 def reshaped(weight: Tensor, shape: tuple[int, ...] | None) -> Tensor:
-    """Return a weight in the given shape; unchanged if the shape is None, as for buffers."""
+    """Return ``weight`` in the shape ``shape``, which has as many elements; unchanged if the shape is None, as for
+    buffers."""
     return weight if shape is None else weight.view(shape)
 
 

@@ -24,8 +24,8 @@ def start_of(pid: int) -> str | None:
 
 
 def command_variable() -> dict[str, str]:
-    """Return the environment variable, name and value, by which ranks know the ``hmt-ds`` process; empty without
-    /proc."""
+    """Return the environment variable (name and value) in which ranks find the process id of ``hmt-ds``, to end with
+    it; empty without /proc."""
     start = start_of(os.getpid())
     return {COMMAND: f"{os.getpid()} {start}"} if start else {}
 

@@ -164,7 +164,8 @@ def described(evaluation: Evaluation) -> str:
 
 
 def borders_of(evaluation: Evaluation) -> list[int]:
-    """Return the positions in a document at which the rows of an evaluation's table begin, and the last row's end."""
+    """Return the token positions in a document at which the rows of an evaluation's table begin, and the end of the
+    last row."""
     counts = [*evaluation.segments_read, segments_needed(evaluation.segments_read)]
     return [count * evaluation.losses.segment_length for count in counts]
 

@@ -21,6 +21,10 @@ SEGMENTS = 64  # read between two movements of the progress bar
 def read_first(asked: Asked, options: ChatOptions) -> SegmentCache:
     """Return a cache that has read the files given by --memory and --document; an empty cache without them.
 
+    Args:
+        asked: the model and its tokenizer.
+        options: options of `hmt-ds chat` or `generate`.
+
     Raises:
         ConversionError: if a file cannot be read or is empty, or another model wrote the memory.
     """

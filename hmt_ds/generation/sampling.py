@@ -57,7 +57,7 @@ def settings_of(overrides: list[str]) -> dict[str, object]:
     given = sections.pop(SECTION, {})
     problems += [f"--{key}: unknown option; settings look like --generation.top_p 0.9" for key in sections]
     if not isinstance(given, dict):
-        raise ConfigError([*problems, "--generation: name a setting, as --generation.top_p 0.9"])
+        raise ConfigError([*problems, "--generation: lacks the name of a setting: write it as --generation.top_p 0.9"])
     known = {key for key in GenerationConfig().to_dict() if not key.startswith("_")} - RESERVED
     for key in given.keys() - known:
         near = difflib.get_close_matches(key, known, 1)

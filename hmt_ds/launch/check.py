@@ -135,7 +135,11 @@ def probe_with_srun(hosts: dict[str, int]) -> dict[str, Report | str]:
 
 
 def last_lines(labelled: str) -> dict[int, str]:
-    """Return the last line that each task printed, by task number, from the output of `srun --label`."""
+    """Return the last line that each task of srun printed, by task number.
+
+    Args:
+        labelled: output of `srun --label`, whose lines begin with the task's number.
+    """
     pairs = (line.split(": ", 1) for line in labelled.splitlines() if line.split(":")[0].strip().isdigit())
     return {int(pair[0]): pair[1] for pair in pairs if len(pair) == 2}
 

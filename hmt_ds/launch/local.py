@@ -74,9 +74,13 @@ def ending(code: int) -> str:
 
 
 def device_options(ranks: int) -> list[str]:
-    """Return options for DeepSpeed's launcher that select one device per rank and respect CUDA_VISIBLE_DEVICES.
+    """Return options for DeepSpeed's launcher, as words of a command line, that give each rank a GPU and respect
+    CUDA_VISIBLE_DEVICES.
 
     Given only a number of devices, the launcher takes the machine's first ones and ignores CUDA_VISIBLE_DEVICES.
+
+    Args:
+        ranks: number of ranks to start on this machine.
     """
     visible = os.environ.get(VISIBLE, "").split(",")
     if os.environ.get("DS_ACCELERATOR") != "cpu" and len(visible) >= ranks and all(name.isdigit() for name in visible):

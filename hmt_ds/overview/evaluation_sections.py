@@ -44,7 +44,7 @@ def held_out(runs: Sequence[Shown]) -> Section:
 
 
 def steps_of(values: dict[int, float]) -> tuple[list[float], list[float | None]]:
-    """Return the keys (optimizer steps) and the values of a dict as two lists."""
+    """Split a dict of optimizer steps and values into a list of steps and a list of values, as a curve has them."""
     return [float(step) for step in values], list(values.values())
 
 

@@ -118,8 +118,8 @@ def intervals(found: Sequence[Curve], x_label: str, y_label: str, *, line: float
 
 
 def error_bars(curve: Curve) -> list[list[float]]:
-    """Return how far a curve's intervals reach below and above its values, as two lists; 0 where there is no
-    interval."""
+    """Return how far a curve's 95% intervals reach below and above its values, as two lists of distances; 0 where there
+    is no interval."""
     assert curve.low is not None and curve.high is not None
     ends = list(zip(curve.y, curve.low, curve.high, strict=True))
     below = [0.0 if y is None or low is None else max(0.0, y - low) for y, low, _ in ends]

@@ -175,5 +175,5 @@ def mean(rows: list[dict[str, float]], name: str) -> float:
 
 
 def ago(moment: float) -> str:
-    """Format how long ago a time was, given in seconds since 1970."""
+    """Format how long ago a time was (given in seconds since 1970), as ``03:20 ago`` in minutes and seconds."""
     return f"{tqdm.format_interval(int(max(0, time.time() - moment)))} ago"

@@ -102,7 +102,8 @@ def first_token(config: PretrainedConfig) -> int:
 
 
 def parameter_groups(model: HMT, memory_lr: float | None) -> list[dict[str, object]]:
-    """Return optimizer parameter groups: the backbone's trained parameters, and those of the memory modules.
+    """Return parameter groups for torch's optimizers: the backbone's trained parameters, and those of the memory
+    modules.
 
     Args:
         model: the model.

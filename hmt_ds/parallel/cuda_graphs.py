@@ -94,6 +94,13 @@ class Slot:
     """A captured forward pass with its backward pass, and the memory of its activations.
 
     A slot is busy from its forward to its backward pass; other segments use other slots in the meantime.
+
+    Args:
+        forward: the eager forward pass to capture.
+        kind: class of what is read: a segment or a batch of summaries.
+        with_loss: whether the loss is computed.
+        pool: pool of CUDA graphs whose memory the slot takes.
+        stream: stream on which passes are captured.
     """
 
     def __init__(self, forward: Forward, kind: type[Part], with_loss: bool, pool: Any, stream: torch.cuda.Stream):
@@ -158,7 +165,8 @@ class Slot:
 
 
 class Replay(torch.autograd.Function):
-    """Autograd function that replays a forward pass, and then its backward pass, from captured CUDA graphs."""
+    """Autograd function of a captured pass: its forward replays the CUDA graph of the forward pass, its backward that
+    of the backward pass."""
 
     @staticmethod
     def forward(

@@ -93,7 +93,11 @@ class LayerGroups(nn.ModuleList):
 
 
 class LayerGroup(nn.Module):
-    """Consecutive layers that ZeRO-3 gathers and releases together."""
+    """Consecutive decoder layers that ZeRO-3 gathers and releases together.
+
+    Args:
+        layers: the layers.
+    """
 
     def __init__(self, layers: list[nn.Module]):
         super().__init__()
@@ -104,9 +108,8 @@ class LayerGroup(nn.Module):
         self.prefetch_previous: Callable[[], None] = lambda: None
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Run the group's layers on hidden states ``[b, t, d]`` with the arguments that each :class:`LayerCall`
-        recorded.
-        """
+        """Run the group's layers on hidden states ``[batch, positions, dim]``, each with the arguments that the decoder
+        called it with."""
         calls, self.calls = self.calls, []
         self.prefetch_next()
         for call in calls:
@@ -118,7 +121,13 @@ class LayerGroup(nn.Module):
 
 
 class LayerCall:
-    """Stand-in for a layer while a decoder iterates over its layers; it records the call for the layer's group."""
+    """Stand-in for a layer while a decoder iterates over its layers: a call of it is recorded, and run when the group's
+    last layer is called.
+
+    Args:
+        group: the layer's group.
+        layer: the layer.
+    """
 
     def __init__(self, group: LayerGroup, layer: nn.Module):
         self.group, self.layer = group, layer

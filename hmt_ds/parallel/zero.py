@@ -47,7 +47,12 @@ class ZeroExecutor:
         self.phase: Phase = nullcontext
 
     def train_batch(self, windows: list[Window], flags: tuple[int, ...] = ()) -> StepOutput:
-        """Run one optimizer step on consecutive windows; see :func:`hmt_ds.parallel.train_step.train_step`."""
+        """Run one optimizer step on consecutive windows of this rank's rows. Collective.
+
+        Args:
+            windows: the windows, on the CPU, of equally many segments on all ranks.
+            flags: numbers to sum over the ranks, such as whether this rank received a stop signal.
+        """
         return train_step(self, windows, flags)
 
     def backward_through(self, window: Window, weight: float, recall_weight: float) -> tuple[Tensor, Tensor]:

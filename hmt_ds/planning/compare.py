@@ -53,7 +53,7 @@ class Job:
 
     @property
     def tokens(self) -> int:
-        """Number of tokens read per optimizer step and GPU, repeated sensory tokens not counted."""
+        """Number of tokens read per optimizer step and GPU, without those repeated from the segment before."""
         return self.rows * self.segments * self.settings.segment_length
 
 
@@ -64,7 +64,7 @@ class Estimate:
     Attributes:
         layout: description of the distribution.
         seconds: duration of the step.
-        tokens_per_second: tokens read per second and GPU, repeated sensory tokens not counted.
+        tokens_per_second: tokens read per second and GPU, without those repeated from the segment before.
         idle: fraction of the step in which a GPU runs no matrix products.
         bytes: memory of the fullest GPU.
         fits: whether ``bytes`` fits into a GPU.
@@ -111,18 +111,18 @@ def estimate(job: Job, cluster: Cluster, layout: str, seconds: float, arithmetic
 
 
 def best_pipeline(job: Job, cluster: Cluster, gpus: int) -> Estimate | None:
-    """Estimate the best number of pipeline stages: the fastest that fits, or else the one with the least memory.
+    """Estimate ``job`` on pipelines over ``gpus`` GPUs of ``cluster``, with the best number of stages.
 
     Returns:
-        The estimate; None if no number of stages is possible.
+        The fastest estimate that fits, or else the one with the least memory; None if no number of stages is possible.
     """
     found = [pipeline(job, cluster, gpus, stages) for stages in stage_counts(job.shape, cluster, gpus)]
     return min(found, key=lambda e: (not e.fits, e.seconds if e.fits else e.bytes), default=None)
 
 
 def stage_counts(shape: ModelShape, cluster: Cluster, gpus: int) -> Iterator[int]:
-    """Yield the possible numbers of pipeline stages: they divide the layers and the GPUs, and divide the GPUs of a node
-    or fill whole nodes."""
+    """Yield the numbers of pipeline stages that are possible on ``gpus`` GPUs: they divide the layers and the GPUs, and
+    divide the GPUs of a node or fill whole nodes."""
     for stages in range(2, min(shape.num_hidden_layers, gpus) + 1):
         straddles = cluster.gpus_per_node % stages and stages % cluster.gpus_per_node
         if not straddles and gpus % stages == 0 and shape.num_hidden_layers % stages == 0:
@@ -218,7 +218,8 @@ def stage_durations(job: Job, cluster: Cluster, stages: int, summary_group: int,
 
 
 def zero1(job: Job, cluster: Cluster, gpus: int) -> Estimate:
-    """Estimate ZeRO-1 with ``compute.reduction step``: each GPU has all weights and float32 gradient sums."""
+    """Estimate ``job`` on ``gpus`` GPUs of ``cluster`` at ZeRO-1 with ``compute.reduction step``: each GPU has all
+    weights and float32 gradient sums."""
     parameters = job.shape.parameters
     size = (REPLICATED + SHARDED / gpus) * parameters
     in_node = min(gpus, cluster.gpus_per_node)
@@ -227,7 +228,8 @@ def zero1(job: Job, cluster: Cluster, gpus: int) -> Estimate:
 
 
 def zero3(job: Job, cluster: Cluster, gpus: int) -> Estimate:
-    """Estimate ZeRO-3 with ``compute.reduction segment``: every pass all-gathers, every backward pass also reduces."""
+    """Estimate ``job`` on ``gpus`` GPUs of ``cluster`` at ZeRO-3 with ``compute.reduction segment``: every pass
+    all-gathers, every backward pass also reduces."""
     parameters = job.shape.parameters
     size = (REPLICATED + SHARDED) * parameters / gpus + GATHERED * cluster.memory
     in_node = min(gpus, cluster.gpus_per_node)

@@ -30,7 +30,7 @@ class Estimate:
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens read per second and GPU, repeated sensory tokens not counted."""
+        """Tokens read per second and GPU, without those repeated from the segment before."""
         return self.work.tokens / self.time.seconds / self.fleet.count
 
     @property

@@ -103,7 +103,7 @@ def rates(tokens: float, seconds: float, useful: float, executed: float, peaks: 
     ``mfu_measured`` and ``hfu_measured``.
 
     Args:
-        tokens: number of tokens read, repeated sensory tokens not counted.
+        tokens: number of tokens read, without those repeated from the segment before.
         seconds: duration in which they were read.
         useful: FLOPs without recomputation.
         executed: FLOPs with recomputation.

@@ -25,7 +25,7 @@ def llama_like(
 
 
 def opt(width: int, layers: int, heads: int, **others: object) -> dict[str, Any]:
-    """Return a configuration of OPT, whose MLP is four times as wide as the hidden states.
+    """Return a configuration of OPT, by transformers' keys; its MLP is four times as wide as the hidden states.
 
     Args:
         width: hidden size.

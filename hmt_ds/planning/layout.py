@@ -33,7 +33,7 @@ class Work:
 
     @property
     def tokens(self) -> int:
-        """Number of tokens read in an optimizer step over all GPUs, repeated sensory tokens not counted."""
+        """Number of tokens read in an optimizer step over all GPUs, without those repeated from the segment before."""
         return self.rows * self.depth * self.settings.segment_length
 
 

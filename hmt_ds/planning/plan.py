@@ -7,9 +7,10 @@ from pathlib import Path
 from rich.console import Console
 
 from hmt_ds.parallel.pipeline.schedule import UNIT_COSTS, pipeline_schedule, summary_group_size
+from hmt_ds.planning.lower_bound import lower_bound
 from hmt_ds.planning.plan_options import PlanOptions, RecipeOptions, ScheduleOptions
 from hmt_ds.planning.plan_source import read_source
-from hmt_ds.planning.simulate import Machine, Timeline, lower_bound, simulate
+from hmt_ds.planning.simulate import Machine, Timeline, simulate
 from hmt_ds.reporting.pipeline_timeline import timeline_lines
 from hmt_ds.reporting.progress import print_problems
 

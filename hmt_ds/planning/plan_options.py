@@ -166,7 +166,7 @@ def add_plan_options(command: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--schedule",
         action="store_true",
-        help="draw the passes of each pipeline stage over time, beside a lower bound on the duration",
+        help="draw when each pipeline stage runs which forward and backward pass, beside a lower bound on the duration",
     )
     what.add_argument(
         "--compare",

@@ -42,7 +42,7 @@ class RecipePlan:
         own: the estimate of the recipe as it is.
         others: the best layout of each kind, the fastest that fits first.
         hours: duration of the whole run as the recipe is, in hours, without evaluations and checkpoints.
-        tokens: number of tokens read in the whole run, repeated sensory tokens not counted.
+        tokens: number of tokens read in the whole run, without those repeated from the segment before.
         warnings: lines about what limits the run.
     """
 

@@ -50,7 +50,12 @@ def pipelines(work: Work, fleet: Fleet, stages: int) -> Iterator[Layout]:
 
 def stage_counts(work: Work, fleet: Fleet) -> Iterator[int]:
     """Yield the possible numbers of pipeline stages: they divide the layers and the GPUs, and divide the GPUs of a node
-    or fill whole nodes."""
+    or fill whole nodes.
+
+    Args:
+        work: sizes of the model, and segments and rows of an optimizer step.
+        fleet: type and number of GPUs, nodes and network.
+    """
     for stages in range(2, min(work.size.layers, fleet.count) + 1):
         straddles = fleet.per_node % stages and stages % fleet.per_node
         if not straddles and fleet.count % stages == 0 and work.size.layers % stages == 0:
@@ -86,12 +91,15 @@ def order(found: Estimate) -> tuple[bool, float]:
 
 
 def why_it_loses(found: Estimate, best: Estimate) -> str:
-    """Explain in a few words why a layout is worse than the best one: the largest part of memory if it does not fit,
-    else the activity that takes more seconds.
+    """Explain in a few words why a layout is worse than the best one.
 
     Args:
         found: the estimate of the layout.
         best: the estimate of the best layout.
+
+    Returns:
+        The largest part of memory (GiB) if the layout does not fit, else the activity that takes more seconds; empty
+        for the best layout.
     """
     memory = found.memory
     if memory.host > memory.host_most:

@@ -1,4 +1,4 @@
-"""Simulate a pipeline schedule, and compute a lower bound on the time of any schedule.
+"""Simulate a pipeline schedule.
 
 Imports no torch, so that ``hmt-ds plan`` starts quickly.
 """
@@ -73,7 +73,14 @@ class Machine:
         recomputes_early: bool = False,
         kept_graphs: Sequence[Collection[Action]] = (),
     ) -> "Machine":
-        """Return a Machine of ``stages`` equally fast stages, with links of unlimited bandwidth."""
+        """Return a machine of equally fast stages, with links of unlimited bandwidth.
+
+        Args:
+            costs: durations of passes and messages, in any unit of time.
+            stages: number of stages.
+            recomputes_early: whether a backward pass recomputes before its gradient arrives.
+            kept_graphs: for each stage, the forward passes that keep their graphs; empty if all are recomputed.
+        """
         links, wraparound = [Link(costs.link)] * (stages - 1), Link(costs.wraparound)
         return cls(
             [durations(costs)] * stages,
@@ -84,35 +91,43 @@ class Machine:
         )
 
     def recomputation(self, action: Action, stage: int) -> float:
-        """Return the part of a pass's duration in which it recomputes its forward pass; 0 for forward passes."""
+        """Return the part of a pass's duration in which it recomputes its forward pass; 0 for forward passes and kept
+        graphs.
+
+        Args:
+            action: the pass.
+            stage: index of the stage that runs it.
+        """
         kept = self.kept_graphs and forward_of(action) in self.kept_graphs[stage]
         return self.stages[stage][action.kind, False] if action.backward and not kept else 0.0
 
     def duration(self, action: Action, stage: int) -> float:
-        """Return the duration of a pass on a stage."""
+        """Return how long ``action`` takes on the stage with the index ``stage``, in the unit of the machine's
+        durations."""
         seconds = self.stages[stage][action.kind, action.backward]
         if not action.backward:
             return seconds
         return seconds - (self.stages[stage][action.kind, False] - self.recomputation(action, stage))
 
     def head_start(self, action: Action, stage: int) -> float:
-        """Return how long a pass can run before its last message must have arrived: the time that its recomputation
-        takes."""
+        """Return how long ``action``, on the stage with the index ``stage``, can run before its last message must have
+        arrived: the time of its recomputation, if that does not wait."""
         return self.recomputation(action, stage) if self.recomputes_early else 0.0
 
     def link(self, action: Action, stage: int, to: int) -> Link:
-        """Return the link that carries a pass's result from one stage to another, given by their indices."""
+        """Return the link that carries the result of ``action`` from the stage with the index ``stage`` to that with
+        the index ``to``."""
         wraps = action.kind == Kind.RECALL or (action.backward and to > stage)
         return self.wraparound if wraps else self.links[min(stage, to)]
 
 
 @dataclass(frozen=True)
 class TimedAction:
-    """A pass of a simulated schedule with its times.
+    """A pass of a simulated schedule with its times, in the unit of the machine's durations, such as seconds.
 
     Attributes:
         action: the pass.
-        start, stop: start and end, since the simulated step began.
+        start, stop: when the pass starts and ends, since the simulated step began.
     """
 
     action: Action
@@ -154,7 +169,14 @@ class Timeline:
 
 
 class Simulation:
-    """Runs each stage's passes in order, each as soon as its dependencies are met. Sending takes no stage's time."""
+    """A simulation of a pipeline schedule: each stage runs its passes in order, each as soon as its dependencies are
+    met. Sending takes no stage's time.
+
+    Args:
+        schedule: each stage's passes in order.
+        machine: durations and links; all times are in its unit, such as seconds.
+        mode: memory mode of the schedule: ``hmt``, ``rmt`` or ``backbone``.
+    """
 
     def __init__(self, schedule: list[list[Action]], machine: Machine, mode: str):
         self.schedule, self.machine, self.mode = schedule, machine, mode
@@ -181,7 +203,8 @@ class Simulation:
         return self.timed
 
     def advance(self, stage: int) -> set[int]:
-        """Run a stage's passes until one has to wait; return the indices of the stages that messages were sent to."""
+        """Run passes of the stage with the index ``stage`` until one has to wait; return the indices of the stages that
+        messages were sent to."""
         timed, receivers = self.timed[stage], set()
         for action in self.schedule[stage][len(timed) :]:
             ready = self.ready(action, stage)
@@ -199,7 +222,8 @@ class Simulation:
         return receivers
 
     def ready(self, action: Action, stage: int) -> float | None:
-        """Return the time at which all dependencies of a pass are met; None if some are not simulated yet."""
+        """Return when all dependencies of ``action`` are met on the stage with the index ``stage``; None if some are
+        not simulated yet."""
         latest = 0.0
         for at, needed in dependencies(action, stage, self.count, self.segments, self.mode, self.summary_group):
             when = (self.done if at == stage else self.arrived)[stage].get(needed)
@@ -240,58 +264,13 @@ def simulate(schedule: list[list[Action]], machine: Machine, mode: str = "hmt", 
 
 
 def peak_stashed_bytes(actions: list[Action], message_bytes: Mapping[Kind, float]) -> float:
-    """Return the peak bytes of the inputs that a stage stashes, each from its forward to its backward pass."""
+    """Return the peak bytes of the inputs that a stage stashes, each from its forward to its backward pass.
+
+    Args:
+        actions: the stage's passes, in order.
+        message_bytes: bytes of an input, by kind of pass.
+    """
     if not any(action.backward for action in actions):
         return 0.0
     passes = [action for action in actions if action.kind != Kind.RECALL]
     return max(accumulate(message_bytes.get(action.kind, 0.0) * (-1 if action.backward else 1) for action in passes))
-
-
-def lower_bound(
-    stages: int, segments: int, micro_batches: int, *, mode: str = "hmt", backward: bool = True, costs: Costs
-) -> float:
-    """Return a lower bound on the time of any pipeline schedule of equal stages (parallel/pipeline/README.md).
-
-    Args:
-        stages: number of stages.
-        segments: number of segments of the window.
-        micro_batches: number of micro-batches.
-        mode: memory mode.
-        backward: False for forward passes alone.
-        costs: durations of passes and messages, whose unit the bound has.
-    """
-    shape = (stages, segments, micro_batches, mode)
-    back = costs.backward
-    forward = half_bound(*shape, costs.segment, costs.summary, costs.recall, costs.link, costs.wraparound)
-    if not backward:
-        return forward
-    scaled = (costs.segment * back, costs.summary * back, costs.recall * back)
-    return forward + half_bound(*shape, *scaled, costs.link, costs.wraparound)
-
-
-def half_bound(
-    stages: int, segments: int, batches: int, mode: str, f: float, s: float, c: float, link: float, wraparound: float
-) -> float:
-    """Return a lower bound on the time of all forward, or all backward, passes, in the unit of the durations.
-
-    Args:
-        stages: number of stages.
-        segments: number of segments of the window.
-        batches: number of micro-batches.
-        mode: memory mode.
-        f, s, c: durations of a segment, summary and recall pass, all forward or all backward.
-        link: duration of a message between neighbouring stages.
-        wraparound: duration of a message between the last and the first stage.
-    """
-    others, wraparound = stages - 1, wraparound * (stages > 1)
-    if mode == "backbone":
-        return segments * batches * f + others * (f + link)
-    s *= mode == "hmt"
-    work, summaries = segments * batches * (f + s), segments * batches * s
-    # until the first prompt reaches the first stage, and from one prompt of a micro-batch to its next
-    first = c + wraparound + (stages * s + others * link if mode == "hmt" else 0.0)
-    around = c + wraparound + stages * f + others * link
-    wait = max(0.0, first - summaries + (segments - 1) * max(0.0, around - batches * f))
-    # without summaries, the first recalls run while the last stage waits for its first input
-    recalls, arrival = (segments, s) if mode == "hmt" else (segments - 1, f)
-    return work + max(others * (f + link) + wait, others * (arrival + link) + recalls * batches * c)

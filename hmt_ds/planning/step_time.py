@@ -213,7 +213,12 @@ def bytes_of_pass(work: Work, layout: Layout, *, backward: bool) -> float:
 
 
 def bytes_at_end(work: Work, layout: Layout) -> float:
-    """Return the bytes that an optimizer step gathers and reduces after its last pass."""
+    """Return the bytes that an optimizer step gathers and reduces over the GPUs after its last pass.
+
+    Args:
+        work: sizes of the model, and segments and rows of an optimizer step.
+        layout: ZeRO stage, pipeline stages, rows at a time, recomputation and offloading.
+    """
     trained, number = work.size.trained, work.number_bytes
     if layout.reduction == "segment":
         return 0.0 if layout.stage == 3 else number * trained

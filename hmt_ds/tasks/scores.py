@@ -15,7 +15,8 @@ def normalize(text: str) -> list[str]:
 
 
 def exact_match(found: str, answer: str) -> float:
-    """Return 1 if two answers are equal up to case, punctuation, articles and blanks, else 0."""
+    """Return 1 if a generated answer (``found``) equals the right one up to case, punctuation, articles and blanks,
+    else 0."""
     return float(normalize(found) == normalize(answer))
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from hmt_ds.memory.settings import MODES
 from hmt_ds.parallel.pipeline.schedule import Costs, pipeline_schedule, summary_group_size
-from hmt_ds.planning.simulate import Machine, Timeline, lower_bound, simulate
+from hmt_ds.planning.lower_bound import lower_bound
+from hmt_ds.planning.simulate import Machine, Timeline, simulate
 
 SHAPES = list(product(range(1, 9), repeat=3))  # stages, segments, micro-batches
 HALF = Costs()  # a segment pass takes 1, a summary pass 0.5, backward three times as long

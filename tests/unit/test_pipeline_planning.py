@@ -20,9 +20,10 @@ from hmt_ds.planning.compare import (
     zero3,
 )
 from hmt_ds.planning.flops import positions_per_token, repeated_positions, useful_flops_per_token
+from hmt_ds.planning.lower_bound import lower_bound
 from hmt_ds.planning.plan_options import CompareOptions
 from hmt_ds.planning.shapes import SHAPES, ModelShape
-from hmt_ds.planning.simulate import Link, Machine, durations, lower_bound, simulate
+from hmt_ds.planning.simulate import Link, Machine, durations, simulate
 
 SETTINGS = MemorySettings(segment_length=1024, recall_dim=64)
 JOB = Job(SHAPES["7b"], SETTINGS)

@@ -83,7 +83,8 @@ def read_ds_config(file: str | Path) -> DsConfig:
 
 
 def unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Build a JSON object from pairs of key and value; Python's json would silently keep the last of equal keys.
+    """Build a JSON object from pairs of key and value, for ``json.loads(object_pairs_hook=...)``, which would silently
+    keep the last of equal keys.
 
     Raises:
         ValueError: if a key is given twice.

@@ -90,7 +90,12 @@ class PipelineExecutor:
             mark_replicated(weight, self.topology.is_last)  # its gradient's norm counts once, on the first stage
 
     def train_batch(self, windows: list[Window], flags: tuple[int, ...] = ()) -> StepOutput:
-        """Run one optimizer step on consecutive windows; see :func:`hmt_ds.parallel.train_step.train_step`."""
+        """Run one optimizer step on consecutive windows of this pipeline's rows. Collective.
+
+        Args:
+            windows: the windows, on the CPU, of equally many segments on all ranks.
+            flags: numbers to sum over the ranks, such as whether this rank received a stop signal.
+        """
         return train_step(self, windows, flags)
 
     def backward_passes(self, windows: list[Window]) -> int:
@@ -175,9 +180,14 @@ def finite_of(work: StagePass, segments: int, device: torch.device) -> Tensor:
 
 
 def totals_of(work: StagePass, device: torch.device) -> Tensor:
-    """Return the window's sums of loss, recall distance, recalls and recall loss, ``[4]`` float64.
+    """Return sums over a window's rows and segments, ``[4]`` float64: loss in nats, recall distances in segments,
+    number of recalls, and loss of the recall in nats.
 
     Zeros except on the last stage, which computes the losses.
+
+    Args:
+        work: this stage's passes over the window, finished.
+        device: device of the result.
     """
     totals = torch.zeros(4, dtype=torch.float64, device=device)
     totals[0] = sum((loss.double().sum() for loss in work.losses.values()), totals[0])

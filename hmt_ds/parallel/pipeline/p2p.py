@@ -17,14 +17,24 @@ NCCL_GRACE = timedelta(minutes=5)  # NCCL's own timeout comes later than P2PTime
 
 
 class TensorSpec(NamedTuple):
-    """Shape and dtype of a message between pipeline stages, which the receiver must know before."""
+    """Shape and dtype of a message between pipeline stages, which the receiver must know before.
+
+    Attributes:
+        size: the shape.
+        dtype: the dtype.
+    """
 
     size: tuple[int, ...]
     dtype: torch.dtype
 
 
 class InFlight(NamedTuple):
-    """A posted send or receive, and the tensor that must stay alive until it completes."""
+    """A posted send or receive that may not have completed.
+
+    Attributes:
+        work: torch's handle.
+        tensor: the sent or received tensor, which must stay alive until completion.
+    """
 
     work: dist.Work
     tensor: Tensor

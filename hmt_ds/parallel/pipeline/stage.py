@@ -28,8 +28,7 @@ FORWARD_PHASES = {Kind.SUMMARY: "summary", Kind.RECALL: "recall", Kind.SEGMENT: 
 
 class StagePass:
     """Runs the passes of one pipeline stage over one window, and exchanges activations and gradients with its
-    neighbours.
-    """
+    neighbours."""
 
     def __init__(self, stage: Stage, window: StageWindow):
         self.stage, self.window, self.micro_batches = stage, window, window.micro_batches
@@ -260,7 +259,8 @@ class StagePass:
     # running the layers
 
     def with_graph(self, tokens: Segment | Summary, action: Action, stage_input: Tensor | None) -> StageGraph:
-        """Run the layers with an autograd graph that begins at a leaf copy of ``stage_input`` ``[b, t, h]``."""
+        """Run the layers on ``tokens`` with an autograd graph that begins at a leaf copy of ``stage_input`` ``[b, t,
+        h]``."""
         if stage_input is not None:
             stage_input.requires_grad_()
         return StageGraph(stage_input, self.layers(tokens, action, stage_input))

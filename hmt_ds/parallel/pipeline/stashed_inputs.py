@@ -24,7 +24,12 @@ class StashedInputs:
         self.on_host: dict[Action, tuple[Tensor, torch.device] | None] = {}
 
     def put(self, action: Action, stage_input: Tensor | None) -> None:
-        """Stash the stage input of a forward pass; None if the stage embeds tokens and has no other input."""
+        """Stash the input of a forward pass until its backward pass.
+
+        Args:
+            action: the forward pass.
+            stage_input: the input; None if the stage embeds tokens and has no other input.
+        """
         self.on_device[action] = stage_input
         if self.limit is not None and len(self.on_device) > self.limit:
             oldest = next(iter(self.on_device))
