@@ -23,6 +23,8 @@ from hmt_ds.launch.ask import ask_tasks, chat, convert, generate, write_tasks
 from hmt_ds.launch.before import check, doctor, init, preview
 from hmt_ds.launch.init_options import InitOptions
 from hmt_ds.launch.launch_options import LaunchOptions
+from hmt_ds.launch.prepare_data import prepare
+from hmt_ds.launch.prepare_options import PrepareOptions
 from hmt_ds.launch.start import RankOptions, TrainOptions, dry_run, start_bench, start_ranks
 from hmt_ds.overview.commands import report, status
 from hmt_ds.overview.report_options import ReportOptions
@@ -105,7 +107,7 @@ def command_line() -> argparse.ArgumentParser:
 
 
 def add_preparing(add: Add) -> None:
-    """Add the subcommands that are used before a run: init, doctor, check, preview, plan, keys, tokenizer."""
+    """Add the subcommands used before a run: init, doctor, check, preview, prepare, plan, keys, tokenizer."""
     command = add("init", init, "write a recipe with comments", "Asks for what is not given, in a terminal.")
     command.add_argument("file", metavar="FILE", type=path_operand, help="path of the recipe to write, a new YAML file")
     add_options(command, InitOptions)
@@ -123,6 +125,11 @@ def add_preparing(add: Add) -> None:
     command = add("preview", preview, "show what a run will read, before it starts", more, overrides=True)
     command.add_argument("source", metavar="RECIPE", type=path_operand, help=RECIPE)
     add_options(command, PreviewOptions)
+
+    more = "Needs no GPU. Goes on after a kill; train then reads what is there. "
+    command = add("prepare", prepare, "tokenize the documents of a recipe", more + KEYS_FOLLOW, overrides=True)
+    command.add_argument("source", metavar="RECIPE", type=path_operand, help=RECIPE)
+    add_options(command, PrepareOptions)
 
     more = "Needs no GPU, no data and no weights. Without a RECIPE: --schedule or --compare."
     command = add("plan", plan, "estimate memory, speed and hours of a run before it starts", more, overrides=True)

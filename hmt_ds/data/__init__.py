@@ -6,6 +6,7 @@ from hmt_ds import lazy_imports
 
 if TYPE_CHECKING:
     from hmt_ds.data.batches import IGNORE_INDEX, Batch, WindowLoader
+    from hmt_ds.data.describe import describe_tokens
     from hmt_ds.data.document_queue import MixBy, QueueState, SourceShare
     from hmt_ds.data.errors import DataError
     from hmt_ds.data.retrieval import RetrievalDocuments, RetrievalLoader, check_length
@@ -35,6 +36,7 @@ __all__ = [
     "check_length",
     "check_vocabulary",
     "describe_tokenizer",
+    "describe_tokens",
     "document_lengths",
     "load_documents",
     "load_tokenizer",

@@ -70,7 +70,7 @@ def tokenize_documents(
     name = f"tokens-{_fingerprint(documents, tokenizer, add_eos, format)}"
     encoder = Encoder(documents, tokenizer, format, add_eos)
     try:
-        tokens = _cached(cache_dir, name, encoder, processes)
+        return _cached(cache_dir, name, encoder, processes)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"tokens cannot be kept in {cache_dir}: {first_line(error)}") from None
     except BrokenProcessPool:
@@ -78,8 +78,16 @@ def tokenize_documents(
             f"one of {processes} processes was killed, perhaps for lack of memory: try again with fewer; "
             "the shards that are whole are kept"
         ) from None
-    lengths = document_lengths(tokens)
-    keep = lengths > 0
+
+
+def open_tokens(files: list[Path]) -> Dataset:
+    """Map the files of a cache into memory, and leave out documents without tokens.
+
+    Raises:
+        DataError: No document has a token.
+    """
+    tokens = concatenate_datasets([Dataset.from_file(str(file)) for file in files])
+    keep = document_lengths(tokens) > 0
     if not keep.any():
         raise DataError(f"the tokenizer makes no token of any of the {len(tokens)} documents: check text and tokenizer")
     return tokens if keep.all() else tokens.select(np.flatnonzero(keep))
@@ -167,7 +175,7 @@ def _cached(folder: Path, name: str, encoder: Encoder, processes: int) -> Datase
         with lock(folder / f"{name}.lock"):
             remove_unfinished(folder, name)
             _make(dict(zip(files, rows, strict=True)), encoder, processes)
-    return concatenate_datasets([Dataset.from_file(str(file)) for file in files])
+    return open_tokens(files)
 
 
 def _make(shards: dict[Path, tuple[int, int]], encoder: Encoder, processes: int) -> None:
@@ -237,13 +245,18 @@ def _tokenize_batch(
 
 
 def _fingerprint(documents: Dataset, tokenizer: PreTrainedTokenizerBase, add_eos: bool, format: Format) -> str:
-    """Hash what the tokens depend on: of the tokenizer its content, never its path."""
+    """Hash what the tokens depend on."""
+    parts = json.dumps([documents._fingerprint, tokenizer_content(tokenizer), add_eos, *format.content(tokenizer)])
+    return hashlib.sha256(parts.encode()).hexdigest()[:32]
+
+
+def tokenizer_content(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
+    """Return all that a tokenizer's ids depend on: its content, never its path."""
     backend = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else _python_content(tokenizer)
     content = [type(tokenizer).__name__, backend, tokenizer("").input_ids, tokenizer.eos_token_id]
     if getattr(tokenizer, "split_special_tokens", False):  # in tokenizer_config.json; the backend does not know it
         content.append("split_special_tokens")
-    parts = json.dumps([documents._fingerprint, content, add_eos, *format.content(tokenizer)])
-    return hashlib.sha256(parts.encode()).hexdigest()[:32]
+    return content
 
 
 def _python_content(tokenizer: PreTrainedTokenizerBase) -> list[Any]:

@@ -5,11 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from datasets import Dataset
 
 from hmt_ds.config.config_error import ConfigError
 from hmt_ds.config.recipe import Recipe
-from hmt_ds.data import document_lengths
+from hmt_ds.data import describe_tokens
 from hmt_ds.parallel.deepspeed_config.fill import offloads, stage_of
 from hmt_ds.planning.activations import GIB
 from hmt_ds.planning.cluster import Fleet, fleet_of, gpu_named
@@ -32,7 +31,7 @@ def dry_run_lines(recipe: Recipe, recipe_file: Path, prepared: Prepared, ranks: 
     lines = [f"recipe       {recipe_file}: no problem found; nothing was started"]
     for name, documents in (("data", prepared.train), ("held out", prepared.validation)):
         if documents is not None:
-            lines.append(f"{name:<12} {describe_documents(documents)}")
+            lines.append(f"{name:<12} {describe_tokens(documents, recipe.memory.segment_length)}")
     if prepared.retrieval is not None:
         lines.append("data         generated documents (data.retrieval)")
     host = ", optimizer on the host" if offloads(prepared.ds_config) else ""
@@ -42,14 +41,6 @@ def dry_run_lines(recipe: Recipe, recipe_file: Path, prepared: Prepared, ranks: 
     lines += [f"warning      {warning}" for warning in prepared.warnings]
     lines += plan_here(recipe, recipe_file, ranks)
     return [*lines, f"next         hmt-ds train {recipe_file}"]
-
-
-def describe_documents(documents: Dataset) -> str:
-    """Return the number of tokenized documents, and their lengths in tokens, as text."""
-    lengths = document_lengths(documents)
-    if not len(lengths):
-        return "no documents"
-    return f"{len(lengths):,} documents, {lengths.sum():,} tokens, {lengths.min():,} to {lengths.max():,} each"
 
 
 def plan_here(recipe: Recipe, recipe_file: Path, ranks: int | None) -> list[str]:

@@ -15,13 +15,11 @@ from hmt_ds.data import (
     check_vocabulary,
     describe_tokenizer,
     load_documents,
-    load_tokenizer,
-    tokenize_documents,
 )
-from hmt_ds.data.formats import Format, read_template
 from hmt_ds.data.settings import RetrievalSettings
 from hmt_ds.evaluation.figures import segments_needed
 from hmt_ds.preflight.problems import Problems
+from hmt_ds.preflight.source_tokens import source_keys, tokenizer_of, tokens_of
 
 
 @dataclass(frozen=True)
@@ -50,21 +48,15 @@ def read_data(recipe: Recipe, vocab_size: int | None, problems: Problems) -> Doc
         problems: list to which a line is appended for each problem. If it has any before the documents are read, the
             run cannot start: files are looked for, but nothing is tokenized.
     """
-    name = recipe.model.tokenizer or recipe.model.source
-    if not isinstance(name, str):
-        problems.append("model.tokenizer: missing; model.source is a configuration, which has none: name a tokenizer")
-        return None
-    tokenizer = problems.attempt(lambda: load_tokenizer(name), "model.tokenizer: ")
+    tokenizer = problems.attempt(lambda: tokenizer_of(recipe), "model.tokenizer: ")
     if tokenizer is not None and vocab_size is not None:
         problems.attempt(lambda: check_vocabulary(tokenizer, vocab_size), "model.tokenizer: ")
     tokenizes = tokenizer is not None and not problems
 
     def read(source: Source) -> Dataset:
-        keys = source.model_dump(include={"source", "text_field", "split", "name", "separator"})
-        documents, how = load_documents(**keys, columns=source.columns), format_of(source)
         if not tokenizes:
-            return documents
-        return tokenize_documents(documents, tokenizer, format=how, cache_dir=Path(recipe.data.cache_dir))
+            return load_documents(**source_keys(source))
+        return tokens_of(source, tokenizer, Path(recipe.data.cache_dir)).tokens
 
     data, train, held_out, text = recipe.data, None, None, None
     if settings := data.retrieval:
@@ -77,16 +69,6 @@ def read_data(recipe: Recipe, vocab_size: int | None, problems: Problems) -> Doc
         return None
     held_out = None if held_out is None else shorten(held_out, recipe)
     return Documents(train, held_out, describe_tokenizer(tokenizer), text)
-
-
-def format_of(source: Source) -> Format:
-    """Return how a source's rows become tokens.
-
-    Raises:
-        DataError: if its chat template cannot be read.
-    """
-    template = None if source.chat_template is None else read_template(source.chat_template)
-    return Format(source.format, source.prompt_weight, template)
 
 
 def encode_retrieval(

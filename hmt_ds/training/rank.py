@@ -17,7 +17,7 @@ from hmt_ds.checkpoint import CheckpointError
 from hmt_ds.checkpoint.run_lock import RunLock
 from hmt_ds.config.config_error import ConfigError
 from hmt_ds.config.recipe import Recipe
-from hmt_ds.data import DataError
+from hmt_ds.data import DataError, describe_tokens
 from hmt_ds.distributed.process_group import (
     LaunchError,
     LostRank,
@@ -151,6 +151,8 @@ def prepare_together(
             if found := list(dict.fromkeys(chain(*all_gather_object(problems)))):
                 raise ConfigError(found)
     assert prepared is not None
+    if rank() == 0 and prepared.train is not None:
+        logger.info("training documents: %s", describe_tokens(prepared.train, recipe.memory.segment_length))
     for warning in prepared.warnings if rank() == 0 else ():
         logger.warning(warning)
     return prepared

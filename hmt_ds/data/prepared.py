@@ -1,0 +1,106 @@
+"""The tokens of a source, found again without its text while its files, its keys and the tokenizer are the same."""
+
+import hashlib
+import json
+import logging
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from hmt_ds import __version__
+from hmt_ds.data.files import find_files
+from hmt_ds.data.formats import Format
+from hmt_ds.data.sources import read_source
+from hmt_ds.data.token_files import is_intact, replacing
+from hmt_ds.data.tokenize import open_tokens, tokenize_documents, tokenizer_content
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SourceTokens:
+    """The tokenized documents of a source, and what of it was not read.
+
+    Attributes:
+        tokens: What `tokenize_documents` returned.
+        files: Number of files read; None for a saved data set and one of the hub.
+        left_out: A line for each reason to leave out files or documents.
+    """
+
+    tokens: Dataset
+    files: int | None
+    left_out: tuple[str, ...]
+
+
+def read_tokens(
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    format: Format,
+    cache_dir: Path,
+    processes: int = 1,
+    **keys: Any,
+) -> SourceTokens:
+    """Load and tokenize a source, or open the tokens that were made of it.
+
+    A file in the cache says which tokens belong to a source, so that a source of a terabyte is not read to find that
+    out. Data sets of the hub have none: `datasets` knows what is in its cache.
+
+    Args:
+        source, keys: As for `read_source`.
+        tokenizer, format, cache_dir, processes: As for `tokenize_documents`.
+
+    Raises:
+        DataError: As `read_source` and `tokenize_documents`.
+    """
+    states = file_states(source, keys.get("split", "train"))
+    known = [source, keys, states, tokenizer_content(tokenizer), format.content(tokenizer)]
+    versions = [__version__, datasets.__version__]  # they may read the same files differently
+    record = cache_dir / f"source-{hashlib.sha256(json.dumps([known, versions]).encode()).hexdigest()[:32]}.json"
+    if states is not None and (found := _recorded(record)) is not None:
+        for line in found.left_out:
+            logger.info("%s: left out %s", source, line)
+        return found
+    read = read_source(source, **keys)
+    tokens = tokenize_documents(read.documents, tokenizer, format=format, cache_dir=cache_dir, processes=processes)
+    if states is not None:
+        files = [Path(file["filename"]).name for file in tokens.cache_files if file["filename"].endswith(".arrow")]
+        content = {"tokens": files, "files": read.files, "left_out": read.left_out}
+        with suppress(OSError), replacing(record) as aside:  # in a folder of somebody else
+            aside.write_text(json.dumps(content), encoding="utf-8")
+    return SourceTokens(tokens, read.files, read.left_out)
+
+
+def file_states(source: str, split: str) -> list[list[Any]] | None:
+    """Return paths, sizes, times and inodes of a source's files; None for one that is not on this machine.
+
+    Raises:
+        DataError: As `find_files`.
+    """
+    path = Path(source)
+    if path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+    elif found := find_files(source, split):
+        files = [file for splits in found.builders.values() for some in splits.values() for file in some]
+    else:
+        return None
+    states = [(file.resolve(), file.stat()) for file in files]
+    # the time of the last change too: rsync -t, tar and cp -p keep the time of modification
+    return [[str(file), state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino] for file, state in states]
+
+
+def _recorded(record: Path) -> SourceTokens | None:
+    """Return the tokens that a record names; None if there is no record, or they are not all there and intact."""
+    try:
+        found = json.loads(record.read_text(encoding="utf-8"))
+        files = [record.parent / name for name in found["tokens"]]
+        if files and all(map(is_intact, files)):
+            return SourceTokens(open_tokens(files), found["files"], tuple(found["left_out"]))
+    except (OSError, ValueError, KeyError, TypeError):  # ValueError: no JSON
+        pass
+    return None

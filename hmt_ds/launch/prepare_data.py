@@ -1,0 +1,75 @@
+"""Tokenize the documents of a recipe ahead of a run: ``hmt-ds prepare``. Needs no GPU, and imports no DeepSpeed."""
+
+import argparse
+import os
+import shlex
+from pathlib import Path
+
+from hmt_ds.config.config_error import ConfigError, collected
+from hmt_ds.config.load import load_recipe
+from hmt_ds.config.options import read_options
+from hmt_ds.config.recipe import Recipe
+from hmt_ds.launch.prepare_options import PrepareOptions
+from hmt_ds.launch.start import go_offline_without_hub
+
+MOST_PROCESSES = 16  # by default
+STOPPED = 130  # the exit code of shells after Ctrl-C
+
+
+def prepare(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Run `hmt-ds prepare`: fill the token cache of a recipe, and return the exit code."""
+    options, problems = read_options(PrepareOptions, arguments)
+    with collected(problems):
+        recipe = load_recipe(arguments.source, overrides)
+    if problems:
+        raise ConfigError(problems)
+    go_offline_without_hub()
+    try:
+        lines = prepare_data(recipe, options.processes or min(MOST_PROCESSES, len(os.sched_getaffinity(0))))
+    except KeyboardInterrupt:
+        print("\nstopped: shards that are whole are kept, and the same command makes the others")
+        return STOPPED
+    print("\n".join(lines))
+    print(f"next        hmt-ds train {shlex.join([str(arguments.source), *overrides])}")
+    return 0
+
+
+def prepare_data(recipe: Recipe, processes: int) -> list[str]:
+    """Tokenize the training and held-out documents of a recipe into its cache; return lines about them.
+
+    Args:
+        recipe: the recipe.
+        processes: number of processes.
+
+    Raises:
+        ConfigError: with a line for each problem.
+    """
+    from hmt_ds.data import DataError, describe_tokens
+    from hmt_ds.preflight.source_tokens import tokenizer_of, tokens_of
+
+    silence()
+    lines, at, cache = list[str](), "model.tokenizer", Path(recipe.data.cache_dir)
+    try:
+        tokenizer = tokenizer_of(recipe)
+        for name, key in (("data", "train"), ("held out", "validation")):
+            at, source = f"data.{key}", getattr(recipe.data, key)
+            if source is not None:
+                tokens = tokens_of(source, tokenizer, cache, processes).tokens
+                lines.append(f"{name:<11} {describe_tokens(tokens, recipe.memory.segment_length)}")
+    except DataError as error:
+        raise ConfigError([f"{at}: {error}"]) from None
+    if not lines:
+        raise ConfigError(["data.train: missing, the recipe has generated documents alone: nothing to tokenize"])
+    return [*lines, f"cache       {cache}"]
+
+
+def silence() -> None:
+    """Let libraries print errors alone, and hmt_ds its log."""
+    import datasets
+    import transformers
+
+    from hmt_ds.reporting.log import start_log
+
+    datasets.disable_progress_bars()
+    transformers.logging.set_verbosity_error()
+    start_log(0)

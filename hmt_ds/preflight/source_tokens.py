@@ -1,0 +1,55 @@
+"""The tokenizer of a recipe, and the tokens of one of its sources. Imports no DeepSpeed."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from hmt_ds.config.recipe import Recipe, Source
+from hmt_ds.data import DataError, load_tokenizer
+from hmt_ds.data.formats import Format, read_template
+from hmt_ds.data.prepared import SourceTokens, read_tokens
+
+
+def tokens_of(source: Source, tokenizer: PreTrainedTokenizerBase, cache_dir: Path, processes: int = 1) -> SourceTokens:
+    """Load and tokenize a source of a recipe, or open the tokens that were made of it.
+
+    Args:
+        source: the source.
+        tokenizer: the tokenizer.
+        cache_dir: folder of the token cache.
+        processes: number of processes that tokenize; 1 for the current one.
+
+    Raises:
+        DataError: if the source cannot be read, or does not fit its format.
+    """
+    how = format_of(source)
+    return read_tokens(**source_keys(source), tokenizer=tokenizer, format=how, cache_dir=cache_dir, processes=processes)
+
+
+def tokenizer_of(recipe: Recipe) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a recipe.
+
+    Raises:
+        DataError: if the recipe names none, or it cannot be loaded.
+    """
+    name = recipe.model.tokenizer or recipe.model.source
+    if not isinstance(name, str):
+        raise DataError("missing; model.source is a configuration, which has none: name a tokenizer")
+    return load_tokenizer(name)
+
+
+def source_keys(source: Source) -> dict[str, Any]:
+    """Return the arguments of ``load_documents`` for a source."""
+    keys = source.model_dump(include={"source", "text_field", "split", "name", "separator"})
+    return keys | {"columns": source.columns}
+
+
+def format_of(source: Source) -> Format:
+    """Return how a source's rows become tokens.
+
+    Raises:
+        DataError: if its chat template cannot be read.
+    """
+    template = None if source.chat_template is None else read_template(source.chat_template)
+    return Format(source.format, source.prompt_weight, template)
