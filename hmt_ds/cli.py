@@ -20,7 +20,7 @@ from hmt_ds.conversion.convert_options import ConvertOptions
 from hmt_ds.evaluation.compare_options import CompareOptions
 from hmt_ds.generation.options import ChatOptions, GenerateOptions
 from hmt_ds.launch.ask import ask_tasks, chat, convert, generate, write_tasks
-from hmt_ds.launch.before import check, doctor, init, preview
+from hmt_ds.launch.before import check, doctor, init, list_keys, preview
 from hmt_ds.launch.init_options import InitOptions
 from hmt_ds.launch.launch_options import LaunchOptions
 from hmt_ds.launch.prepare_data import prepare
@@ -136,9 +136,13 @@ def add_preparing(add: Add) -> None:
     add_plan_options(command)
 
     command = add("keys", list_keys, "list the keys of a recipe, with types and defaults")
-    command.add_argument(
-        "--markdown", action="store_true", help="print them as Markdown tables, as in hmt_ds/config/KEYS.md"
-    )
+    words = "list only keys whose name or help text contains this text, whatever the case; of several words, all"
+    command.add_argument("words", nargs="*", metavar="WORD", help=words)
+    formats = command.add_mutually_exclusive_group()
+    markdown = "print them as Markdown tables, as in hmt_ds/config/KEYS.md"
+    formats.add_argument("--markdown", action="store_true", help=markdown)
+    schema = "print them as JSON schema, as in hmt_ds/config/recipe.schema.json, for editors"
+    formats.add_argument("--schema", action="store_true", help=schema)
 
     command = add("tokenizer", make_tokenizer, "train a sentencepiece BPE tokenizer on text files")
     command.add_argument("files", nargs="+", type=path_operand, metavar="FILE", help="text file to train on, UTF-8")
@@ -266,22 +270,6 @@ def compare(arguments: argparse.Namespace, _: list[str]) -> int:
     from hmt_ds.evaluation.compare import compare as compare_runs
 
     return compare_runs(arguments.runs, options)
-
-
-def list_keys(arguments: argparse.Namespace, _: list[str]) -> int:
-    """Run `hmt-ds keys`: print every key of the recipe with type, default and help text; return the exit code."""
-    from rich.console import Console
-
-    from hmt_ds.config.recipe import Recipe
-    from hmt_ds.config.sections import keys
-    from hmt_ds.reporting.tables import keys_markdown, keys_table
-
-    if arguments.markdown:
-        print(keys_markdown(keys(Recipe)), end="")
-    else:
-        Console().print(keys_table(keys(Recipe)))
-        print("next        hmt-ds init FILE, or hmt-ds check RECIPE --section.key value")
-    return 0
 
 
 def make_tokenizer(arguments: argparse.Namespace, _: list[str]) -> int:

@@ -1,9 +1,10 @@
-"""The commands before a run for the command line: ``init``, ``doctor``, ``check``, ``preview``.
+"""The commands before a run for the command line: ``init``, ``doctor``, ``check``, ``keys``, ``preview``.
 
 Imports no torch before they run.
 """
 
 import argparse
+import sys
 
 from hmt_ds.config.config_error import ConfigError
 from hmt_ds.config.options import read_options
@@ -78,4 +79,29 @@ def preview(arguments: argparse.Namespace, overrides: list[str]) -> int:
     show(arguments.source, options, overrides)
     if options.html is not None:
         print(f"page        {options.html}")
+    return 0
+
+
+def list_keys(arguments: argparse.Namespace, _: list[str]) -> int:
+    """Run `hmt-ds keys`: print keys of the recipe with type, default and help text; return the exit code.
+
+    Raises:
+        ConfigError: no key contains the words.
+    """
+    from rich.console import Console
+
+    from hmt_ds.config.find_keys import keys_with
+    from hmt_ds.config.json_schema import recipe_schema
+    from hmt_ds.config.recipe import Recipe
+    from hmt_ds.config.sections import keys
+    from hmt_ds.reporting.tables import keys_markdown, keys_table
+
+    if arguments.markdown or arguments.schema:
+        if arguments.words:
+            raise ConfigError(["WORD is for the table only: leave out --markdown and --schema, or the words"])
+        print(keys_markdown(keys(Recipe)) if arguments.markdown else recipe_schema(), end="")
+        return 0
+    width = None if sys.stdout.isatty() else 160  # a file or a pipe does not say how wide it is
+    Console(width=width).print(keys_table(keys_with(arguments.words, Recipe)))
+    print("next        hmt-ds init FILE, or hmt-ds check RECIPE --section.key value")
     return 0

@@ -11,6 +11,7 @@ import jinja2
 from rich.prompt import Prompt
 
 from hmt_ds.config.config_error import ConfigError
+from hmt_ds.config.json_schema import SCHEMA_FILE, editor_line
 from hmt_ds.config.options import parse_options
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.launch.init_options import InitOptions
@@ -49,6 +50,7 @@ def write_recipe(file: Path, options: InitOptions, given: set[str]) -> list[str]
         raise ConfigError(["--data: missing, give --data PATH with a file or folder of training documents"])
     values, lines = choose(file, options)
     values |= {name: in_yaml(values[name]) for name in ("model", "data", "validation", "output") if values[name]}
+    values["editor_line"] = editor_line(SCHEMA_FILE)
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
     text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(values)
     try:
