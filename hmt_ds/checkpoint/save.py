@@ -135,11 +135,8 @@ class Saver:
     def attempt(
         self, action: Callable[Arguments, object], *arguments: Arguments.args, **options: Arguments.kwargs
     ) -> None:
-        """Call ``action(*arguments, **options)``, which may fail, for example on a full disk; keep its error for
-        :meth:`finish`.
-
-        Only the first error is kept.
-        """
+        """Call ``action(*arguments, **options)``, which may fail, for example on a full disk; its error is kept for
+        :meth:`finish`, which raises it on all ranks. Only the first error is kept."""
         try:
             action(*arguments, **options)
         except Exception as error:  # file systems and safetensors raise errors of many types

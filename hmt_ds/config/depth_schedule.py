@@ -59,7 +59,7 @@ def check_depths(value: object) -> object:
     if wrong := [depth for depth in value.values() if type(depth) is not int or depth < 1]:
         raise ValueError(f"every depth of a schedule must be a whole number of at least 1, got {wrong[0]!r} in {value}")
     if steps[:1] != [0]:
-        raise ValueError(f"a schedule must begin at step 0, got {value}")
+        raise ValueError(f"a schedule must begin at step 0, got {value}: write it like {{0: 2, 200: 4}}")
     if steps != sorted(set(steps)):
-        raise ValueError(f"the steps of a schedule must ascend, got {value}")
+        raise ValueError(f"the steps of a schedule must ascend, got {value}: put them in order")
     return dict(zip(steps, value.values(), strict=True))

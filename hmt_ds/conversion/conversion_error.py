@@ -1,5 +1,10 @@
 """The exception for conversions that are not possible."""
 
+OWN_CODE = (
+    "it has its own code (model.trust_remote_code), which a converted folder must not contain: train a model that "
+    "transformers has the code of"
+)
+
 
 class ConversionError(ValueError):
     """Raised if a checkpoint cannot be converted; the message gives the reason in one line."""

@@ -16,7 +16,7 @@ from hmt_ds.config.load import load_recipe
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.conversion.adapters import Adapters, check_untied, peft_config
 from hmt_ds.conversion.card import card, picture_of
-from hmt_ds.conversion.conversion_error import ConversionError
+from hmt_ds.conversion.conversion_error import OWN_CODE, ConversionError
 from hmt_ds.conversion.convert_options import ConvertOptions, What, check_part
 from hmt_ds.conversion.export import BACKBONE, DTYPES, Export, find_tokenizer, generation_config, select_part
 from hmt_ds.conversion.formats import kind_of
@@ -87,7 +87,7 @@ def library_config(recipe: Recipe) -> PreTrainedConfig:
     else:
         if not (model.trust_remote_code and getattr(config, "auto_map", None)):
             return config
-    raise ConversionError(f"{model.source} cannot be converted: it has its own code (model.trust_remote_code)")
+    raise ConversionError(f"{model.source} cannot be converted: {OWN_CODE}")
 
 
 def find_checkpoint(source: Path, notes: list[str]) -> tuple[Path, Path]:

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from hmt_ds.backbones import CausalLM, LoraSettings, select_trainable
 from hmt_ds.backbones.transformers_internals import has_own_code
-from hmt_ds.conversion.conversion_error import ConversionError, first_of
+from hmt_ds.conversion.conversion_error import OWN_CODE, ConversionError, first_of
 from hmt_ds.conversion.shards import bitwise_equal
 from hmt_ds.conversion.weights import Weights
 from hmt_ds.memory import HMT, MemorySettings
@@ -28,7 +28,7 @@ def skeleton(config: PreTrainedConfig, settings: MemorySettings, lora: LoraSetti
         ConversionError: if the backbone's code comes with the model, because a converted folder would lack it.
     """
     if has_own_code(config):
-        raise ConversionError(f"{config.model_type} cannot be converted: it has its own code (model.trust_remote_code)")
+        raise ConversionError(f"{config.model_type} cannot be converted: {OWN_CODE}")
     with torch.device("meta"):
         backbone = CausalLM(AutoModelForCausalLM.from_config(config, dtype=torch.float32))
         if lora:

@@ -187,7 +187,8 @@ def full_shape(weight: Tensor) -> tuple[int, ...]:
 
 
 def weight_shard(weight: Tensor) -> Tensor | None:
-    """This rank's shard of a weight that ZeRO-3 shards; None for a weight that is whole."""
+    """This rank's shard of a weight that ZeRO-3 shards, flattened: ``[shard elements]``; None for a weight that is
+    whole."""
     return getattr(weight, "ds_tensor", None)
 
 

@@ -60,8 +60,8 @@ def compare(runs: Sequence[Path], options: CompareOptions) -> int:
         ConfigError: with a line for each run that cannot be compared.
     """
     if len(runs) < 2 + options.gap:
-        needed = "--gap: compares at least three runs" if options.gap else "name at least two runs to compare"
-        raise ConfigError([f"{needed}, got {len(runs)}"])
+        needed = "--gap: compares at least three runs" if options.gap else "at least two runs are compared"
+        raise ConfigError([f"{needed}, got {len(runs)}: name another one"])
     if any(is_retrieval(run) for run in runs):
         if options.gap:
             raise ConfigError(

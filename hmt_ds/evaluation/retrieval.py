@@ -123,7 +123,7 @@ def row_of(counts: np.ndarray, segments: int, mode: Mode) -> RetrievalRow:
     Args:
         counts: numbers of questions, right answers and memories found of each document, `[documents, 3]`.
         segments: segments of each document.
-        mode: memory mode; only ``hmt`` recalls.
+        mode: memory mode: ``hmt``, ``rmt`` or ``backbone``; only ``hmt`` recalls.
     """
     right, found = mean_intervals(counts[:, [RIGHT, FOUND]], counts[:, [ASKED, ASKED]])
     return RetrievalRow(segments, len(counts), int(counts[:, ASKED].sum()), right, found if mode == "hmt" else None)

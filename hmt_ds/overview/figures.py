@@ -164,7 +164,7 @@ def window_of(curve: Curve) -> int:
 
 
 def is_smoothed(curve: Curve) -> bool:
-    """Return whether a curve is long enough that its mean is drawn beside it."""
+    """Return whether a curve is long enough that a running mean is drawn beside it: over at least two logged steps."""
     return window_of(curve) > 1
 
 

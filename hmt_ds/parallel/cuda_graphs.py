@@ -114,7 +114,11 @@ class Slot:
         return SegmentOutput(*tensors) if self.kind is Segment else tensors[0]
 
     def replay_forward(self, inputs: list[Tensor | None]) -> tuple[Tensor, ...]:
-        """Replay the captured forward pass on new inputs (tensors or None); return copies of the output tensors."""
+        """Replay the captured forward pass on new inputs; return copies of the output tensors.
+
+        Args:
+            inputs: tensors of the captured shapes, None where None was captured.
+        """
         if self.forward_graph is None:
             self.capture_forward(inputs)
         # a graph reads its inputs where they were during the capture
@@ -156,7 +160,11 @@ class Slot:
         return [leaf.grad.clone() if leaf.grad is not None else None for leaf in self.leaves]
 
     def capture_backward(self, gradients: list[Tensor]) -> None:
-        """Capture the backward pass from gradients of the outputs, including additions to accumulation buffers."""
+        """Capture the backward pass as a CUDA graph, including the additions of weights' gradients to their sums.
+
+        Args:
+            gradients: gradients of the outputs, in their shapes.
+        """
         self.gradients = [gradient.clone() for gradient in gradients]
         pairs = [(r, g) for r, g in zip(self.results, self.gradients, strict=True) if r.requires_grad]
         self.backward_graph = torch.cuda.CUDAGraph()

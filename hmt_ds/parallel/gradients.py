@@ -152,7 +152,8 @@ class ReducePerStep:
 
     @contextmanager
     def accumulate(self, passes: int, scale: float, phase: Phase) -> Iterator[None]:
-        """Context for all backward passes of an optimizer step; at stage 3 the whole weights are gathered during it.
+        """Return a context for all backward passes of an optimizer step, at whose end gradients are reduced; at stage 3
+        the whole weights are gathered during it.
 
         Args:
             passes: number of backward passes of the step.

@@ -15,7 +15,7 @@ def lower_bound(
         stages: number of stages.
         segments: number of segments of the window.
         micro_batches: number of micro-batches.
-        mode: memory mode.
+        mode: memory mode: ``hmt``, ``rmt`` or ``backbone``.
         backward: False for forward passes alone.
         costs: durations of passes and messages, whose unit the bound has.
     """
@@ -37,7 +37,7 @@ def half_bound(
         stages: number of stages.
         segments: number of segments of the window.
         batches: number of micro-batches.
-        mode: memory mode.
+        mode: memory mode: ``hmt``, ``rmt`` or ``backbone``.
         f, s, c: durations of a segment, summary and recall pass, all forward or all backward.
         link: duration of a message between neighbouring stages.
         wraparound: duration of a message between the last and the first stage.

@@ -63,7 +63,7 @@ class RecipeOptions(Options):
     host_memory: Annotated[PositiveNumber | None, "GIB"] = None
     """host memory of a node in GiB, which offloading needs (default: 128 for each of its GPUs)"""
     fit: Annotated[FilePath | None, "FILE"] = None
-    """new file to write the recipe with the fastest layout that fits to (default: only print the plan)"""
+    """new file for the recipe, changed to the fastest layout that fits into the GPUs (default: only print the plan)"""
 
     @property
     def fleet(self) -> Fleet:

@@ -252,7 +252,7 @@ def simulate(schedule: list[list[Action]], machine: Machine, mode: str = "hmt", 
     Args:
         schedule: each stage's passes in order, from :func:`pipeline_schedule` or made by hand.
         machine: durations and links.
-        mode: memory mode of the schedule.
+        mode: memory mode: ``hmt``, ``rmt`` or ``backbone``.
         after_window: time of the gradient reduction and the optimizer step, in the unit of the machine's durations.
 
     Raises:

@@ -11,13 +11,13 @@ TEMPLATE = Path(__file__).with_name("preview.html.j2")
 
 
 def render(title: str, summary: str, bars: Sequence[Bar], documents: Sequence[Shown]) -> str:
-    """Return the page.
+    """Return a preview of training documents as HTML.
 
     Args:
         title: title of the page.
         summary: numbers of the data.
         bars: the histogram of lengths; empty where lengths are not known.
-        documents: the documents.
+        documents: the documents to show.
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))

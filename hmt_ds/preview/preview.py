@@ -56,7 +56,13 @@ def preview(recipe_file: Path, options: PreviewOptions, overrides: list[str]) ->
 
 
 def read_training_data(recipe: Recipe) -> tuple[Prepared, PreTrainedTokenizerBase]:
-    """Read and tokenize a recipe's training documents; return them, and the tokenizer.
+    """Read and tokenize the training documents of a recipe.
+
+    Args:
+        recipe: the recipe; its model need not be there.
+
+    Returns:
+        The documents, and the tokenizer.
 
     Raises:
         ConfigError: with a line for each problem.
@@ -72,7 +78,11 @@ def read_training_data(recipe: Recipe) -> tuple[Prepared, PreTrainedTokenizerBas
 
 
 def write(file: Path, page: str) -> None:
-    """Write a page as a whole, or not at all.
+    """Write an HTML page as a whole, or not at all.
+
+    Args:
+        file: the file to write.
+        page: its content.
 
     Raises:
         ConfigError: if it cannot be written.

@@ -14,7 +14,14 @@ BAR = 40  # characters of the longest bar
 
 
 def print_preview(console: Console, summary: str, bars: Sequence[Bar], documents: Sequence[Shown]) -> None:
-    """Print a summary, the histogram of lengths, what the colours mean, and the documents."""
+    """Print a preview of training documents to the terminal.
+
+    Args:
+        console: rich's console; without colours, brackets mark what is in the loss.
+        summary: numbers of the data.
+        bars: the histogram of document lengths; empty where lengths are not known.
+        documents: the documents to show.
+    """
     console.print(summary)
     if bars:
         console.print(histogram_table(bars))
@@ -25,7 +32,7 @@ def print_preview(console: Console, summary: str, bars: Sequence[Bar], documents
 
 
 def histogram_table(bars: Sequence[Bar]) -> Table:
-    """Return a table of lengths with a bar in each row."""
+    """Return the histogram of document lengths as a table, with a bar of blocks in each row."""
     table = Table("segments", "documents", "", box=None, title="lengths of documents", title_justify="left")
     table.columns[1].justify = "right"
     for bar in bars:
@@ -34,7 +41,12 @@ def histogram_table(bars: Sequence[Bar]) -> Table:
 
 
 def legend(weights: set[float], brackets: bool) -> Text:
-    """Return what the colours and brackets mean."""
+    """Return a line that says what the colours and brackets of a preview mean.
+
+    Args:
+        weights: weights in the loss that occur.
+        brackets: whether brackets mark what is in the loss, for lack of colours.
+    """
     text = Text("\n")
     text.append("[memory]", MEMORY).append(" learned or remembered embeddings  ")
     text.append("sensory tokens", SENSORY).append(" read again  ")
@@ -46,7 +58,12 @@ def legend(weights: set[float], brackets: bool) -> Text:
 
 
 def document_group(document: Shown, brackets: bool) -> RenderableType:
-    """Return a document with a rule above each segment."""
+    """Return a document for the terminal: its numbers, and the text of its segments, each below a rule.
+
+    Args:
+        document: the document.
+        brackets: whether brackets mark what is in the loss, for lack of colours.
+    """
     head = f"\ndocument {document.number}: {document.tokens:,} tokens in {document.segments:,} segments, "
     parts: list[RenderableType] = [Text(head + f"{document.in_loss:,} tokens in the loss", style="bold")]
     for reading in document.readings:
@@ -59,13 +76,19 @@ def document_group(document: Shown, brackets: bool) -> RenderableType:
 
 
 def reading_title(reading: Reading) -> str:
-    """Return the heading of a segment."""
+    """Return the heading of a segment: its number, its tokens' positions in the document, and how many of them are in
+    the loss."""
     last = reading.first + reading.tokens - 1
     return f"segment {reading.number}: tokens {reading.first:,} to {last:,}, {reading.in_loss:,} in the loss"
 
 
 def reading_text(reading: Reading, brackets: bool) -> Text:
-    """Return a segment's text between its prompts."""
+    """Return the text of a segment, between the names of the memory prompts around it.
+
+    Args:
+        reading: the segment.
+        brackets: whether brackets mark what is in the loss, for lack of colours.
+    """
     text = Text()
     for name in reading.before:
         text.append(f"[{name}]", MEMORY)
@@ -79,7 +102,13 @@ def reading_text(reading: Reading, brackets: bool) -> Text:
 
 
 def run_text(run: Run, brackets: bool) -> Text:
-    """Return the text of tokens in the colour of their weight, which is also written if it is not 0 or 1."""
+    """Return the text of tokens with the same weight in the loss, in that weight's colour; the weight follows the text
+    if it is not 0 or 1.
+
+    Args:
+        run: the tokens.
+        brackets: whether brackets mark what is in the loss, for lack of colours.
+    """
     if run.weight == 0:
         return Text(run.text, MASKED)
     weight = "" if run.weight == 1 else f" x{run.weight:g}"

@@ -14,7 +14,12 @@ from hmt_ds.preview.documents import Document
 
 
 class Run(NamedTuple):
-    """Text of consecutive tokens with the same weight in the loss."""
+    """Text of consecutive tokens with the same weight in the loss.
+
+    Attributes:
+        text: the text.
+        weight: weight of each of its tokens in the loss: 0 for none, 1 for a whole one.
+    """
 
     text: str
     weight: float
@@ -68,7 +73,13 @@ class Shown:
 
 
 class Bar(NamedTuple):
-    """A row of the histogram: lengths in segments as text, number of documents, and share of the largest row."""
+    """A row of the histogram of document lengths.
+
+    Attributes:
+        segments: lengths in segments, such as ``3 to 4``.
+        documents: number of documents of these lengths.
+        share: number of documents as a fraction (0 to 1) of the largest row's.
+    """
 
     segments: str
     documents: int
@@ -123,11 +134,11 @@ def runs_of(tail: Tensor, ids: Tensor, weights: Tensor, tokenizer: PreTrainedTok
 
 
 def histogram(lengths: Sequence[int] | np.ndarray, segment_length: int) -> list[Bar]:
-    """Return how many documents have 1, 2, 3 to 4, 5 to 8, ... segments; empty rows only between others.
+    """Count the documents that have 1, 2, 3 to 4, 5 to 8, ... segments; empty rows only between others.
 
     Args:
         lengths: tokens of each document.
-        segment_length: L.
+        segment_length: tokens of a segment.
     """
     segments = -(-np.asarray(lengths, dtype=np.int64) // segment_length)
     powers = np.ceil(np.log2(np.maximum(segments, 1))).astype(int)
@@ -141,6 +152,11 @@ def histogram(lengths: Sequence[int] | np.ndarray, segment_length: int) -> list[
 
 
 def padding(lengths: Sequence[int] | np.ndarray, segment_length: int) -> float:
-    """Return the share of positions that hold pads, because a document's last segment is short."""
+    """Return the fraction (0 to 1) of positions that hold padding, because a document's last segment is short.
+
+    Args:
+        lengths: tokens of each document.
+        segment_length: tokens of a segment.
+    """
     lengths = np.asarray(lengths, dtype=np.int64)
     return 1 - float(lengths.sum() / (-(-lengths // segment_length) * segment_length).sum())

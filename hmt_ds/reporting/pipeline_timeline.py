@@ -40,11 +40,11 @@ class Bar(Protocol):
 
     @property
     def start(self) -> float:
-        """Time at which the pass starts."""
+        """Time at which the pass starts, since the schedule began."""
 
     @property
     def stop(self) -> float:
-        """Time at which the pass ends."""
+        """Time at which the pass ends, since the schedule began."""
 
 
 def timeline_lines(stages: Sequence[Sequence[Bar]], width: int) -> Iterator[Text]:

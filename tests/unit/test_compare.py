@@ -185,8 +185,8 @@ def test_other_scored_tokens(tmp_path):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["one"], "name at least two runs to compare, got 1"),
-        (["one", "one", "--gap"], "--gap: compares at least three runs, got 2"),
+        (["one"], "at least two runs are compared, got 1: name another one"),
+        (["one", "one", "--gap"], "--gap: compares at least three runs, got 2: name another one"),
         (["one", "one", "--picture", "x.jpg"], "--picture: must end in .png, .svg, .pdf, got 'x.jpg'"),
         (["one", "absent"], "absent: no such run: name the folder of a run (training.output)"),
         (["deep", "deep"], "deep: no document has 80 tokens, so no token was scored: evaluate longer documents"),

@@ -72,9 +72,9 @@ def test_one_stage_can_be_overridden(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{5: 2}", "a schedule must begin at step 0, got {5: 2}"),
-        ("{}", "a schedule must begin at step 0, got {}"),
-        ("{0: 2, 9: 4, 3: 8}", "the steps of a schedule must ascend, got {0: 2, 9: 4, 3: 8}"),
+        ("{5: 2}", "a schedule must begin at step 0, got {5: 2}: write it like {0: 2, 200: 4}"),
+        ("{}", "a schedule must begin at step 0, got {}: write it like {0: 2, 200: 4}"),
+        ("{0: 2, 9: 4, 3: 8}", "the steps of a schedule must ascend, got {0: 2, 9: 4, 3: 8}: put them in order"),
         ("{0: 2, 9: 0}", "every depth of a schedule must be a whole number of at least 1, got 0 in {0: 2, 9: 0}"),
         ("{0: x}", "every depth of a schedule must be a whole number of at least 1, got 'x' in {0: 'x'}"),
         ("{0: true}", "must be a number, got {0: True}"),

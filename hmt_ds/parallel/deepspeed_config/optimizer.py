@@ -38,8 +38,8 @@ def check_optimizer(name: str, lr: float, weight_decay: float, params: dict[str,
         raise OptimizerError(f"optimizer.params: {' and '.join(doubled)} must be keys of optimizer: move them up")
     if name.lower() in MATRICES_ONLY:
         raise OptimizerError(
-            f"optimizer.name: {name} updates matrices alone; DeepSpeed must be told for each weight whether it does or "
-            "Adam, which hmt_ds does not: use AdamW"
+            f"optimizer.name: {name} updates matrices alone, and needs Adam for all other weights, which hmt_ds does "
+            "not set up: use AdamW"
         )
     known: dict[str, type] = {n: c for n, c in vars(torch.optim).items() if inspect.isclass(c) and n not in UNUSABLE}
     if name not in known and name.lower() not in DEEPSPEED_OPTIMIZERS:

@@ -17,7 +17,7 @@ def dependencies(
         stage: index of the stage that runs it.
         stages: number of stages.
         segments: segments of the window.
-        mode: memory mode.
+        mode: memory mode: ``hmt``, ``rmt`` or ``backbone``.
         summary_group: micro-batches per summary pass.
     """
     kind, n, b, last = action.kind, action.segment, action.micro_batch, stages - 1
@@ -50,7 +50,7 @@ def destination(action: Action, stage: int, stages: int, mode: str) -> int | Non
         action: the pass.
         stage: index of the stage that runs it.
         stages: number of stages.
-        mode: memory mode.
+        mode: memory mode: ``hmt``, ``rmt`` or ``backbone``.
     """
     if action.kind == Kind.RECALL:
         to = stages - 1 if action.backward else 0

@@ -50,7 +50,7 @@ class StageRunner:
 
         Args:
             segments: number of segments of the window.
-            mode: memory mode.
+            mode: memory mode: ``hmt``, ``rmt`` or ``backbone``.
             backward: whether backward passes follow, as in training.
             micro_batches: number of micro-batches; None for the configured number.
         """
@@ -108,7 +108,7 @@ class StageRunner:
             window: rows of segments.
             state: memory state before the window.
             autocast: context of the forward passes.
-            mode: memory mode; None for the configured one.
+            mode: memory mode: ``hmt``, ``rmt`` or ``backbone``; None for the configured one.
             instead: other memories for which losses are computed too.
             by_token: whether losses are of each token instead of summed per row.
         """
@@ -167,7 +167,7 @@ def schedule_of(
         stages: number of stages.
         segments: number of segments of the window.
         micro_batches: number of micro-batches.
-        mode: memory mode.
+        mode: memory mode: ``hmt``, ``rmt`` or ``backbone``.
         backward: whether backward passes follow, as in training.
         summary_group: number of micro-batches per summary pass.
     """

@@ -101,7 +101,8 @@ def pipeline_schedule(
         stages: P, number of stages.
         segments: S, segments of the window.
         micro_batches: B. From B = P on, no stage waits for the prompt from the last stage.
-        mode: memory mode. Memories are carried into the window, so segment 0 recalls like all others.
+        mode: memory mode: ``hmt``, ``rmt`` or ``backbone``. Memories are carried into the window, so segment 0 recalls
+            like all others.
         backward: False for evaluation: forward passes alone.
         summary_group: micro-batches per summary pass, see :func:`summary_group_size`.
         costs: durations. Without memory, slow links call for more warm-up passes; with memory the order does not depend
@@ -156,7 +157,7 @@ def forward_order(segments: int, micro_batches: int, mode: str, summary_group: i
     Args:
         segments: segments of the window.
         micro_batches: number of micro-batches.
-        mode: memory mode.
+        mode: memory mode: ``hmt``, ``rmt`` or ``backbone``.
         summary_group: micro-batches per summary pass.
     """
     rounds = [(float(n), Kind.SEGMENT, n) for n in range(segments)]
@@ -186,7 +187,7 @@ def insert_recalls(
         common: the forward passes that all stages run, in order.
         segments: segments of the window.
         micro_batches: number of micro-batches.
-        mode: memory mode.
+        mode: memory mode: ``hmt``, ``rmt`` or ``backbone``.
         summary_group: micro-batches per summary pass.
     """
     order = [Action(Kind.RECALL, 0, b) for b in range(micro_batches)] if mode == "rmt" else []

@@ -58,7 +58,7 @@ class StageWindow:
         micro_batches: parts of the window with equally many rows each, on the stage's device.
         summary_batches: the window's rows in as many parts as a segment has summary passes.
         states: memory state that each micro-batch carries into the window.
-        mode: memory mode.
+        mode: memory mode: ``hmt``, ``rmt`` or ``backbone``.
         stash: keeps stage inputs from forward to backward passes.
         kept_graphs: forward passes that keep their autograd graphs instead of their inputs.
         measure: wraps the layers, see :meth:`hmt_ds.parallel.activation_budget.ActivationBudget.measure`.
