@@ -12,6 +12,10 @@ from hmt_ds.data.errors import DataError, first_line
 ROLES = ("system", "developer", "user", "assistant", "tool")
 # {"from": "human", "value": ...}, as ShareGPT and many data sets after it have messages
 OTHER_NAMES = {"human": "user", "gpt": "assistant"}
+# Some templates write today's date, and tokens would change from day to day; 26 July 2024 is Llama 3's own default.
+DATE = {"%d": "26", "%b": "Jul", "%B": "July", "%m": "07", "%y": "24", "%Y": "2024"}
+FIXED_DATE = "".join(f" | replace('{code}', '{value}')" for code, value in DATE.items())
+FIXED_DATE = f"{{% macro strftime_now(format) %}}{{{{ format{FIXED_DATE} }}}}{{% endmacro %}}"
 MARKS_ANSWERS = re.compile(r"\{%-?\s*generation\s*-?%\}")  # the keyword of transformers around answers
 
 Message = dict[str, Any]
@@ -38,6 +42,7 @@ def render_chat(
     """
     chat = check_messages(messages)
     template = tokenizer.get_chat_template(template)
+    template = FIXED_DATE + template if "strftime_now" in template else template
     if MARKS_ANSWERS.search(template):
         text, spans = render(chat, tokenizer, template, return_assistant_tokens_mask=True)
         if not any(end > begin for begin, end in spans):

@@ -100,7 +100,8 @@ def read_questions(file: Path) -> Iterator[Question]:
 
     Args:
         file: each line has the keys ``context`` (the document), ``answers`` (a text or a list of texts) and,
-            optionally, ``input`` (the question).
+            optionally, ``input`` (the question). If ``input`` is a list of questions, ``answers`` has as many items,
+            and each question is asked behind the document alone.
 
     Raises:
         ConversionError: naming the first line that cannot be read, and why.
@@ -122,13 +123,15 @@ def read_questions(file: Path) -> Iterator[Question]:
             raise ConversionError(
                 f'--questions: {file}, line {number} {reason}: write {{"context": ..., "answers": [...]}}'
             ) from None
-        answers = [answers] if isinstance(answers, str) else answers
-        if not (isinstance(text, str) and text.strip() and isinstance(question, str) and is_texts(answers)):
-            raise ConversionError(
-                f"--questions: {file}, line {number}: context and input must be texts, answers a text or a list of "
-                "texts: correct the line"
-            )
-        yield Question(text, f" Question: {question} Answer:" if question else " Answer:", answers)
+        several = isinstance(question, list) and isinstance(answers, list) and len(question) == len(answers)
+        for one, right in zip(question, answers, strict=True) if several else [(question, answers)]:
+            right = [right] if isinstance(right, str) else right
+            if not (isinstance(text, str) and text.strip() and isinstance(one, str) and is_texts(right)):
+                raise ConversionError(
+                    f"--questions: {file}, line {number}: context and input must be texts, answers a text or a list "
+                    "of texts; or input and answers lists of as many of them: correct the line"
+                )
+            yield Question(text, f" Question: {one} Answer:" if one else " Answer:", right)
 
 
 def is_texts(value: object) -> bool:

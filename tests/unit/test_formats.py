@@ -83,6 +83,19 @@ def test_a_template_of_the_recipe_and_other_names_of_fields():
     )
 
 
+def test_a_template_that_writes_the_date():
+    """The date is the same on all days and machines, as Llama 3.1 and Mistral write it."""
+    tokenizer = chat_tokenizer("chatml")
+    date = "{% if not date is defined %}{% set date = strftime_now('%d %b %Y') %}{% endif %}{{ date }}"
+    tokenizer.chat_template = date + "{{ strftime_now('%Y-%m-%d') }}" + tokenizer.chat_template
+    ids, answers = encode(Format("messages"), tokenizer, messages=CHAT)
+    assert tokenizer.decode(ids).startswith("26 Jul 20242024-07-26<|im_start|>user")
+    assert [text.removesuffix("<|im_end|>") for text in answers_of(tokenizer, ids, answers)] == [
+        CHAT[1]["content"],
+        CHAT[3]["content"],
+    ]
+
+
 def test_a_template_that_rewrites_what_came_before_is_refused():
     """Its prefixes are not those of the whole, and the mask would be wrong without a word."""
     tokenizer = chat_tokenizer("chatml")

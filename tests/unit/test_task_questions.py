@@ -10,6 +10,7 @@ from tiny import GPT2, LLAMA
 from tiny_folder import write_tiny
 
 from hmt_ds import cli
+from hmt_ds.tasks.evaluate_questions import read_questions
 from hmt_ds.tasks.scores import exact_match, f1, rouge_l
 
 
@@ -81,6 +82,15 @@ def test_questions_of_a_file(run, tmp_path):
     assert f"{100 * sum(own) / 6:.1f} [" in printed and printed.count(" 6 ") == 3
 
 
+def test_several_questions_on_a_document(tmp_path):
+    """Each is asked behind the document alone, in the words that format questions trains on."""
+    rows = {"context": "Anne was at home.", "input": ["Who?", ""], "answers": [["Anne", "She"], "home"]}
+    assert list(read_questions(Path(write(tmp_path, rows)))) == [
+        ("Anne was at home.", " Question: Who? Answer:", ["Anne", "She"]),
+        ("Anne was at home.", " Answer:", ["home"]),
+    ]
+
+
 GOOD = {"context": "Anne was at home.", "answers": ["home"]}
 
 
@@ -92,6 +102,11 @@ GOOD = {"context": "Anne was at home.", "answers": ["home"]}
         ([GOOD, "3"], [], "line 2 is not a JSON object"),
         ([GOOD, {"context": "a"}], [], "line 2 has no 'answers'"),
         ([GOOD, {"context": "a", "answers": []}], [], "line 2: context and input must be texts, answers a text or"),
+        (
+            [GOOD, {"context": "a", "input": ["b", "c"], "answers": ["a"]}],
+            [],
+            "line 2: context and input must be texts",
+        ),
         ([GOOD, {"context": " ", "answers": ["a"]}], [], "line 2: context and input must be texts, answers a text or"),
         ([GOOD, GOOD], ["--tasks", "passkey"], "--questions: not together with --tasks"),
         ([GOOD, GOOD], ["--memory.mode", "rmt"], "--memory.mode: not with --tasks or --questions"),
