@@ -56,7 +56,7 @@ def describe(error: ValidationError, section: type[BaseModel]) -> list[str]:
     wrong: dict[str, list[ErrorDetails]] = {}
     for problem in error.errors():
         where = [str(part) for part in problem["loc"]]
-        while problem["type"] not in ("missing", *UNKNOWN) and len(where) > 1 and ".".join(where) not in known:
+        while problem["type"] not in ("missing", *UNKNOWN) and len(where) > 1 and not is_known(where, known):
             where.pop()  # pydantic appends the alternative of a union, or the index in a list
         wrong.setdefault(".".join(where), []).append(problem)
     lines = []
@@ -64,6 +64,11 @@ def describe(error: ValidationError, section: type[BaseModel]) -> list[str]:
         unknown = problems[0]["type"] in UNKNOWN
         lines.append(f"{key}: unknown key{did_you_mean(key, known)}" if unknown else problem_line(key, problems))
     return lines
+
+
+def is_known(where: Sequence[str], known: Sequence[str]) -> bool:
+    """Tell whether an error's place is a key; a number on the way is an element's of a list of sections."""
+    return not where[-1].isdigit() and ".".join(part for part in where if not part.isdigit()) in known
 
 
 def problem_line(key: str, problems: Sequence[ErrorDetails]) -> str:
@@ -110,6 +115,7 @@ def did_you_mean(key: str, known: Sequence[str]) -> str:
     Returns:
         A text such as ``; did you mean training.steps?``; empty if no key is similar.
     """
+    key = ".".join(part for part in key.split(".") if not part.isdigit())  # an element of a list of sections
     section, _, name = key.rpartition(".")
     same = [other for other in known if other.rpartition(".")[0] == section]
     if near := difflib.get_close_matches(key, same, 1, cutoff=0.75):

@@ -109,22 +109,41 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> list[str]:
             problems.append(f"{word}: no value given")
             continue
         *sections, leaf = key.split(".")
-        target = values
-        for section in sections:
-            if target.get(section) is None:  # a section that the recipe leaves out, or that is null
-                target[section] = {}
-            target = target[section]
-            if not isinstance(target, dict):
-                problems.append(f"{key}: {section} is a value, not a section")
-                break
-        else:
-            try:
-                target[leaf] = read_yaml(text)
-            except MisreadError as error:
-                problems += [f"{key}: {problem.partition(': ')[2]}" for problem in error.problems]
-            except yaml.YAMLError:
-                problems.append(f"{key}: {text!r} cannot be read as a value; put quotes around text")
+        try:
+            section_of(values, sections)[leaf] = read_yaml(text)
+        except ConfigError as error:
+            problems += [f"{key}: {problem}" for problem in error.problems]
+        except MisreadError as error:
+            problems += [f"{key}: {problem.partition(': ')[2]}" for problem in error.problems]
+        except yaml.YAMLError:
+            problems.append(f"{key}: {text!r} cannot be read as a value; put quotes around text")
     return problems
+
+
+def section_of(values: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """Return a section of a recipe, which is made if it is missing.
+
+    Args:
+        values: the recipe as nested mappings.
+        names: the parts of the section's name; a number is an element of a list of sections, such as data.train.0.
+
+    Raises:
+        ConfigError: if there is a value in its place, or a list without that element.
+    """
+    target: Any = values
+    for number, name in enumerate([*names, ""]):
+        if isinstance(target, list) and not (name.isdigit() and int(name) < len(target)):
+            there = ".".join(names[:number])
+            raise ConfigError([f"{there} is a list of {len(target)}: name one of them, such as {there}.0"])
+        if not isinstance(target, dict | list):
+            raise ConfigError([f"{names[number - 1]} is a value, not a section"])
+        if isinstance(target, list):
+            target = target[int(name)]
+        elif number < len(names):
+            if target.get(name) is None:  # a section that the recipe leaves out, or that is null
+                target[name] = {}
+            target = target[name]
+    return target
 
 
 def wrong_numbers(values: dict[str, Any]) -> dict[str, str]:
@@ -145,7 +164,10 @@ def wrong_numbers(values: dict[str, Any]) -> dict[str, str]:
     def value_of(key: str) -> Any:
         found: Any = values
         for part in key.split("."):
-            found = found.get(part) if isinstance(found, dict) else None
+            if isinstance(found, list):  # of sections
+                found = [one.get(part) for one in found if isinstance(one, dict)]
+            else:
+                found = found.get(part) if isinstance(found, dict) else None
         return found
 
     problems = {}

@@ -4,24 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, PositiveInt
 
 from hmt_ds.backbones.settings import LoraSettings
+from hmt_ds.config.data_section import Data
 from hmt_ds.config.depth_schedule import DepthSchedule, check_depths
-from hmt_ds.config.sections import STRICT, section
-from hmt_ds.config.value_checks import expand_path
-from hmt_ds.data.settings import COLUMNS, FormatName, RetrievalSettings
+from hmt_ds.config.sections import PathText, Section, section
 from hmt_ds.memory.settings import MemorySettings
 from hmt_ds.parallel.settings import ComputeSettings
 
 AtLeastOne = Annotated[int, Field(ge=1)]
-PathText = Annotated[str, AfterValidator(expand_path)]
-
-
-class Section(BaseModel):
-    """Base class of the recipe's sections: unknown keys are errors, and a field's docstring is its help text."""
-
-    model_config = ConfigDict(**STRICT, frozen=True)
 
 
 @section(
@@ -68,84 +60,6 @@ class Model(Section):
 )
 class Memory(MemorySettings):
     """The memory around the backbone (hmt_ds/memory)."""
-
-
-class Source(Section):
-    """A source of documents: files, a saved data set, or a data set on the hub."""
-
-    source: PathText
-    """File, folder, or pattern such as data/*.jsonl.gz, of text (.txt, .md), .jsonl, .ndjson, .json, .csv, .parquet or
-    .arrow, each also compressed (.gz, .zst); a saved Hugging Face data set; or the name of a data set on the hub. The
-    log says what is left out of a folder."""
-    format: FormatName = "text"
-    """Content of a row. text: a document; completion: a prompt and its completion; messages: a conversation; questions:
-    a document (context) with its question (input) and answers, or with a list of questions and one of answers."""
-    text_field: str = "text"
-    """Column of the data set that holds the text of a document, for format text."""
-    fields: dict[str, str] = {}
-    """Columns of the data set for the other formats, where they have other names: {prompt: instruction} is column
-    instruction for prompt. Formats have prompt and completion; messages; context, input and answers."""
-    prompt_weight: float = Field(0.0, ge=0, le=1)
-    """Weight in the loss of tokens outside answers, for formats other than text. 0: the loss is on answers alone; 1: on
-    all tokens alike. Held-out losses are weighted in the same way."""
-    chat_template: PathText | None = None
-    """File with a chat template (Jinja) for format messages. Default: the tokenizer's own."""
-    split: str = "train"
-    """Split of the data set to read; part of one is written like train[:10%]. In a folder the files' names tell the
-    split (train-00000-of-00002.parquet, dev.jsonl); if they tell only one or none, the folder is read whole, as train.
-    """
-    name: str | None = None
-    """Configuration of a data set on the hub. Default: the only one; required if the data set has several."""
-    separator: str | None = None
-    """Regular expression for the first line of each document in a text file. Default: each file is one document."""
-
-    @model_validator(mode="after")
-    def check_format(self) -> Source:
-        """Refuse keys that the format does not use."""
-        wanted = COLUMNS[self.format]
-        if self.format == "text" and (self.fields or self.prompt_weight):
-            raise ValueError("fields and prompt_weight are for other formats than text (its column is text_field)")
-        if unknown := [name for name in self.fields if name not in wanted]:
-            raise ValueError(f"fields has {', '.join(unknown)}, but format {self.format} has {', '.join(wanted)}")
-        columns = self.columns or {}
-        if len(set(columns.values())) < len(columns):
-            raise ValueError(f"fields names one column for several of {', '.join(wanted)}")
-        if self.format != "messages" and self.chat_template:
-            raise ValueError(f"chat_template is for format messages, not {self.format}: leave it out")
-        if self.format != "text" and (self.text_field != "text" or self.separator):
-            raise ValueError(f"text_field and separator are for format text, not {self.format}: leave them out")
-        return self
-
-    @property
-    def columns(self) -> dict[str, str] | None:
-        """The column of the data set for each of the format's; None for format text."""
-        return None if self.format == "text" else {name: self.fields.get(name, name) for name in COLUMNS[self.format]}
-
-
-@section(
-    keys=Annotated[int, Field(ge=2, le=4096)],
-    values=Annotated[int, Field(ge=2, le=64)],
-    held_out=Annotated[float, Field(gt=0, lt=1)],
-)
-class Retrieval(RetrievalSettings):
-    """Generated documents that state facts and ask for them in later segments (hmt_ds/data)."""
-
-
-class Data(Section):
-    """Training and held-out documents."""
-
-    train: Source | None = None
-    """Training documents: a file, a folder or a data set, see data.train.source. Required without data.retrieval."""
-    retrieval: Retrieval | None = None
-    """Generated training documents, in place of data.train, that state facts and ask for them in later segments."""
-    validation: Source | None = None
-    """Held-out documents, on which the loss is evaluated. Default: no evaluation of the loss."""
-    cache_dir: PathText = "runs/cache"
-    """Folder to cache tokenized documents in. If each machine has its own folder of that name, each machine tokenizes
-    the documents itself."""
-    workers: int = Field(0, ge=0, le=256)
-    """Number of data loader processes per rank; 0 loads in the training process. The order of the data does not depend
-    on it."""
 
 
 class Training(Section):
@@ -218,7 +132,7 @@ class Optimizer(Section):
     """Learning rate of the memory modules before the schedule. Default: optimizer.lr."""
     weight_decay: float = Field(0.0, ge=0)
     """Weight decay coefficient of all trained weights, passed to the optimizer; 0: no decay."""
-    params: dict[str, Any] = {}
+    params: dict[str, Any] = Field({})
     """Further arguments of the optimizer by name, such as betas and eps. Default: the optimizer's own defaults."""
 
 
@@ -227,7 +141,7 @@ class Schedule(Section):
 
     name: str = "WarmupCosineLR"
     """Class name of a learning-rate schedule of DeepSpeed or torch.optim.lr_scheduler."""
-    params: dict[str, Any] = {}
+    params: dict[str, Any] = Field({})
     """Arguments of the learning-rate schedule. Defaults: total_num_steps is training.steps (one more for
     WarmupDecayLR), warmup_num_steps a tenth of training.steps but at most 1,000, and warmup_max_lr the optimizer's
     learning rates."""
@@ -259,7 +173,7 @@ class Evaluation(Section):
     every: int | None = Field(None, ge=1)
     """Number of optimizer steps between evaluations, which during training measure only the loss with memory. Default:
     evaluate only at the end of training."""
-    segments_read: list[int] = [1, 2, 4, 8]
+    segments_read: list[int] = Field([1, 2, 4, 8])
     """Rows of the table of losses, by the number of segments that precede a token in its document. Each value begins a
     row, and the last row reaches to twice its beginning: 1, 2, 4, 8 gives rows for 1, 2-3, 4-7 and 8-15."""
     documents: int | None = Field(None, ge=1)

@@ -8,12 +8,21 @@ from dataclasses import fields
 from itertools import pairwise
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
+from hmt_ds.config.value_checks import expand_path
+
 T = TypeVar("T")
+PathText = Annotated[str, AfterValidator(expand_path)]
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=())
+
+
+class Section(BaseModel):
+    """Base class of the recipe's sections: unknown keys are errors, and a field's docstring is its help text."""
+
+    model_config = ConfigDict(**STRICT, frozen=True)
 
 
 def section(**ranges: Any) -> Callable[[type[T]], type[T]]:

@@ -9,8 +9,7 @@ from typing import Annotated, Literal
 from pydantic.dataclasses import dataclass
 
 from hmt_ds.config.options import Options
-from hmt_ds.config.recipe import PathText
-from hmt_ds.config.sections import STRICT
+from hmt_ds.config.sections import STRICT, PathText
 from hmt_ds.conversion.conversion_error import ConversionError
 
 What = Literal["model", "backbone", "memory", "adapter"]

@@ -10,7 +10,8 @@ from transformers import PreTrainedConfig
 from hmt_ds.backbones import read_config
 from hmt_ds.config.config_error import ConfigError, describe
 from hmt_ds.config.load import apply_overrides
-from hmt_ds.config.recipe import Memory, Section
+from hmt_ds.config.recipe import Memory
+from hmt_ds.config.sections import Section
 from hmt_ds.conversion.adapters import ADAPTER, merge_found
 from hmt_ds.conversion.card import card
 from hmt_ds.conversion.conversion_error import ConversionError

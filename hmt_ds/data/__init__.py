@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from hmt_ds.data.errors import DataError
     from hmt_ds.data.retrieval import RetrievalDocuments, RetrievalLoader, check_length
     from hmt_ds.data.retrieval_text import RetrievalText
-    from hmt_ds.data.sources import load_documents
+    from hmt_ds.data.sources import SourceDocuments, load_documents, read_source
     from hmt_ds.data.tokenize import document_lengths, tokenize_documents, tokens_sha256
     from hmt_ds.data.tokenizers import check_vocabulary, describe_tokenizer, load_tokenizer, train_sentencepiece
     from hmt_ds.data.window_plan import Piece, PlannedWindow, WindowPlan, WindowPlanState
@@ -29,6 +29,7 @@ __all__ = [
     "RetrievalDocuments",
     "RetrievalLoader",
     "RetrievalText",
+    "SourceDocuments",
     "SourceShare",
     "WindowLoader",
     "WindowPlan",
@@ -40,6 +41,7 @@ __all__ = [
     "document_lengths",
     "load_documents",
     "load_tokenizer",
+    "read_source",
     "tokenize_documents",
     "tokens_sha256",
     "train_sentencepiece",

@@ -173,7 +173,10 @@ class _WindowReader(TorchDataset[Batch]):
     def _read(self, piece: Piece, column: str) -> np.ndarray:
         """Return a column of the piece's tokens and of the one after them, if the document has it.
 
-        Labels, and so their weights, are shifted by one.
+        Labels, and so their weights, are shifted by one. Weights that a document does not have are ones.
         """
-        values = self._tokens[piece.document][column][0].values
+        row = self._tokens[piece.document]
+        values = row[column][0].values
+        if values is None:
+            return np.ones(min(piece.length + 1, row["length"][0].as_py() - piece.offset), dtype=np.float32)
         return values.slice(piece.offset, piece.length + 1).to_numpy()

@@ -21,7 +21,7 @@ class SourceShare:
     """
 
     documents: int
-    weight: float = 1.0
+    weight: float
 
 
 @dataclass(frozen=True)

@@ -228,7 +228,7 @@ def tokens_sha256(tokens: Dataset) -> str:
     for document in tokens.select_columns(columns).with_format("numpy"):
         ids = document["input_ids"].astype("<i4")
         digest.update(len(ids).to_bytes(8, "little") + ids.tobytes())
-        if "weights" in document:
+        if document.get("weights") is not None:
             digest.update(document["weights"].astype("<f4").tobytes())
     return digest.hexdigest()
 

@@ -114,7 +114,7 @@ class WindowPlan(Iterator[PlannedWindow]):
         self._left_out = frozenset(left_out)
         if self._left_out.issuperset(range(len(self._lengths))):
             raise DataError(f"all {len(self._lengths)} documents are left out, so there is nothing to read")
-        sources = sources or [SourceShare(len(self._lengths))]
+        sources = sources or [SourceShare(len(self._lengths), 1)]
         several = len(sources) if len(sources) > 1 else 0
         state = state or WindowPlanState(0, 0, (None,) * rows, (QueueState(),) * several)
         _check_state(state, self._lengths, rows, sources)

@@ -9,8 +9,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from hmt_ds.config.options import AtLeastOne, FilePath, Options, WholeNumber
-from hmt_ds.config.recipe import PathText
-from hmt_ds.config.sections import STRICT
+from hmt_ds.config.sections import STRICT, PathText
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 from hmt_ds.config.config_error import ConfigError, collected
+from hmt_ds.config.data_section import SourcesKey
 from hmt_ds.config.load import load_recipe
 from hmt_ds.config.options import read_options
 from hmt_ds.config.recipe import Recipe
@@ -51,9 +52,9 @@ def prepare_data(recipe: Recipe, processes: int) -> list[str]:
     lines, at, cache = list[str](), "model.tokenizer", Path(recipe.data.cache_dir)
     try:
         tokenizer = tokenizer_of(recipe)
-        for name, key in (("data", "train"), ("held out", "validation")):
-            at, source = f"data.{key}", getattr(recipe.data, key)
-            if source is not None:
+        keys: dict[str, SourcesKey] = {"data": "train", "held out": "validation"}
+        for name, key in keys.items():
+            for at, source in recipe.data.sources(key).items():  # noqa: B007
                 tokens = tokens_of(source, tokenizer, cache, processes).tokens
                 lines.append(f"{name:<11} {describe_tokens(tokens, recipe.memory.segment_length)}")
     except DataError as error:

@@ -32,7 +32,7 @@ from hmt_ds.preflight.compute_checks import check_compute
 from hmt_ds.preflight.folder_checks import check_folders, check_output
 from hmt_ds.preflight.pipeline_checks import check_pipeline
 from hmt_ds.preflight.problems import Problems
-from hmt_ds.preflight.read_data import Documents, read_data
+from hmt_ds.preflight.read_data import Documents, ReadSource, read_data
 from hmt_ds.preflight.recipe_checks import (
     check_curriculum,
     check_positions,
@@ -54,6 +54,7 @@ class Prepared:
         tokenizer: description of the tokenizer that depends only on its content; None if no data was requested.
         warnings: lines about settings that allow a run, but may not be intended.
         retrieval: tokenized sentences of generated documents; None unless the recipe has data.retrieval.
+        sources: the sources of the training documents, in the order of the documents; empty if they are generated.
     """
 
     ds_config: dict[str, Any]
@@ -62,6 +63,7 @@ class Prepared:
     tokenizer: str | None = None
     warnings: tuple[str, ...] = ()
     retrieval: RetrievalText | None = None
+    sources: tuple[ReadSource, ...] = ()
 
 
 def prepare(recipe: Recipe, recipe_file: str | Path, *, writes_output: bool = True, with_data: bool = True) -> Prepared:
@@ -100,7 +102,7 @@ def prepare(recipe: Recipe, recipe_file: str | Path, *, writes_output: bool = Tr
     if problems or ds_config is None or documents is None:
         raise ConfigError(problems)
     found = (documents.train, documents.validation, documents.tokenizer)
-    return Prepared(ds_config, *found, tuple(warnings), documents.retrieval)
+    return Prepared(ds_config, *found, tuple(warnings), documents.retrieval, documents.sources)
 
 
 def check_model(recipe: Recipe, config: PreTrainedConfig, problems: Problems) -> list[str]:

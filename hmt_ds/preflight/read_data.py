@@ -5,17 +5,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
-from hmt_ds.config.recipe import Recipe, Source
+from hmt_ds.config.data_section import Source, SourcesKey
+from hmt_ds.config.recipe import Recipe
 from hmt_ds.data import (
     RetrievalText,
     check_length,
     check_vocabulary,
     describe_tokenizer,
-    load_documents,
+    read_source,
 )
+from hmt_ds.data.prepared import SourceTokens
 from hmt_ds.data.settings import RetrievalSettings
 from hmt_ds.evaluation.figures import segments_needed
 from hmt_ds.preflight.problems import Problems
@@ -23,10 +25,29 @@ from hmt_ds.preflight.source_tokens import source_keys, tokenizer_of, tokens_of
 
 
 @dataclass(frozen=True)
+class ReadSource:
+    """A source that has been read.
+
+    Attributes:
+        source: the source in the recipe.
+        found: its tokenized documents, and what was left out.
+    """
+
+    source: Source
+    found: SourceTokens
+
+    @property
+    def documents(self) -> int:
+        """Number of documents."""
+        return len(self.found.tokens)
+
+
+@dataclass(frozen=True)
 class Documents:
     """The tokenized documents of a recipe.
 
     Attributes:
+        sources: the sources of the training documents, in their order; empty if documents are generated.
         train: training documents; None if no data was requested, or documents are generated.
         validation: held-out documents, cut to the part that an evaluation reads; None if the recipe has none.
         tokenizer: description of the tokenizer that depends only on its content; None if no data was requested.
@@ -37,6 +58,7 @@ class Documents:
     validation: Dataset | None = None
     tokenizer: str | None = None
     retrieval: RetrievalText | None = None
+    sources: tuple[ReadSource, ...] = ()
 
 
 def read_data(recipe: Recipe, vocab_size: int | None, problems: Problems) -> Documents | None:
@@ -53,22 +75,35 @@ def read_data(recipe: Recipe, vocab_size: int | None, problems: Problems) -> Doc
         problems.attempt(lambda: check_vocabulary(tokenizer, vocab_size), "model.tokenizer: ")
     tokenizes = tokenizer is not None and not problems
 
-    def read(source: Source) -> Dataset:
-        if not tokenizes:
-            return load_documents(**source_keys(source))
-        return tokens_of(source, tokenizer, Path(recipe.data.cache_dir)).tokens
+    def read(source: Source) -> ReadSource:
+        if tokenizes:
+            return ReadSource(source, tokens_of(source, tokenizer, Path(recipe.data.cache_dir)))
+        found = read_source(**source_keys(source))
+        return ReadSource(source, SourceTokens(found.documents, found.files, found.left_out))
 
-    data, train, held_out, text = recipe.data, None, None, None
+    def read_all(key: SourcesKey) -> list[ReadSource]:
+        sources = recipe.data.sources(key).items()
+        found = [problems.attempt(partial(read, source), f"{name}: ") for name, source in sources]
+        return [one for one in found if one is not None]
+
+    data, text = recipe.data, None
     if settings := data.retrieval:
         text = encode_retrieval(recipe, settings, tokenizer, problems)
-    if source := data.train:
-        train = problems.attempt(partial(read, source), "data.train: ")
-    if source := data.validation:
-        held_out = problems.attempt(partial(read, source), "data.validation: ")
-    if not tokenizes or (train is None and text is None):
+    train, held_out = read_all("train"), read_all("validation")
+    if problems or tokenizer is None:
         return None
-    held_out = None if held_out is None else shorten(held_out, recipe)
-    return Documents(train, held_out, describe_tokenizer(tokenizer), text)
+    return Documents(
+        together(train), shorten(together(held_out), recipe), describe_tokenizer(tokenizer), text, tuple(train)
+    )
+
+
+def together(sources: list[ReadSource]) -> Dataset | None:
+    """Return the documents of several sources, one behind the other; None without sources.
+
+    Where one source has weights of tokens in the loss, documents of the others have None, which stands for ones.
+    """
+    tokens = [source.found.tokens for source in sources]
+    return concatenate_datasets(tokens) if len(tokens) > 1 else next(iter(tokens), None)
 
 
 def encode_retrieval(
@@ -95,17 +130,20 @@ def encode_retrieval(
     return None if tokenizer is None else problems.attempt(encode, "data.retrieval: ")
 
 
-def shorten(documents: Dataset, recipe: Recipe) -> Dataset:
+def shorten(documents: Dataset | None, recipe: Recipe) -> Dataset | None:
     """Cut held-out documents to the part that an evaluation reads: the first documents, and the first tokens of each.
 
     Args:
         documents: tokenized documents, with the columns ``input_ids`` and ``length``.
         recipe: the recipe, whose section ``evaluation`` gives both numbers.
     """
+    if documents is None:
+        return None
     documents = documents.select(range(min(len(documents), recipe.evaluation.documents or len(documents))))
     tokens = segments_needed(recipe.evaluation.segments_read) * recipe.memory.segment_length
 
     def cut(row: dict[str, Any]) -> dict[str, Any]:
-        return {name: min(value, tokens) if name == "length" else value[:tokens] for name, value in row.items()}
+        lists = {name: value and value[:tokens] for name, value in row.items() if name != "length"}
+        return {**lists, "length": min(row["length"], tokens)}
 
     return documents.map(cut, keep_in_memory=True)

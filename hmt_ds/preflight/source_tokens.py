@@ -5,7 +5,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from hmt_ds.config.recipe import Recipe, Source
+from hmt_ds.config.data_section import Source
+from hmt_ds.config.recipe import Recipe
 from hmt_ds.data import DataError, load_tokenizer
 from hmt_ds.data.formats import Format, read_template
 from hmt_ds.data.prepared import SourceTokens, read_tokens
@@ -40,7 +41,7 @@ def tokenizer_of(recipe: Recipe) -> PreTrainedTokenizerBase:
 
 
 def source_keys(source: Source) -> dict[str, Any]:
-    """Return the arguments of ``load_documents`` for a source."""
+    """Return the arguments of ``read_source`` for a source."""
     keys = source.model_dump(include={"source", "text_field", "split", "name", "separator"})
     return keys | {"columns": source.columns}
 

@@ -11,8 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
 from hmt_ds.config.options import AtLeastOne, FilePath, Options, WholeNumber, flag
-from hmt_ds.config.recipe import PathText
-from hmt_ds.config.sections import STRICT
+from hmt_ds.config.sections import STRICT, PathText
 from hmt_ds.config.value_checks import check_picture
 
 TaskName = Literal["passkey", "babilong-qa1", "babilong-qa2", "babilong-qa3", "babilong-qa4", "babilong-qa5"]

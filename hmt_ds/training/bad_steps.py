@@ -6,7 +6,9 @@ The optimizer skips such a step by itself; a run ends, or rolls back, after too 
 import json
 import logging
 import os
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -31,13 +33,17 @@ class TooManyBadSteps(RuntimeError):
 class BadStepCounter:
     """Counter of consecutive steps with a non-finite loss or gradient; every rank must report every step.
 
+    Args:
+        generated: whether documents are generated.
+        sources: number of documents of each source.
+
     Attributes:
         consecutive: non-finite steps since the last finite one.
         documents: indices of training documents that may have caused the non-finite steps.
     """
 
-    def __init__(self, *, generated: bool = False) -> None:
-        self.generated = generated
+    def __init__(self, *, generated: bool = False, sources: Sequence[int] = ()) -> None:
+        self.generated, self.ends = generated, list(accumulate(sources))
         self.consecutive, self.documents = 0, set[int]()
         self.last_rollback: tuple[Path | None, int] = None, 0  # the checkpoint, and how often the run went back to it
 
@@ -107,10 +113,18 @@ class BadStepCounter:
         data.train``."""
         every = sorted(documents)
         more = f" and {len(every) - MAX_NAMED} more" if len(every) > MAX_NAMED else ""
-        named = f"document{'s' * (len(every) > 1)} {', '.join(map(str, every[:MAX_NAMED]))}{more}"
+        named = f"document{'s' * (len(every) > 1)} {', '.join(map(self.name_one, every[:MAX_NAMED]))}{more}"
         if self.generated:
             return f"generated {named} of data.retrieval"
-        return f"{named} of data.train (counted from 0, without blank ones)"
+        several = len(self.ends) > 1
+        return f"{named}{'' if several else ' of data.train'} (counted from 0, without blank ones)"
+
+    def name_one(self, document: int) -> str:
+        """Return a document's index; with several sources, the index in its source and the source."""
+        if len(self.ends) < 2:
+            return str(document)
+        source = bisect_right(self.ends, document)
+        return f"{document - [0, *self.ends][source]} of data.train.{source}"
 
 
 def suspects(finite: torch.Tensor, documents: torch.Tensor) -> set[int]:

@@ -14,7 +14,7 @@ from hmt_ds.backbones.stages import LayerRange
 from hmt_ds.checkpoint import RunPosition
 from hmt_ds.config.config_error import ConfigError
 from hmt_ds.config.recipe import Recipe
-from hmt_ds.data import Batch, RetrievalDocuments, RetrievalLoader, WindowLoader, document_lengths
+from hmt_ds.data import Batch, RetrievalDocuments, RetrievalLoader, SourceShare, WindowLoader, document_lengths
 from hmt_ds.distributed.deepspeed_internals import full_numel, is_replicated
 from hmt_ds.distributed.process_group import all_reduce_sum, rank, world_size
 from hmt_ds.memory import HMT
@@ -242,7 +242,8 @@ def training_loader(
     if settings := recipe.data.retrieval:
         assert prepared.retrieval is not None
         return RetrievalLoader(RetrievalDocuments(prepared.retrieval, settings, **which), **options)
-    return WindowLoader(prepared.train, **which, **options)
+    sources = [SourceShare(one.documents, one.source.weight) for one in prepared.sources]
+    return WindowLoader(prepared.train, sources=sources, mix_by=recipe.data.mix_by, **which, **options)
 
 
 def count_parameters(executor: Executor) -> tuple[int, int]:
@@ -287,6 +288,9 @@ def identity(recipe: Recipe, prepared: Prepared) -> dict[str, object]:
     if prepared.train is not None:
         lengths = document_lengths(prepared.train)
         found["data.train"] = f"{len(lengths):,} documents, {int(lengths.sum()):,} tokens"
+    if len(prepared.sources) > 1:
+        shares = [f"{one.documents:,} with weight {one.source.weight:g}" for one in prepared.sources]
+        found["data.train, shares"] = f"{' + '.join(shares)}, by {recipe.data.mix_by}"
     if settings := recipe.data.retrieval:
         found |= {f"data.retrieval.{key}": value for key, value in asdict(settings).items()}
     return found

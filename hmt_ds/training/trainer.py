@@ -58,7 +58,9 @@ class Trainer:
         with log_seconds(logger, "building the model"):
             self.executor = build_executor(recipe, prepared, device)
         self.position, self.excluded = RunPosition(), list[int]()
-        self.bad_steps = BadStepCounter(generated=recipe.data.retrieval is not None)
+        self.bad_steps = BadStepCounter(
+            generated=recipe.data.retrieval is not None, sources=[source.documents for source in prepared.sources]
+        )
         self.stragglers = StragglerDetector(self.executor, recipe.logging.slow_rank)
         self.curves, self.memory_watch = CurveWatch(), MemoryWatch(recipe, self.executor)
         self.history = History(self.folder, shown=rank() == 0)

@@ -65,11 +65,11 @@ class Validation(EvaluationInRun):
     def data(self) -> HeldOutData:
         """Description of the held-out documents, written with the results: source, SHA-256 of the token ids, numbers of
         documents and tokens, tokenizer."""
-        assert self.prepared.validation is not None and self.recipe.data.validation is not None
+        assert self.prepared.validation is not None
         tokens = self.prepared.validation
         lengths = document_lengths(tokens)
         return HeldOutData(
-            source=self.recipe.data.validation.source,
+            source=", ".join(source.source for source in self.recipe.data.sources("validation").values()),
             sha256=tokens_sha256(tokens),
             documents=len(lengths),
             tokens=int(lengths.sum()),

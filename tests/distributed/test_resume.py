@@ -1,6 +1,7 @@
 """`hmt-ds train` killed, stopped and started wrongly. A resumed run equals the undisturbed one bit for bit."""
 
 import csv
+import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,21 @@ def test_killed_then_stopped_then_finished(folder):
     )
     assert "Traceback" not in printed, printed
     assert contents(broken) == before
+
+
+def test_a_mix_of_sources_is_killed_and_goes_on(folder):
+    """Each source goes on where it was, and other weights are refused."""
+    text = str(folder / "text.txt")
+    sources = [{"source": text, "separator": "^Chapter", "weight": 3}, {"source": text, "separator": r"^\s*$"}]
+    more = (f"--data.train={json.dumps(sources)}", "--data.mix_by", "documents")
+    recipe, whole, broken = write_recipe(folder, 1), folder / "whole_mix", folder / "broken_mix"
+    assert train(recipe, whole, *more)[0] == 0
+    kill_at(recipe, broken, *more, step=6)
+    code, printed = train(recipe, broken, *more, "--data.train.0.weight", "4", *RESUME)
+    assert code == 2 and "data.train, shares" in printed and "with weight 4" in printed, printed
+    code, printed = train(recipe, broken, *more, *RESUME)
+    assert code == 0 and "resumed from" in printed, printed
+    assert losses(broken) == losses(whole)
 
 
 def test_one_rank_fails_at_its_start(folder):

@@ -267,6 +267,28 @@ CASES = [
         ["model.lora: missing ), unterminated subpattern"],
     ),
     Case("name of a file", ["--data.train.name", "x"], ["data.train: name 'x' is for data sets of the hub only"]),
+    Case(
+        "negative weight", ["--data.train", "[{source: text.txt, weight: -1}]"], ["train.0.weight: must be at least 0"]
+    ),
+    Case("no weight", ["--data.train", "[{source: text.txt, weight: 0}]"], ["data.train: all weights are 0"]),
+    Case("no sources", ["--data.train", "[]"], ["data.train: must name a source"]),
+    Case("weight that is no number", ["--data.train.weight", "true"], ["data.train.weight: must be a number"]),
+    Case(
+        "weights in a list that are no numbers",
+        ["--data.train", "[{source: text.txt, weight: true}]"],
+        ["data.train.weight: must be a number"],
+    ),
+    Case("weight of held-out documents", ["--data.validation", "{source: text.txt, weight: 2}"], ["leave weight out"]),
+    Case(
+        "slip in a list of sources",
+        ["--data.train", "[{source: text.txt}, {sorce: text.txt}]"],
+        ["data.train.1.source: missing", "data.train.1.sorce: unknown key; did you mean data.train.source?"],
+    ),
+    Case(
+        "wrong sources in a list",
+        ["--data.train", "[{source: no.txt}, {source: text.txt}, {source: empty.txt}]"],
+        ["data.train.0: 'no.txt' is neither a file nor a folder", "data.train.2: empty.txt holds no documents"],
+    ),
     Case("empty separator", ["--data.train.separator", "''"], ["data.train: separator is empty"]),
     Case("steps of a schedule", ["--schedule.params", "{total_num_steps: 0}"], ["total_num_steps must be a whole"]),
     Case(

@@ -61,7 +61,9 @@ def allowed(part: str) -> set[str]:
 def settings_imported(file: str, to: str) -> bool:
     """Whether the configuration imports nothing of a room above it but the dataclass of its settings."""
     names = [name for name in imports((ROOT / file).read_text()) if name.startswith(f"hmt_ds.{to}.")]
-    return file == "config/recipe.py" and all(name.startswith(f"hmt_ds.{to}.settings.") for name in names)
+    return file in ("config/recipe.py", "config/data_section.py") and all(
+        name.startswith(f"hmt_ds.{to}.settings.") for name in names
+    )
 
 
 def test_edges():

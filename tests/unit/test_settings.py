@@ -25,7 +25,7 @@ SECTIONS = {
     "compute": (Compute, ComputeSettings),
 }
 ROOMS = ("memory", "backbones", "parallel", "data")  # whose settings are sections of the recipe
-SCHEMA = {"config/recipe.py", *(f"{room}/settings.py" for room in ROOMS)}
+SCHEMA = {"config/recipe.py", "config/data_section.py", *(f"{room}/settings.py" for room in ROOMS)}
 OTHERS = {
     ("conversion/foreign.py", "ForeignLora", "alpha"),  # HMT-pytorch's default, which is not the recipe's
     # of a schedule that is drawn without a recipe
@@ -33,6 +33,7 @@ OTHERS = {
     # of a layout that the planner tries, and of a new recipe
     *(("planning/layout.py", "Layout", name) for name in ("stages", "micro_batches", "recompute", "cuda_graphs")),
     ("launch/init_options.py", "InitOptions", "train"),
+    *(("data/formats.py", "Format", name) for name in ("name", "prompt_weight")),  # plain text, without a recipe
     # of what a command draws itself, whatever the run's seed was
     ("generation/options.py", "ChatOptions", "seed"),
     *(("tasks/options.py", name, "seed") for name in ("TaskOptions", "WriteOptions")),

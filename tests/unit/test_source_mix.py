@@ -69,7 +69,7 @@ def test_each_pass_over_a_source_is_a_permutation_of_its_own():
 
 
 def test_equal_sources_have_different_orders():
-    halves = [SourceShare(50), SourceShare(50)]
+    halves = [SourceShare(50, 1), SourceShare(50, 1)]
     documents = np.array(begun(itertools.islice(plan(lengths=[5] * 100, sources=halves), 40)))
     first, second = (documents[documents // 50 == source][:50] % 50 for source in (0, 1))
     assert sorted(first) == sorted(second) and first.tolist() != second.tolist()

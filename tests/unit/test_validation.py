@@ -36,7 +36,7 @@ def evaluate(
         training=SimpleNamespace(output=str(folder), batch_size=rows),
         evaluation=SimpleNamespace(segments_read=[1], batch_size=None),
         memory=MemorySettings(16, mode),
-        data=SimpleNamespace(validation=SimpleNamespace(source="text.txt")),
+        data=SimpleNamespace(sources=lambda _: {"data.validation": SimpleNamespace(source="text.txt")}),
     )
     held_out = datasets.Dataset.from_dict({"input_ids": [[1, 2], [3]], "length": [2, 1]})
     prepared: Any = SimpleNamespace(validation=held_out, tokenizer="words")

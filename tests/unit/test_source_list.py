@@ -1,0 +1,110 @@
+"""One source or several in a recipe, as they are loaded, read, joined and saved."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bad_folder import make_folder
+
+from hmt_ds.config.config_error import ConfigError
+from hmt_ds.config.load import load_recipe
+from hmt_ds.data import WindowLoader, tokens_sha256
+from hmt_ds.preflight.prepare import Prepared, prepare
+from hmt_ds.training.build import identity, training_loader
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """A correct recipe, and sources of several formats."""
+    make_folder(tmp_path)
+    rows = [{"prompt": f"What is {n}?", "completion": f"It is {n}."} for n in range(6)]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "many.csv").write_text("id,body\n" + "".join(f'{n},"document {n} of many"\n' for n in range(30)))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+SOURCES = [
+    {"source": "text.txt", "weight": 2},
+    {"source": "asked.jsonl", "format": "completion"},
+    {"source": "many.csv", "text_field": "body", "weight": 0.5},
+]
+
+
+def prepared(folder: Path, *words: str) -> Prepared:
+    file = str(folder / "recipe.yaml")
+    return prepare(load_recipe(file, list(words)), file)
+
+
+def test_a_list_and_its_overrides(folder):
+    words = ["--data.train", json.dumps(SOURCES), "--data.train.1.weight", "7", "--data.mix_by", "documents"]
+    recipe = load_recipe(folder / "recipe.yaml", words)
+    assert [source.weight for source in recipe.data.sources("train").values()] == [2, 7, 0.5]
+    assert recipe.data.mix_by == "documents"
+    again = type(recipe).model_validate(recipe.model_dump(mode="json"))
+    assert again == recipe
+    one = load_recipe(folder / "recipe.yaml")
+    assert isinstance(one.model_dump()["data"]["train"], dict)  # a recipe with one source is saved as it was
+    assert list(one.data.sources("train")) == ["data.train"]
+
+
+@pytest.mark.parametrize("key", ["data.train.source", "data.train.3.source", "data.train.x.source"])
+def test_an_override_that_names_no_source_of_a_list(folder, key):
+    with pytest.raises(
+        ConfigError, match=rf"^{key}: data.train is a list of 3: name one of them, such as data.train.0$"
+    ):
+        load_recipe(folder / "recipe.yaml", ["--data.train", json.dumps(SOURCES), f"--{key}", "x"])
+
+
+def test_sources_of_several_formats_are_joined(folder):
+    found = prepared(folder, "--data.train", json.dumps(SOURCES))
+    assert [one.documents for one in found.sources] == [1, 6, 30]
+    assert [one.found.files for one in found.sources] == [1, 1, 1]
+    assert found.train is not None and len(found.train) == 37
+    for number, one in enumerate(found.sources):
+        first = sum(source.documents for source in found.sources[:number])
+        assert found.train[first]["input_ids"] == one.found.tokens[0]["input_ids"]
+    assert tokens_sha256(found.train)  # where only some documents have weights
+
+
+def test_documents_without_weights_count_whole(folder):
+    found = prepared(folder, "--data.train", json.dumps(SOURCES))
+    options = {"segments": 1, "segment_length": 64, "seed": 0, "rank": 0, "world_size": 1, "batch_size": 1}
+    labels = {}
+    for batch in WindowLoader(found.train, epochs=1, shuffle=False, **options):
+        labels[int(batch.documents)] = int((batch.labels >= 0).sum()), int(batch.lengths)
+    for document, (labelled, length) in labels.items():
+        whole = length - 1 if length < 64 else 64
+        assert labelled == whole if document not in range(1, 7) else 0 < labelled < whole
+
+
+def test_the_loader_of_a_run_mixes_by_the_weights(folder):
+    words = ["--data.train", json.dumps(SOURCES), "--data.mix_by", "documents"]
+    recipe = load_recipe(folder / "recipe.yaml", words)
+    found = prepare(recipe, folder / "recipe.yaml")
+    taken = np.zeros(3)
+    for _, batch in zip(range(2000), training_loader(recipe, found), strict=False):
+        begun = batch.documents[batch.starts & (batch.documents >= 0)].numpy()
+        taken += np.bincount(np.searchsorted([0, 6], begun), minlength=3)
+    assert np.abs(taken / taken.sum() - np.array([2, 1, 0.5]) / 3.5).max() < 0.01
+
+
+def test_a_source_without_weight_is_not_read(folder):
+    sources = [{"source": "text.txt"}, {"source": "no.txt", "weight": 0}]
+    assert [one.source.source for one in prepared(folder, "--data.train", json.dumps(sources)).sources] == ["text.txt"]
+
+
+def test_shares_belong_to_a_run(folder):
+    """A run cannot be resumed with others; that of one source is described as it was."""
+    recipe = load_recipe(folder / "recipe.yaml", ["--data.train", json.dumps(SOURCES)])
+    found = identity(recipe, prepare(recipe, folder / "recipe.yaml"))
+    assert found["data.train, shares"] == "1 with weight 2 + 6 with weight 1 + 30 with weight 0.5, by tokens"
+    recipe = load_recipe(folder / "recipe.yaml")
+    assert "data.train, shares" not in identity(recipe, prepare(recipe, folder / "recipe.yaml"))
+
+
+def test_held_out_sources_are_read_one_behind_the_other(folder):
+    sources = [{"source": "text.txt"}, {"source": "many.csv", "text_field": "body"}]
+    found = prepared(folder, "--data.validation", json.dumps(sources))
+    assert found.validation is not None and len(found.validation) == 31
