@@ -63,4 +63,8 @@ class BenchOptions(Options):
 
     def conflicts(self) -> list[str]:
         """Return an error line for each pair of options that exclude each other."""
-        return ["--fresh: only with --tokens random"] if self.fresh and self.tokens == "data" else []
+        return (
+            ["--fresh: only with --tokens random: leave one of them out"]
+            if self.fresh and self.tokens == "data"
+            else []
+        )

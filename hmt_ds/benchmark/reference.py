@@ -90,13 +90,19 @@ def reference_problems(
         if importlib.util.find_spec(name) is None
     ]
     if not torch.cuda.is_available():
-        wrong.append("HMT-pytorch needs a GPU, and this machine has none")
+        wrong.append("HMT-pytorch needs a GPU, and this machine has none: leave --reference out")
     if settings.mode != "hmt" or settings.memory_tokens != 1:
-        wrong.append("only memory.mode hmt with memory.memory_tokens 1 can be compared")
+        wrong.append(
+            f"memory.mode is {settings.mode} and memory.memory_tokens {settings.memory_tokens}: only hmt with 1 can be "
+            "compared"
+        )
     if precision != "bf16" or train != "whole":
-        wrong.append("only model.precision bf16 with model.train whole can be compared")
+        wrong.append(f"model.precision is {precision} and model.train {train}: only bf16 with whole can be compared")
     if width_in_config(config) is None:
-        wrong.append(f"HMT-pytorch does not support {config.model_type}: it needs hidden_size in the configuration")
+        wrong.append(
+            f"HMT-pytorch does not support {config.model_type}: it needs hidden_size in the configuration; leave "
+            "--reference out"
+        )
     return [f"--reference: {line}" for line in wrong]
 
 

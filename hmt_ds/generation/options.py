@@ -35,7 +35,11 @@ class ChatOptions(Options):
     def conflicts(self) -> list[str]:
         """Return an error line for each input file that is missing, and for an output file that cannot be created."""
         given = {"--document": self.document, "--memory": self.memory}
-        problems = [f"{name}: {file} is not a file" for name, file in given.items() if file and not file.is_file()]
+        problems = [
+            f"{name}: {file} is not a file: name one that exists"
+            for name, file in given.items()
+            if file and not file.is_file()
+        ]
         if self.save_memory:
             problems += why_not_new("--save-memory", self.save_memory)
         return problems
@@ -56,7 +60,7 @@ class GenerateOptions(ChatOptions):
         """Return an error line for each missing input or existing output, and one if there is nothing to continue."""
         problems = super().conflicts()
         if self.prompts and not self.prompts.is_file():
-            problems.append(f"--prompts: {self.prompts} is not a file")
+            problems.append(f"--prompts: {self.prompts} is not a file: name one with a prompt per line")
         if not (self.prompt or self.prompts or self.document or self.memory):
             problems.append("nothing to continue: give --prompt TEXT, --document FILE or --memory FILE")
         return problems

@@ -36,4 +36,8 @@ class InitOptions(Options):
     def conflicts(self) -> list[str]:
         """Return an error line for each path of --data and --validation that does not exist."""
         paths = {"--data": self.data, "--validation": self.validation}
-        return [f"{name}: {path}: no such file or folder" for name, path in paths.items() if path and not path.exists()]
+        return [
+            f"{name}: {path}: no such file or folder: name documents that exist"
+            for name, path in paths.items()
+            if path and not path.exists()
+        ]

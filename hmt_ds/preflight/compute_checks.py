@@ -140,7 +140,7 @@ def check_leaf_layers(recipe: Recipe, config: PreTrainedConfig, stage: int) -> l
         ]
     if wanted > 1 and not can_group_layers(config):
         reason = "has layerdrop" if config.model_type in FAMILIES else "is not listed in backbones/families.py"
-        return [f"compute.leaf_layers is {wanted}, but {config.model_type} {reason}, so it must be 1"]
+        return [f"compute.leaf_layers is {wanted}, but {config.model_type} {reason}: take 1 or auto"]
     return []
 
 

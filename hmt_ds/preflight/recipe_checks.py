@@ -27,7 +27,7 @@ def check_training(recipe: Recipe) -> list[str]:
         problems.append(
             f"training: batch_size {training.batch_size} x gradient_accumulation {training.gradient_accumulation} x "
             f"bptt_depth {recipe.depths.largest} x memory.segment_length {memory.segment_length} are {tokens:,} tokens "
-            f"per rank and step: must be at most {MOST_TOKENS:,}"
+            f"per rank and step: must be at most {MOST_TOKENS:,}, lower one of them"
         )
     problems += check_memory_recall(recipe)
     if recipe.compute.recompute == "reentrant":
@@ -40,11 +40,13 @@ def check_training(recipe: Recipe) -> list[str]:
     if late := [step for step in recipe.depths.stages if step >= recipe.training.steps]:
         problems.append(
             f"training.bptt_depth: step {late[0]} of the schedule is never reached, training.steps is "
-            f"{recipe.training.steps}"
+            f"{recipe.training.steps}: lower the first, or raise the second"
         )
     counts = recipe.evaluation.segments_read
     if counts != sorted(set(counts)) or not counts or counts[0] < 0:
-        problems.append(f"evaluation.segments_read is {counts}: must be ascending numbers of segments")
+        problems.append(
+            f"evaluation.segments_read is {counts}: must be ascending numbers of segments, such as [1, 2, 4]"
+        )
     return problems + check_source(recipe)
 
 
@@ -63,14 +65,15 @@ def check_curriculum(recipe: Recipe, lengths: np.ndarray) -> list[str]:
         return []
     return [
         f"training.bptt_depth: a curriculum longer than the documents: the longest of data.train has {longest} "
-        f"segments of {recipe.memory.segment_length} tokens, the schedule asks for {depth}"
+        f"segments of {recipe.memory.segment_length} tokens, the schedule asks for {depth}: take longer documents, or "
+        "smaller depths"
     ]
 
 
 def check_source(recipe: Recipe) -> list[str]:
     """Return an error line if the recipe has neither data.train nor data.retrieval, or both; else an empty list."""
     if recipe.data.train is None and recipe.data.retrieval is None:
-        return ["data.train: missing (or data.retrieval, to generate documents)"]
+        return ["data.train: missing (or data.retrieval, to generate documents): name documents to train on"]
     if recipe.data.train is not None and recipe.data.retrieval is not None:
         return ["data.train, data.retrieval: a run trains on one of them, leave the other out"]
     return []
@@ -114,7 +117,7 @@ def warm_up_warnings(recipe: Recipe) -> list[str]:
         return []
     return [
         f"schedule.params.warmup_num_steps is {steps:,}, and training.steps {total:,}: the learning rate never reaches "
-        "optimizer.lr"
+        "optimizer.lr; lower the first, or raise the second"
     ]
 
 
@@ -131,13 +134,14 @@ def retrieval_warnings(recipe: Recipe, question_tokens: int) -> list[str]:
     if memory.interface == "adapted" and memory.sensory_tokens < question_tokens:
         warnings.append(
             f"memory.sensory_tokens is {memory.sensory_tokens}, but questions take up to {question_tokens} tokens: "
-            "sensory tokens ask for older memories, and do not have the whole question"
+            "sensory tokens ask for older memories, and do not have the whole question; raise it"
         )
     longest = max(recipe.retrieval_segments)
     if longest > memory.cached_memories:
         warnings.append(
             f"evaluation.retrieval_segments: documents of {longest} segments are evaluated, but only the newest "
-            f"{memory.cached_memories} memories are cached (memory.cached_memories): older facts cannot be found"
+            f"{memory.cached_memories} memories are cached (memory.cached_memories): older facts cannot be found; "
+            "raise it"
         )
     return warnings
 

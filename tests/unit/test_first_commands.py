@@ -140,7 +140,7 @@ def test_init_errors(monkeypatch, capsys, tmp_path):
     assert (code, err) == (2, "error: --data: missing, give --data PATH with a file or folder of training documents\n")
     code, _, err = run(monkeypatch, capsys, "init", "a.yaml", "--data", "no", "--train", "all", "--steps", "0")
     assert code == 2 and sorted(err.splitlines()) == [
-        "error: --data: no: no such file or folder",
+        "error: --data: no: no such file or folder: name documents that exist",
         "error: --steps: must be at least 1, got '0'",
         "error: --train: must be 'whole', 'lora' or 'frozen', got 'all'",
     ]
