@@ -18,6 +18,8 @@ FIXED_DATE = "".join(f" | replace('{code}', '{value}')" for code, value in DATE.
 FIXED_DATE = f"{{% macro strftime_now(format) %}}{{{{ format{FIXED_DATE} }}}}{{% endmacro %}}"
 MARKS_ANSWERS = re.compile(r"\{%-?\s*generation\s*-?%\}")  # the keyword of transformers around answers
 
+STAND_IN = "\u2063other words\u2063"
+
 Message = dict[str, Any]
 Span = tuple[int, int]
 
@@ -43,35 +45,61 @@ def render_chat(
     chat = check_messages(messages)
     template = tokenizer.get_chat_template(template)
     template = FIXED_DATE + template if "strftime_now" in template else template
-    if MARKS_ANSWERS.search(template):
-        text, spans = render(chat, tokenizer, template, return_assistant_tokens_mask=True)
-        if not any(end > begin for begin, end in spans):
-            raise DataError("the chat template marks no answer in it")
-        return text, spans
-    text, _ = render(chat, tokenizer, template)
+    marked = bool(MARKS_ANSWERS.search(template))
+    text, spans = render(chat, tokenizer, template, return_assistant_tokens_mask=marked)
     numbers = [number for number, message in enumerate(chat) if message["role"] == "assistant"]
-    return text, [added_by(chat, number, text, tokenizer, template) for number in numbers]
+    if not marked:
+        spans = [added_by(chat, number, text, tokenizer, template) for number in numbers]
+    written = [text[begin:end] for begin, end in spans]
+    for number in numbers:
+        if not any(last_words(chat[number]) in answer for answer in written):
+            what = "marks no answer that has" if marked else "does not write"
+            raise DataError(f"message {number + 1}: the chat template {what} its text as it is: name another")
+    return text, spans
 
 
 def added_by(chat: list[Message], number: int, text: str, tokenizer: PreTrainedTokenizerBase, template: str) -> Span:
     """Return the span of an answer in the rendered conversation, without what a template writes behind the turn's end.
 
     Raises:
-        DataError: The conversation up to the message is rendered in another way than within the whole.
+        DataError: The conversation before the message is rendered in another way than within the whole.
     """
     before, _ = render(chat[:number], tokenizer, template, add_generation_prompt=True)
-    after, _ = render(chat[: number + 1], tokenizer, template)
-    if not (text.startswith(after) and after.startswith(before)):
+    if not text.startswith(before):
         raise DataError(
             f"message {number + 1}: the chat template writes the conversation up to here in another way than within "
             "the whole, so its answers cannot be told apart: mark them in the template with {% generation %}"
         )
+    after, _ = render(chat[: number + 1], tokenizer, template)
+    if not text.startswith(after):
+        return len(before), end_of(chat, number, text, tokenizer, template)
     ended = after.rstrip()
-    if len(ended) > len(before) and ended.endswith(tuple(tokenizer.get_added_vocab())):
-        after = ended
-    if not after[len(before) :].strip():
-        raise DataError(f"message {number + 1}: the chat template writes nothing of this answer")
-    return len(before), len(after)
+    at_token = len(ended) > len(before) and ended.endswith(tuple(tokenizer.get_added_vocab()))
+    return len(before), len(ended if at_token else after)
+
+
+def end_of(chat: list[Message], number: int, text: str, tokenizer: PreTrainedTokenizerBase, template: str) -> int:
+    """Return where an answer ends that a template writes in another way at a conversation's end than within it.
+
+    What stands behind the answer is what stands behind other words in its place; the token that ends the turn counts.
+
+    Raises:
+        DataError: The answer makes a difference elsewhere too.
+    """
+    others = [*chat[:number], chat[number] | {"content": STAND_IN}, *chat[number + 1 :]]
+    _, found, behind = render(others, tokenizer, template)[0].partition(STAND_IN)
+    if not found or STAND_IN in behind or not text.endswith(behind):
+        raise DataError(
+            f"message {number + 1}: what the chat template writes behind this answer depends on it, so its end cannot "
+            "be told: mark answers in the template with {% generation %}"
+        )
+    token = next((token for token in tokenizer.get_added_vocab() if behind.startswith(token)), "")
+    return len(text) - len(behind) + len(token)
+
+
+def last_words(message: Message) -> str:
+    """Return the text of an answer without its thoughts, which templates may leave out, and without blanks around."""
+    return (message.get("content") or "").rpartition("</think>")[2].strip()
 
 
 def render(

@@ -25,6 +25,14 @@ LLAMA_3_MARKED = (
     "{% set content = message['content'] | trim + '<|eot_id|>' %}{% if message['role'] == 'assistant' %}"
     "{% generation %}{{ content }}{% endgeneration %}{% else %}{{ content }}{% endif %}{% endfor %}"
 )
+# as Qwen 3: of earlier answers the thoughts are left out, the last one has a place for them
+THINKING = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}{% if message['role'] == 'assistant' %}"
+    "{% if loop.last %}{{ '<think>\n' + message['content'].split('</think>')[0] * ('</think>' in message['content']) + "
+    "'</think>\n' }}{% endif %}{{ message['content'].split('</think>')[-1] }}{% else %}{{ message['content'] }}"
+    "{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 ALTERNATE = (
     "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"

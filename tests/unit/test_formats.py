@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
-from chat_templates import MISTRAL, TEMPLATES, byte_level, chat_tokenizer
+from chat_templates import MISTRAL, TEMPLATES, THINKING, byte_level, chat_tokenizer
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
@@ -96,6 +96,37 @@ def test_a_template_that_writes_the_date():
     ]
 
 
+def test_a_template_that_leaves_thoughts_out():
+    """An answer ends where the same words would, if the template writes it in another way at the conversation's end."""
+    tokenizer = chat_tokenizer("chatml")
+    tokenizer.chat_template = THINKING
+    thoughtful = [one | {"content": "A jar.</think>" * (one["role"] == "assistant") + one["content"]} for one in CHAT]
+    for chat, thoughts in (CHAT, ""), (thoughtful, "A jar."):
+        ids, answers = encode(Format("messages"), tokenizer, messages=chat)
+        assert ids == tokenizer.apply_chat_template(chat, return_dict=True)["input_ids"]
+        assert answers_of(tokenizer, ids, answers) == [
+            CHAT[1]["content"] + "<|im_end|>",
+            f"<think>\n{thoughts}</think>\n" + CHAT[3]["content"] + "<|im_end|>",
+        ]
+
+
+def test_a_template_whose_end_depends_on_an_answer_is_refused():
+    tokenizer = chat_tokenizer("chatml")
+    count = "{{ messages[1]['content'] | length }} letters"
+    tokenizer.chat_template = THINKING + "{% if not add_generation_prompt %}" + count + "{% endif %}"
+    with pytest.raises(DataError, match="message 2: what the chat template writes behind this answer depends on it"):
+        encode(Format("messages"), tokenizer, messages=CHAT)
+
+
+def test_a_template_that_wants_blocks_is_refused():
+    """Of a text it writes nothing but the turns' ends, as those of models that read images."""
+    tokenizer = chat_tokenizer("chatml")
+    blocks = "{% for block in message['content'] %}{{ block['text'] }}{% endfor %}"
+    tokenizer.chat_template = tokenizer.chat_template.replace("message['content']", f"'' }}}}{blocks}{{{{ ''")
+    with pytest.raises(DataError, match="message 2: the chat template does not write its text as it is: name another"):
+        encode(Format("messages"), tokenizer, messages=CHAT)
+
+
 def test_a_template_that_rewrites_what_came_before_is_refused():
     """Its prefixes are not those of the whole, and the mask would be wrong without a word."""
     tokenizer = chat_tokenizer("chatml")
@@ -109,11 +140,11 @@ def test_a_template_that_drops_an_answer_is_refused():
     tokenizer.chat_template = (
         "{% for message in messages if message['role'] == 'user' %}{{ message['content'] }}{% endfor %}"
     )
-    with pytest.raises(DataError, match="message 2: the chat template writes nothing of this answer"):
+    with pytest.raises(DataError, match="message 2: the chat template does not write its text as it is"):
         encode(Format("messages"), tokenizer, messages=CHAT)
     marked = chat_tokenizer("mistral", marked=True)
     marked.chat_template = marked.chat_template.replace("{% else %}", "{% elif false %}")
-    with pytest.raises(DataError, match="the chat template marks no answer"):
+    with pytest.raises(DataError, match="message 2: the chat template marks no answer that has its text"):
         encode(Format("messages"), marked, messages=CHAT)
 
 
