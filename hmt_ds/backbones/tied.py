@@ -68,7 +68,8 @@ def weights_in(file: Path) -> dict[str, Rows]:
 
 
 def differ(one: Rows, other: Rows) -> bool:
-    """Return whether two stored weights of equal shape differ, comparing a block of rows at a time."""
+    """Return whether two stored weights of equal shape have different values, comparing a block of rows at a time to
+    save memory."""
     first = 0
     while True:
         block, other_block = one[first : first + ROWS], other[first : first + ROWS]

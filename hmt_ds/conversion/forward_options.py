@@ -22,7 +22,11 @@ def check_ids(input_ids: Tensor | None) -> Tensor:
         ValueError: if there are no token ids, or they have another number of dimensions.
     """
     if input_ids is None or input_ids.dim() != 2 or input_ids.shape[1] == 0:
-        raise ValueError("input_ids must be token ids of the shape [batch, tokens], with at least one token")
+        found = "none" if input_ids is None else f"the shape {list(input_ids.shape)}"
+        raise ValueError(
+            f"input_ids must be token ids of the shape [batch, tokens], with at least one token; got {found}: pass the "
+            "tokenizer's input_ids"
+        )
     return input_ids
 
 

@@ -166,7 +166,8 @@ def moment(seconds: float) -> str:
 
 
 def checkpoints(runs: Sequence[Shown]) -> Section:
-    """Return the section of a report with the runs' checkpoints."""
+    """Return the section of a report with the runs' checkpoints: step, time, size, seconds that saving took, and
+    damage."""
     section, rows = Section("Checkpoints"), []
     for shown in runs:
         seconds = {event["step"]: f"{event['seconds']:.1f} s" for event in shown.run.events("checkpoint")}

@@ -215,10 +215,12 @@ class ReducePerStep:
         (scalar * self.scale).backward()
 
     def add(self, alias: nn.Parameter) -> None:
-        """Add a weight's gradient of one backward pass to its fp32 sum and free the gradient; registered as a hook.
+        """Add a weight's gradient of one backward pass to its fp32 sum and free the gradient; registered as a hook of
+        the weight.
 
         Args:
-            alias: the weight, in the second tree of modules.
+            alias: the weight, as a parameter of the modules that forward passes go through; DeepSpeed's own parameter
+                shares its values.
         """
         assert alias.grad is not None
         self.sums[alias].add_(alias.grad)

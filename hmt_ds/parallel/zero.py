@@ -96,8 +96,8 @@ class ZeroExecutor:
         Args:
             window: rows of segments.
             state: memory state before the window; None at the beginning.
-            options: ``mode`` (memory mode), ``instead`` (other memories to compute losses with), ``by_token`` (losses
-                of tokens, not sums of rows) and ``with_logits``.
+            options: ``mode`` (memory mode), ``instead`` (other memories to compute losses with: ``swapped``, ``none``),
+                ``by_token`` (losses of tokens, not sums of rows) and ``with_logits``.
 
         Yields:
             The output of each segment, and the memory state after it.

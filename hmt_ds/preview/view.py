@@ -106,7 +106,14 @@ def show(document: Document, settings: MemorySettings, tokenizer: PreTrainedToke
 
 
 def read(document: Document, n: int, settings: MemorySettings, tokenizer: PreTrainedTokenizerBase) -> Reading:
-    """Return segment n of a document as the model reads it."""
+    """Return a segment of a document as the model reads it: its text, and what is read in front of and behind it.
+
+    Args:
+        document: a whole document.
+        n: index of the segment.
+        settings: settings of the memory.
+        tokenizer: decodes the tokens.
+    """
     ids, weights, k = document.segments[n], document.weights(n), settings.sensory_tokens
     tail = document.segments[n - 1][-k:] if n and k else ids[:0]
     before = ["sink"] * settings.sink_tokens

@@ -85,7 +85,8 @@ def evaluation_table(rows: Sequence[LossRow], positions: Sequence[LossRow], titl
 
 
 def cells(row: LossRow, instead: Sequence[str]) -> list[str]:
-    """Format the losses of a table row as the texts of its cells.
+    """Format the losses of a table row as the texts of its cells: tokens, perplexity, nats per token, and the costs of
+    other memories.
 
     Args:
         row: the losses.

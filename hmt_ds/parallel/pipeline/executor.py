@@ -152,8 +152,8 @@ class PipelineExecutor:
         Args:
             window: rows of segments.
             state: memory state before the window; None at the beginning.
-            options: ``mode`` (memory mode), ``instead`` (other memories to compute losses with) and ``by_token``
-                (losses of tokens, not sums of rows).
+            options: ``mode`` (memory mode), ``instead`` (other memories to compute losses with: ``swapped``, ``none``)
+                and ``by_token`` (losses of tokens, not sums of rows).
 
         Yields:
             The output of each segment, which has losses on the last stage only, and the memory state after the window.

@@ -109,7 +109,7 @@ class StageRunner:
             state: memory state before the window.
             autocast: context of the forward passes.
             mode: memory mode: ``hmt``, ``rmt`` or ``backbone``; None for the configured one.
-            instead: other memories for which losses are computed too.
+            instead: other memories for which losses are computed too: ``swapped`` (another row's), ``none``.
             by_token: whether losses are of each token instead of summed per row.
         """
         mode, window = mode or self.settings.mode, window.to(self.device)

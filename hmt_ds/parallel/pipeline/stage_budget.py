@@ -36,7 +36,8 @@ class StageBudget(ActivationBudget):
         self.step += self.counts
 
     def choose_graphs(self, order: list[Action]) -> frozenset[Action]:
-        """Choose the forward passes of a window that keep their autograd graphs.
+        """Return the forward passes of a window that keep their autograd graphs, as many as fit; the others are
+        recomputed.
 
         Args:
             order: the stage's passes, backward passes included.
