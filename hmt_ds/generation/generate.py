@@ -97,7 +97,9 @@ def answer(
 
 
 def last_token(cache: SegmentCache) -> list[int]:
-    """Remove the last token from a cache of one row and return it as a list, to be read again as an empty prompt.
+    """Remove the last token from a cache of one row and return it as a list of one id.
+
+    An empty prompt is continued by reading that token again, because generation needs at least one.
 
     Raises:
         ConversionError: if the cache is empty.

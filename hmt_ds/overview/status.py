@@ -83,8 +83,8 @@ class Status:
         return [*lines, f"next         {self.what_next()}"]
 
     def who(self) -> str:
-        """Return text after the state: the process that trains the run, or why the run failed; empty if neither is
-        known."""
+        """Describe who trains the run, as ``, process 123 on HOST since TIME``, or why it failed, as ``: REASON``;
+        empty if neither is known. It follows the state in the line for the user."""
         if self.holder:
             return f", process {self.holder.get('pid')} on {self.holder.get('host')} since {self.holder.get('since')}"
         failed = self.run.events("failed")
