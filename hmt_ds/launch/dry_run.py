@@ -13,7 +13,9 @@ from hmt_ds.parallel.deepspeed_config.fill import offloads, stage_of
 from hmt_ds.planning.activations import GIB
 from hmt_ds.planning.cluster import Fleet, fleet_of, gpu_named
 from hmt_ds.planning.recipe_plan import plan_recipe
+from hmt_ds.preflight.data_figures import data_figures
 from hmt_ds.preflight.prepare import Prepared
+from hmt_ds.reporting.data_table import data_lines
 
 LINK = 50e9  # between nodes; the machine's own GPUs do not need it
 
@@ -29,9 +31,11 @@ def dry_run_lines(recipe: Recipe, recipe_file: Path, prepared: Prepared, ranks: 
     """
     training = recipe.training
     lines = [f"recipe       {recipe_file}: no problem found; nothing was started"]
-    for name, documents in (("data", prepared.train), ("held out", prepared.validation)):
-        if documents is not None:
-            lines.append(f"{name:<12} {describe_tokens(documents, recipe.memory.segment_length)}")
+    if prepared.sources:
+        pipelines = max(1, (ranks or torch.cuda.device_count() or 1) // recipe.pipeline.stages)
+        lines += data_lines(data_figures(recipe, prepared.sources, pipelines))
+    if prepared.validation is not None:
+        lines.append(f"held out     {describe_tokens(prepared.validation, recipe.memory.segment_length)}")
     if prepared.retrieval is not None:
         lines.append("data         generated documents (data.retrieval)")
     host = ", optimizer on the host" if offloads(prepared.ds_config) else ""

@@ -18,6 +18,7 @@ from hmt_ds.config.options import AtLeastOne, Options, words_of
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.config.sections import STRICT
 from hmt_ds.launch.local import run_ranks
+from hmt_ds.reporting.log import start_log
 
 if TYPE_CHECKING:
     from hmt_ds.preflight.prepare import Prepared
@@ -146,6 +147,7 @@ def dry_run(
     Raises:
         ConfigError: with a line for each problem.
     """
+    start_log(0)  # which says what of the data is left out
     found = checked("train", source, overrides, problems, writes_output=writes_output)
     from hmt_ds.launch.dry_run import dry_run_lines
 

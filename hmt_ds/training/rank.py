@@ -17,7 +17,7 @@ from hmt_ds.checkpoint import CheckpointError
 from hmt_ds.checkpoint.run_lock import RunLock
 from hmt_ds.config.config_error import ConfigError
 from hmt_ds.config.recipe import Recipe
-from hmt_ds.data import DataError, describe_tokens
+from hmt_ds.data import DataError
 from hmt_ds.distributed.process_group import (
     LaunchError,
     LostRank,
@@ -31,11 +31,14 @@ from hmt_ds.distributed.process_group import (
     rank,
     read_secrets,
     silence_libraries,
+    world_size,
 )
 from hmt_ds.distributed.processes import end_with_parent
 from hmt_ds.distributed.stopping import STOPPED, Stopped, write_exit_code
+from hmt_ds.preflight.data_figures import data_figures
 from hmt_ds.preflight.folder_checks import check_no_run
 from hmt_ds.preflight.prepare import Prepared, prepare
+from hmt_ds.reporting.data_table import data_lines
 from hmt_ds.reporting.log import log_seconds, start_log
 from hmt_ds.reporting.progress import print_problems
 from hmt_ds.training.bad_steps import TooManyBadSteps
@@ -151,8 +154,8 @@ def prepare_together(
             if found := list(dict.fromkeys(chain(*all_gather_object(problems)))):
                 raise ConfigError(found)
     assert prepared is not None
-    if rank() == 0 and prepared.train is not None:
-        logger.info("training documents: %s", describe_tokens(prepared.train, recipe.memory.segment_length))
+    if rank() == 0 and prepared.sources and writes_output:  # to train
+        print("\n".join(data_lines(data_figures(recipe, prepared.sources, world_size() // recipe.pipeline.stages))))
     for warning in prepared.warnings if rank() == 0 else ():
         logger.warning(warning)
     return prepared

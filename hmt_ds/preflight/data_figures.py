@@ -1,0 +1,79 @@
+"""Count what a run will read: documents, tokens, lengths in segments, and passes over each source."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+
+from hmt_ds.config.recipe import Recipe
+from hmt_ds.data import document_lengths
+from hmt_ds.preflight.read_data import ReadSource
+from hmt_ds.reporting.data_table import QUANTILES, DataFigures, SourceFigures
+
+SAMPLED = 1000  # steps whose depths are drawn, where it changes from step to step
+
+
+def data_figures(recipe: Recipe, sources: Sequence[ReadSource], pipelines: int) -> DataFigures:
+    """Return the figures of a run's training documents.
+
+    Args:
+        recipe: the recipe.
+        sources: its sources, tokenized; at least one.
+        pipelines: number of pipelines, which without pipeline stages are ranks.
+    """
+    lengths = [document_lengths(source.found.tokens) for source in sources]
+    segments = [-(-some // recipe.memory.segment_length) for some in lengths]
+    weights = np.array([source.source.weight for source in sources])
+    shares = weights / weights.sum()
+    by_tokens = recipe.data.mix_by == "tokens"
+    units = np.array([some.sum() if by_tokens else len(some) for some in lengths])
+    each = np.array([some.sum() for some in segments])
+    read = segments_of_run(recipe, pipelines)
+    passes = read / (shares * each / units).sum() * shares / units
+    rows = zip(sources, lengths, segments, shares, passes, strict=True)
+    figures = [figures_of(*row, recipe.memory.segment_length) for row in rows]
+    steps = recipe.training.steps
+    return DataFigures(
+        figures,
+        recipe.data.mix_by,
+        float(each.sum() / read * steps),
+        steps,
+        sum(file.stat().st_size for file in cache_files([source.found.tokens for source in sources])),
+        recipe.data.cache_dir,
+    )
+
+
+def figures_of(
+    source: ReadSource, lengths: np.ndarray, segments: np.ndarray, share: float, passes: float, segment_length: int
+) -> SourceFigures:
+    """Return the figures of one source.
+
+    Args:
+        source: the source.
+        lengths: tokens of each document, ``[documents]``.
+        segments: segments of each document, ``[documents]``.
+        share: fraction of what is read.
+        passes: how often the run reads the source.
+        segment_length: tokens of a segment.
+    """
+    tokens = int(lengths.sum())
+    # a length that documents have, and not one between two of them
+    quantiles = np.quantile(segments, list(QUANTILES.values()), method="inverted_cdf").astype(int).tolist()
+    padding = 1 - tokens / (int(segments.sum()) * segment_length)
+    return SourceFigures(
+        source.source.source, source.found.files, len(lengths), tokens, quantiles, padding, float(share), float(passes)
+    )
+
+
+def segments_of_run(recipe: Recipe, pipelines: int) -> float:
+    """Return how many segments the run reads, in all rows of all steps; documents without end fill them all."""
+    training, steps = recipe.training, recipe.training.steps
+    sampled = np.unique(np.linspace(1, steps, min(SAMPLED, steps)).astype(int))
+    depth = np.mean([recipe.depths.of_step(int(step)) for step in sampled])
+    return float(steps * depth * training.gradient_accumulation * training.batch_size * pipelines)
+
+
+def cache_files(tokens: Sequence[Dataset]) -> set[Path]:
+    """Return the files in which tokens are kept."""
+    return {Path(file["filename"]) for some in tokens for file in some.cache_files if Path(file["filename"]).is_file()}

@@ -1,0 +1,92 @@
+"""What a run will read, as a table: a line for each source of training documents."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+WIDTH = 120
+QUANTILES = {"10%": 0.1, "50%": 0.5, "90%": 0.9, "most": 1.0}  # of documents, by their number of segments
+
+
+@dataclass(frozen=True)
+class SourceFigures:
+    """What is in a source of training documents.
+
+    Attributes:
+        name: the source as the recipe names it.
+        files: number of files; None for a saved data set and one of the hub.
+        documents: number of documents.
+        tokens: number of tokens of all documents.
+        segments: number of segments of a document at each of ``QUANTILES``.
+        padding: fraction of the positions of its segments that are padding.
+        share: fraction of what the run reads, in tokens or documents.
+        passes: how often the run reads the source.
+    """
+
+    name: str
+    files: int | None
+    documents: int
+    tokens: int
+    segments: Sequence[int]
+    padding: float
+    share: float
+    passes: float
+
+
+@dataclass(frozen=True)
+class DataFigures:
+    """What a run reads.
+
+    Attributes:
+        sources: figures of each source.
+        mix_by: what the shares count: tokens or documents.
+        steps_per_pass: number of optimizer steps in which all documents could be read once.
+        steps: number of optimizer steps of the run.
+        cache_bytes: size of the token cache on disk, in bytes.
+        cache: the folder of the token cache.
+    """
+
+    sources: Sequence[SourceFigures]
+    mix_by: str
+    steps_per_pass: float
+    steps: int
+    cache_bytes: int
+    cache: str
+
+
+def data_lines(figures: DataFigures) -> list[str]:
+    """Return the table as lines of text, with lines about the whole behind it."""
+    console = Console(file=io.StringIO(), width=WIDTH)
+    console.print(sources_table(figures))
+    table = [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+    documents, tokens = (sum(getattr(one, key) for one in figures.sources) for key in ("documents", "tokens"))
+    steps = f"{figures.steps_per_pass:,.1f} optimizer steps; the run has {figures.steps:,}"
+    whole = f"one pass     {documents:,} documents, {tokens:,} tokens in about {steps}"
+    return [*table, whole, f"token cache  {size(figures.cache_bytes)} in {figures.cache}"]
+
+
+def sources_table(figures: DataFigures) -> Table:
+    """Return the table of sources, with a header over each column."""
+    table = Table("source", box=None, pad_edge=False)
+    table.columns[0].overflow, table.columns[0].ratio = "fold", 1
+    segments = [f"segments {name}" for name in QUANTILES]
+    for column in ("files", "documents", "tokens", *segments, "padding", f"share of {figures.mix_by}", "passes"):
+        table.add_column(column, justify="right")
+    for one in figures.sources:
+        files = "" if one.files is None else f"{one.files:,}"
+        numbers = [files, f"{one.documents:,}", f"{one.tokens:,}", *(f"{number:,}" for number in one.segments)]
+        table.add_row(escape(one.name), *numbers, f"{one.padding:.1%}", f"{one.share:.1%}", f"{one.passes:,.2f}")
+    return table
+
+
+def size(number: float) -> str:
+    """Return a number of bytes in a unit that people read."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:,.0f} {unit}" if unit == "bytes" else f"{number:,.1f} {unit}"
+        number /= 1000
+    return f"{number:,.1f} TB"
