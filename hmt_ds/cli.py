@@ -19,13 +19,14 @@ from hmt_ds.config.sections import STRICT
 from hmt_ds.conversion.convert_options import ConvertOptions
 from hmt_ds.evaluation.compare_options import CompareOptions
 from hmt_ds.generation.options import ChatOptions, GenerateOptions
-from hmt_ds.launch.ask import ask_tasks, chat, convert, generate, write_tasks
+from hmt_ds.launch.ask import chat, convert, generate, write_tasks
 from hmt_ds.launch.before import check, doctor, init, list_keys, preview
 from hmt_ds.launch.init_options import InitOptions
 from hmt_ds.launch.launch_options import LaunchOptions
+from hmt_ds.launch.on_ranks import bench, evaluate, launch, train
 from hmt_ds.launch.prepare_data import prepare
 from hmt_ds.launch.prepare_options import PrepareOptions
-from hmt_ds.launch.start import RankOptions, TrainOptions, dry_run, start_bench, start_ranks
+from hmt_ds.launch.start import RankOptions, TrainOptions
 from hmt_ds.overview.commands import report, status
 from hmt_ds.overview.report_options import ReportOptions
 from hmt_ds.planning.plan_options import add_plan_options, read_plan_options
@@ -216,47 +217,6 @@ def add_using(add: Add) -> None:
     add_options(command, WriteOptions)
 
 
-def train(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Run `hmt-ds train` on the ranks of this machine, or with ``--dry-run`` only check the recipe; return the exit
-    code.
-
-    Args:
-        arguments: parsed command line; ``source`` is the path of the recipe or of a run.
-        overrides: keys of the recipe to change, such as ``["--training.steps", "10"]``.
-    """
-    options, problems = read_options(TrainOptions, arguments)
-    if options.dry_run:
-        return dry_run(arguments.source, options.ranks, overrides, problems)
-    return start_ranks("train", arguments.source, options.ranks, overrides, problems)
-
-
-def evaluate(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Run `hmt-ds evaluate`: held-out losses on the ranks of this machine, or with ``--tasks`` or ``--questions``
-    answers to questions in this process. Return the exit code.
-
-    Args:
-        arguments: parsed command line; ``source`` is a run, a checkpoint, a recipe or a converted folder.
-        overrides: keys of the recipe to change, such as ``["--evaluation.documents", "10"]``.
-    """
-    rank_options, wrong = read_options(RankOptions, arguments)
-    options, problems = read_options(TaskOptions, arguments)
-    if not options.asks:
-        return start_ranks("evaluate", arguments.source, rank_options.ranks, overrides, wrong + problems)
-    return ask_tasks(arguments.source, options, overrides, wrong + problems)
-
-
-def bench(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Run `hmt-ds bench` on the ranks of this machine; return the exit code.
-
-    Args:
-        arguments: parsed command line; ``source`` is the path of the recipe.
-        overrides: keys of the recipe to change, such as ``["--training.batch_size", "2"]``.
-    """
-    rank_options, wrong = read_options(RankOptions, arguments)
-    options, problems = read_options(BenchOptions, arguments)
-    return start_bench(arguments.source, rank_options.ranks, options, overrides, wrong + problems)
-
-
 def compare(arguments: argparse.Namespace, _: list[str]) -> int:
     """Run `hmt-ds compare`: print, and draw if asked, how trained runs differ on the same held-out tokens or questions;
     return the exit code.
@@ -302,20 +262,6 @@ def plan(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from hmt_ds.planning.plan import plan as print_plan
 
     return print_plan(arguments.source, options, overrides)
-
-
-def launch(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Run `hmt-ds launch slurm`: write job scripts, submit them, and return exit code 0.
-
-    Args:
-        arguments: parsed command line; ``source`` is the path of the recipe or of a run.
-        overrides: keys of the recipe to change, such as ``["--training.steps", "10"]``.
-    """
-    from hmt_ds.launch.slurm import launch as submit_jobs
-
-    options, problems = read_options(LaunchOptions, arguments)
-    submit_jobs(str(arguments.source), options, overrides, problems)
-    return 0
 
 
 if __name__ == "__main__":

@@ -241,7 +241,7 @@ class HMTForCausalLM(PreTrainedModel, MemoryGenerationMixin):
 
     def read_segments(self, window: Window, *, with_loss: bool, logits_from: int) -> list[Any]:
         """Read all segments of a window, each with the memories of those before; return their outputs, with logits from
-        the segment with index ``logits_from`` on."""
+        segment ``logits_from`` on."""
         hmt, settings = self.hmt, self.hmt.settings
         state = MemoryState.empty(
             len(window.input_ids),

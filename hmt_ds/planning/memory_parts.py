@@ -70,7 +70,7 @@ class Memory:
 
 
 def states(work: Work, layout: Layout, gpus: int, *, rank_parameters: float | None = None) -> dict[str, float]:
-    """Return the bytes on a GPU by part: ``weights``, gradient sums, optimizer states and buffers.
+    """Return the bytes on a GPU by part: ``weights``, ``gradients`` (sums), ``optimizer`` (states) and ``buffers``.
 
     Args:
         work: sizes of the model, and segments and rows of an optimizer step.

@@ -1,0 +1,68 @@
+"""The commands that start ranks, for the command line: ``train``, ``evaluate``, ``bench``, ``launch``.
+
+Imports no torch before they run.
+"""
+
+import argparse
+
+from hmt_ds.benchmark.bench_options import BenchOptions
+from hmt_ds.config.options import read_options
+from hmt_ds.launch.ask import ask_tasks
+from hmt_ds.launch.launch_options import LaunchOptions
+from hmt_ds.launch.start import RankOptions, TrainOptions, dry_run, start_bench, start_ranks
+from hmt_ds.tasks.options import TaskOptions
+
+
+def train(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Run `hmt-ds train` on the ranks of this machine, or with ``--dry-run`` only check the recipe; return the exit
+    code.
+
+    Args:
+        arguments: parsed command line; ``source`` is the path of the recipe or of a run.
+        overrides: keys of the recipe to change, such as ``["--training.steps", "10"]``.
+    """
+    options, problems = read_options(TrainOptions, arguments)
+    if options.dry_run:
+        return dry_run(arguments.source, options.ranks, overrides, problems)
+    return start_ranks("train", arguments.source, options.ranks, overrides, problems)
+
+
+def evaluate(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Run `hmt-ds evaluate`: held-out losses on the ranks of this machine, or with ``--tasks`` or ``--questions``
+    answers to questions in this process. Return the exit code.
+
+    Args:
+        arguments: parsed command line; ``source`` is a run, a checkpoint, a recipe or a converted folder.
+        overrides: keys of the recipe to change, such as ``["--evaluation.documents", "10"]``.
+    """
+    rank_options, wrong = read_options(RankOptions, arguments)
+    options, problems = read_options(TaskOptions, arguments)
+    if not options.asks:
+        return start_ranks("evaluate", arguments.source, rank_options.ranks, overrides, wrong + problems)
+    return ask_tasks(arguments.source, options, overrides, wrong + problems)
+
+
+def bench(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Run `hmt-ds bench` on the ranks of this machine; return the exit code.
+
+    Args:
+        arguments: parsed command line; ``source`` is the path of the recipe.
+        overrides: keys of the recipe to change, such as ``["--training.batch_size", "2"]``.
+    """
+    rank_options, wrong = read_options(RankOptions, arguments)
+    options, problems = read_options(BenchOptions, arguments)
+    return start_bench(arguments.source, rank_options.ranks, options, overrides, wrong + problems)
+
+
+def launch(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Run `hmt-ds launch slurm`: write job scripts, submit them, and return exit code 0.
+
+    Args:
+        arguments: parsed command line; ``source`` is the path of the recipe or of a run.
+        overrides: keys of the recipe to change, such as ``["--training.steps", "10"]``.
+    """
+    from hmt_ds.launch.slurm import launch as submit_jobs
+
+    options, problems = read_options(LaunchOptions, arguments)
+    submit_jobs(str(arguments.source), options, overrides, problems)
+    return 0
