@@ -15,7 +15,7 @@ from pydantic import (
 )
 
 from hmt_ds.config.sections import PathText, Section, section
-from hmt_ds.data.settings import COLUMNS, FormatName, RetrievalSettings
+from hmt_ds.data.settings import COLUMNS, NAMED, DatasetName, FormatName, RetrievalSettings
 
 
 class Source(Section):
@@ -28,6 +28,9 @@ class Source(Section):
     format: FormatName = "text"
     """Content of a row. text: a document; completion: a prompt and its completion; messages: a conversation; questions:
     a document (context) with its question (input) and answers, or with a list of questions and one of answers."""
+    dataset: DatasetName | None = None
+    """Well-known data set whose columns the source has, in place of format and fields; hmt_ds/data/README.md lists the
+    names that they have on the hub."""
     text_field: str = "text"
     """Column of the data set that holds the text of a document, for format text."""
     fields: dict[str, str] = Field({})
@@ -55,22 +58,33 @@ class Source(Section):
     def check_format(self) -> Source:
         """Refuse keys that the format does not use."""
         wanted = COLUMNS[self.format]
-        if self.format == "text" and (self.fields or self.prompt_weight):
+        if self.dataset and (self.format, self.fields, self.text_field, self.separator) != ("text", {}, "text", None):
+            raise ValueError(
+                f"format, fields, text_field and separator are known of dataset {self.dataset}: leave them out"
+            )
+        if self.row_format == "text" and (self.fields or self.prompt_weight):
             raise ValueError("fields and prompt_weight are for other formats than text (its column is text_field)")
         if unknown := [name for name in self.fields if name not in wanted]:
             raise ValueError(f"fields has {', '.join(unknown)}, but format {self.format} has {', '.join(wanted)}")
         columns = self.columns or {}
         if len(set(columns.values())) < len(columns):
             raise ValueError(f"fields names one column for several of {', '.join(wanted)}")
-        if self.format != "messages" and self.chat_template:
-            raise ValueError(f"chat_template is for format messages, not {self.format}: leave it out")
+        if self.row_format != "messages" and self.chat_template:
+            raise ValueError(f"chat_template is for format messages, not {self.row_format}: leave it out")
         if self.format != "text" and (self.text_field != "text" or self.separator):
             raise ValueError(f"text_field and separator are for format text, not {self.format}: leave them out")
         return self
 
     @property
+    def row_format(self) -> FormatName:
+        """The format of the rows: that of the data set, if one is named."""
+        return NAMED[self.dataset].format if self.dataset else self.format
+
+    @property
     def columns(self) -> dict[str, str] | None:
-        """The column of the data set for each of the format's; None for format text."""
+        """The column of the data set for each that is read; None for format text."""
+        if self.dataset:
+            return {name: name for name in NAMED[self.dataset].columns}
         return None if self.format == "text" else {name: self.fields.get(name, name) for name in COLUMNS[self.format]}
 
 

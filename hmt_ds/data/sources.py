@@ -19,6 +19,8 @@ from huggingface_hub.utils import validate_repo_id
 
 from hmt_ds.data.errors import DataError, first_line
 from hmt_ds.data.files import BUILDERS, FoundFiles, find_files
+from hmt_ds.data.named import convert
+from hmt_ds.data.settings import DatasetName
 from hmt_ds.data.text_checks import check_texts, drop_blank, has_absent, why_unreadable
 from hmt_ds.data.unpack import unpacked
 
@@ -59,6 +61,7 @@ def read_source(
     *,
     text_field: str = "text",
     columns: Mapping[str, str] | None = None,
+    dataset: DatasetName | None = None,
     split: str = "train",
     name: str | None = None,
     separator: str | None = None,
@@ -73,6 +76,7 @@ def read_source(
             `save_to_disk`; or the name of a data set on the hub.
         text_field: The column that holds the text.
         columns: The columns of another format, each with its name in the source. Their rows may be blank.
+        dataset: The well-known data set whose columns these are, and that is brought into its format.
         split: The split of a hub data set, of a saved `DatasetDict`, or of a folder whose files belong to several
             (`train-00000-of-00002.parquet`). Other files have the one split "train", of which `datasets` can take a
             part ("train[:10%]"); a saved `Dataset` is taken whole.
@@ -105,7 +109,11 @@ def read_source(
     if separator is not None:
         builders["text"] = _split_documents(builders["text"], separator)
     whole = _concatenate(list(builders.values()), source)
-    documents = check_texts(whole, source, found) if columns else drop_blank(whole, source, found)
+    rows_of = found
+    if dataset is not None:  # its documents are not the rows of files any more
+        whole, rows_of = convert(check_texts(whole, source, found), dataset), None
+    is_text = whole.column_names == ["text"]
+    documents = drop_blank(whole, source, rows_of) if is_text else check_texts(whole, source, rows_of)
     notes = found.notes() if found else []
     if blank := len(whole) - len(documents):
         notes.append(f"{blank:,} blank or absent texts")

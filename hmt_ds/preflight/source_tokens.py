@@ -42,7 +42,7 @@ def tokenizer_of(recipe: Recipe) -> PreTrainedTokenizerBase:
 
 def source_keys(source: Source) -> dict[str, Any]:
     """Return the arguments of ``read_source`` for a source."""
-    keys = source.model_dump(include={"source", "text_field", "split", "name", "separator"})
+    keys = source.model_dump(include={"source", "dataset", "text_field", "split", "name", "separator"})
     return keys | {"columns": source.columns}
 
 
@@ -53,4 +53,4 @@ def format_of(source: Source) -> Format:
         DataError: if its chat template cannot be read.
     """
     template = None if source.chat_template is None else read_template(source.chat_template)
-    return Format(source.format, source.prompt_weight, template)
+    return Format(source.row_format, source.prompt_weight, template)

@@ -1,0 +1,184 @@
+"""Rows of well-known data sets, one function each: from the columns of the hub's schema to those of a format.
+
+Each function goes over rows in order and yields rows of its format (:mod:`hmt_ds.data.formats`). Questions on one
+document become one row, so that the document is read once.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import groupby
+from typing import Any
+
+from datasets import Dataset
+
+from hmt_ds.data.errors import DataError
+from hmt_ds.data.settings import DatasetName
+
+Row = Mapping[str, Any]
+Rows = Iterable[Row]
+VERSION = 1  # of this file's functions: what they made before is not taken from a cache
+TITLE = re.compile(r"\s*= [^=].* =\s*")  # the first line of a Wikipedia article; " = = Section = = " has more signs
+
+
+def convert(documents: Dataset, name: DatasetName) -> Dataset:
+    """Return the rows of a data set in the columns of its format.
+
+    They are written to the cache of `datasets`, not held in memory.
+
+    Args:
+        documents: Rows with the columns that :data:`~hmt_ds.data.settings.NAMED` lists.
+        name: Name of the data set.
+
+    Raises:
+        DataError: A row is not as in the data set; with its number.
+    """
+    rows_of = CONVERTERS[name]
+    fingerprint = hashlib.sha256(f"{documents._fingerprint} {name} {VERSION}".encode()).hexdigest()[:32]
+    failed: list[DataError] = []
+
+    def generate() -> Iterator[Row]:
+        read = 0
+
+        def counted() -> Iterator[Row]:
+            nonlocal read
+            for row in documents:
+                read += 1
+                yield row
+
+        try:
+            yield from rows_of(counted())
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            failed.append(
+                DataError(f"row {read - 1} (the first is 0) is not as in {name}: {type(error).__name__} {error}")
+            )
+            raise
+
+    try:
+        return Dataset.from_generator(generate, fingerprint=fingerprint)
+    except Exception:
+        if failed:
+            raise failed[0] from None
+        raise
+
+
+def texts(column: str) -> Callable[[Rows], Iterator[Row]]:
+    """Return the function of a data set that has a document in one column."""
+
+    def rows_of(rows: Rows) -> Iterator[Row]:
+        return ({"text": row[column]} for row in rows)
+
+    return rows_of
+
+
+def wikitext(rows: Rows) -> Iterator[Row]:
+    """Yield the articles of Wikitext, whose rows are lines; an article begins with its title, ` = Title = `."""
+    article: list[str] = []
+    for row in rows:
+        if TITLE.fullmatch(row["text"]) and any(line.strip() for line in article):
+            yield {"text": "".join(article)}
+            article = []
+        article.append(row["text"])
+    yield {"text": "".join(article)}
+
+
+def pubmedqa(answer: str) -> Callable[[Rows], Iterator[Row]]:
+    """Return the function of PubMedQA; the answer is `long_answer`, or `final_decision`: yes, no or maybe."""
+
+    def rows_of(rows: Rows) -> Iterator[Row]:
+        for row in rows:
+            yield one_question("\n".join(row["context"]["contexts"]), row["question"], row[answer])
+
+    return rows_of
+
+
+def musique(rows: Rows) -> Iterator[Row]:
+    """Yield the questions of MuSiQue, each on its paragraphs; with titles, as its answers take several of them."""
+    for row in rows:
+        paragraphs = (f"{one['title']}\n{one['paragraph_text']}" for one in row["paragraphs"])
+        yield one_question("\n\n".join(paragraphs), row["question"], row["answer"])
+
+
+def qmsum(rows: Rows) -> Iterator[Row]:
+    """Yield the meetings of QMSum, each with its general and its specific queries."""
+    for row in rows:
+        turns = (f"{turn['speaker']}: {turn['content']}" for turn in row["meeting_transcripts"])
+        asked = [*(row["general_query_list"] or []), *(row["specific_query_list"] or [])]
+        yield many_questions("\n".join(turns), [(one["query"], one["answer"]) for one in asked])
+
+
+def narrativeqa(rows: Rows) -> Iterator[Row]:
+    """Yield the stories of NarrativeQA, whose rows are questions; those on one story follow each other."""
+    for _, same in groupby(rows, key=lambda row: row["document"]["id"]):
+        story = list(same)
+        asked = [(row["question"]["text"], row["answers"][0]["text"]) for row in story]
+        yield many_questions(story[0]["document"]["text"], asked)
+
+
+def qasper(rows: Rows) -> Iterator[Row]:
+    """Yield the papers of Qasper, each with its questions and the first annotator's answers."""
+    for row in rows:
+        sections = zip(row["full_text"]["section_name"], row["full_text"]["paragraphs"], strict=True)
+        body = ["\n".join([name or "", *paragraphs]).strip() for name, paragraphs in sections]
+        paper = "\n\n".join([row["title"], row["abstract"], *body])
+        answers = [qasper_answer(given["answer"][0]) for given in row["qas"]["answers"]]
+        yield many_questions(paper, list(zip(row["qas"]["question"], answers, strict=True)))
+
+
+def qasper_answer(answer: Row) -> str:
+    """Return an answer of Qasper as text: in free words, as words of the paper, as yes or no, or `unanswerable`."""
+    if answer["unanswerable"]:
+        return "unanswerable"
+    if answer["yes_no"] is not None and not answer["extractive_spans"] and not answer["free_form_answer"]:
+        return "yes" if answer["yes_no"] else "no"
+    return answer["free_form_answer"] or ", ".join(answer["extractive_spans"])
+
+
+def longbench(rows: Rows) -> Iterator[Row]:
+    """Yield the questions of LongBench, each on its document; of several right answers the first."""
+    return (one_question(row["context"], row["input"], row["answers"][0]) for row in rows)
+
+
+def babilong(rows: Rows) -> Iterator[Row]:
+    """Yield the questions of BABILong, each on its document."""
+    return (one_question(row["input"], row["question"], row["target"]) for row in rows)
+
+
+def chatqa2(rows: Rows) -> Iterator[Row]:
+    """Yield the conversations of ChatQA2-Long-SFT: the document as system message, and the answer as the last one."""
+    for row in rows:
+        system = [{"role": "system", "content": row["document"]}] if row["document"] else []
+        turns = [{"role": turn["role"], "content": turn["content"]} for turn in row["messages"]]
+        yield {"messages": [*system, *turns, {"role": "assistant", "content": row["answers"][0]}]}
+
+
+def one_question(document: str, question: str, answer: str) -> Row:
+    """Return a row with one question."""
+    return many_questions(document, [(question, answer)])
+
+
+def many_questions(document: str, asked: list[tuple[str, str]]) -> Row:
+    """Return a row with questions and their answers on one document."""
+    if not asked:
+        raise ValueError("it has no question")
+    return {
+        "context": document,
+        "input": [question for question, _ in asked],
+        "answers": [answer for _, answer in asked],
+    }
+
+
+CONVERTERS: dict[DatasetName, Callable[[Rows], Iterator[Row]]] = {
+    "wikitext-103": wikitext,
+    "pg19": texts("text"),
+    "redpajama-v2": texts("raw_content"),
+    "pubmedqa-long": pubmedqa("long_answer"),
+    "pubmedqa-short": pubmedqa("final_decision"),
+    "musique": musique,
+    "qmsum": qmsum,
+    "narrativeqa": narrativeqa,
+    "qasper": qasper,
+    "longbench": longbench,
+    "chatqa2-long-sft": chatqa2,
+    "babilong": babilong,
+}
