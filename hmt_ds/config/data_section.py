@@ -50,6 +50,12 @@ class Source(Section):
     separator: str | None = None
     """Regular expression for the first line of each document in a text file. Default: each file is one document."""
 
+    interleave: int | None = Field(None, ge=1)
+    """Number of tokens after which two documents take turns: documents are joined in pairs, which tests a memory with
+    switching topics. Default: documents stay whole."""
+    dilate: int | None = Field(None, ge=1)
+    """Number of tokens after which as many tokens of filler are put into a document, which do not count in the loss.
+    Default: none."""
     weight: float = Field(1.0, ge=0)
     """Share of the source in what is read, relative to the weights of the other sources of data.train; data.mix_by says
     whether of tokens or of documents. 0: the source is not read."""

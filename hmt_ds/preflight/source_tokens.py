@@ -1,5 +1,6 @@
 """The tokenizer of a recipe, and the tokens of one of its sources. Imports no DeepSpeed."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from hmt_ds.config.data_section import Source
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.data import DataError, load_tokenizer
+from hmt_ds.data.disturb import dilate, interleave
 from hmt_ds.data.formats import Format, read_template
 from hmt_ds.data.prepared import SourceTokens, read_tokens
 
@@ -24,8 +26,14 @@ def tokens_of(source: Source, tokenizer: PreTrainedTokenizerBase, cache_dir: Pat
     Raises:
         DataError: if the source cannot be read, or does not fit its format.
     """
-    how = format_of(source)
-    return read_tokens(**source_keys(source), tokenizer=tokenizer, format=how, cache_dir=cache_dir, processes=processes)
+    keys = source_keys(source) | {"format": format_of(source), "cache_dir": cache_dir, "processes": processes}
+    read = read_tokens(**keys, tokenizer=tokenizer)
+    tokens = read.tokens
+    if source.interleave:
+        tokens = interleave(tokens, source.interleave, cache_dir)
+    if source.dilate:
+        tokens = dilate(tokens, source.dilate, tokenizer, cache_dir)
+    return replace(read, tokens=tokens)
 
 
 def tokenizer_of(recipe: Recipe) -> PreTrainedTokenizerBase:
