@@ -73,7 +73,9 @@ def test_port_is_none(launched, port):
 def test_module_is_missing_on_one_node(launched, cluster):
     with cluster.without("node1", SITE_PACKAGES / "deepspeed"):
         code, errors = launched(GOOD)
-    assert code == 2 and errors == [f"error: node1: deepspeed not installed in {VENV}/bin/python"]
+    assert code == 2 and errors == [
+        f"error: node1: deepspeed not installed in {VENV}/bin/python: pip install -e . there"
+    ]
 
 
 def test_no_python_on_one_node(launched, cluster):

@@ -86,7 +86,7 @@ def test_a_machine_that_comes_back_unfit(cluster, recipe, undisturbed, tmp_path)
         killed(cluster)
         wait_until(lambda: "failed its checks; requeueing the job" in log_of(output), lambda: log_of(output))
     assert cluster.wait(job) == "COMPLETED", log_of(output)
-    assert f"error: node1: deepspeed not installed in {VENV}/bin/python\n" in log_of(output)
+    assert f"error: node1: deepspeed not installed in {VENV}/bin/python: pip install -e . there\n" in log_of(output)
     assert cluster.job(job, "Restarts") == "2" and starts(output) == 3 and curve(output) == undisturbed
 
 

@@ -34,4 +34,6 @@ def test_a_taken_port_is_one_line(tmp_path):
     with socket.create_server(("127.0.0.1", port)):
         code, printed = run_words(str(script), ranks=1, MASTER_PORT=str(port))
     assert code == 2, printed
-    assert printed.strip() == f"error: port {port}: Address already in use; set MASTER_PORT to a free port"
+    assert (
+        printed.strip() == f"error: port {port} cannot be used (Address already in use): set MASTER_PORT to a free port"
+    )
