@@ -1,6 +1,7 @@
 """``hmt-ds preview RECIPE``: show what a run of a recipe will read."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -12,7 +13,7 @@ from hmt_ds.config.recipe import Recipe
 from hmt_ds.data import document_lengths, load_tokenizer
 from hmt_ds.preflight.prepare import Prepared
 from hmt_ds.preflight.problems import Problems
-from hmt_ds.preflight.read_data import read_data
+from hmt_ds.preflight.read_data import ReadSource, read_data
 from hmt_ds.preflight.recipe_checks import check_source
 from hmt_ds.preflight.source_run import with_source_of_run
 from hmt_ds.preview.documents import first_documents
@@ -48,11 +49,27 @@ def preview(recipe_file: Path, options: PreviewOptions, overrides: list[str]) ->
             f"{padding(lengths, segment_length):.1%} of all positions are padding."
         )
     found = first_documents(training_loader(recipe, prepared), number)
-    shown = [show(document, recipe.memory, tokenizer, options.segments) for document in found]
+    shown = [
+        show(one, name_of(one.number, prepared.sources), recipe.memory, tokenizer, options.segments) for one in found
+    ]
     if options.html is None:
         print_preview(Console(width=None if sys.stdout.isatty() else WIDTH), summary, bars, shown)
     else:
         write(options.html, render(f"What {recipe_file.name} reads", summary, bars, shown))
+
+
+def name_of(number: int, sources: Sequence[ReadSource]) -> str:
+    """Return the name of a document: its number within its source, from 0 on, and the source.
+
+    Args:
+        number: index of the document in the data.
+        sources: the sources, whose documents follow one another; empty if documents are generated.
+    """
+    for source in sources:
+        if number < source.documents:
+            return f"Document {number:,} of {source.source.source}"
+        number -= source.documents
+    return f"Document {number:,}"
 
 
 def read_training_data(recipe: Recipe) -> tuple[Prepared, PreTrainedTokenizerBase]:
@@ -74,7 +91,9 @@ def read_training_data(recipe: Recipe) -> tuple[Prepared, PreTrainedTokenizerBas
     if problems or documents is None:
         raise ConfigError(problems)
     tokenizer = load_tokenizer(str(recipe.model.tokenizer or recipe.model.source))
-    return Prepared({}, documents.train, None, documents.tokenizer, (), documents.retrieval), tokenizer
+    return Prepared(
+        {}, documents.train, None, documents.tokenizer, (), documents.retrieval, documents.sources
+    ), tokenizer
 
 
 def write(file: Path, page: str) -> None:

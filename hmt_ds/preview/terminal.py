@@ -64,7 +64,7 @@ def document_group(document: Shown, brackets: bool) -> RenderableType:
         document: the document.
         brackets: whether brackets mark what is in the loss, for lack of colours.
     """
-    head = f"\ndocument {document.number}: {document.tokens:,} tokens in {document.segments:,} segments, "
+    head = f"\n{document.name}: {document.tokens:,} tokens in {document.segments:,} segments, "
     parts: list[RenderableType] = [Text(head + f"{document.in_loss:,} tokens in the loss", style="bold")]
     for reading in document.readings:
         if reading is None:

@@ -55,12 +55,12 @@ class Shown:
     """One document, as it is shown.
 
     Attributes:
-        number: index in the data, from 0 on.
+        name: the document, and the source that it is from.
         tokens, segments, in_loss: its numbers of tokens, of segments, and of tokens with a weight in the loss.
         readings: the segments that are shown; None stands for those between the first and the last ones.
     """
 
-    number: int
+    name: str
     tokens: int
     segments: int
     in_loss: int
@@ -86,11 +86,14 @@ class Bar(NamedTuple):
     share: float
 
 
-def show(document: Document, settings: MemorySettings, tokenizer: PreTrainedTokenizerBase, most: int) -> Shown:
+def show(
+    document: Document, name: str, settings: MemorySettings, tokenizer: PreTrainedTokenizerBase, most: int
+) -> Shown:
     """Return what is shown of a document.
 
     Args:
         document: a whole document.
+        name: what it is called.
         settings: of the memory.
         tokenizer: decodes the tokens.
         most: number of segments to show, half of them the last ones.
@@ -102,7 +105,7 @@ def show(document: Document, settings: MemorySettings, tokenizer: PreTrainedToke
         chosen += [None, *range(count - most // 2, count)]
     readings = [None if n is None else read(document, n, settings, tokenizer) for n in chosen]
     in_loss = sum(int((document.weights(n) > 0).sum()) for n in range(count))
-    return Shown(document.number, document.tokens, count, in_loss, readings)
+    return Shown(name, document.tokens, count, in_loss, readings)
 
 
 def read(document: Document, n: int, settings: MemorySettings, tokenizer: PreTrainedTokenizerBase) -> Reading:

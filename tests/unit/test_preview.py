@@ -80,7 +80,7 @@ def test_documents_are_those_of_the_data(weights):
 def test_a_segment_as_it_is_read():
     """Its texts make up the document's, characters of several tokens included; sensory tokens are the last ones."""
     document, tokenizer = document_of(TEXT, " in \u00e9l"), byte_level()
-    shown = show(document, SETTINGS, tokenizer, 100)
+    shown = show(document, "Document 7 of a.jsonl", SETTINGS, tokenizer, 100)
     assert shown.segments == len(shown.readings) == len(document.segments)
     assert "".join(run.text for one in shown.readings for run in one.runs) == TEXT
     answers = [run.text for one in shown.readings for run in one.runs if run.weight == 1]
@@ -96,7 +96,7 @@ def test_a_segment_as_it_is_read():
 def test_the_first_and_the_last_segments():
     document = document_of(TEXT * 3, " in \u00e9l")
     for most, numbers in (1, [1, None]), (2, [1, None, -1]), (5, [1, 2, 3, None, -2, -1]):
-        shown = show(document, SETTINGS, byte_level(), most)
+        shown = show(document, "Document 7 of a.jsonl", SETTINGS, byte_level(), most)
         count = shown.segments
         expected = [number if number is None or number > 0 else count + 1 + number for number in numbers]
         assert [one and one.number for one in shown.readings] == expected
@@ -123,17 +123,17 @@ def printed(shown: Shown, **options: object) -> str:
 
 def test_the_terminal_shows_weights_without_colours_too():
     """Markup within documents is text, and brackets say what is in the loss."""
-    shown = show(document_of(TEXT, " in \u00e9l", 40), SETTINGS, byte_level(), 100)
+    shown = show(document_of(TEXT, " in \u00e9l", 40), "Document 7 of a.jsonl", SETTINGS, byte_level(), 100)
     plain = printed(shown)
     assert "[bold]is[/bold] in <b>Denver</b>" in plain and "\u001b" not in plain
     assert "\u27e7 x0.1\u27e6 in \u00e9l" in plain
-    assert f"document 7: {shown.tokens} tokens in {shown.segments} segments" in plain
+    assert f"Document 7 of a.jsonl: {shown.tokens} tokens in {shown.segments} segments" in plain
     coloured = printed(shown, color_system="standard", force_terminal=True)
     assert "\u001b[32m in \u00e9l" in coloured and "\u27e6" not in coloured
 
 
 def page(documents: int = 2) -> str:
-    shown = show(document_of(TEXT * 4, " in \u00e9l"), SETTINGS, byte_level(), 6)
+    shown = show(document_of(TEXT * 4, " in \u00e9l"), "Document 7 of a.jsonl", SETTINGS, byte_level(), 6)
     return render("What recipe.yaml reads", "Summary.", histogram([L, 5 * L, 900 * L], L), [shown] * documents)
 
 
@@ -200,7 +200,7 @@ def test_the_command(folder, monkeypatch, capsys):
     """It needs no model, writes nothing but the page, and takes keys of the recipe."""
     assert run(monkeypatch, "--documents", "2") == 0
     text = capsys.readouterr().out
-    assert "9 documents, " in text and "padding" in text and text.count("\ndocument ") == 2
+    assert "9 documents, " in text and "padding" in text and text.count("\nDocument ") == 2
     assert "\u27e6 Denver\u27e7" in text or "\u27e6Denver\u27e7" in text
     assert run(monkeypatch, "--html", "page.html", "--data.train.prompt_weight", "0.25", "--documents", "99") == 0
     assert "page        page.html" in capsys.readouterr().out
@@ -209,6 +209,18 @@ def test_the_command(folder, monkeypatch, capsys):
     generated = ["--data.train", "null", "--data.retrieval.kind", "keys", "--memory.segment_length", "18"]
     assert run(monkeypatch, *generated) == 0
     assert "Generated documents" in capsys.readouterr().out
+
+
+def test_several_sources(folder, monkeypatch, capsys):
+    """Documents are named by their sources; plain text beside answers is in the loss as a whole."""
+    Path("plain.txt").write_text("The jar is in Denver. The blanket is in Glasgow.")
+    sources = "[{source: rows.jsonl, format: questions}, {source: plain.txt, weight: 3}]"
+    assert run(monkeypatch, "--data.train", sources, "--documents", "8") == 0
+    heads = re.findall(r"Document (\d+) of (\S+): (\d+) tokens in \d+ segments, (\d+) tokens", capsys.readouterr().out)
+    assert {source for _, source, *_ in heads} == {"rows.jsonl", "plain.txt"} and len(heads) == 8
+    for number, source, tokens, in_loss in heads:
+        assert (int(number) == 0 and int(in_loss) == int(tokens) - 1) if source == "plain.txt" else int(in_loss) == 1
+    assert sum(source == "plain.txt" for _, source, *_ in heads) == 6  # three quarters of what is read
 
 
 @pytest.mark.parametrize(
