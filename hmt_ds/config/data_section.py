@@ -23,8 +23,9 @@ class Source(Section):
 
     source: PathText
     """File, folder, or pattern such as data/*.jsonl.gz, of text (.txt, .md), .jsonl, .ndjson, .json, .csv, .parquet or
-    .arrow, each also compressed (.gz, .zst); a saved Hugging Face data set; or the name of a data set on the hub. The
-    log says what is left out of a folder."""
+    .arrow, each also compressed (.gz, .zst); a saved Hugging Face data set; or the name of a data set on the hub. Also
+    an address of files, such as s3://bucket/data/*.parquet or hf://datasets/NAME, whose files are copied to the cache
+    of datasets. The log says what is left out of a folder."""
     format: FormatName = "text"
     """Content of a row. text: a document; completion: a prompt and its completion; messages: a conversation; questions:
     a document (context) with its question (input) and answers, or with a list of questions and one of answers."""
@@ -47,6 +48,8 @@ class Source(Section):
     """
     name: str | None = None
     """Configuration of a data set on the hub. Default: the only one; required if the data set has several."""
+    revision: str | None = None
+    """Branch, tag or commit of a data set on the hub. Default: the newest. In an address: hf://datasets/NAME@REVISION."""
     separator: str | None = None
     """Regular expression for the first line of each document in a text file. Default: each file is one document."""
 

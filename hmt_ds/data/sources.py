@@ -18,7 +18,8 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from hmt_ds.data.errors import DataError, first_line
-from hmt_ds.data.files import BUILDERS, FoundFiles, find_files
+from hmt_ds.data.file_kinds import BUILDERS, FoundFiles
+from hmt_ds.data.files import find_files
 from hmt_ds.data.named import convert
 from hmt_ds.data.settings import DatasetName
 from hmt_ds.data.text_checks import check_texts, drop_blank, has_absent, why_unreadable
@@ -64,6 +65,7 @@ def read_source(
     dataset: DatasetName | None = None,
     split: str = "train",
     name: str | None = None,
+    revision: str | None = None,
     separator: str | None = None,
 ) -> SourceDocuments:
     """Load documents as a data set with the one column "text", one row per document, none of them blank.
@@ -73,7 +75,7 @@ def read_source(
     Args:
         source: A file of a kind in `BUILDERS`, which may be compressed; a folder of files, read recursively, kind by
             kind, in the order of their paths; a pattern of paths such as ``data/*.jsonl``; a folder written by
-            `save_to_disk`; or the name of a data set on the hub.
+            `save_to_disk`; an address of files, such as ``s3://bucket/data``; or the name of a data set on the hub.
         text_field: The column that holds the text.
         columns: The columns of another format, each with its name in the source. Their rows may be blank.
         dataset: The well-known data set whose columns these are, and that is brought into its format.
@@ -81,6 +83,7 @@ def read_source(
             (`train-00000-of-00002.parquet`). Other files have the one split "train", of which `datasets` can take a
             part ("train[:10%]"); a saved `Dataset` is taken whole.
         name: The configuration of a hub data set.
+        revision: A branch, tag or commit of a hub data set.
         separator: A regular expression, matched per line (re.MULTILINE), before each match of which a text file is
             split into documents. The text before the first match is a document too. Without it a file is a document.
 
@@ -93,9 +96,10 @@ def read_source(
     elif found := find_files(source, split):
         builders = _load_found(found, source, split)
     else:
-        builders = {"hub": _load_by_name(source, name, split)}
-    if name is not None and "hub" not in builders:
-        raise DataError(f"name {name!r} is for data sets of the hub only, but {source} is here: leave it out")
+        builders = {"hub": _load_by_name(source, name, split, revision)}
+    for key, value in {"name": name, "revision": revision}.items():
+        if value is not None and "hub" not in builders:
+            raise DataError(f"{key} {value!r} is for data sets of the hub only, but {source} is none: leave it out")
     if separator is not None and ("text" not in builders or columns):
         raise DataError(f"separator {separator!r} is for text files only, but {source} is none: leave it out")
     for builder, documents in builders.items():
@@ -195,7 +199,7 @@ def _load_saved(path: Path, split: str) -> Dataset:
     return saved[split]
 
 
-def _load_by_name(source: str, name: str | None, split: str) -> Dataset:
+def _load_by_name(source: str, name: str | None, split: str, revision: str | None) -> Dataset:
     absent = f"{source!r} is neither a file nor a folder"
     try:
         validate_repo_id(source)
@@ -204,7 +208,7 @@ def _load_by_name(source: str, name: str | None, split: str) -> Dataset:
     if glob.has_magic(source) or Path(source).suffix.lower() in BUILDERS:
         raise DataError(f"{absent}: check the path")
     try:
-        return load_dataset(source, name, split=split)
+        return load_dataset(source, name, split=split, revision=revision)
     except LOAD_ERRORS as error:
         reason = first_line(error.__cause__ or error)
         raise DataError(f"{absent}, nor a data set that can be loaded from the hub or its cache: {reason}") from error

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from datasets import Dataset
 
 from hmt_ds.data.errors import DataError
-from hmt_ds.data.files import FoundFiles
+from hmt_ds.data.file_kinds import FoundFiles
 from hmt_ds.data.unpack import unpacked
 
 ROWS = 1000  # texts checked at a time

@@ -8,7 +8,7 @@ import datasets
 import pyarrow as pa
 
 from hmt_ds.data.errors import DataError, first_line
-from hmt_ds.data.files import COMPRESSIONS
+from hmt_ds.data.file_kinds import COMPRESSIONS
 
 BLOCK = 1 << 16  # bytes read at a time
 

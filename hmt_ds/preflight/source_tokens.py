@@ -50,7 +50,8 @@ def tokenizer_of(recipe: Recipe) -> PreTrainedTokenizerBase:
 
 def source_keys(source: Source) -> dict[str, Any]:
     """Return the arguments of ``read_source`` for a source."""
-    keys = source.model_dump(include={"source", "dataset", "text_field", "split", "name", "separator"})
+    names = {"source", "dataset", "text_field", "split", "name", "revision", "separator"}
+    keys = source.model_dump(include=names)
     return keys | {"columns": source.columns}
 
 

@@ -13,7 +13,8 @@ import pytest
 from datasets import Dataset
 
 from hmt_ds.data import DataError, load_documents
-from hmt_ds.data.files import find_files, split_of
+from hmt_ds.data.file_kinds import split_of
+from hmt_ds.data.files import find_files
 from hmt_ds.data.sources import read_source
 
 ROWS = [{"text": "one\ntwo"}, {"text": "Né"}]

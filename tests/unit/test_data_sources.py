@@ -139,7 +139,7 @@ def test_a_hub_data_set_that_is_a_script(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # `datasets` takes the folder for a data set's repository; load_documents would have looked into it before.
     with pytest.raises(DataError, match=r"Dataset scripts are no longer supported, but found stories\.py$"):
-        sources._load_by_name("stories", None, "train")
+        sources._load_by_name("stories", None, "train", None)
 
 
 def test_an_unknown_kind(tmp_path):
