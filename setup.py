@@ -25,6 +25,7 @@ setup(
         "pydantic>=2.7",
         "pyyaml>=6",
         "rich>=13",
+        "shtab>=1.7",
         "jinja2>=3",
         "psutil>=5.9",
         "tqdm>=4.66",
@@ -34,8 +35,11 @@ setup(
     ],
     extras_require={
         "mpi": ["mpi4py>=4"],
+        "trackers": ["accelerate>=1.10"],  # and the package of each tracker
         "dev": [
+            "accelerate",
             "jsonschema",
+            "mlflow-skinny",
             "pytest",
             "pytest-timeout",
             "pytest-xdist",

@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from hmt_ds import __version__
 from hmt_ds.benchmark.bench_options import BenchOptions
+from hmt_ds.config.completion import PrintCompletion
 from hmt_ds.config.config_error import ConfigError
 from hmt_ds.config.options import AtLeastOne, FilePath, Options, add_options, path_operand, read_options
 from hmt_ds.config.sections import STRICT
@@ -90,6 +91,8 @@ def command_line() -> argparse.ArgumentParser:
     """
     parser = argparse.ArgumentParser(prog="hmt-ds", description="Train Hierarchical Memory Transformers on DeepSpeed.")
     parser.add_argument("--version", action="version", version=f"hmt-ds {__version__}")
+    completed = "print a script that completes commands, options, files and keys, for this shell"
+    parser.add_argument("--print-completion", action=PrintCompletion, choices=("bash", "zsh", "tcsh"), help=completed)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, run: Run, text: str, more: str = "", *, overrides: bool = False) -> argparse.ArgumentParser:

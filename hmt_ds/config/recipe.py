@@ -196,11 +196,14 @@ class Logging(Section):
     """Log metrics to Weights & Biases. off: no; online: upload them; offline: write them to the run's folder, to upload
     with `wandb sync`."""
     project: str = "hmt_ds"
-    """Name of the Weights & Biases project that metrics are logged to, if logging.wandb is on."""
+    """Name of the project that metrics are logged to in Weights & Biases and in logging.trackers."""
     tensorboard: bool = False
     """Write metrics as TensorBoard events to the run's folder."""
     csv: bool = False
     """Write metrics to metrics.csv in the run's folder."""
+    trackers: list[Literal["aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "trackio"]] = Field([])
+    """Further trackers to log metrics to, through accelerate; install the package of each. Their servers and accounts
+    are set in their own environment variables, such as MLFLOW_TRACKING_URI."""
     slow_rank: float = Field(1.5, gt=1)
     """Report a rank as slow if its own work on a step takes this many times the median over all ranks."""
     memory_probe: float = Field(0.01, ge=0, le=1)

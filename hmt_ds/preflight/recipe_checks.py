@@ -1,5 +1,7 @@
 """Check a recipe's settings against each other, this machine and the backbone's configuration."""
 
+from importlib.util import find_spec
+
 import numpy as np
 import torch
 from transformers import PreTrainedConfig
@@ -47,7 +49,15 @@ def check_training(recipe: Recipe) -> list[str]:
         problems.append(
             f"evaluation.segments_read is {counts}: must be ascending numbers of segments, such as [1, 2, 4]"
         )
-    return problems + check_source(recipe)
+    return problems + check_trackers(recipe) + check_source(recipe)
+
+
+def check_trackers(recipe: Recipe) -> list[str]:
+    """Return a line if packages of trackers are not installed."""
+    needed = ["accelerate", *recipe.logging.trackers] if recipe.logging.trackers else []
+    missing = [name for name in needed if find_spec(name) is None]
+    listed = " ".join(name.replace("_", "-") for name in missing)
+    return [f"logging.trackers: {', '.join(missing)} not installed here: pip install {listed}"] if missing else []
 
 
 def check_curriculum(recipe: Recipe, lengths: np.ndarray) -> list[str]:

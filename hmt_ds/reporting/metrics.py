@@ -8,12 +8,13 @@ divided by the median of its peers).
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from hmt_ds.reporting.monitors import Row, TensorBoard, Wandb
+from hmt_ds.reporting.monitors import Row, TensorBoard, Tracker, Wandb
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +37,9 @@ class Metrics:
         folder: folder of the run.
         resume_step: existing rows of later steps are dropped, because the resumed run takes those steps again.
         wandb: ``off``, ``offline`` or ``online``.
-        project: name of the project in wandb.
         tensorboard, csv: whether to write TensorBoard events and metrics.csv.
+        trackers: accelerate's names of further trackers, such as ``mlflow``.
+        project: name of the project in wandb and in trackers.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Metrics:
         project: str = "hmt_ds",
         tensorboard: bool = False,
         csv: bool = False,
+        trackers: Iterable[str] = (),
         recipe: dict[str, object] | None = None,
     ):
         self.sinks: dict[str, Sink] = {}
@@ -60,6 +63,8 @@ class Metrics:
             self.open("tensorboard", lambda: TensorBoard(folder, resume_step))
         if wandb != "off":
             self.open("wandb", lambda: Wandb(folder, wandb, project, recipe or {}))
+        for name in trackers:
+            self.open(name, partial(Tracker, folder, name, project, recipe or {}))
 
     def open(self, name: str, make: Callable[[], Sink]) -> None:
         """Open a file or monitor to which metrics are written; a failure is logged as a warning, and the run continues

@@ -1,6 +1,10 @@
-"""Metrics in wandb and TensorBoard, as ``train/NAME``. A resumed run continues the same curves."""
+"""Metrics in wandb, TensorBoard and other trackers, as ``train/NAME``.
+
+In wandb and TensorBoard a resumed run continues the same curves.
+"""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +71,54 @@ class TensorBoard:
     def close(self) -> None:
         """Close the TensorBoard event file."""
         self.writer.close()
+
+
+class Tracker:
+    """Sink that writes metrics to one of the trackers that accelerate knows; each start is a run of its own there.
+
+    Servers, accounts and folders are set in each tracker's own environment variables, such as ``MLFLOW_TRACKING_URI``.
+
+    Args:
+        folder: folder of the run, whose name the run has in the tracker; trackers that write files do so in it.
+        name: accelerate's name of the tracker, such as ``mlflow``.
+        project: name of the project or the experiment in the tracker.
+        recipe: the resolved recipe, which is stored with the run, a value per key.
+    """
+
+    def __init__(self, folder: Path, name: str, project: str, recipe: dict[str, object]):
+        from accelerate import PartialState
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+        PartialState()  # accelerate's log asks for it; it takes over the process group that is there
+        kind = LOGGER_TYPE_TO_CLASS[name]
+        options = {"logging_dir": str(folder)} if kind.requires_logging_directory else {}
+        if name in RUN_NAMES:
+            options[RUN_NAMES[name]] = folder.name
+        self.tracker = kind(project, **options)
+        self.tracker.main_process_only = False  # metrics are written by one rank already
+        self.tracker.start()
+        self.tracker.store_init_configuration(dict(dotted(recipe)))
+
+    def write(self, row: Row) -> None:
+        """Send the metrics of one step to the tracker."""
+        self.tracker.log(prefixed(row), step=row["step"])
+
+    def close(self) -> None:
+        """Finish the run in the tracker."""
+        self.tracker.finish()
+
+
+RUN_NAMES = {"mlflow": "run_name", "trackio": "name", "swanlab": "experiment_name"}
+"""What a tracker calls the argument for a run's own name; others have none."""
+
+
+def dotted(values: dict[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield every value of nested mappings under its dotted name, as text."""
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from dotted(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", str(value)
 
 
 def prefixed(row: Row) -> dict[str, float]:
