@@ -7,16 +7,13 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, get_args
-
-from pydantic.dataclasses import dataclass
+from typing import get_args
 
 from hmt_ds import __version__
 from hmt_ds.benchmark.bench_options import BenchOptions
 from hmt_ds.config.completion import PrintCompletion
 from hmt_ds.config.config_error import ConfigError
-from hmt_ds.config.options import AtLeastOne, FilePath, Options, add_options, path_operand, read_options
-from hmt_ds.config.sections import STRICT
+from hmt_ds.config.options import add_options, path_operand, read_options
 from hmt_ds.conversion.convert_options import ConvertOptions
 from hmt_ds.evaluation.compare_options import CompareOptions
 from hmt_ds.generation.options import ChatOptions, GenerateOptions
@@ -24,6 +21,7 @@ from hmt_ds.launch.ask import chat, convert, generate, write_tasks
 from hmt_ds.launch.before import check, doctor, init, list_keys, preview
 from hmt_ds.launch.init_options import InitOptions
 from hmt_ds.launch.launch_options import LaunchOptions
+from hmt_ds.launch.make_tokenizer import TokenizerOptions, make_tokenizer
 from hmt_ds.launch.on_ranks import bench, evaluate, launch, train
 from hmt_ds.launch.prepare_data import prepare
 from hmt_ds.launch.prepare_options import PrepareOptions
@@ -51,20 +49,6 @@ MODEL = "a run (its newest checkpoint is taken), one of its checkpoints, or a fo
 FOLDER_HELP = "folder on the disk that runs will be written to (default: the current folder)"
 Run = Callable[[argparse.Namespace, list[str]], int]  # from the arguments and the recipe's overrides to an exit code
 Add = Callable[..., argparse.ArgumentParser]  # adds a command: name, function, help text, more text
-
-
-@dataclass(frozen=True, config=STRICT)
-class TokenizerOptions(Options):
-    """The options of `hmt-ds tokenizer`; the text below each field is its help."""
-
-    vocab_size: AtLeastOne = 4096
-    """number of tokens in the vocabulary"""
-    output: Annotated[FilePath | None, "FOLDER"] = None
-    """new folder to write the tokenizer to; required"""
-
-    def conflicts(self) -> list[str]:
-        """Return a line for the user if ``--output`` is missing."""
-        return ["--output: missing, name a new folder"] if self.output is None else []
 
 
 def main() -> None:
@@ -148,8 +132,9 @@ def add_preparing(add: Add) -> None:
     schema = "print them as JSON schema, as in hmt_ds/config/recipe.schema.json, for editors"
     formats.add_argument("--schema", action="store_true", help=schema)
 
-    command = add("tokenizer", make_tokenizer, "train a sentencepiece BPE tokenizer on text files")
-    command.add_argument("files", nargs="+", type=path_operand, metavar="FILE", help="text file to train on, UTF-8")
+    command = add("tokenizer", make_tokenizer, "train a sentencepiece BPE tokenizer on texts")
+    texts = "text to train on: a source as in data.train.source, or a recipe (.yaml), whose data.train is taken"
+    command.add_argument("sources", nargs="+", metavar="SOURCE", help=texts)
     add_options(command, TokenizerOptions)
 
 
@@ -233,21 +218,6 @@ def compare(arguments: argparse.Namespace, _: list[str]) -> int:
     from hmt_ds.evaluation.compare import compare as compare_runs
 
     return compare_runs(arguments.runs, options)
-
-
-def make_tokenizer(arguments: argparse.Namespace, _: list[str]) -> int:
-    """Run `hmt-ds tokenizer`: train a sentencepiece tokenizer and print its folder; return the exit code."""
-    from hmt_ds.data import DataError, train_sentencepiece
-
-    options, problems = read_options(TokenizerOptions, arguments)
-    if options.output is None or problems:
-        raise ConfigError(problems)
-    try:
-        train_sentencepiece(arguments.files, options.output, options.vocab_size)
-    except DataError as error:
-        raise ConfigError([str(error)]) from None
-    print(f"tokenizer   {options.output}\nnext        hmt-ds train RECIPE --model.tokenizer {options.output}")
-    return 0
 
 
 def plan(arguments: argparse.Namespace, overrides: list[str]) -> int:

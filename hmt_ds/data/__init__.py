@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from hmt_ds.data.retrieval_text import RetrievalText
     from hmt_ds.data.sources import SourceDocuments, load_documents, read_source
     from hmt_ds.data.tokenize import document_lengths, tokenize_documents, tokens_sha256
-    from hmt_ds.data.tokenizers import check_vocabulary, describe_tokenizer, load_tokenizer, train_sentencepiece
+    from hmt_ds.data.tokenizers import check_vocabulary, describe_tokenizer, load_tokenizer
+    from hmt_ds.data.train_tokenizer import train_on_lines, train_sentencepiece
     from hmt_ds.data.window_plan import Piece, PlannedWindow, WindowPlan, WindowPlanState
 else:
     __getattr__ = lazy_imports(__file__)
@@ -44,5 +45,6 @@ __all__ = [
     "read_source",
     "tokenize_documents",
     "tokens_sha256",
+    "train_on_lines",
     "train_sentencepiece",
 ]

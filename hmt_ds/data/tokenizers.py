@@ -1,21 +1,18 @@
-"""Load a Hugging Face or sentencepiece tokenizer, train a small one, and check it against a model's vocabulary."""
+"""Load a Hugging Face or sentencepiece tokenizer, and check it against a model's vocabulary."""
 
 import hashlib
-import io
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+from sentencepiece import SentencePieceProcessor
 from sentencepiece.sentencepiece_model_pb2 import ModelProto, TrainerSpec
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from hmt_ds.config.value_checks import why_no_folder
 from hmt_ds.data.errors import DataError, first_line
 
 FILES = ("tokenizer.model", "tokenizer.json", "tokenizer_config.json")  # any of them makes a tokenizer of a folder
@@ -49,52 +46,6 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def train_sentencepiece(files: list[Path], out: Path, vocab_size: int) -> Path:
-    """Train a BPE tokenizer on the lines of text files and write it as a Hugging Face folder.
-
-    The same files give the same bytes. Text is kept as it is (no normalisation); what is not in the vocabulary is
-    spelled in bytes, so every text can be encoded and decoded without loss. unk = 0, BOS = 1, EOS = 2.
-
-    Args:
-        files: UTF-8 text files.
-        out: The folder to write, with `tokenizer.model` and `tokenizer_config.json`. It has no tokenizer yet.
-        vocab_size: Number of pieces, at least 259 (three special pieces and 256 bytes) plus the characters used.
-
-    Returns:
-        The folder, for `load_tokenizer`.
-
-    Raises:
-        DataError: A file cannot be read, there is too little text for the vocabulary or too much for it, or the
-            folder is no place for a new tokenizer.
-    """
-    _check_place(out)
-    model = io.BytesIO()
-    try:
-        SentencePieceTrainer.train(
-            sentence_iterator=_lines(files),  # not `input`: file names would be written into the model
-            model_writer=model,
-            vocab_size=vocab_size,
-            model_type="bpe",
-            byte_fallback=True,
-            character_coverage=1.0,
-            normalization_rule_name="identity",  # LlamaTokenizer does not normalise, so neither may the model
-            remove_extra_whitespaces=False,
-            max_sentence_length=1 << 20,  # bytes; longer lines are left out
-            unk_id=0,
-            bos_id=1,
-            eos_id=2,
-            num_threads=2,
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        reason = first_line(error).rsplit("]", 1)[-1].strip() or "there is no text"  # after the failed C++ condition
-        raise DataError(f"cannot train {vocab_size} pieces on {len(files)} files: {reason}") from error
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "tokenizer.model").write_bytes(model.getvalue())
-    _write_config(out)
-    return out
-
-
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
     """Check that a model with `vocab_size` embeddings can read every id of a tokenizer.
 
@@ -115,22 +66,6 @@ def describe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     return f"{len(tokenizer):,} tokens, vocabulary {hashlib.sha256(vocabulary.encode()).hexdigest()[:12]}"
 
 
-def _check_place(out: Path) -> None:
-    if reason := why_no_folder(out):
-        raise DataError(f"the tokenizer cannot be written: {reason}")
-    if there := [name for name in FILES if (out / name).exists()]:
-        raise DataError(f"{out} has a tokenizer already ({', '.join(there)}): name another folder, or remove it")
-
-
-def _lines(files: list[Path]) -> Iterator[str]:
-    for file in files:
-        try:
-            with file.open(encoding="utf-8-sig") as lines:
-                yield from (line.rstrip("\n") for line in lines)
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"cannot read {file} as text: {first_line(error)}") from error
-
-
 def _load_hugging_face(path: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
@@ -143,14 +78,14 @@ def _load_sentencepiece(model: Path) -> PreTrainedTokenizerBase:
     _read_processor(model)
     with tempfile.TemporaryDirectory() as folder:
         shutil.copyfile(model, Path(folder) / "tokenizer.model")
-        _write_config(Path(folder))
+        write_config(Path(folder))
         tokenizer = _load_hugging_face(folder)
     tokenizer.name_or_path = str(model)  # not the temporary folder
     _check_same_ids(tokenizer, model)
     return tokenizer
 
 
-def _write_config(folder: Path) -> None:
+def write_config(folder: Path) -> None:
     """Say what `transformers` cannot see in `tokenizer.model`: without it there is no BOS, or a wrong first piece."""
     processor = _read_processor(folder / "tokenizer.model")
     config: dict[str, Any] = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True}

@@ -33,6 +33,7 @@ OTHERS = {
     # of a layout that the planner tries, and of a new recipe
     *(("planning/layout.py", "Layout", name) for name in ("stages", "micro_batches", "recompute", "cuda_graphs")),
     ("launch/init_options.py", "InitOptions", "train"),
+    ("launch/make_tokenizer.py", "TokenizerOptions", "text_field"),  # of sources without a recipe
     *(("data/formats.py", "Format", name) for name in ("name", "prompt_weight")),  # plain text, without a recipe
     # of what a command draws itself, whatever the run's seed was
     ("generation/options.py", "ChatOptions", "seed"),
