@@ -20,7 +20,7 @@ from deepspeed.utils import safe_get_full_grad
 from ranks import PROJECT, run_ranks
 from tiny_runs import BACKBONE, DEPTH, ROWS, get_weights, plain_model, set_weights, windows
 from torch import Tensor
-from zero_cases import ACCUMULATION, ADAPTED_GRID, BF16, GRID, POLICIES, Case
+from zero_cases import ACCUMULATION, ADAPTED_GRID, BF16, COUNTED, GRID, POLICIES, Case
 
 from hmt_ds.backbones.compute import decoder_layers
 from hmt_ds.distributed.process_group import end_process, join, rank, world_size
@@ -237,7 +237,7 @@ def print_table() -> None:
     """Print the largest relative errors of three steps for every case."""
     figures = ("gradient", "weights", "loss", "norm", "whole_gradient")
     print(f"{' '.join(field.name for field in fields(Case)):80}", *figures, "worst in")
-    for row in run_cases(GRID + POLICIES + ACCUMULATION + BF16 + ADAPTED_GRID, timeout=3600):
+    for row in run_cases(GRID + POLICIES + ACCUMULATION + BF16 + ADAPTED_GRID + COUNTED, timeout=3600):
         errors = [f"{row[key]:.1e}" for key in figures]
         print(f"{' '.join(map(str, row['case'])):80}", *errors, row["gradient_of"])
 
