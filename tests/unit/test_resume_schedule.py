@@ -135,7 +135,7 @@ RECIPE: dict[str, Any] = {
     "schedule": {"name": "WarmupLR", "params": LINEAR},
     "deepspeed": "zero1.json",
 }
-PREPARED: Any = SimpleNamespace(tokenizer="tokenizer", train=None)
+PREPARED: Any = SimpleNamespace(tokenizer="tokenizer", train=None, sources=())
 
 
 def compare(folder: Path, changes: dict[str, Any]) -> None:
