@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hmt_ds.config.config_error import ConfigError
 from hmt_ds.config.load import load_recipe
-from hmt_ds.config.recipe import Recipe
+from hmt_ds.config.recipe import Pipeline, Recipe
 from hmt_ds.data import document_lengths, load_tokenizer
 from hmt_ds.preflight.prepare import Prepared
 from hmt_ds.preflight.problems import Problems
@@ -48,7 +48,8 @@ def preview(recipe_file: Path, options: PreviewOptions, overrides: list[str]) ->
             f"{len(lengths):,} documents, {lengths.sum():,} tokens in segments of {segment_length:,}; "
             f"{padding(lengths, segment_length):.1%} of all positions are padding."
         )
-    found = first_documents(training_loader(recipe, prepared), number)
+    whole = recipe.model_copy(update={"pipeline": Pipeline()})  # one process is no pipeline
+    found = first_documents(training_loader(whole, prepared), number)
     shown = [
         show(one, name_of(one.number, prepared.sources), recipe.memory, tokenizer, options.segments) for one in found
     ]

@@ -198,7 +198,7 @@ def run(monkeypatch, *words: str) -> int:
 
 def test_the_command(folder, monkeypatch, capsys):
     """It needs no model, writes nothing but the page, and takes keys of the recipe."""
-    assert run(monkeypatch, "--documents", "2") == 0
+    assert run(monkeypatch, "--documents", "2", "--pipeline.stages", "2") == 0
     text = capsys.readouterr().out
     assert "9 documents, " in text and "padding" in text and text.count("\nDocument ") == 2
     assert "\u27e6 Denver\u27e7" in text or "\u27e6Denver\u27e7" in text
