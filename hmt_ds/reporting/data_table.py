@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 WIDTH = 120
 QUANTILES = {"10%": 0.1, "50%": 0.5, "90%": 0.9, "most": 1.0}  # of documents, by their number of segments
@@ -71,8 +71,7 @@ def data_lines(figures: DataFigures) -> list[str]:
 
 def sources_table(figures: DataFigures) -> Table:
     """Return the table of sources, with a header over each column."""
-    table = Table("source", box=None, pad_edge=False)
-    table.columns[0].overflow, table.columns[0].ratio = "fold", 1
+    table = Table(Column("source", overflow="fold", ratio=1), box=None, pad_edge=False)
     segments = [f"segments {name}" for name in QUANTILES]
     for column in ("files", "documents", "tokens", *segments, "padding", f"share of {figures.mix_by}", "passes"):
         table.add_column(column, justify="right")

@@ -95,7 +95,7 @@ def test_a_disk_that_is_full_leaves_the_evaluation_before(tmp_path, monkeypatch,
         training=SimpleNamespace(output=str(tmp_path), batch_size=2),
         evaluation=SimpleNamespace(segments_read=[1], batch_size=None),
         memory=make_settings(mode="backbone"),
-        data=SimpleNamespace(validation=SimpleNamespace(source="text.txt")),
+        data=SimpleNamespace(sources=lambda _: {"data.validation": SimpleNamespace(source="text.txt")}),
     )
     prepared: Any = SimpleNamespace(validation=held_out, tokenizer="words")
     one = Validation(recipe, prepared, cast(Any, None), lambda: None)
