@@ -7,34 +7,23 @@ import itertools
 import logging
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, Value, concatenate_datasets, load_dataset, load_from_disk
-from datasets.exceptions import DatasetsError
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from hmt_ds.data.errors import DataError, first_line
 from hmt_ds.data.file_kinds import BUILDERS, FoundFiles
 from hmt_ds.data.files import find_files
+from hmt_ds.data.load_files import LOAD_ERRORS, check_every_file, dtype_name, load_found
 from hmt_ds.data.named import convert
 from hmt_ds.data.settings import DatasetName
-from hmt_ds.data.text_checks import check_texts, drop_blank, has_absent, why_unreadable
-from hmt_ds.data.unpack import unpacked
+from hmt_ds.data.text_checks import check_texts, drop_blank, where_no_text
 
 logger = logging.getLogger(__name__)
-
-# utf-8-sig reads UTF-8 with and without a byte order mark: no document should begin with one. pandas
-# would take the document "NA" of a .csv file for a missing one.
-BUILDER_OPTIONS: dict[str, dict[str, Any]] = {
-    "text": {"sample_by": "document", "encoding": "utf-8-sig"},
-    "csv": {"keep_default_na": False, "encoding": "utf-8-sig"},
-}
-# What `datasets` raises for a file, a name, a split or a script that it cannot load; StopIteration: an empty JSON file.
-LOAD_ERRORS = (DatasetsError, OSError, RuntimeError, ValueError, StopIteration, EOFError)
 
 
 @dataclass(frozen=True)
@@ -94,7 +83,7 @@ def read_source(
     if path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
         builders = {"saved": _load_saved(path, split)}
     elif found := find_files(source, split):
-        builders = _load_found(found, source, split)
+        builders = load_found(found, source, split)
     else:
         builders = {"hub": _load_by_name(source, name, split, revision)}
     for key, value in {"name": name, "revision": revision}.items():
@@ -106,9 +95,9 @@ def read_source(
         # text files beside tables have no fields to choose from
         field = "text" if builder == "text" and len(builders) > 1 else text_field
         if found and builder == "json":
-            _check_every_file(documents, list(columns.values()) if columns else [field], found)
+            check_every_file(documents, list(columns.values()) if columns else [field], found)
         builders[builder] = (
-            _keep_columns(documents, columns, source) if columns else _keep_text(documents, field, source)
+            _keep_columns(documents, columns, source) if columns else _keep_text(documents, field, source, found)
         )
     if separator is not None:
         builders["text"] = _split_documents(builders["text"], separator)
@@ -137,56 +126,6 @@ def _concatenate(parts: list[Dataset], source: str) -> Dataset:
         raise DataError(f"{source} holds files whose columns differ: {first_line(error)}") from None
 
 
-def _load_found(found: FoundFiles, source: str, split: str) -> dict[str, Dataset]:
-    """Load the files of a source, by builder."""
-    if len(found.builders) > 1 and "[" in split:
-        kinds = " and ".join(found.builders)
-        raise DataError(f"split {split!r} takes a part, but {source} holds files of kinds {kinds}: name those of one")
-    return {builder: _load_files(builder, splits, split) for builder, splits in sorted(found.builders.items())}
-
-
-def _load_files(builder: str, splits: dict[str, list[Path]], split: str) -> Dataset:
-    files = [file for some in splits.values() for file in some]
-    patterns = {name: [_pattern(unpacked(file)) for file in some] for name, some in splits.items()}
-    options = {"data_files": patterns, "split": split, **BUILDER_OPTIONS.get(builder, {})}
-    # the cache of `datasets` knows a file by its modification time, which rsync -t, tar and cp -p keep
-    states = [(state.st_size, state.st_ctime_ns) for state in map(Path.stat, files)]
-    options["name"] = f"files-{hashlib.sha256(str(states).encode()).hexdigest()[:16]}"
-    with suppress(*LOAD_ERRORS):
-        return load_dataset(builder, **options)
-    try:
-        return load_dataset(builder, **options, download_mode="force_redownload")  # the cache may be what is damaged
-    except LOAD_ERRORS as error:
-        if len(files) > 1:
-            raise _why_not_together(builder, files) from error
-        reason = "it is empty" if isinstance(error, StopIteration) else first_line(error.__cause__ or error)
-        reason = why_unreadable(builder, unpacked(files[0])) or reason
-        raise DataError(f"cannot read {files[0]} as {builder}: {reason}") from error
-
-
-def _pattern(file: Path) -> str:
-    """Return a pattern that matches one file: `datasets` would take brackets in a path for a pattern."""
-    # in what it takes for a pattern it does not follow links to folders
-    return glob.escape(str(file.resolve() if glob.has_magic(str(file)) else file))
-
-
-def _why_not_together(builder: str, files: list[Path]) -> DataError:
-    """Return the error of files that can be read, but do not fit together, with the first one unlike those before.
-
-    Raises:
-        DataError: if one of the files alone cannot be read; the error of all does not name it.
-    """
-    first, *others = (_load_files(builder, {"train": [file]}, "train").features for file in files)
-    file, features = next(((f, o) for f, o in zip(files[1:], others, strict=True) if o != first), (files[-1], first))
-    here, there = (
-        ", ".join(f"{name} ({_dtype(kind)})" for name, kind in own.items() if other.get(name) != kind) or "nothing else"
-        for own, other in ((features, first), (first, features))
-    )
-    return DataError(
-        f"cannot read {len(files)} {builder} files together: {file} has {here}, but {files[0]} has {there}"
-    )
-
-
 def _load_saved(path: Path, split: str) -> Dataset:
     try:
         saved = load_from_disk(str(path))
@@ -201,11 +140,13 @@ def _load_saved(path: Path, split: str) -> Dataset:
 
 def _load_by_name(source: str, name: str | None, split: str, revision: str | None) -> Dataset:
     absent = f"{source!r} is neither a file nor a folder"
+    if glob.has_magic(source):
+        raise DataError(f"no file matches {source!r}: check the path")
     try:
         validate_repo_id(source)
     except HFValidationError:
         raise DataError(f"{absent}, and it cannot be the name of a data set: check the path") from None
-    if glob.has_magic(source) or Path(source).suffix.lower() in BUILDERS:
+    if Path(source).suffix.lower() in BUILDERS:
         raise DataError(f"{absent}: check the path")
     try:
         return load_dataset(source, name, split=split, revision=revision)
@@ -230,19 +171,16 @@ def _keep_columns(documents: Dataset, columns: Mapping[str, str], source: str) -
     return documents.rename_columns({field: name for name, field in columns.items() if field != name})
 
 
-def _keep_text(documents: Dataset, text_field: str, source: str) -> Dataset:
+def _keep_text(documents: Dataset, text_field: str, source: str, found: FoundFiles | None) -> Dataset:
     documents = _select_columns(documents, [text_field], source)
     if text_field != "text":
         documents = documents.rename_column(text_field, "text")
-    dtype = _dtype(documents.features["text"])
+    dtype = dtype_name(documents.features["text"])
     if dtype not in ("string", "large_string"):
-        raise DataError(f"column {text_field!r} of {source} holds {dtype}, not text (string); name another column")
+        where = where_no_text(found, text_field) if found else ""
+        holds = f"column {text_field!r} of {source} holds {dtype}, not text (string)"
+        raise DataError(f"{holds}{where}; name another column")
     return documents
-
-
-def _dtype(feature: Any) -> str:
-    """Return the name of a column's type, such as string; List; Json, where rows are of several kinds."""
-    return str(getattr(feature, "dtype", type(feature).__name__))
 
 
 def _split_documents(documents: Dataset, separator: str) -> Dataset:
@@ -263,17 +201,3 @@ def _split_documents(documents: Dataset, separator: str) -> Dataset:
 def _split_before(pattern: re.Pattern[str], text: str) -> list[str]:
     cuts = [0, *(match.start() for match in pattern.finditer(text)), len(text)]
     return [text[start:end] for start, end in itertools.pairwise(cuts)]
-
-
-def _check_every_file(documents: Dataset, fields: list[str], found: FoundFiles) -> None:
-    """Check that no JSON file lacks a field: its rows would be absent texts, which are left out.
-
-    Raises:
-        DataError: if a file lacks a field in all rows.
-    """
-    files = [file for some in found.builders["json"].values() for file in some]
-    absent = [field for field in fields if field in documents.column_names and has_absent(documents, field)]
-    for file in files if len(files) > 1 and absent else []:
-        columns = _load_files("json", {"train": [file]}, "train").column_names
-        if missing := [field for field in absent if field not in columns]:
-            raise DataError(f"{file} has no field {missing[0]!r}, unlike other files; it has: {', '.join(columns)}")

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from hmt_ds.data.unpack import unpacked
 ROWS = 1000  # texts checked at a time
 WITH_LINES = ("text", "json", "csv")  # builders of files that have lines
 ADVICE = "convert it, as with `iconv -f latin1 -t utf8`"
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # the marks that begin it
 
 
 def drop_blank(documents: Dataset, source: str, found: FoundFiles | None) -> Dataset:
@@ -64,13 +66,25 @@ def why_unreadable(builder: str, file: Path) -> str | None:
         try:
             text = line.decode("utf-8")
         except UnicodeDecodeError as error:
-            return f"line {number:,} is not UTF-8 ({error}): {ADVICE}"
+            advice = ADVICE.replace("latin1", "utf-16") if number == 1 and line.startswith(UTF_16) else ADVICE
+            return f"line {number:,} is not UTF-8 ({error}): {advice}"
         if builder == "json" and text.strip():
             try:
                 json.loads(text.removeprefix("\ufeff"))
             except ValueError as error:
                 return _why_no_json(file) if number == 1 else f"line {number:,}: JSON parse error: {error}"
     return None
+
+
+def where_no_text(found: FoundFiles, field: str) -> str:
+    """Return the first line of JSON Lines whose field holds another kind of value than text, to append to an error."""
+    for file in (file for files in found.builders.get("json", {}).values() for file in files):
+        for number, line in enumerate(_lines(unpacked(file)), 1):
+            with suppress(ValueError):
+                row = json.loads(line)
+                if isinstance(row, dict) and not isinstance(value := row.get(field), str | None):
+                    return f", but {type(value).__name__} in {file}, line {number:,}"
+    return ""
 
 
 def _batches(documents: Dataset, column: str) -> Iterator[pa.ChunkedArray]:

@@ -54,9 +54,11 @@ def prepare_data(recipe: Recipe, processes: int) -> list[str]:
         tokenizer = tokenizer_of(recipe)
         keys: dict[str, SourcesKey] = {"data": "train", "held out": "validation"}
         for name, key in keys.items():
-            for at, source in recipe.data.sources(key).items():  # noqa: B007
+            sources = recipe.data.sources(key)
+            for at, source in sources.items():  # noqa: B007
                 tokens = tokens_of(source, tokenizer, cache, processes).tokens
-                lines.append(f"{name:<11} {describe_tokens(tokens, recipe.memory.segment_length)}")
+                which = f"{source.source}: " if len(sources) > 1 else ""
+                lines.append(f"{name:<11} {which}{describe_tokens(tokens, recipe.memory.segment_length)}")
     except DataError as error:
         raise ConfigError([f"{at}: {error}"]) from None
     if not lines:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Column, Table
+from rich.table import Table
 
 WIDTH = 120
 QUANTILES = {"10%": 0.1, "50%": 0.5, "90%": 0.9, "most": 1.0}  # of documents, by their number of segments
@@ -60,9 +60,9 @@ class DataFigures:
 
 def data_lines(figures: DataFigures) -> list[str]:
     """Return the table as lines of text, with lines about the whole behind it."""
-    console = Console(file=io.StringIO(), width=WIDTH)
-    console.print(sources_table(figures))
-    table = [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+    text = io.StringIO()
+    Console(file=text, width=WIDTH).print(sources_table(figures))
+    table = [line.rstrip() for line in text.getvalue().splitlines()]
     documents, tokens = (sum(getattr(one, key) for one in figures.sources) for key in ("documents", "tokens"))
     steps = f"{figures.steps_per_pass:,.1f} optimizer steps; the run has {figures.steps:,}"
     whole = f"one pass     {documents:,} documents, {tokens:,} tokens in about {steps}"
@@ -71,7 +71,8 @@ def data_lines(figures: DataFigures) -> list[str]:
 
 def sources_table(figures: DataFigures) -> Table:
     """Return the table of sources, with a header over each column."""
-    table = Table(Column("source", overflow="fold", ratio=1), box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("source", overflow="fold", ratio=1)
     segments = [f"segments {name}" for name in QUANTILES]
     for column in ("files", "documents", "tokens", *segments, "padding", f"share of {figures.mix_by}", "passes"):
         table.add_column(column, justify="right")

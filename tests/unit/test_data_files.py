@@ -77,6 +77,24 @@ def test_a_csv_file_is_all_text(tmp_path):
     assert texts(write(tmp_path / "a.csv", "id,text\n1,NA\n2,null\n3,\n4,12\n")) == ["NA", "null", "12"]
 
 
+def test_a_csv_file_with_commas_in_its_texts_is_refused(tmp_path):
+    """pandas would take the text before the first comma for the name of a row."""
+    write(tmp_path / "a.csv", "id,text\n1,good\n")
+    write(tmp_path / "b.csv", "id,text\n2,not quoted, and read wrongly\n")
+    for source in (tmp_path / "b.csv", tmp_path):
+        with pytest.raises(DataError, match=r"b.csv as csv: its rows have more fields than its first line: put quotes"):
+            texts(source)
+    write(tmp_path / "b.csv", "id,text\n2,fine\n3,not quoted, and read wrongly\n")
+    with pytest.raises(DataError, match=r"b.csv as csv: .*Expected 2 fields in line 3, saw 3"):
+        texts(tmp_path)
+
+
+def test_utf_16_is_told_from_other_encodings(tmp_path):
+    (tmp_path / "a.txt").write_bytes("Hé\n".encode("utf-16"))
+    with pytest.raises(DataError, match=r"line 1 is not UTF-8 .*`iconv -f utf-16 -t utf8`"):
+        texts(tmp_path)
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "arrow"])
 def test_files_without_a_suffix_are_read_as_what_they_are(tmp_path, kind):
     table = Dataset.from_list(ROWS)
@@ -147,7 +165,7 @@ def test_patterns(tmp_path):
     assert texts(tmp_path / "a-*.jsonl") == ["a-1.jsonl", "a-2.jsonl"]
     assert texts(tmp_path / "**/a-[23].jsonl") == ["a-2.jsonl", "sub/a-3.jsonl"]
     assert texts(tmp_path / "s*") == ["sub/a-3.jsonl"]
-    with pytest.raises(DataError, match="is neither a file nor a folder"):
+    with pytest.raises(DataError, match=r"^no file matches '.*c-\*.jsonl': check the path"):
         texts(tmp_path / "c-*.jsonl")
 
 

@@ -189,7 +189,9 @@ def test_a_missing_text_field(tmp_path):
         load_documents(str(file), text_field="summary")
     refused(file, "column 'id'", "holds int64, not text", text_field="id")
     lists = write_jsonl(tmp_path / "b.jsonl", [{"text": ["a"]}])
-    refused(lists, "column 'text'", "not text (string)")
+    refused(lists, "column 'text'", "not text (string), but list in", "b.jsonl, line 1; name another column")
+    mixed = write_jsonl(tmp_path / "c.jsonl", [{"text": "a"}, {"text": None}, {"text": 3}])
+    refused(mixed, "column 'text'", "not text (string), but int in", "c.jsonl, line 3")
 
 
 def test_no_documents_left(tmp_path):

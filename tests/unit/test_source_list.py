@@ -90,6 +90,30 @@ def test_the_loader_of_a_run_mixes_by_the_weights(folder):
     assert np.abs(taken / taken.sum() - np.array([2, 1, 0.5]) / 3.5).max() < 0.01
 
 
+def test_four_sources_of_four_formats_by_tokens(folder):
+    """After 2,000 steps the shares of tokens are those of the weights, within 1%."""
+    asks = {"role": "user", "content": "Who?"}
+    chats = [{"messages": [asks, {"role": "assistant", "content": f"Number {n}. " * (n + 1)}]} for n in range(9)]
+    (folder / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chats))
+    (folder / "chat.jinja").write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
+    asked = [{"context": f"It rained in {n}. " * n, "input": "When?", "answers": [f"In {n}."]} for n in range(1, 20)]
+    (folder / "read.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    sources = [
+        *({**source, "weight": weight} for source, weight in zip(SOURCES[1:], (4, 2), strict=True)),
+        {"source": "chats.jsonl", "format": "messages", "chat_template": "chat.jinja", "prompt_weight": 0.5},
+        {"source": "read.jsonl", "format": "questions", "weight": 3},
+    ]
+    recipe = load_recipe(folder / "recipe.yaml", ["--data.train", json.dumps(sources), "--training.bptt_depth", "4"])
+    found = prepare(recipe, folder / "recipe.yaml")
+    ends = np.cumsum([one.documents for one in found.sources])
+    read = np.zeros(4)
+    for _, batch in zip(range(2000), training_loader(recipe, found), strict=False):
+        present = batch.documents >= 0
+        which = np.searchsorted(ends, batch.documents[present].numpy(), side="right")
+        read += np.bincount(which, batch.lengths[present].numpy(), minlength=4)
+    assert np.abs(read / read.sum() - np.array([4, 2, 1, 3]) / 10).max() < 0.01
+
+
 def test_a_source_without_weight_is_not_read(folder):
     sources = [{"source": "text.txt"}, {"source": "no.txt", "weight": 0}]
     assert [one.source.source for one in prepared(folder, "--data.train", json.dumps(sources)).sources] == ["text.txt"]

@@ -1,0 +1,125 @@
+"""Load files with `datasets`, and say in a line which cannot be read and why."""
+
+import glob
+import hashlib
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, load_dataset
+from datasets.exceptions import DatasetsError
+
+from hmt_ds.data.errors import DataError, first_line
+from hmt_ds.data.file_kinds import FoundFiles
+from hmt_ds.data.text_checks import has_absent, why_unreadable
+from hmt_ds.data.unpack import unpacked
+
+# utf-8-sig reads UTF-8 with and without a byte order mark: no document should begin with one. pandas
+# would take the document "NA" of a .csv file for a missing one.
+BUILDER_OPTIONS: dict[str, dict[str, Any]] = {
+    "text": {"sample_by": "document", "encoding": "utf-8-sig"},
+    "csv": {"keep_default_na": False, "encoding": "utf-8-sig"},
+}
+# What `datasets` raises for a file, a name, a split or a script that it cannot load; StopIteration: an empty JSON file.
+LOAD_ERRORS = (DatasetsError, OSError, RuntimeError, ValueError, StopIteration, EOFError)
+
+
+class _Misread(ValueError):
+    """A file whose rows were read, but not as they are meant."""
+
+
+def load_found(found: FoundFiles, source: str, split: str) -> dict[str, Dataset]:
+    """Return the rows of a source's files, by builder.
+
+    Raises:
+        DataError: A file cannot be read, files do not fit together, or a part is asked of several kinds.
+    """
+    if len(found.builders) > 1 and "[" in split:
+        kinds = " and ".join(found.builders)
+        raise DataError(f"split {split!r} takes a part, but {source} holds files of kinds {kinds}: name those of one")
+    return {builder: load_files(builder, splits, split) for builder, splits in sorted(found.builders.items())}
+
+
+def load_files(builder: str, splits: dict[str, list[Path]], split: str) -> Dataset:
+    """Return the rows of files of one kind.
+
+    Args:
+        builder: Name of the builder of `datasets`.
+        splits: The files by split.
+        split: The split to load, as a source names it.
+
+    Raises:
+        DataError: A file cannot be read, with the line where it has lines; or the files do not fit together.
+    """
+    files = [file for some in splits.values() for file in some]
+    patterns = {name: [_pattern(unpacked(file)) for file in some] for name, some in splits.items()}
+    options = {"data_files": patterns, "split": split, **BUILDER_OPTIONS.get(builder, {})}
+    # the cache of `datasets` knows a file by its modification time, which rsync -t, tar and cp -p keep
+    states = [(state.st_size, state.st_ctime_ns) for state in map(Path.stat, files)]
+    options["name"] = f"files-{hashlib.sha256(str(states).encode()).hexdigest()[:16]}"
+    with suppress(*LOAD_ERRORS):
+        return _checked(load_dataset(builder, **options))
+    try:
+        # the cache may be what is damaged
+        return _checked(load_dataset(builder, **options, download_mode="force_redownload"))
+    except LOAD_ERRORS as error:
+        if len(files) > 1:
+            raise _why_not_together(builder, files) from error
+        reason = "it is empty" if isinstance(error, StopIteration) else first_line(error.__cause__ or error)
+        if not isinstance(error, _Misread):
+            reason = why_unreadable(builder, unpacked(files[0])) or reason
+        raise DataError(f"cannot read {files[0]} as {builder}: {reason}") from error
+
+
+def _checked(documents: Dataset) -> Dataset:
+    """Return documents unchanged; of a .csv file pandas takes the first of too many fields for names of rows.
+
+    Raises:
+        _Misread: if it did.
+    """
+    if any(name.startswith("__index_level_") for name in documents.column_names):
+        raise _Misread("its rows have more fields than its first line: put quotes around text with commas")
+    return documents
+
+
+def _pattern(file: Path) -> str:
+    """Return a pattern that matches one file: `datasets` would take brackets in a path for a pattern."""
+    # in what it takes for a pattern it does not follow links to folders
+    return glob.escape(str(file.resolve() if glob.has_magic(str(file)) else file))
+
+
+def _why_not_together(builder: str, files: list[Path]) -> DataError:
+    """Return the error of files that can be read, but do not fit together, with the first one unlike those before.
+
+    Raises:
+        DataError: if one of the files alone cannot be read; the error of all does not name it.
+    """
+    first, *others = (load_files(builder, {"train": [file]}, "train").features for file in files)
+    file, features = next(((f, o) for f, o in zip(files[1:], others, strict=True) if o != first), (files[-1], first))
+    here, there = (
+        ", ".join(f"{name} ({dtype_name(kind)})" for name, kind in own.items() if other.get(name) != kind)
+        or "nothing else"
+        for own, other in ((features, first), (first, features))
+    )
+    return DataError(
+        f"cannot read {len(files)} {builder} files together: {file} has {here}, but {files[0]} has {there}"
+    )
+
+
+def dtype_name(feature: Any) -> str:
+    """Return the name of a column's type, such as string; List; Json, where rows are of several kinds."""
+    return str(getattr(feature, "dtype", type(feature).__name__))
+
+
+def check_every_file(documents: Dataset, fields: list[str], found: FoundFiles) -> None:
+    """Check that no JSON file lacks a field: its rows would be absent texts, which are left out.
+
+    Raises:
+        DataError: if a file lacks a field in all rows.
+    """
+    files = [file for some in found.builders["json"].values() for file in some]
+    absent = [field for field in fields if field in documents.column_names and has_absent(documents, field)]
+    for file in files if len(files) > 1 and absent else []:
+        columns = load_files("json", {"train": [file]}, "train").column_names
+        if missing := [field for field in absent if field not in columns]:
+            raise DataError(f"{file} has no field {missing[0]!r}, unlike other files; it has: {', '.join(columns)}")
