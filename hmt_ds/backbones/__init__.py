@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from hmt_ds.backbones.families import FAMILIES, Family, family_of
     from hmt_ds.backbones.model import BackboneError, CausalLM
     from hmt_ds.backbones.model_config import check_config_keys, read_config
-    from hmt_ds.backbones.probe import check_adapters, check_backbone
+    from hmt_ds.backbones.probe import check_adapters, check_backbone, check_packing
     from hmt_ds.backbones.settings import LoraSettings
     from hmt_ds.backbones.trainable import select_trainable
 else:
@@ -27,6 +27,7 @@ __all__ = [
     "check_backbone",
     "check_config_keys",
     "check_memory",
+    "check_packing",
     "check_weights",
     "compare_memory",
     "family_of",

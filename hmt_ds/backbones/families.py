@@ -16,10 +16,12 @@ class Family(NamedTuple):
         softcap: name of the configuration's key for the final logit cap c; logits become c * tanh(logits / c). None: no
             cap.
         hard_positions: whether positions beyond the configured length fail (learned position embeddings).
+        packs: whether documents in one row can be kept apart by their positions (data.pack).
     """
 
     softcap: str | None = None
     hard_positions: bool = False
+    packs: bool = True
 
 
 GENERAL = Family()  # for any other model, after hmt_ds.backbones.probe has checked that it fits
@@ -33,7 +35,7 @@ FAMILIES: dict[str, Family] = {
     "gemma3_text": Family(softcap="final_logit_softcapping"),
     "phi3": Family(),
     "smollm3": Family(),
-    "opt": Family(hard_positions=True),
+    "opt": Family(hard_positions=True, packs=False),  # its masks do not see the positions
     "gpt2": Family(hard_positions=True),
     "gpt_neox": Family(),
 }

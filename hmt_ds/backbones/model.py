@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from hmt_ds.backbones.families import family_of
-from hmt_ds.backbones.transformers_internals import one_sequence_per_row
+from hmt_ds.backbones.transformers_internals import sequences_in_rows
+from hmt_ds.memory.segments import places_in_parts
 
 
 class BackboneError(ValueError):
@@ -53,7 +54,7 @@ class CausalLM(nn.Module):
         """Embed token ids: ``[b, t]`` int64 -> ``[b, t, d]`` (b rows, t positions, d embedding width)."""
         return self.model.get_input_embeddings()(ids)
 
-    def decode(self, embeddings: Tensor, mask: Tensor | None = None) -> Tensor:
+    def decode(self, embeddings: Tensor, mask: Tensor | None = None, parts: Tensor | None = None) -> Tensor:
         """Run the decoder on embeddings, without the output head.
 
         Without a mask attention is plainly causal, which allows flash attention kernels. Padding at the end of a row
@@ -62,16 +63,20 @@ class CausalLM(nn.Module):
         Args:
             embeddings: ``[b, t, d]`` (b rows, t positions, d embedding width).
             mask: ``[b, t]``, nonzero on real tokens, 0 on padding; None if there is no padding in front.
+            parts: ``[b, t]``, number of the part of its row that a position is of, never falling along a row. Positions
+                attend to those of their part alone, and are counted from its beginning. None: one part.
 
         Returns:
             Last hidden states ``[b, t, d]``.
         """
-        with one_sequence_per_row():
+        positions = {} if parts is None else {"position_ids": places_in_parts(parts)}
+        with sequences_in_rows(parts):
             hidden = self.model.base_model(
                 inputs_embeds=embeddings,
                 attention_mask=None if mask is None else mask.long(),
                 use_cache=False,
                 return_dict=True,
+                **positions,
             ).last_hidden_state
         # Mamba's residuals are float32, and then its last hidden state is too, whatever type the head has
         wider = torch.finfo(hidden.dtype).bits > torch.finfo(embeddings.dtype).bits
@@ -93,7 +98,7 @@ class CausalLM(nn.Module):
             Last hidden states ``[b, t, d]`` of the new positions.
         """
         takes_positions = "position_ids" in signature(self.model.base_model.forward).parameters
-        with one_sequence_per_row():
+        with sequences_in_rows():
             output = self.model.base_model(
                 inputs_embeds=embeddings,
                 attention_mask=None if mask is None else mask.long(),

@@ -66,6 +66,30 @@ def check_backbone(config: PreTrainedConfig) -> None:
         )
 
 
+def check_packing(config: PreTrainedConfig) -> None:
+    """Check that a model can keep several documents in one row apart; for families in families.py, their row says it.
+
+    Args:
+        config: the model's configuration.
+
+    Raises:
+        BackboneError: in one line, if it cannot.
+    """
+    family = FAMILIES.get(config.model_type)
+    if not (family.packs if family else keeps_apart(CausalLM(small_model(config, LAYERS)))):
+        raise BackboneError(f"{config.model_type} does not keep documents in one row apart: set it to false")
+
+
+def keeps_apart(backbone: CausalLM) -> bool:
+    """Return whether a model reads two parts of a row as it reads each alone."""
+    embeddings, parts = torch.randn(1, 7, backbone.dim), torch.tensor([[0, 0, 0, 1, 1, 1, 1]])
+    alone = torch.cat([backbone.decode(embeddings[:, :3]), backbone.decode(embeddings[:, 3:])], dim=1)
+    try:
+        return close(backbone.decode(embeddings, None, parts), alone)
+    except (TypeError, ValueError, RuntimeError):  # it takes no positions
+        return False
+
+
 def close(one: Tensor, other: Tensor) -> bool:
     """Return whether two tensors of equal shape are equal up to rounding: rtol 1e-4, atol 1e-5."""
     return torch.allclose(one, other, rtol=1e-4, atol=1e-5)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel, masking_utils
 from transformers.utils import cached_file
 
@@ -22,16 +22,20 @@ PROPERTIES = (
 
 
 @contextmanager
-def one_sequence_per_row() -> Iterator[None]:
-    """Disable transformers' search for packed sequences, and its special case for tracing, in the ``with`` block.
+def sequences_in_rows(sequences: Tensor | None = None) -> Iterator[None]:
+    """Tell transformers in the ``with`` block which sequences are packed into a row, in place of its own search for
+    them, and disable its special case for tracing.
 
     Without a mask transformers compares the positions in every forward pass to find several sequences packed into a
-    row, which makes the GPU wait for the host; hmt_ds puts one sequence into a row. While a CUDA graph is captured,
-    transformers builds full masks, in case the graph is replayed on other shapes; hmt_ds never does that, and full
-    masks rule out flash attention.
+    row, which makes the GPU wait for the host; hmt_ds knows them. While a CUDA graph is captured, transformers builds
+    full masks, in case the graph is replayed on other shapes; hmt_ds never does that, and full masks rule out flash
+    attention.
+
+    Args:
+        sequences: ``[rows, positions]``, number of each position's sequence; None for one sequence per row.
     """
     saved = {name: getattr(masking_utils, name) for name in ("find_packed_sequence_indices", "is_tracing")}
-    masking_utils.find_packed_sequence_indices = lambda positions: None
+    masking_utils.find_packed_sequence_indices = lambda positions: sequences
     masking_utils.is_tracing = lambda tensor=None: False
     try:
         yield

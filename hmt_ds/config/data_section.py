@@ -133,6 +133,10 @@ class Data(Section):
     cache_dir: PathText = "runs/cache"
     """Folder to cache tokenized documents in. If each machine has its own folder of that name, each machine tokenizes
     the documents itself."""
+    pack: bool = False
+    """Let training documents share segments, so that less is padding: a document begins in the segment in which the one
+    before it ends, if it fits there or has at least a quarter of the segment. Attention and memory keep documents
+    apart. Held-out documents do not share segments."""
     workers: int = Field(0, ge=0, le=256)
     """Number of data loader processes per rank; 0 loads in the training process. The order of the data does not depend
     on it."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from hmt_ds.data.tokenize import document_lengths, tokenize_documents, tokens_sha256
     from hmt_ds.data.tokenizers import check_vocabulary, describe_tokenizer, load_tokenizer
     from hmt_ds.data.train_tokenizer import train_on_lines, train_sentencepiece
-    from hmt_ds.data.window_plan import Piece, PlannedWindow, WindowPlan, WindowPlanState
+    from hmt_ds.data.window_plan import Packing, Piece, PlannedWindow, WindowPlan, WindowPlanState
 else:
     __getattr__ = lazy_imports(__file__)
 
@@ -24,6 +24,7 @@ __all__ = [
     "Batch",
     "DataError",
     "MixBy",
+    "Packing",
     "Piece",
     "PlannedWindow",
     "QueueState",

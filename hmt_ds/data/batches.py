@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from hmt_ds.data.document_queue import MixBy, SourceShare
 from hmt_ds.data.tokenize import document_lengths
-from hmt_ds.data.window_plan import Depth, Piece, WindowPlan, WindowPlanState
+from hmt_ds.data.window_plan import Depth, Packing, Piece, WindowPlan, WindowPlanState
 
 IGNORE_INDEX = -100  # the label that cross-entropy leaves out
 
@@ -37,6 +37,10 @@ class Batch:
             before), 0 where it needs none; None for documents of which nobody knows.
         weights: `[rows, segments, length]` float32, factor of each label's loss, 0 where there is no label; None where
             all labels count 1.
+        parts: `[rows, segments, length]` int64, how many documents have begun within the segment up to a place, those
+            in the gaps in front of them too; None where no documents share a segment.
+        others: `[rows, segments, documents]` int64, indices of the documents that begin within a segment, -1 where
+            there are fewer; None where none do.
     """
 
     input_ids: torch.Tensor
@@ -47,6 +51,8 @@ class Batch:
     position: dict[str, Any]
     targets: torch.Tensor | None = None
     weights: torch.Tensor | None = None
+    parts: torch.Tensor | None = None
+    others: torch.Tensor | None = None
 
 
 class WindowLoader:
@@ -59,7 +65,7 @@ class WindowLoader:
     Args:
         tokens: What `tokenize_documents` returned.
         segment_length: Tokens per segment, the width of every batch.
-        segments, seed, shuffle, epochs, left_out, sources, mix_by: As for `WindowPlan`.
+        segments, seed, shuffle, epochs, left_out, sources, mix_by, packing: As for `WindowPlan`.
         rank, world_size: Of the data-parallel group.
         batch_size: Rows per rank.
         num_workers: Processes that read ahead; 0 reads in this process.
@@ -90,9 +96,10 @@ class WindowLoader:
         left_out: Collection[int] = (),
         sources: Sequence[SourceShare] = (),
         mix_by: MixBy = "tokens",
+        packing: Packing | None = None,
     ) -> None:
         self._lengths = document_lengths(tokens)
-        self._windows = _WindowReader(tokens, segment_length)
+        self._windows = _WindowReader(tokens, segment_length, packing.gap if packing else 0)
         self._rows = slice(rank * batch_size, (rank + 1) * batch_size)
         self._num_workers = num_workers
         self._state = None if state is None else WindowPlanState.from_dict(state)
@@ -106,6 +113,7 @@ class WindowLoader:
             "left_out": left_out,
             "sources": sources,
             "mix_by": mix_by,
+            "packing": packing,
         }
         self.documents_total = len(self._lengths)
         self.tokens_total = int(self._lengths.sum())
@@ -139,12 +147,19 @@ def outlive_sigterm(_: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
+def _others(pieces: list[list[Piece | None]]) -> torch.Tensor:
+    """Return the documents that begin within segments, `[rows, segments, documents]`, -1 where there are fewer."""
+    behind = [[[one.document for one in piece.behind] if piece else [] for piece in row] for row in pieces]
+    most = max(len(one) for row in behind for one in row)
+    return torch.tensor([[one + [-1] * (most - len(one)) for one in row] for row in behind])
+
+
 class _WindowReader(TorchDataset[Batch]):
     """Reads the tokens of one rank's rows of a window."""
 
-    def __init__(self, tokens: Dataset, segment_length: int) -> None:
+    def __init__(self, tokens: Dataset, segment_length: int, gap: int) -> None:
         self._tokens = tokens.with_format("arrow")
-        self._segment_length = segment_length
+        self._segment_length, self._gap = segment_length, gap
 
     def __getitem__(self, item: RankWindow) -> Batch:
         pieces, position = item
@@ -154,21 +169,33 @@ class _WindowReader(TorchDataset[Batch]):
         lengths = torch.zeros(shape, dtype=torch.int64)
         starts = torch.ones(shape, dtype=torch.bool)
         documents = torch.full(shape, -1, dtype=torch.int64)
+        parts = torch.zeros_like(input_ids)
         weights = torch.zeros(input_ids.shape) if "weights" in self._tokens.column_names else None
         for place in np.ndindex(shape):
             piece = pieces[place[0]][place[1]]
             if piece is None:
                 continue
-            ids = torch.from_numpy(self._read(piece, "input_ids").astype(np.int64))
-            input_ids[place][: piece.length] = ids[: piece.length]
-            labels[place][: len(ids) - 1] = ids[1:]
-            if weights is not None:
-                weights[place][: len(ids) - 1] = torch.from_numpy(self._read(piece, "weights").copy())[1:]
-            lengths[place], starts[place], documents[place] = piece.length, piece.offset == 0, piece.document
+            for number, one in enumerate((piece, *piece.behind)):
+                begin = int(lengths[place]) + (self._gap if number else 0)
+                parts[place][lengths[place] :] = number
+                lengths[place] = begin + one.length
+                self._fill(one, input_ids[place][begin:], labels[place][begin:], weights, (*place, slice(begin, None)))
+            starts[place], documents[place] = piece.offset == 0, piece.document
         if weights is not None:
             labels[weights == 0] = IGNORE_INDEX
             weights = None if ((weights == 0) | (weights == 1)).all() else weights
-        return Batch(input_ids, labels, lengths, starts, documents, position, weights=weights)
+        batch = Batch(input_ids, labels, lengths, starts, documents, position, weights=weights)
+        return replace(batch, parts=parts, others=_others(pieces)) if parts.any() else batch
+
+    def _fill(
+        self, piece: Piece, input_ids: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None, place: Any
+    ) -> None:
+        """Write a piece into the beginning of tensors `[length]`, and of the weights at a place."""
+        ids = torch.from_numpy(self._read(piece, "input_ids").astype(np.int64))
+        input_ids[: piece.length] = ids[: piece.length]
+        labels[: len(ids) - 1] = ids[1:]
+        if weights is not None:
+            weights[place][: len(ids) - 1] = torch.from_numpy(self._read(piece, "weights").copy())[1:]
 
     def _read(self, piece: Piece, column: str) -> np.ndarray:
         """Return a column of the piece's tokens and of the one after them, if the document has it.

@@ -4,25 +4,48 @@ import numpy as np
 from datasets import Dataset
 
 from hmt_ds.data.tokenize import document_lengths
+from hmt_ds.data.window_plan import Packing
+
+SAMPLED = 100_000  # documents
 
 
-def describe_tokens(tokens: Dataset, segment_length: int) -> str:
+def describe_tokens(tokens: Dataset, segment_length: int, packing: Packing | None = None) -> str:
     """Return the number of tokenized documents, their lengths in tokens, and the share of padding, as text."""
     lengths = document_lengths(tokens)
     if not len(lengths):
         return "no documents"
     counts = f"{len(lengths):,} documents, {lengths.sum():,} tokens, {lengths.min():,} to {lengths.max():,} each"
-    return f"{counts}; padding is {padding_share(lengths, segment_length):.1%} of all positions"
+    return f"{counts}; padding is {padding_share(lengths, segment_length, packing):.1%} of all positions"
 
 
-def padding_share(lengths: np.ndarray, segment_length: int) -> float:
-    """Return the share of positions that are padding in one pass over documents: behind the last token of each.
+def padding_share(lengths: np.ndarray, segment_length: int, packing: Packing | None = None) -> float:
+    """Return the share of positions without a token in one pass over documents.
 
     Rows without a document at the end of a pass are not counted.
 
     Args:
         lengths: Tokens of each document, `[documents]`, at least one document.
         segment_length: Tokens per segment.
+        packing: How documents share segments; None if they do not.
     """
-    positions = -(-lengths // segment_length) * segment_length
-    return float(1 - lengths.sum() / positions.sum())
+    return 1 - float(lengths.sum()) / (segments_of(lengths, segment_length, packing) * segment_length)
+
+
+def segments_of(lengths: np.ndarray, segment_length: int, packing: Packing | None = None) -> float:
+    """Return how many segments one pass over documents has; estimated from some where documents share segments.
+
+    Args:
+        lengths, segment_length, packing: As for `padding_share`.
+    """
+    if packing is None:
+        return int((-(-lengths // segment_length)).sum())
+    some = np.random.default_rng(0).permutation(lengths)[:SAMPLED]
+    segments = room = 0
+    for length in some.tolist():
+        room -= packing.gap
+        fits = room >= min(length, packing.least)
+        left = max(0, length - room) if fits else length
+        new = -(-left // segment_length)
+        segments += new
+        room = new * segment_length - left if new else room - length
+    return segments * float(lengths.sum()) / float(some.sum())

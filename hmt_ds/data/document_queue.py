@@ -173,13 +173,21 @@ class DocumentQueue:
 
     def take(self) -> int | None:
         """Return the next document, None if there is none."""
-        if len(self._queues) == 1:  # nothing is counted, as in the positions of earlier versions
-            return None if self.is_empty else self._queues[0].take(0)
-        waiting = [number for number, queue in enumerate(self._queues) if not queue.is_empty]
-        if not waiting:
+        number = self._next()
+        if number is None:
             return None
-        number = min(waiting, key=self._middle)
-        return self._queues[number].take(self._amount(number))
+        several = len(self._queues) > 1  # of one source nothing is counted, as in the positions of earlier versions
+        return self._queues[number].take(self._amount(number) if several else 0)
+
+    def front(self) -> int | None:
+        """Return the document that would be taken, None if there is none."""
+        number = self._next()
+        return None if number is None else self._queues[number].front
+
+    def _next(self) -> int | None:
+        """Return the number of the source that the next document is of."""
+        waiting = [number for number, queue in enumerate(self._queues) if not queue.is_empty]
+        return min(waiting, key=self._middle, default=None)
 
     def _amount(self, number: int) -> int:
         return int(self._lengths[self._queues[number].front]) if self._by_tokens else 1

@@ -1,13 +1,14 @@
 """Which tokens each row reads when: a pure function of the documents' lengths, the same on every rank."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from hmt_ds.data.document_queue import DocumentQueue, MixBy, QueueState, SourceShare
 from hmt_ds.data.errors import DataError
+from hmt_ds.memory.settings import MemorySettings
 
 Depth = int | Callable[[int], int]  # segments of every window, or of the window with a number
 
@@ -19,6 +20,31 @@ class Piece:
     document: int
     offset: int
     length: int
+    behind: tuple["Piece", ...] = ()
+    """The other documents in the same segment, in their order; each begins there."""
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How documents share segments.
+
+    Attributes:
+        gap: Places of a segment in front of a document that begins within it.
+        least: Fewest tokens of a document that begins within a segment and goes on in the next.
+    """
+
+    gap: int
+    least: int
+
+    @classmethod
+    def of(cls, memory: MemorySettings) -> "Packing":
+        """Return how documents share the segments of a memory.
+
+        The gap holds what is read in front of a first segment. The next segment reads the sensory tokens, which are all
+        of its own document.
+        """
+        least = max(1, memory.sensory_tokens, memory.segment_length // 4)
+        return cls(memory.sink_tokens + memory.prompt_tokens(), least)
 
 
 @dataclass(frozen=True)
@@ -84,6 +110,8 @@ class WindowPlan(Iterator[PlannedWindow]):
         left_out: Documents that are not read (any more).
         sources: The sources that the documents are of, in the order of the documents; one by default.
         mix_by: Whether the sources' weights count documents or tokens.
+        packing: With it, a row takes further documents in the segment in which its document ends, as long as the next
+            one fits into what is left, or into more than the least part. By default in the next segment.
 
     Raises:
         DataError: There is no document, an empty one, none that is not left out, or the state does not fit the rows,
@@ -104,7 +132,9 @@ class WindowPlan(Iterator[PlannedWindow]):
         left_out: Collection[int] = (),
         sources: Sequence[SourceShare] = (),
         mix_by: MixBy = "tokens",
+        packing: Packing | None = None,
     ) -> None:
+        self._packing = packing
         self._lengths = np.asarray(lengths, dtype=np.int64)
         if not len(self._lengths) or self._lengths.min() < 1:
             empty = int((self._lengths < 1).sum())
@@ -146,11 +176,28 @@ class WindowPlan(Iterator[PlannedWindow]):
         place = self._rows[row] or self._take_document()
         if place is None:
             return None
-        document, offset = place
+        piece = self._read(row, *place, self._segment_length)
+        behind = tuple(self._pack(row, self._segment_length - piece.length)) if self._packing else ()
+        return replace(piece, behind=behind) if behind else piece
+
+    def _read(self, row: int, document: int, offset: int, most: int) -> Piece:
         left = int(self._lengths[document]) - offset
-        piece = Piece(document, offset, min(left, self._segment_length))
+        piece = Piece(document, offset, min(left, most))
         self._rows[row] = (document, offset + piece.length) if piece.length < left else None
         return piece
+
+    def _pack(self, row: int, room: int) -> Iterator[Piece]:
+        """Read documents into the rest of a segment, `room` places."""
+        assert self._packing is not None
+        while self._rows[row] is None and (front := self._queue.front()) is not None:
+            room -= self._packing.gap
+            if room < min(int(self._lengths[front]), self._packing.least):
+                return
+            place = self._take_document()
+            assert place is not None
+            piece = self._read(row, *place, room)
+            room -= piece.length
+            yield piece
 
     def _take_document(self) -> tuple[int, int] | None:
         document = self._queue.take()

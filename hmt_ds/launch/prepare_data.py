@@ -45,7 +45,7 @@ def prepare_data(recipe: Recipe, processes: int) -> list[str]:
     Raises:
         ConfigError: with a line for each problem.
     """
-    from hmt_ds.data import DataError, describe_tokens
+    from hmt_ds.data import DataError, Packing, describe_tokens
     from hmt_ds.preflight.source_tokens import tokenizer_of, tokens_of
 
     silence()
@@ -58,7 +58,8 @@ def prepare_data(recipe: Recipe, processes: int) -> list[str]:
             for at, source in sources.items():  # noqa: B007
                 tokens = tokens_of(source, tokenizer, cache, processes).tokens
                 which = f"{source.source}: " if len(sources) > 1 else ""
-                lines.append(f"{name:<11} {which}{describe_tokens(tokens, recipe.memory.segment_length)}")
+                packing = Packing.of(recipe.memory) if key == "train" and recipe.data.pack else None
+                lines.append(f"{name:<11} {which}{describe_tokens(tokens, recipe.memory.segment_length, packing)}")
     except DataError as error:
         raise ConfigError([f"{at}: {error}"]) from None
     if not lines:

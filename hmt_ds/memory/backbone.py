@@ -22,8 +22,11 @@ class Backbone(Protocol):
     def embed(self, ids: Tensor) -> Tensor:
         """``[b, t]`` -> ``[b, t, d]``."""
 
-    def decode(self, embeddings: Tensor, mask: Tensor | None) -> Tensor:
-        """``[b, t, d]`` -> last hidden states ``[b, t, d]``, after the final norm. ``mask [b, t]`` bool or None."""
+    def decode(self, embeddings: Tensor, mask: Tensor | None, parts: Tensor | None = None) -> Tensor:
+        """``[b, t, d]`` -> last hidden states ``[b, t, d]``, after the final norm. ``mask [b, t]`` bool or None.
+
+        With ``parts`` ``[b, t]`` a position sees those of its own part alone, and counts from its beginning.
+        """
 
     def logits(self, hidden: Tensor) -> Tensor:
         """``[b, t, d]`` -> ``[b, t, v]``."""

@@ -30,8 +30,10 @@ class Boundaries:
         self.memories = torch.cat([carried, room], dim=1)
         self.gradients = torch.zeros_like(room, dtype=torch.promote_types(room.dtype, torch.float32))
         # every memory bears the number of its document within the window, or -1 if it stands for nothing
-        self.reading = window.starts.long().cumsum(dim=1)
-        written = torch.where(window.lengths > 0, self.reading, -1)
+        turns = window.turns  # a segment is read with the memories of its first document, and writes one of its last
+        self.reading = window.starts.long().cumsum(dim=1) + turns.cumsum(dim=1) - turns
+        self.writing = self.reading + turns
+        written = torch.where(window.lengths > 0, self.writing, -1)
         self.documents = torch.cat([state.valid.to(home).long() - 1, written], dim=1)
 
     def before(self, n: int) -> tuple[Tensor, Tensor]:
@@ -64,7 +66,7 @@ class Boundaries:
     def state(self, window: Window, tail: Tensor) -> MemoryState:
         """The state behind the window, without a graph."""
         start = max(0, self.carried + len(window) - self.keep)
-        valid = self.documents[:, start:] == self.reading[:, -1:]
+        valid = self.documents[:, start:] == self.writing[:, -1:]
         memories = self.memories[:, start:].to(self.device, copy=True)
         return MemoryState(memories, valid.to(self.device), tail.to(self.device))
 

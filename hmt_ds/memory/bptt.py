@@ -222,6 +222,7 @@ def after(state: MemoryState, output: SegmentOutput, window: Window, n: int, set
     tail = window.tail(n, settings.sensory_tokens)
     if output.memory.shape[1] == 0:
         return MemoryState(state.memories, state.valid, tail)
+    state = state.forget(window.turns[:, n] > 0)
     return state.remember(output.memory, window.lengths[:, n] > 0, tail, settings.kept_memories)
 
 

@@ -13,7 +13,7 @@ from hmt_ds.memory.backbone import Backbone
 from hmt_ds.memory.loss import cross_entropy, row_losses
 from hmt_ds.memory.prompts import MemoryEmbedding, Prompt, normalized
 from hmt_ds.memory.recall import Recall, Recalled, Selection
-from hmt_ds.memory.segments import Segment, Summary
+from hmt_ds.memory.segments import Segment, Summary, places_in_parts
 from hmt_ds.memory.settings import MemorySettings, Mode
 
 
@@ -242,15 +242,41 @@ class HMT(nn.Module):
         """
         tokens = self.backbone.embed(part.tokens)
         before, behind = (x.to(tokens.dtype) for x in self.around(part, prompt))
+        if isinstance(part, Segment) and part.parts is not None:
+            tokens, behind = self.with_beginnings(part, part.parts, tokens, prompt, behind)
         at = positions_behind(part, before.shape[1], behind.shape[1])[:, :, None].expand_as(behind)
         return torch.cat([before, tokens, torch.zeros_like(behind)], dim=1).scatter(1, at, behind)
 
+    def with_beginnings(
+        self, part: Segment, parts: Tensor, tokens: Tensor, prompt: Tensor, behind: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Put what stands in front of a first segment into the gaps of the tokens' embeddings ``[b, w, d]``.
+
+        Returns:
+            The embeddings of tokens and gaps, and what stands behind the last document ``[b, m, d]``.
+        """
+        initial = prompt
+        if prompt.shape[1]:
+            initial = self.initial_prompt(len(prompt)).repeat(1, prompt.shape[1] // self.settings.memory_tokens, 1)
+        before, behind_first = (x.to(tokens.dtype) for x in self.around(part, initial))
+        behind = torch.where(parts[:, -1:, None] > 0, behind_first, behind)
+        if not before.shape[1]:
+            return tokens, behind
+        place = places_in_parts(parts)
+        gap = (parts > 0) & (place < before.shape[1])
+        at = place.clamp(max=before.shape[1] - 1)[:, :, None].expand_as(tokens)
+        return torch.where(gap[:, :, None], before.gather(1, at), tokens), behind
+
     def decode(self, part: Segment | Summary, embeddings: Tensor, mode: Mode | None = None) -> Tensor:
         """Through the layers: ``[b, t, d]`` -> as many hidden states."""
-        mask = part.mask
+        mask, parts = part.mask, part.parts if isinstance(part, Segment) else None
         if mask is not None:
             mask = nn.functional.pad(mask, self.lengths_around(part, mode), value=True)
-        return self.backbone.decode(embeddings, mask)
+        if parts is None:
+            return self.backbone.decode(embeddings, mask)
+        before, behind = self.lengths_around(part, mode)
+        parts = torch.cat([nn.functional.pad(parts, (before, 0)), parts[:, -1:].expand(-1, behind)], dim=1)
+        return self.backbone.decode(embeddings, mask, parts)
 
     def leave(self, part: Segment | Summary, hidden: Tensor, mode: Mode | None = None) -> tuple[Tensor, Tensor]:
         """The hidden states of the tokens ``[b, w, d]``, and those behind them ``[b, m, d]``."""

@@ -30,6 +30,7 @@ class Segment:
         mask: ``[b, w]`` bool, False on ids that attention must not see (the left padding of HMT-pytorch), or None.
         targets: ``[b]``; see :class:`Window`.
         weights: ``[b, L]`` or None; see :class:`Window`.
+        parts: ``[b, w]`` or None; see :class:`Window`. Pads behind the tokens have the number of the last document.
     """
 
     tokens: Tensor
@@ -39,6 +40,7 @@ class Segment:
     mask: Tensor | None = None
     targets: Tensor | None = None
     weights: Tensor | None = None
+    parts: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Segment:
         """The same segment on another device."""
@@ -81,6 +83,10 @@ class Window:
             segment before); 0 where that is not known. None where no data says so.
         weights: ``[b, s, L]`` float32, factor of each label's loss, 0 where there is no label. None: each label counts
             1.
+        parts: ``[b, s, L]`` int64, for documents that share a segment: how many documents have begun within the segment
+            up to a column, so 0 for the document that the segment begins with. Each further document follows a gap as
+            wide as what is read in front of a first segment, which has its number too. Only the last document of a
+            segment may go on in the next one, and then it has at least k tokens there. None: one document per segment.
     """
 
     input_ids: Tensor
@@ -90,6 +96,12 @@ class Window:
     mask: Tensor | None = None
     targets: Tensor | None = None
     weights: Tensor | None = None
+    parts: Tensor | None = None
+
+    @property
+    def turns(self) -> Tensor:
+        """How many documents begin within each segment, behind its first one, ``[b, s]``."""
+        return torch.zeros_like(self.lengths) if self.parts is None else self.parts[:, :, -1]
 
     def __len__(self) -> int:
         return self.input_ids.shape[1]
@@ -130,6 +142,9 @@ class Window:
         if self.mask is not None:
             seen = torch.ones_like(tail, dtype=torch.bool)
             mask = torch.cat([seen, self.mask[:, n]], dim=1).gather(1, order)
+        parts = None
+        if self.parts is not None:
+            parts = torch.cat([torch.zeros_like(tail), self.parts[:, n]], dim=1).gather(1, order).cummax(dim=1).values
         return Segment(
             tokens=tokens.gather(1, order),
             lengths=self.lengths[:, n] + k * going_on,
@@ -138,6 +153,7 @@ class Window:
             mask=mask,
             targets=None if self.targets is None else self.targets[:, n],
             weights=None if self.weights is None else self.weights[:, n],
+            parts=parts,
         )
 
     def summary(self, first: int, end: int, before: Tensor, settings: MemorySettings) -> Summary:
@@ -156,7 +172,10 @@ class Window:
             tokens = torch.stack(tails, dim=1) * going_on[:, :, None]
             return Summary(tokens.flatten(0, 1), j * going_on.flatten())
         mask = None if self.mask is None else self.mask[:, first:end, :j].flatten(0, 1)
-        lengths = self.lengths[:, first:end].clamp(max=j).flatten()
+        lengths = self.lengths[:, first:end].clamp(max=j)
+        if self.parts is not None:  # of the document that goes on alone
+            lengths = lengths.minimum((self.parts[:, first:end] == 0).sum(dim=2))
+        lengths = lengths.flatten()
         return Summary(self.input_ids[:, first:end, :j].flatten(0, 1), lengths, mask)
 
 
@@ -165,6 +184,13 @@ def moved(tokens: T, device: torch.device | str) -> T:
     tensors = {field.name: getattr(tokens, field.name) for field in fields(tokens)}
     there = {name: x.to(device, non_blocking=True) for name, x in tensors.items() if x is not None}
     return replace(tokens, **there)
+
+
+def places_in_parts(parts: Tensor) -> Tensor:
+    """For each column, how many columns of its document are in front of it. ``parts``: ``[b, t]``, never falling."""
+    columns = torch.arange(parts.shape[1], device=parts.device)
+    begins = torch.nn.functional.pad(parts.diff(dim=1) > 0, (1, 0))
+    return columns - (columns * begins).cummax(dim=1).values
 
 
 def split_document(

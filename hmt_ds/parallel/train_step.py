@@ -8,7 +8,7 @@ from torch import Tensor
 from hmt_ds.distributed.deepspeed_internals import loss_scale, set_overflow, skipped_steps
 from hmt_ds.distributed.engine import Engine
 from hmt_ds.distributed.process_group import all_reduce_sum
-from hmt_ds.memory import HMT, MemoryState, Window
+from hmt_ds.memory import HMT, MemorySettings, MemoryState, Window
 from hmt_ds.parallel.protocols import Executor, Reader, StepOutput
 
 
@@ -24,7 +24,8 @@ def train_step(executor: Executor, windows: list[Window], flags: tuple[int, ...]
         flags: numbers to sum over the ranks in the all-reduce of the label counts (for example, whether this rank
             received a stop signal).
     """
-    own = [torch.stack(counted).sum().item() for counted in zip(*map(counts_of, windows), strict=True)]
+    counted = [counts_of(window, executor.settings) for window in windows]
+    own = [torch.stack(numbers).sum().item() for numbers in zip(*counted, strict=True)]
     # on a pipeline only the last stage counts: its stages share the same rows
     counts = torch.tensor([*(own if executor.reports else (0, 0, 0, 0)), *flags], dtype=torch.float64)
     with executor.phase("wait"):
@@ -68,11 +69,12 @@ def train_step(executor: Executor, windows: list[Window], flags: tuple[int, ...]
     )
 
 
-def counts_of(window: Window) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def counts_of(window: Window, settings: MemorySettings) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Count what a window holds, as 0-dimensional tensors.
 
     Args:
         window: rows of segments.
+        settings: settings of the memory.
 
     Returns:
         The summed weights of labels, and the number of labels, of fresh tokens, and of segments for which the data
@@ -81,7 +83,8 @@ def counts_of(window: Window) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     asked = torch.zeros(()) if window.targets is None else (window.targets > 0).sum()
     labels = (window.labels >= 0).sum()
     total = labels if window.weights is None else window.weights.double().sum()
-    return total, labels, window.lengths.sum(), asked
+    gaps = window.turns.sum() * (settings.sink_tokens + settings.prompt_tokens())
+    return total, labels, window.lengths.sum() - gaps, asked
 
 
 def update_weights(executor: Executor) -> tuple[float | None, bool]:

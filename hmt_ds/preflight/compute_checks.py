@@ -153,6 +153,8 @@ def why_no_cuda_graphs(recipe: Recipe, config: PreTrainedConfig, ds_config: dict
         ds_config: DeepSpeed's configuration, with all values filled in.
     """
     compute = recipe.compute
+    if recipe.data.pack:
+        return "with data.pack each segment has an attention mask of its own"
     if not torch.cuda.is_available():
         return "there is no GPU here"
     if stage_of(ds_config) == 3 or offloads(ds_config):

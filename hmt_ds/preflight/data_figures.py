@@ -7,7 +7,8 @@ import numpy as np
 from datasets import Dataset
 
 from hmt_ds.config.recipe import Recipe
-from hmt_ds.data import document_lengths
+from hmt_ds.data import Packing, document_lengths
+from hmt_ds.data.describe import segments_of
 from hmt_ds.preflight.read_data import ReadSource
 from hmt_ds.reporting.data_table import QUANTILES, DataFigures, SourceFigures
 
@@ -28,11 +29,15 @@ def data_figures(recipe: Recipe, sources: Sequence[ReadSource], pipelines: int) 
     shares = weights / weights.sum()
     by_tokens = recipe.data.mix_by == "tokens"
     units = np.array([some.sum() if by_tokens else len(some) for some in lengths])
-    each = np.array([some.sum() for some in segments])
+    packing = Packing.of(recipe.memory) if recipe.data.pack else None
+    each = np.array([segments_of(some, recipe.memory.segment_length, packing) for some in lengths])
     read = segments_of_run(recipe, pipelines)
     passes = read / (shares * each / units).sum() * shares / units
-    rows = zip(sources, lengths, segments, shares, passes, strict=True)
-    figures = [figures_of(*row, recipe.memory.segment_length) for row in rows]
+    padding = [
+        1 - some.sum() / (count * recipe.memory.segment_length) for some, count in zip(lengths, each, strict=True)
+    ]
+    rows = zip(sources, lengths, segments, padding, shares, passes, strict=True)
+    figures = [figures_of(*row) for row in rows]
     steps = recipe.training.steps
     return DataFigures(
         figures,
@@ -45,7 +50,7 @@ def data_figures(recipe: Recipe, sources: Sequence[ReadSource], pipelines: int) 
 
 
 def figures_of(
-    source: ReadSource, lengths: np.ndarray, segments: np.ndarray, share: float, passes: float, segment_length: int
+    source: ReadSource, lengths: np.ndarray, segments: np.ndarray, padding: float, share: float, passes: float
 ) -> SourceFigures:
     """Return the figures of one source.
 
@@ -53,16 +58,22 @@ def figures_of(
         source: the source.
         lengths: tokens of each document, ``[documents]``.
         segments: segments of each document, ``[documents]``.
+        padding: share of positions without a token.
         share: fraction of what is read.
         passes: how often the run reads the source.
-        segment_length: tokens of a segment.
     """
     tokens = int(lengths.sum())
     # a length that documents have, and not one between two of them
     quantiles = np.quantile(segments, list(QUANTILES.values()), method="inverted_cdf").astype(int).tolist()
-    padding = 1 - tokens / (int(segments.sum()) * segment_length)
     return SourceFigures(
-        source.source.source, source.found.files, len(lengths), tokens, quantiles, padding, float(share), float(passes)
+        source.source.source,
+        source.found.files,
+        len(lengths),
+        tokens,
+        quantiles,
+        float(padding),
+        float(share),
+        float(passes),
     )
 
 

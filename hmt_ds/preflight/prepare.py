@@ -12,6 +12,7 @@ from hmt_ds.backbones import (
     check_backbone,
     check_config_keys,
     check_memory,
+    check_packing,
     check_weights,
     read_config,
 )
@@ -123,6 +124,8 @@ def check_model(recipe: Recipe, config: PreTrainedConfig, problems: Problems) ->
     problems.attempt(lambda: check_memory(source, recipe.memory))
     warnings = problems.attempt(lambda: check_weights(source, trust_remote_code=model.trust_remote_code))
     problems += check_positions(recipe, config)
+    if recipe.data.pack:
+        problems.attempt(lambda: check_packing(config), "data.pack: ")
     if model.train == "lora":
         problems.attempt(lambda: check_adapters(config, model.lora, recipe.pipeline.stages), "model.lora: ")
     return warnings or []

@@ -31,6 +31,8 @@ def check_training(recipe: Recipe) -> list[str]:
             f"bptt_depth {recipe.depths.largest} x memory.segment_length {memory.segment_length} are {tokens:,} tokens "
             f"per rank and step: must be at most {MOST_TOKENS:,}, lower one of them"
         )
+    if recipe.data.pack and recipe.data.retrieval:
+        problems.append("data.pack: generated documents (data.retrieval) fill whole segments: set it to false")
     problems += check_memory_recall(recipe)
     if recipe.compute.recompute == "reentrant":
         problems.append(

@@ -63,7 +63,7 @@ class BadStepCounter:
         if not output.bad:
             self.consecutive, self.documents = 0, set()
             return "the gradients overflowed, the step is skipped" if output.skipped else dropped
-        found = suspects(output.finite, torch.cat([window.documents for window in windows], dim=1))
+        found = suspects(output.finite, documents_of(windows))
         self.consecutive += 1
         self.documents |= found
         message = f"loss or gradients are not finite, the step is skipped; it read {self.name(found)}"
@@ -127,6 +127,21 @@ class BadStepCounter:
         return f"{document - [0, *self.ends][source]} of data.train.{source}"
 
 
+def documents_of(windows: Sequence[Batch]) -> torch.Tensor:
+    """Return the documents of all segments of consecutive windows, ``[rows, segments, documents]``, -1 where there are
+    fewer than in others.
+
+    Args:
+        windows: windows of the same rows.
+    """
+    every = [window.documents[:, :, None] for window in windows]
+    every = [
+        one if w.others is None else torch.cat([one, w.others], dim=2) for one, w in zip(every, windows, strict=True)
+    ]
+    most = max(one.shape[2] for one in every)
+    return torch.cat([torch.nn.functional.pad(one, (0, most - one.shape[2]), value=-1) for one in every], dim=1)
+
+
 def suspects(finite: torch.Tensor, documents: torch.Tensor) -> set[int]:
     """Return indices of the documents, of all ranks, that may have caused a step's non-finite loss or gradient.
     Collective.
@@ -136,12 +151,12 @@ def suspects(finite: torch.Tensor, documents: torch.Tensor) -> set[int]:
 
     Args:
         finite: ``[rows, segments]`` bool, whether the losses of this rank's rows are finite.
-        documents: ``[rows, segments]``, indices of documents; -1 where there is none.
+        documents: ``[rows, segments, documents]``, indices of the documents of each segment; -1 where there are fewer.
     """
     present = documents >= 0
-    broken = ~finite.cpu() & present
-    first = documents.gather(1, broken.long().argmax(dim=1, keepdim=True))[broken.any(dim=1)]
-    own, every = zip(*all_gather_object((first.flatten().tolist(), documents[present].tolist())), strict=True)
+    broken = ~finite.cpu() & present.any(dim=2)
+    first = documents[torch.arange(len(documents)), broken.long().argmax(dim=1)][broken.any(dim=1)]
+    own, every = zip(*all_gather_object((first[first >= 0].tolist(), documents[present].tolist())), strict=True)
     return {document for some in (own if any(own) else every) for document in some}
 
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Collection, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +14,7 @@ from hmt_ds.backbones.stages import LayerRange
 from hmt_ds.checkpoint import RunPosition
 from hmt_ds.config.config_error import ConfigError
 from hmt_ds.config.recipe import Recipe
-from hmt_ds.data import Batch, RetrievalDocuments, RetrievalLoader, SourceShare, WindowLoader, document_lengths
+from hmt_ds.data import Batch, Packing, RetrievalDocuments, RetrievalLoader, SourceShare, WindowLoader, document_lengths
 from hmt_ds.distributed.deepspeed_internals import full_numel, is_replicated
 from hmt_ds.distributed.process_group import all_reduce_sum, rank, world_size
 from hmt_ds.memory import HMT
@@ -210,7 +210,7 @@ def executor_options(recipe: Recipe, prepared: Prepared, device: torch.device) -
         precision=recipe.model.precision,
         device=device,
         depth=recipe.depths.of_stage(1),
-        compute=recipe.compute,
+        compute=replace(recipe.compute, cuda_graphs="never") if recipe.data.pack else recipe.compute,
         memory_lr=recipe.optimizer.memory_lr,
         scheduler=make_scheduler(recipe.schedule.name, recipe.schedule.params, recipe.training.steps),
     )
@@ -243,7 +243,9 @@ def training_loader(
         assert prepared.retrieval is not None
         return RetrievalLoader(RetrievalDocuments(prepared.retrieval, settings, **which), **options)
     sources = [SourceShare(one.documents, one.source.weight) for one in prepared.sources]
-    return WindowLoader(prepared.train, sources=sources, mix_by=recipe.data.mix_by, **which, **options)
+    which |= {"sources": sources, "mix_by": recipe.data.mix_by}
+    packing = Packing.of(recipe.memory) if recipe.data.pack else None
+    return WindowLoader(prepared.train, packing=packing, **which, **options)
 
 
 def count_parameters(executor: Executor) -> tuple[int, int]:

@@ -50,6 +50,5 @@ def warn_if_unwritable(file: Path) -> Iterator[None]:
 
 def as_window(batch: Batch) -> Window:
     """Return the tensors of a batch that the model reads (token ids, labels, lengths, ...), as a window of segments."""
-    return Window(
-        batch.input_ids, batch.labels, batch.lengths, batch.starts, targets=batch.targets, weights=batch.weights
-    )
+    optional = {"targets": batch.targets, "weights": batch.weights, "parts": batch.parts}
+    return Window(batch.input_ids, batch.labels, batch.lengths, batch.starts, **optional)

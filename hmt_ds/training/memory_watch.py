@@ -178,7 +178,10 @@ class MemoryWatch:
         compared = ~window.starts[:, n]
         if self.which == "swapped":
             compared &= window.neighbours(n) != torch.arange(len(window.starts))
-        tokens = window.label_weights(n).sum(dim=1).double().to(cost.device)
+        weights = window.label_weights(n)
+        if window.parts is not None:  # the memories are of the segment's first document
+            weights = weights * (window.parts[:, n] == 0)
+        tokens = weights.sum(dim=1).double().to(cost.device)
         used = compared.to(cost.device) & (tokens > 0)
         d, t = cost[used], tokens[used]
         sums[:5] += torch.stack([d.sum(), t.sum(), (d * d).sum(), (d * t).sum(), (t * t).sum()])

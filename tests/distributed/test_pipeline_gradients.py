@@ -17,6 +17,7 @@ TWO = [
     Case(2, 1, 5, 2, train="frozen", interface="adapted"),
     Case(2, 1, 2, 2, mode="backbone", interface="adapted"),
     Case(2, 1, 2, 2, accumulation=2, loss="answers"),
+    Case(2, 1, 4, 2, loss="packed"),
     Case(2, 1, 4, 4, loss="weighted", **ASKED),
 ]
 THREE = [

@@ -9,7 +9,7 @@ from datasets import Dataset, Features, List, Value
 from torch import Tensor, nn
 
 from hmt_ds.backbones import build_model, select_trainable
-from hmt_ds.data import WindowLoader
+from hmt_ds.data import Packing, WindowLoader
 from hmt_ds.memory import HMT, IGNORED, MemorySettings, Window
 
 L = 8
@@ -52,7 +52,8 @@ def windows(rank: int, ranks: int, segments: int = DEPTH, rows: int = ROWS, loss
     """A rank's rows of all windows of one epoch, with targets of all kinds: none, the last memory, older ones.
 
     Args:
-        loss: "all": every label counts; "answers": some do; "weighted": labels have weights.
+        loss: "all": every label counts; "answers": some do; "weighted": labels have weights; "packed": documents share
+            segments, with gaps for MEMORY.
     """
     batches = WindowLoader(
         tokenised(),
@@ -64,9 +65,13 @@ def windows(rank: int, ranks: int, segments: int = DEPTH, rows: int = ROWS, loss
         rank=rank,
         world_size=ranks,
         batch_size=rows // ranks,
+        packing=Packing(2, 3) if loss == "packed" else None,
     )
-    every = [Window(b.input_ids, b.labels, b.lengths, b.starts, targets=b.input_ids[:, :, 0] // 11) for b in batches]
-    if loss == "all":
+    every = [
+        Window(b.input_ids, b.labels, b.lengths, b.starts, targets=b.input_ids[:, :, 0] // 11, parts=b.parts)
+        for b in batches
+    ]
+    if loss in ("all", "packed"):
         return every
     mine = slice(rank * rows // ranks, (rank + 1) * rows // ranks)
     weights = draw_weights(rows, segments, len(every))

@@ -123,6 +123,8 @@ COUNTED = [
     Case("zero3", loss="answers"),
     Case("zero3", loss="weighted", accumulation=2),
     Case("zero3", loss="weighted", reduction="step", recompute="selective"),
+    Case("zero1", loss="packed", reduction="step"),
+    Case("zero3", loss="packed", summary_batch=2),
 ]
 # every stage and offload file with both reductions, every training mode, every policy
 SAMPLE = [

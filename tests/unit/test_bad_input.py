@@ -25,6 +25,8 @@ from hmt_ds import cli
 PROJECT = Path(__file__).resolve().parents[2]
 NO_EMBEDDINGS = {"model_type": "cpmant", "vocab_size": VOCABULARY, "hidden_size": 16, "dim_ff": 16, "dim_head": 8}
 
+OPT = {"model_type": "opt", "vocab_size": VOCABULARY, "hidden_size": 16, "ffn_dim": 16, "num_attention_heads": 2}
+
 
 class Case(NamedTuple):
     """Words after the recipe, and a part of each line that must be printed, in order."""
@@ -62,6 +64,19 @@ CASES = [
         "depth beyond the documents",
         ["--training.bptt_depth", "{0: 1, 4: 2}", "--training.steps", "9"],
         ["the longest of data.train has 1 segments of 16 tokens, the schedule asks for 2"],
+    ),
+    Case(
+        "documents that share segments",
+        ["--data.pack", "true", "--compute.cuda_graphs", "always", "--data.retrieval", "{keys: 8, values: 4}"],
+        [
+            "data.pack: generated documents (data.retrieval) fill whole segments: set it to false",
+            "compute.cuda_graphs is always, but with data.pack each segment has an attention mask of its own",
+        ],
+    ),
+    Case(
+        "a model that cannot keep documents in a row apart",
+        ["--data.pack", "true", "--model.source", str(OPT)],
+        ["data.pack: opt does not keep documents in one row apart: set it to false"],
     ),
     Case("not one of the values", ["--memory.mode", "htm"], ["memory.mode: must be 'hmt', 'rmt' or 'backbone'"]),
     Case("override without a value", ["--training.steps"], ["--training.steps: no value given"]),

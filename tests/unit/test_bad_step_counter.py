@@ -15,6 +15,7 @@ from hmt_ds.training.bad_steps import (
     MAX_ROLLBACKS,
     BadStepCounter,
     TooManyBadSteps,
+    documents_of,
     read_excluded,
     suspects,
     write_excluded,
@@ -22,7 +23,7 @@ from hmt_ds.training.bad_steps import (
 
 DOCUMENTS = torch.tensor([[4, 4, 7], [5, 6, -1], [8, 8, 8]])
 ALL = torch.ones(3, 3, dtype=torch.bool)
-WINDOWS: Any = [SimpleNamespace(documents=DOCUMENTS)]
+WINDOWS: Any = [SimpleNamespace(documents=DOCUMENTS, others=None)]
 
 
 def step(bad: bool, finite: torch.Tensor = ALL, *, skipped: bool = False, reset_rows: int = 0) -> Any:
@@ -48,7 +49,17 @@ def broken(*places: tuple[int, int]) -> torch.Tensor:
     ],
 )
 def test_suspects(finite, found):
-    assert suspects(finite, DOCUMENTS) == found
+    assert suspects(finite, documents_of(WINDOWS)) == found
+
+
+def test_documents_that_share_segments_are_suspects_together():
+    others = torch.full((3, 3, 2), -1)
+    others[0, 1] = torch.tensor([9, 10])
+    windows: Any = [*WINDOWS, SimpleNamespace(documents=DOCUMENTS, others=others)]
+    finite = torch.ones(3, 6, dtype=torch.bool)
+    finite[0, 4:] = False
+    assert suspects(finite, documents_of(windows)) == {4, 9, 10}
+    assert suspects(torch.ones(3, 6, dtype=torch.bool), documents_of(windows)) == {4, 5, 6, 7, 8, 9, 10}
 
 
 def test_counting():

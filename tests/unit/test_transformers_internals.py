@@ -19,7 +19,7 @@ from hmt_ds.backbones.transformers_internals import (
     find_file,
     ignore_weights,
     is_recurrent,
-    one_sequence_per_row,
+    sequences_in_rows,
     set_tied_weights,
     tied_weights,
 )
@@ -60,7 +60,7 @@ def test_masks_are_built_with_the_functions_that_are_replaced(name):
     before = getattr(masking_utils, name)
     callers = [f for _, f in inspect.getmembers(masking_utils, inspect.isfunction) if f is not before]
     assert any(name in f.__code__.co_names for f in callers)
-    with one_sequence_per_row():
+    with sequences_in_rows():
         assert getattr(masking_utils, name) is not before
     assert getattr(masking_utils, name) is before
 
