@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 from datasets import Dataset
 
 from hmt_ds.config.recipe import Recipe
@@ -12,6 +13,7 @@ from hmt_ds.data.describe import segments_of
 from hmt_ds.preflight.read_data import ReadSource
 from hmt_ds.reporting.data_table import QUANTILES, DataFigures, SourceFigures
 
+FIRST = 100  # documents whose weights are counted
 SAMPLED = 1000  # steps whose depths are drawn, where it changes from step to step
 
 
@@ -65,16 +67,20 @@ def figures_of(
     tokens = int(lengths.sum())
     # a length that documents have, and not one between two of them
     quantiles = np.quantile(segments, list(QUANTILES.values()), method="inverted_cdf").astype(int).tolist()
-    return SourceFigures(
-        source.source.source,
-        source.found.files,
-        len(lengths),
-        tokens,
-        quantiles,
-        float(padding),
-        float(share),
-        float(passes),
-    )
+    in_loss = share_in_loss(source.found.tokens)
+    numbers = (len(lengths), tokens, quantiles, float(padding), float(share), float(passes), in_loss)
+    return SourceFigures(source.source.source, source.found.files, *numbers)
+
+
+def share_in_loss(tokens: Dataset) -> float:
+    """Return the fraction of tokens that have a weight in the loss, in the first documents.
+
+    All documents would take as long as to read them.
+    """
+    if "weights" not in tokens.column_names:
+        return 1.0
+    first = tokens.select(range(min(len(tokens), FIRST))).with_format("arrow")[:]["weights"]
+    return float((pc.list_flatten(first).to_numpy() > 0).mean())
 
 
 def segments_of_run(recipe: Recipe, pipelines: int) -> float:

@@ -25,6 +25,7 @@ class SourceFigures:
         padding: fraction of the positions of its segments that are padding.
         share: fraction of what the run reads, in tokens or documents.
         passes: how often the run reads the source.
+        in_loss: fraction of its tokens that have a weight in the loss, estimated from its first documents.
     """
 
     name: str
@@ -35,6 +36,7 @@ class SourceFigures:
     padding: float
     share: float
     passes: float
+    in_loss: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -74,11 +76,22 @@ def sources_table(figures: DataFigures) -> Table:
     table = Table(box=None, pad_edge=False)
     table.add_column("source", overflow="fold", ratio=1)
     segments = [f"segments {name}" for name in QUANTILES]
-    for column in ("files", "documents", "tokens", *segments, "padding", f"share of {figures.mix_by}", "passes"):
+    answers = ["in the loss"] if any(one.in_loss < 1 for one in figures.sources) else []
+    for column in (
+        "files",
+        "documents",
+        "tokens",
+        *answers,
+        *segments,
+        "padding",
+        f"share of {figures.mix_by}",
+        "passes",
+    ):
         table.add_column(column, justify="right")
     for one in figures.sources:
         files = "" if one.files is None else f"{one.files:,}"
-        numbers = [files, f"{one.documents:,}", f"{one.tokens:,}", *(f"{number:,}" for number in one.segments)]
+        numbers = [files, f"{one.documents:,}", f"{one.tokens:,}", *(f"{one.in_loss:.1%}" for _ in answers)]
+        numbers += [f"{number:,}" for number in one.segments]
         table.add_row(escape(one.name), *numbers, f"{one.padding:.1%}", f"{one.share:.1%}", f"{one.passes:,.2f}")
     return table
 

@@ -77,6 +77,18 @@ def test_the_lines():
     assert cache == "token cache  0 bytes in cache"
 
 
+def test_the_share_in_the_loss():
+    """A column only where a source has tokens that do not count."""
+    with_answers = sources(*LENGTHS)
+    columns = {"input_ids": [[0] * 4] * 2, "length": [4] * 2, "weights": [[0.0, 0, 0, 1], [0, 0, 0.5, 1]]}
+    with_answers[0] = ReadSource(with_answers[0].source, SourceTokens(Dataset.from_dict(columns), 1, ()))
+    figures = data_figures(recipe(), with_answers, pipelines=1)
+    assert [one.in_loss for one in figures.sources] == [3 / 8, 1]
+    text = "\n".join(data_lines(figures))
+    assert "loss" in text and "37.5%" in text and "100.0%" in text
+    assert "loss" not in "\n".join(data_lines(data_figures(recipe(), sources(*LENGTHS), pipelines=1)))
+
+
 @pytest.mark.parametrize(
     ("number", "text"), [(999, "999 bytes"), (1500, "1.5 kB"), (2.5e9, "2.5 GB"), (3e15, "3,000.0 TB")]
 )
