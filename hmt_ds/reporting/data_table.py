@@ -74,20 +74,13 @@ def data_lines(figures: DataFigures) -> list[str]:
 def sources_table(figures: DataFigures) -> Table:
     """Return the table of sources, with a header over each column."""
     table = Table(box=None, pad_edge=False)
-    table.add_column("source", overflow="fold", ratio=1)
-    segments = [f"segments {name}" for name in QUANTILES]
-    answers = ["in the loss"] if any(one.in_loss < 1 for one in figures.sources) else []
-    for column in (
-        "files",
-        "documents",
-        "tokens",
-        *answers,
-        *segments,
-        "padding",
-        f"share of {figures.mix_by}",
-        "passes",
-    ):
-        table.add_column(column, justify="right")
+    table.add_column("\nsource", overflow="fold", ratio=1)
+    first, *others = QUANTILES
+    segments = [f"segments\n{first}", *(f"\n{name}" for name in others)]
+    answers = ["in the\nloss"] if any(one.in_loss < 1 for one in figures.sources) else []
+    names = ["files", "documents", "tokens", *answers, *segments, "padding", f"share of\n{figures.mix_by}", "passes"]
+    for name in names:
+        table.add_column(name if "\n" in name else f"\n{name}", justify="right", no_wrap=True)
     for one in figures.sources:
         files = "" if one.files is None else f"{one.files:,}"
         numbers = [files, f"{one.documents:,}", f"{one.tokens:,}", *(f"{one.in_loss:.1%}" for _ in answers)]

@@ -14,7 +14,7 @@ from hmt_ds.data import SourceShare, WindowPlan
 from hmt_ds.data.prepared import SourceTokens
 from hmt_ds.preflight.data_figures import data_figures
 from hmt_ds.preflight.read_data import ReadSource
-from hmt_ds.reporting.data_table import data_lines, size
+from hmt_ds.reporting.data_table import DataFigures, SourceFigures, data_lines, size
 
 LENGTHS = ([5, 10, 11, 95], [3] * 40)
 WEIGHTS = (3.0, 1.0)
@@ -75,6 +75,14 @@ def test_the_lines():
     assert second.split()[:5] == ["part", "[1]", "1", "40", "120"] and "70.0%" in second and "25.0%" in second
     assert whole == "one pass     44 documents, 241 tokens in about 2.2 optimizer steps; the run has 50"
     assert cache == "token cache  0 bytes in cache"
+
+
+def test_large_numbers_and_long_names_are_not_cut_off():
+    name, segments = "a-data-set-with-a-long-name/train-*.parquet", [1, 20, 300, 123456]
+    one = SourceFigures(name, 100, 12345678, 123456789012, segments, 0.1, 1.0, 1000.5, 0.03)
+    lines = data_lines(DataFigures([one], "documents", 10.0, 20, 30, "cache"))
+    assert "\u2026" not in "".join(lines) and all(len(line) <= 120 for line in lines)
+    assert "123,456,789,012" in lines[2] and name == "".join(line.split()[0] for line in lines[2:-2])
 
 
 def test_the_share_in_the_loss():
