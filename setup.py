@@ -35,6 +35,7 @@ setup(
     ],
     extras_require={
         "mpi": ["mpi4py>=4"],
+        "harness": ["lm_eval>=0.4.13"],
         "trackers": ["accelerate>=1.10"],  # and the package of each tracker
         "dev": [
             "accelerate",
