@@ -1,7 +1,8 @@
 """Documents put together from the windows that a training run reads, with the weight of each token in the loss."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,42 +11,73 @@ from hmt_ds.data import Batch
 from hmt_ds.training.evaluation_in_run import as_window
 
 
+class Place(NamedTuple):
+    """Where a document is within a segment of a row.
+
+    Attributes:
+        number: index of the document in the data.
+        begins: whether its first token is there.
+        columns: columns of its tokens.
+        shared: whether other documents are in the segment.
+        last: whether no other document follows in the segment; only the last one's memory is kept.
+    """
+
+    number: int
+    begins: bool
+    columns: slice
+    shared: bool
+    last: bool
+
+
+class Part(NamedTuple):
+    """What a document has in one segment.
+
+    Attributes:
+        ids: its token ids, ``[tokens]`` int64.
+        label_weights: weight of the label at each token, which is the token behind it, ``[tokens]`` float32.
+        place: where it is.
+    """
+
+    ids: Tensor
+    label_weights: Tensor
+    place: Place
+
+
 @dataclass
 class Document:
     """A document as it is read.
 
     Attributes:
         number: its index in the data.
-        segments: the token ids of each segment, `[tokens]` int64.
-        label_weights: the weight of the label at each token, which is the token behind it, `[tokens]` float32.
+        parts: what it has in each of its segments.
         done: whether its last segment has been read.
     """
 
     number: int
-    segments: list[Tensor] = field(default_factory=list)
-    label_weights: list[Tensor] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
     done: bool = False
 
     @property
     def tokens(self) -> int:
         """Number of tokens."""
-        return sum(map(len, self.segments))
+        return sum(len(part.ids) for part in self.parts)
 
     def weights(self, n: int) -> Tensor:
-        """Return the weight of each token of segment n in the loss; 0 for the document's first, which nothing predicts.
+        """Return the weight in the loss of each token in segment n; 0 for the document's first, which nothing predicts.
 
         The weight of a segment's first token is that of the last label of the segment before it.
         """
-        first = self.label_weights[n - 1][-1:] if n else torch.zeros(1)
-        return torch.cat([first, self.label_weights[n][:-1]])
+        first = self.parts[n - 1].label_weights[-1:] if n else torch.zeros(1)
+        return torch.cat([first, self.parts[n].label_weights[:-1]])
 
 
-def first_documents(batches: Iterable[Batch], number: int) -> list[Document]:
+def first_documents(batches: Iterable[Batch], number: int, gap: int) -> list[Document]:
     """Read the documents that training begins with.
 
     Args:
         batches: windows of one rank, in order.
         number: number of documents, at most as many as the data has.
+        gap: columns in front of a document that begins within a segment; see ``Packing.gap``.
 
     Returns:
         Whole documents, in the order in which their first segments are read.
@@ -56,16 +88,33 @@ def first_documents(batches: Iterable[Batch], number: int) -> list[Document]:
         window = as_window(batch)
         for n in range(len(window)):
             weights = window.label_weights(n)
-            for row, length in enumerate(window.lengths[:, n].tolist()):
-                if bool(window.starts[row, n]) and row in rows:
+            for row in range(len(weights)):
+                if bool(batch.starts[row, n]) and row in rows:
                     rows.pop(row).done = True
-                if length == 0:
-                    continue
-                if row not in rows:
-                    rows[row] = Document(int(batch.documents[row, n]))
-                    found.append(rows[row])
-                rows[row].segments.append(window.input_ids[row, n, :length])
-                rows[row].label_weights.append(weights[row, :length])
+                for place in places(batch, row, n, gap):
+                    if place.begins:
+                        if row in rows:
+                            rows[row].done = True
+                        rows[row] = Document(place.number)
+                        found.append(rows[row])
+                    part = (batch.input_ids[row, n, place.columns], weights[row, place.columns], place)
+                    rows[row].parts.append(Part(*part))
         if len(found) >= number and all(document.done for document in found[:number]):
             break
     return found[:number]
+
+
+def places(batch: Batch, row: int, n: int, gap: int) -> Iterator[Place]:
+    """Yield the documents of segment n of a row, from left to right; none if the segment is empty."""
+    length, begins, number = int(batch.lengths[row, n]), bool(batch.starts[row, n]), int(batch.documents[row, n])
+    if length == 0:
+        return
+    counts = [length] if batch.parts is None else batch.parts[row, n, :length].bincount().tolist()
+    at = 0
+    for j, count in enumerate(counts):
+        if j:
+            assert batch.others is not None
+            number = int(batch.others[row, n, j - 1])
+        columns = slice(at + (gap if j else 0), at + count)
+        yield Place(number, begins or j > 0, columns, len(counts) > 1, j == len(counts) - 1)
+        at += count

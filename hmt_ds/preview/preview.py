@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from hmt_ds.config.config_error import ConfigError
 from hmt_ds.config.load import load_recipe
 from hmt_ds.config.recipe import Pipeline, Recipe
-from hmt_ds.data import document_lengths, load_tokenizer
+from hmt_ds.data import Packing, document_lengths, load_tokenizer
 from hmt_ds.preflight.prepare import Prepared
 from hmt_ds.preflight.problems import Problems
 from hmt_ds.preflight.read_data import ReadSource, read_data
@@ -44,12 +44,13 @@ def preview(recipe_file: Path, options: PreviewOptions, overrides: list[str]) ->
     if prepared.train is not None:
         lengths, segment_length = document_lengths(prepared.train), recipe.memory.segment_length
         number, bars = min(number, len(lengths)), histogram(lengths, segment_length)
-        summary = (
-            f"{len(lengths):,} documents, {lengths.sum():,} tokens in segments of {segment_length:,}; "
-            f"{padding(lengths, segment_length):.1%} of all positions are padding."
-        )
+        summary = f"{len(lengths):,} documents, {lengths.sum():,} tokens in segments of {segment_length:,}; "
+        if recipe.data.pack:
+            summary += "documents share segments (data.pack)."
+        else:
+            summary += f"{padding(lengths, segment_length):.1%} of all positions are padding."
     whole = recipe.model_copy(update={"pipeline": Pipeline()})  # one process is no pipeline
-    found = first_documents(training_loader(whole, prepared), number)
+    found = first_documents(training_loader(whole, prepared), number, Packing.of(recipe.memory).gap)
     shown = [
         show(one, name_of(one.number, prepared.sources), recipe.memory, tokenizer, options.segments) for one in found
     ]

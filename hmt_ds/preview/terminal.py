@@ -64,22 +64,14 @@ def document_group(document: Shown, brackets: bool) -> RenderableType:
         document: the document.
         brackets: whether brackets mark what is in the loss, for lack of colours.
     """
-    head = f"\n{document.name}: {document.tokens:,} tokens in {document.segments:,} segments, "
-    parts: list[RenderableType] = [Text(head + f"{document.in_loss:,} tokens in the loss", style="bold")]
+    parts: list[RenderableType] = [Text(f"\n{document.name}: {document.size}", style="bold")]
     for reading in document.readings:
         if reading is None:
             shown = sum(one is not None for one in document.readings)
             parts.append(Rule(Text(f"{document.segments - shown:,} more segments"), style="dim", characters="\u00b7"))
         else:
-            parts += [Rule(Text(reading_title(reading)), align="left", style="dim"), reading_text(reading, brackets)]
+            parts += [Rule(Text(reading.title), align="left", style="dim"), reading_text(reading, brackets)]
     return Group(*parts)
-
-
-def reading_title(reading: Reading) -> str:
-    """Return the heading of a segment: its number, its tokens' positions in the document, and how many of them are in
-    the loss."""
-    last = reading.first + reading.tokens - 1
-    return f"segment {reading.number}: tokens {reading.first:,} to {last:,}, {reading.in_loss:,} in the loss"
 
 
 def reading_text(reading: Reading, brackets: bool) -> Text:

@@ -33,6 +33,7 @@ class Reading:
         number: of the segment, from 1 on.
         first: position of its first token in the document, from 0 on.
         tokens: number of its own tokens.
+        shared: whether other documents are in the segment, too.
         in_loss: number of its tokens with a weight in the loss.
         before: what is read in front of the tokens, such as "memory 16".
         sensory: text of the last tokens of the segment before, which are read again.
@@ -43,11 +44,19 @@ class Reading:
     number: int
     first: int
     tokens: int
+    shared: bool
     in_loss: int
     before: list[str]
     sensory: str
     runs: list[Run]
     behind: list[str]
+
+    @property
+    def title(self) -> str:
+        """Heading: number of the segment, positions of its tokens in the document, and how many are in the loss."""
+        last = self.first + self.tokens - 1
+        shared = ", with other documents" if self.shared else ""
+        return f"segment {self.number}: tokens {self.first:,} to {last:,}, {self.in_loss:,} in the loss{shared}"
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,12 @@ class Shown:
     segments: int
     in_loss: int
     readings: list[Reading | None]
+
+    @property
+    def size(self) -> str:
+        """The numbers of tokens and segments, as text."""
+        segments = f"{self.segments:,} segments" if self.segments > 1 else "1 segment"
+        return f"{self.tokens:,} tokens in {segments}, {self.in_loss:,} in the loss"
 
     @property
     def weights(self) -> set[float]:
@@ -98,7 +113,7 @@ def show(
         tokenizer: decodes the tokens.
         most: number of segments to show, half of them the last ones.
     """
-    count = len(document.segments)
+    count = len(document.parts)
     head = count if count <= most else most - most // 2
     chosen: list[int | None] = list(range(head))
     if count > head:
@@ -117,16 +132,16 @@ def read(document: Document, n: int, settings: MemorySettings, tokenizer: PreTra
         settings: settings of the memory.
         tokenizer: decodes the tokens.
     """
-    ids, weights, k = document.segments[n], document.weights(n), settings.sensory_tokens
-    tail = document.segments[n - 1][-k:] if n and k else ids[:0]
+    part, weights, k = document.parts[n], document.weights(n), settings.sensory_tokens
+    tail = document.parts[n - 1].ids[-k:] if n and k else part.ids[:0]
     before = ["sink"] * settings.sink_tokens
     if prompt := settings.prompt_tokens():
         before.append(f"memory {prompt}" if n else f"initial memory {prompt}")
-    behind = [f"write {settings.write_tokens()}"] if settings.write_tokens() else []
-    first = sum(map(len, document.segments[:n]))
+    behind = [f"write {settings.write_tokens()}"] if settings.write_tokens() and part.place.last else []
+    first = sum(len(one.ids) for one in document.parts[:n])
     in_loss = int((weights > 0).sum())
-    sensory, *runs = runs_of(tail, ids, weights, tokenizer)
-    return Reading(n + 1, first, len(ids), in_loss, before, sensory.text, runs, behind)
+    sensory, *runs = runs_of(tail, part.ids, weights, tokenizer)
+    return Reading(n + 1, first, len(part.ids), part.place.shared, in_loss, before, sensory.text, runs, behind)
 
 
 def runs_of(tail: Tensor, ids: Tensor, weights: Tensor, tokenizer: PreTrainedTokenizerBase) -> list[Run]:

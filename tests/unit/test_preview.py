@@ -19,9 +19,9 @@ from datasets import Dataset, Features, List, Value
 from rich.console import Console
 
 from hmt_ds import cli
-from hmt_ds.data import WindowLoader
+from hmt_ds.data import Packing, WindowLoader
 from hmt_ds.memory import MemorySettings
-from hmt_ds.preview.documents import Document, first_documents
+from hmt_ds.preview.documents import Document, Part, Place, first_documents
 from hmt_ds.preview.page import render
 from hmt_ds.preview.terminal import print_preview
 from hmt_ds.preview.view import Bar, Shown, histogram, padding, show
@@ -33,7 +33,7 @@ SETTINGS = MemorySettings(segment_length=L, sensory_tokens=3, memory_tokens=2, i
 TEXT = "The heavy jar [bold]is[/bold] in <b>Denver</b>. Question: Where is the jar? Answer: in \u00e9l D\u00e9nver."
 
 
-def loader(weights: bool = True) -> tuple[Dataset, WindowLoader]:
+def loader(weights: bool = True, packing: Packing | None = None) -> tuple[Dataset, WindowLoader]:
     """Twelve documents of random tokens and weights, and their windows in the order of training."""
     random = np.random.default_rng(0)
     lengths = random.integers(1, 40, 12)
@@ -44,7 +44,7 @@ def loader(weights: bool = True) -> tuple[Dataset, WindowLoader]:
         features["weights"] = List(Value("float32"))
     tokens = Dataset.from_dict(columns, features=Features(features))
     options = {"segments": 3, "segment_length": L, "seed": 5, "rank": 0, "world_size": 1, "batch_size": 2}
-    return tokens, WindowLoader(tokens, **options)
+    return tokens, WindowLoader(tokens, packing=packing, **options)
 
 
 def document_of(text: str, answer: str, length: int = L) -> Document:
@@ -54,14 +54,16 @@ def document_of(text: str, answer: str, length: int = L) -> Document:
     ids, at = torch.tensor(encoded.input_ids), text.index(answer)
     weights = torch.tensor([1 if end > at else 0.1 for _, end in encoded.offset_mapping])
     labels = torch.cat([weights[1:], torch.zeros(1)])
-    return Document(7, list(ids.split(length)), list(labels.split(length)), done=True)
+    place = Place(7, False, slice(None), shared=False, last=True)
+    both = zip(ids.split(length), labels.split(length), strict=True)
+    return Document(7, [Part(*pair, place) for pair in both], done=True)
 
 
 @pytest.mark.parametrize("weights", [True, False])
 def test_documents_are_those_of_the_data(weights):
     """Whole, in the order of the windows, each token with its own weight; the first has none, nothing predicts it."""
     tokens, batches = loader(weights)
-    found = first_documents(batches, 5)
+    found = first_documents(batches, 5, 0)
     begun = [
         int(batch.documents[row, n])
         for batch in itertools.islice(batches, 8)
@@ -71,23 +73,43 @@ def test_documents_are_those_of_the_data(weights):
     assert [document.number for document in found] == begun[:5]
     for document in found:
         row = tokens[document.number]
-        assert torch.cat(document.segments).tolist() == row["input_ids"] and document.tokens == row["length"]
-        assert all(len(segment) == L for segment in document.segments[:-1])
-        shown = torch.cat([document.weights(n) for n in range(len(document.segments))]).tolist()
+        assert (
+            torch.cat([part.ids for part in document.parts]).tolist() == row["input_ids"]
+            and document.tokens == row["length"]
+        )
+        assert all(len(part.ids) == L for part in document.parts[:-1])
+        shown = torch.cat([document.weights(n) for n in range(len(document.parts))]).tolist()
         assert shown == [0, *(row["weights"][1:] if weights else [1] * (row["length"] - 1))]
+
+
+def test_documents_that_share_segments():
+    """They are whole without the gaps between them, and only the last one of a segment keeps its memory."""
+    tokens, batches = loader(packing=Packing(gap=2, least=2))
+    found = first_documents(batches, 8, gap=2)
+    assert any(part.place.shared for document in found for part in document.parts)
+    for document in found:
+        row, parts = tokens[document.number], document.parts
+        assert torch.cat([part.ids for part in parts]).tolist() == row["input_ids"]
+        weights = torch.cat([document.weights(n) for n in range(len(parts))]).tolist()
+        assert weights == [0, *row["weights"][1:]]
+        assert all(part.place.last for part in parts[:-1])  # one that goes on
+        assert [one.behind for one in show(document, "", SETTINGS, byte_level(), 99).readings] == [
+            ["write 2"] if part.place.last else [] for part in parts
+        ]
+    assert not all(document.parts[-1].place.last for document in found)
 
 
 def test_a_segment_as_it_is_read():
     """Its texts make up the document's, characters of several tokens included; sensory tokens are the last ones."""
     document, tokenizer = document_of(TEXT, " in \u00e9l"), byte_level()
     shown = show(document, "Document 7 of a.jsonl", SETTINGS, tokenizer, 100)
-    assert shown.segments == len(shown.readings) == len(document.segments)
+    assert shown.segments == len(shown.readings) == len(document.parts)
     assert "".join(run.text for one in shown.readings for run in one.runs) == TEXT
     answers = [run.text for one in shown.readings for run in one.runs if run.weight == 1]
     assert "".join(answers) == " in \u00e9l D\u00e9nver."
     first, second, *_ = shown.readings
     assert first.before == ["sink", "initial memory 4"] and second.before == ["sink", "memory 4"]
-    assert first.sensory == "" and second.sensory == tokenizer.decode(document.segments[0][-3:])
+    assert first.sensory == "" and second.sensory == tokenizer.decode(document.parts[0].ids[-3:])
     assert (second.first, second.tokens, second.behind) == (L, L, ["write 2"])
     assert sum(one.in_loss for one in shown.readings) == shown.in_loss == document.tokens - 1
     assert len(shown.weights) == 3 and {0, 1} < shown.weights  # the first token, the prompt, the answer
@@ -127,7 +149,7 @@ def test_the_terminal_shows_weights_without_colours_too():
     plain = printed(shown)
     assert "[bold]is[/bold] in <b>Denver</b>" in plain and "\u001b" not in plain
     assert "\u27e7 x0.1\u27e6 in \u00e9l" in plain
-    assert f"Document 7 of a.jsonl: {shown.tokens} tokens in {shown.segments} segments" in plain
+    assert f"Document 7 of a.jsonl: {shown.tokens} tokens in {shown.segments} segments, " in plain
     coloured = printed(shown, color_system="standard", force_terminal=True)
     assert "\u001b[32m in \u00e9l" in coloured and "\u27e6" not in coloured
 
@@ -216,7 +238,7 @@ def test_several_sources(folder, monkeypatch, capsys):
     Path("plain.txt").write_text("The jar is in Denver. The blanket is in Glasgow.")
     sources = "[{source: rows.jsonl, format: questions}, {source: plain.txt, weight: 3}]"
     assert run(monkeypatch, "--data.train", sources, "--documents", "8") == 0
-    heads = re.findall(r"Document (\d+) of (\S+): (\d+) tokens in \d+ segments, (\d+) tokens", capsys.readouterr().out)
+    heads = re.findall(r"Document (\d+) of (\S+): (\d+) tokens in \d+ segments?, (\d+) in", capsys.readouterr().out)
     assert {source for _, source, *_ in heads} == {"rows.jsonl", "plain.txt"} and len(heads) == 8
     for number, source, tokens, in_loss in heads:
         assert (int(number) == 0 and int(in_loss) == int(tokens) - 1) if source == "plain.txt" else int(in_loss) == 1
