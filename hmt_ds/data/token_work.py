@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import connection, get_context, parent_process
 from typing import Any, TypeVar
@@ -123,7 +124,8 @@ def in_order(work: Callable[[Unit], Result], units: Iterable[Unit], processes: i
         begun = deque[tuple[Unit, Future[Result]]]()
         for unit in itertools.chain(units, itertools.repeat(None)):
             if unit is not None:
-                begun.append((unit, pool.submit(_do, unit)))
+                with _interrupts_later():  # a process may be started, which has to leave Ctrl-C to this one
+                    begun.append((unit, pool.submit(_do, unit)))
             elif not begun:
                 return
             if unit is None or len(begun) >= AHEAD * processes:
@@ -133,6 +135,16 @@ def in_order(work: Callable[[Unit], Result], units: Iterable[Unit], processes: i
         pool.shutdown(cancel_futures=True)
 
 
+@contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Keep SIGINT until the end of the ``with`` block, and for good from the processes that are started in it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 _work: Callable[[Unit], Any]  # of this process
 
 
@@ -140,7 +152,6 @@ def _begin(work: Callable[[Unit], Any]) -> None:
     global _work
     _work = work
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the processes share the cores already
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process gets it too, and ends the others
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

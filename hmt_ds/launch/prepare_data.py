@@ -3,6 +3,8 @@
 import argparse
 import os
 import shlex
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 from hmt_ds.config.config_error import ConfigError, collected
@@ -45,13 +47,17 @@ def prepare_data(recipe: Recipe, processes: int) -> list[str]:
     Raises:
         ConfigError: with a line for each problem.
     """
-    from hmt_ds.data import DataError, Packing, describe_tokens
+    from hmt_ds.backbones import BackboneError, read_config
+    from hmt_ds.data import DataError, Packing, check_vocabulary, describe_tokens
     from hmt_ds.preflight.source_tokens import tokenizer_of, tokens_of
 
     silence()
     lines, at, cache = list[str](), "model.tokenizer", Path(recipe.data.cache_dir)
     try:
         tokenizer = tokenizer_of(recipe)
+        with suppress(BackboneError):  # the model need not be on this machine
+            model = read_config(recipe.model.source, trust_remote_code=recipe.model.trust_remote_code)
+            check_vocabulary(tokenizer, getattr(model, "vocab_size", sys.maxsize))
         keys: dict[str, SourcesKey] = {"data": "train", "held out": "validation"}
         for name, key in keys.items():
             sources = recipe.data.sources(key)

@@ -2,12 +2,15 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import datasets
 import numpy as np
+import psutil
 import pytest
 import yaml
 
@@ -157,11 +160,30 @@ def test_the_command(recipe, tmp_path):
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()} == made
 
 
+def test_interrupted(recipe, tmp_path):
+    """Ctrl-C, at whatever moment: one line, no traceback of any process, and the same command goes on."""
+    command = [sys.executable, "-c", COMMAND, "prepare", str(recipe), "--processes", "2"]
+    here = {"PYTHONPATH": str(Path(hmt_ds.data.__file__).parents[2]), "HF_HOME": str(tmp_path / "hf")}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+    run = subprocess.Popen(command, cwd=tmp_path, env=os.environ | here, **pipes)
+    while len(psutil.Process(run.pid).children()) < 2 and run.poll() is None:
+        time.sleep(0.01)
+    os.killpg(run.pid, signal.SIGINT)
+    said, _ = run.communicate(timeout=60)
+    assert run.returncode == 130 and "Traceback" not in said
+    assert "stopped: shards that are whole are kept" in said
+    assert hmt_ds_prepare(recipe, "--processes", 1, cwd=tmp_path).returncode == 0
+
+
 @pytest.mark.parametrize(
     ("words", "error"),
     [
         (["--data.train.source", "absent.jsonl"], "data.train: 'absent.jsonl' is neither a file nor a folder"),
         (["--model.tokenizer", "/absent"], "model.tokenizer: tokenizer '/absent' is neither a file"),
+        (
+            ["--model.source.vocab_size", "300"],
+            "model.tokenizer: the tokenizer's ids go up to 399, but the model's voc",
+        ),
         (["--processes", "0"], "--processes: must be at least 1, got '0'"),
         (["--data.cache_dir", "train.jsonl"], "tokens cannot be kept: train.jsonl is a file"),
     ],
