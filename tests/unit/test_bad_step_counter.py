@@ -126,3 +126,10 @@ def test_a_memory_that_is_not_finite_is_lost_with_its_row_alone():
     assert rows.tolist() == [False, True, False]
     assert mended.valid.tolist() == [[True] * 2, [False] * 2, [True] * 2]
     assert mended.memories.sum(dim=(1, 2, 3)).tolist() == [8, 0, 8]
+
+
+def test_documents_of_several_sources_are_named_with_their_source():
+    named = BadStepCounter(sources=[20, 5, 30]).name([24, 3, 20, 25])
+    parts = "3 of data.train.0, 0 of data.train.1, 4 of data.train.1, 0 of data.train.2"
+    assert named == f"documents {parts} (counted from 0, without blank ones)"
+    assert BadStepCounter(sources=[20]).name([3]) == "document 3 of data.train (counted from 0, without blank ones)"

@@ -56,6 +56,12 @@ def test_the_shares_are_those_of_the_weights(mix_by):
     assert mix_by == "tokens" or taken.tolist() == [8, 5, 2, 1]
 
 
+def test_a_source_of_small_weight_comes_in_the_middle_of_its_share():
+    sources = [SourceShare(50, 9), SourceShare(50, 1)]
+    documents = begun(itertools.islice(plan(lengths=[5] * 100, sources=sources, mix_by="documents"), 2))
+    assert [document // 50 for document in documents[:20]] == [0] * 5 + [1] + [0] * 9 + [1] + [0] * 4
+
+
 def test_each_pass_over_a_source_is_a_permutation_of_its_own():
     documents = np.array(begun(itertools.islice(plan(mix_by="documents", segments=100), 1000)))
     orders = []
@@ -92,6 +98,11 @@ def test_the_state_of_one_source_is_as_it_was():
 
 def test_one_epoch_reads_each_document_of_every_source_once():
     assert sorted(begun(plan(epochs=1))) == list(range(sum(COUNTS)))
+
+
+def test_documents_left_out_of_a_mix():
+    left_out = {0, 19, 25, 100, 490}
+    assert sorted(begun(plan(epochs=1, left_out=left_out))) == sorted(set(range(sum(COUNTS))) - left_out)
 
 
 def test_a_source_that_is_left_out_leaves_the_others_their_proportions():
