@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig
 
 from hmt_ds.backbones import BackboneError, build_model, read_config
 from hmt_ds.checkpoint import newest_intact
@@ -18,12 +18,11 @@ from hmt_ds.conversion.adapters import Adapters, check_untied, peft_config
 from hmt_ds.conversion.card import card, picture_of
 from hmt_ds.conversion.conversion_error import OWN_CODE, ConversionError
 from hmt_ds.conversion.convert_options import ConvertOptions, What, check_part
-from hmt_ds.conversion.export import BACKBONE, DTYPES, Export, find_tokenizer, generation_config, select_part
+from hmt_ds.conversion.export import BACKBONE, DTYPES, Export, generation_config, select_part
 from hmt_ds.conversion.formats import kind_of
 from hmt_ds.conversion.skeleton import combine, match_weights, skeleton, with_frozen, with_recall_dim
+from hmt_ds.conversion.trained_chat import stop_at_answers, tokenizer_of_run
 from hmt_ds.conversion.weights import Weights, checkpoint_weights, folder_weights, tensor_weights
-from hmt_ds.data import DataError
-from hmt_ds.data.formats import read_template
 from hmt_ds.memory import MemorySettings
 
 
@@ -47,38 +46,19 @@ def export_run(source: Path, options: ConvertOptions, notes: list[str]) -> Expor
     weights = RunWeights(recipe, checkpoint_weights(checkpoint), config, settings)
     named = model.source if isinstance(model.source, str) else None
     step = read_run_state(checkpoint)["step"]
+    tokenizer = tokenizer_of_run(recipe, options.what, notes)
     return Export(
         options.what,
         weights.part(options.what),
         config,
         settings,
         DTYPES[options.dtype or ("bf16" if model.precision == "bf16" else "fp32")],
-        tokenizer=tokenizer_of_run(recipe, options.what, notes),
-        generation=generation_config(named, config),
+        tokenizer=tokenizer,
+        generation=stop_at_answers(generation_config(named, config), tokenizer, recipe),
         lora=weights.peft_config() if options.what == "adapter" else None,
         card=card(options.what, f"{run.name}/{checkpoint.name}", settings, named, run, step),
         pictures=tuple(filter(None, [picture_of(run)])),
     )
-
-
-def tokenizer_of_run(recipe: Recipe, what: What, notes: list[str]) -> PreTrainedTokenizerBase | None:
-    """Return the tokenizer of a run, with the chat template that it was trained with; None if there is none.
-
-    Args:
-        recipe: recipe of the run. Several sources with different templates leave the tokenizer's own.
-        what: exported part.
-        notes: lines for the user, to which warnings are appended.
-    """
-    source = recipe.model.source
-    tokenizer = find_tokenizer(recipe.model.tokenizer or (source if isinstance(source, str) else None), notes, what)
-    files = {one.chat_template for one in recipe.data.sources("train").values() if one.row_format == "messages"}
-    file = files.pop() if len(files) == 1 else None
-    if tokenizer is not None and file is not None:
-        try:
-            tokenizer.chat_template = read_template(file)
-        except DataError as error:
-            notes.append(f"warning: the tokenizer in the folder keeps its own chat template: {error}")
-    return tokenizer
 
 
 def has_adapters(source: Path) -> bool:

@@ -147,3 +147,13 @@ def check_message(message: object, number: int) -> Message:
     if role == "assistant" and not content.strip() and not chosen.get("tool_calls"):
         raise DataError(f"message {number} of role assistant is empty")
     return chosen
+
+
+def end_of_answers(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the token that ends an answer in the tokenizer's chat template; None if no special token does."""
+    try:
+        text, spans = render_chat([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], tokenizer)
+    except DataError:
+        return None
+    ids = tokenizer(text[slice(*spans[-1])].rstrip(), add_special_tokens=False).input_ids
+    return ids[-1] if ids and ids[-1] in tokenizer.get_added_vocab().values() else None
