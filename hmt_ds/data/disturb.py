@@ -1,16 +1,21 @@
 """Tokenized documents made harder to remember: two that take turns, or one with filler between its parts."""
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from hmt_ds.data.tokenize import FEATURES, WEIGHTED
+from hmt_ds.data.errors import DataError, first_line
+from hmt_ds.data.token_files import is_intact, lock, remove_unfinished, write_batches
+from hmt_ds.data.tokenize import FEATURES, WEIGHTED, open_tokens
 
 FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
+ROWS = 16  # documents written at a time
 
 Document = tuple[np.ndarray, np.ndarray]  # token ids [tokens] int64, weights [tokens] float32
 
@@ -23,7 +28,7 @@ def interleave(tokens: Dataset, every: int, cache_dir: Path) -> Dataset:
     Args:
         tokens: What `tokenize_documents` returned.
         every: Number of tokens until the other document's turn.
-        cache_dir: Folder to write the documents to.
+        cache_dir: Folder of the token cache.
     """
 
     def pairs() -> Iterator[Document]:
@@ -43,7 +48,7 @@ def dilate(tokens: Dataset, every: int, tokenizer: PreTrainedTokenizerBase, cach
         tokens: What `tokenize_documents` returned.
         every: Number of tokens of a part, and of the filler behind it. Behind the last part there is none.
         tokenizer: The tokenizer of the filler.
-        cache_dir: Folder to write the documents to.
+        cache_dir: Folder of the token cache.
     """
     words = tokenizer(FILLER, add_special_tokens=False).input_ids
     filler = np.resize(np.asarray(words, dtype=np.int64), every), np.zeros(every, dtype=np.float32)
@@ -78,13 +83,28 @@ def joined(parts: list[Document]) -> Document:
 def written(
     tokens: Dataset, documents: Callable[[], Iterator[Document]], name: str, cache_dir: Path, *, weighted: bool
 ) -> Dataset:
-    """Write documents to a file of `datasets`, or open the one that was made of the same tokens."""
-    features = WEIGHTED if weighted else FEATURES
-    fingerprint = hashlib.sha256(f"{tokens._fingerprint} {name}".encode()).hexdigest()[:32]
+    """Write documents to a file of the token cache, or open the intact one that was made of the same tokens.
 
-    def rows() -> Iterator[dict[str, object]]:
-        for ids, weights in documents():
-            row = {"input_ids": ids.astype(np.int32), "length": len(ids), "weights": weights.astype(np.float32)}
-            yield {column: row[column] for column in features}
+    Raises:
+        DataError: The cache cannot be written.
+    """
+    schema = (WEIGHTED if weighted else FEATURES).arrow_schema
+    name = f"tokens-{hashlib.sha256(f'{tokens._fingerprint} {name}'.encode()).hexdigest()[:32]}"
+    file = cache_dir / f"{name}.arrow"
 
-    return Dataset.from_generator(rows, features=features, fingerprint=fingerprint, cache_dir=str(cache_dir))
+    def batches() -> Iterator[pa.RecordBatch]:
+        left = documents()
+        while some := list(itertools.islice(left, ROWS)):
+            ids, weights = zip(*some, strict=True)
+            columns = {"input_ids": ids, "length": list(map(len, ids)), "weights": weights}
+            yield pa.RecordBatch.from_arrays([pa.array(columns[key.name], key.type) for key in schema], schema=schema)
+
+    try:
+        if not is_intact(file):
+            with lock(cache_dir / f"{name}.lock"):
+                remove_unfinished(cache_dir, name)
+                if not is_intact(file):
+                    write_batches(file, batches(), schema)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"tokens cannot be kept in {cache_dir}: {first_line(error)}") from None
+    return open_tokens([file])

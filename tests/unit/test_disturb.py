@@ -1,5 +1,6 @@
 """Documents that take turns, and documents with filler between their parts."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from datasets import Dataset
 
 from hmt_ds import data
 from hmt_ds.config.data_section import Source
-from hmt_ds.data import load_tokenizer
+from hmt_ds.data import DataError, load_tokenizer
 from hmt_ds.data.disturb import FILLER, dilate, interleave
 from hmt_ds.data.tokenize import FEATURES, WEIGHTED, document_lengths
 from hmt_ds.preflight.source_tokens import tokens_of
@@ -53,6 +54,20 @@ def test_the_same_documents_are_found_again(tmp_path):
     first, second, other = (interleave(tokens(), every, tmp_path) for every in (2, 2, 3))
     assert first._fingerprint == second._fingerprint != other._fingerprint
     assert first.cache_files == second.cache_files != other.cache_files
+
+
+def test_damaged_files_are_made_again_and_an_unwritable_cache_is_a_line(tmp_path):
+    """Arrow would not notice a flipped bit: a token would be another one."""
+    right = interleave(tokens(), 2, tmp_path)["input_ids"][:]
+    (file,) = tmp_path.glob("*.arrow")
+    whole, state = file.read_bytes(), file.stat()
+    at = whole.index(np.asarray(right[0], np.int32).tobytes())
+    for damaged in (whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :], whole[:at]):
+        file.write_bytes(damaged)
+        os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+        assert interleave(tokens(), 2, tmp_path)["input_ids"][:] == right
+    with pytest.raises(DataError, match=r"tokens cannot be kept in .*no folder"):
+        interleave(tokens(), 2, tmp_path / "no folder")
 
 
 def test_the_keys_of_a_source(tmp_path):
