@@ -10,14 +10,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import groupby
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, Features, List, Value
 
 from hmt_ds.data.errors import DataError
-from hmt_ds.data.settings import DatasetName
+from hmt_ds.data.settings import NAMED, DatasetName, FormatName
 
 Row = Mapping[str, Any]
+TEXT = Value("string")
+# Else `datasets` would take the kinds of the first 1,000 rows, which may all be absent.
+FEATURES: dict[FormatName, Features] = {
+    "text": Features({"text": TEXT}),
+    "questions": Features({"context": TEXT, "input": List(TEXT), "answers": List(TEXT)}),
+    "messages": Features({"messages": List({"role": TEXT, "content": TEXT})}),
+}
 Rows = Iterable[Row]
-VERSION = 1  # of this file's functions: what they made before is not taken from a cache
+VERSION = 2  # of this file's functions: what they made before is not taken from a cache
 TITLE = re.compile(r"\s*= [^=].* =\s*")  # the first line of a Wikipedia article; " = = Section = = " has more signs
 
 
@@ -55,7 +62,7 @@ def convert(documents: Dataset, name: DatasetName) -> Dataset:
             raise
 
     try:
-        return Dataset.from_generator(generate, fingerprint=fingerprint)
+        return Dataset.from_generator(generate, features=FEATURES[NAMED[name].format], fingerprint=fingerprint)
     except Exception:
         if failed:
             raise failed[0] from None
@@ -136,7 +143,7 @@ def qasper_answer(answer: Row) -> str:
 
 def longbench(rows: Rows) -> Iterator[Row]:
     """Yield the questions of LongBench, each on its document; of several right answers the first."""
-    return (one_question(row["context"], row["input"], row["answers"][0]) for row in rows)
+    return (one_question(row["context"], row["input"], first_of(row["answers"])) for row in rows)
 
 
 def babilong(rows: Rows) -> Iterator[Row]:
@@ -149,7 +156,14 @@ def chatqa2(rows: Rows) -> Iterator[Row]:
     for row in rows:
         system = [{"role": "system", "content": row["document"]}] if row["document"] else []
         turns = [{"role": turn["role"], "content": turn["content"]} for turn in row["messages"]]
-        yield {"messages": [*system, *turns, {"role": "assistant", "content": row["answers"][0]}]}
+        yield {"messages": [*system, *turns, {"role": "assistant", "content": first_of(row["answers"])}]}
+
+
+def first_of(answers: list[str]) -> str:
+    """Return the first answer of a list; of a text it would be the first letter."""
+    if not isinstance(answers, list) or not answers:
+        raise ValueError("answers is no list, or empty")
+    return answers[0]
 
 
 def one_question(document: str, question: str, answer: str) -> Row:
