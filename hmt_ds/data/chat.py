@@ -51,10 +51,12 @@ def render_chat(
     if not marked:
         spans = [added_by(chat, number, text, tokenizer, template) for number in numbers]
     written = [text[begin:end] for begin, end in spans]
-    for number in numbers:
-        if not any(last_words(chat[number]) in answer for answer in written):
-            what = "marks no answer that has" if marked else "does not write"
-            raise DataError(f"message {number + 1}: the chat template {what} its text as it is: name another")
+    for number, message in enumerate(chat, start=1):
+        is_answer = message["role"] == "assistant"
+        for what, words in words_of(message):
+            if not any(words in one for one in (written if is_answer else [text])):
+                does = "marks no answer that has" if marked and is_answer else "does not write"
+                raise DataError(f"message {number}: the chat template {does} its {what}: name another")
     return text, spans
 
 
@@ -97,9 +99,16 @@ def end_of(chat: list[Message], number: int, text: str, tokenizer: PreTrainedTok
     return len(text) - len(behind) + len(token)
 
 
-def last_words(message: Message) -> str:
-    """Return the text of an answer without its thoughts, which templates may leave out, and without blanks around."""
-    return (message.get("content") or "").rpartition("</think>")[2].strip()
+def words_of(message: Message) -> list[tuple[str, str]]:
+    """Return what a template must write of a message, each with its name for errors.
+
+    Thoughts and blanks around a text may be left out, and results of tools be written in another way, such as JSON.
+    """
+    if message["role"] == "tool":
+        return []
+    calls = [call.get("function") or call for call in message.get("tool_calls") or [] if isinstance(call, Mapping)]
+    text = (message.get("content") or "").rpartition("</think>")[2].strip()
+    return [("text as it is", text), *(("tool calls", str(call.get("name", ""))) for call in calls)]
 
 
 def render(

@@ -179,7 +179,7 @@ def questions(row: Row) -> Iterator[Part]:
         found = len(answers) if isinstance(answers, list) else "no list"
         raise DataError(f"input has {len(asked)} questions and answers {found}: there must be as many of both, and one")
     for question, given in zip(asked, answers, strict=True):
-        one = {"input": question, "answers": given[0] if isinstance(given, list) and given else given}
+        one = {"input": question, "answers": next(iter(given), "") if isinstance(given, list) else given}
         question, answer = text_of(one, "input"), text_of(one, "answers", filled=True)
         prompt = text + (f" Question: {question}" if question else "") + " Answer:"
         yield Part(f"{prompt} {answer}", [(len(prompt), len(prompt) + 1 + len(answer))])

@@ -123,7 +123,7 @@ def test_a_template_that_wants_blocks_is_refused():
     tokenizer = chat_tokenizer("chatml")
     blocks = "{% for block in message['content'] %}{{ block['text'] }}{% endfor %}"
     tokenizer.chat_template = tokenizer.chat_template.replace("message['content']", f"'' }}}}{blocks}{{{{ ''")
-    with pytest.raises(DataError, match="message 2: the chat template does not write its text as it is: name another"):
+    with pytest.raises(DataError, match="message 1: the chat template does not write its text as it is: name another"):
         encode(Format("messages"), tokenizer, messages=CHAT)
 
 
@@ -146,6 +146,21 @@ def test_a_template_that_drops_an_answer_is_refused():
     marked.chat_template = marked.chat_template.replace("{% else %}", "{% elif false %}")
     with pytest.raises(DataError, match="message 2: the chat template marks no answer that has its text"):
         encode(Format("messages"), marked, messages=CHAT)
+
+
+def test_a_template_that_drops_other_messages_or_calls_is_refused():
+    """A model would learn answers without what they are to, or an empty answer in place of a call."""
+    tokenizer = chat_tokenizer("chatml")
+    call = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "look_up"}}]}
+    with pytest.raises(DataError, match="message 2: the chat template does not write its tool calls"):
+        encode(Format("messages"), tokenizer, messages=[CHAT[0], call, {"role": "tool", "content": "Denver"}, CHAT[1]])
+    plain = tokenizer.chat_template
+    tokenizer.chat_template = plain.replace("messages %}", "messages if message['role'] != 'system' %}", 1)
+    with pytest.raises(DataError, match="message 1: the chat template does not write its text as it is"):
+        encode(Format("messages"), tokenizer, messages=[SYSTEM, *CHAT])
+    named = "{{ message.tool_calls | map(attribute='function.name') | join if message.tool_calls }}"
+    tokenizer.chat_template = plain.replace("{% endfor %}", f"{named}{{% endfor %}}")
+    assert encode(Format("messages"), tokenizer, messages=[CHAT[0], call, CHAT[0], CHAT[1]])
 
 
 @pytest.mark.parametrize("prompt", ["It says: ", "It says:", "", "It says \N{SNOWMAN}"])
@@ -209,7 +224,7 @@ BAD_ROWS: list[tuple[str, dict[str, Any], str]] = [
     ("completion", {"prompt": "a", "completion": " \n"}, "completion is empty"),
     ("completion", {"prompt": ["a"], "completion": "b"}, "prompt holds list, not text"),
     ("questions", {"context": None, "input": "q", "answers": ["a"]}, "context is missing"),
-    ("questions", {"context": "c", "input": "q", "answers": []}, "answers holds list, not text"),
+    ("questions", {"context": "c", "input": "q", "answers": []}, "answers is empty"),
     ("questions", {"context": "c", "input": "q", "answers": None}, "answers is missing"),
     ("questions", {"context": "c", "input": "q", "answers": [""]}, "answers is empty"),
     ("questions", {"context": "c", "input": ["q", "r"], "answers": ["a"]}, "input has 2 questions and answers 1:"),
@@ -305,6 +320,8 @@ def test_files_of_several_kinds(folder):
     Dataset.from_list(rows).to_parquet(str(folder / "data" / "b.parquet"))
     columns = {"prompt": "prompt", "completion": "completion"}
     assert load_documents(str(folder / "data"), columns=columns)[:] == {"prompt": ["a", "a"], "completion": ["b", "b"]}
+    (folder / "data" / "d.csv").write_text("prompt,completion\na,b\n")  # its strings are large ones
+    assert load_documents(str(folder / "data"), columns=columns)["completion"][:] == ["b"] * 3
     (folder / "data" / "c.jsonl").write_text('{"prompt": "c"}\n')
     with pytest.raises(DataError, match=r"c\.jsonl has no field 'completion', unlike other files; it has: prompt"):
         load_documents(str(folder / "data"), columns=columns)
