@@ -63,10 +63,10 @@ def _walk(folder: Path, root: Path, found: FoundFiles) -> Iterator[Path]:
 
 def _kinds_of(files: list[Path], root: Path, found: FoundFiles) -> dict[Path, str]:
     """Return the builder of each file that can be read, and note the others."""
-    kinds, seen = dict[Path, str](), set[Path]()
+    kinds, seen = dict[Path, str](), set[str]()
     about = any(file.suffix.lower() != ".md" for file in files)
     for file in files:
-        real, kind = file.resolve(), None
+        real, kind = os.path.realpath(file), None  # unlike `resolve` no error for a link to itself
         if file.name.startswith("."):  # what an editor or a notebook put aside is no document
             reason = "hidden"
         elif not file.exists():

@@ -2,7 +2,9 @@
 
 import glob
 import hashlib
-from contextlib import suppress
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ BUILDER_OPTIONS: dict[str, dict[str, Any]] = {
 }
 # What `datasets` raises for a file, a name, a split or a script that it cannot load; StopIteration: an empty JSON file.
 LOAD_ERRORS = (DatasetsError, OSError, RuntimeError, ValueError, StopIteration, EOFError)
+NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0")  # what `datasets` says of it
 
 
 class _Misread(ValueError):
@@ -57,18 +60,32 @@ def load_files(builder: str, splits: dict[str, list[Path]], split: str) -> Datas
     # the cache of `datasets` knows a file by its modification time, which rsync -t, tar and cp -p keep
     states = [(state.st_size, state.st_ctime_ns) for state in map(Path.stat, files)]
     options["name"] = f"files-{hashlib.sha256(str(states).encode()).hexdigest()[:16]}"
-    with suppress(*LOAD_ERRORS):
+    with suppress(*LOAD_ERRORS), _quiet():
         return _checked(load_dataset(builder, **options))
     try:
-        # the cache may be what is damaged
-        return _checked(load_dataset(builder, **options, download_mode="force_redownload"))
+        with _quiet():  # the cache may be what is damaged
+            return _checked(load_dataset(builder, **options, download_mode="force_redownload"))
     except LOAD_ERRORS as error:
         if len(files) > 1:
             raise _why_not_together(builder, files) from error
         reason = "it is empty" if isinstance(error, StopIteration) else first_line(error.__cause__ or error)
+        if any(words in reason for words in NO_ROWS):
+            reason = f"it has no rows{f' in {split}' if '[' in split else ''}: leave it out"
         if not isinstance(error, _Misread):
             reason = why_unreadable(builder, unpacked(files[0])) or reason
         raise DataError(f"cannot read {files[0]} as {builder}: {reason}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep `datasets` from writing its own line about each error, which is raised too."""
+    logger = logging.getLogger("datasets")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _checked(documents: Dataset) -> Dataset:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, Value, concatenate_datasets, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets, load_dataset, load_from_disk
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
@@ -24,6 +24,8 @@ from hmt_ds.data.settings import DatasetName
 from hmt_ds.data.text_checks import check_texts, drop_blank, where_no_text
 
 logger = logging.getLogger(__name__)
+
+SHORT, LONG = Value("string"), Value("large_string")
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def read_source(
             _keep_columns(documents, columns, source) if columns else _keep_text(documents, field, source, found)
         )
     if separator is not None:
-        builders["text"] = _split_documents(builders["text"], separator)
+        builders["text"] = _split_documents(builders["text"], separator, source)
     whole = _concatenate(list(builders.values()), source)
     rows_of = found
     if dataset is not None:  # its documents are not the rows of files any more
@@ -119,11 +121,17 @@ def _concatenate(parts: list[Dataset], source: str) -> Dataset:
     if len(parts) == 1:
         return parts[0]
     if parts[0].column_names == ["text"]:
-        return concatenate_datasets([part.cast_column("text", Value("large_string")) for part in parts])
+        return concatenate_datasets([part.cast_column("text", LONG) for part in parts])
+    if any(part.features != parts[0].features for part in parts):  # some kinds of files make large strings, others not
+        parts = [part.cast(_with_long(part.features)) for part in parts]
     try:
         return concatenate_datasets(parts)
     except ValueError as error:
         raise DataError(f"{source} holds files whose columns differ: {first_line(error)}") from None
+
+
+def _with_long(features: Features) -> Features:
+    return Features({name: LONG if kind == SHORT else kind for name, kind in features.items()})
 
 
 def _load_saved(path: Path, split: str) -> Dataset:
@@ -183,7 +191,7 @@ def _keep_text(documents: Dataset, text_field: str, source: str, found: FoundFil
     return documents
 
 
-def _split_documents(documents: Dataset, separator: str) -> Dataset:
+def _split_documents(documents: Dataset, separator: str, source: str) -> Dataset:
     if not separator:
         raise DataError("separator is empty, and would match every line: leave it out")
     try:
@@ -195,7 +203,10 @@ def _split_documents(documents: Dataset, separator: str) -> Dataset:
         return {"text": [part for text in batch["text"] for part in _split_before(pattern, text)]}
 
     fingerprint = hashlib.sha256(f"{documents._fingerprint} split before {separator}".encode()).hexdigest()[:32]
-    return documents.map(split_batch, batched=True, batch_size=16, new_fingerprint=fingerprint)
+    parts = documents.map(split_batch, batched=True, batch_size=16, new_fingerprint=fingerprint)
+    if len(parts) == len(documents):
+        raise DataError(f"separator {separator!r} matches nowhere in {source}: correct it, or leave it out")
+    return parts
 
 
 def _split_before(pattern: re.Pattern[str], text: str) -> list[str]:

@@ -74,8 +74,10 @@ def preview(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if problems:
         raise ConfigError(problems)
     set_rank_environment()
+    from hmt_ds.launch.prepare_data import silence
     from hmt_ds.preview.preview import preview as show
 
+    silence()
     show(arguments.source, options, overrides)
     if options.html is not None:
         print(f"page        {options.html}")

@@ -131,6 +131,7 @@ def test_nothing_is_passed_over_without_a_word(tmp_path, caplog):
     write(folder / "blank.txt", "\n \n")
     (folder / "binary").write_bytes(b"\0\1\2")
     (folder / "gone.txt").symlink_to(tmp_path / "nothing.txt")
+    (folder / "itself.txt").symlink_to("itself.txt")
     (folder / "again.txt").symlink_to(folder / "sub/b.txt")
     (folder / "round").symlink_to(folder)
     write(tmp_path / "elsewhere/c.txt", "linked/c.txt")
@@ -142,12 +143,12 @@ def test_nothing_is_passed_over_without_a_word(tmp_path, caplog):
     assert sorted(source.left_out) == [
         "1 blank or absent texts",
         "1 empty (none.txt)",
-        "1 linked to nothing (gone.txt)",
         "1 links to a file that is read (sub/b.txt)",
         "1 of kind '.py' (script.py)",
         "1 without a suffix, not text (binary)",
         "2 about the data (LICENSE, README.md)",
         "2 hidden (.draft.txt, .git)",
+        "2 linked to nothing (gone.txt, itself.txt)",
         "4 of kind '.pdf' (sub/w.pdf, sub/z.pdf, x.pdf and 1 more)",
     ]
     assert [f"{folder}: left out {note}" for note in source.left_out] == [record.message for record in caplog.records]

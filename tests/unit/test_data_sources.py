@@ -147,13 +147,26 @@ def test_an_unknown_kind(tmp_path):
     refused(tmp_path / "a.doc", "a.doc: cannot read files of kind '.doc'; use one of .txt")
 
 
-def test_unreadable_files_are_named(tmp_path):
+def test_unreadable_files_are_named(tmp_path, caplog):
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe")
     refused(tmp_path / "bad.txt", "bad.txt as text: line 1 is not UTF-8", "can't decode byte 0xff in position 0")
     (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"text":\n')
     refused(tmp_path / "bad.jsonl", "bad.jsonl as json: line 2: JSON parse error")
+    (tmp_path / "half.jsonl").write_text('{"text": "\\ud83d"}\n{"text": "a"}\n')
+    refused(tmp_path / "half.jsonl", "line 1: JSON parse error", "surrogates not allowed")
+    (tmp_path / "twice.jsonl").write_text('{"text": "a"}\n{"text": "b", "text": "c"}\n')
+    refused(tmp_path / "twice.jsonl", "line 2: JSON parse error: a name is there twice: text, text")
+    assert not caplog.records  # those of `datasets`
     (tmp_path / "empty.jsonl").write_text("")
     refused(tmp_path / "empty.jsonl", "empty.jsonl as json: it is empty")
+    (tmp_path / "none").mkdir()
+    write_jsonl(tmp_path / "none" / "b.jsonl", [{"text": "a"}])
+    (tmp_path / "none" / "a.jsonl").write_text("[]")
+    refused(tmp_path / "none", "a.jsonl as json: it has no rows: leave it out")
+    (tmp_path / "none.csv").write_text("text\n")
+    refused(tmp_path / "none.csv", "none.csv as csv: it has no rows")
+    Dataset.from_dict({"text": []}).to_parquet(tmp_path / "none.parquet")
+    refused(tmp_path / "none.parquet", "none.parquet as parquet: it has no rows")
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 and then nothing")
     refused(tmp_path / "bad.parquet", "bad.parquet as parquet", "Parquet magic bytes not found")
 
@@ -206,3 +219,4 @@ def test_separators_that_cannot_be_used(tmp_path):
     refused(file, "separator '^CHAPTER ' is for text files only", separator="^CHAPTER ")
     (tmp_path / "a.txt").write_text("a")
     refused(tmp_path / "a.txt", "separator '(' is not a regular expression", separator="(")
+    refused(tmp_path / "a.txt", "separator '^CHAPTER ' matches nowhere in", separator="^CHAPTER ")
