@@ -20,6 +20,7 @@ setup(
         "deepspeed>=0.19.8,<0.20",
         "transformers>=5.17,<5.24",  # the tested release series: see backbones/transformers_internals.py
         "datasets>=4",
+        "filelock>=3.12",
         "sentencepiece>=0.2",
         "peft>=0.17",
         "pydantic>=2.7",

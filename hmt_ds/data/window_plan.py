@@ -189,7 +189,7 @@ class WindowPlan(Iterator[PlannedWindow]):
     def _pack(self, row: int, room: int) -> Iterator[Piece]:
         """Read documents into the rest of a segment, `room` places."""
         assert self._packing is not None
-        while self._rows[row] is None and (front := self._queue.front()) is not None:
+        while (front := self._queue.front()) is not None:  # behind one that goes on there is no room
             room -= self._packing.gap
             if room < min(int(self._lengths[front]), self._packing.least):
                 return

@@ -69,17 +69,20 @@ Pieces = list[tuple[Tensor, int, int]]  # of one document, each in a segment of 
 
 
 def packed_and_alone(gap: int) -> tuple[Window, list[Pieces]]:
-    """A window of two rows, and its documents, split at the same places."""
-    a, b, c, d, e, f = (document(n) for n in (WIDE + 3, 4, 2, 2 * WIDE + 3, 5, WIDE - 2))
+    """A window of three rows, and its documents, split at the same places."""
+    a, b, c, d, e, f, g = (document(n) for n in (WIDE + 3, 4, 2, 2 * WIDE + 3, 5, WIDE - 2, WIDE + 9))
     rest = WIDE - (3 + 4 + 2 * gap)  # of the first row's second segment, where d begins
     a_pieces = [(a, 0, WIDE), (a, WIDE, len(a))]
     d_pieces = [(d, 0, rest), (d, rest, rest + WIDE), (d, rest + WIDE, len(d))]
+    rest = WIDE - (len(e) + gap)
+    g_pieces = [(g, 0, rest), (g, rest, len(g))]
     rows = [
         [a_pieces[:1], [a_pieces[1], b, d_pieces[0]], d_pieces[1:2], [d_pieces[2], c]],
         [[e, c], [f], [b, e, c], []],
+        [[e, g_pieces[0]], g_pieces[1:], [], []],
     ]
-    whole = [[(one, 0, len(one))] for one in (b, c, e, c, f, b, e, c)]
-    return window_of(rows, gap), [a_pieces, d_pieces, *whole]
+    whole = [[(one, 0, len(one))] for one in (b, c, e, c, f, b, e, c, e)]
+    return window_of(rows, gap), [a_pieces, d_pieces, g_pieces, *whole]
 
 
 def read_alone(model: HMT, pieces: Pieces) -> Tensor:
@@ -107,10 +110,10 @@ def test_gradients_are_those_of_documents_alone(changes):
     expected_loss.backward()
     expected = take_gradients(model)
     for plan in (RecomputePlan(), RecomputePlan(kept_segments=2, summary_segments=2)):
-        totals, _ = segment_wise(model, packed, empty_state(model, 2), plan=plan)
+        totals, _ = segment_wise(model, packed, empty_state(model, 3), plan=plan)
         torch.testing.assert_close(totals.loss, expected_loss.detach())
         assert distance(take_gradients(model), expected) < TOLERANCE
-    loss, _ = one_graph(model, packed, empty_state(model, 2))
+    loss, _ = one_graph(model, packed, empty_state(model, 3))
     torch.testing.assert_close(loss, expected_loss.detach())
     assert distance(take_gradients(model), expected) < TOLERANCE
 
@@ -137,7 +140,7 @@ def test_documents_go_on_in_the_next_window(changes, at):
     )
     loss, _ = with_gradients(model, [first, second])
     torch.testing.assert_close(loss, with_gradients(model, [packed])[0])
-    expected, _ = one_graph(model, [first, second], empty_state(model, 2))
+    expected, _ = one_graph(model, [first, second], empty_state(model, 3))
     truncated = take_gradients(model)
     loss, found = with_gradients(model, [first, second])
     torch.testing.assert_close(loss, expected)
