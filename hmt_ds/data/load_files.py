@@ -3,16 +3,17 @@
 import glob
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, load_dataset
-from datasets.exceptions import DatasetsError
+from datasets.exceptions import DatasetGenerationError, DatasetsError
 
 from hmt_ds.data.errors import DataError, first_line
 from hmt_ds.data.file_kinds import FoundFiles
+from hmt_ds.data.json_rows import json_rows, read_json
 from hmt_ds.data.text_checks import has_absent, why_unreadable
 from hmt_ds.data.unpack import unpacked
 
@@ -31,8 +32,16 @@ class _Misread(ValueError):
     """A file whose rows were read, but not as they are meant."""
 
 
-def load_found(found: FoundFiles, source: str, split: str) -> dict[str, Dataset]:
+def load_found(
+    found: FoundFiles, source: str, split: str, fields: Sequence[str], *, is_text: bool
+) -> dict[str, Dataset]:
     """Return the rows of a source's files, by builder.
+
+    Args:
+        found: The files.
+        source, split: The source, and the split to load.
+        fields: The fields that are needed; rows may have others.
+        is_text: Whether the one field must hold text.
 
     Raises:
         DataError: A file cannot be read, files do not fit together, or a part is asked of several kinds.
@@ -40,7 +49,20 @@ def load_found(found: FoundFiles, source: str, split: str) -> dict[str, Dataset]
     if len(found.builders) > 1 and "[" in split:
         kinds = " and ".join(found.builders)
         raise DataError(f"split {split!r} takes a part, but {source} holds files of kinds {kinds}: name those of one")
-    return {builder: load_files(builder, splits, split) for builder, splits in sorted(found.builders.items())}
+    rows = {}
+    for builder, splits in sorted(found.builders.items()):
+        try:
+            rows[builder] = load_files(builder, splits, split)
+        except DataError as error:
+            if builder != "json" or "[" in split or not isinstance(error.__cause__, DatasetGenerationError):
+                raise
+            files = [file for some in splits.values() for file in some]
+            try:
+                with _quiet():
+                    rows[builder] = read_json(files, fields, is_text=is_text)
+            except LOAD_ERRORS as again:
+                raise again if isinstance(again, DataError) else error from None
+    return rows
 
 
 def load_files(builder: str, splits: dict[str, list[Path]], split: str) -> Dataset:
@@ -136,7 +158,13 @@ def check_every_file(documents: Dataset, fields: list[str], found: FoundFiles) -
     """
     files = [file for some in found.builders["json"].values() for file in some]
     absent = [field for field in fields if field in documents.column_names and has_absent(documents, field)]
-    for file in files if len(files) > 1 and absent else []:
-        columns = load_files("json", {"train": [file]}, "train").column_names
-        if missing := [field for field in absent if field not in columns]:
-            raise DataError(f"{file} has no field {missing[0]!r}, unlike other files; it has: {', '.join(columns)}")
+    for file in files if absent else []:
+        missing, first = set(absent), dict[str, Any]()
+        for _, row in json_rows(unpacked(file)):
+            first = first or row
+            missing -= row.keys()
+            if not missing:
+                break
+        else:
+            field = next(field for field in absent if field in missing)
+            raise DataError(f"{file} has no field {field!r} in any row; the first has: {', '.join(first)}")

@@ -85,7 +85,9 @@ def read_source(
     if path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
         builders = {"saved": _load_saved(path, split)}
     elif found := find_files(source, split):
-        builders = load_found(found, source, split)
+        builders = load_found(
+            found, source, split, list((columns or {"text": text_field}).values()), is_text=not columns
+        )
     else:
         builders = {"hub": _load_by_name(source, name, split, revision)}
     for key, value in {"name": name, "revision": revision}.items():

@@ -13,6 +13,7 @@ from datasets import Dataset
 
 from hmt_ds.data.errors import DataError
 from hmt_ds.data.file_kinds import FoundFiles
+from hmt_ds.data.json_rows import parse
 from hmt_ds.data.unpack import unpacked
 
 ROWS = 1000  # texts checked at a time
@@ -70,19 +71,11 @@ def why_unreadable(builder: str, file: Path) -> str | None:
             return f"line {number:,} is not UTF-8 ({error}): {advice}"
         if builder == "json" and text.strip():
             try:
-                value = json.loads(text.removeprefix("\ufeff"), object_pairs_hook=_once)
-                json.dumps(value, ensure_ascii=False).encode()  # fails for half of a surrogate pair
+                parse(text)
             except ValueError as error:
                 whole = number == 1 and isinstance(error, json.JSONDecodeError)
                 return _why_no_json(file) if whole else f"line {number:,}: JSON parse error: {error}"
     return None
-
-
-def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Return an object of JSON; one that has a name twice is refused, as by the reader of rows."""
-    if len(found := dict(pairs)) < len(pairs):
-        raise ValueError(f"a name is there twice: {', '.join(name for name, _ in pairs)}")
-    return found
 
 
 def where_no_text(found: FoundFiles, field: str) -> str:

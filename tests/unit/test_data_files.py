@@ -254,12 +254,30 @@ def test_a_file_of_another_encoding_is_named_with_its_line(tmp_path, name):
 def test_a_field_that_one_file_lacks(tmp_path):
     write(tmp_path / "a.jsonl", lines_of(["a", "b"]))
     write(tmp_path / "b.jsonl", '{"body": "c"}\n')
-    with pytest.raises(DataError, match=r"b.jsonl has body \(string\), but .*a.jsonl has text \(string\)"):
+    with pytest.raises(DataError, match=r"b.jsonl has no field 'text' in any row; the first has: body"):
         texts(tmp_path)
     write(tmp_path / "a.jsonl", '{"text": "a", "body": "d"}\n')
-    with pytest.raises(DataError, match=r"b.jsonl has no field 'text', unlike other files; it has: body"):
+    with pytest.raises(DataError, match=r"b.jsonl has no field 'text' in any row; the first has: body"):
         texts(tmp_path)
     assert texts(tmp_path, text_field="body") == ["d", "c"]
+
+
+@pytest.mark.parametrize("late", ["new field", "other kind", "object"])
+def test_json_whose_other_fields_come_late_or_change(tmp_path, late, monkeypatch):
+    """`datasets` would take the fields and their kinds from the first 10 MB."""
+    before, behind = {"new field": ({}, {"more": 1}), "other kind": ({"more": 1}, {"more": "one"})}.get(
+        late, ({"more": None}, {"more": {"a": 1}})
+    )
+    rows = [{"text": f"{n} " + "x" * 5000, **(behind if n > 2400 else before)} for n in range(2500)]
+    file = write(tmp_path / "a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    assert texts(file) == [row["text"] for row in rows]
+    with gzip.open(tmp_path / "b.jsonl.gz", "wt") as out:
+        out.write('{"text": "last", "more": [2]}\n')
+    assert texts(tmp_path)[-1] == "last" and len(texts(tmp_path)) == 2501
+    rows[-1]["text"] = 7
+    write(file, "".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=r"(a.jsonl, line 2,500: 'text' holds int, not text|a.jsonl as json: .*int64)"):
+        texts(file)
 
 
 def test_memory_stays_flat(tmp_path, monkeypatch):

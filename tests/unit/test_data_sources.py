@@ -188,7 +188,16 @@ def test_the_unreadable_file_of_a_folder_is_named(tmp_path):
 def test_files_that_do_not_fit_together(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", [{"text": "a", "id": 1}])
     write_jsonl(tmp_path / "b.jsonl", [{"text": "b", "id": {"of": "x"}}])
-    refused(tmp_path, "cannot read 2 json files together", "b.jsonl has id (", "a.jsonl has id (int64)")
+    assert texts(tmp_path) == ["a", "b"]  # of JSON the texts alone are read
+    for name, rows in {"a": {"text": ["a"], "id": [1]}, "b": {"text": ["b"], "id": ["x"], "more": [2]}}.items():
+        (tmp_path / f"{name}.jsonl").unlink()
+        Dataset.from_dict(rows).to_parquet(tmp_path / f"{name}.parquet")
+    refused(
+        tmp_path,
+        "cannot read 2 parquet files together",
+        "b.parquet has id (string), more (",
+        "a.parquet has id (int64)",
+    )
 
 
 def test_an_unknown_split_of_files(tmp_path):
