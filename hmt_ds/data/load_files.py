@@ -54,24 +54,39 @@ def load_found(
         try:
             rows[builder] = load_files(builder, splits, split)
         except DataError as error:
-            if builder != "json" or "[" in split or not isinstance(error.__cause__, DatasetGenerationError):
+            if not isinstance(error.__cause__, DatasetGenerationError):
                 raise
-            files = [file for some in splits.values() for file in some]
             try:
                 with _quiet():
-                    rows[builder] = read_json(files, fields, is_text=is_text)
+                    rows[builder] = _load_fields(builder, splits, split, fields, is_text)
             except LOAD_ERRORS as again:
-                raise again if isinstance(again, DataError) else error from None
+                raise again if isinstance(again, DataError) and builder == "json" else error from None
     return rows
 
 
-def load_files(builder: str, splits: dict[str, list[Path]], split: str) -> Dataset:
+def _load_fields(
+    builder: str, splits: dict[str, list[Path]], split: str, fields: Sequence[str], is_text: bool
+) -> Dataset:
+    """Return the needed fields of files whose other fields do not fit together.
+
+    Raises:
+        Exception: One of LOAD_ERRORS, if the files cannot be read like this either.
+    """
+    if builder == "parquet":
+        return load_files(builder, splits, split, columns=list(fields))
+    if builder == "json" and "[" not in split:
+        return read_json([file for files in splits.values() for file in files], fields, is_text=is_text)
+    raise ValueError("such files are read with all their fields")
+
+
+def load_files(builder: str, splits: dict[str, list[Path]], split: str, columns: list[str] | None = None) -> Dataset:
     """Return the rows of files of one kind.
 
     Args:
         builder: Name of the builder of `datasets`.
         splits: The files by split.
         split: The split to load, as a source names it.
+        columns: The columns to load, of Parquet alone.
 
     Raises:
         DataError: A file cannot be read, with the line where it has lines; or the files do not fit together.
@@ -79,6 +94,8 @@ def load_files(builder: str, splits: dict[str, list[Path]], split: str) -> Datas
     files = [file for some in splits.values() for file in some]
     patterns = {name: [_pattern(unpacked(file)) for file in some] for name, some in splits.items()}
     options = {"data_files": patterns, "split": split, **BUILDER_OPTIONS.get(builder, {})}
+    if columns:
+        options["columns"] = columns
     # the cache of `datasets` knows a file by its modification time, which rsync -t, tar and cp -p keep
     states = [(state.st_size, state.st_ctime_ns) for state in map(Path.stat, files)]
     options["name"] = f"files-{hashlib.sha256(str(states).encode()).hexdigest()[:16]}"

@@ -192,12 +192,15 @@ def test_files_that_do_not_fit_together(tmp_path):
     for name, rows in {"a": {"text": ["a"], "id": [1]}, "b": {"text": ["b"], "id": ["x"], "more": [2]}}.items():
         (tmp_path / f"{name}.jsonl").unlink()
         Dataset.from_dict(rows).to_parquet(tmp_path / f"{name}.parquet")
-    refused(
-        tmp_path,
-        "cannot read 2 parquet files together",
-        "b.parquet has id (string), more (",
-        "a.parquet has id (int64)",
-    )
+    assert texts(tmp_path) == ["a", "b"]
+    for name, rows in {"a": "text,id\na,1\n", "b": "text,other\nb,1\n"}.items():
+        (tmp_path / f"{name}.parquet").unlink()
+        (tmp_path / f"{name}.csv").write_text(rows)
+    refused(tmp_path, "cannot read 2 csv files together", "b.csv has other (int64), but", "a.csv has id (int64)")
+    for name, field in {"a": "text", "b": "body"}.items():
+        (tmp_path / f"{name}.csv").unlink()
+        Dataset.from_dict({field: ["a"]}).to_parquet(tmp_path / f"{name}.parquet")
+    refused(tmp_path, "cannot read 2 parquet files together", "b.parquet has body (", "a.parquet has text (")
 
 
 def test_an_unknown_split_of_files(tmp_path):
