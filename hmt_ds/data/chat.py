@@ -106,9 +106,10 @@ def words_of(message: Message) -> list[tuple[str, str]]:
     """
     if message["role"] == "tool":
         return []
-    calls = [call.get("function") or call for call in message.get("tool_calls") or [] if isinstance(call, Mapping)]
+    called = [call.get("function", call) for call in message.get("tool_calls") or [] if isinstance(call, Mapping)]
+    names = [call["name"] for call in called if isinstance(call, Mapping) and isinstance(call.get("name"), str)]
     text = (message.get("content") or "").rpartition("</think>")[2].strip()
-    return [("text as it is", text), *(("tool calls", str(call.get("name", ""))) for call in calls)]
+    return [("text as it is", text), *(("tool calls", name) for name in names)]
 
 
 def render(

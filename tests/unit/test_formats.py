@@ -161,6 +161,8 @@ def test_a_template_that_drops_other_messages_or_calls_is_refused():
     named = "{{ message.tool_calls | map(attribute='function.name') | join if message.tool_calls }}"
     tokenizer.chat_template = plain.replace("{% endfor %}", f"{named}{{% endfor %}}")
     assert encode(Format("messages"), tokenizer, messages=[CHAT[0], call, CHAT[0], CHAT[1]])
+    for odd in ("look_up", ["look_up"], [{"function": "look_up"}], [{"name": None}]):  # the template's own matter
+        assert encode(Format("messages"), chat_tokenizer("chatml"), messages=[CHAT[0], CHAT[1] | {"tool_calls": odd}])
 
 
 @pytest.mark.parametrize("prompt", ["It says: ", "It says:", "", "It says \N{SNOWMAN}"])
