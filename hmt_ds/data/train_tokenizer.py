@@ -72,9 +72,12 @@ def train_on_lines(lines: Iterable[str], out: Path, vocab_size: int, what: str) 
     except RuntimeError as error:
         reason = first_line(error).rsplit("]", 1)[-1].strip() or "there is no text"  # after the failed C++ condition
         raise DataError(f"cannot train {vocab_size} pieces on {what}: {reason}") from error
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "tokenizer.model").write_bytes(model.getvalue())
-    write_config(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "tokenizer.model").write_bytes(model.getvalue())
+        write_config(out)
+    except OSError as error:
+        raise DataError(f"the tokenizer cannot be written: {first_line(error)}") from None
     return out
 
 

@@ -49,7 +49,9 @@ def make_tokenizer(arguments: argparse.Namespace, _: list[str]) -> int:
         raise ConfigError(["data.train: missing, the recipe has generated documents alone: nothing to train on"])
     from hmt_ds.data import DataError, train_on_lines
     from hmt_ds.data.train_tokenizer import source_lines
+    from hmt_ds.launch.prepare_data import silence
 
+    silence()
     names = [name for name in arguments.sources if not is_recipe(name)]
     lines = (line for name in names for line in source_lines(name, options.text_field))
     try:

@@ -52,22 +52,28 @@ def prepare_data(recipe: Recipe, processes: int) -> list[str]:
     from hmt_ds.preflight.source_tokens import tokenizer_of, tokens_of
 
     silence()
-    lines, at, cache = list[str](), "model.tokenizer", Path(recipe.data.cache_dir)
+    lines, problems, cache = list[str](), list[str](), Path(recipe.data.cache_dir)
     try:
         tokenizer = tokenizer_of(recipe)
         with suppress(BackboneError):  # the model need not be on this machine
             model = read_config(recipe.model.source, trust_remote_code=recipe.model.trust_remote_code)
             check_vocabulary(tokenizer, getattr(model, "vocab_size", sys.maxsize))
-        keys: dict[str, SourcesKey] = {"data": "train", "held out": "validation"}
-        for name, key in keys.items():
-            sources = recipe.data.sources(key)
-            for at, source in sources.items():  # noqa: B007
-                tokens = tokens_of(source, tokenizer, cache, processes).tokens
-                which = f"{source.source}: " if len(sources) > 1 else ""
-                packing = Packing.of(recipe.memory) if key == "train" and recipe.data.pack else None
-                lines.append(f"{name:<11} {which}{describe_tokens(tokens, recipe.memory.segment_length, packing)}")
     except DataError as error:
-        raise ConfigError([f"{at}: {error}"]) from None
+        raise ConfigError([f"model.tokenizer: {error}"]) from None
+    keys: dict[str, SourcesKey] = {"data": "train", "held out": "validation"}
+    for name, key in keys.items():
+        sources = recipe.data.sources(key)
+        packing = Packing.of(recipe.memory) if key == "train" and recipe.data.pack else None
+        for at, source in sources.items():
+            try:
+                tokens = tokens_of(source, tokenizer, cache, processes).tokens
+            except DataError as error:
+                problems.append(f"{at}: {error}")
+                continue
+            which = f"{source.source}: " if len(sources) > 1 else ""
+            lines.append(f"{name:<11} {which}{describe_tokens(tokens, recipe.memory.segment_length, packing)}")
+    if problems:
+        raise ConfigError(problems)
     if not lines:
         raise ConfigError(["data.train: missing, the recipe has generated documents alone: nothing to tokenize"])
     return [*lines, f"cache       {cache}"]

@@ -179,6 +179,10 @@ def test_interrupted(recipe, tmp_path):
     ("words", "error"),
     [
         (["--data.train.source", "absent.jsonl"], "data.train: 'absent.jsonl' is neither a file nor a folder"),
+        (
+            ["--data.train.source", "a.txt", "--data.validation.source", "b.txt"],
+            "data.validation: 'b.txt' is neither a file nor a folder",
+        ),
         (["--model.tokenizer", "/absent"], "model.tokenizer: tokenizer '/absent' is neither a file"),
         (
             ["--model.source.vocab_size", "300"],

@@ -109,3 +109,6 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys):
         (said,) = errors_in(err)
         assert code == 2 and said.startswith(line)
         assert not (tmp_path / "new").exists()
+    (tmp_path / "text.txt").write_text("It says: yes, yes. Where is it?\n" * 20)
+    code, _, err = run(monkeypatch, capsys, "text.txt", "--vocab-size", "280", "--output", "/proc/new")
+    assert code == 2 and "error: the tokenizer cannot be written: [Errno 2]" in err
