@@ -5,6 +5,7 @@ A row is rendered as text once, with the spans of its answers; the tokenizer's o
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -195,7 +196,8 @@ def text_of(row: Row, column: str, *, filled: bool = False) -> str:
     if value is None:
         raise DataError(f"{column} is missing")
     if not isinstance(value, str):
-        raise DataError(f"{column} holds {type(value).__name__}, not text")
+        hint = ": JSON's dates are read as times, so use Parquet" if isinstance(value, datetime) else ""
+        raise DataError(f"{column} holds {type(value).__name__}, not text{hint}")
     if filled and not value.strip():
         raise DataError(f"{column} is empty")
     return value

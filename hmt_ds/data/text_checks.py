@@ -108,7 +108,18 @@ def _check_utf8(texts: pa.ChunkedArray, first: int, source: str, found: FoundFil
             within = re.search(r"index (\d+)", str(error))
             which = f"document {first + int(within[1])}" if within else "a document"
             raise DataError(f"{source}: {which} (the first is 0) is not UTF-8: {ADVICE}") from None
+        _check_zeros(chunk, first, source)
         first += len(chunk)
+
+
+def _check_zeros(texts: pa.Array, first: int, source: str) -> None:
+    """UTF-16 without its mark is UTF-8 too, with a zero beside each letter."""
+    if not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)):
+        return
+    zeros = pc.multiply(pc.count_substring(texts, "\0"), 4)
+    if (found := pc.index(pc.greater(zeros, pc.binary_length(texts)), True).as_py()) >= 0:
+        advice = ADVICE.replace("latin1", "utf-16le")
+        raise DataError(f"{source}: document {first + found} (the first is 0) is full of zeros, as UTF-16 is: {advice}")
 
 
 def _lines(file: Path) -> Iterator[bytes]:

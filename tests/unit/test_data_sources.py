@@ -179,6 +179,14 @@ def test_a_document_that_is_not_utf8_is_named(tmp_path):
         load_documents(str(file))
 
 
+def test_utf16_without_its_mark_is_refused(tmp_path):
+    """It is UTF-8 as well, and half of what would be learnt zeros."""
+    (tmp_path / "a.txt").write_bytes("some text".encode("utf-16-le"))
+    refused(tmp_path / "a.txt", "document 0 (the first is 0) is full of zeros, as UTF-16 is: convert it", "utf-16le")
+    file = write_jsonl(tmp_path / "a.jsonl", [{"text": "a zero \0 among letters"}, {"text": None}, {"text": ""}])
+    assert len(load_documents(str(file))) == 1
+
+
 def test_the_unreadable_file_of_a_folder_is_named(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", [{"text": "a"}])
     (tmp_path / "b.jsonl").write_text("{\n")

@@ -2,6 +2,7 @@
 
 import json
 import re
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +226,11 @@ BAD_ROWS: list[tuple[str, dict[str, Any], str]] = [
     ("completion", {"prompt": None, "completion": "b"}, "prompt is missing"),
     ("completion", {"prompt": "a", "completion": " \n"}, "completion is empty"),
     ("completion", {"prompt": ["a"], "completion": "b"}, "prompt holds list, not text"),
+    (
+        "completion",
+        {"prompt": "a", "completion": datetime(2024, 1, 1)},
+        "completion holds datetime, not text: JSON's dates are read as times",
+    ),
     ("questions", {"context": None, "input": "q", "answers": ["a"]}, "context is missing"),
     ("questions", {"context": "c", "input": "q", "answers": []}, "answers is empty"),
     ("questions", {"context": "c", "input": "q", "answers": None}, "answers is missing"),
