@@ -1,12 +1,14 @@
 """The options of `hmt-ds init`. Imports no torch: the command line builds its help from this module."""
 
+from glob import glob, has_magic
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
 
 from hmt_ds.config.options import AtLeastOne, FilePath, Options
-from hmt_ds.config.sections import STRICT
+from hmt_ds.config.sections import STRICT, PathText
 from hmt_ds.planning.plan_options import check_fleet
 
 Train = Literal["whole", "lora", "frozen"]
@@ -19,9 +21,10 @@ class InitOptions(Options):
 
     model: Annotated[str, "NAME"] = "HuggingFaceTB/SmolLM2-135M"
     """backbone: a Hugging Face folder or hub name"""
-    data: Annotated[FilePath | None, "PATH"] = None
-    """training documents, required: a file or folder of text, JSONL or Parquet"""
-    validation: Annotated[FilePath | None, "PATH"] = None
+    data: Annotated[PathText | None, "PATH"] = None
+    """training documents, required: a file or folder of text, JSONL, CSV or Parquet, a pattern such as 'data/*.jsonl',
+    or an address such as s3://bucket/data"""
+    validation: Annotated[PathText | None, "PATH"] = None
     """held-out documents, in the formats of --data (default: none, so the run does no evaluation)"""
     train: Train = "whole"
     """which weights of the backbone to train beside the memory: all (whole), adapters (lora), or none (frozen)"""
@@ -39,5 +42,10 @@ class InitOptions(Options):
         return [
             f"{name}: {path}: no such file or folder: name documents that exist"
             for name, path in paths.items()
-            if path and not path.exists()
+            if path and not is_there(path)
         ]
+
+
+def is_there(source: str) -> bool:
+    """Tell whether a source of documents exists; of an address this is not known before it is read."""
+    return Path(source).exists() or "://" in source or (has_magic(source) and bool(glob(source, recursive=True)))  # noqa: PTH207

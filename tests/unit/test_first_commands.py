@@ -121,6 +121,15 @@ def test_init_writes_a_valid_recipe(monkeypatch, capsys, tmp_path, texts, words,
     assert values["data"]["validation"] is None and file.read_text().count(" # ") > 10
 
 
+@pytest.mark.parametrize("source", ["s3://bucket/data/*.jsonl", "PATTERN"])
+def test_init_takes_addresses_and_patterns(monkeypatch, capsys, tmp_path, texts, source):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    source = source.replace("PATTERN", f"{texts.parent}/*")
+    code, _, err = run(monkeypatch, capsys, "init", str(tmp_path / "mine.yaml"), "--data", source)
+    assert (code, err) == (0, "")
+    assert load_recipe(tmp_path / "mine.yaml").model_dump()["data"]["train"]["source"] == source
+
+
 def test_init_lays_out_what_one_gpu_cannot_hold(monkeypatch, capsys, tmp_path, texts):
     words = ("--data", str(texts), "--model", "Llama-2-70b-hf")
     code, _, _ = run(monkeypatch, capsys, "init", str(tmp_path / "a.yaml"), *words, "--gpus", "64xH100")
