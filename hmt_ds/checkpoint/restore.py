@@ -23,6 +23,7 @@ from hmt_ds.parallel.protocols import Executor, Reader
 
 MAY_DIFFER = {"training.steps", "memory.recall_loss"}  # of a checkpoint's identity
 # the values of memory settings that an older checkpoint does not name, because they did not exist yet
+NEW = ("data.train, hash of the lengths in order",)  # that older checkpoints do not name, and that had any value
 DEFAULTS = {f"memory.{field.name}": field.default for field in fields(MemorySettings) if field.default is not MISSING}
 # entries of a learning-rate schedule's state that its steps change; the others are its arguments
 CHANGED_BY_STEPS = {
@@ -122,7 +123,7 @@ def check_identity(checkpoint: Path, here: dict[str, object]) -> None:
     Raises:
         CheckpointError: naming every key that differs, with both values.
     """
-    there = DEFAULTS | read_run_state(checkpoint)["identity"]
+    there = DEFAULTS | {key: here.get(key) for key in NEW} | read_run_state(checkpoint)["identity"]
     keys = sorted(key for key in (here.keys() | there.keys()) - MAY_DIFFER if here.get(key) != there.get(key))
     if keys:
         cure = "use the checkpoint's value, or start a new run"

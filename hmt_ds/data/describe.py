@@ -1,5 +1,7 @@
 """What the documents of a run are like, in a line."""
 
+import hashlib
+
 import numpy as np
 from datasets import Dataset
 
@@ -16,6 +18,14 @@ def describe_tokens(tokens: Dataset, segment_length: int, packing: Packing | Non
         return "no documents"
     counts = f"{len(lengths):,} documents, {lengths.sum():,} tokens, {lengths.min():,} to {lengths.max():,} each"
     return f"{counts}; padding is {padding_share(lengths, segment_length, packing):.1%} of all positions"
+
+
+def hash_of_order(lengths: np.ndarray) -> str:
+    """Return a hash of the documents' lengths in their order, without reading the tokens.
+
+    A position in the data counts documents: the same ones in another order would be read twice, or never.
+    """
+    return hashlib.sha256(lengths.astype("<i8").tobytes()).hexdigest()[:12]
 
 
 def padding_share(lengths: np.ndarray, segment_length: int, packing: Packing | None = None) -> float:

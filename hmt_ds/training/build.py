@@ -15,6 +15,7 @@ from hmt_ds.checkpoint import RunPosition
 from hmt_ds.config.config_error import ConfigError
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.data import Batch, Packing, RetrievalDocuments, RetrievalLoader, SourceShare, WindowLoader, document_lengths
+from hmt_ds.data.describe import hash_of_order
 from hmt_ds.distributed.deepspeed_internals import full_numel, is_replicated
 from hmt_ds.distributed.process_group import all_reduce_sum, rank, world_size
 from hmt_ds.memory import HMT
@@ -290,6 +291,7 @@ def identity(recipe: Recipe, prepared: Prepared) -> dict[str, object]:
     if prepared.train is not None:
         lengths = document_lengths(prepared.train)
         found["data.train"] = f"{len(lengths):,} documents, {int(lengths.sum()):,} tokens"
+        found["data.train, hash of the lengths in order"] = hash_of_order(lengths)
     if len(prepared.sources) > 1:
         shares = [f"{one.documents:,} with weight {one.source.weight:g}" for one in prepared.sources]
         found["data.train, shares"] = f"{' + '.join(shares)}, by {recipe.data.mix_by}"

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from bad_folder import make_folder
 
+from hmt_ds.checkpoint import CheckpointError
+from hmt_ds.checkpoint.restore import check_identity
 from hmt_ds.config.config_error import ConfigError
 from hmt_ds.config.load import load_recipe
 from hmt_ds.data import WindowLoader, tokens_sha256
@@ -117,6 +119,25 @@ def test_four_sources_of_four_formats_by_tokens(folder):
 def test_a_source_without_weight_is_not_read(folder):
     sources = [{"source": "text.txt"}, {"source": "no.txt", "weight": 0}]
     assert [one.source.source for one in prepared(folder, "--data.train", json.dumps(sources)).sources] == ["text.txt"]
+
+
+def test_the_order_of_documents_belongs_to_a_run(folder):
+    """With as many documents and tokens; a checkpoint that does not name the order resumes all the same."""
+    texts = [{"text": " ".join(["word"] * number)} for number in (3, 30, 60)]
+    (folder / "order.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
+    (folder / "back.jsonl").write_text("".join(json.dumps(row) + "\n" for row in reversed(texts)))
+    found = []
+    for name in ("order.jsonl", "back.jsonl"):
+        recipe = load_recipe(folder / "recipe.yaml", ["--data.train.source", name])
+        found.append(identity(recipe, prepare(recipe, folder / "recipe.yaml")))
+    assert found[0]["data.train"] == found[1]["data.train"]
+    (folder / "progress.json").write_text(json.dumps({"identity": found[0]}))
+    check_identity(folder, found[0])
+    with pytest.raises(CheckpointError, match=r"^data\.train, hash of the lengths in order is '\w{12}' in"):
+        check_identity(folder, found[1])
+    old = {key: value for key, value in found[0].items() if "hash" not in key}
+    (folder / "progress.json").write_text(json.dumps({"identity": old}))
+    check_identity(folder, found[1])
 
 
 def test_shares_belong_to_a_run(folder):
