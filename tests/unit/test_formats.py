@@ -331,7 +331,7 @@ def test_files_of_several_kinds(folder):
     (folder / "data" / "d.csv").write_text("prompt,completion\na,b\n")  # its strings are large ones
     assert load_documents(str(folder / "data"), columns=columns)["completion"][:] == ["b"] * 3
     (folder / "data" / "c.jsonl").write_text('{"prompt": "c"}\n')
-    with pytest.raises(DataError, match=r"c\.jsonl has no field 'completion', unlike other files; it has: prompt"):
+    with pytest.raises(DataError, match=r"c\.jsonl has no field 'completion' in any row; the first has: prompt"):
         load_documents(str(folder / "data"), columns=columns)
     (folder / "latin1.jsonl").write_bytes('{"prompt": "\xe9", "completion": "b"}\n'.encode("latin1"))
     with pytest.raises(DataError, match=r"latin1\.jsonl: line 1 is not UTF-8"):
