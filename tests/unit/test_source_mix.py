@@ -14,6 +14,7 @@ import pytest
 from datasets import Dataset, Features, List, Value
 
 from hmt_ds.data import DataError, QueueState, SourceShare, WindowLoader, WindowPlan, WindowPlanState
+from hmt_ds.data.window_plan import Packing
 
 # Documents of four sources: novels, articles, questions, and a source of three documents.
 COUNTS = (20, 70, 400, 3)
@@ -39,8 +40,9 @@ def plan(**changes) -> WindowPlan:
 
 def begun(windows) -> list[int]:
     """The documents of windows in the order in which rows take them."""
-    pieces = (row[n] for window in windows for n in range(len(window.pieces[0])) for row in window.pieces)
-    return [piece.document for piece in pieces if piece and piece.offset == 0]
+    firsts = (row[n] for window in windows for n in range(len(window.pieces[0])) for row in window.pieces)
+    pieces = (piece for first in firsts if first for piece in (first, *first.behind))
+    return [piece.document for piece in pieces if piece.offset == 0]
 
 
 @pytest.mark.parametrize("mix_by", ["documents", "tokens"])
@@ -87,6 +89,17 @@ def test_resume_after_every_window_equals_the_uninterrupted_plan():
         state = WindowPlanState.from_dict(json.loads(json.dumps(window.state.to_dict())))
         assert state == window.state
         assert list(itertools.islice(plan(state=state), 59 - index)) == whole[index + 1 :]
+
+
+def test_a_mix_whose_documents_share_segments():
+    packing = Packing(gap=2, least=4)
+    assert sorted(begun(plan(epochs=1, packing=packing))) == list(range(sum(COUNTS)))
+    whole = list(itertools.islice(plan(packing=packing), 40))
+    assert any(first.behind for window in whole for row in window.pieces for first in row)
+    for index, window in enumerate(whole):
+        assert list(itertools.islice(plan(packing=packing, state=window.state), 39 - index)) == whole[index + 1 :]
+    taken = np.bincount(SOURCE_OF[begun(itertools.islice(plan(mix_by="documents", packing=packing), 500))], minlength=4)
+    assert np.abs(taken / taken.sum() - np.array(WEIGHTS) / sum(WEIGHTS)).max() < 0.01
 
 
 def test_the_state_of_one_source_is_as_it_was():
