@@ -21,6 +21,7 @@ setup(
         "transformers>=5.17,<5.24",  # the tested release series: see backbones/transformers_internals.py
         "datasets>=4",
         "filelock>=3.12",
+        "pandas>=2",
         "sentencepiece>=0.2",
         "peft>=0.17",
         "pydantic>=2.7",

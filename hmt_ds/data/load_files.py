@@ -8,8 +8,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetsError
+from pandas.errors import EmptyDataError, ParserError
 
 from hmt_ds.data.errors import DataError, first_line
 from hmt_ds.data.file_kinds import FoundFiles
@@ -26,10 +28,6 @@ BUILDER_OPTIONS: dict[str, dict[str, Any]] = {
 # What `datasets` raises for a file, a name, a split or a script that it cannot load; StopIteration: an empty JSON file.
 LOAD_ERRORS = (DatasetsError, OSError, RuntimeError, ValueError, StopIteration, EOFError)
 NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0")  # what `datasets` says of it
-
-
-class _Misread(ValueError):
-    """A file whose rows were read, but not as they are meant."""
 
 
 def load_found(
@@ -99,19 +97,20 @@ def load_files(builder: str, splits: dict[str, list[Path]], split: str, columns:
     # the cache of `datasets` knows a file by its modification time, which rsync -t, tar and cp -p keep
     states = [(state.st_size, state.st_ctime_ns) for state in map(Path.stat, files)]
     options["name"] = f"files-{hashlib.sha256(str(states).encode()).hexdigest()[:16]}"
+    for file in files if builder == "csv" else []:
+        _check_fields(file)
     with suppress(*LOAD_ERRORS), _quiet():
-        return _checked(load_dataset(builder, **options))
+        return load_dataset(builder, **options)
     try:
         with _quiet():  # the cache may be what is damaged
-            return _checked(load_dataset(builder, **options, download_mode="force_redownload"))
+            return load_dataset(builder, **options, download_mode="force_redownload")
     except LOAD_ERRORS as error:
         if len(files) > 1:
             raise _why_not_together(builder, files) from error
         reason = "it is empty" if isinstance(error, StopIteration) else first_line(error.__cause__ or error)
         if any(words in reason for words in NO_ROWS):
             reason = f"it has no rows{f' in {split}' if '[' in split else ''}: leave it out"
-        if not isinstance(error, _Misread):
-            reason = why_unreadable(builder, unpacked(files[0])) or reason
+        reason = why_unreadable(builder, unpacked(files[0])) or reason
         raise DataError(f"cannot read {files[0]} as {builder}: {reason}") from error
 
 
@@ -127,15 +126,22 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _checked(documents: Dataset) -> Dataset:
-    """Return documents unchanged; of a .csv file pandas takes the first of too many fields for names of rows.
+def _check_fields(file: Path) -> None:
+    """Check that the first row of a .csv file has no more fields than its first line, which names them.
+
+    Of too many pandas takes the first for names of rows, and every text would be that of the next column. Too many in
+    later rows are an error anyway.
 
     Raises:
-        _Misread: if it did.
+        DataError: if it has more.
     """
-    if any(name.startswith("__index_level_") for name in documents.column_names):
-        raise _Misread("its rows have more fields than its first line: put quotes around text with commas")
-    return documents
+    with suppress(EmptyDataError, UnicodeDecodeError, OSError):  # said where all is read
+        try:
+            pd.read_csv(unpacked(file), header=None, nrows=2, dtype=str, encoding="utf-8-sig")
+        except ParserError as error:
+            if "Expected" in str(error):
+                more = "its rows have more fields than its first line: put quotes around text with commas"
+                raise DataError(f"cannot read {file} as csv: {more}") from None
 
 
 def _pattern(file: Path) -> str:

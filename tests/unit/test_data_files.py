@@ -84,6 +84,10 @@ def test_a_csv_file_with_commas_in_its_texts_is_refused(tmp_path):
     for source in (tmp_path / "b.csv", tmp_path):
         with pytest.raises(DataError, match=r"b.csv as csv: its rows have more fields than its first line: put quotes"):
             texts(source)
+    for rows in ("1,not quoted, a\n2,good\n", "1,a,\n2,b,\n"):  # names of rows that are a range leave no column behind
+        write(tmp_path / "b.csv", f"id,text\n{rows}")
+        with pytest.raises(DataError, match=r"b.csv as csv: its rows have more fields"):
+            texts(tmp_path)
     write(tmp_path / "b.csv", "id,text\n2,fine\n3,not quoted, and read wrongly\n")
     with pytest.raises(DataError, match=r"b.csv as csv: .*Expected 2 fields in line 3, saw 3"):
         texts(tmp_path)
