@@ -81,7 +81,9 @@ def export_foreign(source: Path, options: ConvertOptions, overrides: Sequence[st
 def foreign_settings(
     weights: Weights, config: PreTrainedConfig, overrides: Sequence[str]
 ) -> tuple[MemorySettings, float]:
-    """Derive the memory's settings and LoRA's alpha from the shapes of the weights and the command line.
+    """Derive the memory's settings and LoRA's alpha for a checkpoint of another program, which has no recipe.
+
+    Numbers of memory tokens and widths follow from the shapes of the weights; the rest is named on the command line.
 
     Args:
         weights: weights of the checkpoint, under hmt_ds's names.

@@ -38,12 +38,15 @@ def tokenizer_of_run(recipe: Recipe, what: What, notes: list[str]) -> PreTrained
 def stop_at_answers(
     generation: GenerationConfig, tokenizer: PreTrainedTokenizerBase | None, recipe: Recipe
 ) -> GenerationConfig:
-    """Let generation stop at the token that ends an answer in the chat template, if the run was trained on any.
+    """Add the token that ends an answer to those that stop generation, if the run was trained on conversations.
 
     Args:
         generation: the backbone's settings; changed in place.
-        tokenizer: the tokenizer with its chat template; None leaves the settings.
+        tokenizer: the tokenizer with its chat template; with None nothing changes.
         recipe: recipe of the run.
+
+    Returns:
+        The same settings.
     """
     if tokenizer is None or not tokenizer.chat_template or not talks(recipe):
         return generation

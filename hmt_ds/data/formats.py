@@ -177,8 +177,11 @@ def questions(row: Row) -> Iterator[Part]:
     if not isinstance(asked, list):
         asked, answers = [asked or ""], [answers]
     if not asked or not isinstance(answers, list) or len(answers) != len(asked):
-        found = len(answers) if isinstance(answers, list) else "no list"
-        raise DataError(f"input has {len(asked)} questions and answers {found}: there must be as many of both, and one")
+        found = f"has {len(answers)}" if isinstance(answers, list) else "is no list"
+        raise DataError(
+            f"column input has {len(asked)} questions, and column answers {found}: give each question an answer, and "
+            "at least one question"
+        )
     for question, given in zip(asked, answers, strict=True):
         one = {"input": question, "answers": next(iter(given), "") if isinstance(given, list) else given}
         question, answer = text_of(one, "input"), text_of(one, "answers", filled=True)

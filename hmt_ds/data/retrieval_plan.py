@@ -28,7 +28,12 @@ class DocumentPlan:
 
 
 def things_needed(kind: Kind, segments: int) -> int:
-    """Return how many things a document names."""
+    """Return how many different things (such as "velvet blanket") the facts of a generated document are about.
+
+    Args:
+        kind: Kind of document, see `RetrievalSettings`.
+        segments: Length of the document in segments.
+    """
     return {"keys": segments, "passkey": 1, "overwritten": -(-segments // 2)}[kind]
 
 

@@ -101,17 +101,17 @@ class WindowPlan(Iterator[PlannedWindow]):
         lengths: Tokens of each document, `[documents]`, all above 0.
         rows: Rows of a window, the whole global batch: ranks times rows per rank.
         segments: Segments per row of a window; or a function that returns them for the n-th window of this plan, from
-            0: after resuming it must count from the state on.
+            0; after resuming, window 0 is the first one behind `state`.
         segment_length: Most tokens of a segment.
         seed: With the epoch's number it determines the order of an epoch; not negative.
         shuffle: False for the natural order in every epoch.
         epochs: How many times to go over the documents; without end by default.
         state: Go on from here, as if the plan had never stopped.
-        left_out: Documents that are not read (any more).
-        sources: The sources that the documents are of, in the order of the documents; one by default.
+        left_out: Indices of documents that are not read.
+        sources: Number of documents and weight of each source, in the order of `lengths`; by default one source.
         mix_by: Whether the sources' weights count documents or tokens.
-        packing: With it, a row takes further documents in the segment in which its document ends, as long as the next
-            one fits into what is left, or into more than the least part. By default in the next segment.
+        packing: Lets a row begin its next document in the segment in which the one before ends, if it fits into the
+            rest or can begin there with `packing.least` tokens. By default it begins in the next segment.
 
     Raises:
         DataError: There is no document, an empty one, none that is not left out, or the state does not fit the rows,

@@ -28,7 +28,7 @@ def document_losses(
     depth: int,
     instead: Sequence[Instead] = (),
 ) -> DocumentLosses:
-    """Compute the losses of this rank's windows, and gather those of all ranks. Collective.
+    """Compute the losses of this rank's windows, and sum them over all ranks, each of which must call it.
 
     Args:
         reader: the model in its engine.
@@ -36,7 +36,11 @@ def document_losses(
             ranks.
         documents: number of documents.
         depth: number of segments of a document whose losses are kept; later segments are dropped.
-        instead: which other memories to read each segment with.
+        instead: other memories; each segment is read once more with each of them, and those losses are kept apart.
+
+    Returns:
+        The summed loss in nats and the number of tokens by document, segment and part of a segment, for the segment's
+        own memories and for each other reading; the same on all ranks.
     """
     readings: list[Reading] = ["own", *instead]
     parts = min(PARTS, reader.settings.segment_length)

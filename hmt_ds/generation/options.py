@@ -23,8 +23,8 @@ class ChatOptions(Options):
     memory: Annotated[FilePath | None, "FILE"] = None
     """file written by --save-memory, from which to start instead of reading its document again (default: none)"""
     save_memory: Annotated[FilePath | None, "FILE"] = None
-    """new file to save the memory in, for --memory: generate writes it after --document, chat at its end (default: not
-    saved)"""
+    """new file to write the memory to, when the document is read or the conversation ends; a later generate or chat
+    goes on from it with --memory FILE (default: not saved)"""
     max_new_tokens: AtLeastOne = 200
     """largest number of tokens to generate for each prompt or turn; may span several segments"""
     seed: Annotated[WholeNumber, Field(ge=0)] = 0

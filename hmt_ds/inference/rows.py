@@ -109,14 +109,14 @@ class Rows:
 
 
 def remember(state: MemoryState, closes: Tensor, memory: Tensor, tail: Tensor, keep: int) -> MemoryState:
-    """Append a segment's memory to the cached memories of some rows, and keep the newest ones.
+    """Return the state of rows of which some have closed a segment: its memory is appended, the newest ones are kept.
 
     Args:
         state: memories and sensory tokens of all rows.
         closes: ``[b]`` bool; True for rows that get the memory. Other rows get an invalid place in front instead, so
             that in each row the valid memories come last.
-        memory: ``[b, m, d]``.
-        tail: the last k tokens of the closed segments, ``[b, k]``.
+        memory: embeddings of the closed segments' memories, ``[b, m, d]``; ignored in other rows.
+        tail: sensory tokens of the next segment of every row, ids ``[b, k]``.
         keep: largest number of memories that a row keeps.
     """
     if memory.shape[1] == 0:

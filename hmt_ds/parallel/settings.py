@@ -32,8 +32,9 @@ class ComputeSettings:
     """Kernels of the layers. compile: torch.compile; liger: Liger Kernel's fused kernels; plain: transformers' own;
     auto: compile on GPUs, liger where ZeRO-3's hooks or layer checkpoints rule out compile, plain on CPUs."""
     cuda_graphs: CudaGraphs = "auto"
-    """Replay a segment's kernels as a CUDA graph: possible at ZeRO stages 0 to 2 with reduction step, without
-    offloading and dropout. auto: where possible, if launching the kernels takes longer than running them."""
+    """Record a segment's kernels as a CUDA graph and replay it, which saves the time of launching them; possible at
+    ZeRO stages 0 to 2 with compute.reduction step, without offloading and dropout. auto: where possible, if launching
+    takes longer than the kernels; always: an error where it is not possible; never: off."""
     spill: bool = False
     """Offload the tensors that cross segment boundaries (memories and their gradients) to host memory, which saves GPU
     memory for long windows and costs copies. false: keep them on the GPU."""

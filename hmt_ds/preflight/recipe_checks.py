@@ -55,7 +55,7 @@ def check_training(recipe: Recipe) -> list[str]:
 
 
 def check_trackers(recipe: Recipe) -> list[str]:
-    """Return a line if packages of trackers are not installed."""
+    """Return a line that names the missing packages of logging.trackers; none if all are installed."""
     needed = ["accelerate", *recipe.logging.trackers] if recipe.logging.trackers else []
     missing = [name for name in needed if find_spec(name) is None]
     listed = " ".join(name.replace("_", "-") for name in missing)

@@ -104,7 +104,7 @@ def last(trail: list[tuple[str, int]]) -> int:
 
 
 def where_is_a_person(random: Random) -> Story:
-    """Make a story of task 1, one supporting fact: Where is Mary?"""
+    """Make a story of bAbI's task 1, which takes one fact: Where is Mary?"""
     world = World(random)
     for _ in range(random.randint(2, 10)):
         world.go()
@@ -114,7 +114,7 @@ def where_is_a_person(random: Random) -> Story:
 
 
 def where_is_a_thing(random: Random) -> Story:
-    """Make a story of task 2, two supporting facts: Where is the football?"""
+    """Make a story of bAbI's task 2, which takes two facts: Where is the football?"""
     while True:
         world = World(random)
         world.happen(random.randint(4, 16))
@@ -125,7 +125,7 @@ def where_is_a_thing(random: Random) -> Story:
 
 
 def where_was_a_thing(random: Random) -> Story:
-    """Make a story of task 3, three supporting facts: Where was the football before the kitchen?"""
+    """Make a story of bAbI's task 3, which takes three facts: Where was the football before the kitchen?"""
     while True:
         world = World(random)
         world.happen(random.randint(8, 24))
@@ -136,7 +136,7 @@ def where_was_a_thing(random: Random) -> Story:
 
 
 def what_is_beside(random: Random) -> Story:
-    """Make a story of task 4, relations of two: What is the bedroom north of?"""
+    """Make a story of bAbI's task 4, about how two places lie: What is the bedroom north of?"""
     one, middle, other = random.sample(PLACES, 3)
     there = random.choice(sorted(DIRECTIONS))
     back = DIRECTIONS[there]
@@ -153,7 +153,7 @@ def what_is_beside(random: Random) -> Story:
 
 
 def who_gave_what(random: Random) -> Story:
-    """Make a story of task 5, relations of three: Who gave the milk to John?"""
+    """Make a story of bAbI's task 5, about a giver, a thing and a receiver: Who gave the milk to John?"""
     world = World(random)
     for _ in range(random.randint(1, 5)):
         world.go()
