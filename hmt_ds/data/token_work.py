@@ -137,12 +137,23 @@ def in_order(work: Callable[[Unit], Result], units: Iterable[Unit], processes: i
 
 @contextmanager
 def _interrupts_later() -> Iterator[None]:
-    """Keep SIGINT until the end of the ``with`` block, and for good from the processes that are started in it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Keep SIGINT until the end of the ``with`` block, and for good from the processes that are started in it.
+
+    Raises:
+        KeyboardInterrupt: A SIGINT came meanwhile.
+    """
+    came, main = list[int](), threading.current_thread() is threading.main_thread()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which processes inherit
+    # the mask is of one thread, and the signal may come to another one
+    handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number)) if main else None
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if main:
+            signal.signal(signal.SIGINT, handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 _work: Callable[[Unit], Any]  # of this process

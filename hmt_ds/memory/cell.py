@@ -250,10 +250,10 @@ class HMT(nn.Module):
     def with_beginnings(
         self, part: Segment, parts: Tensor, tokens: Tensor, prompt: Tensor, behind: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Put what stands in front of a first segment into the gaps of the tokens' embeddings ``[b, w, d]``.
+        """Put what is in front of a first segment into the gaps of the tokens' embeddings ``[b, w, d]``.
 
         Returns:
-            The embeddings of tokens and gaps, and what stands behind the last document ``[b, m, d]``.
+            The embeddings of tokens and gaps, and what is behind the last document ``[b, m, d]``.
         """
         initial = prompt
         if prompt.shape[1]:
