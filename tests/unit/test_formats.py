@@ -238,7 +238,7 @@ BAD_ROWS: list[tuple[str, dict[str, Any], str]] = [
     (
         "questions",
         {"context": "c", "input": ["q", "r"], "answers": ["a"]},
-        "column answers has 1: give each question",
+        "column input has 2 questions, and column answers has 1",
     ),
     ("questions", {"context": "c", "input": [], "answers": []}, "column input has 0 questions"),
     ("messages", {"messages": []}, "messages is no list of messages, or empty"),
