@@ -1,9 +1,8 @@
-"""Build a run's parts from its recipe: the model in its engine, the data loader, the identity for checkpoints."""
+"""Build a run's parts from its recipe: the model in its engine, the data loader."""
 
 import logging
 from collections.abc import Collection, Iterable
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -14,8 +13,7 @@ from hmt_ds.backbones.stages import LayerRange
 from hmt_ds.checkpoint import RunPosition
 from hmt_ds.config.config_error import ConfigError
 from hmt_ds.config.recipe import Recipe
-from hmt_ds.data import Batch, Packing, RetrievalDocuments, RetrievalLoader, SourceShare, WindowLoader, document_lengths
-from hmt_ds.data.describe import hash_of_order
+from hmt_ds.data import Batch, Packing, RetrievalDocuments, RetrievalLoader, SourceShare, WindowLoader
 from hmt_ds.distributed.deepspeed_internals import full_numel, is_replicated
 from hmt_ds.distributed.process_group import all_reduce_sum, rank, world_size
 from hmt_ds.memory import HMT
@@ -262,39 +260,3 @@ def count_parameters(executor: Executor) -> tuple[int, int]:
         sizes = all_reduce_sum(sizes.to(executor.device)) / executor.data_ranks
     whole, trained = sizes.long().tolist()
     return whole, trained
-
-
-def identity(recipe: Recipe, prepared: Prepared) -> dict[str, object]:
-    """Return the settings that must be equal in a run and in a checkpoint that it resumes from, as JSON values by
-    recipe key.
-
-    Args:
-        recipe: the checked recipe.
-        prepared: results of the preflight checks, with the hash of the tokenizer.
-    """
-    model = recipe.model
-    found: dict[str, object] = {
-        "model.source": model.source if isinstance(model.source, dict) else Path(model.source).name,
-        "model.train": model.train,
-        "model.tokenizer": prepared.tokenizer,
-        "training.seed": recipe.training.seed,
-        "training.steps": recipe.training.steps,  # may differ, but then the learning rate may jump
-        "training.batch_size x ranks": recipe.training.batch_size * (world_size() // recipe.pipeline.stages),
-    }
-    found |= {
-        f"optimizer.{key}": value for key, value in recipe.optimizer.model_dump(include={"name", "params"}).items()
-    }
-    found |= {f"schedule.{key}": value for key, value in recipe.schedule.model_dump().items()}
-    found |= {f"memory.{key}": value for key, value in asdict(recipe.memory).items()}
-    if model.train == "lora":
-        found |= {f"model.lora.{key}": value for key, value in asdict(model.lora).items()}
-    if prepared.train is not None:
-        lengths = document_lengths(prepared.train)
-        found["data.train"] = f"{len(lengths):,} documents, {int(lengths.sum()):,} tokens"
-        found["data.train, hash of the lengths in order"] = hash_of_order(lengths)
-    if len(prepared.sources) > 1:
-        shares = [f"{one.documents:,} with weight {one.source.weight:g}" for one in prepared.sources]
-        found["data.train, shares"] = f"{' + '.join(shares)}, by {recipe.data.mix_by}"
-    if settings := recipe.data.retrieval:
-        found |= {f"data.retrieval.{key}": value for key, value in asdict(settings).items()}
-    return found

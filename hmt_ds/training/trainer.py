@@ -26,12 +26,13 @@ from hmt_ds.preflight.prepare import Prepared
 from hmt_ds.reporting.history import History
 from hmt_ds.reporting.log import log_seconds
 from hmt_ds.training.bad_steps import BadStepCounter, read_excluded, write_excluded
-from hmt_ds.training.build import build_executor, count_parameters, identity, training_loader
+from hmt_ds.training.build import build_executor, count_parameters, training_loader
 from hmt_ds.training.centre_memory import centre_memory, has_new_shift
 from hmt_ds.training.checkpoints import RunCheckpoints
 from hmt_ds.training.curve_watch import CurveWatch
 from hmt_ds.training.environment import environment
 from hmt_ds.training.evaluation_in_run import as_window
+from hmt_ds.training.identity import identity
 from hmt_ds.training.memory_watch import MemoryWatch
 from hmt_ds.training.rank import only_start
 from hmt_ds.training.retrieval_validation import RetrievalValidation

@@ -22,7 +22,8 @@ from hmt_ds.checkpoint.fragments import optimizer_buffers
 from hmt_ds.config.load import load_recipe
 from hmt_ds.distributed.deepspeed_internals import base_optimizer
 from hmt_ds.distributed.process_group import end_process
-from hmt_ds.training.build import build_executor, identity
+from hmt_ds.training.build import build_executor
+from hmt_ds.training.identity import identity
 from hmt_ds.training.rank import prepare_together, run_as_rank
 
 RECIPE = "launch/recipes/bench-1.1b.yaml"

@@ -19,7 +19,8 @@ from hmt_ds.checkpoint import Retention, RunPosition, Saver
 from hmt_ds.config.load import load_recipe
 from hmt_ds.distributed.process_group import end_process, world_size
 from hmt_ds.parallel.zero import ZeroExecutor
-from hmt_ds.training.build import build_executor, identity
+from hmt_ds.training.build import build_executor
+from hmt_ds.training.identity import identity
 from hmt_ds.training.rank import prepare_together, run_as_rank
 
 logger = logging.getLogger("hmt_ds.tests")  # the log shows what is below the package's name

@@ -15,8 +15,8 @@ from hmt_ds.checkpoint.restore import check_identity, restore_engine
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.distributed.deepspeed_internals import COUNTERS
 from hmt_ds.parallel.deepspeed_config.lr_schedule import make_scheduler
-from hmt_ds.training.build import identity
 from hmt_ds.training.checkpoints import check_rate_jump
+from hmt_ds.training.identity import identity
 from hmt_ds.training.run_log import describe_rates
 
 STEPS = 8

@@ -13,7 +13,8 @@ from hmt_ds.config.config_error import ConfigError
 from hmt_ds.config.load import load_recipe
 from hmt_ds.data import WindowLoader, tokens_sha256
 from hmt_ds.preflight.prepare import Prepared, prepare
-from hmt_ds.training.build import identity, training_loader
+from hmt_ds.training.build import training_loader
+from hmt_ds.training.identity import identity
 
 
 @pytest.fixture
@@ -27,7 +28,8 @@ def folder(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-SOURCES = [
+FORMATS = "data.train, formats and weights in the loss"
+SOURCES: list[dict[str, object]] = [
     {"source": "text.txt", "weight": 2},
     {"source": "asked.jsonl", "format": "completion"},
     {"source": "many.csv", "text_field": "body", "weight": 0.5},
@@ -153,3 +155,17 @@ def test_held_out_sources_are_read_one_behind_the_other(folder):
     sources = [{"source": "text.txt"}, {"source": "many.csv", "text_field": "body"}]
     found = prepared(folder, "--data.validation", json.dumps(sources))
     assert found.validation is not None and len(found.validation) == 31
+
+
+def test_a_format_and_its_weights_belong_to_a_run(folder):
+    """A run on answers alone is not resumed on all tokens; one on text is described as it was."""
+
+    def described(*sources: dict[str, object]) -> object:
+        words = ["--data.train", json.dumps(sources)] if sources else []
+        recipe = load_recipe(folder / "recipe.yaml", words)
+        return identity(recipe, prepare(recipe, folder / "recipe.yaml")).get(FORMATS)
+
+    asked = SOURCES[1]
+    assert described() is None
+    assert described(asked) == "completion (prompts 0)"
+    assert described(SOURCES[0], asked | {"prompt_weight": 0.5}) == "text (prompts 0) + completion (prompts 0.5)"
