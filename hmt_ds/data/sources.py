@@ -81,13 +81,12 @@ def read_source(
     Raises:
         DataError: The source is absent, of an unknown kind, unreadable, not UTF-8, empty, or without the text field.
     """
-    path, found = Path(source), None
-    if path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
-        builders = {"saved": _load_saved(path, split)}
-    elif found := find_files(source, split):
-        builders = load_found(
-            found, source, split, list((columns or {"text": text_field}).values()), is_text=not columns
-        )
+    found = None if _is_saved(Path(source)) else find_files(source, split)
+    if _is_saved(Path(source)):
+        builders = {"saved": _load_saved(Path(source), split)}
+    elif found:
+        fields = list((columns or {"text": text_field}).values())
+        builders = load_found(found, source, split, fields, is_text=not columns)
     else:
         builders = {"hub": _load_by_name(source, name, split, revision)}
     for key, value in {"name": name, "revision": revision}.items():
@@ -95,28 +94,53 @@ def read_source(
             raise DataError(f"{key} {value!r} is for data sets of the hub only, but {source} is none: leave it out")
     if separator is not None and ("text" not in builders or columns):
         raise DataError(f"separator {separator!r} is for text files only, but {source} is none: leave it out")
-    for builder, documents in builders.items():
-        # text files beside tables have no fields to choose from
-        field = "text" if builder == "text" and len(builders) > 1 else text_field
-        if found and builder == "json":
-            check_every_file(documents, list(columns.values()) if columns else [field], found)
-        builders[builder] = (
-            _keep_columns(documents, columns, source) if columns else _keep_text(documents, field, source, found)
-        )
+    parts = _keep_needed(builders, columns, text_field, source, found)
     if separator is not None:
-        builders["text"] = _split_documents(builders["text"], separator, source)
-    whole = _concatenate(list(builders.values()), source)
+        parts["text"] = _split_documents(parts["text"], separator, source)
+    whole = _concatenate(list(parts.values()), source)
     rows_of = found
     if dataset is not None:  # its documents are not the rows of files any more
         whole, rows_of = convert(check_texts(whole, source, found), dataset), None
     is_text = whole.column_names == ["text"]
     documents = drop_blank(whole, source, rows_of) if is_text else check_texts(whole, source, rows_of)
+    return SourceDocuments(
+        documents, len(found) if found else None, _left_out(source, found, len(whole) - len(documents))
+    )
+
+
+def _is_saved(path: Path) -> bool:
+    """Whether a folder was written by `save_to_disk`."""
+    return path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists())
+
+
+def _keep_needed(
+    builders: Mapping[str, Dataset],
+    columns: Mapping[str, str] | None,
+    text_field: str,
+    source: str,
+    found: FoundFiles | None,
+) -> dict[str, Dataset]:
+    """Return the needed columns of what each builder has loaded, under the names that the format has for them."""
+    kept = {}
+    for builder, documents in builders.items():
+        # text files beside tables have no fields to choose from
+        field = "text" if builder == "text" and len(builders) > 1 else text_field
+        if found and builder == "json":
+            check_every_file(documents, list(columns.values()) if columns else [field], found)
+        kept[builder] = (
+            _keep_columns(documents, columns, source) if columns else _keep_text(documents, field, source, found)
+        )
+    return kept
+
+
+def _left_out(source: str, found: FoundFiles | None, blank: int) -> tuple[str, ...]:
+    """Log and return a line for each reason to leave out files or documents."""
     notes = found.notes() if found else []
-    if blank := len(whole) - len(documents):
+    if blank:
         notes.append(f"{blank:,} blank or absent texts")
     for note in notes:
         logger.info("%s: left out %s", source, note)
-    return SourceDocuments(documents, len(found) if found else None, tuple(notes))
+    return tuple(notes)
 
 
 def _concatenate(parts: list[Dataset], source: str) -> Dataset:

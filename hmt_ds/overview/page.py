@@ -6,6 +6,8 @@ from pathlib import Path
 
 import jinja2
 
+from hmt_ds.config.config_error import ConfigError
+
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 
@@ -89,3 +91,24 @@ def render(title: str, written: str, sections: Sequence[Section]) -> str:
     shown = [section for section in sections if not section.empty]
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(title=title, written=written, sections=shown)
+
+
+def write_page(file: Path, page: str, option: str) -> None:
+    """Write an HTML page as a whole, or not at all.
+
+    Args:
+        file: the file to write.
+        page: its content.
+        option: command-line option that names the file, for the error.
+
+    Raises:
+        ConfigError: if it cannot be written.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        aside = file.with_suffix(".part")
+        aside.write_text(page, encoding="utf-8")
+        aside.replace(file)
+    except OSError as error:
+        problem = f"{option}: {file} cannot be written: {error.strerror}: name a file where you may write"
+        raise ConfigError([problem]) from None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hmt_ds.config.config_error import ConfigError, collected
 from hmt_ds.overview.evaluations import Shown, read_evaluations
-from hmt_ds.overview.page import render
+from hmt_ds.overview.page import render, write_page
 from hmt_ds.overview.run_folder import RunFolder
 from hmt_ds.overview.sections import sections_of
 
@@ -35,15 +35,7 @@ def write_report(folders: Sequence[Path], output: Path | None) -> Path:
     title = shown[0].name if len(shown) == 1 else f"{len(shown)} runs: {', '.join(one.name for one in shown)}"
     page = render(title, f"hmt_ds, written {time.strftime('%Y-%m-%d %H:%M:%S')}", sections_of(shown))
     file = output or runs[0].folder / NAME
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        aside = file.with_suffix(".part")
-        aside.write_text(page, encoding="utf-8")
-        aside.replace(file)
-    except OSError as error:
-        raise ConfigError(
-            [f"--output: {file} cannot be written: {error.strerror}: name a file where you may write"]
-        ) from None
+    write_page(file, page, "--output")
     return file
 
 

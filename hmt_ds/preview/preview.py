@@ -11,6 +11,7 @@ from hmt_ds.config.config_error import ConfigError
 from hmt_ds.config.load import load_recipe
 from hmt_ds.config.recipe import Pipeline, Recipe
 from hmt_ds.data import Packing, document_lengths, load_tokenizer
+from hmt_ds.overview.page import write_page
 from hmt_ds.preflight.prepare import Prepared
 from hmt_ds.preflight.problems import Problems
 from hmt_ds.preflight.read_data import ReadSource, read_data
@@ -57,7 +58,7 @@ def preview(recipe_file: Path, options: PreviewOptions, overrides: list[str]) ->
     if options.html is None:
         print_preview(Console(width=None if sys.stdout.isatty() else WIDTH), summary, bars, shown)
     else:
-        write(options.html, render(f"What {recipe_file.name} reads", summary, bars, shown))
+        write_page(options.html, render(f"What {recipe_file.name} reads", summary, bars, shown), "--html")
 
 
 def name_of(number: int, sources: Sequence[ReadSource]) -> str:
@@ -96,24 +97,3 @@ def read_training_data(recipe: Recipe) -> tuple[Prepared, PreTrainedTokenizerBas
     return Prepared(
         {}, documents.train, None, documents.tokenizer, (), documents.retrieval, documents.sources
     ), tokenizer
-
-
-def write(file: Path, page: str) -> None:
-    """Write an HTML page as a whole, or not at all.
-
-    Args:
-        file: the file to write.
-        page: its content.
-
-    Raises:
-        ConfigError: if it cannot be written.
-    """
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        aside = file.with_suffix(".part")
-        aside.write_text(page, encoding="utf-8")
-        aside.replace(file)
-    except OSError as error:
-        raise ConfigError(
-            [f"--html: {file} cannot be written: {error.strerror}: name a file where you may write"]
-        ) from None

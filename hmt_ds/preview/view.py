@@ -92,7 +92,7 @@ class Bar(NamedTuple):
 
     Attributes:
         segments: lengths in segments, such as ``3 to 4``.
-        documents: number of documents of these lengths.
+        documents: number of documents whose length is in this range.
         share: number of documents as a fraction (0 to 1) of the largest row's.
     """
 
