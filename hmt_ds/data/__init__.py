@@ -1,4 +1,4 @@
-"""Documents to batches: sources, tokenizers, token ids, the order of segments, and tensors. README.md has the map."""
+"""Turn documents into training batches: read sources, tokenize, order the segments, make tensors."""
 
 from typing import TYPE_CHECKING
 

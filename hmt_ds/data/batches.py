@@ -1,4 +1,4 @@
-"""Windows of the plan as tensors: one rank's rows of each, read from the tokenized documents."""
+"""Training batches as tensors: one rank's rows of each window, read from the tokenized documents."""
 
 import signal
 from collections.abc import Collection, Iterator, Sequence
@@ -23,24 +23,24 @@ RankWindow = tuple[list[list[Piece | None]], dict[str, Any]]
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """One rank's rows of a window, on the CPU.
+    """One rank's rows of a window (a batch of rows times consecutive segments), as tensors on the CPU.
 
     Attributes:
-        input_ids: `[rows, segments, length]` int64; pads are 0 and stand after the segment's tokens.
-        labels: `[rows, segments, length]` int64, the token that follows in the document, also across a segment's
-            border; -100 after the document's last token, on pads, and where the token has weight 0.
-        lengths: `[rows, segments]` int64, number of tokens of a segment; 0 for an empty one.
+        input_ids: `[rows, segments, length]` int64; 0 on the padding behind a segment's tokens.
+        labels: `[rows, segments, length]` int64, the next token of the document, also across the boundary between
+            segments; -100 for the document's last token, on padding, and where the label's weight is 0.
+        lengths: `[rows, segments]` int64, number of tokens in each segment; 0 for an empty segment.
         starts: `[rows, segments]` bool, True where a document begins, and for empty segments.
         documents: `[rows, segments]` int64, index of the document; -1 for an empty segment.
-        position: The plan's state after this window, of all ranks' rows, as JSON values.
-        targets: `[rows, segments]` int64, how many segments back the fact lies that a segment needs (1: in the segment
-            before), 0 where it needs none; None for documents of which nobody knows.
+        position: Where all ranks' rows are after this window, as JSON values: the `state` to resume a loader with.
+        targets: `[rows, segments]` int64, how many segments back the fact is that a segment asks for (1: the previous
+            segment), 0 where it asks for none; None for documents that were not generated.
         weights: `[rows, segments, length]` float32, factor of each label's loss, 0 where there is no label; None where
             all labels count 1.
-        parts: `[rows, segments, length]` int64, how many documents have begun within the segment up to a place, those
-            in the gaps in front of them too; None where no documents share a segment.
-        others: `[rows, segments, documents]` int64, indices of the documents that begin within a segment, -1 where
-            there are fewer; None where none do.
+        parts: `[rows, segments, length]` int64, number of the document that a position belongs to, counted from 0
+            within its segment; the gap in front of a document is part of it. None where no documents share a segment.
+        others: `[rows, segments, documents]` int64, indices of the second and later documents of each segment, padded
+            with -1; None where no documents share a segment.
     """
 
     input_ids: torch.Tensor
@@ -56,27 +56,34 @@ class Batch:
 
 
 class WindowLoader:
-    """The batches of one rank, from a position on. Each iteration begins there again.
+    """Iterate over one rank's batches (`Batch`); every iteration begins at the same saved position.
 
-    All ranks compute the same plan, so they have equally many batches, and rank r has rows
-    `r * batch_size` to `(r + 1) * batch_size - 1` of each window. The plan runs in this process and workers only
-    read tokens, so the batches do not depend on the number of workers.
+    All ranks compute the same order of documents, so they have equally many batches, and rank r has rows
+    `r * batch_size` to `(r + 1) * batch_size - 1` of each window. Worker processes only read tokens, so the batches do
+    not depend on the number of workers.
 
     Args:
-        tokens: What `tokenize_documents` returned.
+        tokens: Tokenized documents from `tokenize_documents`.
+        segments: Segments per row of each window; or a function of the window's number (0 for the first one here).
         segment_length: Tokens per segment, the width of every batch.
-        segments, seed, shuffle, epochs, left_out, sources, mix_by, packing: As for `WindowPlan`.
-        rank, world_size: Of the data-parallel group.
+        seed: Determines the order of the documents in each epoch.
+        rank, world_size: Rank and size of the data-parallel group.
         batch_size: Rows per rank.
+        shuffle: False to keep the documents in their own order in every epoch.
+        epochs: Number of passes over the documents; None to go on without end.
         num_workers: Processes that read ahead; 0 reads in this process.
-        state: The `position` of the last batch that was used, to go on after it.
+        state: `Batch.position` of the last batch that was used; None to begin with the first window.
+        left_out: Indices of documents to skip.
+        sources: Number of documents and weight of each source; empty for a single source.
+        mix_by: Whether the sources' weights count `documents` or `tokens`.
+        packing: How documents share a segment; None if each document begins a segment of its own.
 
     Attributes:
         documents_total: Number of documents.
         tokens_total: Number of tokens of all documents.
 
     Raises:
-        DataError: As `WindowPlan`, when the iteration begins.
+        DataError: On iteration: there is no document to read, or `state` does not fit the documents, rows or sources.
     """
 
     def __init__(
@@ -125,9 +132,12 @@ class WindowLoader:
 
 
 def read_windows(reader: TorchDataset[Batch], items: Iterator[Any], num_workers: int) -> Iterator[Batch]:
-    """Read the items one after the other, ahead in worker processes if there are any.
+    """Yield `reader[item]` for each item, in the order of the items, read ahead by worker processes.
 
-    The items take the sampler's place, so the order is theirs, whichever worker reads.
+    Args:
+        reader: Makes a batch from an item.
+        items: What to read, such as descriptions of windows; may be endless.
+        num_workers: Number of worker processes; 0 reads in this process.
     """
     # DataLoader draws a seed for its workers: from a generator of its own, so that reading data changes no dropout.
     return iter(
@@ -143,19 +153,19 @@ def read_windows(reader: TorchDataset[Batch], items: Iterator[Any], num_workers:
 
 
 def outlive_sigterm(_: int) -> None:
-    """A scheduler's SIGTERM comes to workers too, and the rank has yet to save: they end with the rank."""
+    """Make a DataLoader worker ignore SIGTERM, so that its rank can read batches until it has saved a checkpoint."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _others(pieces: list[list[Piece | None]]) -> torch.Tensor:
-    """Return the documents that begin within segments, `[rows, segments, documents]`, -1 where there are fewer."""
+    """Return the second and later documents of each segment, `[rows, segments, documents]` int64, padded with -1."""
     behind = [[[one.document for one in piece.behind] if piece else [] for piece in row] for row in pieces]
     most = max(len(one) for row in behind for one in row)
     return torch.tensor([[one + [-1] * (most - len(one)) for one in row] for row in behind])
 
 
 class _WindowReader(TorchDataset[Batch]):
-    """Reads the tokens of one rank's rows of a window."""
+    """Map-style data set whose items are one rank's rows of a window, and which returns them as a `Batch`."""
 
     def __init__(self, tokens: Dataset, segment_length: int, gap: int) -> None:
         self._tokens = tokens.with_format("arrow")
@@ -190,7 +200,12 @@ class _WindowReader(TorchDataset[Batch]):
     def _fill(
         self, piece: Piece, input_ids: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None, place: Any
     ) -> None:
-        """Write a piece into the beginning of tensors `[length]`, and of the weights at a place."""
+        """Write one document's tokens and labels at the beginning of `input_ids` and `labels`, `[length]` each.
+
+        Args:
+            weights: `[rows, segments, length]` float32, or None if all labels count 1.
+            place: Index into `weights` of the positions to write: row, segment, slice of positions.
+        """
         ids = torch.from_numpy(self._read(piece, "input_ids").astype(np.int64))
         input_ids[: piece.length] = ids[: piece.length]
         labels[: len(ids) - 1] = ids[1:]
@@ -198,9 +213,9 @@ class _WindowReader(TorchDataset[Batch]):
             weights[place][: len(ids) - 1] = torch.from_numpy(self._read(piece, "weights").copy())[1:]
 
     def _read(self, piece: Piece, column: str) -> np.ndarray:
-        """Return a column of the piece's tokens and of the one after them, if the document has it.
+        """Return a column's values for a piece's tokens and the next one, `[length + 1]`; `[length]` if none is next.
 
-        Labels, and so their weights, are shifted by one. Weights that a document does not have are ones.
+        Labels and their weights are shifted by one, hence the extra token. A document without weights gets ones.
         """
         row = self._tokens[piece.document]
         values = row[column][0].values

@@ -1,4 +1,4 @@
-"""Conversations as text by a chat template, with the spans of the assistant's answers."""
+"""Render conversations as text with a chat template, with the character spans of the assistant's answers."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -27,20 +27,21 @@ Span = tuple[int, int]
 def render_chat(
     messages: object, tokenizer: PreTrainedTokenizerBase, template: str | None = None
 ) -> tuple[str, list[Span]]:
-    """Render a conversation.
+    """Render a conversation as text with a chat template.
 
     Args:
-        messages: A list of messages, each with `role` and `content` (or `from` and `value`).
-        tokenizer: Its special tokens are known to the template.
+        messages: A list of messages, each a mapping with `role` and `content` (or `from` and `value`).
+        tokenizer: Supplies the special tokens that the template writes.
         template: A Jinja template; None for the tokenizer's own.
 
     Returns:
-        The text, and the spans of answers in it: what the model must write itself, up to the token that ends a turn. A
-        template that marks them with `{% generation %}` says where they are; else an answer is what its message adds
-        to the conversation before it, behind the generation prompt.
+        The text, and the first and end character of each answer of the assistant, including the token that ends its
+        turn. A template marks answers with `{% generation %}`; without marks an answer is the text that its message
+        adds to the conversation before it, behind the generation prompt.
 
     Raises:
-        DataError: The messages are none, the template refuses them, or it does not say where the answers are.
+        DataError: `messages` is not such a list or has no answer, the template refuses it or leaves out a text, or the
+            template does not let answers be told apart from the rest.
     """
     chat = check_messages(messages)
     template = tokenizer.get_chat_template(template)
@@ -55,22 +56,28 @@ def render_chat(
         is_answer = message["role"] == "assistant"
         for what, words in words_of(message):
             if not any(words in one for one in (written if is_answer else [text])):
-                does = "marks no answer that has" if marked and is_answer else "does not write"
-                raise DataError(f"message {number}: the chat template {does} its {what}: name another")
+                does = "marks no answer that contains" if marked and is_answer else "does not write"
+                raise DataError(f"message {number}: the chat template {does} its {what}: choose another chat_template")
     return text, spans
 
 
 def added_by(chat: list[Message], number: int, text: str, tokenizer: PreTrainedTokenizerBase, template: str) -> Span:
-    """Return the span of an answer in the rendered conversation, without what a template writes behind the turn's end.
+    """Return first and end character of an assistant's answer in a conversation; for templates that mark no answers.
+
+    Args:
+        chat: Checked messages.
+        number: Index of the answer's message, from 0.
+        text: The whole conversation, rendered with `template`.
 
     Raises:
-        DataError: The conversation before the message is rendered in another way than within the whole.
+        DataError: The template renders the messages before the answer differently when the later ones are missing.
     """
     before, _ = render(chat[:number], tokenizer, template, add_generation_prompt=True)
     if not text.startswith(before):
         raise DataError(
-            f"message {number + 1}: the chat template writes the conversation up to here in another way than within "
-            "the whole, so its answers cannot be told apart: mark them in the template with {% generation %}"
+            f"message {number + 1}: the chat template renders the messages before this answer differently without "
+            "the later ones, so the answer cannot be found in the text: mark answers in the template with "
+            "{% generation %}"
         )
     after, _ = render(chat[: number + 1], tokenizer, template)
     if not text.startswith(after):
@@ -81,28 +88,35 @@ def added_by(chat: list[Message], number: int, text: str, tokenizer: PreTrainedT
 
 
 def end_of(chat: list[Message], number: int, text: str, tokenizer: PreTrainedTokenizerBase, template: str) -> int:
-    """Return where an answer ends that a template writes in another way at a conversation's end than within it.
+    """Return the end character of an answer that a template renders differently as the last message than in the middle.
 
-    What stands behind the answer is what stands behind other words in its place; the token that ends the turn counts.
+    The answer is replaced by other words: the text behind them is the text behind the answer. A special token right
+    behind the answer, which ends the turn, is part of it.
+
+    Args:
+        chat: Checked messages.
+        number: Index of the answer's message, from 0.
+        text: The whole conversation, rendered with `template`.
 
     Raises:
-        DataError: The answer makes a difference elsewhere too.
+        DataError: The text behind the answer depends on the answer.
     """
     others = [*chat[:number], chat[number] | {"content": STAND_IN}, *chat[number + 1 :]]
     _, found, behind = render(others, tokenizer, template)[0].partition(STAND_IN)
     if not found or STAND_IN in behind or not text.endswith(behind):
         raise DataError(
-            f"message {number + 1}: what the chat template writes behind this answer depends on it, so its end cannot "
-            "be told: mark answers in the template with {% generation %}"
+            f"message {number + 1}: the text that the chat template writes behind this answer depends on the answer, "
+            "so its end cannot be found: mark answers in the template with {% generation %}"
         )
     token = next((token for token in tokenizer.get_added_vocab() if behind.startswith(token)), "")
     return len(text) - len(behind) + len(token)
 
 
 def words_of(message: Message) -> list[tuple[str, str]]:
-    """Return what a template must write of a message, each with its name for errors.
+    """Return the texts that the rendering of a message must contain: pairs of a description (for errors) and the text.
 
-    Thoughts and blanks around a text may be left out, and results of tools be written in another way, such as JSON.
+    Thoughts (`<think>`) and surrounding blanks may be left out; results of tools may be rendered as JSON, so none is
+    due.
     """
     if message["role"] == "tool":
         return []
@@ -115,52 +129,73 @@ def words_of(message: Message) -> list[tuple[str, str]]:
 def render(
     chat: list[Message], tokenizer: PreTrainedTokenizerBase, template: str, **options: bool
 ) -> tuple[str, list[Span]]:
-    """Render messages; return the text, and if asked for, the spans that the template marks as answers."""
+    """Render messages with a template; return the text and the character spans that the template marks as answers.
+
+    Args:
+        options: Options of transformers' `render_jinja_template`; without `return_assistant_tokens_mask=True` the list
+            of spans is empty.
+
+    Raises:
+        DataError: The template raises an error.
+    """
     try:
         texts, spans = render_jinja_template([chat], chat_template=template, **tokenizer.special_tokens_map, **options)
     except Exception as error:  # a template is a program: it can fail in any way, and refuses by an exception
-        raise DataError(f"the chat template refuses it: {first_line(error)}") from None
+        raise DataError(
+            f"the chat template refuses the conversation: {first_line(error)}; choose another chat_template"
+        ) from None
     return texts[0], spans[0] if spans else []
 
 
 def check_messages(messages: object) -> list[Message]:
-    """Return messages with their roles as templates know them, and without fields that are null.
+    """Return a conversation's messages with the roles that templates know, without fields that are None.
 
     Raises:
-        DataError: There is no list of messages or no answer, or a message has an unknown role or no text.
+        DataError: `messages` is not a non-empty list, has no answer or begins with one, or a message has an unknown
+            role or no text.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-        raise DataError("messages is no list of messages, or empty")
+        raise DataError(f"messages must be a list of at least one message, not {messages!r:.80}")
     chat = [check_message(message, number) for number, message in enumerate(messages, start=1)]
     if all(message["role"] != "assistant" for message in chat):
-        raise DataError("messages has no answer: none is of role assistant")
+        raise DataError(
+            f"messages has no answer: the roles are {', '.join(one['role'] for one in chat)}, and one must be assistant"
+        )
     if chat[0]["role"] == "assistant":
-        raise DataError("message 1 is an answer: one of role user must come before it")
+        raise DataError("message 1 has the role assistant: begin with a message of role user")
     return chat
 
 
 def check_message(message: object, number: int) -> Message:
-    """Return one message as templates know it; see `check_messages`."""
+    """Return one message with `role` and `content`, also from a message with `from` and `value`; drop fields of None.
+
+    Args:
+        message: A mapping.
+        number: Position of the message in its conversation, from 1, for errors.
+
+    Raises:
+        DataError: It is not a mapping, its role is unknown, or it has no text.
+    """
     if not isinstance(message, Mapping):
-        raise DataError(f"message {number} is no mapping with role and content")
+        raise DataError(f"message {number} must be a mapping with role and content, not {message!r:.80}")
     chosen = {name: value for name, value in message.items() if value is not None}
     if "role" not in chosen and "from" in chosen:
         sender = chosen.pop("from")
         chosen |= {"role": OTHER_NAMES.get(sender, sender), "content": chosen.pop("value", None)}
     role, content = chosen.get("role"), chosen.get("content")
     if role not in ROLES:
-        raise DataError(f"message {number} has the role {role!r}; known are {', '.join(ROLES)}")
+        raise DataError(f"message {number} has the role {role!r}; use one of {', '.join(ROLES)}")
     if content is None and chosen.get("tool_calls"):
         return chosen
     if not isinstance(content, str):
-        raise DataError(f"message {number} of role {role} has no text in content")
+        raise DataError(f"message {number} of role {role} needs text in content, not {content!r:.80}")
     if role == "assistant" and not content.strip() and not chosen.get("tool_calls"):
-        raise DataError(f"message {number} of role assistant is empty")
+        raise DataError(f"message {number} of role assistant is empty: give it text, or leave the conversation out")
     return chosen
 
 
 def end_of_answers(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return the token that ends an answer in the tokenizer's chat template; None if no special token does."""
+    """Return the id of the special token that ends an answer in the tokenizer's chat template; None if none does."""
     try:
         text, spans = render_chat([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], tokenizer)
     except DataError:

@@ -1,4 +1,4 @@
-"""What the documents of a run are like, in a line."""
+"""Statistics of tokenized documents: their lengths in tokens and the share of padding."""
 
 import hashlib
 
@@ -12,7 +12,13 @@ SAMPLED = 100_000  # documents
 
 
 def describe_tokens(tokens: Dataset, segment_length: int, packing: Packing | None = None) -> str:
-    """Return the number of tokenized documents, their lengths in tokens, and the share of padding, as text."""
+    """Return a line about tokenized documents: their number, their lengths in tokens, and the share of padding.
+
+    Args:
+        tokens: Tokenized documents from `tokenize_documents`.
+        segment_length: Tokens per segment.
+        packing: How documents share segments; None if they do not.
+    """
     lengths = document_lengths(tokens)
     if not len(lengths):
         return "no documents"
@@ -21,17 +27,21 @@ def describe_tokens(tokens: Dataset, segment_length: int, packing: Packing | Non
 
 
 def hash_of_order(lengths: np.ndarray) -> str:
-    """Return a hash of the documents' lengths in their order, without reading the tokens.
+    """Return the first 12 hexadecimal digits of the SHA-256 of the documents' lengths in their order.
 
-    A position in the data counts documents: the same ones in another order would be read twice, or never.
+    A saved position counts documents, so a run can be resumed only on the same documents in the same order; this tells
+    without reading their tokens.
+
+    Args:
+        lengths: Tokens of each document, `[documents]`.
     """
     return hashlib.sha256(lengths.astype("<i8").tobytes()).hexdigest()[:12]
 
 
 def padding_share(lengths: np.ndarray, segment_length: int, packing: Packing | None = None) -> float:
-    """Return the share of positions without a token in one pass over documents.
+    """Return the fraction (0 to 1) of positions that hold padding in one pass over the documents.
 
-    Rows without a document at the end of a pass are not counted.
+    Rows that have no document left at the end of the pass are not counted.
 
     Args:
         lengths: Tokens of each document, `[documents]`, at least one document.
@@ -42,10 +52,12 @@ def padding_share(lengths: np.ndarray, segment_length: int, packing: Packing | N
 
 
 def segments_of(lengths: np.ndarray, segment_length: int, packing: Packing | None = None) -> float:
-    """Return how many segments one pass over documents has; estimated from some where documents share segments.
+    """Return the number of segments in one pass over the documents; an estimate from 100,000 of them with `packing`.
 
     Args:
-        lengths, segment_length, packing: As for `padding_share`.
+        lengths: Tokens of each document, `[documents]`, at least one document.
+        segment_length: Tokens per segment.
+        packing: How documents share segments; None if they do not.
     """
     if packing is None:
         return int((-(-lengths // segment_length)).sum())

@@ -1,4 +1,4 @@
-"""Tokenized documents made harder to remember: two that take turns, or one with filler between its parts."""
+"""Make tokenized documents harder to remember: let two alternate, or put filler between the parts of one."""
 
 import hashlib
 import itertools
@@ -21,14 +21,18 @@ Document = tuple[np.ndarray, np.ndarray]  # token ids [tokens] int64, weights [t
 
 
 def interleave(tokens: Dataset, every: int, cache_dir: Path) -> Dataset:
-    """Join documents in pairs that take turns, as in the HMT paper's test of topic switching.
+    """Join documents in pairs whose parts alternate, as in the HMT paper's test of topic switching.
 
-    Behind the end of the shorter one follows what is left of the other. Of an odd number the last stays as it is.
+    Behind the end of the shorter one comes the rest of the longer one. With an odd number of documents the last one is
+    unchanged.
 
     Args:
-        tokens: What `tokenize_documents` returned.
-        every: Number of tokens until the other document's turn.
-        cache_dir: Folder of the token cache.
+        tokens: Tokenized documents from `tokenize_documents`.
+        every: Tokens of one document before the other continues.
+        cache_dir: Folder of the token cache, where the result is written.
+
+    Raises:
+        DataError: The cache cannot be written.
     """
 
     def pairs() -> Iterator[Document]:
@@ -42,13 +46,16 @@ def interleave(tokens: Dataset, every: int, cache_dir: Path) -> Dataset:
 
 
 def dilate(tokens: Dataset, every: int, tokenizer: PreTrainedTokenizerBase, cache_dir: Path) -> Dataset:
-    """Put as many tokens of filler behind every part of a document; they have no weight in the loss.
+    """Put filler tokens between the parts of each document, as many as a part has; their weight in the loss is 0.
 
     Args:
-        tokens: What `tokenize_documents` returned.
-        every: Number of tokens of a part, and of the filler behind it. Behind the last part there is none.
-        tokenizer: The tokenizer of the filler.
-        cache_dir: Folder of the token cache.
+        tokens: Tokenized documents from `tokenize_documents`.
+        every: Tokens per part and per filler. There is no filler behind the last part.
+        tokenizer: Tokenizes the filler, a few English sentences.
+        cache_dir: Folder of the token cache, where the result is written.
+
+    Raises:
+        DataError: The cache cannot be written.
     """
     words = tokenizer(FILLER, add_special_tokens=False).input_ids
     filler = np.resize(np.asarray(words, dtype=np.int64), every), np.zeros(every, dtype=np.float32)
@@ -62,20 +69,20 @@ def dilate(tokens: Dataset, every: int, tokenizer: PreTrainedTokenizerBase, cach
 
 
 def read(tokens: Dataset) -> Iterator[Document]:
-    """Yield documents, each with the weights of its tokens: ones, where the format has none."""
+    """Yield each document's token ids and weights in the loss, `[tokens]` each; ones if the data set has no weights."""
     for row in tokens.with_format("numpy"):
         ids = row["input_ids"]
         yield ids, row["weights"] if "weights" in row else np.ones(len(ids), dtype=np.float32)
 
 
 def cut(document: Document, size: int) -> list[Document]:
-    """Cut a document into parts of `size` tokens; the last may be shorter."""
+    """Cut a document (token ids and weights, `[tokens]` each) into parts of `size` tokens; the last may be shorter."""
     ids, weights = document
     return [(ids[at : at + size], weights[at : at + size]) for at in range(0, len(ids), size)]
 
 
 def joined(parts: list[Document]) -> Document:
-    """Join parts to one document."""
+    """Concatenate parts (pairs of token ids and weights, `[tokens]` each) into one document."""
     ids, weights = zip(*parts, strict=True)
     return np.concatenate(ids), np.concatenate(weights)
 
@@ -83,7 +90,14 @@ def joined(parts: list[Document]) -> Document:
 def written(
     tokens: Dataset, documents: Callable[[], Iterator[Document]], name: str, cache_dir: Path, *, weighted: bool
 ) -> Dataset:
-    """Write documents to a file of the token cache, or open the intact one that was made of the same tokens.
+    """Write documents to a file of the token cache, or open the file if an earlier call wrote it and it is intact.
+
+    Args:
+        tokens: The tokenized documents that the new ones are made from; part of the file's fingerprint.
+        documents: Yields the new documents as token ids and weights; called only if they must be written.
+        name: How they are made, such as `interleave 512`; part of the file's fingerprint.
+        cache_dir: Folder of the token cache.
+        weighted: Whether the weights are written too.
 
     Raises:
         DataError: The cache cannot be written.
@@ -106,5 +120,7 @@ def written(
                 if not is_intact(file):
                     write_batches(file, batches(), schema)
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"tokens cannot be kept in {cache_dir}: {first_line(error)}") from None
+        raise DataError(
+            f"cannot write tokens to {cache_dir}: {first_line(error)}; free space there, or name another cache folder"
+        ) from None
     return open_tokens([file])

@@ -1,4 +1,4 @@
-"""Which document is next: one permutation per source and epoch, and the shares of several sources."""
+"""The order in which documents are read: a permutation per source and epoch, and the shares of several sources."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ MixBy = Literal["documents", "tokens"]
 
 @dataclass(frozen=True)
 class SourceShare:
-    """A source as the plan sees it: consecutive documents, and their weight.
+    """How much of the training data one source makes up: its number of documents and its weight.
 
     Attributes:
-        documents: number of documents, at least 1.
-        weight: share of what is read, relative to the other sources' weights; above 0.
+        documents: Number of documents, at least 1.
+        weight: Share of what is read, relative to the other sources' weights; above 0.
     """
 
     documents: int
@@ -26,12 +26,12 @@ class SourceShare:
 
 @dataclass(frozen=True)
 class QueueState:
-    """How far a source has been read.
+    """How far one source has been read: enough to resume there.
 
     Attributes:
-        epoch: The epoch that the source's next document comes from.
-        cursor: How many documents of that epoch have been taken or passed over; less than the number of documents.
-        taken: Documents or tokens taken so far, in all epochs; what the weights count. 0 with one source.
+        epoch: Epoch of the source's next document, from 0.
+        cursor: How many documents of that epoch have been taken or skipped; less than the number of documents.
+        taken: Documents or tokens (whichever the weights count) taken in all epochs; always 0 with a single source.
     """
 
     epoch: int = 0
@@ -40,14 +40,17 @@ class QueueState:
 
 
 class SourceQueue:
-    """The documents of one source, epoch after epoch.
+    """The documents of one source in the order in which they are read, epoch after epoch.
 
     Args:
-        first: Index of the source's first document.
-        documents: Number of documents.
-        number: The source's number. With seed and epoch it determines the order, so that equal sources differ.
-        seed, shuffle, epochs, left_out: As for `WindowPlan`.
-        state: Where to go on.
+        first: Index of the source's first document among the documents of all sources.
+        documents: Number of documents of this source.
+        number: The source's number, from 0; makes the order of equal sources differ.
+        seed: With source and epoch it determines the order.
+        shuffle: False to keep the documents in their own order in every epoch.
+        epochs: Number of passes over the source; None to go on without end.
+        left_out: Indices of documents to skip.
+        state: How far the source has been read already.
     """
 
     def __init__(
@@ -73,19 +76,19 @@ class SourceQueue:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no document is left; never with endless epochs, unless all documents are left out."""
+        """Whether no document is left; with endless epochs only if all documents are left out."""
         return self._epochs is not None and self.epoch >= self._epochs
 
     @property
     def front(self) -> int:
-        """The next document, if the queue is not empty."""
+        """Index of the next document, which stays in the queue; undefined if the queue is empty."""
         return self._first + int(self._order[self.cursor])
 
     def take(self, amount: int) -> int:
-        """Return the next document and go on.
+        """Remove the next document from the queue and return its index.
 
         Args:
-            amount: what the document adds to `taken`.
+            amount: What to add to `taken`: 1, or the document's tokens, whichever the sources' weights count.
         """
         document = self.front
         self.cursor += 1
@@ -94,7 +97,7 @@ class SourceQueue:
         return document
 
     def _pass_over(self) -> None:
-        """Move the queue's front on, to a document that is not left out."""
+        """Advance to the next document that is not left out, into later epochs if need be."""
         while not self.is_empty:
             if self.cursor == self._documents:
                 self.epoch, self.cursor = self.epoch + 1, 0
@@ -112,18 +115,21 @@ class SourceQueue:
 
 
 class DocumentQueue:
-    """The documents of all sources in the order in which rows take them.
+    """The documents of all sources in the order in which they are read.
 
-    The next document is of the source that is furthest behind its share: the one for which the middle of its next
-    document, counted in what it has taken and divided by its weight, comes first. A source without documents left is
-    passed over, and the others keep their proportions.
+    The next document is from the source that is furthest behind its share, which has the least
+    `(taken + amount / 2) / weight`, where `taken` and `amount` (of its next document) count documents or tokens. A
+    source without documents left is skipped, and the others keep their proportions.
 
     Args:
-        lengths: Tokens of each document, source after source.
-        sources: The sources.
-        mix_by: What the weights count.
-        states: Where each source goes on.
-        seed, shuffle, epochs, left_out: As for `WindowPlan`.
+        lengths: Tokens of each document, `[documents]`, source after source.
+        sources: Number of documents and weight of each source.
+        mix_by: Whether the weights count `documents` or `tokens`.
+        states: How far each source has been read already.
+        seed: With source and epoch it determines the order.
+        shuffle: False to keep the documents in their own order in every epoch.
+        epochs: Number of passes over each source; None to go on without end.
+        left_out: Indices of documents to skip.
 
     Raises:
         DataError: The sources do not add up to the documents, or a weight is not above 0.
@@ -143,7 +149,10 @@ class DocumentQueue:
     ) -> None:
         total = sum(source.documents for source in sources)
         if total != len(lengths) or any(source.documents < 1 or not source.weight > 0 for source in sources):
-            raise DataError(f"sources {list(sources)} do not fit {len(lengths)} documents, or a weight is not above 0")
+            raise DataError(
+                f"sources {list(sources)} must have {len(lengths)} documents together (they have {total}), "
+                "and each a weight above 0"
+            )
         self._lengths, self._by_tokens = lengths, mix_by == "tokens"
         self._weights = [source.weight for source in sources]
         self._queues, first = [], 0
@@ -168,11 +177,11 @@ class DocumentQueue:
 
     @property
     def states(self) -> tuple[QueueState, ...]:
-        """How far each source has been read."""
+        """How far each source has been read, in the order of the sources."""
         return tuple(QueueState(queue.epoch, queue.cursor, queue.taken) for queue in self._queues)
 
     def take(self) -> int | None:
-        """Return the next document, None if there is none."""
+        """Remove the next document from its source's queue and return its index; None if no source has one left."""
         number = self._next()
         if number is None:
             return None
@@ -180,12 +189,12 @@ class DocumentQueue:
         return self._queues[number].take(self._amount(number) if several else 0)
 
     def front(self) -> int | None:
-        """Return the document that would be taken, None if there is none."""
+        """Return the index of the next document, which stays in the queue; None if no source has one left."""
         number = self._next()
         return None if number is None else self._queues[number].front
 
     def _next(self) -> int | None:
-        """Return the number of the source that the next document is of."""
+        """Return the number of the source that the next document is from; None if no source has a document left."""
         waiting = [number for number, queue in enumerate(self._queues) if not queue.is_empty]
         return min(waiting, key=self._middle, default=None)
 

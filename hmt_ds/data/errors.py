@@ -1,8 +1,8 @@
-"""The error of everything that a user can get wrong about data."""
+"""`DataError`, the exception for everything that a user can get wrong about data."""
 
 
 class DataError(ValueError):
-    """A data source, tokenizer or data position that cannot be used; the message is one line for people."""
+    """A data source, tokenizer or saved position cannot be used; the message says why and what to do, in one line."""
 
 
 def first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Kinds and splits of files, by their names and first bytes; what is found in a source."""
+"""Tell the kind (text, JSON, CSV, Parquet, Arrow) and the split of files by their names and first bytes."""
 
 import re
 from collections import Counter, defaultdict
@@ -34,11 +34,11 @@ MOST_NAMED = 3  # files that a line about what is left out names
 
 @dataclass
 class FoundFiles:
-    """The files of a source.
+    """The files of a source: those to read, and those that are left out.
 
     Attributes:
-        builders: files to read, by builder of `datasets` and split, in the order of their paths.
-        left_out: names of the files that are not read, by the reason.
+        builders: Files to read, sorted by path: `{builder of the datasets library: {split: files}}`.
+        left_out: Names of files that are not read, by the reason.
     """
 
     builders: dict[str, dict[str, list[Path]]] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class FoundFiles:
         return sum(len(files) for splits in self.builders.values() for files in splits.values())
 
     def notes(self) -> list[str]:
-        """Return a line for each reason to leave files out, with their number and the first names."""
+        """Return a line for each reason why files are left out, with their number and the first three names."""
         lines = []
         for reason, names in sorted(self.left_out.items()):
             more = f" and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else ""
@@ -58,7 +58,10 @@ class FoundFiles:
 
 
 def kind_of(file: Path) -> str | None:
-    """Return the builder of `datasets` that reads a file, by its suffix or else its content; None if none does."""
+    """Return the builder of the `datasets` library that reads a file; None if none does.
+
+    The suffix decides; without one, the first 4,096 bytes do. One of `text`, `json`, `csv`, `parquet`, `arrow`.
+    """
     suffixes = [suffix.lower() for suffix in file.suffixes]
     compression = COMPRESSIONS.get(suffixes.pop()) if suffixes and suffixes[-1] in COMPRESSIONS else None
     if suffixes and (suffixes[-1] in BUILDERS or compression is None):
@@ -76,10 +79,10 @@ def kind_of(file: Path) -> str | None:
 
 
 def split_of(name: Path) -> str | None:
-    """Return the split that a file's name or one of its folders' names says; None if none does.
+    """Return the split in a file's name or its folders' names, `train`, `validation` or `test`; None if there is none.
 
     Args:
-        name: path from the source's folder on, such as ``data/train-00000-of-00002.parquet``.
+        name: Path relative to the source's folder, such as ``data/train-00000-of-00002.parquet``.
     """
     for folder in name.parts[:-1]:
         if folder.lower() in SPLITS:
@@ -89,17 +92,22 @@ def split_of(name: Path) -> str | None:
 
 
 def choose_splits(files: list[Path], root: Path, split: str, source: str, found: FoundFiles) -> dict[str, list[Path]]:
-    """Return the files of the splits that are asked for, and note the others; files of one split are taken whole.
+    """Return the files of the splits that are asked for, and note the others as left out.
+
+    If all files belong to one split, or none has a split in its name, all of them are returned.
 
     Args:
-        files: paths below the root.
-        root: folder of the source.
-        split: the split, as a source names it.
-        source: name of the source, for errors.
-        found: where the others are noted.
+        files: Paths below `root`.
+        root: Folder of the source.
+        split: The split to read, as the `datasets` library takes it, such as `train`, `train[:10%]`, `train+test`.
+        source: Name of the source, for errors.
+        found: Its `left_out` gets the other files.
+
+    Returns:
+        The files of each split, by the split's name as `split` spells it.
 
     Raises:
-        DataError: if no file is of the split.
+        DataError: No file belongs to a split that is asked for.
     """
     splits = {file: split_of(file.relative_to(root)) for file in files}
     # "dev" and "val" are the same split, which `datasets` has to know by the word that the source uses
@@ -119,5 +127,5 @@ def choose_splits(files: list[Path], root: Path, split: str, source: str, found:
     if absent := [word for word in asked.values() if word not in chosen]:
         counts = Counter(name or rest or "no split" for name in splits.values())
         held = ", ".join(f"{count:,} of {name}" for name, count in sorted(counts.items()))
-        raise DataError(f"{source} has no files of split {absent[0]!r}, but {held}")
+        raise DataError(f"{source} has no files of split {absent[0]!r}, but {held}: set split to one that is there")
     return chosen

@@ -1,4 +1,4 @@
-"""Find the files of a source: those to read, and those that are left out and why."""
+"""Find the files of a data source: which to read, and which are left out and why."""
 
 import glob
 import os
@@ -12,15 +12,16 @@ from hmt_ds.data.remote import find_remote, is_remote
 
 
 def find_files(source: str, split: str) -> FoundFiles | None:
-    """Return the files of a source, those of one split if its files belong to several; None if nothing is there.
+    """Find the files of a source that belong to one split; None if no file or folder is there.
 
     Args:
-        source: path of a file; of a folder, which is searched with all folders in it; or a pattern such as
-            ``data/*.jsonl``. Links are followed. Or an address of the same, such as ``s3://bucket/data/*.jsonl``.
-        split: split to read, with what `datasets` allows behind it, such as ``train[:10%]``.
+        source: Path of a file; of a folder, which is searched recursively; or a pattern such as ``data/*.jsonl``.
+            Links are followed. Or an address of these, such as ``s3://bucket/data/*.jsonl``.
+        split: Split to read, as the `datasets` library takes it, such as `train` or ``train[:10%]``. It matters only
+            if the files' names or folders say that they belong to several splits.
 
     Raises:
-        DataError: if there is no file of a kind that can be read, or none of the split.
+        DataError: No file is of a kind that can be read, none is of the split, or the address cannot be read.
     """
     if is_remote(source):
         return find_remote(source, split)
@@ -28,7 +29,7 @@ def find_files(source: str, split: str) -> FoundFiles | None:
     if path.is_file():
         builder = kind_of(path)
         if builder is None:
-            raise DataError(f"{path}: cannot read files of kind {path.suffix!r}; use one of {KINDS}")
+            raise DataError(f"{path}: cannot read files with suffix {path.suffix!r}; convert it to one of {KINDS}")
         kinds, root = {path: builder}, path.parent
     else:
         root = path if path.is_dir() else Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
@@ -41,7 +42,7 @@ def find_files(source: str, split: str) -> FoundFiles | None:
     if not kinds:
         notes = f"; left out: {'; '.join(found.notes())}" if found.left_out else ""
         what = "folder" if path.is_dir() else "pattern"
-        raise DataError(f"{what} {source} holds no file of a kind that can be read: {KINDS}{notes}")
+        raise DataError(f"{what} {source} holds no file that can be read; name files that end in {KINDS}{notes}")
     for name, files in choose_splits(list(kinds), root, split, source, found).items():
         for file in files:
             found.builders.setdefault(kinds[file], {}).setdefault(name, []).append(file)
@@ -49,7 +50,7 @@ def find_files(source: str, split: str) -> FoundFiles | None:
 
 
 def _walk(folder: Path, root: Path, found: FoundFiles) -> Iterator[Path]:
-    """Yield all files in a folder, through links too; a link back to a folder above is not followed."""
+    """Yield all files in a folder recursively, through links; note hidden folders as left out."""
     seen = set[str]()
     for place, folders, names in os.walk(folder, followlinks=True):
         seen.add(os.path.realpath(place))
@@ -62,7 +63,7 @@ def _walk(folder: Path, root: Path, found: FoundFiles) -> Iterator[Path]:
 
 
 def _kinds_of(files: list[Path], root: Path, found: FoundFiles) -> dict[Path, str]:
-    """Return the builder of each file that can be read, and note the others."""
+    """Return the builder (of the `datasets` library) of each file to read, and note the other files as left out."""
     kinds, seen = dict[Path, str](), set[str]()
     about = any(file.suffix.lower() != ".md" for file in files)
     for file in files:

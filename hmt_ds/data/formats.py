@@ -1,6 +1,7 @@
-"""Formats of documents: from the columns of a row to token ids, and to the weight of each token in the loss.
+"""Formats of documents: turn a row's columns into token ids and the weight of each token in the loss.
 
-A row is rendered as text once, with the spans of its answers; the tokenizer's offsets say which tokens are in a span.
+A row is rendered as text, with the character spans of its answers; the tokenizer's offsets say which tokens are
+answers.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,11 +21,11 @@ Row = Mapping[str, Any]
 
 
 class Part(NamedTuple):
-    """A piece of a document that is tokenized at once.
+    """A text that is tokenized in one call: a whole document, or one question about it.
 
     Attributes:
         text: The rendered text.
-        answers: The spans of its answers, as positions in the text, first and behind the last.
+        answers: First and end character of each answer in the text.
     """
 
     text: str
@@ -33,12 +34,12 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Format:
-    """How rows become tokens.
+    """How rows of a data set become tokens and their weights in the loss.
 
     Attributes:
         name: `text`: a document; `completion`: a prompt and the answer right behind it; `messages`: a conversation;
             `questions`: a document with one question and its answers, or with a list of questions.
-        prompt_weight: Weight in the loss of tokens outside answers, 0 to 1; not for `text`.
+        prompt_weight: Weight in the loss of tokens outside answers, 0 to 1; not used by `text`.
         chat_template: A Jinja template for `messages`; None for the tokenizer's own.
     """
 
@@ -48,29 +49,32 @@ class Format:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns of a row."""
+        """Names of the columns that a row of this format has, such as `("prompt", "completion")`."""
         return COLUMNS[self.name]
 
     @property
     def weighted(self) -> bool:
-        """Whether tokens have different weights."""
+        """Whether tokens of this format have different weights in the loss."""
         return self.name != "text" and self.prompt_weight != 1
 
     def check(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Check that a tokenizer has what the format needs.
+        """Check that a tokenizer can encode this format.
 
         Raises:
-            DataError: There is no chat template, or the tokenizer does not say where its tokens are in the text.
+            DataError: `messages` has no chat template, or the tokenizer gives no character offsets (it is not a fast
+                one).
         """
         if self.name == "text":
             return
         if not tokenizer.is_fast:
-            raise DataError(f"format {self.name} needs a tokenizer with a tokenizer.json, to find the answers' tokens")
+            raise DataError(
+                f"format {self.name} needs a fast tokenizer (with a tokenizer.json): choose another model.tokenizer"
+            )
         if self.name == "messages" and not (self.chat_template or tokenizer.chat_template):
-            raise DataError("format messages: the tokenizer has no chat template; name a file with one: chat_template")
+            raise DataError("format messages: the tokenizer has no chat template; set chat_template to a file with one")
 
     def content(self, tokenizer: PreTrainedTokenizerBase) -> list[Any]:
-        """Everything besides rows and tokenizer that tokens and weights depend on; nothing for text."""
+        """Return what tokens and weights depend on besides row and tokenizer, to hash for a cache; empty for `text`."""
         if self.name == "text":
             return []
         template = (self.chat_template or tokenizer.chat_template) if self.name == "messages" else None
@@ -79,19 +83,20 @@ class Format:
     def encode(
         self, batch: Mapping[str, Sequence[Any]], first: int, tokenizer: PreTrainedTokenizerBase, eos: int | None
     ) -> tuple[list[list[int]], list[np.ndarray] | None]:
-        """Tokenize some rows.
+        """Tokenize rows of this format.
 
         Args:
-            batch: The columns of the rows.
-            first: Number of the first row, for errors.
+            batch: The rows as columns, `{column: values}`, with the names of `columns`.
+            first: Index of the first row in its data set, for errors.
             tokenizer: A tokenizer that `check` accepts.
-            eos: The token that ends documents and answers; None for none. Chat templates end messages themselves.
+            eos: Id to end documents and answers with; None for none. `messages` never adds it: chat templates end
+                turns.
 
         Returns:
-            The token ids of each row, and if the format is weighted, the weights of its tokens, float32.
+            The token ids of each row, and the weights of its tokens (`[tokens]` float32), or None if not `weighted`.
 
         Raises:
-            DataError: A row is not of this format; with its number.
+            DataError: A row does not have this format; the message has its number.
         """
         if self.name == "text":
             return encode_texts(batch["text"], tokenizer, eos), None
@@ -108,7 +113,7 @@ class Format:
     def _encode_row(
         self, row: Row, tokenizer: PreTrainedTokenizerBase, eos: int | None
     ) -> tuple[list[int], np.ndarray]:
-        """Tokenize a row; return its token ids and which of them are answers."""
+        """Tokenize one row; return its token ids and a mask `[tokens]` (bool) of those that belong to answers."""
         if self.name == "messages":
             parts: Iterator[Part] = iter([Part(*render_chat(row["messages"], tokenizer, self.chat_template))])
             eos = None
@@ -127,7 +132,7 @@ class Format:
 
 
 def encode_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, eos: int | None) -> list[list[int]]:
-    """Tokenize whole documents of plain text, each with EOS at its end."""
+    """Tokenize plain texts; end each with `eos`, unless it is None or already there."""
     # verbose=False: the warning about texts longer than the model's maximum has no meaning here, we read by segments.
     encoded = tokenizer(texts, return_attention_mask=False, verbose=False).input_ids
     return encoded if eos is None else [ids if ids and ids[-1] == eos else [*ids, eos] for ids in encoded]
@@ -136,10 +141,14 @@ def encode_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, eos: 
 def encode_part(
     part: Part, tokenizer: PreTrainedTokenizerBase, *, add_special_tokens: bool
 ) -> tuple[list[int], np.ndarray]:
-    """Tokenize a part at once; return its token ids, and which of them have a character of an answer, `[tokens]` bool.
+    """Tokenize a text with answers; return its token ids and a mask `[tokens]` (bool) of those that belong to answers.
 
-    A token that begins before an answer and reaches into it is of the answer: else its first letters would not be
-    learnt.
+    A token that begins before an answer and reaches into it belongs to the answer: otherwise the answer's first letters
+    would not be learnt.
+
+    Args:
+        part: The text and the character spans of its answers.
+        add_special_tokens: Whether the tokenizer adds BOS and the like.
     """
     encoded = tokenizer(
         part.text,
@@ -156,28 +165,35 @@ def encode_part(
 
 
 def end_answer(ids: list[int], answers: np.ndarray, eos: int) -> tuple[list[int], np.ndarray]:
-    """End a part with EOS, if the tokenizer did not do so, and count it as part of the answer."""
+    """Append `eos` to token ids, unless they end with it, and mark it in the mask `answers` (`[tokens]` bool)."""
     if ids and ids[-1] == eos:
         return ids, np.append(answers[:-1], True)
     return [*ids, eos], np.append(answers, True)
 
 
 def completion(row: Row) -> Iterator[Part]:
-    """Yield a prompt and its completion as one part, with nothing between them."""
+    """Yield a row of the format `completion` as one text: the prompt, and the answer right behind it.
+
+    Raises:
+        DataError: A column holds no text, or the completion is blank.
+    """
     prompt, answer = text_of(row, "prompt"), text_of(row, "completion", filled=True)
     yield Part(prompt + answer, [(len(prompt), len(prompt) + len(answer))])
 
 
 def questions(row: Row) -> Iterator[Part]:
-    """Yield a document with its question and answer; further questions about it are parts of their own.
+    """Yield a row of the format `questions`: the document with one question and its answer, then each other question.
 
-    Of several right answers the first is used. `hmt-ds evaluate --questions` asks in the same words.
+    If a question has several right answers, the first one is used.
+
+    Raises:
+        DataError: There are not equally many questions and answers, or a text is missing or blank.
     """
     text, asked, answers = text_of(row, "context", filled=True), row["input"], row["answers"]
     if not isinstance(asked, list):
         asked, answers = [asked or ""], [answers]
     if not asked or not isinstance(answers, list) or len(answers) != len(asked):
-        found = f"has {len(answers)}" if isinstance(answers, list) else "is no list"
+        found = f"has {len(answers)}" if isinstance(answers, list) else "is not a list"
         raise DataError(
             f"column input has {len(asked)} questions, and column answers {found}: give each question an answer, and "
             "at least one question"
@@ -194,29 +210,40 @@ PARTS: dict[FormatName, Callable[[Row], Iterator[Part]]] = {"completion": comple
 
 
 def text_of(row: Row, column: str, *, filled: bool = False) -> str:
-    """Return a text of a row; one that must be filled may not be blank."""
+    """Return the text in a column of a row.
+
+    Args:
+        row: The row, `{column: value}`.
+        column: Name of the column.
+        filled: Whether a blank text is an error.
+
+    Raises:
+        DataError: The value is missing or not text, or blank although it must be `filled`.
+    """
     value = row[column]
     if value is None:
-        raise DataError(f"{column} is missing")
+        raise DataError(f"column {column!r} is missing: give it a text")
     if not isinstance(value, str):
         hint = ": JSON's dates are read as times, so use Parquet" if isinstance(value, datetime) else ""
-        raise DataError(f"{column} holds {type(value).__name__}, not text{hint}")
+        raise DataError(f"column {column!r} holds {type(value).__name__}, but must hold text{hint}")
     if filled and not value.strip():
-        raise DataError(f"{column} is empty")
+        raise DataError(f"column {column!r} is blank: give it a text, or leave the row out")
     return value
 
 
 def read_template(file: str) -> str:
-    """Read a file with a chat template.
+    """Return the text of a file with a chat template.
 
     Raises:
-        DataError: The file cannot be read as text, or is empty.
+        DataError: The file cannot be read, is not UTF-8, or is blank.
     """
     try:
         template = Path(file).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"it is not UTF-8 ({first_line(error)})"
-        raise DataError(f"chat_template: {file} cannot be read: {reason}") from None
+        raise DataError(
+            f"chat_template: {file} cannot be read ({reason}): name a UTF-8 file with a Jinja template"
+        ) from None
     if not template.strip():
-        raise DataError(f"chat_template: {file} is empty")
+        raise DataError(f"chat_template: {file} is empty, but must hold a Jinja template: name another file")
     return template

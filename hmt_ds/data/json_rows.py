@@ -1,4 +1,4 @@
-"""Read the needed fields of JSON where `datasets` cannot: other fields may come late, or change their kind."""
+"""Read selected fields of JSON files whose other fields change their type or first appear late."""
 
 import hashlib
 import json
@@ -13,18 +13,18 @@ from hmt_ds.data.unpack import unpacked
 
 
 def read_json(files: Sequence[Path], fields: Sequence[str], *, is_text: bool) -> Dataset:
-    """Return some fields of the rows of JSON files, read a line at a time; a field that a row lacks is None.
+    """Read some fields of the rows of JSON files, line by line; a field that a row lacks is None.
 
-    `datasets` takes the kinds of all fields from the first 10 MB, and refuses what differs from them later.
+    The `datasets` library takes the types of all fields from the first 10 MB, and refuses rows that differ later.
 
     Args:
-        files: The files, perhaps compressed.
-        fields: The fields.
-        is_text: Whether the one field must hold text.
+        files: JSON or JSON Lines files, also compressed (.gz, .zst).
+        fields: Names of the fields.
+        is_text: Whether there is one field, which must hold text.
 
     Raises:
-        DataError: A row has no fields, or no text where there must be one; with file and line.
-        Exception: What `datasets` raises for rows that differ in the given fields, and for a file that is no JSON.
+        DataError: A row is not an object, or its field must hold text and does not; with file and line.
+        Exception: An error of the `datasets` library: rows differ in the given fields, or a file is not JSON.
     """
     states = [(state.st_size, state.st_ctime_ns) for state in map(Path.stat, files)]
     known = repr([[str(file.resolve()) for file in files], states, fields, is_text])
@@ -51,10 +51,10 @@ def read_json(files: Sequence[Path], fields: Sequence[str], *, is_text: bool) ->
 
 
 def json_rows(file: Path) -> Iterator[tuple[int, Any]]:
-    """Yield the rows of JSON Lines with their line numbers; or of a JSON list, which is read at once, with theirs.
+    """Yield `(number, row)` of JSON Lines, with the line's number, or of a JSON list, with the item's; both from 1.
 
     Raises:
-        ValueError: The file is neither, or not UTF-8.
+        ValueError: The file is not JSON, or not UTF-8.
     """
     with file.open(encoding="utf-8-sig") as lines:
         first = next((line for line in lines if line.strip()), "")
@@ -67,10 +67,10 @@ def json_rows(file: Path) -> Iterator[tuple[int, Any]]:
 
 
 def parse(text: str) -> Any:
-    """Return a value of JSON.
+    """Parse a line of JSON as strictly as the `datasets` library does.
 
     Raises:
-        ValueError: The text is no JSON, or what the reader of rows refuses: a name twice, half of a surrogate pair.
+        ValueError: The text is not JSON, an object has a name twice, or a string has half of a surrogate pair.
     """
     value = json.loads(text.removeprefix("\ufeff"), object_pairs_hook=_once)
     json.dumps(value, ensure_ascii=False).encode()  # fails for half of a surrogate pair
@@ -78,9 +78,9 @@ def parse(text: str) -> Any:
 
 
 def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Return an object of JSON; one that has a name twice is refused, as by the reader of rows."""
+    """Make a dict from the pairs of a JSON object; ValueError if a name occurs twice."""
     if len(found := dict(pairs)) < len(pairs):
-        raise ValueError(f"a name is there twice: {', '.join(name for name, _ in pairs)}")
+        raise ValueError(f"a name occurs twice in an object: {', '.join(name for name, _ in pairs)}")
     return found
 
 
@@ -92,9 +92,9 @@ def _is_row(line: str) -> bool:
 
 
 def _why_wrong(row: Any, fields: Sequence[str], is_text: bool) -> str | None:
-    """Return why a row cannot be used; None if it can."""
+    """Return why a row of JSON cannot be used (not an object, or no text where `is_text`); None if it can."""
     if not isinstance(row, dict):
-        return f"holds {type(row).__name__}, and no object with fields"
+        return f"holds {type(row).__name__}, but must hold an object with fields"
     if is_text and not isinstance(value := row.get(fields[0]), str | None):
-        return f"{fields[0]!r} holds {type(value).__name__}, not text"
+        return f"{fields[0]!r} holds {type(value).__name__}, but must hold text"
     return None

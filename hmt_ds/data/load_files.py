@@ -1,4 +1,4 @@
-"""Load files with `datasets`, and say in a line which cannot be read and why."""
+"""Load files with the `datasets` library; say in one line which file cannot be read and why."""
 
 import glob
 import hashlib
@@ -33,20 +33,24 @@ NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0")  # what
 def load_found(
     found: FoundFiles, source: str, split: str, fields: Sequence[str], *, is_text: bool
 ) -> dict[str, Dataset]:
-    """Return the rows of a source's files, by builder.
+    """Load the rows of a source's files; return them by builder (`text`, `json`, `csv`, `parquet`, `arrow`).
 
     Args:
-        found: The files.
-        source, split: The source, and the split to load.
-        fields: The fields that are needed; rows may have others.
-        is_text: Whether the one field must hold text.
+        found: The files to read.
+        source: Name of the source, for errors.
+        split: Split to load, as the `datasets` library takes it, such as `train` or `train[:10%]`.
+        fields: Fields that rows must have; other fields may be dropped.
+        is_text: Whether there is one field, which must hold text.
 
     Raises:
-        DataError: A file cannot be read, files do not fit together, or a part is asked of several kinds.
+        DataError: A file cannot be read, files have different columns, or `split` takes a part of files of several
+            kinds.
     """
     if len(found.builders) > 1 and "[" in split:
         kinds = " and ".join(found.builders)
-        raise DataError(f"split {split!r} takes a part, but {source} holds files of kinds {kinds}: name those of one")
+        raise DataError(
+            f"split {split!r} takes a part, but {source} holds files of kinds {kinds}: name files of one kind"
+        )
     rows = {}
     for builder, splits in sorted(found.builders.items()):
         try:
@@ -65,29 +69,29 @@ def load_found(
 def _load_fields(
     builder: str, splits: dict[str, list[Path]], split: str, fields: Sequence[str], is_text: bool
 ) -> Dataset:
-    """Return the needed fields of files whose other fields do not fit together.
+    """Load only the needed fields of files whose other fields have different types.
 
     Raises:
-        Exception: One of LOAD_ERRORS, if the files cannot be read like this either.
+        Exception: One of `LOAD_ERRORS`: the files cannot be read like this either.
     """
     if builder == "parquet":
         return load_files(builder, splits, split, columns=list(fields))
     if builder == "json" and "[" not in split:
         return read_json([file for files in splits.values() for file in files], fields, is_text=is_text)
-    raise ValueError("such files are read with all their fields")
+    raise ValueError(f"files of kind {builder} with split {split!r} can only be read with all fields")
 
 
 def load_files(builder: str, splits: dict[str, list[Path]], split: str, columns: list[str] | None = None) -> Dataset:
-    """Return the rows of files of one kind.
+    """Load the rows of files of one kind with the `datasets` library.
 
     Args:
-        builder: Name of the builder of `datasets`.
-        splits: The files by split.
-        split: The split to load, as a source names it.
-        columns: The columns to load, of Parquet alone.
+        builder: Name of its builder: `text`, `json`, `csv`, `parquet` or `arrow`.
+        splits: The files, by split.
+        split: Split to load, such as `train` or `train[:10%]`.
+        columns: Columns to load, only for `parquet`; None for all.
 
     Raises:
-        DataError: A file cannot be read, with the line where it has lines; or the files do not fit together.
+        DataError: A file cannot be read (with its line, if it has lines), has no rows, or files have different columns.
     """
     files = [file for some in splits.values() for file in some]
     patterns = {name: [_pattern(unpacked(file)) for file in some] for name, some in splits.items()}
@@ -116,7 +120,7 @@ def load_files(builder: str, splits: dict[str, list[Path]], split: str, columns:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep `datasets` from writing its own line about each error, which is raised too."""
+    """Suppress the log lines of the `datasets` library within the ``with`` block; its errors are still raised."""
     logger = logging.getLogger("datasets")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -127,13 +131,13 @@ def _quiet() -> Iterator[None]:
 
 
 def _check_fields(file: Path) -> None:
-    """Check that the first row of a .csv file has no more fields than its first line, which names them.
+    """Check that the first row of a .csv file has no more fields than the header.
 
-    Of too many pandas takes the first for names of rows, and every text would be that of the next column. Too many in
-    later rows are an error anyway.
+    pandas would take the first field of such rows for the row's name, and shift every column by one. It refuses later
+    rows with too many fields by itself.
 
     Raises:
-        DataError: if it has more.
+        DataError: The first row has more fields than the header.
     """
     with suppress(EmptyDataError, UnicodeDecodeError, OSError):  # said where all is read
         try:
@@ -145,16 +149,16 @@ def _check_fields(file: Path) -> None:
 
 
 def _pattern(file: Path) -> str:
-    """Return a pattern that matches one file: `datasets` would take brackets in a path for a pattern."""
+    """Return a glob pattern that matches one file: the `datasets` library takes brackets in a path for a pattern."""
     # in what it takes for a pattern it does not follow links to folders
     return glob.escape(str(file.resolve() if glob.has_magic(str(file)) else file))
 
 
 def _why_not_together(builder: str, files: list[Path]) -> DataError:
-    """Return the error of files that can be read, but do not fit together, with the first one unlike those before.
+    """Return the error for files of different columns, which names the first file that differs and how.
 
     Raises:
-        DataError: if one of the files alone cannot be read; the error of all does not name it.
+        DataError: One of the files cannot be read even alone.
     """
     first, *others = (load_files(builder, {"train": [file]}, "train").features for file in files)
     file, features = next(((f, o) for f, o in zip(files[1:], others, strict=True) if o != first), (files[-1], first))
@@ -164,20 +168,26 @@ def _why_not_together(builder: str, files: list[Path]) -> DataError:
         for own, other in ((features, first), (first, features))
     )
     return DataError(
-        f"cannot read {len(files)} {builder} files together: {file} has {here}, but {files[0]} has {there}"
+        f"cannot read {len(files)} {builder} files together: {file} has {here}, but {files[0]} has {there}; give them "
+        "the same columns"
     )
 
 
 def dtype_name(feature: Any) -> str:
-    """Return the name of a column's type, such as string; List; Json, where rows are of several kinds."""
+    """Return the name of the type of a column of the `datasets` library, such as `string`, `int64` or `List`."""
     return str(getattr(feature, "dtype", type(feature).__name__))
 
 
 def check_every_file(documents: Dataset, fields: list[str], found: FoundFiles) -> None:
-    """Check that no JSON file lacks a field: its rows would be absent texts, which are left out.
+    """Check that every JSON file has each field in some row: without it all its texts would silently be missing.
+
+    Args:
+        documents: The rows of all JSON files.
+        fields: Names of the needed fields.
+        found: The files.
 
     Raises:
-        DataError: if a file lacks a field in all rows.
+        DataError: A file has no row with one of the fields.
     """
     files = [file for some in found.builders["json"].values() for file in some]
     absent = [field for field in fields if field in documents.column_names and has_absent(documents, field)]
@@ -190,4 +200,7 @@ def check_every_file(documents: Dataset, fields: list[str], found: FoundFiles) -
                 break
         else:
             field = next(field for field in absent if field in missing)
-            raise DataError(f"{file} has no field {field!r} in any row; the first has: {', '.join(first)}")
+            raise DataError(
+                f"{file} has no field {field!r} in any row; the first row has: {', '.join(first)}. Add the field, or "
+                "leave the file out"
+            )

@@ -1,6 +1,6 @@
-"""Rows of well-known data sets, one function each: from the columns of the hub's schema to those of a format.
+"""Convert rows of well-known data sets from their columns on the hub to the columns of a format.
 
-Each function goes over rows in order and yields rows of its format (:mod:`hmt_ds.data.formats`). Questions on one
+Each function takes all rows in order and yields rows of its format (:mod:`hmt_ds.data.formats`). Questions on one
 document become one row, so that the document is read once.
 """
 
@@ -29,16 +29,14 @@ TITLE = re.compile(r"\s*= [^=].* =\s*")  # the first line of a Wikipedia article
 
 
 def convert(documents: Dataset, name: DatasetName) -> Dataset:
-    """Return the rows of a data set in the columns of its format.
-
-    They are written to the cache of `datasets`, not held in memory.
+    """Convert the rows of a well-known data set to the columns of its format, in the cache of the `datasets` library.
 
     Args:
-        documents: Rows with the columns that :data:`~hmt_ds.data.settings.NAMED` lists.
-        name: Name of the data set.
+        documents: Rows with the columns that :data:`~hmt_ds.data.settings.NAMED` lists for the data set.
+        name: Name of the data set, such as `qasper`.
 
     Raises:
-        DataError: A row is not as in the data set; with its number.
+        DataError: A row does not have the data set's structure; the message has its number.
     """
     rows_of = CONVERTERS[name]
     fingerprint = hashlib.sha256(f"{documents._fingerprint} {name} {VERSION}".encode()).hexdigest()[:32]
@@ -57,7 +55,10 @@ def convert(documents: Dataset, name: DatasetName) -> Dataset:
             yield from rows_of(counted())
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             failed.append(
-                DataError(f"row {read - 1} (the first is 0) is not as in {name}: {type(error).__name__} {error}")
+                DataError(
+                    f"row {read - 1} (the first is 0) does not have the columns of {name} ({type(error).__name__}: "
+                    f"{error}): check data.dataset"
+                )
             )
             raise
 
@@ -70,7 +71,7 @@ def convert(documents: Dataset, name: DatasetName) -> Dataset:
 
 
 def texts(column: str) -> Callable[[Rows], Iterator[Row]]:
-    """Return the function of a data set that has a document in one column."""
+    """Return a function that yields `{"text": ...}` rows from the given column of a data set's rows."""
 
     def rows_of(rows: Rows) -> Iterator[Row]:
         return ({"text": row[column]} for row in rows)
@@ -79,7 +80,7 @@ def texts(column: str) -> Callable[[Rows], Iterator[Row]]:
 
 
 def wikitext(rows: Rows) -> Iterator[Row]:
-    """Yield the articles of Wikitext, whose rows are lines; an article begins with its title, ` = Title = `."""
+    """Yield the articles of Wikitext as `text` rows; its rows are lines, and an article begins with ` = Title = `."""
     article: list[str] = []
     for row in rows:
         if TITLE.fullmatch(row["text"]) and any(line.strip() for line in article):
@@ -90,7 +91,11 @@ def wikitext(rows: Rows) -> Iterator[Row]:
 
 
 def pubmedqa(answer: str) -> Callable[[Rows], Iterator[Row]]:
-    """Return the function of PubMedQA; the answer is `long_answer`, or `final_decision`: yes, no or maybe."""
+    """Return a function that yields PubMedQA's rows as `questions` rows.
+
+    Args:
+        answer: Column of the answer: `long_answer`, or `final_decision` (yes, no or maybe).
+    """
 
     def rows_of(rows: Rows) -> Iterator[Row]:
         for row in rows:
@@ -100,14 +105,14 @@ def pubmedqa(answer: str) -> Callable[[Rows], Iterator[Row]]:
 
 
 def musique(rows: Rows) -> Iterator[Row]:
-    """Yield the questions of MuSiQue, each on its paragraphs; with titles, as its answers take several of them."""
+    """Yield MuSiQue's rows as `questions` rows, whose document is all paragraphs, each behind its title."""
     for row in rows:
         paragraphs = (f"{one['title']}\n{one['paragraph_text']}" for one in row["paragraphs"])
         yield one_question("\n\n".join(paragraphs), row["question"], row["answer"])
 
 
 def qmsum(rows: Rows) -> Iterator[Row]:
-    """Yield the meetings of QMSum, each with its general and its specific queries."""
+    """Yield QMSum's meetings as `questions` rows: the turns as document, with its general and its specific queries."""
     for row in rows:
         turns = (f"{turn['speaker']}: {turn['content']}" for turn in row["meeting_transcripts"])
         asked = [*(row["general_query_list"] or []), *(row["specific_query_list"] or [])]
@@ -115,7 +120,7 @@ def qmsum(rows: Rows) -> Iterator[Row]:
 
 
 def narrativeqa(rows: Rows) -> Iterator[Row]:
-    """Yield the stories of NarrativeQA, whose rows are questions; those on one story follow each other."""
+    """Yield NarrativeQA's stories as `questions` rows: consecutive rows with the same document become one."""
     for _, same in groupby(rows, key=lambda row: row["document"]["id"]):
         story = list(same)
         asked = [(row["question"]["text"], row["answers"][0]["text"]) for row in story]
@@ -123,7 +128,7 @@ def narrativeqa(rows: Rows) -> Iterator[Row]:
 
 
 def qasper(rows: Rows) -> Iterator[Row]:
-    """Yield the papers of Qasper, each with its questions and the first annotator's answers."""
+    """Yield Qasper's papers as `questions` rows, each with all its questions and the first annotator's answers."""
     for row in rows:
         sections = zip(row["full_text"]["section_name"], row["full_text"]["paragraphs"], strict=True)
         body = ["\n".join([name or "", *paragraphs]).strip() for name, paragraphs in sections]
@@ -133,7 +138,7 @@ def qasper(rows: Rows) -> Iterator[Row]:
 
 
 def qasper_answer(answer: Row) -> str:
-    """Return an answer of Qasper as text: in free words, as words of the paper, as yes or no, or `unanswerable`."""
+    """Return an answer of Qasper as text: free words, words of the paper joined by commas, yes, no, `unanswerable`."""
     if answer["unanswerable"]:
         return "unanswerable"
     if answer["yes_no"] is not None and not answer["extractive_spans"] and not answer["free_form_answer"]:
@@ -142,17 +147,17 @@ def qasper_answer(answer: Row) -> str:
 
 
 def longbench(rows: Rows) -> Iterator[Row]:
-    """Yield the questions of LongBench, each on its document; of several right answers the first."""
+    """Yield LongBench's rows as `questions` rows; if a question has several right answers, with the first one."""
     return (one_question(row["context"], row["input"], first_of(row["answers"])) for row in rows)
 
 
 def babilong(rows: Rows) -> Iterator[Row]:
-    """Yield the questions of BABILong, each on its document."""
+    """Yield BABILong's rows as `questions` rows, one question on each document."""
     return (one_question(row["input"], row["question"], row["target"]) for row in rows)
 
 
 def chatqa2(rows: Rows) -> Iterator[Row]:
-    """Yield the conversations of ChatQA2-Long-SFT: the document as system message, and the answer as the last one."""
+    """Yield ChatQA2-Long-SFT's conversations as `messages` rows: document as system message, answer as last message."""
     for row in rows:
         system = [{"role": "system", "content": row["document"]}] if row["document"] else []
         turns = [{"role": turn["role"], "content": turn["content"]} for turn in row["messages"]]
@@ -160,21 +165,26 @@ def chatqa2(rows: Rows) -> Iterator[Row]:
 
 
 def first_of(answers: list[str]) -> str:
-    """Return the first answer of a list; of a text it would be the first letter."""
+    """Return the first answer of a list; ValueError if it is empty or not a list (a text's first item is a letter)."""
     if not isinstance(answers, list) or not answers:
-        raise ValueError("answers is no list, or empty")
+        raise ValueError(f"answers must be a list of at least one text, not {answers!r:.80}")
     return answers[0]
 
 
 def one_question(document: str, question: str, answer: str) -> Row:
-    """Return a row with one question."""
+    """Return a `questions` row with one question and its answer on a document."""
     return many_questions(document, [(question, answer)])
 
 
 def many_questions(document: str, asked: list[tuple[str, str]]) -> Row:
-    """Return a row with questions and their answers on one document."""
+    """Return a `questions` row with several questions on one document; ValueError if there is none.
+
+    Args:
+        document: The text.
+        asked: Pairs of a question and its answer.
+    """
     if not asked:
-        raise ValueError("it has no question")
+        raise ValueError("a document needs at least one question, but has none")
     return {
         "context": document,
         "input": [question for question, _ in asked],

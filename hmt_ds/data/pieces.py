@@ -26,17 +26,17 @@ OVERLAP = 1 << 11  # bytes that a piece shares with the one before
 
 
 class NoJoin(Exception):
-    """Two pieces do not agree where they overlap."""
+    """Two overlapping pieces of a text have different tokens where they overlap, so they cannot be joined."""
 
 
 @dataclass(frozen=True)
 class Edge:
-    """The tokens in the middle of an overlap.
+    """The tokens that begin in the middle half of the overlap of two neighbouring pieces of a text.
 
     Attributes:
-        first: Index of the first of them in the piece's tokens.
-        tokens: `[tokens, 4]` int64: id, first character and end (from the overlap's first character on), and 1 where a
-            word begins.
+        first: Index of the first of them in the piece's token ids.
+        tokens: `[tokens, 4]` int64: id, first character, end character (both counted from the beginning of the
+            overlap), and 1 where a word begins, else 0.
     """
 
     first: int
@@ -45,12 +45,12 @@ class Edge:
 
 @dataclass(frozen=True)
 class Piece:
-    """The tokens of a part of a text, and those of them that the next and the previous part have too.
+    """The token ids of a part of a text, and those that it shares with the parts before and behind it.
 
     Attributes:
         ids: `[tokens]` int32.
-        head: In the overlap with the piece before; None for the first.
-        tail: In the overlap with the next piece; None for the last.
+        head: The tokens in the overlap with the part before; None for the first part.
+        tail: The tokens in the overlap with the next part; None for the last part.
     """
 
     ids: np.ndarray
@@ -59,7 +59,10 @@ class Piece:
 
 
 def splits_words(tokenizer: PreTrainedTokenizerBase) -> bool | None:
-    """Tell how pieces can be joined: True between words, False between any tokens, None not at all."""
+    """Return how to join the token ids of overlapping pieces of a text: True where a word begins, False at any token.
+
+    None if they cannot be joined: the tokenizer is not a fast one, has dropout, or is no BPE and splits no words.
+    """
     if not tokenizer.is_fast:
         return None
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -71,20 +74,26 @@ def splits_words(tokenizer: PreTrainedTokenizerBase) -> bool | None:
 
 
 def spans(size: int, piece: int = PIECE, overlap: int = OVERLAP) -> list[tuple[int, int]]:
-    """Return first byte and end of the pieces of a text of `size` bytes, each beginning in the one before."""
+    """Return the first and end byte of each piece of a text of `size` bytes.
+
+    Args:
+        size: Length of the text in bytes.
+        piece: Bytes per piece, without the overlap.
+        overlap: Bytes that a piece shares with the one before.
+    """
     return [(max(0, start - overlap), min(start + piece, size)) for start in range(0, size, piece)]
 
 
 def encode_pieces(
     text: memoryview, parts: list[tuple[int, int]], overlap: int, tokenizer: PreTrainedTokenizerBase
 ) -> list[Piece]:
-    """Tokenize parts of a text, with the special tokens that the tokenizer adds to each.
+    """Tokenize overlapping parts of a text, each with the special tokens that the tokenizer adds (BOS, EOS).
 
     Args:
         text: The whole text, UTF-8.
-        parts: First byte and end of each part, of `spans`.
+        parts: First and end byte of each part.
         overlap: Bytes that a part shares with the one before.
-        tokenizer: One of `splits_words`.
+        tokenizer: A fast tokenizer without dropout.
     """
     texts = [_decode(text, *part) for part in parts]
     encoded = tokenizer(texts, return_attention_mask=False, verbose=False)
@@ -99,14 +108,14 @@ def encode_pieces(
 
 
 def join(pieces: Iterable[Piece], words: bool) -> Iterator[np.ndarray]:
-    """Yield the ids of the text that pieces are made of, part by part.
+    """Yield the token ids of the text that overlapping pieces are made of, `[tokens]` int32 at a time.
 
     Args:
-        pieces: The pieces, in order.
-        words: Whether they may be joined only where a word begins.
+        pieces: All pieces, in order.
+        words: Whether pieces may be joined only where a word begins.
 
     Raises:
-        NoJoin: Two pieces do not agree.
+        NoJoin: Two neighbouring pieces have different tokens in the middle of their overlap.
     """
     start, previous = 0, None
     for piece in pieces:
@@ -120,7 +129,15 @@ def join(pieces: Iterable[Piece], words: bool) -> Iterator[np.ndarray]:
 
 
 def join_all(pieces: list[Piece], words: bool) -> Piece:
-    """Join neighbouring pieces into one."""
+    """Join overlapping neighbouring pieces of a text into one.
+
+    Args:
+        pieces: The pieces, in order; at least one.
+        words: Whether pieces may be joined only where a word begins.
+
+    Raises:
+        NoJoin: Two neighbouring pieces have different tokens in the middle of their overlap.
+    """
     last = pieces[-1]
     ids = np.concatenate(list(join(pieces, words)))
     tail = last.tail and replace(last.tail, first=last.tail.first + len(ids) - len(last.ids))
@@ -128,7 +145,7 @@ def join_all(pieces: list[Piece], words: bool) -> Piece:
 
 
 def _decode(text: memoryview, start: int, end: int) -> str:
-    """Decode a part of a text whose borders are moved back to the beginning of a character."""
+    """Decode bytes `start` to `end` of a UTF-8 text, both moved back to the beginning of a character."""
     return str(text[_character(text, start) : _character(text, end)], "utf-8")
 
 
@@ -139,7 +156,7 @@ def _character(text: memoryview, place: int) -> int:
 
 
 def _edge(encoding: Encoding, ids: np.ndarray, first: int, size: int) -> Edge:
-    """Return the tokens that begin in the middle half of the characters from `first` to `first + size`."""
+    """Return the tokens that begin in the middle half of `size` characters, of which the first is `first`."""
     low, high = first + size // 4, first + size - size // 4
     within = (encoding.char_to_token(place) for place in range(low, high))
     begin = next((token for token in within if token is not None), len(encoding))
@@ -153,7 +170,11 @@ def _edge(encoding: Encoding, ids: np.ndarray, first: int, size: int) -> Edge:
 
 
 def _cut(left: Piece, right: Piece, words: bool) -> tuple[int, int]:
-    """Return the number of ids to keep of one piece, and the first id to keep of the next."""
+    """Return how many token ids to keep of the left piece, and the index of the first one to keep of the right piece.
+
+    Raises:
+        NoJoin: The pieces have different tokens in the middle of their overlap, or no place to join them.
+    """
     tail, head = left.tail, right.head
     if tail is None or head is None or not np.array_equal(tail.tokens, head.tokens):
         raise NoJoin

@@ -1,4 +1,4 @@
-"""The tokens of a source, found again without its text while its files, its keys and the tokenizer are the same."""
+"""Load a source's tokens from the cache, without reading its text while files, keys and tokenizer are unchanged."""
 
 import hashlib
 import json
@@ -24,12 +24,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SourceTokens:
-    """The tokenized documents of a source, and what of it was not read.
+    """The tokenized documents of a source, and what was left out of it.
 
     Attributes:
-        tokens: What `tokenize_documents` returned.
+        tokens: One row per document with the columns `input_ids` and `length`, and `weights` if the format has them.
         files: Number of files read; None for a saved data set and one of the hub.
-        left_out: A line for each reason to leave out files or documents.
+        left_out: A line for each reason why files or documents are left out.
     """
 
     tokens: Dataset
@@ -46,17 +46,21 @@ def read_tokens(
     processes: int = 1,
     **keys: Any,
 ) -> SourceTokens:
-    """Load and tokenize a source, or open the tokens that were made of it.
+    """Load and tokenize a source, or open its tokens from the cache.
 
-    A file in the cache says which tokens belong to a source, so that a source of a terabyte is not read to find that
-    out. Data sets of the hub have none: `datasets` knows what is in its cache.
+    A record in the cache says which token files belong to the source's files, so a terabyte of unchanged text is not
+    read again. Data sets of the hub have no record: the `datasets` library knows what is in its cache.
 
     Args:
-        source, keys: As for `read_source`.
-        tokenizer, format, cache_dir, processes: As for `tokenize_documents`.
+        source: File, folder, pattern, address or name on the hub, as for `read_source`.
+        tokenizer: Any tokenizer of `transformers`.
+        format: How rows become tokens.
+        cache_dir: Folder of the token cache.
+        processes: Number of processes that tokenize.
+        keys: Other arguments of `read_source`, such as `split`.
 
     Raises:
-        DataError: As `read_source` and `tokenize_documents`.
+        DataError: The source cannot be read, does not fit the format, or the cache cannot be written.
     """
     states = file_states(source, keys.get("split", "train"))
     known = [source, keys, states, tokenizer_content(tokenizer), format.content(tokenizer)]
@@ -77,10 +81,17 @@ def read_tokens(
 
 
 def file_states(source: str, split: str) -> list[list[Any]] | None:
-    """Return paths, sizes, times and inodes of a source's files; None for one that is not on this machine.
+    """Return path, size (bytes), two times (ns) and inode of each file of a source, to notice changes.
+
+    Args:
+        source: File, folder, pattern, address, or name on the hub.
+        split: Split to read, as the `datasets` library takes it.
+
+    Returns:
+        A list per file; None if the source is not made of files, as a data set of the hub.
 
     Raises:
-        DataError: As `find_files`.
+        DataError: The source's files cannot be read.
     """
     path = Path(source)
     if path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
@@ -95,7 +106,7 @@ def file_states(source: str, split: str) -> list[list[Any]] | None:
 
 
 def _recorded(record: Path) -> SourceTokens | None:
-    """Return the tokens that a record names; None if there is no record, or they are not all there and intact."""
+    """Return the tokens that a record in the cache names; None without a record, or if a file is missing or damaged."""
     try:
         found = json.loads(record.read_text(encoding="utf-8"))
         files = [record.parent / name for name in found["tokens"]]

@@ -1,4 +1,4 @@
-"""Files at addresses such as s3://bucket/folder or hf://datasets/owner/name: listed by fsspec, and copied once."""
+"""List files at addresses such as s3://bucket/folder or hf://datasets/owner/name with fsspec, and copy them once."""
 
 import glob
 import hashlib
@@ -21,25 +21,28 @@ VERSION_KEYS = ("size", "ETag", "etag", "mtime", "created", "LastModified", "las
 
 
 def is_remote(source: str) -> bool:
-    """Tell whether a source is an address, and not a path or a name on the hub."""
+    """Return whether a source is an address such as s3://bucket/folder, and not a path or a name on the hub."""
     return "://" in source
 
 
 def find_remote(source: str, split: str) -> FoundFiles:
-    """Return the files at an address, copied to the cache of `datasets`; only those that are read are copied.
+    """Find the files at an address that belong to one split, and copy them to the cache of the `datasets` library.
 
     Args:
-        source: address of a file, a folder, or a pattern.
-        split: split to read, as for local files.
+        source: Address of a file, a folder, or a pattern, such as `s3://bucket/data/*.jsonl`.
+        split: Split to read, as the `datasets` library takes it, such as `train`. It matters only if the files' names
+            or folders say that they belong to several splits.
 
     Raises:
-        DataError: if the address cannot be listed or copied, or holds no file of a kind that can be read.
+        DataError: The address cannot be listed or copied, holds no file that can be read, or none of the split.
     """
     try:
         system, path = url_to_fs(source)
         root, infos = _listed(system, path)
     except Exception as error:  # each file system has errors of its own
-        raise DataError(f"{source} cannot be listed: {first_line(error)}") from error
+        raise DataError(
+            f"{source} cannot be listed: {first_line(error)}; check the address and your credentials"
+        ) from error
     found, names = FoundFiles(), dict[Path, str]()
     for address in sorted(infos):
         name = Path(address.removeprefix(root).lstrip("/"))
@@ -49,7 +52,7 @@ def find_remote(source: str, split: str) -> FoundFiles:
             names[name] = address
     if not names:
         notes = f"; left out: {'; '.join(found.notes())}" if found.left_out else ""
-        raise DataError(f"{source} holds no file of a kind that can be read: {KINDS}{notes}")
+        raise DataError(f"{source} holds no file that can be read; name files that end in {KINDS}{notes}")
     for split_name, files in choose_splits(list(names), Path(), split, source, found).items():
         for name in files:
             local = _copied(system, names[name], infos[names[name]], source)
@@ -61,10 +64,10 @@ def find_remote(source: str, split: str) -> FoundFiles:
 
 
 def _listed(system: fsspec.AbstractFileSystem, path: str) -> tuple[str, dict[str, dict[str, Any]]]:
-    """Return the folder of an address, and the information about each file below it.
+    """Return the root folder of an address, and fsspec's information about each file below it, by the file's address.
 
     Raises:
-        FileNotFoundError: if nothing is there.
+        FileNotFoundError: There is no file.
     """
     if glob.has_magic(path):
         entries = system.glob(path, detail=True)
@@ -75,12 +78,12 @@ def _listed(system: fsspec.AbstractFileSystem, path: str) -> tuple[str, dict[str
         root, entries = path, system.find(path, detail=True)
     files = {address: info for address, info in entries.items() if info["type"] == "file"}
     if not files:
-        raise FileNotFoundError("nothing is there: check the address")
+        raise FileNotFoundError(f"nothing is at {path}")
     return root, files
 
 
 def _why_left_out(name: Path, size: int | None) -> str | None:
-    """Return why a file is not read, as far as its name and size tell; None if it is."""
+    """Return why a file is not read, judged by its name and its size in bytes; None if it is read."""
     if any(part.startswith(".") for part in name.parts):
         return "hidden"
     if size == 0:
@@ -92,10 +95,10 @@ def _why_left_out(name: Path, size: int | None) -> str | None:
 
 
 def _copied(system: fsspec.AbstractFileSystem, address: str, info: dict[str, Any], source: str) -> Path:
-    """Copy a file to the cache, unless this version of it is there, and return its path.
+    """Copy a file to the cache of the `datasets` library, unless this version of it is there; return the copy's path.
 
     Raises:
-        DataError: if it cannot be copied.
+        DataError: It cannot be copied.
     """
     version = [system.unstrip_protocol(address), *(str(info.get(key)) for key in VERSION_KEYS)]
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "hmt_ds_remote"
@@ -109,6 +112,8 @@ def _copied(system: fsspec.AbstractFileSystem, address: str, info: dict[str, Any
         system.get_file(address, str(aside))
         return aside.replace(target)
     except Exception as error:  # each file system has errors of its own
-        raise DataError(f"{source}: {address} cannot be copied into {folder}: {first_line(error)}") from error
+        raise DataError(
+            f"{source}: {address} cannot be copied into {folder}: {first_line(error)}; check access and free space"
+        ) from error
     finally:
         aside.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Generated retrieval documents as batches: a document is a pure function of the seed and its number."""
+"""Batches of generated retrieval documents: each document is a pure function of a seed and its number."""
 
 import math
 from collections.abc import Callable, Collection, Iterator
@@ -20,7 +20,11 @@ SPLIT_SEED = 0  # which things are held out: the same in every run, so that no s
 
 
 def split_things(settings: RetrievalSettings) -> tuple[np.ndarray, np.ndarray]:
-    """Return the things of training documents and those of evaluation documents, which have none in common."""
+    """Return the things (such as "velvet blanket") for training documents and those for evaluation documents.
+
+    Returns:
+        Two disjoint arrays of indices into `THINGS`, `[things]` int64; the same for every seed.
+    """
     side = math.ceil(math.sqrt(settings.keys))
     square = np.flatnonzero([adjective in ADJECTIVES[:side] and noun in NOUNS[:side] for adjective, noun in THINGS])
     chosen = np.random.default_rng(SPLIT_SEED).permutation(square)[: settings.keys]
@@ -29,32 +33,39 @@ def split_things(settings: RetrievalSettings) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_length(settings: RetrievalSettings, segments: int, *, held_out: bool) -> None:
-    """Check that documents of this many segments are possible.
+    """Check that generated documents can have this many segments.
+
+    Args:
+        settings: What documents tell and ask.
+        segments: Segments per document.
+        held_out: Whether the documents are for evaluation, which name held-out things only.
 
     Raises:
         DataError: They are too short for a question and its answer, or name more things than there are.
     """
     if segments < 2:
-        raise DataError(f"documents of {segments} segment: a question and its answer take at least two")
+        raise DataError(
+            f"documents of {segments} segment are too short: with a question and its answer they need at least 2"
+        )
     kind, named = "evaluation" if held_out else "training", split_things(settings)[held_out]
     needed = things_needed(settings.kind, segments)
     if needed > len(named):
         raise DataError(
-            f"{kind} documents of {segments} segments name {needed} things, and only {len(named)} of the "
-            f"{settings.keys} are for {kind}: change keys or held_out, or shorten the documents"
+            f"{kind} documents of {segments} segments name {needed} different things, but only {len(named)} of the "
+            f"{settings.keys} are for {kind}: raise data.retrieval.keys, change held_out, or shorten the documents"
         )
 
 
 class RetrievalDocuments:
-    """The documents of a run, by number: the same whichever rank asks, and in whichever order.
+    """Generated documents by number, the same on every rank and in whatever order they are asked for.
 
     Args:
-        text: The sentences in the run's tokens.
+        text: Writes sentences as token ids.
         settings: What documents tell and ask.
-        segment_length: Tokens per segment; `RetrievalText.check` says whether it is enough.
-        seed: Of the documents.
-        held_out: Name the things that are held out, in place of those for training.
-        left_out: Numbers of documents that are replaced by others.
+        segment_length: Tokens per segment; `text.check` says whether it is long enough.
+        seed: Determines all documents.
+        held_out: Whether documents name the held-out things (for evaluation) instead of those for training.
+        left_out: Numbers of documents to replace by other ones.
     """
 
     def __init__(
@@ -72,7 +83,16 @@ class RetrievalDocuments:
         self._seed, self._things = [seed, int(held_out)], split_things(settings)[held_out]
 
     def document(self, number: int, segments: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return token ids and labels `[segments, length]`, and targets `[segments]` as in `Batch`, all int64."""
+        """Generate one document.
+
+        Args:
+            number: Number of the document, from 0.
+            segments: Segments of the document, at least 2.
+
+        Returns:
+            Token ids and labels, `[segments, length]` int64 (-100 where no label), and targets, `[segments]` int64: how
+            many segments back the fact is that a segment's answer needs, 0 where it has no answer.
+        """
         random = np.random.default_rng([*self._seed, number, int(number in self._left_out)])
         named = self._things_of(number, things_needed(self._settings.kind, segments))
         plan = plan_document(self._settings.kind, segments, named, self._settings.values, random)
@@ -86,10 +106,11 @@ class RetrievalDocuments:
         return ids, labels, np.where(answers == NOTHING, 0, np.arange(segments) - answers)
 
     def _things_of(self, number: int, needed: int) -> np.ndarray:
-        """Return what a document names; nothing that its neighbours name, as long as there are enough things.
+        """Return the things that a document names, `[needed]`; neighbouring documents name other ones, if there are
+        enough.
 
-        So the rows of a window can serve each other as negatives: of two facts about the same thing in different
-        documents, the recall could not tell which one is meant.
+        So the rows of a window can be each other's negatives: the recall could not tell apart two facts about one
+        thing.
         """
         shuffle, place = divmod(number, len(self._things) // needed)
         shuffled = np.random.default_rng([*self._seed, shuffle]).permutation(self._things)
@@ -97,19 +118,18 @@ class RetrievalDocuments:
 
 
 class RetrievalLoader:
-    """The batches of one rank, from a position on. Each iteration begins there again.
+    """Iterate over one rank's batches of generated documents; every iteration begins at the same saved position.
 
     Every row of a window is one whole document. Rank r has rows `r * batch_size` to `(r + 1) * batch_size - 1`.
 
     Args:
-        documents: By number.
-        segments: Gives the number of segments of a window, at least 2, by how many windows of this iteration precede
-            it.
-        rank, world_size: Of the data-parallel group.
+        documents: Generates documents by number.
+        segments: Returns the segments (at least 2) of a window, given its number, 0 for the first one here.
+        rank, world_size: Rank and size of the data-parallel group.
         batch_size: Rows per rank.
-        total: End after this many documents; rows of the last window may be empty. Without end by default.
+        total: Number of documents; rows of the last window may be empty. None to go on without end.
         num_workers: Processes that generate ahead; 0 generates in this process.
-        state: The `position` of the last batch that was used, to go on after it.
+        state: `Batch.position` of the last batch that was used; None to begin with the first window.
     """
 
     def __init__(
@@ -136,7 +156,7 @@ class RetrievalLoader:
 
 
 class _WindowWriter(TorchDataset[Batch]):
-    """Generates one rank's rows of a window, given the window's number and how many segments it has."""
+    """Map-style data set that generates one rank's rows of a window, given the window's number and its segments."""
 
     def __init__(self, documents: RetrievalDocuments, own: range, rows: int, total: int | None) -> None:
         self._documents, self._own, self._rows, self._total = documents, own, rows, total

@@ -1,4 +1,4 @@
-"""Which fact each segment of a generated document tells, and which one it asks for: numbers, no text yet."""
+"""Draw which fact each segment of a generated document tells and which one it asks for, as numbers without text."""
 
 from dataclasses import dataclass
 
@@ -12,14 +12,14 @@ ASK_OWN = 1 / 8  # how often a segment asks for the fact that it has just told, 
 
 @dataclass(frozen=True)
 class DocumentPlan:
-    """The facts of a document, one entry per segment, each `[segments]` int64.
+    """The facts that a generated document tells and asks for, per segment, each `[segments]` int64.
 
     A question at the end of segment n is answered at the beginning of segment n + 1, so the last segment asks nothing.
 
     Attributes:
-        things: The thing that the segment's fact is about, or `NOTHING`.
-        places: Where that thing is from this segment on.
-        asked: The segment whose fact answers the question at this segment's end, or `NOTHING`.
+        things: Index (into `THINGS`) of the thing that the segment's fact is about, or -1 (`NOTHING`) without a fact.
+        places: Index (into `PLACES`) of the place where the fact says that the thing is.
+        asked: Index of the segment whose fact answers the question at this segment's end, or -1 without a question.
     """
 
     things: np.ndarray
@@ -31,8 +31,8 @@ def things_needed(kind: Kind, segments: int) -> int:
     """Return how many different things (such as "velvet blanket") the facts of a generated document are about.
 
     Args:
-        kind: Kind of document, see `RetrievalSettings`.
-        segments: Length of the document in segments.
+        kind: `keys`: one per segment; `passkey`: one; `overwritten`: one per two segments.
+        segments: Segments of the document.
     """
     return {"keys": segments, "passkey": 1, "overwritten": -(-segments // 2)}[kind]
 
@@ -40,12 +40,15 @@ def things_needed(kind: Kind, segments: int) -> int:
 def plan_document(
     kind: Kind, segments: int, things: np.ndarray, places: int, random: np.random.Generator
 ) -> DocumentPlan:
-    """Draw a document.
+    """Draw the facts and questions of a generated document.
 
     Args:
-        segments: At least 2.
-        things: The different things to name, `[things_needed(kind, segments)]`.
-        places: Number of places; at least 2.
+        kind: `keys`: a new thing in each segment; `passkey`: one fact, asked for at the end; `overwritten`: things that
+            are moved.
+        segments: Segments of the document, at least 2.
+        things: Indices of the things to name, all different, `[things_needed(kind, segments)]`.
+        places: Number of places to choose from, at least 2.
+        random: Source of the random numbers.
     """
     if kind == "passkey":
         return _plan_passkey(segments, things[0], places, random)
@@ -64,7 +67,7 @@ def plan_document(
 
 
 def _plan_passkey(segments: int, thing: int, places: int, random: np.random.Generator) -> DocumentPlan:
-    """One fact anywhere in front of the last segment, where its answer is."""
+    """Draw a document with one fact, in any segment but the last, where it is answered."""
     things, at, asked = (np.full(segments, NOTHING) for _ in range(3))
     told = random.integers(segments - 1)
     things[told], at[told], asked[-2] = thing, random.integers(places), told
@@ -72,7 +75,12 @@ def _plan_passkey(segments: int, thing: int, places: int, random: np.random.Gene
 
 
 def _moved(told: np.ndarray, places: int, random: np.random.Generator) -> np.ndarray:
-    """Places `[segments]`: each fact about a thing names another place than the fact before about the same thing."""
+    """Return the place of each fact, `[segments]`; it differs from that of the previous fact about the same thing.
+
+    Args:
+        told: Index of the thing that each segment's fact is about, `[segments]`.
+        places: Number of places to choose from, at least 2.
+    """
     at, now = np.zeros_like(told), dict[int, int]()
     for n, thing in enumerate(told):
         before = now.get(thing)

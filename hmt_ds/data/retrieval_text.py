@@ -13,16 +13,16 @@ BEFORE_PLACE = len(ANSWER.split()) - 2  # words of the answer in front of the pl
 
 
 class RetrievalText:
-    """Facts, questions, answers and filler as token ids.
+    """Writes the facts, questions, answers and filler sentences of generated documents as token ids.
 
-    Every word is encoded once, as it is within a sentence, and sentences are put together from words. So generating a
-    document does not run the tokenizer, and the text is the same whatever the tokenizer is.
+    Each word is tokenized once, as within a sentence, and sentences are made of these ids. So generating a document
+    does not run the tokenizer, and the text is the same with every tokenizer.
 
     Args:
         tokenizer: Any tokenizer of `transformers` that encodes a word alike behind any other word.
 
     Raises:
-        DataError: The tokenizer does not know the words, or joins them to their neighbours.
+        DataError: The tokenizer does not know a word, or merges a word with the one before.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -30,10 +30,16 @@ class RetrievalText:
         self._filler = [self._encode(sentence) for sentence in FILLER]
 
     def segment(self, plan: DocumentPlan, n: int, length: int, random: np.random.Generator) -> tuple[list[int], range]:
-        """Write segment n: the last question's answer, filler, the fact at a random place in it, the question.
+        """Write one segment: the answer to the previous segment's question, filler around the fact, and the question.
+
+        Args:
+            plan: The document's facts and questions.
+            n: Index of the segment.
+            length: Tokens per segment.
+            random: Determines the filler and the fact's position.
 
         Returns:
-            The tokens, exactly `length`, and which of them are the answer's place (none where nothing is answered).
+            `length` token ids, and the range of positions of the answer's place (empty if nothing is answered).
         """
         begin, scored, fact, end = list[int](), range(0), list[int](), list[int]()
         if n and (told := plan.asked[n - 1]) != NOTHING:
@@ -47,31 +53,44 @@ class RetrievalText:
         return [*begin, *self.filler(before, random), *fact, *self.filler(left - before, random), *end], scored
 
     def fact(self, thing: int, place: int) -> list[int]:
-        """Return the sentence that tells where a thing is."""
+        """Return the token ids of the sentence that tells where a thing is.
+
+        Args:
+            thing: Index into `THINGS`.
+            place: Index into `PLACES`.
+        """
         return self._encode(FACT.format(*THINGS[thing], PLACES[place]).split())
 
     def question(self, thing: int) -> list[int]:
-        """Return the sentence that asks where a thing is."""
+        """Return the token ids of the sentence that asks where a thing (an index into `THINGS`) is."""
         return self._encode(QUESTION.format(*THINGS[thing]).split())
 
     def answer(self, place: int) -> tuple[list[int], range]:
-        """Return the answer, and which of its tokens are the place."""
+        """Return the token ids of the sentence that answers with a place, and the range of the place's positions in it.
+
+        Args:
+            place: Index into `PLACES`.
+        """
         words = ANSWER.format(PLACES[place]).split()
         first = len(self._encode(words[:BEFORE_PLACE]))
         return self._encode(words), range(first, first + len(self._words[PLACES[place]]))
 
     def filler(self, tokens: int, random: np.random.Generator) -> list[int]:
-        """Return random sentences of exactly this many tokens; the first one lacks its beginning."""
+        """Return random filler sentences of exactly `tokens` token ids; the first sentence may lack its beginning."""
         ids: list[int] = []
         while len(ids) < tokens:
             ids = self._filler[random.integers(len(self._filler))] + ids
         return ids[len(ids) - tokens :]
 
     def check(self, segment_length: int, places: int) -> None:
-        """Check that every segment has room for an answer, a fact and a question.
+        """Check that a segment has room for the longest answer, fact and question.
+
+        Args:
+            segment_length: Tokens per segment.
+            places: How many of `PLACES` are used.
 
         Raises:
-            DataError: The longest ones do not fit.
+            DataError: They need more tokens than a segment has.
         """
         named = self._longest_named()
         told = max(range(places), key=lambda place: len(self.answer(place)[0]))
@@ -84,7 +103,7 @@ class RetrievalText:
 
     @property
     def question_tokens(self) -> int:
-        """Tokens of the longest question."""
+        """Number of tokens of the longest question."""
         return len(self.question(self._longest_named()))
 
     def _longest_named(self) -> int:
@@ -95,9 +114,12 @@ class RetrievalText:
 
 
 def _encode_words(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
-    """Return the tokens of each word behind another word.
+    """Return the token ids of each word as it is encoded behind another word.
 
-    (At the beginning of a text tokenizers encode a word otherwise: GPT-2's without its blank, Llama's with one.)
+    At the beginning of a text tokenizers encode a word differently: GPT-2's without its blank, Llama's with one.
+
+    Raises:
+        DataError: The tokenizer does not know a word, or merges a word with the one before.
     """
     words = all_words()
     (first, *both) = tokenizer(["the", *(_behind_the(word) for word in words)], add_special_tokens=False).input_ids
@@ -105,12 +127,13 @@ def _encode_words(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[int]]:
         word for word, ids in zip(words, both, strict=True) if ids[: len(first)] != first or len(ids) <= len(first)
     ]
     if joined:
-        raise DataError(f"the tokenizer joins {joined[0]!r} to the word before: choose another model.tokenizer")
+        raise DataError(f"the tokenizer merges {joined[0]!r} with the word before: choose another model.tokenizer")
     encoded = {word: ids[len(first) :] for word, ids in zip(words, both, strict=True)}
     unknown = [word for word, ids in encoded.items() if tokenizer.unk_token_id in ids]
     if unknown:
         raise DataError(
-            f"the tokenizer does not know {len(unknown)} of the {len(words)} words ({', '.join(unknown[:3])}): choose "
+            f"the tokenizer has no tokens for {len(unknown)} of the {len(words)} words ({', '.join(unknown[:3])}): "
+            "choose "
             "another model.tokenizer, such as hmt_ds/data/samples/words"
         )
     return encoded

@@ -17,6 +17,6 @@ ANSWER = "It is in {} ."
 
 
 def all_words() -> list[str]:
-    """Return every word that a document can have, each once, sorted; a full stop and a question mark are words."""
+    """Return every word of generated documents once, sorted, including the full stop and the question mark."""
     frame = " ".join((FACT, QUESTION, ANSWER)).replace("{}", "").split()
     return sorted({*ADJECTIVES, *NOUNS, *PLACES, *frame, *(word for sentence in FILLER for word in sentence)})

@@ -12,7 +12,7 @@ COLUMNS: dict[FormatName, tuple[str, ...]] = {
     "messages": ("messages",),
     "questions": ("context", "input", "answers"),
 }
-"""The columns of each format's rows."""
+"""Names of the columns that the rows of each format have."""
 
 
 DatasetName = Literal[
@@ -33,12 +33,12 @@ DatasetName = Literal[
 
 @dataclass(frozen=True)
 class NamedDataset:
-    """The schema of a data set.
+    """What a well-known data set looks like.
 
     Attributes:
-        hub: Name of the data set on the hub, and of the configuration that this project has in mind, if it has several.
-        columns: The columns that are read.
-        format: The format that the rows become.
+        hub: Its name on the hub, with the configuration to use if it has several; or where else it is from.
+        columns: Names of the columns that are read.
+        format: Format that its rows are converted to: `text`, `completion`, `messages` or `questions`.
     """
 
     hub: str
@@ -69,15 +69,16 @@ NAMED: dict[DatasetName, NamedDataset] = {
 
 @dataclass(frozen=True)
 class RetrievalSettings:
-    """Generated documents that tell facts and ask for them in later segments, in place of data.train. A document has
-    training.bptt_depth segments; only the tokens of the answers count in the loss."""
+    """Generated documents that state facts and ask for them in later segments, in place of data.train. A document has
+    training.bptt_depth segments; only the tokens of the answers count in the loss.
+    """
 
     kind: Kind = "keys"
-    """keys: each segment tells where a new thing is, and asks for an earlier one; passkey: one fact per document, asked
-    for at its end; overwritten: things are moved, and the newest place counts."""
+    """Kind of documents. keys: each segment tells where a new thing is and asks for an earlier one; passkey: one fact
+    per document, asked for at its end; overwritten: things are moved, and the newest place counts."""
     keys: int = 4096
-    """Number of things, each named by an adjective and a noun."""
+    """Number of different things that documents can name, each an adjective and a noun."""
     values: int = 24
-    """Number of places where a thing can be. A guess is right once in this many times."""
+    """Number of places where a thing can be; guessing is right in one of this many cases."""
     held_out: float = 0.25
-    """Fraction of the things that training documents never name. Evaluation documents name only these."""
+    """Fraction (0 to 1) of the things that training documents never name; evaluation documents name only these."""

@@ -1,4 +1,4 @@
-"""Load the documents of a source: files, folders, saved data sets, the `datasets` hub; `datasets` reads them all."""
+"""Load the documents of a source (files, folders, saved data sets, the hub) with the `datasets` library."""
 
 import difflib
 import glob
@@ -30,12 +30,12 @@ SHORT, LONG = Value("string"), Value("large_string")
 
 @dataclass(frozen=True)
 class SourceDocuments:
-    """The documents of a source, and what of it was not read.
+    """The documents of a source, and what was left out of it.
 
     Attributes:
-        documents: data set with the one column "text".
-        files: number of files read; None for a saved data set and one of the hub.
-        left_out: a line for each reason to leave out files or documents.
+        documents: One row per document, with the column `text`, or with the columns of another format.
+        files: Number of files read; None for a saved data set and one of the hub.
+        left_out: A line for each reason why files or documents are left out.
     """
 
     documents: Dataset
@@ -44,7 +44,7 @@ class SourceDocuments:
 
 
 def load_documents(source: str, **options: Any) -> Dataset:
-    """Return the documents of :func:`read_source`."""
+    """Return the documents of a source: the field `documents` of :func:`read_source`, called with these arguments."""
     return read_source(source, **options).documents
 
 
@@ -59,27 +59,29 @@ def read_source(
     revision: str | None = None,
     separator: str | None = None,
 ) -> SourceDocuments:
-    """Load documents as a data set with the one column "text", one row per document, none of them blank.
+    """Load the documents of a source, one row per document, in the column `text` or in the columns of another format.
 
-    Formats other than text have other columns.
+    Blank texts are left out.
 
     Args:
-        source: A file of a kind in `BUILDERS`, which may be compressed; a folder of files, read recursively, kind by
-            kind, in the order of their paths; a pattern of paths such as ``data/*.jsonl``; a folder written by
-            `save_to_disk`; an address of files, such as ``s3://bucket/data``; or the name of a data set on the hub.
+        source: A file of a kind in `BUILDERS`, also compressed; a folder of files, read recursively, kind by kind, in
+            the order of their paths; a pattern such as ``data/*.jsonl``; a folder written by `save_to_disk`; an address
+            of files, such as ``s3://bucket/data``; or the name of a data set on the hub.
         text_field: The column that holds the text.
-        columns: The columns of another format, each with its name in the source. Their rows may be blank.
-        dataset: The well-known data set whose columns these are, and that is brought into its format.
+        columns: For a format other than text: its columns, each with the column's name in the source. Rows may be
+            blank.
+        dataset: Name of the well-known data set whose columns the source has; its rows are converted to its format.
         split: The split of a hub data set, of a saved `DatasetDict`, or of a folder whose files belong to several
             (`train-00000-of-00002.parquet`). Other files have the one split "train", of which `datasets` can take a
             part ("train[:10%]"); a saved `Dataset` is taken whole.
         name: The configuration of a hub data set.
         revision: A branch, tag or commit of a hub data set.
-        separator: A regular expression, matched per line (re.MULTILINE), before each match of which a text file is
-            split into documents. The text before the first match is a document too. Without it a file is a document.
+        separator: A regular expression, matched per line (re.MULTILINE): a text file is split before each match, and
+            the parts are documents, also the one before the first match. By default a file is one document.
 
     Raises:
-        DataError: The source is absent, of an unknown kind, unreadable, not UTF-8, empty, or without the text field.
+        DataError: The source is absent, of an unknown kind, unreadable, not UTF-8, empty or without a needed column, or
+            an argument does not apply to it.
     """
     found = None if _is_saved(Path(source)) else find_files(source, split)
     if _is_saved(Path(source)):
@@ -91,9 +93,9 @@ def read_source(
         builders = {"hub": _load_by_name(source, name, split, revision)}
     for key, value in {"name": name, "revision": revision}.items():
         if value is not None and "hub" not in builders:
-            raise DataError(f"{key} {value!r} is for data sets of the hub only, but {source} is none: leave it out")
+            raise DataError(f"{key} {value!r} is for data sets of the hub only, and {source} is not one: leave it out")
     if separator is not None and ("text" not in builders or columns):
-        raise DataError(f"separator {separator!r} is for text files only, but {source} is none: leave it out")
+        raise DataError(f"separator {separator!r} is for text files only, and {source} is not one: leave it out")
     parts = _keep_needed(builders, columns, text_field, source, found)
     if separator is not None:
         parts["text"] = _split_documents(parts["text"], separator, source)
@@ -109,7 +111,7 @@ def read_source(
 
 
 def _is_saved(path: Path) -> bool:
-    """Whether a folder was written by `save_to_disk`."""
+    """Return whether a folder was written by `save_to_disk` of the `datasets` library."""
     return path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists())
 
 
@@ -120,7 +122,18 @@ def _keep_needed(
     source: str,
     found: FoundFiles | None,
 ) -> dict[str, Dataset]:
-    """Return the needed columns of what each builder has loaded, under the names that the format has for them."""
+    """Keep only the needed columns of the rows of each builder, and name them as the format does.
+
+    Args:
+        builders: Rows, by builder of the `datasets` library (or `saved`, `hub`).
+        columns: Columns of the format, each with its name in the source; None for the format text.
+        text_field: Name of the column of the text.
+        source: Name of the source, for errors.
+        found: Its files; None for a source of another kind.
+
+    Raises:
+        DataError: A column is missing, or the text column holds no text.
+    """
     kept = {}
     for builder, documents in builders.items():
         # text files beside tables have no fields to choose from
@@ -134,7 +147,7 @@ def _keep_needed(
 
 
 def _left_out(source: str, found: FoundFiles | None, blank: int) -> tuple[str, ...]:
-    """Log and return a line for each reason to leave out files or documents."""
+    """Log and return a line for each reason why files or documents are left out."""
     notes = found.notes() if found else []
     if blank:
         notes.append(f"{blank:,} blank or absent texts")
@@ -153,7 +166,9 @@ def _concatenate(parts: list[Dataset], source: str) -> Dataset:
     try:
         return concatenate_datasets(parts)
     except ValueError as error:
-        raise DataError(f"{source} holds files whose columns differ: {first_line(error)}") from None
+        raise DataError(
+            f"{source} holds files whose columns differ ({first_line(error)}): name files with the same columns"
+        ) from None
 
 
 def _with_long(features: Features) -> Features:
@@ -164,11 +179,13 @@ def _load_saved(path: Path, split: str) -> Dataset:
     try:
         saved = load_from_disk(str(path))
     except LOAD_ERRORS as error:
-        raise DataError(f"cannot read the saved data set {path}: {first_line(error)}") from error
+        raise DataError(
+            f"cannot read the saved data set {path}: {first_line(error)}; save it again, or name another"
+        ) from error
     if not isinstance(saved, DatasetDict):
         return saved
     if split not in saved:
-        raise DataError(f"the saved data set {path} has no split {split!r}; it has: {', '.join(saved)}")
+        raise DataError(f"the saved data set {path} has no split {split!r}: set split to one of {', '.join(saved)}")
     return saved[split]
 
 
@@ -195,12 +212,14 @@ def _select_columns(documents: Dataset, fields: list[str], source: str) -> Datas
         if field not in there:
             close = difflib.get_close_matches(field, there, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise DataError(f"{source} has no column {field!r}; it has: {', '.join(there)}{hint}")
+            raise DataError(
+                f"{source} has no column {field!r}; it has: {', '.join(there)}{hint or '; choose one of these'}"
+            )
     return documents.select_columns(fields)
 
 
 def _keep_columns(documents: Dataset, columns: Mapping[str, str], source: str) -> Dataset:
-    """Return the given columns alone, under the names that a format has for them."""
+    """Keep only the given columns, and rename them to a format's names (the keys of `columns`)."""
     documents = _select_columns(documents, list(columns.values()), source)
     return documents.rename_columns({field: name for name, field in columns.items() if field != name})
 
@@ -219,11 +238,13 @@ def _keep_text(documents: Dataset, text_field: str, source: str, found: FoundFil
 
 def _split_documents(documents: Dataset, separator: str, source: str) -> Dataset:
     if not separator:
-        raise DataError("separator is empty, and would match every line: leave it out")
+        raise DataError("separator '' matches every line: give a regular expression, or leave it out")
     try:
         pattern = re.compile(separator, re.MULTILINE)
     except re.error as error:
-        raise DataError(f"separator {separator!r} is not a regular expression: {error}") from error
+        raise DataError(
+            f"separator {separator!r} is not a valid regular expression ({error}): correct it, or leave it out"
+        ) from error
 
     def split_batch(batch: dict[str, list[str]]) -> dict[str, list[str]]:
         return {"text": [part for text in batch["text"] for part in _split_before(pattern, text)]}

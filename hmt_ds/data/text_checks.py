@@ -1,4 +1,4 @@
-"""Check texts for UTF-8 and leave out blank ones, a batch at a time; say which line of a file cannot be read."""
+"""Check that texts are UTF-8 and leave out blank ones, a batch at a time; find a file's first unreadable line."""
 
 import json
 import re
@@ -23,15 +23,15 @@ UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # the marks that begin it
 
 
 def drop_blank(documents: Dataset, source: str, found: FoundFiles | None) -> Dataset:
-    """Return documents without those that are blank or absent.
+    """Return documents without those whose text is blank or missing.
 
     Args:
-        documents: data set with the column "text".
-        source: name of the source, for errors.
-        found: its files, in which to find a line that is not UTF-8.
+        documents: Data set with the column `text`.
+        source: Name of the source, for errors.
+        found: The source's files, to find the line that is not UTF-8; None if it is not made of files.
 
     Raises:
-        DataError: if a text is not UTF-8, or all are blank.
+        DataError: A text is not UTF-8 (with its file and line, if known), or all texts are blank.
     """
     kept, first = [], 0
     for texts in _batches(documents, "text"):
@@ -40,12 +40,24 @@ def drop_blank(documents: Dataset, source: str, found: FoundFiles | None) -> Dat
         first += len(texts)
     keep = np.concatenate(kept) if kept else np.zeros(0, dtype=bool)
     if not keep.any():
-        raise DataError(f"{source} holds no documents: all {len(keep)} texts are blank or absent")
+        raise DataError(
+            f"{source} holds no documents: all {len(keep)} texts are blank or missing; name a source (or text_field) "
+            "with text"
+        )
     return documents if keep.all() else documents.select(np.flatnonzero(keep))
 
 
 def check_texts(documents: Dataset, source: str, found: FoundFiles | None) -> Dataset:
-    """Return documents of any columns; arguments and errors are those of `drop_blank`, but blank ones are kept."""
+    """Check that all texts of a data set are UTF-8, and return it unchanged, with its blank texts.
+
+    Args:
+        documents: Data set with any columns.
+        source: Name of the source, for errors.
+        found: The source's files, to find the line that is not UTF-8; None if it is not made of files.
+
+    Raises:
+        DataError: A text is not UTF-8, with its file and line, if known.
+    """
     for column in documents.column_names:
         first = 0
         for values in _batches(documents, column):
@@ -55,12 +67,20 @@ def check_texts(documents: Dataset, source: str, found: FoundFiles | None) -> Da
 
 
 def has_absent(documents: Dataset, column: str) -> bool:
-    """Tell whether a column has absent values."""
+    """Return whether a column has missing (null) values."""
     return any(values.null_count for values in _batches(documents, column))
 
 
 def why_unreadable(builder: str, file: Path) -> str | None:
-    """Return the first line of a file that cannot be read, and why; None if all can, or if it has no lines."""
+    """Find the first line of a file that is not UTF-8 or not JSON; return a description with its number.
+
+    Args:
+        builder: How the file is read; only `text`, `json` and `csv` files have lines.
+        file: The file, not compressed.
+
+    Returns:
+        The description, or None if all lines can be read or the file has no lines.
+    """
     if builder not in WITH_LINES:
         return None
     for number, line in enumerate(_lines(file), 1):
@@ -79,7 +99,11 @@ def why_unreadable(builder: str, file: Path) -> str | None:
 
 
 def where_no_text(found: FoundFiles, field: str) -> str:
-    """Return the first line of JSON Lines whose field holds another kind of value than text, to append to an error."""
+    """Find the first line of a source's JSON Lines files whose field holds something else than text.
+
+    Returns:
+        A phrase with type, file and line, to append to an error; empty if there is no such line.
+    """
     for file in (file for files in found.builders.get("json", {}).values() for file in files):
         for number, line in enumerate(_lines(unpacked(file)), 1):
             with suppress(ValueError):
@@ -90,13 +114,23 @@ def where_no_text(found: FoundFiles, field: str) -> str:
 
 
 def _batches(documents: Dataset, column: str) -> Iterator[pa.ChunkedArray]:
-    """Yield a column a batch at a time: all at once would hold the texts of a large source in memory."""
+    """Yield a column, 1,000 rows at a time: all at once would hold the texts of a large source in memory."""
     for batch in documents.select_columns([column]).with_format("arrow").iter(batch_size=ROWS):
         yield batch[column]
 
 
 def _check_utf8(texts: pa.ChunkedArray, first: int, source: str, found: FoundFiles | None) -> None:
-    """The reader of JSON takes any bytes for text, and they would fail where they are tokenized."""
+    """Check that texts are UTF-8: the reader of JSON takes any bytes for text, and tokenizing them would fail later.
+
+    Args:
+        texts: Values of a column.
+        first: Index of the first of them in the data set, for errors.
+        source: Name of the source, for errors.
+        found: The source's files, to find the line that is not UTF-8; None if it is not made of files.
+
+    Raises:
+        DataError: A text is not UTF-8, or looks like UTF-16.
+    """
     for chunk in texts.chunks:
         try:
             chunk.validate(full=True)
@@ -113,7 +147,11 @@ def _check_utf8(texts: pa.ChunkedArray, first: int, source: str, found: FoundFil
 
 
 def _check_zeros(texts: pa.Array, first: int, source: str) -> None:
-    """UTF-16 without its mark is UTF-8 too, with a zero beside each letter."""
+    """Check that texts are not UTF-16 without its byte order mark, which is valid UTF-8 with a zero beside each letter.
+
+    Raises:
+        DataError: More than a quarter of a text's bytes are zeros.
+    """
     if not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)):
         return
     zeros = pc.multiply(pc.count_substring(texts, "\0"), 4)
@@ -128,7 +166,7 @@ def _lines(file: Path) -> Iterator[bytes]:
 
 
 def _why_no_json(file: Path) -> str | None:
-    """Return why a file that is no JSON Lines is no JSON either; None if it is."""
+    """Return why a file is not one JSON value, as a phrase for an error; None if it is."""
     try:
         json.loads(file.read_text(encoding="utf-8-sig"))
     except ValueError as error:

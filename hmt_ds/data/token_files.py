@@ -1,4 +1,4 @@
-"""Files of the token cache: written at once or not at all, with their SHA-256 beside them, by one process at a time."""
+"""Files of the token cache: written completely or not at all, each with its SHA-256, by one process at a time."""
 
 import hashlib
 import logging
@@ -21,12 +21,15 @@ MOST_TOKENS = 2**31 - 1  # of one document: Arrow's lists count in int32
 
 @contextmanager
 def lock(file: Path) -> Iterator[None]:
-    """Let one process at a time into the ``with`` block, which others may enter when it has left or ended.
+    """Let one process at a time into the ``with`` block; others wait until it leaves the block or ends.
 
-    Files are renamed into place, so that the lock only saves work: where a file system has no locks, all enter.
+    The lock only saves work, because files are renamed into place: on a file system without locks all processes enter.
+
+    Args:
+        file: File to lock; made if absent.
 
     Raises:
-        OSError: if the lock's file cannot be made.
+        OSError: The file cannot be made.
     """
     file.touch()
     held = FileLock(file)
@@ -46,7 +49,7 @@ def lock(file: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """Give the path of a new file, and rename it to `file` after the ``with`` block; remove it after an error."""
+    """Yield the path of a temporary file and rename it to `file` after the ``with`` block; remove it after an error."""
     aside = file.with_name(f"{file.name}.{uuid.uuid4().hex}")
     try:
         yield aside
@@ -56,17 +59,27 @@ def replacing(file: Path) -> Iterator[Path]:
 
 
 def remove_unfinished(folder: Path, name: str) -> None:
-    """Remove what killed processes left of files whose names begin with `name`; call it with their lock held."""
+    """Remove the temporary files that killed processes left in the token cache.
+
+    Args:
+        folder: Folder of the cache.
+        name: Beginning of the names of the files whose lock this process holds.
+    """
     for file in folder.glob(f"{name}*.arrow.*"):
         with suppress(OSError):
             file.unlink()
 
 
 def write_batches(file: Path, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> None:
-    """Write a file of the cache, and its hash.
+    """Write a file of the token cache, and its SHA-256 beside it.
+
+    Args:
+        file: The file.
+        batches: Its rows; all with the schema.
+        schema: Columns and their types.
 
     Raises:
-        OSError: if it cannot be written.
+        OSError: It cannot be written.
     """
     with replacing(file) as aside:
         with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
@@ -78,10 +91,11 @@ def write_batches(file: Path, batches: Iterable[pa.RecordBatch], schema: pa.Sche
 
 
 def is_intact(file: Path, *, read: bool = False) -> bool:
-    """Tell whether a file has the content that was written.
+    """Return whether a file of the token cache exists and has the content that was written.
 
-    Arrow does not notice a flipped bit: it would change a token without a word, or end the interpreter. To read all of
-    a large cache takes minutes, so a file is read only if its size, times or inode changed since it was found intact.
+    Arrow does not notice a flipped bit, which would change a token or crash. A file is read and compared with its
+    SHA-256 only if its size, times or inode changed since it was last found intact: reading a large cache takes
+    minutes.
 
     Args:
         file: A file of the cache.
@@ -101,13 +115,13 @@ def is_intact(file: Path, *, read: bool = False) -> bool:
 
 
 def write_digest(file: Path, digest: str) -> None:
-    """Write the SHA-256 of a file beside it, and by what a later change of the file can be seen."""
+    """Write a file's SHA-256 beside it, with its size, times and inode, to notice later changes."""
     with replacing(digest_file(file)) as aside:
         aside.write_text(" ".join([digest, *_state(file)]), encoding="ascii")
 
 
 def digest_file(file: Path) -> Path:
-    """Return the file that holds the SHA-256 of a file of the cache."""
+    """Return the path of the file that holds the SHA-256 of a file of the token cache."""
     return file.with_suffix(".sha256")
 
 
@@ -124,15 +138,19 @@ def _state(file: Path) -> list[str]:
 
 @contextmanager
 def on_disk(parts: Iterable[np.ndarray], folder: Path) -> Iterator[pa.Array]:
-    """Collect the token ids of one document in a file, and give them as an int32 array, so that memory stays flat.
+    """Collect one document's token ids in a temporary file, and yield them as a memory-mapped int32 array.
+
+    Args:
+        parts: Token ids, `[tokens]` integers at a time.
+        folder: Where to put the temporary file.
 
     Raises:
-        OverflowError: More tokens than a list of Arrow holds.
+        OverflowError: There are more tokens than a list of Arrow can hold (2^31 - 1).
     """
     with tempfile.TemporaryFile(dir=folder) as file:
         size = sum(file.write(ids.astype("<i4").tobytes()) for ids in parts) // 4
         if size > MOST_TOKENS:
-            raise OverflowError(f"{size:,} tokens, more than {MOST_TOKENS:,}")
+            raise OverflowError(f"{size:,} tokens, more than the {MOST_TOKENS:,} that Arrow can hold")
         file.flush()
         content = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) if size else b""
         yield pa.Array.from_buffers(pa.int32(), size, [None, pa.py_buffer(content)])

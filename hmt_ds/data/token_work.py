@@ -1,4 +1,4 @@
-"""The work of tokenizing, divided: shards of the cache, units of a shard, and the processes that do units."""
+"""Divide the work of tokenizing: files of the cache (shards), units of work within them, and worker processes."""
 
 import itertools
 import os
@@ -30,13 +30,13 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Unit:
-    """Work for one process at a time: whole documents, or neighbouring pieces of one.
+    """Work for one process at a time: tokenize whole documents, or neighbouring pieces of one long document.
 
     Attributes:
-        shard: Number of the shard that it belongs to.
-        first, end: Its documents.
+        shard: Number of the file of the cache (shard) that the result belongs to.
+        first, end: Index of the first document, and of the one behind the last.
         size: Bytes of text, without overlaps.
-        parts: First byte and end of pieces of the document; None for whole documents.
+        parts: First and end byte of each piece of the document; None for whole documents.
         overlap: Bytes that a piece shares with the one before.
     """
 
@@ -51,7 +51,7 @@ class Unit:
 def row_sizes(documents: Dataset) -> np.ndarray:
     """Return the bytes of text in each document, `[documents]` int64, without reading the text.
 
-    Columns other than text, such as lists of messages, count with their mean.
+    Columns that do not hold plain text, such as lists of messages, count with their mean size.
     """
     table = documents.data
     sizes = np.zeros(len(table), np.int64)
@@ -65,20 +65,24 @@ def row_sizes(documents: Dataset) -> np.ndarray:
 
 
 def shard_rows(sizes: np.ndarray) -> list[tuple[int, int]]:
-    """Return the first document and the end of each shard, by the documents' bytes; at least one document each."""
+    """Divide documents into shards of about 100 MiB of text; return the first and end document of each shard.
+
+    Args:
+        sizes: Bytes of each document, `[documents]`. A shard has at least one document, however large.
+    """
     starts = np.cumsum(sizes) - sizes
     firsts = np.unique(starts // SHARD, return_index=True)[1].tolist()
     return list(zip(firsts, [*firsts[1:], len(sizes)], strict=True))
 
 
 def units_of(shard: int, rows: tuple[int, int], sizes: np.ndarray, cuts: bool) -> Iterator[Unit]:
-    """Yield the units of a shard, in order.
+    """Divide a shard of the token cache into units of about 1 MiB of text; yield them in order.
 
     Args:
         shard: The shard's number.
-        rows: Its first document and its end.
-        sizes: Bytes of each document of the data set.
-        cuts: Whether long documents are tokenized in pieces.
+        rows: Its first and end document.
+        sizes: Bytes of each document of the data set, `[documents]`.
+        cuts: Whether documents of more than 256 KiB are divided into pieces.
     """
     first, size = rows[0], 0
     for row in range(*rows):
@@ -96,7 +100,15 @@ def units_of(shard: int, rows: tuple[int, int], sizes: np.ndarray, cuts: bool) -
 
 
 def pieces_of(shard: int, row: int, size: int, piece: int, overlap: int) -> Iterator[Unit]:
-    """Yield a document of `size` bytes as units of neighbouring pieces."""
+    """Divide one long document into units of neighbouring, overlapping pieces; yield them in order.
+
+    Args:
+        shard: Number of its shard of the token cache.
+        row: Index of the document.
+        size: Bytes of the document.
+        piece: Bytes per piece, without the overlap.
+        overlap: Bytes that a piece shares with the one before.
+    """
     parts, many = spans(size, piece, overlap), max(1, UNIT // piece)
     for first in range(0, len(parts), many):
         some = parts[first : first + many]
@@ -105,15 +117,15 @@ def pieces_of(shard: int, row: int, size: int, piece: int, overlap: int) -> Iter
 
 
 def in_order(work: Callable[[Unit], Result], units: Iterable[Unit], processes: int) -> Iterator[tuple[Unit, Result]]:
-    """Yield each unit with its result, in the units' order.
+    """Do units of work in parallel; yield each unit with its result, in the order of the units.
 
     Args:
-        work: What is done with a unit. Each process gets a copy once.
+        work: Does one unit. Each process gets a copy once.
         units: The units.
-        processes: Number of processes; 1 works in this one.
+        processes: Number of worker processes; 1 works in this process.
 
     Raises:
-        BrokenProcessPool: A process was killed.
+        BrokenProcessPool: A worker process was killed.
     """
     if processes == 1:
         yield from ((unit, work(unit)) for unit in units)
@@ -137,10 +149,10 @@ def in_order(work: Callable[[Unit], Result], units: Iterable[Unit], processes: i
 
 @contextmanager
 def _interrupts_later() -> Iterator[None]:
-    """Keep SIGINT until the end of the ``with`` block, and for good from the processes that are started in it.
+    """Hold back SIGINT until the end of the ``with`` block; processes started within it never get SIGINT.
 
     Raises:
-        KeyboardInterrupt: A SIGINT came meanwhile.
+        KeyboardInterrupt: A SIGINT came within the block.
     """
     came, main = list[int](), threading.current_thread() is threading.main_thread()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which processes inherit
@@ -171,7 +183,7 @@ def _do(unit: Unit) -> Any:
 
 
 def _end_with_parent() -> None:
-    """Wait until the first process has ended, killed or not: nobody would read what this one makes."""
+    """Wait for the parent process to end, in whatever way, then end this worker: nobody would use its results."""
     parent = parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])

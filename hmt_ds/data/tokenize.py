@@ -1,4 +1,4 @@
-"""Documents to token ids, once: the result is kept on disk under a name that says what it was made from."""
+"""Tokenize documents once: the result is cached on disk under a hash of the documents, the tokenizer and the format."""
 
 import hashlib
 import itertools
@@ -43,36 +43,42 @@ def tokenize_documents(
 ) -> Dataset:
     """Tokenize documents into `input_ids` (int32, one list per document) and `length` (tokens).
 
-    A format whose tokens have different weights in the loss adds a column `weights` (float32, one list per document,
-    one weight per token). BOS is added where the tokenizer does so by itself. The result is cached under the documents'
-    fingerprint and the tokenizer's content, so it outlives the process and changes with either. It is in one file, or
-    in shards of some 100 MB; after a kill, those that are whole are kept. One process makes them while others wait. The
-    SHA-256 of each file is beside it, and a file that does not match is made again.
+    A format whose tokens have different weights in the loss adds a column `weights` (float32, one per token). BOS is
+    added where the tokenizer does so by itself. The result is cached under a hash of the documents, the tokenizer and
+    the format, in one file or in shards of some 100 MB; after a kill, whole shards are kept. One process makes them
+    while
+    others wait. The SHA-256 of each file is beside it, and a file that does not match is made again.
 
     Args:
         documents: A data set with the columns of the format.
         tokenizer: Any tokenizer of `transformers`.
-        format: How rows become tokens.
+        format: How rows become tokens; plain text by default.
         add_eos: End each document with the tokenizer's EOS, where it has one and did not add it itself.
-        cache_dir: Where to keep the result; a folder in the cache of `datasets` by default.
+        cache_dir: Folder of the token cache; by default a folder in the cache of the `datasets` library.
         processes: Number of processes. With 1, this process uses the tokenizer's own threads.
 
     Raises:
-        DataError: A document or the tokenizer does not fit the format, no document has a token, or the cache cannot be
-            written.
+        DataError: A document or the tokenizer does not fit the format, no document has a token, a process was killed,
+            or
+            the cache cannot be written.
     """
     format.check(tokenizer)
     cache_dir = cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "hmt_ds_tokens"
     if processes > 1 and parent_process() is not None:  # a script that each of its processes would start again
-        raise DataError("processes > 1 needs a script with `if __name__ == '__main__':` around its work")
+        raise DataError(
+            f"processes is {processes}, and values above 1 need a script with `if __name__ == '__main__':` around its "
+            "work"
+        )
     if reason := why_no_folder(cache_dir):
-        raise DataError(f"tokens cannot be kept: {reason}")
+        raise DataError(f"cannot write tokens: {reason}")
     name = f"tokens-{_fingerprint(documents, tokenizer, add_eos, format)}"
     encoder = Encoder(documents, tokenizer, format, add_eos)
     try:
         return _cached(cache_dir, name, encoder, processes)
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"tokens cannot be kept in {cache_dir}: {first_line(error)}") from None
+        raise DataError(
+            f"cannot write tokens to {cache_dir}: {first_line(error)}; free space there, or name another cache folder"
+        ) from None
     except BrokenProcessPool:
         raise DataError(
             f"one of {processes} processes was killed, perhaps for lack of memory: try again with fewer; "
@@ -81,7 +87,7 @@ def tokenize_documents(
 
 
 def open_tokens(files: list[Path]) -> Dataset:
-    """Map the files of a cache into memory, and leave out documents without tokens.
+    """Map files of the token cache into memory as one data set, without the documents that have no token.
 
     Raises:
         DataError: No document has a token.
@@ -94,15 +100,18 @@ def open_tokens(files: list[Path]) -> Dataset:
 
 
 class Encoder:
-    """Tokenizes units of documents; each process has a copy.
+    """Tokenizes units of documents (called with a `Unit`); each worker process has a copy.
 
     Args:
-        documents, tokenizer, format, add_eos: As for `tokenize_documents`.
+        documents: A data set with the columns of the format.
+        tokenizer: Any tokenizer of `transformers`.
+        format: How rows become tokens.
+        add_eos: Whether documents end with the tokenizer's EOS.
 
     Attributes:
         sizes: Bytes of each document, `[documents]` int64.
-        words: How pieces of a document can be joined, see `splits_words`; None where documents are not cut.
-        schema: Of the rows.
+        words: Whether pieces of a long document may be joined only where a word begins; None if documents are not cut.
+        schema: Columns of the result and their types.
     """
 
     def __init__(self, documents: Dataset, tokenizer: PreTrainedTokenizerBase, format: Format, add_eos: bool) -> None:
@@ -112,7 +121,7 @@ class Encoder:
         self._eos = tokenizer.eos_token_id if add_eos else None
 
     def __call__(self, unit: Unit) -> pa.RecordBatch | Piece | None:
-        """Return the rows of whole documents, or joined pieces of one; None if the pieces do not agree."""
+        """Tokenize a unit; return rows for whole documents, or joined pieces of one; None if the pieces do not fit."""
         if unit.parts is None:
             rows = self._documents[unit.first : unit.end]
             columns = _tokenize_batch(rows, unit.first, format=self._format, tokenizer=self._tokenizer, eos=self._eos)
@@ -125,12 +134,15 @@ class Encoder:
             return None
 
     def document(self, row: int, pieces: Iterator[Piece | None], folder: Path) -> Iterator[pa.RecordBatch]:
-        """Yield the one row of a document that was tokenized in pieces; longer ones if they do not agree.
+        """Yield one document, tokenized in pieces, as a single row; with longer pieces if these cannot be joined.
 
         Args:
-            row: The document.
-            pieces: The pieces, in order.
-            folder: Where the ids are put before they are written as a whole.
+            row: Index of the document.
+            pieces: Its tokenized pieces, in order; None for some that could not be joined.
+            folder: Where the ids are kept until all of them are known.
+
+        Raises:
+            DataError: The document has more tokens than Arrow can hold.
         """
         longer = 1
         while True:
@@ -144,10 +156,12 @@ class Encoder:
                 units = pieces_of(0, row, int(self.sizes[row]), longer * PIECE, longer * OVERLAP)
                 pieces = (result for result in map(self, units) if not isinstance(result, pa.RecordBatch))
             except OverflowError as error:
-                raise DataError(f"document {row} (the first is 0) has {error}: split it") from None
+                raise DataError(
+                    f"document {row} (the first is 0) has {error}: split it into several documents"
+                ) from None
 
     def _ended(self, parts: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-        """Yield the ids of a document, and the EOS if it is not there."""
+        """Yield the token ids of a document, `[tokens]` at a time, and EOS if they do not end with it."""
         last = None
         for ids in parts:
             last = ids[-1] if len(ids) else last
@@ -164,7 +178,7 @@ def _all_of(pieces: Iterator[Piece | None]) -> Iterator[Piece]:
 
 
 def _cached(folder: Path, name: str, encoder: Encoder, processes: int) -> Dataset:
-    """Open the files of the cache, and make those that are missing or damaged."""
+    """Open the files of the token cache whose names begin with `name`; first make those that are missing or damaged."""
     rows = shard_rows(encoder.sizes)
     files = [folder / f"{name}-{number:05}-of-{len(rows):05}.arrow" for number in range(1, len(rows) + 1)]
     whole = folder / f"{name}.arrow"  # the only shard, or all of them, as earlier versions wrote them
@@ -179,7 +193,7 @@ def _cached(folder: Path, name: str, encoder: Encoder, processes: int) -> Datase
 
 
 def _make(shards: dict[Path, tuple[int, int]], encoder: Encoder, processes: int) -> None:
-    """Tokenize the documents of the shards that are not there or not intact."""
+    """Tokenize the documents (first and end index) of each file that is missing or damaged."""
     missing = [file for file in shards if not is_intact(file)]
     for file in filter(Path.exists, missing):
         what = "is damaged" if digest_file(file).is_file() else "has no hash to tell whether it is whole"
@@ -202,7 +216,7 @@ def _make(shards: dict[Path, tuple[int, int]], encoder: Encoder, processes: int)
 def _batches(
     results: Iterator[tuple[Unit, pa.RecordBatch | Piece | None]], encoder: Encoder, folder: Path, bar: tqdm
 ) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of one shard."""
+    """Yield the rows of one shard from the results of its units, and advance the progress bar by their bytes."""
 
     def counted(done: Iterator[tuple[Unit, Any]]) -> Iterator[Any]:
         for unit, result in done:
@@ -217,12 +231,20 @@ def _batches(
 
 
 def document_lengths(tokens: Dataset) -> np.ndarray:
-    """Return the number of tokens of each document, `[documents]` int64, without reading the tokens."""
+    """Return the number of tokens of each document, `[documents]` int64, without reading the tokens.
+
+    Args:
+        tokens: Tokenized documents from `tokenize_documents`.
+    """
     return tokens.select_columns(["length"]).with_format("numpy")[:]["length"].astype(np.int64)
 
 
 def tokens_sha256(tokens: Dataset) -> str:
-    """Return the SHA-256 of all documents' token ids, and of their weights if they have any."""
+    """Return the SHA-256 (hexadecimal) of all documents' token ids, and of their weights in the loss if they have any.
+
+    Args:
+        tokens: Tokenized documents from `tokenize_documents`.
+    """
     digest = hashlib.sha256()
     columns = [name for name in ("input_ids", "weights") if name in tokens.column_names]
     for document in tokens.select_columns(columns).with_format("numpy"):
@@ -245,13 +267,13 @@ def _tokenize_batch(
 
 
 def _fingerprint(documents: Dataset, tokenizer: PreTrainedTokenizerBase, add_eos: bool, format: Format) -> str:
-    """Hash what the tokens depend on."""
+    """Return a hash (32 hexadecimal digits) of everything that the tokens depend on."""
     parts = json.dumps([documents._fingerprint, tokenizer_content(tokenizer), add_eos, *format.content(tokenizer)])
     return hashlib.sha256(parts.encode()).hexdigest()[:32]
 
 
 def tokenizer_content(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
-    """Return all that a tokenizer's ids depend on: its content, never its path."""
+    """Return everything that a tokenizer's ids depend on, as JSON values: its content, never its path."""
     backend = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else _python_content(tokenizer)
     content = [type(tokenizer).__name__, backend, tokenizer("").input_ids, tokenizer.eos_token_id]
     if getattr(tokenizer, "split_special_tokens", False):  # in tokenizer_config.json; the backend does not know it
@@ -260,7 +282,7 @@ def tokenizer_content(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
 
 
 def _python_content(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
-    """Return what a tokenizer without a backend is made of: vocabulary, settings, and the content of its files."""
+    """Return what a slow tokenizer's ids depend on: vocabulary, settings, and the SHA-256 of its files."""
     files = {key: Path(str(tokenizer.init_kwargs.get(key))) for key in tokenizer.vocab_files_names}
     hashes = [[key, sha256(file)] for key, file in sorted(files.items()) if file.is_file()]
     settings = {key: repr(value) for key, value in tokenizer.init_kwargs.items() if key not in {*files, "name_or_path"}}

@@ -61,7 +61,7 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Non
 
 
 def describe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What it is by its content, wherever it lies: its size, and the beginning of its vocabulary's hash."""
+    """Return a phrase with a tokenizer's number of tokens and the first 12 digits of its vocabulary's SHA-256."""
     vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
     return f"{len(tokenizer):,} tokens, vocabulary {hashlib.sha256(vocabulary.encode()).hexdigest()[:12]}"
 
@@ -70,11 +70,17 @@ def _load_hugging_face(path: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # a damaged file ends wherever its content is used
-        raise DataError(f"cannot load a tokenizer from {path!r}: {first_line(error)}") from error
+        raise DataError(
+            f"cannot load a tokenizer from {path!r}: {first_line(error)}; name a tokenizer folder or a name on the hub"
+        ) from error
 
 
 def _load_sentencepiece(model: Path) -> PreTrainedTokenizerBase:
-    """Load a bare sentencepiece model by way of the folder that `transformers` reads rightly."""
+    """Load a sentencepiece model by way of a temporary folder with the configuration that `transformers` needs.
+
+    Raises:
+        DataError: It is not a BPE model, or `transformers` gives other ids than sentencepiece.
+    """
     _read_processor(model)
     with tempfile.TemporaryDirectory() as folder:
         shutil.copyfile(model, Path(folder) / "tokenizer.model")
@@ -86,7 +92,10 @@ def _load_sentencepiece(model: Path) -> PreTrainedTokenizerBase:
 
 
 def write_config(folder: Path) -> None:
-    """Say what `transformers` cannot see in `tokenizer.model`: without it there is no BOS, or a wrong first piece."""
+    """Write `tokenizer_config.json` beside `tokenizer.model`: it tells `transformers` the class and the special tokens.
+
+    Without it there is no BOS, or a wrong first token.
+    """
     processor = _read_processor(folder / "tokenizer.model")
     config: dict[str, Any] = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True}
     for role in ("unk", "bos", "eos"):
@@ -100,7 +109,8 @@ def _read_processor(model: Path) -> SentencePieceProcessor:
         processor = SentencePieceProcessor(model_file=str(model))
     except (RuntimeError, OSError) as error:
         raise DataError(
-            f"{model} is not a sentencepiece model ({first_line(error)}); of a Hugging Face tokenizer name the folder"
+            f"{model} is not a sentencepiece model ({first_line(error)}): name one, or a Hugging Face tokenizer's "
+            "folder"
         ) from error
     if ModelProto.FromString(processor.serialized_model_proto()).trainer_spec.model_type != TrainerSpec.BPE:
         raise DataError(
@@ -125,6 +135,8 @@ def _check_hub_name(path: str) -> None:
     try:
         validate_repo_id(path)
     except HFValidationError:
-        raise DataError(f"tokenizer {path!r} is neither a file, a folder nor a hub name: check the path") from None
+        raise DataError(
+            f"tokenizer {path!r} is neither a file, a folder nor a possible name on the hub: check the path"
+        ) from None
     if path.endswith(".model"):
-        raise DataError(f"tokenizer {path!r} is not there: check the path")
+        raise DataError(f"tokenizer {path!r}: there is no such file: check the path")

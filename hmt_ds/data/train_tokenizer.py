@@ -1,4 +1,4 @@
-"""Train a sentencepiece BPE tokenizer on the texts of sources."""
+"""Train a sentencepiece BPE tokenizer on the texts of data sources."""
 
 import io
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,23 +19,23 @@ LETTERS = LONGEST // 4  # of a line that surely fits: UTF-8 has at most 4 bytes 
 
 
 def train_sentencepiece(sources: Sequence[str | Path], out: Path, vocab_size: int, *, text_field: str = "text") -> Path:
-    """Train a BPE tokenizer on the texts of sources and write it as a Hugging Face folder.
+    """Train a BPE tokenizer on the texts of data sources and write it as a Hugging Face folder.
 
-    The same files give the same bytes. Text is kept as it is (no normalisation); what is not in the vocabulary is
-    spelled in bytes, so every text can be encoded and decoded without loss. unk = 0, BOS = 1, EOS = 2.
+    The same files give the same bytes. Text is not normalised; characters outside the vocabulary become bytes, so every
+    text can be encoded and decoded without loss. unk = 0, BOS = 1, EOS = 2.
 
     Args:
-        sources: What `read_source` reads. A file of another kind is read as text.
-        out: The folder to write, with `tokenizer.model` and `tokenizer_config.json`. It has no tokenizer yet.
-        vocab_size: Number of pieces, at least 259 (three special pieces and 256 bytes) plus the characters used.
+        sources: Files, folders, patterns, addresses or names on the hub. A file of an unknown kind is read as text.
+        out: Folder to write `tokenizer.model` and `tokenizer_config.json` to; it must not hold a tokenizer yet.
+        vocab_size: Number of tokens, at least 259 (three special ones and 256 bytes) plus the characters used.
         text_field: The column that holds the text.
 
     Returns:
-        The folder, for `load_tokenizer`.
+        The folder `out`.
 
     Raises:
-        DataError: A source cannot be read, there is too little text for the vocabulary or too much for it, or the
-            folder is no place for a new tokenizer.
+        DataError: A source cannot be read, there is too little text for the vocabulary or too many characters, or `out`
+            cannot be written or has a tokenizer.
     """
     _check_place(out)
     lines = (line for source in sources for line in source_lines(str(source), text_field))
@@ -43,12 +43,19 @@ def train_sentencepiece(sources: Sequence[str | Path], out: Path, vocab_size: in
 
 
 def train_on_lines(lines: Iterable[str], out: Path, vocab_size: int, what: str) -> Path:
-    """Train a BPE tokenizer on lines of text, as `train_sentencepiece` does on those of sources.
+    """Train a BPE tokenizer on lines of text and write it as a Hugging Face folder.
 
     Args:
-        lines: Lines without their ends.
-        out, vocab_size: As for `train_sentencepiece`.
+        lines: Lines without their line ends.
+        out: Folder to write `tokenizer.model` and `tokenizer_config.json` to; it must not hold a tokenizer yet.
+        vocab_size: Number of tokens, at least 259 (three special ones and 256 bytes) plus the characters used.
         what: Where the lines are from, for errors.
+
+    Returns:
+        The folder `out`.
+
+    Raises:
+        DataError: There is too little text for the vocabulary or too many characters, or `out` cannot be written.
     """
     _check_place(out)
     model = io.BytesIO()
@@ -71,25 +78,27 @@ def train_on_lines(lines: Iterable[str], out: Path, vocab_size: int, what: str) 
         )
     except RuntimeError as error:
         reason = first_line(error).rsplit("]", 1)[-1].strip() or "there is no text"  # after the failed C++ condition
-        raise DataError(f"cannot train {vocab_size} pieces on {what}: {reason}") from error
+        raise DataError(f"cannot train a vocabulary of {vocab_size} on {what}: {reason}") from error
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / "tokenizer.model").write_bytes(model.getvalue())
         write_config(out)
     except OSError as error:
-        raise DataError(f"the tokenizer cannot be written: {first_line(error)}") from None
+        raise DataError(f"the tokenizer cannot be written to {out}: {first_line(error)}; name another folder") from None
     return out
 
 
 def lines_of(documents: Dataset) -> Iterator[str]:
-    """Yield the lines of all texts of a data set, whatever its columns."""
+    """Yield the lines of all texts in a data set's rows, in whichever columns, lists and fields they are."""
     for row in documents:
         for text in _texts_in(row):
             yield from text.removesuffix("\n").split("\n")
 
 
 def short_lines(lines: Iterable[str]) -> Iterator[str]:
-    """Yield lines, in parts where one is longer than sentencepiece reads; parts end behind a blank, if there is one."""
+    """Yield lines, cutting those of more than 262,144 characters (sentencepiece skips lines over 1 MiB), at blanks if
+    any.
+    """
     for line in lines:
         rest = line
         while len(rest) > LETTERS:
@@ -100,7 +109,15 @@ def short_lines(lines: Iterable[str]) -> Iterator[str]:
 
 
 def source_lines(source: str, text_field: str) -> Iterator[str]:
-    """Yield the lines of a source; a text file is not held in memory."""
+    """Yield the lines of a source's texts; a plain text file is read line by line, to save memory.
+
+    Args:
+        source: File, folder, pattern, address, or name on the hub.
+        text_field: The column that holds the text.
+
+    Raises:
+        DataError: The source cannot be read.
+    """
     file = Path(source)
     is_table = file.is_file() and kind_of(file) not in ("text", None)
     if not file.is_file() or is_table or file.suffix.lower() in COMPRESSIONS:
@@ -110,11 +127,13 @@ def source_lines(source: str, text_field: str) -> Iterator[str]:
         with file.open(encoding="utf-8-sig") as lines:
             yield from (line.rstrip("\n") for line in lines)
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {file} as text: {first_line(error)}") from error
+        raise DataError(
+            f"cannot read {file} as UTF-8 text: {first_line(error)}; convert it, or leave it out"
+        ) from error
 
 
 def _texts_in(value: Any) -> Iterator[str]:
-    """Yield all texts in a row, however deep: of a conversation those of its messages."""
+    """Yield all strings in a row, also those in lists and fields within it, such as a conversation's messages."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):

@@ -1,4 +1,4 @@
-"""Compressed files: unpacked once, a block at a time, into the cache of `datasets`."""
+"""Decompress files once, a block at a time, into the cache of the `datasets` library."""
 
 import hashlib
 import uuid
@@ -14,10 +14,10 @@ BLOCK = 1 << 16  # bytes read at a time
 
 
 def unpacked(file: Path) -> Path:
-    """Return a file with the content of a compressed file; the file itself if it is not compressed.
+    """Return the path of a file's decompressed copy in the cache of `datasets`; the file itself if not compressed.
 
     Raises:
-        DataError: if the file is cut short or damaged, or the cache cannot be written.
+        DataError: The file is cut short or damaged, or the cache cannot be written.
     """
     compression = COMPRESSIONS.get(file.suffix.lower())
     if compression is None:
@@ -35,17 +35,19 @@ def unpacked(file: Path) -> Path:
         _unpack(file, compression, aside)
         return aside.replace(target)
     except OSError as error:
-        raise DataError(f"{file} cannot be unpacked into {folder}: {first_line(error)}") from error
+        raise DataError(
+            f"{file} cannot be decompressed into {folder}: {first_line(error)}; check access and free space"
+        ) from error
     finally:
         aside.unlink(missing_ok=True)
 
 
 def _unpack(file: Path, compression: str, target: Path) -> None:
-    """Write a file's content.
+    """Decompress a file (`gzip` or `zstd`) into another one.
 
     Raises:
-        DataError: if the compressed data is damaged.
-        OSError: if the target cannot be written.
+        DataError: The compressed data is damaged.
+        OSError: The target cannot be written.
     """
     lines = 0
     with pa.input_stream(str(file), compression=compression, buffer_size=BLOCK) as stream, target.open("wb") as out:

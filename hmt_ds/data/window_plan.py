@@ -1,4 +1,4 @@
-"""Which tokens each row reads when: a pure function of the documents' lengths, the same on every rank."""
+"""Plan which tokens each row reads in which window: a pure function of the documents' lengths, equal on every rank."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,22 +15,29 @@ Depth = int | Callable[[int], int]  # segments of every window, or of the window
 
 @dataclass(frozen=True)
 class Piece:
-    """One segment of one document: tokens `offset` to `offset + length` of it, 0 < length <= segment length."""
+    """The part of a document that is in one segment: its tokens `offset` to `offset + length`.
+
+    Attributes:
+        document: Index of the document.
+        offset: Index of the first token in the document.
+        length: Number of tokens, at least 1 and at most the segment length.
+        behind: Pieces of other documents behind it in the same segment, in their order; each begins its document.
+    """
 
     document: int
     offset: int
     length: int
     behind: tuple["Piece", ...] = ()
-    """The other documents in the same segment, in their order; each begins there."""
+    """Pieces of the other documents in the same segment, in their order; each begins its document."""
 
 
 @dataclass(frozen=True)
 class Packing:
-    """How documents share segments.
+    """How documents share a segment.
 
     Attributes:
-        gap: Places of a segment in front of a document that begins within it.
-        least: Fewest tokens of a document that begins within a segment and goes on in the next.
+        gap: Positions between the end of one document and the first token of the next one in the same segment.
+        least: Fewest tokens of a document in the segment in which it begins, unless the whole document fits.
     """
 
     gap: int
@@ -38,10 +45,11 @@ class Packing:
 
     @classmethod
     def of(cls, memory: MemorySettings) -> "Packing":
-        """Return how documents share the segments of a memory.
+        """Return how documents share segments with the given memory settings.
 
-        The gap holds what is read in front of a first segment. The next segment reads the sensory tokens, which are all
-        of its own document.
+        The gap holds what is read in front of a first segment: sink and prompt. The sensory tokens that the next
+        segment
+        rereads must be of its own document, hence at least as many tokens of it in the segment where it begins.
         """
         least = max(1, memory.sensory_tokens, memory.segment_length // 4)
         return cls(memory.sink_tokens + memory.prompt_tokens(), least)
@@ -49,12 +57,12 @@ class Packing:
 
 @dataclass(frozen=True)
 class WindowPlanState:
-    """The position of the plan between two windows.
+    """The position between two windows: enough to resume reading there.
 
     Attributes:
-        epoch: The epoch that the next document comes from; with several sources, of the first one.
-        cursor: How many documents of that epoch rows have taken already; less than the number of documents.
-        rows: Per row the document that it is in and the first token that it has not read, None between documents.
+        epoch: Epoch of the next document, from 0; with several sources, of the first source.
+        cursor: How many documents of that epoch have been taken; less than the number of documents.
+        rows: For each row, its document and the first token that it has not read; None between documents.
         sources: With several sources, how far each has been read; empty with one.
     """
 
@@ -64,14 +72,14 @@ class WindowPlanState:
     sources: tuple[QueueState, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the state as plain JSON values."""
+        """Return the state as JSON values, for a checkpoint."""
         rows = [None if row is None else list(row) for row in self.rows]
         values = {"epoch": self.epoch, "cursor": self.cursor, "rows": rows}
         return values | ({"sources": [asdict(source) for source in self.sources]} if self.sources else {})
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "WindowPlanState":
-        """Read what `to_dict` wrote."""
+        """Make a state from the JSON values that `to_dict` returned."""
         rows = tuple(None if row is None else (row[0], row[1]) for row in values["rows"])
         sources = tuple(QueueState(**source) for source in values.get("sources", []))
         return cls(values["epoch"], values["cursor"], rows, sources)
@@ -79,23 +87,26 @@ class WindowPlanState:
 
 @dataclass(frozen=True)
 class PlannedWindow:
-    """One global batch: `pieces[row][segment]`, None for an empty segment, and the state after it."""
+    """What all rows of the global batch read in one window.
+
+    Attributes:
+        pieces: `pieces[row][segment]`, the part of a document in each segment; None for an empty segment.
+        state: The position after this window.
+    """
 
     pieces: list[list[Piece | None]]
     state: WindowPlanState
 
 
 class WindowPlan(Iterator[PlannedWindow]):
-    """The windows of a run, in order.
+    """Iterate over the windows of a run: which tokens each row of the global batch reads in each segment.
 
     All rows advance together, segment by segment. A row walks through its document, across windows; in the segment
-    after its document's last one it takes the next document of the queue. Rows that need a document in the
-    same segment take them in row order. The queue is one permutation of the documents per epoch, epoch after epoch;
-    with several sources, each has a queue of its own, and their weights say which one is next.
-    With a limited number of epochs, rows that find the queue empty get empty segments, and the plan ends after the
-    window in which the last document ends.
-
-    Documents that are left out are passed over in the queue, and a row that is in one takes the next document at once.
+    after
+    its document's last one it takes the next document of the queue. Rows that need a document in the same segment take
+    them in row order. The queue is one permutation of the documents per epoch, epoch after epoch; with several sources,
+    each has a queue of its own, and their weights decide which is next. With a limited number of epochs, rows that find
+    the queue empty get empty segments, and the plan ends after the window in which the last document ends.
 
     Args:
         lengths: Tokens of each document, `[documents]`, all above 0.
@@ -104,14 +115,14 @@ class WindowPlan(Iterator[PlannedWindow]):
             0; after resuming, window 0 is the first one behind `state`.
         segment_length: Most tokens of a segment.
         seed: With the epoch's number it determines the order of an epoch; not negative.
-        shuffle: False for the natural order in every epoch.
-        epochs: How many times to go over the documents; without end by default.
-        state: Go on from here, as if the plan had never stopped.
-        left_out: Indices of documents that are not read.
-        sources: Number of documents and weight of each source, in the order of `lengths`; by default one source.
-        mix_by: Whether the sources' weights count documents or tokens.
+        shuffle: False to keep the documents in their own order in every epoch.
+        epochs: Number of passes over the documents; None to go on without end.
+        state: Position to resume from; None to begin with the first window.
+        left_out: Indices of documents to skip; a row that is in one at `state` takes the next document at once.
+        sources: Number of documents and weight of each source, in the order of `lengths`; empty for a single source.
+        mix_by: Whether the sources' weights count `documents` or `tokens`.
         packing: Lets a row begin its next document in the segment in which the one before ends, if it fits into the
-            rest or can begin there with `packing.least` tokens. By default it begins in the next segment.
+            rest or can begin there with `packing.least` tokens. None to begin it in the next segment.
 
     Raises:
         DataError: There is no document, an empty one, none that is not left out, or the state does not fit the rows,
@@ -139,11 +150,14 @@ class WindowPlan(Iterator[PlannedWindow]):
         if not len(self._lengths) or self._lengths.min() < 1:
             empty = int((self._lengths < 1).sum())
             raise DataError(
-                f"a plan needs documents, none of them empty; got {len(self._lengths)}, {empty} of them empty"
+                f"training needs at least one document and none without tokens, but {empty} of {len(self._lengths)} "
+                "have none"
             )
         self._left_out = frozenset(left_out)
         if self._left_out.issuperset(range(len(self._lengths))):
-            raise DataError(f"all {len(self._lengths)} documents are left out, so there is nothing to read")
+            raise DataError(
+                f"all {len(self._lengths)} documents are left out, so there is nothing to read: leave out fewer"
+            )
         sources = sources or [SourceShare(len(self._lengths), 1)]
         several = len(sources) if len(sources) > 1 else 0
         state = state or WindowPlanState(0, 0, (None,) * rows, (QueueState(),) * several)
@@ -187,7 +201,7 @@ class WindowPlan(Iterator[PlannedWindow]):
         return piece
 
     def _pack(self, row: int, room: int) -> Iterator[Piece]:
-        """Read documents into the rest of a segment, `room` places."""
+        """Yield pieces of the next documents that begin in the rest of a row's segment, which has `room` positions."""
         assert self._packing is not None
         while (front := self._queue.front()) is not None:  # behind one that goes on there is no room
             room -= self._packing.gap

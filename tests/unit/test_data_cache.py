@@ -62,7 +62,7 @@ def test_a_cache_that_cannot_be_written(tokens, tmp_path):
     file = arrow_file(tmp_path / "cache")
     file.unlink()
     file.mkdir()
-    with pytest.raises(DataError, match=rf"^tokens cannot be kept in {tmp_path}/cache: [^\n]+$"):
+    with pytest.raises(DataError, match=rf"^cannot write tokens to {tmp_path}/cache: [^\n]+$"):
         tokens()
     file.rmdir()
     assert tokens() == expected

@@ -258,10 +258,10 @@ def test_a_file_of_another_encoding_is_named_with_its_line(tmp_path, name):
 def test_a_field_that_one_file_lacks(tmp_path):
     write(tmp_path / "a.jsonl", lines_of(["a", "b"]))
     write(tmp_path / "b.jsonl", '{"body": "c"}\n')
-    with pytest.raises(DataError, match=r"b.jsonl has no field 'text' in any row; the first has: body"):
+    with pytest.raises(DataError, match=r"b.jsonl has no field 'text' in any row; the first row has: body"):
         texts(tmp_path)
     write(tmp_path / "a.jsonl", '{"text": "a", "body": "d"}\n')
-    with pytest.raises(DataError, match=r"b.jsonl has no field 'text' in any row; the first has: body"):
+    with pytest.raises(DataError, match=r"b.jsonl has no field 'text' in any row; the first row has: body"):
         texts(tmp_path)
     assert texts(tmp_path, text_field="body") == ["d", "c"]
 
@@ -280,7 +280,9 @@ def test_json_whose_other_fields_come_late_or_change(tmp_path, late, monkeypatch
     assert texts(tmp_path)[-1] == "last" and len(texts(tmp_path)) == 2501
     rows[-1]["text"] = 7
     write(file, "".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(DataError, match=r"(a.jsonl, line 2,500: 'text' holds int, not text|a.jsonl as json: .*int64)"):
+    with pytest.raises(
+        DataError, match=r"(a.jsonl, line 2,500: 'text' holds int, but must hold text|a.jsonl as json: .*int64)"
+    ):
         texts(file)
 
 

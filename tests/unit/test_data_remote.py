@@ -79,9 +79,12 @@ def test_a_file_is_copied_once_until_it_is_replaced(memory, caplog):
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("memory://nothing/*.jsonl", "memory://nothing/.*.jsonl cannot be listed: nothing is there: check the address"),
+        ("memory://nothing/*.jsonl", "memory://nothing/.*.jsonl cannot be listed: nothing is at .*; check the address"),
         ("s4://bucket/a.jsonl", "s4://bucket/a.jsonl cannot be listed: Protocol not known: s4"),
-        ("memory://kinds", r"memory://kinds holds no file of a kind that can be read: .*; left out: 1 of kind '.pdf'"),
+        (
+            "memory://kinds",
+            r"memory://kinds holds no file that can be read; name files that end in .*; left out: 1 of kind '.pdf'",
+        ),
     ],
 )
 def test_an_address_that_cannot_be_read(memory, address, message):

@@ -100,7 +100,7 @@ def test_saved_data_sets(tmp_path):
     assert texts(tmp_path / "one") == ["a"]
     assert texts(tmp_path / "both") == ["a"]
     assert texts(tmp_path / "both", split="test") == ["b"]
-    with pytest.raises(DataError, match="has no split 'dev'; it has: train, test"):
+    with pytest.raises(DataError, match="has no split 'dev': set split to one of train, test"):
         texts(tmp_path / "both", split="dev")
     (tmp_path / "one" / "state.json").write_text("{")
     with pytest.raises(DataError, match=r"cannot read the saved data set .*one"):
@@ -129,8 +129,13 @@ def test_an_unreachable_name():
 
 def test_a_folder_that_is_a_script_is_not_run(tmp_path):
     (tmp_path / "stories.py").write_text("raise SystemExit('this was run')")
-    refused(tmp_path, "holds no file of a kind that can be read", ".txt, .md, .jsonl", "1 of kind '.py' (stories.py)")
-    refused(tmp_path / "stories.py", "cannot read files of kind '.py'")
+    refused(
+        tmp_path,
+        "holds no file that can be read; name files that end in",
+        ".txt, .md, .jsonl",
+        "1 of kind '.py' (stories.py)",
+    )
+    refused(tmp_path / "stories.py", "cannot read files with suffix '.py'")
 
 
 def test_a_hub_data_set_that_is_a_script(tmp_path, monkeypatch):
@@ -144,7 +149,7 @@ def test_a_hub_data_set_that_is_a_script(tmp_path, monkeypatch):
 
 def test_an_unknown_kind(tmp_path):
     (tmp_path / "a.doc").write_text("a")
-    refused(tmp_path / "a.doc", "a.doc: cannot read files of kind '.doc'; use one of .txt")
+    refused(tmp_path / "a.doc", "a.doc: cannot read files with suffix '.doc'; convert it to one of .txt")
 
 
 def test_unreadable_files_are_named(tmp_path, caplog):
@@ -155,7 +160,7 @@ def test_unreadable_files_are_named(tmp_path, caplog):
     (tmp_path / "half.jsonl").write_text('{"text": "\\ud83d"}\n{"text": "a"}\n')
     refused(tmp_path / "half.jsonl", "line 1: JSON parse error", "surrogates not allowed")
     (tmp_path / "twice.jsonl").write_text('{"text": "a"}\n{"text": "b", "text": "c"}\n')
-    refused(tmp_path / "twice.jsonl", "line 2: JSON parse error: a name is there twice: text, text")
+    refused(tmp_path / "twice.jsonl", "line 2: JSON parse error: a name occurs twice in an object: text, text")
     assert not caplog.records  # those of `datasets`
     (tmp_path / "empty.jsonl").write_text("")
     refused(tmp_path / "empty.jsonl", "empty.jsonl as json: it is empty")
@@ -218,7 +223,7 @@ def test_an_unknown_split_of_files(tmp_path):
 def test_a_missing_text_field(tmp_path):
     file = write_jsonl(tmp_path / "a.jsonl", [{"text": "a", "id": 1}])
     refused(file, "has no column 'txet'; it has: text, id; did you mean 'text'?", text_field="txet")
-    with pytest.raises(DataError, match=re.escape("it has: text, id") + "$"):
+    with pytest.raises(DataError, match=re.escape("it has: text, id; choose one of these") + "$"):
         load_documents(str(file), text_field="summary")
     refused(file, "column 'id'", "holds int64, not text", text_field="id")
     lists = write_jsonl(tmp_path / "b.jsonl", [{"text": ["a"]}])
@@ -238,5 +243,5 @@ def test_separators_that_cannot_be_used(tmp_path):
     file = write_jsonl(tmp_path / "a.jsonl", [{"text": "a"}])
     refused(file, "separator '^CHAPTER ' is for text files only", separator="^CHAPTER ")
     (tmp_path / "a.txt").write_text("a")
-    refused(tmp_path / "a.txt", "separator '(' is not a regular expression", separator="(")
+    refused(tmp_path / "a.txt", "separator '(' is not a valid regular expression", separator="(")
     refused(tmp_path / "a.txt", "separator '^CHAPTER ' matches nowhere in", separator="^CHAPTER ")

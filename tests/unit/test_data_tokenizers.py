@@ -115,8 +115,8 @@ def test_models_that_transformers_would_read_wrongly_are_refused(folder, tmp_pat
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("absent/sub/folder", "is neither a file, a folder nor a hub name: check the path"),
-        ("absent.model", "'absent.model' is not there: check the path"),
+        ("absent/sub/folder", "is neither a file, a folder nor a possible name on the hub: check the path"),
+        ("absent.model", "'absent.model': there is no such file: check the path"),
         ("owner/absent", "cannot load a tokenizer from 'owner/absent'"),
     ],
 )
@@ -146,13 +146,13 @@ def test_a_tokenizer_with_code_of_its_own_is_not_run(tmp_path):
 
 
 def test_what_cannot_be_trained(tmp_path):
-    with pytest.raises(DataError, match=r"cannot train 100 pieces on 1 files: .*smaller than required_chars"):
+    with pytest.raises(DataError, match=r"cannot train a vocabulary of 100 on 1 files: .*smaller than required_chars"):
         train_sentencepiece([NOVEL], tmp_path / "a", 100)
     (tmp_path / "short.txt").write_text("A short text.\n")
-    with pytest.raises(DataError, match=r"cannot train 5000 pieces on 1 files: .*too high"):
+    with pytest.raises(DataError, match=r"cannot train a vocabulary of 5000 on 1 files: .*too high"):
         train_sentencepiece([tmp_path / "short.txt"], tmp_path / "a", 5000)
     (tmp_path / "bad.txt").write_bytes(b"\xff")
-    with pytest.raises(DataError, match=r"cannot read .*bad.txt as text"):
+    with pytest.raises(DataError, match=r"cannot read .*bad.txt as UTF-8 text"):
         train_sentencepiece([tmp_path / "bad.txt"], tmp_path / "a", 600)
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(DataError, match="there is no text"):

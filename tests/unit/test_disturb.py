@@ -66,7 +66,7 @@ def test_damaged_files_are_made_again_and_an_unwritable_cache_is_a_line(tmp_path
         file.write_bytes(damaged)
         os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
         assert interleave(tokens(), 2, tmp_path)["input_ids"][:] == right
-    with pytest.raises(DataError, match=r"tokens cannot be kept in .*no folder"):
+    with pytest.raises(DataError, match=r"cannot write tokens to .*no folder"):
         interleave(tokens(), 2, tmp_path / "no folder")
 
 

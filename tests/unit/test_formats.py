@@ -60,7 +60,7 @@ def test_the_mask_of_a_chat_template_token_by_token(name, system):
     """It is that of transformers, for the same template with marked answers; the turn's end counts as answer."""
     plain, marked = chat_tokenizer(name), chat_tokenizer(name, marked=True)
     if system and not TEMPLATES[name][-1]:
-        with pytest.raises(DataError, match=r"document 0 .*: the chat template refuses it: .*"):
+        with pytest.raises(DataError, match=r"document 0 .*: the chat template refuses the conversation: .*"):
             encode(Format("messages"), plain, messages=[SYSTEM, *CHAT])
         return
     chat = [SYSTEM, *CHAT] if system else CHAT
@@ -115,7 +115,9 @@ def test_a_template_whose_end_depends_on_an_answer_is_refused():
     tokenizer = chat_tokenizer("chatml")
     count = "{{ messages[1]['content'] | length }} letters"
     tokenizer.chat_template = THINKING + "{% if not add_generation_prompt %}" + count + "{% endif %}"
-    with pytest.raises(DataError, match="message 2: what the chat template writes behind this answer depends on it"):
+    with pytest.raises(
+        DataError, match="message 2: the text that the chat template writes behind this answer depends on"
+    ):
         encode(Format("messages"), tokenizer, messages=CHAT)
 
 
@@ -124,7 +126,9 @@ def test_a_template_that_wants_blocks_is_refused():
     tokenizer = chat_tokenizer("chatml")
     blocks = "{% for block in message['content'] %}{{ block['text'] }}{% endfor %}"
     tokenizer.chat_template = tokenizer.chat_template.replace("message['content']", f"'' }}}}{blocks}{{{{ ''")
-    with pytest.raises(DataError, match="message 1: the chat template does not write its text as it is: name another"):
+    with pytest.raises(
+        DataError, match="message 1: the chat template does not write its text as it is: choose another"
+    ):
         encode(Format("messages"), tokenizer, messages=CHAT)
 
 
@@ -132,7 +136,7 @@ def test_a_template_that_rewrites_what_came_before_is_refused():
     """Its prefixes are not those of the whole, and the mask would be wrong without a word."""
     tokenizer = chat_tokenizer("chatml")
     tokenizer.chat_template = "{{ messages | length }} messages: " + tokenizer.chat_template
-    with pytest.raises(DataError, match=r"message 2: the chat template writes the conversation up to here in another"):
+    with pytest.raises(DataError, match=r"message 2: the chat template renders the messages before this answer diff"):
         encode(Format("messages"), tokenizer, messages=CHAT)
 
 
@@ -145,7 +149,7 @@ def test_a_template_that_drops_an_answer_is_refused():
         encode(Format("messages"), tokenizer, messages=CHAT)
     marked = chat_tokenizer("mistral", marked=True)
     marked.chat_template = marked.chat_template.replace("{% else %}", "{% elif false %}")
-    with pytest.raises(DataError, match="message 2: the chat template marks no answer that has its text"):
+    with pytest.raises(DataError, match="message 2: the chat template marks no answer that contains its text"):
         encode(Format("messages"), marked, messages=CHAT)
 
 
@@ -223,37 +227,41 @@ def test_prompts_of_full_weight_need_no_weights(sentencepiece):
 
 ROLES = "system, developer, user, assistant, tool"
 BAD_ROWS: list[tuple[str, dict[str, Any], str]] = [
-    ("completion", {"prompt": None, "completion": "b"}, "prompt is missing"),
-    ("completion", {"prompt": "a", "completion": " \n"}, "completion is empty"),
-    ("completion", {"prompt": ["a"], "completion": "b"}, "prompt holds list, not text"),
+    ("completion", {"prompt": None, "completion": "b"}, "column 'prompt' is missing"),
+    ("completion", {"prompt": "a", "completion": " \n"}, "column 'completion' is blank"),
+    ("completion", {"prompt": ["a"], "completion": "b"}, "column 'prompt' holds list, but must hold text"),
     (
         "completion",
         {"prompt": "a", "completion": datetime(2024, 1, 1)},
-        "completion holds datetime, not text: JSON's dates are read as times",
+        "column 'completion' holds datetime, but must hold text: JSON's dates are read as times",
     ),
-    ("questions", {"context": None, "input": "q", "answers": ["a"]}, "context is missing"),
-    ("questions", {"context": "c", "input": "q", "answers": []}, "answers is empty"),
-    ("questions", {"context": "c", "input": "q", "answers": None}, "answers is missing"),
-    ("questions", {"context": "c", "input": "q", "answers": [""]}, "answers is empty"),
+    ("questions", {"context": None, "input": "q", "answers": ["a"]}, "column 'context' is missing"),
+    ("questions", {"context": "c", "input": "q", "answers": []}, "column 'answers' is blank"),
+    ("questions", {"context": "c", "input": "q", "answers": None}, "column 'answers' is missing"),
+    ("questions", {"context": "c", "input": "q", "answers": [""]}, "column 'answers' is blank"),
     (
         "questions",
         {"context": "c", "input": ["q", "r"], "answers": ["a"]},
         "column input has 2 questions, and column answers has 1",
     ),
     ("questions", {"context": "c", "input": [], "answers": []}, "column input has 0 questions"),
-    ("messages", {"messages": []}, "messages is no list of messages, or empty"),
-    ("messages", {"messages": "hello"}, "messages is no list of messages, or empty"),
-    ("messages", {"messages": ["hello"]}, "message 1 is no mapping with role and content"),
-    ("messages", {"messages": CHAT[:1]}, "messages has no answer: none is of role assistant"),
-    ("messages", {"messages": CHAT[1:2]}, "message 1 is an answer"),
-    ("messages", {"messages": [{"role": "bot", "content": "a"}]}, f"message 1 has the role 'bot'; known are {ROLES}"),
+    ("messages", {"messages": []}, "messages must be a list of at least one message"),
+    ("messages", {"messages": "hello"}, "messages must be a list of at least one message"),
+    ("messages", {"messages": ["hello"]}, "message 1 must be a mapping with role and content, not 'hello'"),
+    ("messages", {"messages": CHAT[:1]}, "messages has no answer: the roles are user"),
+    ("messages", {"messages": CHAT[1:2]}, "message 1 has the role assistant"),
+    ("messages", {"messages": [{"role": "bot", "content": "a"}]}, f"message 1 has the role 'bot'; use one of {ROLES}"),
     (
         "messages",
         {"messages": [*CHAT[:1], {"role": "assistant", "content": ""}]},
         "message 2 of role assistant is empty",
     ),
-    ("messages", {"messages": [{"role": "user"}, CHAT[1]]}, "message 1 of role user has no text in content"),
-    ("messages", {"messages": [CHAT[0], CHAT[0], CHAT[1]]}, "the chat template refuses it: Conversation roles must"),
+    ("messages", {"messages": [{"role": "user"}, CHAT[1]]}, "message 1 of role user needs text in content, not None"),
+    (
+        "messages",
+        {"messages": [CHAT[0], CHAT[0], CHAT[1]]},
+        "the chat template refuses the conversation: Conversation roles must",
+    ),
 ]
 
 
@@ -273,10 +281,10 @@ def test_a_bad_row_is_a_line_with_its_number(name, row, line):
 
 
 def test_tokenizers_that_do_not_fit():
-    with pytest.raises(DataError, match="the tokenizer has no chat template; name a file with one: chat_template"):
+    with pytest.raises(DataError, match="the tokenizer has no chat template; set chat_template to a file with one"):
         Format("messages").check(byte_level())
     slow = type("Slow", (), {"is_fast": False})()
-    with pytest.raises(DataError, match=re.escape("needs a tokenizer with a tokenizer.json")):
+    with pytest.raises(DataError, match=re.escape("needs a fast tokenizer (with a tokenizer.json)")):
         Format("completion").check(slow)
     Format().check(slow)
 
@@ -335,7 +343,7 @@ def test_files_of_several_kinds(folder):
     (folder / "data" / "d.csv").write_text("prompt,completion\na,b\n")  # its strings are large ones
     assert load_documents(str(folder / "data"), columns=columns)["completion"][:] == ["b"] * 3
     (folder / "data" / "c.jsonl").write_text('{"prompt": "c"}\n')
-    with pytest.raises(DataError, match=r"c\.jsonl has no field 'completion' in any row; the first has: prompt"):
+    with pytest.raises(DataError, match=r"c\.jsonl has no field 'completion' in any row; the first row has: prompt"):
         load_documents(str(folder / "data"), columns=columns)
     (folder / "latin1.jsonl").write_bytes('{"prompt": "\xe9", "completion": "b"}\n'.encode("latin1"))
     with pytest.raises(DataError, match=r"latin1\.jsonl: line 1 is not UTF-8"):

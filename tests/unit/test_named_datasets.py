@@ -189,14 +189,18 @@ def test_a_missing_column_is_named(name, tmp_path):
 @pytest.mark.parametrize(
     ("name", "rows", "message"),
     [
-        ("musique", [MUSIQUE, MUSIQUE | {"paragraphs": None}], r"row 1 \(the first is 0\) is not as in musique"),
+        (
+            "musique",
+            [MUSIQUE, MUSIQUE | {"paragraphs": None}],
+            r"row 1 \(the first is 0\) does not have the columns of musique",
+        ),
         (
             "longbench",
             [LONGBENCH | {"answers": []}],
-            r"row 0 \(the first is 0\) is not as in longbench: .*answers is no list, or empty",
+            r"row 0 \(the first is 0\) does not have the columns of longbench .*answers must be a list",
         ),
-        ("longbench", [LONGBENCH | {"answers": "xyz"}], "answers is no list"),
-        ("qasper", [QASPER | {"qas": {"question": [], "answers": []}}], "it has no question"),
+        ("longbench", [LONGBENCH | {"answers": "xyz"}], "answers must be a list of at least one text, not 'xyz'"),
+        ("qasper", [QASPER | {"qas": {"question": [], "answers": []}}], "a document needs at least one question"),
     ],
 )
 def test_a_row_of_another_kind_is_named(name, rows, message, tmp_path):

@@ -212,17 +212,32 @@ def test_too_short_segments(words):
 def test_a_tokenizer_without_the_words():
     tokenizer = Tokenizer(models.WordLevel({"[unk]": 0, "the": 1}, unk_token="[unk]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    with pytest.raises(DataError, match=r"does not know 354 of the 355 words .*samples/words"):
+    with pytest.raises(DataError, match=r"has no tokens for 354 of the 355 words .*samples/words"):
         RetrievalText(PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[unk]"))
 
 
 @pytest.mark.parametrize(
     ("settings", "segments", "held_out", "message"),
     [
-        (RetrievalSettings(), 1, False, "documents of 1 segment: a question and its answer take at least two"),
-        (RetrievalSettings(keys=100), 80, False, "training documents of 80 segments name 80 things, and only 75 of"),
-        (RetrievalSettings(), 1025, True, "evaluation documents of 1025 segments name 1025 things, and only 1024 of"),
-        (RetrievalSettings("overwritten"), 2050, True, "name 1025 things"),
+        (
+            RetrievalSettings(),
+            1,
+            False,
+            "documents of 1 segment are too short: with a question and its",
+        ),
+        (
+            RetrievalSettings(keys=100),
+            80,
+            False,
+            "training documents of 80 segments name 80 different things, but only 75 of",
+        ),
+        (
+            RetrievalSettings(),
+            1025,
+            True,
+            "evaluation documents of 1025 segments name 1025 different things, but only 1024 of",
+        ),
+        (RetrievalSettings("overwritten"), 2050, True, "name 1025 different things"),
     ],
 )
 def test_impossible_lengths(settings, segments, held_out, message):

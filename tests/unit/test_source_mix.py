@@ -128,8 +128,8 @@ def test_a_source_that_is_left_out_leaves_the_others_their_proportions():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sources": SHARES[:3]}, "do not fit 493 documents"),
-        ({"sources": [*SHARES[:3], SourceShare(3, 0.0)]}, "a weight is not above 0"),
+        ({"sources": SHARES[:3]}, "must have 493 documents together .they have 490"),
+        ({"sources": [*SHARES[:3], SourceShare(3, 0.0)]}, "and each a weight above 0"),
         ({"state": WindowPlanState(0, 0, (None,) * 4)}, "position is of 1 sources, but the run has 4"),
         ({"state": WindowPlanState(0, 0, (None,) * 4, (QueueState(),) * 3)}, "of 3 sources, but the run has 4"),
         (

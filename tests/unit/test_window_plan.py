@@ -137,8 +137,8 @@ def test_more_rows_than_documents():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lengths": []}, "got 0, 0 of them empty"),
-        ({"lengths": [3, 0]}, "got 2, 1 of them empty"),
+        ({"lengths": []}, "but 0 of 0 have none"),
+        ({"lengths": [3, 0]}, "but 1 of 2 have none"),
         ({"left_out": range(10)}, "all 10 documents are left out"),
         ({"state": WindowPlanState(0, 0, (None,) * 3)}, r"position is of 3 rows, but the run has 4"),
         ({"state": WindowPlanState(0, 10, (None,) * 4)}, r"at least 11 documents, but there are 10"),
