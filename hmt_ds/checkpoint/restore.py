@@ -23,7 +23,8 @@ from hmt_ds.parallel.protocols import Executor, Reader
 
 MAY_DIFFER = {"training.steps", "memory.recall_loss"}  # of a checkpoint's identity
 # the values of memory settings that an older checkpoint does not name, because they did not exist yet
-NEW = ("data.train, hash of the lengths in order",)  # that older checkpoints do not name, and that had any value
+# settings that an older checkpoint does not name, and that had any value
+NEW = ("data.train, hash of the lengths in order", "data.train, hash of the chat templates", "data.pack")
 DEFAULTS = {f"memory.{field.name}": field.default for field in fields(MemorySettings) if field.default is not MISSING}
 # entries of a learning-rate schedule's state that its steps change; the others are its arguments
 CHANGED_BY_STEPS = {

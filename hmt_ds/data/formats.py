@@ -14,7 +14,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from hmt_ds.data.chat import render_chat
-from hmt_ds.data.errors import DataError, first_line
+from hmt_ds.data.errors import DataError, RowError, first_line
 from hmt_ds.data.settings import COLUMNS, FormatName
 
 Row = Mapping[str, Any]
@@ -77,8 +77,11 @@ class Format:
         """Return what tokens and weights depend on besides row and tokenizer, to hash for a cache; empty for `text`."""
         if self.name == "text":
             return []
-        template = (self.chat_template or tokenizer.chat_template) if self.name == "messages" else None
-        return [self.name, self.prompt_weight, template]
+        return [self.name, self.prompt_weight, self.template(tokenizer)]
+
+    def template(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
+        """Return the chat template that rows are written with; None for other formats than `messages`."""
+        return self.chat_template or tokenizer.chat_template if self.name == "messages" else None
 
     def encode(
         self, batch: Mapping[str, Sequence[Any]], first: int, tokenizer: PreTrainedTokenizerBase, eos: int | None
@@ -96,7 +99,7 @@ class Format:
             The token ids of each row, and the weights of its tokens (`[tokens]` float32), or None if not `weighted`.
 
         Raises:
-            DataError: A row does not have this format; the message has its number.
+            RowError: A row does not have this format.
         """
         if self.name == "text":
             return encode_texts(batch["text"], tokenizer, eos), None
@@ -105,7 +108,7 @@ class Format:
             try:
                 encoded = self._encode_row(dict(zip(self.columns, values, strict=True)), tokenizer, eos)
             except DataError as error:
-                raise DataError(f"document {number} (the first is 0): {error}") from None
+                raise RowError(number, str(error)) from None
             ids.append(encoded[0])
             weights.append(np.where(encoded[1], 1, self.prompt_weight).astype(np.float32))
         return ids, weights if self.weighted else None

@@ -56,14 +56,22 @@ def json_rows(file: Path) -> Iterator[tuple[int, Any]]:
     Raises:
         ValueError: The file is not JSON, or not UTF-8.
     """
-    with file.open(encoding="utf-8-sig") as lines:
-        first = next((line for line in lines if line.strip()), "")
-    if _is_row(first):
+    if has_lines(file):
         with file.open(encoding="utf-8-sig") as lines:
             yield from ((number, parse(line)) for number, line in enumerate(lines, 1) if line.strip())
         return
     whole = json.loads(file.read_text(encoding="utf-8-sig"))
     yield from enumerate(whole if isinstance(whole, list) else [whole], 1)
+
+
+def has_lines(file: Path) -> bool:
+    """Tell whether a file is JSON Lines, by its first row."""
+    with file.open(encoding="utf-8-sig") as lines:
+        first = next((line for line in lines if line.strip()), "")
+    try:
+        return isinstance(json.loads(first), dict)
+    except ValueError:
+        return False
 
 
 def parse(text: str) -> Any:
@@ -82,13 +90,6 @@ def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(found := dict(pairs)) < len(pairs):
         raise ValueError(f"a name occurs twice in an object: {', '.join(name for name, _ in pairs)}")
     return found
-
-
-def _is_row(line: str) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except ValueError:
-        return False
 
 
 def _why_wrong(row: Any, fields: Sequence[str], is_text: bool) -> str | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from datasets import Dataset, Features, List, Value
 
-from hmt_ds.data.errors import DataError
+from hmt_ds.data.errors import RowError
 from hmt_ds.data.settings import NAMED, DatasetName, FormatName
 
 Row = Mapping[str, Any]
@@ -36,11 +36,11 @@ def convert(documents: Dataset, name: DatasetName) -> Dataset:
         name: Name of the data set, such as `qasper`.
 
     Raises:
-        DataError: A row does not have the data set's structure; the message has its number.
+        RowError: A row does not have the data set's structure.
     """
     rows_of = CONVERTERS[name]
     fingerprint = hashlib.sha256(f"{documents._fingerprint} {name} {VERSION}".encode()).hexdigest()[:32]
-    failed: list[DataError] = []
+    failed: list[RowError] = []
 
     def generate() -> Iterator[Row]:
         read = 0
@@ -55,9 +55,8 @@ def convert(documents: Dataset, name: DatasetName) -> Dataset:
             yield from rows_of(counted())
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             failed.append(
-                DataError(
-                    f"row {read - 1} (the first is 0) does not have the columns of {name} ({type(error).__name__}: "
-                    f"{error}): check data.dataset"
+                RowError(
+                    read - 1, f"it does not have the columns of {name} ({type(error).__name__}: {error}): check dataset"
                 )
             )
             raise

@@ -13,6 +13,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from hmt_ds import __version__
+from hmt_ds.data.errors import DataError, RowError
 from hmt_ds.data.files import find_files
 from hmt_ds.data.formats import Format
 from hmt_ds.data.sources import read_source
@@ -30,11 +31,13 @@ class SourceTokens:
         tokens: One row per document with the columns `input_ids` and `length`, and `weights` if the format has them.
         files: Number of files read; None for a saved data set and one of the hub.
         left_out: A line for each reason why files or documents are left out.
+        chat_template: What conversations are written with; None for other formats.
     """
 
     tokens: Dataset
     files: int | None
     left_out: tuple[str, ...]
+    chat_template: str | None = None
 
 
 def read_tokens(
@@ -71,7 +74,10 @@ def read_tokens(
             logger.info("%s: left out %s", source, line)
         return found
     read = read_source(source, **keys)
-    tokens = tokenize_documents(read.documents, tokenizer, format=format, cache_dir=cache_dir, processes=processes)
+    try:
+        tokens = tokenize_documents(read.documents, tokenizer, format=format, cache_dir=cache_dir, processes=processes)
+    except RowError as error:
+        raise DataError(f"{read.place(error.row)}: {error.reason}") from None
     if states is not None:
         files = [Path(file["filename"]).name for file in tokens.cache_files if file["filename"].endswith(".arrow")]
         content = {"tokens": files, "files": read.files, "left_out": read.left_out}

@@ -2,12 +2,9 @@
 
 import difflib
 import glob
-import hashlib
-import itertools
 import logging
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +12,15 @@ from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from hmt_ds.data.errors import DataError, first_line
+from hmt_ds.data.errors import DataError, RowError, first_line
 from hmt_ds.data.file_kinds import BUILDERS, FoundFiles
 from hmt_ds.data.files import find_files
 from hmt_ds.data.load_files import LOAD_ERRORS, check_every_file, dtype_name, load_found
 from hmt_ds.data.named import convert
+from hmt_ds.data.row_places import RowPlaces
 from hmt_ds.data.settings import DatasetName
-from hmt_ds.data.text_checks import check_texts, drop_blank, where_no_text
+from hmt_ds.data.split_texts import split_documents
+from hmt_ds.data.text_checks import check_texts, filled_rows, where_no_text
 
 logger = logging.getLogger(__name__)
 
@@ -36,11 +35,13 @@ class SourceDocuments:
         documents: One row per document, with the column `text`, or with the columns of another format.
         files: Number of files read; None for a saved data set and one of the hub.
         left_out: A line for each reason why files or documents are left out.
+        place: Finds the file and line of a document.
     """
 
     documents: Dataset
     files: int | None
     left_out: tuple[str, ...]
+    place: RowPlaces
 
 
 def load_documents(source: str, **options: Any) -> Dataset:
@@ -98,16 +99,34 @@ def read_source(
         raise DataError(f"separator {separator!r} is for text files only, and {source} is not one: leave it out")
     parts = _keep_needed(builders, columns, text_field, source, found)
     if separator is not None:
-        parts["text"] = _split_documents(parts["text"], separator, source)
+        parts["text"] = split_documents(parts["text"], separator, source)
     whole = _concatenate(list(parts.values()), source)
-    rows_of = found
-    if dataset is not None:  # its documents are not the rows of files any more
-        whole, rows_of = convert(check_texts(whole, source, found), dataset), None
-    is_text = whole.column_names == ["text"]
-    documents = drop_blank(whole, source, rows_of) if is_text else check_texts(whole, source, rows_of)
-    return SourceDocuments(
-        documents, len(found) if found else None, _left_out(source, found, len(whole) - len(documents))
-    )
+    # of several splits and of a part of one, `datasets` knows which rows come first
+    place = RowPlaces(source, found if split.isidentifier() else None, separator)
+    if dataset is not None:
+        whole, place = _convert(whole, dataset, place), RowPlaces(source)  # its documents are not the rows of files
+    left_out = found.notes() if found else []
+    if whole.column_names != ["text"]:
+        check_texts(whole, place)
+    elif len(filled := filled_rows(whole, place)) < len(whole):
+        left_out.append(f"{len(whole) - len(filled):,} blank or absent texts")
+        whole, place = whole.select(filled), replace(place, rows=filled)
+    for line in left_out:
+        logger.info("%s: left out %s", source, line)
+    return SourceDocuments(whole, len(found) if found else None, tuple(left_out), place)
+
+
+def _convert(rows: Dataset, dataset: DatasetName, place: RowPlaces) -> Dataset:
+    """Convert the rows of a well-known data set to the columns of its format.
+
+    Raises:
+        DataError: A row does not have the data set's structure, with its file and line, if known.
+    """
+    check_texts(rows, place)
+    try:
+        return convert(rows, dataset)
+    except RowError as error:
+        raise DataError(f"{place(error.row)}: {error.reason}") from None
 
 
 def _is_saved(path: Path) -> bool:
@@ -144,16 +163,6 @@ def _keep_needed(
             _keep_columns(documents, columns, source) if columns else _keep_text(documents, field, source, found)
         )
     return kept
-
-
-def _left_out(source: str, found: FoundFiles | None, blank: int) -> tuple[str, ...]:
-    """Log and return a line for each reason why files or documents are left out."""
-    notes = found.notes() if found else []
-    if blank:
-        notes.append(f"{blank:,} blank or absent texts")
-    for note in notes:
-        logger.info("%s: left out %s", source, note)
-    return tuple(notes)
 
 
 def _concatenate(parts: list[Dataset], source: str) -> Dataset:
@@ -234,28 +243,3 @@ def _keep_text(documents: Dataset, text_field: str, source: str, found: FoundFil
         holds = f"column {text_field!r} of {source} holds {dtype}, not text (string)"
         raise DataError(f"{holds}{where}; name another column")
     return documents
-
-
-def _split_documents(documents: Dataset, separator: str, source: str) -> Dataset:
-    if not separator:
-        raise DataError("separator '' matches every line: give a regular expression, or leave it out")
-    try:
-        pattern = re.compile(separator, re.MULTILINE)
-    except re.error as error:
-        raise DataError(
-            f"separator {separator!r} is not a valid regular expression ({error}): correct it, or leave it out"
-        ) from error
-
-    def split_batch(batch: dict[str, list[str]]) -> dict[str, list[str]]:
-        return {"text": [part for text in batch["text"] for part in _split_before(pattern, text)]}
-
-    fingerprint = hashlib.sha256(f"{documents._fingerprint} split before {separator}".encode()).hexdigest()[:32]
-    parts = documents.map(split_batch, batched=True, batch_size=16, new_fingerprint=fingerprint)
-    if len(parts) == len(documents):
-        raise DataError(f"separator {separator!r} matches nowhere in {source}: correct it, or leave it out")
-    return parts
-
-
-def _split_before(pattern: re.Pattern[str], text: str) -> list[str]:
-    cuts = [0, *(match.start() for match in pattern.finditer(text)), len(text)]
-    return [text[start:end] for start, end in itertools.pairwise(cuts)]

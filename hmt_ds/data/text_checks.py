@@ -14,6 +14,7 @@ from datasets import Dataset
 from hmt_ds.data.errors import DataError
 from hmt_ds.data.file_kinds import FoundFiles
 from hmt_ds.data.json_rows import parse
+from hmt_ds.data.row_places import RowPlaces
 from hmt_ds.data.unpack import unpacked
 
 ROWS = 1000  # texts checked at a time
@@ -22,38 +23,36 @@ ADVICE = "convert it, as with `iconv -f latin1 -t utf8`"
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # the marks that begin it
 
 
-def drop_blank(documents: Dataset, source: str, found: FoundFiles | None) -> Dataset:
-    """Return documents without those whose text is blank or missing.
+def filled_rows(documents: Dataset, place: RowPlaces) -> np.ndarray:
+    """Return the numbers of the documents whose text is neither blank nor missing, `[documents]` int64.
 
     Args:
         documents: Data set with the column `text`.
-        source: Name of the source, for errors.
-        found: The source's files, to find the line that is not UTF-8; None if it is not made of files.
+        place: Finds the places of documents, for errors.
 
     Raises:
         DataError: A text is not UTF-8 (with its file and line, if known), or all texts are blank.
     """
     kept, first = [], 0
     for texts in _batches(documents, "text"):
-        _check_utf8(texts, first, source, found)
+        _check_utf8(texts, first, place)
         kept.append(np.asarray(pc.fill_null(pc.match_substring_regex(texts, r"\S"), False)))
         first += len(texts)
     keep = np.concatenate(kept) if kept else np.zeros(0, dtype=bool)
     if not keep.any():
         raise DataError(
-            f"{source} holds no documents: all {len(keep)} texts are blank or missing; name a source (or text_field) "
-            "with text"
+            f"{place.source} holds no documents: all {len(keep)} texts are blank or missing; name a source (or "
+            "text_field) with text"
         )
-    return documents if keep.all() else documents.select(np.flatnonzero(keep))
+    return np.flatnonzero(keep)
 
 
-def check_texts(documents: Dataset, source: str, found: FoundFiles | None) -> Dataset:
-    """Check that all texts of a data set are UTF-8, and return it unchanged, with its blank texts.
+def check_texts(documents: Dataset, place: RowPlaces) -> None:
+    """Check that all texts of a data set are UTF-8.
 
     Args:
         documents: Data set with any columns.
-        source: Name of the source, for errors.
-        found: The source's files, to find the line that is not UTF-8; None if it is not made of files.
+        place: Finds the places of documents, for errors.
 
     Raises:
         DataError: A text is not UTF-8, with its file and line, if known.
@@ -61,9 +60,8 @@ def check_texts(documents: Dataset, source: str, found: FoundFiles | None) -> Da
     for column in documents.column_names:
         first = 0
         for values in _batches(documents, column):
-            _check_utf8(values, first, source, found)
+            _check_utf8(values, first, place)
             first += len(values)
-    return documents
 
 
 def has_absent(documents: Dataset, column: str) -> bool:
@@ -119,14 +117,13 @@ def _batches(documents: Dataset, column: str) -> Iterator[pa.ChunkedArray]:
         yield batch[column]
 
 
-def _check_utf8(texts: pa.ChunkedArray, first: int, source: str, found: FoundFiles | None) -> None:
+def _check_utf8(texts: pa.ChunkedArray, first: int, place: RowPlaces) -> None:
     """Check that texts are UTF-8: the reader of JSON takes any bytes for text, and tokenizing them would fail later.
 
     Args:
         texts: Values of a column.
         first: Index of the first of them in the data set, for errors.
-        source: Name of the source, for errors.
-        found: The source's files, to find the line that is not UTF-8; None if it is not made of files.
+        place: Finds the places of documents, for errors.
 
     Raises:
         DataError: A text is not UTF-8, or looks like UTF-16.
@@ -135,18 +132,18 @@ def _check_utf8(texts: pa.ChunkedArray, first: int, source: str, found: FoundFil
         try:
             chunk.validate(full=True)
         except pa.ArrowInvalid as error:
-            for builder, splits in found.builders.items() if found else ():
+            for builder, splits in place.found.builders.items() if place.found else ():
                 for file in (file for files in splits.values() for file in files):
                     if reason := why_unreadable(builder, unpacked(file)):
                         raise DataError(f"{file}: {reason}") from None
             within = re.search(r"index (\d+)", str(error))
-            which = f"document {first + int(within[1])}" if within else "a document"
-            raise DataError(f"{source}: {which} (the first is 0) is not UTF-8: {ADVICE}") from None
-        _check_zeros(chunk, first, source)
+            which = place(first + int(within[1])) if within else f"{place.source}: a document"
+            raise DataError(f"{which} is not UTF-8: {ADVICE}") from None
+        _check_zeros(chunk, first, place)
         first += len(chunk)
 
 
-def _check_zeros(texts: pa.Array, first: int, source: str) -> None:
+def _check_zeros(texts: pa.Array, first: int, place: RowPlaces) -> None:
     """Check that texts are not UTF-16 without its byte order mark, which is valid UTF-8 with a zero beside each letter.
 
     Raises:
@@ -157,7 +154,7 @@ def _check_zeros(texts: pa.Array, first: int, source: str) -> None:
     zeros = pc.multiply(pc.count_substring(texts, "\0"), 4)
     if (found := pc.index(pc.greater(zeros, pc.binary_length(texts)), True).as_py()) >= 0:
         advice = ADVICE.replace("latin1", "utf-16le")
-        raise DataError(f"{source}: document {first + found} (the first is 0) is full of zeros, as UTF-16 is: {advice}")
+        raise DataError(f"{place(first + found)} is full of zeros, as UTF-16 is: {advice}")
 
 
 def _lines(file: Path) -> Iterator[bytes]:

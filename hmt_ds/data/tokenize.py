@@ -19,7 +19,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from hmt_ds.config.value_checks import why_no_folder
-from hmt_ds.data.errors import DataError, first_line
+from hmt_ds.data.errors import DataError, RowError, first_line
 from hmt_ds.data.formats import Format
 from hmt_ds.data.pieces import OVERLAP, PIECE, NoJoin, Piece, encode_pieces, join, join_all, splits_words
 from hmt_ds.data.token_files import digest_file, is_intact, lock, on_disk, remove_unfinished, sha256, write_batches
@@ -58,9 +58,9 @@ def tokenize_documents(
         processes: Number of processes. With 1, this process uses the tokenizer's own threads.
 
     Raises:
-        DataError: A document or the tokenizer does not fit the format, no document has a token, a process was killed,
-            or
-            the cache cannot be written.
+        RowError: A document does not fit the format.
+        DataError: The tokenizer does not fit the format, no document has a token, a process was killed, or the cache
+            cannot be written.
     """
     format.check(tokenizer)
     cache_dir = cache_dir or Path(datasets.config.HF_DATASETS_CACHE) / "hmt_ds_tokens"
@@ -142,7 +142,7 @@ class Encoder:
             folder: Where the ids are kept until all of them are known.
 
         Raises:
-            DataError: The document has more tokens than Arrow can hold.
+            RowError: The document has more tokens than Arrow can hold.
         """
         longer = 1
         while True:
@@ -156,9 +156,7 @@ class Encoder:
                 units = pieces_of(0, row, int(self.sizes[row]), longer * PIECE, longer * OVERLAP)
                 pieces = (result for result in map(self, units) if not isinstance(result, pa.RecordBatch))
             except OverflowError as error:
-                raise DataError(
-                    f"document {row} (the first is 0) has {error}: split it into several documents"
-                ) from None
+                raise RowError(row, f"it has {error}: split it into several documents") from None
 
     def _ended(self, parts: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
         """Yield the token ids of a document, `[tokens]` at a time, and EOS if they do not end with it."""

@@ -26,14 +26,15 @@ def tokens_of(source: Source, tokenizer: PreTrainedTokenizerBase, cache_dir: Pat
     Raises:
         DataError: if the source cannot be read, or does not fit its format.
     """
-    keys = source_keys(source) | {"format": format_of(source), "cache_dir": cache_dir, "processes": processes}
+    format = format_of(source)
+    keys = source_keys(source) | {"format": format, "cache_dir": cache_dir, "processes": processes}
     read = read_tokens(**keys, tokenizer=tokenizer)
     tokens = read.tokens
     if source.interleave:
         tokens = interleave(tokens, source.interleave, cache_dir)
     if source.dilate:
         tokens = dilate(tokens, source.dilate, tokenizer, cache_dir)
-    return replace(read, tokens=tokens)
+    return replace(read, tokens=tokens, chat_template=format.template(tokenizer))
 
 
 def tokenizer_of(recipe: Recipe) -> PreTrainedTokenizerBase:

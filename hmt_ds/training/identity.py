@@ -1,5 +1,6 @@
 """What must be equal in a run and in a checkpoint that it resumes from."""
 
+import hashlib
 from dataclasses import asdict
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from hmt_ds.data import document_lengths
 from hmt_ds.data.describe import hash_of_order
 from hmt_ds.distributed.process_group import world_size
 from hmt_ds.preflight.prepare import Prepared
+from hmt_ds.preflight.read_data import ReadSource
 
 
 def identity(recipe: Recipe, prepared: Prepared) -> dict[str, object]:
@@ -44,6 +46,16 @@ def identity(recipe: Recipe, prepared: Prepared) -> dict[str, object]:
     if any(one.source.row_format != "text" for one in prepared.sources):
         formats = [f"{one.source.row_format} (prompts {one.source.prompt_weight:g})" for one in prepared.sources]
         found["data.train, formats and weights in the loss"] = " + ".join(formats)
+    if any(one.found.chat_template for one in prepared.sources):
+        found["data.train, hash of the chat templates"] = " + ".join(map(hash_of_template, prepared.sources))
+    if prepared.sources:
+        found["data.pack"] = recipe.data.pack
     if settings := recipe.data.retrieval:
         found |= {f"data.retrieval.{key}": value for key, value in asdict(settings).items()}
     return found
+
+
+def hash_of_template(source: ReadSource) -> str:
+    """Return a hash of the chat template that a source is written with; "none" for other formats than messages."""
+    template = source.found.chat_template
+    return hashlib.sha256(template.encode()).hexdigest()[:12] if template else "none"

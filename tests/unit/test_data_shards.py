@@ -184,7 +184,7 @@ def test_processes_of_processes_are_refused(documents, tokenizer, tmp_path, monk
 def test_more_tokens_than_a_list_holds(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(token_files, "MOST_TOKENS", 1000)
     documents = Dataset.from_dict({"text": ["short", NOVEL]})
-    message = r"^document 1 \(the first is 0\) has [\d,]+ tokens, more than the 1,000 that Arrow can hold: split it"
+    message = r"^document 1 \(the first is 0\): it has [\d,]+ tokens, more than the 1,000 that Arrow can hold: split it"
     with pytest.raises(DataError, match=message):
         tokenize_documents(documents, tokenizer, cache_dir=tmp_path)
     assert not list(tmp_path.glob("*.arrow*"))

@@ -187,7 +187,7 @@ def test_a_document_that_is_not_utf8_is_named(tmp_path):
 def test_utf16_without_its_mark_is_refused(tmp_path):
     """It is UTF-8 as well, and half of what would be learnt zeros."""
     (tmp_path / "a.txt").write_bytes("some text".encode("utf-16-le"))
-    refused(tmp_path / "a.txt", "document 0 (the first is 0) is full of zeros, as UTF-16 is: convert it", "utf-16le")
+    refused(tmp_path / "a.txt", "a.txt is full of zeros, as UTF-16 is: convert it", "utf-16le")
     file = write_jsonl(tmp_path / "a.jsonl", [{"text": "a zero \0 among letters"}, {"text": None}, {"text": ""}])
     assert len(load_documents(str(file))) == 1
 

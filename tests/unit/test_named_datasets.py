@@ -192,12 +192,12 @@ def test_a_missing_column_is_named(name, tmp_path):
         (
             "musique",
             [MUSIQUE, MUSIQUE | {"paragraphs": None}],
-            r"row 1 \(the first is 0\) does not have the columns of musique",
+            r"^\S+\.jsonl, line 2: it does not have the columns of musique",
         ),
         (
             "longbench",
             [LONGBENCH | {"answers": []}],
-            r"row 0 \(the first is 0\) does not have the columns of longbench .*answers must be a list",
+            r"^\S+\.jsonl, line 1: it does not have the columns of longbench .*answers must be a list",
         ),
         ("longbench", [LONGBENCH | {"answers": "xyz"}], "answers must be a list of at least one text, not 'xyz'"),
         ("qasper", [QASPER | {"qas": {"question": [], "answers": []}}], "a document needs at least one question"),

@@ -1,6 +1,7 @@
 """One source or several in a recipe, as they are loaded, read, joined and saved."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +150,35 @@ def test_shares_belong_to_a_run(folder):
     assert found["data.train, shares"] == "1 with weight 2 + 6 with weight 1 + 30 with weight 0.5, by tokens"
     recipe = load_recipe(folder / "recipe.yaml")
     assert "data.train, shares" not in identity(recipe, prepare(recipe, folder / "recipe.yaml"))
+
+
+def test_packing_and_chat_templates_belong_to_a_run(folder):
+    """Both values are in the refusal; a checkpoint that names neither resumes with any."""
+    chat = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Nobody."}]
+    (folder / "chats.jsonl").write_text(json.dumps({"messages": chat}) + "\n")
+    for name, end in (("one", "!"), ("two", "?")):
+        text = f"{{% for m in messages %}}{{{{ m.role }}}}: {{{{ m.content }}}}{end}{{% endfor %}}"
+        (folder / f"{name}.jinja").write_text(text)
+
+    def described(template: str, *words: str) -> dict[str, object]:
+        sources = [SOURCES[0], {"source": "chats.jsonl", "format": "messages", "chat_template": f"{template}.jinja"}]
+        recipe = load_recipe(folder / "recipe.yaml", ["--data.train", json.dumps(sources), *words])
+        return identity(recipe, prepare(recipe, folder / "recipe.yaml"))
+
+    found = described("one")
+    (folder / "progress.json").write_text(json.dumps({"identity": found}))
+    check_identity(folder, described("one"))
+    with pytest.raises(CheckpointError, match=r"^data\.pack is False in .*, True here: "):
+        check_identity(folder, described("one", "--data.pack", "true"))
+    with pytest.raises(CheckpointError) as caught:
+        check_identity(folder, described("two"))
+    hashes = re.findall(
+        r"hash of the chat templates is 'none \+ (\w{12})' in .*, 'none \+ (\w{12})' here", str(caught.value)
+    )
+    assert len(hashes) == 1 and hashes[0][0] != hashes[0][1]
+    old = {key: value for key, value in found.items() if "templates" not in key and key != "data.pack"}
+    (folder / "progress.json").write_text(json.dumps({"identity": old}))
+    check_identity(folder, described("two", "--data.pack", "true"))
 
 
 def test_held_out_sources_are_read_one_behind_the_other(folder):
