@@ -1,4 +1,4 @@
-"""The recipe: its schema, and how it is read."""
+"""The recipe of a training run: its schema, and how it is read from YAML and the command line."""
 
 from typing import TYPE_CHECKING
 

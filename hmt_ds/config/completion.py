@@ -8,7 +8,7 @@ from hmt_ds.config.options import path_operand
 
 
 class PrintCompletion(argparse.Action):
-    """Action of ``--print-completion SHELL``: print the script that completes commands, options, files and keys."""
+    """Action of argparse for ``--print-completion SHELL``: print a shell's completion script of ``hmt-ds`` and exit."""
 
     def __call__(
         self,
@@ -17,7 +17,14 @@ class PrintCompletion(argparse.Action):
         values: str | Sequence[Any] | None,
         option_string: str | None = None,
     ) -> None:
-        """Print the script for a shell, and exit."""
+        """Print the completion script for a shell (bash, zsh or tcsh) to standard output, and exit with code 0.
+
+        Args:
+            parser: the parser of ``hmt-ds`` with its commands.
+            namespace: not used.
+            values: name of the shell.
+            option_string: not used.
+        """
         import shtab
 
         from hmt_ds.config.recipe import Recipe
@@ -36,6 +43,6 @@ class PrintCompletion(argparse.Action):
 
 
 def commands_of(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
-    """Return the parsers of a parser's subcommands."""
+    """Return the parsers of all subcommands of an argparse parser."""
     groups = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     return [command for group in groups for command in group.choices.values()]

@@ -29,7 +29,7 @@ MESSAGES = {
 
 
 class ConfigError(ValueError):
-    """Raised for a wrong recipe or wrong options; ``problems`` has a line for the user for each mistake."""
+    """A recipe or the options of a command are wrong; ``problems`` has one line for the user per mistake."""
 
     def __init__(self, problems: list[str]):
         super().__init__("\n".join(problems))
@@ -38,7 +38,7 @@ class ConfigError(ValueError):
 
 @contextmanager
 def collected(problems: list[str]) -> Iterator[None]:
-    """Append the lines of a ConfigError raised in the ``with`` block to ``problems``, and swallow the error."""
+    """Catch a ConfigError raised in the ``with`` block, and append its lines to the list ``problems``."""
     try:
         yield
     except ConfigError as error:
@@ -46,7 +46,9 @@ def collected(problems: list[str]) -> Iterator[None]:
 
 
 def describe(error: ValidationError, section: type[BaseModel]) -> list[str]:
-    """Turn pydantic's errors into a line for each wrong key, with a suggestion for an unknown key.
+    """Turn pydantic's errors into one line per wrong key, such as ``training.steps: must be at least 1, got 0``.
+
+    Unknown keys get the most similar known one as a suggestion.
 
     Args:
         error: the errors of one validation.
@@ -67,7 +69,12 @@ def describe(error: ValidationError, section: type[BaseModel]) -> list[str]:
 
 
 def is_known(where: Sequence[str], known: Sequence[str]) -> bool:
-    """Tell whether an error's place is a key; a number on the way is an element's of a list of sections."""
+    """Return whether the location of a pydantic error is a key of the recipe.
+
+    Args:
+        where: parts of the location, such as ``("data", "train", "0", "weight")``; numbers are indices in a list.
+        known: dotted names of all keys.
+    """
     return not where[-1].isdigit() and ".".join(part for part in where if not part.isdigit()) in known
 
 
@@ -79,7 +86,7 @@ def problem_line(key: str, problems: Sequence[ErrorDetails]) -> str:
         problems: pydantic's errors about the key: several if its type is a union, one for each member.
     """
     if problems[0]["type"] == "missing":
-        return f"{key}: missing"
+        return f"{key}: missing, give it a value"
     problems = [one for one in problems if one["type"] == "value_error"] or problems  # the one that says most
     value = problems[0]["input"]
     said = problems[0]["type"] == "value_error" or (isinstance(value, dict) and len(str(value)) > 80)
@@ -89,17 +96,13 @@ def problem_line(key: str, problems: Sequence[ErrorDetails]) -> str:
 
 
 def shortened(value: object) -> str:
-    """Return a value as Python writes it, for an error message; of a long one only its beginning and end."""
+    """Return a value as Python writes it, for an error message; of more than 200 characters only beginning and end."""
     # a number of thousands of digits cannot be written at all
     return reprlib.repr(value) if isinstance(value, int) or len(repr(value)) > MOST_CHARACTERS else repr(value)
 
 
 def message(problem: ErrorDetails) -> str:
-    """Rephrase one of pydantic's error messages as a rule for the user, such as "must be at least 1".
-
-    Args:
-        problem: pydantic's error.
-    """
+    """Rephrase a pydantic error as a rule for the user, such as "must be at least 1"."""
     if known := MESSAGES.get(problem["type"]):
         return known.format(**problem.get("ctx", {}))
     return problem["msg"].replace("Input should be", "must be").replace("Input", "value")

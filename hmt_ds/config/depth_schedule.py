@@ -9,12 +9,13 @@ from hmt_ds.config.value_checks import check_digits
 
 @dataclass(frozen=True)
 class DepthSchedule:
-    """The number of segments per window in each optimizer step. Steps are numbered from 1.
+    """The depth of truncated BPTT (segments per window) in each optimizer step, numbered from 1.
 
     Attributes:
-        stages: depth in segments by the number of steps taken before it applies: {0: 2, 200: 4} is 2 in steps 1 to 200,
-            then 4.
-        seed: seed of random depths; None for constant depths between the steps in ``stages``.
+        stages: depth in segments, by the number of steps before it applies: {0: 2, 200: 4} is 2 in steps 1 to 200, and
+            4
+            from step 201 on.
+        seed: seed of random depths; None for the depths in ``stages`` themselves.
         shortest: smallest random depth in segments; the largest is that of ``stages``.
     """
 
@@ -24,17 +25,15 @@ class DepthSchedule:
 
     @property
     def largest(self) -> int:
-        """Number of segments of the run's longest windows."""
+        """Largest depth, in segments, of any step of the run."""
         return max(self.stages.values())
 
     def of_stage(self, step: int) -> int:
-        """Return the depth, in segments, that ``stages`` gives for an optimizer step (from 1); random depths do not
-        exceed it."""
+        """Return the depth, in segments, of an optimizer step (from 1); random depths are at most this."""
         return self.stages[max(first for first in self.stages if first < step)]
 
     def of_step(self, step: int) -> int:
-        """Return the number of segments of the windows of an optimizer step (from 1); equal on all ranks, and after
-        resuming."""
+        """Return the segments per window in an optimizer step (from 1); equal on all ranks and after resuming."""
         depth = self.of_stage(step)
         if self.seed is None:
             return depth
@@ -43,10 +42,13 @@ class DepthSchedule:
 
 
 def check_depths(value: object) -> object:
-    """Convert the keys of a ``training.bptt_depth`` schedule to whole numbers, and check it; return a number unchanged.
+    """Check a value of ``training.bptt_depth``; convert the keys of a schedule to whole numbers.
+
+    Args:
+        value: a schedule such as ``{"0": 2, "200": 4}``; anything else is returned unchanged.
 
     Raises:
-        ValueError: if the schedule does not begin at step 0, does not ascend, or has a depth below 1.
+        ValueError: the schedule does not begin at step 0, does not ascend, or has a depth below 1.
     """
     if not isinstance(value, dict):
         return value

@@ -9,14 +9,14 @@ PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 def recipe_file_of(folder: Path) -> Path:
-    """Return the file that says how to evaluate a folder: recipe.yaml of a run, config.json of a converted folder."""
+    """Return the file that tells how to evaluate a folder: recipe.yaml of a run, config.json of a converted folder."""
     converted = folder / CONFIG_FILE
     is_converted = not (folder / "recipe.yaml").exists() and read_converted_config(converted) is not None
     return converted if is_converted else folder / "recipe.yaml"
 
 
 def read_converted_config(file: Path) -> dict[str, Any] | None:
-    """Read config.json of a folder that ``hmt-ds convert`` wrote; return None for other files and unreadable ones."""
+    """Read config.json of a folder that ``hmt-ds convert`` wrote; return None if it is unreadable or from elsewhere."""
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -26,7 +26,7 @@ def read_converted_config(file: Path) -> dict[str, Any] | None:
 
 
 def folder_recipe(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """Return the recipe of a converted folder as nested mappings; it names no documents, which overrides have to do.
+    """Return a recipe, as nested dicts, that evaluates a converted folder; its documents are left to overrides.
 
     Args:
         folder: the converted folder.
@@ -44,14 +44,14 @@ def folder_recipe(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def complete_data(values: dict[str, Any], folder: Path) -> list[str]:
-    """Fill in the training documents that every recipe names, in place; an evaluation reads the held-out ones alone.
+    """Set a converted folder's training documents, which recipes require, to the held-out ones, in place.
 
     Args:
-        values: a converted folder's recipe as nested mappings, with the overrides applied.
+        values: the folder's recipe as nested dicts, with the overrides applied.
         folder: the converted folder.
 
     Returns:
-        A line for the user if no documents are named.
+        A line for the user if no documents are named, else nothing.
     """
     data = values["data"] if isinstance(values["data"], dict) else {}
     if not data.get("validation") and not data.get("retrieval"):

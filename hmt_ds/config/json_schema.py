@@ -1,4 +1,4 @@
-"""The recipe as JSON schema, with which editors complete keys, show help texts and underline wrong values."""
+"""The recipe as JSON schema: editors use it to complete keys, show help texts and mark wrong values."""
 
 import json
 from pathlib import Path
@@ -12,17 +12,17 @@ SCHEMA_FILE = Path(__file__).with_name("recipe.schema.json")
 
 
 class _Untitled(GenerateJsonSchema):
-    """Pydantic's generator without titles, which would repeat each key in other words."""
+    """Generate a JSON schema without titles, which would only repeat each key in other words."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
 
 
 def recipe_schema() -> str:
-    """Return the JSON schema of a recipe (draft 2020-12) as text; ``recipe.schema.json`` holds the same text.
+    """Return the JSON schema of a recipe (draft 2020-12) as text; ``recipe.schema.json`` has the same content.
 
-    Ranges, choices, defaults and help texts are those of :class:`Recipe`. Conditions between keys are not part of it:
-    ``hmt-ds check`` tells these.
+    It has the types, ranges, choices, defaults and help texts of all keys, but no conditions between keys: ``hmt-ds
+    check`` reports these.
     """
     schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -32,16 +32,12 @@ def recipe_schema() -> str:
 
 
 def editor_line(schema: str | Path) -> str:
-    """Return the first line of a recipe that names its JSON schema to editors with a YAML language server.
-
-    Args:
-        schema: path of the schema, absolute or relative to the recipe.
-    """
+    """Return the comment, for a recipe's first line, that tells editors with a YAML language server its JSON schema."""
     return f"# yaml-language-server: $schema={schema}"
 
 
 def _joined(value: Any) -> Any:
-    """Return a schema whose help texts are one line each."""
+    """Return a JSON schema with each description joined into one line."""
     if isinstance(value, dict):
         joined = {key: _joined(one) for key, one in value.items()}
         if isinstance(text := joined.get("description"), str):

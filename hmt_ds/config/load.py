@@ -20,10 +20,10 @@ NO_CONSENT = ("--model.trust_remote_code", "false")
 
 
 def load_recipe(file: str | Path, overrides: list[str] | None = None) -> Recipe:
-    """Read a recipe from a YAML file and apply overrides from the command line.
+    """Read a recipe from a YAML file, apply overrides from the command line, and check it.
 
     Args:
-        file: path of the recipe; or of config.json in a converted folder, for a recipe that evaluates it.
+        file: path of the recipe; or of a converted folder's config.json, for a recipe that evaluates this folder.
         overrides: words of the command line, such as ``--memory.segment_length 256`` (two words) or
             ``--memory.segment_length=256``.
 
@@ -52,11 +52,14 @@ def load_recipe(file: str | Path, overrides: list[str] | None = None) -> Recipe:
 
 
 def find_moved_source(model: Model, run: Path) -> Model:
-    """Correct ``model.source`` of a run's recipe if it names a converted folder inside the run and the run was moved.
+    """Correct ``model.source`` if it names a converted folder inside the run's folder, and the run was moved.
 
     Args:
-        model: the recipe's section ``model``.
+        model: section ``model`` of the run's recipe.
         run: the folder that the recipe is in.
+
+    Returns:
+        The section with the folder's present path; unchanged if there is nothing to correct.
     """
     if isinstance(model.source, str) and not Path(model.source).exists():
         moved = run / SOURCE_FOLDER / Path(model.source).name
@@ -66,19 +69,18 @@ def find_moved_source(model: Model, run: Path) -> Model:
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """Read a recipe's YAML file as nested mappings, without checking keys and values.
-
-    Args:
-        path: path of the file.
+    """Read a recipe's YAML file as nested dicts, without checking keys and values.
 
     Raises:
-        ConfigError: if the file is missing, not YAML, or not a mapping.
+        ConfigError: the file is missing, not YAML, or not a mapping.
     """
     try:
         values = read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], 1)
-        raise ConfigError([f"{path}: no such recipe" + (f"; did you mean {near[0]}?" if near else "")]) from None
+        raise ConfigError(
+            [f"{path}: no such recipe{f'; did you mean {near[0]}?' if near else ': check the path'}"]
+        ) from None
     except MisreadError as error:
         raise ConfigError([f"{path}: {problem}" for problem in error.problems]) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -92,21 +94,21 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> list[str]:
     """Apply overrides from the command line to a recipe, in place.
 
     Args:
-        values: the recipe as nested mappings.
+        values: the recipe as nested dicts.
         overrides: words such as ``--memory.segment_length 256`` (two words) or ``--memory.segment_length=256``.
 
     Returns:
-        A line for each override that could not be applied.
+        A line for the user for each override that could not be applied.
     """
     problems, words = [], iter(overrides)
     for word in words:
         key, equals, value = word.removeprefix("--").partition("=")
         if not word.startswith("--") or not key:
-            problems.append(f"{word}: overrides look like --memory.segment_length 256")
+            problems.append(f"{word}: not an override; write one like --memory.segment_length 256")
             continue
         text = value if equals else next(words, None)
         if text is None:
-            problems.append(f"{word}: no value given")
+            problems.append(f"{word}: has no value; write one like --memory.segment_length 256")
             continue
         *sections, leaf = key.split(".")
         try:
@@ -121,22 +123,27 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> list[str]:
 
 
 def section_of(values: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    """Return a section of a recipe, which is made if it is missing.
+    """Return a section of a recipe; create it if it is missing.
 
     Args:
-        values: the recipe as nested mappings.
-        names: the parts of the section's name; a number is an element of a list of sections, such as data.train.0.
+        values: the recipe as nested dicts.
+        names: parts of the section's dotted name; a number is the index in a list of sections, as in data.train.0.
 
     Raises:
-        ConfigError: if there is a value in its place, or a list without that element.
+        ConfigError: the name is that of a plain value, or an index is not in the list.
     """
     target: Any = values
     for number, name in enumerate([*names, ""]):
         if isinstance(target, list) and not (name.isdigit() and int(name) < len(target)):
             there = ".".join(names[:number])
-            raise ConfigError([f"{there} is a list of {len(target)}: name one of them, such as {there}.0"])
+            raise ConfigError([f"{there} is a list of {len(target)} items: name one of them, such as {there}.0"])
         if not isinstance(target, dict | list):
-            raise ConfigError([f"{names[number - 1]} is a value, not a section"])
+            raise ConfigError(
+                [
+                    f"{names[number - 1]} is a plain value, {target!r:.80}, without keys below it: override "
+                    f"{names[number - 1]} itself"
+                ]
+            )
         if isinstance(target, list):
             target = target[int(name)]
         elif number < len(names):
@@ -147,15 +154,13 @@ def section_of(values: dict[str, Any], names: list[str]) -> dict[str, Any]:
 
 
 def wrong_numbers(values: dict[str, Any]) -> dict[str, str]:
-    """Find numbers of a recipe that are given as true or false, or are larger than any setting can be.
-
-    Python takes true for 1, and its whole numbers have no end, unlike those of torch.
+    """Find numbers in a recipe that are true or false, which Python takes for 1 and 0, or too large for torch.
 
     Args:
-        values: the recipe as nested mappings.
+        values: the recipe as nested dicts.
 
     Returns:
-        A line for the user by dotted key.
+        A line for the user, by dotted key.
     """
 
     def is_number(kind: object) -> bool:
@@ -177,17 +182,18 @@ def wrong_numbers(values: dict[str, Any]) -> dict[str, str]:
         parts = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else [value]
         if any(isinstance(part, bool) for part in parts):
             problems[key] = f"{key}: must be a number, got {value}"
-        elif any(isinstance(part, int) and abs(part) > most for part in parts):
-            problems[key] = f"{key}: must be at most {most:,}"
+        elif large := [part for part in parts if isinstance(part, int) and abs(part) > most]:
+            bits = large[0].bit_length()  # thousands of digits cannot be written
+            got = f"{large[0]:,}" if bits < 200 else f"a number of {bits:,} bits"
+            problems[key] = f"{key}: must be at most {most:,}, got {got}"
     return problems
 
 
 def find_file(name: str, recipe: str | Path) -> Path | None:
-    """Return the path of a file that a recipe names; None if there is no such file.
+    """Return the path of a file that a recipe names; None if it is in none of the folders that are searched.
 
     Args:
-        name: the file's path as written in the recipe, searched relative to the working folder, the recipe's folder and
-            the project's folder.
+        name: path as written in the recipe, relative to the working folder, the recipe's folder or the project.
         recipe: path of the recipe.
     """
     for folder in (Path(), Path(recipe).resolve().parent, PROJECT):

@@ -1,4 +1,4 @@
-"""Command-line options: declared as a dataclass, registered with argparse, and checked by pydantic like a recipe."""
+"""Options of commands: declared as a pydantic dataclass, registered with argparse, checked like a recipe."""
 
 import argparse
 from collections.abc import Collection, Iterable
@@ -26,7 +26,7 @@ class Options:
     """
 
     def conflicts(self) -> list[str]:
-        """Return a line for each conflict between options whose values are valid on their own."""
+        """Return a line for the user for each conflict between options whose values are valid on their own."""
         return []
 
 
@@ -34,7 +34,11 @@ T = TypeVar("T", bound=Options)
 
 
 def path_operand(text: str) -> Path:
-    """Convert a command-line argument to a path with ``~`` and ``$VARIABLES`` expanded; used as argparse's ``type``."""
+    """Convert a command-line argument to a path, expanding ``~`` and ``$VARIABLES``; for argparse's ``type``.
+
+    Raises:
+        argparse.ArgumentTypeError: a user or variable is unknown, or the text cannot be a path.
+    """
     try:
         return Path(expand_path(text))
     except ValueError as error:
@@ -42,7 +46,7 @@ def path_operand(text: str) -> Path:
 
 
 def flag(name: str) -> str:
-    """Return the command-line option of a field, given the field's name: ``dry_run`` becomes ``--dry-run``."""
+    """Return the command-line option for a field's name: ``dry_run`` becomes ``--dry-run``."""
     return f"--{name.replace('_', '-')}"
 
 
@@ -51,7 +55,7 @@ def add_options(
 ) -> None:
     """Add an argparse option for each field of an options class.
 
-    Values stay text until :func:`read_options` checks all of them together.
+    Values stay text, so that :func:`read_options` can check all of them together.
 
     Args:
         group: the parser, or a group in it, to add the options to.
@@ -73,10 +77,10 @@ def add_options(
 
 
 def help_of(kind: type[Options], name: str) -> str:
-    """Return the help text of an option for argparse: the docstring of its field, in the class that declares it.
+    """Return an option's help text for argparse: the docstring of its field, joined into one line.
 
     Args:
-        kind: the options class.
+        kind: the options class, or a subclass of the one that declares the field.
         name: name of the field.
     """
     found = (fields_of(base).get(name) for base in kind.__mro__)  # pydantic keeps no docstrings of inherited fields
@@ -85,7 +89,7 @@ def help_of(kind: type[Options], name: str) -> str:
 
 
 def placeholder(field: FieldInfo) -> str:
-    """Return the placeholder of an option's value in help texts, such as FOLDER or N."""
+    """Return the placeholder of an option's value in help texts, such as FOLDER, N or fp32|bf16."""
     named = [note for note in field.metadata if isinstance(note, str)]
     choices = [kind for kind in (field.annotation, *get_args(field.annotation)) if get_origin(kind) is Literal]
     return named[0] if named else "|".join(get_args(choices[0])) if choices else "N"
@@ -96,11 +100,11 @@ def read_options(kind: type[T], arguments: argparse.Namespace) -> tuple[T, list[
 
     Args:
         kind: the options class.
-        arguments: argparse's result; values are texts.
+        arguments: argparse's result; values are text.
 
     Returns:
-        The options, and a line for each wrong one. Wrong options keep their defaults, so that the others can be checked
-        too.
+        The options, and a line for the user for each wrong one. Wrong options keep their defaults, so that conflicts
+        between the others are found too.
     """
     given = {name: value for name in fields_of(kind) if (value := getattr(arguments, name)) is not None}
     try:
@@ -115,14 +119,14 @@ def read_options(kind: type[T], arguments: argparse.Namespace) -> tuple[T, list[
 
 
 def parse_options(kind: type[T], words: Iterable[str]) -> tuple[T, list[str]]:
-    """Parse options from words of a command line.
+    """Parse options of one class from words of a command line.
 
     Args:
         kind: the options class.
         words: the words, such as ``--runs 3``.
 
     Returns:
-        The options, and the words that are no options of ``kind``.
+        The options, and the remaining words, which are not options of ``kind``.
 
     Raises:
         ConfigError: with a line for each wrong option.
@@ -140,8 +144,7 @@ def parse_options(kind: type[T], words: Iterable[str]) -> tuple[T, list[str]]:
 
 
 def words_of(options: Options) -> list[str]:
-    """Format options as words of a command line, such as ``["--runs", "3"]``, which :func:`parse_options` parses back
-    into equal options."""
+    """Format options as words of a command line, such as ``["--runs", "3"]``; :func:`parse_options` reverses it."""
     words = []
     for name in fields_of(options):
         value = getattr(options, name)

@@ -14,8 +14,7 @@ NODES = 100_000  # far more than a recipe has; aliases of aliases can make billi
 
 
 class MisreadError(yaml.YAMLError):
-    """Raised for valid YAML whose values would differ from what the text looks like (010 is 8); ``problems`` has a line
-    for the user for each."""
+    """YAML is valid, but a value differs from what its text looks like (010 is 8); ``problems`` has a line for each."""
 
     def __init__(self, problems: list[str]):
         super().__init__("; ".join(problems))
@@ -23,11 +22,11 @@ class MisreadError(yaml.YAMLError):
 
 
 class RecipeLoader(yaml.SafeLoader):
-    """YAML loader of recipes: 1e-4 is read as a number, and a date as text."""
+    """YAML loader of recipes: it reads 1e-4 as a number, and a date as text."""
 
 
 class RecipeDumper(yaml.SafeDumper):
-    """YAML dumper whose output :func:`read_yaml` reads back unchanged."""
+    """YAML dumper of recipes: :func:`read_yaml` reads its output back unchanged."""
 
 
 RecipeLoader.yaml_implicit_resolvers = {
@@ -42,12 +41,9 @@ RecipeDumper.add_implicit_resolver("tag:yaml.org,2002:int", ODD_NUMBER, list("-+
 def read_yaml(text: str) -> Any:
     """Parse the YAML of a recipe into nested dicts, lists and plain values.
 
-    Args:
-        text: content of the file.
-
     Raises:
-        MisreadError: if a key is given twice, or a number is not what it looks like, such as 010 or 1:30.
-        yaml.YAMLError: if the text is not YAML.
+        MisreadError: a key is given twice, or a number is ambiguous, such as 010 or 1:30.
+        yaml.YAMLError: the text is not YAML.
     """
     loader = RecipeLoader(text)
     try:
@@ -64,16 +60,15 @@ def read_yaml(text: str) -> Any:
 
 
 def write_yaml(values: object) -> str:
-    """Format values as YAML; mappings keep their order."""
+    """Format values as YAML text; mappings keep their order."""
     return yaml.dump(values, Dumper=RecipeDumper, sort_keys=False)
 
 
 def all_nodes(root: yaml.Node) -> Iterator[yaml.Node]:
-    """Yield a YAML node and all nodes below it; nodes behind an alias once for each use.
+    """Yield a YAML node and all nodes below it; those behind an alias once per use.
 
     Raises:
-        MisreadError: if there are more than ``NODES`` nodes, because aliases multiply them, or more than ``NESTED``
-            levels.
+        MisreadError: there are more than 100,000 nodes, because aliases multiply them, or more than 50 levels.
     """
     left = [(root, 0)]
     for _ in range(NODES):
@@ -89,10 +84,10 @@ def all_nodes(root: yaml.Node) -> Iterator[yaml.Node]:
 
 
 def misread(node: yaml.Node) -> Iterator[tuple[int, str]]:
-    """Find values directly within a YAML node that YAML would read differently than the text looks.
+    """Find values directly within a YAML node that YAML reads differently than their text looks.
 
     Yields:
-        The line number (from 1) and the problem of each such value.
+        Line number (from 1) and problem of each such value.
     """
     if isinstance(node, yaml.ScalarNode) and node.style is None and ODD_NUMBER.match(node.value):
         yield line_of(node), f"{node.value} is ambiguous: write a decimal number, or put quotes around text"
@@ -100,10 +95,10 @@ def misread(node: yaml.Node) -> Iterator[tuple[int, str]]:
         lines: dict[tuple[str, str], int] = {}
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if (key.tag, key.value) in lines:
-                yield line_of(key), f"{key.value} is given twice, first in line {lines[key.tag, key.value]}"
+                yield line_of(key), f"{key.value} is given twice, first in line {lines[key.tag, key.value]}: remove one"
             lines.setdefault((key.tag, key.value), line_of(key))
 
 
 def line_of(node: yaml.Node) -> int:
-    """Return the line in which a YAML node begins, from 1."""
+    """Return the number of the line in which a YAML node begins, from 1."""
     return int(node.start_mark.line) + 1

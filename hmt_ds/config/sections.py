@@ -1,4 +1,4 @@
-"""Build sections of the recipe from the settings dataclasses of other packages, and iterate over their keys."""
+"""Build sections of the recipe from the settings dataclasses of other rooms, and iterate over their keys."""
 
 import ast
 import inspect
@@ -67,10 +67,10 @@ def fields_of(kind: object) -> dict[str, FieldInfo]:
 
 
 def keys(kind: object, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Yield the dotted name and the pydantic field of every key of a section, nested sections included.
+    """Yield dotted name and pydantic field of every key of a section, including those of nested sections.
 
     Args:
-        kind: the section's class.
+        kind: the section's class, such as ``Recipe``.
         prefix: text in front of every name, such as ``training.``.
     """
     for name, field in fields_of(kind).items():

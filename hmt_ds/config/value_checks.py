@@ -10,8 +10,7 @@ LONGEST_NAME, LONGEST_PATH = 255, 4096  # bytes, on Linux
 
 
 def why_no_folder(path: Path) -> str | None:
-    """Return why a folder cannot be created at a path, because the path or one of its parents is a file; None if it
-    can."""
+    """Return why there can be no folder at a path: it, or a parent, is a file; None if there can."""
     file = next((parent for parent in (path, *path.parents) if parent.exists() and not parent.is_dir()), None)
     if file is None:
         return None
@@ -19,11 +18,11 @@ def why_no_folder(path: Path) -> str | None:
 
 
 def check_digits(value: object) -> object:
-    """Return a value unchanged, unless it is text that is no plain whole number: pydantic would accept 1_000, 3.0 and
-    0+3.
+    """Return a value unchanged; refuse text that is not a plain whole number, such as 1_000 or 3.0, which pydantic
+    accepts.
 
     Raises:
-        ValueError: with the value.
+        ValueError: the text is not an optional minus sign with digits.
     """
     if isinstance(value, str) and not (value.isascii() and value.removeprefix("-").isdigit()):
         raise ValueError(f"must be a whole number, got {value!r}")
@@ -33,18 +32,15 @@ def check_digits(value: object) -> object:
 def expand_path(text: str) -> str:
     """Return a path with ``~`` and ``$VARIABLES`` expanded, as a shell would.
 
-    Args:
-        text: the path.
-
     Raises:
-        ValueError: if a user or variable is unknown, or the result cannot be a file's name.
+        ValueError: a user or variable is unknown, or the result cannot be a path (blank, or a name over 255 bytes).
     """
     if not text.strip():
         raise ValueError(f"must be a path, got {text!r}")
     # not pathlib's: it makes a hub name of ./a/b, and raises for names that are too long
     path = os.path.expandvars(os.path.expanduser(text))  # noqa: PTH111
     if path.startswith("~"):
-        raise ValueError(f"{text}: no such user; write ./{text} for a name that begins with ~")
+        raise ValueError(f"{text}: there is no such user; write ./{text} for a file whose name begins with ~")
     if (left := re.search(r"\$(\w+|\{\w+\})", path)) and not os.path.exists(path):  # noqa: PTH110
         raise ValueError(
             f"{text}: the environment variable {left[1].strip('{}')} is not set: set it, or write the path out"
@@ -59,10 +55,10 @@ def expand_path(text: str) -> str:
 
 
 def check_picture(file: Path) -> Path:
-    """Return the path of a picture to be written unchanged, after checking it.
+    """Return the path of a picture to write unchanged, after checking it.
 
     Raises:
-        ValueError: if the file's ending is not that of a picture (``PICTURES``), or its folder does not exist.
+        ValueError: it does not end in .png, .svg or .pdf, or its folder does not exist.
     """
     if file.suffix not in PICTURES:
         raise ValueError(f"must end in {', '.join(PICTURES)}, got {str(file)!r}")

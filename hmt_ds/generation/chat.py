@@ -16,15 +16,17 @@ from hmt_ds.inference.segment_cache import SegmentCache
 
 
 def chat(source: Path, options: ChatOptions, overrides: list[str]) -> None:
-    """Answer line after line of the standard input, until it ends.
+    """Answer the standard input line by line until it ends, and save the memory of the conversation if asked to.
 
     Args:
         source: a run, a checkpoint of a run, or a converted folder.
         options: options of `hmt-ds chat`.
-        overrides: transformers' generation settings, such as ``--generation.top_p 0.9``.
+        overrides: transformers' generation settings as words, such as ``["--generation.top_p", "0.9"]``.
 
     Raises:
-        ConversionError: or another of ``hmt_ds.conversion.convert.MISTAKES``, with a line for each problem.
+        ConversionError: the model or a file cannot be read or written; with a line for each problem.
+        ConfigError: a generation setting or the recipe is wrong.
+        BackboneError, CheckpointError, DataError: backbone, checkpoint or tokenizer cannot be used.
     """
     given = settings_of(overrides)
     asked = load_model(source, options)
@@ -42,7 +44,7 @@ def chat(source: Path, options: ChatOptions, overrides: list[str]) -> None:
 
 
 def lines_of_input() -> Iterable[str]:
-    """Yield the lines of the standard input; on a terminal, print a prompt sign before each."""
+    """Yield the lines of the standard input; on a terminal, print the prompt ``> `` before each."""
     while True:
         try:
             yield input("> " if sys.stdin.isatty() else "")
@@ -51,12 +53,13 @@ def lines_of_input() -> Iterable[str]:
 
 
 class Conversation:
-    """A conversation with a model; each line is read only once, and earlier ones are remembered by the cache.
+    """A conversation with a model, which reads each line once and remembers earlier ones through its memory.
 
     Attributes:
         asked: the model and its tokenizer.
         settings: transformers' generation settings.
-        cache: the memory and the open segment after the turns so far.
+        cache: memory and last segment after the turns so far.
+        messages: the turns so far, each with ``role`` and ``content``.
         text: the conversation so far as the chat template writes it; stays empty without a template.
         pending: token ids that were generated but not read into the cache yet.
     """
@@ -68,10 +71,10 @@ class Conversation:
         self.pending: list[int] = []
 
     def say(self, line: str) -> str:
-        """Read a line of the user into the cache, and print the answer while it is generated.
+        """Read a line of the user, and print the model's answer while it is generated.
 
         Args:
-            line: what the user said.
+            line: what the user says.
 
         Returns:
             The answer.
@@ -96,13 +99,17 @@ class Conversation:
         return reply
 
     def begins(self) -> bool:
-        """Return whether the next line needs the tokenizer's BOS token: the first one does without a chat template,
-        which writes its own."""
+        """Return whether the next line needs the tokenizer's BOS: only the first one, and without a chat template.
+
+        A chat template writes its own BOS.
+        """
         return self.cache.rows is None and not self.asked.tokenizer.chat_template
 
     def turn(self, line: str) -> str:
-        """Return the text that the model reads for a line of the user: the line itself, or with a chat template all
-        that the template adds to the conversation."""
+        """Return the text that the model reads for a line of the user, and add the line to the conversation.
+
+        With a chat template it is everything that the template adds to the conversation, else the line itself.
+        """
         self.messages.append({"role": "user", "content": line})
         if not self.asked.tokenizer.chat_template:
             return f"{line}\n"
@@ -118,7 +125,11 @@ class Conversation:
         return new
 
     def render(self, messages: list[dict[str, str]]) -> str:
-        """Apply the chat template to messages (dicts with ``role`` and ``content``), up to where the answer begins."""
+        """Return messages as the chat template writes them, up to where the answer begins.
+
+        Args:
+            messages: the turns, each with ``role`` (`user` or `assistant`) and ``content``.
+        """
         return str(self.asked.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
     def read_pending(self) -> None:

@@ -16,15 +16,17 @@ from hmt_ds.inference.segment_cache import SegmentCache
 
 
 def generate(source: Path, options: GenerateOptions, overrides: list[str]) -> None:
-    """Print the continuation of every prompt: token by token for a single prompt, otherwise each under its prompt.
+    """Print the continuation of every prompt: a single one token by token, several each under its prompt.
 
     Args:
         source: a run, a checkpoint of a run, or a converted folder.
         options: options of `hmt-ds generate`.
-        overrides: transformers' generation settings, such as ``--generation.top_p 0.9``.
+        overrides: transformers' generation settings as words, such as ``["--generation.top_p", "0.9"]``.
 
     Raises:
-        ConversionError: or another of ``hmt_ds.conversion.convert.MISTAKES``, with a line for each problem.
+        ConversionError: the model or a file cannot be read or written; with a line for each problem.
+        ConfigError: a generation setting or the recipe is wrong.
+        BackboneError, CheckpointError, DataError: backbone, checkpoint or tokenizer cannot be used.
     """
     prompts, given = prompts_of(options), settings_of(overrides)
     asked = load_model(source, options)
@@ -54,7 +56,7 @@ def prompts_of(options: GenerateOptions) -> list[str]:
     """Return all prompts: those given by --prompt, then the lines of the file given by --prompts, without blank ones.
 
     Raises:
-        ConversionError: if the file cannot be read or contains no prompt, or if one of several prompts is blank.
+        ConversionError: the file cannot be read or has no prompt, or one of several prompts is blank.
     """
     prompts = list(options.prompt)
     if options.prompts is not None:
@@ -63,7 +65,7 @@ def prompts_of(options: GenerateOptions) -> list[str]:
             raise ConversionError(f"--prompts: {options.prompts} has no line with text: write one prompt per line")
         prompts += lines
     if len(prompts) > 1 and not all(prompt.strip() for prompt in prompts):
-        raise ConversionError("--prompt: one of several is blank, give each some text")
+        raise ConversionError(f"--prompt: one of {len(prompts)} prompts is blank: give each some text, or leave it out")
     return prompts
 
 
@@ -78,7 +80,7 @@ def answer(
 
     Args:
         asked: the model and its tokenizer.
-        cache: cache of one row, which the prompts follow; changed.
+        cache: cache of one row that the prompts follow; changed.
         rows: token ids of each prompt.
         settings: transformers' generation settings.
         streamer: prints the text of a single prompt while it is generated; None to print nothing.
@@ -87,7 +89,7 @@ def answer(
         The generated text of each prompt.
 
     Raises:
-        ConversionError: if a prompt has no token and the cache is empty.
+        ConversionError: a prompt has no token and the cache is empty.
     """
     rows = [row or last_token(cache) for row in rows]
     ids, mask = pad_left(rows, pad_of(settings), asked.model.device)
@@ -97,12 +99,12 @@ def answer(
 
 
 def last_token(cache: SegmentCache) -> list[int]:
-    """Remove the last token from a cache of one row and return it as a list of one id.
+    """Remove the last token from a cache of one row and return its id, in a list.
 
     An empty prompt is continued by reading that token again, because generation needs at least one.
 
     Raises:
-        ConversionError: if the cache is empty.
+        ConversionError: the cache is empty.
     """
     if cache.rows is None:
         raise ConversionError("an empty prompt cannot be continued without a document: give a text, or --document FILE")
@@ -113,8 +115,7 @@ def last_token(cache: SegmentCache) -> list[int]:
 
 
 def pad_of(settings: GenerationConfig) -> int:
-    """Return the token id that pads batches: ``pad_token_id`` of transformers' generation settings, else the first EOS
-    token's, else 0."""
+    """Return the token id to pad batches with: ``pad_token_id`` of the settings, else the first EOS token, else 0."""
     ends = settings.eos_token_id
     first = ends[0] if isinstance(ends, list) else ends
     return next((token for token in (settings.pad_token_id, first) if token is not None), 0)

@@ -1,6 +1,6 @@
-"""Memory files: a document's memory, the tokens of its open segment, and hashes of the model that read the document.
+"""Memory files: a document's memory, the tokens of its last segment, and hashes of the model that read the document.
 
-Shapes: c cached memories, m memory tokens, d embedding width, k sensory tokens, w tokens of the open segment.
+Shapes: c cached memories, m memory tokens, d embedding width, k sensory tokens, w tokens of the last segment.
 """
 
 import hashlib
@@ -28,8 +28,9 @@ PARTS = {"weights": "the model's weights", "tokenizer": "the tokenizer"}
 def save_memory(cache: SegmentCache, file: Path, model: HMTForCausalLM, tokenizer: PreTrainedTokenizerBase) -> int:
     """Write the memory of a document that a cache has read to a safetensors file.
 
-    The file has ``memories [c, m, d]``, ``valid [c]``, ``tail [k]`` and ``tokens [w]``. Its metadata has the settings
-    of the memory, the hashes of weights and tokenizer, and the number of closed segments.
+    Its tensors are ``memories [cached, memory tokens, dim]``, ``valid [cached]``, ``tail [sensory tokens]`` and
+    ``tokens [width]`` (ids after the last memory). Its metadata has the memory settings, hashes of weights and
+    tokenizer, and the number of segments before ``tokens``.
 
     Args:
         cache: cache of one row.
@@ -41,7 +42,7 @@ def save_memory(cache: SegmentCache, file: Path, model: HMTForCausalLM, tokenize
         Size of the file in bytes.
 
     Raises:
-        ConversionError: if the file cannot be written.
+        ConversionError: the file cannot be written.
     """
     assert cache.rows is not None
     state, length = cache.rows.state, cache.rows.lengths[0]
@@ -64,11 +65,11 @@ def load_memory(file: Path, model: HMTForCausalLM, tokenizer: PreTrainedTokenize
 
     Args:
         file: a file that :func:`save_memory` wrote.
-        model: the model that will go on reading.
+        model: the model that will continue reading.
         tokenizer: the model's tokenizer.
 
     Raises:
-        ConversionError: if the file is damaged, or was written with other weights, tokenizer or memory settings.
+        ConversionError: the file is damaged, or was written with other weights, tokenizer or memory settings.
     """
     try:
         with safe_open(file, framework="pt", device=str(model.device)) as saved:
@@ -88,14 +89,15 @@ def load_memory(file: Path, model: HMTForCausalLM, tokenizer: PreTrainedTokenize
 
 
 def identity(model: HMTForCausalLM, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """Return what a saved memory depends on, by name: the memory settings as JSON, and SHA-256 hashes of weights and
-    tokenizer."""
+    """Return everything that a saved memory depends on, by name: memory settings (JSON), SHA-256 of weights and
+    tokenizer.
+    """
     settings = {f"memory.{key}": json.dumps(value) for key, value in asdict(model.hmt.settings).items()}
     return settings | {"weights": hash_weights(model), "tokenizer": describe_tokenizer(tokenizer)}
 
 
 def check_identity(file: Path, stored: dict[str, str], own: dict[str, str]) -> None:
-    """Refuse a memory file that another model wrote.
+    """Check that a memory file was written by the same model, tokenizer and memory settings.
 
     Args:
         file: the memory file.
@@ -103,7 +105,7 @@ def check_identity(file: Path, stored: dict[str, str], own: dict[str, str]) -> N
         own: settings and hashes of the loaded model, by name.
 
     Raises:
-        ConversionError: naming every difference, with both values.
+        ConversionError: something differs; names every difference with both values.
     """
     differ = [name for name in own if stored.get(name) != own[name]]
     if differ[:-1]:
@@ -117,7 +119,7 @@ def check_identity(file: Path, stored: dict[str, str], own: dict[str, str]) -> N
 
 
 def hash_weights(model: HMTForCausalLM) -> str:
-    """Return the SHA-256 of all weights with their names and dtypes, the same on every device."""
+    """Return the SHA-256 (hexadecimal) of all weights with their names and dtypes, equal on every device."""
     digest = hashlib.sha256()
     for name, weight in sorted(model.hmt.named_parameters()):
         digest.update(f"{name} {weight.dtype} {list(weight.shape)}".encode())

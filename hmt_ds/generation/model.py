@@ -37,11 +37,11 @@ def load_model(source: Path, options: ChatOptions) -> Asked:
 
     Args:
         source: a run, its folder of checkpoints, one checkpoint, or a converted folder.
-        options: options of `hmt-ds chat` or `generate`: dtype and tokenizer.
+        options: dtype of the weights, and the tokenizer if it is not the model's own.
 
     Raises:
-        ConversionError: if the model cannot be loaded, or has no tokenizer.
-        DataError: if the tokenizer has more tokens than the model.
+        ConversionError: the model cannot be loaded, or has no tokenizer.
+        DataError: the tokenizer cannot be loaded, or has more tokens than the model.
     """
     kind = kind_of(source)
     if kind in ("state_dict", "deepspeed"):
@@ -66,8 +66,7 @@ def load_model(source: Path, options: ChatOptions) -> Asked:
 
 
 def build(export: Export, device: torch.device) -> HMT:
-    """Build a model with the exported weights of a run or converted folder, reading one weight at a time to save
-    memory.
+    """Build a model from the exported weights of a run or converted folder, one weight at a time to save memory.
 
     Args:
         export: configuration, settings and weights.

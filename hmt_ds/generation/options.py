@@ -14,23 +14,24 @@ from hmt_ds.config.sections import STRICT, PathText
 
 @dataclass(frozen=True, config=STRICT)
 class ChatOptions(Options):
-    """The options of `hmt-ds chat`, all of which `hmt-ds generate` has too; the text below each field is its help."""
+    """Options of `hmt-ds chat`, all of which `hmt-ds generate` has too; each field's docstring is its help text."""
 
     tokenizer: Annotated[PathText | None, "DIR"] = None
     """folder or hub name of the tokenizer (default: the one stored with the model or named in its recipe)"""
     document: Annotated[FilePath | None, "FILE"] = None
-    """text file of any length that the model reads into its memory before the prompt (default: none)"""
+    """UTF-8 text file of any length that the model reads into its memory before the first prompt (default: none)"""
     memory: Annotated[FilePath | None, "FILE"] = None
-    """file written by --save-memory, from which to start instead of reading its document again (default: none)"""
+    """file written by --save-memory, to start from a document's memory without reading the document again (default:
+    none)"""
     save_memory: Annotated[FilePath | None, "FILE"] = None
-    """new file to write the memory to, when the document is read or the conversation ends; a later generate or chat
-    goes on from it with --memory FILE (default: not saved)"""
+    """new file to write the memory to, after the document is read or when the conversation ends; a later generate or
+    chat starts from it with --memory FILE (default: not saved)"""
     max_new_tokens: AtLeastOne = 200
-    """largest number of tokens to generate for each prompt or turn; may span several segments"""
+    """largest number of tokens to generate for each prompt or turn; they may span several segments"""
     seed: Annotated[WholeNumber, Field(ge=0)] = 0
     """seed of random sampling; the same seed and prompt give the same text"""
     dtype: Literal["bf16", "fp32"] | None = None
-    """dtype to load the weights in (default: the dtype of a converted folder, or the precision of a run)"""
+    """dtype to load the weights in (default: the dtype of a converted folder, or the model.precision of a run)"""
 
     def conflicts(self) -> list[str]:
         """Return an error line for each input file that is missing, and for an output file that cannot be created."""
@@ -47,12 +48,13 @@ class ChatOptions(Options):
 
 @dataclass(frozen=True, config=STRICT)
 class GenerateOptions(ChatOptions):
-    """The options of `hmt-ds generate`, with those of `hmt-ds chat`; the text below each field is its help."""
+    """Options of `hmt-ds generate`, with those of `hmt-ds chat`; each field's docstring is its help text."""
 
     prompt: Annotated[tuple[str, ...], "TEXT"] = ()
-    """text to continue, after --document or --memory if given; can be repeated"""
+    """text to continue, after --document or --memory if given; can be repeated (default: continue the document itself)
+    """
     prompts: Annotated[FilePath | None, "FILE"] = None
-    """text file with one prompt per line, in addition to --prompt"""
+    """UTF-8 text file with one prompt per line, in addition to --prompt (default: none)"""
     batch: AtLeastOne = 8
     """largest number of prompts continued together in one batch; more is faster and takes more memory"""
 
@@ -67,7 +69,7 @@ class GenerateOptions(ChatOptions):
 
 
 def why_not_new(option: str, file: FilePath) -> list[str]:
-    """Return a line if a file to write exists already or its folder does not; an empty list otherwise.
+    """Return an error line if a file to write exists already or its folder does not; an empty list otherwise.
 
     Args:
         option: name of the command-line option, to begin the line with.

@@ -19,14 +19,14 @@ SEGMENTS = 64  # read between two movements of the progress bar
 
 
 def read_first(asked: Asked, options: ChatOptions) -> SegmentCache:
-    """Return a cache that has read the files given by --memory and --document; an empty cache without them.
+    """Return a cache that has read the files given by --memory and --document; an empty one without them.
 
     Args:
         asked: the model and its tokenizer.
         options: options of `hmt-ds chat` or `generate`.
 
     Raises:
-        ConversionError: if a file cannot be read or is empty, or another model wrote the memory.
+        ConversionError: a file cannot be read or is empty, or another model wrote the memory.
     """
     cache = SegmentCache()
     if options.memory is not None:
@@ -41,10 +41,10 @@ def read_first(asked: Asked, options: ChatOptions) -> SegmentCache:
 
 
 def read_text(file: Path) -> str:
-    """Return the content of a UTF-8 text file.
+    """Return the content of a UTF-8 text file, without a byte order mark.
 
     Raises:
-        ConversionError: if it cannot be read, or is not UTF-8.
+        ConversionError: it cannot be read, or is not UTF-8.
     """
     try:
         return file.read_text(encoding="utf-8-sig")
@@ -53,7 +53,7 @@ def read_text(file: Path) -> str:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, begins: bool) -> list[int]:
-    """Return the token ids of a text as training data would have them, without a final EOS.
+    """Return a text's token ids as training data would have them, but without a final EOS.
 
     Args:
         tokenizer: the tokenizer.
@@ -68,7 +68,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, begins: bool) -> li
 
 @torch.no_grad()
 def read_ids(model: HMTForCausalLM, cache: SegmentCache, ids: Sequence[int]) -> None:
-    """Read token ids of a document into a cache, after the tokens that it has read before, with a progress bar.
+    """Read token ids of a document into a cache, behind the tokens that it has read already, with a progress bar.
 
     Args:
         model: the model.

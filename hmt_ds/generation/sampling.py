@@ -1,4 +1,4 @@
-"""transformers' generation settings from the command line: ``--generation.temperature 0.7``."""
+"""Read transformers' generation settings from the command line: ``--generation.temperature 0.7``."""
 
 import copy
 import difflib
@@ -19,17 +19,17 @@ RESERVED = {"max_new_tokens", "max_length", "return_dict_in_generate", "num_retu
 
 
 def generation_settings(asked: Asked, options: ChatOptions, given: dict[str, object]) -> GenerationConfig:
-    """Return a model's generation settings, changed by those of the command line, after a trial of one token.
+    """Return a model's generation settings, changed by those of the command line; check them by generating one token.
 
     A setting that only sampling uses, such as the temperature, also switches sampling on.
 
     Args:
         asked: the model, with its stored generation settings, and its tokenizer.
-        options: options of `hmt-ds generate` or `chat`.
-        given: settings from the command line by name, see :func:`settings_of`.
+        options: largest number of new tokens, and the seed.
+        given: settings from the command line, by transformers' name.
 
     Raises:
-        ConfigError: with a line for each wrong setting.
+        ConfigError: transformers refuses a setting.
     """
     if given.keys() & SAMPLING:
         given = {"do_sample": True} | given
@@ -50,14 +50,16 @@ def settings_of(overrides: list[str]) -> dict[str, object]:
     """Return transformers' generation settings by name from words such as ``["--generation.top_p", "0.9"]``.
 
     Raises:
-        ConfigError: with a line for each word that is no such setting, and for each value that cannot be read.
+        ConfigError: with a line for each word that is not such a setting, and for each value that cannot be read.
     """
     sections: dict[str, object] = {}
     problems = apply_overrides(sections, overrides)
     given = sections.pop(SECTION, {})
-    problems += [f"--{key}: unknown option; settings look like --generation.top_p 0.9" for key in sections]
+    problems += [f"--{key}: unknown option; write a generation setting like --generation.top_p 0.9" for key in sections]
     if not isinstance(given, dict):
-        raise ConfigError([*problems, "--generation: lacks the name of a setting: write it as --generation.top_p 0.9"])
+        raise ConfigError(
+            [*problems, f"--generation {given}: lacks a setting's name: write it like --generation.top_p 0.9"]
+        )
     known = {key for key in GenerationConfig().to_dict() if not key.startswith("_")} - RESERVED
     for key in given.keys() - known:
         near = difflib.get_close_matches(key, known, 1)

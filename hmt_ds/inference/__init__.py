@@ -1,1 +1,1 @@
-"""Read and continue documents segment by segment, with a cache of memories, open segment, and its keys and values."""
+"""Read and continue documents segment by segment, caching memories and the last segment's keys and values."""

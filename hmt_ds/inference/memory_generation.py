@@ -10,11 +10,11 @@ from hmt_ds.inference.segment_cache import SegmentCache
 
 
 class MemoryGenerationMixin(GenerationMixin):  # transformers looks for the end of this name among a model's bases
-    """Mixin that gives an HMT model transformers' ``generate``, with a :class:`SegmentCache` as its cache."""
+    """Mixin that gives an HMT model transformers' ``generate``, with a cache that holds memories (``SegmentCache``)."""
 
     def generate(self, inputs: Tensor | None = None, generation_config: Any = None, **options: Any) -> Any:
-        """Continue documents with transformers' ``generate`` and all its options, with a :class:`SegmentCache` as the
-        cache.
+        """Continue documents with transformers' ``generate`` and all its options, remembering earlier segments by
+        memories.
 
         Args:
             inputs: token ids ``[batch, tokens]`` of the documents.
@@ -22,10 +22,11 @@ class MemoryGenerationMixin(GenerationMixin):  # transformers looks for the end 
             options: further arguments of transformers' ``generate``, such as ``max_new_tokens``.
 
         Returns:
-            What transformers returns: mostly token ids ``[batch, tokens]`` with the new ones at the end.
+            What transformers returns: by default token ids ``[batch, tokens]``, the given ones and the new ones behind
+                them.
 
         Raises:
-            ValueError: if ``cache_implementation`` asks for another kind of cache.
+            ValueError: ``cache_implementation`` asks for another kind of cache.
         """
         config = generation_config or self.generation_config
         kind = options.pop("cache_implementation", None) or config.cache_implementation
@@ -42,8 +43,10 @@ class MemoryGenerationMixin(GenerationMixin):  # transformers looks for the end 
         return super().generate(inputs, generation_config, **options)
 
     def prepare_inputs_for_generation(self, *arguments: Any, **kwargs: Any) -> dict[str, Any]:
-        """Return the arguments of the next forward pass as transformers prepares them, but without ``position_ids``,
-        which it counts wrongly after right padding."""
+        """Return the arguments of the next forward pass as transformers prepares them, but without ``position_ids``.
+
+        transformers counts positions wrongly after right padding; the model counts them itself.
+        """
         inputs = super().prepare_inputs_for_generation(*arguments, **kwargs)
         inputs.pop("position_ids", None)
         return inputs
@@ -52,6 +55,6 @@ class MemoryGenerationMixin(GenerationMixin):  # transformers looks for the end 
     def init_continuous_batching(self) -> Any:
         """Property that raises AttributeError, so that ``transformers serve`` does without continuous batching.
 
-        Continuous batching would read without the memory.
+        Continuous batching would call the backbone without the memory.
         """
         raise AttributeError

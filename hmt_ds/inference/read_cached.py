@@ -1,9 +1,10 @@
-"""Read new tokens after those in a cache: close the segments that they fill, and continue the open segments.
+"""Read new tokens after those in a cache: add the memory of each segment that is full, and continue the last segment.
 
-The logits equal those of a single pass over all tokens so far, at the same positions.
+The logits equal those of a single pass over all tokens so far. A row's open segment is its last one: the tokens whose
+memory is not written yet.
 
-Shapes: b batch, t new columns, q columns with logits, w tokens of a segment, p prompt tokens, L segment length,
-d embedding width, v vocabulary, m memory tokens.
+Shapes: b batch, t new columns, q columns with logits, w tokens of a segment, p prompt tokens, L segment length, d
+embedding width, v vocabulary, m memory tokens.
 """
 
 from collections.abc import Sequence
@@ -27,18 +28,18 @@ CHUNK = 16  # segments of a long document that are handled, and whose queries ar
 
 
 class Wanted:
-    """Collects the hidden states of tokens that need logits, while segments are read one by one.
+    """Collects the hidden states of tokens that need logits, while their segments are read one by one.
 
     Args:
-        rows: memories and open segments before the new tokens.
-        ids: token ids ``[b, q]`` of the columns that need logits.
-        real: ``[b, q]`` bool, False on pads; None without pads.
-        dim: embedding width d.
-        dtype: type of the hidden states.
+        rows: memories and open (last) segments before the new tokens.
+        ids: token ids ``[batch, columns]`` of the columns that need logits.
+        real: ``[batch, columns]`` bool, False on pads; None without pads.
+        dim: embedding width.
+        dtype: dtype of the hidden states.
 
     Attributes:
-        at: ``[b, q]``, position of each column's token, counted from the first token of the row's open segment.
-        hidden: ``[b, q, d]``, filled by :meth:`take`.
+        at: ``[batch, columns]`` int64, position of each column's token, from the first token of the row's open segment.
+        hidden: ``[batch, columns, dim]``, filled by :meth:`take`.
     """
 
     def __init__(self, rows: Rows, ids: Tensor, real: Tensor | None, dim: int, dtype: torch.dtype):
@@ -47,10 +48,10 @@ class Wanted:
         self.hidden = torch.zeros(*ids.shape, dim, dtype=dtype, device=ids.device)
 
     def take(self, hidden: Tensor) -> None:
-        """Copy the hidden states of those wanted tokens that are in a segment just read.
+        """Copy the hidden states of the tokens that need logits from a segment that was just read.
 
         Args:
-            hidden: ``[b, w, d]``, of the first w tokens of each row's open segment.
+            hidden: ``[batch, tokens, dim]``, of the first tokens of each row's open (last) segment.
         """
         width = hidden.shape[1]
         if width == 0:  # nothing but pads was read
@@ -62,11 +63,11 @@ class Wanted:
 
 @dataclass(frozen=True)
 class CachedReader:
-    """Reader of new tokens for every row of a batch, after the tokens that a cache holds.
+    """Reads new tokens of every row of a batch, after the tokens that a cache holds.
 
     Attributes:
         hmt: the model.
-        cache: the cache, updated by every call of :meth:`read`.
+        cache: memories and last segment of each row; updated by every call of :meth:`read`.
     """
 
     hmt: HMT
@@ -79,7 +80,7 @@ class CachedReader:
 
     @property
     def rows(self) -> Rows:
-        """Memories and open-segment tokens of the cache's rows; fails if nothing was read yet."""
+        """The memories and last segments of the cache's rows; an AssertionError if nothing was read yet."""
         assert self.cache.rows is not None
         return self.cache.rows
 
@@ -87,15 +88,15 @@ class CachedReader:
         """Read new tokens, add them to the cache, and return their logits.
 
         Args:
-            ids: token ids ``[b, t]``.
-            real: ``[b, t]`` bool, False on pads, which may be anywhere and are skipped; None without pads.
-            first: the first column whose logits are returned.
+            ids: token ids ``[batch, columns]``.
+            real: ``[batch, columns]`` bool, False on pads, which may be anywhere and are skipped; None without pads.
+            first: index of the first column whose logits are returned.
 
         Returns:
-            Logits ``[b, t - first, v]``. A pad has the logits of the token before it in its row.
+            Logits ``[batch, columns - first, vocabulary]``. A pad has the logits of the token before it in its row.
 
         Raises:
-            ValueError: if the cache has another number of rows than ``ids``.
+            ValueError: the number of rows is not a multiple of the cache's.
         """
         self.fit(ids)
         self.cache.seen += ids.shape[1]
@@ -113,10 +114,11 @@ class CachedReader:
         return self.hmt.backbone.logits(wanted.hidden)
 
     def fit(self, ids: Tensor) -> None:
-        """Give the cache as many rows as ``ids`` ``[b, t]`` has: create them, or repeat the cached ones (beam search).
+        """Give the cache as many rows as ``ids`` ``[batch, columns]``: create them, or repeat the cached ones (beam
+        search).
 
         Raises:
-            ValueError: if the number of rows is not a multiple of the cache's.
+            ValueError: the number of rows is not a multiple of the cache's.
         """
         cache, settings = self.cache, self.hmt.settings
         if cache.rows is None:
@@ -131,13 +133,14 @@ class CachedReader:
             cache.rows = Rows(state, state.tail[:, :0], (0,) * len(ids), (0,) * len(ids))
         elif len(ids) % cache.batch_size:
             raise ValueError(
-                f"past_key_values has {cache.batch_size} rows, and input_ids {len(ids)}: pass as many, or a multiple"
+                f"input_ids has {len(ids)} rows, but past_key_values has {cache.batch_size}: pass as many, or a "
+                "multiple"
             )
         elif len(ids) != cache.batch_size:
             cache.batch_repeat_interleave(len(ids) // cache.batch_size)
 
     def keys_go_on(self, tokens: int) -> bool:
-        """Return whether the cached keys and values remain usable when ``tokens`` tokens are added to every row."""
+        """Return whether the cached keys and values remain valid when every row gets this many tokens more."""
         settings, rows = self.hmt.settings, self.rows
         if self.cache.keys is None or max(rows.lengths) + tokens > settings.segment_length:
             return False
@@ -147,11 +150,11 @@ class CachedReader:
         return not (asks and any(closed and n < settings.summary_length for n, closed in open_rows))
 
     def append(self, ids: Tensor, real: Tensor | None, wanted: Wanted | None) -> None:
-        """Add tokens to the open segments and close every segment that is full.
+        """Add tokens to each row's last segment, and write the memory of every segment that is full.
 
         Args:
-            ids: token ids ``[b, t]``.
-            real: ``[b, t]`` bool, False on pads; None without pads.
+            ids: token ids ``[batch, columns]``.
+            real: ``[batch, columns]`` bool, False on pads; None without pads.
             wanted: collects the hidden states that need logits; None if no column does.
         """
         cache, length = self.cache, self.hmt.settings.segment_length
@@ -171,16 +174,18 @@ class CachedReader:
         cache.drop_keys()
 
     def write_behind_keys(self) -> Tensor:
-        """Return the memories ``[b, m, d]`` of full open segments, computed after their cached keys and values."""
+        """Return the memories ``[batch, memory tokens, dim]`` of full segments, computed after their cached keys and
+        values.
+        """
         assert self.cache.behind is not None
         return self.cache.extend(self.backbone, self.cache.behind) if self.cache.behind.shape[1] else self.cache.behind
 
     def close(self, memory: Tensor, wanted: Wanted | None) -> None:
-        """Close the first segment of every row that has more than L tokens.
+        """Close the first segment of every row that has more tokens than a segment: store its memory, drop its tokens.
 
         Args:
-            memory: memories ``[b, m, d]`` of the rows' first segments.
-            wanted: positions of tokens that need logits, moved back by the closed segments' lengths; None without.
+            memory: memories ``[batch, memory tokens, dim]`` of the rows' first segments.
+            wanted: tokens that need logits, whose positions are moved back by a segment; None if no token does.
         """
         cache, rows, length = self.cache, self.rows, self.hmt.settings.segment_length
         closes = torch.tensor([n > length for n in rows.lengths])
@@ -190,13 +195,13 @@ class CachedReader:
         cache.rows = rows.close(closes, memory, self.hmt.settings)
 
     def queries(self, segments: int) -> list[Tensor | None]:
-        """Return the queries ``[b, m, d]`` that recall memories for each row's next segments, computed in one batch.
+        """Return the queries that recall memories for each row's next segments, computed in one batch.
 
         Args:
-            segments: number of segments to compute queries for.
+            segments: number of segments per row.
 
         Returns:
-            One query per segment; None where the model recalls nothing.
+            A query ``[batch, memory tokens, dim]`` for each segment; None where the model recalls nothing.
         """
         settings, state = self.hmt.settings, self.rows.state
         remembers = state.memories.shape[1] > 0
@@ -208,20 +213,20 @@ class CachedReader:
         return queries if remembers else [None, *queries[1:]]
 
     def enter(self, query: Tensor | None) -> tuple[Segment, Tensor]:
-        """Prepare each row's first segment, with the sensory tokens before it, to be read by the model.
+        """Prepare the first segment of each row, with the sensory tokens before it, to be read by the model.
 
         Args:
-            query: the query ``[b, m, d]`` of that segment; None if the model recalls nothing.
+            query: the segment's query ``[batch, memory tokens, dim]``; None if the model recalls nothing.
 
         Returns:
-            The segment, and the memory prompt ``[b, p, d]`` to read before it.
+            The segment, and the memory prompt ``[batch, prompt tokens, dim]`` to read before it.
         """
         settings, state = self.hmt.settings, self.rows.state
         prompt, _ = self.hmt.memory_prompt(state.memories, state.valid, settings.mode, query)
         return self.rows.window(settings.segment_length).segment(0, state.tail, settings), prompt
 
     def read_open(self) -> Tensor:
-        """Read the open segments, cache their keys and values, and return the tokens' hidden states ``[b, w, d]``."""
+        """Read each row's last segment, cache its keys and values; return hidden states ``[batch, tokens, dim]``."""
         part, prompt = self.enter(*self.queries(1))
         if is_recurrent(self.backbone.model):  # it has no keys and values, and would carry pads on
             return take_columns(self.hmt.read(part, prompt)[0], part.fresh)
@@ -243,5 +248,10 @@ class CachedReader:
 
 
 def take_columns(hidden: Tensor, columns: Tensor) -> Tensor:
-    """Gather hidden states ``[b, n, d]`` from ``hidden`` ``[b, w, d]`` at the columns ``[b, n]`` of each row."""
+    """Return the hidden states ``[batch, n, dim]`` at the given columns ``[batch, n]`` of each row.
+
+    Args:
+        hidden: ``[batch, tokens, dim]``.
+        columns: int64 indices below ``tokens``.
+    """
     return hidden.gather(1, columns[:, :, None].expand(-1, -1, hidden.shape[2]))

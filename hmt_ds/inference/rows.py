@@ -1,6 +1,7 @@
-"""Position of each row of a batch in its document: its memories, and the tokens of its open segment.
+"""How far each row of a batch has read its document: its memories, and the tokens of its last segment.
 
 Rows of padded batches cross boundaries between segments at different times, so all values are kept per row.
+A row's open segment is its last one: the tokens whose memory is not written yet.
 
 Shapes: b batch, w tokens of the longest open segment, m memory tokens, d embedding width, k sensory tokens.
 """
@@ -17,15 +18,15 @@ from hmt_ds.memory.state import MemoryState
 
 @dataclass(frozen=True)
 class Rows:
-    """Memories and open segments of the rows of a batch.
+    """Memories and open segment (the last one, whose memory is not written yet) of each row of a batch.
 
-    Token counts are on the host, so that decoding a token waits for no copy from the device.
+    Token counts are kept on the host, so that decoding a token waits for no copy from the device.
 
     Attributes:
         state: memories and sensory tokens at each row's last boundary. In each row the valid memories come last.
-        tokens: ``[b, w]`` int64, token ids after that boundary, left-aligned; the rest of each row is arbitrary.
+        tokens: ``[batch, width]`` int64, token ids after that boundary, left-aligned; behind a row's tokens arbitrary.
         lengths: number of tokens in each row's open segment. A full segment stays open until another token follows.
-        closed: number of closed segments of each row.
+        closed: number of segments of each row whose memory is written.
     """
 
     state: MemoryState
@@ -34,11 +35,11 @@ class Rows:
     closed: tuple[int, ...]
 
     def append(self, ids: Tensor, real: Tensor | None) -> "Rows":
-        """Return rows with tokens added to the open segments, which may become longer than the segment length.
+        """Return rows with tokens added to each row's last segment, which may become longer than a segment.
 
         Args:
-            ids: token ids ``[b, t]``.
-            real: ``[b, t]`` bool, False on pads, which are skipped; None without pads.
+            ids: token ids ``[batch, columns]``.
+            real: ``[batch, columns]`` bool, False on pads, which are skipped; None without pads.
         """
         if real is None and len(set(self.lengths)) == 1:
             tokens = torch.cat([self.tokens[:, : self.lengths[0]], ids], dim=1)
@@ -51,11 +52,11 @@ class Rows:
         return replace(self, tokens=tokens[:, : max(lengths)], lengths=lengths)
 
     def counts(self) -> Tensor:
-        """Number of tokens in each row's open segment, ``[b]`` int64 on the device."""
+        """Return the number of tokens in each row's last segment, ``[batch]`` int64 on the device."""
         return torch.tensor(self.lengths, device=self.tokens.device)
 
     def window(self, length: int, segments: int = 1) -> Window:
-        """Return each row's first tokens after its last boundary, as a window of segments.
+        """Return the first tokens of each row after its last boundary as a window of segments.
 
         Args:
             length: tokens of each segment.
@@ -69,11 +70,11 @@ class Rows:
         return Window(tokens, tokens, lengths, starts)
 
     def close(self, closes: Tensor, memory: Tensor, settings: MemorySettings) -> "Rows":
-        """Return rows in which some have moved the memory of their first segment into their state.
+        """Return rows in which some have closed their first segment: its memory is stored and its tokens are dropped.
 
         Args:
-            closes: ``[b]`` bool on the host; True for rows that close a segment, which have more than L tokens.
-            memory: memories ``[b, m, d]`` of the first segments; m = 0 without memory.
+            closes: ``[batch]`` bool on the host; True for rows that close a segment, which have more tokens than one.
+            memory: memories ``[batch, memory tokens, dim]`` of the first segments; no memory tokens without memory.
             settings: the model's memory settings.
         """
         length, k = settings.segment_length, settings.sensory_tokens
@@ -87,16 +88,16 @@ class Rows:
         return Rows(remember(self.state, there, memory, tail, keep), tokens, lengths, closed)
 
     def before_closing(self, closes: Tensor, length: int) -> "Rows":
-        """Return what :meth:`close` drops, to undo it: the first ``length`` tokens of the rows that close.
+        """Return what closing the first segment drops, to be able to undo it: its tokens and the memories before it.
 
         Args:
-            closes: ``[b]`` bool on the host; True for rows that close a segment.
+            closes: ``[batch]`` bool on the host; True for rows that close a segment.
             length: segment length in tokens.
         """
         return replace(self, tokens=self.tokens[:, :length], lengths=tuple(length * c for c in closes.tolist()))
 
     def shortened(self, number: int) -> "Rows":
-        """Return rows without their last ``number`` tokens each."""
+        """Return rows without the last ``number`` tokens of each; every row must have that many in its last segment."""
         return replace(self, lengths=tuple(n - number for n in self.lengths))
 
     def select(self, rows: Tensor) -> "Rows":
@@ -109,14 +110,14 @@ class Rows:
 
 
 def remember(state: MemoryState, closes: Tensor, memory: Tensor, tail: Tensor, keep: int) -> MemoryState:
-    """Return the state of rows of which some have closed a segment: its memory is appended, the newest ones are kept.
+    """Return the memory state of rows of which some have closed a segment: add its memory, keep only the newest ones.
 
     Args:
         state: memories and sensory tokens of all rows.
-        closes: ``[b]`` bool; True for rows that get the memory. Other rows get an invalid place in front instead, so
+        closes: ``[batch]`` bool; True for rows that get a memory. Other rows get an invalid place in front instead, so
             that in each row the valid memories come last.
-        memory: embeddings of the closed segments' memories, ``[b, m, d]``; ignored in other rows.
-        tail: sensory tokens of the next segment of every row, ids ``[b, k]``.
+        memory: memories of the closed segments, ``[batch, memory tokens, dim]``; ignored in other rows.
+        tail: sensory tokens of every row's next segment, ids ``[batch, sensory tokens]``.
         keep: largest number of memories that a row keeps.
     """
     if memory.shape[1] == 0:

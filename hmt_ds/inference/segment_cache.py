@@ -1,4 +1,4 @@
-"""Cache for transformers' generation: memories, open segment, and the open segment's keys and values.
+"""Cache for transformers' generation: memories, tokens of the last segment, and its keys and values.
 
 The content depends only on the tokens, never on how they arrived (at once, one by one, after a rollback), so every
 decoding method of transformers works: sampling, beam search, assisted decoding.
@@ -19,13 +19,15 @@ BORDERS = 3  # how many borders between segments can be undone: assistants propo
 
 
 class SegmentCache(Cache):
-    """Cache of the tokens read so far, as memories and one open segment per row; empty when created.
+    """Cache of the tokens read so far: memories, and one open (last, not yet remembered) segment per row.
 
     Attributes:
         rows: memories, and tokens of the open segments; None while nothing was read.
         keys: keys and values of the open segments and the prompts before them; None if they must be computed again.
-        mask: ``[b, t]`` bool, False on pads in ``keys``; None without pads.
-        behind: ``[b, m, d]``, embeddings that the backbone reads after a segment to write its memory.
+        mask: ``[batch, positions]`` bool, False on pads in ``keys``; None without pads.
+        behind: ``[batch, memory tokens, dim]``, embeddings that the backbone reads after a segment to write its memory.
+        seen: number of columns read so far, pads included.
+        undo: state before each of the last three segments was closed, to restore it when tokens are removed.
     """
 
     def __init__(self) -> None:
@@ -36,7 +38,7 @@ class SegmentCache(Cache):
         self.drop_keys()
 
     def drop_keys(self) -> None:
-        """Drop the cached keys and values, so that the open segments are read again at the next call."""
+        """Drop the cached keys and values, so that the last segments are read again at the next call."""
         self.keys: DynamicCache | None = None
         self.mask: Tensor | None = None
         self.behind: Tensor | None = None
@@ -46,11 +48,11 @@ class SegmentCache(Cache):
 
         Args:
             backbone: the model's backbone.
-            embeddings: ``[b, t, d]``.
-            real: ``[b, t]`` bool, False on pads; None without pads.
+            embeddings: ``[batch, positions, dim]``.
+            real: ``[batch, positions]`` bool, False on pads; None without pads.
 
         Returns:
-            Hidden states ``[b, t, d]``.
+            Hidden states ``[batch, positions, dim]``.
         """
         assert self.keys is not None
         new, positions = embeddings.shape[1], None
@@ -63,12 +65,19 @@ class SegmentCache(Cache):
         return backbone.extend(embeddings, self.keys, self.mask, positions)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return the number of columns read so far, pads included; tokens whose memory was loaded from a file do not
-        count."""
+        """Return the number of columns read so far, pads included, without a document whose memory came from a file.
+
+        Args:
+            layer_idx: not used; part of transformers' interface.
+        """
         return self.seen
 
     def get_max_cache_shape(self, layer_idx: int = 0) -> int:
-        """Return -1, which tells transformers that sequences may be of any length."""
+        """Return -1, which tells transformers that sequences may have any length.
+
+        Args:
+            layer_idx: not used; part of transformers' interface.
+        """
         return -1
 
     def __len__(self) -> int:
@@ -76,13 +85,13 @@ class SegmentCache(Cache):
 
     @property
     def batch_size(self) -> int:
-        """The number of rows; -1 while nothing was read."""
+        """Number of rows in the cache; -1 while nothing was read."""
         return -1 if self.rows is None else len(self.rows.lengths)
 
     max_batch_size = batch_size  # the name in earlier versions of transformers
 
     def select(self, rows: Tensor) -> None:
-        """Keep only the rows with the given indices ``[n]``, in that order; an index may repeat."""
+        """Keep only the rows with the given indices ``[n]`` (int64), in that order; an index may repeat."""
         if self.rows is None:
             return
         self.rows = self.rows.select(rows)
@@ -93,21 +102,21 @@ class SegmentCache(Cache):
             self.behind = None if self.behind is None else self.behind.index_select(0, rows)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Keep the rows of the best beams, given by their indices ``beam_idx`` ``[b]``."""
+        """Keep the rows of the best beams, given by their indices ``beam_idx`` ``[batch]`` (int64)."""
         self.select(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep only some rows, given by their indices or by a boolean mask ``[b]``."""
+        """Keep only some rows, given by their indices ``[n]`` (int64) or by a boolean mask ``[batch]``."""
         self.select(indices.nonzero()[:, 0] if indices.dtype == torch.bool else indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat every row ``repeats`` times, copies of a row next to each other."""
+        """Repeat every row ``repeats`` times, the copies of a row next to each other."""
         if self.rows is not None:
             rows = torch.arange(self.batch_size, device=self.rows.tokens.device)
             self.select(rows.repeat_interleave(repeats))
 
     def reset(self) -> None:
-        """Empty the cache."""
+        """Empty the cache, as if nothing had been read."""
         self.__init__()  # type: ignore[misc]
 
     def crop(self, tokens: int) -> None:
@@ -117,7 +126,7 @@ class SegmentCache(Cache):
             tokens: minus the number of tokens to remove; a positive number is how many to keep (transformers 5.0).
 
         Raises:
-            ValueError: if more segments would have to be reopened than the cache can restore.
+            ValueError: the tokens reach back further than the last three segments, which alone can be restored.
         """
         number = -tokens if tokens <= 0 else self.seen - tokens
         if number <= 0 or self.rows is None:
@@ -130,7 +139,7 @@ class SegmentCache(Cache):
             rows = undo.pop().append(rows.tokens, own)
         if number > min(rows.lengths):
             raise ValueError(
-                f"{number} tokens cannot be taken back: only those of the last {BORDERS} segments can; "
+                f"cannot remove the last {number} tokens: only those of the last {BORDERS} segments can be; "
                 "read the document again"
             )
         self.rows, self.undo, self.seen = rows.shortened(number), undo, self.seen - number

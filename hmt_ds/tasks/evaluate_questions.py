@@ -41,10 +41,10 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True)
 class Answered:
-    """The model's answer to one question, with scores, as written to JSON.
+    """A model's answer to one question, with scores, as written to JSON.
 
     Attributes:
-        line: number of the question's line in its file, from 1.
+        line: number of the question in its file, from 1.
         reading: how the document was read: ``memory``, ``swapped``, ``empty``, ``truncated`` or ``full``.
         found: the text that the model generated.
         answers: the right answers.
@@ -63,17 +63,17 @@ def evaluate_questions(source: Path, options: TaskOptions) -> None:
 
     Args:
         source: a run, a checkpoint of a run, or a converted folder.
-        options: the file of questions, the ways of reading, and the JSON file for all answers, if one is asked for.
+        options: the file of questions, the ways of reading, and the JSON file to write all answers to, if any.
 
     Raises:
-        ConversionError: if the model or the questions cannot be read, with a line for each problem; or another of
-            ``hmt_ds.conversion.convert.MISTAKES``.
+        ConversionError: the model or the questions cannot be read; with a line for each problem.
+        BackboneError, CheckpointError, ConfigError, DataError: backbone, checkpoint, recipe or tokenizer is wrong.
     """
     assert options.questions is not None
     questions = list(read_questions(options.questions))
     if len(questions) < 2:
         raise ConversionError(
-            f"--questions: {options.questions} has {len(questions)} questions, at least 2 are needed: add some"
+            f"--questions: {options.questions} has {len(questions)} questions, but at least 2 are needed: add some"
         )
     asked = load_model(source, ChatOptions(tokenizer=options.tokenizer, dtype=options.dtype))
     readings = Readings(asked, options.readings, options.answer_tokens)
@@ -96,7 +96,7 @@ def evaluate_questions(source: Path, options: TaskOptions) -> None:
 
 
 def read_questions(file: Path) -> Iterator[Question]:
-    """Read questions from a file with one JSON object per line; blank lines are left out.
+    """Read questions from a file with one JSON object per line, skipping blank lines.
 
     Args:
         file: each line has the keys ``context`` (the document), ``answers`` (a text or a list of texts) and,
@@ -104,7 +104,7 @@ def read_questions(file: Path) -> Iterator[Question]:
             and each question is asked behind the document alone.
 
     Raises:
-        ConversionError: naming the first line that cannot be read, and why.
+        ConversionError: a line cannot be read; names the first one and why.
     """
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
@@ -119,7 +119,7 @@ def read_questions(file: Path) -> Iterator[Question]:
             row = json.loads(line)
             text, question, answers = row["context"], row.get("input", ""), row["answers"]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            reason = f"has no {error}" if isinstance(error, KeyError) else "is not a JSON object"
+            reason = f"has no key {error}" if isinstance(error, KeyError) else "is not a JSON object"
             raise ConversionError(
                 f'--questions: {file}, line {number} {reason}: write {{"context": ..., "answers": [...]}}'
             ) from None
@@ -129,29 +129,30 @@ def read_questions(file: Path) -> Iterator[Question]:
             if not (isinstance(text, str) and text.strip() and isinstance(one, str) and is_texts(right)):
                 raise ConversionError(
                     f"--questions: {file}, line {number}: context and input must be texts, answers a text or a list "
-                    "of texts; or input and answers lists of as many of them: correct the line"
+                    "of texts; or input and answers lists of equal length: correct the line"
                 )
             yield Question(text, f" Question: {one} Answer:" if one else " Answer:", right)
 
 
 def is_texts(value: object) -> bool:
-    """Return whether a value is a list of texts, with at least one."""
+    """Return whether a value is a non-empty list of strings."""
     return isinstance(value, list) and bool(value) and all(isinstance(part, str) for part in value)
 
 
 def scores_of(found: str, answers: Sequence[str]) -> dict[str, float]:
-    """Return the scores of an answer from 0 to 1, by name (``exact match``, ``F1``, ``ROUGE-L``), each against the
-    right answer that gives the highest.
+    """Return the scores of an answer, 0 to 1, by name: ``exact match``, ``F1`` and ``ROUGE-L``.
+
+    Each score is that against the right answer that gives the highest.
 
     Args:
-        found: what the model answered.
+        found: the model's answer.
         answers: the right answers, at least one.
     """
     return {name: max(score(found, answer) for answer in answers) for name, score in SCORES.items()}
 
 
 def scores_table(answered: Sequence[Answered], readings: Sequence[str]) -> Table:
-    """Return a table of mean scores in percent, with 95% intervals over the questions.
+    """Make a table of mean scores in percent, with 95% intervals over the questions.
 
     Args:
         answered: the scored answers.

@@ -25,7 +25,7 @@ PLACES = 10  # parts of a document in the heat map
 
 @dataclass(frozen=True)
 class Answer:
-    """The model's answer to the question about one generated document, with scores, as written to JSON.
+    """A model's answer to the question about one generated document, with scores, as written to JSON.
 
     Attributes:
         task: name of the task, such as ``babilong-qa1``.
@@ -34,7 +34,7 @@ class Answer:
         reading: how the document was read: ``memory``, ``swapped``, ``empty``, ``truncated`` or ``full``.
         question: the question.
         expected: the right answer.
-        found: what the model answered.
+        found: the first line that the model generated.
         right: 1 if the answer names the right word and no other possible answer, as BABILong scores, else 0.
         exact_match: 1 if the answers are equal after normalization, as SQuAD scores, else 0.
         f1: F1 of the answer's words, from 0 to 1, as SQuAD and LongBench score.
@@ -53,15 +53,17 @@ class Answer:
 
 
 def evaluate_tasks(source: Path, options: TaskOptions) -> None:
-    """Print the percentage of right answers by task, length and way of reading; write all answers and a heat map if
-    asked.
+    """Ask a model about generated documents; print the percentage of right answers by task, length and way of reading.
+
+    All answers are also written as JSON, and a heat map is drawn, if the options name files for them.
 
     Args:
         source: a run, a checkpoint of a run, or a converted folder.
         options: tasks, lengths, ways of reading, and files to write.
 
     Raises:
-        ConversionError: or another of ``hmt_ds.conversion.convert.MISTAKES``, with a line for each problem.
+        ConversionError: the model cannot be read or a document is too long; with a line for each problem.
+        BackboneError, CheckpointError, ConfigError, DataError: backbone, checkpoint, recipe or tokenizer is wrong.
     """
     asked = load_model(source, ChatOptions(tokenizer=options.tokenizer, dtype=options.dtype))
     readings, haystack = Readings(asked, options.readings, options.answer_tokens), Haystack(asked.tokenizer, "test")
@@ -87,11 +89,12 @@ def evaluate_tasks(source: Path, options: TaskOptions) -> None:
 
 
 def batches(haystack: Haystack, name: str, length: int, options: TaskOptions) -> Iterator[list[Task]]:
-    """Yield the documents of one task and length in batches of at least two, because a document can be answered with
-    the memory of another one of its batch.
+    """Yield the generated documents of one task and length in batches of at least two.
+
+    One document is not enough, because each is also read with the memories of another one in its batch.
 
     Args:
-        haystack: maker of the documents.
+        haystack: makes the documents.
         name: name of the task, such as ``babilong-qa1``.
         length: tokens of a document.
         options: number of documents, batch size and seed.
@@ -105,10 +108,10 @@ def score(name: str, length: int, tasks: Sequence[Task], readings: Readings) -> 
     """Ask about a batch of documents, and yield the scored answers of every way of reading.
 
     Args:
-        name: name of the task.
+        name: name of the task, such as ``babilong-qa1``.
         length: tokens of a document.
         tasks: the documents with their questions.
-        readings: answers questions in several ways of reading.
+        readings: the model, and the ways in which it reads documents.
     """
     for reading, texts in readings.answers(tasks).items():
         for task, text in zip(tasks, texts, strict=True):
@@ -128,8 +131,7 @@ def score(name: str, length: int, tasks: Sequence[Task], readings: Readings) -> 
 
 
 def figures_of(answers: Sequence[Answer], name: str, length: int, readings: Sequence[str]) -> TaskFigures:
-    """Summarize the answers to one task at one document length: right answers by way of reading, and by the place of
-    the fact.
+    """Summarize the answers to one task at one document length, by way of reading and by place of the fact.
 
     Args:
         answers: all answers, of any task and length.

@@ -1,4 +1,4 @@
-"""The model ``hmt`` of lm-evaluation-harness: whole documents, whatever their length, in batches.
+"""The model ``hmt`` for lm-evaluation-harness: reads whole documents of any length, in batches.
 
 ``python -m hmt_ds.tasks.harness run --model hmt --model_args pretrained=FOLDER --tasks TASK`` takes the options of the
 command ``lm_eval``.
@@ -25,14 +25,14 @@ Request = tuple[tuple[str, str], list[int], list[int]]  # texts, ids of the cont
 
 @register_model("hmt")
 class HarnessModel(HFLM):
-    """A converted folder in the harness, run by the installed code and not by the folder's.
+    """A converted folder as a model of lm-evaluation-harness, run by the installed code and not by the folder's.
 
     Args:
         pretrained: a folder that ``hmt-ds convert`` has written, or its name on the hub.
         dtype: torch's name of the dtype of weights, such as ``bfloat16``.
-        device: device to run on; a GPU if there is one, by default.
-        max_length: number of tokens after which a document is cut; none, by default.
-        options: as for the harness's model ``hf``, such as ``batch_size``.
+        device: torch's name of the device to run on; by default a GPU if there is one, else the CPU.
+        max_length: number of tokens after which a document is cut; by default never.
+        options: other arguments of the harness's model ``hf``, such as ``batch_size``.
     """
 
     def __init__(
@@ -59,7 +59,13 @@ class HarnessModel(HFLM):
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        """Return, for each request, the log-likelihood of its continuation, and whether greedy decoding gives it."""
+        """Return the log-likelihood of each request's continuation, and whether greedy decoding gives the same tokens.
+
+        Args:
+            requests: texts, token ids of the context, and token ids of the continuation.
+            disable_tqdm: hide the progress bar.
+            override_bs: requests per batch; None for the model's batch size.
+        """
         size = override_bs or (self.batch_size if isinstance(self.batch_size, int) else 8)
         order = sorted(range(len(requests)), key=lambda number: -sum(map(len, requests[number][1:])))
         answers: dict[int, tuple[float, bool]] = {}
@@ -73,7 +79,13 @@ class HarnessModel(HFLM):
 
     @torch.inference_mode()
     def read(self, requests: list[Request]) -> list[tuple[float, bool]]:
-        """Return the answers of one batch; logits are there for some `AT_ONCE` tokens of a row at a time."""
+        """Return the log-likelihood of each continuation in a batch, and whether greedy decoding gives it.
+
+        Logits are computed for about 2,048 tokens of a row at a time, to save memory.
+
+        Args:
+            requests: texts, token ids of the context, and token ids of the continuation.
+        """
         lengths = [len(context) + len(continuation) - 1 for _, context, continuation in requests]
         ids = torch.zeros(len(requests), max(lengths) + 1, dtype=torch.int64)
         wanted = torch.zeros(len(requests), max(lengths), dtype=torch.bool)
@@ -98,11 +110,11 @@ class HarnessModel(HFLM):
 
 
 def scored(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the log-probability of each label, and whether it is the most likely token, both `[rows, tokens]`.
+    """Return each label's log-probability (float64), and whether it is the most likely token; both `[rows, tokens]`.
 
     Args:
         logits: `[rows, tokens, vocabulary]`.
-        labels: `[rows, tokens]` int64.
+        labels: token ids, `[rows, tokens]` int64.
     """
     scores = logits.float().log_softmax(dim=-1).gather(-1, labels[..., None])[..., 0].double()
     return scores, logits.argmax(dim=-1) == labels

@@ -1,4 +1,4 @@
-"""Documents of a given number of tokens: facts of a story hidden among sentences of a novel, with a question."""
+"""Make documents of a given number of tokens that hide a story's facts among sentences of a novel, with a question."""
 
 import re
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Task:
 
 
 class Haystack:
-    """Maker of documents that hide stories among the sentences of a novel.
+    """Makes documents that hide the facts of a story among the sentences of a novel.
 
     Args:
         tokenizer: counts tokens.
@@ -47,7 +47,7 @@ class Haystack:
         self.sizes = [self.count(f" {sentence}") for sentence in self.sentences]
 
     def count(self, text: str) -> int:
-        """Return the number of tokens of a text from the middle of a document, without BOS and EOS."""
+        """Return the number of tokens of a text within a document, without BOS and EOS."""
         return len(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
     def task(self, name: str, length: int, seed: int) -> Task:

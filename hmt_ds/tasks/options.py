@@ -20,8 +20,10 @@ RANGE = re.compile(r"(.*?)(\d)\.\.(\d)")
 
 
 def split(texts: object) -> object:
-    """Split texts at commas and expand ranges, without repetitions: ``["a1..3,b"]`` becomes ``("a1", "a2", "a3",
-    "b")``. Anything but a list or tuple is returned unchanged."""
+    """Split texts at commas, expand ranges and drop repetitions: ``["a1..3,b"]`` becomes ``("a1", "a2", "a3", "b")``.
+
+    Anything but a list or tuple is returned unchanged.
+    """
     if not isinstance(texts, list | tuple):
         return texts
     parts: list[object] = []
@@ -36,27 +38,26 @@ Split = BeforeValidator(split)
 
 @dataclass(frozen=True, config=STRICT)
 class TaskOptions(Options):
-    """The options of `hmt-ds evaluate` for questions about documents (--tasks, --questions); the text below each field
-    is its help."""
+    """Options of `hmt-ds evaluate` that ask questions about documents; each field's docstring is its help text."""
 
     tasks: Annotated[tuple[TaskName, ...], "NAMES", Split] = ()
-    """instead of held-out losses, ask a run, a checkpoint or a converted folder questions about generated documents:
-    one or more of passkey and babilong-qa1 to babilong-qa5, with commas or as babilong-qa1..5"""
+    """ask questions about generated documents, instead of measuring held-out losses: one or more of passkey and
+    babilong-qa1 to babilong-qa5, separated by commas or as babilong-qa1..5"""
     questions: Annotated[FilePath | None, "FILE"] = None
-    """instead of held-out losses, ask the questions of a .jsonl file whose lines have the keys context, input and
-    answers, as in LongBench"""
+    """ask the questions of a .jsonl file, instead of measuring held-out losses; its lines have the keys context, input
+    and answers, as in LongBench"""
     lengths: Annotated[tuple[AtLeastOne, ...], "N,N", Split] = (4096,)
-    """with --tasks: length of the generated documents in tokens; several with commas"""
+    """with --tasks: length of the generated documents in tokens, or several lengths separated by commas"""
     answer_tokens: AtLeastOne = 16
     """with --tasks or --questions: largest number of tokens to generate for an answer"""
     readings: Annotated[tuple[ReadingName, ...], "NAMES", Split] = ("memory", "swapped", "empty")
-    """with --tasks or --questions: how documents are read, with commas. memory: with their own memories; swapped: with
-    another document's; empty: with none; truncated: by the backbone alone, only the last tokens, as many as a segment
-    holds; full: by the backbone alone, all tokens"""
+    """with --tasks or --questions: how documents are read, separated by commas. memory: with their own memories;
+    swapped: with another document's memories; empty: without memories; truncated: by the backbone alone, only the last
+    tokens, as many as fit into a segment; full: by the backbone alone, all tokens"""
     samples: Annotated[AtLeastOne, Field(ge=2)] = 50
-    """with --tasks: number of documents of each task and length"""
+    """with --tasks: number of documents for each task and length, at least 2"""
     batch: Annotated[AtLeastOne, Field(ge=2)] = 8
-    """with --tasks or --questions: number of documents in a batch; more is faster and takes more memory"""
+    """with --tasks or --questions: number of documents in a batch, at least 2; more is faster and takes more memory"""
     seed: Annotated[WholeNumber, Field(ge=0)] = 0
     """with --tasks: seed of the generated documents; the same seed gives the same documents"""
     json: Annotated[FilePath | None, "FILE"] = None
@@ -77,14 +78,15 @@ class TaskOptions(Options):
         return bool(self.tasks or self.questions)
 
     def conflicts(self) -> list[str]:
-        """Return an error line for each option that has no effect, contradicts another, or names a file that cannot be
-        read or written."""
+        """Return an error line for each option that has no effect, contradicts another or names a file that cannot be
+        used.
+        """
         if not self.asks:
             default = TaskOptions()
             given = [name for name in vars(default) if getattr(self, name) != getattr(default, name)]
             return [f"{flag(name)}: only with --tasks or --questions: add one of them, or remove it" for name in given]
         if self.tasks and self.questions:
-            return ["--questions: not together with --tasks: give one of them"]
+            return [f"--questions {self.questions} cannot be used together with --tasks: give one of them"]
         if self.questions and not self.questions.is_file():
             return [f"--questions: {self.questions} is not a file: name a .jsonl file"]
         if self.json and (self.json.is_dir() or not self.json.absolute().parent.is_dir()):
@@ -94,21 +96,21 @@ class TaskOptions(Options):
 
 @dataclass(frozen=True, config=STRICT)
 class WriteOptions(Options):
-    """The options of `hmt-ds tasks`; the text below each field is its help."""
+    """Options of `hmt-ds tasks`, which writes generated documents; each field's docstring is its help text."""
 
     output: Annotated[FilePath | None, "FILE"] = None
-    """new .jsonl file to write the documents to, required"""
+    """new .jsonl file to write the documents to; required"""
     tokenizer: Annotated[PathText | None, "DIR"] = None
-    """folder or hub name of the tokenizer with which lengths are counted, required"""
+    """folder or hub name of the tokenizer that counts the documents' tokens; required"""
     lengths: Annotated[tuple[AtLeastOne, ...], "N,N", Split] = (4096,)
-    """length of the documents in tokens; several, with commas, take turns"""
+    """length of the documents in tokens; of several lengths, separated by commas, each document takes the next one"""
     documents: AtLeastOne = 1000
     """number of documents to write for each task"""
     seed: Annotated[WholeNumber, Field(ge=0)] = 0
     """seed of the generated documents; the same seed gives the same documents"""
 
     def conflicts(self) -> list[str]:
-        """Return an error line for each required option that is missing, and for an output file that exists."""
+        """Return an error line for each required option that is missing, and for an output file that cannot be made."""
         problems = [
             f"--{name}: missing: give --{name} {'FILE' if name == 'output' else 'FOLDER'}"
             for name in ("output", "tokenizer")

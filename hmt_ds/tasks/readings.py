@@ -1,4 +1,4 @@
-"""Ways to read a document before its question: with its memory, another's memory, none, or by the backbone alone."""
+"""Ways to read a document before its question: with its memories, another's, none, or by the backbone alone."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -26,11 +26,11 @@ CHANGES: dict[ReadingName, Change] = {
 
 
 class Asks(Protocol):
-    """A document and a question about it.
+    """Protocol of a document and a question about it.
 
     Attributes:
         text: the document.
-        question: text that follows the document and that the model's answer follows.
+        question: text that follows the document, and that the model continues with its answer.
     """
 
     @property
@@ -60,27 +60,26 @@ class Readings:
         )
 
     def check(self, length: int) -> None:
-        """Refuse documents that are too long to be read at once by the backbone, if the way of reading ``full`` is
-        asked for.
+        """Check that the backbone alone can read a document, if one of the ways of reading is ``full``.
 
         Args:
-            length: tokens of a document.
+            length: tokens of the document.
 
         Raises:
-            ConversionError: if the document and the answer have more tokens than the backbone has positions.
+            ConversionError: document and answer have more tokens than the backbone has positions.
         """
         config = self.asked.model.backbone_model.config
         if "full" in self.names and family_of(config).hard_positions:
             most = config.max_position_embeddings
             if length + self.new > most:
                 raise ConversionError(
-                    f"--readings full: {length} tokens exceed the backbone's {most} "
+                    f"--readings full: {length} + {self.new} tokens exceed the backbone's {most} "
                     "positions: shorten --lengths or leave full out"
                 )
 
     @torch.no_grad()
     def answers(self, tasks: Sequence[Asks]) -> dict[ReadingName, list[str]]:
-        """Return the model's answers: for each way of reading, by name, one text for each task, in their order.
+        """Return the model's answers for each way of reading: one text per document, in their order.
 
         Args:
             tasks: documents with questions, read as one batch.
@@ -114,7 +113,7 @@ class Readings:
 
         Args:
             cache: cache that has read the documents, one row each; copied, not changed.
-            change: maps the memory state to the one to answer with.
+            change: maps the memory state of all rows to the one to answer with.
             questions: token ids of each row's question.
 
         Returns:

@@ -15,25 +15,28 @@ def normalize(text: str) -> list[str]:
 
 
 def exact_match(found: str, answer: str) -> float:
-    """Return 1 if a generated answer (``found``) equals the right one up to case, punctuation, articles and blanks,
-    else 0."""
+    """Return 1.0 if a generated answer (`found`) equals the right one except for case, punctuation and articles, else
+    0.0.
+    """
     return float(normalize(found) == normalize(answer))
 
 
 def f1(found: str, answer: str) -> float:
-    """Return the F1 (0 to 1) of a generated answer's words against the right answer's, repeated words counted."""
+    """Return the F1 (0 to 1) between the words of a generated answer (`found`) and those of the right one, with
+    repeats.
+    """
     ours, theirs = Counter(normalize(found)), Counter(normalize(answer))
     common = (ours & theirs).total()
     return 2 * common / (ours.total() + theirs.total()) if common else 0.0
 
 
 def names_only(found: str, answer: str, question: str, labels: Collection[str]) -> float:
-    """Return 1 if the first sentence names the right answer and no other label, as BABILong scores, else 0.
+    """Return 1.0 if an answer's first sentence names the right label and no other one, as BABILong scores, else 0.0.
 
-    Labels that the question names may be repeated in the answer.
+    Labels that occur in the question may be repeated in the answer.
 
     Args:
-        found: what the model answered.
+        found: the model's answer.
         answer: the right label.
         question: the question.
         labels: all labels that could be answers.
@@ -46,8 +49,10 @@ def names_only(found: str, answer: str, question: str, labels: Collection[str]) 
 
 
 def rouge_l(found: str, answer: str) -> float:
-    """Return ROUGE-L (0 to 1): the harmonic mean of precision and recall of two texts' longest common subsequence of
-    words."""
+    """Return ROUGE-L (0 to 1) of a generated answer (`found`) against the right one.
+
+    It is the harmonic mean of precision and recall of the texts' longest common subsequence of words.
+    """
     ours, theirs = words(found), words(answer)
     row = [0] * (len(theirs) + 1)  # lengths of the longest common subsequences with the beginnings of the answer
     for word in ours:

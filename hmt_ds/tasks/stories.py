@@ -38,7 +38,7 @@ class Story:
 
 
 class World:
-    """A simulated world of people who walk, take things and drop them. Every event appends a sentence to ``facts``.
+    """A simulated world of people who walk, take things and drop them; every event appends a sentence to ``facts``.
 
     Args:
         random: source of the random choices.
@@ -73,8 +73,10 @@ class World:
             self.trail[thing].append((place, number))
 
     def handle(self) -> None:
-        """Simulate one event: a random person drops a carried thing, or takes one that nobody carries and that may be
-        there. Nothing happens if the drawn person and thing are not in the same place."""
+        """Simulate one event: a random person drops a carried thing, or takes one that nobody carries.
+
+        Nothing happens if the drawn person and thing are not in the same place.
+        """
         person = self.random.choice([person for person in PEOPLE if person in self.where] or [""])
         thing = self.random.choice(THINGS)
         if self.holder.get(thing):
@@ -88,8 +90,7 @@ class World:
                 self.trail[thing].append((place, number))
 
     def happen(self, events: int) -> None:
-        """Simulate random events until there are ``events`` sentences: about two walks for each thing taken or
-        dropped."""
+        """Simulate random events until there are ``events`` sentences: about two walks per thing taken or dropped."""
         while len(self.facts) < events:
             self.go() if self.random.random() < 0.66 else self.handle()
 
@@ -98,7 +99,7 @@ def last(trail: list[tuple[str, int]]) -> int:
     """Return the index of the sentence that says where a thing is; -1 if none does.
 
     Args:
-        trail: the places that the thing was in, each with the index of its sentence.
+        trail: the places that the thing was in, each with the index of the sentence that says so.
     """
     return trail[-1][1] if trail else -1
 

@@ -13,19 +13,18 @@ from hmt_ds.tasks.options import WriteOptions
 def write_tasks(names: Sequence[str], options: WriteOptions) -> int:
     """Write generated documents, each with its question and answer at the end, as a .jsonl file to train on.
 
-    The sentences around the facts are from another novel than those of ``hmt-ds evaluate --tasks``, so no document is
-    the same.
+    The facts are hidden in another novel than in ``hmt-ds evaluate --tasks``, so no document is equal.
 
     Args:
-        names: names of the tasks, such as ``babilong-qa1``, which take turns.
+        names: names of the tasks, such as ``babilong-qa1``; each document number is written for every task.
         options: output file, document lengths in tokens, number of documents of each task, seed and tokenizer.
 
     Returns:
         The number of documents written.
 
     Raises:
-        DataError: if the tokenizer cannot be loaded.
-        OSError: if the file cannot be written.
+        DataError: the tokenizer cannot be loaded.
+        OSError: the file cannot be written.
     """
     assert options.output is not None and options.tokenizer is not None
     haystack = Haystack(load_tokenizer(options.tokenizer), "train")

@@ -52,7 +52,7 @@ def test_overrides_change_nothing_else():
 def test_override_of_a_key_below_a_value():
     values = {"deepspeed": "file.json"}
     assert apply_overrides(values, ["--deepspeed.stage", "3"]) == [
-        "deepspeed.stage: deepspeed is a value, not a section"
+        "deepspeed.stage: deepspeed is a plain value, 'file.json', without keys below it: override deepspeed itself"
     ]
     assert values == {"deepspeed": "file.json"}
 

@@ -128,7 +128,7 @@ def test_settings_of_transformers(run):
 
 BAD = [
     (["hf"], ["nothing to continue: give --prompt TEXT, --document FILE or --memory FILE"]),
-    (["hf", "--prompt", "a", "--prompt", " "], ["--prompt: one of several is blank"]),
+    (["hf", "--prompt", "a", "--prompt", " "], ["--prompt: one of 2 prompts is blank"]),
     (["nowhere", "--prompt", "a"], ["nowhere: no such file or folder"]),
     (["nowhere", "--prompt", "a", "--generation.temprature", "1"], ["generation.temprature: unknown setting"]),
     (["no_tokenizer", "--prompt", "a"], ["no_tokenizer has no tokenizer", "--tokenizer FOLDER"]),
@@ -147,7 +147,10 @@ BAD = [
     (["hf", "--prompt", "a", "--max-new-tokens", "0"], ["--max-new-tokens: must be at least 1"]),
     (["hf", "--prompt", "a", "--generation.temprature", "1"], ["generation.temprature: unknown setting; did you mean"]),
     (["hf", "--prompt", "a", "--generation.top_k", "-1"], ["generation: `top_k` has to be a strictly positive"]),
-    (["hf", "--prompt", "a", "--memory.segment_length", "5"], ["--memory: unknown option; settings look like"]),
+    (
+        ["hf", "--prompt", "a", "--memory.segment_length", "5"],
+        ["--memory: unknown option; write a generation setting like"],
+    ),
     (["hf", "--prompt", "a", "--tokenizer", "none"], ["cannot load a tokenizer from 'none'"]),
 ]
 

@@ -72,7 +72,10 @@ def test_keys_are_found_by_words(monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["chekpoint"], "no key contains 'chekpoint': did you mean 'checkpoint'?"), (["x", "--schema"], "leave out")],
+    [
+        (["chekpoint"], "no key's name or help text contains 'chekpoint': did you mean 'checkpoint'?"),
+        (["x", "--schema"], "leave out"),
+    ],
 )
 def test_words_that_find_nothing_are_an_error(words, message, monkeypatch, capsys):
     assert run_keys(monkeypatch, *words) == 2

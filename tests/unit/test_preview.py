@@ -256,7 +256,7 @@ def test_several_sources(folder, monkeypatch, capsys):
             "data.train: rows.jsonl has no column 'messages'; it has: context, input",
         ),
         (["--data.train", "null"], "data.train: missing (or data.retrieval, to generate documents)"),
-        (["--model.tokenizer", "nowhere.model"], "model.tokenizer: tokenizer 'nowhere.model' is not there"),
+        (["--model.tokenizer", "nowhere.model"], "model.tokenizer: tokenizer 'nowhere.model': there is no such file"),
     ],
 )
 def test_a_mistake_is_a_line(folder, monkeypatch, capsys, words, line):

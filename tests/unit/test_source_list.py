@@ -57,7 +57,7 @@ def test_a_list_and_its_overrides(folder):
 @pytest.mark.parametrize("key", ["data.train.source", "data.train.3.source", "data.train.x.source"])
 def test_an_override_that_names_no_source_of_a_list(folder, key):
     with pytest.raises(
-        ConfigError, match=rf"^{key}: data.train is a list of 3: name one of them, such as data.train.0$"
+        ConfigError, match=rf"^{key}: data.train is a list of 3 items: name one of them, such as data.train.0$"
     ):
         load_recipe(folder / "recipe.yaml", ["--data.train", json.dumps(SOURCES), f"--{key}", "x"])
 

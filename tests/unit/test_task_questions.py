@@ -97,10 +97,10 @@ GOOD = {"context": "Anne was at home.", "answers": ["home"]}
 @pytest.mark.parametrize(
     ("rows", "words", "said"),
     [
-        ([GOOD], [], "has 1 questions, at least 2 are needed"),
+        ([GOOD], [], "has 1 questions, but at least 2 are needed"),
         ([GOOD, "{"], [], "line 2 is not a JSON object"),
         ([GOOD, "3"], [], "line 2 is not a JSON object"),
-        ([GOOD, {"context": "a"}], [], "line 2 has no 'answers'"),
+        ([GOOD, {"context": "a"}], [], "line 2 has no key 'answers'"),
         ([GOOD, {"context": "a", "answers": []}], [], "line 2: context and input must be texts, answers a text or"),
         (
             [GOOD, {"context": "a", "input": ["b", "c"], "answers": ["a"]}],
@@ -108,7 +108,7 @@ GOOD = {"context": "Anne was at home.", "answers": ["home"]}
             "line 2: context and input must be texts",
         ),
         ([GOOD, {"context": " ", "answers": ["a"]}], [], "line 2: context and input must be texts, answers a text or"),
-        ([GOOD, GOOD], ["--tasks", "passkey"], "--questions: not together with --tasks"),
+        ([GOOD, GOOD], ["--tasks", "passkey"], "questions.jsonl cannot be used together with --tasks"),
         ([GOOD, GOOD], ["--memory.mode", "rmt"], "--memory.mode: not with --tasks or --questions"),
     ],
 )

@@ -262,7 +262,7 @@ def test_documents_to_train_on(run, tmp_path):
         (["evaluate", "hf", "--lengths", "100"], ["--lengths: only with --tasks", "hf is a converted folder"]),
         (
             ["evaluate", "gpt2", "--tasks", "passkey", "--readings", "full"],
-            ["4096 tokens exceed the backbone's 32 positions"],
+            ["4096 + 16 tokens exceed the backbone's 32 positions"],
         ),
         (["tasks", "passkey"], ["--output: missing", "--tokenizer: missing"]),
         (["tasks", "passkey", "--output", "a.txt", "--tokenizer", "hf"], ["does not end in .jsonl"]),
