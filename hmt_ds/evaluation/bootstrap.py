@@ -11,7 +11,7 @@ AT_A_TIME = 2**22  # document numbers that are drawn at a time
 
 
 class Interval(NamedTuple):
-    """A value and its 95% confidence interval over documents; nan where no token was scored.
+    """A mean over documents and its 95% confidence interval; nan where no token was scored.
 
     Attributes:
         mean: the value over all documents.
@@ -60,7 +60,7 @@ def interval(mean: float, drawn: np.ndarray) -> Interval:
 
 
 def mean_intervals(sums: np.ndarray, counts: np.ndarray) -> list[Interval]:
-    """Return each column's mean per token with its 95% confidence interval.
+    """Return each column's mean per token with its 95% confidence interval, by a bootstrap over documents.
 
     Args:
         sums: summed nats of each document, ``[documents, columns]``; may be the difference of two summed losses.

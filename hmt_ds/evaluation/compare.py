@@ -47,17 +47,17 @@ class RunRow:
 
 
 def compare(runs: Sequence[Path], options: CompareOptions) -> int:
-    """Print, and optionally draw, how the held-out losses (or answers) of runs differ from those of the first run.
+    """Print and draw how the held-out losses (or answers to questions) of runs differ from those of the first run.
 
     Args:
-        runs: folders of runs, or JSON files of evaluations.
+        runs: folders of runs, or JSON files of evaluations; at least two, or three with ``--gap``.
         options: options of ``hmt-ds compare``.
 
     Returns:
         Exit code 0.
 
     Raises:
-        ConfigError: with a line for each run that cannot be compared.
+        ConfigError: with a line for each run that cannot be compared, or if the picture cannot be written.
     """
     if len(runs) < 2 + options.gap:
         needed = "--gap: compares at least three runs" if options.gap else "at least two runs are compared"
@@ -89,7 +89,7 @@ def draw(tables: Sequence[Sequence[RunRow]], picture: Path) -> None:
         picture: the file to write.
 
     Raises:
-        ConfigError: if the file cannot be written.
+        ConfigError: the file cannot be written.
     """
     from hmt_ds.reporting.plots import plot_runs  # matplotlib takes a second, and errors should not
 
@@ -103,7 +103,7 @@ def draw(tables: Sequence[Sequence[RunRow]], picture: Path) -> None:
 
 
 def names_of(runs: Sequence[Path]) -> list[str]:
-    """Return a name for each run: its folder's name, or the whole path if two folders have the same name."""
+    """Return a name for each run: its folder's name, or the whole path if several folders have the same name."""
     count = Counter(run.name for run in runs)
     return [run.name if count[run.name] == 1 and run.name else str(run) for run in runs]
 
@@ -131,7 +131,7 @@ def read_all(runs: Sequence[Path]) -> list[Evaluation]:
 
 
 def mismatch(first_run: Path, first: Evaluation, run: Path, other: Evaluation) -> str | None:
-    """Return why the evaluation of a run cannot be compared with that of the first run; None if it can.
+    """Return an error line if the evaluation of a run cannot be compared with that of the first run; None if it can.
 
     Args:
         first_run: path of the first run.
@@ -140,7 +140,7 @@ def mismatch(first_run: Path, first: Evaluation, run: Path, other: Evaluation) -
         other: evaluation of the other run.
     """
     if other.data.tokenizer != first.data.tokenizer:
-        return f"{run}: its tokenizer ({other.data.tokenizer}) is not that of {first_run} ({first.data.tokenizer})"
+        return f"{run}: tokenizer {other.data.tokenizer}, but {first_run} {first.data.tokenizer}; leave one out"
     if other.data.sha256 != first.data.sha256:
         advice = "evaluate both with the same data.validation and evaluation.documents, and as far into each document "
         advice += "(2 x the last of evaluation.segments_read x memory.segment_length)"
@@ -151,12 +151,12 @@ def mismatch(first_run: Path, first: Evaluation, run: Path, other: Evaluation) -
         where = f"token {odd[0]:,}, where a row of {first_run} begins, is within an eighth of a segment of {length:,}"
         return f"{run}: {where} tokens; evaluate {first_run} with other evaluation.segments_read"
     if any((scored(other, span) != scored(first, span)).any() for span in pairwise(borders)):
-        return f"{run}: has scored other tokens of the same documents than {first_run}"
+        return f"{run}: has scored other tokens than {first_run}; evaluate both with the same data.validation"
     return None
 
 
 def described(evaluation: Evaluation) -> str:
-    """Describe the data of an evaluation in error messages: numbers of documents and tokens, and their hash."""
+    """Describe the data of an evaluation for an error: numbers of documents and tokens, and the start of their hash."""
     data = evaluation.data
     longest = segments_needed(evaluation.segments_read) * evaluation.losses.segment_length
     counts = f"{data.documents:,} documents, {data.tokens:,} tokens, at most {longest:,} of each"
@@ -164,14 +164,13 @@ def described(evaluation: Evaluation) -> str:
 
 
 def borders_of(evaluation: Evaluation) -> list[int]:
-    """Return the token positions in a document at which the rows of an evaluation's table begin, and the end of the
-    last row."""
+    """Return the token positions in a document at which the rows of a table of losses begin, and the last row's end."""
     counts = [*evaluation.segments_read, segments_needed(evaluation.segments_read)]
     return [count * evaluation.losses.segment_length for count in counts]
 
 
 def places_of(evaluation: Evaluation) -> np.ndarray:
-    """Return the position in a document at which each part of each segment begins, ``[segments * parts]``.
+    """Return the position in a document at which each part of each segment begins, ``[segments * parts]`` int64.
 
     An evaluation stores losses by part: each segment is cut into equally many parts.
     """
@@ -217,7 +216,7 @@ def compared(evaluations: Sequence[Evaluation], names: Sequence[str]) -> list[li
         For each span of tokens, the row of each run.
 
     Raises:
-        ConfigError: if no token was scored.
+        ConfigError: no token was scored.
     """
     borders = borders_of(evaluations[0])
     spans = [span for span in [*pairwise(borders), (borders[0], borders[-1])] if scored(evaluations[0], span).any()]
@@ -229,12 +228,15 @@ def compared(evaluations: Sequence[Evaluation], names: Sequence[str]) -> list[li
 
 
 def rows_of(evaluations: Sequence[Evaluation], names: Sequence[str], span: Span) -> list[RunRow]:
-    """Compare runs on the tokens of one span of positions.
+    """Compare the losses of runs on the tokens in one span of positions.
 
     Args:
         evaluations: evaluation of each run.
         names: name of each run.
         span: the first position in a document, and the position after the last.
+
+    Returns:
+        A row for each run.
     """
     sums = np.stack([within(one, one.losses.losses["own"], span) for one in evaluations], axis=1)
     counts = np.repeat(scored(evaluations[0], span)[:, None], len(names), axis=1)
@@ -247,7 +249,7 @@ def rows_of(evaluations: Sequence[Evaluation], names: Sequence[str], span: Span)
 
 
 def shares_of(gains: np.ndarray) -> list[Interval] | list[None]:
-    """Return the fraction of the last run's gain over the first that each run has, with its interval.
+    """Return each run's fraction of the last run's gain over the first run, with its interval.
 
     Args:
         gains: summed nats of the first run minus those of each run, ``[documents, runs]``.
@@ -264,10 +266,10 @@ def shares_of(gains: np.ndarray) -> list[Interval] | list[None]:
 
 
 def sentence(row: RunRow, first: str, *, gap: bool) -> str:
-    """Return a sentence on how much better or worse a run is than the first one.
+    """Return a sentence on how much better or worse than the first run another one is.
 
     Args:
-        row: the run's loss on all tokens.
+        row: the other run's loss on all tokens.
         first: name of the first run.
         gap: whether to add the fraction of the gap between the first and the last run that the run closes.
     """

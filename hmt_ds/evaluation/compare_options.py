@@ -13,9 +13,10 @@ from hmt_ds.config.value_checks import check_picture
 
 @dataclass(frozen=True, config=STRICT)
 class CompareOptions(Options):
-    """The options of `hmt-ds compare`; the text below each field is its help."""
+    """Options of `hmt-ds compare`; each field's docstring is its help text."""
 
     gap: bool = False
-    """also print the fraction of the gap in loss between the first and the last run that each run closes"""
+    """also print, for each run, which fraction of the gap in held-out loss between the first and the last run it
+    closes; needs at least three runs"""
     picture: Annotated[FilePath, "FILE", AfterValidator(check_picture)] = Path("comparison.png")
-    """file to draw the differences from the first run into: .png, .svg or .pdf"""
+    """picture file (.png, .svg or .pdf) to draw each run's difference from the first run into"""

@@ -24,8 +24,8 @@ class Answers:
     Attributes:
         run: name of the run.
         documents: SHA-256 of the settings and seed that determine the documents.
-        chance: fraction of right answers of a model that guesses, 0 to 1.
-        right: fraction of right answers, 0 to 1, by the number of segments of the documents.
+        chance: fraction (0 to 1) of right answers of a model that guesses.
+        right: fraction (0 to 1) of right answers with its 95% interval, by the number of segments of the documents.
     """
 
     run: str
@@ -45,13 +45,13 @@ def compare_retrieval(runs: Sequence[Path], names: Sequence[str], picture: Path)
     Args:
         runs: folders of the runs.
         names: name of each run.
-        picture: file to draw into.
+        picture: picture file to write.
 
     Returns:
         Exit code 0.
 
     Raises:
-        ConfigError: with a line for each run that cannot be compared, or if the file cannot be written.
+        ConfigError: with a line for each run that cannot be compared, or if the picture cannot be written.
     """
     problems: list[str] = []
     answers = []
@@ -80,7 +80,7 @@ def compare_retrieval(runs: Sequence[Path], names: Sequence[str], picture: Path)
 
 
 def mismatch(first_run: Path, first: Answers, run: Path, other: Answers) -> str | None:
-    """Return why the answers of a run cannot be compared with those of the first run; None if they can.
+    """Return an error line if the answers of a run cannot be compared with those of the first run; None if they can.
 
     Args:
         first_run: path of the first run.
@@ -105,7 +105,7 @@ def read_answers(run: Path, name: str) -> Answers:
         name: name of the run in tables.
 
     Raises:
-        ConfigError: if there are no answers, or the file is damaged.
+        ConfigError: there are no answers, or the file is damaged.
     """
     if not run.is_dir():
         raise ConfigError([f"{run}: no such run: name the folder of a run (training.output)"])

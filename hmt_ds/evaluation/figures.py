@@ -20,7 +20,7 @@ Place = tuple[tuple[int, int], slice, slice]  # a table row: its bounds, its seg
 
 @dataclass(frozen=True)
 class Row:
-    """The losses of a part of the tokens of all documents: a row of the printed table.
+    """The losses on a part of the tokens of all documents: one row of the printed table.
 
     Attributes:
         first, below: smallest number of whole segments read before a token, and one more than the largest; or, in a
@@ -39,14 +39,14 @@ class Row:
 
     @property
     def perplexity(self) -> float:
-        """exp(loss per token); inf if that overflows a float, nan without tokens."""
+        """exp of the loss per token; inf if that overflows a float, nan without tokens."""
         with np.errstate(over="ignore"):
             return float(np.exp(self.nats.mean))
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Results of an evaluation.
+    """Results of an evaluation on held-out documents.
 
     Attributes:
         rows: losses by the number of whole segments read before a token.
@@ -60,8 +60,7 @@ class Figures:
 
     @property
     def verdict(self) -> str | None:
-        """A sentence that says whether the memory lowers the loss, with nats per token; None if no losses with other
-        memories were measured."""
+        """A sentence on whether the memory lowers the loss, in nats per token; None if it cannot be told."""
         costs = self.remembered.costs
         if "none" not in costs or not self.remembered.tokens:
             return None
@@ -77,7 +76,7 @@ class Figures:
 
 
 def segments_needed(segments_read: Sequence[int]) -> int:
-    """Return how many segments of a document an evaluation reads: twice the lower bound of the last row.
+    """Return how many segments of a document an evaluation reads: twice the lower bound of the table's last row.
 
     Args:
         segments_read: lower bounds of the table's rows, as numbers of segments read before a token.
@@ -90,7 +89,8 @@ def figures_of(found: DocumentLosses, segments_read: Sequence[int]) -> Figures:
 
     Args:
         found: losses of each document.
-        segments_read: lower bounds of the table's rows, ascending; each row reaches up to the next.
+        segments_read: lower bounds of the table's rows, as numbers of segments read before a token, ascending; each row
+            reaches up to the next.
     """
     depth, parts = found.losses["own"].shape[1:]
     ends = [*segments_read[1:], segments_needed(segments_read)]
@@ -108,7 +108,7 @@ def rows_of(found: DocumentLosses, places: Sequence[Place]) -> list[Row]:
 
     Args:
         found: losses of each document.
-        places: for each row its bounds, the segments of a document and the parts of a segment that it covers.
+        places: for each row its bounds, and the segments of a document and parts of a segment that it covers.
     """
 
     def columns(values: np.ndarray) -> np.ndarray:
@@ -131,20 +131,19 @@ def rows_of(found: DocumentLosses, places: Sequence[Place]) -> list[Row]:
 
 
 def useful(cost: Interval) -> bool:
-    """Return whether the loss rises significantly if the memory is replaced, and by at least ``WORTH_IT`` nats per
-    token.
+    """Return whether replacing the memory raises the loss significantly, and by at least 0.010 nats per token.
 
     Args:
-        cost: increase of the loss, in nats per token.
+        cost: increase of the loss, in nats per token, with its 95% interval.
     """
     return cost.mean >= WORTH_IT and cost.low > 0
 
 
 def described(cost: Interval, unit: str = " nats") -> str:
-    """Format what replacing the memory costs, with its interval, for a sentence.
+    """Format what replacing the memory costs, such as ``0.120 nats [0.100, 0.140]``.
 
     Args:
-        cost: increase of the loss, in nats per token.
+        cost: increase of the loss, in nats per token, with its 95% interval.
         unit: text behind the number.
     """
     return f"{cost.mean:z.3f}{unit} [{cost.low:z.3f}, {cost.high:z.3f}]"

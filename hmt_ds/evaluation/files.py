@@ -26,7 +26,7 @@ class HeldOutData:
         source: file, folder or data set of the documents.
         sha256: SHA-256 of the token ids, in hexadecimal.
         documents, tokens: number of documents, and of their tokens.
-        tokenizer: description of the tokenizer that depends only on its content.
+        tokenizer: the tokenizer's number of tokens and a hash of its vocabulary.
     """
 
     source: str
@@ -75,8 +75,7 @@ def evaluation_file(folder: Path, step: int, sha256: str, *, own: bool, prefix: 
 
 
 def sha256_of(file: Path) -> str | None:
-    """Return the SHA-256 (hexadecimal) of the data of which a JSON file holds an evaluation; None if the file is
-    missing or names none."""
+    """Return the SHA-256 (hexadecimal) of an evaluation's data, read from its JSON file; None if it is missing."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))["data"]["sha256"]
     except (OSError, ValueError, KeyError):
@@ -84,14 +83,14 @@ def sha256_of(file: Path) -> str | None:
 
 
 def write_evaluation(evaluation: Evaluation, file: Path) -> None:
-    """Write an evaluation as JSON and as .npz, each complete as soon as it is visible.
+    """Write an evaluation as JSON and as .npz; each file appears only when it is complete.
 
     Args:
         evaluation: the evaluation.
         file: path of the JSON file; the .npz file is beside it.
 
     Raises:
-        OSError: if the files cannot be written.
+        OSError: the files cannot be written.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_suffix(".part")
@@ -121,24 +120,24 @@ def write_evaluation(evaluation: Evaluation, file: Path) -> None:
 
 
 def own_evaluations(run: Path, prefix: str = "") -> dict[int, Path]:
-    """Return the files of a run's evaluations on its own validation documents, by optimizer step.
+    """Return the JSON files of a run's evaluations on its own validation documents, by optimizer step.
 
     Args:
         run: folder of a run.
-        prefix: text in front of the files' names, such as ``retrieval_``.
+        prefix: text in front of the files' names: empty for losses, ``retrieval_`` for answers.
     """
     files = (run / "evaluation").glob(f"{prefix}*.json")
     return {int(name[1]): file for file in files if (name := OWN.fullmatch(file.name.removeprefix(prefix)))}
 
 
 def find_evaluation(run: Path) -> Path:
-    """Return the file of a run's newest evaluation on its own validation documents.
+    """Return the JSON file of a run's newest evaluation on its own validation documents.
 
     Args:
-        run: folder of a run, or the file of an evaluation, which is returned unchanged.
+        run: folder of a run, or the JSON file of an evaluation, which is returned unchanged.
 
     Raises:
-        ConfigError: if there is no evaluation.
+        ConfigError: there is no run or no evaluation.
     """
     if run.is_file():
         return run
@@ -150,11 +149,13 @@ def find_evaluation(run: Path) -> Path:
 
 
 def read_evaluation(file: Path) -> Evaluation:
-    """Read an evaluation from the files that :func:`write_evaluation` has written.
+    """Read an evaluation from the JSON and .npz files that :func:`write_evaluation` wrote.
+
+    Args:
+        file: path of the JSON file.
 
     Raises:
-        ConfigError: if the file is no evaluation, or was written by a version that did not store each document's
-            losses.
+        ConfigError: the file is no evaluation, or the .npz file with each document's losses is missing.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -177,7 +178,7 @@ def as_json(row: Row, first: str) -> dict[str, object]:
 
     Args:
         row: the row.
-        first: JSON key of the row's lower bound, such as ``segments_read``.
+        first: JSON key of the row's lower bound: ``segments_read`` or ``position``.
     """
     return {
         first: row.first,

@@ -10,12 +10,11 @@ class DocumentLosses:
     """Summed losses of each document, by segment and part of the segment.
 
     Attributes:
-        segment_length: L, tokens of a segment. Part i of p parts of a segment has the positions from i L / p (rounded
-            up) on.
+        segment_length: tokens of a segment, L. Part i of p equal parts begins at position i L / p, rounded up.
         losses: summed nats ``[documents, segments, parts]`` float64, by the memories used: ``own``, ``swapped``
             (another document's) or ``none``.
-        tokens: number of labels summed over, each times its weight, in the layout of ``losses``. ``swapped`` scores
-            only rows that could be paired with another document's, and is left out if there were none.
+        tokens: summed weights of the labels (each 1 by default), in the layout of ``losses``. ``swapped`` scores only
+            rows that could be paired with another document's, and is left out if there were none.
     """
 
     segment_length: int

@@ -28,7 +28,7 @@ def document_losses(
     depth: int,
     instead: Sequence[Instead] = (),
 ) -> DocumentLosses:
-    """Compute the losses of this rank's windows, and sum them over all ranks, each of which must call it.
+    """Compute the losses of held-out documents; every rank must call it with its own windows.
 
     Args:
         reader: the model in its engine.
@@ -36,7 +36,7 @@ def document_losses(
             ranks.
         documents: number of documents.
         depth: number of segments of a document whose losses are kept; later segments are dropped.
-        instead: other memories; each segment is read once more with each of them, and those losses are kept apart.
+        instead: other memories to read each segment with once more: ``swapped`` (another document's), ``none``.
 
     Returns:
         The summed loss in nats and the number of tokens by document, segment and part of a segment, for the segment's
@@ -69,7 +69,7 @@ def parts_of(output: SegmentOutput, window: Window, n: int, readings: Sequence[R
 
     Args:
         output: the model's output for the segment.
-        window: the window that the segment is of.
+        window: the window that the segment belongs to.
         n: index of the segment in the window.
         readings: names of the memories that the segment was read with: ``own``, then ``swapped`` or ``none``.
         parts: number of equal parts of the segment.

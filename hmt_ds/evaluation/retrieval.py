@@ -41,7 +41,7 @@ class RetrievalRow:
 
 @dataclass(frozen=True)
 class RecallMap:
-    """The recall weights of one document.
+    """The recall weights of one document: how much each segment recalls of every earlier segment's memory.
 
     Attributes:
         weights: `[segments, segments]` float32; row n has the weights of earlier segments' memories when segment n is
@@ -57,17 +57,18 @@ class RecallMap:
 def count_answers(
     reader: Reader, windows: Iterable[tuple[Window, Tensor]], total: int
 ) -> tuple[np.ndarray, RecallMap | None]:
-    """Read generated documents on all ranks and count right answers. Collective.
+    """Read generated documents and count right answers; every rank must call it with its own windows.
 
     Args:
         reader: the model in its engine.
-        windows: this rank's rows, `[rows, segments, L]` with recall targets, and the index of each row's document, -1
-            for an empty row; equally many windows on each rank.
-        total: number of documents.
+        windows: this rank's windows, with recall targets, and the index of each row's document `[rows]`, -1 for an
+            empty
+            row; equally many windows on each rank.
+        total: number of documents of all ranks.
 
     Returns:
         Counts of each document over all ranks, `[total, 3]`: questions, right answers, memories found. And the recall
-        weights of this rank's first document, `[segments, segments]`.
+        weights of this rank's first document; None if it has no window.
     """
     counts = torch.zeros(total, 3, dtype=torch.float64, device=reader.device)
     recalls: RecallMap | None = None
@@ -88,12 +89,12 @@ def score_segment(output: SegmentOutput, labels: Tensor, targets: Tensor) -> Ten
     """Count questions, right answers and found memories in a segment.
 
     Args:
-        output: the segment's output, with logits `[b, L, v]` (b rows, L tokens, v vocabulary).
-        labels: `[b, L]`, with a label at the answer's tokens only.
-        targets: `[b]`, how many memories back the fact is; 0 without a question.
+        output: the segment's output, with logits `[rows, tokens, vocabulary]`.
+        labels: `[rows, tokens]` int64, with a label at the answer's tokens only, else -100.
+        targets: `[rows]` int64, how many memories back the fact is; 0 without a question.
 
     Returns:
-        0 or 1 for each row and each of questions, right answers and found memories, `[b, 3]`.
+        0 or 1 for each row and each of questions, right answers and found memories, `[rows, 3]`.
     """
     assert output.logits is not None
     right = ((output.logits.argmax(dim=-1) == labels) | (labels == IGNORED)).all(dim=1)
@@ -103,11 +104,11 @@ def score_segment(output: SegmentOutput, labels: Tensor, targets: Tensor) -> Ten
 
 
 def recall_map(shown: list[Tensor], targets: Tensor) -> RecallMap:
-    """Arrange the recall weights of a document by the segment that each memory is of.
+    """Arrange the recall weights of a document by the segment that each memory belongs to.
 
     Args:
         shown: for each segment of a document its recall weights, `[cached memories]`, newest memory last.
-        targets: `[segments]`, how many memories back each segment should recall; 0 for none.
+        targets: `[segments]` int64, how many memories back each segment should recall; 0 for none.
     """
     segments = len(shown)
     weights = np.zeros((segments, segments), dtype=np.float32)
@@ -118,7 +119,7 @@ def recall_map(shown: list[Tensor], targets: Tensor) -> RecallMap:
 
 
 def row_of(counts: np.ndarray, segments: int, mode: Mode) -> RetrievalRow:
-    """Return the retrieval results on documents of one length.
+    """Summarize the retrieval results on documents of one length.
 
     Args:
         counts: numbers of questions, right answers and memories found of each document, `[documents, 3]`.
@@ -130,17 +131,17 @@ def row_of(counts: np.ndarray, segments: int, mode: Mode) -> RetrievalRow:
 
 
 def write_retrieval(file: Path, step: int, data: dict[str, object], chance: float, rows: list[RetrievalRow]) -> None:
-    """Write retrieval results as JSON, with a rename, so that the file is never seen incomplete.
+    """Write retrieval results as JSON; the file appears only when it is complete.
 
     Args:
         file: the file to write.
         step: optimizer step of the model's weights.
         data: description of the generated documents.
-        chance: fraction of right answers of a model that guesses, 0 to 1.
+        chance: fraction (0 to 1) of right answers of a model that guesses.
         rows: results, one for each length of documents.
 
     Raises:
-        OSError: if the file cannot be written.
+        OSError: the file cannot be written.
     """
     content = {"step": step, "data": data, "chance": chance, "rows": [as_json(row) for row in rows]}
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -150,7 +151,6 @@ def write_retrieval(file: Path, step: int, data: dict[str, object], chance: floa
 
 
 def as_json(row: RetrievalRow) -> dict[str, object]:
-    """Convert retrieval results to JSON values by name; a fraction becomes a list of mean, low and high end of its
-    interval."""
+    """Convert retrieval results to JSON values by name; a fraction becomes a list of mean, low and high end."""
     shares = {name: value for name, value in asdict(row).items() if isinstance(value, list | tuple)}
     return asdict(row) | {name: [finite(value) for value in share] for name, share in shares.items()}

@@ -1,1 +1,1 @@
-"""What the model reads, segment by segment, before a run: `hmt-ds preview RECIPE`."""
+"""Show what the model will read, segment by segment, before a run: `hmt-ds preview RECIPE`."""

@@ -1,4 +1,4 @@
-"""Documents put together from the windows that a training run reads, with the weight of each token in the loss."""
+"""Put documents together from the windows that a training run reads, with the weight of each token in the loss."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -12,12 +12,12 @@ from hmt_ds.training.evaluation_in_run import as_window
 
 
 class Place(NamedTuple):
-    """Where a document is within a segment of a row.
+    """Where a document is within one segment of a row.
 
     Attributes:
         number: index of the document in the data.
-        begins: whether its first token is there.
-        columns: columns of its tokens.
+        begins: whether the document's first token is in this segment.
+        columns: positions of the document's tokens in the segment.
         shared: whether other documents are in the segment.
         last: whether no other document follows in the segment; only the last one's memory is kept.
     """
@@ -30,12 +30,12 @@ class Place(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What a document has in one segment.
+    """The tokens of a document in one segment.
 
     Attributes:
-        ids: its token ids, ``[tokens]`` int64.
-        label_weights: weight of the label at each token, which is the token behind it, ``[tokens]`` float32.
-        place: where it is.
+        ids: token ids, ``[tokens]`` int64.
+        label_weights: weight in the loss of the label at each token, which is the next token, ``[tokens]`` float32.
+        place: where the document is within the segment.
     """
 
     ids: Tensor
@@ -45,11 +45,11 @@ class Part(NamedTuple):
 
 @dataclass
 class Document:
-    """A document as it is read.
+    """A training document, as far as it has been read.
 
     Attributes:
-        number: its index in the data.
-        parts: what it has in each of its segments.
+        number: index of the document in the data.
+        parts: its tokens in each of its segments.
         done: whether its last segment has been read.
     """
 
@@ -59,13 +59,15 @@ class Document:
 
     @property
     def tokens(self) -> int:
-        """Number of tokens."""
+        """Number of tokens of the document that have been read."""
         return sum(len(part.ids) for part in self.parts)
 
     def weights(self, n: int) -> Tensor:
-        """Return the weight in the loss of each token in segment n; 0 for the document's first, which nothing predicts.
+        """Return the weight in the loss of each token in segment n, ``[tokens]`` float32; 0 for the document's first
+        token.
 
-        The weight of a segment's first token is that of the last label of the segment before it.
+        Labels are the next tokens: the weight of a segment's first token is that of the last label of the previous
+        segment.
         """
         first = self.parts[n - 1].label_weights[-1:] if n else torch.zeros(1)
         return torch.cat([first, self.parts[n].label_weights[:-1]])
@@ -77,7 +79,7 @@ def first_documents(batches: Iterable[Batch], number: int, gap: int) -> list[Doc
     Args:
         batches: windows of one rank, in order.
         number: number of documents, at most as many as the data has.
-        gap: columns in front of a document that begins within a segment; see ``Packing.gap``.
+        gap: positions in front of a document that begins behind another one in the same segment.
 
     Returns:
         Whole documents, in the order in which their first segments are read.
@@ -105,7 +107,7 @@ def first_documents(batches: Iterable[Batch], number: int, gap: int) -> list[Doc
 
 
 def places(batch: Batch, row: int, n: int, gap: int) -> Iterator[Place]:
-    """Yield the documents of segment n of a row, from left to right; none if the segment is empty."""
+    """Yield where each document is in segment n of a row, from left to right; nothing if the segment is empty."""
     length, begins, number = int(batch.lengths[row, n]), bool(batch.starts[row, n]), int(batch.documents[row, n])
     if length == 0:
         return

@@ -12,11 +12,12 @@ from hmt_ds.overview.report_options import check_page
 
 @dataclass(frozen=True, config=STRICT)
 class PreviewOptions(Options):
-    """The options of `hmt-ds preview`; the text below each field is its help."""
+    """Options of `hmt-ds preview`; each field's docstring is its help text."""
 
     documents: AtLeastOne = 3
-    """number of documents to show, the first ones in the order of training"""
+    """number of documents to show: the first ones in the order of training"""
     segments: AtLeastOne = 6
-    """number of segments of each document to show, half of them its last ones"""
+    """largest number of segments of each document to show; of a longer document its first and its last ones, half of
+    each"""
     html: Annotated[FilePath | None, "FILE", AfterValidator(lambda path: path and check_page(path))] = None
-    """HTML page to write, in place of the text in the terminal"""
+    """HTML page to write, instead of printing text in the terminal (default: no page)"""

@@ -1,4 +1,4 @@
-"""Documents as an HTML page that needs no other file, laid out by ``preview.html.j2``."""
+"""Render a preview of training documents as an HTML page that needs no other file (template: ``preview.html.j2``)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,12 +11,12 @@ TEMPLATE = Path(__file__).with_name("preview.html.j2")
 
 
 def render(title: str, summary: str, bars: Sequence[Bar], documents: Sequence[Shown]) -> str:
-    """Return a preview of training documents as HTML.
+    """Return a preview of training documents as an HTML page.
 
     Args:
         title: title of the page.
-        summary: numbers of the data.
-        bars: the histogram of lengths; empty where lengths are not known.
+        summary: a sentence with the numbers of documents and tokens.
+        bars: histogram of document lengths; empty if lengths are not known.
         documents: the documents to show.
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)

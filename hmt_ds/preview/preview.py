@@ -1,4 +1,4 @@
-"""``hmt-ds preview RECIPE``: show what a run of a recipe will read."""
+"""``hmt-ds preview RECIPE``: show which documents a training run will read, segment by segment."""
 
 import sys
 from collections.abc import Sequence
@@ -27,15 +27,15 @@ from hmt_ds.training.build import training_loader
 
 
 def preview(recipe_file: Path, options: PreviewOptions, overrides: list[str]) -> None:
-    """Print the documents that training begins with, or write them as a page.
+    """Print the documents that training begins with, or write them as an HTML page.
 
     Args:
-        recipe_file: path of the recipe; its model need not be there, only the tokenizer and the data.
-        options: options of the command.
-        overrides: keys of the recipe to change.
+        recipe_file: path of the recipe; its tokenizer and data must exist, its model need not.
+        options: options of `hmt-ds preview`.
+        overrides: keys of the recipe to change, as words such as ``["--memory.segment_length", "256"]``.
 
     Raises:
-        ConfigError: with a line for each problem, or if the page cannot be written.
+        ConfigError: with a line for each problem of the recipe, or if the page cannot be written.
     """
     recipe = load_recipe(recipe_file, overrides)
     prepared, tokenizer = read_training_data(recipe)
@@ -62,11 +62,11 @@ def preview(recipe_file: Path, options: PreviewOptions, overrides: list[str]) ->
 
 
 def name_of(number: int, sources: Sequence[ReadSource]) -> str:
-    """Return the name of a document: its number within its source, from 0 on, and the source.
+    """Return the name of a document: its number within its source, from 0, and the source.
 
     Args:
         number: index of the document in the data.
-        sources: the sources, whose documents follow one another; empty if documents are generated.
+        sources: all sources, in the order of their documents; empty if documents are generated.
     """
     for source in sources:
         if number < source.documents:
@@ -79,13 +79,13 @@ def read_training_data(recipe: Recipe) -> tuple[Prepared, PreTrainedTokenizerBas
     """Read and tokenize the training documents of a recipe.
 
     Args:
-        recipe: the recipe; its model need not be there.
+        recipe: the recipe; its model need not exist.
 
     Returns:
         The documents, and the tokenizer.
 
     Raises:
-        ConfigError: with a line for each problem.
+        ConfigError: with a line for each problem of the data or the tokenizer.
     """
     recipe, unusable = with_source_of_run(recipe)
     problems = Problems(check_source(recipe) + unusable)

@@ -1,4 +1,4 @@
-"""Documents as text with colours for the terminal; where there are none, brackets mark what is in the loss."""
+"""Print a preview of training documents in the terminal; without colours, brackets mark what is in the loss."""
 
 from collections.abc import Sequence
 
@@ -17,9 +17,9 @@ def print_preview(console: Console, summary: str, bars: Sequence[Bar], documents
     """Print a preview of training documents to the terminal.
 
     Args:
-        console: rich's console; without colours, brackets mark what is in the loss.
-        summary: numbers of the data.
-        bars: the histogram of document lengths; empty where lengths are not known.
+        console: rich's console; if it has no colours, brackets mark what is in the loss.
+        summary: a sentence with the numbers of documents and tokens.
+        bars: histogram of document lengths; empty if lengths are not known.
         documents: the documents to show.
     """
     console.print(summary)
@@ -32,7 +32,7 @@ def print_preview(console: Console, summary: str, bars: Sequence[Bar], documents
 
 
 def histogram_table(bars: Sequence[Bar]) -> Table:
-    """Return the histogram of document lengths as a table, with a bar of blocks in each row."""
+    """Return the histogram of document lengths (in segments) as a table, with a bar of blocks in each row."""
     table = Table("segments", "documents", "", box=None, title="lengths of documents", title_justify="left")
     table.columns[1].justify = "right"
     for bar in bars:
@@ -44,7 +44,7 @@ def legend(weights: set[float], brackets: bool) -> Text:
     """Return a line that says what the colours and brackets of a preview mean.
 
     Args:
-        weights: weights in the loss that occur.
+        weights: weights in the loss that occur in the shown documents.
         brackets: whether brackets mark what is in the loss, for lack of colours.
     """
     text = Text("\n")
@@ -58,7 +58,7 @@ def legend(weights: set[float], brackets: bool) -> Text:
 
 
 def document_group(document: Shown, brackets: bool) -> RenderableType:
-    """Return a document for the terminal: its numbers, and the text of its segments, each below a rule.
+    """Return a document for the terminal: name and size, and the text of its segments, each below a rule.
 
     Args:
         document: the document.
@@ -75,7 +75,7 @@ def document_group(document: Shown, brackets: bool) -> RenderableType:
 
 
 def reading_text(reading: Reading, brackets: bool) -> Text:
-    """Return the text of a segment, between the names of the memory prompts around it.
+    """Return the text of a segment, with the names of the memory embeddings that are read before and behind it.
 
     Args:
         reading: the segment.
@@ -94,8 +94,9 @@ def reading_text(reading: Reading, brackets: bool) -> Text:
 
 
 def run_text(run: Run, brackets: bool) -> Text:
-    """Return the text of tokens with the same weight in the loss, in that weight's colour; the weight follows the text
-    if it is not 0 or 1.
+    """Return the text of tokens with the same weight in the loss, in that weight's colour.
+
+    The weight follows the text if it is neither 0 nor 1.
 
     Args:
         run: the tokens.

@@ -1,4 +1,4 @@
-"""What is shown of documents: segments as runs of text whose tokens weigh alike, and a histogram of lengths."""
+"""Prepare documents for a preview: segments as runs of text of equal weight in the loss, and a histogram of lengths."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Run(NamedTuple):
 
     Attributes:
         text: the text.
-        weight: weight of each of its tokens in the loss: 0 for none, 1 for a whole one.
+        weight: weight of each of its tokens in the loss; 0 for none.
     """
 
     text: str
@@ -27,18 +27,18 @@ class Run(NamedTuple):
 
 @dataclass(frozen=True)
 class Reading:
-    """One segment, as the model reads it.
+    """One segment of a document, as the model reads it.
 
     Attributes:
-        number: of the segment, from 1 on.
-        first: position of its first token in the document, from 0 on.
+        number: number of the segment, from 1.
+        first: position of its first token in the document, from 0.
         tokens: number of its own tokens.
         shared: whether other documents are in the segment, too.
         in_loss: number of its tokens with a weight in the loss.
-        before: what is read in front of the tokens, such as "memory 16".
-        sensory: text of the last tokens of the segment before, which are read again.
-        runs: its own text.
-        behind: what is read behind the tokens.
+        before: what is read before the tokens, such as "memory 16" for 16 memory embeddings.
+        sensory: text of the last tokens of the previous segment, which are read again.
+        runs: text of its own tokens.
+        behind: what is read behind the tokens, such as "write 16".
     """
 
     number: int
@@ -53,7 +53,9 @@ class Reading:
 
     @property
     def title(self) -> str:
-        """Heading: number of the segment, positions of its tokens in the document, and how many are in the loss."""
+        """Heading of the segment: its number, the positions of its tokens in the document, and how many are in the
+        loss.
+        """
         last = self.first + self.tokens - 1
         shared = ", with other documents" if self.shared else ""
         return f"segment {self.number}: tokens {self.first:,} to {last:,}, {self.in_loss:,} in the loss{shared}"
@@ -61,12 +63,12 @@ class Reading:
 
 @dataclass(frozen=True)
 class Shown:
-    """One document, as it is shown.
+    """One document, as a preview shows it.
 
     Attributes:
-        name: the document, and the source that it is from.
-        tokens, segments, in_loss: its numbers of tokens, of segments, and of tokens with a weight in the loss.
-        readings: the segments that are shown; None stands for those between the first and the last ones.
+        name: number of the document, and the source that it is from.
+        tokens, segments, in_loss: number of tokens, of segments, and of tokens with a weight in the loss.
+        readings: the segments that are shown; None in place of those between the first and the last ones.
     """
 
     name: str
@@ -77,13 +79,13 @@ class Shown:
 
     @property
     def size(self) -> str:
-        """The numbers of tokens and segments, as text."""
+        """Number of tokens, of segments, and of tokens in the loss, as text."""
         segments = f"{self.segments:,} segments" if self.segments > 1 else "1 segment"
         return f"{self.tokens:,} tokens in {segments}, {self.in_loss:,} in the loss"
 
     @property
     def weights(self) -> set[float]:
-        """The weights of all shown tokens."""
+        """The different weights in the loss of all shown tokens."""
         return {run.weight for reading in self.readings if reading for run in reading.runs}
 
 
@@ -104,14 +106,14 @@ class Bar(NamedTuple):
 def show(
     document: Document, name: str, settings: MemorySettings, tokenizer: PreTrainedTokenizerBase, most: int
 ) -> Shown:
-    """Return what is shown of a document.
+    """Prepare a document for a preview.
 
     Args:
         document: a whole document.
-        name: what it is called.
-        settings: of the memory.
+        name: number of the document, and the source that it is from.
+        settings: settings of the memory.
         tokenizer: decodes the tokens.
-        most: number of segments to show, half of them the last ones.
+        most: largest number of segments to show; of a longer document the first and the last ones, half of each.
     """
     count = len(document.parts)
     head = count if count <= most else most - most // 2
@@ -124,11 +126,11 @@ def show(
 
 
 def read(document: Document, n: int, settings: MemorySettings, tokenizer: PreTrainedTokenizerBase) -> Reading:
-    """Return a segment of a document as the model reads it: its text, and what is read in front of and behind it.
+    """Prepare one segment of a document: its text, and what the model reads before and behind it.
 
     Args:
         document: a whole document.
-        n: index of the segment.
+        n: index of the segment, from 0.
         settings: settings of the memory.
         tokenizer: decodes the tokens.
     """
@@ -145,9 +147,15 @@ def read(document: Document, n: int, settings: MemorySettings, tokenizer: PreTra
 
 
 def runs_of(tail: Tensor, ids: Tensor, weights: Tensor, tokenizer: PreTrainedTokenizerBase) -> list[Run]:
-    """Return the text of the tokens before a segment ``[k]``, and of its own ``[t]``, cut where weights ``[t]`` change.
+    """Return the text of the sensory tokens, and the text of a segment's own tokens, cut where their weights change.
 
-    Every text is what it adds to the text before it, so that blanks between tokens come out as they do in the document.
+    Each text is what it adds to the text before it, so that blanks between tokens are those of the document.
+
+    Args:
+        tail: ids of the sensory tokens, ``[k]`` int64; the first run is their text.
+        ids: ids of the segment's own tokens, ``[tokens]`` int64.
+        weights: their weights in the loss, ``[tokens]``.
+        tokenizer: decodes the tokens.
     """
     ends = [0, *(np.flatnonzero(np.diff(weights.numpy())) + 1).tolist(), len(ids)]
     both, runs, before = torch.cat([tail, ids]), [], ""
@@ -159,10 +167,10 @@ def runs_of(tail: Tensor, ids: Tensor, weights: Tensor, tokenizer: PreTrainedTok
 
 
 def histogram(lengths: Sequence[int] | np.ndarray, segment_length: int) -> list[Bar]:
-    """Count the documents that have 1, 2, 3 to 4, 5 to 8, ... segments; empty rows only between others.
+    """Count the documents that have 1, 2, 3 to 4, 5 to 8, ... segments, from the shortest to the longest.
 
     Args:
-        lengths: tokens of each document.
+        lengths: tokens of each document, ``[documents]``.
         segment_length: tokens of a segment.
     """
     segments = -(-np.asarray(lengths, dtype=np.int64) // segment_length)
@@ -180,7 +188,7 @@ def padding(lengths: Sequence[int] | np.ndarray, segment_length: int) -> float:
     """Return the fraction (0 to 1) of positions that hold padding, because a document's last segment is short.
 
     Args:
-        lengths: tokens of each document.
+        lengths: tokens of each document, ``[documents]``.
         segment_length: tokens of a segment.
     """
     lengths = np.asarray(lengths, dtype=np.int64)

@@ -1,6 +1,6 @@
-"""Tell somebody what happens to a run: a command or a webhook, named by the environment variable HMT_DS_ALERT.
+"""Tell somebody what happens to a run: by a command or a webhook named in the environment variable HMT_DS_ALERT.
 
-Not a key of the recipe: a recipe may be another person's, and a webhook's address is a secret.
+It is not a key of the recipe: a recipe may be another person's, and a webhook's address is a secret.
 """
 
 import json
@@ -21,7 +21,10 @@ SECONDS = 10.0  # for a webhook or a command
 
 
 class Alerts:
-    """Sends a run's events, each in a thread: a slow or missing receiver must not hold up training.
+    """Sends important events of a run (warnings, failures, its end) to the command or webhook in HMT_DS_ALERT.
+
+    Each is sent in a thread, because a slow or missing receiver must not hold up training. Without the variable nothing
+    is sent.
 
     Args:
         folder: folder of the run, named in each message.
@@ -32,7 +35,9 @@ class Alerts:
         self.threads: list[threading.Thread] = []
 
     def send(self, event: dict[str, object]) -> None:
-        """Send an event of a run if its kind is one that people want to hear about at once, such as a failure.
+        """Send an event if its kind is ``warning``, ``rollback``, ``stop``, ``end`` or ``failed``.
+
+        After the last three the process ends, so it waits up to 10 seconds for each message that is still being sent.
 
         Args:
             event: ``kind``, ``step``, ``time`` (seconds since 1970) and, of some kinds, ``text``.
@@ -52,8 +57,10 @@ class Alerts:
     def deliver(self, message: dict[str, object]) -> None:
         """Post a message as JSON to the webhook, or run the alert command with it; log a failure as a warning.
 
+        The command finds ``text`` in the variable HMT_DS_TEXT, and all of it as JSON in HMT_DS_EVENT.
+
         Args:
-            message: content of the message, by name.
+            message: the event, with the run's folder (``run``) and a line for people (``text``).
         """
         try:
             body = json.dumps(message)
@@ -66,4 +73,6 @@ class Alerts:
                 command = ["sh", "-c", self.target]
                 subprocess.run(command, env=variables, stdin=subprocess.DEVNULL, timeout=SECONDS, check=True)
         except Exception as error:  # a wrong address, a missing command, a server that says no: the run goes on
-            logger.warning("%s could not be told: %s", VARIABLE, type(error).__name__)
+            logger.warning(
+                "the alert could not be sent (%s): check the command or address in %s", type(error).__name__, VARIABLE
+            )

@@ -17,7 +17,7 @@ PARTS = {
 
 
 def bench_tables(result: Numbers) -> Iterator[Table | str]:
-    """The tables of a benchmark: run, speed, phases and memory, with notes on how their numbers are counted.
+    """Yield the tables of a benchmark (run, speed, phases, memory), with notes on how their numbers are counted.
 
     Args:
         result: content of the benchmark's JSON file.
@@ -34,7 +34,7 @@ def bench_tables(result: Numbers) -> Iterator[Table | str]:
 
 
 def reference_tables(result: Numbers) -> Iterator[Table | str]:
-    """The table that compares hmt_ds with HMT-pytorch, and notes on the comparison.
+    """Yield a table that compares hmt_ds with HMT-pytorch, and notes on the comparison.
 
     Args:
         result: content of the benchmark's JSON file.
@@ -44,7 +44,7 @@ def reference_tables(result: Numbers) -> Iterator[Table | str]:
 
 
 def run_table(result: Numbers) -> Table:
-    """The table of what a benchmark ran: model, ranks, window and resolved settings.
+    """Return the table of what a benchmark ran: model, ranks, window (segments times tokens) and resolved settings.
 
     Args:
         result: content of the benchmark's JSON file.
@@ -78,11 +78,10 @@ def run_table(result: Numbers) -> Table:
 
 
 def speed_table(speed: dict[str, Numbers]) -> Table:
-    """Return the table of rates (tokens/s, FLOP/s, fractions of the peak) of whole steps, and of forward and backward
-    passes alone.
+    """Return the table of rates per GPU (tokens/s, FLOP/s, fractions of the peak), of whole steps and of passes alone.
 
     Args:
-        speed: rates by name, of the two kinds of measurement.
+        speed: rates by name, for ``whole_step`` and ``forward_and_backward``.
     """
     table = Table(title="speed per GPU, the median step")
     for column in ("", "whole step", "forward and backward"):
@@ -98,11 +97,12 @@ def speed_table(speed: dict[str, Numbers]) -> Table:
 
 
 def number(value: float, key: str) -> str:
-    """Format a rate with a sensible number of digits.
+    """Format a rate for a table cell: percent, seconds with three decimals, or a rounded number.
 
     Args:
         value: the rate.
-        key: name of the rate in the benchmark's JSON file, which tells its unit.
+        key: name of the rate in the benchmark's JSON file, which tells its unit: ``mfu...``, ``hfu...``, ``seconds``,
+            or another.
     """
     if key.startswith(("mfu", "hfu")):
         return f"{value:.1%}"
@@ -112,8 +112,7 @@ def number(value: float, key: str) -> str:
 
 
 def formulas(result: Numbers) -> str:
-    """Return a note on how the FLOPs behind a benchmark's rates are counted: the formulas, with their numbers filled
-    in.
+    """Return a note on how the FLOPs of a benchmark are counted: the formulas with their numbers filled in.
 
     Args:
         result: content of the benchmark's JSON file.
@@ -136,11 +135,11 @@ def formulas(result: Numbers) -> str:
 
 
 def phase_table(seconds: dict[str, float], segments: int) -> Table:
-    """The table of each phase's seconds, and fraction of the step.
+    """Return the table of each phase's seconds and its share of the step.
 
     Args:
-        seconds: seconds by phase.
-        segments: number of segments of the steps' windows.
+        seconds: seconds by phase, such as ``forward``.
+        segments: number of segments per window in the measured steps.
     """
     table = Table(title=f"time by phase, in steps of {segments} segments")
     for column in ("phase", "seconds", "share"):
@@ -153,11 +152,11 @@ def phase_table(seconds: dict[str, float], segments: int) -> Table:
 
 
 def stages_table(pipeline: Numbers, segments: int) -> Table:
-    """The table of each pipeline stage's seconds by phase, with its measured bubble and the schedule's.
+    """Return the table of each pipeline stage's seconds by phase, with its measured and simulated bubbles.
 
     Args:
-        pipeline: the pipeline's results in the benchmark's JSON file.
-        segments: number of segments of the steps' windows.
+        pipeline: the section ``pipeline`` of the benchmark's JSON file.
+        segments: number of segments per window in the measured steps.
     """
     table = Table(title=f"seconds by phase and stage, in steps of {segments} segments")
     table.add_column("phase")
@@ -173,7 +172,7 @@ def stages_table(pipeline: Numbers, segments: int) -> Table:
 
 
 def bubble_notes() -> str:
-    """A note on how to read the table of pipeline stages."""
+    """Return a note on how to read the table of pipeline stages."""
     return (
         "backward: with what is computed again. wait: for a neighbour's message. A stage that is done with its windows "
         "before others waits for them in reduce and step.\n"
@@ -184,10 +183,12 @@ def bubble_notes() -> str:
 
 
 def memory_table(memory: Numbers, pipelines: int | None) -> Table:
-    """The table of the parts of peak memory. On CPUs the peak is resident memory, and the parts do not add up to it.
+    """Return the table of the parts of peak memory in GiB, of the rank that uses most.
+
+    On CPUs the peak is resident memory, and the parts do not add up to it.
 
     Args:
-        memory: bytes by part.
+        memory: bytes by part, with the rank and the phase of the peak.
         pipelines: number of pipelines; None without pipeline stages.
     """
     at, peak, rank = memory["peak_phase"], memory["peak_bytes"], memory["rank"]
@@ -206,8 +207,7 @@ def memory_table(memory: Numbers, pipelines: int | None) -> Table:
 
 
 def reference_table(result: Numbers) -> Table:
-    """Return the table that compares forward and backward passes of hmt_ds and HMT-pytorch on the same work: tokens/s
-    and peak memory in GiB.
+    """Return the table that compares passes of hmt_ds and HMT-pytorch on the same work: tokens/s and peak GiB.
 
     Args:
         result: content of the benchmark's JSON file.
@@ -232,7 +232,11 @@ def reference_table(result: Numbers) -> Table:
 
 
 def reference_notes(result: Numbers) -> str:
-    """Return a note on what hmt_ds and HMT-pytorch have in common in a benchmark, and what differs."""
+    """Return a note on what hmt_ds and HMT-pytorch have in common in a benchmark, and what differs.
+
+    Args:
+        result: content of the benchmark's JSON file.
+    """
     run, option = result["run"], result["reference"]["segment_length_option_tokens"]
     return (
         "The same backbone and windows. hmt_ds: loss on every token, without its phases reduce and step, peak of the "

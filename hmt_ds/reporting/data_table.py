@@ -1,4 +1,4 @@
-"""What a run will read, as a table: a line for each source of training documents."""
+"""Print what a run will read as a table, with a row for each source of training documents."""
 
 import io
 from collections.abc import Sequence
@@ -14,18 +14,18 @@ QUANTILES = {"10%": 0.1, "50%": 0.5, "90%": 0.9, "most": 1.0}  # of documents, b
 
 @dataclass(frozen=True)
 class SourceFigures:
-    """What is in a source of training documents.
+    """Numbers of one source of training documents, for a table.
 
     Attributes:
         name: the source as the recipe names it.
         files: number of files; None for a saved data set and one of the hub.
         documents: number of documents.
         tokens: number of tokens of all documents.
-        segments: number of segments of a document at each of ``QUANTILES``.
-        padding: fraction of the positions of its segments that are padding.
-        share: fraction of what the run reads, in tokens or documents.
-        passes: how often the run reads the source.
-        in_loss: fraction of its tokens that have a weight in the loss, estimated from its first documents.
+        segments: 10%, 50%, 90% and 100% quantile of the number of segments of a document.
+        padding: fraction (0 to 1) of the positions of its segments that are padding.
+        share: fraction (0 to 1) of what the run reads, in tokens or documents.
+        passes: how often the run reads the whole source.
+        in_loss: fraction (0 to 1) of its tokens that have a weight in the loss, estimated from its first documents.
     """
 
     name: str
@@ -41,15 +41,15 @@ class SourceFigures:
 
 @dataclass(frozen=True)
 class DataFigures:
-    """What a run reads.
+    """Numbers of all training documents of a run, for a table.
 
     Attributes:
-        sources: figures of each source.
-        mix_by: what the shares count: tokens or documents.
+        sources: numbers of each source.
+        mix_by: what the shares count: ``tokens`` or ``documents``.
         steps_per_pass: number of optimizer steps in which all documents could be read once.
         steps: number of optimizer steps of the run.
         cache_bytes: size of the token cache on disk, in bytes.
-        cache: the folder of the token cache.
+        cache: folder of the token cache.
     """
 
     sources: Sequence[SourceFigures]
@@ -61,7 +61,7 @@ class DataFigures:
 
 
 def data_lines(figures: DataFigures) -> list[str]:
-    """Return the table as lines of text, with lines about the whole behind it."""
+    """Return the table of training sources as lines of text, followed by lines about one pass and the token cache."""
     text = io.StringIO()
     Console(file=text, width=WIDTH).print(sources_table(figures))
     table = [line.rstrip() for line in text.getvalue().splitlines()]
@@ -72,7 +72,7 @@ def data_lines(figures: DataFigures) -> list[str]:
 
 
 def sources_table(figures: DataFigures) -> Table:
-    """Return the table of sources, with a header over each column."""
+    """Return a table with a row for each source of training documents."""
     table = Table(box=None, pad_edge=False)
     table.add_column("\nsource", overflow="fold", ratio=1)
     first, *others = QUANTILES
@@ -90,7 +90,7 @@ def sources_table(figures: DataFigures) -> Table:
 
 
 def size(number: float) -> str:
-    """Return a number of bytes in a unit that people read."""
+    """Format a number of bytes with a decimal unit, such as ``1.5 GB``."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if number < 1000:
             return f"{number:,.0f} {unit}" if unit == "bytes" else f"{number:,.1f} {unit}"

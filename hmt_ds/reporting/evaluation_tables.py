@@ -14,13 +14,14 @@ COSTS = {"swapped": "cost of others' memory", "none": "cost of no memory"}
 
 
 class SpanLoss(Protocol):
-    """The loss on a span of tokens, as tables need it.
+    """Protocol of the loss on a span of tokens, as tables need it.
 
     Attributes:
         first, below: smallest number of segments read before a token (or position in the segment), and one more than
-            the largest.
+            the
+            largest.
         tokens: number of scored tokens.
-        nats: mean loss per token in nats.
+        nats: mean loss per token in nats, with its 95% interval.
     """
 
     @property
@@ -34,11 +35,12 @@ class SpanLoss(Protocol):
 
 
 class LossRow(SpanLoss, Protocol):
-    """The losses of one run on a span of tokens (:class:`hmt_ds.evaluation.figures.Row`).
+    """Protocol of a run's losses on a span of tokens, such as :class:`hmt_ds.evaluation.figures.Row`.
 
     Attributes:
         perplexity: exp of the mean loss.
-        costs: increase of the loss in nats per token with other memories, by their kind.
+        costs: increase of the loss in nats per token with other memories: another document's (``swapped``), or
+            ``none``.
     """
 
     @property
@@ -48,7 +50,7 @@ class LossRow(SpanLoss, Protocol):
 
 
 class RunFigures(SpanLoss, Protocol):
-    """The loss of one of several runs on a span of tokens (:class:`hmt_ds.evaluation.compare.RunRow`).
+    """Protocol of one of several runs' loss on a span of tokens, such as :class:`hmt_ds.evaluation.compare.RunRow`.
 
     Attributes:
         run: name of the run.
@@ -85,12 +87,11 @@ def evaluation_table(rows: Sequence[LossRow], positions: Sequence[LossRow], titl
 
 
 def cells(row: LossRow, instead: Sequence[str]) -> list[str]:
-    """Format the losses of a table row as the texts of its cells: tokens, perplexity, nats per token, and the costs of
-    other memories.
+    """Format a table row's losses as its cells: tokens, perplexity, nats per token, and the costs of other memories.
 
     Args:
         row: the losses.
-        instead: names of the other memories whose cost is shown, such as ``swapped``.
+        instead: names of the other memories whose cost is shown: ``swapped``, ``none``.
     """
     if not row.tokens:
         return ["0", *["-"] * (2 + len(instead))]
@@ -98,7 +99,7 @@ def cells(row: LossRow, instead: Sequence[str]) -> list[str]:
 
 
 def span(row: SpanLoss) -> str:
-    """Format the numbers of segments read before (or of positions) that a row covers: ``3``, or ``4 to 7``."""
+    """Format the range of segments read before (or of positions) that a table row covers: ``3``, or ``4 to 7``."""
     last = row.below - 1
     return str(row.first) if last == row.first else f"{row.first} to {last}"
 
@@ -107,7 +108,7 @@ def runs_table(tables: Sequence[Sequence[RunFigures]], title: str, *, gap: bool)
     """Return a table that compares the losses of runs, with a section for each span of tokens.
 
     Args:
-        tables: the rows of each section.
+        tables: for each span of tokens, the row of each run.
         title: title of the table.
         gap: add each run's fraction of the gap between the first and the last run.
     """

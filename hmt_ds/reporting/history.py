@@ -1,5 +1,4 @@
-"""The history of a run: a JSON line for each start, checkpoint, evaluation, warning and end, with the time of the
-event.
+"""The history of a run: a JSON line for each start, checkpoint, evaluation, warning and end, with the event's time.
 
 Kinds: start (ranks, step, environment), checkpoint (step, seconds), evaluation (step, seconds), warning (step, text),
 ranks (step, seconds of each rank's own work), rollback (step), stop, end, failed (step, text). Events are never
@@ -20,7 +19,7 @@ FILE = "history.jsonl"
 
 
 class History:
-    """Appends events to a run's history.jsonl. If the disk is full, a warning is logged and the run continues.
+    """Appends events to a run's history.jsonl and sends alerts; if the disk is full, it warns and the run continues.
 
     Args:
         folder: folder of the run.
@@ -32,10 +31,11 @@ class History:
         self.alerts = Alerts(folder)
 
     def write(self, kind: str, step: int, **content: object) -> None:
-        """Append an event to the history, with the present time.
+        """Append an event to history.jsonl, with the present time, and send an alert if its kind calls for one.
 
         Args:
-            kind: kind of the event, such as ``checkpoint``; the module's docstring lists all kinds.
+            kind: ``start``, ``checkpoint``, ``evaluation``, ``warning``, ``ranks``, ``rollback``, ``stop``, ``end`` or
+                ``failed``.
             step: optimizer step of the run.
             content: further values, as JSON has them.
         """
@@ -47,7 +47,7 @@ class History:
                 out.write(json.dumps(event) + "\n")
         except OSError as error:
             if not self.failed:
-                logger.warning("%s cannot be written: %s; training goes on", FILE, error.strerror)
+                logger.warning("%s cannot be written: %s; training goes on", self.file, error.strerror)
             self.failed = True
         self.alerts.send(event)
 
@@ -59,8 +59,8 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
         folder: folder of the run.
 
     Returns:
-        Events with ``time`` (seconds since 1970), ``kind``, ``step`` and what the kind has besides. Lines that were cut
-        short by a kill are left out.
+        Events with ``time`` (seconds since 1970), ``kind``, ``step`` and further values. Lines that were cut short by a
+        kill are left out.
     """
     found = []
     try:

@@ -20,26 +20,31 @@ logger = logging.getLogger(__name__)
 
 
 class Sink(Protocol):
-    """Interface of a destination of metrics: a file or a monitor."""
+    """Protocol of a destination of metrics: a file or a tracker."""
 
     def write(self, row: Row) -> None:
-        """Write the metrics of one step; values by name, such as ``{"step": 10, "loss": 2.1}``, None for a missing
-        one."""
+        """Write the metrics of one step.
+
+        Args:
+            row: values by name, such as ``{"step": 10, "loss": 2.1}``; None for a missing one.
+        """
 
     def close(self) -> None:
-        """Write metrics that are still buffered, after the last step."""
+        """Write metrics that are still buffered; called once after the last step."""
 
 
 class Metrics:
-    """Writes the metrics of a run to all sinks. A sink that fails causes a warning; the run continues.
+    """Writes the metrics of a run to files and trackers; one that fails causes a warning, and the run continues.
 
     Args:
         folder: folder of the run.
-        resume_step: existing rows of later steps are dropped, because the resumed run takes those steps again.
+        resume_step: last step before the run is resumed; rows of later steps are dropped, because the run takes them
+            again.
         wandb: ``off``, ``offline`` or ``online``.
+        project: name of the project in wandb and in trackers.
         tensorboard, csv: whether to write TensorBoard events and metrics.csv.
         trackers: accelerate's names of further trackers, such as ``mlflow``.
-        project: name of the project in wandb and in trackers.
+        recipe: the resolved recipe as nested dicts, stored with the run in wandb and trackers.
     """
 
     def __init__(
@@ -67,19 +72,17 @@ class Metrics:
             self.open(name, partial(Tracker, folder, name, project, recipe or {}))
 
     def open(self, name: str, make: Callable[[], Sink]) -> None:
-        """Open a file or monitor to which metrics are written; a failure is logged as a warning, and the run continues
-        without it.
+        """Open a file or tracker for metrics; if that fails, log a warning, and the run continues without it.
 
         Args:
-            name: name of the sink, for warnings.
-            make: opens the sink.
+            name: its name, for warnings.
+            make: opens it.
         """
         with self.warn_once(name):
             self.sinks[name] = make()
 
     def write(self, row: Row) -> None:
-        """Write the metrics of one optimizer step to all files and monitors; a failure of one is logged once, and the
-        run continues.
+        """Write the metrics of one optimizer step to all files and trackers; log a failure of one as a warning, once.
 
         Args:
             row: ``step`` and the metrics by name, as numbers or None; the module's docstring lists names and units.
@@ -89,7 +92,7 @@ class Metrics:
                 sink.write(row)
 
     def close(self) -> None:
-        """Close all sinks of metrics."""
+        """Close all files and trackers of metrics."""
         for name, sink in self.sinks.items():
             with self.warn_once(name):
                 sink.close()
@@ -99,7 +102,7 @@ class Metrics:
         """Turn an exception in the ``with`` block into a logged warning, the first time only.
 
         Args:
-            name: name of the sink that the block writes to, such as ``metrics.jsonl``.
+            name: name of the file or tracker that the block writes to, such as ``metrics.jsonl``.
         """
         try:
             yield
@@ -110,14 +113,15 @@ class Metrics:
 
 
 class LineFile:
-    """A text file with one line per logged step.
+    """A text file of metrics with one line per logged step.
 
     Args:
         file: path of the file, which is appended to.
-        resume_step: existing lines of later steps are dropped, and so is a last line that was cut short by a kill.
+        resume_step: last step before the run is resumed; lines of later steps are dropped, and so is a last line that
+            was cut short by a kill.
         step_of: returns the step of a line.
         as_line: formats a row of metrics as a line.
-        header: line above the first row; empty for none.
+        header: formats a row's names as the file's first line; None for no such line.
     """
 
     def __init__(
@@ -134,15 +138,22 @@ class LineFile:
         cut(file, lambda line: step_of(line) <= resume_step)
 
     def write(self, row: Row) -> None:
-        """Append the line of a step, and before it earlier lines that could not be written because the disk was
-        full."""
+        """Append the line of a step, after earlier lines that could not be written because the disk was full.
+
+        Raises:
+            OSError: the disk is full; the line is kept and tried again at the next call.
+        """
         if self.header and not self.unwritten and not self.file.stat().st_size:
             self.unwritten = self.header(row) + "\n"
         self.unwritten += self.as_line(row) + "\n"
         self.close()
 
     def close(self) -> None:
-        """Append the lines that could not be written before. The file itself is open only while lines are written."""
+        """Append the lines that could not be written before; the file itself is open only while lines are written.
+
+        Raises:
+            OSError: they still cannot be written.
+        """
         size = self.file.stat().st_size
         try:
             with self.file.open("a", encoding="utf-8") as out:
@@ -155,9 +166,9 @@ class LineFile:
 
 
 def cut(file: Path, keep: Callable[[str], bool]) -> None:
-    """Shorten a file to its leading complete lines for which ``keep`` returns True.
+    """Shorten a file in place to its leading complete lines for which ``keep`` returns True.
 
-    Works in place, because a full disk has no room for a copy.
+    A copy would be safer, but a full disk has no room for one.
     """
     size = 0
     for line in file.read_bytes().splitlines(keepends=True):
@@ -178,14 +189,14 @@ def truncate(file: Path, size: int) -> None:
 
 
 def json_lines(folder: Path, resume_step: int) -> LineFile:
-    """Open ``metrics.jsonl`` in a run's folder for appending after ``resume_step``; floats read back as the same
-    bits."""
+    """Open metrics.jsonl in a run's folder to append steps after ``resume_step``; floats read back as the same bits."""
     return LineFile(folder / "metrics.jsonl", resume_step, lambda line: json.loads(line)["step"], json.dumps)
 
 
 def csv_lines(folder: Path, resume_step: int) -> LineFile:
-    """Open ``metrics.csv`` in a run's folder for appending after ``resume_step``: a column per metric, empty cells for
-    None."""
+    """Open metrics.csv in a run's folder to append steps after ``resume_step``: a column per metric, None as empty
+    cell.
+    """
     return LineFile(
         folder / "metrics.csv",
         resume_step,
@@ -196,7 +207,7 @@ def csv_lines(folder: Path, resume_step: int) -> LineFile:
 
 
 def read_metrics(file: Path) -> list[Row]:
-    """Read the rows of a run's metrics.jsonl, oldest first, each a dict of numbers by name.
+    """Read the rows of a run's metrics.jsonl, oldest first, each a dict of numbers by name; empty if there is no file.
 
     A loss or norm that was not finite is None, because JSON has no such numbers. A last line that was cut short by a
     kill is left out.

@@ -1,4 +1,4 @@
-"""Metrics in wandb, TensorBoard and other trackers, as ``train/NAME``.
+"""Send metrics to wandb, TensorBoard and other trackers, under names such as ``train/loss``.
 
 In wandb and TensorBoard a resumed run continues the same curves.
 """
@@ -13,7 +13,7 @@ STEP = "train/step"
 
 
 class Wandb:
-    """Sink that writes all starts of a training run into one wandb run, whose id is in the file ``wandb_run_id``.
+    """Sends metrics to wandb; all starts of a training run are one wandb run, whose id is in the file ``wandb_run_id``.
 
     wandb's own step counter cannot be set back, and online it would drop the steps that a resumed run takes again. So
     each row has its step as a metric, and curves are drawn over that metric; a step that was taken twice appears twice.
@@ -22,6 +22,7 @@ class Wandb:
         folder: folder of the run.
         mode: ``offline`` or ``online``. ``WANDB_MODE`` and ``WANDB_DIR`` in the environment take precedence.
         project: name of the project in wandb.
+        recipe: the resolved recipe as nested dicts, stored as wandb's configuration.
     """
 
     def __init__(self, folder: Path, mode: str, project: str, recipe: dict[str, object]):
@@ -50,11 +51,12 @@ class Wandb:
 
 
 class TensorBoard:
-    """Sink that writes metrics as TensorBoard event files into the folder ``tensorboard`` of a run.
+    """Writes metrics as TensorBoard event files into the folder ``tensorboard`` of a run.
 
     Args:
         folder: folder of the run.
-        resume_step: TensorBoard hides existing events of later steps, which the resumed run takes again.
+        resume_step: last step before the run is resumed; TensorBoard hides events of later steps, which are taken
+            again.
     """
 
     def __init__(self, folder: Path, resume_step: int):
@@ -74,15 +76,15 @@ class TensorBoard:
 
 
 class Tracker:
-    """Sink that writes metrics to one of the trackers that accelerate knows; each start is a run of its own there.
+    """Sends metrics to one of the trackers that accelerate knows; each start of a run is a run of its own there.
 
     Servers, accounts and folders are set in each tracker's own environment variables, such as ``MLFLOW_TRACKING_URI``.
 
     Args:
-        folder: folder of the run, whose name the run has in the tracker; trackers that write files do so in it.
+        folder: folder of the run; its name is the run's name in the tracker, and trackers that write files use it.
         name: accelerate's name of the tracker, such as ``mlflow``.
         project: name of the project or the experiment in the tracker.
-        recipe: the resolved recipe, which is stored with the run, a value per key.
+        recipe: the resolved recipe as nested dicts, stored with the run, a value per key.
     """
 
     def __init__(self, folder: Path, name: str, project: str, recipe: dict[str, object]):
@@ -109,11 +111,16 @@ class Tracker:
 
 
 RUN_NAMES = {"mlflow": "run_name", "trackio": "name", "swanlab": "experiment_name"}
-"""What a tracker calls the argument for a run's own name; others have none."""
+"""By tracker, the name of its argument for a run's own name; trackers that are not listed have none."""
 
 
 def dotted(values: dict[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield every value of nested mappings under its dotted name, as text."""
+    """Yield dotted name and text of every value in nested dicts, such as ``("training.steps", "100")``.
+
+    Args:
+        values: the nested dicts.
+        prefix: text in front of every name.
+    """
     for name, value in values.items():
         if isinstance(value, dict) and value:
             yield from dotted(value, f"{prefix}{name}.")
@@ -122,6 +129,8 @@ def dotted(values: dict[str, object], prefix: str = "") -> Iterator[tuple[str, s
 
 
 def prefixed(row: Row) -> dict[str, float]:
-    """Return the metrics of a step that have a value, named as monitors show them: ``train/loss`` for ``loss``; the
-    step itself is left out."""
+    """Return a step's metrics that have a value under the names that trackers show: ``train/loss`` for ``loss``.
+
+    The step itself is left out.
+    """
     return {f"train/{name}": value for name, value in row.items() if name != "step" and value is not None}

@@ -1,4 +1,4 @@
-"""A clock that splits the seconds of a training step by the phases that the executor names."""
+"""A clock that divides the seconds of a training step among phases such as forward, backward and step."""
 
 import time
 from collections import defaultdict
@@ -16,11 +16,11 @@ Moment = Any  # seconds, or an event in the GPU's stream, whose class depends on
 
 
 class PhaseClock:
-    """Measures the seconds of each phase of a training step.
+    """Measures the seconds of each phase of a training step, such as ``forward``.
 
-    Assign it to an executor's ``phase``, which opens named phases with it. Phases may be nested and repeated. Each
-    moment of a step counts for the innermost open phase, or for ``other`` if none is open. On GPUs the times are those
-    of events in the stream, which are read after the step, so that nothing synchronizes within it.
+    Assign it to the attribute ``phase`` of an executor, which opens named phases with it. Phases may be nested and
+    repeated. Each moment counts for the innermost open phase, or for ``other`` if none is open. On GPUs the times are
+    those of events in the stream, read after the step, so that nothing synchronizes within it.
 
     Args:
         device: device of the executor.
@@ -38,7 +38,7 @@ class PhaseClock:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Time a phase of the given name, which is the body of a ``with`` statement."""
+        """Time the ``with`` block as a phase of the given name."""
         if self.only is not None and name not in self.only:
             yield
             return
@@ -61,7 +61,7 @@ class PhaseClock:
         return dict(seconds)
 
     def now(self) -> Moment:
-        """The present moment: seconds on CPUs; on GPUs a recorded event in the stream."""
+        """Return the present moment: seconds on CPUs; on GPUs an event recorded in the stream."""
         if self.device.type == "cpu":
             return time.perf_counter()
         event = torch.get_device_module(self.device).Event(enable_timing=True)
@@ -69,5 +69,5 @@ class PhaseClock:
         return event
 
     def between(self, start: Moment, stop: Moment) -> float:
-        """Return the seconds between two moments, each from :meth:`now`."""
+        """Return the seconds between two moments that :meth:`now` returned."""
         return stop - start if self.device.type == "cpu" else start.elapsed_time(stop) / 1000

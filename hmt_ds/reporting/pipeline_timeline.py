@@ -20,7 +20,7 @@ SHORTEST, NAMED = 2, 4  # fewest columns of the shortest bar, and of a segment's
 
 
 class Pass(Protocol):
-    """Interface of a forward or backward pass to draw, whose ``repr`` is the name shown."""
+    """Protocol of a forward or backward pass to draw; its ``repr`` is the name shown, such as ``F2.0``."""
 
     @property
     def kind(self) -> str:
@@ -32,7 +32,7 @@ class Pass(Protocol):
 
 
 class Bar(Protocol):
-    """Interface of a pass with its start and stop, in any unit of time."""
+    """Protocol of a pass with its start and end, in any unit of time."""
 
     @property
     def action(self) -> Pass:
@@ -48,11 +48,11 @@ class Bar(Protocol):
 
 
 def timeline_lines(stages: Sequence[Sequence[Bar]], width: int) -> Iterator[Text]:
-    """The lines of text that draw a pipeline schedule, with a legend.
+    """Yield the lines of text that draw a pipeline schedule in the terminal, with a legend.
 
     Args:
-        stages: the timed passes of each stage; passes that take no time are not drawn.
-        width: columns per line.
+        stages: the timed passes of each stage, by start; passes that take no time are not drawn.
+        width: characters per line.
     """
     stages = [[bar for bar in bars if bar.stop > bar.start] for bars in stages]
     times = [(bar.action, bar.stop - bar.start) for bars in stages for bar in bars]
@@ -72,15 +72,17 @@ def timeline_lines(stages: Sequence[Sequence[Bar]], width: int) -> Iterator[Text
             line.end = "\n"
             yield line
     if shown < blocks:
-        yield Text(f"cut off at {shown * columns * unit:g} of {end:g}; --picture FILE draws all of it", style="bold")
+        yield Text(
+            f"cut off at time {shown * columns * unit:g} of {end:g}; --picture FILE draws all of it", style="bold"
+        )
     yield legend(stages)
 
 
 def cells(bars: Sequence[Bar], unit: float, columns: int) -> list[tuple[str, str]]:
-    """The character and the style of each column of a stage's line in a drawing.
+    """Return character and style of each column of a stage's line in a drawn pipeline schedule.
 
     Args:
-        bars: timed passes of the stage.
+        bars: timed passes of the stage, by start.
         unit: time per column.
         columns: number of columns.
     """
@@ -96,7 +98,7 @@ def cells(bars: Sequence[Bar], unit: float, columns: int) -> list[tuple[str, str
 
 
 def label(action: Pass, columns: int) -> str:
-    """Return the name of a pass, such as ``F0.1``, cut to ``columns`` characters."""
+    """Return the name of a pass, such as ``F0.1``, shortened to at most ``columns`` characters."""
     whole = repr(action)
     return next(text for text in (whole, whole.split(".")[0], whole[0]) if len(text) <= columns)
 

@@ -1,4 +1,4 @@
-"""Pictures of a run: loss, evaluation, comparison of runs, pipeline schedule."""
+"""Draw pictures: loss of a run, evaluation, comparison of runs, pipeline schedule."""
 
 import math
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ def plot_loss(rows: Sequence[Row], file: Path) -> None:
     """Plot the loss of each logged step, and the mean of the last ten, into a picture file.
 
     Args:
-        rows: metrics of the logged steps, with ``step`` and ``loss`` (nats per label).
+        rows: metrics of the logged steps, with ``step`` and ``loss`` (nats per token).
         file: picture file to write.
     """
     steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
@@ -72,12 +72,12 @@ def plot_evaluation(rows: Sequence[LossRow], positions: Sequence[LossRow], file:
 
 
 def draw_intervals(axes: Axes, rows: Sequence[LossRow], series: Sequence[tuple[str, str]], label: str) -> None:
-    """Draw values in nats per token with their 95% intervals as error bars.
+    """Draw curves in nats per token, with their 95% intervals as error bars.
 
     Args:
         axes: matplotlib's axes.
-        rows: rows of an evaluation's table.
-        series: for each curve, the name of a cost ("" for the loss) and its colour.
+        rows: losses, one for each place on the horizontal axis.
+        series: for each curve, its name ("" for the loss, or a cost: ``swapped``, ``none``) and its colour.
         label: label of the vertical axis.
     """
     for name, colour in series:
@@ -94,10 +94,10 @@ def draw_intervals(axes: Axes, rows: Sequence[LossRow], series: Sequence[tuple[s
 
 
 def plot_runs(tables: Sequence[Sequence[RunFigures]], file: Path) -> None:
-    """Plot each run's loss minus the first run's, with 95% intervals, by the number of tokens read.
+    """Plot each run's loss minus the first run's, with 95% intervals, by the number of tokens read before.
 
     Args:
-        tables: the runs' losses for each span of tokens; the first run is the line at 0.
+        tables: for each span of tokens, the row of each run; the first run is the line at 0.
         file: picture file to write.
     """
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
@@ -117,10 +117,10 @@ def plot_runs(tables: Sequence[Sequence[RunFigures]], file: Path) -> None:
 
 
 def plot_schedule(stages: Sequence[Sequence[Bar]], title: str, file: Path) -> None:
-    """Draw the passes of each pipeline stage as bars, one stage below the other.
+    """Draw the passes of each pipeline stage as bars over time, one stage below the other.
 
     Args:
-        stages: timed passes of each stage.
+        stages: timed passes of each stage, by start.
         title: title of the picture.
         file: picture file to write.
     """

@@ -11,12 +11,12 @@ logger = logging.getLogger(__name__)
 
 
 class Progress:
-    """Shows loss, tokens per second, memory and remaining time of a run.
+    """Shows loss, tokens per second, memory and remaining time of a run, in a bar or in log lines.
 
     Args:
         total: number of steps of the run.
         done: number of steps taken before the run was resumed.
-        every: number of steps between two log lines, if there is no terminal.
+        every: number of steps between two log lines, if stderr is not a terminal.
         shown: whether this rank shows anything.
     """
 
@@ -36,7 +36,7 @@ class Progress:
         """Count one step, and show its numbers.
 
         Args:
-            loss: nats per label; None if the step had no labels.
+            loss: nats per token; None if the step had no labels.
             tokens_per_second: tokens read per second and rank.
             memory_gib: peak memory in GiB.
         """
@@ -52,8 +52,9 @@ class Progress:
         self.first_step_ended = self.first_step_ended or (self.step, time.monotonic())
 
     def time_left(self) -> str:
-        """Return an estimate of the time of the remaining steps, formatted as hours, minutes and seconds such as
-        ``1:05:20``."""
+        """Return an estimate of the time of the remaining steps as text, such as ``1:05:20``; ``?`` before the first
+        step.
+        """
         if self.first_step_ended is None:
             return "?"
         step, moment = self.first_step_ended

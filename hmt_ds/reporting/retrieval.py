@@ -1,4 +1,4 @@
-"""Show results on retrieval from memory: tables and plots of right answers, and a picture of recall weights."""
+"""Show how well a model retrieves from memory: tables and plots of right answers, and a map of recall weights."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,12 +14,12 @@ from hmt_ds.reporting.plots import plt
 
 
 class RetrievalFigures(Protocol):
-    """The retrieval results that tables and plots show (:class:`hmt_ds.evaluation.retrieval.RetrievalRow`).
+    """Protocol of retrieval results for tables and plots, such as :class:`hmt_ds.evaluation.retrieval.RetrievalRow`.
 
     Attributes:
         segments: number of segments of each document.
         documents, questions: number of documents, and of questions in them.
-        right: fraction (0 to 1) of right answers.
+        right: fraction (0 to 1) of right answers, with its 95% interval.
         found: fraction of questions whose memory has the largest recall weight; None without recall.
     """
 
@@ -36,7 +36,7 @@ class RetrievalFigures(Protocol):
 
 
 class Recalls(Protocol):
-    """The recall weights of one document (:class:`hmt_ds.evaluation.retrieval.RecallMap`).
+    """Protocol of the recall weights of one document, such as :class:`hmt_ds.evaluation.retrieval.RecallMap`.
 
     Attributes:
         weights: ``[segments, segments]``, for each segment the weights (0 to 1) of earlier segments' memories.
@@ -50,12 +50,12 @@ class Recalls(Protocol):
 
 
 def retrieval_table(rows: Sequence[RetrievalFigures], title: str, chance: float) -> Table:
-    """Return a table of the fraction of right answers, by the length of the documents in segments.
+    """Return a table of the fraction of right answers, with a row for each length of documents.
 
     Args:
         rows: results, one for each length.
         title: title of the table.
-        chance: fraction of right answers of a model that guesses, 0 to 1.
+        chance: fraction (0 to 1) of right answers of a model that guesses.
     """
     table = Table(title=title, box=box.SIMPLE_HEAD)
     table.caption = f"chance: {chance:.1%}"
@@ -76,12 +76,12 @@ def percent(share: Interval | None) -> str:
 
 
 class RunAnswers(Protocol):
-    """A run's answers to questions (:class:`hmt_ds.evaluation.compare_retrieval.Answers`).
+    """Protocol of a run's answers to questions, such as :class:`hmt_ds.evaluation.compare_retrieval.Answers`.
 
     Attributes:
         run: name of the run.
-        chance: fraction of right answers of a model that guesses, 0 to 1.
-        right: fraction of right answers, by the number of segments of the documents.
+        chance: fraction (0 to 1) of right answers of a model that guesses.
+        right: fraction of right answers with its 95% interval, by the number of segments of the documents.
     """
 
     @property
@@ -93,8 +93,7 @@ class RunAnswers(Protocol):
 
 
 def answers_table(runs: Sequence[RunAnswers]) -> Table:
-    """Return a table of the percentage of questions that each run answered right, a row for each length of documents in
-    segments."""
+    """Return a table of the percentage of questions that each run answered right, with a row per document length."""
     table = Table(title="questions answered right, with 95% intervals over documents", box=box.SIMPLE_HEAD)
     table.caption = f"chance: {runs[0].chance:.1%}"
     for column in ("segments", *(one.run for one in runs)):
@@ -105,7 +104,7 @@ def answers_table(runs: Sequence[RunAnswers]) -> Table:
 
 
 def plot_answers(runs: Sequence[RunAnswers], file: Path) -> None:
-    """Plot the fraction of questions that each run answered right over the length of the documents in segments.
+    """Plot the fraction of questions that each run answered right against the length of the documents in segments.
 
     Args:
         runs: the runs' answers.
@@ -159,14 +158,14 @@ def draw_shares(axes: Axes, rows: Sequence[RetrievalFigures], chance: float) -> 
 def draw_curve(
     axes: Axes, segments: Sequence[int], shares: Sequence[Interval], *, label: str, color: str | None = None
 ) -> None:
-    """Draw fractions with their intervals against document length.
+    """Draw fractions with their 95% intervals against document length.
 
     Args:
         axes: matplotlib's axes.
-        segments: numbers of segments of the documents.
-        shares: the fraction (0 to 1) for each number.
+        segments: document lengths, in segments.
+        shares: a fraction (0 to 1) for each length.
         label: text of the legend.
-        color: colour of the curve; None for the next one.
+        color: colour of the curve; None for matplotlib's next one.
     """
     means = np.array([mean for mean, _, _ in shares])
     bars = np.array([(mean - low, high - mean) for mean, low, high in shares]).T
@@ -178,8 +177,8 @@ def finish_shares(axes: Axes, segments: Sequence[int], chance: float) -> None:
 
     Args:
         axes: matplotlib's axes.
-        segments: numbers of segments of the documents, for the horizontal axis.
-        chance: fraction of right answers of a model that guesses, 0 to 1.
+        segments: document lengths, in segments, for the horizontal axis.
+        chance: fraction (0 to 1) of right answers of a model that guesses.
     """
     axes.axhline(chance, color="tab:gray", linestyle="--", label="chance")
     axes.set_xscale("log")
@@ -191,8 +190,9 @@ def finish_shares(axes: Axes, segments: Sequence[int], chance: float) -> None:
 
 
 def draw_recalls(axes: Axes, recalls: Recalls) -> None:
-    """Draw the recall weights of one document as a map: for each segment (row), the weight of each earlier segment's
-    memory; circles mark the memories that answer a question.
+    """Draw the recall weights of one document as a map, with circles around the memories that answer a question.
+
+    Each row is a segment, and each column an earlier segment's memory.
 
     Args:
         axes: matplotlib's axes.

@@ -12,7 +12,7 @@ from rich.table import Table
 
 
 def print_recipe(values: dict[str, object]) -> None:
-    """Print a resolved recipe as YAML, with one line per innermost section."""
+    """Print a resolved recipe (nested dicts) as YAML, with one line per innermost section."""
     text = yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=118)
     console = Console()
     if console.is_terminal:
@@ -22,7 +22,7 @@ def print_recipe(values: dict[str, object]) -> None:
 
 
 def keys_table(keys: Iterable[tuple[str, Any]]) -> Table:
-    """Return a table of all keys of the recipe, with type, default and help text.
+    """Return a table of keys of the recipe, with type, default and help text.
 
     Args:
         keys: dotted names and pydantic fields, sections included.
@@ -42,7 +42,7 @@ def keys_table(keys: Iterable[tuple[str, Any]]) -> Table:
 
 
 def keys_markdown(keys: Iterable[tuple[str, Any]]) -> str:
-    """Return the keys of the recipe as tables in Markdown, one for each section.
+    """Return keys of the recipe as tables in Markdown, one for each section.
 
     Args:
         keys: dotted names and pydantic fields, sections included.
@@ -86,8 +86,9 @@ def type_name(kind: Any) -> str:
 
 
 def comparison_table(rows: Iterable[tuple[int, str, Any]], job: Any) -> Table:
-    """Return the table of estimated optimizer steps on clusters of several sizes: seconds, tokens/s and GB of memory
-    with ZeRO-1, pipelines and ZeRO-3.
+    """Return a table of estimated optimizer steps on clusters of several sizes, with ZeRO-1, pipelines and ZeRO-3.
+
+    Columns are seconds, nanoseconds per token, tokens/s per GPU, idle share and GB of memory per GPU.
 
     Args:
         rows: number of GPUs, name of the method, and a :class:`hmt_ds.planning.compare.Estimate`; None if the method is

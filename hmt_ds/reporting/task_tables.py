@@ -1,4 +1,4 @@
-"""Tables and pictures of generated tasks: right answers by task, length, reading and place."""
+"""Tables and pictures of generated tasks: right answers by task, document length, way of reading, place of the fact."""
 
 import math
 from collections.abc import Sequence
@@ -17,16 +17,16 @@ NORMAL = 1.96  # 95% of a normal distribution lie within this many standard devi
 
 @dataclass(frozen=True)
 class TaskFigures:
-    """The answers to one task at one length of documents.
+    """A model's answers to one task at one length of documents.
 
     Attributes:
-        task: name of the task.
+        task: name of the task, such as ``babilong-qa1``.
         length: number of tokens of a document.
         documents: number of documents.
         chance: fraction (0 to 1) that a guess among all possible answers gets right.
-        right: for each way of reading, 1 for each right answer and 0 for each other.
-        places: for the first way of reading, the same numbers by the place of the last needed fact, in equal parts of
-            the document.
+        right: for each way of reading (``memory``, ``swapped``, ...), 1 for each right answer and 0 for each other.
+        places: for the first way of reading, the same numbers in ten lists, by the tenth of the document in which the
+            last needed fact is.
     """
 
     task: str
@@ -38,8 +38,10 @@ class TaskFigures:
 
 
 def tasks_table(figures: Sequence[TaskFigures]) -> Table:
-    """Return a table of the percentage of right answers with 95% intervals (Wilson's): a row for each task and length,
-    a column for each way of reading."""
+    """Return a table of the percentage of right answers with Wilson's 95% intervals.
+
+    It has a row for each task and length, and a column for each way of reading.
+    """
     readings = list(figures[0].right)
     table = Table(title="right answers in percent, with 95% intervals")
     for column in ("task", "tokens", "documents", *readings, "chance"):
@@ -51,7 +53,7 @@ def tasks_table(figures: Sequence[TaskFigures]) -> Table:
 
 
 def share(right: Sequence[float]) -> str:
-    """Format a fraction of right answers in percent with its 95% interval, as ``80 [66, 89]``.
+    """Format the fraction of right answers in percent with its 95% interval, as ``80 [66, 89]``.
 
     Args:
         right: 1 for each right answer and 0 for each other.
@@ -61,8 +63,9 @@ def share(right: Sequence[float]) -> str:
 
 
 def wilson(right: float, number: int) -> tuple[float, float]:
-    """Return the ends of Wilson's 95% interval of a fraction; unlike the normal one, it is not empty if all answers
-    agree.
+    """Return low and high end (0 to 1) of Wilson's 95% interval of a fraction.
+
+    Unlike the normal interval it is not empty if all answers are right, or all wrong.
 
     Args:
         right: number of right answers.
@@ -75,8 +78,7 @@ def wilson(right: float, number: int) -> tuple[float, float]:
 
 
 def plot_places(figures: Sequence[TaskFigures], file: Path) -> None:
-    """Draw the fraction of right answers as a heat map for each task: document length in tokens against the place of
-    the fact in the document.
+    """Draw a heat map per task of the fraction of right answers, by document length and by place of the fact.
 
     Args:
         figures: the answers to each task at each length; those of the first way of reading are drawn.

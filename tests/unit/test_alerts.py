@@ -46,7 +46,7 @@ def test_a_webhook_is_told(monkeypatch, tmp_path, caplog, webhook):
     assert said["text"].startswith(f"{tmp_path} on ") and said["text"].endswith(", step 12: warning: loss spike: 9")
     assert said["run"] == str(tmp_path) and not caplog.text
     history.write("end", 14)
-    assert "HMT_DS_ALERT could not be told: HTTPError" in caplog.text and address not in caplog.text
+    assert "the alert could not be sent (HTTPError)" in caplog.text and address not in caplog.text
 
 
 def test_a_command_is_told(monkeypatch, tmp_path):
@@ -63,7 +63,7 @@ def test_a_command_is_told(monkeypatch, tmp_path):
 def test_a_receiver_that_fails(monkeypatch, tmp_path, caplog, target, error):
     monkeypatch.setenv(alerts.VARIABLE, target)
     History(tmp_path).write("end", 3)
-    assert caplog.text.count(f"HMT_DS_ALERT could not be told: {error}") == 1
+    assert caplog.text.count(f"the alert could not be sent ({error})") == 1
 
 
 def test_a_receiver_that_hangs_does_not_hold_up_training(monkeypatch, tmp_path):

@@ -149,7 +149,7 @@ def test_all_runs_that_cannot_be_read_are_named(tmp_path):
     [
         (
             evaluation(by_token(0.0), tokenizer="500 tokens, vocabulary def"),
-            "its tokenizer (500 tokens, vocabulary def) is not that of {first} (400 tokens, vocabulary abc)",
+            "tokenizer 500 tokens, vocabulary def, but {first} 400 tokens, vocabulary abc; leave one out",
         ),
         (
             evaluation(by_token(0.0), sha256="cd" * 32, source="other.txt"),
@@ -179,7 +179,9 @@ def test_other_scored_tokens(tmp_path):
     first, second = evaluation(by_token(0.0)), evaluation(by_token(0.0))
     second.losses.tokens["own"][3, 5, 2] = 0
     runs = [write_run(tmp_path / name, one) for name, one in (("one", first), ("other", second))]
-    assert problems_of(*runs) == [f"{runs[1]}: has scored other tokens of the same documents than {runs[0]}"]
+    assert problems_of(*runs) == [
+        f"{runs[1]}: has scored other tokens than {runs[0]}; evaluate both with the same data.validation"
+    ]
 
 
 @pytest.mark.parametrize(

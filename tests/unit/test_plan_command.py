@@ -61,7 +61,7 @@ def test_long_schedules_are_cut_off(monkeypatch, capsys):
     code, out, _ = run(monkeypatch, capsys, *shaped(8, 16, 8))
     lines = out.splitlines()
     assert code == 0 and max(map(len, lines)) <= 100
-    assert "cut off at 136.5 of 796; --picture FILE draws all of it" in lines
+    assert "cut off at time 136.5 of 796; --picture FILE draws all of it" in lines
     assert sum(line.startswith("stage 7") for line in lines) == 6
     _, out, _ = run(monkeypatch, capsys, *shaped(60, 2, 2))
     assert sum(line.startswith("stage") for line in out.splitlines()) == 60  # at least one block is always drawn
