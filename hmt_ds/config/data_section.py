@@ -15,7 +15,7 @@ from pydantic import (
 )
 
 from hmt_ds.config.sections import PathText, Section, section
-from hmt_ds.data.settings import COLUMNS, NAMED, DatasetName, FormatName, RetrievalSettings
+from hmt_ds.data.settings import COLUMNS, NAMED, DatasetName, FormatName, RetrievalSettings, SpecialTokens
 
 
 class Source(Section):
@@ -44,6 +44,10 @@ class Source(Section):
     all tokens count alike. Held-out losses use the weight of the held-out source."""
     chat_template: PathText | None = None
     """Path of a file with a chat template (Jinja), for format messages only. Default: the tokenizer's own template."""
+    special_tokens: SpecialTokens | None = None
+    """Meaning of the tokenizer's special tokens, such as </s> or <|endoftext|>, where they are written in a document.
+    text: plain text; token: these tokens. Those that a chat template writes are always tokens. Default: as the
+    tokenizer reads them, which is as tokens unless it has split_special_tokens; hmt-ds check warns if there are any."""
     split: str = "train"
     """Split of the data set to read; train[:10%] reads a part of one. Files in a folder belong to the split in their
     names (train-00000-of-00002.parquet, dev.jsonl); if their names have only one split or none, the whole folder is

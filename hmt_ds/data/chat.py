@@ -1,5 +1,6 @@
 """Render conversations as text with a chat template, with the character spans of the assistant's answers."""
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ FIXED_DATE = "".join(f" | replace('{code}', '{value}')" for code, value in DATE.
 FIXED_DATE = f"{{% macro strftime_now(format) %}}{{{{ format{FIXED_DATE} }}}}{{% endmacro %}}"
 MARKS_ANSWERS = re.compile(r"\{%-?\s*generation\s*-?%\}")  # the keyword of transformers around answers
 
+MASK = "\ue000"  # a character that no vocabulary has in a special token
 STAND_IN = "\u2063other words\u2063"
 
 Message = dict[str, Any]
@@ -44,8 +46,7 @@ def render_chat(
             template does not let answers be told apart from the rest.
     """
     chat = check_messages(messages)
-    template = tokenizer.get_chat_template(template)
-    template = FIXED_DATE + template if "strftime_now" in template else template
+    template = template_of(tokenizer, template)
     marked = bool(MARKS_ANSWERS.search(template))
     text, spans = render(chat, tokenizer, template, return_assistant_tokens_mask=marked)
     numbers = [number for number, message in enumerate(chat) if message["role"] == "assistant"]
@@ -59,6 +60,52 @@ def render_chat(
                 does = "marks no answer that contains" if marked and is_answer else "does not write"
                 raise DataError(f"message {number}: the chat template {does} its {what}: choose another chat_template")
     return text, spans
+
+
+def template_of(tokenizer: PreTrainedTokenizerBase, template: str | None) -> str:
+    """Return a chat template, or else the tokenizer's own, with a fixed date."""
+    template = tokenizer.get_chat_template(template)
+    return FIXED_DATE + template if "strftime_now" in template else template
+
+
+def written_out(
+    messages: object, text: str, pattern: str, tokenizer: PreTrainedTokenizerBase, template: str | None = None
+) -> list[Span]:
+    """Return first and end character of each special token that messages have as text; those of the template are none.
+
+    The conversation is rendered again with other characters in their places.
+
+    Args:
+        messages, tokenizer, template: As for `render_chat`.
+        text: What it returned.
+        pattern: A regular expression for the special tokens.
+
+    Raises:
+        DataError: The template renders it in another way.
+    """
+    chat = check_messages(messages)
+    masked = mask(chat, re.compile(pattern))
+    if masked == chat:
+        return []
+    other, _ = render(masked, tokenizer, template_of(tokenizer, template))
+    spans = [match.span() for match in re.finditer(f"{MASK}+", other)]
+    borders = [0, *itertools.chain(*spans), len(other)]
+    between = zip(borders[::2], borders[1::2], strict=True)
+    if len(other) != len(text) or any(text[begin:end] != other[begin:end] for begin, end in between):
+        raise DataError(
+            "a message has special tokens as text, and the chat template depends on them: set special_tokens to token, "
+            "or choose another chat_template"
+        )
+    return spans
+
+
+def mask(value: Any, pattern: re.Pattern[str]) -> Any:
+    """Return a value in whose texts MASK takes the place of each character of a match."""
+    if isinstance(value, str):
+        return pattern.sub(lambda match: MASK * len(match[0]), value)
+    if isinstance(value, Mapping):
+        return {name: mask(one, pattern) for name, one in value.items()}
+    return [mask(one, pattern) for one in value] if isinstance(value, list) else value
 
 
 def added_by(chat: list[Message], number: int, text: str, tokenizer: PreTrainedTokenizerBase, template: str) -> Span:

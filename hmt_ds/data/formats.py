@@ -8,28 +8,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from hmt_ds.data.chat import render_chat
+from hmt_ds.data.chat import render_chat, written_out
 from hmt_ds.data.errors import DataError, RowError, first_line
-from hmt_ds.data.settings import COLUMNS, FormatName
+from hmt_ds.data.parts import Part, encode_part, end_answer
+from hmt_ds.data.settings import COLUMNS, FormatName, SpecialTokens
+from hmt_ds.data.special_tokens import special_pattern
 
 Row = Mapping[str, Any]
-
-
-class Part(NamedTuple):
-    """A text that is tokenized in one call: a whole document, or one question about it.
-
-    Attributes:
-        text: The rendered text.
-        answers: First and end character of each answer in the text.
-    """
-
-    text: str
-    answers: Sequence[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -41,11 +31,19 @@ class Format:
             `questions`: a document with one question and its answers, or with a list of questions.
         prompt_weight: Weight in the loss of tokens outside answers, 0 to 1; not used by `text`.
         chat_template: A Jinja template for `messages`; None for the tokenizer's own.
+        special_tokens: What special tokens in a text are, "text" or the "token"; None for what the tokenizer makes of
+            them.
     """
 
     name: FormatName = "text"
     prompt_weight: float = 0.0
     chat_template: str | None = None
+    special_tokens: SpecialTokens | None = None
+
+    @property
+    def split_special_tokens(self) -> bool | None:
+        """Whether special tokens in a text are text; None for what the tokenizer does by itself."""
+        return None if self.special_tokens is None else self.special_tokens == "text"
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -75,9 +73,11 @@ class Format:
 
     def content(self, tokenizer: PreTrainedTokenizerBase) -> list[Any]:
         """Return what tokens and weights depend on besides row and tokenizer, to hash for a cache; empty for `text`."""
+        usual = getattr(tokenizer, "split_special_tokens", False)
+        other = [] if self.split_special_tokens in (None, usual) else [f"special tokens: {self.special_tokens}"]
         if self.name == "text":
-            return []
-        return [self.name, self.prompt_weight, self.template(tokenizer)]
+            return other
+        return [self.name, self.prompt_weight, self.template(tokenizer), *other]
 
     def template(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
         """Return the chat template that rows are written with; None for other formats than `messages`."""
@@ -85,7 +85,7 @@ class Format:
 
     def encode(
         self, batch: Mapping[str, Sequence[Any]], first: int, tokenizer: PreTrainedTokenizerBase, eos: int | None
-    ) -> tuple[list[list[int]], list[np.ndarray] | None]:
+    ) -> tuple[Sequence[Sequence[int] | np.ndarray], list[np.ndarray] | None]:
         """Tokenize rows of this format.
 
         Args:
@@ -102,7 +102,7 @@ class Format:
             RowError: A row does not have this format.
         """
         if self.name == "text":
-            return encode_texts(batch["text"], tokenizer, eos), None
+            return encode_texts(batch["text"], tokenizer, eos, self.split_special_tokens), None
         ids, weights = [], []
         for number, values in enumerate(zip(*(batch[column] for column in self.columns), strict=True), start=first):
             try:
@@ -115,63 +115,37 @@ class Format:
 
     def _encode_row(
         self, row: Row, tokenizer: PreTrainedTokenizerBase, eos: int | None
-    ) -> tuple[list[int], np.ndarray]:
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Tokenize one row; return its token ids and a mask `[tokens]` (bool) of those that belong to answers."""
-        if self.name == "messages":
-            parts: Iterator[Part] = iter([Part(*render_chat(row["messages"], tokenizer, self.chat_template))])
-            eos = None
-        else:
-            parts = PARTS[self.name](row)
-        ids: list[int] = []
-        answers: list[np.ndarray] = []
+        chats = self.name == "messages"
+        parts = iter([self._chat(row["messages"], tokenizer)]) if chats else PARTS[self.name](row)
+        split = None if chats else self.split_special_tokens
+        ids, answers = list[np.ndarray](), list[np.ndarray]()
         for part in parts:
-            begins = not ids and self.name != "messages"
-            part_ids, part_answers = encode_part(part, tokenizer, add_special_tokens=begins)
-            if eos is not None:
-                part_ids, part_answers = end_answer(part_ids, part_answers, eos)
-            ids += part_ids
-            answers.append(part_answers)
-        return ids, np.concatenate(answers)
+            begins = not ids and not chats
+            encoded = encode_part(part, tokenizer, add_special_tokens=begins, split_special_tokens=split)
+            if eos is not None and not chats:
+                encoded = end_answer(*encoded, eos)
+            ids.append(encoded[0])
+            answers.append(encoded[1])
+        return np.concatenate(ids), np.concatenate(answers)
+
+    def _chat(self, messages: object, tokenizer: PreTrainedTokenizerBase) -> Part:
+        """Return a conversation as text, with its answers and the special tokens that its messages have as text."""
+        text, answers = render_chat(messages, tokenizer, self.chat_template)
+        if self.special_tokens != "text" or (pattern := special_pattern(tokenizer)) is None:
+            return Part(text, answers)
+        return Part(text, answers, written_out(messages, text, pattern, tokenizer, self.chat_template))
 
 
-def encode_texts(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, eos: int | None) -> list[list[int]]:
+def encode_texts(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, eos: int | None, split_special_tokens: bool | None = None
+) -> list[list[int]]:
     """Tokenize plain texts; end each with `eos`, unless it is None or already there."""
     # verbose=False: the warning about texts longer than the model's maximum has no meaning here, we read by segments.
-    encoded = tokenizer(texts, return_attention_mask=False, verbose=False).input_ids
+    options = {"split_special_tokens": split_special_tokens, "return_attention_mask": False, "verbose": False}
+    encoded = tokenizer(texts, **options).input_ids
     return encoded if eos is None else [ids if ids and ids[-1] == eos else [*ids, eos] for ids in encoded]
-
-
-def encode_part(
-    part: Part, tokenizer: PreTrainedTokenizerBase, *, add_special_tokens: bool
-) -> tuple[list[int], np.ndarray]:
-    """Tokenize a text with answers; return its token ids and a mask `[tokens]` (bool) of those that belong to answers.
-
-    A token that begins before an answer and reaches into it belongs to the answer: otherwise the answer's first letters
-    would not be learnt.
-
-    Args:
-        part: The text and the character spans of its answers.
-        add_special_tokens: Whether the tokenizer adds BOS and the like.
-    """
-    encoded = tokenizer(
-        part.text,
-        add_special_tokens=add_special_tokens,
-        return_attention_mask=False,
-        return_offsets_mapping=True,
-        verbose=False,
-    )
-    offsets = np.asarray(encoded.offset_mapping, dtype=np.int64).reshape(-1, 2)
-    answers = np.zeros(len(offsets), dtype=bool)
-    for begin, end in part.answers:
-        answers |= (offsets[:, 0] < end) & (offsets[:, 1] > begin)
-    return encoded.input_ids, answers
-
-
-def end_answer(ids: list[int], answers: np.ndarray, eos: int) -> tuple[list[int], np.ndarray]:
-    """Append `eos` to token ids, unless they end with it, and mark it in the mask `answers` (`[tokens]` bool)."""
-    if ids and ids[-1] == eos:
-        return ids, np.append(answers[:-1], True)
-    return [*ids, eos], np.append(answers, True)
 
 
 def completion(row: Row) -> Iterator[Part]:

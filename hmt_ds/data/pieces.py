@@ -14,8 +14,9 @@ whole text.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from tokenizers import Encoding
@@ -23,6 +24,9 @@ from transformers import PreTrainedTokenizerBase
 
 PIECE = 1 << 16  # bytes: byte-pair encoding of longer texts is slower
 OVERLAP = 1 << 11  # bytes that a piece shares with the one before
+AT_ONCE = 1 << 20  # bytes of pieces that are tokenized in one go
+
+Result = TypeVar("Result")
 
 
 class NoJoin(Exception):
@@ -48,7 +52,7 @@ class Piece:
     """The token ids of a part of a text, and those that it shares with the parts before and behind it.
 
     Attributes:
-        ids: `[tokens]` int32.
+        ids: `[tokens]` int32; or `[tokens, 3]`, with first and end character of each.
         head: The tokens in the overlap with the part before; None for the first part.
         tail: The tokens in the overlap with the next part; None for the last part.
     """
@@ -85,7 +89,13 @@ def spans(size: int, piece: int = PIECE, overlap: int = OVERLAP) -> list[tuple[i
 
 
 def encode_pieces(
-    text: memoryview, parts: list[tuple[int, int]], overlap: int, tokenizer: PreTrainedTokenizerBase
+    text: memoryview,
+    parts: list[tuple[int, int]],
+    overlap: int,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    first: int | None = None,
+    **options: bool | None,
 ) -> list[Piece]:
     """Tokenize overlapping parts of a text, each with the special tokens that the tokenizer adds (BOS, EOS).
 
@@ -94,17 +104,66 @@ def encode_pieces(
         parts: First and end byte of each part.
         overlap: Bytes that a part shares with the one before.
         tokenizer: A fast tokenizer without dropout.
+        first: Number of characters before the first part, to give each id its first and end character in the whole
+            text: `Piece.ids` is then `[tokens, 3]`.
+        options: Other arguments of the tokenizer.
     """
     texts = [_decode(text, *part) for part in parts]
-    encoded = tokenizer(texts, return_attention_mask=False, verbose=False)
+    encoded = tokenizer(texts, return_attention_mask=False, verbose=False, **options)
     pieces = []
     for (start, end), part, encoding in zip(parts, texts, encoded.encodings, strict=True):
         ids = np.asarray(encoding.ids, np.int32)
         head = _edge(encoding, ids, 0, len(_decode(text, start, start + overlap))) if start else None
         shared = len(_decode(text, end - overlap, end))
         tail = _edge(encoding, ids, len(part) - shared, shared) if end < len(text) else None
+        if first is not None:
+            place = first + len(_decode(text, parts[0][0], start))
+            ids = np.column_stack([ids, _places(encoding, place)])
         pieces.append(Piece(ids, head, tail))
     return pieces
+
+
+def in_pieces(
+    text: str,
+    tokenizer: PreTrainedTokenizerBase,
+    words: bool,
+    work: Callable[[np.ndarray, np.ndarray], Result],
+    **options: bool | None,
+) -> list[Result]:
+    """Tokenize a long text in pieces, and return what is made of the tokens, part by part.
+
+    Args:
+        text: The text.
+        tokenizer: One that :func:`splits_words` accepts.
+        words: What it returned.
+        work: Gets the ids of some tokens, `[tokens]` int32, and their first and end characters, `[tokens, 2]`.
+        options: Other arguments of the tokenizer.
+    """
+    raw, longer = memoryview(text.encode()), 1
+    while True:
+        try:
+            pieces = _some_pieces(raw, longer * PIECE, longer * OVERLAP, tokenizer, **options)
+            return [work(tokens[:, 0], tokens[:, 1:]) for tokens in join(pieces, words)]
+        except NoJoin:
+            longer *= 8
+
+
+def _some_pieces(
+    text: memoryview, piece: int, overlap: int, tokenizer: PreTrainedTokenizerBase, **options: bool | None
+) -> Iterator[Piece]:
+    """Yield the pieces of a text, with first and end character of each token; some are tokenized in one go."""
+    parts, many = spans(len(text), piece, overlap), max(1, AT_ONCE // piece)
+    first = begun = 0
+    for number in range(0, len(parts), many):
+        some = parts[number : number + many]
+        first, begun = first + len(_decode(text, begun, some[0][0])), some[0][0]
+        yield from encode_pieces(text, some, overlap, tokenizer, first=first, **options)
+
+
+def _places(encoding: Encoding, first: int) -> np.ndarray:
+    """Return first and end character of each token, `[tokens, 2]` int32; both are 0 for one without text, as BOS."""
+    places = np.asarray(encoding.offsets, np.int32).reshape(-1, 2)
+    return np.where(places[:, :1] == places[:, 1:], 0, places + np.int32(first))
 
 
 def join(pieces: Iterable[Piece], words: bool) -> Iterator[np.ndarray]:

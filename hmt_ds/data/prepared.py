@@ -17,6 +17,7 @@ from hmt_ds.data.errors import DataError, RowError
 from hmt_ds.data.files import find_files
 from hmt_ds.data.formats import Format
 from hmt_ds.data.sources import read_source
+from hmt_ds.data.special_tokens import why_special
 from hmt_ds.data.token_files import is_intact, replacing
 from hmt_ds.data.tokenize import open_tokens, tokenize_documents, tokenizer_content
 
@@ -32,12 +33,14 @@ class SourceTokens:
         files: Number of files read; None for a saved data set and one of the hub.
         left_out: A line for each reason why files or documents are left out.
         chat_template: What conversations are written with; None for other formats.
+        warning: A line about special tokens that are written out in documents; None if there are none.
     """
 
     tokens: Dataset
     files: int | None
     left_out: tuple[str, ...]
     chat_template: str | None = None
+    warning: str | None = None
 
 
 def read_tokens(
@@ -66,7 +69,7 @@ def read_tokens(
         DataError: The source cannot be read, does not fit the format, or the cache cannot be written.
     """
     states = file_states(source, keys.get("split", "train"))
-    known = [source, keys, states, tokenizer_content(tokenizer), format.content(tokenizer)]
+    known = [source, keys, states, tokenizer_content(tokenizer), format.content(tokenizer), format.special_tokens]
     versions = [__version__, datasets.__version__]  # they may read the same files differently
     record = cache_dir / f"source-{hashlib.sha256(json.dumps([known, versions]).encode()).hexdigest()[:32]}.json"
     if states is not None and (found := _recorded(record)) is not None:
@@ -78,12 +81,13 @@ def read_tokens(
         tokens = tokenize_documents(read.documents, tokenizer, format=format, cache_dir=cache_dir, processes=processes)
     except RowError as error:
         raise DataError(f"{read.place(error.row)}: {error.reason}") from None
+    warning = why_special(read.documents, tokenizer, read.place) if format.special_tokens is None else None
     if states is not None:
         files = [Path(file["filename"]).name for file in tokens.cache_files if file["filename"].endswith(".arrow")]
-        content = {"tokens": files, "files": read.files, "left_out": read.left_out}
+        content = {"tokens": files, "files": read.files, "left_out": read.left_out, "warning": warning}
         with suppress(OSError), replacing(record) as aside:  # in a folder of somebody else
             aside.write_text(json.dumps(content), encoding="utf-8")
-    return SourceTokens(tokens, read.files, read.left_out)
+    return SourceTokens(tokens, read.files, read.left_out, warning=warning)
 
 
 def file_states(source: str, split: str) -> list[list[Any]] | None:
@@ -117,7 +121,7 @@ def _recorded(record: Path) -> SourceTokens | None:
         found = json.loads(record.read_text(encoding="utf-8"))
         files = [record.parent / name for name in found["tokens"]]
         if files and all(map(is_intact, files)):
-            return SourceTokens(open_tokens(files), found["files"], tuple(found["left_out"]))
+            return SourceTokens(open_tokens(files), found["files"], tuple(found["left_out"]), warning=found["warning"])
     except (OSError, ValueError, KeyError, TypeError):  # ValueError: no JSON
         pass
     return None

@@ -5,6 +5,7 @@ from typing import Literal
 
 Kind = Literal["keys", "passkey", "overwritten"]
 FormatName = Literal["text", "completion", "messages", "questions"]
+SpecialTokens = Literal["text", "token"]
 
 COLUMNS: dict[FormatName, tuple[str, ...]] = {
     "text": ("text",),

@@ -128,7 +128,13 @@ class Encoder:
             return pa.RecordBatch.from_pydict(columns, self.schema)
         text = self._documents.with_format("arrow")[unit.first]["text"].chunk(0)[0].as_buffer()
         try:
-            pieces = encode_pieces(memoryview(text).cast("B"), unit.parts, unit.overlap, self._tokenizer)
+            pieces = encode_pieces(
+                memoryview(text).cast("B"),
+                unit.parts,
+                unit.overlap,
+                self._tokenizer,
+                split_special_tokens=self._format.split_special_tokens,
+            )
             return join_all(pieces, bool(self.words))
         except NoJoin:
             return None

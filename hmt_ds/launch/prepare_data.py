@@ -66,12 +66,13 @@ def prepare_data(recipe: Recipe, processes: int) -> list[str]:
         packing = Packing.of(recipe.memory) if key == "train" and recipe.data.pack else None
         for at, source in sources.items():
             try:
-                tokens = tokens_of(source, tokenizer, cache, processes).tokens
+                found = tokens_of(source, tokenizer, cache, processes)
             except DataError as error:
                 problems.append(f"{at}: {error}")
                 continue
             which = f"{source.source}: " if len(sources) > 1 else ""
-            lines.append(f"{name:<11} {which}{describe_tokens(tokens, recipe.memory.segment_length, packing)}")
+            lines.append(f"{name:<11} {which}{describe_tokens(found.tokens, recipe.memory.segment_length, packing)}")
+            lines += [f"warning     {at}: {found.warning}"] if found.warning else []
     if problems:
         raise ConfigError(problems)
     if not lines:

@@ -98,6 +98,7 @@ def prepare(recipe: Recipe, recipe_file: str | Path, *, writes_output: bool = Tr
     documents = read_data(recipe, vocabulary, problems) if with_data else Documents()
     if documents and documents.train is not None:
         problems += check_curriculum(recipe, document_lengths(documents.train))
+    warnings += documents.warnings if documents else ()
     if documents and documents.retrieval is not None:
         warnings += retrieval_warnings(recipe, documents.retrieval.question_tokens)
     if problems or ds_config is None or documents is None:

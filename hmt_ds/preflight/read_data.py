@@ -52,6 +52,7 @@ class Documents:
         validation: held-out documents, cut to the part that an evaluation reads; None if the recipe has none.
         tokenizer: description of the tokenizer that depends only on its content; None if no data was requested.
         retrieval: sentences of generated documents; None unless the recipe has data.retrieval.
+        warnings: lines about sources that can be read, but perhaps otherwise than intended.
     """
 
     train: Dataset | None = None
@@ -59,6 +60,7 @@ class Documents:
     tokenizer: str | None = None
     retrieval: RetrievalText | None = None
     sources: tuple[ReadSource, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def read_data(recipe: Recipe, vocab_size: int | None, problems: Problems) -> Documents | None:
@@ -75,15 +77,19 @@ def read_data(recipe: Recipe, vocab_size: int | None, problems: Problems) -> Doc
         problems.attempt(lambda: check_vocabulary(tokenizer, vocab_size), "model.tokenizer: ")
     tokenizes = tokenizer is not None and not problems
 
-    def read(source: Source) -> ReadSource:
+    warnings = list[str]()
+
+    def read(name: str, source: Source) -> ReadSource:
         if tokenizes:
-            return ReadSource(source, tokens_of(source, tokenizer, Path(recipe.data.cache_dir)))
+            tokens = tokens_of(source, tokenizer, Path(recipe.data.cache_dir))
+            warnings.extend([f"{name}: {tokens.warning}"] if tokens.warning else [])
+            return ReadSource(source, tokens)
         found = read_source(**source_keys(source))
         return ReadSource(source, SourceTokens(found.documents, found.files, found.left_out))
 
     def read_all(key: SourcesKey) -> list[ReadSource]:
         sources = recipe.data.sources(key).items()
-        found = [problems.attempt(partial(read, source), f"{name}: ") for name, source in sources]
+        found = [problems.attempt(partial(read, name, source), f"{name}: ") for name, source in sources]
         return [one for one in found if one is not None]
 
     data, text = recipe.data, None
@@ -92,9 +98,8 @@ def read_data(recipe: Recipe, vocab_size: int | None, problems: Problems) -> Doc
     train, held_out = read_all("train"), read_all("validation")
     if problems or tokenizer is None:
         return None
-    return Documents(
-        together(train), shorten(together(held_out), recipe), describe_tokenizer(tokenizer), text, tuple(train)
-    )
+    found = (together(train), shorten(together(held_out), recipe))
+    return Documents(*found, describe_tokenizer(tokenizer), text, tuple(train), tuple(warnings))
 
 
 def together(sources: list[ReadSource]) -> Dataset | None:

@@ -63,4 +63,4 @@ def format_of(source: Source) -> Format:
         DataError: if its chat template cannot be read.
     """
     template = None if source.chat_template is None else read_template(source.chat_template)
-    return Format(source.row_format, source.prompt_weight, template)
+    return Format(source.row_format, source.prompt_weight, template, source.special_tokens)

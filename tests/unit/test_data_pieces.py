@@ -155,7 +155,7 @@ def test_documents_whose_pieces_do_not_agree_get_longer_ones(tmp_path, monkeypat
     monkeypatch.setattr("hmt_ds.data.tokenize.OVERLAP", 400)
     monkeypatch.setattr(
         "hmt_ds.data.tokenize.encode_pieces",
-        lambda text, parts, *more: sizes.append(parts[0][1] - parts[0][0]) or real(text, parts, *more),
+        lambda text, parts, *more, **options: sizes.append(parts[0][1] - parts[0][0]) or real(text, parts, *more),
     )
     tokenizer, text = digits_by_three(), "é one " * 400 + "1234567890" * 500 + tail
     tokens = tokenize_documents(Dataset.from_dict({"text": ["short", text]}), tokenizer, cache_dir=tmp_path)

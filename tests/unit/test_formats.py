@@ -13,7 +13,7 @@ from chat_templates import MISTRAL, TEMPLATES, THINKING, byte_level, chat_tokeni
 from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
-from hmt_ds.data import DataError, load_documents, load_tokenizer, tokenize_documents, train_sentencepiece
+from hmt_ds.data import DataError, load_documents, load_tokenizer, pieces, tokenize_documents, train_sentencepiece
 from hmt_ds.data.formats import Format
 
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -32,7 +32,7 @@ def encode(
     ids, weights = format.encode({name: [value] for name, value in row.items()}, 0, tokenizer, eos)
     assert weights is not None and weights[0].dtype == np.float32 and len(weights[0]) == len(ids[0])
     assert set(weights[0].tolist()) <= {1, format.prompt_weight}
-    return ids[0], (weights[0] == 1).tolist()
+    return ids[0].tolist(), (weights[0] == 1).tolist()
 
 
 def answers_of(tokenizer: PreTrainedTokenizerFast, ids: list[int], answers: list[bool]) -> list[str]:
@@ -212,6 +212,35 @@ def test_questions_on_one_document(sentencepiece):
     assert [text.strip() for text in answers_of(tokenizer, two, answered)] == ["in Denver</s>", "yes</s>"]
     without, _ = encode(Format("questions"), tokenizer, eos, **row | {"input": None})
     assert without == [*tokenizer("It is in Denver. Answer: in Denver").input_ids, eos]
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "sentencepiece"])
+def test_long_rows_are_tokenized_in_pieces(sentencepiece, kind, monkeypatch):
+    """Token ids and answers are those of the whole, wherever borders of pieces, characters and answers are."""
+    tokenizer = sentencepiece if kind == "sentencepiece" else chat_tokenizer("chatml")
+    tokenizer.chat_template = TEMPLATES["chatml"][0]
+    long = "It is in Denver \N{SNOWMAN}, yes. " * 500
+    chat = [CHAT[0], CHAT[1] | {"content": long}, CHAT[2] | {"content": long + "?"}, CHAT[3]]
+    row = {"context": long, "input": ["Where?", long], "answers": [[long], "yes"]}
+    lengths, found, real = set(), list[Any](), pieces.encode_pieces
+    monkeypatch.setattr(pieces, "PIECE", 3000)
+    monkeypatch.setattr(pieces, "OVERLAP", 800)
+    monkeypatch.setattr(pieces, "AT_ONCE", 7000)
+    monkeypatch.setattr(
+        pieces,
+        "encode_pieces",
+        lambda text, parts, *more, **kw: lengths.add(len(parts)) or real(text, parts, *more, **kw),
+    )
+    for most in (10**9, 5000):
+        monkeypatch.setattr("hmt_ds.data.parts.LONG", most)
+        found.append(
+            [
+                encode(Format("questions"), tokenizer, tokenizer.eos_token_id, **row),
+                encode(Format("messages", 0.5), tokenizer, messages=chat),
+            ]
+        )
+    assert found[0] == found[1] and lengths == {1, 2}
+    tokenizer.chat_template = None
 
 
 def test_plain_text_is_encoded_as_ever(sentencepiece):
