@@ -1,4 +1,4 @@
-"""The maths of the Hierarchical Memory Transformer. Imports torch alone; every executor uses it unchanged."""
+"""The maths of the Hierarchical Memory Transformer, on torch alone; used unchanged with ZeRO and on a pipeline."""
 
 from typing import TYPE_CHECKING
 

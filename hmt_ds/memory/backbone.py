@@ -1,7 +1,4 @@
-"""The interface of a causal language model that the memory is put around.
-
-Shapes: b batch, t positions, d embedding width, v vocabulary.
-"""
+"""The interface of a causal language model that the memory is put around."""
 
 from typing import Protocol
 
@@ -9,24 +6,28 @@ from torch import Tensor
 
 
 class Backbone(Protocol):
-    """What the memory asks of a causal language model."""
+    """The interface (typing Protocol) of the causal language model that the memory is put around."""
 
     @property
     def dim(self) -> int:
-        """d, the width of embeddings and last hidden states."""
+        """Width of the embeddings and of the last hidden states."""
 
     @property
     def vocabulary(self) -> int:
-        """v, how many logits a position has."""
+        """Number of logits per position."""
 
     def embed(self, ids: Tensor) -> Tensor:
-        """``[b, t]`` -> ``[b, t, d]``."""
+        """Embed token ids: ``[batch, positions]`` -> ``[batch, positions, dim]``."""
 
     def decode(self, embeddings: Tensor, mask: Tensor | None, parts: Tensor | None = None) -> Tensor:
-        """``[b, t, d]`` -> last hidden states ``[b, t, d]``, after the final norm. ``mask [b, t]`` bool or None.
+        """Run the layers and the final norm: embeddings -> hidden states, both ``[batch, positions, dim]``.
 
-        With ``parts`` ``[b, t]`` a position sees those of its own part alone, and counts from its beginning.
+        Args:
+            mask: ``[batch, positions]`` bool, False at positions that attention must not see; None: all may be seen.
+            parts: ``[batch, positions]`` int64, the number of the document at each position. A position attends only to
+                its own document, and position ids count from the document's start. None: one document per row.
         """
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """``[b, t, d]`` -> ``[b, t, v]``."""
+        """Apply the output head: hidden states ``[batch, positions, dim]`` -> logits ``[batch, positions,
+        vocabulary]``."""

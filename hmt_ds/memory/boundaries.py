@@ -1,7 +1,4 @@
-"""What is kept between the two readings of a window: one memory a segment, its gradient, and the random state.
-
-Shapes: b batch, s segments of the window, c memories carried into it, m memory tokens, d embedding width.
-"""
+"""What is kept between the forward and the backward pass over a window: memories, their gradients, random states."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -16,10 +13,11 @@ Instead = Literal["swapped", "none"]
 
 
 class Boundaries:
-    """The memories at all segment borders of a window, and the gradients that later segments send to them.
+    """The memories at all boundaries between the segments of a window, and their gradients from later segments.
 
-    One buffer ``[b, c + s, m, d]`` holds the memories, so that a border costs one memory and not a copy of the cache.
-    It lies where the window lies: a window that stays in the host's memory keeps its borders there.
+    All memories are in one buffer ``[batch, carried + segments, memory_tokens, dim]``, so a boundary costs one memory
+    and not a copy of the cache. The buffer is on the window's device: for a window in host memory it is in host memory
+    too.
     """
 
     def __init__(self, state: MemoryState, window: Window, keep: int):
@@ -37,7 +35,12 @@ class Boundaries:
         self.documents = torch.cat([state.valid.to(home).long() - 1, written], dim=1)
 
     def before(self, n: int) -> tuple[Tensor, Tensor]:
-        """The memories that segment n may see ``[b, c', m, d]``, and which are of its document ``[b, c']``."""
+        """Return the cached memories that segment n may recall.
+
+        Returns:
+            The memories ``[batch, cached, memory_tokens, dim]``, oldest first, and whether each belongs to the row's
+            document, ``[batch, cached]`` bool.
+        """
         end = self.carried + n
         start = max(0, end - self.keep)
         valid = self.documents[:, start:end] == self.reading[:, n, None]
@@ -45,18 +48,24 @@ class Boundaries:
         return self.memories[:, start:end].to(self.device, copy=True), valid.to(self.device)
 
     def write(self, n: int, memory: Tensor) -> None:
-        """Keep M_n ``[b, m, d]``."""
+        """Store the memory ``[batch, memory_tokens, dim]`` that segment n wrote, detached."""
         self.memories[:, self.carried + n] = memory.detach()
 
     def pull(self, n: int, memory: Tensor) -> Tensor:
-        """<M_n, g_n>: the scalar whose gradient is what later segments sent to M_n."""
+        """Return <M, g>, the dot product of segment n's memory and the gradient that later segments sent to it.
+
+        A backward pass from this scalar continues theirs into segment n. ``memory``: ``[batch, memory_tokens, dim]``.
+        """
         return (memory.to(self.gradients.dtype) * self.gradients[:, n].to(self.device)).sum()
 
     def push(self, n: int, gradient: Tensor | None, scale: float) -> None:
-        """Add what segment n sends to the memories that it saw; those carried into the window get nothing.
+        """Add the gradient of the memories that segment n recalled to the buffers of the segments that wrote them.
+
+        Memories from before the window get none: backpropagation is truncated there.
 
         Args:
-            gradient: ``[b, c', m, d]``, multiplied by ``scale``.
+            gradient: ``[batch, cached, memory_tokens, dim]``, multiplied by ``scale``; None adds nothing.
+            scale: loss scale to divide by; 1 except in fp16.
         """
         if gradient is not None:
             seen = min(n, gradient.shape[1])
@@ -64,7 +73,8 @@ class Boundaries:
             self.gradients[:, n - seen : n] += sent
 
     def state(self, window: Window, tail: Tensor) -> MemoryState:
-        """The state behind the window, without a graph."""
+        """Return the memory state after the window, detached. ``tail``: ``[batch, sensory_tokens]``, its last token
+        ids."""
         start = max(0, self.carried + len(window) - self.keep)
         valid = self.documents[:, start:] == self.writing[:, -1:]
         memories = self.memories[:, start:].to(self.device, copy=True)
@@ -72,13 +82,15 @@ class Boundaries:
 
 
 def memories_instead(which: Instead, memories: Tensor, valid: Tensor, window: Window, n: int) -> tuple[Tensor, Tensor]:
-    """What segment n is read with in place of its row's own memories, to see what these are worth.
+    """Return other memories for segment n, to measure how much its row's own memories lower the loss.
 
     Args:
-        which: ``swapped``: those of another row, that is of another document (:meth:`Window.neighbours`); ``none``: as
-            if nothing were remembered.
-        memories: ``[b, c, m, d]``, of all rows.
-        valid: ``[b, c]``.
+        which: ``swapped``: the memories of another row, so of another document; ``none``: no memory is valid.
+        memories: ``[batch, cached, memory_tokens, dim]``, of all rows.
+        valid: ``[batch, cached]`` bool, whether a memory belongs to its row's document.
+
+    Returns:
+        Memories and validity, in the same shapes.
     """
     if which == "none":
         return memories, torch.zeros_like(valid)
@@ -87,30 +99,32 @@ def memories_instead(which: Instead, memories: Tensor, valid: Tensor, window: Wi
 
 
 class BoundariesInstead(Boundaries):
-    """The memories of a window that was read, for another reading of some of its rows; nothing is written.
+    """Boundaries that replace the memories of a window already read, to read some of its rows with others; read-only.
 
     Args:
-        which: see :func:`memories_instead`.
-        parts: the boundaries of all rows, in order.
-        window: all rows.
-        rows: those that are read.
+        which: ``swapped`` (another document's memories) or ``none`` (no memory).
+        parts: the boundaries of the first reading, which together hold all rows in order.
+        window: the window with all rows.
+        rows: the rows that are read with other memories.
     """
 
     def __init__(self, which: Instead, parts: Sequence[Boundaries], window: Window, rows: slice):
         self.which, self.parts, self.window, self.rows = which, parts, window, rows
 
     def before(self, n: int) -> tuple[Tensor, Tensor]:
-        """What segment n is read with, as :meth:`Boundaries.before`."""
+        """Return the memories that segment n is read with, and whether each is valid: ``[rows, cached,
+        memory_tokens, dim]`` and ``[rows, cached]`` bool."""
         memories, valid = (torch.cat(column) for column in zip(*(part.before(n) for part in self.parts), strict=True))
         memories, valid = memories_instead(self.which, memories, valid, self.window, n)
         return memories[self.rows], valid[self.rows]
 
     def write(self, n: int, memory: Tensor) -> None:
-        """Keep nothing."""
+        """Discard the memory: only the first reading of the window stores memories."""
 
 
 class RandomState:
-    """The random number generators' state, so that a second reading draws the same dropout as the first."""
+    """The states of torch's random number generators on CPU and ``device``, so that recomputation draws the same
+    dropout."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -118,7 +132,7 @@ class RandomState:
         self.accelerator = torch.get_device_module(device).get_rng_state(device) if device.type != "cpu" else None
 
     def restore(self) -> None:
-        """Put the generators back to this state."""
+        """Set the random number generators of CPU and device back to this state."""
         torch.set_rng_state(self.cpu)
         if self.accelerator is not None:
             torch.get_device_module(self.device).set_rng_state(self.accelerator, self.device)

@@ -1,7 +1,5 @@
-"""Through many segments: reading a window, and backpropagation through it at one segment's memory.
-
-Shapes: b batch, s segments of the window, c cached memories, m memory tokens, d embedding width.
-"""
+"""Read a window of several segments, and backpropagate through it, holding the activations of a few segments at a
+time."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -27,14 +25,15 @@ Phase = Callable[[str], AbstractContextManager[Any]]
 
 @dataclass(frozen=True)
 class WindowTotals:
-    """What training on a window reports; sums are over its rows and segments (0-dimensional tensors).
+    """Losses and recall statistics of one window, summed over its rows and segments; 0-dim tensors but ``finite``.
 
     Attributes:
         loss: cross-entropy in nats, summed over all labels.
-        recall_distance: how many segments back the recalled memories lie, summed over all recalls.
-        recalls: how many segments recalled anything.
-        recall_loss: the recall's own loss, summed over all segments that should recall a certain memory.
-        finite: ``[b, s]`` bool, whether the loss of a row's segment is finite.
+        recall_distance: how many segments back the recalled memories are, summed over all recalls.
+        recalls: number of rows' segments that recalled anything.
+        recall_loss: auxiliary loss of the recall in nats, summed over all segments for which the data names the right
+            memory.
+        finite: ``[batch, segments]`` bool, whether the loss is finite.
     """
 
     loss: Tensor
@@ -53,14 +52,16 @@ def read_window(
     instead: Sequence[Instead] = (),
     **options: Any,
 ) -> Iterator[tuple[SegmentOutput, MemoryState]]:
-    """Read a window segment by segment; yields each output and the state after it.
+    """Run the model on a window segment by segment; yield each segment's output and the memory state after it.
 
-    Under autograd this is one graph through the whole window. ``options`` go to the model (``mode``, ``with_logits``,
-    ``by_token``).
+    Under autograd, this is one graph through the whole window.
 
     Args:
-        instead: other memories to read each segment with once more, see :func:`memories_instead`. Only the losses of
-            these readings are kept, as ``loss_instead``: what is remembered comes from the reading with the row's own.
+        read: the model, or an engine around it.
+        state: the memory state before the window.
+        instead: read each segment once more with these other memories: ``swapped`` (another document's), ``none``. Only
+            the losses are kept, as ``loss_instead`` of the output.
+        options: keyword arguments of the model: ``mode``, ``with_logits``, ``by_token``.
     """
     before = state.tail
     summarises = settings.summarises and options.get("mode", "hmt") == "hmt"
@@ -90,29 +91,30 @@ def backward_through_time(
     loss_scale: float = 1.0,
     phase: Phase = nullcontext,
 ) -> tuple[WindowTotals, MemoryState]:
-    """Add the gradient of ``weight * loss`` of a window, holding the activations of a few segments at a time.
+    """Add the gradient of ``weight * loss`` of a window to the weights, holding activations of a few segments at a
+    time.
 
-    First the window is read; what crosses the borders is kept, and the last segments' graphs. Then, from the last
-    segment to the first, each is read again with a graph and its own backward pass follows, with the gradient that
-    later segments sent to its memory put in: d(loss)/d(weights) = sum over n of d(weight * loss_n + <M_n, g_n>). The
-    summaries are read ahead in batches, and go backward when all gradients of a batch are there. So every segment adds
-    to the weights' gradients on its own, in the precision of whoever accumulates them, and a sharding engine reduces
-    after every segment. Memories' gradients are summed in float32. Dropout draws the same numbers both times.
+    The forward pass keeps the memory at every boundary, and the graphs of the last segments. Then, from the last
+    segment to the first, each is recomputed with a graph (unless that was kept), and gets a backward pass of its own,
+    which includes the gradient g_n that later segments sent to its memory M_n: d(loss)/d(weights) = sum over n of
+    d(weight * loss_n + <M_n, g_n>). Summaries are computed before, in batches, and a batch has its backward pass once
+    all gradients of its queries are known. Gradients of memories are summed in float32. Dropout draws the same numbers
+    both times.
 
     Args:
-        read: reads a segment or a summary.
-        window: on the model's device; or on the host, and then what crosses the borders stays there too.
-        state: on the model's device.
+        read: the model, or an engine around it; called with a segment or a summary.
+        window: on the model's device; or on the host, and then memories at boundaries stay on the host too.
+        state: memory state before the window, on the model's device.
         weight: factor of the loss; usually 1 / labels of the global batch.
-        recall_weight: factor of the recall's own loss.
-        backward: runs the backward pass of a scalar.
-        plan: what is kept and what is read twice.
-        loss_scale: what ``backward`` multiplies its scalar by (fp16).
-        phase: a context around each part of the work, by its name (``summary``, ``forward``, ``recompute``,
-            ``backward``).
+        recall_weight: factor of the recall's auxiliary loss.
+        backward: runs the backward pass from a scalar.
+        plan: how many segments and summaries keep their activations.
+        loss_scale: factor that ``backward`` multiplies its scalar by; 1 except in fp16.
+        phase: returns a context for a part of the work by its name: ``summary``, ``forward``, ``recompute``,
+            ``backward``.
 
     Returns:
-        Totals, and the state behind the window, detached: backpropagation is truncated there.
+        Totals, and the memory state after the window, detached: backpropagation is truncated there.
     """
     unroll = Unroll(read, settings, window, state, plan, phase)
     unroll.forward()
@@ -122,7 +124,13 @@ def backward_through_time(
 
 
 class Reading(NamedTuple):
-    """A segment that was read, and the leaves of its graph that collect gradients for others."""
+    """The output of one segment, and the leaves of its graph whose ``.grad`` belongs to earlier segments.
+
+    Attributes:
+        output: losses, memory and recall of the segment.
+        memories: ``[batch, cached, memory_tokens, dim]``, the memories it recalled from.
+        query: ``[batch, memory_tokens, dim]``, the summary that asks; None without recall.
+    """
 
     output: SegmentOutput
     memories: Tensor
@@ -130,7 +138,15 @@ class Reading(NamedTuple):
 
 
 class Unroll:
-    """The two passes over a window; see :func:`backward_through_time`."""
+    """The forward and the backward pass of truncated backpropagation through the segments of one window.
+
+    Args:
+        read: the model, or an engine around it; called with a segment or a summary.
+        window: the segments of all rows.
+        state: memory state before the window.
+        plan: how many segments and summaries keep their activations.
+        phase: returns a context for a part of the work by its name, such as ``forward``.
+    """
 
     def __init__(
         self,
@@ -152,7 +168,11 @@ class Unroll:
         self.random: dict[int, RandomState] = {}
 
     def read_segment(self, n: int, **options: bool) -> Reading:
-        """Read segment n, with a graph that ends at its borders."""
+        """Run the model on segment n. The graph ends at the memories it recalls and at its query.
+
+        Args:
+            options: keyword arguments of the model, such as ``with_loss``.
+        """
         memories, valid = self.borders.before(n)
         memories = memories.detach().requires_grad_(n > 0 and memories.shape[1] > 0)
         query = self.summaries.query(n)
@@ -160,7 +180,8 @@ class Unroll:
         return Reading(self.read(segment, memories, valid, query=query, **options), memories, query)
 
     def forward(self) -> None:
-        """Read the window up to its last border; without memory nothing crosses one, and there is nothing to do."""
+        """Run all segments forward, store their memories, and keep the graphs of the last segments. Does nothing
+        without memory."""
         if not self.settings.kept_memories:
             return
         kept_from = len(self.window) - max(1, self.plan.kept_segments)
@@ -177,7 +198,14 @@ class Unroll:
     def backward(
         self, weight: float, recall_weight: float, backward: Callable[[Tensor], object], loss_scale: float
     ) -> WindowTotals:
-        """From the last segment to the first."""
+        """Run the backward passes from the last segment to the first, recomputing segments whose graph was not kept.
+
+        Args:
+            weight: factor of the loss.
+            recall_weight: factor of the recall's auxiliary loss.
+            backward: runs the backward pass from a scalar.
+            loss_scale: factor that ``backward`` multiplies its scalar by; 1 except in fp16.
+        """
         totals, finite = [], []
         for n in reversed(range(len(self.window))):
             reading = self.kept.pop(n, None) or self.read_again(n)
@@ -198,18 +226,18 @@ class Unroll:
         return WindowTotals(loss, distance, recalls, recall, torch.stack(finite[::-1], dim=1))
 
     def sent_back(self, n: int, memory: Tensor) -> Tensor | int:
-        """<M_n, g_n>, where there is a memory."""
+        """Return <M_n, g_n>: segment n's memory times the gradient that later segments sent to it; 0 without memory."""
         return self.borders.pull(n, memory) if self.settings.kept_memories else 0
 
     def read_again(self, n: int) -> Reading:
-        """Read segment n as it was read before."""
+        """Recompute segment n with a graph, with the random numbers of its forward pass."""
         if before := self.random.get(n):
             before.restore()
         with self.phase("recompute" if before else "forward"):
             return self.read_segment(n)
 
     def summaries_backward(self, n: int, backward: Callable[[Tensor], object]) -> None:
-        """The backward pass of the batch of summaries that begins with segment n, if one does."""
+        """Run the backward pass of the batch of summaries whose first segment is n, if a batch begins there."""
         with self.phase("summary"):
             scalar = self.summaries.pull(n)
         if scalar is not None:
@@ -218,7 +246,7 @@ class Unroll:
 
 
 def after(state: MemoryState, output: SegmentOutput, window: Window, n: int, settings: MemorySettings) -> MemoryState:
-    """The state behind segment n."""
+    """Return the memory state after segment n, given the state before it and the segment's output."""
     tail = window.tail(n, settings.sensory_tokens)
     if output.memory.shape[1] == 0:
         return MemoryState(state.memories, state.valid, tail)
@@ -227,7 +255,11 @@ def after(state: MemoryState, output: SegmentOutput, window: Window, n: int, set
 
 
 def totals_of(output: SegmentOutput) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Loss, summed recall distance, number of recalls and recall loss of one segment."""
+    """Sum one segment's statistics over its rows.
+
+    Returns:
+        Loss (nats), recall distance (segments), number of recalls, and the recall's auxiliary loss; 0-dim, detached.
+    """
     share = output.recall
     ages = torch.arange(share.shape[1], 0, -1, device=share.device, dtype=share.dtype)
     recall_loss = output.recall_loss.detach().sum()

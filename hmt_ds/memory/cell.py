@@ -1,8 +1,4 @@
-"""One segment: summarise, recall, read, write (paper, section 3, equations 1 to 5; and the adapted interface).
-
-Shapes: b batch, c cached memories, m memory tokens, p prompt tokens, d embedding width, w tokens of a segment,
-v vocabulary.
-"""
+"""One segment: summarise, recall, read, write (paper, section 3, equations 1 to 5; and the adapted interface)."""
 
 from typing import Any, NamedTuple, overload
 
@@ -18,18 +14,21 @@ from hmt_ds.memory.settings import MemorySettings, Mode
 
 
 class SegmentOutput(NamedTuple):
-    """What reading a segment gives.
+    """The output of the model for one segment of every row.
 
     Attributes:
-        loss: ``[b]``, cross-entropy summed over the row's labels, at least float32; ``[b, L]`` if it was asked for by
-            token.
-        memory: ``[b, m, d]``, M_n. Empty (m = 0) without memory.
-        prompt: ``[b, p, d]``, P_n, detached. Empty without memory.
-        recall: ``[b, c]`` float32, the weight of each cached memory in P_n, detached; zeros where none was recalled.
-        recall_loss: ``[b]`` float32, see :class:`hmt_ds.memory.recall.Recalled`.
-        logits: ``[b, L, v]`` of the fresh tokens, if they were asked for.
-        loss_instead: ``[i, b]`` or ``[i, b, L]``, losses of the same segment read with i other memories, if these were
-            asked for (:func:`hmt_ds.memory.bptt.read_window`).
+        loss: ``[batch]``, cross-entropy in nats summed over the row's labels, at least float32; ``[batch,
+            segment_length]`` if losses by token were asked for.
+        memory: ``[batch, memory_tokens, dim]``, the memory the segment wrote; 0 tokens without memory.
+        prompt: ``[batch, prompt_tokens, dim]``, the memory prompt in front of the tokens, detached; 0 tokens without
+            memory.
+        recall: ``[batch, cached]`` float32, the weight of each cached memory in the prompt, detached; zeros without
+            recall.
+        recall_loss: ``[batch]`` float32, cross-entropy in nats of the recall's weights against the right memory; 0
+            where the data names none.
+        logits: ``[batch, segment_length, vocabulary]`` of the segment's own tokens, if asked for.
+        loss_instead: ``[readings, batch]`` or ``[readings, batch, segment_length]``, losses of the same segment with
+            other memories, if asked for.
     """
 
     loss: Tensor
@@ -42,9 +41,10 @@ class SegmentOutput(NamedTuple):
 
 
 class HMT(nn.Module):
-    """A backbone that reads one segment at a time and remembers the earlier ones.
+    """A backbone with a memory: ``forward`` reads one segment, with a prompt made from the memories of earlier
+    segments.
 
-    ``forward`` reads one segment; :mod:`hmt_ds.memory.bptt` goes through many.
+    :mod:`hmt_ds.memory.bptt` runs it over a window of many segments.
     """
 
     def __init__(self, backbone: nn.Module, settings: MemorySettings):
@@ -95,20 +95,23 @@ class HMT(nn.Module):
         with_logits: bool = False,
         by_token: bool = False,
     ) -> SegmentOutput | Tensor:
-        """Read one segment, or the beginnings of some. (One method for both: an engine around it has no other.)
+        """Run the model on one segment of every row, or compute the summary queries of several segments.
+
+        One method does both because DeepSpeed's engine forwards only this one.
 
         Args:
-            part: what to read.
-            memories: ``[b, c, m, d]``, what was remembered, oldest first. For a segment, as all that follows.
-            valid: ``[b, c]`` bool, which of them belong to the row's document.
-            query: ``[b, m, d]``, the segment's summary, if it was read ahead.
-            mode: read in another mode than the settings', to compare (``backbone``: memory off).
-            with_loss: False gives zeros, without the arithmetic of the head.
+            part: the segment, or the summary, to read. All other arguments are for a segment.
+            memories: ``[batch, cached, memory_tokens, dim]``, oldest first.
+            valid: ``[batch, cached]`` bool, which memories belong to the row's document.
+            query: ``[batch, memory_tokens, dim]``, the segment's summary; None for a segment that has nothing to
+                recall.
+            mode: ``hmt``, ``rmt`` or ``backbone`` (memory off); default: the mode of the settings.
+            with_loss: False returns losses of 0 and skips the output head.
             with_logits: return the logits too.
-            by_token: return the loss of each token, not their sum.
+            by_token: return the loss of each token instead of their sum.
 
         Returns:
-            A :class:`SegmentOutput`; of a :class:`Summary`, the queries ``[b * s, m, d]``.
+            A :class:`SegmentOutput`; for a summary the queries, ``[batch * segments, memory_tokens, dim]``.
         """
         if isinstance(part, Summary):
             return self.read_ahead(part)
@@ -122,7 +125,18 @@ class HMT(nn.Module):
     def memory_prompt(
         self, memories: Tensor, valid: Tensor, mode: Mode, query: Tensor | None, targets: Tensor | None = None
     ) -> tuple[Tensor, Recalled]:
-        """P_n ``[b, p, d]``, and what it was made from."""
+        """Make the memory prompt that is put in front of a segment's tokens.
+
+        Args:
+            memories: ``[batch, cached, memory_tokens, dim]``, oldest first.
+            valid: ``[batch, cached]`` bool, which memories belong to the row's document.
+            query: ``[batch, memory_tokens, dim]``, the segment's summary; None for a segment that has nothing to
+                recall.
+            targets: ``[batch]`` int64, how many memories back the right one is; 0 or None if unknown.
+
+        Returns:
+            The prompt ``[batch, prompt_tokens, dim]``, and what was recalled.
+        """
         batch, cached = valid.shape
         nothing = Recalled(
             memories.new_zeros(batch, 0, self.backbone.dim),
@@ -143,11 +157,14 @@ class HMT(nn.Module):
     def recalled(
         self, query: Tensor | None, memories: Tensor, valid: Tensor, mode: Mode, targets: Tensor | None = None
     ) -> Recalled:
-        """What is recalled, before it is embedded. Rows that remember nothing have no shares.
+        """Select or average memories for the prompt, before they are embedded. Rows without a valid memory get weights
+        of 0.
 
         Args:
-            query: ``[b, m, d]``, the summary; in mode hmt.
-            targets: ``[b]``, see :class:`hmt_ds.memory.recall.Selection`.
+            query: ``[batch, memory_tokens, dim]``, the segment's summary; needed in mode hmt.
+            memories: ``[batch, cached, memory_tokens, dim]``, oldest first.
+            valid: ``[batch, cached]`` bool, which memories belong to the row's document.
+            targets: ``[batch]`` int64, how many memories back the right one is; 0 or None if unknown.
         """
         cached = valid.shape[1]
         if self.settings.interface == "adapted":
@@ -167,13 +184,16 @@ class HMT(nn.Module):
         return Recalled(memory, share * valid.any(dim=1)[:, None], no_loss)
 
     def prompt_of(self, recalled: Tensor, valid: Tensor, mode: Mode) -> Tensor:
-        """P_n ``[b, p, d]``: what was recalled, or the learned initial prompt in places where nothing was.
+        """Turn recalled memories into the memory prompt; the learned initial prompt takes the place of missing ones.
 
-        Both are there for every row, and one is selected: so each weight takes part in each segment.
+        Both are computed for every row and one is selected, so each weight takes part in each segment.
 
         Args:
-            recalled: ``[b, p, d]``.
-            valid: ``[b, c]`` bool, of the cached memories.
+            recalled: ``[batch, prompt_tokens, dim]``.
+            valid: ``[batch, cached]`` bool, which cached memories belong to the row's document.
+
+        Returns:
+            ``[batch, prompt_tokens, dim]``.
         """
         m = self.settings.memory_tokens
         places = recalled.shape[1] // m
@@ -189,9 +209,13 @@ class HMT(nn.Module):
         return torch.where(filled.repeat_interleave(m, dim=1)[:, :, None], embedded, initial)
 
     def read_ahead(self, summary: Summary) -> Tensor:
-        """Queries ``[b * s, m, d]``: the hidden state at the second T of [T | first j tokens | T] (equation 1).
+        """Compute the queries of segments: the hidden state at the second T of [T | first j tokens | T] (equation 1).
 
-        With the adapted interface, that at T of [S | sensory tokens | T].
+        T is the learned summary prompt. With ``interface: adapted`` it is read from [S | sensory tokens | T], S the
+        learned attention sink.
+
+        Returns:
+            ``[batch * segments, memory_tokens, dim]``.
         """
         hidden, query = self.read(summary, self.summary_prompt(summary.tokens.shape[0]))
         if not torch.is_grad_enabled():
@@ -204,21 +228,26 @@ class HMT(nn.Module):
         return query + 0 * torch.stack([other.mean() for other in others]).mean()
 
     def read(self, part: Segment | Summary, prompt: Tensor, mode: Mode | None = None) -> tuple[Tensor, Tensor]:
-        """Decode [prompt | tokens | prompt | pads] (equations 2, 4 and 5), or as :meth:`around` has it.
+        """Run the backbone on a segment with its prompts: [prompt | tokens | prompt | padding] (equations 2, 4 and 5).
 
         Args:
-            prompt: ``[b, p, d]``; p = 0 without memory.
+            prompt: ``[batch, prompt_tokens, dim]``, the memory prompt; 0 tokens without memory.
 
         Returns:
-            The hidden states of the tokens ``[b, w, d]`` and those behind them, where the memory is ``[b, m, d]``.
+            Hidden states of the tokens ``[batch, tokens, dim]``, and of the positions after them, which are the new
+            memory ``[batch, memory_tokens, dim]``.
         """
         return self.leave(part, self.decode(part, self.enter(part, prompt), mode), mode)
 
     def around(self, part: Segment | Summary, prompt: Tensor) -> tuple[Tensor, Tensor]:
-        """What the backbone reads in front of the tokens ``[b, .., d]``, and right behind them ``[b, m, d]``.
+        """Return the embeddings in front of the tokens ``[batch, .., dim]``, and right after them ``[batch,
+        memory_tokens, dim]``.
 
-        The prompt on both sides; with the adapted interface a sink and the prompt, and write embeddings. There the sink
-        is first even without memory, so that a baseline has it too.
+        With ``interface: paper`` both are the prompt; with ``adapted`` a learned attention sink and the prompt in
+        front, and learned write embeddings after. The sink is there even without memory, so that a baseline has it too.
+
+        Args:
+            prompt: ``[batch, prompt_tokens, dim]``, the memory prompt; 0 tokens without memory.
         """
         if self.settings.interface == "paper":
             return prompt, prompt
@@ -229,16 +258,21 @@ class HMT(nn.Module):
         return torch.cat([sink, prompt.to(sink.dtype)], dim=1), behind
 
     def lengths_around(self, part: Segment | Summary, mode: Mode | None) -> tuple[int, int]:
-        """How many embeddings :meth:`around` puts in front of the tokens, and behind them."""
+        """Return the number of embeddings in front of a segment's (or summary's) tokens, and of those after them."""
         size = self.settings
         if isinstance(part, Summary):
             return size.sink_tokens or size.memory_tokens, size.memory_tokens
         return size.sink_tokens + size.prompt_tokens(mode), size.write_tokens(mode)
 
     def enter(self, part: Segment | Summary, prompt: Tensor) -> Tensor:
-        """The embeddings ``[b, t, d]`` of everything that the backbone reads, t positions, pads at the end.
+        """Embed everything that the backbone reads for a segment or summary: ``[batch, positions, dim]``, padding at
+        the end.
 
-        What stands behind the tokens follows each row's own tokens at once: a causal model never sees pads behind.
+        The embeddings after the tokens follow each row's last token directly, so a causal model never sees padding
+        first.
+
+        Args:
+            prompt: ``[batch, prompt_tokens, dim]``, the memory prompt; 0 tokens without memory.
         """
         tokens = self.backbone.embed(part.tokens)
         before, behind = (x.to(tokens.dtype) for x in self.around(part, prompt))
@@ -250,10 +284,18 @@ class HMT(nn.Module):
     def with_beginnings(
         self, part: Segment, parts: Tensor, tokens: Tensor, prompt: Tensor, behind: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Put what is in front of a first segment into the gaps of the tokens' embeddings ``[b, w, d]``.
+        """Fill the gap before each further document of a packed segment with the embeddings that precede a first
+        segment.
+
+        Args:
+            parts: ``[batch, tokens]`` int64, number of the document at each position.
+            tokens: ``[batch, tokens, dim]``, token embeddings with gaps.
+            prompt: ``[batch, prompt_tokens, dim]``, the memory prompt of the segment's first document.
+            behind: ``[batch, memory_tokens, dim]``, embeddings after the tokens of a row whose last document began
+                earlier.
 
         Returns:
-            The embeddings of tokens and gaps, and what is behind the last document ``[b, m, d]``.
+            The embeddings of tokens and gaps, and the embeddings after each row's last document, in the shapes given.
         """
         initial = prompt
         if prompt.shape[1]:
@@ -268,7 +310,7 @@ class HMT(nn.Module):
         return torch.where(gap[:, :, None], before.gather(1, at), tokens), behind
 
     def decode(self, part: Segment | Summary, embeddings: Tensor, mode: Mode | None = None) -> Tensor:
-        """Through the layers: ``[b, t, d]`` -> as many hidden states."""
+        """Run the backbone's layers: embeddings -> hidden states, both ``[batch, positions, dim]``."""
         mask, parts = part.mask, part.parts if isinstance(part, Segment) else None
         if mask is not None:
             mask = nn.functional.pad(mask, self.lengths_around(part, mode), value=True)
@@ -279,7 +321,12 @@ class HMT(nn.Module):
         return self.backbone.decode(embeddings, mask, parts)
 
     def leave(self, part: Segment | Summary, hidden: Tensor, mode: Mode | None = None) -> tuple[Tensor, Tensor]:
-        """The hidden states of the tokens ``[b, w, d]``, and those behind them ``[b, m, d]``."""
+        """Return the hidden states of the tokens ``[batch, tokens, dim]``, and of the positions after them ``[batch,
+        memory_tokens, dim]``.
+
+        Args:
+            hidden: ``[batch, positions, dim]``, of prompts, tokens and padding.
+        """
         before, behind = self.lengths_around(part, mode)
         at = positions_behind(part, before, behind)[:, :, None].expand(-1, -1, hidden.shape[2])
         return hidden[:, before : before + part.tokens.shape[1]], hidden.gather(1, at)
@@ -294,9 +341,18 @@ class HMT(nn.Module):
         backward_follows: bool = False,
         by_token: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """The rows' losses ``[b]`` and logits ``[b, L, v]`` of the fresh tokens, from hidden states ``[b, w, d]``.
+        """Compute losses and logits of a segment from its tokens' hidden states.
 
-        ``backward_follows`` and ``by_token``: see :func:`hmt_ds.memory.loss.row_losses`.
+        Args:
+            hidden: ``[batch, tokens, dim]``, sensory tokens included.
+            with_loss: False returns losses of 0 and skips the output head.
+            with_logits: return the logits too.
+            backward_follows: the backward pass comes next, so logits may be kept for it instead of recomputed.
+            by_token: return the loss of each token instead of their sum.
+
+        Returns:
+            Cross-entropy in nats ``[batch]`` (by token ``[batch, segment_length]``), and logits ``[batch,
+            segment_length, vocabulary]`` of the segment's own tokens, or None.
         """
         hidden = hidden.gather(1, part.fresh[:, :, None].expand(-1, -1, hidden.shape[2]))
         logits = self.backbone.logits(hidden) if with_logits else None
@@ -309,5 +365,10 @@ class HMT(nn.Module):
 
 
 def positions_behind(part: Segment | Summary, before: int, behind: int) -> Tensor:
-    """Where a row's embeddings behind its own tokens are, ``[b, behind]``."""
+    """Return the position in the sequence of each embedding after a row's own tokens, ``[batch, behind]``.
+
+    Args:
+        before: number of embeddings in front of the tokens.
+        behind: number of embeddings after them.
+    """
     return (before + part.lengths)[:, None] + torch.arange(behind, device=part.lengths.device)

@@ -1,7 +1,4 @@
-"""The loss: summed cross-entropy, so that any split of the work gives the same total.
-
-Shapes: b batch, t fresh tokens, d embedding width, v vocabulary.
-"""
+"""The loss: summed cross-entropy, so that any split of the work gives the same total."""
 
 from collections.abc import Callable
 
@@ -15,7 +12,12 @@ LOGITS = 2**27  # that stand at a time: 4,096 positions of a vocabulary of 32k, 
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Of each position: logits ``[p, v]``, labels ``[p]`` -> ``[p]``, taken to float32 at least."""
+    """Return the cross-entropy in nats of each position, in float32 or wider: ``[positions]``.
+
+    Args:
+        logits: ``[positions, vocabulary]``.
+        labels: ``[positions]`` token ids; -100 gives a loss of 0.
+    """
     precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return nn.functional.cross_entropy(precise, labels, ignore_index=IGNORED, reduction="none")
 
@@ -32,24 +34,22 @@ def row_losses(
     backward_follows: bool = False,
     by_token: bool = False,
 ) -> Tensor:
-    """Cross-entropy in nats, summed per row. Logits stand for a chunk of positions at a time, in both directions.
-
-    They are computed once more for the backward pass, unless it follows at once and one chunk is all.
+    """Sum the cross-entropy of each row in nats, computing logits for a chunk of positions at a time to save memory.
 
     Args:
-        head: ``[.., d]`` -> logits ``[.., v]``.
-        hidden: ``[b, t, d]``.
-        labels: ``[b, t]``, already shifted; ``IGNORED`` ones count nothing.
-        vocabulary: v.
-        at_a_time: how many logits stand at a time.
-        weights: ``[b, t]``, factors of the positions' losses; None for ones.
-        cross_entropy: of each position, :func:`cross_entropy` or its compiled form.
-        backward_follows: with nothing in between that takes memory.
-        by_token: leave the sum out.
+        head: maps hidden states ``[.., dim]`` to logits ``[.., vocabulary]``.
+        hidden: ``[batch, tokens, dim]``.
+        labels: ``[batch, tokens]``, already shifted; positions labelled -100 have a loss of 0.
+        vocabulary: number of logits per position.
+        at_a_time: number of logits in memory at a time; the backward pass computes them again.
+        weights: ``[batch, tokens]``, factors of the positions' losses; None: all 1.
+        cross_entropy: loss of each position from logits and labels; may be compiled.
+        backward_follows: the backward pass comes next: if one chunk is enough, its logits are kept for it.
+        by_token: do not sum.
 
     Returns:
-        ``[b]``, or ``[b, t]`` by token, at least float32. Divide by the labels' weights of the whole global batch,
-        never by a rank's own.
+        ``[batch]``, or ``[batch, tokens]`` by token, at least float32. Divide by the summed weights of the labels of
+        the whole global batch, not of one rank.
     """
     positions = max(1, at_a_time // vocabulary)
     parts = list(zip(hidden.flatten(0, 1).split(positions), labels.flatten().split(positions), strict=True))
@@ -68,10 +68,12 @@ def row_losses(
 
 
 def weighted(losses: Tensor, weight: float) -> Tensor:
-    """``weight`` times the summed losses, the scalar to go backward from.
+    """Return ``weight`` times the sum of the losses: the scalar for the backward pass.
 
-    A loss that is not finite leaves no gradient finite, whatever the graph would make of it: so the gradients' norm is
-    all that decides whether a step is taken.
+    If a loss is not finite, neither is any gradient: the gradient norm alone can then decide whether to skip the step.
+
+    Args:
+        losses: summed cross-entropies in nats, of any shape.
     """
     total = losses.sum()
     return total * (weight + 0 * total.detach())

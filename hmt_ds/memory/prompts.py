@@ -1,21 +1,18 @@
-"""Learned embeddings around the tokens, and memories as embeddings.
-
-Shapes: m memory tokens, p prompt tokens, d embedding width.
-"""
+"""Learned embeddings around the tokens, and memories as embeddings."""
 
 import torch
 from torch import Tensor, nn
 
 
 class Prompt(nn.Module):
-    """Learned embeddings ``[m, d]``, read through a lookup so that ZeRO-3 gathers them as it does any layer."""
+    """A learned prompt of ``tokens`` embeddings, stored as an nn.Embedding so that ZeRO-3 gathers it like any layer."""
 
     def __init__(self, tokens: int, dim: int):
         super().__init__()
         self.embeddings = nn.Embedding(tokens, dim)
 
     def forward(self, batch: int) -> Tensor:
-        """The prompt for every row, ``[batch, m, d]``."""
+        """Return the prompt for every row, ``[batch, tokens, dim]``."""
         device = self.embeddings.weight.device
         # accelerate's offloading leaves a weight on the meta device between its uses; its hook moves real ids only
         rows = torch.arange(self.embeddings.num_embeddings, device="cpu" if device.type == "meta" else device)
@@ -23,10 +20,10 @@ class Prompt(nn.Module):
 
 
 class MemoryEmbedding(nn.Module):
-    """Normalized memories ``[b, p, d]`` to input embeddings: scale * memory + shift, per channel.
+    """Map normalized memories to the range of input embeddings: scale * memory + shift, per channel, both learned.
 
-    A raw last hidden state is many times longer than a token embedding, and most of it is common to all segments: in
-    front of the tokens it becomes an attention sink in which memories differ by a hundredth.
+    A raw last hidden state is many times longer than a token embedding and nearly the same for all segments. In front
+    of the tokens it would act as an attention sink in which memories differ by a hundredth.
     """
 
     def __init__(self, dim: int):
@@ -34,11 +31,11 @@ class MemoryEmbedding(nn.Module):
         self.scale, self.shift = nn.Parameter(torch.ones(dim)), nn.Parameter(torch.zeros(dim))
 
     def forward(self, memory: Tensor) -> Tensor:
-        """``[b, p, d]`` -> ``[b, p, d]``."""
+        """Embed normalized memories: ``[batch, tokens, dim]`` -> the same shape."""
         return self.scale * memory + self.shift
 
 
 def normalized(memories: Tensor) -> Tensor:
-    """Memories ``[.., d]`` with a root mean square of 1, zero where they are zero."""
+    """Scale memories ``[.., dim]`` to a root mean square of 1 over the last dimension; zeros stay zero."""
     exact = memories.to(torch.promote_types(memories.dtype, torch.float32))
     return nn.functional.rms_norm(exact, exact.shape[-1:], eps=1e-6).to(memories.dtype)

@@ -1,7 +1,4 @@
-"""Memory recall: attention over the cached memories.
-
-Shapes: b batch, c cached memories, m memory tokens, d embedding width, r recall width, p = (1 + recalled) m.
-"""
+"""Memory recall: attention over the cached memories."""
 
 import math
 from typing import NamedTuple
@@ -17,13 +14,13 @@ LOWEST = torch.finfo(torch.float32).min  # not -inf: a row without any valid mem
 
 
 class Recalled(NamedTuple):
-    """What a segment recalls.
+    """What a segment recalls from the cached memories.
 
     Attributes:
-        memory: ``[b, p, d]``. Rows that remember nothing have something finite there.
-        share: ``[b, c]`` float32, the weight of each cached memory, detached.
-        loss: ``[b]`` float32, cross-entropy of the weights against the memory that the data asks for; 0 where it asks
-            for none.
+        memory: ``[batch, prompt_tokens, dim]``; finite but meaningless in rows without a valid memory.
+        share: ``[batch, cached]`` float32, the weight of each cached memory, detached.
+        loss: ``[batch]`` float32, cross-entropy in nats of the weights against the right memory; 0 where the data names
+            none.
     """
 
     memory: Tensor
@@ -32,10 +29,12 @@ class Recalled(NamedTuple):
 
 
 class Recall(nn.Module):
-    """P_n = softmax(q W_q (M W_k)^T / sqrt(r)) M, without a value projection (paper, section 3.2, equation 3).
+    """The paper's recall: P = softmax(q W_q (M W_k)^T / sqrt(r)) M, without a value projection (section 3.2, equation
+    3).
 
-    Memories are projected again for every segment: N rows of W_k are thousandths of a segment's arithmetic, and so
-    nothing but the memories themselves has to be kept for the backward pass.
+    q is the segment's summary, M the cached memories, r the width of the projections. Memories are projected again for
+    every segment: this costs about a thousandth of a segment's arithmetic, and only the memories have to be kept for
+    the backward pass.
     """
 
     def __init__(self, dim: int, settings: MemorySettings):
@@ -47,16 +46,17 @@ class Recall(nn.Module):
         self.scale = 1 / width if by_width else 1 / math.sqrt(width)
 
     def forward(self, query: Tensor, memories: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Recall what the query asks for.
+        """Average the cached memories with the attention weights of the query.
 
         Args:
-            query: ``[b, m, d]``, q_n, the summary of the segment.
-            memories: ``[b, c, m, d]``, oldest first. c may be 0: then the result is zero, and every weight still
-                takes part in the graph (DeepSpeed mishandles weights that miss a micro-step).
-            valid: ``[b, c]`` bool. A row without any valid memory gets a finite result that means nothing.
+            query: ``[batch, memory_tokens, dim]``, the segment's summary.
+            memories: ``[batch, cached, memory_tokens, dim]``, oldest first. If ``cached`` is 0, the result is zero, and
+                every weight still takes part in the graph (DeepSpeed mishandles weights that miss a micro-step).
+            valid: ``[batch, cached]`` bool. A row without any valid memory gets a finite, meaningless result.
 
         Returns:
-            The prompt P_n ``[b, m, d]`` and the weight of each memory ``[b, c]`` (float32, detached, summing to 1).
+            The memory prompt ``[batch, memory_tokens, dim]``, and the weight of each memory ``[batch, cached]``
+            (float32, detached, summing to 1).
         """
         batch, cached, tokens, dim = memories.shape
         flat = memories.reshape(batch, cached * tokens, dim)
@@ -69,13 +69,14 @@ class Recall(nn.Module):
 
 
 class Selection(nn.Module):
-    """The memories that a query asks for: those of largest weight, whole and side by side.
+    """The adapted interface's recall: select the memories with the largest weights, unchanged, and put them side by
+    side.
 
-    Weights w are softmax(v_n W_q (u_i W_k)^T / sqrt(r) - recency * log(age_i)), with v and u the means of a query's and
-    a memory's normalized embeddings. The age is 1 for the last memory: of several that answer, the newest is chosen,
-    which content alone cannot tell. An average over many memories is nearly the same vector whatever the query, so none
-    is taken. The choice gets its gradient from a factor w / stopgrad(w) on each chosen memory, which is 1, and from the
-    recall's own loss.
+    Weights w are softmax(v W_q (u_i W_k)^T / sqrt(r) - recency * log(age_i)), where v and u_i are the means of the
+    query's and of memory i's normalized embeddings, r is the width of the projections, and the age of the last memory
+    is 1: of several memories that answer, the newest is chosen, which content alone cannot tell. (An average over many
+    memories would be nearly the same vector for every query.) Gradients reach the weights through a factor w /
+    stopgrad(w) = 1 on each chosen memory, and through an auxiliary loss.
     """
 
     def __init__(self, dim: int, settings: MemorySettings):
@@ -87,14 +88,16 @@ class Selection(nn.Module):
         self.scale, self.chosen = 1 / math.sqrt(width), settings.recalled_memories
 
     def forward(self, query: Tensor, memories: Tensor, valid: Tensor, targets: Tensor | None) -> Recalled:
-        """Choose among all memories. The last one is read in any case, behind those that are chosen.
+        """Select memories for the prompt. The last memory is always read too, after the selected ones.
 
         Args:
-            query: ``[b, m, d]``, q_n, read from tokens alone. A query that has seen memories tells the rows of a batch
-                apart by these, and then the recall's loss teaches nothing else (seen).
-            memories: ``[b, c, m, d]``, normalized, oldest first, at least as many as are chosen.
-            valid: ``[b, c]`` bool; in each row the valid ones come last.
-            targets: ``[b]``, how many memories back the right one lies, or 0; None leaves the loss out.
+            query: ``[batch, memory_tokens, dim]``, a summary of tokens alone. (If it depended on memories, the
+                auxiliary loss would only learn to tell the rows of a batch apart.)
+            memories: ``[batch, cached, memory_tokens, dim]``, normalized, oldest first; at least as many as are
+                selected.
+            valid: ``[batch, cached]`` bool; in each row the valid ones come last.
+            targets: ``[batch]`` int64, how many memories back the right one is, 0 if unknown; None skips the auxiliary
+                loss.
         """
         queries = self.query(normalized(query).mean(dim=1).to(memories.dtype))
         keys = self.key(memories.mean(dim=2))
@@ -110,24 +113,25 @@ class Selection(nn.Module):
         return Recalled(torch.cat([chosen, memories[:, -1:]], dim=1).flatten(1, 2), share, loss)
 
     def handicap(self, keys: Tensor) -> Tensor:
-        """By how many nats the older memories are behind, ``[c]``: recency * log(age).
+        """Return by how many nats the score of each memory is lowered for its age: recency * log(age), ``[cached]``.
 
         Args:
-            keys: ``[b, c, r]``.
+            keys: ``[batch, cached, width]``, projected memories.
         """
         ages = torch.arange(keys.shape[1], 0, -1, device=keys.device, dtype=torch.float32)
         return self.recency.float() * ages.log()
 
     def loss(self, queries: Tensor, keys: Tensor, valid: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy in nats ``[b]`` of each row's target among the memories of all rows.
+        """Return the auxiliary loss: cross-entropy in nats of each row's right memory among the memories of all rows,
+        ``[batch]``.
 
-        The other rows' memories are what teaches the choice: over the few of its own row alone it is not learned.
+        The few memories of a row alone are too few wrong answers to learn from.
 
         Args:
-            queries: ``[b, r]``.
-            keys: ``[b, c, r]``.
-            valid: ``[b, c]``.
-            targets: ``[b]``.
+            queries: ``[batch, width]``, projected.
+            keys: ``[batch, cached, width]``, projected.
+            valid: ``[batch, cached]`` bool, which memories belong to the row's document.
+            targets: ``[batch]`` int64, how many memories back the right one is (1: the last); 0 gives a loss of 0.
         """
         rows, cached = keys.shape[:2]
         scores = (queries @ keys.flatten(0, 1).T).float() * self.scale - self.handicap(keys).repeat(rows)

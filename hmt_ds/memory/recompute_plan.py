@@ -1,16 +1,18 @@
-"""What is kept of a window between its two passes, and what is read again."""
+"""How many segments of a window keep their activations for the backward pass, and how many are recomputed."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class RecomputePlan:
-    """How memory is spent on speed. Gradients do not depend on it.
+    """How many segments of a window keep their activations for the backward pass; all others are recomputed.
+
+    Trades memory for speed; gradients are the same.
 
     Attributes:
-        kept_segments: how many segments keep their activations, from the last one backwards: they are read once.
-        summary_segments: how many segments' summaries are read in one batch.
-        kept_summaries: how many of these batches keep their activations, from the last one backwards.
+        kept_segments: number of segments, counted from the last one, that keep their activations.
+        summary_segments: number of segments whose summaries are computed in one batch.
+        kept_summaries: number of batches of summaries, counted from the last one, that keep their activations.
     """
 
     kept_segments: int = 1
@@ -18,10 +20,16 @@ class RecomputePlan:
     kept_summaries: int = 0
 
     def backward_passes(self, segments: int, summarised: int) -> int:
-        """How many a window of so many segments takes, of which so many have a summary."""
+        """Return the number of backward passes of a window.
+
+        Args:
+            segments: number of segments.
+            summarised: number of segments that have a summary pass.
+        """
         return segments + -(-summarised // self.summary_segments)
 
     @classmethod
     def keep_all(cls, segments: int) -> "RecomputePlan":
-        """Nothing is read twice."""
+        """Return a plan that keeps all activations of a window of ``segments`` segments, so that nothing is
+        recomputed."""
         return cls(segments, segments, segments)

@@ -1,7 +1,4 @@
-"""From documents to segments: pure bookkeeping on token ids, done before any arithmetic.
-
-Shapes: b batch (rows), s segments, L segment length, k sensory tokens, j summary length, w = k + L (or L) width.
-"""
+"""From documents to segments: pure bookkeeping on token ids, done before any arithmetic."""
 
 from __future__ import annotations
 
@@ -19,18 +16,22 @@ IGNORED = -100  # the label that cross-entropy skips
 
 @dataclass(frozen=True)
 class Segment:
-    """One segment of every row, as the backbone reads it between its two prompts.
+    """One segment of every row, as the backbone reads it between its prompts.
 
     Attributes:
-        tokens: ``[b, w]``: sensory tokens, fresh tokens, then pads. Rows without sensory tokens begin at once, so
-            pads stand only at the end. The width is the same for all segments: whatever is compiled, is compiled once.
-        lengths: ``[b]``, sensory and fresh tokens together. The trailing prompt goes there.
-        fresh: ``[b, L]``, the columns of the fresh tokens.
-        labels: ``[b, L]``, the next token of each fresh token, or ``IGNORED``.
-        mask: ``[b, w]`` bool, False on ids that attention must not see (the left padding of HMT-pytorch), or None.
-        targets: ``[b]``; see :class:`Window`.
-        weights: ``[b, L]`` or None; see :class:`Window`.
-        parts: ``[b, w]`` or None; see :class:`Window`. Pads behind the tokens have the number of the last document.
+        tokens: ``[batch, width]`` token ids: sensory tokens, the segment's own (fresh) tokens, then padding. Rows
+            without sensory tokens begin with the fresh ones. ``width`` is the same for all segments, so that code is
+            compiled once.
+        lengths: ``[batch]``, number of sensory and fresh tokens; the trailing prompt is put at this position.
+        fresh: ``[batch, segment_length]``, columns of the fresh tokens in ``tokens``.
+        labels: ``[batch, segment_length]``, the token after each fresh token, or -100 for none.
+        mask: ``[batch, width]`` bool, False on tokens that attention must not see (HMT-pytorch's left padding); None:
+            all are seen.
+        targets: ``[batch]`` int64, how many memories back the one to recall is (1: the previous segment's), 0 if
+            unknown; or None.
+        weights: ``[batch, segment_length]`` float32, factor of each label's loss; None: each counts 1.
+        parts: ``[batch, width]`` int64, index within the segment of the document at each position, of the last one for
+            padding; None: one document per segment.
     """
 
     tokens: Tensor
@@ -43,18 +44,18 @@ class Segment:
     parts: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Segment:
-        """The same segment on another device."""
+        """Return the same segment on another device."""
         return moved(self, device)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The beginnings of some segments, or what was before them, from which the recall's queries are made.
+    """The tokens of which the recall's queries are made, for several segments of every row.
 
     Attributes:
-        tokens: ``[b * s, j]``, padded at the end; segments of one row stand together.
-        lengths: ``[b * s]``.
-        mask: like ``tokens``; see :class:`Segment`.
+        tokens: ``[batch * segments, length]`` token ids, padded at the end; segments of one row follow each other.
+        lengths: ``[batch * segments]``, number of tokens without padding.
+        mask: shaped like ``tokens``, bool, False on tokens that attention must not see; None: all are seen.
     """
 
     tokens: Tensor
@@ -62,7 +63,7 @@ class Summary:
     mask: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Summary:
-        """The same on another device."""
+        """Return the same tokens on another device."""
         return moved(self, device)
 
 
@@ -70,23 +71,26 @@ class Summary:
 class Window:
     """Some consecutive segments of every row.
 
-    A row may hold the end of one document and the beginning of the next; only the last segment of a document may be
-    short. Pads stand at the end of a segment.
+    A row may hold the end of one document and the beginning of the next. Only the last segment of a document may be
+    short; padding is at its end.
 
     Attributes:
-        input_ids: ``[b, s, L]``.
-        labels: ``[b, s, L]``, shifted on the whole document before splitting, so no border target is lost.
-        lengths: ``[b, s]``, fresh tokens per segment; 0 where a row has nothing left to read.
-        starts: ``[b, s]`` bool, True where a segment is the first of its document, and where it is empty.
-        mask: ``[b, s, L]`` bool or None; see :class:`Segment`.
-        targets: ``[b, s]`` int64, how many memories back the one lies that a segment should recall (1: that of the
-            segment before); 0 where that is not known. None where no data says so.
-        weights: ``[b, s, L]`` float32, factor of each label's loss, 0 where there is no label. None: each label counts
-            1.
-        parts: ``[b, s, L]`` int64, for documents that share a segment: how many documents have begun within the segment
-            up to a column, so 0 for the document that the segment begins with. Each further document follows a gap as
-            wide as what is read in front of a first segment, which has its number too. Only the last document of a
-            segment may go on in the next one, and then it has at least k tokens there. None: one document per segment.
+        input_ids: ``[batch, segments, segment_length]``.
+        labels: ``[batch, segments, segment_length]``, shifted on the whole document before it was split, so that the
+            last token of a segment has a label too; -100 for none.
+        lengths: ``[batch, segments]``, number of tokens per segment; 0 where a row has nothing left to read.
+        starts: ``[batch, segments]`` bool, True where a segment is the first of its document, and where it is empty.
+        mask: ``[batch, segments, segment_length]`` bool, False on tokens that attention must not see; None: all are
+            seen.
+        targets: ``[batch, segments]`` int64, how many memories back the one to recall is (1: the previous segment's); 0
+            if unknown. None if the data names none at all.
+        weights: ``[batch, segments, segment_length]`` float32, factor of each label's loss, 0 without a label. None:
+            each label counts 1.
+        parts: ``[batch, segments, segment_length]`` int64, for documents that share a segment: index within the segment
+            of the document at each position, 0 for the one that the segment begins with. In front of each further
+            document is a gap, counted as part of it, for the embeddings that precede a first segment. Only the last
+            document of a segment may continue in the next segment, and then has at least ``sensory_tokens`` tokens in
+            this one. None: one document per segment.
     """
 
     input_ids: Tensor
@@ -100,36 +104,41 @@ class Window:
 
     @property
     def turns(self) -> Tensor:
-        """How many documents begin within each segment, behind its first one, ``[b, s]``."""
+        """Number of documents that begin within each segment after its first document, ``[batch, segments]``."""
         return torch.zeros_like(self.lengths) if self.parts is None else self.parts[:, :, -1]
 
     def __len__(self) -> int:
         return self.input_ids.shape[1]
 
     def to(self, device: torch.device | str) -> Window:
-        """The same window on another device."""
+        """Return the same window on another device."""
         return moved(self, device)
 
     def tail(self, n: int, k: int) -> Tensor:
-        """The last k ids of segment n, ``[b, k]``: the next segment's sensory tokens, if it does not start anew."""
+        """Return the last k token ids of segment n, ``[batch, k]``: the sensory tokens of segment n + 1 if its
+        document continues."""
         return self.input_ids[:, n, self.input_ids.shape[2] - k :]
 
     def label_weights(self, n: int) -> Tensor:
-        """The factor of each label's loss in segment n, ``[b, L]``: 0 where there is no label."""
+        """Return the factor of each label's loss in segment n, ``[batch, segment_length]`` float32: 0 where there is
+        no label."""
         return (self.labels[:, n] != IGNORED).float() if self.weights is None else self.weights[:, n]
 
     def neighbours(self, n: int) -> Tensor:
-        """For each row whose document goes on at segment n, the next such row; for other rows themselves. ``[b]``."""
+        """Pair rows for reading segment n with another document's memory: return each row's partner, ``[batch]``.
+
+        A row whose document continues at segment n gets the next such row; any other row gets itself.
+        """
         neighbours = torch.arange(len(self.starts), device=self.starts.device)
         going_on = neighbours[~self.starts[:, n]]
         neighbours[going_on] = going_on.roll(-1)
         return neighbours
 
     def segment(self, n: int, before: Tensor, settings: MemorySettings) -> Segment:
-        """Segment n, with its sensory tokens put in front where the document goes on.
+        """Return segment n as the model reads it; where a document continues, its sensory tokens are in front.
 
         Args:
-            before: ``[b, k]``, the last ids read before the window.
+            before: ``[batch, sensory_tokens]``, the last token ids before the window.
         """
         fresh, going_on, k = self.input_ids[:, n], ~self.starts[:, n], settings.sensory_tokens
         tail = (self.tail(n - 1, k) if n else before) * going_on[:, None]
@@ -157,13 +166,13 @@ class Window:
         )
 
     def summary(self, first: int, end: int, before: Tensor, settings: MemorySettings) -> Summary:
-        """What the summaries of segments ``first`` to ``end - 1`` read.
+        """Return the tokens that the summary passes of segments ``first`` to ``end - 1`` read.
 
-        Their first j tokens; with the adapted interface their sensory tokens, so that no query depends on a token that
-        is yet to be predicted.
+        With ``interface: paper`` the first tokens of each segment; with ``adapted`` its sensory tokens, so that no
+        query depends on a token that is yet to be predicted.
 
         Args:
-            before: ``[b, k]``, the last ids read before the window.
+            before: ``[batch, sensory_tokens]``, the last token ids before the window.
         """
         j = settings.summary_length
         if settings.interface == "adapted":
@@ -180,14 +189,18 @@ class Window:
 
 
 def moved(tokens: T, device: torch.device | str) -> T:
-    """The same tensors on another device."""
+    """Return a dataclass of tensors with every tensor moved to another device; fields that are None stay None."""
     tensors = {field.name: getattr(tokens, field.name) for field in fields(tokens)}
     there = {name: x.to(device, non_blocking=True) for name, x in tensors.items() if x is not None}
     return replace(tokens, **there)
 
 
 def places_in_parts(parts: Tensor) -> Tensor:
-    """For each column, how many columns of its document are in front of it. ``parts``: ``[b, t]``, never falling."""
+    """Return for each position how many positions of the same document come before it, ``[batch, positions]``.
+
+    Args:
+        parts: ``[batch, positions]`` int64, index of the document at each position, never decreasing along a row.
+    """
     columns = torch.arange(parts.shape[1], device=parts.device)
     begins = torch.nn.functional.pad(parts.diff(dim=1) > 0, (1, 0))
     return columns - (columns * begins).cummax(dim=1).values
@@ -196,13 +209,13 @@ def places_in_parts(parts: Tensor) -> Tensor:
 def split_document(
     input_ids: Tensor, segment_length: int, mask: Tensor | None = None, *, goes_on: bool = False
 ) -> Window:
-    """Split documents of one length into a window that covers them whole.
+    """Split documents of equal length into a window of segments that covers them whole.
 
     Args:
-        input_ids: ``[b, tokens]``, one document a row.
-        segment_length: L.
-        mask: ``[b, tokens]`` bool, or None.
-        goes_on: whether these tokens continue documents whose beginning was read before.
+        input_ids: ``[batch, tokens]``, one document per row.
+        segment_length: tokens per segment; the last segment may be shorter.
+        mask: ``[batch, tokens]`` bool, False on tokens that attention must not see; None: all are seen.
+        goes_on: True if these tokens continue documents whose beginning was read before.
     """
     batch, tokens = input_ids.shape
     segments = -(-tokens // segment_length)

@@ -1,7 +1,4 @@
-"""What crosses the border between two segments: memories, and the ids of the last k tokens.
-
-Shapes: b batch (rows), c cached memories, m memory tokens, d embedding width, k sensory tokens.
-"""
+"""What crosses the boundary between two segments: memories, and the ids of the last tokens."""
 
 from __future__ import annotations
 
@@ -13,12 +10,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class MemoryState:
-    """The memory of every row between two segments.
+    """What every row remembers between two segments.
 
     Attributes:
-        memories: ``[b, c, m, d]``, oldest first.
-        valid: ``[b, c]`` bool, whether that memory belongs to the row's present document.
-        tail: ``[b, k]`` int64, the last k token ids read (meaningless where the next segment starts a document).
+        memories: ``[batch, cached, memory_tokens, dim]``, oldest first.
+        valid: ``[batch, cached]`` bool, whether the memory belongs to the row's present document.
+        tail: ``[batch, sensory_tokens]`` int64, the last token ids read (meaningless if the next segment starts a
+            document).
     """
 
     memories: Tensor
@@ -37,10 +35,15 @@ class MemoryState:
         device: torch.device,
         cached: int = 0,
     ) -> MemoryState:
-        """The state in front of a document: nothing read, nothing remembered.
+        """Return the state before a document: no tokens read, no memory valid.
 
         Args:
-            cached: places for memories that hold nothing yet, so that all segments have tensors of one shape.
+            batch: number of rows.
+            memory_tokens: embeddings per memory.
+            dim: embedding width.
+            sensory_tokens: number of last token ids to keep.
+            cached: number of places for memories that are not valid yet, so that all segments have tensors of one
+                shape.
         """
         return cls(
             memories=torch.zeros(batch, cached, memory_tokens, dim, dtype=dtype, device=device),
@@ -49,17 +52,18 @@ class MemoryState:
         )
 
     def forget(self, starts: Tensor) -> MemoryState:
-        """Drop the memories of rows that begin a new document. ``starts``: ``[b]`` bool."""
+        """Return the state with all memories of some rows invalid. ``starts``: ``[batch]`` bool, rows that begin a
+        document."""
         return MemoryState(self.memories, self.valid & ~starts[:, None], self.tail)
 
     def remember(self, memory: Tensor, read: Tensor, tail: Tensor, keep: int) -> MemoryState:
-        """Append one memory and keep the newest ones.
+        """Return the state with one memory appended, keeping the newest ones.
 
         Args:
-            memory: ``[b, m, d]``, M_n.
-            read: ``[b]`` bool, False for rows whose segment was empty.
-            tail: ``[b, k]``, the last ids of the segment just read.
-            keep: N, how many memories stay.
+            memory: ``[batch, memory_tokens, dim]``, written by the segment just read.
+            read: ``[batch]`` bool, False for rows whose segment was empty.
+            tail: ``[batch, sensory_tokens]``, the last token ids of that segment.
+            keep: number of memories to keep.
         """
         memories = torch.cat([self.memories, memory[:, None]], dim=1)
         valid = torch.cat([self.valid, read[:, None]], dim=1)
@@ -67,10 +71,10 @@ class MemoryState:
         return MemoryState(memories[:, oldest:], valid[:, oldest:], tail)
 
     def without_broken(self) -> tuple[MemoryState, Tensor]:
-        """Rows whose memories are not finite start anew, as in front of a document.
+        """Reset rows with a memory that is not finite, as before a document.
 
         Returns:
-            The state, and which rows these are, ``[b]`` bool.
+            The state, and whether each row was reset, ``[batch]`` bool.
         """
         broken = ~self.memories.isfinite().flatten(1).all(dim=1)
         # zeros, for a recall weighs what is not valid with 0
@@ -78,5 +82,5 @@ class MemoryState:
         return MemoryState(memories, self.valid & ~broken[:, None], self.tail), broken
 
     def detach(self) -> MemoryState:
-        """The same values without a graph: where backpropagation is truncated."""
+        """Return the same state detached from the graph: here backpropagation through time is truncated."""
         return MemoryState(self.memories.detach(), self.valid, self.tail)

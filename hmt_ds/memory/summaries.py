@@ -1,7 +1,5 @@
-"""The summaries of a window, read ahead in batches: they depend on the document alone, not on any memory.
-
-Shapes: b batch, s segments of the window, m memory tokens, d embedding width.
-"""
+"""The summaries of a window's segments, computed ahead in batches: they depend on the tokens alone, not on any
+memory."""
 
 from collections.abc import Callable
 
@@ -15,17 +13,18 @@ from hmt_ds.memory.settings import MemorySettings
 
 
 class Summaries:
-    """The queries q_n of a window's segments, and the gradients that come back to them.
+    """The summary queries of a window's segments, and the gradients that come back to them.
 
-    A batch of summaries is read without a graph at first, and once more with one when the gradients of all its queries
-    are known: queries are all that is kept of it. Batches whose backward pass comes first can keep their graph instead.
+    A batch of summaries is computed without a graph first, keeping only its queries, and recomputed with a graph once
+    the gradients of all its queries are known. Batches whose backward pass comes first can keep their graph instead.
 
     Args:
-        read: reads a summary on the model's device.
-        first: the first segment that has anything to recall; the last has number s - 1.
-        plan: how many segments a batch has, and how many batches keep their graph.
-        device: the model's.
-        before: ``[b, k]``, the last ids read before the window.
+        read: computes queries from a summary's tokens, on the model's device.
+        window: the segments of all rows.
+        first: index of the first segment that has anything to recall.
+        plan: number of segments per batch, and number of batches that keep their graph.
+        device: the model's device.
+        before: ``[batch, sensory_tokens]``, the last token ids before the window.
     """
 
     def __init__(
@@ -55,24 +54,35 @@ class Summaries:
             self.queries += queries.detach().unbind(dim=1)
 
     def read_batch(self, start: int) -> Tensor:
-        """The queries of the batch that begins with that segment, ``[b, segments, m, d]``."""
+        """Compute the queries of the batch whose first segment is ``start``: ``[batch, segments, memory_tokens,
+        dim]``."""
         part = self.window.summary(start, self.batches[start], self.before, self.settings).to(self.device)
         return self.read(part).unflatten(0, (-1, self.batches[start] - start))
 
     def query(self, n: int) -> Tensor | None:
-        """q_n ``[b, m, d]`` without its graph, ready to collect a gradient; None where nothing can be recalled."""
+        """Return segment n's query ``[batch, memory_tokens, dim]`` as a leaf that collects a gradient; None without
+        recall."""
         query = self.queries[n]
         return None if query is None else query.detach().requires_grad_()
 
     def push(self, n: int, gradient: Tensor | None, scale: float) -> None:
-        """Keep what segment n sends to its query, ``[b, m, d]``, multiplied by ``scale``."""
+        """Store the gradient of segment n's query.
+
+        Args:
+            gradient: ``[batch, memory_tokens, dim]``, multiplied by ``scale``; None stores nothing.
+            scale: loss scale to divide by; 1 except in fp16.
+        """
         if gradient is not None:
             self.gradients[n] = gradient.to(torch.promote_types(gradient.dtype, torch.float32)) / scale
 
     def pull(self, start: int) -> Tensor | None:
-        """<q, g> over the batch that begins with that segment: the scalar to go backward from. None within a batch.
+        """Return <q, g>, queries times gradients, summed over the batch whose first segment is ``start``, for its
+        backward pass.
 
-        Call it when all the batch's segments have sent their gradients, from the last batch to the first.
+        Call this from the last segment to the first, after all segments of the batch have stored their gradients.
+
+        Returns:
+            A scalar with a graph; None if no batch begins at ``start``.
         """
         if start not in self.batches:
             return None
