@@ -13,8 +13,7 @@ class DepthSchedule:
 
     Attributes:
         stages: depth in segments, by the number of steps before it applies: {0: 2, 200: 4} is 2 in steps 1 to 200, and
-            4
-            from step 201 on.
+            4 from step 201 on.
         seed: seed of random depths; None for the depths in ``stages`` themselves.
         shortest: smallest random depth in segments; the largest is that of ``stages``.
     """

@@ -1,4 +1,4 @@
-"""The recipe with which a converted folder is evaluated: the folder's model and memory, and defaults for the rest."""
+"""The recipe that evaluates a folder written by ``hmt-ds convert``: its model and memory, defaults for the rest."""
 
 import json
 from pathlib import Path
@@ -26,10 +26,10 @@ def read_converted_config(file: Path) -> dict[str, Any] | None:
 
 
 def folder_recipe(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """Return a recipe, as nested dicts, that evaluates a converted folder; its documents are left to overrides.
+    """Return a recipe, as nested dicts, that evaluates a folder written by ``hmt-ds convert``, without documents.
 
     Args:
-        folder: the converted folder.
+        folder: the folder.
         config: content of its config.json.
     """
     return {

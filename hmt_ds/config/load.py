@@ -84,9 +84,11 @@ def read_mapping(path: Path) -> dict[str, Any]:
     except MisreadError as error:
         raise ConfigError([f"{path}: {problem}" for problem in error.problems]) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError([f"{path}: not readable as YAML: {' '.join(str(error).split())}"]) from None
+        raise ConfigError([f"{path}: not readable as YAML, correct it: {' '.join(str(error).split())}"]) from None
     if not isinstance(values, dict):
-        raise ConfigError([f"{path}: a recipe must be a mapping of sections, got {type(values).__name__}"])
+        raise ConfigError(
+            [f"{path}: a recipe must be a mapping of sections such as model and data, got {type(values).__name__}"]
+        )
     return values
 
 

@@ -22,7 +22,7 @@ AtLeastOne = Annotated[int, Field(ge=1)]
     dropout=Annotated[float, Field(ge=0, lt=1)],
 )
 class Lora(LoraSettings):
-    """Low-rank adapters (LoRA), used if model.train is lora."""
+    """Settings of low-rank adapters (LoRA), used only if model.train is lora."""
 
 
 class Model(Section):
@@ -39,7 +39,7 @@ class Model(Section):
     """Which weights of the backbone are trained. whole: all; frozen: none; lora: low-rank adapters only. The memory's
     own weights are always trained."""
     lora: Lora = Lora()
-    """Low-rank adapters (LoRA), used if model.train is lora."""
+    """Settings of low-rank adapters (LoRA), used only if model.train is lora."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Number format of weights and activations in the forward and backward passes: fp32, bf16, or fp16 (with loss
     scaling). The optimizer keeps float32 weights in any case."""
@@ -60,7 +60,7 @@ class Model(Section):
     recall_dim=Annotated[int | None, Field(ge=1, le=2**20)],
 )
 class Memory(MemorySettings):
-    """The memory around the backbone (hmt_ds/memory)."""
+    """Settings of the memory that the backbone reads and writes with each segment (hmt_ds/memory)."""
 
 
 class Training(Section):
@@ -93,7 +93,7 @@ class Training(Section):
     in left_out.json in the run's folder)."""
     elastic: bool = False
     """Allow resuming with another number of ranks, by adapting training.batch_size so that the total number of rows
-    stays equal. false: the number of rows must be equal as it is."""
+    stays equal. false: refuse to resume if the total number of rows differs."""
     hang_minutes: float = Field(10, gt=0, le=10**6)
     """Minutes without progress on a rank (no step, no part of a checkpoint, no window of an evaluation) after which the
     run is ended."""

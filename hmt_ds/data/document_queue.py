@@ -88,7 +88,7 @@ class SourceQueue:
         """Remove the next document from the queue and return its index.
 
         Args:
-            amount: What to add to `taken`: 1, or the document's tokens, whichever the sources' weights count.
+            amount: What to add to the count of what was taken: 1, or the document's tokens if the weights count tokens.
         """
         document = self.front
         self.cursor += 1

@@ -1,4 +1,4 @@
-"""`DataError`, the exception for everything that a user can get wrong about data, and `RowError`, of a document."""
+"""Errors about data that are a user's mistake: `DataError`, and `RowError` for one document."""
 
 
 class DataError(ValueError):
@@ -6,11 +6,11 @@ class DataError(ValueError):
 
 
 class RowError(DataError):
-    """A document cannot be used.
+    """One document cannot be used, such as a conversation without an answer.
 
     Attributes:
-        row: Its number, from 0; `RowPlaces` finds its file and line.
-        reason: What is wrong with it.
+        row: Index of the document in its source, from 0; `RowPlaces` finds its file and line.
+        reason: What is wrong with it and what to do, without its place.
     """
 
     def __init__(self, row: int, reason: str) -> None:

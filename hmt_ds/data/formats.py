@@ -80,7 +80,9 @@ class Format:
         return [self.name, self.prompt_weight, self.template(tokenizer), *other]
 
     def template(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
-        """Return the chat template that rows are written with; None for other formats than `messages`."""
+        """Return the chat template (Jinja) that conversations are rendered with; None for formats other than
+        `messages`.
+        """
         return self.chat_template or tokenizer.chat_template if self.name == "messages" else None
 
     def encode(
@@ -89,9 +91,9 @@ class Format:
         """Tokenize rows of this format.
 
         Args:
-            batch: The rows as columns, `{column: values}`, with the names of `columns`.
+            batch: The rows as columns, `{column: values}`, such as `{"prompt": [...], "completion": [...]}`.
             first: Index of the first row in its data set, for errors.
-            tokenizer: A tokenizer that `check` accepts.
+            tokenizer: A fast tokenizer, for `messages` with a chat template (see `check`).
             eos: Id to end documents and answers with; None for none. `messages` never adds it: chat templates end
                 turns.
 

@@ -65,7 +65,7 @@ def json_rows(file: Path) -> Iterator[tuple[int, Any]]:
 
 
 def has_lines(file: Path) -> bool:
-    """Tell whether a file is JSON Lines, by its first row."""
+    """Return whether a file is JSON Lines rather than one JSON value, judged by its first line."""
     with file.open(encoding="utf-8-sig") as lines:
         first = next((line for line in lines if line.strip()), "")
     try:

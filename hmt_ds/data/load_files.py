@@ -72,7 +72,7 @@ def _load_fields(
     """Load only the needed fields of files whose other fields have different types.
 
     Raises:
-        Exception: One of `LOAD_ERRORS`: the files cannot be read like this either.
+        Exception: An error of the `datasets` library: the files cannot be read like this either.
     """
     if builder == "parquet":
         return load_files(builder, splits, split, columns=list(fields))
@@ -111,7 +111,9 @@ def load_files(builder: str, splits: dict[str, list[Path]], split: str, columns:
     except LOAD_ERRORS as error:
         if len(files) > 1:
             raise _why_not_together(builder, files) from error
-        reason = "it is empty" if isinstance(error, StopIteration) else first_line(error.__cause__ or error)
+        reason = (
+            "it is empty: leave it out" if isinstance(error, StopIteration) else first_line(error.__cause__ or error)
+        )
         if any(words in reason for words in NO_ROWS):
             reason = f"it has no rows{f' in {split}' if '[' in split else ''}: leave it out"
         reason = why_unreadable(builder, unpacked(files[0])) or reason

@@ -32,7 +32,7 @@ def convert(documents: Dataset, name: DatasetName) -> Dataset:
     """Convert the rows of a well-known data set to the columns of its format, in the cache of the `datasets` library.
 
     Args:
-        documents: Rows with the columns that :data:`~hmt_ds.data.settings.NAMED` lists for the data set.
+        documents: Rows with the data set's own columns, as on the hub.
         name: Name of the data set, such as `qasper`.
 
     Raises:

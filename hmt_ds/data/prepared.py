@@ -32,7 +32,7 @@ class SourceTokens:
         tokens: One row per document with the columns `input_ids` and `length`, and `weights` if the format has them.
         files: Number of files read; None for a saved data set and one of the hub.
         left_out: A line for each reason why files or documents are left out.
-        chat_template: What conversations are written with; None for other formats.
+        chat_template: Jinja template that conversations are rendered with; None for formats other than `messages`.
         warning: A line about special tokens that are written out in documents; None if there are none.
     """
 

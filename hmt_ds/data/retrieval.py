@@ -23,7 +23,8 @@ def split_things(settings: RetrievalSettings) -> tuple[np.ndarray, np.ndarray]:
     """Return the things (such as "velvet blanket") for training documents and those for evaluation documents.
 
     Returns:
-        Two disjoint arrays of indices into `THINGS`, `[things]` int64; the same for every seed.
+        Two disjoint arrays `[things]` int64 of indices into `THINGS`, the pairs of an adjective and a noun; equal for
+        every seed.
     """
     side = math.ceil(math.sqrt(settings.keys))
     square = np.flatnonzero([adjective in ADJECTIVES[:side] and noun in NOUNS[:side] for adjective, noun in THINGS])

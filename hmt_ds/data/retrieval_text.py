@@ -87,7 +87,7 @@ class RetrievalText:
 
         Args:
             segment_length: Tokens per segment.
-            places: How many of `PLACES` are used.
+            places: Number of places that facts and answers can name.
 
         Raises:
             DataError: They need more tokens than a segment has.

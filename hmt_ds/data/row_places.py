@@ -1,4 +1,4 @@
-"""Where a document of a source comes from: its file, and the line or row in it, for errors."""
+"""Find where a document comes from, for errors: its file, and its line or row in it."""
 
 import csv
 import re
@@ -20,13 +20,13 @@ MOST_LETTERS = 2**31 - 1  # of a field of a .csv file
 
 @dataclass(frozen=True)
 class RowPlaces:
-    """Finds the places of documents.
+    """Finds the file and line (or row) that a document of a source comes from; called with the document's index.
 
     Attributes:
         source: Name of the source.
-        found: The files whose rows are the documents; None where rows cannot be told from the files.
-        separator: What splits text files into documents.
-        rows: The row of each document, `[documents]` int64; None where all rows are documents.
+        found: The files whose rows are the documents; None if rows cannot be told from the files.
+        separator: Regular expression that splits text files into documents; None if a file is one document.
+        rows: Index of the row of each document, `[documents]` int64; None if each row is a document.
     """
 
     source: str
@@ -35,7 +35,11 @@ class RowPlaces:
     rows: np.ndarray | None = None
 
     def __call__(self, document: int) -> str:
-        """Return the place of a document; reads the files up to it."""
+        """Return where a document is, such as "a.jsonl, line 3"; reads the source's files up to it.
+
+        Args:
+            document: Index of the document in the source, from 0.
+        """
         row = document if self.rows is None else int(self.rows[document])
         for builder, splits in sorted(self.found.builders.items()) if self.found else ():
             for file in (file for files in splits.values() for file in files):
@@ -46,7 +50,7 @@ class RowPlaces:
         return f"{self.source}: document {document} (the first is 0)"
 
     def _places(self, builder: str, file: Path) -> Iterable[str]:
-        """Return the place of each row in a file, to be put behind the file's name."""
+        """Yield the place of each row of a file, such as ", line 3", to append to the file's name."""
         if builder == "parquet":
             return numbered("row", range(1, pq.read_metadata(file).num_rows + 1))
         if builder == "arrow":
@@ -63,12 +67,17 @@ class RowPlaces:
 
 
 def numbered(unit: str, numbers: Iterable[int]) -> Iterator[str]:
-    """Yield places such as ", line 3"."""
+    """Yield places in a file, such as ", line 3", to append to the file's name.
+
+    Args:
+        unit: `line` or `row`.
+        numbers: Numbers of the lines or rows.
+    """
     return (f", {unit} {number:,}" for number in numbers)
 
 
 def csv_lines(file: Path) -> Iterator[int]:
-    """Yield the line on which each row of a .csv file begins, from the one behind the names on."""
+    """Yield the number (from 1) of the line on which each row of a .csv file begins, without the header."""
     csv.field_size_limit(MOST_LETTERS)
     with file.open(encoding="utf-8-sig", newline="") as lines:
         reader, begin, names = csv.reader(lines), 1, True
@@ -79,7 +88,7 @@ def csv_lines(file: Path) -> Iterator[int]:
 
 
 def count_arrow(file: Path) -> int:
-    """Return the number of rows of an Arrow file or stream."""
+    """Return the number of rows in an Arrow file, of either kind (IPC file or stream)."""
     with pa.memory_map(str(file)) as content:
         try:
             return pa.ipc.open_stream(content).read_all().num_rows

@@ -78,8 +78,9 @@ class RetrievalSettings:
     """Kind of documents. keys: each segment tells where a new thing is and asks for an earlier one; passkey: one fact
     per document, asked for at its end; overwritten: things are moved, and the newest place counts."""
     keys: int = 4096
-    """Number of different things that documents can name, each an adjective and a noun."""
+    """Number of different things that documents can name, each an adjective and a noun; 2 to 4,096."""
     values: int = 24
-    """Number of places where a thing can be; guessing is right in one of this many cases."""
+    """Number of places where a thing can be, 2 to 64; guessing is right in one of this many cases."""
     held_out: float = 0.25
-    """Fraction (0 to 1) of the things that training documents never name; evaluation documents name only these."""
+    """Fraction (above 0, below 1) of the things that only evaluation documents name, and training documents never do.
+    """

@@ -35,7 +35,7 @@ class SourceDocuments:
         documents: One row per document, with the column `text`, or with the columns of another format.
         files: Number of files read; None for a saved data set and one of the hub.
         left_out: A line for each reason why files or documents are left out.
-        place: Finds the file and line of a document.
+        place: Finds the file and line of a document, given its index.
     """
 
     documents: Dataset
@@ -65,9 +65,10 @@ def read_source(
     Blank texts are left out.
 
     Args:
-        source: A file of a kind in `BUILDERS`, also compressed; a folder of files, read recursively, kind by kind, in
-            the order of their paths; a pattern such as ``data/*.jsonl``; a folder written by `save_to_disk`; an address
-            of files, such as ``s3://bucket/data``; or the name of a data set on the hub.
+        source: A .txt, .md, .jsonl, .ndjson, .json, .csv, .parquet or .arrow file, also compressed (.gz, .zst); a
+            folder of files, read recursively, kind by kind, in the order of their paths; a pattern such as
+            ``data/*.jsonl``; a folder written by `save_to_disk`; an address of files, such as ``s3://bucket/data``; or
+            the name of a data set on the hub.
         text_field: The column that holds the text.
         columns: For a format other than text: its columns, each with the column's name in the source. Rows may be
             blank.
@@ -212,7 +213,9 @@ def _load_by_name(source: str, name: str | None, split: str, revision: str | Non
         return load_dataset(source, name, split=split, revision=revision)
     except LOAD_ERRORS as error:
         reason = first_line(error.__cause__ or error)
-        raise DataError(f"{absent}, nor a data set that can be loaded from the hub or its cache: {reason}") from error
+        raise DataError(
+            f"{absent}, nor a data set that can be loaded from the hub or its cache ({reason}): check the name"
+        ) from error
 
 
 def _select_columns(documents: Dataset, fields: list[str], source: str) -> Dataset:

@@ -10,15 +10,15 @@ from hmt_ds.data.errors import DataError
 
 
 def split_documents(documents: Dataset, separator: str, source: str) -> Dataset:
-    """Return the parts of texts as documents.
+    """Split texts into documents before each line that matches a separator.
 
     Args:
-        documents: The texts of files, in the column "text".
-        separator: A regular expression, matched per line, before each match of which a text is split.
+        documents: The texts of files, in the column `text`.
+        separator: A regular expression, matched per line (re.MULTILINE), such as `^Chapter`.
         source: Name of the source, for errors.
 
     Raises:
-        DataError: The separator is no regular expression, or matches nowhere.
+        DataError: The separator is empty, not a regular expression, or matches nowhere.
     """
     if not separator:
         raise DataError("separator '' matches every line: give a regular expression, or leave it out")
@@ -41,5 +41,5 @@ def split_documents(documents: Dataset, separator: str, source: str) -> Dataset:
 
 
 def cuts_of(pattern: re.Pattern[str], text: str) -> list[int]:
-    """Return where the documents of a text begin, and the text's end."""
+    """Return the index of the first character of each document in a text, and the text's length."""
     return [0, *(match.start() for match in pattern.finditer(text)), len(text)]

@@ -24,11 +24,11 @@ UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # the marks that begin it
 
 
 def filled_rows(documents: Dataset, place: RowPlaces) -> np.ndarray:
-    """Return the numbers of the documents whose text is neither blank nor missing, `[documents]` int64.
+    """Return the indices of the documents whose text is neither blank nor missing, `[filled documents]` int64.
 
     Args:
         documents: Data set with the column `text`.
-        place: Finds the places of documents, for errors.
+        place: Finds the file and line of a document, for errors.
 
     Raises:
         DataError: A text is not UTF-8 (with its file and line, if known), or all texts are blank.
@@ -52,7 +52,7 @@ def check_texts(documents: Dataset, place: RowPlaces) -> None:
 
     Args:
         documents: Data set with any columns.
-        place: Finds the places of documents, for errors.
+        place: Finds the file and line of a document, for errors.
 
     Raises:
         DataError: A text is not UTF-8, with its file and line, if known.
@@ -92,7 +92,7 @@ def why_unreadable(builder: str, file: Path) -> str | None:
                 parse(text)
             except ValueError as error:
                 whole = number == 1 and isinstance(error, json.JSONDecodeError)
-                return _why_no_json(file) if whole else f"line {number:,}: JSON parse error: {error}"
+                return _why_no_json(file) if whole else f"line {number:,}: JSON parse error: {error}; correct it"
     return None
 
 

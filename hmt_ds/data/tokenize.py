@@ -46,8 +46,7 @@ def tokenize_documents(
     A format whose tokens have different weights in the loss adds a column `weights` (float32, one per token). BOS is
     added where the tokenizer does so by itself. The result is cached under a hash of the documents, the tokenizer and
     the format, in one file or in shards of some 100 MB; after a kill, whole shards are kept. One process makes them
-    while
-    others wait. The SHA-256 of each file is beside it, and a file that does not match is made again.
+    while others wait. The SHA-256 of each file is beside it, and a file that does not match is made again.
 
     Args:
         documents: A data set with the columns of the format.

@@ -47,9 +47,9 @@ class Packing:
     def of(cls, memory: MemorySettings) -> "Packing":
         """Return how documents share segments with the given memory settings.
 
-        The gap holds what is read in front of a first segment: sink and prompt. The sensory tokens that the next
-        segment
-        rereads must be of its own document, hence at least as many tokens of it in the segment where it begins.
+        The gap holds what a document's first segment is read behind: sink tokens and memory prompt. The next segment
+        rereads sensory tokens, which must be of its own document, hence at least as many tokens of it in the segment
+        where it begins.
         """
         least = max(1, memory.sensory_tokens, memory.segment_length // 4)
         return cls(memory.sink_tokens + memory.prompt_tokens(), least)
@@ -102,11 +102,10 @@ class WindowPlan(Iterator[PlannedWindow]):
     """Iterate over the windows of a run: which tokens each row of the global batch reads in each segment.
 
     All rows advance together, segment by segment. A row walks through its document, across windows; in the segment
-    after
-    its document's last one it takes the next document of the queue. Rows that need a document in the same segment take
-    them in row order. The queue is one permutation of the documents per epoch, epoch after epoch; with several sources,
-    each has a queue of its own, and their weights decide which is next. With a limited number of epochs, rows that find
-    the queue empty get empty segments, and the plan ends after the window in which the last document ends.
+    after its document's last one it takes the next document of the queue. Rows that need a document in the same segment
+    take them in row order. The queue is one permutation of the documents per epoch, epoch after epoch; with several
+    sources, each has a queue of its own, and their weights decide which is next. With a limited number of epochs, rows
+    that find the queue empty get empty segments, and the plan ends after the window in which the last document ends.
 
     Args:
         lengths: Tokens of each document, `[documents]`, all above 0.

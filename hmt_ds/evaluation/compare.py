@@ -103,7 +103,7 @@ def draw(tables: Sequence[Sequence[RunRow]], picture: Path) -> None:
 
 
 def names_of(runs: Sequence[Path]) -> list[str]:
-    """Return a name for each run: its folder's name, or the whole path if several folders have the same name."""
+    """Return a name for each run: its folder's name, or its whole path if several folders have the same name."""
     count = Counter(run.name for run in runs)
     return [run.name if count[run.name] == 1 and run.name else str(run) for run in runs]
 

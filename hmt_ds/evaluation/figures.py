@@ -60,7 +60,7 @@ class Figures:
 
     @property
     def verdict(self) -> str | None:
-        """A sentence on whether the memory lowers the loss, in nats per token; None if it cannot be told."""
+        """A sentence on whether the memory lowers the loss (nats per token); None if no other memories were read."""
         costs = self.remembered.costs
         if "none" not in costs or not self.remembered.tokens:
             return None

@@ -31,7 +31,7 @@ def document_losses(
     """Compute the losses of held-out documents; every rank must call it with its own windows.
 
     Args:
-        reader: the model in its engine.
+        reader: reads windows with the model, in DeepSpeed's engine or on a pipeline.
         held_out: windows, each with the index of each segment's document ``[rows, segments]``; equally many on all
             ranks.
         documents: number of documents.

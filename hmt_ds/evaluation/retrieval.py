@@ -60,10 +60,9 @@ def count_answers(
     """Read generated documents and count right answers; every rank must call it with its own windows.
 
     Args:
-        reader: the model in its engine.
+        reader: reads windows with the model, in DeepSpeed's engine or on a pipeline.
         windows: this rank's windows, with recall targets, and the index of each row's document `[rows]`, -1 for an
-            empty
-            row; equally many windows on each rank.
+            empty row; equally many windows on each rank.
         total: number of documents of all ranks.
 
     Returns:

@@ -19,7 +19,7 @@ def chat(source: Path, options: ChatOptions, overrides: list[str]) -> None:
     """Answer the standard input line by line until it ends, and save the memory of the conversation if asked to.
 
     Args:
-        source: a run, a checkpoint of a run, or a converted folder.
+        source: folder of a run, one of its checkpoints, or a folder that ``hmt-ds convert`` wrote.
         options: options of `hmt-ds chat`.
         overrides: transformers' generation settings as words, such as ``["--generation.top_p", "0.9"]``.
 

@@ -19,7 +19,7 @@ def generate(source: Path, options: GenerateOptions, overrides: list[str]) -> No
     """Print the continuation of every prompt: a single one token by token, several each under its prompt.
 
     Args:
-        source: a run, a checkpoint of a run, or a converted folder.
+        source: folder of a run, one of its checkpoints, or a folder that ``hmt-ds convert`` wrote.
         options: options of `hmt-ds generate`.
         overrides: transformers' generation settings as words, such as ``["--generation.top_p", "0.9"]``.
 

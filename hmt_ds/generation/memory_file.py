@@ -89,9 +89,7 @@ def load_memory(file: Path, model: HMTForCausalLM, tokenizer: PreTrainedTokenize
 
 
 def identity(model: HMTForCausalLM, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """Return everything that a saved memory depends on, by name: memory settings (JSON), SHA-256 of weights and
-    tokenizer.
-    """
+    """Return what a saved memory depends on, by name: memory settings (JSON), SHA-256 of weights and tokenizer."""
     settings = {f"memory.{key}": json.dumps(value) for key, value in asdict(model.hmt.settings).items()}
     return settings | {"weights": hash_weights(model), "tokenizer": describe_tokenizer(tokenizer)}
 

@@ -1,4 +1,4 @@
-"""Load a model for generation: from a run (with any parallelism), a checkpoint of a run, or a converted folder."""
+"""Load a model for generation: from a run, one of its checkpoints, or a folder that `hmt-ds convert` wrote."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +36,7 @@ def load_model(source: Path, options: ChatOptions) -> Asked:
     """Load a model and its tokenizer onto the first GPU, or the CPU if there is none.
 
     Args:
-        source: a run, its folder of checkpoints, one checkpoint, or a converted folder.
+        source: folder of a run, its folder of checkpoints, one checkpoint, or a folder that ``hmt-ds convert`` wrote.
         options: dtype of the weights, and the tokenizer if it is not the model's own.
 
     Raises:

@@ -13,8 +13,7 @@ class MemoryGenerationMixin(GenerationMixin):  # transformers looks for the end 
     """Mixin that gives an HMT model transformers' ``generate``, with a cache that holds memories (``SegmentCache``)."""
 
     def generate(self, inputs: Tensor | None = None, generation_config: Any = None, **options: Any) -> Any:
-        """Continue documents with transformers' ``generate`` and all its options, remembering earlier segments by
-        memories.
+        """Continue documents with transformers' ``generate`` and all its options, with memories of earlier segments.
 
         Args:
             inputs: token ids ``[batch, tokens]`` of the documents.
@@ -23,7 +22,7 @@ class MemoryGenerationMixin(GenerationMixin):  # transformers looks for the end 
 
         Returns:
             What transformers returns: by default token ids ``[batch, tokens]``, the given ones and the new ones behind
-                them.
+            them.
 
         Raises:
             ValueError: ``cache_implementation`` asks for another kind of cache.

@@ -1,7 +1,7 @@
 """How far each row of a batch has read its document: its memories, and the tokens of its last segment.
 
-Rows of padded batches cross boundaries between segments at different times, so all values are kept per row.
-A row's open segment is its last one: the tokens whose memory is not written yet.
+Rows of padded batches cross boundaries between segments at different times, so all values are kept per row. A row's
+open segment is its last one: the tokens whose memory is not written yet.
 
 Shapes: b batch, w tokens of the longest open segment, m memory tokens, d embedding width, k sensory tokens.
 """

@@ -18,8 +18,7 @@ class SpanLoss(Protocol):
 
     Attributes:
         first, below: smallest number of segments read before a token (or position in the segment), and one more than
-            the
-            largest.
+            the largest.
         tokens: number of scored tokens.
         nats: mean loss per token in nats, with its 95% interval.
     """

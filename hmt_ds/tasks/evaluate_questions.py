@@ -62,7 +62,7 @@ def evaluate_questions(source: Path, options: TaskOptions) -> None:
     """Ask a model the questions of a file, and print its mean scores for each way of reading the documents.
 
     Args:
-        source: a run, a checkpoint of a run, or a converted folder.
+        source: folder of a run, one of its checkpoints, or a folder that ``hmt-ds convert`` wrote.
         options: the file of questions, the ways of reading, and the JSON file to write all answers to, if any.
 
     Raises:

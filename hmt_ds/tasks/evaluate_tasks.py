@@ -58,7 +58,7 @@ def evaluate_tasks(source: Path, options: TaskOptions) -> None:
     All answers are also written as JSON, and a heat map is drawn, if the options name files for them.
 
     Args:
-        source: a run, a checkpoint of a run, or a converted folder.
+        source: folder of a run, one of its checkpoints, or a folder that ``hmt-ds convert`` wrote.
         options: tasks, lengths, ways of reading, and files to write.
 
     Raises:

@@ -25,10 +25,10 @@ Request = tuple[tuple[str, str], list[int], list[int]]  # texts, ids of the cont
 
 @register_model("hmt")
 class HarnessModel(HFLM):
-    """A converted folder as a model of lm-evaluation-harness, run by the installed code and not by the folder's.
+    """A folder that ``hmt-ds convert`` wrote as a model of lm-evaluation-harness, run by the installed code.
 
     Args:
-        pretrained: a folder that ``hmt-ds convert`` has written, or its name on the hub.
+        pretrained: the folder, or its name on the hub.
         dtype: torch's name of the dtype of weights, such as ``bfloat16``.
         device: torch's name of the device to run on; by default a GPU if there is one, else the CPU.
         max_length: number of tokens after which a document is cut; by default never.

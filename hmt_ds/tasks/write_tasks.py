@@ -16,7 +16,7 @@ def write_tasks(names: Sequence[str], options: WriteOptions) -> int:
     The facts are hidden in another novel than in ``hmt-ds evaluate --tasks``, so no document is equal.
 
     Args:
-        names: names of the tasks, such as ``babilong-qa1``; each document number is written for every task.
+        names: names of the tasks, such as ``babilong-qa1``; documents of all tasks alternate.
         options: output file, document lengths in tokens, number of documents of each task, seed and tokenizer.
 
     Returns:

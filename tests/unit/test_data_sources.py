@@ -143,7 +143,9 @@ def test_a_hub_data_set_that_is_a_script(tmp_path, monkeypatch):
     (tmp_path / "stories" / "stories.py").write_text("raise SystemExit('this was run')")
     monkeypatch.chdir(tmp_path)
     # `datasets` takes the folder for a data set's repository; load_documents would have looked into it before.
-    with pytest.raises(DataError, match=r"Dataset scripts are no longer supported, but found stories\.py$"):
+    with pytest.raises(
+        DataError, match=r"Dataset scripts are no longer supported, but found stories\.py\): check the name$"
+    ):
         sources._load_by_name("stories", None, "train", None)
 
 

@@ -155,7 +155,7 @@ def test_scripts_pass_shellcheck(monkeypatch, capsys, recipe):
             """--then: must be quoted as in a shell, got "evaluate it's" (no closing quotation)""",
         ),
         (["--then", "train"], "--then train: no recipe given, write it as --then 'train RECIPE.yaml'"),
-        (["--then", "train no.yaml"], "no.yaml: no such recipe"),
+        (["--then", "train no.yaml"], "no.yaml: no such recipe: check the path"),
         (["--then", "evaluate --data.what 1"], "--then evaluate: data.what: unknown key"),
         (
             ["--then", "convert"],

@@ -211,7 +211,9 @@ def test_a_row_of_another_kind_is_named(name, rows, message, tmp_path):
 @pytest.mark.parametrize("key", ["format", "fields", "text_field", "separator"])
 def test_keys_that_the_data_set_implies_are_refused(key):
     values = {"format": "questions", "fields": {"input": "x"}, "text_field": "body", "separator": "^x"}
-    with pytest.raises(ValidationError, match="known of dataset qasper: leave them out"):
+    with pytest.raises(
+        ValidationError, match="dataset qasper sets format, fields, text_field and separator: leave these"
+    ):
         Source.model_validate({"source": "x", "dataset": "qasper", key: values[key]})
 
 
