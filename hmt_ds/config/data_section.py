@@ -17,6 +17,30 @@ from pydantic import (
 from hmt_ds.config.sections import PathText, Section, section
 from hmt_ds.data.settings import COLUMNS, NAMED, DatasetName, FormatName, RetrievalSettings, SpecialTokens
 
+Scalar = str | int | float | bool
+
+
+class Bounds(Section):
+    """Least and greatest value of a column."""
+
+    min: float | None = None
+    """Least value. Default: any."""
+    max: float | None = None
+    """Greatest value. Default: any."""
+
+    @model_validator(mode="after")
+    def check_bounds(self) -> Bounds:
+        """Refuse bounds that are none.
+
+        Raises:
+            ValueError: neither bound is given, or they exclude each other.
+        """
+        if (self.min, self.max) == (None, None):
+            raise ValueError("needs min or max")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min {self.min:g} is above max {self.max:g}")
+        return self
+
 
 class Source(Section):
     """Where documents are read from: files, a saved data set, or a data set on the Hugging Face hub."""
@@ -60,6 +84,13 @@ class Source(Section):
     """Regular expression for the first line of each document in a text file, such as ^Chapter. Default: each file is
     one document. For format text only."""
 
+    where: dict[str, Scalar | list[Scalar] | Bounds] = Field({})
+    """Rows to read, by columns of the data set: {language: en, stars: {min: 10}} reads those with en in the first
+    column and at least 10 in the second; a list has several values that are read. Default: all rows are read."""
+    min_tokens: int = Field(1, ge=1)
+    """Length, in tokens, of the shortest document that is read."""
+    max_tokens: int | None = Field(None, ge=1)
+    """Length, in tokens, of the longest document that is read. Default: any length."""
     interleave: int | None = Field(None, ge=1)
     """Number of tokens after which two documents alternate: documents are joined in pairs, to test the memory with
     switching topics. Default: documents are not joined."""
@@ -97,6 +128,10 @@ class Source(Section):
             raise ValueError(
                 f"fields {self.fields} names one column for several of {', '.join(wanted)}: give each its own"
             )
+        if self.max_tokens is not None and self.max_tokens < self.min_tokens:
+            raise ValueError(f"min_tokens {self.min_tokens} is above max_tokens {self.max_tokens}: lower it")
+        if any(values == [] for values in self.where.values()):
+            raise ValueError(f"where {self.where} has a list without values: name one, or leave the column out")
         if self.row_format != "messages" and self.chat_template:
             raise ValueError(f"chat_template is for format messages, not {self.row_format}: leave it out")
         if self.format != "text" and (self.text_field != "text" or self.separator):

@@ -4,11 +4,12 @@ import hashlib
 import json
 import logging
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
@@ -19,7 +20,7 @@ from hmt_ds.data.formats import Format
 from hmt_ds.data.sources import read_source
 from hmt_ds.data.special_tokens import why_special
 from hmt_ds.data.token_files import is_intact, replacing
-from hmt_ds.data.tokenize import open_tokens, tokenize_documents, tokenizer_content
+from hmt_ds.data.tokenize import document_lengths, open_tokens, tokenize_documents, tokenizer_content
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ class SourceTokens:
         left_out: A line for each reason why files or documents are left out.
         chat_template: Jinja template that conversations are rendered with; None for formats other than `messages`.
         warning: A line about special tokens that are written out in documents; None if there are none.
+        dropped: Number of documents that are left out.
     """
 
     tokens: Dataset
@@ -41,6 +43,7 @@ class SourceTokens:
     left_out: tuple[str, ...]
     chat_template: str | None = None
     warning: str | None = None
+    dropped: int = 0
 
 
 def read_tokens(
@@ -84,10 +87,16 @@ def read_tokens(
     warning = why_special(read.documents, tokenizer, read.place) if format.special_tokens is None else None
     if states is not None:
         files = [Path(file["filename"]).name for file in tokens.cache_files if file["filename"].endswith(".arrow")]
-        content = {"tokens": files, "files": read.files, "left_out": read.left_out, "warning": warning}
+        content = {
+            "tokens": files,
+            "files": read.files,
+            "left_out": read.left_out,
+            "warning": warning,
+            "dropped": read.dropped,
+        }
         with suppress(OSError), replacing(record) as aside:  # in a folder of somebody else
             aside.write_text(json.dumps(content), encoding="utf-8")
-    return SourceTokens(tokens, read.files, read.left_out, warning=warning)
+    return SourceTokens(tokens, read.files, read.left_out, warning=warning, dropped=read.dropped)
 
 
 def file_states(source: str, split: str) -> list[list[Any]] | None:
@@ -121,7 +130,34 @@ def _recorded(record: Path) -> SourceTokens | None:
         found = json.loads(record.read_text(encoding="utf-8"))
         files = [record.parent / name for name in found["tokens"]]
         if files and all(map(is_intact, files)):
-            return SourceTokens(open_tokens(files), found["files"], tuple(found["left_out"]), warning=found["warning"])
+            about = {key: found[key] for key in ("files", "warning", "dropped")}
+            return SourceTokens(open_tokens(files), left_out=tuple(found["left_out"]), **about)
     except (OSError, ValueError, KeyError, TypeError):  # ValueError: no JSON
         pass
     return None
+
+
+def of_lengths(found: SourceTokens, least: int, most: int | None, source: str) -> SourceTokens:
+    """Leave out documents that are too short or too long.
+
+    Args:
+        found: The documents of a source.
+        least: Fewest tokens of a document.
+        most: Most tokens of a document; None for any number.
+        source: Name of the source, for errors.
+
+    Raises:
+        DataError: No document is left.
+    """
+    lengths = document_lengths(found.tokens)
+    short, long = lengths < least, lengths > (most or lengths.max())
+    counts = {f"shorter than {least:,} tokens": short.sum(), f"longer than {most or 0:,} tokens": long.sum()}
+    lines = tuple(f"{count:,} {what}" for what, count in counts.items() if count)
+    keep = np.flatnonzero(~(short | long))
+    if not len(keep):
+        raise DataError(f"min_tokens and max_tokens leave none of the {len(lengths):,} documents of {source}")
+    for line in lines:
+        logger.info("%s: left out %s", source, line)
+    dropped, tokens = len(lengths) - len(keep), found.tokens
+    tokens = tokens.select(keep) if dropped else tokens
+    return replace(found, tokens=tokens, left_out=found.left_out + lines, dropped=found.dropped + dropped)

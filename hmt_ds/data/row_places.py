@@ -3,7 +3,7 @@
 import csv
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,10 @@ class RowPlaces:
     found: FoundFiles | None = None
     separator: str | None = None
     rows: np.ndarray | None = None
+
+    def of(self, documents: np.ndarray) -> "RowPlaces":
+        """Return the places of some of the documents, by their numbers, `[documents]` int64."""
+        return replace(self, rows=documents if self.rows is None else self.rows[documents])
 
     def __call__(self, document: int) -> str:
         """Return where a document is, such as "a.jsonl, line 3"; reads the source's files up to it.

@@ -4,10 +4,11 @@ import difflib
 import glob
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets, load_dataset, load_from_disk
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
@@ -21,6 +22,7 @@ from hmt_ds.data.row_places import RowPlaces
 from hmt_ds.data.settings import DatasetName
 from hmt_ds.data.split_texts import split_documents
 from hmt_ds.data.text_checks import check_texts, filled_rows, where_no_text
+from hmt_ds.data.where import Condition, rows_where
 
 logger = logging.getLogger(__name__)
 
@@ -36,12 +38,14 @@ class SourceDocuments:
         files: Number of files read; None for a saved data set and one of the hub.
         left_out: A line for each reason why files or documents are left out.
         place: Finds the file and line of a document, given its index.
+        dropped: Number of documents that are left out.
     """
 
     documents: Dataset
     files: int | None
     left_out: tuple[str, ...]
     place: RowPlaces
+    dropped: int
 
 
 def load_documents(source: str, **options: Any) -> Dataset:
@@ -59,6 +63,7 @@ def read_source(
     name: str | None = None,
     revision: str | None = None,
     separator: str | None = None,
+    where: Mapping[str, Condition] | None = None,
 ) -> SourceDocuments:
     """Load the documents of a source, one row per document, in the column `text` or in the columns of another format.
 
@@ -80,6 +85,8 @@ def read_source(
         revision: A branch, tag or commit of a hub data set.
         separator: A regular expression, matched per line (re.MULTILINE): a text file is split before each match, and
             the parts are documents, also the one before the first match. By default a file is one document.
+        where: Columns with the value, the list of values or the bounds that a row must have there. By default all rows
+            are read.
 
     Raises:
         DataError: The source is absent, of an unknown kind, unreadable, not UTF-8, empty or without a needed column, or
@@ -89,7 +96,7 @@ def read_source(
     if _is_saved(Path(source)):
         builders = {"saved": _load_saved(Path(source), split)}
     elif found:
-        fields = list((columns or {"text": text_field}).values())
+        fields = [*(columns or {"text": text_field}).values(), *(where or ())]
         builders = load_found(found, source, split, fields, is_text=not columns)
     else:
         builders = {"hub": _load_by_name(source, name, split, revision)}
@@ -98,23 +105,46 @@ def read_source(
             raise DataError(f"{key} {value!r} is for data sets of the hub only, and {source} is not one: leave it out")
     if separator is not None and ("text" not in builders or columns):
         raise DataError(f"separator {separator!r} is for text files only, and {source} is not one: leave it out")
+    left_out, dropped, rows = found.notes() if found else [], 0, None
+    if where:
+        whole_size = sum(map(len, builders.values()))
+        builders, rows, lines = _choose_rows(builders, where, source)
+        left_out, dropped = left_out + lines, whole_size - len(rows)
     parts = _keep_needed(builders, columns, text_field, source, found)
     if separator is not None:
         parts["text"] = split_documents(parts["text"], separator, source)
     whole = _concatenate(list(parts.values()), source)
     # of several splits and of a part of one, `datasets` knows which rows come first
-    place = RowPlaces(source, found if split.isidentifier() else None, separator)
+    place = RowPlaces(source, found if split.isidentifier() else None, separator, rows)
     if dataset is not None:
         whole, place = _convert(whole, dataset, place), RowPlaces(source)  # its documents are not the rows of files
-    left_out = found.notes() if found else []
     if whole.column_names != ["text"]:
         check_texts(whole, place)
-    elif len(filled := filled_rows(whole, place)) < len(whole):
-        left_out.append(f"{len(whole) - len(filled):,} blank or absent texts")
-        whole, place = whole.select(filled), replace(place, rows=filled)
+    elif blank := len(whole) - len(filled := filled_rows(whole, place)):
+        left_out, dropped = [*left_out, f"{blank:,} blank or absent texts"], dropped + blank
+        whole, place = whole.select(filled), place.of(filled)
     for line in left_out:
         logger.info("%s: left out %s", source, line)
-    return SourceDocuments(whole, len(found) if found else None, tuple(left_out), place)
+    return SourceDocuments(whole, len(found) if found else None, tuple(left_out), place, dropped)
+
+
+def _choose_rows(
+    builders: Mapping[str, Dataset], where: Mapping[str, Condition], source: str
+) -> tuple[dict[str, Dataset], np.ndarray, list[str]]:
+    """Keep only the rows that meet conditions; return them by builder, their numbers among all rows, and lines.
+
+    Raises:
+        DataError: A column is missing or cannot be compared, or no row is left.
+    """
+    kept, numbers, lines, first = dict[str, Dataset](), list[np.ndarray](), list[str](), 0
+    for builder, rows in builders.items():
+        _select_columns(rows, list(where), source)
+        chosen, about = rows_where(rows, where, source)
+        kept[builder] = rows.select(chosen)
+        numbers, lines, first = [*numbers, chosen + first], lines + about, first + len(rows)
+    if not sum(map(len, kept.values())):
+        raise DataError(f"where leaves none of the {first:,} rows of {source}: {'; '.join(lines)}")
+    return kept, np.concatenate(numbers), lines
 
 
 def _convert(rows: Dataset, dataset: DatasetName, place: RowPlaces) -> Dataset:

@@ -68,7 +68,8 @@ def figures_of(
     # a length that documents have, and not one between two of them
     quantiles = np.quantile(segments, list(QUANTILES.values()), method="inverted_cdf").astype(int).tolist()
     in_loss = share_in_loss(source.found.tokens)
-    numbers = (len(lengths), tokens, quantiles, float(padding), float(share), float(passes), in_loss)
+    fractions = (float(padding), float(share), float(passes), in_loss)
+    numbers = (len(lengths), tokens, quantiles, *fractions, source.found.dropped)
     return SourceFigures(source.source.source, source.found.files, *numbers)
 
 

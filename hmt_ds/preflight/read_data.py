@@ -85,7 +85,7 @@ def read_data(recipe: Recipe, vocab_size: int | None, problems: Problems) -> Doc
             warnings.extend([f"{name}: {tokens.warning}"] if tokens.warning else [])
             return ReadSource(source, tokens)
         found = read_source(**source_keys(source))
-        return ReadSource(source, SourceTokens(found.documents, found.files, found.left_out))
+        return ReadSource(source, SourceTokens(found.documents, found.files, found.left_out, dropped=found.dropped))
 
     def read_all(key: SourcesKey) -> list[ReadSource]:
         sources = recipe.data.sources(key).items()

@@ -11,7 +11,7 @@ from hmt_ds.config.recipe import Recipe
 from hmt_ds.data import DataError, load_tokenizer
 from hmt_ds.data.disturb import dilate, interleave
 from hmt_ds.data.formats import Format, read_template
-from hmt_ds.data.prepared import SourceTokens, read_tokens
+from hmt_ds.data.prepared import SourceTokens, of_lengths, read_tokens
 
 
 def tokens_of(source: Source, tokenizer: PreTrainedTokenizerBase, cache_dir: Path, processes: int = 1) -> SourceTokens:
@@ -29,6 +29,7 @@ def tokens_of(source: Source, tokenizer: PreTrainedTokenizerBase, cache_dir: Pat
     format = format_of(source)
     keys = source_keys(source) | {"format": format, "cache_dir": cache_dir, "processes": processes}
     read = read_tokens(**keys, tokenizer=tokenizer)
+    read = of_lengths(read, source.min_tokens, source.max_tokens, source.source)
     tokens = read.tokens
     if source.interleave:
         tokens = interleave(tokens, source.interleave, cache_dir)
@@ -51,7 +52,7 @@ def tokenizer_of(recipe: Recipe) -> PreTrainedTokenizerBase:
 
 def source_keys(source: Source) -> dict[str, Any]:
     """Return the arguments of ``read_source`` for a source."""
-    names = {"source", "dataset", "text_field", "split", "name", "revision", "separator"}
+    names = {"source", "dataset", "text_field", "split", "name", "revision", "separator", "where"}
     keys = source.model_dump(include=names)
     return keys | {"columns": source.columns}
 

@@ -26,6 +26,7 @@ class SourceFigures:
         share: fraction (0 to 1) of what the run reads, in tokens or documents.
         passes: how often the run reads the whole source.
         in_loss: fraction (0 to 1) of its tokens that have a weight in the loss, estimated from its first documents.
+        left_out: number of its documents that are not read.
     """
 
     name: str
@@ -37,6 +38,7 @@ class SourceFigures:
     share: float
     passes: float
     in_loss: float = 1.0
+    left_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,13 +79,16 @@ def sources_table(figures: DataFigures) -> Table:
     table.add_column("\nsource", overflow="fold", ratio=1)
     first, *others = QUANTILES
     segments = [f"segments\n{first}", *(f"\n{name}" for name in others)]
+    dropped = ["left\nout"] if any(one.left_out for one in figures.sources) else []
     answers = ["in the\nloss"] if any(one.in_loss < 1 for one in figures.sources) else []
-    names = ["files", "documents", "tokens", *answers, *segments, "padding", f"share of\n{figures.mix_by}", "passes"]
+    names = ["files", "documents", *dropped, "tokens", *answers, *segments, "padding"]
+    names += [f"share of\n{figures.mix_by}", "passes"]
     for name in names:
         table.add_column(name if "\n" in name else f"\n{name}", justify="right", no_wrap=True)
     for one in figures.sources:
         files = "" if one.files is None else f"{one.files:,}"
-        numbers = [files, f"{one.documents:,}", f"{one.tokens:,}", *(f"{one.in_loss:.1%}" for _ in answers)]
+        numbers = [files, f"{one.documents:,}", *(f"{one.left_out:,}" for _ in dropped), f"{one.tokens:,}"]
+        numbers += [f"{one.in_loss:.1%}" for _ in answers]
         numbers += [f"{number:,}" for number in one.segments]
         table.add_row(escape(one.name), *numbers, f"{one.padding:.1%}", f"{one.share:.1%}", f"{one.passes:,.2f}")
     return table
