@@ -6,7 +6,7 @@ from hmt_ds.training.rank import run_as_rank
 
 
 def main() -> int:
-    """Run the benchmark on this rank; return the exit code."""
+    """Run the benchmark of this process's command line as one rank; return the exit code."""
     return run_as_rank(bench)
 
 

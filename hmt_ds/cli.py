@@ -44,7 +44,7 @@ EVALUATED = (
     "a run (its newest checkpoint is evaluated), one of its checkpoints, a folder that convert wrote, or a recipe "
     "(the weights that its training starts from)"
 )
-RUNS = "folder of a run (training.output)"
+RUNS = "folder of a run, as named by its training.output"
 MODEL = "a run (its newest checkpoint is taken), one of its checkpoints, or a folder that convert wrote"
 FOLDER_HELP = "folder on the disk that runs will be written to (default: the current folder)"
 Run = Callable[[argparse.Namespace, list[str]], int]  # from the arguments and the recipe's overrides to an exit code
@@ -108,13 +108,13 @@ def add_preparing(add: Add) -> None:
     command = add("check", check, "check a recipe, and start nothing", more, overrides=True)
     command.add_argument("source", metavar="RECIPE", type=path_operand, help=RECIPE)
 
-    more = "Segment by segment: borders, sensory tokens, memory, and what is in the loss; a histogram of lengths. "
+    more = "Segment by segment: boundaries, sensory tokens, memory, and what is in the loss; a histogram of lengths. "
     more += f"Needs no GPU and no weights. {KEYS_FOLLOW}"
     command = add("preview", preview, "show what a run will read, before it starts", more, overrides=True)
     command.add_argument("source", metavar="RECIPE", type=path_operand, help=RECIPE)
     add_options(command, PreviewOptions)
 
-    more = "Needs no GPU. Goes on after a kill; train then reads what is there. "
+    more = "Needs no GPU. An interrupted call resumes; train then reads its cache. "
     command = add("prepare", prepare, "tokenize the documents of a recipe", more + KEYS_FOLLOW, overrides=True)
     command.add_argument("source", metavar="RECIPE", type=path_operand, help=RECIPE)
     add_options(command, PrepareOptions)
@@ -124,23 +124,23 @@ def add_preparing(add: Add) -> None:
     add_plan_options(command)
 
     command = add("keys", list_keys, "list the keys of a recipe, with types and defaults")
-    words = "list only keys whose name or help text contains this text, whatever the case; of several words, all"
+    words = "list only keys whose name or help text contains all words given, in upper or lower case"
     command.add_argument("words", nargs="*", metavar="WORD", help=words)
     formats = command.add_mutually_exclusive_group()
-    markdown = "print them as Markdown tables, as in hmt_ds/config/KEYS.md"
+    markdown = "print the keys as Markdown tables, as in hmt_ds/config/KEYS.md"
     formats.add_argument("--markdown", action="store_true", help=markdown)
-    schema = "print them as JSON schema, as in hmt_ds/config/recipe.schema.json, for editors"
+    schema = "print the keys as JSON schema, as in hmt_ds/config/recipe.schema.json, for editors"
     formats.add_argument("--schema", action="store_true", help=schema)
 
     command = add("tokenizer", make_tokenizer, "train a sentencepiece BPE tokenizer on texts")
-    texts = "text to train on: a source as in data.train.source, or a recipe (.yaml), whose data.train is taken"
+    texts = "text to train on: a source as the key data.train.source takes, or a recipe (.yaml), for its data.train"
     command.add_argument("sources", nargs="+", metavar="SOURCE", help=texts)
     add_options(command, TokenizerOptions)
 
 
 def add_running(add: Add) -> None:
     """Add the subcommands that start ranks, on this machine or in a Slurm job: train, evaluate, bench, launch."""
-    worth = "measure held-out losses, and what the memory is worth"
+    worth = "measure held-out losses, and how much the memory lowers them"
     for name, run, operand, which, text in (
         ("train", train, "RECIPE", RECIPE, "train a model"),
         ("evaluate", evaluate, "RUN|CHECKPOINT|FOLDER|RECIPE", EVALUATED, worth),
@@ -166,14 +166,14 @@ def add_looking(add: Add) -> None:
     command.add_argument("runs", nargs="+", type=path_operand, metavar="RUN", help=f"{RUNS}, or an evaluation's file")
     add_options(command, CompareOptions)
 
-    more = "Reads the run's folder alone: from any shell, on any machine that sees it. Exit code 1 if it needs help."
-    command = add("status", status, "say how a run is: step, loss, time left, ranks, checkpoints", more)
+    more = (
+        "Reads only the run's folder: from any shell, on any machine that sees it. Exit code 1 if the run needs help."
+    )
+    command = add("status", status, "show the state of a run: step, loss, time left, ranks, checkpoints", more)
     command.add_argument("source", type=path_operand, metavar="RUN", help=RUNS)
 
-    more = (
-        "Curves, evaluations, ranks, checkpoints, recipe and environment in one HTML file; several runs side by side."
-    )
-    command = add("report", report, "write a page about runs", more)
+    more = "Curves, evaluations, ranks, checkpoints, recipe and environment in one file; several runs side by side."
+    command = add("report", report, "write an HTML page about runs", more)
     command.add_argument("runs", nargs="+", type=path_operand, metavar="RUN", help=RUNS)
     add_options(command, ReportOptions)
 
@@ -190,7 +190,7 @@ def add_using(add: Add) -> None:
 
     more = "transformers' generation settings can follow: --generation.temperature 0.7"
     for name, run, text, kind in (
-        ("generate", generate, "read a document and continue prompts behind it", GenerateOptions),
+        ("generate", generate, "read a document, then continue each prompt", GenerateOptions),
         ("chat", chat, "talk with a model that remembers the conversation by its memory", ChatOptions),
     ):
         command = add(name, run, text, more, overrides=True)
@@ -206,11 +206,14 @@ def add_using(add: Add) -> None:
 
 
 def compare(arguments: argparse.Namespace, _: list[str]) -> int:
-    """Run `hmt-ds compare`: print, and draw if asked, how trained runs differ on the same held-out tokens or questions;
-    return the exit code.
+    """Run `hmt-ds compare`: print, and draw if asked, how runs differ on the same held-out tokens; return the exit
+    code.
 
     Args:
         arguments: parsed command line; ``runs`` are paths of runs or of their evaluations.
+
+    Raises:
+        ConfigError: the options or runs cannot be compared.
     """
     options, problems = read_options(CompareOptions, arguments)
     if problems:

@@ -26,18 +26,22 @@ logger = logging.getLogger(__name__)
 
 
 def main() -> int:
-    """Evaluate on this rank; return the exit code."""
+    """Evaluate as one rank, from this process's command line; return the exit code."""
     return run_as_rank(evaluate)
 
 
 def evaluate(run_or_recipe: str, overrides: list[str], device: torch.device) -> None:
-    """Evaluate held-out losses and retrieval on this rank.
+    """Evaluate held-out losses and retrieval on this rank, together with all other ranks; print and store the results.
 
     Args:
-        run_or_recipe: a run (its newest checkpoint is evaluated), one of its checkpoints, or a recipe (its starting
-            weights).
-        overrides: overrides of the recipe, such as ``--evaluation.documents 100``.
+        run_or_recipe: path of a run (its newest checkpoint is evaluated), of one of its checkpoints, or of a recipe
+            (its starting weights).
+        overrides: keys of the recipe to change, such as ``["--evaluation.documents", "100"]``.
         device: device of this rank.
+
+    Raises:
+        ConfigError: there is nothing to evaluate, or on nothing.
+        CheckpointError: the checkpoint is damaged.
     """
     signals = StopSignals()
     source, is_run = Path(run_or_recipe), Path(run_or_recipe).is_dir()
@@ -64,15 +68,15 @@ def evaluate(run_or_recipe: str, overrides: list[str], device: torch.device) -> 
 
 
 def find_checkpoint(source: Path, run: Path) -> Path:
-    """Return the checkpoint to evaluate. Collective.
+    """Return the checkpoint to evaluate; all ranks must call this together.
 
     Args:
-        source: what the user named: a run, or one of its checkpoints.
-        run: folder of the run, whose newest intact checkpoint is taken if ``source`` is no checkpoint.
+        source: path that the user named: a run, or one of its checkpoints.
+        run: folder of the run, whose newest intact checkpoint is taken if ``source`` is the run itself.
 
     Raises:
-        CheckpointError: if ``source`` is a damaged checkpoint.
-        ConfigError: if the run has no checkpoint.
+        CheckpointError: ``source`` is a damaged checkpoint.
+        ConfigError: the run has no checkpoint.
     """
     if source != run:
         return require_intact(source)
@@ -82,8 +86,7 @@ def find_checkpoint(source: Path, run: Path) -> Path:
 
 
 def reads(recipe: Recipe) -> tuple[object, ...]:
-    """Return those settings of a recipe that determine which tokens an evaluation reads, to compare them with another
-    recipe's."""
+    """Return the settings that determine which tokens an evaluation reads, to compare two recipes by them."""
     model, chosen = recipe.model, recipe.evaluation
     tokenizer, length = model.tokenizer or model.source, recipe.memory.segment_length
     return recipe.data.validation, recipe.data.retrieval, tokenizer, chosen.documents, chosen.segments_read, length

@@ -13,7 +13,7 @@ from hmt_ds.training.trainer import Trainer
 
 
 def main() -> int:
-    """Train on this rank; return the exit code."""
+    """Train as one rank, from this process's command line; return the exit code."""
     return run_as_rank(train)
 
 
@@ -24,6 +24,10 @@ def train(recipe_file: str, overrides: list[str], device: torch.device) -> None:
         recipe_file: path of the recipe, or folder of a run.
         overrides: keys of the recipe to change, such as ``["--training.steps", "10"]``.
         device: device of this rank.
+
+    Raises:
+        ConfigError: the recipe, the model, the data or the machine is not fit for the run.
+        Stopped: a rank has received a stop signal; a checkpoint has been saved.
     """
     signals = StopSignals()
     recipe = keep_global_batch(load_recipe(recipe_file, overrides))

@@ -28,19 +28,18 @@ def build_model(
 ) -> CausalLM:
     """Build a backbone with the weights of ``source``, or with random weights if ``source`` is a mapping.
 
-    Inside :func:`build_under_zero_init`, transformers builds the model inside ``zero.Init`` and fills it module by
-    module, so that no rank ever holds the whole model.
+    With ZeRO-3, call this inside :func:`build_under_zero_init`: then no rank ever holds the whole model.
 
     Args:
         source: a hub name, a Hugging Face folder, a folder written by ``hmt-ds convert`` (only its backbone is read),
             or a transformers configuration as a mapping.
-        dtype: type of the weights.
+        dtype: dtype of the weights.
         seed: seed of random weights.
         device: device on which random weights are created; stored weights are read into host memory.
         trust_remote_code: allow Python code in the model's folder to run.
 
     Raises:
-        BackboneError: if the model's files lack a weight, or hold one with another shape than the configuration says.
+        BackboneError: the model's files lack a weight, or hold one with another shape than the configuration says.
     """
     if isinstance(source, dict):
         torch.manual_seed(seed)

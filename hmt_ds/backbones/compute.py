@@ -62,8 +62,7 @@ def checkpoint_layers(backbone: CausalLM, *, selective: bool) -> None:
 
 
 def keep_expensive(context: object, operation: object, *arguments: object, **options: object) -> CheckpointPolicy:
-    """Selective checkpointing's policy for one operation: keep results of matrix products and attention, recompute
-    others.
+    """Selective checkpointing's policy for one operation: keep matrix products and attention, recompute the rest.
 
     Args:
         context: torch's checkpoint context; unused.
@@ -83,7 +82,7 @@ def liger_knows(model_type: str) -> bool:
 
 
 def use_liger(backbone: CausalLM) -> None:
-    """Replace a backbone's norms, rotary embeddings and MLPs with liger-kernel's, in place; parameters stay the
+    """Replace a backbone's norms, rotary embeddings and MLPs with liger-kernel's, in place; its weights stay the
     same."""
     from liger_kernel.transformers.monkey_patch import _apply_liger_kernel_to_instance
 

@@ -24,7 +24,7 @@ SHAPE_SETTINGS = ("memory_tokens", "recall_dim")  # the memory settings that are
 
 
 def read_converted(source: object) -> ConfigValues | None:
-    """Read config.json of a folder that ``hmt-ds convert`` wrote, without running its code.
+    """Read config.json of a folder that ``hmt-ds convert`` wrote, without running the folder's code.
 
     Args:
         source: a recipe's ``model.source``: a folder, a hub name or a mapping.
@@ -66,10 +66,11 @@ def without_memory(config: PreTrainedConfig) -> Iterator[None]:
 def check_memory(source: object, memory: MemorySettings) -> None:
     """Check that a run's memory settings fit the memory modules of the converted folder that it starts from.
 
-    Modules that the folder lacks start from random weights: a run of mode ``hmt`` can start from one of mode ``rmt``.
+    Modules that the folder lacks start from random weights, so a run of mode ``hmt`` can start from one of mode
+    ``rmt``.
 
     Args:
-        source: the recipe's ``model.source``; anything but a converted folder passes.
+        source: the recipe's ``model.source``; anything but a folder written by ``hmt-ds convert`` passes.
         memory: the recipe's section ``memory``.
 
     Raises:
@@ -80,10 +81,10 @@ def check_memory(source: object, memory: MemorySettings) -> None:
 
 
 def compare_memory(stored: dict[str, Any], memory: MemorySettings) -> None:
-    """Check that a recipe's memory settings fit stored memory modules: the interface, and the sizes of weights.
+    """Check that a recipe's memory settings fit stored memory modules: same interface, same sizes of weights.
 
     Args:
-        stored: memory settings of the stored modules, by key of ``MemorySettings``. A key whose value is None in
+        stored: memory settings of the stored modules, by key, such as ``memory_tokens``. A key whose value is None in
             ``stored`` or in ``memory`` is not compared.
         memory: the recipe's section ``memory``.
 
@@ -105,17 +106,17 @@ def compare_memory(stored: dict[str, Any], memory: MemorySettings) -> None:
 
 
 def fill_memory(model: nn.Module, source: str) -> list[str]:
-    """Copy a converted folder's memory modules into an HMT, in place.
+    """Copy a converted folder's memory modules into an HMT (a backbone with memory), in place.
 
     Args:
         model: the HMT to fill; its backbone is left unchanged.
-        source: the folder, or its name on the hub.
+        source: the folder that ``hmt-ds convert`` wrote, or its name on the hub.
 
     Returns:
         The names, in ``model``, of the weights that were copied.
 
     Raises:
-        BackboneError: if a weight has different shapes in the folder and in the model.
+        BackboneError: a weight has different shapes in the folder and in the model.
     """
     weights = {name: weight for name, weight in model.named_parameters() if not name.startswith("backbone.")}
     found = []

@@ -16,7 +16,7 @@ class Family(NamedTuple):
         softcap: name of the configuration's key for the final logit cap c; logits become c * tanh(logits / c). None: no
             cap.
         hard_positions: whether positions beyond the configured length fail (learned position embeddings).
-        packs: whether documents in one row can be kept apart by their positions (data.pack).
+        packs: whether several documents in one row can be kept apart by position ids, as ``data.pack`` needs.
     """
 
     softcap: str | None = None

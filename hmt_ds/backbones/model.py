@@ -1,7 +1,4 @@
-"""A Hugging Face causal language model with embedding, decoder and head as separate calls.
-
-Shapes: b batch, t positions, d embedding width, v vocabulary.
-"""
+"""A Hugging Face causal language model with embedding, decoder and head as separate calls."""
 
 from inspect import signature
 
@@ -26,7 +23,7 @@ def first_line(error: Exception) -> str:
 
 
 class CausalLM(nn.Module):
-    """Embedding, decoder and head of a ``transformers`` model as three separate calls.
+    """A ``transformers`` causal language model with embedding, decoder and head as three separate calls.
 
     Args:
         model: a causal language model of ``transformers``, or one pipeline stage of it.
@@ -51,23 +48,24 @@ class CausalLM(nn.Module):
         return self.config.get_text_config().vocab_size
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Embed token ids: ``[b, t]`` int64 -> ``[b, t, d]`` (b rows, t positions, d embedding width)."""
+        """Embed token ids: ``[batch, positions]`` int64 -> ``[batch, positions, dim]``."""
         return self.model.get_input_embeddings()(ids)
 
     def decode(self, embeddings: Tensor, mask: Tensor | None = None, parts: Tensor | None = None) -> Tensor:
         """Run the decoder on embeddings, without the output head.
 
-        Without a mask attention is plainly causal, which allows flash attention kernels. Padding at the end of a row
-        needs no mask: no earlier token attends to it.
+        Attention is causal; without a mask it can use flash attention kernels. Padding at the end of a row needs no
+        mask: no earlier token attends to it.
 
         Args:
-            embeddings: ``[b, t, d]`` (b rows, t positions, d embedding width).
-            mask: ``[b, t]``, nonzero on real tokens, 0 on padding; None if there is no padding in front.
-            parts: ``[b, t]``, number of the part of its row that a position is of, never falling along a row. Positions
-                attend to those of their part alone, and are counted from its beginning. None: one part.
+            embeddings: ``[batch, positions, dim]``.
+            mask: ``[batch, positions]``, nonzero on real tokens, 0 on padding; None if there is no padding in front.
+            parts: ``[batch, positions]``, number of the document that a position belongs to, never falling along a row.
+                A position attends only to its own document, and position ids count from its start. None: one document
+                per row.
 
         Returns:
-            Last hidden states ``[b, t, d]``.
+            Last hidden states ``[batch, positions, dim]``.
         """
         positions = {} if parts is None else {"position_ids": places_in_parts(parts)}
         with sequences_in_rows(parts):
@@ -85,17 +83,17 @@ class CausalLM(nn.Module):
     def extend(
         self, embeddings: Tensor, past: Cache, mask: Tensor | None = None, positions: Tensor | None = None
     ) -> Tensor:
-        """Run the decoder on new positions behind those in a key-value cache, and append them to the cache in place.
+        """Run the decoder on new positions after those in a key-value cache, and append them to the cache in place.
 
         Args:
-            embeddings: ``[b, t, d]`` of the t new positions (b rows, d embedding width).
-            past: cache with keys and values of the p earlier positions.
-            mask: ``[b, p + t]`` bool, False on padding, which is in front; None without padding.
-            positions: ``[b, t]`` index of each new token in its row, padding not counted; None without padding. Ignored
-                by models whose forward pass takes no positions: they derive them from the mask.
+            embeddings: ``[batch, new, dim]``, of the new positions.
+            past: cache with keys and values of the earlier positions.
+            mask: ``[batch, past + new]`` bool, False on padding, which is in front; None without padding.
+            positions: ``[batch, new]`` index of each new token in its row, padding not counted; None without padding.
+                Ignored by models whose forward pass takes no positions: they derive them from the mask.
 
         Returns:
-            Last hidden states ``[b, t, d]`` of the new positions.
+            Last hidden states ``[batch, new, dim]`` of the new positions.
         """
         takes_positions = "position_ids" in signature(self.model.base_model.forward).parameters
         with sequences_in_rows():
@@ -110,8 +108,8 @@ class CausalLM(nn.Module):
         return output.last_hidden_state
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Apply the model's own output head, with its bias and logit cap: hidden states ``[b, t, d]`` -> ``[b, t, v]``
-        (b rows, t positions, d embedding width, v vocabulary)."""
+        """Apply the output head with its bias and logit cap: ``[batch, positions, dim]`` -> ``[batch, positions,
+        vocabulary]``."""
         logits = self.model.get_output_embeddings()(hidden)
         if self.softcap:
             logits = torch.tanh(logits / self.softcap) * self.softcap

@@ -67,7 +67,9 @@ def check_backbone(config: PreTrainedConfig) -> None:
 
 
 def check_packing(config: PreTrainedConfig) -> None:
-    """Check that a model can keep several documents in one row apart; for families in families.py, their row says it.
+    """Check that a model can keep several documents packed into one row apart, as ``data.pack`` needs.
+
+    Families listed in families.py are known; any other is tried on a small random model.
 
     Args:
         config: the model's configuration.
@@ -77,11 +79,11 @@ def check_packing(config: PreTrainedConfig) -> None:
     """
     family = FAMILIES.get(config.model_type)
     if not (family.packs if family else keeps_apart(CausalLM(small_model(config, LAYERS)))):
-        raise BackboneError(f"{config.model_type} does not keep documents in one row apart: set it to false")
+        raise BackboneError(f"{config.model_type} does not keep documents in one row apart: set data.pack to false")
 
 
 def keeps_apart(backbone: CausalLM) -> bool:
-    """Return whether a model reads two parts of a row as it reads each alone."""
+    """Return whether a model computes two documents packed into one row as it computes each of them alone."""
     embeddings, parts = torch.randn(1, 7, backbone.dim), torch.tensor([[0, 0, 0, 1, 1, 1, 1]])
     alone = torch.cat([backbone.decode(embeddings[:, :3]), backbone.decode(embeddings[:, 3:])], dim=1)
     try:
@@ -96,7 +98,7 @@ def close(one: Tensor, other: Tensor) -> bool:
 
 
 def check_adapters(config: PreTrainedConfig, lora: LoraSettings, stages: int = 1) -> None:
-    """Check that a model has LoRA's target layers, and that adapters are supported on them.
+    """Check that a model has the target layers of LoRA adapters, and that adapters are supported on them.
 
     Args:
         config: the model's configuration.

@@ -105,7 +105,7 @@ def trim_model(model: PreTrainedModel, layers: LayerRange) -> None:
 
 
 def remove_front(model: PreTrainedModel, holder: nn.Module, names: set[str], *, keep_shared: bool) -> None:
-    """Replace the modules in front of the first decoder layer by modules without weights, except on the first stage.
+    """Replace the modules in front of the first decoder layer by ones without weights, for stages after the first.
 
     Args:
         model: the transformers model.
@@ -133,7 +133,8 @@ def shared_with_head(model: PreTrainedModel, module: nn.Module) -> bool:
 
 
 def embedding_width(config: PreTrainedConfig) -> int:
-    """Return the width of the token embeddings, for a model whose family is listed in families.py."""
+    """Return the width of the token embeddings that a model's configuration gives, for a family listed in
+    families.py."""
     config = config.get_text_config()
     return getattr(config, "word_embed_proj_dim", None) or config.hidden_size
 
@@ -147,16 +148,16 @@ class NoPositions(nn.Module):
 
 
 def load_stage(source: str, layers: LayerRange, config: PreTrainedConfig, **options: object) -> PreTrainedModel:
-    """Load a pipeline stage from a folder, without reading the weights of other stages.
+    """Load one pipeline stage of a stored model, without reading the weights of other stages.
 
     Args:
         source: a folder or a hub name.
-        layers: layers of the stage.
+        layers: decoder layers of the stage.
         config: configuration of the whole model.
         options: further arguments of ``from_pretrained``.
 
     Raises:
-        BackboneError: if the files lack one of the stage's weights, which transformers would fill with random numbers.
+        BackboneError: the files lack one of the stage's weights, which transformers would fill with random numbers.
     """
     whole = causal_lm_class(config)
 

@@ -19,8 +19,8 @@ ROWS = 4096  # compared at a time: an embedding may have gigabytes
 
 
 class Rows(Protocol):
-    """A stored weight that is read from disk row by row when it is indexed: a safetensors slice, or a memory-mapped
-    tensor. A typing Protocol."""
+    """A stored weight, read from disk row by row as it is indexed: a safetensors slice or a memory-mapped tensor
+    (Protocol)."""
 
     def __getitem__(self, rows: slice) -> Tensor: ...
 

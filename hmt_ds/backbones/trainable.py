@@ -10,7 +10,7 @@ from hmt_ds.backbones.settings import LoraSettings
 
 
 def select_trainable(backbone: CausalLM, train: str, lora: LoraSettings | None = None, seed: int = 0) -> None:
-    """Freeze a backbone's weights that are not trained, and with ``train`` = ``lora`` add LoRA adapters, in place.
+    """Freeze the weights of a backbone that are not to be trained, in place; add LoRA adapters if those are.
 
     Args:
         backbone: the backbone.

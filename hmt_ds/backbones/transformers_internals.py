@@ -23,13 +23,10 @@ PROPERTIES = (
 
 @contextmanager
 def sequences_in_rows(sequences: Tensor | None = None) -> Iterator[None]:
-    """Tell transformers in the ``with`` block which sequences are packed into a row, in place of its own search for
-    them, and disable its special case for tracing.
+    """Tell transformers, in the ``with`` block, which sequences are packed into each row, so that it need not search.
 
-    Without a mask transformers compares the positions in every forward pass to find several sequences packed into a
-    row, which makes the GPU wait for the host; hmt_ds knows them. While a CUDA graph is captured, transformers builds
-    full masks, in case the graph is replayed on other shapes; hmt_ds never does that, and full masks rule out flash
-    attention.
+    Its search compares positions in every forward pass, which makes the GPU wait for the host. While a CUDA graph is
+    captured it would also build full attention masks, which rule out flash attention; this is disabled too.
 
     Args:
         sequences: ``[rows, positions]``, number of each position's sequence; None for one sequence per row.

@@ -93,7 +93,7 @@ def loss_scale(engine: Engine[Model]) -> float:
 
 
 def counters(engine: Engine[Model]) -> dict[str, int]:
-    """An engine's counters of steps and samples by attribute name, for checkpoints."""
+    """Return an engine's counters of steps and samples by DeepSpeed's attribute name, to save in a checkpoint."""
     return {name: getattr(engine, name) for name in COUNTERS}
 
 
@@ -104,7 +104,7 @@ def set_counters(engine: Engine[Model], saved: dict[str, int]) -> None:
 
 
 def loss_scaler_state(engine: Engine[Model]) -> dict[str, float]:
-    """The attributes of the fp16 loss scaler by name, for checkpoints; an empty dict in other precisions."""
+    """Return the fp16 loss scaler's attributes by name, to save in a checkpoint; an empty dict in other precisions."""
     if scaler := untyped(engine).torch_autocast_z0_gradscaler:
         return scaler.state_dict()
     scaler = getattr(untyped(engine).optimizer, "loss_scaler", None)
@@ -112,7 +112,7 @@ def loss_scaler_state(engine: Engine[Model]) -> dict[str, float]:
 
 
 def set_loss_scaler_state(engine: Engine[Model], saved: dict[str, float]) -> None:
-    """Set the fp16 loss scaler to the state in a checkpoint, unless a run in another precision saved it."""
+    """Set the fp16 loss scaler to the state in a checkpoint; does nothing if a run in another precision saved it."""
     if scaler := untyped(engine).torch_autocast_z0_gradscaler:
         if saved:
             scaler.load_state_dict(saved)
@@ -135,10 +135,9 @@ def start_backward(engine: Engine[Model]) -> None:
 
 
 def gradient_shard(engine: Engine[Model]) -> Tensor | None:
-    """ZeRO-3's flat buffer with this rank's shard of the gradients, ``[shard elements]``.
+    """Return ZeRO-3's flat buffer with this rank's shard of the gradients, ``[shard elements]``.
 
-    Returns:
-        None at other stages, and if the optimizer is offloaded, because the buffer is then page-locked host memory.
+    None at other stages, and with an offloaded optimizer, because the buffer is then page-locked host memory.
     """
     optimizer = untyped(engine).optimizer
     return None if getattr(optimizer, "offload_optimizer", False) else getattr(optimizer, GRADIENT_SHARD, None)
@@ -203,13 +202,13 @@ def mark_replicated(weight: Tensor, replicated: bool = True) -> None:
 
 
 def mark_leaf(module: nn.Module) -> None:
-    """Let ZeRO-3 gather all weights of a module at once. DeepSpeed's own ``set_z3_leaf_modules`` marks a whole
-    class."""
+    """Let ZeRO-3 gather all weights of one module at once (DeepSpeed's own ``set_z3_leaf_modules`` marks a whole
+    class)."""
     untyped(module)._z3_leaf = True
 
 
 def gather_function(engine: Engine[Model]) -> Callable[[set[nn.Parameter], bool], None]:
-    """ZeRO-3's function ``f(weights, forward)``, which starts to all-gather a set of weights.
+    """Return ZeRO-3's function ``f(weights, forward)`` that starts to all-gather a set of weights.
 
     ``forward`` is True for the forward and False for the backward pass. The function skips weights that are already
     gathered; a module that needs the weights waits for them.
@@ -235,7 +234,7 @@ class OptimizerShard(NamedTuple):
 
 
 def optimizer_shard(engine: Engine[Model], weight: Tensor, rank: int) -> OptimizerShard | None:
-    """The place of a rank's part of a weight in the optimizer's flat buffers; None if the rank has no part.
+    """Return where a rank's part of a weight is in the optimizer's flat buffers; None if the rank has no part.
 
     Args:
         engine: an engine of ZeRO stage 1 to 3.
@@ -263,16 +262,18 @@ def master_buffers(engine: Engine[Model]) -> list[Tensor]:
 
 
 def group_of_buffers(engine: Engine[Model]) -> list[int]:
-    """The index of the parameter group of each buffer in :func:`master_buffers`; at ZeRO-3 a group can have several
-    buffers."""
+    """Return the index of the parameter group of each of the optimizer's flat fp32 buffers; ZeRO-3 can have several
+    per group."""
     number = range(len(master_buffers(engine)))
     to_group = untyped(engine).optimizer.sub_group_to_group_id if engine.zero_optimization_stage() == 3 else number
     return [to_group[n] for n in number]
 
 
 def refresh_weights(engine: Engine[Model]) -> None:
-    """Copy changed fp32 master weights (of an engine without an optimizer: ZeRO-3 shards) into the weights that
-    compute."""
+    """Copy changed fp32 master weights into the weights that compute.
+
+    An engine without an optimizer has no master weights: there ZeRO-3's shards are copied.
+    """
     optimizer, stage = untyped(engine).optimizer, engine.zero_optimization_stage()
     if stage in (1, 2):
         optimizer.update_lp_params()
@@ -313,6 +314,6 @@ def join_offloaded_parts(engine: Engine[Model]) -> None:
 
 
 def optimizer_for(engine: Engine[Model], buffer: Tensor) -> Optimizer:
-    """The torch optimizer that updates a flat buffer: with a partly offloaded optimizer, the GPU's or the host's."""
+    """Return the torch optimizer that updates a flat buffer: if partly offloaded, the GPU's or the host's."""
     on_gpu = getattr(untyped(engine).optimizer, "backup_optimizer", None)
     return base_optimizer(engine) if on_gpu is None or buffer.device.type == "cpu" else on_gpu

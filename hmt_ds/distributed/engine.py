@@ -9,12 +9,13 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class Engine(Protocol[Model]):
-    """A DeepSpeed engine around a model: the documented members that this project uses, as a typing Protocol.
+    """The documented members of a DeepSpeed engine (a model with its optimizer) that are used here, as a typing
+    Protocol.
 
     Attributes:
         module: the model.
         device: device of the weights that compute.
-        lr_scheduler: learning-rate schedule of DeepSpeed or torch; None without an optimizer.
+        lr_scheduler: learning rate schedule of DeepSpeed or torch; None without an optimizer.
     """
 
     module: Model

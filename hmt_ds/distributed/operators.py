@@ -7,8 +7,7 @@ USED = ("fused_adam", "cpu_adam")  # AdamW on GPUs, and on the host with an offl
 
 
 def operators() -> dict[str, bool]:
-    """Return for each DeepSpeed operator that training uses whether it is built, or can be compiled when a run
-    starts."""
+    """Return for each DeepSpeed operator that training uses, by name, whether it is built or can be compiled."""
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # it explains each missing library
         from deepspeed.ops.op_builder.all_ops import ALL_OPS
 

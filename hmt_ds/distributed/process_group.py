@@ -44,8 +44,7 @@ BACKENDS = re.compile(r"gloo/transport|NCCL error|Connection (reset|closed) by p
 
 
 class LaunchError(ValueError):
-    """Raised if the launcher's environment variables do not let the ranks meet; the message tells the user what to
-    set."""
+    """Raised if the launcher's environment variables do not let the ranks meet; the message says which one to set."""
 
 
 class LostRank(RuntimeError):
@@ -59,7 +58,7 @@ def join(timeout_minutes: float = 30) -> torch.device:
         timeout_minutes: minutes after which a collective that waits for other ranks raises an error.
 
     Raises:
-        LaunchError: if the launcher's variables are incomplete or wrong.
+        LaunchError: the launcher's variables are incomplete or wrong.
     """
     set_rank_variables()
     # The recomputation plan changes the sizes of allocations between steps, which fragments fixed-size segments.
@@ -151,10 +150,10 @@ def set_rank_variables() -> None:
 
 
 def read_secrets() -> None:
-    """Read environment variables such as ``HF_TOKEN`` from the file in which a launch script keeps them secret.
+    """Set environment variables such as ``HF_TOKEN`` from a private file that a launch script wrote, if there is one.
 
     Raises:
-        LaunchError: if there is such a file, and it cannot be read.
+        LaunchError: the file cannot be read.
     """
     if not (file := os.environ.get("HMT_DS_PRIVATE_FILE")):
         return
@@ -169,7 +168,8 @@ def read_secrets() -> None:
 
 
 def launcher_variables() -> dict[str, str]:
-    """The rank variables that mpirun or srun set, by torch's names (``RANK``, ...); empty without these launchers."""
+    """Return the rank variables that mpirun or srun set, by torch's names (``RANK``, ...); empty without these
+    launchers."""
     # mpirun before srun: inside a Slurm job, Slurm's variables number mpirun's daemons
     launchers = (one for one in (OPEN_MPI, HYDRA, SLURM) if all(theirs in os.environ for theirs in one.values()))
     return next(launchers, {})
@@ -201,10 +201,10 @@ def world_size() -> int:
 
 @contextmanager
 def report_lost_rank() -> Iterator[None]:
-    """Turn the error of a collective in the ``with`` block, if another rank is gone, into a LostRank of one line.
+    """Turn the error of a collective in the ``with`` block into a LostRank with a message of one line.
 
     Raises:
-        LostRank: if another rank has exited or does not answer.
+        LostRank: another rank has exited or does not answer.
     """
     try:
         yield
@@ -225,7 +225,7 @@ def lost_contact(error: RuntimeError) -> str:
         error: error of a collective.
     """
     said = str(error).strip().partition("\n")[0].partition(". This is typically")[0]
-    return f"rank {rank()} lost contact with another rank: {said}"
+    return f"rank {rank()} lost contact with another rank: {said}; see the other rank's error"
 
 
 def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:

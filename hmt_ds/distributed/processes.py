@@ -31,8 +31,7 @@ def command_variable() -> dict[str, str]:
 
 
 def end_with_parent() -> None:
-    """Watch, in a thread, the parent process and the ``hmt-ds`` process above a launcher; end this process when one is
-    gone.
+    """Start a thread that ends this process when its parent, or the ``hmt-ds`` process above its launcher, is gone.
 
     Otherwise ranks would train on when ``hmt-ds`` is killed, and the next start would train beside them.
     """

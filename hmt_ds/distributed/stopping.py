@@ -15,8 +15,8 @@ STOPPED = 75  # exit code: everything is saved, the run can be started again; EX
 
 
 class Stopped(Exception):
-    """Raised on all ranks after one of them received a stop signal (Ctrl-C, SIGTERM, SIGUSR1 or SIGHUP); the message is
-    for the user."""
+    """Raised on all ranks after one of them received a stop signal (Ctrl-C, SIGTERM, SIGUSR1 or SIGHUP); its message
+    is for the user."""
 
 
 class StopSignals:

@@ -16,14 +16,14 @@ PROCESS = Path(__file__).with_name("watchdog_process.py")
 
 
 class Watchdog:
-    """Kills this rank if it reports no progress for some minutes, after printing its Python stack if possible.
+    """Watches this rank from another process, which kills it after some minutes without progress, and prints its stack.
 
     A rank may be suspended (SIGSTOP), or its GPU, its file system or a rank on a dead machine may not answer. Code
     within the rank could neither notice nor end that.
 
     Args:
         minutes: minutes without progress after which the rank is killed.
-        folder: folder of the run. While the rank lives, ``ranks/rank_00000.json`` in it says how the rank is.
+        folder: folder of the run. While the rank lives, ``ranks/rank_00000.json`` in it says what the rank did last.
     """
 
     def __init__(self, minutes: float, folder: Path):

@@ -47,7 +47,8 @@ def watch(pid: int, rank: str, seconds: float, stack: int, note: Path) -> None:
             noted = time.monotonic()
             write_note(note, rank, pid, after, silent)
         if silent > seconds + (0 if is_stopped(pid) else max(EXTRA_SHARE * seconds, EXTRA_SECONDS)):
-            said = f"error: {here} gave no sign of life for {silent:.0f} s after {after} (training.hang_minutes)"
+            limit = f"training.hang_minutes allows {seconds:.0f} s"
+            said = f"error: {here} made no progress for {silent:.0f} s after {after}; {limit}"
             print(f"\n{said}; {why(pid, stack)}", file=sys.stderr, flush=True)
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)  # what waits for it fails, and ends too

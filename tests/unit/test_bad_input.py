@@ -76,7 +76,7 @@ CASES = [
     Case(
         "a model that cannot keep documents in a row apart",
         ["--data.pack", "true", "--model.source", str(OPT)],
-        ["data.pack: opt does not keep documents in one row apart: set it to false"],
+        ["data.pack: opt does not keep documents in one row apart: set data.pack to false"],
     ),
     Case("not one of the values", ["--memory.mode", "htm"], ["memory.mode: must be 'hmt', 'rmt' or 'backbone'"]),
     Case("override without a value", ["--training.steps"], ["--training.steps: has no value"]),

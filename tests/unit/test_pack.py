@@ -167,7 +167,8 @@ def test_backbones_keep_documents_apart_or_are_refused(config):
 
 def test_recurrent_models_are_refused():
     for kind in ("mamba", "rwkv"):
-        with pytest.raises(BackboneError, match=f"^{kind} does not keep documents in one row apart: set it to false$"):
+        said = f"^{kind} does not keep documents in one row apart: set data.pack to false$"
+        with pytest.raises(BackboneError, match=said):
             check_packing(build_model(CONFIGS[kind], dtype=None).config)
 
 
