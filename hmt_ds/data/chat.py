@@ -63,7 +63,7 @@ def render_chat(
 
 
 def template_of(tokenizer: PreTrainedTokenizerBase, template: str | None) -> str:
-    """Return a chat template, or else the tokenizer's own, with a fixed date."""
+    """Return a chat template (the tokenizer's own if None), made to write a fixed date instead of today's."""
     template = tokenizer.get_chat_template(template)
     return FIXED_DATE + template if "strftime_now" in template else template
 
@@ -71,17 +71,19 @@ def template_of(tokenizer: PreTrainedTokenizerBase, template: str | None) -> str
 def written_out(
     messages: object, text: str, pattern: str, tokenizer: PreTrainedTokenizerBase, template: str | None = None
 ) -> list[Span]:
-    """Return first and end character of each special token that messages have as text; those of the template are none.
+    """Return first and end character of each special token that is part of a message's text, not of the template.
 
-    The conversation is rendered again with other characters in their places.
+    To tell them apart, the conversation is rendered once more with placeholders for those in messages.
 
     Args:
-        messages, tokenizer, template: As for `render_chat`.
-        text: What it returned.
-        pattern: A regular expression for the special tokens.
+        messages: A list of messages, each a mapping with `role` and `content` (or `from` and `value`).
+        text: The conversation as `render_chat` renders it.
+        pattern: A regular expression for the tokenizer's special tokens.
+        tokenizer: Supplies the special tokens that the template writes.
+        template: A Jinja template; None for the tokenizer's own.
 
     Raises:
-        DataError: The template renders it in another way.
+        DataError: The template renders the rest of the conversation differently with placeholders.
     """
     chat = check_messages(messages)
     masked = mask(chat, re.compile(pattern))
@@ -93,14 +95,14 @@ def written_out(
     between = zip(borders[::2], borders[1::2], strict=True)
     if len(other) != len(text) or any(text[begin:end] != other[begin:end] for begin, end in between):
         raise DataError(
-            "a message has special tokens as text, and the chat template depends on them: set special_tokens to token, "
-            "or choose another chat_template"
+            "the chat template depends on special tokens in the text of messages, so they cannot be read as text: set "
+            "special_tokens to token, or choose another chat_template"
         )
     return spans
 
 
 def mask(value: Any, pattern: re.Pattern[str]) -> Any:
-    """Return a value in whose texts MASK takes the place of each character of a match."""
+    """Replace each character of every match in a value's texts by `MASK`, also in lists and mappings within it."""
     if isinstance(value, str):
         return pattern.sub(lambda match: MASK * len(match[0]), value)
     if isinstance(value, Mapping):

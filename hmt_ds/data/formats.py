@@ -31,8 +31,9 @@ class Format:
             `questions`: a document with one question and its answers, or with a list of questions.
         prompt_weight: Weight in the loss of tokens outside answers, 0 to 1; not used by `text`.
         chat_template: A Jinja template for `messages`; None for the tokenizer's own.
-        special_tokens: What special tokens in a text are, "text" or the "token"; None for what the tokenizer makes of
-            them.
+        special_tokens: How special tokens written in a text, such as `</s>`, are read: `text`, as plain text; `token`,
+            as
+            these tokens; None, as the tokenizer does by default.
     """
 
     name: FormatName = "text"
@@ -42,7 +43,7 @@ class Format:
 
     @property
     def split_special_tokens(self) -> bool | None:
-        """Whether special tokens in a text are text; None for what the tokenizer does by itself."""
+        """Whether special tokens written in a text are read as plain text; None for the tokenizer's default."""
         return None if self.special_tokens is None else self.special_tokens == "text"
 
     @property

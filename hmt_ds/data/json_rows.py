@@ -34,7 +34,7 @@ def read_json(files: Sequence[Path], fields: Sequence[str], *, is_text: bool) ->
         for file in files:
             for number, row in json_rows(unpacked(file)):
                 if reason := _why_wrong(row, fields, is_text):
-                    failed.append(DataError(f"{file}, line {number:,}: {reason}"))
+                    failed.append(DataError(f"{file}, line {number:,}: {reason}; correct it"))
                     raise failed[0]
                 yield {field: row.get(field) for field in fields}
 

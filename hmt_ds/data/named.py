@@ -79,7 +79,7 @@ def texts(column: str) -> Callable[[Rows], Iterator[Row]]:
 
 
 def wikitext(rows: Rows) -> Iterator[Row]:
-    """Yield the articles of Wikitext as `text` rows; its rows are lines, and an article begins with ` = Title = `."""
+    """Yield the articles of Wikitext as rows `{text}`; its rows are lines, and an article begins with ` = Title = `."""
     article: list[str] = []
     for row in rows:
         if TITLE.fullmatch(row["text"]) and any(line.strip() for line in article):
@@ -90,7 +90,7 @@ def wikitext(rows: Rows) -> Iterator[Row]:
 
 
 def pubmedqa(answer: str) -> Callable[[Rows], Iterator[Row]]:
-    """Return a function that yields PubMedQA's rows as `questions` rows.
+    """Return a function that yields PubMedQA's rows as rows `{context, input, answers}`, one question on each document.
 
     Args:
         answer: Column of the answer: `long_answer`, or `final_decision` (yes, no or maybe).
@@ -104,14 +104,14 @@ def pubmedqa(answer: str) -> Callable[[Rows], Iterator[Row]]:
 
 
 def musique(rows: Rows) -> Iterator[Row]:
-    """Yield MuSiQue's rows as `questions` rows, whose document is all paragraphs, each behind its title."""
+    """Yield MuSiQue's rows as rows `{context, input, answers}`; a document is all paragraphs, each behind its title."""
     for row in rows:
         paragraphs = (f"{one['title']}\n{one['paragraph_text']}" for one in row["paragraphs"])
         yield one_question("\n\n".join(paragraphs), row["question"], row["answer"])
 
 
 def qmsum(rows: Rows) -> Iterator[Row]:
-    """Yield QMSum's meetings as `questions` rows: the turns as document, with its general and its specific queries."""
+    """Yield QMSum's meetings as rows `{context, input, answers}`: the turns, and all general and specific queries."""
     for row in rows:
         turns = (f"{turn['speaker']}: {turn['content']}" for turn in row["meeting_transcripts"])
         asked = [*(row["general_query_list"] or []), *(row["specific_query_list"] or [])]
@@ -119,7 +119,7 @@ def qmsum(rows: Rows) -> Iterator[Row]:
 
 
 def narrativeqa(rows: Rows) -> Iterator[Row]:
-    """Yield NarrativeQA's stories as `questions` rows: consecutive rows with the same document become one."""
+    """Yield NarrativeQA's stories as rows `{context, input, answers}`, made of consecutive rows on the same story."""
     for _, same in groupby(rows, key=lambda row: row["document"]["id"]):
         story = list(same)
         asked = [(row["question"]["text"], row["answers"][0]["text"]) for row in story]
@@ -127,7 +127,7 @@ def narrativeqa(rows: Rows) -> Iterator[Row]:
 
 
 def qasper(rows: Rows) -> Iterator[Row]:
-    """Yield Qasper's papers as `questions` rows, each with all its questions and the first annotator's answers."""
+    """Yield Qasper's papers as rows `{context, input, answers}`: all questions, and the first annotator's answers."""
     for row in rows:
         sections = zip(row["full_text"]["section_name"], row["full_text"]["paragraphs"], strict=True)
         body = ["\n".join([name or "", *paragraphs]).strip() for name, paragraphs in sections]
@@ -146,17 +146,17 @@ def qasper_answer(answer: Row) -> str:
 
 
 def longbench(rows: Rows) -> Iterator[Row]:
-    """Yield LongBench's rows as `questions` rows; if a question has several right answers, with the first one."""
+    """Yield LongBench's rows as rows `{context, input, answers}`, with the first of several right answers."""
     return (one_question(row["context"], row["input"], first_of(row["answers"])) for row in rows)
 
 
 def babilong(rows: Rows) -> Iterator[Row]:
-    """Yield BABILong's rows as `questions` rows, one question on each document."""
+    """Yield BABILong's rows as rows `{context, input, answers}`, one question on each document."""
     return (one_question(row["input"], row["question"], row["target"]) for row in rows)
 
 
 def chatqa2(rows: Rows) -> Iterator[Row]:
-    """Yield ChatQA2-Long-SFT's conversations as `messages` rows: document as system message, answer as last message."""
+    """Yield ChatQA2-Long-SFT's conversations as rows `{messages}`: document as system message, answer as the last."""
     for row in rows:
         system = [{"role": "system", "content": row["document"]}] if row["document"] else []
         turns = [{"role": turn["role"], "content": turn["content"]} for turn in row["messages"]]
@@ -171,12 +171,12 @@ def first_of(answers: list[str]) -> str:
 
 
 def one_question(document: str, question: str, answer: str) -> Row:
-    """Return a `questions` row with one question and its answer on a document."""
+    """Return a row `{context, input, answers}` with one question and its answer on a document."""
     return many_questions(document, [(question, answer)])
 
 
 def many_questions(document: str, asked: list[tuple[str, str]]) -> Row:
-    """Return a `questions` row with several questions on one document; ValueError if there is none.
+    """Return a row `{context, input, answers}` with several questions on a document; ValueError if there is none.
 
     Args:
         document: The text.

@@ -1,4 +1,4 @@
-"""Tokenize a text with answers at once, or in pieces if it is long, and tell which tokens belong to the answers."""
+"""Tokenize a text that has answers, in pieces if it is long, and tell which tokens belong to the answers."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,12 +14,12 @@ Span = tuple[int, int]
 
 
 class Part(NamedTuple):
-    """A text that is tokenized in one go.
+    """A text to tokenize: a whole document, or one question about it.
 
     Attributes:
         text: The rendered text.
-        answers: First and end character of each answer in it.
-        literal: First and end character of each stretch in which special tokens are text.
+        answers: First and end character of each answer in the text.
+        literal: First and end character of each stretch in which special tokens are read as plain text.
     """
 
     text: str
@@ -34,16 +34,17 @@ def encode_part(
     add_special_tokens: bool,
     split_special_tokens: bool | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Tokenize a text with answers.
+    """Tokenize a text with answers, and tell which tokens belong to them.
 
     A token that begins before an answer and reaches into it belongs to the answer: otherwise the answer's first letters
     would not be learnt.
 
     Args:
-        part: The text and the character spans of its answers.
+        part: The text, and the character spans of its answers.
         tokenizer: A fast tokenizer.
         add_special_tokens: Whether the tokenizer adds BOS and the like.
-        split_special_tokens: Whether special tokens within the text are text; None for what the tokenizer does.
+        split_special_tokens: Whether special tokens within the text are read as plain text; None for what the tokenizer
+            does by default.
 
     Returns:
         Token ids, `[tokens]` int32, and a mask `[tokens]` (bool) of those that belong to answers.
@@ -67,11 +68,11 @@ def encode_part(
 
 
 def within(offsets: np.ndarray, spans: Sequence[Span]) -> np.ndarray:
-    """Return which tokens have a character in one of the spans, `[tokens]` bool.
+    """Return a mask `[tokens]` (bool) of the tokens that have a character in one of the spans.
 
     Args:
         offsets: First and end character of each token, `[tokens, 2]`.
-        spans: First and end characters.
+        spans: First and end character of each span.
     """
     found = np.zeros(len(offsets), dtype=bool)
     for begin, end in spans:
@@ -87,12 +88,14 @@ def as_text(
     text: str,
     tokenizer: PreTrainedTokenizerBase,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Replace special tokens by the tokens of their text.
+    """Replace some special tokens by the tokens of their written form; return the new ids and answers.
 
     Args:
-        ids, answers, offsets: Of the tokens, as in `encode_part`.
-        special: Numbers of the tokens to replace.
-        text: What the offsets refer to.
+        ids: Token ids, `[tokens]` int32.
+        answers: Mask of the tokens that belong to answers, `[tokens]` bool.
+        offsets: First and end character of each token in `text`, `[tokens, 2]`.
+        special: Indices of the tokens to replace, ascending.
+        text: The text.
         tokenizer: A fast tokenizer.
     """
     for at in special[::-1].tolist():

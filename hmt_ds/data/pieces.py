@@ -52,7 +52,7 @@ class Piece:
     """The token ids of a part of a text, and those that it shares with the parts before and behind it.
 
     Attributes:
-        ids: `[tokens]` int32; or `[tokens, 3]`, with first and end character of each.
+        ids: `[tokens]` int32; or `[tokens, 3]`: id, first and end character of each token.
         head: The tokens in the overlap with the part before; None for the first part.
         tail: The tokens in the overlap with the next part; None for the last part.
     """
@@ -78,7 +78,7 @@ def splits_words(tokenizer: PreTrainedTokenizerBase) -> bool | None:
 
 
 def spans(size: int, piece: int = PIECE, overlap: int = OVERLAP) -> list[tuple[int, int]]:
-    """Return the first and end byte of each piece of a text of `size` bytes.
+    """Return the first and end byte (end exclusive) of each overlapping piece of a text.
 
     Args:
         size: Length of the text in bytes.
@@ -101,11 +101,11 @@ def encode_pieces(
 
     Args:
         text: The whole text, UTF-8.
-        parts: First and end byte of each part.
+        parts: First and end byte of each part (end exclusive).
         overlap: Bytes that a part shares with the one before.
         tokenizer: A fast tokenizer without dropout.
-        first: Number of characters before the first part, to give each id its first and end character in the whole
-            text: `Piece.ids` is then `[tokens, 3]`.
+        first: Number of characters before the first part, to make `Piece.ids` `[tokens, 3]` with each token's first and
+            end character in the whole text; None for ids alone.
         options: Other arguments of the tokenizer.
     """
     texts = [_decode(text, *part) for part in parts]
@@ -130,12 +130,12 @@ def in_pieces(
     work: Callable[[np.ndarray, np.ndarray], Result],
     **options: bool | None,
 ) -> list[Result]:
-    """Tokenize a long text in pieces, and return what is made of the tokens, part by part.
+    """Tokenize a long text in overlapping pieces, and return the result of `work` for the tokens of each piece.
 
     Args:
         text: The text.
-        tokenizer: One that :func:`splits_words` accepts.
-        words: What it returned.
+        tokenizer: A fast tokenizer without dropout.
+        words: Whether pieces may be joined only where a word begins (see `splits_words`).
         work: Gets the ids of some tokens, `[tokens]` int32, and their first and end characters, `[tokens, 2]`.
         options: Other arguments of the tokenizer.
     """
@@ -151,7 +151,9 @@ def in_pieces(
 def _some_pieces(
     text: memoryview, piece: int, overlap: int, tokenizer: PreTrainedTokenizerBase, **options: bool | None
 ) -> Iterator[Piece]:
-    """Yield the pieces of a text, with first and end character of each token; some are tokenized in one go."""
+    """Yield the tokenized pieces of a text, with first and end character of each token, tokenizing about 1 MiB at a
+    time.
+    """
     parts, many = spans(len(text), piece, overlap), max(1, AT_ONCE // piece)
     first = begun = 0
     for number in range(0, len(parts), many):

@@ -34,7 +34,7 @@ class SourceTokens:
         files: Number of files read; None for a saved data set and one of the hub.
         left_out: A line for each reason why files or documents are left out.
         chat_template: Jinja template that conversations are rendered with; None for formats other than `messages`.
-        warning: A line about special tokens that are written out in documents; None if there are none.
+        warning: A line about special tokens, such as `</s>`, in the text of documents; None if there are none.
         dropped: Number of documents that are left out.
     """
 

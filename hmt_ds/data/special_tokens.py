@@ -1,4 +1,4 @@
-"""Special tokens of a tokenizer that are written out in documents, such as </s> in a page of HTML."""
+"""Find special tokens of a tokenizer that are written out in documents, such as </s> in a page of HTML."""
 
 import re
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
 
 
 def special_pattern(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Return a regular expression for the special tokens of a tokenizer; None if it reads all of them as text."""
+    """Return a regular expression for a tokenizer's special tokens; None if it has none or reads them as plain text."""
     names = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     if not names or getattr(tokenizer, "split_special_tokens", False):
         return None
@@ -29,12 +29,12 @@ def special_pattern(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def why_special(documents: Dataset, tokenizer: PreTrainedTokenizerBase, place: RowPlaces) -> str | None:
-    """Return a line about documents in which special tokens are written out; None if there are none.
+    """Return a warning about documents in whose text special tokens are written out; None if there are none.
 
     Args:
         documents: Rows of any format.
         tokenizer: The tokenizer that will read them.
-        place: Finds the places of documents.
+        place: Finds the file and line of a document, for the warning.
     """
     pattern = special_pattern(tokenizer)
     rows = [] if pattern is None else list(_rows_with(documents, pattern))
@@ -44,12 +44,12 @@ def why_special(documents: Dataset, tokenizer: PreTrainedTokenizerBase, place: R
     count = "1 document has" if len(rows) == 1 else f"{len(rows):,} documents have"
     return (
         f"{count} special tokens of the tokenizer in the text, first {first[0]!r} in {place(rows[0])}, and they are "
-        "read as such: set special_tokens to text, or to token if that is meant"
+        "read as these tokens: set special_tokens to text to read them as text, or to token if they are meant"
     )
 
 
 def _rows_with(documents: Dataset, pattern: str) -> Iterator[int]:
-    """Yield the numbers of the documents that have a match in any text."""
+    """Yield the indices of the documents in which a regular expression matches any text."""
     for first in range(0, len(documents), ROWS):
         batch = documents.with_format("arrow")[first : first + ROWS]
         if any(_matches(column, pattern) for chunked in batch.columns for column in chunked.chunks):
@@ -59,7 +59,7 @@ def _rows_with(documents: Dataset, pattern: str) -> Iterator[int]:
 
 
 def _matches(values: pa.Array, pattern: str) -> bool:
-    """Return whether any text within a column matches, in lists and structures too."""
+    """Return whether a regular expression matches any text in a column, also in lists and structures within it."""
     if pa.types.is_struct(values.type):
         return any(_matches(field, pattern) for field in values.flatten())
     if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
@@ -70,7 +70,7 @@ def _matches(values: pa.Array, pattern: str) -> bool:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Yield all texts within a row."""
+    """Yield all strings in a row, also those in lists and fields within it."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):

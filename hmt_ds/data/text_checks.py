@@ -167,5 +167,5 @@ def _why_no_json(file: Path) -> str | None:
     try:
         json.loads(file.read_text(encoding="utf-8-sig"))
     except ValueError as error:
-        return f"JSON parse error: {error}"
+        return f"JSON parse error: {error}; correct it"
     return None

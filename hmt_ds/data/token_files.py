@@ -115,7 +115,7 @@ def is_intact(file: Path, *, read: bool = False) -> bool:
 
 
 def write_digest(file: Path, digest: str) -> None:
-    """Write a file's SHA-256 beside it, with its size, times and inode, to notice later changes."""
+    """Write a file's SHA-256 (`digest`, hexadecimal) beside it, with its size, times and inode, to notice changes."""
     with replacing(digest_file(file)) as aside:
         aside.write_text(" ".join([digest, *_state(file)]), encoding="ascii")
 

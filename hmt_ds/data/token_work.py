@@ -65,7 +65,7 @@ def row_sizes(documents: Dataset) -> np.ndarray:
 
 
 def shard_rows(sizes: np.ndarray) -> list[tuple[int, int]]:
-    """Divide documents into shards of about 100 MiB of text; return the first and end document of each shard.
+    """Divide documents into shards of about 100 MiB of text; return first and end document (exclusive) of each shard.
 
     Args:
         sizes: Bytes of each document, `[documents]`. A shard has at least one document, however large.
@@ -80,7 +80,7 @@ def units_of(shard: int, rows: tuple[int, int], sizes: np.ndarray, cuts: bool) -
 
     Args:
         shard: The shard's number.
-        rows: Its first and end document.
+        rows: Index of its first document, and of the one behind its last.
         sizes: Bytes of each document of the data set, `[documents]`.
         cuts: Whether documents of more than 256 KiB are divided into pieces.
     """

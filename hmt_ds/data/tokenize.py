@@ -99,7 +99,7 @@ def open_tokens(files: list[Path]) -> Dataset:
 
 
 class Encoder:
-    """Tokenizes units of documents (called with a `Unit`); each worker process has a copy.
+    """Tokenizes units of work (some whole documents, or pieces of a long one) when called; each process has a copy.
 
     Args:
         documents: A data set with the columns of the format.

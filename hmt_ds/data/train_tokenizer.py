@@ -78,7 +78,9 @@ def train_on_lines(lines: Iterable[str], out: Path, vocab_size: int, what: str) 
         )
     except RuntimeError as error:
         reason = first_line(error).rsplit("]", 1)[-1].strip() or "there is no text"  # after the failed C++ condition
-        raise DataError(f"cannot train a vocabulary of {vocab_size} on {what}: {reason}") from error
+        raise DataError(
+            f"cannot train a vocabulary of {vocab_size} on {what}: {reason}; change the size, or give more text"
+        ) from error
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / "tokenizer.model").write_bytes(model.getvalue())

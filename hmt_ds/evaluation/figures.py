@@ -85,7 +85,7 @@ def segments_needed(segments_read: Sequence[int]) -> int:
 
 
 def figures_of(found: DocumentLosses, segments_read: Sequence[int]) -> Figures:
-    """Compute the results of an evaluation from the losses of each document.
+    """Compute mean losses with 95% intervals, by segments read and by position, from the losses of each document.
 
     Args:
         found: losses of each document.

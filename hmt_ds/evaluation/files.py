@@ -54,7 +54,9 @@ class Evaluation:
 
     @cached_property
     def figures(self) -> Figures:
-        """Losses with intervals and the verdict on the memory, computed from the losses of each document."""
+        """Mean losses with 95% intervals, and a sentence on whether the memory helps, computed from each document's
+        losses.
+        """
         return figures_of(self.losses, self.segments_read)
 
 

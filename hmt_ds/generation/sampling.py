@@ -40,7 +40,7 @@ def generation_settings(asked: Asked, options: ChatOptions, given: dict[str, obj
     try:
         asked.model.generate(token, generation_config=config, tokenizer=asked.tokenizer)
     except (AttributeError, TypeError, ValueError) as error:
-        raise ConfigError([f"generation: {first_line(error)}"]) from None
+        raise ConfigError([f"generation: {first_line(error)}; correct the setting, or leave it out"]) from None
     config.max_new_tokens = options.max_new_tokens
     set_seed(options.seed)
     return config

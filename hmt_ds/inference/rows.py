@@ -110,7 +110,9 @@ class Rows:
 
 
 def remember(state: MemoryState, closes: Tensor, memory: Tensor, tail: Tensor, keep: int) -> MemoryState:
-    """Return the memory state of rows of which some have closed a segment: add its memory, keep only the newest ones.
+    """Return the memory state after some rows have closed a segment: their new memory is added, old ones are dropped.
+
+    A row closes a segment when it is full and its memory is written.
 
     Args:
         state: memories and sensory tokens of all rows.

@@ -135,7 +135,7 @@ def formulas(result: Numbers) -> str:
 
 
 def phase_table(seconds: dict[str, float], segments: int) -> Table:
-    """Return the table of each phase's seconds and its share of the step.
+    """Return the table of the seconds of each phase (forward, backward, reduce, ...) and its share of the step.
 
     Args:
         seconds: seconds by phase, such as ``forward``.
@@ -188,7 +188,7 @@ def memory_table(memory: Numbers, pipelines: int | None) -> Table:
     On CPUs the peak is resident memory, and the parts do not add up to it.
 
     Args:
-        memory: bytes by part, with the rank and the phase of the peak.
+        memory: the section ``memory`` of the benchmark's JSON file: bytes by part, with rank and phase of the peak.
         pipelines: number of pipelines; None without pipeline stages.
     """
     at, peak, rank = memory["peak_phase"], memory["peak_bytes"], memory["rank"]

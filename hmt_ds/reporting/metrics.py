@@ -85,7 +85,7 @@ class Metrics:
         """Write the metrics of one optimizer step to all files and trackers; log a failure of one as a warning, once.
 
         Args:
-            row: ``step`` and the metrics by name, as numbers or None; the module's docstring lists names and units.
+            row: ``step`` and the metrics by name, such as ``loss`` (nats per label), as numbers or None.
         """
         for name, sink in self.sinks.items():
             with self.warn_once(name):

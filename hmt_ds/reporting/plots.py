@@ -46,11 +46,11 @@ def plot_loss(rows: Sequence[Row], file: Path) -> None:
 
 
 def plot_evaluation(rows: Sequence[LossRow], positions: Sequence[LossRow], file: Path) -> None:
-    """Plot held-out losses, and the cost of replacing the memory, with 95% intervals.
+    """Plot held-out losses, and how much they rise with another document's memory or without, with 95% intervals.
 
     Args:
-        rows: losses by the number of segments read before a token.
-        positions: losses by position in the segment.
+        rows: losses by the number of segments of the document that were read before a token.
+        positions: losses by the token's position in its segment.
         file: picture file to write.
     """
     costs = list(rows[0].costs)

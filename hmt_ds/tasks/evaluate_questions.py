@@ -45,7 +45,8 @@ class Answered:
 
     Attributes:
         line: number of the question in its file, from 1.
-        reading: how the document was read: ``memory``, ``swapped``, ``empty``, ``truncated`` or ``full``.
+        reading: how the document was read: with its memories (``memory``), another document's (``swapped``) or none
+            (``empty``), or by the backbone alone: its last tokens (``truncated``) or all (``full``).
         found: the text that the model generated.
         answers: the right answers.
         scores: from 0 to 1, by name: ``exact match``, ``F1`` and ``ROUGE-L``.

@@ -31,7 +31,8 @@ class Answer:
         task: name of the task, such as ``babilong-qa1``.
         length: tokens of the document.
         place: where the last fact that the answer needs begins, as a fraction of the document (0 to 1).
-        reading: how the document was read: ``memory``, ``swapped``, ``empty``, ``truncated`` or ``full``.
+        reading: how the document was read: with its memories (``memory``), another document's (``swapped``) or none
+            (``empty``), or by the backbone alone: its last tokens (``truncated``) or all (``full``).
         question: the question.
         expected: the right answer.
         found: the first line that the model generated.

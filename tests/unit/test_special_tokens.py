@@ -83,7 +83,7 @@ def test_a_template_that_depends_on_them_is_refused():
         "message['content']", "message['content'] + ('!' if '<|im_end|>' in message['content'] else '')"
     )
     with pytest.raises(
-        DataError, match=r"document 0 .* the chat template depends on them: set special_tokens to token"
+        DataError, match=r"document 0 .* the chat template depends on special tokens .*: set special_tokens to token"
     ):
         encode(Format("messages", special_tokens="text"), tokenizer, ROWS["messages"])
 
@@ -125,7 +125,7 @@ def test_they_are_told_of(folder, name):
 
     found = warning()
     assert found is not None and found == warning()
-    where = f"first '<|im_end|>' in {file}, line 2, and they are read as such: set special_tokens to text, or to token"
+    where = f"first '<|im_end|>' in {file}, line 2, and they are read as these tokens: set special_tokens"
     assert found.startswith("2 documents have special tokens of the tokenizer in the text, ") and where in found
     assert warning("text") is warning("token") is None
     file.write_text(json.dumps(harmless) + "\n")
