@@ -61,10 +61,13 @@ def describe(error: ValidationError, section: type[BaseModel]) -> list[str]:
         while problem["type"] not in ("missing", *UNKNOWN) and len(where) > 1 and not is_known(where, known):
             where.pop()  # pydantic appends the alternative of a union, or the index in a list
         wrong.setdefault(".".join(where), []).append(problem)
+    unknown = {key: nearest(key, known) for key, problems in wrong.items() if problems[0]["type"] in UNKNOWN}
     lines = []
     for key, problems in wrong.items():
-        unknown = problems[0]["type"] in UNKNOWN
-        lines.append(f"{key}: unknown key{did_you_mean(key, known)}" if unknown else problem_line(key, problems))
+        if key in unknown:
+            lines.append(f"{key}: unknown key" + (f"; did you mean {unknown[key]}?" if unknown[key] else ""))
+        elif problems[0]["type"] != "missing" or key not in unknown.values():  # a misspelt key is not missing as well
+            lines.append(problem_line(key, problems))
     return lines
 
 
@@ -108,21 +111,18 @@ def message(problem: ErrorDetails) -> str:
     return problem["msg"].replace("Input should be", "must be").replace("Input", "value")
 
 
-def did_you_mean(key: str, known: Sequence[str]) -> str:
-    """Suggest the known key most similar to an unknown one, in the same section or else in any section.
+def nearest(key: str, known: Sequence[str]) -> str | None:
+    """Return the known key most similar to an unknown one, in the same section or else in any section.
 
     Args:
         key: dotted name of the unknown key.
         known: dotted names of all keys.
-
-    Returns:
-        A text such as ``; did you mean training.steps?``; empty if no key is similar.
     """
     key = ".".join(part for part in key.split(".") if not part.isdigit())  # an element of a list of sections
     section, _, name = key.rpartition(".")
     same = [other for other in known if other.rpartition(".")[0] == section]
     if near := difflib.get_close_matches(key, same, 1, cutoff=0.75):
-        return f"; did you mean {near[0]}?"
+        return near[0]
     elsewhere = {other.rpartition(".")[2]: other for other in known}
     near = difflib.get_close_matches(name, elsewhere, 1, cutoff=0.75)
-    return f"; did you mean {elsewhere[near[0]]}?" if near else ""
+    return elsewhere[near[0]] if near else None

@@ -10,6 +10,7 @@ FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")  # 1e-4, which YAML 1
 # YAML 1.1 reads 010 as octal (8) and 1:30 in base 60 (90). It takes 09 for text, which would be converted to 9 later.
 ODD_NUMBER = re.compile(r"[-+]?(0[0-9_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)$")
 NESTED = 50
+TOO_DEEP = f"nested more than {NESTED} levels deep: a recipe needs about 3"
 NODES = 100_000  # far more than a recipe has; aliases of aliases can make billions
 
 
@@ -53,7 +54,9 @@ def read_yaml(text: str) -> Any:
         if problems := sorted({problem for one in all_nodes(node) for problem in misread(one)}):
             raise MisreadError([f"line {line}: {problem}" for line, problem in problems])
         return loader.construct_document(node)
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+    except RecursionError:  # in yaml's parser, before there are nodes to count
+        raise MisreadError([TOO_DEEP]) from None
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise yaml.YAMLError(f"{type(error).__name__}: {error}") from None  # such as !!int x, or 5,000 digits
     finally:
         loader.dispose()
@@ -76,7 +79,7 @@ def all_nodes(root: yaml.Node) -> Iterator[yaml.Node]:
             return
         node, depth = left.pop()
         if depth > NESTED:
-            raise MisreadError([f"line {line_of(node)}: nested more than {NESTED} levels deep: a recipe needs about 3"])
+            raise MisreadError([f"line {line_of(node)}: {TOO_DEEP}"])
         yield node
         for child in node.value if isinstance(node, yaml.CollectionNode) else ():
             left += [(one, depth + 1) for one in (child if isinstance(node, yaml.MappingNode) else [child])]

@@ -125,26 +125,39 @@ def mutations(recipe: Path, seed: int) -> Iterator[str]:
         yield yaml.safe_dump(values, allow_unicode=True)
 
 
-def check(recipe: Path) -> str | None:
-    """`hmt-ds check` a recipe in this process; what is wrong with how it ends, or None."""
-    out, err, code = io.StringIO(), io.StringIO(), None
-    sys.argv = ["hmt-ds", "check", str(recipe)]
+@contextlib.contextmanager
+def time_limit(seconds: int) -> Iterator[None]:
+    """Raise TimeoutError in a ``with`` block that takes too long."""
 
     def too_slow(*_: object) -> None:
-        raise TimeoutError(f"more than {SECONDS} s")
+        raise TimeoutError(f"more than {seconds} s")
 
     signal.signal(signal.SIGALRM, too_slow)
-    signal.alarm(SECONDS)
+    signal.alarm(seconds)
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        yield
+    finally:
+        signal.alarm(0)
+
+
+def run_check(recipe: Path) -> tuple[Any, str]:
+    """`hmt-ds check` a recipe in this process; return its exit code and what it says on stderr."""
+    err, code = io.StringIO(), None
+    sys.argv = ["hmt-ds", "check", str(recipe)]
+    try:
+        with time_limit(SECONDS), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(err):
             cli.main()
     except SystemExit as ended:
         code = ended.code
+    return code, err.getvalue()
+
+
+def check(recipe: Path) -> str | None:
+    """`hmt-ds check` a recipe; what is wrong with how it ends, or None."""
+    try:
+        code, said = run_check(recipe)
     except BaseException:  # any other end is what is looked for
         return traceback.format_exc()
-    finally:
-        signal.alarm(0)
-    said = err.getvalue()
     lines = errors_in(said)
     others = [line for line in said.splitlines() if line and not line.startswith(("error: ", "warning: "))]
     if (code == 0) != (not lines) or code not in (0, 2) or others:
