@@ -21,24 +21,24 @@ Scalar = str | int | float | bool
 
 
 class Bounds(Section):
-    """Least and greatest value of a column."""
+    """Range of a column's numbers, from min to max, both included; at least one of the two is given."""
 
     min: float | None = None
-    """Least value. Default: any."""
+    """Least value. Default: no lower bound."""
     max: float | None = None
-    """Greatest value. Default: any."""
+    """Greatest value. Default: no upper bound."""
 
     @model_validator(mode="after")
     def check_bounds(self) -> Bounds:
-        """Refuse bounds that are none.
+        """Check that the range is not empty.
 
         Raises:
-            ValueError: neither bound is given, or they exclude each other.
+            ValueError: neither bound is given, or ``min`` is above ``max``.
         """
         if (self.min, self.max) == (None, None):
-            raise ValueError("needs min or max")
+            raise ValueError("needs min or max, such as {min: 10}")
         if self.min is not None and self.max is not None and self.min > self.max:
-            raise ValueError(f"min {self.min:g} is above max {self.max:g}")
+            raise ValueError(f"min {self.min:g} is above max {self.max:g}: lower it, or raise max")
         return self
 
 
@@ -85,12 +85,12 @@ class Source(Section):
     one document. For format text only."""
 
     where: dict[str, Scalar | list[Scalar] | Bounds] = Field({})
-    """Rows to read, by columns of the data set: {language: en, stars: {min: 10}} reads those with en in the first
-    column and at least 10 in the second; a list has several values that are read. Default: all rows are read."""
+    """Rows to read, by the values of their columns: {language: [en, de], stars: {min: 10}} reads rows with en or de in
+    column language and at least 10 in column stars; {min: 10, max: 20} sets both bounds. Default: all rows are read."""
     min_tokens: int = Field(1, ge=1)
-    """Length, in tokens, of the shortest document that is read."""
+    """Length in tokens of the shortest documents to read; shorter ones are left out."""
     max_tokens: int | None = Field(None, ge=1)
-    """Length, in tokens, of the longest document that is read. Default: any length."""
+    """Length in tokens of the longest documents to read; longer ones are left out. Default: no limit."""
     interleave: int | None = Field(None, ge=1)
     """Number of tokens after which two documents alternate: documents are joined in pairs, to test the memory with
     switching topics. Default: documents are not joined."""
@@ -129,7 +129,9 @@ class Source(Section):
                 f"fields {self.fields} names one column for several of {', '.join(wanted)}: give each its own"
             )
         if self.max_tokens is not None and self.max_tokens < self.min_tokens:
-            raise ValueError(f"min_tokens {self.min_tokens} is above max_tokens {self.max_tokens}: lower it")
+            raise ValueError(
+                f"min_tokens {self.min_tokens} is above max_tokens {self.max_tokens}: lower it, or raise max_tokens"
+            )
         if any(values == [] for values in self.where.values()):
             raise ValueError(f"where {self.where} has a list without values: name one, or leave the column out")
         if self.row_format != "messages" and self.chat_template:

@@ -35,7 +35,7 @@ class SourceTokens:
         left_out: A line for each reason why files or documents are left out.
         chat_template: Jinja template that conversations are rendered with; None for formats other than `messages`.
         warning: A line about special tokens, such as `</s>`, in the text of documents; None if there are none.
-        dropped: Number of documents that are left out.
+        dropped: Number of documents that are left out: blank, of unwanted rows, too short or too long.
     """
 
     tokens: Dataset
@@ -141,13 +141,16 @@ def of_lengths(found: SourceTokens, least: int, most: int | None, source: str) -
     """Leave out documents that are too short or too long.
 
     Args:
-        found: The documents of a source.
+        found: The tokenized documents of a source.
         least: Fewest tokens of a document.
         most: Most tokens of a document; None for any number.
         source: Name of the source, for errors.
 
+    Returns:
+        The remaining documents, with a line (`left_out`) for each reason why documents are missing.
+
     Raises:
-        DataError: No document is left.
+        DataError: No document remains.
     """
     lengths = document_lengths(found.tokens)
     short, long = lengths < least, lengths > (most or lengths.max())
@@ -155,7 +158,10 @@ def of_lengths(found: SourceTokens, least: int, most: int | None, source: str) -
     lines = tuple(f"{count:,} {what}" for what, count in counts.items() if count)
     keep = np.flatnonzero(~(short | long))
     if not len(keep):
-        raise DataError(f"min_tokens and max_tokens leave none of the {len(lengths):,} documents of {source}")
+        raise DataError(
+            f"min_tokens {least} and max_tokens {most} leave none of the {len(lengths):,} documents of {source}, which "
+            f"have {lengths.min():,} to {lengths.max():,} tokens: widen them"
+        )
     for line in lines:
         logger.info("%s: left out %s", source, line)
     dropped, tokens = len(lengths) - len(keep), found.tokens

@@ -35,7 +35,7 @@ class RowPlaces:
     rows: np.ndarray | None = None
 
     def of(self, documents: np.ndarray) -> "RowPlaces":
-        """Return the places of some of the documents, by their numbers, `[documents]` int64."""
+        """Return the places of some of the documents, given their indices, `[documents]` int64."""
         return replace(self, rows=documents if self.rows is None else self.rows[documents])
 
     def __call__(self, document: int) -> str:

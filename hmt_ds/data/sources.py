@@ -38,7 +38,7 @@ class SourceDocuments:
         files: Number of files read; None for a saved data set and one of the hub.
         left_out: A line for each reason why files or documents are left out.
         place: Finds the file and line of a document, given its index.
-        dropped: Number of documents that are left out.
+        dropped: Number of documents that are left out: blank texts, and rows that do not meet `where`.
     """
 
     documents: Dataset
@@ -131,7 +131,16 @@ def read_source(
 def _choose_rows(
     builders: Mapping[str, Dataset], where: Mapping[str, Condition], source: str
 ) -> tuple[dict[str, Dataset], np.ndarray, list[str]]:
-    """Keep only the rows that meet conditions; return them by builder, their numbers among all rows, and lines.
+    """Keep only the rows that meet all conditions.
+
+    Args:
+        builders: Rows, by builder of the `datasets` library (or `saved`, `hub`).
+        where: Condition on each column: a value, a list of values, or bounds.
+        source: Name of the source, for errors.
+
+    Returns:
+        The rows by builder, their indices among all rows, `[rows]` int64, and a line for each condition that leaves
+        rows out.
 
     Raises:
         DataError: A column is missing or cannot be compared, or no row is left.
@@ -143,7 +152,9 @@ def _choose_rows(
         kept[builder] = rows.select(chosen)
         numbers, lines, first = [*numbers, chosen + first], lines + about, first + len(rows)
     if not sum(map(len, kept.values())):
-        raise DataError(f"where leaves none of the {first:,} rows of {source}: {'; '.join(lines)}")
+        raise DataError(
+            f"where leaves none of the {first:,} rows of {source}: {'; '.join(lines)}. Widen where, or leave it out"
+        )
     return kept, np.concatenate(numbers), lines
 
 

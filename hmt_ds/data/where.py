@@ -1,4 +1,4 @@
-"""Leave rows out by the values of their columns."""
+"""Choose the rows of a data set by conditions on the values of their columns."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
@@ -16,7 +16,7 @@ Scalar = str | int | float | bool
 
 
 class Bounds(TypedDict):
-    """The least and the greatest value that is kept; None for no bound."""
+    """Condition on a column of numbers: its value lies from `min` to `max`, both included; None for no bound."""
 
     min: float | None
     max: float | None
@@ -26,17 +26,18 @@ Condition = Scalar | Sequence[Scalar] | Bounds
 
 
 def rows_where(documents: Dataset, where: Mapping[str, Condition], source: str) -> tuple[np.ndarray, list[str]]:
-    """Return the numbers of the rows that meet all conditions, `[rows]` int64, and a line for each that some do not.
-
-    A row without a value in a column does not meet its condition.
+    """Choose the rows that meet all conditions; a row without a value in a column does not meet its condition.
 
     Args:
         documents: Rows that have the columns.
-        where: The condition of each column: a value, a list of values, or bounds.
+        where: Condition on each column: a value, a list of values (one of which the row must have), or bounds.
         source: Name of the source, for errors.
 
+    Returns:
+        Indices of the chosen rows, `[rows]` int64, and a line for each condition that leaves rows out.
+
     Raises:
-        DataError: A column cannot be compared with its values.
+        DataError: A column cannot be compared with the condition's values.
     """
     kept, lines = np.ones(len(documents), dtype=bool), list[str]()
     for column, condition in where.items():
@@ -48,7 +49,7 @@ def rows_where(documents: Dataset, where: Mapping[str, Condition], source: str) 
 
 
 def describe(condition: Condition) -> str:
-    """Return a condition in words."""
+    """Return a condition on a column as words, such as "en or de" or "at least 10 and at most 20"."""
     if isinstance(condition, dict):
         words = {"min": "at least", "max": "at most"}
         bounds = ((words[name], condition[name]) for name in ("min", "max"))
@@ -58,13 +59,19 @@ def describe(condition: Condition) -> str:
 
 
 def _met(documents: Dataset, column: str, condition: Condition, source: str) -> list[np.ndarray]:
-    """Return which rows meet a condition, some rows at a time."""
+    """Return a mask (bool) of the rows that meet a condition on a column, 10,000 rows at a time.
+
+    Raises:
+        DataError: The column cannot be compared with the condition's values.
+    """
     batches = documents.select_columns([column]).with_format("arrow").iter(batch_size=ROWS)
     try:
         return [np.asarray(pc.fill_null(_compare(batch[column], condition), False)) for batch in batches]
     except (pa.ArrowException, TypeError) as error:
         holds = f"column {column!r} of {source} holds {documents.data.schema.field(column).type}"
-        raise DataError(f"where: {holds}, and cannot be compared with {condition!r} ({first_line(error)})") from None
+        raise DataError(
+            f"where: {holds}, and cannot be compared with {condition!r} ({first_line(error)}): correct the value"
+        ) from None
 
 
 def _compare(values: pa.ChunkedArray, condition: Condition) -> pa.ChunkedArray:

@@ -153,5 +153,7 @@ def test_in_a_recipe_with_lengths(tmp_path, monkeypatch, capsys):
     prepare_data(load_recipe(file, ["--data.train", json.dumps(source | {"min_tokens": 15})]), 1)
     said = capsys.readouterr().err
     assert "many.jsonl: left out 10 whose language is not en" in said and "1 shorter than 15 tokens" in said
-    with pytest.raises(ConfigError, match=r"min_tokens and max_tokens leave none of the 10 documents of many\.jsonl"):
+    with pytest.raises(
+        ConfigError, match=r"min_tokens .* and max_tokens .* leave none of the 10 documents of many\.jsonl"
+    ):
         check(min_tokens=10_000)
