@@ -176,7 +176,7 @@ class Retrieval(RetrievalSettings):
 
 
 class Data(Section):
-    """Training and held-out documents."""
+    """Sources of training and held-out documents, and how documents are read."""
 
     train: Sources = None
     """Training documents: a file, folder or data set as in data.train.source, or a list of such sources, mixed by their

@@ -24,15 +24,19 @@ class DepthSchedule:
 
     @property
     def largest(self) -> int:
-        """Largest depth, in segments, of any step of the run."""
+        """Largest depth of truncated BPTT, in segments per window, of any step of the run."""
         return max(self.stages.values())
 
     def of_stage(self, step: int) -> int:
-        """Return the depth, in segments, of an optimizer step (from 1); random depths are at most this."""
+        """Return the depth of truncated BPTT, in segments, of an optimizer step (from 1); random depths are at most
+        this.
+        """
         return self.stages[max(first for first in self.stages if first < step)]
 
     def of_step(self, step: int) -> int:
-        """Return the segments per window in an optimizer step (from 1); equal on all ranks and after resuming."""
+        """Return the depth of truncated BPTT, in segments per window, of an optimizer step (from 1); equal on all
+        ranks.
+        """
         depth = self.of_stage(step)
         if self.seed is None:
             return depth

@@ -26,7 +26,7 @@ class Lora(LoraSettings):
 
 
 class Model(Section):
-    """The backbone: a pretrained or randomly initialised causal language model."""
+    """The backbone: which causal language model, which of its weights are trained, and in which precision."""
 
     source: PathText | dict[str, Any]
     """Backbone to train: a Hugging Face folder or hub name; a run's folder or one of its checkpoints, to start from its
@@ -130,7 +130,7 @@ class Compute(ComputeSettings):
 
 
 class Optimizer(Section):
-    """The optimizer and its learning rates."""
+    """The optimizer: its class, learning rates, weight decay and further arguments."""
 
     name: str = "AdamW"
     """Class name of an optimizer of DeepSpeed or torch.optim, such as AdamW."""
@@ -180,7 +180,7 @@ class Checkpoint(Section):
 
 
 class Evaluation(Section):
-    """Evaluation on held-out documents: how often, on what, and in which detail (hmt_ds/evaluation)."""
+    """Evaluation on held-out documents: how often, on which, and how results are divided (hmt_ds/evaluation)."""
 
     every: int | None = Field(None, ge=1)
     """Number of optimizer steps between evaluations, which during training measure only the loss with memory. Default:

@@ -46,7 +46,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Figures:
-    """Results of an evaluation on held-out documents.
+    """Mean losses of held-out documents, in nats per token, by what was read before and by position in the segment.
 
     Attributes:
         rows: losses by the number of whole segments read before a token.

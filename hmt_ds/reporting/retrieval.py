@@ -123,8 +123,8 @@ def plot_retrieval(rows: Sequence[RetrievalFigures], chance: float, recalls: Rec
     """Plot the fraction of right answers against document length, and beside it one document's recall weights.
 
     Args:
-        rows: results, one for each length.
-        chance: fraction of right answers of a model that guesses, 0 to 1.
+        rows: results, one for each length of documents.
+        chance: fraction (0 to 1) of right answers of a model that guesses.
         recalls: recall weights of one document; None to leave them out.
         file: picture file to write.
     """
@@ -138,12 +138,12 @@ def plot_retrieval(rows: Sequence[RetrievalFigures], chance: float, recalls: Rec
 
 
 def draw_shares(axes: Axes, rows: Sequence[RetrievalFigures], chance: float) -> None:
-    """Draw the fractions of right answers and of found memories, with intervals, and the chance level.
+    """Draw the fraction of right answers and of found memories against document length, with the level of guessing.
 
     Args:
         axes: matplotlib's axes.
         rows: results, one for each length of documents.
-        chance: fraction of right answers of a model that guesses, 0 to 1.
+        chance: fraction (0 to 1) of right answers of a model that guesses.
     """
     segments = [row.segments for row in rows]
     drawn = {"answered right": ("tab:blue", [row.right for row in rows])}
