@@ -13,6 +13,7 @@ from hmt_ds.backbones.converted import (
     read_converted,
     without_memory,
 )
+from hmt_ds.backbones.hashes import check_hashes
 from hmt_ds.backbones.model import BackboneError, CausalLM, first_line
 from hmt_ds.backbones.model_config import read_config
 from hmt_ds.backbones.tied import check_tied
@@ -97,14 +98,15 @@ def check_weights(source: str | ConfigValues, *, trust_remote_code: bool = False
         trust_remote_code: allow Python code in the model's folder to run.
 
     Returns:
-        A list with one warning if the files hold weights that the model does not use, such as the head of another task
-        or biases that the configuration turns off; else an empty list.
+        A warning if the files hold weights that the model does not use, such as the head of another task or biases
+        that the configuration turns off; and one for each other file that differs from the folder's hashes.
 
     Raises:
         BackboneError: in one line, if a weight is missing, has another shape or cannot be read.
     """
     if isinstance(source, dict):
         return []
+    warnings = check_hashes(source)
     try:
         model, unknown = load_all_weights(source, trust_remote_code=trust_remote_code, device_map="meta")
         check_tied(model, source)
@@ -119,6 +121,9 @@ def check_weights(source: str | ConfigValues, *, trust_remote_code: bool = False
         said = " ".join(str(error).split())[:300]
         raise BackboneError(f"model {source!r}: {said if ' ' in said else first_line(error)}") from None
     if not unknown:
-        return []
+        return warnings
     more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
-    return [f"model {source!r}: its files hold {unknown[0]}{more}, which {type(model).__name__} does not use"]
+    return [
+        *warnings,
+        f"model {source!r}: its files hold {unknown[0]}{more}, which {type(model).__name__} does not use",
+    ]

@@ -19,6 +19,8 @@ class BackboneError(ValueError):
 def first_line(error: Exception) -> str:
     """Return the first line of an error's message, with the error's type where the message alone says little."""
     line = (str(error).strip().splitlines() or [""])[0]
+    if isinstance(error, KeyError):  # looked up in transformers' tables of activations, rope types and models
+        return f"{line} is unknown to transformers"
     return line if " " in line else f"{type(error).__name__} {line}".strip()
 
 

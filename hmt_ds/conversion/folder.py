@@ -9,6 +9,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from hmt_ds.backbones.hashes import write_hashes
 from hmt_ds.checkpoint.files import flush_folder, partial_path
 from hmt_ds.conversion.conversion_error import ConversionError
 from hmt_ds.conversion.export import Export
@@ -76,6 +77,7 @@ def write_files(export: Export, folder: Path, max_shard: str) -> None:
     (folder / "README.md").write_text(export.card, encoding="utf-8")
     for picture in export.pictures:
         shutil.copyfile(picture, folder / picture.name)
+    write_hashes(folder)
 
 
 def write_model(export: Export, folder: Path) -> None:

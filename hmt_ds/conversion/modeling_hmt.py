@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
+from hmt_ds.backbones.hashes import HashedFolder
 from hmt_ds.backbones.model import CausalLM
 from hmt_ds.backbones.transformers_internals import adopt_properties
 from hmt_ds.conversion.forward_options import (
@@ -93,7 +94,7 @@ class HMTConfig(PretrainedConfig):
         return self.backbone or self
 
 
-class HMTForCausalLM(PreTrainedModel, MemoryGenerationMixin):
+class HMTForCausalLM(HashedFolder, PreTrainedModel, MemoryGenerationMixin):
     """A causal language model that reads documents of any length segment by segment, and continues them."""
 
     config_class = HMTConfig

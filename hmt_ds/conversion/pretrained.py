@@ -1,5 +1,6 @@
 """Load a folder written by ``hmt-ds convert`` as an :class:`HMT`, without running the Python code in it."""
 
+import logging
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,15 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from hmt_ds.backbones import BackboneError, build_model, fill_memory, read_converted
+from hmt_ds.backbones.hashes import check_hashes
+from hmt_ds.backbones.model import first_line
 from hmt_ds.config.config_error import describe
 from hmt_ds.config.recipe import Memory
 from hmt_ds.conversion.modeling_hmt import HMTForCausalLM
 from hmt_ds.memory import HMT, MemorySettings
 from hmt_ds.memory.segments import Segment, Summary
+
+logger = logging.getLogger(__name__)
 
 
 class PretrainedHMT(HMT):
@@ -84,11 +89,16 @@ def load_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32, devi
             f"{folder} was not written by hmt-ds convert: name a folder that was, or load it with transformers"
         )
     settings = read_settings(converted.get("memory"), folder)
+    for line in check_hashes(str(folder)):
+        logger.warning(line)
     try:
         model = PretrainedHMT(build_model(str(folder), dtype=dtype), settings)
         filled = set(fill_memory(model, str(folder)))
-    except SafetensorError as error:
-        raise BackboneError(f"{folder} has weights that are damaged ({error}): copy or download it again") from None
+    except BackboneError:
+        raise
+    except Exception as error:  # models raise all kinds for a configuration that they cannot use
+        what = "weights that are damaged" if isinstance(error, SafetensorError) else "a model that cannot be loaded"
+        raise BackboneError(f"{folder} has {what} ({first_line(error)[:300]}): copy or download it again") from None
     wanted = {name for name, _ in model.named_parameters() if not name.startswith("backbone.")}
     if missing := sorted(wanted - filled):
         raise BackboneError(f"{folder} lacks the weight {missing[0]}: copy or download it again")

@@ -107,7 +107,7 @@ def write_config(folder: Path) -> None:
 def _read_processor(model: Path) -> SentencePieceProcessor:
     try:
         processor = SentencePieceProcessor(model_file=str(model))
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, ValueError) as error:  # ValueError: pieces that are not UTF-8
         raise DataError(
             f"{model} is not a sentencepiece model ({first_line(error)}): name one, or a Hugging Face tokenizer's "
             "folder"

@@ -1,8 +1,10 @@
 """What `file_mutations.py` mutates: files, how a run reads them, and how they are read independently."""
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,18 +43,12 @@ class Subject:
         read: reads them; it is given a function that is called with each line that a user would see.
         errors: the errors whose message is a line for the user.
         says: reads what the files say, independently; None if any change of the result must be noticed.
-        remade: files that a reader may write again.
     """
 
     files: list[Path]
     read: Callable[[Say], Any]
     errors: tuple[type[Exception], ...]
     says: Callable[[], Any] | None = None
-    made: list[Path] = field(default_factory=list)
-
-    def restore(self, file: Path, content: bytes) -> None:
-        """Write a file's first content again."""
-        file.write_bytes(content)
 
 
 def documents(file: Path, says: Callable[[], Any]) -> Subject:
@@ -182,16 +178,28 @@ def config(folder: Path) -> Subject:
 
 
 def converted(folder: Path) -> Subject:
-    """A converted folder: nothing in it changes the model without a word."""
-    written = write_tiny(folder / "hf", LLAMA | {"vocab_size": 37})
+    """A converted folder with its hashes: nothing in it changes the model without a word."""
+    written = write_tiny(folder / "hf", LLAMA)
     files = [file for file in written.iterdir() if file.suffix in (".json", ".safetensors")]
 
     def read(say: Say) -> Any:
-        model = hmt_ds.load_pretrained(written)
-        with torch.no_grad():
-            return model(IDS).logits.numpy().tobytes()
+        with warnings_to(say), torch.no_grad():
+            return hmt_ds.load_pretrained(written)(IDS).logits.numpy().tobytes()
 
     return Subject(sorted(files), read, (BackboneError,))
+
+
+@contextmanager
+def warnings_to(say: Say) -> Iterator[None]:
+    """Pass this project's warnings to a function in the ``with`` block."""
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: say(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("hmt_ds")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def checkpoint(folder: Path) -> Subject:

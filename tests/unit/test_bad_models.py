@@ -18,10 +18,10 @@ from hmt_ds.data import DataError, load_tokenizer
 
 CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "pad id": ({"pad_token_id": LLAMA["vocab_size"]}, "Padding_idx must be within num_embeddings"),
-    "rope type": ({"rope_scaling": {"type": "su", "factor": 2.0}}, "KeyError 'su'"),
+    "rope type": ({"rope_scaling": {"type": "su", "factor": 2.0}}, "'su' is unknown to transformers"),
     "rope theta": ({"rope_theta": "10000"}, "unsupported operand"),
     "rope factor": ({"rope_scaling": {"rope_type": "linear"}}, "factor"),
-    "activation": ({"hidden_act": "gelux"}, "KeyError 'gelux'"),
+    "activation": ({"hidden_act": "gelux"}, "'gelux' is unknown to transformers"),
     "dtype": ({"dtype": "float99"}, "no attribute 'float99'"),
     "key and value heads": ({"num_key_value_heads": 0}, "num_key_value_heads is 0: must be at least 1"),
     "layers": ({"num_hidden_layers": 0}, "num_hidden_layers is 0: must be at least 1"),

@@ -10,8 +10,11 @@ from tiny import LLAMA, VOCABULARY
 from tiny_folder import load_tiny, write_tiny
 
 import hmt_ds
-from hmt_ds.backbones import BackboneError
+from hmt_ds.backbones import BackboneError, check_weights
+from hmt_ds.backbones.hashes import HASHES
 from hmt_ds.memory import HMT
+
+IDS = torch.arange(3, 23)[None]
 
 
 @pytest.fixture
@@ -58,26 +61,69 @@ def test_what_is_not_token_ids(folder, ids, error, said):
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize(
-    ("file", "old", "new", "said"),
-    [
-        (
-            "config.json",
-            b'"interface": "paper"',
-            b'"interface": "papEr"',
-            r"damaged \(memory\.interface: must be 'paper' or",
-        ),
-        ("config.json", b'"memory_tokens"', b'"memory_tokenS"', r"memory\.memory_tokenS: unknown key; did you mean"),
-        ("model.safetensors", b'"dtype"', b'"dt\xffpe"', r"weights that are damaged \("),
-    ],
-)
-def test_a_damaged_folder(folder, file, old, new, said):
+DAMAGED = {
+    (
+        "config.json",
+        b'"interface": "paper"',
+        b'"interface": "papEr"',
+    ): r"\(memory\.interface: must be 'paper' or",
+    ("config.json", b'"memory_tokens"', b'"memory_tokenS"'): r"memory\.memory_tokenS: unknown key; did you mean",
+    ("config.json", b'"silu"', b'"gelux"'): r"a model that cannot be loaded \('gelux' is unknown to transformers\)",
+    ("config.json", b'"rope_type": "default"', b'"rope_type": "su"'): r"\('su' is unknown to transformers\)",
+    ("config.json", b'"model_type": "llama"', b'"model_type": "lama"'): r"cannot be loaded \(Unrecognized model",
+    ("model.safetensors", b'"dtype"', b'"dt\xffpe"'): r"weights that are damaged \(",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED, ids=str)
+def test_a_damaged_folder(folder, damage):
+    """Without hashes, as an older version wrote it."""
+    file, old, new = damage
+    (folder / HASHES).unlink()
     content = (folder / file).read_bytes()
     assert old in content
     (folder / file).write_bytes(content.replace(old, new))
-    with pytest.raises(BackboneError, match=said) as raised:
+    with pytest.raises(BackboneError, match=DAMAGED[damage]) as raised:
         hmt_ds.load_pretrained(folder)
     assert "\n" not in str(raised.value)
+
+
+def flip(file: Path) -> None:
+    """Flip the last bit of a file, in safetensors one of a weight."""
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def test_a_flipped_bit_in_a_weight(folder):
+    """By load_pretrained, by the folder's own code, and as the source of a run."""
+    flip(folder / "model.safetensors")
+    for load in (hmt_ds.load_pretrained, load_tiny, lambda folder: check_weights(str(folder))):
+        with pytest.raises(BackboneError, match=r"model.safetensors differs from what hmt-ds convert wrote: [^\n]+$"):
+            load(folder)
+    (folder / HASHES).unlink()
+    assert hmt_ds.load_pretrained(folder) and not check_weights(str(folder))
+
+
+@pytest.mark.parametrize("name", ["config.json", "hmt_memory_cell.py", HASHES])
+def test_another_changed_file_is_a_warning(folder, caplog, name):
+    """People edit them."""
+    file = folder / name
+    file.write_text(file.read_text() + ("\n" if name != HASHES else "{"))
+    for load in (hmt_ds.load_pretrained, load_tiny):
+        caplog.clear()
+        load(folder)
+        (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("hmt_ds")]
+        assert str(file) in line and "\n" not in line
+    assert check_weights(str(folder)) == [line]
+
+
+def test_saving_into_the_folder_removes_its_hashes(folder):
+    model = load_tiny(folder, dtype=torch.float32)
+    with torch.no_grad():
+        model.hmt.initial_prompt.embeddings.weight.add_(1)
+    model.save_pretrained(folder)
+    assert torch.equal(hmt_ds.load_pretrained(folder)(IDS).logits, model(IDS).logits)
 
 
 def test_public_names():
