@@ -21,7 +21,7 @@ def check_json(file: Path) -> Path:
         ValueError: if it is a folder, or an existing file of another type, which would be overwritten.
     """
     if file.is_dir():
-        raise ValueError(f"{file} is a folder, give a file")
+        raise ValueError(f"{file} is a folder: give a .json file")
     if file.is_file() and file.suffix != ".json":
         raise ValueError(f"{file} exists and is not a .json file, and would be overwritten: give another file")
     return file if file.exists() else check_folder(file)
@@ -40,7 +40,7 @@ def check_folder(folder: Path) -> Path:
 
 @dataclass(frozen=True, config=STRICT)
 class BenchOptions(Options):
-    """The options of `hmt-ds bench`; the text below each field is its help."""
+    """Options of `hmt-ds bench`; each field's docstring is its help text."""
 
     steps: AtLeastOne = 3
     """number of optimizer steps to time"""
@@ -49,22 +49,22 @@ class BenchOptions(Options):
     """number of untimed optimizer steps before the timed ones; with fewer than the default a GPU is not at full speed,
     because kernels are still compiled"""
     tokens: Literal["random", "data"] = "random"
-    """tokens to train on: random ones, or the recipe's documents (data)"""
+    """tokens to train on: ``random`` token ids, or the documents of the recipe (``data``)"""
     fresh: bool = False
-    """begin new documents in each window; default: carry the memories of the previous window on, as in long
-    documents"""
+    """begin new documents in each window, only with --tokens random; default: carry memories over from window to
+    window, as in long documents"""
     json: Annotated[FilePath | None, "FILE", AfterValidator(check_json)] = None
     """JSON file to write all measurements to, with the seconds of every step (default: only print tables)"""
     trace: Annotated[FilePath | None, "FOLDER", AfterValidator(check_folder)] = None
     """folder to write a profiler trace of one more step into, to open in Perfetto or chrome://tracing (default: no
     trace)"""
     reference: Annotated[FilePath | None, "DIR"] = None
-    """clone of HMT-pytorch, to time on the same work on one GPU (default: hmt_ds only)"""
+    """folder of a clone of HMT-pytorch, to time it too on the same work, on one GPU (default: time hmt_ds alone)"""
 
     def conflicts(self) -> list[str]:
-        """Return an error line for each pair of options that exclude each other."""
+        """Return an error line for each pair of options that exclude each other; an empty list if there is none."""
         return (
-            ["--fresh: only with --tokens random: leave one of them out"]
+            ["--fresh: only with --tokens random, not with --tokens data: leave one of them out"]
             if self.fresh and self.tokens == "data"
             else []
         )

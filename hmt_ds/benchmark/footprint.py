@@ -20,7 +20,7 @@ def bytes_within(nested: object, device: torch.device, seen: set[int]) -> int:
     Args:
         nested: tensors, dataclasses, dicts, lists, tuples and sets, nested in any way.
         device: only tensors on devices of its type (CPU, CUDA) count.
-        seen: addresses of storages that were counted before; new ones are added.
+        seen: addresses of storages that were counted before and are left out; new ones are added to it.
     """
     if isinstance(nested, Tensor):
         storage = nested.untyped_storage()
@@ -57,13 +57,13 @@ def memory_by_use(executor: Executor) -> dict[str, int]:
 
 
 class MemoryProbe:
-    """Records the memory of each phase of a training step. Assign it to an executor's ``phase`` for one step.
+    """Records the memory of each phase of a training step (``forward``, ``backward``, ...), as an executor's ``phase``.
 
     Attributes:
         peaks: peak allocated bytes by phase, on GPUs.
         reserved: peak bytes that torch's allocator reserved, on GPUs.
-        uses: by phase, the bytes of weights, gradients and optimizer states: the most at the phase's beginnings and
-            ends.
+        uses: bytes of weights, gradients and optimizer states by phase: the largest found when the phase began or
+            ended.
     """
 
     def __init__(self, executor: Executor):
@@ -77,7 +77,7 @@ class MemoryProbe:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Record the memory of a phase of the given name, which is the body of a ``with`` statement."""
+        """Record the memory of the phase ``name``, which is the body of a ``with`` statement."""
         self.record()
         self.open.append(name)
         self.record()
@@ -115,15 +115,14 @@ def graph_pools(device: torch.device) -> tuple[int, int]:
 
 
 def footprint(probe: MemoryProbe, peak: int) -> Footprint:
-    """Return the peak memory of a probed training step and its parts, in bytes.
+    """Return the peak memory of a training step and its parts (weights, gradients, ...), in bytes.
 
     The parts are those of the phase with the highest peak, because they do not all exist at all times. On CPUs torch
     does not count allocations: there each part is the largest that was found.
 
     Args:
-        probe: the measurements of the step.
-        peak: peak bytes of the timed steps, whose windows may be longer than the probed step's; on CPUs, resident
-            memory.
+        probe: the memory of each phase of one step.
+        peak: peak bytes of the timed steps, which may be longer than that step; on CPUs, resident memory.
     """
     device, phases = probe.executor.device, probe.peaks
     if device.type == "cpu":

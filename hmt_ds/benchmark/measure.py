@@ -34,7 +34,7 @@ class TimedStep:
     Attributes:
         seconds: duration of the whole step.
         reduce_and_step_seconds: duration of the phases ``reduce`` (gradients) and ``step`` (optimizer).
-        fresh_tokens: number of tokens read by all ranks, without those repeated from the segment before.
+        fresh_tokens: number of tokens read by all ranks, without those repeated from the previous segment.
         loss: mean loss in nats per label.
     """
 
@@ -49,7 +49,8 @@ class Flops(TypedDict):
 
     Attributes:
         useful_flops_per_token: FLOPs per token read, without recomputation and attention scores.
-        useful_flops_per_window: FLOPs per window, without recomputation and attention scores.
+        useful_flops_per_window: FLOPs per window (some segments of every row), without recomputation and attention
+            scores.
         repeated_flops_per_window: FLOPs of recomputation per window.
         layer_parameters: number of parameters in the decoder layers.
     """
@@ -71,7 +72,7 @@ def random_windows(
         length: tokens of a segment.
         vocabulary: number of different token ids.
         seed: seed of the tokens; ranks with different rows need different seeds.
-        fresh: whether each window begins new documents. Otherwise memories are carried on, as in long documents.
+        fresh: whether each window begins new documents, so that no memory is carried over from the window before.
     """
     generator = torch.Generator().manual_seed(seed)
     following = torch.randint(vocabulary, (batch, 1), generator=generator)
@@ -95,10 +96,10 @@ def shortened(window: Window, segments: int) -> Window:
 
 
 class Bench:
-    """Runs an executor's training steps and measures them. All ranks call the same methods in the same order.
+    """Runs training steps and measures their speed and memory. All ranks call the same methods in the same order.
 
     Args:
-        executor: an executor that has not taken a step yet.
+        executor: the model in its engine, which has not taken a step yet.
         steps: yields the windows of each step.
     """
 
@@ -115,7 +116,7 @@ class Bench:
 
     @property
     def short(self) -> int:
-        """Number of segments of a shortened window, which is used in all but the timed steps.
+        """Number of segments of a shortened window, used for warm-up and wherever speed is not timed.
 
         A shortened window has every kind of work that a whole window has: segments that keep their activations, a
         recomputed segment, and summary batches of one size. Otherwise the timed steps would compile some of it, or
@@ -136,7 +137,7 @@ class Bench:
         return [shortened(window, self.short) for window in next(self.steps)[:windows]]
 
     def timed(self, steps: int) -> list[TimedStep]:
-        """Time training steps at full speed: only the phases ``reduce`` (gradients) and ``step`` (optimizer) are timed
+        """Time training steps at full speed; within a step, only gradient reduction and optimizer step are timed
         separately.
 
         Args:
@@ -151,13 +152,13 @@ class Bench:
         return [TimedStep(sum(s.values()), sum(s.values()) - s["other"], tokens, loss) for s, tokens, loss in found]
 
     def by_phase(self, steps: int) -> list[dict[str, float]]:
-        """Time every phase of training steps, which slows them down a little. Collective.
+        """Time every phase of training steps, which slows them down a little. All ranks must call it together.
 
         Args:
             steps: number of steps.
 
         Returns:
-            For each rank, the mean seconds of a step by phase.
+            For each rank, the mean seconds of a step by phase, such as ``forward``.
         """
         clock = PhaseClock(self.executor.device)
         found = [self.clocked(clock, self.short_step(None))[0] for _ in range(steps)]
@@ -169,7 +170,7 @@ class Bench:
         """Run one training step and time its phases.
 
         Args:
-            clock: the executor's clock.
+            clock: the clock of the executor's phases.
             windows: this rank's windows of the step.
 
         Returns:
@@ -185,7 +186,7 @@ class Bench:
         return seconds, output.fresh_tokens, output.loss
 
     def memory(self, resident: int) -> Footprint:
-        """Measure the memory of one more training step. Collective.
+        """Measure the memory of one more training step. All ranks must call it together.
 
         Args:
             resident: resident bytes of this process, which are used as the peak on CPUs.
@@ -224,10 +225,10 @@ class Bench:
 
 
 def flops_of(executor: Executor, parameters: int, trained: int, batch: int, segments: int) -> Flops:
-    """Return the FLOPs of an executor's windows. Collective with pipeline stages.
+    """Return the FLOPs of an executor's windows. With pipeline stages all ranks must call it together.
 
     Args:
-        executor: an executor whose recomputation plan is final.
+        executor: the model in its engine, after it has decided how many segments keep their activations.
         parameters: number of parameters of the whole model.
         trained: number of trained parameters.
         batch: rows per rank or pipeline.
@@ -256,14 +257,17 @@ def flops_of(executor: Executor, parameters: int, trained: int, batch: int, segm
 def speeds(
     steps: list[TimedStep], flops: Flops, windows: float, peaks: dict[str, float]
 ) -> dict[str, dict[str, float]]:
-    """Return the rates of the median step, as :func:`hmt_ds.planning.flops.rates` names them, for ``whole_step`` and
-    for ``forward_and_backward`` alone.
+    """Return the rates (tokens/s, FLOP/s, ...) of the median step: of the ``whole_step``, and of
+    ``forward_and_backward``.
 
     Args:
         steps: measurements of each step.
         flops: FLOPs of a token and of a window.
         windows: windows per step and rank; the stages of a pipeline share a window.
         peaks: peak FLOP/s of the device, by source (``measured``, ``datasheet``).
+
+    Returns:
+        Rates by name, as :func:`hmt_ds.planning.flops.rates` gives them, for each of the two.
     """
     repeated = flops["repeated_flops_per_window"] * windows
 

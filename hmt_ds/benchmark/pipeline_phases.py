@@ -18,7 +18,7 @@ WORK = ("summary", "recall", "forward", "backward")  # the phases of a window, w
 
 @dataclass(frozen=True)
 class PipelineWindow:
-    """The sizes of a window on a pipeline, and the forward passes that are not recomputed.
+    """The sizes of a window of segments on a pipeline, and the forward passes that are not recomputed.
 
     Attributes:
         segments: number of segments of the window.
@@ -35,7 +35,7 @@ class PipelineWindow:
     kept_graphs: Sequence[Collection[Action]] = ()
 
     def schedule(self, stages: int) -> list[list[Action]]:
-        """Return the pipeline schedule of the window on ``stages`` stages: each stage's passes in order."""
+        """Return the pipeline schedule of the window on ``stages`` stages: for each stage, its passes in order."""
         return pipeline_schedule(
             stages,
             self.segments,
@@ -117,7 +117,7 @@ def recomputed_positions(window: PipelineWindow, *, layers_again: bool) -> float
 
     Args:
         window: sizes of the window.
-        layers_again: whether the backward pass recomputes each layer once more (recompute: segment+layer).
+        layers_again: whether the backward pass recomputes each layer once more (compute.recompute: segment+layer).
     """
     lengths = {Kind.SEGMENT: window.settings.positions, Kind.SUMMARY: summary_positions(window.settings)}
     every = window.segments * sum(lengths.values())
@@ -133,7 +133,8 @@ def mean(seconds_of_ranks: list[dict[str, float]]) -> dict[str, float]:
 
 
 def measured_bubbles(by_stage: list[dict[str, float]]) -> list[float]:
-    """Return each stage's pipeline bubble: the fraction (0 to 1) of its windows' time in which it does not work.
+    """Return each stage's pipeline bubble: the fraction (0 to 1) of the time of forward and backward passes that it
+    idles.
 
     A window lasts until the last stage is done; a stage that is done earlier waits in the phases that follow.
 
@@ -145,8 +146,8 @@ def measured_bubbles(by_stage: list[dict[str, float]]) -> list[float]:
 
 
 def scheduled_bubbles(stages: int, window: PipelineWindow) -> list[float]:
-    """Return the pipeline bubble of each stage, as a fraction (0 to 1) of its time, if all stages were equally fast and
-    messages took no time.
+    """Return each stage's pipeline bubble (fraction of its time, 0 to 1) if stages were equally fast and messages
+    instant.
 
     Args:
         stages: number of stages.
@@ -178,12 +179,15 @@ def simulated_bubbles(by_stage: list[dict[str, float]], windows: int, window: Pi
 def action_seconds(
     phases: dict[str, float], window: PipelineWindow, kept: Collection[Action]
 ) -> dict[tuple[Kind, bool], float]:
-    """Estimate the seconds of a stage's forward and backward passes, by kind of pass, from its measured phases.
+    """Estimate the seconds of one pipeline stage's passes from its measured phases.
 
     Args:
         phases: seconds of a window, by phase.
         window: sizes of the window.
         kept: forward passes of the stage that are not recomputed.
+
+    Returns:
+        Seconds by kind of pass and whether it is a backward pass.
     """
     passes, group, settings = window.segments * window.micro_batches, window.summary_group, window.settings
     share = summary_positions(settings) / settings.positions  # 0 in modes without summaries

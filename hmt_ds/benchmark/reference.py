@@ -55,7 +55,7 @@ class ReferenceResults(TypedDict):
     Attributes:
         out_of_memory: whether HMT-pytorch ran out of memory.
         seconds: duration of each timed forward and backward pass.
-        tokens_per_second_per_gpu: tokens read per second, without those repeated from the segment before.
+        tokens_per_second_per_gpu: tokens read per second, without those repeated from the previous segment.
         peak_bytes: peak allocated bytes, without those allocated before.
         standing_before_bytes: bytes allocated before HMT-pytorch was built.
         segment_length_option_tokens: value of HMT-pytorch's command-line option for segments of the same length.
@@ -72,7 +72,7 @@ class ReferenceResults(TypedDict):
 def reference_problems(
     folder: Path, config: PretrainedConfig, settings: MemorySettings, precision: str, train: str
 ) -> list[str]:
-    """Return why HMT-pytorch cannot run the work of a recipe: one line per reason.
+    """Return an error line for each reason why HMT-pytorch cannot run the work of a recipe; an empty list if it can.
 
     Args:
         folder: clone of HMT-pytorch.
@@ -94,10 +94,13 @@ def reference_problems(
     if settings.mode != "hmt" or settings.memory_tokens != 1:
         wrong.append(
             f"memory.mode is {settings.mode} and memory.memory_tokens {settings.memory_tokens}: only hmt with 1 can be "
-            "compared"
+            "compared; set these, or leave --reference out"
         )
     if precision != "bf16" or train != "whole":
-        wrong.append(f"model.precision is {precision} and model.train {train}: only bf16 with whole can be compared")
+        wrong.append(
+            f"model.precision is {precision} and model.train {train}: only bf16 with whole can be compared; set these, "
+            "or leave --reference out"
+        )
     if width_in_config(config) is None:
         wrong.append(
             f"HMT-pytorch does not support {config.model_type}: it needs hidden_size in the configuration; leave "
@@ -173,8 +176,8 @@ def build_reference(folder: Path, work: Work, device: torch.device) -> nn.Module
 
 
 def load(folder: Path) -> Any:  # a module that is not known to the type checker
-    """Import HMT-pytorch's model code from a clone. The package ``evaluate``, which would load metrics from the hub, is
-    replaced meanwhile.
+    """Import HMT-pytorch's model code from a clone, without the package ``evaluate``, which would load metrics from the
+    hub.
 
     Args:
         folder: clone of HMT-pytorch.

@@ -40,8 +40,11 @@ def bench(recipe_file: str, words: list[str], device: torch.device) -> None:
 
     Args:
         recipe_file: path of the recipe.
-        words: options of the command and overrides of the recipe.
+        words: options of the command, and keys of the recipe to change, such as ``["--steps", "5"]``.
         device: device of this rank.
+
+    Raises:
+        ConfigError: the recipe or the options cannot be run.
     """
     options, overrides = parse_options(BenchOptions, words)
     recipe = measured_recipe(load_recipe(recipe_file, overrides))
@@ -54,14 +57,15 @@ def bench(recipe_file: str, words: list[str], device: torch.device) -> None:
 
 
 def measured_recipe(recipe: Recipe) -> Recipe:
-    """Return the recipe to benchmark: with the largest depth of a depth schedule, and without another run's weights."""
+    """Return the recipe to benchmark: trained at the largest depth of its depth schedule, without another run's
+    weights."""
     recipe, _ = with_source_of_run(recipe)
     one_depth = {"bptt_depth": recipe.depths.largest, "random_depth": False}
     return recipe.model_copy(update={"training": recipe.training.model_copy(update=one_depth)})
 
 
 def publish(tables: Iterable[RenderableType], result: Result, options: BenchOptions) -> None:
-    """Print the benchmark's tables and write its JSON file, on rank 0.
+    """Print a benchmark's tables and write its JSON file, on rank 0.
 
     Args:
         tables: the tables.
@@ -101,7 +105,7 @@ def check_reference(recipe: Recipe, options: BenchOptions, ranks: int) -> None:
 
 
 def reference_results(recipe: Recipe, options: BenchOptions, device: torch.device) -> Result:
-    """Measure HMT-pytorch on the work of a recipe.
+    """Measure HMT-pytorch on the work of a recipe, if ``--reference`` is given.
 
     Args:
         recipe: the recipe.
@@ -169,7 +173,7 @@ def results_of_pipeline(
     """Return a pipeline's layout, phases and bubbles; None for an executor without pipeline stages.
 
     Args:
-        executor: the measured executor.
+        executor: the model in its engine, after its steps were measured.
         windows: number of windows of a step.
         segments: number of segments of a window.
         phases: seconds by phase, for each rank.
@@ -178,8 +182,7 @@ def results_of_pipeline(
 
 
 def run_facts(recipe: Recipe, options: BenchOptions, device: torch.device, executor: Executor) -> Result:
-    """Return what a benchmark has run, by name, for its table and its JSON file: model, device, ranks, window and
-    resolved settings.
+    """Return what a benchmark has run, by name: model, device, ranks, sizes of a window and resolved settings.
 
     Args:
         recipe: the recipe.
@@ -207,13 +210,12 @@ def run_facts(recipe: Recipe, options: BenchOptions, device: torch.device, execu
 
 
 def steps_of(recipe: Recipe, prepared: Prepared, options: BenchOptions, executor: Executor) -> Iterator[list[Window]]:
-    """Yield each training step's windows, of random tokens or of documents (``--tokens``); equal on all stages of a
-    pipeline.
+    """Yield the windows of each training step, of random tokens or documents; pipeline stages get the same windows.
 
     Args:
         recipe: the recipe.
         prepared: data from the preflight checks.
-        options: options of `hmt-ds bench`.
+        options: options of `hmt-ds bench`, of which ``--tokens`` chooses between ``random`` and ``data``.
         executor: the model in its engine.
     """
     training = recipe.training
@@ -234,8 +236,11 @@ def steps_of(recipe: Recipe, prepared: Prepared, options: BenchOptions, executor
 
 
 def peak_rates(device: torch.device) -> dict[str, float]:
-    """Return a GPU's peak FLOP/s of bf16 matrix products, ``measured`` here and by its ``datasheet`` if it is known; an
-    empty dict on CPUs."""
+    """Return a GPU's peak FLOP/s of bf16 matrix products by source; an empty dict on CPUs.
+
+    Returns:
+        ``measured`` on this GPU, and ``datasheet`` if the GPU's data sheet is known.
+    """
     if device.type == "cpu":
         return {}
     measured, datasheet = matrix_rate(device), peak_flops(device_name(device))

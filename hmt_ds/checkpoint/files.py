@@ -24,6 +24,7 @@ RUN_STATE = "progress.json"
 FORMAT = 1
 PARTIAL = "partial"
 CHUNK = 2**24  # bytes that are hashed at a time
+CURE = ": use another checkpoint"
 
 
 class CheckpointError(ValueError):
@@ -31,7 +32,7 @@ class CheckpointError(ValueError):
 
 
 class FileEntry(TypedDict):
-    """What manifest.json lists about a file of a checkpoint.
+    """What manifest.json says about one file of a checkpoint.
 
     Attributes:
         bytes: size of the file.
@@ -82,8 +83,7 @@ def write_json(file: Path, content: object) -> FileEntry:
 
 
 def partial_path(target: Path) -> Path:
-    """Return the path of the hidden folder that a checkpoint is written into until it is complete: ``.NAME.partial``,
-    beside its final path."""
+    """Return the hidden folder ``.NAME.partial`` that a checkpoint ``NAME`` is written into until it is complete."""
     return target.with_name(f".{target.name}.{PARTIAL}")
 
 
@@ -113,7 +113,7 @@ def digest_of(entries: object) -> str:
 
 
 def publish(target: Path, entries: Entries) -> None:
-    """Make a complete checkpoint visible with one rename, and then make ``latest`` name it.
+    """Make a complete checkpoint visible with one rename, and then write its name into the file ``latest``.
 
     Args:
         target: final path of the checkpoint.
@@ -158,8 +158,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def run_of(folder: Path) -> Path:
-    """Return the folder of the run that a checkpoint belongs to; a folder that is no checkpoint is returned
-    unchanged."""
+    """Return the folder of the run that a checkpoint belongs to; any other folder is returned unchanged."""
     if not (folder / MANIFEST).is_file():
         return folder
     return Path(os.path.abspath(folder)).parent.parent  # noqa: PTH100  resolve() would follow a link to another disk
@@ -195,23 +194,24 @@ def delete_old(newest: Path, keep: int | None, milestones: int | None) -> None:
 
 
 def read_manifest(checkpoint: Path) -> Entries:
-    """Read the list of a checkpoint's files from its manifest.
+    """Read the list of a checkpoint's files from its manifest.json: size and SHA-256 by file name.
 
     Raises:
-        CheckpointError: if the manifest is missing, or has changed since it was written.
+        CheckpointError: the manifest is missing, or has changed since it was written.
     """
     try:
         content = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
         version, digest, entries = content["format"], content["sha256"], content["files"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         why = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else error
-        raise CheckpointError(f"{checkpoint}: {MANIFEST} cannot be read: {why}") from None
+        raise CheckpointError(f"{checkpoint}: {MANIFEST} cannot be read: {why}{CURE}") from None
     if version != FORMAT:
         raise CheckpointError(
             f"{checkpoint}: {MANIFEST} has format {version}, this version reads {FORMAT}: use the version that wrote it"
         )
     if (found := digest_of(entries)) != digest:
-        raise CheckpointError(f"{checkpoint}: {MANIFEST} has changed: SHA-256 {found[:12]}, written {str(digest)[:12]}")
+        changed = f"{MANIFEST} has changed: SHA-256 {found[:12]}, written {str(digest)[:12]}"
+        raise CheckpointError(f"{checkpoint}: {changed}{CURE}")
     return entries
 
 
@@ -225,7 +225,7 @@ def find_damage(checkpoint: Path, *, hashes: bool = True) -> list[str]:
     try:
         entries = read_manifest(checkpoint)
     except CheckpointError as error:
-        return [str(error).removeprefix(f"{checkpoint}: ")]
+        return [str(error).removeprefix(f"{checkpoint}: ").removesuffix(CURE)]
     found = [damage_of(checkpoint / name, entry, hashes) for name, entry in entries.items()]
     return [problem for problem in found if problem]
 

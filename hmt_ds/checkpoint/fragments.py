@@ -73,8 +73,8 @@ def fragments(engine: Engine[HMT], *, rank: int, world_size: int, to_write: bool
         engine: DeepSpeed's engine.
         rank: index of this rank among the data-parallel ranks.
         world_size: number of data-parallel ranks.
-        to_write: at stage 0, where every rank holds all weights, yield only this rank's share of them; then all ranks
-            together yield each element exactly once.
+        to_write: at ZeRO stage 0, where every rank holds all weights, yield only this rank's share of them; then all
+            ranks together yield each element exactly once.
     """
     find = of_replicated if engine.zero_optimization_stage() == 0 else of_sharded
     if not has_optimizer(engine):
@@ -86,7 +86,7 @@ def fragments(engine: Engine[HMT], *, rank: int, world_size: int, to_write: bool
 
 
 def of_reader(engine: Engine[HMT], name: str, weight: Tensor, rank: int, shares: int) -> Iterator[Fragment]:
-    """Yield a weight of an engine without an optimizer: the whole weight, or at stage 3 this rank's shard of it.
+    """Yield a rank's part of a weight in an engine without an optimizer: all of it, or at ZeRO-3 the rank's shard.
 
     Args:
         engine: DeepSpeed's engine; unused.
@@ -120,7 +120,7 @@ def of_replicated(engine: Engine[HMT], name: str, weight: Tensor, rank: int, sha
 
 
 def of_sharded(engine: Engine[HMT], name: str, weight: Tensor, rank: int, shares: int) -> Iterator[Fragment]:
-    """Yield the range of a weight that lies in this rank's flat buffers (ZeRO stages 1 to 3); nothing if none does.
+    """Yield the range of a weight that is in this rank's flat buffers (ZeRO stages 1 to 3); nothing if none is.
 
     Args:
         engine: DeepSpeed's engine.

@@ -17,7 +17,7 @@ def rank_tensors(memory: MemoryState | None, device: torch.device) -> tuple[dict
     """Copy a rank's carried memories and the states of its random generators to host memory.
 
     Args:
-        memory: the memory state after the last window; None before the first.
+        memory: what each row remembers after the last window; None before the first.
         device: the rank's device, whose random generator is saved too.
 
     Returns:
@@ -39,8 +39,8 @@ def write_rank(file: Path, tensors: dict[str, Tensor], texts: dict[str, str]) ->
 
     Args:
         file: path of the file.
-        tensors: tensors from :func:`rank_tensors`.
-        texts: metadata from :func:`rank_tensors`.
+        tensors: memories and random states by name.
+        texts: metadata by name.
     """
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata=texts)
 
@@ -66,14 +66,14 @@ def read_random_states(file: Path, device: torch.device) -> None:
 def read_memories(
     checkpoint: Path, rows: range, rows_per_file: int, device: torch.device, dtype: torch.dtype
 ) -> MemoryState | None:
-    """Read the carried memories of some rows of the global batch, from the files of the ranks that saved them.
+    """Read what some rows of the global batch remember, from the files of the ranks that saved it.
 
     Args:
         checkpoint: folder of the checkpoint.
         rows: indices of the rows in the global batch.
         rows_per_file: rows that each rank had when the checkpoint was saved.
         device: device of the result.
-        dtype: type of the result; the memories are converted if they were saved in another one.
+        dtype: dtype of the result; memories saved in another one are converted.
 
     Returns:
         The memory state of the rows, in the order of ``rows``; None if none was saved.
@@ -91,5 +91,5 @@ def read_memories(
 
 
 def rank_file(rank: int) -> str:
-    """Return the name of the file with a rank's carried memories and random states."""
+    """Return the name of the file in a checkpoint with a rank's carried memories and random states."""
     return f"rank_{rank:05d}.safetensors"

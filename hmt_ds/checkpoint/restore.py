@@ -10,7 +10,7 @@ from typing import Protocol, cast
 from safetensors import safe_open
 from torch import Tensor
 
-from hmt_ds.checkpoint.files import CheckpointError, find_damage, list_checkpoints, read_manifest
+from hmt_ds.checkpoint.files import CURE, CheckpointError, find_damage, list_checkpoints, read_manifest
 from hmt_ds.checkpoint.fragments import WEIGHT, create_states, fragments, restore_scalars
 from hmt_ds.checkpoint.rank_state import rank_file, read_memories, read_random_states
 from hmt_ds.checkpoint.run_state import EngineState, RunPosition, RunState, read_run_state
@@ -34,7 +34,7 @@ CHANGED_BY_STEPS = {
 
 
 class LrSchedule(Protocol):
-    """The methods of a learning-rate schedule, DeepSpeed's or torch's, that resuming needs."""
+    """The methods of a learning rate schedule, DeepSpeed's or torch's, that resuming needs (a typing Protocol)."""
 
     def state_dict(self) -> dict[str, object]: ...
     def load_state_dict(self, state_dict: dict[str, object]) -> object: ...
@@ -42,10 +42,10 @@ class LrSchedule(Protocol):
 
 
 def newest_intact(folder: Path, say: Callable[[str], None]) -> Path | None:
-    """Return the newest undamaged checkpoint of a run, the same on all ranks; None if there is none. Collective.
+    """Return the newest undamaged checkpoint, the same on all ranks; None if there is none. All ranks must call it.
 
     Args:
-        folder: folder of all checkpoints.
+        folder: folder of all checkpoints of a run.
         say: called on rank 0 with a line for each damaged checkpoint that is skipped.
     """
     found: Path | None = None
@@ -61,13 +61,13 @@ def newest_intact(folder: Path, say: Callable[[str], None]) -> Path | None:
 
 
 def require_intact(checkpoint: Path) -> Path:
-    """Return a checkpoint, if it has no damage. Collective: rank 0 reads the files.
+    """Return a checkpoint's path, if it has no damage. All ranks must call it; rank 0 reads the files.
 
     Raises:
         CheckpointError: on all ranks, naming the first damaged file.
     """
     if problems := cast(list[str], broadcast_object(find_damage(checkpoint) if rank() == 0 else [])):
-        raise CheckpointError(f"{checkpoint} is damaged: {problems[0]}: use another checkpoint")
+        raise CheckpointError(f"{checkpoint} is damaged: {problems[0]}{CURE}")
     return checkpoint
 
 
@@ -79,7 +79,7 @@ def load_weights(reader: Reader, checkpoint: Path) -> RunPosition:
         checkpoint: folder of the checkpoint.
 
     Returns:
-        How far the saved run had come.
+        The step and position in the data at which the checkpoint was saved.
 
     Raises:
         CheckpointError: if the checkpoint does not fit the model, with both values.
@@ -91,20 +91,20 @@ def load_weights(reader: Reader, checkpoint: Path) -> RunPosition:
 
 
 def load_checkpoint(executor: Executor, checkpoint: Path) -> RunPosition:
-    """Restore an executor's weights, optimizer, memories and random states from a checkpoint.
+    """Restore weights, optimizer, carried memories and random states of a training run from a checkpoint.
 
     The number of ranks may differ from the saved one if the global batch has as many rows: then each rank takes the
     memories of its rows, and random states are not restored.
 
     Args:
-        executor: the executor to restore.
+        executor: the model in its engine, changed in place.
         checkpoint: folder of the checkpoint.
 
     Returns:
-        How far the saved run had come.
+        The step and position in the data at which the checkpoint was saved.
 
     Raises:
-        CheckpointError: if the checkpoint does not fit the executor, with both values.
+        CheckpointError: if the checkpoint does not fit the recipe or the ranks, with both values.
     """
     saved = read_run_state(checkpoint)
     FragmentReader(checkpoint).fill(executor, states=True)
@@ -133,8 +133,11 @@ def check_identity(checkpoint: Path, here: dict[str, object]) -> None:
 
 
 class FragmentReader:
-    """Reads ranges of weights and optimizer states from the folder ``checkpoint``, whose files each hold parts of
-    them."""
+    """Reads ranges of weights and optimizer states from a checkpoint, whose files each hold parts of them.
+
+    Args:
+        checkpoint: folder of the checkpoint.
+    """
 
     def __init__(self, checkpoint: Path):
         self.checkpoint = checkpoint
@@ -169,12 +172,12 @@ class FragmentReader:
                     self.read(key, fragment.name, fragment.start, tensor)
 
     def check(self, trained: dict[str, list[int]], states: bool, keys: set[str]) -> None:
-        """Check that trained weights, their shapes and the names of optimizer states are the checkpoint's.
+        """Check that a model's trained weights, their shapes and the optimizer's states are those of the checkpoint.
 
         Args:
             trained: shapes of the model's trained weights, by name.
             states: whether optimizer states are to be read.
-            keys: names of the optimizer's elementwise states.
+            keys: names of the optimizer's elementwise states, such as ``exp_avg``.
 
         Raises:
             CheckpointError: with the first three differences.
@@ -228,7 +231,7 @@ class FragmentReader:
 
 
 def trained_weights(reader: Reader) -> dict[str, list[int]]:
-    """Return the shapes of all trained weights by name, over all pipeline stages. Collective with pipeline stages."""
+    """Return the shapes of all trained weights by name, over all pipeline stages. All ranks must call it."""
     own = {
         name: list(full_shape(p))
         for name, p in reader.engine.module.named_parameters()
@@ -239,14 +242,14 @@ def trained_weights(reader: Reader) -> dict[str, list[int]]:
 
 
 def restore_engine(engine: Engine[HMT], saved: EngineState) -> None:
-    """Restore an engine's optimizer scalars, learning-rate schedule, loss scale and step counters.
+    """Restore an engine's optimizer settings, learning rate schedule, loss scale and step counters.
 
     Args:
-        engine: DeepSpeed's engine.
+        engine: DeepSpeed's engine, changed in place.
         saved: the engine's state in a checkpoint's ``progress.json``.
 
     Raises:
-        CheckpointError: if an argument of the learning-rate schedule differs, with both values.
+        CheckpointError: an argument of the learning rate schedule differs; the message has both values.
     """
     restore_scalars(engine, saved["optimizer"])
     if engine.lr_scheduler and saved["schedule"] is not None:
@@ -256,12 +259,12 @@ def restore_engine(engine: Engine[HMT], saved: EngineState) -> None:
 
 
 def restore_lr_schedule(schedule: LrSchedule, saved: dict[str, object]) -> None:
-    """Continue a learning-rate schedule from its saved state; its arguments must be equal to the saved ones.
+    """Continue a learning rate schedule from its saved state; its arguments must be equal to the saved ones.
 
     torch's schedules also need the saved base learning rate, because they compute each rate from the previous one.
 
     Args:
-        schedule: the schedule as built from the recipe.
+        schedule: the schedule as built from the recipe, changed in place.
         saved: the schedule's ``state_dict`` from a checkpoint.
 
     Raises:
@@ -283,12 +286,12 @@ def restore_rank(executor: Executor, checkpoint: Path, saved: RunState) -> None:
     """Restore a rank's carried memories, and its random states if the numbers of ranks and stages are the saved ones.
 
     Args:
-        executor: the executor to restore.
+        executor: the model in its engine, changed in place.
         checkpoint: folder of the checkpoint.
         saved: content of the checkpoint's ``progress.json``.
 
     Raises:
-        CheckpointError: if the rows of the global batch cannot be divided among the ranks.
+        CheckpointError: the rows of the global batch cannot be divided among the ranks.
     """
     rows = saved["rows_per_rank"] * (saved["world_size"] // saved["stages"])
     here, left = divmod(rows, executor.data_ranks)

@@ -32,8 +32,8 @@ class RunLock:
 
     Args:
         folder: folder of the run; created if it is missing.
-        lost: called in a thread with a line for the user if another start has removed the lock file. That happens to a
-            process that was suspended for a while, which must then end, because the other start trains into the folder.
+        lost: called in a thread with a line for the user if another start has removed this lock file. That happens to a
+            process that was suspended for a while; it must then end, because the other start trains into the folder.
     """
 
     def __init__(self, folder: Path, lost: Callable[[str], object]):
@@ -67,7 +67,7 @@ class RunLock:
         return problem
 
     def contest(self) -> str | None:
-        """Wait until no other living start (launch of the training) contends for the lock.
+        """Wait until no other living start (launch of the training) contends for the run's folder.
 
         Returns:
             None if the lock may be taken; a line for the user if another start has precedence.
@@ -85,8 +85,8 @@ class RunLock:
         return in_use(self.folder, next(iter(rivals.values()))) if rivals else None
 
     def rivals(self) -> dict[str, str]:
-        """Return the lock files of other living starts of the training, as content by file name, and remove those of
-        dead starts."""
+        """Return the lock files of other living starts of the training, content by file name; delete those of dead
+        starts."""
         found = {}
         for other in self.folder.glob(LOCKS):
             if other != self.file and (content := sign_of_life(other)) is not None:
@@ -100,7 +100,7 @@ class RunLock:
         writes.
 
         Raises:
-            FileNotFoundError: if another start has removed the file.
+            FileNotFoundError: another start has removed the file.
         """
         with self.file.open("r+") as out:
             out.write(f"{self.description}\n{'holds' if self.holds else 'waits'} {self.beats:020d}\n")
@@ -108,7 +108,8 @@ class RunLock:
             os.fsync(out.fileno())  # on a network file system other machines see it now
 
     def beat(self) -> None:
-        """Rewrite the lock file every few seconds, as a sign of life, until the lock is released or lost."""
+        """Rewrite the lock file every few seconds, which shows that this process lives, until the lock is released
+        or lost."""
         while not self.ended.wait(BEAT):
             self.beats += 1
             try:
@@ -130,8 +131,7 @@ class RunLock:
 
 
 def this_process() -> dict[str, object]:
-    """Describe the current process so that no other process, on any machine and at any time, has the same
-    description."""
+    """Return a description of the current process that no other process has, on any machine and at any time."""
     here = {"host": socket.gethostname(), "machine": machine(), "pid": os.getpid(), "ticks": start_of(os.getpid())}
     return here | {"since": time.strftime("%Y-%m-%d %H:%M:%S")}
 
@@ -148,7 +148,7 @@ def machine() -> str:
 def sign_of_life(lock: Path) -> str | None:
     """Return the content of a lock file whose process lives; None if the process is dead or has removed the file.
 
-    For a process on another machine, wait up to ``PATIENCE`` seconds for the file to change.
+    For a process on another machine, this waits some seconds for the file to change.
     """
     content = read_lock(lock)
     if content is None or (alive := lives(content)) is not None:
@@ -173,8 +173,8 @@ def read_lock(lock: Path) -> str | None:
 
 
 def process_in(content: str) -> dict[str, object]:
-    """Return the process described in a lock file, with keys such as ``pid`` and ``host``; an empty dict if the file is
-    damaged or not yet complete.
+    """Return the process that a lock file describes, such as ``{"pid": 12, "host": "node1"}``; an empty dict if
+    damaged.
 
     Args:
         content: content of the lock file.
@@ -187,8 +187,8 @@ def process_in(content: str) -> dict[str, object]:
 
 
 def lives(content: str) -> bool | None:
-    """Return whether the process that a lock file describes lives; None if it is on another machine, where that cannot
-    be seen.
+    """Return whether the process that a lock file describes lives; None for one on another machine, which cannot be
+    seen.
 
     Args:
         content: content of the lock file.

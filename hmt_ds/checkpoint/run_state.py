@@ -18,8 +18,8 @@ class RunPosition:
 
     Attributes:
         step: number of optimizer steps taken.
-        tokens: number of tokens that all ranks have read, without those repeated from the segment before.
-        position: state of the data loader's window plan after the last window; None before the first.
+        tokens: number of tokens that all ranks have read, without those repeated from the previous segment.
+        position: where the data loader is in the documents, as JSON; None before the first step.
     """
 
     step: int = 0
@@ -28,11 +28,11 @@ class RunPosition:
 
 
 class EngineState(TypedDict):
-    """State of a DeepSpeed engine in ``progress.json``.
+    """State of a DeepSpeed engine in a checkpoint's ``progress.json``.
 
     Attributes:
         optimizer: step counters and settings of parameter groups.
-        schedule: ``state_dict`` of the learning-rate schedule; None without one.
+        schedule: ``state_dict`` of the learning rate schedule; None without one.
         loss_scaler: the fp16 loss scale and its counters by name; empty for other precisions.
         counters: DeepSpeed's step counters by attribute name.
     """
@@ -44,12 +44,13 @@ class EngineState(TypedDict):
 
 
 class RunState(EngineState):
-    """The content of ``progress.json``: position and identity of the run, layout of the ranks, engine state.
+    """The content of a checkpoint's ``progress.json``: position and identity of the run, layout of the ranks, engine
+    state.
 
     Attributes:
         step: number of optimizer steps taken.
-        tokens: number of tokens that all ranks have read, without those repeated from the segment before.
-        position: state of the data loader's window plan; None before the first window.
+        tokens: number of tokens that all ranks have read, without those repeated from the previous segment.
+        position: where the data loader is in the documents; None before the first step.
         world_size: number of ranks.
         stages: number of pipeline stages; 1 without a pipeline.
         rows_per_rank: rows of the batch on each rank, or each pipeline; 0 if no memories were saved.
@@ -71,7 +72,7 @@ def run_state(executor: Executor, position: RunPosition, identity: dict[str, obj
     """Collect the content of ``progress.json`` for a checkpoint.
 
     Args:
-        executor: what is saved.
+        executor: the model in its engine, which is saved.
         position: how far the run has come.
         identity: settings that a resumed run must have in common with the checkpoint, by recipe key.
     """

@@ -40,11 +40,11 @@ Arguments = ParamSpec("Arguments")
 
 @dataclass(frozen=True)
 class Retention:
-    """Which checkpoints are kept when a new one is written.
+    """Which checkpoints of a run are kept when a new one is written.
 
     Attributes:
         newest: number of newest checkpoints to keep; None for all.
-        milestones: also keep checkpoints whose step is a multiple of this number.
+        milestones: also keep checkpoints whose step is a multiple of this number; None for no others.
     """
 
     newest: int | None = None
@@ -52,14 +52,14 @@ class Retention:
 
 
 class Saver:
-    """Writes a run's checkpoints. Methods that communicate are called by all ranks at the same step.
+    """Writes a run's checkpoints. Methods that communicate must be called by all ranks at the same step.
 
     Args:
         folder: folder of all checkpoints, on a file system that all ranks share.
         identity: settings that a resumed run must have in common with the checkpoint, by recipe key.
         retention: which checkpoints are kept.
         background: write in a thread, from copies in host memory.
-        alive: called for each part of a checkpoint that is written or copied, as a sign of life for the watchdog.
+        alive: called for each part of a checkpoint that is written or copied, so that the watchdog sees progress.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Saver:
         hang.
 
         Args:
-            executor: what is saved.
+            executor: the model in its engine, which is saved.
             position: how far the run has come.
         """
         assert self.target is None, "the previous checkpoint is not finished"
@@ -101,7 +101,7 @@ class Saver:
 
         Args:
             target: final path of the checkpoint.
-            executor: what is saved.
+            executor: the model in its engine, which is saved.
             position: how far the run has come.
         """
         if executor.engine.zero_optimization_stage() == 0:
@@ -125,8 +125,7 @@ class Saver:
             yield part
 
     def copied(self, parts: Iterable[Fragment]) -> list[Fragment]:
-        """Copy fragments of weights and optimizer states into staging memory on the host; return fragments of the
-        copies."""
+        """Copy fragments of weights and optimizer states to host memory, and return fragments of the copies."""
         self.staging.begin()
         copies = [replace(p, tensors={key: self.staging.copy(t) for key, t in p.tensors.items()}) for p in parts]
         self.staging.wait()
@@ -135,8 +134,10 @@ class Saver:
     def attempt(
         self, action: Callable[Arguments, object], *arguments: Arguments.args, **options: Arguments.kwargs
     ) -> None:
-        """Call ``action(*arguments, **options)``, which may fail, for example on a full disk; its error is kept for
-        :meth:`finish`, which raises it on all ranks. Only the first error is kept."""
+        """Call ``action(*arguments, **options)``, and keep its error, such as a full disk, for :meth:`finish` to raise.
+
+        Only the first error is kept; all ranks then raise it together.
+        """
         try:
             action(*arguments, **options)
         except Exception as error:  # file systems and safetensors raise errors of many types
@@ -144,7 +145,7 @@ class Saver:
             self.problem = self.problem or f"rank {rank()}: {said[0]}"
 
     def failed(self) -> bool:
-        """Return whether any rank has had an error while saving. Collective: an all-reduce."""
+        """Return whether any rank has had an error while saving. All ranks must call it."""
         problems = torch.tensor([float(self.problem is not None)], device=communication_device())
         return bool(all_reduce_sum(problems).item())
 
@@ -154,13 +155,14 @@ class Saver:
 
     def finish(self) -> Path | None:
         """Wait until all ranks have written their share of the checkpoint, make it visible, and delete old ones.
-        Collective.
+
+        All ranks must call it.
 
         Returns:
             The checkpoint's path; None if no checkpoint was begun.
 
         Raises:
-            CheckpointError: if any rank could not write; earlier checkpoints are unchanged.
+            CheckpointError: any rank could not write; earlier checkpoints are unchanged.
         """
         if self.target is None:
             return None
@@ -176,14 +178,15 @@ class Saver:
             if rank() == 0:
                 discard_partial(target)
             problem = next(filter(None, all_gather_object(self.problem)))
-            raise CheckpointError(f"{target} was not written: {problem}; earlier checkpoints are unchanged")
+            cure = "earlier checkpoints are unchanged: resume once this is mended"
+            raise CheckpointError(f"{target} was not written: {problem}; {cure}")
         # old checkpoints are deleted only now that the new one is there
         if rank() == 0:
             self.delete_old(target)
         return target
 
     def complete(self, target: Path) -> None:
-        """Merge all ranks' lists of files into the manifest and make the checkpoint visible (called on rank 0 only).
+        """Merge all ranks' lists of files into manifest.json and make the checkpoint visible; called on rank 0 only.
 
         Args:
             target: final path of the checkpoint.
@@ -196,7 +199,7 @@ class Saver:
         publish(target, entries)
 
     def delete_old(self, target: Path) -> None:
-        """Delete checkpoints that :class:`Retention` does not keep; log a failure as a warning.
+        """Delete checkpoints that the retention settings do not keep; log a failure as a warning.
 
         Args:
             target: the checkpoint that was just written; it is kept.
@@ -208,8 +211,7 @@ class Saver:
 
 
 def entries_file(number: int) -> str:
-    """Return the name of the temporary file in which a rank lists its files of a checkpoint, given the rank's
-    number."""
+    """Return the name of the temporary file in which rank ``number`` lists its files of a checkpoint."""
     return f"entries_{number:05d}.json"
 
 
@@ -227,7 +229,7 @@ def write_share(
     Args:
         target: final path of the checkpoint; files are written into its hidden folder.
         parts: fragments of weights and optimizer states.
-        own: carried memories and random states, as tensors by name and texts by name (:func:`rank_tensors`).
+        own: carried memories and random states, as tensors by name and texts by name.
         state: content of ``progress.json``, as JSON.
     """
     folder = partial_path(target)
@@ -256,7 +258,7 @@ def write_fragments(group: list[Fragment], file: Path) -> None:
 
 
 def file_groups(parts: Iterable[Fragment]) -> Iterator[list[Fragment]]:
-    """Group fragments into files of about ``FILE_BYTES`` bytes each."""
+    """Group fragments of weights into files of about the same number of bytes each."""
     group: list[Fragment] = []
     size = 0
     for part in parts:

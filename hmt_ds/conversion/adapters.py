@@ -51,7 +51,8 @@ class Adapters:
         return Weights(plain.shapes, read)
 
     def change(self, layer: str) -> Tensor:
-        """Return what a layer's adapter adds to the layer's weight (of the same shape, float32), as peft computes it.
+        """Return what a layer's adapter adds to the layer's weight (in the weight's shape, float32), as peft computes
+        it.
 
         Args:
             layer: name of the layer.
@@ -131,16 +132,14 @@ def merge_found(weights: Weights, config: PreTrainedConfig, settings: MemorySett
         The merged weights; ``weights`` itself if there are no adapters.
 
     Raises:
-        ConversionError: if the adapters have different ranks, or belong to a tied weight.
+        ConversionError: the adapters have different ranks, or belong to a tied weight.
     """
     ranks = {shape[0] for name, shape in weights.shapes.items() if "lora_A" in name or "lora_embedding_A" in name}
     if not ranks:
         return weights
     if len(ranks) > 1:
         found = ", ".join(map(str, sorted(ranks)))
-        raise ConversionError(
-            f"LoRA adapters of ranks {found} in one checkpoint: only adapters of one rank can be merged"
-        )
+        raise ConversionError(f"LoRA adapters of ranks {found} in one checkpoint: name a checkpoint with one rank")
     layers = sorted({name.partition(ADAPTER)[0].removeprefix(BACKBONE) for name in weights.shapes if ADAPTER in name})
     lora = LoraSettings(rank=ranks.pop(), alpha=alpha, target_modules=layers)
     check_untied({BACKBONE + layer for layer in layers}, skeleton(config, settings))

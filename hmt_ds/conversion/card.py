@@ -57,11 +57,11 @@ class Data(TypedDict):
 
 
 class EvaluationRow(TypedDict):
-    """The loss of the tokens that a certain number of segments precede, in an evaluation's JSON file.
+    """One row of an evaluation's JSON file: the loss on tokens with a certain number of segments before them.
 
     Attributes:
         segments_read: smallest number of segments before a token.
-        below: number of segments before a token that the row does not reach any more.
+        below: upper bound (excluded) of the number of segments before a token.
         tokens: number of scored tokens.
         perplexity: exp of the mean loss; None without tokens.
         nats: mean loss per token in nats, with its confidence interval.
@@ -131,8 +131,9 @@ def card(
 
 
 def metadata(what: str, origin: str, base: str | None, evaluation: Evaluation | None) -> str:
-    """Return the card's YAML front matter, which the hub reads: library, tags, base model, and the perplexities of an
-    evaluation.
+    """Return the YAML front matter of a converted folder's README.md, which the hub reads.
+
+    It holds library, tags, base model, and the perplexities of an evaluation.
 
     Args:
         what: ``model``, ``backbone``, ``memory`` or ``adapter``.
@@ -151,12 +152,11 @@ def metadata(what: str, origin: str, base: str | None, evaluation: Evaluation | 
 
 
 def result_of(evaluation: Evaluation, row: EvaluationRow) -> EvalResult:
-    """Return a row of an evaluation as an entry of the hub's model index: the perplexity of the tokens behind a number
-    of segments.
+    """Return one row of an evaluation as an entry of the hub's model index, with its perplexity.
 
     Args:
         evaluation: the evaluation, whose documents are named in the entry.
-        row: the row.
+        row: the row: losses on tokens with a certain number of segments before them.
     """
     data = evaluation["data"]
     read = f"{row['segments_read']} to {row['below'] - 1}"
@@ -172,8 +172,7 @@ def result_of(evaluation: Evaluation, row: EvaluationRow) -> EvalResult:
 
 
 def plain(value: object) -> str:
-    """Format a value as one line of text in which nothing is Markdown or HTML, because a run may be from another
-    person."""
+    """Format a value as one line of text without Markdown or HTML, because a run may be from another person."""
     return re.sub(r"[^\w .,;/()%+=-]|\b_|_\b", lambda found: f"&#{ord(found[0])};", str(value))
 
 
@@ -200,8 +199,8 @@ def longest_fence(text: str) -> int:
 
 
 def picture_of(folder: Path) -> Path | None:
-    """Return the path of the loss plot in a folder; None unless it is a picture and no link, which could name any
-    file."""
+    """Return the path of the loss plot in a run's folder; None if there is none, or it is a link, which could name
+    any file."""
     picture = folder / "loss.png"
     if picture.is_symlink() or not picture.is_file():
         return None
@@ -210,8 +209,7 @@ def picture_of(folder: Path) -> Path | None:
 
 
 def without_folders(value: object) -> object:
-    """Shorten every absolute path in a recipe to its last component, because folders of the training machine help no
-    reader.
+    """Shorten every absolute path in a recipe to its last component, for readers on other machines.
 
     Args:
         value: the recipe, or a section or value of it, as nested mappings and lists.
@@ -266,7 +264,7 @@ def own_evaluation(run: Path, step: int) -> Evaluation | None:
 
 
 def losses(evaluation: Evaluation) -> str:
-    """Format the losses of an evaluation, in nats per token with intervals, as a Markdown table with a caption."""
+    """Format an evaluation's losses, in nats per token with 95% intervals, as a Markdown table with a caption."""
     rows, data = evaluation["rows"], evaluation["data"]
     costs = [key for key in COSTS if rows and key in rows[0]]
     columns = ["segments read before", "tokens", "perplexity", "nats per token", *(COSTS[key] for key in costs)]
@@ -284,11 +282,10 @@ def losses(evaluation: Evaluation) -> str:
 
 
 def with_interval(value: Interval) -> str:
-    """Format a value with its 95% confidence interval, for a table cell: the value alone without an interval, a dash
-    without a value.
+    """Format a value for a table cell, such as ``2.100 [2.050, 2.150]``; a dash without a value.
 
     Args:
-        value: mean, low and high end; None for a missing one.
+        value: mean, low and high end of the 95% confidence interval; None for a missing one.
     """
     mean, low, high = map(format_value, value)
     return mean if low == "-" else f"{mean} [{low}, {high}]"

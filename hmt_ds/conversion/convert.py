@@ -37,7 +37,7 @@ def convert(source: Path, target: Path, options: ConvertOptions, overrides: Sequ
         overrides: settings of the memory, such as ``--memory.segment_length 1024``, for checkpoints without a recipe.
 
     Raises:
-        ValueError: one of ``MISTAKES``, with a line for each problem.
+        ValueError: a subclass such as ConversionError, with a line for each problem.
     """
     if target.exists():
         raise ConversionError(f"{target} exists already: name a new folder")

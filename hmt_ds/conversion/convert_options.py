@@ -17,14 +17,15 @@ What = Literal["model", "backbone", "memory", "adapter"]
 
 @dataclass(frozen=True, config=STRICT)
 class ConvertOptions(Options):
-    """The options of `hmt-ds convert`; the text below each field is its help."""
+    """Options of `hmt-ds convert`; each field's docstring is its help text."""
 
     what: What = "model"
-    """part of the model to write; model: backbone and memory modules, adapter: the LoRA adapters alone"""
+    """part of the model to write; model: backbone and memory modules; backbone: without memory; memory: its modules
+    alone; adapter: the LoRA adapters alone"""
     merge: bool = False
     """merge LoRA adapters into the weights of the backbone; needed for --what model or backbone of a LoRA run"""
     dtype: Literal["bf16", "fp32"] | None = None
-    """type of the written weights; default: the source's own, or the type that the run computed in"""
+    """dtype of the written weights; default: the source's own, or the dtype that the run computed in"""
     backbone: Annotated[PathText | None, "DIR"] = None
     """folder or hub name of the backbone's configuration and tokenizer, for checkpoints without a recipe"""
     push: Annotated[str | None, "OWNER/NAME"] = None
@@ -53,8 +54,8 @@ def check_part(options: ConvertOptions, mode: str, train: str) -> None:
 
     Args:
         options: options of ``hmt-ds convert``.
-        mode: the source's ``memory.mode``.
-        train: the source's ``model.train``.
+        mode: the source's ``memory.mode``: ``hmt``, ``rmt`` or ``backbone``.
+        train: the source's ``model.train``: ``whole``, ``lora`` or ``frozen``.
 
     Raises:
         ConversionError: naming the option, and why it does not fit the source.

@@ -19,14 +19,14 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 @dataclass(frozen=True)
 class Export:
-    """The content of a Hugging Face folder before it is written.
+    """A model, or a part of it, with everything that is written into its Hugging Face folder.
 
     Attributes:
         what: ``model``, ``backbone``, ``memory`` or ``adapter``.
-        weights: weights to write, by their names in an HMT; an adapter's by peft's names.
+        weights: weights to write, by their names in the whole model; an adapter's by peft's names.
         config: configuration of the backbone.
         settings: settings of the memory.
-        dtype: type of the written weights.
+        dtype: dtype of the written weights.
         tokenizer: tokenizer of a model or backbone; None if unknown, and for other parts.
         generation: the backbone's generation settings, for a model or backbone; None for other parts.
         lora: peft's configuration, for an adapter; None for other parts.
@@ -47,17 +47,17 @@ class Export:
 
     @property
     def stem(self) -> str:
-        """Prefix of the names of weight files, such as ``model`` in model.safetensors."""
+        """Prefix of the names of the weight files, such as ``model`` in model.safetensors."""
         return {"memory": "memory", "adapter": "adapter_model"}.get(self.what, "model")
 
     def named_weights(self) -> Weights:
-        """Return the weights by the names that they get in the Hugging Face folder."""
+        """Return the weights by the names that they get in the Hugging Face folder's files."""
         if self.what == "model":
             return self.weights.renamed(lambda name: f"hmt.{name}")
         return self.weights.without_prefix(BACKBONE) if self.what == "backbone" else self.weights
 
     def summary(self) -> str:
-        """Describe the weights in a line for the user: their number, parameters, dtype, bytes and files."""
+        """Describe the weights in one line for the user: how many, number of parameters, dtype, bytes and files."""
         weights = self.named_weights()
         numbers = sum(torch.Size(shape).numel() for shape in weights.shapes.values())
         shards = len(plan_shards(weights, self.dtype, self.stem))
@@ -82,12 +82,12 @@ def select_part(weights: Weights, what: What) -> Weights:
 
 
 def find_tokenizer(name: str | None, notes: list[str], what: What) -> PreTrainedTokenizerBase | None:
-    """Load the tokenizer of a model or backbone; if that fails, return None and append a warning to ``notes``.
+    """Load the tokenizer of a model or backbone for its converted folder; None, with a warning, if that fails.
 
     Args:
         name: folder or hub name of the tokenizer; None if unknown.
-        notes: lines for the user.
-        what: exported part; a memory or an adapter gets no tokenizer.
+        notes: lines for the user, to which the warning is appended.
+        what: exported part; a ``memory`` or an ``adapter`` gets no tokenizer.
     """
     if name is None or what not in ("model", "backbone"):
         return None

@@ -28,7 +28,7 @@ def write_folder(export: Export, target: Path, max_shard: str = "5GB") -> None:
         max_shard: largest size of a weight file, such as ``5GB``.
 
     Raises:
-        ConversionError: if the folder cannot be written or reads back differently; the hidden folder is removed.
+        ConversionError: the folder cannot be written or reads back differently; the hidden folder is removed.
     """
     hidden = partial_path(target)
     shutil.rmtree(hidden, ignore_errors=True)
@@ -81,8 +81,7 @@ def write_files(export: Export, folder: Path, max_shard: str) -> None:
 
 
 def write_model(export: Export, folder: Path) -> None:
-    """Write config.json of a whole HMT, and the Python code that ``from_pretrained(..., trust_remote_code=True)``
-    needs.
+    """Write config.json of a whole HMT, and its Python code for ``from_pretrained(..., trust_remote_code=True)``.
 
     Args:
         export: content of the folder.
@@ -108,18 +107,18 @@ def write_model(export: Export, folder: Path) -> None:
 
 
 def write_backbone(export: Export, folder: Path) -> None:
-    """Write config.json of a backbone, as a plain transformers model."""
+    """Write config.json of a backbone as a plain transformers model into ``folder``."""
     config = type(export.config).from_dict(export.config.to_dict())
     config.dtype = export.dtype
     config.save_pretrained(folder)
 
 
 def write_memory(export: Export, folder: Path) -> None:
-    """Write memory_config.json, which has the settings of the memory."""
+    """Write memory_config.json, which has the settings of the memory, into ``folder``."""
     (folder / SETTINGS).write_text(json.dumps(asdict(export.settings), indent=2) + "\n")
 
 
 def write_adapter(export: Export, folder: Path) -> None:
-    """Write adapter_config.json, peft's configuration of LoRA adapters."""
+    """Write adapter_config.json, peft's configuration of LoRA adapters, into ``folder``."""
     assert export.lora is not None
     export.lora.save_pretrained(folder)

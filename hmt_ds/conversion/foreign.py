@@ -27,15 +27,14 @@ class ForeignLora(Section):
     """The command line's section ``lora`` for a checkpoint without a recipe, which does not store LoRA's alpha.
 
     Attributes:
-        alpha: scale of the adapters' output, which is multiplied by alpha / rank; the default is HMT-pytorch's.
+        alpha: scale of the adapters' output, which is multiplied by alpha / rank; default: HMT-pytorch's, 32.
     """
 
     alpha: float = Field(32, gt=0)
 
 
 class Foreign(Section):
-    """Settings from the command line for a checkpoint without a recipe: ``--memory.KEY VALUE`` and ``--lora.alpha
-    VALUE``."""
+    """Command-line settings for a checkpoint without a recipe: ``--memory.KEY VALUE`` and ``--lora.alpha VALUE``."""
 
     memory: Memory
     lora: ForeignLora = ForeignLora()
@@ -83,7 +82,7 @@ def foreign_settings(
 ) -> tuple[MemorySettings, float]:
     """Derive the memory's settings and LoRA's alpha for a checkpoint of another program, which has no recipe.
 
-    Numbers of memory tokens and widths follow from the shapes of the weights; the rest is named on the command line.
+    Memory tokens per memory and widths follow from the shapes of the weights; the command line names the rest.
 
     Args:
         weights: weights of the checkpoint, under hmt_ds's names.
@@ -106,7 +105,7 @@ def foreign_settings(
     sections = {"memory": memory}
     problems = apply_overrides(sections, list(overrides))
     problems += [
-        f"--{key}: a checkpoint without a recipe takes only --memory keys and --lora.alpha"
+        f"--{key}: a checkpoint without a recipe takes only --memory keys and --lora.alpha; remove it"
         for key in sections.keys() - Foreign.model_fields
     ]
     try:

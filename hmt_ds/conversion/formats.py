@@ -37,7 +37,7 @@ def kind_of(source: Path) -> Kind:
         ``run``, ``checkpoints``, ``checkpoint``, ``hugging_face``, ``deepspeed`` or ``state_dict``.
 
     Raises:
-        ConversionError: if the path does not exist, or has no known format.
+        ConversionError: the path does not exist, or has no known format.
     """
     if source.is_file():
         return "state_dict"
@@ -56,8 +56,8 @@ def kind_of(source: Path) -> Kind:
         if fits:
             return kind
     raise ConversionError(
-        f"{source} is not a run, a checkpoint, or a Hugging Face or DeepSpeed folder (no {MANIFEST}, config.json, "
-        "*_model_states.pt, model.safetensors or pytorch_model.bin)"
+        f"{source} has no {MANIFEST}, config.json, *_model_states.pt, model.safetensors or pytorch_model.bin: name a "
+        "run, a checkpoint, or a Hugging Face or DeepSpeed folder"
     )
 
 
@@ -75,16 +75,16 @@ def tagged(folder: Path) -> Path:
 
 
 def read_foreign(source: Path) -> tuple[Weights, list[str]]:
-    """Open a checkpoint of HMT-pytorch or DeepSpeed.
+    """Open a checkpoint of HMT-pytorch or DeepSpeed, and give its weights hmt_ds's names.
 
     Args:
         source: file or folder of the checkpoint.
 
     Returns:
-        The weights under hmt_ds's names, and the stored names of weights that an HMT of hmt_ds does not have.
+        The weights, and the stored names of those that an HMT of hmt_ds does not have.
 
     Raises:
-        ConversionError: if the checkpoint contains code, or cannot be read.
+        ConversionError: the checkpoint contains code, or cannot be read.
     """
     if source.is_file():
         found = tensor_weights(read_state_dict(source))
@@ -119,8 +119,8 @@ def mode_of(weights: Weights) -> Mode:
 
 
 def zero_weights(folder: Path) -> Weights:
-    """Open a DeepSpeed checkpoint folder of ZeRO stage 0 to 3, with DeepSpeed's own reader; sharded weights are joined
-    in float32 when they are read."""
+    """Open a DeepSpeed checkpoint folder of ZeRO stage 0 to 3; sharded weights are joined in float32 when they are
+    read."""
     from deepspeed.utils import zero_to_fp32
 
     with one_line_errors(folder), weights_only(), contextlib.redirect_stdout(io.StringIO()):

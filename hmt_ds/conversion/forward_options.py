@@ -1,7 +1,4 @@
-"""Check the arguments of a converted model's forward pass: supported as in transformers, or refused in one line.
-
-Shapes: b batch, t positions, v vocabulary.
-"""
+"""Check the arguments of a converted model's forward pass: supported as in transformers, or refused in one line."""
 
 from collections.abc import Mapping
 
@@ -16,10 +13,10 @@ WITHOUT_EFFECT = ("token_type_ids", "cache_position", "tokenizer")
 
 
 def check_ids(input_ids: Tensor | None) -> Tensor:
-    """Return token ids ``[b, t]`` (b rows, t positions) unchanged, after checking that there are some.
+    """Return token ids ``[batch, tokens]`` unchanged, after checking that there are some.
 
     Raises:
-        ValueError: if there are no token ids, or they have another number of dimensions.
+        ValueError: there are no token ids, or they have another number of dimensions.
     """
     if input_ids is None or input_ids.dim() != 2 or input_ids.shape[1] == 0:
         found = "none" if input_ids is None else f"the shape {list(input_ids.shape)}"
@@ -47,18 +44,20 @@ def check_options(options: Mapping[str, object]) -> None:
         )
     asked = {name for name, value in options.items() if value is not None and value is not False}
     if refused := sorted(asked.difference(WITHOUT_EFFECT)):
-        raise ValueError(f"a converted HMT does not take {', '.join(refused)}: it returns the loss and the logits only")
+        raise ValueError(
+            f"a converted HMT does not take {', '.join(refused)}: it returns the loss and the logits only: omit them"
+        )
 
 
 def check_cache(cache: object, labels: Tensor | None) -> SegmentCache:
-    """Return the cache of a conversation with a converted model; an empty one if ``cache`` is None.
+    """Return the cache with which a converted model continues a text; an empty one if ``cache`` is None.
 
     Args:
         cache: the argument ``past_key_values``.
-        labels: the argument ``labels``; None without labels, which are scored without a cache.
+        labels: the argument ``labels``; None without labels, which cannot be scored with a cache.
 
     Raises:
-        ValueError: if the cache is of another type, or there are labels besides a cache.
+        ValueError: the cache is of another type, or there are labels besides a cache.
     """
     if cache is not None and not isinstance(cache, SegmentCache):
         raise ValueError(
@@ -71,14 +70,14 @@ def check_cache(cache: object, labels: Tensor | None) -> SegmentCache:
 
 
 def check_mask(attention_mask: Tensor | None, shape: torch.Size) -> Tensor | None:
-    """Return an attention mask as bool, ``[b, t]`` (b rows, t positions), False on padding; None if nothing is masked.
+    """Return an attention mask as bool, ``[batch, tokens]``, False on padding; None if nothing is masked.
 
     Args:
-        attention_mask: ``[b, t]``, 0 on padding.
-        shape: shape of the token ids, ``[b, t]``.
+        attention_mask: ``[batch, tokens]``, 0 on padding.
+        shape: shape of the token ids, ``[batch, tokens]``.
 
     Raises:
-        ValueError: if the mask has another shape than the token ids.
+        ValueError: the mask has another shape than the token ids.
     """
     if attention_mask is None:
         return None
@@ -94,13 +93,13 @@ def check_positions(position_ids: Tensor | None, real: Tensor | None, shape: tor
     """Refuse position ids that are not 0, 1, 2, ... in each row, such as those of several documents packed into a row.
 
     Args:
-        position_ids: ``[b, t]`` or ``[1, t]`` (b rows, t positions), counted over all columns or over the tokens of
+        position_ids: ``[batch, tokens]`` or ``[1, tokens]``, counted over all columns or over the unpadded tokens of
             each row; None passes.
-        real: ``[b, t]`` bool, False on padding; None without padding.
-        shape: shape of the token ids, ``[b, t]``.
+        real: ``[batch, tokens]`` bool, False on padding; None without padding.
+        shape: shape of the token ids, ``[batch, tokens]``.
 
     Raises:
-        ValueError: if the ids number neither the columns of the batch nor the tokens of each row.
+        ValueError: the ids number neither the columns of the batch nor the tokens of each row.
     """
     if position_ids is None:
         return
@@ -130,9 +129,9 @@ def select_logits(logits: Tensor, logits_to_keep: int | Tensor) -> Tensor:
     """Select logits at the positions in a tensor, as transformers does; return them unchanged if given a number.
 
     Args:
-        logits: ``[b, t, v]`` (b rows, t positions, v vocabulary); already cut to the last positions for a number.
-        logits_to_keep: positions, ``[n]`` for all rows or ``[b, n]`` for each; or a mask ``[b, t]``, which selects
-            ``[n, v]``; or the number of last positions.
+        logits: ``[batch, positions, vocabulary]``; already cut to the last positions if given a number.
+        logits_to_keep: positions, ``[n]`` for all rows or ``[batch, n]`` for each; or a mask ``[batch, positions]``,
+            which selects ``[n, vocabulary]``; or the number of last positions.
     """
     if not isinstance(logits_to_keep, Tensor):
         return logits

@@ -35,7 +35,7 @@ def export_run(source: Path, options: ConvertOptions, notes: list[str]) -> Expor
         notes: lines for the user, to which warnings are appended.
 
     Raises:
-        ConversionError: if there is no intact checkpoint, recipe or backbone, or the options do not fit the run.
+        ConversionError: there is no intact checkpoint, recipe or backbone, or the options do not fit the run.
     """
     checkpoint, run = find_checkpoint(source, notes)
     recipe = load_recipe(run / "recipe.yaml")
@@ -129,7 +129,7 @@ def find_checkpoint(source: Path, notes: list[str]) -> tuple[Path, Path]:
 
 @dataclass(frozen=True)
 class RunWeights:
-    """All weights of a run's model: trained ones from the checkpoint, frozen ones from ``model.source``.
+    """All weights of a run's model: trained ones from its checkpoint, frozen ones from its ``model.source``.
 
     Attributes:
         recipe: the run's recipe.
@@ -144,14 +144,13 @@ class RunWeights:
     settings: MemorySettings
 
     def part(self, what: What) -> Weights:
-        """Return the weights of a part of the model.
+        """Return the weights of a part of the run's model.
 
         Args:
-            what: ``model`` (all), ``backbone``, ``memory`` or ``adapter``; LoRA adapters are merged into all but the
-                last two.
+            what: ``model`` (all), ``backbone``, ``memory`` or ``adapter``; LoRA adapters are merged into the first two.
 
         Raises:
-            ConversionError: if the weights of the backbone cannot be found, or an adapter cannot be merged.
+            ConversionError: the weights of the backbone cannot be found, or an adapter cannot be merged.
         """
         if what == "adapter":
             return self.adapters().separate()
@@ -198,8 +197,8 @@ class RunWeights:
     def frozen_by_transformers(self) -> Weights:
         """Load the whole backbone as it was before training into host memory, through transformers.
 
-        Needed where weights have other names in the files than in the model, as for mixtures of experts, which only
-        transformers can translate.
+        This is needed if weights have other names in the files than in the model, as for mixtures of experts, which
+        only transformers can translate.
         """
         model, dtype = self.recipe.model, getattr(self.config, "dtype", None) or torch.float32
         backbone = build_model(str(model.source), dtype=dtype)

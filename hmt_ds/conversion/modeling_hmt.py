@@ -2,8 +2,6 @@
 
 ``hmt-ds convert`` copies this file and those that it imports into every folder that it writes. There they need only
 torch and transformers.
-
-Shapes: b batch, t tokens, v vocabulary.
 """
 
 from dataclasses import asdict
@@ -50,13 +48,13 @@ OF_BACKBONE = frozenset(
 
 
 class HMTConfig(PretrainedConfig):
-    """The configuration of the backbone and the sizes of the memory around it.
+    """The configuration of a Hierarchical Memory Transformer (HMT): its backbone, and the memory around it.
 
     The backbone's sizes and special tokens can be read and set here too.
 
     Args:
-        backbone: a configuration with ``model_type``.
-        memory: the fields of ``MemorySettings``.
+        backbone: a configuration with ``model_type``, as a mapping.
+        memory: settings of the memory by key, such as ``segment_length``.
     """
 
     model_type = "hmt"
@@ -115,7 +113,8 @@ class HMTForCausalLM(HashedFolder, PreTrainedModel, MemoryGenerationMixin):
 
     @classmethod
     def around(cls, hmt: HMT) -> "HMTForCausalLM":
-        """Put this class around an HMT, whose weights it shares: for its forward pass and generation."""
+        """Wrap an existing HMT in this class, sharing its weights, for the forward pass and generation of
+        transformers."""
         backbone = cast(CausalLM, hmt.backbone).model
         with torch.device("meta"):
             model = cls(HMTConfig(backbone.config, asdict(hmt.settings)))
@@ -158,29 +157,30 @@ class HMTForCausalLM(HashedFolder, PreTrainedModel, MemoryGenerationMixin):
         use_cache: bool | None = None,
         **options: Any,
     ) -> CausalLMOutputWithPast:
-        """Read documents.
+        """Read whole documents, or continue texts in a cache; compute logits, and the loss if there are labels.
 
         Args:
-            input_ids: ``[b, t]``.
-            attention_mask: ``[b, t]``, 0 on pads, which are left out wherever they are: a row gives what it gives
-                alone. Without it, see :func:`find_trailing_pads`. The logits of pads mean nothing.
-            labels: ``[b, t]``, usually the same as ``input_ids``. They are shifted here; -100 is ignored, and so are
-                the labels of pads.
-            logits_to_keep: return only the logits of this number of last positions, or at the positions of a tensor;
-                0 returns all, ``[b, t, v]``.
+            input_ids: ``[batch, tokens]``.
+            attention_mask: ``[batch, tokens]``, 0 on padding, which may be anywhere: a padded row gives the results
+                that it gives alone. Without a mask, ``pad_token_id`` at the ends of rows is padding. Logits at padding
+                mean nothing.
+            labels: ``[batch, tokens]``, usually the same as ``input_ids``. They are shifted here; -100 and the labels
+                of padding are ignored.
+            logits_to_keep: return only the logits of this number of last positions, or at the positions of a tensor; 0
+                returns all, ``[batch, tokens, vocabulary]``.
             position_ids: only the default ones are accepted.
-            num_items_in_batch: the number of labels that the loss is divided by, instead of this call's own:
-                transformers' Trainer passes the number in all batches whose gradients it accumulates.
-            past_key_values: what was read before; it is changed. ``attention_mask`` covers that too, or the new tokens
-                alone. Without labels.
-            use_cache: return ``past_key_values``, to go on behind these tokens. Without labels.
-            options: accepted without an effect or refused, see :func:`check_options`.
+            num_items_in_batch: number of labels that the loss is divided by, instead of this call's own: transformers'
+                Trainer passes the number in all batches whose gradients it accumulates.
+            past_key_values: cache of the text before, changed in place. ``attention_mask`` covers that text too, or the
+                new tokens alone. Not with labels.
+            use_cache: return ``past_key_values``, to continue after these tokens. Not with labels.
+            options: further arguments of transformers models; those that would need another output raise an error.
 
         Returns:
-            The mean cross-entropy over the labels, if there are any, the logits, and the cache, if it was asked for.
+            The mean cross-entropy in nats over the labels, if there are any, the logits, and the cache, if asked for.
 
         Raises:
-            ValueError: for an option that cannot be honoured, in one line.
+            ValueError: in one line, for an argument that is not supported.
         """
         asked = {name: getattr(self.config, name) for name in ("output_hidden_states", "output_attentions")}
         check_options(asked | options)
@@ -203,8 +203,10 @@ class HMTForCausalLM(HashedFolder, PreTrainedModel, MemoryGenerationMixin):
     def find_pads(
         self, input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor | None, position_ids: Tensor | None
     ) -> Alignment | None:
-        """Find the padding of a batch: by its mask ``[b, t]`` (0 on padding), or without one by ``pad_token_id`` at the
-        ends of rows; None if there is none."""
+        """Find the padding of a batch by its mask ``[batch, tokens]`` (0 on padding); None if there is none.
+
+        Without a mask, ``pad_token_id`` at the ends of rows is padding.
+        """
         real = check_mask(attention_mask, input_ids.shape)
         check_positions(position_ids, real, input_ids.shape)
         if attention_mask is None:
@@ -217,7 +219,7 @@ class HMTForCausalLM(HashedFolder, PreTrainedModel, MemoryGenerationMixin):
     def read(
         self, window: Window, alignment: Alignment | None, first: int, end: int, *, with_loss: bool
     ) -> tuple[Tensor, Tensor]:
-        """Read a window of whole documents.
+        """Read a window of whole documents, and return the summed loss and the logits.
 
         Args:
             window: rows of segments.
@@ -226,7 +228,7 @@ class HMTForCausalLM(HashedFolder, PreTrainedModel, MemoryGenerationMixin):
             with_loss: whether to compute the loss.
 
         Returns:
-            The summed loss in nats, and logits ``[b, end - first, v]``.
+            The summed loss in nats, and logits ``[batch, end - first, vocabulary]``.
         """
         length = self.hmt.settings.segment_length
         columns = None if alignment is None else alignment.columns(first)
@@ -241,8 +243,13 @@ class HMTForCausalLM(HashedFolder, PreTrainedModel, MemoryGenerationMixin):
         return torch.stack([output.loss.sum() for output in outputs]).sum(), logits
 
     def read_segments(self, window: Window, *, with_loss: bool, logits_from: int) -> list[Any]:
-        """Read all segments of a window, each with the memories of those before; return their outputs, with logits from
-        segment ``logits_from`` on."""
+        """Read all segments of a window, each with the memories of earlier ones; return the outputs of all segments.
+
+        Args:
+            window: rows of segments.
+            with_loss: whether to compute losses.
+            logits_from: index of the first segment whose logits are computed.
+        """
         hmt, settings = self.hmt, self.hmt.settings
         state = MemoryState.empty(
             len(window.input_ids),
@@ -271,13 +278,15 @@ class HMTForCausalLM(HashedFolder, PreTrainedModel, MemoryGenerationMixin):
         cache: SegmentCache,
         logits_to_keep: int | Tensor,
     ) -> Tensor:
-        """Read tokens behind those in a cache, and return their logits ``[b, t, v]``, or those to keep.
+        """Read tokens after those in a cache, and return their logits ``[batch, tokens, vocabulary]``, or those to
+        keep.
 
         Args:
-            input_ids: ``[b, t]``.
-            attention_mask: 0 on padding, ``[b, t]`` or with the columns read before in front; None without padding.
+            input_ids: ``[batch, tokens]``.
+            attention_mask: 0 on padding, ``[batch, tokens]``, or with the columns read before in front; None without
+                padding.
             position_ids: must be the default ones; None for none.
-            cache: what was read before; changed.
+            cache: the text read before; changed in place.
             logits_to_keep: number of last positions whose logits are returned (0: all), or a tensor of positions.
         """
         before, new = cache.seen, input_ids.shape[1]
@@ -291,7 +300,7 @@ class HMTForCausalLM(HashedFolder, PreTrainedModel, MemoryGenerationMixin):
 
 
 class HMTModel(PreTrainedModel):
-    """The class that ``AutoModel`` finds in a converted folder: it raises a ValueError that names
+    """The class that ``AutoModel`` finds in a converted folder: raises a ValueError that names
     ``AutoModelForCausalLM``."""
 
     config_class = HMTConfig

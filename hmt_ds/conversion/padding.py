@@ -2,8 +2,6 @@
 
 Padding at the end of a row changes nothing for a causal model. Left padding would shift the row's segments, so rows are
 aligned to the left before they are split, and their logits are moved back afterwards.
-
-Shapes: b batch, t positions of the padded rows, v vocabulary.
 """
 
 from collections.abc import Collection
@@ -20,9 +18,9 @@ class Alignment:
     """A map between the columns of padded rows and the columns of the same rows aligned to the left.
 
     Attributes:
-        real: ``[b, t]`` bool (b rows, t columns), False on padding.
-        order: ``[b, t]``, for each column of the aligned rows the column that its value comes from: tokens first, then
-            padding.
+        real: ``[batch, columns]`` bool, False on padding.
+        order: ``[batch, columns]``, for each column of the aligned rows the column that its value comes from: tokens
+            first, then padding.
     """
 
     real: Tensor
@@ -33,21 +31,20 @@ class Alignment:
         """Build the alignment that moves each row's tokens to the left, in the same order, and its padding to the end.
 
         Args:
-            real: ``[b, t]`` bool (b rows, t columns), False on padding.
+            real: ``[batch, columns]`` bool, False on padding.
         """
         return cls(real, (~real).long().argsort(dim=1, stable=True))
 
     def columns(self, first: int) -> Tensor:
-        """Return where each position of padded rows, from column ``first`` on, is in the aligned rows: column indices
-        ``[b, t - first]``.
+        """Return the aligned column of each position of padded rows, from column ``first`` on: ``[batch, columns -
+        first]``.
 
         The column of a padding position is that of the last token before it.
         """
         return (self.real.long().cumsum(dim=1) - 1).clamp(min=0)[:, first:]
 
     def align(self, values: Tensor, pad: int) -> Tensor:
-        """Align rows of values ``[b, t]`` (b rows, t columns) to the left, and write ``pad`` to the padding behind
-        them."""
+        """Align rows of values ``[batch, columns]`` to the left, and write ``pad`` to the padding after them."""
         return values.masked_fill(~self.real, pad).gather(1, self.order)
 
 
@@ -61,13 +58,13 @@ def find_trailing_pads(
     fine-tuned models, a text that ends with the id would otherwise lose its last token.
 
     Args:
-        input_ids: ``[b, t]`` (b rows, t positions).
-        labels: ``[b, t]``, -100 without a label; a position with a label is text. None without labels.
+        input_ids: ``[batch, tokens]``.
+        labels: ``[batch, tokens]``, -100 without a label; a position with a label is text. None without labels.
         pad: ``pad_token_id`` of the configuration; None if there is none.
         special: ids that begin or end a text.
 
     Returns:
-        ``[b, t]`` bool, False on padding; None if there is no padding.
+        ``[batch, tokens]`` bool, False on padding; None if there is no padding.
     """
     if pad is None or pad in special:
         return None
@@ -82,8 +79,8 @@ def split_rows(input_ids: Tensor, labels: Tensor | None, length: int, alignment:
     """Split the documents of a batch, without their padding, into segments of equal length.
 
     Args:
-        input_ids: ``[b, t]`` (b rows, t positions).
-        labels: ``[b, t]``, not shifted; labels of padding are ignored. None without labels.
+        input_ids: ``[batch, tokens]``.
+        labels: ``[batch, tokens]``, not shifted; labels of padding are ignored. None without labels.
         length: number of tokens of a segment.
         alignment: alignment of padded rows; None without padding.
     """

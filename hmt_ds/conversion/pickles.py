@@ -15,7 +15,7 @@ from hmt_ds.conversion.conversion_error import ConversionError
 
 
 def allowed_globals() -> list[type | Callable[..., object] | tuple[Callable[..., object], str]]:
-    """List the classes that a pickle may name besides torch's: DeepSpeed's own, which its checkpoints contain."""
+    """List the classes that a pickle may name besides torch's: those of DeepSpeed, which its checkpoints contain."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address

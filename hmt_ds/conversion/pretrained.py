@@ -23,22 +23,22 @@ logger = logging.getLogger(__name__)
 
 
 class PretrainedHMT(HMT):
-    """An HMT that can also be called with token ids of any length, as the transformers model of its folder is."""
+    """An HMT that can also be called with token ids of any length, like the transformers model of its folder."""
 
     def forward(self, part: Any = None, *arguments: Any, **options: Any) -> Any:
-        """Read whole documents, or one segment as :meth:`HMT.forward` does.
+        """Read whole documents, or one segment as ``HMT.forward`` does.
 
         Args:
-            part: token ids ``[batch, tokens]``; they can also be given as ``input_ids``. Or a segment.
+            part: token ids ``[batch, tokens]``, which can also be given as ``input_ids``; or a segment.
             arguments, options: those of ``HMTForCausalLM.forward``, such as ``attention_mask`` and ``labels``.
 
         Returns:
-            Of token ids, transformers' ``CausalLMOutputWithPast``: ``logits`` ``[batch, tokens, vocabulary]``, and
+            For token ids, transformers' ``CausalLMOutputWithPast``: ``logits`` ``[batch, tokens, vocabulary]``, and
             ``loss`` if there are labels.
 
         Raises:
-            TypeError: if ``part`` is not a tensor of whole numbers.
-            ValueError: if the ids have another shape or are outside the vocabulary, or for an unusable option.
+            TypeError: ``part`` is not a tensor of whole numbers.
+            ValueError: the ids have another shape or are outside the vocabulary, or an option is unusable.
         """
         if isinstance(part, Segment | Summary):
             return super().forward(part, *arguments, **options)
@@ -48,20 +48,20 @@ class PretrainedHMT(HMT):
 
     @cached_property  # not an attribute that torch registers: it holds this module, and shares its weights
     def causal_lm(self) -> HMTForCausalLM:
-        """This model as a transformers model, to generate with."""
+        """This model as a transformers model (``HMTForCausalLM``), with ``generate``."""
         return HMTForCausalLM.around(self)
 
 
 def check_token_ids(ids: object, vocabulary: int) -> None:
-    """Check that a model can be called with these token ids.
+    """Check that a model can be called with token ids: a tensor of whole numbers within the vocabulary.
 
     Args:
         ids: what the model was called with.
         vocabulary: number of token ids.
 
     Raises:
-        TypeError: if they are not a tensor of whole numbers.
-        ValueError: if one is not in the vocabulary.
+        TypeError: they are not a tensor of whole numbers.
+        ValueError: one is not in the vocabulary.
     """
     if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.dtype == torch.bool:
         kind = f"a tensor of {ids.dtype}" if isinstance(ids, Tensor) else type(ids).__name__

@@ -21,8 +21,7 @@ IMPORT = re.compile(r"^from (hmt_ds[\w.]*) import", re.MULTILINE)
 
 
 def remote_code() -> dict[str, str]:
-    """Return the Python files that a converted folder needs, modeling_hmt.py and what it imports: content by file
-    name."""
+    """Return the Python files that a converted folder needs (modeling_hmt.py and its imports): content by file name."""
     found: dict[str, str] = {}
     wanted = [MAIN]
     while wanted:

@@ -21,7 +21,7 @@ def plan_shards(weights: Weights, dtype: torch.dtype, stem: str, max_shard: str 
 
     Args:
         weights: weights to write.
-        dtype: type in which floating-point weights are written.
+        dtype: dtype in which floating-point weights are written.
         stem: prefix of the file names, such as ``model``.
         max_shard: largest size of a file, such as ``5GB``.
 

@@ -25,7 +25,7 @@ def skeleton(config: PreTrainedConfig, settings: MemorySettings, lora: LoraSetti
         lora: LoRA settings; None for a model without adapters.
 
     Raises:
-        ConversionError: if the backbone's code comes with the model, because a converted folder would lack it.
+        ConversionError: the backbone's code comes with the model, so a converted folder would lack it.
     """
     if has_own_code(config):
         raise ConversionError(f"{config.model_type} cannot be converted: {OWN_CODE}")
@@ -42,8 +42,7 @@ def measure_width(config: PreTrainedConfig) -> int:
 
 
 def with_recall_dim(memory: MemorySettings, config: PreTrainedConfig) -> MemorySettings:
-    """Return memory settings in which ``recall_dim`` (width of the recall's projections), unless set, is the width of
-    the backbone's embeddings."""
+    """Return memory settings whose ``recall_dim``, unless set, is the width of the backbone's embeddings."""
     return replace(memory, recall_dim=memory.recall_width(measure_width(config)))
 
 
@@ -69,7 +68,7 @@ def match_weights(weights: Weights, model: nn.Module, origin: str) -> Weights:
     """Select the weights of a model from a checkpoint; tied weights once, under the first of their names.
 
     Args:
-        weights: weights of a checkpoint, of which further ones are left out.
+        weights: weights of a checkpoint, which may hold more than the model needs.
         model: the model, on the meta device.
         origin: name of the checkpoint in error messages.
 
@@ -100,34 +99,35 @@ def match_weights(weights: Weights, model: nn.Module, origin: str) -> Weights:
             chosen[stored[0]], shapes[names[0]] = names[0], shape
     if missing:
         raise ConversionError(
-            f"the weight {first_of(missing)} is missing in {origin}: name the configuration and weights of one model"
+            f"the weight {first_of(missing)} is missing in {origin}: name a configuration and weights of the same model"
         )
     if wrong:
-        raise ConversionError(f"{origin}: {first_of(wrong)}: name the configuration and weights of one model")
+        raise ConversionError(f"{origin}: {first_of(wrong)}: name a configuration and weights of the same model")
     chosen |= {name: name for name in buffers_of(model) & weights.shapes.keys()}
     matched = weights.renamed(chosen.get)
     return Weights(matched.shapes | shapes, lambda name: reshaped(matched.read(name), shapes.get(name)))
 
 
 def shape_fits(stored: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    """Return whether a weight stored with shape ``stored`` fits ``shape``, as it is or flattened (as DeepSpeed's
-    universal format stores weights)."""
+    """Return whether a weight stored with shape ``stored`` fits ``shape``, as it is or flattened.
+
+    DeepSpeed's universal format stores weights flattened.
+    """
     return stored == shape or stored == (torch.Size(shape).numel(),)
 
 
 def reshaped(weight: Tensor, shape: tuple[int, ...] | None) -> Tensor:
-    """Return ``weight`` in the shape ``shape``, which has as many elements; unchanged if the shape is None, as for
-    buffers."""
+    """Return a weight in another shape with as many elements; unchanged if ``shape`` is None."""
     return weight if shape is None else weight.view(shape)
 
 
 def with_frozen(trained: Weights, frozen: Weights, model: HMT) -> Weights:
-    """Join the trained weights of a run and the frozen weights of its backbone into the weights of an HMT.
+    """Join the trained weights of a run and the frozen weights of its backbone into the weights of the whole model.
 
     Args:
-        trained: trained weights, by their names in an HMT.
+        trained: trained weights, by their names in the whole model.
         frozen: weights of the backbone, by the names in its files, with or without transformers' base model prefix.
-        model: the HMT without adapters, on the meta device.
+        model: the whole model without adapters, on the meta device.
     """
     prefix = cast(CausalLM, model.backbone).model.base_model_prefix
     known = set(model.state_dict())

@@ -11,7 +11,7 @@ from hmt_ds.data.formats import read_template
 
 
 def talks(recipe: Recipe) -> bool:
-    """Return whether a run was trained on conversations."""
+    """Return whether a run was trained on conversations, according to its recipe."""
     return any(source.row_format == "messages" for source in recipe.data.sources("train").values())
 
 
@@ -19,8 +19,8 @@ def tokenizer_of_run(recipe: Recipe, what: What, notes: list[str]) -> PreTrained
     """Return the tokenizer of a run, with the chat template that it was trained with; None if there is none.
 
     Args:
-        recipe: recipe of the run. Several sources with different templates leave the tokenizer's own.
-        what: exported part.
+        recipe: recipe of the run. If its sources have different templates, the tokenizer keeps its own.
+        what: exported part: ``model``, ``backbone``, ``memory`` or ``adapter``.
         notes: lines for the user, to which warnings are appended.
     """
     source = recipe.model.source

@@ -44,8 +44,7 @@ def tensor_weights(found: dict[str, Tensor]) -> Weights:
 
 
 def checkpoint_weights(checkpoint: Path) -> Weights:
-    """Open the trained weights of an hmt_ds checkpoint, in float32; a weight that several ranks have saved parts of is
-    joined when it is read.
+    """Open the trained weights of an hmt_ds checkpoint in float32; parts that several ranks saved are joined when read.
 
     Args:
         checkpoint: folder of the checkpoint.
@@ -61,11 +60,10 @@ def checkpoint_weights(checkpoint: Path) -> Weights:
 
 
 def folder_weights(folder: Path) -> Weights:
-    """Open the weights of a Hugging Face folder: safetensors files, or else PyTorch's pickles, refused if they hold
-    code.
+    """Open the weights of a Hugging Face folder: safetensors files, or else PyTorch's pickles if they hold no code.
 
     Raises:
-        ConversionError: if there are no weight files, one is unreadable, or some that the index names are missing.
+        ConversionError: there are no weight files, one is unreadable, or some that the index names are missing.
     """
     files = weight_files(folder)
     if files and files[0].suffix == ".bin":
