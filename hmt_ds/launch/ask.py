@@ -23,7 +23,11 @@ def convert(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
     Args:
         arguments: the command line as argparse parsed it.
-        overrides: words that argparse did not recognize; each is an error, since convert takes no recipe keys.
+        overrides: settings of the memory, such as ``["--memory.segment_length", "990"]``, for checkpoints without a
+            recipe.
+
+    Raises:
+        ConfigError: with a line for each problem.
     """
     options, problems = read_options(ConvertOptions, arguments)
     if problems:
@@ -61,7 +65,10 @@ def generate(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
     Args:
         arguments: the command line as argparse parsed it.
-        overrides: transformers' generation settings, such as ``--generation.top_p 0.9``.
+        overrides: transformers' generation settings, such as ``["--generation.top_p", "0.9"]``.
+
+    Raises:
+        ConfigError: with a line for each problem.
     """
     options, problems = read_options(GenerateOptions, arguments)
     if problems:
@@ -78,7 +85,10 @@ def chat(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
     Args:
         arguments: the command line as argparse parsed it.
-        overrides: transformers' generation settings, such as ``--generation.top_p 0.9``.
+        overrides: transformers' generation settings, such as ``["--generation.top_p", "0.9"]``.
+
+    Raises:
+        ConfigError: with a line for each problem.
     """
     options, problems = read_options(ChatOptions, arguments)
     if problems:
@@ -96,13 +106,13 @@ def ask_tasks(source: Path, options: TaskOptions, overrides: list[str], problems
     Args:
         source: a run, a checkpoint of a run, or a converted folder.
         options: options of the tasks.
-        overrides: words that are no options, all of which are refused.
+        overrides: words of the command line that are no options; each is an error.
         problems: problems of the options found so far, one line each.
 
     Raises:
         ConfigError: with a line for each problem.
     """
-    problems += [f"{word}: not with --tasks or --questions, which need no recipe" for word in overrides[:1]]
+    problems += [f"{word}: not with --tasks or --questions, which need no recipe: remove it" for word in overrides[:1]]
     if problems:
         raise ConfigError(problems)
     with mistakes_as_lines():

@@ -41,10 +41,10 @@ def doctor(arguments: argparse.Namespace, _: list[str]) -> int:
         arguments: the command line as argparse parsed it; ``folder`` is where runs will be written.
 
     Returns:
-        Exit code: 0, or 1 if training cannot work.
+        Exit code: 0, or 2 if training cannot work.
 
     Raises:
-        ConfigError: if there is no such folder.
+        ConfigError: there is no such folder.
     """
     if not arguments.folder.is_dir():
         raise ConfigError([f"{arguments.folder}: no such folder: name the folder that runs will be written to"])
@@ -55,8 +55,7 @@ def doctor(arguments: argparse.Namespace, _: list[str]) -> int:
 
 
 def check(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Run `hmt-ds check`: check a recipe without starting anything, describe what it would train, and return exit code
-    0.
+    """Run `hmt-ds check`: check a recipe, print what it would train, start nothing, and return exit code 0.
 
     Args:
         arguments: the command line as argparse parsed it; ``source`` is the recipe.
@@ -69,7 +68,15 @@ def check(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def preview(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Run `hmt-ds preview`: show what a run will read; return the exit code."""
+    """Run `hmt-ds preview`: show what a run of a recipe will read; return exit code 0.
+
+    Args:
+        arguments: the command line as argparse parsed it; ``source`` is the recipe.
+        overrides: keys of the recipe to change, such as ``["--data.seed", "1"]``.
+
+    Raises:
+        ConfigError: with a line for each problem.
+    """
     options, problems = read_options(PreviewOptions, arguments)
     if problems:
         raise ConfigError(problems)
@@ -85,10 +92,13 @@ def preview(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def list_keys(arguments: argparse.Namespace, _: list[str]) -> int:
-    """Run `hmt-ds keys`: print keys of the recipe with type, default and help text; return the exit code.
+    """Run `hmt-ds keys`: print keys of the recipe with type, default and help text; return exit code 0.
+
+    Args:
+        arguments: the command line as argparse parsed it; ``words`` select keys.
 
     Raises:
-        ConfigError: no key contains the words.
+        ConfigError: no key contains the words, or they are combined with ``--markdown`` or ``--schema``.
     """
     from rich.console import Console
 
@@ -100,7 +110,7 @@ def list_keys(arguments: argparse.Namespace, _: list[str]) -> int:
 
     if arguments.markdown or arguments.schema:
         if arguments.words:
-            raise ConfigError(["WORD is for the table only: leave out --markdown and --schema, or the words"])
+            raise ConfigError(["WORD: not with --markdown or --schema, which print all keys: leave one of them out"])
         print(keys_markdown(keys(Recipe)) if arguments.markdown else recipe_schema(), end="")
         return 0
     width = None if sys.stdout.isatty() else 160  # a file or a pipe does not say how wide it is

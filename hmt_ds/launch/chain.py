@@ -17,19 +17,19 @@ COMMANDS = ("train", "evaluate", "convert")
 
 
 def plan_jobs(recipe_file: str, options: LaunchOptions, overrides: list[str], problems: list[str]) -> list[Job]:
-    """Check the recipes and options of a launch, and return its Slurm jobs in order.
+    """Check the recipes and options of `hmt-ds launch`, and return its Slurm jobs in order.
 
     Args:
         recipe_file: recipe of the first job, which trains.
         options: options of ``hmt-ds launch``.
-        overrides: overrides of the first recipe.
+        overrides: keys of the first recipe to change, such as ``["--training.steps", "10"]``.
         problems: problems found before; reported together with those of the jobs.
 
     Raises:
         ConfigError: with a line for each problem of any job.
     """
     if not NODE_ENV.exists():
-        problems.append(f"{NODE_ENV}: not found; install the project with pip install -e")
+        problems.append(f"{NODE_ENV}: not found: install the project from its clone with pip install -e .")
     jobs: list[Job] = []
     run: list[str] = []  # recipe and overrides of the run that the next commands refer to; empty if it is wrong
     for text in [shlex.join(["train", recipe_file, *overrides]), *options.then]:
@@ -50,7 +50,7 @@ def split_command(text: str) -> list[str]:
     """Split the text of ``--then`` into the name of a command and its arguments.
 
     Raises:
-        ConfigError: if the quotes do not match, or the command is unknown.
+        ConfigError: the quotes do not match, or the command is unknown.
     """
     try:
         words = shlex.split(text)
@@ -62,14 +62,14 @@ def split_command(text: str) -> list[str]:
 
 
 def training_job(words: list[str], options: LaunchOptions) -> Job:
-    """Check a recipe and return the job that trains it.
+    """Check a recipe and return the Slurm job that trains it.
 
     Args:
-        words: path of the recipe, then overrides.
+        words: path of the recipe, then keys to change, such as ``["a.yaml", "--training.steps", "10"]``.
         options: options of ``hmt-ds launch``.
 
     Raises:
-        ConfigError: if the recipe is wrong, would overwrite a run, or lacks ``training.elastic`` for a range of nodes.
+        ConfigError: the recipe is wrong, would overwrite a run, or lacks ``training.elastic`` for a range of nodes.
     """
     if not words:
         raise ConfigError(["--then train: no recipe given, write it as --then 'train RECIPE.yaml'"])
@@ -83,7 +83,7 @@ def training_job(words: list[str], options: LaunchOptions) -> Job:
 
 
 def check_run(recipe: Recipe, options: LaunchOptions) -> list[str]:
-    """Return why a Slurm job could not train a recipe: one line per problem, none if it can.
+    """Return an error line for each reason why a Slurm job could not train a recipe; an empty list if it can.
 
     Args:
         recipe: the recipe to train.
@@ -97,17 +97,17 @@ def check_run(recipe: Recipe, options: LaunchOptions) -> list[str]:
         run = training.model_copy(update={"output": str(folder)})
         problems += check_output(recipe.model_copy(update={"training": run}))
     if options.fewest_nodes < options.most_nodes and not training.elastic:
-        problems.append("--nodes: a run on fewer or more machines needs --training.elastic true")
+        problems.append(f"--nodes: a range such as {options.nodes} needs --training.elastic true")
     return problems
 
 
 def following_job(command: str, words: list[str], run: list[str], jobs: list[Job], options: LaunchOptions) -> Job:
-    """Return the job that evaluates or converts a run after its training.
+    """Return the Slurm job that evaluates or converts a run after its training.
 
     Args:
         command: ``evaluate`` or ``convert``.
         words: arguments of the command.
-        run: recipe and overrides of the run.
+        run: path of the run's recipe, then its changed keys.
         jobs: the earlier jobs of the launch; the last of them concerns the same run.
         options: options of ``hmt-ds launch``.
 
@@ -133,11 +133,11 @@ def check_evaluation(words: list[str], run: list[str]) -> None:
     """Check that ``hmt-ds evaluate`` can evaluate a run after its training.
 
     Args:
-        words: overrides for the evaluation.
-        run: recipe and overrides of the run.
+        words: keys to change for the evaluation, such as ``["--evaluation.documents", "10"]``.
+        run: path of the run's recipe, then its changed keys.
 
     Raises:
-        ConfigError: if an override is wrong, or there are no held-out documents.
+        ConfigError: a key or value is wrong, or there are no held-out documents.
     """
     recipe = load_recipe(run[0], [*run[1:], *NO_CONSENT, *words])
     if recipe.data.validation is None and recipe.data.retrieval is None:
@@ -151,34 +151,33 @@ def check_conversion(words: list[str], run: list[str]) -> str:
 
     Args:
         words: options of the conversion.
-        run: recipe and overrides of the run.
+        run: path of the run's recipe, then its changed keys.
 
     Returns:
         Name of the folder that the conversion will write, inside the run's folder.
 
     Raises:
-        ConfigError: if an option is wrong.
-        ConversionError: if the run's model lacks the part named by ``--what``.
+        ConfigError: an option is wrong.
+        ConversionError: the run's model lacks the part named by ``--what``.
     """
     recipe = load_recipe(run[0], run[1:])
     options, unknown = parse_options(ConvertOptions, words)
     check_not_foreign(options)
     check_part(options, recipe.memory.mode, recipe.model.train)
     if unknown:
-        raise ConfigError([f"unrecognized arguments of convert: {shlex.join(unknown)}"])
+        raise ConfigError([f"unrecognized arguments of convert: {shlex.join(unknown)}; remove them"])
     return "converted" if options.what == "model" else f"converted-{options.what}"
 
 
 def target_problems(job: Job, target: str, earlier: list[Job]) -> list[str]:
-    """Return why a conversion cannot write its folder: it exists, or an earlier job of the launch writes it.
+    """Return an error line for each reason why a conversion cannot write its folder; an empty list if it can.
+
+    The folder may exist, or be written by an earlier job of the launch.
 
     Args:
         job: the conversion.
         target: name of the folder to write, inside the run's folder.
         earlier: jobs of the launch that run before the conversion.
-
-    Returns:
-        One line per problem; none if the folder can be written.
     """
     existing = [folder / target for folder in job.runs if (folder / target).exists()]
     problems = [f"{path} exists: move it away" for path in existing]
@@ -191,7 +190,7 @@ def allocate(options: LaunchOptions, fewest: int, most: int) -> Allocation:
     """Return the resources to request from Slurm for a job.
 
     Args:
-        options: options of ``hmt-ds launch``, which give GPUs, time, partition and so on.
+        options: options of ``hmt-ds launch``, which give GPUs, time limit, partition and so on.
         fewest: smallest number of nodes.
         most: largest number of nodes.
     """

@@ -99,7 +99,8 @@ def probe_with_ssh(hosts: dict[str, int]) -> dict[str, Report | str]:
             report: Report = json.loads(run.stdout.splitlines()[-1])
             return report
         last = (run.stderr.strip().splitlines() or [f"exit code {run.returncode}"])[-1]
-        return f"cannot be reached by ssh ({last})" if run.returncode == 255 else f"{last} ({SAME_PATH})"
+        failed = f"cannot be reached by ssh ({last}): let ssh log in without a password"
+        return failed if run.returncode == 255 else f"{last} ({SAME_PATH})"
 
     with ThreadPoolExecutor(32) as pool:
         return dict(zip(hosts, pool.map(probe, hosts), strict=True))

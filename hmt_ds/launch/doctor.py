@@ -99,7 +99,8 @@ def torch_and_gpus() -> Iterator[Finding]:
 
 
 def deepspeed_operators() -> Iterator[Finding]:
-    """Yield findings about DeepSpeed: its version, and which compiled operators (such as fused Adam) can be built."""
+    """Yield findings about DeepSpeed: its version, and which of its compiled operators (such as fused Adam) can be
+    built."""
     from hmt_ds.distributed.operators import deepspeed_version, operators
 
     found = operators()

@@ -21,7 +21,8 @@ LINK = 50e9  # between nodes; the machine's own GPUs do not need it
 
 
 def dry_run_lines(recipe: Recipe, recipe_file: Path, prepared: Prepared, ranks: int | None) -> list[str]:
-    """Return lines about a checked recipe: data, DeepSpeed, plan for this machine's GPUs, warnings, the next command.
+    """Return lines about a checked recipe: data, DeepSpeed, estimate for this machine's GPUs, warnings, the next
+    command.
 
     Args:
         recipe: the recipe.
@@ -48,7 +49,7 @@ def dry_run_lines(recipe: Recipe, recipe_file: Path, prepared: Prepared, ranks: 
 
 
 def plan_here(recipe: Recipe, recipe_file: Path, ranks: int | None) -> list[str]:
-    """Return lines with the planned memory (GiB per GPU), speed (tokens/s) and duration (hours) on this machine's GPUs.
+    """Return lines with a recipe's estimated memory (GiB per GPU), tokens/s and hours on this machine's GPUs.
 
     Args:
         recipe: the recipe.
@@ -69,10 +70,10 @@ def plan_here(recipe: Recipe, recipe_file: Path, ranks: int | None) -> list[str]
 
 
 def fleet_here(ranks: int | None) -> Fleet | None:
-    """Return the type and number of this machine's GPUs that a run of ``ranks`` would use, or None without known GPUs.
+    """Return the type and number of this machine's GPUs that a run would use; None without GPUs whose type is known.
 
     Args:
-        ranks: number of ranks; None for one on each GPU.
+        ranks: number of ranks of the run; None for one on each GPU.
     """
     count = torch.cuda.device_count()
     if not count:

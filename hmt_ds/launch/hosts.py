@@ -23,7 +23,7 @@ def read_hostfile(file: Path) -> dict[str, int]:
         file: the hostfile; each line is ``NAME slots=NUMBER``.
 
     Raises:
-        LaunchProblem: if the file cannot be read or names no machine, or with every line that is malformed or repeats a
+        LaunchProblem: the file cannot be read or names no machine; or with every line that is malformed or repeats a
             name.
     """
     try:
@@ -37,13 +37,13 @@ def read_hostfile(file: Path) -> dict[str, int]:
         text = line.partition("#")[0].strip()
         found = re.fullmatch(r"([\w.-]+)\s+slots=([1-9]\d*)", text)
         if text and not found:
-            problems.append(f"{file}, line {number}: {text!r} is not NAME slots=NUMBER")
+            problems.append(f"{file}, line {number}: {text!r} must be NAME slots=NUMBER")
         elif found and found[1] in hosts:
-            problems.append(f"{file}, line {number}: {found[1]} is listed twice")
+            problems.append(f"{file}, line {number}: {found[1]} is listed twice: remove a line")
         elif found:
             hosts[found[1]] = int(found[2])
     if not hosts and not problems:
-        problems.append(f"{file}: names no machine")
+        problems.append(f"{file}: names no machine: write a line NAME slots=NUMBER for each")
     if problems:
         raise LaunchProblem(problems)
     return hosts

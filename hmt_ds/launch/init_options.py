@@ -16,8 +16,10 @@ Train = Literal["whole", "lora", "frozen"]
 
 @dataclass(frozen=True, config=STRICT)
 class InitOptions(Options):
-    """The options of `hmt-ds init`; a missing one is asked for in a terminal, and elsewhere takes its default. The text
-    below each field is its help."""
+    """Options of `hmt-ds init`; each field's docstring is its help text.
+
+    A missing option is asked for in a terminal, and elsewhere takes its default.
+    """
 
     model: Annotated[str, "NAME"] = "HuggingFaceTB/SmolLM2-135M"
     """backbone: a Hugging Face folder or hub name"""
@@ -47,5 +49,5 @@ class InitOptions(Options):
 
 
 def is_there(source: str) -> bool:
-    """Tell whether a source of documents exists; of an address this is not known before it is read."""
+    """Return whether a source of documents exists; for an address, True, because that is only known when it is read."""
     return Path(source).exists() or "://" in source or (has_magic(source) and bool(glob(source, recursive=True)))  # noqa: PTH207

@@ -47,7 +47,7 @@ SbatchOption = Annotated[str, like(r"[a-z][a-z-]+(=\S+)?", "like exclusive or qo
 
 @dataclass(frozen=True, config=STRICT)
 class LaunchOptions(Options):
-    """The options of `hmt-ds launch slurm`; the text below each field is its help."""
+    """Options of `hmt-ds launch slurm`; each field's docstring is its help text."""
 
     nodes: Annotated[str, "N", AfterValidator(check_nodes)] = "1"
     """number of nodes; with training.elastic also a range such as 2-8, from which Slurm picks"""
@@ -65,8 +65,8 @@ class LaunchOptions(Options):
     """submit a job array of this many runs, with seeds training.seed, training.seed + 1, ..., in folders seed_N of
     training.output (default: one run)"""
     tries: AtLeastOne = 3
-    """how many times the job may start from one checkpoint before it stops restarting; counts from 0 at each new
-    checkpoint"""
+    """how many times the job may start from the same checkpoint before it is no longer restarted; each new
+    checkpoint sets the count to 0"""
     then: Annotated[tuple[str, ...], "COMMAND"] = ()
     """command for a further job that starts when the previous one has succeeded, such as evaluate, "convert --merge" or
     "train other.yaml"; can be repeated"""
@@ -75,10 +75,10 @@ class LaunchOptions(Options):
 
     @property
     def fewest_nodes(self) -> int:
-        """Smallest number of nodes that the job accepts."""
+        """Smallest number of nodes that the Slurm job accepts."""
         return int(self.nodes.split("-")[0])
 
     @property
     def most_nodes(self) -> int:
-        """Largest number of nodes that the job accepts."""
+        """Largest number of nodes that the Slurm job accepts."""
         return int(self.nodes.split("-")[-1])

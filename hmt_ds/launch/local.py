@@ -74,8 +74,7 @@ def ending(code: int) -> str:
 
 
 def device_options(ranks: int) -> list[str]:
-    """Return options for DeepSpeed's launcher, as words of a command line, that give each rank a GPU and respect
-    CUDA_VISIBLE_DEVICES.
+    """Return command-line options for DeepSpeed's launcher that give each rank a GPU of CUDA_VISIBLE_DEVICES.
 
     Given only a number of devices, the launcher takes the machine's first ones and ignores CUDA_VISIBLE_DEVICES.
 

@@ -18,17 +18,17 @@ RECIPES = (".yaml", ".yml")
 
 @dataclass(frozen=True, config=STRICT)
 class TokenizerOptions(Options):
-    """The options of `hmt-ds tokenizer`; the text below each field is its help."""
+    """Options of `hmt-ds tokenizer`; each field's docstring is its help text."""
 
     vocab_size: AtLeastOne = 4096
     """number of tokens in the vocabulary"""
     text_field: Annotated[str, "COLUMN"] = "text"
-    """column that holds the text, in files with columns; a recipe names its own"""
+    """column that holds the text, in files with columns; a recipe names its own by data.train.text_field"""
     output: Annotated[FilePath | None, "FOLDER"] = None
     """new folder to write the tokenizer to; required"""
 
     def conflicts(self) -> list[str]:
-        """Return a line for the user if ``--output`` is missing."""
+        """Return an error line if ``--output`` is missing; else an empty list."""
         return ["--output: missing, name a new folder"] if self.output is None else []
 
 
@@ -46,7 +46,7 @@ def make_tokenizer(arguments: argparse.Namespace, _: list[str]) -> int:
         raise ConfigError(problems)
     recipes = [load_recipe(name) for name in arguments.sources if is_recipe(name)]
     if any(not recipe.data.sources("train") for recipe in recipes):
-        raise ConfigError(["data.train: missing, the recipe has generated documents alone: nothing to train on"])
+        raise ConfigError(["data.train: missing, the recipe has only generated documents: name files of text instead"])
     from hmt_ds.data import DataError, train_on_lines
     from hmt_ds.data.train_tokenizer import source_lines
     from hmt_ds.launch.prepare_data import silence
@@ -68,7 +68,7 @@ def make_tokenizer(arguments: argparse.Namespace, _: list[str]) -> int:
 
 
 def is_recipe(name: str) -> bool:
-    """Tell whether a source is a recipe."""
+    """Return whether a source on the command line is a recipe (ends in .yaml) and not a text."""
     return Path(name).suffix in RECIPES
 
 

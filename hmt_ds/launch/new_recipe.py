@@ -35,12 +35,12 @@ def write_recipe(file: Path, options: InitOptions, given: set[str]) -> list[str]
     """Write a new recipe from options, asking in a terminal for the missing ones; return lines to print about it.
 
     Args:
-        file: the recipe to write.
+        file: path of the recipe to write.
         options: options of `hmt-ds init`.
         given: names of the options that the user gave.
 
     Raises:
-        ConfigError: if the file exists or cannot be written, or there is no training data.
+        ConfigError: the file exists or cannot be written, or there is no training data.
     """
     if file.exists():
         raise ConfigError([f"{file} exists and is not overwritten: name a new file"])
@@ -92,14 +92,14 @@ def ask(options: InitOptions, given: set[str]) -> InitOptions:
 
 
 def choose(file: Path, options: InitOptions) -> tuple[dict[str, Any], list[str]]:
-    """Choose the values of a new recipe, with the fastest layout that fits if GPUs and model are known.
+    """Choose the values of a new recipe; if GPUs and model are known, with the fastest layout that fits.
 
     Args:
         file: path of the new recipe, from which the default output folder is named.
         options: options of `hmt-ds init`.
 
     Returns:
-        The variables of the recipe's template, and lines to print about the choice.
+        The variables of the recipe's template, and lines to print about the layout.
     """
     fleet = fleet_of_options(options)
     values = {
@@ -132,14 +132,13 @@ def choose(file: Path, options: InitOptions) -> tuple[dict[str, Any], list[str]]
 
 
 def fleet_of_options(options: InitOptions) -> Fleet | None:
-    """Return the type and number of GPUs to plan a new recipe for: those of --gpus, or this machine's; None if neither
-    is known.
+    """Return the GPUs to estimate a new recipe for: those of --gpus, or this machine's; None if neither is known.
 
     Args:
         options: options of `hmt-ds init`.
 
     Raises:
-        ConfigError: if --gpus cannot be spread over nodes.
+        ConfigError: the GPUs of --gpus cannot be spread over nodes.
     """
     if options.gpus:
         try:
@@ -152,14 +151,14 @@ def fleet_of_options(options: InitOptions) -> Fleet | None:
 
 
 def planned(values: dict[str, Any], fleet: Fleet) -> RecipePlan | None:
-    """Plan the memory and speed of a new recipe.
+    """Estimate the memory and speed of a new recipe on some GPUs, in several layouts.
 
     Args:
         values: variables of the recipe's template.
         fleet: number and type of GPUs.
 
     Returns:
-        The plan, or None if the sizes of the recipe's model are not known.
+        The estimates; None if the sizes of the recipe's model are not known.
     """
     recipe = Recipe.model_validate(
         {
@@ -182,14 +181,14 @@ def fitted(values: dict[str, Any], found: RecipePlan, train: str) -> tuple[dict[
 
     Args:
         values: variables of the recipe's template.
-        found: plan of the recipe.
+        found: estimates of the recipe in several layouts.
         train: which weights of the backbone are trained: ``whole``, ``lora`` or ``frozen``.
 
     Returns:
         The changed variables, and lines to print about the layout.
 
     Raises:
-        ConfigError: if no layout fits.
+        ConfigError: no layout fits.
     """
     size, best = found.size.parameters, found.others[0]
     if not best.memory.fits:

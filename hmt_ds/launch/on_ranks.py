@@ -14,12 +14,14 @@ from hmt_ds.tasks.options import TaskOptions
 
 
 def train(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Run `hmt-ds train` on the ranks of this machine, or with ``--dry-run`` only check the recipe; return the exit
-    code.
+    """Run `hmt-ds train` on ranks of this machine, or with ``--dry-run`` only check the recipe; return the exit code.
 
     Args:
         arguments: parsed command line; ``source`` is the path of the recipe or of a run.
         overrides: keys of the recipe to change, such as ``["--training.steps", "10"]``.
+
+    Raises:
+        ConfigError: with a line for each problem.
     """
     options, problems = read_options(TrainOptions, arguments)
     if options.dry_run:
@@ -28,12 +30,17 @@ def train(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def evaluate(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Run `hmt-ds evaluate`: held-out losses on the ranks of this machine, or with ``--tasks`` or ``--questions``
-    answers to questions in this process. Return the exit code.
+    """Run `hmt-ds evaluate`; return the exit code.
+
+    Measures held-out losses on ranks of this machine, or with ``--tasks`` or ``--questions`` asks questions in this
+    process.
 
     Args:
         arguments: parsed command line; ``source`` is a run, a checkpoint, a recipe or a converted folder.
         overrides: keys of the recipe to change, such as ``["--evaluation.documents", "10"]``.
+
+    Raises:
+        ConfigError: with a line for each problem.
     """
     rank_options, wrong = read_options(RankOptions, arguments)
     options, problems = read_options(TaskOptions, arguments)
@@ -48,6 +55,9 @@ def bench(arguments: argparse.Namespace, overrides: list[str]) -> int:
     Args:
         arguments: parsed command line; ``source`` is the path of the recipe.
         overrides: keys of the recipe to change, such as ``["--training.batch_size", "2"]``.
+
+    Raises:
+        ConfigError: with a line for each problem.
     """
     rank_options, wrong = read_options(RankOptions, arguments)
     options, problems = read_options(BenchOptions, arguments)
@@ -60,6 +70,9 @@ def launch(arguments: argparse.Namespace, overrides: list[str]) -> int:
     Args:
         arguments: parsed command line; ``source`` is the path of the recipe or of a run.
         overrides: keys of the recipe to change, such as ``["--training.steps", "10"]``.
+
+    Raises:
+        ConfigError: with a line for each problem.
     """
     from hmt_ds.launch.slurm import launch as submit_jobs
 

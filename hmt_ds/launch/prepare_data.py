@@ -20,7 +20,15 @@ STOPPED = 130  # the exit code of shells after Ctrl-C
 
 
 def prepare(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Run `hmt-ds prepare`: fill the token cache of a recipe, and return the exit code."""
+    """Run `hmt-ds prepare`: tokenize the documents of a recipe into its cache, and return the exit code.
+
+    Args:
+        arguments: parsed command line; ``source`` is the path of the recipe.
+        overrides: keys of the recipe to change, such as ``["--data.train.source", "a.jsonl"]``.
+
+    Raises:
+        ConfigError: with a line for each problem.
+    """
     options, problems = read_options(PrepareOptions, arguments)
     with collected(problems):
         recipe = load_recipe(arguments.source, overrides)
@@ -42,7 +50,7 @@ def prepare_data(recipe: Recipe, processes: int) -> list[str]:
 
     Args:
         recipe: the recipe.
-        processes: number of processes.
+        processes: number of processes that tokenize.
 
     Raises:
         ConfigError: with a line for each problem.
@@ -76,12 +84,12 @@ def prepare_data(recipe: Recipe, processes: int) -> list[str]:
     if problems:
         raise ConfigError(problems)
     if not lines:
-        raise ConfigError(["data.train: missing, the recipe has generated documents alone: nothing to tokenize"])
+        raise ConfigError(["data.train: missing, the recipe has only generated documents: there is nothing to prepare"])
     return [*lines, f"cache       {cache}"]
 
 
 def silence() -> None:
-    """Let libraries print errors alone, and hmt_ds its log."""
+    """Set log levels so that libraries print only errors, and hmt_ds its log."""
     import datasets
     import transformers
 

@@ -8,7 +8,7 @@ from hmt_ds.config.sections import STRICT
 
 @dataclass(frozen=True, config=STRICT)
 class PrepareOptions(Options):
-    """The options of `hmt-ds prepare`; the text below each field is its help."""
+    """Options of `hmt-ds prepare`; each field's docstring is its help text."""
 
     processes: AtLeastOne | None = None
     """number of processes that tokenize, of about 0.5 GB memory each (default: one per CPU core, at most 16)"""

@@ -22,7 +22,7 @@ def main(job: str, tries: int, recipe: str, overrides: list[str]) -> int:
         job: Slurm's job id.
         tries: number of starts allowed from one checkpoint.
         recipe: path of the recipe, whose training.output holds the checkpoints.
-        overrides: overrides of the recipe.
+        overrides: keys of the recipe to change, such as ``["--training.output", "runs/a"]``.
     """
     if not job:
         print_problems([NOT_IN_A_JOB])

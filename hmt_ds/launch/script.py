@@ -49,12 +49,12 @@ class Job:
 
     Attributes:
         command: ``train``, ``evaluate`` or ``convert``.
-        words: arguments of the command: recipe and overrides for train, options for the others.
+        words: arguments of the command: for train the path of the recipe and keys to change, for the others options.
         folder: folder of the run.
         seed: seed of the run, or of the first run of an array.
         allocation: requested resources.
         tries: number of starts from the same newest checkpoint after which the job gives up.
-        target: name of the folder that convert writes, within the run's folder.
+        target: name of the folder that convert writes, within the run's folder; None for the other commands.
     """
 
     command: str
@@ -105,7 +105,7 @@ class Job:
 
 
 def run_folders(folder: Path, seed: int, array: int | None) -> list[Path]:
-    """Return the folders of a job's runs.
+    """Return the folders of the runs that a Slurm job trains.
 
     Args:
         folder: folder of the recipe's run.
@@ -116,10 +116,10 @@ def run_folders(folder: Path, seed: int, array: int | None) -> list[Path]:
 
 
 def override_lines(words: tuple[str, ...], leave_out: set[str]) -> list[str]:
-    """Format overrides as lines: ``--section.key value`` or ``--section.key=value``.
+    """Format changed keys of a recipe as lines for a script: ``--section.key value`` or ``--section.key=value``.
 
     Args:
-        words: overrides as words of a command line.
+        words: the keys and values as words of a command line.
         leave_out: keys to omit, because the job script sets them itself.
     """
     lines: list[str] = []

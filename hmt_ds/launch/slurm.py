@@ -11,12 +11,12 @@ from hmt_ds.launch.launch_options import LaunchOptions
 
 
 def launch(recipe_file: str, options: LaunchOptions, overrides: list[str], problems: list[str]) -> None:
-    """Write and submit the job scripts of a launch, or print them with ``--dry-run``.
+    """Write the Slurm job scripts of a training run and submit them, or print them with ``--dry-run``.
 
     Args:
         recipe_file: recipe to train.
         options: options of ``hmt-ds launch``.
-        overrides: overrides of the recipe.
+        overrides: keys of the recipe to change, such as ``["--training.steps", "10"]``.
         problems: problems of the options, reported together with those of the recipes.
 
     Raises:
@@ -71,8 +71,8 @@ def submit(words: list[str]) -> str:
 
 
 def unused_name(file: Path) -> Path:
-    """Return a path that does not exist: ``file``, or its name with a number added, because the user may have edited an
-    existing script."""
+    """Return ``file`` if it does not exist, else its name with a number, because the user may have edited that
+    script."""
     number, found = 1, file
     while found.exists():
         number += 1

@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, config=STRICT)
 class RankOptions(Options):
-    """Options shared by the commands that start ranks (train, evaluate and bench); the text below each field is its
-    help."""
+    """Options of the commands that start ranks (train, evaluate, bench); each field's docstring is its help text."""
 
     ranks: AtLeastOne | None = None
     """number of ranks to start on this machine (default: as many as wrote the run's newest checkpoint, else one per
@@ -36,7 +35,7 @@ class RankOptions(Options):
 
 @dataclass(frozen=True, config=STRICT)
 class TrainOptions(RankOptions):
-    """The options of `hmt-ds train`; the text below each field is its help."""
+    """Options of `hmt-ds train`; each field's docstring is its help text."""
 
     dry_run: bool = False
     """check recipe, model, data and machine, print what would be trained, and exit without training"""
@@ -48,7 +47,7 @@ class Checked(NamedTuple):
     Attributes:
         recipe: the recipe.
         recipe_file: path of the recipe; for a run's folder, the recipe in it.
-        overrides: overrides of the recipe, to be passed to the ranks.
+        overrides: changed keys of the recipe, to be passed to the ranks, such as ``["--training.steps", "10"]``.
         prepared: results of the checks that the run needs: documents, tokenizer, DeepSpeed configuration.
     """
 
@@ -66,7 +65,7 @@ def checked(
     Args:
         command: ``train`` or ``evaluate``.
         source: a recipe, or the folder of a run; to evaluate, also one of its checkpoints, or a converted folder.
-        overrides: overrides of the recipe.
+        overrides: keys of the recipe to change, such as ``["--training.steps", "10"]``.
         problems: problems of the options, reported together with those of the recipe.
         writes_output: whether training.output will be written, so that it must not hold another run.
 
@@ -96,8 +95,8 @@ def start_ranks(command: str, source: Path, ranks: int | None, overrides: list[s
     Args:
         command: ``train`` or ``evaluate``.
         source: a recipe, or the folder of a run; to evaluate, also one of its checkpoints, or a converted folder.
-        ranks: number of ranks; None for the default.
-        overrides: overrides of the recipe.
+        ranks: number of ranks; None for one per GPU, or as many as wrote the run's newest checkpoint.
+        overrides: keys of the recipe to change, such as ``["--training.steps", "10"]``.
         problems: problems of the options, reported together with those of the recipe.
 
     Raises:
@@ -139,8 +138,8 @@ def dry_run(
 
     Args:
         source: a recipe, or the folder of a run.
-        ranks: number of ranks; None for the default.
-        overrides: overrides of the recipe.
+        ranks: number of ranks; None for one per GPU, or as many as wrote the run's newest checkpoint.
+        overrides: keys of the recipe to change, such as ``["--training.steps", "10"]``.
         problems: problems of the options, reported together with those of the recipe.
         writes_output: whether to refuse a training.output that holds another run.
 
@@ -156,9 +155,9 @@ def dry_run(
 
 
 def evaluating_ranks(source: Path, stages: int) -> int | None:
-    """Return how many ranks evaluate a run by default: as many as trained it, but at most one per GPU or core here.
+    """Return how many ranks evaluate a run by default: as many as trained it, but at most one per GPU or CPU core here.
 
-    The result does not depend on the number of ranks, which must be a multiple of the pipeline stages.
+    The result of an evaluation does not depend on this number, which must be a multiple of the pipeline stages.
 
     Args:
         source: the run's folder, or a recipe, for which None is returned.
@@ -175,9 +174,9 @@ def start_bench(
 
     Args:
         source: a recipe, or the folder of a run.
-        ranks: number of ranks; None for the default.
+        ranks: number of ranks; None for one per GPU, or as many as wrote the run's newest checkpoint.
         options: options of ``hmt-ds bench``.
-        overrides: overrides of the recipe.
+        overrides: keys of the recipe to change, such as ``["--training.batch_size", "2"]``.
         problems: problems of the options, reported together with those of the recipe.
 
     Raises:

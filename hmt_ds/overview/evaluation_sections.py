@@ -11,8 +11,8 @@ from hmt_ds.overview.page import Picture, Section, Table
 def held_out(runs: Sequence[Shown]) -> Section:
     """Return the section of a report with held-out losses (nats per token), by the number of segments read before.
 
-    Also drawn is how much the loss rises, for each run, if the model gets no memory or another document's. The section
-    is empty if no run was evaluated.
+    It also shows how much each run's loss rises without memory, or with another document's. Empty if no run was
+    evaluated.
     """
     section = Section("Held-out losses")
     found = [(shown, shown.evaluations.losses) for shown in runs if shown.evaluations.losses]
@@ -44,7 +44,7 @@ def held_out(runs: Sequence[Shown]) -> Section:
 
 
 def steps_of(values: dict[int, float]) -> tuple[list[float], list[float | None]]:
-    """Split a dict of optimizer steps and values into a list of steps and a list of values, as a curve has them."""
+    """Split a dict of values by optimizer step into a list of steps and a list of values, as a curve needs them."""
     return [float(step) for step in values], list(values.values())
 
 
@@ -71,7 +71,7 @@ def loss_rows(found: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 
 def with_interval(value: Sequence[float | None], form: str) -> str:
-    """Format a value with its 95% interval, as ``2.310 [2.250, 2.371]``; a dash if the value is missing.
+    """Format a value with its 95% interval, such as ``2.310 [2.250, 2.371]``; a dash if the value is missing.
 
     Args:
         value: mean, low end and high end; None for a missing one.

@@ -35,8 +35,12 @@ class Evaluations:
 
     @property
     def perplexity(self) -> str:
-        """Held-out perplexity and nats per token with 95% interval, such as ``9.97 (2.300 nats [2.250, 2.350])``; a
-        dash if there is none. The first segment of each document is not counted, because it has no memory."""
+        """Held-out perplexity after the first segment, such as ``9.97 (2.300 nats [2.250, 2.350])``; a dash if there is
+        none.
+
+        In brackets are nats per token with their 95% interval. First segments do not count, because they have no
+        memory.
+        """
         if self.losses is None or self.losses["remembered"]["nats"][0] is None:
             return "-"
         row = self.losses["remembered"]
@@ -116,13 +120,10 @@ def answer_curve(shown: Shown, content: dict[str, Any], value: str) -> Curve:
 
 
 def by_part(values: list[list[float | None]]) -> tuple[list[float | None], list[float | None], list[float | None]]:
-    """Transpose intervals.
+    """Split a list of intervals into the list of means, the list of low ends, and the list of high ends.
 
     Args:
-        values: a list of mean, low and high end for each interval.
-
-    Returns:
-        The list of means, of low ends, and of high ends.
+        values: mean, low and high end of each interval; None for a missing one.
     """
     means, lows, highs = zip(*values, strict=True) if values else ((), (), ())
     return list(means), list(lows), list(highs)

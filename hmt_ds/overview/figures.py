@@ -118,8 +118,8 @@ def intervals(found: Sequence[Curve], x_label: str, y_label: str, *, line: float
 
 
 def error_bars(curve: Curve) -> list[list[float]]:
-    """Return how far a curve's 95% intervals reach below and above its values, as two lists of distances; 0 where there
-    is no interval."""
+    """Return how far a curve's 95% intervals reach below and above its values: two lists of distances, 0 without
+    interval."""
     assert curve.low is not None and curve.high is not None
     ends = list(zip(curve.y, curve.low, curve.high, strict=True))
     below = [0.0 if y is None or low is None else max(0.0, y - low) for y, low, _ in ends]
@@ -159,17 +159,17 @@ def embedded(file: Path) -> str:
 
 
 def window_of(curve: Curve) -> int:
-    """Return the number of logged steps whose mean is drawn."""
+    """Return the number of logged steps over which a curve's running mean is taken."""
     return min(SMOOTH, len(curve.y) // WINDOWS)
 
 
 def is_smoothed(curve: Curve) -> bool:
-    """Return whether a curve is long enough that a running mean is drawn beside it: over at least two logged steps."""
+    """Return whether a curve is long enough to draw a running mean beside it: one over at least two logged steps."""
     return window_of(curve) > 1
 
 
 def short(name: str) -> str:
-    """Shorten a long name of a run to its beginning and end, to leave room for the curves."""
+    """Shorten a long name of a run to its beginning and end, to leave room for the curves in a picture."""
     return name if len(name) <= NAME else f"{name[: NAME // 2]}...{name[-NAME // 2 :]}"
 
 
@@ -180,8 +180,11 @@ def legend(axes: Axes, number: int) -> None:
 
 
 def thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return at most ``POINTS`` points of a curve, evenly chosen and the last one included; ``x`` and ``y`` are
-    ``[points]``."""
+    """Return at most ``POINTS`` points of a curve, evenly chosen, the last one included.
+
+    Args:
+        x, y: ``[points]``, the curve.
+    """
     if len(x) <= POINTS:
         return x, y
     at = np.unique(np.linspace(0, len(x) - 1, POINTS).round().astype(int))
@@ -189,11 +192,11 @@ def thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def running_mean(y: np.ndarray, window: int) -> np.ndarray:
-    """Return for each value the mean of the last ``window`` values up to it, missing ones (nan) left out.
+    """Return for each value the mean of the last ``window`` values up to it, without missing ones (nan): ``[points]``.
 
     Args:
         y: ``[points]``.
-        window: number of values of a mean.
+        window: number of values that a mean is taken of.
     """
     found = np.isfinite(y)
     sums, numbers = np.cumsum(np.where(found, y, 0.0)), np.cumsum(found)

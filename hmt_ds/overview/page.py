@@ -13,7 +13,7 @@ TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture with a caption, on the page of a report. Either ``svg`` or ``image`` is set.
+    """A captioned picture on the page of a report; either ``svg`` or ``image`` is set.
 
     Attributes:
         caption: what the picture shows.
@@ -97,12 +97,12 @@ def write_page(file: Path, page: str, option: str) -> None:
     """Write an HTML page as a whole, or not at all.
 
     Args:
-        file: the file to write.
+        file: path of the page.
         page: its content.
         option: command-line option that names the file, for the error.
 
     Raises:
-        ConfigError: if it cannot be written.
+        ConfigError: the file cannot be written.
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -9,13 +9,13 @@ from hmt_ds.overview.run_folder import RunFolder
 
 
 def planned_table(run: RunFolder) -> Table | None:
-    """Return a table of a run's planned memory by part (GiB) and planned speed (tokens/s), beside the measured ones.
+    """Return a table of a run's estimated memory by part (GiB) and speed (tokens/s), beside the measured ones.
 
     Args:
         run: the run's folder.
 
     Returns:
-        None for a run on CPUs, on GPUs that the planner does not know, or of a model whose sizes are not known locally.
+        None for a run on CPUs, on GPUs that the planner does not know, or of a model whose sizes are not known here.
     """
     starts = run.events("start")
     if not starts or not run.rows:

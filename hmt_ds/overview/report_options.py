@@ -18,7 +18,7 @@ def check_page(path: str) -> str:
 
 @dataclass(frozen=True, config=STRICT)
 class ReportOptions(Options):
-    """The options of `hmt-ds report`; the text below each field is its help."""
+    """Options of `hmt-ds report`; each field's docstring is its help text."""
 
     output: Annotated[FilePath | None, "FILE", AfterValidator(lambda path: path and check_page(path))] = None
     """HTML page to write (default: report.html in the first run's folder)"""

@@ -1,6 +1,4 @@
-"""Read a run's folder: recipe, metrics, history, rank notes, checkpoints. Imports no torch, takes no lock, changes
-nothing.
-"""
+"""Read a run's folder (recipe, metrics, history, rank notes, checkpoints), without torch, locks or changes."""
 
 import json
 import time
@@ -60,13 +58,13 @@ class RankNote:
 
 
 class RunFolder:
-    """A run's folder, read lazily.
+    """The files in a run's folder, each read when it is first needed.
 
     Args:
         folder: the run's folder, or that of one of its checkpoints.
 
     Raises:
-        ConfigError: if the folder is no run.
+        ConfigError: the folder is no run.
     """
 
     def __init__(self, folder: Path):
@@ -86,8 +84,8 @@ class RunFolder:
 
     @cached_property
     def rows(self) -> list[Row]:
-        """Metrics of the logged steps, oldest first, from metrics.jsonl: for each step a dict of name and number, such
-        as ``step``, ``loss`` (nats per token) and ``seconds``."""
+        """Metrics of the logged steps from metrics.jsonl, oldest first: numbers by name, such as ``step``, ``loss``,
+        ``seconds``."""
         return read_metrics(self.folder / "metrics.jsonl")
 
     @cached_property
@@ -96,7 +94,7 @@ class RunFolder:
         return read_history(self.folder)
 
     def events(self, kind: str) -> list[dict[str, Any]]:
-        """Return the run's events whose ``kind`` is given, such as ``rollback``, oldest first."""
+        """Return the run's events of one kind, such as ``rollback``, oldest first."""
         return [event for event in self.history if event["kind"] == kind]
 
     @property

@@ -42,8 +42,8 @@ def summary(runs: Sequence[Shown]) -> Section:
 
 
 def facts_of(shown: Shown) -> Iterator[tuple[str, str]]:
-    """Yield the facts about a run for the table at the top of a report, as pairs of title and text, such as ``steps``
-    and ``80 of 100``."""
+    """Yield pairs of title and text about a run, such as ``steps`` and ``80 of 100``, for the table at the top of a
+    report."""
     run, rows = shown.run, shown.run.rows
     status = Status(run)
     yield "state", f"{status.state}{status.who()}"
@@ -74,8 +74,7 @@ def facts_of(shown: Shown) -> Iterator[tuple[str, str]]:
 
 
 def training(runs: Sequence[Shown]) -> Section:
-    """Return the section of a report with a picture for each training metric over optimizer steps, a curve for each
-    run."""
+    """Return the section of a report with a picture per training metric over optimizer steps, a curve per run."""
     section = Section("Training")
     for metric, label, smooth, log in METRICS:
         found = [curve for shown in runs if (curve := metric_curve(shown, metric))]
@@ -111,8 +110,8 @@ def metric_curve(shown: Shown, metric: str) -> Curve | None:
 
 
 def speed(runs: Sequence[Shown]) -> Section:
-    """Return the section of a report about ranks: a map of each rank's seconds per step, and planned beside measured
-    memory and speed."""
+    """Return the section of a report about ranks: a map of seconds per step, and estimated beside measured memory
+    and speed."""
     section = Section("Ranks and memory")
     for shown in runs:
         compared = shown.run.events("ranks")
@@ -166,8 +165,7 @@ def moment(seconds: float) -> str:
 
 
 def checkpoints(runs: Sequence[Shown]) -> Section:
-    """Return the section of a report with the runs' checkpoints: step, time, size, seconds that saving took, and
-    damage."""
+    """Return the section of a report with the runs' checkpoints: step, time, size, seconds of saving, and damage."""
     section, rows = Section("Checkpoints"), []
     for shown in runs:
         seconds = {event["step"]: f"{event['seconds']:.1f} s" for event in shown.run.events("checkpoint")}

@@ -83,8 +83,11 @@ class Status:
         return [*lines, f"next         {self.what_next()}"]
 
     def who(self) -> str:
-        """Describe who trains the run, as ``, process 123 on HOST since TIME``, or why it failed, as ``: REASON``;
-        empty if neither is known. It follows the state in the line for the user."""
+        """Return ``, process 123 on HOST since TIME`` about what trains the run, or ``: REASON`` if it failed, or
+        nothing.
+
+        This text follows the state in the line for the user.
+        """
         if self.holder:
             return f", process {self.holder.get('pid')} on {self.holder.get('host')} since {self.holder.get('since')}"
         failed = self.run.events("failed")
@@ -99,10 +102,10 @@ class Status:
         return text
 
     def loss_and_speed(self) -> list[str]:
-        """Return lines about the last 20 logged steps: mean loss (nats per token), also of the 20 before them, tokens/s
-        per rank, seconds per step and peak memory (GiB), then the number of skipped steps.
+        """Return lines about the newest 20 logged steps: loss (nats per token, and of the 20 before), speed, skipped
+        steps.
 
-        Lines without a value are left out.
+        Speed is tokens/s per rank, seconds per step and peak memory (GiB). Lines without a value are left out.
         """
         rows = [row for row in self.run.rows if row.get("loss") is not None]
         lines = []
@@ -175,5 +178,5 @@ def mean(rows: list[dict[str, float]], name: str) -> float:
 
 
 def ago(moment: float) -> str:
-    """Format how long ago a time was (given in seconds since 1970), as ``03:20 ago`` in minutes and seconds."""
+    """Format how long ago a time was, such as ``03:20 ago`` (minutes and seconds). ``moment``: seconds since 1970."""
     return f"{tqdm.format_interval(int(max(0, time.time() - moment)))} ago"

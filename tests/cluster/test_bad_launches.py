@@ -33,15 +33,15 @@ def test_unreachable(launched, script):
 def test_typing_errors(launched):
     code, errors = launched("node0 slots=1\nnode1 slot=1\nnode0 slots=2\nnode2 slots=\n")
     assert code == 2 and [error.partition(", ")[2] for error in errors] == [
-        "line 2: 'node1 slot=1' is not NAME slots=NUMBER",
-        "line 3: node0 is listed twice",
-        "line 4: 'node2 slots=' is not NAME slots=NUMBER",
+        "line 2: 'node1 slot=1' must be NAME slots=NUMBER",
+        "line 3: node0 is listed twice: remove a line",
+        "line 4: 'node2 slots=' must be NAME slots=NUMBER",
     ]
 
 
 def test_no_machine(launched):
     code, (error,) = launched("# none yet\n")
-    assert code == 2 and error.endswith("hostfile: names no machine")
+    assert code == 2 and error.endswith("hostfile: names no machine: write a line NAME slots=NUMBER for each")
 
 
 def test_no_hostfile(cluster, recipe, tmp_path):

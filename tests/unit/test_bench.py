@@ -195,7 +195,7 @@ def test_ranks_parse_the_same_options():
         (["--warmup", "-1"], ["--warmup: must be at least 0, got '-1'"]),
         (["--tokens", "text"], ["--tokens: must be 'random' or 'data', got 'text'"]),
         (["--tokens", "data", "--fresh"], ["--fresh: only with --tokens random"]),
-        (["--json", "folder"], ["--json: folder is a folder, give a file"]),
+        (["--json", "folder"], ["--json: folder is a folder: give a .json file"]),
         (["--trace", "recipe.yaml"], ["--trace: recipe.yaml is a file, give a folder"]),
         (["--steps", "0", "--warmup", "x"], ["--steps: ", "--warmup: "]),
         (["--reference", "nowhere"], ["--reference: nowhere has no modeling_rmt/language_modeling.py"]),

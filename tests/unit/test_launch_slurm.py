@@ -62,7 +62,7 @@ def options_in(script: str) -> dict[str, str]:
 def test_elastic(monkeypatch, capsys, recipe):
     words = (recipe, "--nodes", "2-8", "--gpus-per-node", "4", "--dry-run")
     code, _, errors = ask(monkeypatch, capsys, *words)
-    assert code == 2 and errors == ["error: --nodes: a run on fewer or more machines needs --training.elastic true"]
+    assert code == 2 and errors == ["error: --nodes: a range such as 2-8 needs --training.elastic true"]
     code, printed, errors = ask(monkeypatch, capsys, *words, "--training.elastic", "true", "--then", "evaluate")
     train, evaluate = scripts_in(printed)
     assert code == 0 and options_in(train)["nodes"] == "2-8" and options_in(evaluate)["nodes"] == "1"
