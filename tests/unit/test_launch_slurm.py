@@ -161,7 +161,10 @@ def test_scripts_pass_shellcheck(monkeypatch, capsys, recipe):
             ["--then", "convert"],
             "--then convert: --what model of a LoRA run needs --merge; without it use --what adapter or memory",
         ),
-        (["--then", "convert --merge --dtpe bf16"], "--then convert: unrecognized arguments of convert: --dtpe bf16"),
+        (
+            ["--then", "convert --merge --dtpe bf16"],
+            "--then convert: unrecognized arguments of convert: --dtpe bf16; remove them",
+        ),
         (
             ["--then", "convert --merge --dtype fp8"],
             "--then convert: --dtype: must be 'bf16' or 'fp32', got 'fp8'",
