@@ -95,7 +95,7 @@ def read_tokens(
             "dropped": read.dropped,
         }
         with suppress(OSError), replacing(record) as aside:  # in a folder of somebody else
-            aside.write_text(json.dumps(content), encoding="utf-8")
+            aside.write_text(json.dumps({"content": content, "sha256": _digest(content)}), encoding="utf-8")
     return SourceTokens(tokens, read.files, read.left_out, warning=warning, dropped=read.dropped)
 
 
@@ -125,16 +125,23 @@ def file_states(source: str, split: str) -> list[list[Any]] | None:
 
 
 def _recorded(record: Path) -> SourceTokens | None:
-    """Return the tokens that a record in the cache names; None without a record, or if a file is missing or damaged."""
+    """Return the tokens that a record in the cache names; None without a record, or if it or a file is damaged."""
     try:
-        found = json.loads(record.read_text(encoding="utf-8"))
+        read = json.loads(record.read_text(encoding="utf-8"))
+        if _digest(found := read["content"]) != read["sha256"]:
+            return None
         files = [record.parent / name for name in found["tokens"]]
         if files and all(map(is_intact, files)):
             about = {key: found[key] for key in ("files", "warning", "dropped")}
             return SourceTokens(open_tokens(files), left_out=tuple(found["left_out"]), **about)
-    except (OSError, ValueError, KeyError, TypeError):  # ValueError: no JSON
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # ValueError: no JSON
         pass
     return None
+
+
+def _digest(content: object) -> str:
+    """Return the SHA-256 of a record's content, in hexadecimal."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def of_lengths(found: SourceTokens, least: int, most: int | None, source: str) -> SourceTokens:

@@ -68,7 +68,9 @@ def describe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _load_hugging_face(path: str) -> PreTrainedTokenizerBase:
     try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        tokenizer(PROBE)  # some damage shows only here
+        return tokenizer
     except Exception as error:  # a damaged file ends wherever its content is used
         raise DataError(
             f"cannot load a tokenizer from {path!r}: {first_line(error)}; name a tokenizer folder or a name on the hub"
@@ -122,13 +124,22 @@ def _read_processor(model: Path) -> SentencePieceProcessor:
 
 def _check_same_ids(tokenizer: PreTrainedTokenizerBase, model: Path) -> None:
     processor = _read_processor(model)
-    theirs, ours = processor.encode(PROBE), tokenizer(PROBE, add_special_tokens=False).input_ids
+    pieces = [processor.id_to_piece(n).strip("▁") for n in range(processor.vocab_size()) if _is_normal(processor, n)]
+    text = PROBE + " ".join(pieces).replace("▁", " ")  # each piece: of a damaged one only its own words may differ
+    theirs, ours = processor.encode(text), tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     if ours != theirs or len(tokenizer) != processor.vocab_size():
         raise DataError(
             f"{model} normalises text or has special pieces that transformers does not follow "
             f"({len(ours)} ids where sentencepiece gives {len(theirs)}; {len(tokenizer)} and "
             f"{processor.vocab_size()} pieces): convert it to a Hugging Face tokenizer (tokenizer.json)"
         )
+
+
+def _is_normal(processor: SentencePieceProcessor, piece: int) -> bool:
+    """Return whether a piece stands for text."""
+    return not any(
+        f(piece) for f in (processor.is_control, processor.is_unknown, processor.is_unused, processor.is_byte)
+    )
 
 
 def _check_hub_name(path: str) -> None:

@@ -278,3 +278,20 @@ def test_documents_without_tokens_are_dropped(folder, tmp_path):
     assert document_lengths(tokens).tolist() == tokens[:]["length"]
     with pytest.raises(DataError, match="makes no token of any of the 1 documents"):
         tokenize_documents(documents.select([1]), tokenizer, add_eos=False, cache_dir=tmp_path)
+
+
+def test_a_damaged_piece_changes_only_its_own_words(folder, tmp_path):
+    """sentencepiece joins letters that are no pieces, and transformers does not: refused."""
+    content = (folder / "tokenizer.model").read_bytes()
+    place = content.index(b"\x08\n\x01w\x15")
+    (tmp_path / "tokenizer.model").write_bytes(content[: place + 3] + b"\x7f" + content[place + 4 :])
+    with pytest.raises(DataError, match=r"[^\n]+ that transformers does not follow [^\n]+$"):
+        load_tokenizer(str(tmp_path / "tokenizer.model"))
+
+
+def test_a_setting_that_fails_when_text_is_read(folder, tmp_path):
+    load_tokenizer(str(folder)).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"model_max_length": "100"}))
+    with pytest.raises(DataError, match=r"^cannot load a tokenizer from [^\n]+$"):
+        load_tokenizer(str(tmp_path))

@@ -17,6 +17,7 @@ def test_some_mutations(tmp_path, name):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_two_thousand_mutations(name):
     """In a process of its own, which may crash."""
