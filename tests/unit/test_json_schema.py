@@ -74,7 +74,7 @@ def test_keys_are_found_by_words(monkeypatch, capsys):
     ("words", "message"),
     [
         (["chekpoint"], "no key's name or help text contains 'chekpoint': did you mean 'checkpoint'?"),
-        (["x", "--schema"], "leave out"),
+        (["x", "--schema"], "leave one of them out"),
     ],
 )
 def test_words_that_find_nothing_are_an_error(words, message, monkeypatch, capsys):
