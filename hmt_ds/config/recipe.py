@@ -54,6 +54,7 @@ class Model(Section):
     sensory_tokens=Annotated[int, Field(ge=0)],
     memory_tokens=AtLeastOne,
     cached_memories=AtLeastOne,
+    last_memories=AtLeastOne,
     recalled_memories=AtLeastOne,
     recall_loss=Annotated[float, Field(ge=0)],
     summary_fraction=Annotated[float, Field(gt=0, le=1)],

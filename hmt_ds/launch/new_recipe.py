@@ -163,7 +163,13 @@ def planned(values: dict[str, Any], fleet: Fleet) -> RecipePlan | None:
     recipe = Recipe.model_validate(
         {
             "model": {"source": values["model"], "train": values["train"]},
-            "memory": {"interface": "adapted", "mode": "rmt", "segment_length": SEGMENT, "memory_tokens": 16},
+            "memory": {
+                "interface": "adapted",
+                "mode": "rmt",
+                "segment_length": SEGMENT,
+                "memory_tokens": 16,
+                "last_memories": 4,
+            },
             "data": {"train": {"source": str(values["data"])}},
             "training": {"output": str(values["output"]), "steps": values["steps"], "batch_size": 4},
             "optimizer": {"lr": 1e-5},

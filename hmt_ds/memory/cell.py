@@ -168,7 +168,7 @@ class HMT(nn.Module):
         """
         cached = valid.shape[1]
         if self.settings.interface == "adapted":
-            # places for the last memory and those recalled beside it, empty ones in front
+            # places for the last memories and those recalled beside them, empty ones in front
             missing = max(0, self.settings.prompt_tokens(mode) // self.settings.memory_tokens - cached)
             memories = normalized(nn.functional.pad(memories, (0, 0, 0, 0, missing, 0)))
             valid = nn.functional.pad(valid, (missing, 0))
@@ -177,9 +177,10 @@ class HMT(nn.Module):
                 return chosen._replace(share=chosen.share[:, missing:])
         no_loss = torch.zeros(len(valid), device=valid.device)
         if mode == "rmt":
-            share = torch.zeros_like(valid, dtype=torch.float32)
-            share[:, -1] = valid[:, -1]
-            return Recalled(memories[:, -1], share[:, share.shape[1] - cached :], no_loss)
+            last = self.settings.last_memories
+            share = nn.functional.pad(valid[:, -last:].float(), (valid.shape[1] - last, 0))
+            share = share / share.sum(dim=1, keepdim=True).clamp_min(1)
+            return Recalled(memories[:, -last:].flatten(1, 2), share[:, share.shape[1] - cached :], no_loss)
         memory, share = self.recall(query, memories, valid)
         return Recalled(memory, share * valid.any(dim=1)[:, None], no_loss)
 
@@ -200,8 +201,9 @@ class HMT(nn.Module):
         initial = self.initial_prompt(len(recalled)).repeat(1, places, 1)
         if self.settings.interface == "adapted":
             valid = nn.functional.pad(valid, (places, 0))
-            # valid memories are a row's newest; the last one is in the last place, whatever was chosen for the others
-            filled = torch.cat([valid[:, valid.shape[1] + 1 - places :], valid[:, -1:]], dim=1)
+            # valid memories are a row's newest, and fill the last of the chosen places, and the last of the others
+            cached, last = valid.shape[1], self.settings.last_memories
+            filled = torch.cat([valid[:, cached + last - places :], valid[:, cached - last :]], dim=1)
             embedded = self.memory_embedding(recalled)
         else:
             filled = (valid[:, -1] if mode == "rmt" else valid.any(dim=1))[:, None]
@@ -221,7 +223,7 @@ class HMT(nn.Module):
         if not torch.is_grad_enabled():
             return query
         # weights that a summary does not need take part with weight zero: DeepSpeed mishandles those that miss a pass
-        memories = query[:1, None].expand(-1, 1 + self.settings.recalled_memories, -1, -1)
+        memories = query[:1, None].expand(-1, self.settings.last_memories + self.settings.recalled_memories, -1, -1)
         others = [self.backbone.logits(hidden[:1, :1])]
         others += self.memory_prompt(memories, torch.ones_like(memories[:, :, 0, 0]).bool(), "hmt", query[:1])[:1]
         others += [self.write_prompt(1)] if self.settings.interface == "adapted" else []

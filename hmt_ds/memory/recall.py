@@ -85,10 +85,11 @@ class Selection(nn.Module):
         self.query = nn.Linear(dim, width, bias=False)
         self.key = nn.Linear(dim, width, bias=False)
         self.recency = nn.Parameter(torch.ones(1))
-        self.scale, self.chosen = 1 / math.sqrt(width), settings.recalled_memories
+        self.scale = 1 / math.sqrt(width)
+        self.chosen, self.last = settings.recalled_memories, settings.last_memories
 
     def forward(self, query: Tensor, memories: Tensor, valid: Tensor, targets: Tensor | None) -> Recalled:
-        """Select memories for the prompt. The last memory is always read too, after the selected ones.
+        """Select memories for the prompt. The last memories are always read too, after the selected ones.
 
         Args:
             query: ``[batch, memory_tokens, dim]``, a summary of tokens alone. (If it depended on memories, the
@@ -110,7 +111,7 @@ class Selection(nn.Module):
         chosen = chosen * (weight / weight.detach())[:, :, None, None].to(chosen.dtype)
         share = weights.detach() * valid.any(dim=1)[:, None]
         loss = torch.zeros_like(scores[:, 0]) if targets is None else self.loss(queries, keys, valid, targets)
-        return Recalled(torch.cat([chosen, memories[:, -1:]], dim=1).flatten(1, 2), share, loss)
+        return Recalled(torch.cat([chosen, memories[:, -self.last :]], dim=1).flatten(1, 2), share, loss)
 
     def handicap(self, keys: Tensor) -> Tensor:
         """Return by how many nats the score of each memory is lowered for its age: recency * log(age), ``[cached]``.

@@ -29,8 +29,11 @@ class MemorySettings:
     """m: embeddings per memory. The paper uses 1."""
     cached_memories: int = 300
     """N: how many of the newest memories the recall can choose from, in mode hmt."""
+    last_memories: int = 1
+    """Number of newest memories that each segment reads side by side, oldest first. More than 1 needs interface
+    adapted. Mode backbone has none."""
     recalled_memories: int = 1
-    """Number of older memories to recall beside the last one. Only with interface adapted and mode hmt."""
+    """Number of memories to recall beside the last ones. Only with interface adapted and mode hmt."""
     recall_loss: float = 0.0
     """Weight of the recall's auxiliary loss, 0 for none: cross-entropy over the cached memories of all rows of a
     micro-batch, where the data says which memory answers. Only with interface adapted and mode hmt."""
@@ -75,7 +78,7 @@ class MemorySettings:
         if mode == "backbone":
             return 0
         recalled = self.recalled_memories if self.interface == "adapted" and mode == "hmt" else 0
-        return (1 + recalled) * self.memory_tokens
+        return (self.last_memories + recalled) * self.memory_tokens
 
     def write_tokens(self, mode: Mode | None = None) -> int:
         """Return the number of positions after a segment's tokens at which its memory is written. Default mode: the
@@ -102,5 +105,6 @@ class MemorySettings:
 
     @property
     def kept_memories(self) -> int:
-        """Number of memories that a segment can use: ``cached_memories`` in mode hmt, 1 in rmt, 0 in backbone."""
-        return {"hmt": self.cached_memories, "rmt": 1, "backbone": 0}[self.mode]
+        """Number of memories that a segment can use: ``cached_memories`` in mode hmt, ``last_memories`` in rmt, 0 in
+        backbone."""
+        return {"hmt": self.cached_memories, "rmt": self.last_memories, "backbone": 0}[self.mode]

@@ -18,7 +18,13 @@ def default_recipe(model: str) -> dict[str, Any]:
     """
     return {
         "model": {"source": model},
-        "memory": {"interface": "adapted", "mode": "rmt", "segment_length": 1024, "memory_tokens": 16},
+        "memory": {
+            "interface": "adapted",
+            "mode": "rmt",
+            "segment_length": 1024,
+            "memory_tokens": 16,
+            "last_memories": 4,
+        },
         "data": {"train": {"source": "data/train.jsonl"}},
         "training": {"output": f"runs/{model.rpartition('/')[2]}", "steps": 1000, "bptt_depth": 8, "batch_size": 4},
         "optimizer": {"lr": 2.0e-5},

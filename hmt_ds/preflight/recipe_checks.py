@@ -104,15 +104,20 @@ def check_memory_recall(recipe: Recipe) -> list[str]:
                 f"memory.{key} is {value}, but it needs interface adapted and mode hmt (here {memory.interface} and "
                 f"{memory.mode}): leave it out, or change them"
             )
+    if memory.last_memories > 1 and memory.interface != "adapted":
+        problems.append(
+            f"memory.last_memories is {memory.last_memories}, but more than 1 needs interface adapted (here "
+            f"{memory.interface}): leave it out, or change the interface"
+        )
     if chooses and not memory.sensory_tokens:
         problems.append(
             "memory.sensory_tokens is 0, but with interface adapted and mode hmt they ask for older memories: take at "
             "least 1"
         )
-    if chooses and memory.recalled_memories >= memory.cached_memories:
+    if chooses and memory.recalled_memories + memory.last_memories > memory.cached_memories:
         problems.append(
-            f"memory.recalled_memories is {memory.recalled_memories}, but only {memory.cached_memories} memories are "
-            "cached, and the last of them is always read: raise memory.cached_memories"
+            f"memory.recalled_memories is {memory.recalled_memories} and memory.last_memories {memory.last_memories}, "
+            f"but only {memory.cached_memories} memories are cached: raise memory.cached_memories"
         )
     if chooses and memory.recall_loss and recipe.data.retrieval is None:
         problems.append(

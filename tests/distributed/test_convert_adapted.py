@@ -71,7 +71,7 @@ def test_a_folder_without_the_key_means_paper(tmp_path):
     before = by_ours(tmp_path, tmp_path / "hf")
     file = tmp_path / "hf/config.json"
     config = json.loads(file.read_text())
-    for key in ("interface", "recalled_memories", "recall_loss"):
+    for key in ("interface", "last_memories", "recalled_memories", "recall_loss"):
         del config["memory"][key]
     file.write_text(json.dumps(config))
     after = by_ours(tmp_path, tmp_path / "hf")

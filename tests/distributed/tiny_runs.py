@@ -37,7 +37,7 @@ BACKBONE = {
 # fewer memories than segments
 MEMORY = MemorySettings(segment_length=L, recall_dim=24, sensory_tokens=3, memory_tokens=2, cached_memories=3)
 # one more, so that two of the older ones are a choice
-ADAPTED = replace(MEMORY, interface="adapted", cached_memories=4)
+ADAPTED = replace(MEMORY, interface="adapted", cached_memories=4, last_memories=2)
 
 
 def tokenised() -> Dataset:

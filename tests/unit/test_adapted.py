@@ -27,7 +27,9 @@ def written_out(model: HMT, ids: Tensor) -> tuple[Tensor, list[Tensor]]:
     x, loss, memories = llama.model.embed_tokens(ids), torch.zeros(()), []
     for start in range(0, len(ids), L):
         normal = [M / (M.square().mean(dim=-1, keepdim=True) + 1e-6).sqrt() for M in memories[-size.cached_memories :]]
-        read = [0 * nothing, *normal[-1:]][-1:]
+        newest = normal[-size.last_memories :]
+        absent = size.last_memories - len(newest)
+        read, filled = [0 * nothing] * absent + newest, [False] * absent + [True] * len(newest)
         if size.mode == "hmt":
             gains: list[Tensor] = []
             if normal:
@@ -42,9 +44,7 @@ def written_out(model: HMT, ids: Tensor) -> tuple[Tensor, list[Tensor]]:
                 gains = [normal[i] * (share[i] / share[i].detach()) for i in best.tolist()]
             empty = size.recalled_memories - len(gains)
             read = [0 * nothing] * empty + gains + read
-            filled = [False] * empty + [True] * len(gains) + [bool(memories)]
-        else:
-            filled = [bool(memories)]
+            filled = [False] * empty + [True] * len(gains) + filled
         scale, shift = weights["memory_embedding.scale"], weights["memory_embedding.shift"]
         prompt = [scale * M + shift if full else nothing for M, full in zip(read, filled, strict=True)]
         segment, sensory = x[start : start + L], x[max(start - k, 0) : start]
@@ -57,11 +57,14 @@ def written_out(model: HMT, ids: Tensor) -> tuple[Tensor, list[Tensor]]:
 
 
 @pytest.mark.parametrize("memory_tokens", [1, 2])
-@pytest.mark.parametrize(("mode", "recalled"), [("hmt", 1), ("hmt", 2), ("rmt", 1)])
+@pytest.mark.parametrize(
+    ("mode", "recalled", "last"), [("hmt", 1, 1), ("hmt", 2, 1), ("hmt", 1, 2), ("rmt", 1, 1), ("rmt", 1, 3)]
+)
 @pytest.mark.parametrize("tokens", [6 * L, 4 * L + 2, L - 2])
-def test_equations(mode, recalled, memory_tokens, tokens):
+def test_equations(mode, recalled, last, memory_tokens, tokens):
     """Six segments overflow the cache of three; the last may be short, and the only one too."""
-    changes = {"mode": mode, "recalled_memories": recalled, "memory_tokens": memory_tokens}
+    sizes = {"recalled_memories": recalled, "last_memories": last, "memory_tokens": memory_tokens}
+    changes = {"mode": mode} | sizes
     model, ids = spread(make_model(interface="adapted", **changes)), document(tokens)
     loss, memories = written_out(model, ids)
     loss.backward()

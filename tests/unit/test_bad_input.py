@@ -126,7 +126,12 @@ CASES = [
     Case(
         "fewer memories cached than recalled",
         ["--memory.interface", "adapted", "--memory.recalled_memories", "3", "--memory.cached_memories", "3"],
-        ["memory.recalled_memories is 3, but only 3 memories are cached, and the last of them is always read: raise"],
+        ["memory.recalled_memories is 3 and memory.last_memories 1, but only 3 memories are cached: raise"],
+    ),
+    Case(
+        "several last memories in the paper's interface",
+        ["--memory.last_memories", "4"],
+        ["memory.last_memories is 4, but more than 1 needs interface adapted (here paper): leave it out"],
     ),
     Case(
         "recall loss on text",

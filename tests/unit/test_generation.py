@@ -19,6 +19,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "no sensory tokens": {"mode": "hmt", "sensory_tokens": 0},
     "adapted hmt": {"mode": "hmt", "interface": "adapted", "recalled_memories": 2, "memory_tokens": 2},
     "adapted rmt": {"mode": "rmt", "interface": "adapted"},
+    "adapted rmt, last three": {"mode": "rmt", "interface": "adapted", "last_memories": 3},
+    "adapted hmt, last two": {"mode": "hmt", "interface": "adapted", "last_memories": 2, "memory_tokens": 2},
     "adapted backbone": {"mode": "backbone", "interface": "adapted"},
 }
 BACKBONES = {

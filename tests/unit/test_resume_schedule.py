@@ -158,6 +158,7 @@ def compare(folder: Path, changes: dict[str, Any]) -> None:
         ("optimizer.name", "Adam", "'AdamW'", "'Adam'"),
         ("memory.interface", "adapted", "'paper'", "'adapted'"),
         ("memory.recalled_memories", 2, "1", "2"),
+        ("memory.last_memories", 2, "1", "2"),
     ],
 )
 def test_what_a_resume_cannot_honour_is_refused(tmp_path, key, value, there, here):
@@ -170,9 +171,9 @@ def test_what_a_resume_cannot_honour_is_refused(tmp_path, key, value, there, her
 def test_a_checkpoint_without_an_interface_has_the_papers(tmp_path):
     """One that was written before there was another resumes, and not with the adapted one."""
     before = identity(Recipe.model_validate(RECIPE), PREPARED)
-    later = ("memory.interface", "memory.recalled_memories", "memory.recall_loss")
+    later = tuple(f"memory.{key}" for key in ("interface", "last_memories", "recalled_memories", "recall_loss"))
     old = {key: value for key, value in before.items() if key not in later}
-    assert len(old) == len(before) - 3
+    assert len(old) == len(before) - len(later)
     (tmp_path / "progress.json").write_text(json.dumps({"identity": old}))
     check_identity(tmp_path, before)
     with pytest.raises(CheckpointError, match=r"interface is 'paper' in .*, 'adapted' here"):
