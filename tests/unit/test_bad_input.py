@@ -387,7 +387,7 @@ def test_one_line_per_problem(folder):
     several = [case for case in CASES if case.name.startswith("several")]
     for case in several:
         assert len(errors_in(ask(folder, case)[1])) == len(case.lines)
-    assert len(several) == 2
+    assert len(several) == 3
 
 
 def test_one_line_per_setting_of_the_recall(folder):

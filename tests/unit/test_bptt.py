@@ -47,7 +47,7 @@ KINDS = {
     "adapted hmt, two tokens": {"interface": "adapted", "memory_tokens": 2, "cached_memories": 4},
     "adapted rmt, two tokens": {"interface": "adapted", "mode": "rmt", "memory_tokens": 2},
     "adapted rmt, last three": {"interface": "adapted", "mode": "rmt", "last_memories": 3},
-    "adapted hmt, last two": {"interface": "adapted", "last_memories": 2, "memory_tokens": 2},
+    "adapted hmt, last two": {"interface": "adapted", "last_memories": 2},
     "adapted backbone": {"interface": "adapted", "mode": "backbone"},
     "backbone": {"mode": "backbone"},
     "backbone, two tokens": {"mode": "backbone", "memory_tokens": 2},
