@@ -193,6 +193,10 @@ class Data(Section):
     cache_dir: PathText = "runs/cache"
     """Folder to keep tokenized documents in, so that later runs need not tokenize them again. If it is not shared
     between machines, each machine tokenizes the documents itself."""
+    stream: int | None = Field(None, ge=1)
+    """Number of rows of a part. data.train is then read as a stream: it is not copied to this machine, a part is
+    tokenized while the one before it is read, and deleted later; documents are in random order within a part. Default:
+    all documents are tokenized before training."""
     pack: bool = False
     """Let training documents share segments, to waste fewer positions on padding: a document begins in the segment in
     which the previous one ends, if it fits there or at least a quarter of a segment is left. Attention and memory keep
@@ -219,6 +223,23 @@ class Data(Section):
         if about.field_name == "validation" and any(source.weight != 1 for source in sources):
             raise ValueError("weight is for training documents, and all held-out documents are read: leave weight out")
         return value
+
+    @model_validator(mode="after")
+    def check_stream(self) -> Data:
+        """Refuse what a stream cannot read.
+
+        Raises:
+            ValueError: data.train is not one source, or has a key that needs all documents or files at once.
+        """
+        if self.stream is None:
+            return self
+        sources = list(self.sources("train").values())
+        if len(sources) != 1:
+            raise ValueError(f"stream reads one source, and train has {len(sources)}: name one, or leave stream out")
+        keys = ("dataset", "separator", "interleave", "dilate")
+        if given := [key for key in keys if getattr(sources[0], key) is not None]:
+            raise ValueError(f"stream reads rows as they are, without train.{given[0]}: leave one of them out")
+        return self
 
     def sources(self, key: SourcesKey) -> dict[str, Source]:
         """Return the sources with a weight above 0 by name: ``data.train``, or for a list ``data.train.0`` and so on.

@@ -5,6 +5,10 @@ class DataError(ValueError):
     """A data source, tokenizer or saved position cannot be used; the message says why and what to do, in one line."""
 
 
+class NoDocumentsError(DataError):
+    """A source has no documents to read, or none is left of them."""
+
+
 class RowError(DataError):
     """One document cannot be used, such as a conversation without an answer.
 

@@ -14,7 +14,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from hmt_ds import __version__
-from hmt_ds.data.errors import DataError, RowError
+from hmt_ds.data.errors import DataError, NoDocumentsError, RowError
 from hmt_ds.data.files import find_files
 from hmt_ds.data.formats import Format
 from hmt_ds.data.sources import read_source
@@ -165,7 +165,7 @@ def of_lengths(found: SourceTokens, least: int, most: int | None, source: str) -
     lines = tuple(f"{count:,} {what}" for what, count in counts.items() if count)
     keep = np.flatnonzero(~(short | long))
     if not len(keep):
-        raise DataError(
+        raise NoDocumentsError(
             f"min_tokens {least} and max_tokens {most} leave none of the {len(lengths):,} documents of {source}, which "
             f"have {lengths.min():,} to {lengths.max():,} tokens: widen them"
         )

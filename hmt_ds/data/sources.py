@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from hmt_ds.data.errors import DataError, RowError, first_line
+from hmt_ds.data.errors import DataError, NoDocumentsError, RowError, first_line
 from hmt_ds.data.file_kinds import BUILDERS, FoundFiles
 from hmt_ds.data.files import find_files
 from hmt_ds.data.load_files import LOAD_ERRORS, check_every_file, dtype_name, load_found
@@ -92,9 +92,9 @@ def read_source(
         DataError: The source is absent, of an unknown kind, unreadable, not UTF-8, empty or without a needed column, or
             an argument does not apply to it.
     """
-    found = None if _is_saved(Path(source)) else find_files(source, split)
-    if _is_saved(Path(source)):
-        builders = {"saved": _load_saved(Path(source), split)}
+    found = None if is_saved(Path(source)) else find_files(source, split)
+    if is_saved(Path(source)):
+        builders = {"saved": load_saved(Path(source), split)}
     elif found:
         fields = [*(columns or {"text": text_field}).values(), *(where or ())]
         builders = load_found(found, source, split, fields, is_text=not columns)
@@ -152,7 +152,7 @@ def _choose_rows(
         kept[builder] = rows.select(chosen)
         numbers, lines, first = [*numbers, chosen + first], lines + about, first + len(rows)
     if not sum(map(len, kept.values())):
-        raise DataError(
+        raise NoDocumentsError(
             f"where leaves none of the {first:,} rows of {source}: {'; '.join(lines)}. Widen where, or leave it out"
         )
     return kept, np.concatenate(numbers), lines
@@ -171,7 +171,7 @@ def _convert(rows: Dataset, dataset: DatasetName, place: RowPlaces) -> Dataset:
         raise DataError(f"{place(error.row)}: {error.reason}") from None
 
 
-def _is_saved(path: Path) -> bool:
+def is_saved(path: Path) -> bool:
     """Return whether a folder was written by `save_to_disk` of the `datasets` library."""
     return path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists())
 
@@ -226,7 +226,7 @@ def _with_long(features: Features) -> Features:
     return Features({name: LONG if kind == SHORT else kind for name, kind in features.items()})
 
 
-def _load_saved(path: Path, split: str) -> Dataset:
+def load_saved(path: Path, split: str) -> Dataset:
     try:
         saved = load_from_disk(str(path))
     except LOAD_ERRORS as error:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
-from hmt_ds.data.errors import DataError
+from hmt_ds.data.errors import DataError, NoDocumentsError
 from hmt_ds.data.file_kinds import FoundFiles
 from hmt_ds.data.json_rows import parse
 from hmt_ds.data.row_places import RowPlaces
@@ -40,7 +40,7 @@ def filled_rows(documents: Dataset, place: RowPlaces) -> np.ndarray:
         first += len(texts)
     keep = np.concatenate(kept) if kept else np.zeros(0, dtype=bool)
     if not keep.any():
-        raise DataError(
+        raise NoDocumentsError(
             f"{place.source} holds no documents: all {len(keep)} texts are blank or missing; name a source (or "
             "text_field) with text"
         )

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from hmt_ds.config.value_checks import why_no_folder
-from hmt_ds.data.errors import DataError, RowError, first_line
+from hmt_ds.data.errors import DataError, NoDocumentsError, RowError, first_line
 from hmt_ds.data.formats import Format
 from hmt_ds.data.pieces import OVERLAP, PIECE, NoJoin, Piece, encode_pieces, join, join_all, splits_words
 from hmt_ds.data.token_files import digest_file, is_intact, lock, on_disk, remove_unfinished, sha256, write_batches
@@ -94,7 +94,9 @@ def open_tokens(files: list[Path]) -> Dataset:
     tokens = concatenate_datasets([Dataset.from_file(str(file)) for file in files])
     keep = document_lengths(tokens) > 0
     if not keep.any():
-        raise DataError(f"the tokenizer makes no token of any of the {len(tokens)} documents: check text and tokenizer")
+        raise NoDocumentsError(
+            f"the tokenizer makes no token of any of the {len(tokens)} documents: check text and tokenizer"
+        )
     return tokens if keep.all() else tokens.select(np.flatnonzero(keep))
 
 

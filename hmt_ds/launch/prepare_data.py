@@ -59,6 +59,10 @@ def prepare_data(recipe: Recipe, processes: int) -> list[str]:
     from hmt_ds.data import DataError, Packing, check_vocabulary, describe_tokens
     from hmt_ds.preflight.source_tokens import tokenizer_of, tokens_of
 
+    if recipe.data.stream:
+        raise ConfigError(
+            ["data.stream: a stream is tokenized while the run reads it: leave it out to tokenize all documents ahead"]
+        )
     silence()
     lines, problems, cache = list[str](), list[str](), Path(recipe.data.cache_dir)
     try:

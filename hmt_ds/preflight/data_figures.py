@@ -48,6 +48,7 @@ def data_figures(recipe: Recipe, sources: Sequence[ReadSource], pipelines: int) 
         steps,
         sum(file.stat().st_size for file in cache_files([source.found.tokens for source in sources])),
         recipe.data.cache_dir,
+        recipe.data.stream,
     )
 
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from hmt_ds.config.data_section import Source, SourcesKey
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.data import (
+    DataError,
     RetrievalText,
     check_length,
     check_vocabulary,
@@ -21,7 +22,7 @@ from hmt_ds.data.prepared import SourceTokens
 from hmt_ds.data.settings import RetrievalSettings
 from hmt_ds.evaluation.figures import segments_needed
 from hmt_ds.preflight.problems import Problems
-from hmt_ds.preflight.source_tokens import source_keys, tokenizer_of, tokens_of
+from hmt_ds.preflight.source_tokens import source_keys, stream_of, tokenizer_of, tokens_of
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,15 @@ def read_data(recipe: Recipe, vocab_size: int | None, problems: Problems) -> Doc
 
     warnings = list[str]()
 
-    def read(name: str, source: Source) -> ReadSource:
+    def read(name: str, source: Source) -> ReadSource | None:
+        streams = recipe.data.stream is not None and name.startswith("data.train")
         if tokenizes:
-            tokens = tokens_of(source, tokenizer, Path(recipe.data.cache_dir))
+            cache = Path(recipe.data.cache_dir)
+            tokens = first_part(recipe, tokenizer) if streams else tokens_of(source, tokenizer, cache)
             warnings.extend([f"{name}: {tokens.warning}"] if tokens.warning else [])
             return ReadSource(source, tokens)
+        if streams:
+            return None
         found = read_source(**source_keys(source))
         return ReadSource(source, SourceTokens(found.documents, found.files, found.left_out, dropped=found.dropped))
 
@@ -100,6 +105,18 @@ def read_data(recipe: Recipe, vocab_size: int | None, problems: Problems) -> Doc
         return None
     found = (together(train), shorten(together(held_out), recipe))
     return Documents(*found, describe_tokenizer(tokenizer), text, tuple(train), tuple(warnings))
+
+
+def first_part(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> SourceTokens:
+    """Return the first part of a stream, by which the run is checked.
+
+    Raises:
+        DataError: if it cannot be read, or has no documents.
+    """
+    found = stream_of(recipe, tokenizer).part(0)
+    if found is None:
+        raise DataError("the stream has no rows: check the source")
+    return found
 
 
 def together(sources: list[ReadSource]) -> Dataset | None:

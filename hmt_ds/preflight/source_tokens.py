@@ -1,5 +1,6 @@
 """The tokenizer of a recipe, and the tokens of one of its sources. Imports no DeepSpeed."""
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from hmt_ds.data import DataError, load_tokenizer
 from hmt_ds.data.disturb import dilate, interleave
 from hmt_ds.data.formats import Format, read_template
 from hmt_ds.data.prepared import SourceTokens, of_lengths, read_tokens
+from hmt_ds.data.stream import Stream, StreamKeys
 
 
 def tokens_of(source: Source, tokenizer: PreTrainedTokenizerBase, cache_dir: Path, processes: int = 1) -> SourceTokens:
@@ -36,6 +38,26 @@ def tokens_of(source: Source, tokenizer: PreTrainedTokenizerBase, cache_dir: Pat
     if source.dilate:
         tokens = dilate(tokens, source.dilate, tokenizer, cache_dir)
     return replace(read, tokens=tokens, chat_template=format.template(tokenizer))
+
+
+def stream_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, makes: bool = True) -> Stream:
+    """Return the stream that a recipe with ``data.stream`` reads.
+
+    Args:
+        recipe: the recipe.
+        tokenizer: its tokenizer.
+        makes: whether this process tokenizes the parts; else it waits for another one.
+
+    Raises:
+        DataError: if the source cannot be read as a stream, or its chat template cannot be read.
+    """
+    (source,) = recipe.data.sources("train").values()
+    assert recipe.data.stream is not None
+    lengths = (source.min_tokens, source.max_tokens)
+    run = hashlib.sha256(recipe.training.output.encode()).hexdigest()[:12]  # parts belong to a run: it deletes them
+    folder = Path(recipe.data.cache_dir) / f"stream-{run}"
+    keys = StreamKeys(source_keys(source), recipe.data.stream, lengths)
+    return Stream(keys, tokenizer, format_of(source), folder, makes=makes)
 
 
 def tokenizer_of(recipe: Recipe) -> PreTrainedTokenizerBase:

@@ -52,6 +52,7 @@ class DataFigures:
         steps: number of optimizer steps of the run.
         cache_bytes: size of the token cache on disk, in bytes.
         cache: folder of the token cache.
+        stream: number of rows that the figures are of, the first of a stream; None if they are of all.
     """
 
     sources: Sequence[SourceFigures]
@@ -60,6 +61,7 @@ class DataFigures:
     steps: int
     cache_bytes: int
     cache: str
+    stream: int | None = None
 
 
 def data_lines(figures: DataFigures) -> list[str]:
@@ -70,6 +72,8 @@ def data_lines(figures: DataFigures) -> list[str]:
     documents, tokens = (sum(getattr(one, key) for one in figures.sources) for key in ("documents", "tokens"))
     steps = f"{figures.steps_per_pass:,.1f} optimizer steps; the run has {figures.steps:,}"
     whole = f"one pass     {documents:,} documents, {tokens:,} tokens in about {steps}"
+    if figures.stream:
+        whole = f"stream       of its first {figures.stream:,} rows: {whole.removeprefix('one pass').strip()}"
     return [*table, whole, f"token cache  {size(figures.cache_bytes)} in {figures.cache}"]
 
 

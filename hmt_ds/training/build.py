@@ -1,6 +1,7 @@
 """Build a run's parts from its recipe: the model in its engine, the data loader."""
 
 import logging
+import os
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import Any, cast
@@ -14,6 +15,7 @@ from hmt_ds.checkpoint import RunPosition
 from hmt_ds.config.config_error import ConfigError
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.data import Batch, Packing, RetrievalDocuments, RetrievalLoader, SourceShare, WindowLoader
+from hmt_ds.data.stream_batches import StreamLoader
 from hmt_ds.distributed.deepspeed_internals import full_numel, is_replicated
 from hmt_ds.distributed.process_group import all_reduce_sum, rank, world_size
 from hmt_ds.memory import HMT
@@ -32,6 +34,7 @@ from hmt_ds.parallel.reader import ZeroReader
 from hmt_ds.parallel.zero import ZeroExecutor
 from hmt_ds.planning.simulate import Machine, simulate
 from hmt_ds.preflight.prepare import Prepared
+from hmt_ds.preflight.source_tokens import stream_of, tokenizer_of
 
 logger = logging.getLogger(__name__)
 
@@ -241,9 +244,12 @@ def training_loader(
     if settings := recipe.data.retrieval:
         assert prepared.retrieval is not None
         return RetrievalLoader(RetrievalDocuments(prepared.retrieval, settings, **which), **options)
+    packing = Packing.of(recipe.memory) if recipe.data.pack else None
+    if recipe.data.stream:
+        makes = os.environ.get("LOCAL_RANK", "0") == "0"
+        return StreamLoader(stream_of(recipe, tokenizer_of(recipe), makes=makes), packing=packing, **which, **options)
     sources = [SourceShare(one.documents, one.source.weight) for one in prepared.sources]
     which |= {"sources": sources, "mix_by": recipe.data.mix_by}
-    packing = Packing.of(recipe.memory) if recipe.data.pack else None
     return WindowLoader(prepared.train, packing=packing, **which, **options)
 
 

@@ -50,6 +50,8 @@ def identity(recipe: Recipe, prepared: Prepared) -> dict[str, object]:
         found["data.train, hash of the chat templates"] = " + ".join(map(hash_of_template, prepared.sources))
     if prepared.sources:
         found["data.pack"] = recipe.data.pack
+    if recipe.data.stream:
+        found["data.stream"] = recipe.data.stream
     if settings := recipe.data.retrieval:
         found |= {f"data.retrieval.{key}": value for key, value in asdict(settings).items()}
     return found

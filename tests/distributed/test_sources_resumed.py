@@ -18,6 +18,8 @@ SCRIPT = str(PROJECT / "tests/distributed/logged_documents.py")
 SIZES = [7, 4, 9, 3]  # documents of the sources
 WEIGHTS = [2, 1, 3, 1]
 
+Steps = dict[tuple[int, int], list[Any]]  # what each row reads in each step
+
 
 def make_sources(folder: Path) -> list[dict[str, Any]]:
     """Write sources of four formats and kinds of files."""
@@ -41,9 +43,9 @@ def make_sources(folder: Path) -> list[dict[str, Any]]:
     return [one | {"source": str(folder / one["source"]), "weight": weight} for one, weight in whole]
 
 
-def read(log: Path) -> dict[tuple[int, int], list[Any]]:
+def read(log: Path) -> Steps:
     """What each row reads in each step; a step that was taken again counts once, and is checked to be the same."""
-    found: dict[tuple[int, int], list[Any]] = {}
+    found: Steps = {}
     for file in log.glob("*/*.jsonl"):
         for line in file.read_text().splitlines():
             one = json.loads(line)
@@ -51,17 +53,47 @@ def read(log: Path) -> dict[tuple[int, int], list[Any]]:
     return found
 
 
-def passes(steps: dict[tuple[int, int], list[Any]]) -> dict[int, list[int]]:
-    """The documents of each source, in the order in which they were begun."""
-    begun = [
+def begun_in(steps: Steps) -> list[tuple[int, ...]]:
+    """The documents that begin, behind step, segment, row and number within the segment."""
+    return [
         (step, n, row, at, document)
         for (step, row), pieces in steps.items()
         for n, (documents, _) in enumerate(pieces)
         for at, document in enumerate(documents)
     ]
+
+
+def passes(steps: Steps) -> dict[int, list[int]]:
+    """The documents of each source, in the order in which they were begun."""
     found, ends = defaultdict[int, list[int]](list), np.cumsum(SIZES)
-    for *_, document in sorted(begun):
+    for *_, document in sorted(begun_in(steps)):
         found[int(np.searchsorted(ends, document, side="right"))].append(document)
+    return found
+
+
+def both_runs(folder: Path, data: list[str]) -> tuple[Steps, Steps]:
+    """What a run reads that is killed on two ranks, on one, and ends on four; and what an undisturbed one reads."""
+    recipe = write_recipe(folder, 1)
+    words = [*data, "--checkpoint.every", str(EVERY), "--checkpoint.resume", "auto", "--training.steps", str(STEPS)]
+    words += ["--training.max_bad_steps", "100"]
+
+    def start(name: str, part: str, ranks: int) -> Any:
+        (log := folder / f"{name}_read" / part).mkdir(parents=True)
+        run = [SCRIPT, str(recipe), "--training.output", str(folder / name), *words]
+        return start_alone(*run, "--training.batch_size", str(ROWS // ranks), ranks=ranks, DOCUMENTS_LOG=str(log))
+
+    for part, ranks, kill in (("first", 2, 6), ("second", 1, 15), ("third", 4, None)):
+        with start("killed", part, ranks) as run:
+            if kill:
+                signal_at(run, lambda _, ranks=run.ranks: ranks, signal.SIGKILL, folder / "killed", kill)
+            code, printed = finish(run)
+            assert bool(code) == bool(kill), printed
+    with start("undisturbed", "all", 2) as run:
+        code, printed = finish(run)
+        assert code == 0, printed
+    found = read(folder / "killed_read"), read(folder / "undisturbed_read")
+    again = sum(len(file.read_text().splitlines()) for file in (folder / "killed_read").glob("*/*.jsonl"))
+    assert again > len(found[1])  # steps behind a checkpoint were lost with the kills, and taken again
     return found
 
 
@@ -70,31 +102,29 @@ def passes(steps: dict[tuple[int, int], list[Any]]) -> dict[int, list[int]]:
 def test_killed_and_resumed_on_one_and_on_four_ranks(tmp_path, monkeypatch, pack):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
     make_materials(tmp_path)
-    recipe = write_recipe(tmp_path, 1)
-    words = ["--data.train", json.dumps(make_sources(tmp_path)), "--checkpoint.every", str(EVERY), "--data.pack", pack]
-    words += ["--training.steps", str(STEPS), "--checkpoint.resume", "auto", "--training.max_bad_steps", "100"]
-
-    def start(name: str, part: str, ranks: int) -> Any:
-        (log := tmp_path / f"{name}_read" / part).mkdir(parents=True)
-        run = [SCRIPT, str(recipe), "--training.output", str(tmp_path / name), *words]
-        return start_alone(*run, "--training.batch_size", str(ROWS // ranks), ranks=ranks, DOCUMENTS_LOG=str(log))
-
-    for part, ranks, kill in (("first", 2, 6), ("second", 1, 15), ("third", 4, None)):
-        with start("killed", part, ranks) as run:
-            if kill:
-                signal_at(run, lambda _, ranks=run.ranks: ranks, signal.SIGKILL, tmp_path / "killed", kill)
-            code, printed = finish(run)
-            assert bool(code) == bool(kill), printed
-    with start("undisturbed", "all", 2) as run:
-        code, printed = finish(run)
-        assert code == 0, printed
-    disturbed, expected = read(tmp_path / "killed_read"), read(tmp_path / "undisturbed_read")
+    words = ["--data.train", json.dumps(make_sources(tmp_path)), "--data.pack", pack]
+    disturbed, expected = both_runs(tmp_path, words)
     assert len(expected) == STEPS * ROWS and disturbed == expected
-    again = sum(len(file.read_text().splitlines()) for file in (tmp_path / "killed_read").glob("*/*.jsonl"))
-    assert again > len(expected)  # steps behind a checkpoint were lost with the kills, and taken again
     for source, documents in passes(disturbed).items():
         size, first = SIZES[source], sum(SIZES[:source])
         assert len(documents) > 2 * size, f"source {source} was not read twice"
         for at in range(0, len(documents), size):
             one = documents[at : at + size]
             assert len(set(one)) == len(one) and set(one) <= set(range(first, first + size))
+
+
+@pytest.mark.slow
+def test_a_stream_killed_and_resumed_on_one_and_on_four_ranks(tmp_path, monkeypatch):
+    """Every pass reads all documents once, part after part, as an undisturbed run does."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+    make_materials(tmp_path)
+    text = (tmp_path / "text.txt").read_text()
+    rows = [{"text": text[at : at + 25 + at % 60]} for at in range(100, 100 + 61 * 32, 61)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["--data.train", json.dumps({"source": str(tmp_path / "rows.jsonl")}), "--data.stream", "12"]
+    disturbed, expected = both_runs(tmp_path, words)
+    assert len(expected) == STEPS * ROWS and disturbed == expected
+    begun = [document for *_, document in sorted(begun_in(disturbed))]
+    assert len(begun) > 2 * len(rows)
+    for at in range(0, len(begun) - len(rows), len(rows)):
+        assert sorted(begun[at : at + len(rows)]) == list(range(len(rows)))

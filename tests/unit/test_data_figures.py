@@ -22,7 +22,10 @@ WEIGHTS = (3.0, 1.0)
 
 def recipe(steps: int = 50, mix_by: str = "tokens", depth: int = 4) -> Any:
     training = SimpleNamespace(steps=steps, gradient_accumulation=2, batch_size=3)
-    memory, data = SimpleNamespace(segment_length=10), SimpleNamespace(mix_by=mix_by, cache_dir="cache", pack=False)
+    memory, data = (
+        SimpleNamespace(segment_length=10),
+        SimpleNamespace(mix_by=mix_by, stream=None, cache_dir="cache", pack=False),
+    )
     return SimpleNamespace(training=training, memory=memory, data=data, depths=DepthSchedule({0: depth}))
 
 

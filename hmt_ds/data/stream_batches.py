@@ -1,0 +1,128 @@
+"""Batches of a stream: the windows of one part after the other."""
+
+from collections.abc import Collection, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from hmt_ds.data.batches import Batch, WindowLoader
+from hmt_ds.data.describe import hash_of_order
+from hmt_ds.data.errors import DataError, NoDocumentsError
+from hmt_ds.data.prepared import SourceTokens
+from hmt_ds.data.stream import Stream, ahead
+from hmt_ds.data.tokenize import document_lengths
+from hmt_ds.data.window_plan import Depth
+
+
+@dataclass(frozen=True)
+class Place:
+    """A part of a stream.
+
+    Attributes:
+        epoch: How often the stream was read before.
+        part: Number of the part.
+    """
+
+    epoch: int = 0
+    part: int = 0
+
+
+class StreamLoader:
+    """The batches of one rank, without end, from a position on.
+
+    The documents of a part are in random order; at a part's end rows without a document wait, with empty segments, for
+    those that have one. `Batch.documents` counts rows of the stream from its beginning, in each epoch again.
+
+    Args:
+        stream: The stream.
+        segments: As for `WindowPlan`; windows are counted over all parts.
+        seed: Of the order, not negative.
+        state: The `position` of the last batch that was used, to go on after it.
+        left_out: Documents that are not read.
+        options: Other arguments of `WindowLoader`.
+
+    Raises:
+        DataError: As `Stream.part`; or the part of `state` is another one now.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        *,
+        segments: Depth,
+        seed: int,
+        state: dict[str, Any] | None = None,
+        left_out: Collection[int] = (),
+        **options: Any,
+    ) -> None:
+        self._stream, self._segments, self._seed, self._state = stream, segments, seed, state
+        self._left_out, self._options = frozenset(left_out), options
+
+    def __iter__(self) -> Iterator[Batch]:
+        state = self._state or {"epoch": 0, "part": 0, "plan": None, "hash": None}
+        place, plan, windows = Place(state["epoch"], state["part"]), state["plan"], 0
+        began = -1  # the number of windows when the epoch began
+        coming = self._coming(place)
+        while True:
+            after = Place(place.epoch, place.part + 1)
+            try:
+                found = coming.result()
+            except NoDocumentsError:
+                if place.part == 0 or plan is not None:
+                    raise
+                place, coming = after, self._coming(after)
+                continue
+            if plan is not None and (found is None or hash_of_order(document_lengths(found.tokens)) != state["hash"]):
+                raise DataError(
+                    f"part {place.part + 1} of the stream has other documents than when the run was saved: resume on "
+                    "the same files, or on the same data.train.revision of the hub"
+                )
+            if found is None:  # the end of the stream
+                if windows == began:
+                    raise DataError("all documents of the stream are left out, so there is nothing to read")
+                place, began = Place(place.epoch + 1), windows
+                coming = self._coming(place)
+                continue
+            self._stream.keep({0, *range(place.part - 1, place.part + 2)})
+            batches = self._batches(found, place, plan, windows)
+            first = next(batches, None)  # workers are forked before the thread begins
+            coming = self._coming(after)
+            while first is not None:
+                windows += 1
+                yield first
+                first = next(batches, None)
+            place, plan = after, None
+
+    def _coming(self, place: Place) -> "Future[SourceTokens | None]":
+        """Make and open a part in a thread; one without documents has none to be read."""
+        return ahead(lambda: self._stream.part(place.part))
+
+    def _batches(self, found: SourceTokens, place: Place, plan: dict[str, Any] | None, done: int) -> Iterator[Batch]:
+        """Yield the batches of one part."""
+        segments, lengths = self._segments, document_lengths(found.tokens)
+        first, end = place.part * self._stream.keys.size, (place.part + 1) * self._stream.keys.size
+        left_out = {document - first for document in self._left_out if first <= document < end}
+        if left_out.issuperset(range(len(lengths))):
+            return
+        loader = WindowLoader(
+            found.tokens,
+            segments=segments if isinstance(segments, int) else lambda window: segments(window + done),
+            seed=int(np.random.SeedSequence([self._seed, place.epoch, place.part]).generate_state(1)[0]),
+            epochs=1,
+            state=plan,
+            left_out=left_out,
+            **self._options,
+        )
+        about = {"epoch": place.epoch, "part": place.part, "hash": hash_of_order(lengths)}
+        for batch in loader:
+            others = None if batch.others is None else moved(batch.others, first)
+            position = about | {"plan": batch.position}
+            yield replace(batch, documents=moved(batch.documents, first), others=others, position=position)
+
+
+def moved(documents: torch.Tensor, by: int) -> torch.Tensor:
+    """Return indices of documents that count from an earlier one; -1 stays -1."""
+    return torch.where(documents < 0, documents, documents + by)
