@@ -17,15 +17,15 @@ Forward = Callable[..., Any]  # an HMT's forward pass: a segment gives a Segment
 
 
 class ActivationBudget:
-    """Planner of which segments keep their activations in the coming steps, and which are recomputed.
+    """Chooses, from measured GPU memory, which segments keep their activations and which are recomputed.
 
-    In the first steps one segment keeps its activations. The second step is measured; then as many segments keep
-    their activations as fit into the GPU's memory, and summaries run in larger batches. All ranks use the same plan.
-    With another depth (segments per window) planning starts over. Steps with shorter windows than planned for (a random
+    In the first steps one segment keeps its activations. The second step is measured; then as many segments keep their
+    activations as fit into the GPU's memory, and summaries run in larger batches. All ranks use the same plan. With
+    another depth (segments per window) planning starts over. Steps with shorter windows than planned for (a random
     depth) use the plan, but are neither measured nor counted as first steps.
 
     Attributes:
-        plan: recomputation plan of the coming step.
+        plan: how many segments of the coming step keep their activations.
         depth: segments of the windows that the plan is for.
         counts_from: number of segments from which a step's windows are long enough for the step to be counted.
         step: number of the coming step among the counted ones, from 1.
@@ -61,15 +61,14 @@ class ActivationBudget:
         """Begin an optimizer step.
 
         Args:
-            segments: number of segments of its windows, at most as many as the recomputation plan is for.
+            segments: number of segments of the step's windows, at most as many as the recomputation plan is for.
         """
         self.counts = segments >= self.counts_from
 
     @property
     def batch_sizes(self) -> list[int]:
         """Possible numbers of segments in a batch of summaries: divisors of the depth, so that all batches have one
-        shape.
-        """
+        shape."""
         return [n for n in range(1, self.depth + 1) if self.depth % n == 0]
 
     @property
@@ -101,8 +100,10 @@ class ActivationBudget:
         return RecomputePlan(min(kept_segments, self.depth), min(summary_segments, self.depth), kept_summaries)
 
     def measure(self, forward: Forward) -> Forward:
-        """Return a forward pass that, in the measured step, also records how many bytes of GPU memory its autograd
-        graph takes; in other steps the given one.
+        """Wrap a forward pass so that in the measured step it also records the bytes of GPU memory of its autograd
+        graph.
+
+        In other steps the forward pass is returned unchanged.
 
         Args:
             forward: forward pass of a segment or a batch of summaries.
@@ -134,15 +135,19 @@ class ActivationBudget:
             cuda.reset_peak_memory_stats()
 
     def step_done(self) -> None:
-        """Count a finished step; after the measured one, plan later steps for the rank with the least free memory."""
+        """Count a finished step; after the measured one, plan later steps by the rank with the least free memory."""
         if self.is_measured_step:
             self.peak_after = torch.get_device_module(self.device).max_memory_allocated()
             self.plan = self.within_recipe(*map(int, all_reduce_min(self.largest_plan(), self.device)))
         self.step += self.counts
 
     def largest_plan(self) -> list[int]:
-        """Return the largest plan that fits into this rank's memory, as ``[kept_segments, summary_segments,
-        kept_summaries]``: see :class:`RecomputePlan`."""
+        """Return the largest recomputation plan that fits into this rank's memory.
+
+        Returns:
+            ``[kept_segments, summary_segments, kept_summaries]``: how many last segments keep their activations, how
+            many segments' summaries run in one batch, and how many of these batches keep their activations.
+        """
         graphs, peak = self.compute.cuda_graphs == "always", self.peak
         if graphs:
             # Captured memory stays allocated during the reduction and the optimizer's step. The peak of the windows
@@ -167,14 +172,18 @@ class ActivationBudget:
         return [kept_segments, summary_segments, kept_summaries]
 
     def bytes_left(self, peak: int) -> float:
-        """Return the bytes of GPU memory that are free at a peak of ``peak`` allocated bytes, without a margin and
-        without memory that others than torch use."""
+        """Return the bytes of GPU memory that are free at a peak of ``peak`` allocated bytes.
+
+        A safety margin and memory that others than torch use are subtracted.
+        """
         total = torch.get_device_module(self.device).mem_get_info()[1]
         return MARGIN * total - outside_torch(self.device) - peak
 
     def batch_within(self, size: float) -> int:
-        """Return the largest number of segments whose summaries, in one batch, take at most ``size`` bytes;
-        ``compute.summary_batch`` if it is a number."""
+        """Return the largest number of segments whose summaries, in one batch, take at most ``size`` bytes.
+
+        If ``compute.summary_batch`` is a number, return that.
+        """
         if isinstance(self.compute.summary_batch, int):
             return self.plan.summary_segments
         single = self.summary_bytes / self.plan.summary_segments

@@ -27,7 +27,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class ExecutorOptions:
-    """Settings of an executor (which trains) or a reader (which evaluates), besides its model.
+    """Settings for training or evaluating a model in a DeepSpeed engine, besides the model itself.
 
     Attributes:
         ds_config: DeepSpeed's configuration, every ``auto`` filled in.
@@ -36,7 +36,7 @@ class ExecutorOptions:
         depth: segments of a window, in the first steps.
         compute: settings of activations, gradient reduction and kernels.
         memory_lr: learning rate of the memory modules; None for the backbone's.
-        scheduler: function that makes a learning-rate schedule from an optimizer; None for a constant rate.
+        scheduler: function that makes a learning rate schedule from an optimizer; None for a constant rate.
     """
 
     ds_config: DsConfig
@@ -75,12 +75,12 @@ def build_engine(
     Args:
         model: a model prepared by :func:`hmt_ds.parallel.compute_choice.prepare_layers`.
         gradients: gradient reduction, made from the model before DeepSpeed puts hooks into it.
-        options: DeepSpeed configuration, precision and device of the training executor.
+        options: DeepSpeed configuration, precision and device.
         compute: ``compute`` settings in which every ``auto`` has been replaced by the value chosen for the model.
         grid: DeepSpeed's process grid, for pipelines; None if all ranks are data-parallel.
 
     Returns:
-        DeepSpeed's engine, with optimizer and learning-rate schedule.
+        DeepSpeed's engine, with optimizer and learning rate schedule.
     """
     if compute.kernels == "compile":
         compile_layers(cast(CausalLM, gradients.model.backbone))
@@ -115,7 +115,7 @@ def build_reading_engine(model: HMT, options: ExecutorOptions, grid: object = No
 
     Args:
         model: the model to evaluate.
-        options: settings of the reader.
+        options: DeepSpeed configuration, precision and device.
         grid: DeepSpeed's process grid, for pipelines; None if all ranks are data-parallel.
     """
     if resolve(options.compute, model, options.ds_config, options.device).kernels == "liger":

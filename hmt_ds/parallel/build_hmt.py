@@ -28,8 +28,7 @@ def build_hmt(
     device: torch.device | str = "cpu",
     trust_remote_code: bool = False,
 ) -> HMT:
-    """Build a backbone and the memory modules around it; at ZeRO-3 under ``zero.Init``, which shards weights as they
-    are created.
+    """Build a backbone and the memory modules around it; at ZeRO-3 their weights are sharded as they are created.
 
     Args:
         source: a folder, a hub name, or a transformers configuration for random weights.
@@ -41,6 +40,9 @@ def build_hmt(
         lora: LoRA settings; required if ``train`` is ``lora``.
         device: device on which the backbone's random weights are created.
         trust_remote_code: whether Python code of the folder or the hub model may run.
+
+    Raises:
+        BackboneError: the model's files lack a weight, or hold one of another shape.
     """
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     if computes_in_autocast(ds_config, precision):
@@ -102,8 +104,7 @@ def first_token(config: PretrainedConfig) -> int:
 
 
 def parameter_groups(model: HMT, memory_lr: float | None) -> list[dict[str, object]]:
-    """Return parameter groups for torch's optimizers: the backbone's trained parameters, and those of the memory
-    modules.
+    """Return parameter groups for torch's optimizers: the backbone's trained parameters, and the memory's.
 
     Args:
         model: the model.

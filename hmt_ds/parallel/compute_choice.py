@@ -51,13 +51,15 @@ def resolve(compute: ComputeSettings, model: HMT, ds_config: DsConfig, device: t
 def worth_capturing(
     model: HMT, reduction: str, ds_config: DsConfig, recompute: Recompute, device: torch.device
 ) -> bool:
-    """Return whether CUDA graphs can replay the model's passes, and would be faster because kernel launches dominate.
+    """Return whether CUDA graphs can replay a model's forward and backward passes, and make them faster.
+
+    They do where launching kernels takes longer than the kernels.
 
     Args:
         model: the model.
         reduction: when gradients are reduced: ``step`` or ``segment``.
         ds_config: DeepSpeed's configuration, every ``auto`` filled in.
-        recompute: activation checkpointing of the layers.
+        recompute: activation checkpointing of the layers, a value of ``compute.recompute``.
         device: device of this rank.
     """
     backbone = cast(CausalLM, model.backbone)
@@ -87,7 +89,7 @@ def best_kernels(backbone: CausalLM, reduction: Reduction, recompute: Recompute,
     Args:
         backbone: the backbone.
         reduction: when gradients are reduced: ``step`` or ``segment``.
-        recompute: activation checkpointing of the layers.
+        recompute: activation checkpointing of the layers, a value of ``compute.recompute``.
         device: device of this rank.
     """
     if device.type == "cpu" or is_recurrent(backbone.model):
@@ -98,8 +100,9 @@ def best_kernels(backbone: CausalLM, reduction: Reduction, recompute: Recompute,
 
 
 def whole_gradient_fits(model: HMT, ds_config: DsConfig, device: torch.device) -> bool:
-    """Return whether a rank can hold the whole weights and their fp32 gradient sums (as ``compute.reduction: step``
-    needs), and leave a quarter of its memory free.
+    """Return whether a rank can hold the whole weights and their fp32 gradient sums, with a quarter of its memory left.
+
+    ``compute.reduction: step`` needs that.
 
     Args:
         model: the model, before DeepSpeed wraps it.
@@ -139,8 +142,11 @@ def layer_numel(backbone: CausalLM) -> int:
 
 
 def capacity(device: torch.device) -> float:
-    """Return the bytes of GPU (or host) memory of a rank: the minimum over all ranks, so that all choose alike.
-    Collective."""
+    """Return the bytes of GPU (on CPUs: host) memory of a rank, as the minimum over all ranks, so that all choose
+    alike.
+
+    All ranks must call it.
+    """
     if device.type == "cpu":
         here = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
     else:

@@ -70,8 +70,14 @@ class GraphedForward:
         query: Tensor | None = None,
         with_loss: bool = True,
     ) -> Output:
-        """Run the forward pass of a segment or a batch of summaries; arguments as for
-        :meth:`hmt_ds.memory.HMT.forward`.
+        """Run the forward pass of a segment or a batch of summaries, by replaying a CUDA graph if one is captured.
+
+        Args:
+            part: the segment, or the summaries.
+            memories: ``[batch, cached, memory_tokens, dim]``, oldest first; for a segment.
+            valid: ``[batch, cached]`` bool, which memories belong to the row's document; for a segment.
+            query: ``[batch, memory_tokens, dim]``, the segment's summary; None without recall.
+            with_loss: False returns losses of 0 and skips the output head.
         """
         with_graph = torch.is_grad_enabled()
         inputs = [getattr(part, field.name) for field in fields(part)] + [memories, valid, query]
@@ -173,8 +179,7 @@ class Slot:
 
 
 class Replay(torch.autograd.Function):
-    """Autograd function of a captured pass: its forward replays the CUDA graph of the forward pass, its backward that
-    of the backward pass."""
+    """Autograd function that replays a captured pass: forward and backward each replay their CUDA graph."""
 
     @staticmethod
     def forward(

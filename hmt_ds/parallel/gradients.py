@@ -34,7 +34,7 @@ from hmt_ds.parallel.layer_groups import LayerGroups
 
 
 class ReducePerSegment:
-    """Gradient reduction in every backward pass, by running each one through DeepSpeed's engine.
+    """Gradient reduction after every backward pass, each of which runs through DeepSpeed's engine.
 
     Args:
         model: the model that the DeepSpeed engine wraps.
@@ -44,7 +44,7 @@ class ReducePerSegment:
         self.model = model
 
     def attach(self, engine: Engine[HMT]) -> None:
-        """Use the DeepSpeed engine that was built around the model for all later backward passes."""
+        """Use a DeepSpeed engine, which was built around the model, for all later backward passes."""
         self.engine = engine
         move_buffers(self.model, engine.device)
         for module in self.model.modules():
@@ -58,31 +58,34 @@ class ReducePerSegment:
 
     @contextmanager
     def accumulate(self, passes: int, scale: float, phase: Phase) -> Iterator[None]:
-        """Context for all backward passes of an optimizer step; afterwards DeepSpeed's engine has the gradients.
+        """Return a context for all backward passes of an optimizer step, at whose end DeepSpeed's engine has the
+        gradients.
 
         Args:
             passes: number of backward passes of the step.
-            scale: loss scale (1 unless fp16).
-            phase: makes a context around the reduction, from the name ``reduce``; unused, since reduction has no own
-                phase.
+            scale: loss scale; 1 except in fp16.
+            phase: unused, since reduction is part of the backward passes.
         """
         self.remaining = passes
         yield
         assert self.remaining == 0, f"{self.remaining} of {passes} backward passes are missing"
 
     def backward(self, scalar: Tensor) -> None:
-        """Run a backward pass from a scalar loss through DeepSpeed's engine, which reduces its gradients; the last one
-        of a step completes them."""
+        """Run a backward pass from a scalar loss through DeepSpeed's engine, which reduces the gradients over the
+        ranks.
+
+        The last backward pass of a step completes them.
+        """
         self.remaining -= 1
         start_backward(self.engine)
         self.engine.set_gradient_accumulation_boundary(self.remaining == 0)
         self.engine.backward(scalar, scale_wrt_gas=False)
 
     def begin_step(self, budget: ActivationBudget) -> None:
-        """Do nothing: only :class:`ReducePerStep` captures CUDA graphs at certain steps."""
+        """Do nothing: only gradient reduction once per step captures CUDA graphs at certain steps."""
 
     def step_done(self) -> None:
-        """Do nothing: only :class:`ReducePerStep` captures CUDA graphs at certain steps."""
+        """Do nothing: only gradient reduction once per step captures CUDA graphs at certain steps."""
 
 
 class ReducePerStep:
@@ -113,14 +116,13 @@ class ReducePerStep:
                 alias.register_post_accumulate_grad_hook(self.add)
 
     def attach(self, engine: Engine[HMT]) -> None:
-        """Use the DeepSpeed engine that was built around the model, for the reduction and the optimizer."""
+        """Use a DeepSpeed engine, which was built around the model, for the reduction and the optimizer."""
         self.engine, self.sharded = engine, engine.zero_optimization_stage() == 3
         move_buffers(self.model, engine.device)
 
     def forward(self, *arguments: object, **options: object) -> object:
         """Run a segment or a batch of summaries, replayed from CUDA graphs if captured; arguments as for
-        ``HMT.forward``.
-        """
+        ``HMT.forward``."""
         run: Forward = self.replays or self.eager_forward
         return run(*arguments, **options)
 
@@ -137,7 +139,7 @@ class ReducePerStep:
         dropped.
 
         Args:
-            budget: planner of the recomputation, which counts the steps.
+            budget: counts the steps, and plans which segments are recomputed.
         """
         if budget.step < CAPTURED:
             self.replays = None
@@ -146,18 +148,20 @@ class ReducePerStep:
             self.replays = GraphedForward(self.eager_forward)
 
     def step_done(self) -> None:
-        """Forbid captures of CUDA graphs after the step that captured them."""
+        """Stop capturing CUDA graphs, after the step that captured them."""
         if self.replays:
             self.replays.complete = True
 
     @contextmanager
     def accumulate(self, passes: int, scale: float, phase: Phase) -> Iterator[None]:
-        """Return a context for all backward passes of an optimizer step, at whose end gradients are reduced; at stage 3
-        the whole weights are gathered during it.
+        """Return a context for all backward passes of an optimizer step, at whose end gradients are reduced over the
+        ranks.
+
+        At ZeRO-3 the whole weights are gathered during it.
 
         Args:
             passes: number of backward passes of the step.
-            scale: loss scale (1 unless fp16).
+            scale: loss scale; 1 except in fp16.
             phase: makes a context around the reduction, from the name ``reduce``.
         """
         self.scale = scale
@@ -209,14 +213,12 @@ class ReducePerStep:
                 self.sums[alias] = torch.zeros_like(alias, dtype=torch.promote_types(alias.dtype, torch.float32))
 
     def backward(self, scalar: Tensor) -> None:
-        """Run one backward pass of a scalar loss outside DeepSpeed's engine; hooks add weights' gradients to the fp32
-        sums.
-        """
+        """Run one backward pass of a scalar loss outside DeepSpeed's engine; hooks add the weights' gradients to
+        fp32 sums."""
         (scalar * self.scale).backward()
 
     def add(self, alias: nn.Parameter) -> None:
-        """Add a weight's gradient of one backward pass to its fp32 sum and free the gradient; registered as a hook of
-        the weight.
+        """Add a weight's gradient of one backward pass to its fp32 sum and free the gradient (a hook of the weight).
 
         Args:
             alias: the weight, as a parameter of the modules that forward passes go through; DeepSpeed's own parameter
@@ -261,9 +263,7 @@ def move_buffers(model: nn.Module, device: torch.device) -> None:
 
 
 class DeliverGradient(torch.autograd.Function):
-    """Autograd function whose forward returns zero and whose backward gives a weight a gradient that was summed
-    elsewhere.
-    """
+    """Autograd function that returns zero, and whose backward pass gives a weight a gradient summed elsewhere."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, total: Tensor, scale: float) -> Tensor:

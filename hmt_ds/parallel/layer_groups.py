@@ -28,8 +28,9 @@ def group_layers(backbone: CausalLM, group_size: int) -> None:
 
 
 def can_group_layers(config: PretrainedConfig) -> bool:
-    """Return whether a model's layers can be gathered in groups: each must return one tensor, and none may be dropped
-    at random (layerdrop).
+    """Return whether ZeRO-3 can gather a model's layers in groups.
+
+    Each layer must return one tensor, and none may be dropped at random (layerdrop).
 
     Args:
         config: the model's configuration.
@@ -38,7 +39,7 @@ def can_group_layers(config: PretrainedConfig) -> bool:
 
 
 class LayerGroups(nn.ModuleList):
-    """List of layers that run in groups.
+    """List of decoder layers that run, and that ZeRO-3 gathers, in groups.
 
     The registered members are the layers, so parameters keep their names. DeepSpeed, which looks for modules in
     ``children``, puts its hooks into the groups. A decoder that iterates over the list gets a :class:`LayerCall` for
@@ -64,17 +65,15 @@ class LayerGroups(nn.ModuleList):
             after.prefetch_previous = partial(gather, set(group.parameters()), False)
 
     def named_children(self) -> Iterator[tuple[str, nn.Module]]:
-        """Yield the groups with their names instead of the layers: DeepSpeed finds modules to gather through this
-        method.
-        """
+        """Yield the groups with their names instead of the layers: DeepSpeed finds the modules to gather through
+        this method."""
         return ((f"group_{number}", group) for number, group in enumerate(self.groups))
 
     def named_modules(
         self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
     ) -> Iterator[tuple[str, nn.Module]]:
-        """Yield the layers with their submodules, and the groups, which have no parameters of their own; see
-        ``nn.Module``.
-        """
+        """Yield the layers with their submodules, and the groups (without parameters of their own), as ``nn.Module``
+        does."""
         yield from super().named_modules(memo, prefix, remove_duplicate)
         yield from ((f"{prefix}.{name}", group) for name, group in self.named_children())
 
@@ -84,7 +83,7 @@ class LayerGroups(nn.ModuleList):
                 yield LayerCall(group, layer)
 
     def __getitem__(self, index: int | slice) -> Any:
-        """Return the layer at an index; for a slice of the whole list, one :class:`LayerCall` per layer."""
+        """Return the layer at an index; for a slice of the whole list, a recorder of calls for each layer."""
         if isinstance(index, slice):
             calls = list(self)
             assert len(calls[index]) == len(calls), "a group of layers runs as a whole"
@@ -108,8 +107,8 @@ class LayerGroup(nn.Module):
         self.prefetch_previous: Callable[[], None] = lambda: None
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Run the group's layers on hidden states ``[batch, positions, dim]``, each with the arguments that the decoder
-        called it with."""
+        """Run the group's layers on hidden states ``[batch, positions, dim]``, each with the arguments of its
+        recorded call."""
         calls, self.calls = self.calls, []
         self.prefetch_next()
         for call in calls:
@@ -121,8 +120,8 @@ class LayerGroup(nn.Module):
 
 
 class LayerCall:
-    """Stand-in for a layer while a decoder iterates over its layers: a call of it is recorded, and run when the group's
-    last layer is called.
+    """Stand-in for a layer while a decoder iterates over its layers: records a call; the group's last call runs the
+    group.
 
     Args:
         group: the layer's group.

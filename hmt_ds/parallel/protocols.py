@@ -22,17 +22,18 @@ class StepOutput:
     Attributes:
         loss: mean cross-entropy in nats over all labels of all ranks, weighted as the data says.
         labels: number of labels.
-        fresh_tokens: number of tokens read, with or without a label.
+        fresh_tokens: number of tokens read, with or without a label; tokens repeated from the previous segment do not
+            count.
         learning_rate: learning rate of the step, for the first parameter group.
         gradient_norm: norm before clipping; None if DeepSpeed does not compute it.
         recall_distance: mean distance in segments of the recalled memories; None if nothing was recalled.
-        recall_loss: mean cross-entropy in nats of the recall weights against the memories that the data asks for; None
-            if the data ask for none.
+        recall_loss: mean cross-entropy in nats of the recall weights against the right memories; None if the data names
+            none.
         skipped: whether the optimizer skipped the step because gradients were not finite.
         bad: whether the step was skipped for another reason than a too large loss scale (fp16).
         reset_rows: number of rows whose memory was not finite and was reset.
         finite: ``[rows, segments]`` bool, whether the loss is finite, for this rank's rows and all windows of the step.
-        flags: the flags that the ranks gave to the step, summed over all ranks.
+        flags: numbers that the ranks gave to the step, summed over all ranks.
     """
 
     loss: float
@@ -50,7 +51,7 @@ class StepOutput:
 
 
 class GradientReduction(Protocol):
-    """Accumulates gradients within an optimizer step, and reduces them over the ranks.
+    """Accumulates gradients within an optimizer step, and reduces them over the ranks (a typing Protocol).
 
     Attributes:
         model: the modules that forward passes go through in training.
@@ -59,7 +60,7 @@ class GradientReduction(Protocol):
     model: HMT
 
     def attach(self, engine: Engine[HMT]) -> None:
-        """Use the DeepSpeed engine that was built around the model for reductions and the optimizer."""
+        """Use a DeepSpeed engine, which was built around the model, for reductions and the optimizer."""
 
     @property
     def forward(self) -> Forward:
@@ -70,13 +71,12 @@ class GradientReduction(Protocol):
 
         Args:
             passes: number of backward passes of the step.
-            scale: loss scale (1 unless fp16).
+            scale: loss scale; 1 except in fp16.
             phase: makes a context around the reduction, from the name ``reduce``.
         """
 
     def backward(self, scalar: Tensor) -> None:
-        """Run a backward pass from a scalar loss (0-dimensional), and add the gradients of the weights to those of the
-        step."""
+        """Run a backward pass from a scalar loss, and add the gradients of the weights to those of the step."""
 
     def begin_step(self, budget: ActivationBudget) -> None:
         """Prepare for an optimizer step, after the activation budget ``budget`` has begun the step."""
@@ -86,16 +86,17 @@ class GradientReduction(Protocol):
 
 
 class Reader(Protocol):
-    """Interface for evaluation and for loading weights: runs windows through an HMT model inside a DeepSpeed engine.
+    """Runs windows through an HMT model inside a DeepSpeed engine, to evaluate the model or load weights (a typing
+    Protocol).
 
     Attributes:
-        stages: number of pipeline stages (1 on ZeRO).
+        stages: number of pipeline stages; 1 without a pipeline.
         data_ranks: number of ranks, or pipelines, that share the rows of the global batch.
         data_rank: index of this rank, or of its pipeline, among the data ranks.
         reports: whether this rank computes losses.
         settings: settings of the memory.
         device: device of this rank.
-        embedding_width: d, the width of memories.
+        embedding_width: width of memories, dim.
         dtype: dtype of memories.
         engine: DeepSpeed's engine.
     """
@@ -118,8 +119,8 @@ class Reader(Protocol):
         Args:
             window: rows of segments.
             state: memory state before the window; None at the beginning.
-            options: further arguments of :func:`hmt_ds.memory.bptt.read_window`: ``mode``, ``instead``, ``by_token``,
-                ``with_logits``.
+            options: ``mode`` (memory mode), ``instead`` (other memories to compute losses with: ``swapped``, ``none``),
+                ``by_token`` (losses of tokens, not sums of rows) and ``with_logits``.
 
         Yields:
             The output of each segment, and the memory state after it (on a pipeline, after the window).
@@ -127,7 +128,7 @@ class Reader(Protocol):
 
 
 class Executor(Reader, Protocol):
-    """Interface for the training loop and for checkpoints: a reader that also trains.
+    """Trains an HMT model inside a DeepSpeed engine, and evaluates windows with it (a typing Protocol).
 
     Attributes:
         precision: ``fp32``, ``bf16`` or ``fp16``.
@@ -143,14 +144,14 @@ class Executor(Reader, Protocol):
 
     @property
     def budget(self) -> ActivationBudget:
-        """The planner of which segments keep their activations."""
+        """Chooses which segments keep their activations, from measured GPU memory."""
 
     @property
     def gradients(self) -> GradientReduction:
-        """The object that accumulates gradients over segments and reduces them over ranks."""
+        """Accumulates gradients over segments and reduces them over ranks."""
 
     def train_batch(self, windows: list[Window], flags: tuple[int, ...] = ()) -> StepOutput:
-        """Run one optimizer step on consecutive windows of this rank's rows. Collective.
+        """Run one optimizer step on consecutive windows of this rank's rows. All ranks must call it.
 
         Args:
             windows: the windows, on the CPU, of equally many segments on all ranks.
@@ -158,12 +159,12 @@ class Executor(Reader, Protocol):
         """
 
     def backward_through(self, window: Window, weight: float, recall_weight: float) -> tuple[Tensor, Tensor]:
-        """Add the gradients of a window's losses to those of the step, and carry the memory on.
+        """Add the gradients of a window's losses to those of the step, and carry the memory to the next window.
 
         Args:
             window: rows of segments.
             weight: factor of the summed cross-entropy of tokens.
-            recall_weight: factor of the summed loss of the recall.
+            recall_weight: factor of the summed auxiliary loss of the recall.
 
         Returns:
             ``[5]`` float64: the loss, the recall distances, the number of recalls, the recall's loss and the number of

@@ -12,7 +12,7 @@ from hmt_ds.parallel.train_step import empty_state
 
 
 class ZeroReader:
-    """Reader that evaluates windows with a model at ZeRO stage 0 to 3.
+    """Evaluates windows with a model in a DeepSpeed engine at ZeRO stage 0 to 3, without training it.
 
     Args:
         model: a model from :func:`hmt_ds.parallel.build_hmt.build_hmt`.

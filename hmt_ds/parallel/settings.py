@@ -15,12 +15,12 @@ class ComputeSettings:
 
     recompute: Recompute = "auto"
     """Activation checkpointing. none: keep all activations; selective: keep only the results of matrix products and
-    attention; segment: recompute whole segments in the backward pass; segment+layer: like segment, and recompute layer
-    by layer within a segment; auto: recompute only the segments whose activations do not fit into GPU memory;
+    attention; segment: recompute whole segments in the backward pass; segment+layer: like segment, and recompute
+    layer by layer within a segment; auto: recompute only the segments whose activations do not fit into GPU memory;
     reentrant: refused, because gradients would be wrong under ZeRO."""
     summary_batch: Literal["auto"] | int = "auto"
-    """Number of segments whose summaries are computed in one batch; more is faster and takes more memory. auto: as many
-    as raise peak memory no further than the activations of segments do."""
+    """Number of segments whose summaries are computed in one batch; more is faster and takes more memory. auto: as
+    many as fit without raising peak memory."""
     reduction: Reduction = "auto"
     """When gradients are reduced across ranks. step: once per optimizer step, which needs 4 bytes per trained weight on
     each rank, and at ZeRO-3 the whole weights during the step; segment: after each backward pass, sharded; auto: step

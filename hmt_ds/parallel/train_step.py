@@ -19,10 +19,9 @@ def train_step(executor: Executor, windows: list[Window], flags: tuple[int, ...]
     of windows, of the same number of segments.
 
     Args:
-        executor: executor of this rank.
+        executor: the model in its engine, on this rank.
         windows: consecutive windows of the same rows, on the CPU.
-        flags: numbers to sum over the ranks in the all-reduce of the label counts (for example, whether this rank
-            received a stop signal).
+        flags: numbers to sum over the ranks, such as whether this rank received a stop signal.
     """
     counted = [counts_of(window, executor.settings) for window in windows]
     own = [torch.stack(numbers).sum().item() for numbers in zip(*counted, strict=True)]
@@ -70,15 +69,15 @@ def train_step(executor: Executor, windows: list[Window], flags: tuple[int, ...]
 
 
 def counts_of(window: Window, settings: MemorySettings) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Count what a window holds, as 0-dimensional tensors.
+    """Count the labels, tokens and recall targets of a window.
 
     Args:
         window: rows of segments.
         settings: settings of the memory.
 
     Returns:
-        The summed weights of labels, and the number of labels, of fresh tokens, and of segments for which the data
-        names a memory to recall.
+        0-dimensional tensors: the summed weights of labels, and the number of labels, of tokens that no earlier segment
+        has, and of segments for which the data names a memory to recall.
     """
     asked = torch.zeros(()) if window.targets is None else (window.targets > 0).sum()
     labels = (window.labels >= 0).sum()
@@ -88,10 +87,10 @@ def counts_of(window: Window, settings: MemorySettings) -> tuple[Tensor, Tensor,
 
 
 def update_weights(executor: Executor) -> tuple[float | None, bool]:
-    """Run DeepSpeed's ``engine.step()``: clip gradients, update the weights, advance the learning-rate schedule.
+    """Run DeepSpeed's ``engine.step()``: clip gradients, update the weights, advance the learning rate schedule.
 
     Args:
-        executor: executor of this rank, whose engine has the gradients of the step.
+        executor: the model in its engine, which has the gradients of the step.
 
     Returns:
         The gradient norm before clipping (None if DeepSpeed does not compute it), and whether the step was skipped
@@ -120,10 +119,10 @@ def stage_0_gradient_norm(engine: Engine[HMT]) -> float | None:
 
 
 def empty_state(reader: Reader, rows: int, cached: int = 0) -> MemoryState:
-    """Return the memory state at the beginning of documents.
+    """Return the memory state at the beginning of documents: nothing read, no memory valid.
 
     Args:
-        reader: reader or executor that the state is for.
+        reader: the model in its engine, which gives width, dtype and device.
         rows: number of rows.
         cached: number of places for memories, all marked invalid.
     """
@@ -143,7 +142,7 @@ def carry(executor: Executor, state: MemoryState) -> Tensor:
     """Carry the memory state of a window into the next one, detached; reset rows whose memories are not finite.
 
     Args:
-        executor: executor of this rank, whose ``state`` is set.
+        executor: the model in its engine, whose ``state`` is set.
         state: memory state after the window.
 
     Returns:

@@ -21,11 +21,11 @@ from hmt_ds.parallel.train_step import carry, empty_state, train_step
 
 
 class ZeroExecutor:
-    """Executor that trains an HMT model inside a DeepSpeed engine at ZeRO stage 0 to 3.
+    """Trains an HMT model inside a DeepSpeed engine at ZeRO stage 0 to 3; every rank runs the whole model on its rows.
 
     Args:
         model: a model from :func:`hmt_ds.parallel.build_hmt.build_hmt`.
-        options: settings that all executors share.
+        options: DeepSpeed configuration, precision, device and ``compute`` settings.
     """
 
     stages, reports = 1, True
@@ -47,7 +47,7 @@ class ZeroExecutor:
         self.phase: Phase = nullcontext
 
     def train_batch(self, windows: list[Window], flags: tuple[int, ...] = ()) -> StepOutput:
-        """Run one optimizer step on consecutive windows of this rank's rows. Collective.
+        """Run one optimizer step on consecutive windows of this rank's rows. All ranks must call it.
 
         Args:
             windows: the windows, on the CPU, of equally many segments on all ranks.
@@ -61,7 +61,7 @@ class ZeroExecutor:
         Args:
             window: rows of segments.
             weight: factor of the summed cross-entropy of tokens.
-            recall_weight: factor of the summed loss of the recall.
+            recall_weight: factor of the summed auxiliary loss of the recall.
 
         Returns:
             ``[5]`` float64: the loss, the recall distances, the number of recalls, the recall's loss and the number of

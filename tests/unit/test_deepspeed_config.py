@@ -97,12 +97,17 @@ def test_buckets_are_no_larger_than_what_goes_into_them(given, trained, once, si
     [
         (3, "AdamW", 0.7, None),
         (3, "SGD", 1.0, None),
-        (3, "SGD", 0.7, "offload_optimizer.ratio is 0.7, but DeepSpeed can part only Adam and AdamW: leave it out"),
+        (
+            3,
+            "SGD",
+            0.7,
+            "offload_optimizer.ratio is 0.7, but DeepSpeed can split only Adam and AdamW, not SGD: leave it out",
+        ),
         (
             2,
             "AdamW",
             0.7,
-            "offload_optimizer.ratio is 0.7, but DeepSpeed offloads a part at stage 3 alone: leave it out",
+            "offload_optimizer.ratio is 0.7, but DeepSpeed offloads a part only at ZeRO stage 3: leave it out",
         ),
     ],
 )
@@ -173,18 +178,18 @@ OF_THE_BATCH = "training.batch_size, training.gradient_accumulation and the numb
         (
             {"zero_optimization": {"offload_optimizer": "cpu", "offload_param": True}},
             [
-                'zero_optimization.offload_optimizer must be a section, not "cpu"',
-                "zero_optimization.offload_param must be a section, not true",
+                'zero_optimization.offload_optimizer must be a section like {...}, not "cpu"',
+                "zero_optimization.offload_param must be a section like {...}, not true",
             ],
         ),
-        ({"optimizer": {"type": "auto", "params": None}}, ["optimizer.params must be a section, not null"]),
-        ({"optimizer": {"type": "auto", "params": "x"}}, ['optimizer.params must be a section, not "x"']),
+        ({"optimizer": {"type": "auto", "params": None}}, ["optimizer.params must be a section like {...}, not null"]),
+        ({"optimizer": {"type": "auto", "params": "x"}}, ['optimizer.params must be a section like {...}, not "x"']),
         (
             {"zero_optimization": {"stage": "3", "offload_optimizer": {"device": "cpu", "ratio": "0.5"}}},
             [
                 "zero_optimization.stage is '3': must be a number, without quotes",
                 "zero_optimization.offload_optimizer.ratio is '0.5': must be a number, without quotes",
-                "zero_optimization.offload_optimizer.ratio is 0.5, but DeepSpeed offloads a part at stage 3 alone",
+                "zero_optimization.offload_optimizer.ratio is 0.5, but DeepSpeed offloads a part only at ZeRO stage 3",
             ],
         ),
         ({"train_batch_size": 64}, [f"train_batch_size: {OF_THE_BATCH}"]),

@@ -37,8 +37,8 @@ BUCKET = 2 * 10**8  # gradients in a bucket: enough for the network's full speed
 
 
 class DeepSpeedConfigError(ValueError):
-    """Raised if a DeepSpeed file is unreadable, contradicts the recipe or is refused by DeepSpeed; the message has a
-    line for each problem."""
+    """Raised if a DeepSpeed file is unreadable, contradicts the recipe or is refused by DeepSpeed; one line per
+    problem."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class EngineSettings:
     Attributes:
         precision: ``fp32``, ``bf16`` or ``fp16``.
         batch_size: rows per rank.
-        gradient_accumulation: windows per optimizer step; the executor replaces it by its number of backward passes.
+        gradient_accumulation: windows per optimizer step; DeepSpeed is later given the number of backward passes
+            instead.
         gradient_clipping: maximum norm of the gradient; 0 for no clipping.
         optimizer: DeepSpeed's name of the optimizer.
         optimizer_params: arguments of the optimizer.
@@ -83,11 +84,10 @@ def read_ds_config(file: str | Path) -> DsConfig:
 
 
 def unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Build a JSON object from pairs of key and value, for ``json.loads(object_pairs_hook=...)``, which would silently
-    keep the last of equal keys.
+    """Build a dict from the pairs of a JSON object, for ``json.loads(object_pairs_hook=...)``; refuse equal keys.
 
     Raises:
-        ValueError: if a key is given twice.
+        ValueError: a key is given twice, of which ``json`` would silently keep the last.
     """
     section = dict(pairs)
     if twice := [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]:
@@ -130,7 +130,8 @@ def offloads(config: DsConfig) -> bool:
 
 
 def share_on_gpu(config: DsConfig) -> float:
-    """Return the fraction of the optimizer's states on the GPU, from 0 to 1; ZeRO-3 can offload a part."""
+    """Return the fraction (0 to 1) of the optimizer's states on the GPU; ZeRO-3 can offload a part of them to the
+    host."""
     if not offloads(config):
         return 1.0
     return 1.0 - offload_ratio(config) if stage_of(config) == 3 else 0.0
@@ -153,8 +154,13 @@ def with_bucket(config: DsConfig, trained: int, *, once: bool) -> DsConfig:
 
 
 def decided_values(config: DsConfig, settings: EngineSettings) -> dict[tuple[str, ...], object]:
-    """Return the values of a DeepSpeed configuration that the recipe decides, by path of keys such as ``("optimizer",
-    "type")``."""
+    """Return the values of a DeepSpeed configuration that the recipe decides, by path, such as ``("optimizer",
+    "type")``.
+
+    Args:
+        config: DeepSpeed's configuration as the file has it.
+        settings: the recipe's values.
+    """
     autocast = computes_in_autocast(config, settings.precision)
     low = "" if autocast else settings.precision
     values: dict[tuple[str, ...], object] = {
@@ -217,9 +223,8 @@ def fill_ds_config(config: DsConfig, settings: EngineSettings) -> DsConfig:
 
 
 def zero_problems(config: DsConfig) -> list[str]:
-    """Return problems of the ``zero_optimization`` section, one line each: wrong by DeepSpeed's schema, or a quoted
-    number.
-    """
+    """Return an error line for each problem of the ``zero_optimization`` section: refused by DeepSpeed, or a quoted
+    number."""
     zero = {key: value for key, value in section_of(config, "zero_optimization").items() if value != AUTO}
     try:
         DeepSpeedZeroConfig(**zero)
@@ -235,15 +240,13 @@ def zero_problems(config: DsConfig) -> list[str]:
 
 
 def offload_ratio(config: DsConfig) -> float:
-    """Return the fraction of an offloaded optimizer's states that is in host memory; 1 unless the DeepSpeed file sets
-    it.
-    """
+    """Return the fraction (0 to 1) of an offloaded optimizer's states in host memory; 1 unless the DeepSpeed file
+    sets it."""
     return section_of(config, "zero_optimization", "offload_optimizer").get("ratio", 1.0)
 
 
 def overflow_problems(config: DsConfig) -> list[str]:
-    """Return an error line for each setting of a DeepSpeed configuration with which steps with non-finite gradients
-    would not be skipped."""
+    """Return an error line for each setting with which DeepSpeed would not skip steps with non-finite gradients."""
     needed = (("bf16", "check_grad_overflow"), ("zero_optimization", "compute_grad_norm"))
     return [
         f"{section}.{key} is false: steps whose gradients are not finite would be taken; leave it out"
@@ -253,8 +256,7 @@ def overflow_problems(config: DsConfig) -> list[str]:
 
 
 def partial_offload_problems(config: DsConfig, optimizer: str) -> list[str]:
-    """Return problems of ``offload_optimizer.ratio``, one line each: where DeepSpeed ignores or cannot do partial
-    offload.
+    """Return an error line where DeepSpeed ignores or cannot do partial offload (``offload_optimizer.ratio`` below 1).
 
     Args:
         config: DeepSpeed's configuration.
@@ -265,17 +267,18 @@ def partial_offload_problems(config: DsConfig, optimizer: str) -> list[str]:
     if ratio == 1.0 or not offloads(config):
         return []
     if stage_of(config) != 3:
-        return [f"{key}, but DeepSpeed offloads a part at stage 3 alone: leave it out"]
-    return (
-        [] if optimizer in ("Adam", "AdamW") else [f"{key}, but DeepSpeed can part only Adam and AdamW: leave it out"]
-    )
+        return [f"{key}, but DeepSpeed offloads a part only at ZeRO stage 3: leave it out"]
+    if optimizer not in ("Adam", "AdamW"):
+        return [f"{key}, but DeepSpeed can split only Adam and AdamW, not {optimizer}: leave it out"]
+    return []
 
 
 def not_sections(config: DsConfig) -> list[str]:
-    """Return one line per value of a DeepSpeed configuration that should be a JSON object (section) and is not."""
+    """Return an error line for each value of a DeepSpeed configuration that should be a JSON object (section) and is
+    not."""
     found = [(path, section_of(config, *path[:-1]).get(path[-1], {})) for path in SECTIONS]
     return [
-        f"{'.'.join(path)} must be a section, not {json.dumps(value)}"
+        f"{'.'.join(path)} must be a section like {{...}}, not {json.dumps(value)}"
         for path, value in found
         if not isinstance(value, dict) and value != SECTIONS[path]
     ]

@@ -9,9 +9,8 @@ from deepspeed.runtime.config import DeepSpeedConfig
 
 
 def unknown_keys(config: dict[str, object]) -> list[str]:
-    """Return a line for each key of a configuration that DeepSpeed would silently ignore, with the most similar known
-    key.
-    """
+    """Return an error line for each key of a configuration that DeepSpeed would ignore, with the most similar known
+    key."""
     known = sorted(known_keys())
     problems = []
     for key in [key for key in config if key not in known]:
@@ -45,7 +44,7 @@ class RecordingDict(dict[str, object]):
         return super().__contains__(key)
 
     def keys(self) -> Any:
-        """Return the dict itself, so that a lookup by ``key in config.keys()`` is recorded too."""
+        """Return the dict itself, so that ``key in config.keys()`` is recorded as a lookup too."""
         return self
 
 
@@ -58,7 +57,7 @@ def known_keys() -> frozenset[str]:
 
 
 def refusal(config: dict[str, object]) -> list[str]:
-    """Return the error message with which DeepSpeed refuses a configuration, as a list of one line; an empty list if it
+    """Return DeepSpeed's error for a configuration that it refuses, as a list of one line; an empty list if it
     accepts it."""
     try:
         DeepSpeedConfig(copy.deepcopy(config))

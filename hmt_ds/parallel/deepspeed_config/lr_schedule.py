@@ -17,12 +17,12 @@ NO_SCHEDULES = ("LRScheduler", "_LRScheduler", "ReduceLROnPlateau")
 
 
 class ScheduleError(ValueError):
-    """Raised if a learning-rate schedule is unknown or does not accept its arguments; the message is one line for the
-    user."""
+    """Raised if a learning rate schedule is unknown or does not accept its arguments; the message is one line for
+    the user."""
 
 
 def make_scheduler(name: str, params: dict[str, object], total_steps: int) -> Callable[[torch.optim.Optimizer], object]:
-    """Return a function that makes a learning-rate schedule from an optimizer.
+    """Return a function that makes a learning rate schedule from an optimizer.
 
     Args:
         name: a class of DeepSpeed's ``lr_schedules`` or of ``torch.optim.lr_scheduler``.
@@ -74,11 +74,8 @@ def make_scheduler(name: str, params: dict[str, object], total_steps: int) -> Ca
 
 
 def unchecked_argument(params: dict[str, object]) -> str | None:
-    """Return a line about the first argument with a wrong value that a schedule's constructor accepts but ignores.
-
-    Returns:
-        None if there is no such argument.
-    """
+    """Return an error line about the first wrong value that a schedule's constructor would silently accept; None if
+    none."""
     total, milestones = params.get("total_num_steps", 1), params.get("milestones", [])
     if not isinstance(total, int) or total < 1:
         return f"total_num_steps must be a whole number of at least 1, got {total!r}"
@@ -88,12 +85,12 @@ def unchecked_argument(params: dict[str, object]) -> str | None:
 
 
 def rates(make: Callable[[torch.optim.Optimizer], object], steps: Sequence[int]) -> list[float]:
-    """Return the learning rates at given steps, as fractions of the optimizer's learning rate.
+    """Return the learning rates at some steps, as fractions of the optimizer's learning rate.
 
     Args:
         make: makes the schedule from an optimizer.
-        steps: numbers of the steps, ascending from 1. For torch's schedules a rate is approximate if its step is more
-            than ``REHEARSED`` after the previous one.
+        steps: numbers of the steps, ascending from 1. torch's schedules are only approximate at a step long after the
+            previous one.
     """
     optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=1.0)
     schedule, at, found = cast(Any, make(optimizer)), 1, []
@@ -107,13 +104,13 @@ def rates(make: Callable[[torch.optim.Optimizer], object], steps: Sequence[int])
 
 
 def advance(schedule: Any, steps: int) -> None:
-    """Advance a learning-rate schedule: DeepSpeed's in one call, torch's step by step.
+    """Advance a learning rate schedule by some steps: DeepSpeed's in one call, torch's step by step.
 
     torch computes each rate from the previous one, so its schedules cannot skip steps; only the first ``REHEARSED`` are
     taken, and the counter is set for the others.
 
     Args:
-        schedule: the schedule.
+        schedule: the schedule, changed in place.
         steps: number of optimizer steps.
     """
     if hasattr(schedule, "last_batch_iteration"):

@@ -27,7 +27,7 @@ def check_optimizer(name: str, lr: float, weight_decay: float, params: dict[str,
     Args:
         name: class name of the optimizer.
         lr: learning rate.
-        weight_decay: weight decay, per step as a factor of the learning rate.
+        weight_decay: weight decay, which each step multiplies by the learning rate.
         params: further arguments.
         stage: the ZeRO stage, 0 to 3.
 
@@ -66,7 +66,7 @@ def check_optimizer(name: str, lr: float, weight_decay: float, params: dict[str,
 
 
 def wrong_tuples(name: str, optimizer: type, params: dict[str, object]) -> list[str]:
-    """Return one line per tuple argument (such as betas) of the wrong length, which optimizers' constructors do not
+    """Return an error line for each tuple argument (such as betas) of the wrong length, which constructors do not
     check.
 
     Args:
@@ -84,8 +84,7 @@ def wrong_tuples(name: str, optimizer: type, params: dict[str, object]) -> list[
 
 
 def wrong_switches(params: dict[str, object]) -> list[str]:
-    """Return an error line for each argument that must be true or false but is something else, such as the text
-    "false", which would count as true.
+    """Return an error line for each argument that must be true or false but is not, such as the text "false".
 
     Args:
         params: arguments of the optimizer.

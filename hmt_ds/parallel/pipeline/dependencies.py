@@ -9,8 +9,7 @@ from hmt_ds.parallel.pipeline.schedule import Action, Kind, forward_of, micro_ba
 def dependencies(
     action: Action, stage: int, stages: int, segments: int, mode: str, summary_group: int = 1
 ) -> list[tuple[int, Action]]:
-    """Return the passes that must be done before a pass can start, as pairs of a stage's index and a pass of that
-    stage.
+    """Return the passes that must be done before a pass of a pipeline schedule can start.
 
     Args:
         action: the pass.
@@ -19,6 +18,9 @@ def dependencies(
         segments: segments of the window.
         mode: memory mode: ``hmt``, ``rmt`` or ``backbone``.
         summary_group: micro-batches per summary pass.
+
+    Returns:
+        Pairs of a stage's index and a pass of that stage.
     """
     kind, n, b, last = action.kind, action.segment, action.micro_batch, stages - 1
     if not action.backward:

@@ -1,6 +1,4 @@
-"""The executor of a pipeline stage, which trains a part of the layers; see `parallel/train_step.py` for the step
-itself.
-"""
+"""The executor of a pipeline stage, which trains a part of the layers; `parallel/train_step.py` has the step itself."""
 
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -30,7 +28,7 @@ from hmt_ds.parallel.train_step import carry, empty_state, train_step
 
 
 class PipelineExecutor:
-    """Executor that trains one stage of an HMT model; the other stages are on other ranks.
+    """Trains one pipeline stage of an HMT model; the other stages are on other ranks.
 
     DeepSpeed's engine holds the stage's weights and shards their optimizer states over the ranks with the same stage of
     other pipelines (ZeRO-1). Gradients are accumulated in float32 over a step and reduced once.
@@ -38,7 +36,7 @@ class PipelineExecutor:
     Args:
         model: stage of this rank, from :func:`hmt_ds.parallel.pipeline.build_stage.build_stage`.
         topology: stage and pipeline of this rank.
-        options: settings that all executors share.
+        options: DeepSpeed configuration, precision and device.
         micro_batches: number of micro-batches per window.
         live_inputs: number of stage inputs that stay on the device until the backward pass; None for all.
     """
@@ -78,7 +76,7 @@ class PipelineExecutor:
         self.share_tied_weights()
 
     def share_tied_weights(self) -> None:
-        """Keep tied embeddings and head equal; the first stage has a copy as embeddings, the last one as head."""
+        """Keep tied embeddings and head equal: the first stage has a copy as embeddings, the last one as head."""
         backbone = cast(CausalLM, self.engine.module.backbone)
         has_copy = self.topology.is_first or self.topology.is_last
         if has_copy and backbone.config.get_text_config().tie_word_embeddings:
@@ -90,7 +88,7 @@ class PipelineExecutor:
             mark_replicated(weight, self.topology.is_last)  # its gradient's norm counts once, on the first stage
 
     def train_batch(self, windows: list[Window], flags: tuple[int, ...] = ()) -> StepOutput:
-        """Run one optimizer step on consecutive windows of this pipeline's rows. Collective.
+        """Run one optimizer step on consecutive windows of this pipeline's rows. All ranks must call it.
 
         Args:
             windows: the windows, on the CPU, of equally many segments on all ranks.
@@ -99,7 +97,7 @@ class PipelineExecutor:
         return train_step(self, windows, flags)
 
     def backward_passes(self, windows: list[Window]) -> int:
-        """Return 0: no backward pass goes through DeepSpeed's engine, and :class:`ReducePerStep` counts none."""
+        """Return 0, because no backward pass of a pipeline goes through DeepSpeed's engine."""
         return 0
 
     def backward_through(self, window: Window, weight: float, recall_weight: float) -> tuple[Tensor, Tensor]:
@@ -108,7 +106,7 @@ class PipelineExecutor:
         Args:
             window: rows of segments.
             weight: factor of the summed cross-entropy of tokens.
-            recall_weight: factor of the summed loss of the recall.
+            recall_weight: factor of the summed auxiliary loss of the recall.
 
         Returns:
             ``[5]`` float64: the loss, the recall distances, the number of recalls, the recall's loss (0 except on the
@@ -180,14 +178,14 @@ def finite_of(work: StagePass, segments: int, device: torch.device) -> Tensor:
 
 
 def totals_of(work: StagePass, device: torch.device) -> Tensor:
-    """Return sums over a window's rows and segments, ``[4]`` float64: loss in nats, recall distances in segments,
-    number of recalls, and loss of the recall in nats.
-
-    Zeros except on the last stage, which computes the losses.
+    """Return sums over a window's rows and segments, ``[4]`` float64; zeros except on the last stage.
 
     Args:
         work: this stage's passes over the window, finished.
         device: device of the result.
+
+    Returns:
+        Loss in nats, recall distances in segments, number of recalls, and auxiliary loss of the recall in nats.
     """
     totals = torch.zeros(4, dtype=torch.float64, device=device)
     totals[0] = sum((loss.double().sum() for loss in work.losses.values()), totals[0])

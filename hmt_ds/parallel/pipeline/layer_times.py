@@ -18,7 +18,7 @@ WARM_UP, REPEATS = 2, 5
 
 
 class LayerTimes(NamedTuple):
-    """Measured seconds for one segment of a micro-batch, forward and backward.
+    """Measured seconds for one segment of a micro-batch, forward and backward, by part of the model.
 
     Attributes:
         layer: one layer, with its share of the summary pass and with recomputation.
@@ -40,7 +40,9 @@ def layer_times(
     lora: LoraSettings | None = None,
 ) -> LayerTimes:
     """Measure the seconds of a layer and of the head on rank 0, and broadcast them, so that all ranks divide layers
-    alike. Collective.
+    alike.
+
+    All ranks must call it.
 
     Args:
         config: configuration of the backbone.
@@ -97,7 +99,7 @@ def time_layer(
 
 
 def seconds_of(work: Callable[[], None], device: torch.device) -> float:
-    """Return the median seconds of several calls of a function, the device's work included.
+    """Return the median seconds of several calls of a function, including the work that it queues on the device.
 
     Args:
         work: the function.

@@ -29,7 +29,7 @@ class TensorSpec(NamedTuple):
 
 
 class InFlight(NamedTuple):
-    """A posted send or receive that may not have completed.
+    """A send or receive that was posted and may not have completed.
 
     Attributes:
         work: torch's handle.
@@ -146,6 +146,6 @@ class Channel:
 
 
 def posted(work: dist.Work | None) -> dist.Work:
-    """Return the handle of a posted send or receive; torch returns None only to ranks outside the process group."""
+    """Return the handle of a posted send or receive, which torch declares as possibly None."""
     assert work is not None
     return work

@@ -16,11 +16,11 @@ class Event(Protocol):
     """Interface of a torch event that was recorded on a device's stream."""
 
     def query(self) -> bool:
-        """Whether the stream has completed all work before the event."""
+        """Return whether the stream has completed all work before the event."""
 
 
 class PendingMessage(NamedTuple):
-    """A message that the device waits for.
+    """A message between pipeline stages that the device waits for.
 
     Attributes:
         arrived: event recorded after the receive.
@@ -34,7 +34,7 @@ class PendingMessage(NamedTuple):
 
 
 class P2PTimeout(threading.Thread):
-    """A thread that ends this rank if a message does not arrive in time, after printing which neighbour is silent.
+    """A thread that ends this rank if a message from another stage is late, after printing which neighbour is silent.
 
     NCCL's watchdog would end the rank too, but with a C++ stack that names no rank.
 
@@ -58,11 +58,12 @@ class P2PTimeout(threading.Thread):
         self.messages.append(PendingMessage(arrived, time.monotonic(), failure))
 
     def run(self) -> None:
-        """Poll the oldest pending message, and end this rank if it is late; the body of the thread."""
+        """Poll the oldest pending message, and end this rank if the message is late; the body of the thread."""
         while True:
             time.sleep(POLL_SECONDS)
             while self.messages and self.messages[0].arrived.query():
                 self.messages.popleft()
             if self.messages and time.monotonic() - self.messages[0].since > self.seconds:
-                print(f"\nerror: {self.messages[0].failure}, for {self.seconds:.0f} s", file=sys.stderr)
+                said = f"{self.messages[0].failure}, for {self.seconds:.0f} s: see why it hangs or has ended"
+                print(f"\nerror: {said}", file=sys.stderr)
                 end_process(1)

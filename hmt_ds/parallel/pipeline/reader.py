@@ -14,7 +14,7 @@ from hmt_ds.parallel.train_step import empty_state
 
 
 class PipelineReader:
-    """Reader that evaluates windows with one stage of an HMT model; the other stages are on other ranks.
+    """Evaluates windows with one pipeline stage of an HMT model; the other stages are on other ranks.
 
     Args:
         model: stage of this rank, from :func:`hmt_ds.parallel.pipeline.build_stage.build_stage`.

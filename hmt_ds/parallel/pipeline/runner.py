@@ -23,7 +23,7 @@ Rows = TypeVar("Rows", Window, MemoryState)
 
 @dataclass
 class StageRunner:
-    """Splits, orders and evaluates windows on this rank's pipeline stage; shared by the executor and the reader.
+    """Splits, orders and evaluates windows on this rank's pipeline stage, for training and for evaluation.
 
     Attributes:
         topology: stage and pipeline of this rank.
@@ -84,7 +84,7 @@ class StageRunner:
         return split_rows(window, micro_batches), split_rows(window, summary_batches)
 
     def stage_pass(self, model: HMT, window: StageWindow) -> StagePass:
-        """Return an object that runs all passes over a window on this rank's stage."""
+        """Return an object that runs this stage's forward and backward passes over one window."""
         return StagePass(Stage(model, self.topology, self.hidden_size, self.dtype, self.uses_dropout), window)
 
     @torch.no_grad()
@@ -137,12 +137,13 @@ class StageRunner:
 
 
 def losses_of(work: StagePass, n: int, by_token: bool) -> torch.Tensor:
-    """Return the losses of segment n in nats, zeros on pipeline stages that compute none.
+    """Return the losses of one segment in nats, zeros on pipeline stages that compute none.
 
     Args:
         work: this stage's passes over the window, finished.
         n: index of the segment.
-        by_token: whether to return the loss of each token ``[b, L]`` instead of the sum of each row ``[b]``.
+        by_token: whether to return the loss of each token, ``[rows, segment_length]``, instead of each row's sum,
+            ``[rows]``.
     """
     if not work.losses:
         ids = torch.cat([part.input_ids[:, n] for part in work.micro_batches])
@@ -182,5 +183,5 @@ def split_rows(batch: Rows, parts: int) -> list[Rows]:
 
 
 def join_rows(parts: list[MemoryState]) -> MemoryState:
-    """Join memory states of consecutive rows: the inverse of :func:`split_rows`."""
+    """Join memory states of consecutive rows into one."""
     return MemoryState(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(parts[0])))

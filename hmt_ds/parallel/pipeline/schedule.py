@@ -16,7 +16,7 @@ from hmt_ds.memory.settings import MODES
 
 
 class Kind(StrEnum):
-    """Kind of a pass over one segment of a micro-batch.
+    """Kind of a pipeline pass over one segment of a micro-batch.
 
     Attributes:
         SUMMARY: runs the layers on the summary's tokens; on the last stage it yields the query q_n.
@@ -38,7 +38,9 @@ LETTERS = {Kind.SUMMARY: "st", Kind.RECALL: "rq", Kind.SEGMENT: "FB"}
 
 @dataclass(frozen=True, order=True, repr=False)
 class Action:
-    """One pass of a pipeline stage, printed as F2.0 (segment), s2.0 (summary), r2.0 (recall); backward B2.0, t2.0,
+    """One pass of a pipeline stage over a segment, summary or recall of a micro-batch.
+
+    Printed as F2.0 (segment 2, micro-batch 0), s2.0 (summary), r2.0 (recall); their backward passes as B2.0, t2.0,
     q2.0.
 
     Attributes:
@@ -91,25 +93,26 @@ def pipeline_schedule(
     summary_group: int = 1,
     costs: Costs = UNIT_COSTS,
 ) -> list[list[Action]]:
-    """Return the passes of each pipeline stage, in order.
+    """Return the passes of each pipeline stage over a window, in order.
 
     With memory, all stages run the forward passes in one order and the backward passes in the reverse order, so the
     stashed inputs form a stack. Without memory no backward pass has to wait for later segments, and each stage runs
     1F1B, which stashes fewer inputs.
 
     Args:
-        stages: P, number of stages.
-        segments: S, segments of the window.
-        micro_batches: B. From B = P on, no stage waits for the prompt from the last stage.
+        stages: number of stages.
+        segments: segments of the window.
+        micro_batches: number of micro-batches. With at least as many as stages, no stage waits for the prompt from the
+            last stage.
         mode: memory mode: ``hmt``, ``rmt`` or ``backbone``. Memories are carried into the window, so segment 0 recalls
             like all others.
         backward: False for evaluation: forward passes alone.
-        summary_group: micro-batches per summary pass, see :func:`summary_group_size`.
+        summary_group: micro-batches per summary pass.
         costs: durations. Without memory, slow links call for more warm-up passes; with memory the order does not depend
             on durations.
 
     Raises:
-        ValueError: for a number below 1, an unknown mode, or micro-batches that ``summary_group`` does not divide.
+        ValueError: a number is below 1, the mode is unknown, or ``summary_group`` does not divide the micro-batches.
     """
     for name, number in {"stages": stages, "segments": segments, "micro-batches": micro_batches}.items():
         if number < 1:
@@ -134,11 +137,11 @@ def summary_group_size(stages: int, segments: int, micro_batches: int, share: fl
     """Return how many micro-batches to cover by one summary pass: as many as take about as long as a segment pass.
 
     One pass over twice the rows takes less than twice the time, and adds to the gradient accumulation buffers half as
-    often. But larger groups must not make a stage idle: the first prompt exists after P passes of a group, and until
-    then the first stage only has the summaries of two segments to work on.
+    often. But larger groups must not make a stage idle: the first prompt exists after as many passes of a group as
+    there are stages, and until then the first stage only has the summaries of two segments to work on.
 
     Args:
-        stages: P, number of stages.
+        stages: number of stages.
         segments: segments of the window.
         micro_batches: number of micro-batches.
         share: duration of one micro-batch's summary pass, as a fraction of a segment pass.
@@ -181,7 +184,7 @@ def micro_batches_of(summary: Action, summary_group: int) -> range:
 def insert_recalls(
     common: list[Action], segments: int, micro_batches: int, mode: str, summary_group: int
 ) -> list[Action]:
-    """Return the last stage's passes: the common order, with each recall right after the last pass that it depends on.
+    """Return the last stage's forward passes: those of all stages, with each recall as early as possible.
 
     Args:
         common: the forward passes that all stages run, in order.
@@ -239,9 +242,8 @@ def warmup_passes(later_stages: int, costs: Costs) -> int:
 def peak_live_inputs(actions: list[Action]) -> int:
     """Return the peak number of inputs that a stage stashes, each from its forward to its backward pass.
 
-    With memory, one per segment and micro-batch, and one per summary pass; without memory as many as
-    :func:`warmup_passes` returns, at most segments x micro-batches; 0 for forward passes alone. Queries kept for
-    recalls do not count.
+    With memory, one per segment and micro-batch, and one per summary pass; without memory as many as the stage has
+    warm-up passes; 0 for forward passes alone. Queries kept for recalls do not count.
 
     Args:
         actions: the stage's passes, in order.

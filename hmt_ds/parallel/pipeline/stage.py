@@ -7,9 +7,6 @@ The order of the passes is in schedule.py. Here:
 to the first.
 - :meth:`StagePass.backward` and :meth:`StagePass.recall_backward`: recompute, receive a gradient, backpropagate, send a
 gradient to the previous stage. The first stage sends to the last.
-
-Shapes: b rows of a micro-batch, t positions (w tokens of a segment or a summary, and prompts around them), p prompt
-tokens, h hidden size, d embedding width.
 """
 
 from collections.abc import Iterator
@@ -27,7 +24,7 @@ FORWARD_PHASES = {Kind.SUMMARY: "summary", Kind.RECALL: "recall", Kind.SEGMENT: 
 
 
 class StagePass:
-    """Runs the passes of one pipeline stage over one window, and exchanges activations and gradients with its
+    """Runs the passes of one pipeline stage over one window, exchanging activations and gradients with its
     neighbours."""
 
     def __init__(self, stage: Stage, window: StageWindow):
@@ -97,15 +94,18 @@ class StagePass:
         return TensorSpec((rows, positions, self.stage.hidden_size), self.stage.dtype)
 
     def receive(self, action: Action) -> Tensor:
-        """Receive what a pass needs from another stage: activations ``[b, t, h]``, a prompt ``[b, p, d]`` or the
-        gradient of one of them."""
+        """Receive what a pass needs from another stage, or the gradient of it.
+
+        Returns:
+            Activations ``[rows, positions, hidden size]`` or a prompt ``[rows, prompt_tokens, dim]``.
+        """
         with self.phase("wait"):
             return self.channel_in(action).receive(self.message_spec(action))
 
     # forward passes
 
     def forward(self, action: Action) -> None:
-        """Run a forward pass of this stage, and send its output to the next stage."""
+        """Run one forward pass of this stage, and send its output to the next stage."""
         if action.kind == Kind.RECALL:
             self.recall(action)
             return
@@ -126,10 +126,11 @@ class StagePass:
         Args:
             action: the pass.
             tokens: the segment or the summary to run on.
-            stage_input: activations ``[b, t, h]`` of the previous stage; None on the first stage without a prompt.
+            stage_input: activations ``[rows, positions, hidden size]`` of the previous stage; None on the first stage
+                without a prompt.
 
         Returns:
-            Hidden states ``[b, t, h]``.
+            Hidden states ``[rows, positions, hidden size]``.
         """
         if action in self.window.kept_graphs:
             self.graphs[action] = self.with_graph(tokens, action, stage_input)
@@ -148,7 +149,7 @@ class StagePass:
         Args:
             action: the forward pass.
             tokens: the segment or the summary that it ran on.
-            hidden: output of the layers, ``[b, t, h]``.
+            hidden: output of the layers, ``[rows, positions, hidden size]``.
         """
         token_states, prompt_states = self.model.leave(tokens, hidden, self.mode)
         if isinstance(tokens, Summary):
@@ -178,7 +179,7 @@ class StagePass:
     # backward passes
 
     def backward(self, action: Action) -> None:
-        """Run a backward pass of this stage, and send the gradient of the stage's input to the previous stage.
+        """Run one backward pass of this stage, and send the gradient of the stage's input to the previous stage.
 
         The schedule runs backward passes in the reverse order of the forward passes: segments from last to first, each
         micro-batch's recall between them, and a segment's summary pass once its query has a gradient.
@@ -202,7 +203,7 @@ class StagePass:
             self.channels.backward_out.send(graph.stage_input.grad)
 
     def recompute(self, action: Action, tokens: Segment | Summary) -> StageGraph:
-        """Run a forward pass again from its stashed input, with an autograd graph."""
+        """Run a forward pass again from its stashed input, with an autograd graph, and return the graph's ends."""
         random_state = self.random_states.pop(action, None)
         if random_state is None:
             return self.with_graph(tokens, action, self.window.stash.take(action))
@@ -221,7 +222,7 @@ class StagePass:
         Args:
             action: the backward pass.
             tokens: the segment or the summary that it runs on.
-            hidden: output of the layers, ``[b, t, h]``, with graph.
+            hidden: output of the layers, ``[rows, positions, hidden size]``, with graph.
         """
         token_states, prompt_states = self.model.leave(tokens, hidden, self.mode)
         if isinstance(tokens, Summary):
@@ -259,26 +260,32 @@ class StagePass:
     # running the layers
 
     def with_graph(self, tokens: Segment | Summary, action: Action, stage_input: Tensor | None) -> StageGraph:
-        """Run the layers on ``tokens`` with an autograd graph that begins at a leaf copy of ``stage_input`` ``[b, t,
-        h]``."""
+        """Run the layers with an autograd graph that begins at a leaf copy of the stage's input.
+
+        Args:
+            tokens: the segment or the summary to run on.
+            action: the pass.
+            stage_input: ``[rows, positions, hidden size]``; None on the first stage without a prompt.
+        """
         if stage_input is not None:
             stage_input.requires_grad_()
         return StageGraph(stage_input, self.layers(tokens, action, stage_input))
 
     def run_layers(self, tokens: Segment | Summary, action: Action, stage_input: Tensor | None) -> Tensor:
-        """Run this stage's layers on ``[b, t, h]``; the first stage embeds prompt and tokens before."""
+        """Run this stage's layers on ``[rows, positions, hidden size]``; the first stage embeds prompt and tokens
+        before."""
         if self.topology.is_first:
             stage_input = self.model.enter(tokens, self.prompt(tokens, action, stage_input))
         assert stage_input is not None
         return self.model.decode(tokens, stage_input, self.mode).to(self.stage.dtype)
 
     def prompt(self, tokens: Segment | Summary, action: Action, recalled: Tensor | None) -> Tensor:
-        """Return the prompt of a segment or a summary as embeddings ``[b, p, d]``, on the first stage.
+        """Return the prompt of a segment or a summary as embeddings ``[rows, prompt_tokens, dim]``, on the first stage.
 
         Args:
             tokens: the segment or the summary.
             action: the pass.
-            recalled: prompt received from the last stage, ``[b, p, d]``; None if nothing was recalled.
+            recalled: prompt received from the last stage, ``[rows, prompt_tokens, dim]``; None if nothing was recalled.
         """
         rows = len(tokens.tokens)
         if action.kind == Kind.SUMMARY:

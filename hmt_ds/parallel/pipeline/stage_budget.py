@@ -7,7 +7,7 @@ from hmt_ds.parallel.pipeline.schedule import Action, Kind, graphs_to_keep
 
 
 class StageBudget(ActivationBudget):
-    """The activation budget of a pipeline stage, which counts forward passes instead of segments.
+    """Chooses, from measured GPU memory, which forward passes of a pipeline stage keep their autograd graphs.
 
     The measured step keeps no graph. Afterwards the last forward passes, whose backward passes come first, keep their
     graphs as far as the memory left by the measured peak allows; the others stash their inputs and are recomputed.
@@ -18,8 +18,7 @@ class StageBudget(ActivationBudget):
     """
 
     def plan_for(self, depth: int) -> None:
-        """Restart planning for windows of another number of segments: keep no graphs until a step with such windows is
-        measured.
+        """Restart planning for windows of another length: keep no graphs until a step with such windows is measured.
 
         Args:
             depth: number of segments of a window.
@@ -36,8 +35,7 @@ class StageBudget(ActivationBudget):
         self.step += self.counts
 
     def choose_graphs(self, order: list[Action]) -> frozenset[Action]:
-        """Return the forward passes of a window that keep their autograd graphs, as many as fit; the others are
-        recomputed.
+        """Return the forward passes of a window that keep their autograd graphs, as many as fit; others are recomputed.
 
         Args:
             order: the stage's passes, backward passes included.

@@ -61,9 +61,9 @@ class StageWindow:
         mode: memory mode: ``hmt``, ``rmt`` or ``backbone``.
         stash: keeps stage inputs from forward to backward passes.
         kept_graphs: forward passes that keep their autograd graphs instead of their inputs.
-        measure: wraps the layers, see :meth:`hmt_ds.parallel.activation_budget.ActivationBudget.measure`.
+        measure: wraps the layers to record the bytes of their autograd graph.
         loss_weight: factor of the loss.
-        recall_weight: factor of the recall's own loss.
+        recall_weight: factor of the recall's auxiliary loss.
         phase: makes a context around each pass, from its name: ``summary``, ``recall`` or ``forward``; ``backward`` for
             backward passes of all kinds, recomputation included; and within them ``wait``, for a neighbour's message.
     """
@@ -99,9 +99,10 @@ class StageWindow:
         return self.micro_batches[b].segment(n, self.states[b].tail, settings)
 
     def targets_of(self, recall: Action) -> Tensor | None:
-        """Return how many segments back the memory lies that a segment should recall, ``[b]`` int64.
+        """Return how many segments back the memory is that a segment should recall, ``[rows]`` int64; None if unknown.
 
-        None if the data names no such targets.
+        Args:
+            recall: the recall pass of the segment.
         """
         targets = self.micro_batches[recall.micro_batch].targets
         return None if targets is None else targets[:, recall.segment]

@@ -7,15 +7,14 @@ from hmt_ds.parallel.pipeline.schedule import Action
 
 
 class StashedInputs:
-    """Stash of stage inputs, keyed by forward pass, from which backward passes recompute.
+    """Keeps a pipeline stage's inputs from each forward pass to its backward pass, which recomputes from them.
 
     With memory the newest input is needed first, so beyond the limit the oldest are offloaded to the host. (Without
-    memory the oldest is needed first, but then stage p of P stashes at most P - p inputs, with slow links 2(P - p) -
-    1.)
+    memory the oldest is needed first, but then only few inputs are kept.)
 
     Args:
         limit: number of inputs that stay on the device; None for all.
-        enabled: False for evaluation, where no backward pass follows and nothing is stashed.
+        enabled: False for evaluation, where no backward pass follows and nothing is kept.
     """
 
     def __init__(self, limit: int | None = None, *, enabled: bool = True):
@@ -24,7 +23,7 @@ class StashedInputs:
         self.on_host: dict[Action, tuple[Tensor, torch.device] | None] = {}
 
     def put(self, action: Action, stage_input: Tensor | None) -> None:
-        """Stash the input of a forward pass until its backward pass.
+        """Keep the input of a forward pass until its backward pass.
 
         Args:
             action: the forward pass.
@@ -37,9 +36,7 @@ class StashedInputs:
             self.on_host[oldest] = None if tensor is None else (to_host(tensor), tensor.device)
 
     def take(self, action: Action) -> Tensor | None:
-        """Remove the stage input of a forward pass from the stash, and return it on the device (None if None was
-        stashed).
-        """
+        """Remove the stage input of a forward pass, and return it on the device; None if the pass had none."""
         if action in self.on_device:
             return self.on_device.pop(action)
         offloaded = self.on_host.pop(action)

@@ -41,7 +41,7 @@ class Topology:
     Rank = stage x pipelines + pipeline: the ranks of a stage have consecutive numbers, so a node holds few stages.
 
     Args:
-        stages: P, the number of stages, which divides the number of ranks.
+        stages: number of stages, which divides the number of ranks.
         timeout_minutes: minutes to wait for a message from a neighbouring stage.
     """
 
