@@ -74,7 +74,7 @@ class PipelineResults(TypedDict):
 
 
 def pipeline_window(executor: PipelineExecutor, segments: int) -> PipelineWindow:
-    """Return the sizes of an executor's windows of ``segments`` segments. Collective: all ranks call it."""
+    """Return the sizes of an executor's windows of ``segments`` segments. All ranks must call it."""
     micro_batches, settings = executor.runner.micro_batches, executor.settings
     kept = executor.budget.choose_graphs(executor.runner.order(segments, settings.mode))
     by_stage = all_gather_object(kept)[:: executor.data_ranks]  # of the first pipeline
@@ -86,7 +86,7 @@ def pipeline_window(executor: PipelineExecutor, segments: int) -> PipelineWindow
 def pipeline_results(
     executor: PipelineExecutor, windows: int, segments: int, phases: list[dict[str, float]]
 ) -> PipelineResults:
-    """Return a pipeline's layout, phases and bubbles. Collective: all ranks call it.
+    """Return a pipeline's layout, phases and bubbles. All ranks must call it.
 
     Args:
         executor: this rank's executor, whose steps were measured.

@@ -156,7 +156,7 @@ def fp32_gradient_sums(engine: Engine[Model]) -> dict[nn.Parameter, Tensor]:
 
 
 def all_reduce_fp32_sums(engine: Engine[Model]) -> None:
-    """All-reduce the engine's unsharded fp32 gradient buffers in place (stage 1 in bf16). Collective."""
+    """All-reduce the engine's unsharded fp32 gradient buffers in place (stage 1 in bf16), on all ranks together."""
     optimizer = untyped(engine).optimizer
     # the optimizer ignores sums that its own hooks have not filled
     optimizer.fp32_groups_has_gradients = [[True] * len(group) for group in optimizer.bf16_groups]

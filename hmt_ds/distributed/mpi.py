@@ -8,7 +8,8 @@ from hmt_ds.distributed.network import address_towards, bound_port, interface_of
 def rendezvous() -> dict[str, str]:
     """Find where ranks meet: the first rank's address, a free port there, and this machine's network interface.
 
-    Collective. MPI is finalized at once, so that a rank can exit at any time: later messages go through NCCL or gloo.
+    All ranks must call it. MPI is finalized at once, so that a rank can exit at any time: later messages go through
+    NCCL or gloo.
 
     Returns:
         Environment variables: ``MASTER_ADDR``, ``MASTER_PORT`` and, if known, ``GLOO_SOCKET_IFNAME``.

@@ -36,14 +36,13 @@ class StopSignals:
             signal.signal(signal.SIGHUP, self.note)
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal: record it, without interrupting the current step. ``number`` and ``frame`` are Python's
-        arguments."""
+        """Record a stop signal, without interrupting the current step (a handler for Python's ``signal``)."""
         self.received = 1
         if number == signal.SIGHUP:
             leave_terminal()
 
     def raise_if_received(self, device: torch.device, message: str) -> None:
-        """Raise :class:`Stopped` on all ranks if any rank has received a stop signal. Collective: an all-reduce.
+        """Raise :class:`Stopped` on all ranks if any rank has received a stop signal. All ranks must call it.
 
         Args:
             device: device that the process group's backend communicates from.
@@ -57,7 +56,8 @@ class StopSignals:
 
 
 def leave_terminal() -> None:
-    """Redirect the output of a terminal that was closed to /dev/null, because each write would raise an error."""
+    """Redirect the output to /dev/null if it went to a terminal that was closed, because each write would raise an
+    error."""
     gone = os.open(os.devnull, os.O_WRONLY)
     for number in (1, 2):  # stdout, stderr
         with suppress(OSError):
@@ -67,8 +67,10 @@ def leave_terminal() -> None:
 
 
 def write_exit_code(code: int) -> None:
-    """Write rank 0's exit code to the file that ``HMT_DS_EXIT_CODE_FILE`` names, for a launch script, because not every
-    launcher passes codes on. Without that variable nothing is written."""
+    """Write rank 0's exit code to the file that ``HMT_DS_EXIT_CODE_FILE`` names, for a launch script.
+
+    Not every launcher passes codes on. Without that variable nothing is written.
+    """
     file = os.environ.get("HMT_DS_EXIT_CODE_FILE")
     if file and rank() == 0:
         Path(file).write_text(f"{code}\n")

@@ -8,7 +8,8 @@ GIB = 2**30
 
 
 class LayerSizes(Protocol):
-    """The sizes of a backbone that an estimate of activations needs; configurations of every model family have them."""
+    """The sizes of a backbone that an estimate of activations needs, as in configurations of every family (a typing
+    Protocol)."""
 
     @property
     def hidden_size(self) -> int:

@@ -14,7 +14,7 @@ class Gpu:
     """A GPU type, by its datasheet.
 
     Attributes:
-        name: name as users write it.
+        name: name as users write it, such as ``H100``.
         peak: dense bf16 FLOP/s.
         gib: memory in GiB.
         bandwidth: bytes per second between the GPU and its own memory.
@@ -50,8 +50,8 @@ GPUS = {
 
 
 def gpu_named(device: str) -> Gpu | None:
-    """Return the type of a GPU from its driver's name, such as ``NVIDIA H100 80GB HBM3``; None if its speed is not
-    known here."""
+    """Return a GPU type by its driver's name, such as ``NVIDIA H100 80GB HBM3``; None if its speed is not known
+    here."""
     known = [gpu for gpu in GPUS.values() if gpu.name in device]
     return max(known, key=lambda one: len(one.name), default=None)  # GH200 also contains H200
 
@@ -96,7 +96,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Fleet:
-    """The GPUs of a run.
+    """The GPUs that a run is estimated for: type, number, nodes and network.
 
     Attributes:
         gpu: the type of GPU, with its memory as the user wrote it.
@@ -124,7 +124,7 @@ class Fleet:
 
     @property
     def cluster(self) -> Cluster:
-        """The fleet as a :class:`Cluster`, for collectives and simulated pipelines."""
+        """These GPUs as a :class:`Cluster`, for collectives and simulated pipelines."""
         return Cluster(self.link, self.gpu.link, self.gpu.peak, self.gpu.memory, self.per_node)
 
     def __str__(self) -> str:
@@ -155,7 +155,7 @@ def read_link(text: str) -> float:
     """Read a bandwidth like ``50GB/s`` or ``400Gb/s``; return bytes per second.
 
     Raises:
-        ValueError: if the text has another form.
+        ValueError: the text has another form.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(GB|Gb|Gbit)(?:/s|ps)", text.strip())
     if match is None or float(match[1]) <= 0:
@@ -164,7 +164,7 @@ def read_link(text: str) -> float:
 
 
 def fleet_of(count: int, gpu: Gpu, nodes: int | None, link: float, host_gib: float | None = None) -> Fleet:
-    """Return a fleet; without a number of nodes, as few nodes as hold the GPUs, 8 on each.
+    """Return the GPUs of a run, spread over nodes; by default over as few nodes as hold them, 8 on each.
 
     Args:
         count: number of GPUs.
@@ -174,7 +174,7 @@ def fleet_of(count: int, gpu: Gpu, nodes: int | None, link: float, host_gib: flo
         host_gib: GiB of host memory of a node; None for what nodes usually have.
 
     Raises:
-        ValueError: if the GPUs cannot be spread evenly over the nodes.
+        ValueError: the GPUs cannot be spread evenly over the nodes.
     """
     nodes = nodes or math.ceil(count / NODE_GPUS)
     if count % nodes:

@@ -53,18 +53,18 @@ class Job:
 
     @property
     def tokens(self) -> int:
-        """Number of tokens read per optimizer step and GPU, without those repeated from the segment before."""
+        """Number of tokens read per optimizer step and GPU, without those repeated from the previous segment."""
         return self.rows * self.segments * self.settings.segment_length
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The estimated optimizer step of a way to distribute a job.
+    """The estimated optimizer step of a job with a pipeline, ZeRO-1 or ZeRO-3.
 
     Attributes:
-        layout: description of the distribution.
+        layout: description of the pipeline or ZeRO stage.
         seconds: duration of the step.
-        tokens_per_second: tokens read per second and GPU, without those repeated from the segment before.
+        tokens_per_second: tokens read per second and GPU, without those repeated from the previous segment.
         idle: fraction of the step in which a GPU runs no matrix products.
         bytes: memory of the fullest GPU.
         fits: whether ``bytes`` fits into a GPU.
@@ -96,12 +96,12 @@ def comparison(options: CompareOptions) -> list[tuple[int, str, Estimate | None]
 
 
 def estimate(job: Job, cluster: Cluster, layout: str, seconds: float, arithmetic: float, size: float) -> Estimate:
-    """Return the estimate of a way to distribute a job, from the duration and the memory of its optimizer step.
+    """Return the estimate of a job in one layout, from the duration and the memory of its optimizer step.
 
     Args:
         job: the job.
         cluster: the cluster.
-        layout: name of the distribution, for tables.
+        layout: name of the layout, for tables, such as ``ZeRO-1``.
         seconds: duration of the step.
         arithmetic: seconds of the step in which a GPU runs matrix products.
         size: bytes of memory of the fullest GPU.
@@ -111,7 +111,12 @@ def estimate(job: Job, cluster: Cluster, layout: str, seconds: float, arithmetic
 
 
 def best_pipeline(job: Job, cluster: Cluster, gpus: int) -> Estimate | None:
-    """Estimate ``job`` on pipelines over ``gpus`` GPUs of ``cluster``, with the best number of stages.
+    """Estimate a job on pipelines with the best number of stages.
+
+    Args:
+        job: the job.
+        cluster: the cluster.
+        gpus: number of GPUs.
 
     Returns:
         The fastest estimate that fits, or else the one with the least memory; None if no number of stages is possible.
@@ -121,8 +126,15 @@ def best_pipeline(job: Job, cluster: Cluster, gpus: int) -> Estimate | None:
 
 
 def stage_counts(shape: ModelShape, cluster: Cluster, gpus: int) -> Iterator[int]:
-    """Yield the numbers of pipeline stages that are possible on ``gpus`` GPUs: they divide the layers and the GPUs, and
-    divide the GPUs of a node or fill whole nodes."""
+    """Yield the possible numbers of pipeline stages, ascending.
+
+    They divide the layers and the GPUs, and divide the GPUs of a node or fill whole nodes.
+
+    Args:
+        shape: sizes of the backbone.
+        cluster: the cluster.
+        gpus: number of GPUs.
+    """
     for stages in range(2, min(shape.num_hidden_layers, gpus) + 1):
         straddles = cluster.gpus_per_node % stages and stages % cluster.gpus_per_node
         if not straddles and gpus % stages == 0 and shape.num_hidden_layers % stages == 0:
@@ -218,8 +230,13 @@ def stage_durations(job: Job, cluster: Cluster, stages: int, summary_group: int,
 
 
 def zero1(job: Job, cluster: Cluster, gpus: int) -> Estimate:
-    """Estimate ``job`` on ``gpus`` GPUs of ``cluster`` at ZeRO-1 with ``compute.reduction step``: each GPU has all
-    weights and float32 gradient sums."""
+    """Estimate a job at ZeRO-1 with ``compute.reduction step``: each GPU has all weights and float32 gradient sums.
+
+    Args:
+        job: the job.
+        cluster: the cluster.
+        gpus: number of GPUs.
+    """
     parameters = job.shape.parameters
     size = (REPLICATED + SHARDED / gpus) * parameters
     in_node = min(gpus, cluster.gpus_per_node)
@@ -228,8 +245,13 @@ def zero1(job: Job, cluster: Cluster, gpus: int) -> Estimate:
 
 
 def zero3(job: Job, cluster: Cluster, gpus: int) -> Estimate:
-    """Estimate ``job`` on ``gpus`` GPUs of ``cluster`` at ZeRO-3 with ``compute.reduction segment``: every pass
-    all-gathers, every backward pass also reduces."""
+    """Estimate a job at ZeRO-3 with ``compute.reduction segment``: every pass all-gathers, backward passes also reduce.
+
+    Args:
+        job: the job.
+        cluster: the cluster.
+        gpus: number of GPUs.
+    """
     parameters = job.shape.parameters
     size = (REPLICATED + SHARDED) * parameters / gpus + GATHERED * cluster.memory
     in_node = min(gpus, cluster.gpus_per_node)
@@ -249,7 +271,7 @@ def data_parallel(
     Args:
         job: the job.
         cluster: the cluster.
-        layout: description of the distribution.
+        layout: name of the layout, for tables, such as ``ZeRO-1``.
         states: bytes of weights, gradient sums and optimizer states on a GPU.
         gather: seconds to all-gather all weights, or to reduce all gradients, in each pass.
         reduction: seconds of the gradient reduction at the end of the step.
@@ -268,15 +290,12 @@ def data_parallel(
 
 
 def window_passes(job: Job, kept: int, gather: float) -> Iterator[tuple[float, float]]:
-    """List the passes over a window.
+    """Yield the FLOPs per row and the seconds of messages of each forward and backward pass over a window.
 
     Args:
         job: the job.
         kept: number of segments that keep their activations.
         gather: seconds to all-gather all weights; a backward pass gathers and reduces.
-
-    Yields:
-        The FLOPs per row and the seconds of messages of each pass.
     """
     layers = job.shape.num_hidden_layers * job.shape.layer_parameters
     without_head = job.forward_flops(layers)

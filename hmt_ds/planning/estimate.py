@@ -12,7 +12,7 @@ from hmt_ds.planning.step_time import StepTime, step_time
 
 @dataclass(frozen=True)
 class Estimate:
-    """The estimated optimizer step of a layout.
+    """The estimated optimizer step of a run in one layout over GPUs.
 
     Attributes:
         work: sizes of the model, and segments and rows of an optimizer step.
@@ -30,7 +30,7 @@ class Estimate:
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens read per second and GPU, without those repeated from the segment before."""
+        """Tokens read per second and GPU, without those repeated from the previous segment."""
         return self.work.tokens / self.time.seconds / self.fleet.count
 
     @property
@@ -46,7 +46,7 @@ class Estimate:
 
 
 def estimate(work: Work, layout: Layout, fleet: Fleet) -> Estimate:
-    """Estimate the optimizer step of a layout, with or without pipeline stages.
+    """Estimate memory and time of an optimizer step in one layout, with or without pipeline stages.
 
     Args:
         work: sizes of the model, and segments and rows of an optimizer step.

@@ -9,15 +9,15 @@ from hmt_ds.planning.recipe_plan import RecipePlan, changes_for
 
 
 def write_fitted(values: dict[str, Any], found: RecipePlan, file: Path) -> None:
-    """Write a recipe with the fastest layout that fits into the memory of the GPUs.
+    """Write a recipe changed to the fastest layout that fits into the memory of the GPUs.
 
     Args:
-        values: the recipe as nested mappings.
-        found: the plan of the recipe.
-        file: the new recipe.
+        values: the original recipe as nested mappings.
+        found: estimates of the recipe, its layouts and GPUs.
+        file: path of the new recipe.
 
     Raises:
-        ConfigError: if no layout fits, or the file cannot be written.
+        ConfigError: no layout fits, or the file cannot be written.
     """
     best = found.others[0]
     if not best.memory.fits:

@@ -31,19 +31,20 @@ def peak_flops(device_name: str) -> float | None:
 
 
 def positions_per_token(settings: MemorySettings) -> float:
-    """Return how many positions the backbone computes per token of a segment: above 1, because prompts, sensory tokens
-    (those repeated from the segment before) and summaries are positions too."""
+    """Return how many positions the backbone computes per token of a segment; above 1.
+
+    Prompts, sensory tokens (those repeated from the previous segment) and summaries are positions too.
+    """
     return (settings.positions + summary_positions(settings)) / settings.segment_length
 
 
 def summary_positions(settings: MemorySettings) -> int:
-    """Return how many positions the pass over a segment's summary has; 0 in modes without summaries."""
+    """Return the number of positions of the pass over a segment's summary; 0 in modes without summaries."""
     return settings.summary_positions if settings.summarises else 0
 
 
 def useful_flops_per_token(parameters: int, trained: int, settings: MemorySettings) -> float:
-    """Return the FLOPs of forward and backward passes per token of a segment, without recomputation and attention
-    scores.
+    """Return the FLOPs of forward and backward passes per token, without recomputation and attention scores.
 
     2 per parameter and position forward, 2 backward for the activations, and 2 more for each trained weight.
 
@@ -56,13 +57,13 @@ def useful_flops_per_token(parameters: int, trained: int, settings: MemorySettin
 
 
 def repeated_positions(settings: MemorySettings, plan: RecomputePlan, segments: int, *, layers_again: bool) -> int:
-    """Return how many positions per row of a window the layers recompute.
+    """Return how many positions per row of a window the layers recompute in the backward pass.
 
     Args:
         settings: settings of the memory.
-        plan: which segments and summaries keep their activations.
+        plan: how many segments and summaries keep their activations.
         segments: number of segments of the window.
-        layers_again: whether the backward pass recomputes each layer once more (recompute: segment+layer).
+        layers_again: whether the backward pass recomputes each layer once more (compute.recompute: segment+layer).
     """
     every = segments * (settings.positions + summary_positions(settings))
     again = int(layers_again) * every
@@ -98,16 +99,18 @@ def matrix_rate(device: torch.device, size: int = 8192, repeats: int = 20) -> fl
 
 
 def rates(tokens: float, seconds: float, useful: float, executed: float, peaks: dict[str, float]) -> dict[str, float]:
-    """Return the speed of a rank by name: ``tokens_per_second_per_gpu``, ``useful_tflops_per_second``,
-    ``executed_tflops_per_second``, and the fractions (0 to 1) of each peak that useful and executed FLOPs use, such as
-    ``mfu_measured`` and ``hfu_measured``.
+    """Return the speed of a rank in tokens and FLOPs per second, and as fractions of peak rates (MFU), by name.
 
     Args:
-        tokens: number of tokens read, without those repeated from the segment before.
+        tokens: number of tokens read, without those repeated from the previous segment.
         seconds: duration in which they were read.
         useful: FLOPs without recomputation.
         executed: FLOPs with recomputation.
         peaks: peak FLOP/s of the device, by source (``measured``, ``datasheet``).
+
+    Returns:
+        ``tokens_per_second_per_gpu``, ``useful_tflops_per_second``, ``executed_tflops_per_second``, and for each peak
+        the fraction (0 to 1) that useful and executed FLOPs reach, such as ``mfu_measured`` and ``hfu_measured``.
     """
     result = {
         "tokens_per_second_per_gpu": tokens / seconds,

@@ -33,13 +33,14 @@ class Work:
 
     @property
     def tokens(self) -> int:
-        """Number of tokens read in an optimizer step over all GPUs, without those repeated from the segment before."""
+        """Number of tokens read in an optimizer step over all GPUs, without those repeated from the previous
+        segment."""
         return self.rows * self.depth * self.settings.segment_length
 
 
 @dataclass(frozen=True)
 class Layout:
-    """One way to spread a run over GPUs.
+    """One way to spread a run over GPUs: ZeRO stage, pipeline stages, rows at a time, recomputation and offloading.
 
     Attributes:
         stage: ZeRO stage, 0 to 3.
@@ -68,8 +69,7 @@ class Layout:
 
     @property
     def family(self) -> str:
-        """Name of the kind of layout, such as ``ZeRO-3, reduction step`` or ``pipeline of 4 stages, ZeRO-1``; a plan
-        shows the fastest layout of each kind."""
+        """Name of the kind of layout, such as ``ZeRO-3, reduction step`` or ``pipeline of 4 stages, ZeRO-1``."""
         if self.stages > 1:
             return f"pipeline of {self.stages} stages, ZeRO-{self.stage}"
         host = ", optimizer on the host" if self.offloaded else ""
@@ -78,8 +78,7 @@ class Layout:
 
     @property
     def compiles(self) -> bool:
-        """Whether the layers are compiled with ``compute.kernels: auto`` (the rule is that of
-        parallel/compute_choice.py)."""
+        """Whether ``compute.kernels: auto`` compiles the layers in this layout."""
         return self.reduction == "step" and self.recompute in ("auto", "none", "segment")
 
     def data_ranks(self, gpus: int) -> int:
@@ -87,7 +86,7 @@ class Layout:
         return gpus // self.stages
 
     def windows(self, work: Work, gpus: int) -> int:
-        """Return how many windows, one after the other, a rank or a pipeline reads in an optimizer step.
+        """Return how many windows a rank or a pipeline reads, one after the other, in an optimizer step.
 
         Args:
             work: sizes of the model, and segments and rows of an optimizer step.

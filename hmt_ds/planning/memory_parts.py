@@ -59,24 +59,29 @@ class Memory:
 
     @property
     def fits(self) -> bool:
-        """Whether the peak leaves free the margin of GPU memory that training leaves free too."""
+        """Whether the peak leaves free the margin of GPU memory that training leaves free."""
         return self.peak <= self.limit and self.host <= self.host_most
 
     @property
     def tight(self) -> bool:
-        """Whether the peak fits into the GPU, but not without the margin that training leaves free. The margin is as
-        wide as the usual error of the estimate."""
+        """Whether the peak fits into the GPU, but not with the margin that training leaves free.
+
+        The margin is as wide as the usual error of the estimate.
+        """
         return self.limit < self.peak <= self.most and self.host <= self.host_most
 
 
 def states(work: Work, layout: Layout, gpus: int, *, rank_parameters: float | None = None) -> dict[str, float]:
-    """Return the bytes on a GPU by part: ``weights``, ``gradients`` (sums), ``optimizer`` (states) and ``buffers``.
+    """Return the bytes of weights, gradients and optimizer states on a GPU.
 
     Args:
         work: sizes of the model, and segments and rows of an optimizer step.
         layout: ZeRO stage, pipeline stages, rows at a time, recomputation and offloading.
         gpus: number of GPUs.
         rank_parameters: number of parameters of a pipeline stage; None for the whole model.
+
+    Returns:
+        Bytes by part: ``weights``, ``gradients`` (sums), ``optimizer`` (states) and ``buffers``.
     """
     total = work.size.parameters if rank_parameters is None else rank_parameters
     trained = total * work.size.trained_share
@@ -116,8 +121,10 @@ def leaf_bytes(work: Work, layout: Layout, capacity: float) -> float:
 
 
 def summary_batch(work: Work) -> int:
-    """Return how many segments' summaries are computed in one batch in the first steps: the largest divisor of the
-    window's segments with which the batch has no more positions than a segment."""
+    """Return how many segments' summaries are computed in one batch in the first steps of a run.
+
+    It is the largest divisor of the window's segments with which the batch has no more positions than a segment.
+    """
     share = summary_positions(work.settings) / work.settings.positions
     return max(n for n in range(1, work.depth + 1) if work.depth % n == 0 and (n == 1 or n * share <= 1))
 
@@ -179,8 +186,7 @@ def memory_of(work: Work, layout: Layout, fleet: Fleet) -> Memory:
 
 
 def step_copies(work: Work, layout: Layout, gpus: int) -> float:
-    """Return the bytes that DeepSpeed allocates on a GPU for the gradient reduction and the optimizer step, besides
-    weights, gradients and optimizer states.
+    """Return the bytes that DeepSpeed allocates on a GPU only for the gradient reduction and the optimizer step.
 
     Args:
         work: sizes of the model, and segments and rows of an optimizer step.
@@ -195,7 +201,7 @@ def step_copies(work: Work, layout: Layout, gpus: int) -> float:
 def plan_recomputation(
     work: Work, layout: Layout, graph: float, summary: float, room: float, batch: int
 ) -> tuple[int, int, int]:
-    """Plan which segments and summaries keep their activations.
+    """Choose which segments and summaries keep their activations; the others are recomputed.
 
     Args:
         work: sizes of the model, and segments and rows of an optimizer step.

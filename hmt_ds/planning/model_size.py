@@ -87,8 +87,7 @@ def count(
 
 
 def mlp_width(config: PreTrainedConfig) -> int:
-    """Return the width of a backbone's MLP, from the keys of its family; four times the hidden size if there is no such
-    key."""
+    """Return the width of a backbone's MLP, by the key of its family; four times the hidden size without such a key."""
     names = ("intermediate_size", "ffn_dim", "n_inner")
     found = (getattr(config, name, None) for name in names)
     return next((width for width in found if isinstance(width, int)), 4 * config.hidden_size)

@@ -68,8 +68,7 @@ def pipeline_estimate(work: Work, layout: Layout, fleet: Fleet) -> tuple[Memory,
 
 
 def message_bytes(work: Work, layout: Layout, group: int) -> dict[Kind, float]:
-    """Return the bytes of a message between stages, by kind of pass (segment, summary or recall). Gradients have the
-    same size.
+    """Return the bytes of a message between pipeline stages, by kind of pass; gradients have the same size.
 
     Args:
         work: sizes of the model, and segments and rows of an optimizer step.
@@ -104,7 +103,7 @@ def links(fleet: Fleet, stages: int) -> tuple[list[Link], Link]:
 
 
 def stage_durations(work: Work, layout: Layout, fleet: Fleet, group: int, *, last: bool) -> Durations:
-    """Return the seconds of a stage's passes; a backward pass includes its recomputation.
+    """Return the seconds of a pipeline stage's passes; a backward pass includes its recomputation.
 
     Args:
         work: sizes of the model, and segments and rows of an optimizer step.
@@ -131,8 +130,7 @@ def stage_durations(work: Work, layout: Layout, fleet: Fleet, group: int, *, las
 
 
 def pipeline_time(work: Work, layout: Layout, fleet: Fleet, window: Timeline, messages: dict[Kind, float]) -> StepTime:
-    """Return the seconds of an optimizer step on pipelines by activity: windows, gradient reduction over the pipelines,
-    optimizer.
+    """Return the seconds of an optimizer step on pipelines: windows, gradient reduction over the pipelines, optimizer.
 
     Args:
         work: sizes of the model, and segments and rows of an optimizer step.

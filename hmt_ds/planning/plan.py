@@ -1,4 +1,4 @@
-"""``hmt-ds plan``: plan a recipe, draw a pipeline schedule, or estimate pipelines and ZeRO on clusters."""
+"""``hmt-ds plan``: estimate a recipe, draw a pipeline schedule, or compare pipelines and ZeRO on clusters."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,9 +22,9 @@ def plan(source: str | None, options: PlanOptions, overrides: Sequence[str] = ()
     """Run `hmt-ds plan`: print the estimate of a recipe, a pipeline schedule, or a comparison of clusters.
 
     Args:
-        source: a recipe, or the name of a known model; None for a schedule or a comparison.
-        options: options for a recipe, a schedule or a comparison, which decide what is planned.
-        overrides: overrides of the recipe, such as ``--training.batch_size 4``.
+        source: path of a recipe, or the name of a known model; None for a schedule or a comparison.
+        options: options for a recipe, a schedule or a comparison; their class decides which is printed.
+        overrides: keys of the recipe to change, such as ``["--training.batch_size", "4"]``.
 
     Returns:
         Exit code: 0, or 2 if a picture cannot be written.
@@ -44,12 +44,15 @@ def plan(source: str | None, options: PlanOptions, overrides: Sequence[str] = ()
 
 
 def plan_and_fit(source: str, options: RecipeOptions, overrides: list[str]) -> int:
-    """Print the plan of a recipe, and with ``--fit`` write the recipe with the best layout; return the exit code.
+    """Print the estimate of a recipe, and with ``--fit`` write the recipe with the best layout; return the exit code.
 
     Args:
-        source: a recipe, or the name of a known model.
-        options: the options.
-        overrides: overrides of the recipe.
+        source: path of a recipe, or the name of a known model.
+        options: options of `hmt-ds plan RECIPE`.
+        overrides: keys of the recipe to change, such as ``["--training.batch_size", "4"]``.
+
+    Raises:
+        ConfigError: with a line for each problem.
     """
     recipe, values = read_source(source, overrides)
     from hmt_ds.planning.fit import write_fitted  # imports torch and transformers
@@ -131,7 +134,6 @@ def between(low: str, high: str) -> str:
 
 
 def console(most: int) -> Console:
-    """Return a console as wide as the terminal but at most ``most`` columns; without a terminal, ``most`` columns
-    wide."""
+    """Return a console as wide as the terminal, but at most ``most`` columns; without a terminal, ``most`` columns."""
     out = Console()
     return Console(width=min(most, out.width) if out.is_terminal else most)

@@ -52,7 +52,7 @@ def check_link(text: str) -> str:
 
 @dataclass(frozen=True, config=STRICT)
 class RecipeOptions(Options):
-    """The options of `hmt-ds plan RECIPE`; the text below each field is its help."""
+    """Options of `hmt-ds plan RECIPE`; each field's docstring is its help text."""
 
     gpus: Annotated[str, "NxTYPE", AfterValidator(check_fleet)] = "8xH100-80GB"
     """GPUs to plan for, such as 16xH100-80GB; with --compare the numbers of GPUs to compare, such as 8,64"""
@@ -63,7 +63,8 @@ class RecipeOptions(Options):
     host_memory: Annotated[PositiveNumber | None, "GIB"] = None
     """host memory of a node in GiB, which offloading needs (default: 128 for each of its GPUs)"""
     fit: Annotated[FilePath | None, "FILE"] = None
-    """new file for the recipe, changed to the fastest layout that fits into the GPUs (default: only print the plan)"""
+    """new recipe to write: the given one, changed to the fastest layout that fits into the GPUs (default: only print
+    the estimate)"""
 
     @property
     def fleet(self) -> Fleet:
@@ -71,8 +72,8 @@ class RecipeOptions(Options):
         return fleet_of(*read_gpus(self.gpus), self.nodes, read_link(self.link), self.host_memory)
 
     def conflicts(self) -> list[str]:
-        """Return an error line if the GPUs cannot be spread evenly over the nodes, and one if the file to write exists;
-        an empty list if neither is so."""
+        """Return an error line if the GPUs cannot be spread evenly over the nodes, and one if the file to write
+        exists."""
         found = []
         try:
             _ = self.fleet
@@ -85,7 +86,7 @@ class RecipeOptions(Options):
 
 @dataclass(frozen=True, config=STRICT)
 class ScheduleOptions(Options):
-    """The options of `hmt-ds plan --schedule`; the text below each field is its help."""
+    """Options of `hmt-ds plan --schedule`; each field's docstring is its help text."""
 
     stages: AtLeastOne = 4
     """number of pipeline stages"""
@@ -110,15 +111,15 @@ class ScheduleOptions(Options):
         if (actions := stages * segments * batches) <= MAX_ACTIONS:
             return []
         product = f"{stages} stages x {segments} segments x {batches} micro-batches"
-        return [f"{product} are {actions:,}: at most {MAX_ACTIONS:,} can be drawn"]
+        return [f"{product} are {actions:,}: at most {MAX_ACTIONS:,} can be drawn; give fewer"]
 
 
 @dataclass(frozen=True, config=STRICT)
 class CompareOptions(Options):
-    """The options of `hmt-ds plan --compare`; the text below each field is its help."""
+    """Options of `hmt-ds plan --compare`; each field's docstring is its help text."""
 
     shape: Annotated[str, "|".join(SHAPES), AfterValidator(check_shape)] = "7b"
-    """size of the Llama backbone"""
+    """size of the Llama backbone, in parameters"""
     gpus: Annotated[str, "N,N,...", AfterValidator(check_gpus)] = "8,64,256,1024"
     """numbers of GPUs to compare, separated by commas; nodes have 8 GPUs of 80 GB each"""
     between_nodes: Annotated[PositiveNumber, "GB/S"] = 50
@@ -142,7 +143,8 @@ class CompareOptions(Options):
         list."""
         if (product := self.rows * self.segments) <= MAX_ROWS:
             return []
-        return [f"{self.rows} rows x {self.segments} segments are {product:,}: at most {MAX_ROWS} can be estimated"]
+        asked = f"{self.rows} rows x {self.segments} segments are {product:,}"
+        return [f"{asked}: at most {MAX_ROWS} can be estimated; give fewer"]
 
 
 PlanOptions = RecipeOptions | ScheduleOptions | CompareOptions
@@ -183,10 +185,10 @@ def read_plan_options(arguments: argparse.Namespace) -> PlanOptions:
     """Build the options of `hmt-ds plan` from the parsed arguments.
 
     Returns:
-        The options of a recipe, of ``--schedule`` or of ``--compare``, whichever the arguments ask for.
+        The options for a recipe, for ``--schedule`` or for ``--compare``, whichever the arguments ask for.
 
     Raises:
-        ConfigError: with a line for each option that is wrong, or does not belong to what is planned.
+        ConfigError: with a line for each option that is wrong, or that the other two kinds have alone.
     """
     use = "--schedule" if arguments.schedule else "--compare" if arguments.compare else "a RECIPE"
     if (use == "a RECIPE") == (arguments.source is None):
@@ -196,7 +198,7 @@ def read_plan_options(arguments: argparse.Namespace) -> PlanOptions:
         for option in fields_of(kind):
             owners.setdefault(option, []).append(name)
     given = [option for option, kinds in owners.items() if use not in kinds and getattr(arguments, option) is not None]
-    problems = [f"{flag(option)}: only with {' or '.join(owners[option])}" for option in given]
+    problems = [f"{flag(option)}: only with {' or '.join(owners[option])}, not {use}: leave it out" for option in given]
     options, wrong = read_options(KINDS[use], arguments)
     if problems or wrong:
         raise ConfigError(problems + wrong)

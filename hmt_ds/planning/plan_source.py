@@ -1,4 +1,4 @@
-"""Read the recipe to plan, or make a recipe for a known model. Imports no torch, so that errors appear at once."""
+"""Read the recipe to estimate, or make a recipe for a known model. Imports no torch, so that errors appear at once."""
 
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,9 @@ from hmt_ds.planning.known_models import KNOWN_MODELS, known_model
 
 
 def default_recipe(model: str) -> dict[str, Any]:
-    """Return a recipe, as nested mappings, with which a model is planned if only its name is given: values that the
-    shipped recipes have in common.
+    """Return a recipe, as nested mappings, for estimates of a model of which only the name is given.
+
+    Its values are those that the shipped recipes have in common.
 
     Args:
         model: name of the model on the hub.
@@ -37,7 +38,7 @@ def read_source(source: str, overrides: list[str]) -> tuple[Recipe, dict[str, An
 
     Args:
         source: path of the recipe, or name of the model.
-        overrides: overrides of the recipe, such as ``--training.batch_size 4``.
+        overrides: keys of the recipe to change, such as ``["--training.batch_size", "4"]``.
 
     Returns:
         The checked recipe, and its keys and values as nested mappings.

@@ -1,4 +1,4 @@
-"""The plan of a recipe as tables and lines for the terminal."""
+"""The estimate of a recipe as tables and lines for the terminal."""
 
 from rich.table import Table
 
@@ -11,7 +11,7 @@ GB = 1e9
 
 
 def plan_tables(found: RecipePlan) -> list[Table]:
-    """Return the tables of a plan: memory by part beside the time of a step by activity, and layouts."""
+    """Return the tables of `hmt-ds plan`: memory by part beside the seconds of a step by activity, and layouts."""
     return [memory_table(found), layout_table(found)]
 
 
@@ -34,8 +34,7 @@ def memory_table(found: RecipePlan) -> Table:
 
 
 def layout_table(found: RecipePlan) -> Table:
-    """Return the table of the best layout of each kind, fastest first; each but the first has a reason why it is
-    worse."""
+    """Return the table of the best layout of each kind, fastest first, each with the reason why it is not the best."""
     title = f"layouts on {found.fleet}, {found.own.work.rows} rows in an optimizer step"
     table = Table(title=title, title_justify="left")
     for column in ("layout", "rows", "windows", "GiB", "tokens/s/GPU", "MFU", "why not"):
@@ -48,7 +47,7 @@ def layout_table(found: RecipePlan) -> Table:
 
 
 def row(one: Estimate) -> list[str]:
-    """Return the cells of a layout's table row: name, rows at a time, windows per step, memory (GiB) and tokens/s per
+    """Return the cells of a layout's table row: name, rows at a time, windows per step, memory (GiB), tokens/s per
     GPU."""
     layout = one.layout
     name = layout.family + (", by layer" if layout.recompute == "segment+layer" and not layout.offloaded else "")
@@ -64,8 +63,8 @@ def describe(one: Estimate) -> str:
 
 
 def plan_lines(found: RecipePlan) -> list[str]:
-    """Return the lines that follow the tables of a plan: size of the model, FLOPs and traffic of a step, tokens/s,
-    hours of the run, warnings."""
+    """Return the lines below the tables of `hmt-ds plan`: model, FLOPs and traffic of a step, tokens/s, hours,
+    warnings."""
     own, size = found.own, found.size
     flops = own.useful_flops
     within, between = own.time.within / GB, own.time.between / GB

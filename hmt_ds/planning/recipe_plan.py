@@ -1,4 +1,4 @@
-"""Plan a recipe: its own layout and the best ones on given GPUs, warnings, and a recipe with the best layout."""
+"""Estimate a recipe: its own layout and the best ones on given GPUs, warnings, and a recipe with the best layout."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ MESSAGES_BOUND, BUBBLE_BOUND, RECOMPUTED = 0.15, 0.15, 0.25  # shares of a step 
 
 @dataclass(frozen=True)
 class RecipePlan:
-    """The plan of a recipe.
+    """Estimates of a recipe on some GPUs: as it is, and with the best layouts.
 
     Attributes:
         model: name of the backbone.
@@ -42,7 +42,7 @@ class RecipePlan:
         own: the estimate of the recipe as it is.
         others: the best layout of each kind, the fastest that fits first.
         hours: duration of the whole run as the recipe is, in hours, without evaluations and checkpoints.
-        tokens: number of tokens read in the whole run, without those repeated from the segment before.
+        tokens: number of tokens read in the whole run, without those repeated from the previous segment.
         warnings: lines about what limits the run.
     """
 
@@ -57,15 +57,17 @@ class RecipePlan:
 
 
 def plan_recipe(recipe: Recipe, recipe_file: Path, fleet: Fleet) -> RecipePlan:
-    """Plan a recipe for GPUs, on a machine that needs neither GPUs nor the model's weights.
+    """Estimate memory, speed and hours of a recipe on some GPUs, in its own layout and in the best ones.
+
+    Needs neither GPUs nor the model's weights.
 
     Args:
         recipe: the recipe.
         recipe_file: path of the recipe; files may be named relative to it.
-        fleet: type and number of the GPUs to plan for, nodes and network.
+        fleet: type and number of the GPUs, nodes and network.
 
     Raises:
-        ConfigError: if the model, DeepSpeed's file or the number of GPUs does not allow a plan.
+        ConfigError: the model, DeepSpeed's file or the number of GPUs does not allow an estimate.
     """
     training = recipe.training
     if fleet.count % recipe.pipeline.stages:
@@ -95,7 +97,7 @@ def work_of(recipe: Recipe, fleet: Fleet) -> Work:
         fleet: type and number of GPUs, nodes and network.
 
     Raises:
-        ConfigError: if there is no such model.
+        ConfigError: there is no such model.
     """
     model, training = recipe.model, recipe.training
     config = config_of(recipe)
@@ -128,7 +130,7 @@ def config_of(recipe: Recipe) -> PreTrainedConfig:
 
 
 def own_layout(recipe: Recipe, recipe_file: Path, work: Work, fleet: Fleet) -> Layout:
-    """Return the layout that a recipe's settings give, with ``auto`` resolved as in parallel/compute_choice.py.
+    """Return the layout that a recipe's settings give, with each ``auto`` resolved as a run on these GPUs would.
 
     Args:
         recipe: the recipe.
@@ -137,7 +139,7 @@ def own_layout(recipe: Recipe, recipe_file: Path, work: Work, fleet: Fleet) -> L
         fleet: type and number of GPUs, nodes and network.
 
     Raises:
-        ConfigError: if DeepSpeed's file cannot be read or contradicts the recipe.
+        ConfigError: DeepSpeed's file cannot be read or contradicts the recipe.
     """
     file = find_file(recipe.deepspeed, recipe_file)
     try:
@@ -171,7 +173,7 @@ def own_layout(recipe: Recipe, recipe_file: Path, work: Work, fleet: Fleet) -> L
 
 
 def chosen_reduction(work: Work, stage: int, fleet: Fleet, offloaded: float) -> Reduction:
-    """Return what ``compute.reduction: auto`` would choose on these GPUs.
+    """Return what ``compute.reduction: auto`` would choose on some GPUs.
 
     ``step`` (gradients are summed on each GPU, and reduced once per step) needs whole weights and float32 gradient
     sums, which must fit into three quarters of a GPU's memory beside optimizer states and shards.
@@ -193,7 +195,7 @@ def chosen_reduction(work: Work, stage: int, fleet: Fleet, offloaded: float) -> 
 
 
 def warnings_of(recipe: Recipe, own: Estimate, deepest: int) -> list[str]:
-    """Return a line for the user for each thing that limits a run: messages, idle stages, recomputation, depth never
+    """Return a warning line for each thing that limits a run: messages, idle stages, recomputation, depth never
     reached.
 
     Args:
@@ -223,7 +225,7 @@ def warnings_of(recipe: Recipe, own: Estimate, deepest: int) -> list[str]:
 
 
 def changes_for(chosen: Estimate) -> dict[str, Any]:
-    """Return the keys of a recipe (dotted) and the values that give it a layout; rows per optimizer step stay the same.
+    """Return the recipe keys (dotted) and values that give a recipe a layout; rows per optimizer step stay the same.
 
     Args:
         chosen: the estimate of the layout.

@@ -12,8 +12,10 @@ WAYS = (1, 2, 4)  # micro-batches per pipeline stage
 
 
 def candidates(work: Work, fleet: Fleet) -> Iterator[Layout]:
-    """Yield the layouts to compare: ZeRO-2 and ZeRO-3 (also with offloading), and pipelines with ZeRO-1 and each
-    possible number of stages, each with every possible number of rows at a time.
+    """Yield all layouts to compare on some GPUs.
+
+    These are ZeRO-2, ZeRO-3 (also with offloading), and pipelines with ZeRO-1 and each possible number of stages, each
+    with every possible number of rows at a time.
 
     Args:
         work: sizes of the model, and segments and rows of an optimizer step.
@@ -49,8 +51,9 @@ def pipelines(work: Work, fleet: Fleet, stages: int) -> Iterator[Layout]:
 
 
 def stage_counts(work: Work, fleet: Fleet) -> Iterator[int]:
-    """Yield the possible numbers of pipeline stages: they divide the layers and the GPUs, and divide the GPUs of a node
-    or fill whole nodes.
+    """Yield the possible numbers of pipeline stages of a run.
+
+    They divide the layers and the GPUs, and divide the GPUs of a node or fill whole nodes.
 
     Args:
         work: sizes of the model, and segments and rows of an optimizer step.
@@ -85,8 +88,8 @@ def best_of_each_family(work: Work, fleet: Fleet) -> list[Estimate]:
 
 
 def order(found: Estimate) -> tuple[bool, float]:
-    """Return a sort key of an estimate, with which the fastest layout that fits comes first, and those that do not fit
-    come last, the smallest first."""
+    """Return a sort key of an estimated layout: the fastest that fits first, then those that do not fit, smallest
+    first."""
     return (not found.memory.fits, found.time.seconds if found.memory.fits else found.memory.peak)
 
 

@@ -52,8 +52,8 @@ class Machine:
         wraparound: the link between the last stage and the first.
         message_bytes: bytes of the message that a pass sends, by kind of pass; gradients have the same size. For
             segments and summaries it is also the size of a stashed stage input.
-        recomputes_early: whether a backward pass recomputes before its gradient arrives, as the executor does. The
-            lower bound assumes that recomputation waits for the gradient.
+        recomputes_early: whether a backward pass recomputes before its gradient arrives, as in training. (The lower
+            bound on a schedule's time assumes that it waits.)
         kept_graphs: for each stage, the forward passes that keep their graphs and are not recomputed.
     """
 
@@ -91,8 +91,7 @@ class Machine:
         )
 
     def recomputation(self, action: Action, stage: int) -> float:
-        """Return the part of a pass's duration in which it recomputes its forward pass; 0 for forward passes and kept
-        graphs.
+        """Return the part of a pass's duration in which it recomputes its forward pass; 0 if nothing is recomputed.
 
         Args:
             action: the pass.
@@ -102,28 +101,41 @@ class Machine:
         return self.stages[stage][action.kind, False] if action.backward and not kept else 0.0
 
     def duration(self, action: Action, stage: int) -> float:
-        """Return how long ``action`` takes on the stage with the index ``stage``, in the unit of the machine's
-        durations."""
+        """Return how long a pass takes, in the unit of the machine's durations.
+
+        Args:
+            action: the pass.
+            stage: index of the stage that runs it.
+        """
         seconds = self.stages[stage][action.kind, action.backward]
         if not action.backward:
             return seconds
         return seconds - (self.stages[stage][action.kind, False] - self.recomputation(action, stage))
 
     def head_start(self, action: Action, stage: int) -> float:
-        """Return how long ``action``, on the stage with the index ``stage``, can run before its last message must have
-        arrived: the time of its recomputation, if that does not wait."""
+        """Return how long a pass can run before its last message must have arrived: the time of its early
+        recomputation.
+
+        Args:
+            action: the pass.
+            stage: index of the stage that runs it.
+        """
         return self.recomputation(action, stage) if self.recomputes_early else 0.0
 
     def link(self, action: Action, stage: int, to: int) -> Link:
-        """Return the link that carries the result of ``action`` from the stage with the index ``stage`` to that with
-        the index ``to``."""
+        """Return the network link that carries a pass's result to another stage.
+
+        Args:
+            action: the pass.
+            stage, to: index of the sending and of the receiving stage.
+        """
         wraps = action.kind == Kind.RECALL or (action.backward and to > stage)
         return self.wraparound if wraps else self.links[min(stage, to)]
 
 
 @dataclass(frozen=True)
 class TimedAction:
-    """A pass of a simulated schedule with its times, in the unit of the machine's durations, such as seconds.
+    """A pass of a simulated schedule with its start and end, in the unit of the simulated durations, such as seconds.
 
     Attributes:
         action: the pass.
@@ -137,7 +149,7 @@ class TimedAction:
 
 @dataclass(frozen=True)
 class Timeline:
-    """A simulated optimizer step of one window. Times are in the unit of the machine's durations, such as seconds.
+    """A simulated optimizer step of one window, in the unit of the simulated durations, such as seconds.
 
     Attributes:
         stages: the passes of each stage, each with its start and end since the step began.
@@ -153,12 +165,12 @@ class Timeline:
 
     @cached_property
     def window_time(self) -> float:
-        """Time from the start until the last pass is done."""
+        """Time from the start of the simulated step until the last pass is done."""
         return max(actions[-1].stop for actions in self.stages)
 
     @property
     def time(self) -> float:
-        """Time of the whole optimizer step, gradient reduction included."""
+        """Time of the whole simulated optimizer step, gradient reduction included."""
         return self.window_time + self.after_window
 
     @property
@@ -169,8 +181,9 @@ class Timeline:
 
 
 class Simulation:
-    """A simulation of a pipeline schedule: each stage runs its passes in order, each as soon as its dependencies are
-    met. Sending takes no stage's time.
+    """Simulates a pipeline schedule: each stage runs its passes in order, each as soon as its dependencies are met.
+
+    Sending takes no stage's time.
 
     Args:
         schedule: each stage's passes in order.
@@ -203,8 +216,11 @@ class Simulation:
         return self.timed
 
     def advance(self, stage: int) -> set[int]:
-        """Run passes of the stage with the index ``stage`` until one has to wait; return the indices of the stages that
-        messages were sent to."""
+        """Run passes of one stage until one has to wait; return the indices of the stages that messages were sent to.
+
+        Args:
+            stage: index of the stage.
+        """
         timed, receivers = self.timed[stage], set()
         for action in self.schedule[stage][len(timed) :]:
             ready = self.ready(action, stage)
@@ -222,8 +238,12 @@ class Simulation:
         return receivers
 
     def ready(self, action: Action, stage: int) -> float | None:
-        """Return when all dependencies of ``action`` are met on the stage with the index ``stage``; None if some are
-        not simulated yet."""
+        """Return the time at which all dependencies of a pass are met; None if some are not simulated yet.
+
+        Args:
+            action: the pass.
+            stage: index of the stage that runs it.
+        """
         latest = 0.0
         for at, needed in dependencies(action, stage, self.count, self.segments, self.mode, self.summary_group):
             when = (self.done if at == stage else self.arrived)[stage].get(needed)

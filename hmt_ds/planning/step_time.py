@@ -28,7 +28,7 @@ HOST_ADAM = 1.2e9  # weights per second that the host's Adam updates
 
 @dataclass(frozen=True)
 class Pass:
-    """A forward or backward pass over a part of the model.
+    """A forward or backward pass over a part of the model, by its sizes.
 
     Attributes:
         positions: number of positions over all rows.
@@ -75,7 +75,7 @@ def backward_seconds(work: Work, layout: Layout, gpu: Gpu, part: Pass) -> float:
 def pass_seconds(
     work: Work, layout: Layout, gpu: Gpu, part: Pass, *, matrix: float, attention: float, other: float
 ) -> float:
-    """Estimate the seconds of a pass, given its costs as multiples of those of the forward pass.
+    """Estimate the seconds of a forward or backward pass, from its costs as multiples of a forward pass's.
 
     Args:
         work: sizes of the model, and segments and rows of an optimizer step.
@@ -101,7 +101,7 @@ def pass_seconds(
 
 @dataclass(frozen=True)
 class Planned:
-    """Equal passes of a window.
+    """A number of equal forward or backward passes of a window.
 
     Attributes:
         part: what each pass runs.
@@ -117,7 +117,7 @@ class Planned:
 
 
 def window_passes(work: Work, layout: Layout, memory: Memory) -> list[Planned]:
-    """Return the passes of one window, as memory/bptt.py runs them.
+    """Return the forward and backward passes of one training window, in the order in which they run.
 
     Args:
         work: sizes of the model, and segments and rows of an optimizer step.
@@ -146,7 +146,7 @@ def window_passes(work: Work, layout: Layout, memory: Memory) -> list[Planned]:
 
 @dataclass(frozen=True)
 class StepTime:
-    """The time of an optimizer step.
+    """The estimated time and network traffic of an optimizer step.
 
     Attributes:
         parts: seconds by activity, such as ``matrix products``.
@@ -246,8 +246,7 @@ def traffic(size: float, fleet: Fleet) -> tuple[float, float]:
 
 
 def optimizer_seconds(work: Work, layout: Layout, fleet: Fleet) -> float:
-    """Estimate the seconds that clipping gradients and updating weights take at the end of a step, on the GPU and on
-    the host.
+    """Estimate the seconds of clipping gradients and updating weights at the end of a step, on the GPU and on the host.
 
     Args:
         work: sizes of the model, and segments and rows of an optimizer step.

@@ -15,7 +15,7 @@ from hmt_ds.planning.activations import GIB, kept_bytes
 
 
 def check_compute(recipe: Recipe, config: PreTrainedConfig, ds_config: dict[str, Any]) -> list[str]:
-    """Check the recipe's section ``compute``; return a line for each problem.
+    """Return an error line for each value of the recipe's section ``compute`` that cannot work; an empty list if none.
 
     Args:
         recipe: the recipe.
@@ -32,7 +32,7 @@ def check_compute(recipe: Recipe, config: PreTrainedConfig, ds_config: dict[str,
     if isinstance(compute.summary_batch, int) and compute.summary_batch > depth:
         problems.append(
             f"compute.summary_batch is {compute.summary_batch}, a window has {depth} segments (training.bptt_depth): "
-            "take fewer"
+            f"take at most {depth}"
         )
     if recipe.model.precision == "fp16" and stage_of(ds_config) in (1, 2) and offloads(ds_config):
         problems.append(
@@ -54,8 +54,9 @@ def check_compute(recipe: Recipe, config: PreTrainedConfig, ds_config: dict[str,
 
 
 def check_stage(config: PreTrainedConfig, stage: int) -> list[str]:
-    """Return an error line if the backbone is RWKV at ZeRO-3, whose initialization reads shapes that sharded weights do
-    not have; else an empty list.
+    """Return an error line if the backbone is RWKV at ZeRO-3; else an empty list.
+
+    RWKV's initialization reads shapes that sharded weights do not have.
 
     Args:
         config: configuration of the backbone.
@@ -77,7 +78,7 @@ def check_recompute(recipe: Recipe, config: PreTrainedConfig) -> list[str]:
         config: configuration of the backbone.
 
     Returns:
-        A line for each problem.
+        An error line for each problem.
     """
     compute, training, stages = recipe.compute, recipe.training, recipe.pipeline.stages
     size = 4 if recipe.model.precision == "fp32" else 2
@@ -106,7 +107,7 @@ def check_vocabulary(recipe: Recipe, config: PreTrainedConfig) -> list[str]:
         config: configuration of the backbone.
 
     Returns:
-        A line for each problem.
+        An error line if they do not; else an empty list.
     """
     size = 4 if recipe.model.precision == "fp32" else 2
     needed, (available, owner) = config.vocab_size * config.hidden_size * size, memory_of_this_machine()
@@ -127,7 +128,7 @@ def check_leaf_layers(recipe: Recipe, config: PreTrainedConfig, stage: int) -> l
         stage: ZeRO stage, 0 to 3.
 
     Returns:
-        A line for each problem.
+        An error line for each problem.
     """
     wanted = recipe.compute.leaf_layers
     if wanted == "auto":
@@ -135,9 +136,7 @@ def check_leaf_layers(recipe: Recipe, config: PreTrainedConfig, stage: int) -> l
     if stage != 3:
         return [f"compute.leaf_layers is {wanted}, but only ZeRO-3 gathers layers, not stage {stage}: take auto"]
     if wanted > config.num_hidden_layers:
-        return [
-            f"compute.leaf_layers is {wanted} layers, the backbone has {config.num_hidden_layers}: take at most these"
-        ]
+        return [f"compute.leaf_layers is {wanted} layers, the backbone has {config.num_hidden_layers}: take fewer"]
     if wanted > 1 and not can_group_layers(config):
         reason = "has layerdrop" if config.model_type in FAMILIES else "is not listed in backbones/families.py"
         return [f"compute.leaf_layers is {wanted}, but {config.model_type} {reason}: take 1 or auto"]

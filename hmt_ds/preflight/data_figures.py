@@ -18,12 +18,12 @@ SAMPLED = 1000  # steps whose depths are drawn, where it changes from step to st
 
 
 def data_figures(recipe: Recipe, sources: Sequence[ReadSource], pipelines: int) -> DataFigures:
-    """Return the figures of a run's training documents.
+    """Return figures of what a run will read: documents, tokens, lengths, padding, and passes over each source.
 
     Args:
         recipe: the recipe.
-        sources: its sources, tokenized; at least one.
-        pipelines: number of pipelines, which without pipeline stages are ranks.
+        sources: the tokenized sources of the training documents; at least one.
+        pipelines: number of pipelines; without pipeline stages, of ranks.
     """
     lengths = [document_lengths(source.found.tokens) for source in sources]
     segments = [-(-some // recipe.memory.segment_length) for some in lengths]
@@ -55,14 +55,14 @@ def data_figures(recipe: Recipe, sources: Sequence[ReadSource], pipelines: int) 
 def figures_of(
     source: ReadSource, lengths: np.ndarray, segments: np.ndarray, padding: float, share: float, passes: float
 ) -> SourceFigures:
-    """Return the figures of one source.
+    """Return the figures of one source of training documents.
 
     Args:
         source: the source.
         lengths: tokens of each document, ``[documents]``.
         segments: segments of each document, ``[documents]``.
-        padding: share of positions without a token.
-        share: fraction of what is read.
+        padding: fraction (0 to 1) of positions without a token.
+        share: fraction (0 to 1) of what the run reads that is from the source.
         passes: how often the run reads the source.
     """
     tokens = int(lengths.sum())
@@ -75,9 +75,9 @@ def figures_of(
 
 
 def share_in_loss(tokens: Dataset) -> float:
-    """Return the fraction of tokens that have a weight in the loss, in the first documents.
+    """Return the fraction (0 to 1) of tokens with a weight in the loss, over the first documents.
 
-    All documents would take as long as to read them.
+    Reading all documents for it would take too long.
     """
     if "weights" not in tokens.column_names:
         return 1.0
@@ -86,7 +86,12 @@ def share_in_loss(tokens: Dataset) -> float:
 
 
 def segments_of_run(recipe: Recipe, pipelines: int) -> float:
-    """Return how many segments the run reads, in all rows of all steps; documents without end fill them all."""
+    """Return how many segments a run reads, in all rows of all steps, if no row has padding.
+
+    Args:
+        recipe: the recipe.
+        pipelines: number of pipelines; without pipeline stages, of ranks.
+    """
     training, steps = recipe.training, recipe.training.steps
     sampled = np.unique(np.linspace(1, steps, min(SAMPLED, steps)).astype(int))
     depth = np.mean([recipe.depths.of_step(int(step)) for step in sampled])
@@ -94,5 +99,5 @@ def segments_of_run(recipe: Recipe, pipelines: int) -> float:
 
 
 def cache_files(tokens: Sequence[Dataset]) -> set[Path]:
-    """Return the files in which tokens are kept."""
+    """Return the paths of the files in which tokenized documents are cached."""
     return {Path(file["filename"]) for some in tokens for file in some.cache_files if Path(file["filename"]).is_file()}

@@ -14,8 +14,10 @@ def check_folders(recipe: Recipe) -> list[str]:
 
 
 def check_output(recipe: Recipe) -> list[str]:
-    """Return an error line if another process trains into ``training.output``, or it holds a run that the recipe does
-    not resume; else an empty list."""
+    """Return an error line if ``training.output`` cannot be trained into; else an empty list.
+
+    Another process may train there, or the folder may hold a run that the recipe does not resume.
+    """
     problem = held_here(Path(recipe.training.output))
     return [problem] if problem else check_no_run(recipe)
 

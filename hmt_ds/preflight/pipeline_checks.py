@@ -10,7 +10,7 @@ from hmt_ds.parallel.deepspeed_config.fill import offloads, stage_of
 
 
 def check_pipeline(recipe: Recipe, config: PreTrainedConfig, ds_config: dict[str, Any]) -> list[str]:
-    """Check a recipe with pipeline stages; return a line for each problem.
+    """Return an error line for each problem of a recipe with pipeline stages; an empty list if there is none.
 
     Args:
         recipe: the recipe.
@@ -27,7 +27,7 @@ def check_pipeline(recipe: Recipe, config: PreTrainedConfig, ds_config: dict[str
 
 
 def check_zero_stage(recipe: Recipe, stage: int) -> list[str]:
-    """Return a line if a pipeline runs with another ZeRO stage than 1.
+    """Return an error line if a pipeline runs with another ZeRO stage than 1; else an empty list.
 
     Args:
         recipe: the recipe.
@@ -78,7 +78,7 @@ def check_stages(recipe: Recipe, config: PreTrainedConfig) -> list[str]:
 
 
 def check_settings(recipe: Recipe, *, offloaded: bool) -> list[str]:
-    """Return a line for each setting of a recipe that pipelines do not support.
+    """Return an error line for each setting of a recipe that pipelines do not support.
 
     Args:
         recipe: the recipe.
@@ -102,7 +102,7 @@ def check_settings(recipe: Recipe, *, offloaded: bool) -> list[str]:
         ),
         (
             compute.spill,
-            "compute.spill: with stages pipeline.live_inputs says what is offloaded to the host, take false",
+            "compute.spill is true, but with stages pipeline.live_inputs says what is offloaded: take false",
         ),
     ]
     return [problem for found, problem in checks if found]

@@ -52,7 +52,7 @@ class Prepared:
         ds_config: DeepSpeed's configuration, with all values filled in.
         train: tokenized training documents; None if no data was requested, or documents are generated.
         validation: tokenized held-out documents, cut to the part that an evaluation reads; None if the recipe has none.
-        tokenizer: description of the tokenizer that depends only on its content; None if no data was requested.
+        tokenizer: the tokenizer's number of tokens and a hash of its vocabulary; None if no data was requested.
         warnings: lines about settings that allow a run, but may not be intended.
         retrieval: tokenized sentences of generated documents; None unless the recipe has data.retrieval.
         sources: the sources of the training documents, in the order of the documents; empty if they are generated.
@@ -140,7 +140,7 @@ def deepspeed_config(recipe: Recipe, recipe_file: str | Path) -> dict[str, Any]:
         recipe_file: path of the recipe; the DeepSpeed file may be relative to its folder.
 
     Raises:
-        DeepSpeedConfigError: if there is no such file, or it contradicts the recipe.
+        DeepSpeedConfigError: there is no such file, or it contradicts the recipe.
     """
     file = find_file(recipe.deepspeed, recipe_file)
     if file is None:

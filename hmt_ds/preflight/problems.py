@@ -14,7 +14,7 @@ INPUT_ERRORS = (BackboneError, DataError, DeepSpeedConfigError, OptimizerError, 
 
 
 class Problems(list[str]):
-    """A list of the problems of a recipe, each one line of text for the user."""
+    """A list of error lines about a recipe, collected to be reported together."""
 
     def attempt(self, action: Callable[[], T], prefix: str = "") -> T | None:
         """Return the result of ``action()``; if the user's input is at fault, append the error's lines to the list
@@ -25,7 +25,7 @@ class Problems(list[str]):
             prefix: text in front of each line of an error, such as ``deepspeed: ``.
 
         Returns:
-            The result, or None after one of ``INPUT_ERRORS``; other exceptions are passed on.
+            The result; None after an error of the user's input. Other exceptions are passed on.
         """
         try:
             return action()

@@ -27,10 +27,10 @@ from hmt_ds.preflight.source_tokens import source_keys, stream_of, tokenizer_of,
 
 @dataclass(frozen=True)
 class ReadSource:
-    """A source that has been read.
+    """A source of documents that has been read and tokenized.
 
     Attributes:
-        source: the source in the recipe.
+        source: the source as the recipe names it.
         found: its tokenized documents, and what was left out.
     """
 
@@ -39,7 +39,7 @@ class ReadSource:
 
     @property
     def documents(self) -> int:
-        """Number of documents."""
+        """Number of documents in the source."""
         return len(self.found.tokens)
 
 
@@ -51,7 +51,7 @@ class Documents:
         sources: the sources of the training documents, in their order; empty if documents are generated.
         train: training documents; None if no data was requested, or documents are generated.
         validation: held-out documents, cut to the part that an evaluation reads; None if the recipe has none.
-        tokenizer: description of the tokenizer that depends only on its content; None if no data was requested.
+        tokenizer: the tokenizer's number of tokens and a hash of its vocabulary; None if no data was requested.
         retrieval: sentences of generated documents; None unless the recipe has data.retrieval.
         warnings: lines about sources that can be read, but perhaps otherwise than intended.
     """
@@ -70,8 +70,8 @@ def read_data(recipe: Recipe, vocab_size: int | None, problems: Problems) -> Doc
     Args:
         recipe: the recipe.
         vocab_size: number of token ids of the backbone; None if unknown.
-        problems: list to which a line is appended for each problem. If it has any before the documents are read, the
-            run cannot start: files are looked for, but nothing is tokenized.
+        problems: list to which a line is appended for each problem. If it is not empty at first, the run cannot start:
+            files are looked for, but nothing is tokenized.
     """
     tokenizer = problems.attempt(lambda: tokenizer_of(recipe), "model.tokenizer: ")
     if tokenizer is not None and vocab_size is not None:
@@ -120,9 +120,9 @@ def first_part(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> SourceToke
 
 
 def together(sources: list[ReadSource]) -> Dataset | None:
-    """Return the documents of several sources, one behind the other; None without sources.
+    """Concatenate the documents of several sources; None without sources.
 
-    Where one source has weights of tokens in the loss, documents of the others have None, which stands for ones.
+    If one source has weights of tokens in the loss, documents of the others get None, which stands for ones.
     """
     tokens = [source.found.tokens for source in sources]
     return concatenate_datasets(tokens) if len(tokens) > 1 else next(iter(tokens), None)
@@ -136,8 +136,11 @@ def encode_retrieval(
     Args:
         recipe: the recipe.
         settings: the recipe's section ``data.retrieval``.
-        tokenizer: the tokenizer; None if it could not be loaded, which gives None.
+        tokenizer: the tokenizer; None if it could not be loaded.
         problems: list to which a line is appended for each problem.
+
+    Returns:
+        The tokenized sentences; None if there is a problem, or no tokenizer.
     """
     lengths = [("training.bptt_depth", False, depth) for depth in sorted(set(recipe.depths.stages.values()))]
     lengths += [("evaluation.retrieval_segments", True, segments) for segments in recipe.retrieval_segments]
@@ -156,7 +159,7 @@ def shorten(documents: Dataset | None, recipe: Recipe) -> Dataset | None:
     """Cut held-out documents to the part that an evaluation reads: the first documents, and the first tokens of each.
 
     Args:
-        documents: tokenized documents, with the columns ``input_ids`` and ``length``.
+        documents: tokenized documents, with the columns ``input_ids`` and ``length``; None gives None.
         recipe: the recipe, whose section ``evaluation`` gives both numbers.
     """
     if documents is None:

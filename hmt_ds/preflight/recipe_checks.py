@@ -14,14 +14,14 @@ MOST_TOKENS = 2**30  # of one step on one rank; it holds the ids of all of them 
 
 
 def check_training(recipe: Recipe) -> list[str]:
-    """Return an error line for each setting of a recipe that contradicts another setting or needs what this machine
+    """Return an error line for each setting of a recipe that contradicts another one or needs what this machine
     lacks."""
     problems = []
     memory = recipe.memory
     if memory.sensory_tokens > memory.segment_length:
         problems.append(
             f"memory.sensory_tokens is {memory.sensory_tokens}, more than a segment has ({memory.segment_length}): "
-            "take at most memory.segment_length"
+            "take fewer"
         )
     training = recipe.training
     tokens = training.batch_size * training.gradient_accumulation * recipe.depths.largest * memory.segment_length
@@ -32,7 +32,7 @@ def check_training(recipe: Recipe) -> list[str]:
             f"per rank and step: must be at most {MOST_TOKENS:,}, lower one of them"
         )
     if recipe.data.pack and recipe.data.retrieval:
-        problems.append("data.pack: generated documents (data.retrieval) fill whole segments: set it to false")
+        problems.append("data.pack: not with data.retrieval, whose documents fill whole segments: set it to false")
     problems += check_memory_recall(recipe)
     if recipe.compute.recompute == "reentrant":
         problems.append(
@@ -55,7 +55,7 @@ def check_training(recipe: Recipe) -> list[str]:
 
 
 def check_trackers(recipe: Recipe) -> list[str]:
-    """Return a line that names the missing packages of logging.trackers; none if all are installed."""
+    """Return an error line that names the missing packages of logging.trackers; an empty list if all are installed."""
     needed = ["accelerate", *recipe.logging.trackers] if recipe.logging.trackers else []
     missing = [name for name in needed if find_spec(name) is None]
     listed = " ".join(name.replace("_", "-") for name in missing)
@@ -63,13 +63,13 @@ def check_trackers(recipe: Recipe) -> list[str]:
 
 
 def check_curriculum(recipe: Recipe, lengths: np.ndarray) -> list[str]:
-    """Return a line if a depth schedule asks for windows longer than any document.
+    """Return an error line if a depth schedule asks for windows longer than any document; else an empty list.
 
     A constant depth may be longer than the documents: a row then reads several documents in one window.
 
     Args:
         recipe: the recipe.
-        lengths: number of tokens of each document, `[documents]`.
+        lengths: number of tokens of each document, ``[documents]``.
     """
     longest = -(-int(lengths.max()) // recipe.memory.segment_length)
     depth = recipe.depths.largest
@@ -92,8 +92,7 @@ def check_source(recipe: Recipe) -> list[str]:
 
 
 def check_memory_recall(recipe: Recipe) -> list[str]:
-    """Return an error line for each setting of the recall (the choice among cached memories) that the memory's
-    interface, its mode or the data do not support."""
+    """Return an error line for each recall setting that the memory's interface, its mode or the data do not support."""
     memory, problems = recipe.memory, []
     default = MemorySettings(memory.segment_length)
     chooses = memory.interface == "adapted" and memory.mode == "hmt"
@@ -139,7 +138,7 @@ def warm_up_warnings(recipe: Recipe) -> list[str]:
 
 
 def retrieval_warnings(recipe: Recipe, question_tokens: int) -> list[str]:
-    """Return a line for each setting with which the recall cannot answer all questions of generated documents.
+    """Return a warning line for each setting with which the recall cannot answer all questions of generated documents.
 
     Args:
         recipe: the recipe.
@@ -151,14 +150,14 @@ def retrieval_warnings(recipe: Recipe, question_tokens: int) -> list[str]:
     if memory.interface == "adapted" and memory.sensory_tokens < question_tokens:
         warnings.append(
             f"memory.sensory_tokens is {memory.sensory_tokens}, but questions take up to {question_tokens} tokens: "
-            "sensory tokens ask for older memories, and do not have the whole question; raise it"
+            f"sensory tokens ask for older memories, and do not have the whole question; raise it to {question_tokens}"
         )
     longest = max(recipe.retrieval_segments)
     if longest > memory.cached_memories:
         warnings.append(
             f"evaluation.retrieval_segments: documents of {longest} segments are evaluated, but only the newest "
-            f"{memory.cached_memories} memories are cached (memory.cached_memories): older facts cannot be found; "
-            "raise it"
+            f"{memory.cached_memories} memories are cached, so older facts cannot be found: raise "
+            f"memory.cached_memories to {longest}"
         )
     return warnings
 

@@ -49,8 +49,8 @@ def with_source_of_run(recipe: Recipe) -> tuple[Recipe, list[str]]:
     Checks and benchmarks can then treat the recipe like any other, and need no converted folder.
 
     Returns:
-        The recipe, unchanged if ``model.source`` is no run; and a line for each reason why the run's weights cannot be
-        used.
+        The recipe, unchanged if ``model.source`` is no run; and an error line for each reason why the run's weights
+        cannot be used.
     """
     run = source_run(recipe.model.source)
     if run is None:

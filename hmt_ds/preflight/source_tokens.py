@@ -17,7 +17,7 @@ from hmt_ds.data.stream import Stream, StreamKeys
 
 
 def tokens_of(source: Source, tokenizer: PreTrainedTokenizerBase, cache_dir: Path, processes: int = 1) -> SourceTokens:
-    """Load and tokenize a source of a recipe, or open the tokens that were made of it.
+    """Load and tokenize one source of a recipe, or open its tokens in the cache.
 
     Args:
         source: the source.
@@ -26,7 +26,7 @@ def tokens_of(source: Source, tokenizer: PreTrainedTokenizerBase, cache_dir: Pat
         processes: number of processes that tokenize; 1 for the current one.
 
     Raises:
-        DataError: if the source cannot be read, or does not fit its format.
+        DataError: the source cannot be read, or does not fit its format.
     """
     format = format_of(source)
     keys = source_keys(source) | {"format": format, "cache_dir": cache_dir, "processes": processes}
@@ -61,10 +61,10 @@ def stream_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, makes: bool
 
 
 def tokenizer_of(recipe: Recipe) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a recipe.
+    """Load the tokenizer of a recipe: ``model.tokenizer``, or that of ``model.source``.
 
     Raises:
-        DataError: if the recipe names none, or it cannot be loaded.
+        DataError: the recipe names none, or it cannot be loaded.
     """
     name = recipe.model.tokenizer or recipe.model.source
     if not isinstance(name, str):
@@ -73,17 +73,17 @@ def tokenizer_of(recipe: Recipe) -> PreTrainedTokenizerBase:
 
 
 def source_keys(source: Source) -> dict[str, Any]:
-    """Return the arguments of ``read_source`` for a source."""
+    """Return the keyword arguments with which ``read_source`` reads a source of a recipe."""
     names = {"source", "dataset", "text_field", "split", "name", "revision", "separator", "where"}
     keys = source.model_dump(include=names)
     return keys | {"columns": source.columns}
 
 
 def format_of(source: Source) -> Format:
-    """Return how a source's rows become tokens.
+    """Return the format of a source of a recipe, which turns its rows into tokens.
 
     Raises:
-        DataError: if its chat template cannot be read.
+        DataError: its chat template cannot be read.
     """
     template = None if source.chat_template is None else read_template(source.chat_template)
     return Format(source.row_format, source.prompt_weight, template, source.special_tokens)

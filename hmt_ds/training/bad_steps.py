@@ -26,12 +26,14 @@ EXCLUDED_FILE = "left_out.json"
 
 
 class TooManyBadSteps(RuntimeError):
-    """Raised if too many consecutive steps had a non-finite loss or gradient and the run cannot roll back; the message
-    tells the user what to do."""
+    """Raised if too many consecutive steps had a non-finite loss or gradient and the run cannot roll back.
+
+    The message tells the user what to do.
+    """
 
 
 class BadStepCounter:
-    """Counter of consecutive steps with a non-finite loss or gradient; every rank must report every step.
+    """Counts consecutive steps with a non-finite loss or gradient; every rank must report every step.
 
     Args:
         generated: whether documents are generated.
@@ -48,7 +50,8 @@ class BadStepCounter:
         self.last_rollback: tuple[Path | None, int] = None, 0  # the checkpoint, and how often the run went back to it
 
     def count(self, output: StepOutput, windows: Sequence[Batch]) -> str | None:
-        """Count a step; reset the count if its loss and gradients are finite. Collective for non-finite steps.
+        """Count a step; reset the count if its loss and gradients are finite. For other steps all ranks must call it
+        together.
 
         Args:
             output: the step's results.
@@ -80,7 +83,7 @@ class BadStepCounter:
             The checkpoint, and the indices of documents to exclude from then on.
 
         Raises:
-            TooManyBadSteps: if the run has to end instead.
+            TooManyBadSteps: the run may not roll back, has no checkpoint, or has returned to this one too often.
         """
         problem = (
             f"{self.consecutive} steps in a row had a loss or gradients that are not finite (training.max_bad_steps); "
@@ -109,7 +112,7 @@ class BadStepCounter:
         return checkpoint, documents
 
     def name(self, documents: Iterable[int]) -> str:
-        """Format indices of documents for a message, ascending and at most ten, as ``documents 3, 17 of
+        """Format indices of documents for a message, at most ten, ascending, such as ``documents 3, 17 of
         data.train``."""
         every = sorted(documents)
         more = f" and {len(every) - MAX_NAMED} more" if len(every) > MAX_NAMED else ""
@@ -128,11 +131,10 @@ class BadStepCounter:
 
 
 def documents_of(windows: Sequence[Batch]) -> torch.Tensor:
-    """Return the documents of all segments of consecutive windows, ``[rows, segments, documents]``, -1 where there are
-    fewer than in others.
+    """Return the documents of all segments of windows, ``[rows, segments, documents]``; -1 fills up shorter lists.
 
     Args:
-        windows: windows of the same rows.
+        windows: consecutive windows of the same rows.
     """
     every = [window.documents[:, :, None] for window in windows]
     every = [
@@ -144,14 +146,14 @@ def documents_of(windows: Sequence[Batch]) -> torch.Tensor:
 
 def suspects(finite: torch.Tensor, documents: torch.Tensor) -> set[int]:
     """Return indices of the documents, of all ranks, that may have caused a step's non-finite loss or gradient.
-    Collective.
 
     In each row it is the first document with a non-finite loss, which spreads to later documents of the row through the
-    memory. If all losses are finite, and only a gradient is not, all documents of the step are suspects.
+    memory. If all losses are finite, and only a gradient is not, all documents of the step are suspects. All ranks must
+    call it.
 
     Args:
         finite: ``[rows, segments]`` bool, whether the losses of this rank's rows are finite.
-        documents: ``[rows, segments, documents]``, indices of the documents of each segment; -1 where there are fewer.
+        documents: ``[rows, segments, documents]``, indices of the documents of each segment; -1 fills up shorter lists.
     """
     present = documents >= 0
     broken = ~finite.cpu() & present.any(dim=2)
@@ -161,7 +163,7 @@ def suspects(finite: torch.Tensor, documents: torch.Tensor) -> set[int]:
 
 
 def read_excluded(folder: Path) -> list[int]:
-    """Read the indices of documents that rollbacks of the run have excluded; the same on all ranks. Collective.
+    """Read the indices of documents that rollbacks of the run have excluded, on all ranks together.
 
     Args:
         folder: the run's folder.
@@ -183,8 +185,7 @@ def read_excluded(folder: Path) -> list[int]:
 
 
 def write_excluded(folder: Path, documents: list[int]) -> None:
-    """Write the indices of documents that are left out from now on into the run's folder, in one rename, so that a kill
-    leaves the old list.
+    """Write the indices of documents to exclude from now on into the run's folder, with one rename.
 
     Args:
         folder: the run's folder.

@@ -65,8 +65,7 @@ def build_executor(recipe: Recipe, prepared: Prepared, device: torch.device) -> 
 
 
 def build_reader(recipe: Recipe, prepared: Prepared, device: torch.device) -> Reader:
-    """Build a recipe's model, or this rank's pipeline stage of it, in a DeepSpeed engine without an optimizer, to
-    evaluate.
+    """Build a recipe's model, or this rank's pipeline stage of it, in a DeepSpeed engine that only evaluates.
 
     Args:
         recipe: the checked recipe.
@@ -87,7 +86,7 @@ def seed_dropout(executor: Executor, seed: int) -> None:
     second waiting for the first in ZeRO-3's all-gather.
 
     Args:
-        executor: executor of this rank.
+        executor: the model in its engine.
         seed: seed of the run.
     """
     has_layerdrop = getattr(cast(CausalLM, executor.engine.module.backbone).config, "layerdrop", 0.0)
@@ -117,7 +116,7 @@ def build_whole_model(recipe: Recipe, prepared: Prepared, device: torch.device) 
 
 
 def build_pipeline_stage(recipe: Recipe, prepared: Prepared, device: torch.device) -> tuple[HMT, Topology]:
-    """Build this rank's pipeline stage of a recipe's model. Collective.
+    """Build this rank's pipeline stage of a recipe's model. All ranks must call it together.
 
     Args:
         recipe: the checked recipe, with ``pipeline.stages`` above 1.
@@ -128,7 +127,7 @@ def build_pipeline_stage(recipe: Recipe, prepared: Prepared, device: torch.devic
         The stage, and this rank's place among the stages and pipelines.
 
     Raises:
-        ConfigError: if the number of ranks is not a multiple of the number of stages.
+        ConfigError: the number of ranks is not a multiple of the number of stages.
     """
     model, pipeline = recipe.model, recipe.pipeline
     if world_size() % pipeline.stages:
@@ -158,8 +157,7 @@ def build_pipeline_stage(recipe: Recipe, prepared: Prepared, device: torch.devic
 
 
 def measure_layers(recipe: Recipe, config: PretrainedConfig, **options: Any) -> LayerTimes:
-    """Measure the seconds that a decoder layer and the output head take for one segment of a micro-batch, to balance
-    pipeline stages.
+    """Measure the seconds of a decoder layer and of the output head for one segment, to balance pipeline stages.
 
     Args:
         recipe: the checked recipe.
@@ -182,8 +180,8 @@ def describe_split(ranges: list[LayerRange], times: LayerTimes) -> str:
 
 
 def describe_bubble(recipe: Recipe, micro_batches: int) -> str:
-    """Describe for the log the fraction of a step for which a pipeline with fewer micro-batches than stages is idle,
-    and what to change.
+    """Describe for the log how long each pipeline stage is idle with fewer micro-batches than stages, and what to
+    change.
 
     Args:
         recipe: the recipe.
@@ -199,8 +197,8 @@ def describe_bubble(recipe: Recipe, micro_batches: int) -> str:
 
 
 def executor_options(recipe: Recipe, prepared: Prepared, device: torch.device) -> ExecutorOptions:
-    """Return the settings that a training and an evaluating model share: DeepSpeed's configuration, precision, learning
-    rate schedule, device.
+    """Return the settings of a DeepSpeed engine from a recipe: configuration, precision, learning rate schedule,
+    device.
 
     Args:
         recipe: the checked recipe.
@@ -221,13 +219,13 @@ def executor_options(recipe: Recipe, prepared: Prepared, device: torch.device) -
 def training_loader(
     recipe: Recipe, prepared: Prepared, after: RunPosition = START, excluded: Collection[int] = ()
 ) -> Iterable[Batch]:
-    """Return an iterable over windows of training documents, with this rank's rows ``[rows, segments, segment
-    length]``.
+    """Return an iterable over windows of training documents, with this rank's rows ``[rows, segments,
+    segment_length]``.
 
     Args:
         recipe: the recipe.
         prepared: the checked data.
-        after: how far the run has come; later windows are returned.
+        after: step and place in the data after which to continue.
         excluded: indices of documents to leave out.
     """
     training, length, pipelines = recipe.training, recipe.memory.segment_length, world_size() // recipe.pipeline.stages
@@ -254,8 +252,9 @@ def training_loader(
 
 
 def count_parameters(executor: Executor) -> tuple[int, int]:
-    """Return the number of parameters of the whole model, and how many of them are trained. Collective with pipeline
-    stages.
+    """Return the number of parameters of the whole model, and how many of them are trained.
+
+    With pipeline stages all ranks must call it together.
 
     Args:
         executor: the model in its engine, which may hold only a shard or a stage of it.

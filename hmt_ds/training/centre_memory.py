@@ -26,17 +26,19 @@ logger = logging.getLogger(__name__)
 
 
 def has_new_shift(recipe: Recipe) -> bool:
-    """Return whether a run starts with an untrained shift of memory embeddings: its interface is ``adapted``, and it
-    does not start from a model that was trained with a memory."""
+    """Return whether a run starts with an untrained shift of memory embeddings.
+
+    This is so with ``memory.interface: adapted``, unless the run starts from a model that was trained with a memory.
+    """
     memory, converted = recipe.memory, read_converted(recipe.model.source)
     trained = converted is not None and converted["memory"]["mode"] != "backbone"
     return memory.interface == "adapted" and memory.mode != "backbone" and not trained
 
 
 def centre_memory(executor: Executor, windows: Iterable[Window]) -> None:
-    """Subtract scale * mu from the shift, where mu is the mean of norm(M) over all memories of the windows. Collective.
+    """Initialize the shift of memory embeddings to minus scale * mu, mu the mean normalized memory of some windows.
 
-    Nothing else changes: neither the memory that the executor carries nor its random state.
+    Nothing else changes: neither the memory that the executor carries nor its random state. All ranks must call it.
 
     Args:
         executor: the untrained model in its engine.
@@ -59,7 +61,7 @@ def centre_memory(executor: Executor, windows: Iterable[Window]) -> None:
 
 
 def sum_memories(executor: Executor, windows: Iterable[Window]) -> tuple[Tensor, Tensor]:
-    """Read windows without gradients, and sum the normalized memories norm(M) that the model writes.
+    """Read windows without gradients, and sum the normalized memories that the model writes.
 
     Memories that are not finite are left out.
 
@@ -86,7 +88,7 @@ def sum_memories(executor: Executor, windows: Iterable[Window]) -> tuple[Tensor,
 
 
 def segments_of(window: Window) -> Iterator[Window]:
-    """Split a window of rows into windows of one segment each, and yield them in order."""
+    """Split a window of several segments into windows of one segment each, and yield them in order."""
     tensors = {name: tensor for name, tensor in vars(window).items() if tensor is not None}
     for n in range(len(window)):
         yield replace(window, **{name: tensor[:, n : n + 1] for name, tensor in tensors.items()})
@@ -98,7 +100,7 @@ def weight_parts(executor: Executor, name: str, *, to_write: bool) -> Iterator[t
     Args:
         executor: the model in its engine.
         name: name of the weight.
-        to_write: whether the values will be changed, see :func:`hmt_ds.checkpoint.fragments.fragments`.
+        to_write: yield each element on exactly one rank, as for a checkpoint; otherwise on each rank that holds it.
     """
     ranks = {"rank": executor.data_rank, "world_size": executor.data_ranks}
     for part in fragments(executor.engine, **ranks, to_write=to_write):

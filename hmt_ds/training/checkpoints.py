@@ -26,8 +26,7 @@ class RunCheckpoints:
 
     Args:
         recipe: the checked recipe.
-        identity: settings that a checkpoint must have in common with the run, from
-            :func:`hmt_ds.training.build.identity`.
+        identity: settings that a checkpoint must have in common with the run, by recipe key.
         executor: the model with its optimizer.
         alive: called after each written part of a checkpoint, to tell the watchdog that this rank makes progress.
         history: gets an event for each checkpoint.
@@ -54,7 +53,7 @@ class RunCheckpoints:
         ``never``.
 
         Raises:
-            CheckpointError: if another run wrote the checkpoint, or the learning rate would jump.
+            CheckpointError: another run wrote the checkpoint, or the learning rate would jump.
         """
         if self.recipe.checkpoint.resume == "never":
             return None
@@ -65,7 +64,7 @@ class RunCheckpoints:
         return checkpoint
 
     def load(self, checkpoint: Path) -> RunPosition:
-        """Restore weights, optimizer, learning rate schedule, memories and random states from a checkpoint. Collective.
+        """Restore weights, optimizer, learning rate schedule, memories and random states from a checkpoint.
 
         Args:
             checkpoint: folder of the checkpoint.
@@ -74,7 +73,7 @@ class RunCheckpoints:
             How far the saved run had come: its step, and its place in the data.
 
         Raises:
-            CheckpointError: if the checkpoint is damaged or does not fit the model.
+            CheckpointError: the checkpoint is damaged or does not fit the model.
         """
         with log_seconds(logger, f"loading {checkpoint.name}"):
             position = load_checkpoint(self.executor, checkpoint)
@@ -107,8 +106,10 @@ class RunCheckpoints:
         self.saver.begin(self.executor, position)
 
     def finish_save(self) -> None:
-        """Wait until the checkpoint begun last is written on all ranks, and make it visible; log a failure as a
-        warning. Does nothing if none was begun."""
+        """Wait until the checkpoint begun last is written on all ranks, and make it visible; only warn if that fails.
+
+        Does nothing if none was begun.
+        """
         try:
             self.complete()
         except CheckpointError as error:
@@ -116,7 +117,7 @@ class RunCheckpoints:
                 logger.warning(str(error))
 
     def complete(self) -> None:
-        """Wait until the checkpoint begun last is written on all ranks, and make it visible. Does nothing if none was
+        """Wait until the checkpoint begun last is written on all ranks, and make it visible; do nothing if none was
         begun.
 
         Raises:

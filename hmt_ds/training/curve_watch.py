@@ -13,7 +13,7 @@ DEVIATION = 1.4826  # of a normal distribution, in medians of absolute differenc
 
 
 class CurveWatch:
-    """Detector of loss spikes and of drops in speed, which compares each step with those before.
+    """Detects loss spikes and drops in speed, by comparing each step with those before.
 
     Windows of another depth change both curves, so the comparison starts over with them.
 
@@ -57,8 +57,8 @@ class CurveWatch:
         return [line for line in found if line]
 
     def spike(self, loss: float) -> str | None:
-        """Return a line for the user if a loss (nats per label) is far above those before, else None; also None for
-        further spikes soon after."""
+        """Return a warning line if a loss (nats per label) is far above those before; else None, and for spikes soon
+        after."""
         before = list(self.losses)
         self.losses.append(loss)
         self.quiet = max(0, self.quiet - 1)
@@ -76,8 +76,8 @@ class CurveWatch:
         )
 
     def fall(self, speed: float) -> str | None:
-        """Return a line for the user if the speed (tokens/s per rank) has dropped far below the best one, or has
-        recovered; else None."""
+        """Return a line if the speed (tokens/s per rank) has dropped far below the best, or has recovered; else
+        None."""
         if self.steps <= WARM_UP:
             return None
         self.speeds.append(speed)

@@ -15,13 +15,13 @@ from hmt_ds.reporting.progress import print_problems
 
 
 def main(nodes: int, ranks_per_node: int, recipe_file: str, overrides: list[str]) -> int:
-    """Print the number of machines that an elastic run can use; return the exit code.
+    """Print the number of machines that a run with ``training.elastic`` can use; return the exit code.
 
     Args:
         nodes: number of machines available.
         ranks_per_node: ranks on each machine.
         recipe_file: path of the recipe.
-        overrides: overrides of the recipe.
+        overrides: keys of the recipe to change, such as ``["--training.output", "runs/a"]``.
     """
     try:
         print(usable_nodes(load_recipe(recipe_file, overrides), nodes, ranks_per_node))
@@ -40,7 +40,7 @@ def usable_nodes(recipe: Recipe, nodes: int, ranks_per_node: int) -> int:
         ranks_per_node: ranks on each machine.
 
     Raises:
-        ConfigError: if not even one machine's ranks can.
+        ConfigError: not even the ranks of one machine can.
     """
     rows = global_rows(recipe)
     for number in range(nodes, 0, -1):
@@ -56,14 +56,15 @@ def usable_nodes(recipe: Recipe, nodes: int, ranks_per_node: int) -> int:
 
 
 def keep_global_batch(recipe: Recipe) -> Recipe:
-    """Return a recipe whose batch size per rank is changed so that the global batch is that of the run's newest
-    checkpoint; a new run's recipe is returned unchanged.
+    """Return a recipe whose batch size per rank gives the global batch of the run's newest checkpoint.
+
+    A new run's recipe is returned unchanged.
 
     Args:
         recipe: the recipe, with ``training.elastic``.
 
     Raises:
-        ConfigError: if the ranks cannot share the rows of the global batch equally.
+        ConfigError: the ranks cannot share the rows of the global batch equally.
     """
     rows = broadcast_object(global_rows(recipe) if rank() == 0 else None)
     if not recipe.training.elastic or not isinstance(rows, int):
@@ -80,8 +81,7 @@ def keep_global_batch(recipe: Recipe) -> Recipe:
 
 
 def global_rows(recipe: Recipe) -> int | None:
-    """Return the rows of the global batch (all ranks' rows of one window) as stored in the run's newest readable
-    checkpoint; None for a new run."""
+    """Return the rows of the global batch (all ranks' rows of one window) in a run's newest checkpoint; None if new."""
     if recipe.checkpoint.resume == "never":
         return None
     saved = newest_state(Path(recipe.training.output) / "checkpoints")

@@ -13,14 +13,14 @@ PACKAGES = ("torch", "deepspeed", "transformers", "datasets", "peft", "liger-ker
 
 
 def environment(device: torch.device) -> dict[str, object]:
-    """Describe versions, machines and devices of all ranks, as they are written to a run's history. Collective.
+    """Describe versions, machines and devices of all ranks, for a run's history. All ranks must call it together.
 
     Args:
         device: device of this rank.
 
     Returns:
         JSON values by name: ``hmt_ds``, ``python`` and ``cuda`` (versions), ``packages`` (versions by name),
-        ``devices`` (names), ``machines`` (ranks by host) and ``ranks``.
+            ``devices`` (names), ``machines`` (ranks by host) and ``ranks``.
     """
     name = "CPU" if device.type == "cpu" else torch.get_device_module(device).get_device_name()
     ranks = all_gather_object((socket.gethostname(), name))

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class EvaluationInRun:
-    """Base class of evaluations of a model that is in its engine, during or after training.
+    """Base class of evaluations of a model in its engine, during or after training.
 
     Attributes:
         recipe: the checked recipe.

@@ -13,8 +13,7 @@ from hmt_ds.preflight.read_data import ReadSource
 
 
 def identity(recipe: Recipe, prepared: Prepared) -> dict[str, object]:
-    """Return the settings that must be equal in a run and in a checkpoint that it resumes from, as JSON values by
-    recipe key.
+    """Return the settings that must be equal in a run and in a checkpoint that it resumes from: JSON by recipe key.
 
     Args:
         recipe: the checked recipe.
@@ -58,6 +57,6 @@ def identity(recipe: Recipe, prepared: Prepared) -> dict[str, object]:
 
 
 def hash_of_template(source: ReadSource) -> str:
-    """Return a hash of the chat template that a source is written with; "none" for other formats than messages."""
+    """Return a hash of the chat template that a source is written with; "none" unless its format is messages."""
     template = source.found.chat_template
     return hashlib.sha256(template.encode()).hexdigest()[:12] if template else "none"

@@ -28,12 +28,12 @@ BETWEEN = 2.0  # standard errors
 
 
 class Probe(NamedTuple):
-    """Sums of a probe over all ranks. (A probe reads one window with its own and with other memories.)
+    """Sums, over all ranks, of a comparison of one window read with its own and with other memories.
 
     Attributes:
         sums: sums over all compared segments of d, t, d*d, d*t and t*t, where d is the cost of other memories in nats
             and t the number of tokens.
-        by_age: sums of recall weight by how many segments back the memory lies, newest first.
+        by_age: sums of recall weight by how many segments back the memory is, newest first.
         from_oldest: sums of recall weight by position of the memory, counted from a row's oldest one.
         recalls: number of segments whose recall was counted.
     """
@@ -45,10 +45,10 @@ class Probe(NamedTuple):
 
 
 class MemoryWatch:
-    """Measures from time to time during training what the memory is worth, and warns if it is ignored or recall
-    collapses.
+    """Measures during training how much the memory lowers the loss; warns if it is ignored or the recall collapses.
 
-    A probe reads a window with its own and with other documents' memories. On pipelines nothing is probed.
+    From time to time a probe reads a window with its own and with other documents' memories. On pipelines nothing is
+    probed.
 
     Args:
         recipe: the checked recipe.
@@ -72,7 +72,8 @@ class MemoryWatch:
         self.cost = 1.0  # of a probe, in steps of that time
 
     def due(self) -> int:
-        """Return 1 if another probe would stay within the allowed share of the time trained so far, else 0.
+        """Return 1 if another probe of the memory would stay within the allowed share of the time trained so far, else
+        0.
 
         A probe is expected to take as long as the last one; the first is expected to take as long as a step.
         """
@@ -80,7 +81,7 @@ class MemoryWatch:
         return int(self.possible and 0 < self.spent + expected <= self.limit * self.trained)
 
     def step_done(self, seconds: float, wanted: int) -> None:
-        """Count a step; probe before the next one if any rank wants to, so that all ranks do.
+        """Count a step; if any rank wants to probe the memory before the next one, let all ranks do so.
 
         Args:
             seconds: duration of the step.
@@ -92,7 +93,7 @@ class MemoryWatch:
             self.asked = wanted > 0
 
     def probe(self, window: Window, step: int) -> tuple[dict[str, object], list[str]]:
-        """Read a window with its own and with other memories, and judge the last probes. Collective.
+        """Read a window with its own and with other memories, and judge the last such probes. All ranks must call it.
 
         Args:
             window: this rank's rows of the coming window.
@@ -113,8 +114,7 @@ class MemoryWatch:
         return values, [line for line in found if line]
 
     def verdict(self, cost: float, error: float, step: int) -> str | None:
-        """Return a line for the user if the memory turns out to be ignored, or is used again after such a line; else
-        None.
+        """Return a line for the user if the memory turns out to be ignored, or to be used again; else None.
 
         Args:
             cost: mean cost of other memories, in nats per token.
@@ -128,15 +128,14 @@ class MemoryWatch:
         before = self.ignored
         if cost + BETWEEN * error < WORTH_IT:
             self.ignored = True
-            return None if before else f"the memory is ignored: {said}; memory.interface adapted is read, paper seldom"
+            return None if before else f"the memory is ignored: {said}; usual with memory.interface paper, not adapted"
         if cost - BETWEEN * error >= WORTH_IT:
             self.ignored = False
             return f"the memory is used now: {said}" if before else None
         return None
 
     def collapse(self) -> str | None:
-        """Return a warning line if nearly all recall weight goes to one place, whatever the query (always to the newest
-        memory, say); else None."""
+        """Return a warning line if nearly all recall weight goes to one place, such as the newest memory; else None."""
         recalls, before = sum(probe.recalls for probe in self.probes), self.collapsed
         by_age = largest([probe.by_age for probe in self.probes], "the memory {} segments back")
         share, where = max(by_age, largest([probe.from_oldest for probe in self.probes], "memory {} of a document"))
@@ -147,11 +146,8 @@ class MemoryWatch:
 
     @torch.no_grad()
     def read(self, window: Window) -> Probe:
-        """Read a window with its own and with other memories, and sum the costs over all ranks. Collective.
-
-        The sums are ``[6 + 2 N]`` for N kept memories: five sums of costs and tokens, the number of recalls, and recall
-        weights by age and by position; see :class:`Probe`.
-        """
+        """Read a window with its own and with other memories, and sum the costs over all ranks. All ranks must call
+        it."""
         places = self.executor.settings.kept_memories
         sums = torch.zeros(6 + 2 * places, dtype=torch.float64, device=self.executor.device)
         state = self.executor.state
@@ -170,10 +166,11 @@ class MemoryWatch:
         """Add the cost of other memories in segment n to sums, for rows with memories (and a partner to swap with).
 
         Args:
-            sums: sums of the probe, ``[6 + 2 N]``, see :meth:`read`; changed in place.
+            sums: sums of the probe, ``[6 + 2 * cached]``: five of costs and tokens, the number of recalls, recall
+                weights by age and by position; changed in place.
             window: the window.
             n: index of the segment.
-            cost: loss with other memories minus loss with own ones, in nats, ``[b]``.
+            cost: loss with other memories minus loss with own ones, in nats, ``[rows]``.
         """
         compared = ~window.starts[:, n]
         if self.which == "swapped":
@@ -190,8 +187,9 @@ class MemoryWatch:
         """Add the recall weights of segment n to sums, for rows that have several memories.
 
         Args:
-            sums: sums of the probe, ``[6 + 2 N]``, see :meth:`read`; changed in place.
-            recall: recall weights ``[b, c]``, oldest memory first.
+            sums: sums of the probe, ``[6 + 2 * cached]``: five of costs and tokens, the number of recalls, recall
+                weights by age and by position; changed in place.
+            recall: recall weights ``[rows, cached]``, oldest memory first.
             state: the memory state before the segment.
             window: the window.
             n: index of the segment.
@@ -222,7 +220,8 @@ def largest(parts: list[tuple[float, ...]], name: str) -> tuple[float, str]:
 
 
 def pooled_cost(probes: "deque[Probe]") -> tuple[float, float]:
-    """Return the mean cost in nats per token of all probes, and its standard error over segments; nan without any."""
+    """Return the mean cost of other memories in nats per token over all probes, and its standard error; nan without
+    any."""
     d, t, dd, dt, tt = (sum(column) for column in zip(*(probe.sums for probe in probes), strict=True))
     if not t:
         return math.nan, math.nan

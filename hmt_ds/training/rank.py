@@ -56,15 +56,15 @@ OUT_OF_MEMORY_ADVICE = (
 
 
 def run_as_rank(job: Job) -> int:
-    """Join the process group, run a job together with the other ranks, and leave the group.
+    """Join the process group, run a job together with the other ranks, and leave the group; return the exit code.
 
     Args:
         job: function called with the recipe or run named on the command line, the words that follow it, and this rank's
             device.
 
     Returns:
-        Exit code: 0 if the job finished, 75 if a stop signal ended it, 2 for an error that only the user can mend, 1 if
-        another rank was lost.
+        0 if the job finished, 75 if a stop signal ended it, 2 for an error that only the user can mend, 1 if another
+        rank was lost.
     """
     end_with_parent()
     try:
@@ -128,10 +128,10 @@ def end_out_of_memory(error: Exception) -> NoReturn:
 def prepare_together(
     recipe: Recipe, recipe_file: str | Path, *, writes_output: bool, with_data: bool = True
 ) -> Prepared:
-    """Check a recipe and read its data: first on rank 0, then on one rank of each machine, then on all. Collective.
+    """Check a recipe and read its data: first on rank 0, then on one rank of each machine, then on all.
 
     Rank 0 fills the cache of tokenized documents, which the others read. A cache may be local to each machine; then the
-    first rank of each machine fills it for the others.
+    first rank of each machine fills it for the others. All ranks must call it.
 
     Args:
         recipe: the recipe.
@@ -163,8 +163,12 @@ def prepare_together(
 
 @contextmanager
 def only_start(recipe: Recipe) -> Iterator[None]:
-    """Hold the lock of the run's folder (``training.output``) during the ``with`` block, so that no other start trains
-    into it. Collective.
+    """Hold the lock of the run's folder during the ``with`` block, so that no other start trains into it.
+
+    All ranks must enter it together.
+
+    Args:
+        recipe: the recipe, whose ``training.output`` is the folder.
 
     Raises:
         ConfigError: on all ranks, if another process holds the lock, or has trained in the folder since the recipe was
@@ -183,8 +187,9 @@ def only_start(recipe: Recipe) -> Iterator[None]:
 
 
 def end_without_lock(problem: str) -> NoReturn:
-    """Print a problem, and exit this rank's process at once, because another process trains into the same folder; the
-    launcher then ends the other ranks.
+    """Print a problem and exit this process at once, because another process trains into the same folder.
+
+    The launcher then ends the other ranks.
 
     Args:
         problem: line for the user.

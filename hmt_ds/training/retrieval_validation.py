@@ -28,16 +28,17 @@ DOCUMENTS = 64
 
 
 class RetrievalValidation(EvaluationInRun):
-    """Evaluation of retrieval from memory on generated documents, about names that the training documents never use."""
+    """Evaluates retrieval from memory on generated documents, about names that the training documents never use."""
 
     @property
     def total(self) -> int:
-        """Number of generated documents that are read of each length."""
+        """Number of generated documents that are read for each document length."""
         return self.recipe.evaluation.documents or DOCUMENTS
 
     def evaluate(self, step: int, *, in_passing: bool = False) -> list[RetrievalRow] | None:
-        """Ask the model the questions of generated documents, print the fraction of right answers, and write it to the
-        run's folder. Collective.
+        """Ask the model the questions of generated documents; print and store the fraction of right answers.
+
+        All ranks must call it.
 
         Args:
             step: optimizer step of the weights.
@@ -106,7 +107,7 @@ class RetrievalValidation(EvaluationInRun):
             print(f"retrieval   {file} and .png", flush=True)
 
     def data(self) -> dict[str, object]:
-        """Description of the generated documents, written with the results: settings by name, and ``sha256`` of their
+        """Description of the generated documents, stored with the results: settings by name, and ``sha256`` of their
         content."""
         settings = self.recipe.data.retrieval
         assert settings is not None

@@ -37,8 +37,7 @@ class WarmUp:
         self.steps, self.seconds = steps, list[float]()
 
     def step_done(self, seconds: float) -> None:
-        """Count a step, given its duration in seconds; after the first one without warm-up work, log how many seconds
-        warm-up took."""
+        """Count a step of some seconds; after the first one without warm-up work, log how many seconds warm-up took."""
         if len(self.seconds) > self.steps or not self.steps:
             return
         self.seconds.append(seconds)
@@ -48,7 +47,7 @@ class WarmUp:
 
 
 class RunLog:
-    """Metrics and progress of a run, from its current step on. Only rank 0 writes.
+    """Writes metrics and shows progress of a run, from its current step on. Only rank 0 writes.
 
     Args:
         recipe: the checked recipe.
@@ -135,8 +134,8 @@ class RunLog:
         return {name: value if value is not None and math.isfinite(value) else None for name, value in row.items()}
 
     def print_summary(self, checkpoint: Path) -> None:
-        """Print the first and the final loss (nats per label) of a run and the path of its last checkpoint, and plot
-        the loss into its folder.
+        """Print a run's first and final loss (nats per label) and its last checkpoint's path; plot the loss into its
+        folder.
 
         Args:
             checkpoint: folder of the last checkpoint.
@@ -154,11 +153,8 @@ class RunLog:
 
 
 def create_folder(recipe: Recipe) -> str | None:
-    """Create ``training.output`` and write the recipe into it as recipe.yaml.
-
-    Returns:
-        A line for the user if that fails, else None.
-    """
+    """Create ``training.output`` and write the recipe into it as recipe.yaml; return an error line if that fails,
+    else None."""
     folder, resolved = Path(recipe.training.output), write_yaml(recipe.model_dump(mode="json"))
     aside = folder / ".recipe.yaml"
     try:

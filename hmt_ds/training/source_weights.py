@@ -23,10 +23,9 @@ logger = logging.getLogger(__name__)
 
 def with_source_weights(recipe: Recipe) -> Recipe:
     """Replace a run in ``model.source`` by a converted folder with the weights of its newest intact checkpoint.
-    Collective.
 
     The folder is in the new run's output, which makes the new run independent of the source run: when resumed, it uses
-    the folder again, even if the source run has been trained further.
+    the folder again, even if the source run has been trained further. All ranks must call it.
 
     Raises:
         ConfigError: on all ranks, if a machine cannot read the checkpoint or write the folder.
@@ -54,7 +53,7 @@ def with_source_weights(recipe: Recipe) -> Recipe:
 
 
 def agreed_folder(recipe: Recipe, run: SourceRun, checkpoint: Path) -> Path:
-    """Return, on all ranks, the path that rank 0 chooses for a checkpoint's converted weights. Collective.
+    """Return, on all ranks, the path that rank 0 chooses for a checkpoint's converted weights.
 
     Args:
         recipe: recipe of the new run.

@@ -19,13 +19,13 @@ MAX_NAMED = 5  # ranks in one line of the log
 
 
 class StragglerDetector:
-    """Compares the time of the ranks' own work: reading data, forward and backward passes; not reduction and waiting.
+    """Finds ranks whose own work (reading data, forward and backward passes) takes longer than that of their peers.
 
     With ``compute.reduction: segment`` the ranks wait for each other in every segment, so a rank's own time cannot be
     told from its peers', and nothing is compared.
 
     Args:
-        executor: this rank's executor, whose phases are timed.
+        executor: the model in its engine, whose phases are timed.
         limit: a rank is a straggler if it takes more than this many times the median of its peers. (The peers of a rank
             are the ranks of the same pipeline stage.)
 
@@ -78,13 +78,12 @@ class StragglerDetector:
         return self.describe(times, ratios) if self.stragglers != before else None
 
     def take_rank_seconds(self) -> list[float]:
-        """Return the seconds of each rank's own work per step if a comparison has been made since the last call, else
-        an empty list."""
+        """Return the seconds of each rank's own work per step, once after each comparison; otherwise an empty list."""
         taken, self.rank_seconds = self.rank_seconds, []
         return taken
 
     def gather(self, own: float) -> torch.Tensor:
-        """Gather seconds from all ranks. Collective.
+        """Gather seconds from all ranks, which must call it together.
 
         Args:
             own: seconds of this rank.

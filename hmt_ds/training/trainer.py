@@ -121,8 +121,7 @@ class Trainer:
 
     def fit(self) -> bool:
         """Take all remaining optimizer steps; return True at the end, False after too many consecutive non-finite
-        steps.
-        """
+        steps."""
         for step, windows, loading_seconds in self.steps():
             if step == 1 and has_new_shift(self.recipe):
                 centre_memory(self.executor, [as_window(batch) for batch in windows])
@@ -179,7 +178,8 @@ class Trainer:
         return output
 
     def probe_memory(self, step: int, window: Batch) -> None:
-        """Measure what the memory is worth on the coming window, if all ranks agreed to; warn if memory is ignored.
+        """Measure how much the memory lowers the loss of the coming window, if all ranks agreed to; warn if it is
+        ignored.
 
         Args:
             step: number of the coming step.
@@ -193,7 +193,7 @@ class Trainer:
             self.warn(line)
 
     def after_step(self, step: int, output: StepOutput) -> None:
-        """Save and evaluate if ``step`` is due, and stop if any rank has received a stop signal.
+        """Save and evaluate if they are due after a step; stop if any rank has received a stop signal.
 
         Args:
             step: number of the finished step.
@@ -242,16 +242,16 @@ class Trainer:
         self.alive(f"step {self.position.step}, in its evaluation")
 
     def load(self, checkpoint: Path) -> None:
-        """Restore the run from the folder of a checkpoint, and continue after the checkpoint's step."""
+        """Restore the run from a checkpoint's folder, and continue after the checkpoint's step."""
         self.excluded = read_excluded(self.folder)
         self.position = self.checkpoints.load(checkpoint)
 
     def roll_back(self) -> None:
-        """After too many steps with a non-finite loss or gradient, return to the newest intact checkpoint, and leave
-        out the documents that caused them from then on.
+        """After too many non-finite steps, return to the newest intact checkpoint, and exclude the documents that
+        caused them.
 
         Raises:
-            TooManyBadSteps: if ``training.on_bad_steps`` is not rollback, or there is no checkpoint to go back to.
+            TooManyBadSteps: ``training.on_bad_steps`` is not rollback, or there is no checkpoint to return to.
         """
         self.checkpoints.finish_save()
         self.log.close()
@@ -285,7 +285,7 @@ class Trainer:
         )
 
     def alive(self, after: str) -> None:
-        """Tell this rank's watchdog that it makes progress; ``after`` is what it has finished last, such as ``step
+        """Tell this rank's watchdog that it makes progress; ``after`` is what was finished last, such as ``step
         12``."""
         if self.watchdog:
             self.watchdog.alive(after)

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class Validation(EvaluationInRun):
-    """Evaluation of held-out losses, on the documents of ``data.validation``."""
+    """Evaluates a model's loss on the held-out documents of ``data.validation``."""
 
     @property
     def rows(self) -> int:
@@ -32,8 +32,9 @@ class Validation(EvaluationInRun):
         return self.recipe.evaluation.batch_size or self.recipe.training.batch_size
 
     def evaluate(self, step: int, *, in_passing: bool = False) -> None:
-        """Compute the loss of held-out documents, print it as a table, and write it to the run's folder; do nothing if
-        the recipe has no data.validation. Collective.
+        """Compute the loss of held-out documents, print it as a table, and write it to the run's folder.
+
+        Does nothing if the recipe has no data.validation. All ranks must call it.
 
         Args:
             step: optimizer step of the weights.
@@ -63,8 +64,10 @@ class Validation(EvaluationInRun):
         return ["swapped", "none"] if self.rows > 1 else ["none"]
 
     def data(self) -> HeldOutData:
-        """Description of the held-out documents, written with the results: source, SHA-256 of the token ids, numbers of
-        documents and tokens, tokenizer."""
+        """Description of the held-out documents, stored with the results.
+
+        It has source, SHA-256 of the token ids, numbers of documents and tokens, and tokenizer.
+        """
         assert self.prepared.validation is not None
         tokens = self.prepared.validation
         lengths = document_lengths(tokens)
@@ -77,7 +80,7 @@ class Validation(EvaluationInRun):
         )
 
     def show(self, evaluation: Evaluation) -> None:
-        """Print the table of an evaluation's losses, and the verdict on whether the memory helps."""
+        """Print the table of an evaluation's held-out losses, and the verdict on whether the memory helps."""
         data, figures = evaluation.data, evaluation.figures
         title = f"held-out loss after step {evaluation.step}, by segments read before, with 95% intervals over "
         title += f"{data.documents:,} documents of {Path(data.source).name}"

@@ -69,7 +69,7 @@ CASES = [
         "documents that share segments",
         ["--data.pack", "true", "--compute.cuda_graphs", "always", "--data.retrieval", "{keys: 8, values: 4}"],
         [
-            "data.pack: generated documents (data.retrieval) fill whole segments: set it to false",
+            "data.pack: not with data.retrieval, whose documents fill whole segments: set it to false",
             "compute.cuda_graphs is always, but with data.pack each segment has an attention mask of its own",
         ],
     ),

@@ -71,7 +71,7 @@ def test_without_a_pipeline_nothing_is_checked():
             None,
             "compute.summary_batch is 2: stages compute one summary",
         ),
-        (recipe_of(compute={"spill": True}), None, "compute.spill: with stages pipeline.live_inputs says"),
+        (recipe_of(compute={"spill": True}), None, "compute.spill is true, but with stages pipeline.live_inputs says"),
     ],
 )
 def test_each_problem_is_one_line(recipe, ds_config, said):

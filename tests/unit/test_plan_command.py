@@ -166,7 +166,10 @@ def test_compare(monkeypatch, capsys):
         ("--schedule --stages 100 --segments 100 --micro-batches 11", ["are 110,000: at most 100,000"]),
         ("--schedule --picture there", ["--picture: must end in .png, .svg, .pdf, got 'there'"]),
         ("--schedule --picture nowhere/a.png", ["--picture: nowhere/a.png cannot be written"]),
-        ("--schedule --gpus 8 --rows 1", ["--gpus: only with a RECIPE or --compare", "--rows: only with --compare"]),
+        (
+            "--schedule --gpus 8 --rows 1",
+            ["--gpus: only with a RECIPE or --compare, not --schedule", "--rows: only with --compare"],
+        ),
         ("--compare --stages 2", ["--stages: only with --schedule"]),
         ("--compare --link 50GB/s", ["--link: only with a RECIPE"]),
         ("--schedule --foo", ["--foo: plan has no such option without"]),
