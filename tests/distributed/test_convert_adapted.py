@@ -34,7 +34,7 @@ def write_run(folder: Path, memory: dict[str, object]) -> Path:
     "memory",
     [
         HMT,
-        pytest.param({"mode": "rmt"}, marks=pytest.mark.slow),
+        pytest.param({"mode": "rmt", "last_memories": 3}, marks=pytest.mark.slow),
         pytest.param({"mode": "backbone"}, marks=pytest.mark.slow),
     ],
     ids=lambda memory: memory["mode"],
