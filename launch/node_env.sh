@@ -87,7 +87,7 @@ rank_0_code() {
     if [ -s "$HMT_DS_EXIT_CODE_FILE" ]; then
         code=$(cat "$HMT_DS_EXIT_CODE_FILE")
     elif [ "$code" = 0 ]; then
-        say "error: the launcher exited with 0, but rank 0 did not finish" && code=1
+        say "error: the launcher exited with 0, but rank 0 did not finish: see its last lines above" && code=1
     fi
     rm -rf "$work"
     return "$code"

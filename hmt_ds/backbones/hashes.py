@@ -67,7 +67,11 @@ class HashedFolder:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *arguments, **options):  # type: ignore[no-untyped-def]
-        """Load a model as transformers does, after :func:`check_hashes`."""
+        """Load a model as transformers does, after comparing its files with the hashes in the folder's sha256.json.
+
+        Raises:
+            BackboneError: a file of weights differs.
+        """
         for line in check_hashes(str(pretrained_model_name_or_path)):
             logger.warning(line)
         return super().from_pretrained(pretrained_model_name_or_path, *arguments, **options)  # type: ignore[misc]

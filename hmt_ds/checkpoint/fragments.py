@@ -170,6 +170,10 @@ def restore_scalars(engine: Engine[HMT], saved: OptimizerScalars) -> None:
 
     Two kinds of settings are not restored: the implementation of a step (fused or not, ...), which depends on the
     device, and the weight decay, which the recipe sets.
+
+    Args:
+        engine: DeepSpeed's engine, changed in place.
+        saved: counters and settings in the checkpoint.
     """
     optimizer = base_optimizer(engine)
     for group, values in zip(optimizer.param_groups, saved["groups"], strict=True):

@@ -258,7 +258,8 @@ def write_fragments(group: list[Fragment], file: Path) -> None:
 
 
 def file_groups(parts: Iterable[Fragment]) -> Iterator[list[Fragment]]:
-    """Group fragments of weights into files of about the same number of bytes each."""
+    """Group fragments of weights into files of about the same number of bytes each; yield the fragments of each
+    file."""
     group: list[Fragment] = []
     size = 0
     for part in parts:

@@ -55,7 +55,7 @@ def examine(folder: Path) -> Iterator[Finding]:
 
 
 def guarded(look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """Yield the findings of a check; an exception of the check becomes a finding of level ``error``."""
+    """Yield the findings that ``look`` yields; an exception becomes a finding of level ``error``."""
     try:
         yield from look()
     except Exception as error:  # a broken installation may raise anything, and the other checks are still worth reading

@@ -73,8 +73,11 @@ class Boundaries:
             self.gradients[:, n - seen : n] += sent
 
     def state(self, window: Window, tail: Tensor) -> MemoryState:
-        """Return the memory state after the window, detached. ``tail``: ``[batch, sensory_tokens]``, its last token
-        ids."""
+        """Return the memory state after the window, detached.
+
+        Args:
+            tail: ``[batch, sensory_tokens]``, the window's last token ids.
+        """
         start = max(0, self.carried + len(window) - self.keep)
         valid = self.documents[:, start:] == self.writing[:, -1:]
         memories = self.memories[:, start:].to(self.device, copy=True)
@@ -88,6 +91,8 @@ def memories_instead(which: Instead, memories: Tensor, valid: Tensor, window: Wi
         which: ``swapped``: the memories of another row, so of another document; ``none``: no memory is valid.
         memories: ``[batch, cached, memory_tokens, dim]``, of all rows.
         valid: ``[batch, cached]`` bool, whether a memory belongs to its row's document.
+        window: the window of all rows.
+        n: index of the segment in the window.
 
     Returns:
         Memories and validity, in the same shapes.

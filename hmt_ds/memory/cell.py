@@ -130,6 +130,7 @@ class HMT(nn.Module):
         Args:
             memories: ``[batch, cached, memory_tokens, dim]``, oldest first.
             valid: ``[batch, cached]`` bool, which memories belong to the row's document.
+            mode: ``hmt`` (recall), ``rmt`` (last memories) or ``backbone`` (an empty prompt).
             query: ``[batch, memory_tokens, dim]``, the segment's summary; None for a segment that has nothing to
                 recall.
             targets: ``[batch]`` int64, how many memories back the right one is; 0 or None if unknown.
@@ -233,7 +234,9 @@ class HMT(nn.Module):
         """Run the backbone on a segment with its prompts: [prompt | tokens | prompt | padding] (equations 2, 4 and 5).
 
         Args:
+            part: the segment or summary.
             prompt: ``[batch, prompt_tokens, dim]``, the memory prompt; 0 tokens without memory.
+            mode: memory mode; default: that of the settings.
 
         Returns:
             Hidden states of the tokens ``[batch, tokens, dim]``, and of the positions after them, which are the new
@@ -312,7 +315,12 @@ class HMT(nn.Module):
         return torch.where(gap[:, :, None], before.gather(1, at), tokens), behind
 
     def decode(self, part: Segment | Summary, embeddings: Tensor, mode: Mode | None = None) -> Tensor:
-        """Run the backbone's layers: embeddings -> hidden states, both ``[batch, positions, dim]``."""
+        """Run the backbone's layers: embeddings -> hidden states, both ``[batch, positions, dim]``.
+
+        Args:
+            part: the segment or summary that was embedded.
+            mode: memory mode; default: that of the settings.
+        """
         mask, parts = part.mask, part.parts if isinstance(part, Segment) else None
         if mask is not None:
             mask = nn.functional.pad(mask, self.lengths_around(part, mode), value=True)

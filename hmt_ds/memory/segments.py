@@ -189,7 +189,7 @@ class Window:
 
 
 def moved(tokens: T, device: torch.device | str) -> T:
-    """Return a dataclass of tensors with every tensor moved to another device; fields that are None stay None."""
+    """Move a dataclass of tensors to a device: return a copy with each tensor moved; fields that are None stay None."""
     tensors = {field.name: getattr(tokens, field.name) for field in fields(tokens)}
     there = {name: x.to(device, non_blocking=True) for name, x in tensors.items() if x is not None}
     return replace(tokens, **there)

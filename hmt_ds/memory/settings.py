@@ -30,8 +30,8 @@ class MemorySettings:
     cached_memories: int = 300
     """N: how many of the newest memories the recall can choose from, in mode hmt."""
     last_memories: int = 1
-    """Number of newest memories that each segment reads side by side, oldest first. More than 1 needs interface
-    adapted. Mode backbone has none."""
+    """Number of newest memories that each segment reads side by side, oldest first; none in mode backbone. More than
+    1 needs interface adapted."""
     recalled_memories: int = 1
     """Number of memories to recall beside the last ones. Only with interface adapted and mode hmt."""
     recall_loss: float = 0.0
@@ -72,8 +72,11 @@ class MemorySettings:
         return int(self.interface == "adapted")
 
     def prompt_tokens(self, mode: Mode | None = None) -> int:
-        """Return the number of embeddings of the memory prompt in front of a segment's tokens. Default mode: the
-        settings'."""
+        """Return the number of embeddings of the memory prompt in front of a segment's tokens.
+
+        Args:
+            mode: memory mode; default: that of these settings.
+        """
         mode = mode or self.mode
         if mode == "backbone":
             return 0
@@ -81,8 +84,11 @@ class MemorySettings:
         return (self.last_memories + recalled) * self.memory_tokens
 
     def write_tokens(self, mode: Mode | None = None) -> int:
-        """Return the number of positions after a segment's tokens at which its memory is written. Default mode: the
-        settings'."""
+        """Return the number of positions after a segment's tokens at which its memory is written.
+
+        Args:
+            mode: memory mode; default: that of these settings.
+        """
         return 0 if (mode or self.mode) == "backbone" else self.memory_tokens
 
     @property

@@ -174,7 +174,7 @@ def short(name: str) -> str:
 
 
 def legend(axes: Axes, number: int) -> None:
-    """Show a legend if there are several curves: ``number`` of them."""
+    """Show a picture's legend if it has several curves: ``number`` of them."""
     if number > 1:
         axes.legend(frameon=False, fontsize=9)
 

@@ -11,12 +11,20 @@ GB = 1e9
 
 
 def plan_tables(found: RecipePlan) -> list[Table]:
-    """Return the tables of `hmt-ds plan`: memory by part beside the seconds of a step by activity, and layouts."""
+    """Return the tables of `hmt-ds plan`: memory by part beside the seconds of a step by activity, and layouts.
+
+    Args:
+        found: the estimates of a recipe.
+    """
     return [memory_table(found), layout_table(found)]
 
 
 def memory_table(found: RecipePlan) -> Table:
-    """Return the table of a recipe's memory by part in GiB, beside the seconds of a step by activity."""
+    """Return the table of a recipe's memory by part in GiB, beside the seconds of a step by activity.
+
+    Args:
+        found: the estimates of a recipe.
+    """
     own = found.own
     table = Table(title=f"{found.model}, as the recipe is: {describe(own)}", title_justify="left")
     for column in ("memory per GPU", "GiB", "time of a step", "seconds", "share"):
@@ -34,7 +42,11 @@ def memory_table(found: RecipePlan) -> Table:
 
 
 def layout_table(found: RecipePlan) -> Table:
-    """Return the table of the best layout of each kind, fastest first, each with the reason why it is not the best."""
+    """Return the table of the best layout of each kind, fastest first, each with the reason why it is not the best.
+
+    Args:
+        found: the estimates of a recipe.
+    """
     title = f"layouts on {found.fleet}, {found.own.work.rows} rows in an optimizer step"
     table = Table(title=title, title_justify="left")
     for column in ("layout", "rows", "windows", "GiB", "tokens/s/GPU", "MFU", "why not"):
@@ -47,8 +59,13 @@ def layout_table(found: RecipePlan) -> Table:
 
 
 def row(one: Estimate) -> list[str]:
-    """Return the cells of a layout's table row: name, rows at a time, windows per step, memory (GiB), tokens/s per
-    GPU."""
+    """Return the cells of one layout's row in the table of layouts.
+
+    They are name, rows at a time, windows per step, memory (GiB) and tokens/s per GPU.
+
+    Args:
+        one: the estimate of the layout.
+    """
     layout = one.layout
     name = layout.family + (", by layer" if layout.recompute == "segment+layer" and not layout.offloaded else "")
     rows = f"{layout.rows}" + (f" x {layout.micro_batches}" if layout.stages > 1 else "")
@@ -57,14 +74,21 @@ def row(one: Estimate) -> list[str]:
 
 
 def describe(one: Estimate) -> str:
-    """Describe a layout in a few words: kind, rows at a time, number of segments that keep their activations."""
+    """Describe a layout in a few words: kind, rows at a time, number of segments that keep their activations.
+
+    Args:
+        one: the estimate of the layout.
+    """
     kept = f"{one.memory.kept_segments} of {one.work.depth} segments kept" if one.layout.stages == 1 else ""
     return ", ".join(part for part in (one.layout.family, f"{one.layout.rows} rows at a time", kept) if part)
 
 
 def plan_lines(found: RecipePlan) -> list[str]:
-    """Return the lines below the tables of `hmt-ds plan`: model, FLOPs and traffic of a step, tokens/s, hours,
-    warnings."""
+    """Return the lines below the tables of `hmt-ds plan`: model, FLOPs, traffic, tokens/s, hours, warnings.
+
+    Args:
+        found: the estimates of a recipe.
+    """
     own, size = found.own, found.size
     flops = own.useful_flops
     within, between = own.time.within / GB, own.time.between / GB

@@ -230,5 +230,5 @@ def pooled_cost(probes: "deque[Probe]") -> tuple[float, float]:
 
 
 def finite(value: float) -> float | None:
-    """Return a number, rounded for JSON; None for nan and inf, which JSON cannot express."""
+    """Return ``value`` rounded for JSON; None for nan and inf, which JSON cannot express."""
     return round(value, 6) if math.isfinite(value) else None

@@ -183,5 +183,5 @@ def split_rows(batch: Rows, parts: int) -> list[Rows]:
 
 
 def join_rows(parts: list[MemoryState]) -> MemoryState:
-    """Join memory states of consecutive rows into one."""
+    """Join memory states of consecutive rows into one state of all rows."""
     return MemoryState(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(parts[0])))
