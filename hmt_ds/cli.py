@@ -95,7 +95,8 @@ def command_line() -> argparse.ArgumentParser:
 
 
 def add_preparing(add: Add) -> None:
-    """Add the subcommands used before a run: init, doctor, check, preview, prepare, plan, keys, tokenizer."""
+    """Add the subcommands used before a run (init, doctor, check, preview, prepare, plan, keys, tokenizer) with
+    ``add``."""
     command = add("init", init, "write a recipe with comments", "Asks for what is not given, in a terminal.")
     command.add_argument("file", metavar="FILE", type=path_operand, help="path of the recipe to write, a new YAML file")
     add_options(command, InitOptions)
@@ -139,7 +140,7 @@ def add_preparing(add: Add) -> None:
 
 
 def add_running(add: Add) -> None:
-    """Add the subcommands that start ranks, on this machine or in a Slurm job: train, evaluate, bench, launch."""
+    """Add the subcommands that start ranks, here or in a Slurm job (train, evaluate, bench, launch), with ``add``."""
     worth = "measure held-out losses, and how much the memory lowers them"
     for name, run, operand, which, text in (
         ("train", train, "RECIPE", RECIPE, "train a model"),
@@ -160,7 +161,7 @@ def add_running(add: Add) -> None:
 
 
 def add_looking(add: Add) -> None:
-    """Add the subcommands that read what runs have written: compare, status, report."""
+    """Add the subcommands that read what runs have written (compare, status, report) with ``add``."""
     more = "A RUN is a run's folder, whose newest evaluation counts, or the JSON file of an evaluation."
     command = add("compare", compare, "compare trained runs on the same held-out tokens", more)
     command.add_argument("runs", nargs="+", type=path_operand, metavar="RUN", help=f"{RUNS}, or an evaluation's file")
@@ -179,7 +180,8 @@ def add_looking(add: Add) -> None:
 
 
 def add_using(add: Add) -> None:
-    """Add the subcommands that use a trained model, or write tasks to train one on: convert, generate, chat, tasks."""
+    """Add the subcommands that use a trained model, or write tasks to train on (convert, generate, chat, tasks),
+    with ``add``."""
     more = "HMT-pytorch's weights and DeepSpeed's folders need --backbone, and the memory's sizes: "
     more += "--memory.segment_length 990"
     command = add("convert", convert, "write a checkpoint as a Hugging Face folder", more, overrides=True)
@@ -224,11 +226,14 @@ def compare(arguments: argparse.Namespace, _: list[str]) -> int:
 
 
 def plan(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Run `hmt-ds plan`: plan a recipe, draw a pipeline schedule, or estimate clusters; return the exit code.
+    """Run `hmt-ds plan`: estimate a recipe, draw a pipeline schedule, or compare clusters; return the exit code.
 
     Args:
         arguments: parsed command line; ``source`` is a recipe or the name of a known model, or None.
         overrides: keys of the recipe to change, such as ``["--training.batch_size", "4"]``.
+
+    Raises:
+        ConfigError: with a line for each problem.
     """
     options = read_plan_options(arguments)
     if overrides and arguments.source is None:

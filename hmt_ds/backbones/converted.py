@@ -42,10 +42,10 @@ def read_converted(source: object) -> ConfigValues | None:
 
 
 def backbone_config(converted: ConfigValues) -> PreTrainedConfig:
-    """Build the backbone's configuration from the content of config.json of a folder written by ``hmt-ds convert``.
+    """Build a backbone's configuration from config.json of a folder that ``hmt-ds convert`` wrote.
 
     Args:
-        converted: the content, from :func:`read_converted`.
+        converted: the content of config.json.
     """
     values = dict(converted["backbone"])
     return AutoConfig.for_model(values.pop("model_type"), **values)
@@ -53,8 +53,9 @@ def backbone_config(converted: ConfigValues) -> PreTrainedConfig:
 
 @contextmanager
 def without_memory(config: PreTrainedConfig) -> Iterator[None]:
-    """Let transformers load the backbone of a converted folder in the ``with`` block without warnings about memory
-    modules.
+    """Let transformers load only the backbone of a converted folder, in the ``with`` block, without warnings.
+
+    It would warn of the memory modules' weights, which the backbone does not have.
 
     Args:
         config: the backbone's configuration, whose model class decides which unknown weights are reported.

@@ -28,7 +28,7 @@ def hash_file(file: Path) -> str:
 
 
 def check_hashes(source: str) -> list[str]:
-    """Compare the files of a folder with its sha256.json.
+    """Compare the files of a converted folder with the hashes in its sha256.json.
 
     Args:
         source: a folder; a folder without sha256.json, or a hub name, passes unchecked.
@@ -37,7 +37,7 @@ def check_hashes(source: str) -> list[str]:
         A warning for each file that differs and may have been edited, such as config.json.
 
     Raises:
-        BackboneError: if a file of weights differs.
+        BackboneError: a file of weights differs.
     """
     folder, warnings = Path(source), list[str]()
     if not (folder / HASHES).is_file():
@@ -77,6 +77,6 @@ class HashedFolder:
         return super().from_pretrained(pretrained_model_name_or_path, *arguments, **options)  # type: ignore[misc]
 
     def save_pretrained(self, save_directory, *arguments, **options):  # type: ignore[no-untyped-def]
-        """Save the model as transformers does; the hashes of what it replaces are removed."""
+        """Save the model as transformers does, and delete the folder's sha256.json, whose hashes would be outdated."""
         Path(save_directory, HASHES).unlink(missing_ok=True)
         super().save_pretrained(save_directory, *arguments, **options)  # type: ignore[misc]

@@ -12,12 +12,11 @@ from hmt_ds.memory.segments import places_in_parts
 
 
 class BackboneError(ValueError):
-    """Raised for a model, or LoRA adapters, that cannot be used as a backbone; the message is one line per reason, for
-    the user."""
+    """Raised for a model, or LoRA adapters, that cannot be used as a backbone; the message has one line per reason."""
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, with the error's type where the message alone says little."""
+    """Return the first line of an error's message, with the error's type if that line is a single word."""
     line = (str(error).strip().splitlines() or [""])[0]
     if isinstance(error, KeyError):  # looked up in transformers' tables of activations, rope types and models
         return f"{line} is unknown to transformers"

@@ -81,8 +81,8 @@ def any_config(source: str | ConfigValues, *, trust_remote_code: bool) -> PreTra
 
 
 def name_of(source: str | ConfigValues) -> str | None:
-    """Return a model's name for error messages: the folder, the hub name or ``model_type``; None for a mapping without
-    one."""
+    """Return a model's name for error messages: the folder, the hub name, or a configuration's ``model_type`` (or
+    None)."""
     return source.get("model_type") if isinstance(source, dict) else source
 
 

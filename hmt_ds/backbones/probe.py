@@ -22,8 +22,9 @@ BYPASSED = {kind: {"conv1d", "x_proj", "dt_proj", "out_proj"} for kind in ("mamb
 
 
 def check_backbone(config: PreTrainedConfig) -> None:
-    """Check that a model can be built; if its family is not in families.py, also that it is causal and turns embeddings
-    into hidden states and logits.
+    """Check that a model can be a backbone: that it can be built, is causal, and takes embeddings instead of token ids.
+
+    Families listed in families.py are only built.
 
     Args:
         config: the model's configuration, of which a model of two layers with random weights is built.
@@ -147,8 +148,7 @@ def check_adapters(config: PreTrainedConfig, lora: LoraSettings, stages: int = 1
 
 
 def small_model(config: PreTrainedConfig, layers: int = 1) -> PreTrainedModel:
-    """Build a model with fewer layers and random weights (float32, in evaluation mode), to try out what its
-    configuration gives.
+    """Build a small model with random weights (float32, in evaluation mode), to try out a configuration.
 
     Args:
         config: the model's configuration, which is not changed.

@@ -48,7 +48,7 @@ class LayerRange(NamedTuple):
 
 
 def layer_ranges(sizes: Sequence[int]) -> list[LayerRange]:
-    """Divide a model's layers into consecutive pipeline stages.
+    """Return the decoder layers of each pipeline stage, from the stages' sizes.
 
     Args:
         sizes: number of decoder layers of each stage, from the first stage on.

@@ -26,7 +26,7 @@ class Rows(Protocol):
 
 
 def check_tied(model: PreTrainedModel, source: str) -> None:
-    """Check that weights which a model ties are stored with equal values.
+    """Check that weights which a model's configuration ties are stored with equal values.
 
     transformers would otherwise load both and train them apart, or a pipeline would use only one.
 
@@ -68,8 +68,7 @@ def weights_in(file: Path) -> dict[str, Rows]:
 
 
 def differ(one: Rows, other: Rows) -> bool:
-    """Return whether two stored weights of equal shape have different values, comparing a block of rows at a time to
-    save memory."""
+    """Return whether two stored weights of equal shape have different values, reading a block of rows at a time."""
     first = 0
     while True:
         block, other_block = one[first : first + ROWS], other[first : first + ROWS]

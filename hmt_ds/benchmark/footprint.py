@@ -38,7 +38,7 @@ def bytes_within(nested: object, device: torch.device, seen: set[int]) -> int:
 
 
 def memory_by_use(executor: Executor) -> dict[str, int]:
-    """Return the bytes on the executor's device by use: weights, gradients and optimizer states."""
+    """Return the bytes on the executor's device by use: ``weights``, ``gradients`` and ``optimizer_states``."""
     module, optimizer = executor.engine.module, base_optimizer(executor.engine)
     # the second tree's weights are aliases of the first one's, except at ZeRO-3, where they are gathered
     own = [*module.parameters(), *executor.gradients.model.parameters()]
@@ -89,7 +89,8 @@ class MemoryProbe:
             self.record()
 
     def record(self) -> None:
-        """Attribute the peak memory since the previous call to the innermost open phase."""
+        """Assign the peak memory since the previous call to the phase of the step that is running (the innermost of
+        nested ones)."""
         name, found = self.open[-1], memory_by_use(self.executor)
         before = self.uses.setdefault(name, found)
         self.uses[name] = {use: max(size, before[use]) for use, size in found.items()}

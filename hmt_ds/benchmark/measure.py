@@ -110,7 +110,8 @@ class Bench:
         self.peak = 0  # bytes, of the timed steps, on GPUs
 
     def warm_up(self, steps: int) -> None:
-        """Run ``steps`` untimed training steps on shortened windows."""
+        """Run ``steps`` untimed training steps on windows with fewer segments, which compile all that timed steps
+        need."""
         for _ in range(steps):
             self.executor.train_batch(self.short_step())
 
@@ -129,7 +130,7 @@ class Bench:
         return batches * plan.summary_segments
 
     def short_step(self, windows: int | None = 1) -> list[Window]:
-        """Return this rank's windows of the next training step, shortened to fewer segments.
+        """Return this rank's windows of the next training step, cut to fewer segments.
 
         Args:
             windows: how many of the step's windows to return; None for all.

@@ -108,7 +108,7 @@ def write_manifest(folder: Path, entries: Entries) -> None:
 
 
 def digest_of(entries: object) -> str:
-    """Return the SHA-256, in hexadecimal, of the list of files in a manifest."""
+    """Return the SHA-256, in hexadecimal, of a manifest's list of files."""
     return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
 
@@ -152,7 +152,7 @@ def flush_folder(folder: Path) -> None:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """List the subfolders that are named like checkpoints, newest step first."""
+    """List the subfolders that are named like checkpoints (``step_000500``), newest step first."""
     found = [path for path in folder.glob("step_*") if re.fullmatch(r"step_\d+", path.name) and path.is_dir()]
     return sorted(found, key=step_number, reverse=True)
 

@@ -137,7 +137,7 @@ def of_sharded(engine: Engine[HMT], name: str, weight: Tensor, rank: int, shares
 def cut(
     name: str, shape: tuple[int, ...], start: int, flat: Tensor, state: Mapping[str, object], offset: int, numel: int
 ) -> Fragment:
-    """Make a fragment from a range of a flat buffer of weights and of the optimizer's elementwise states.
+    """Make a fragment from a range of a flat buffer of weights, and the same range of the optimizer's states.
 
     Args:
         name: name of the weight.

@@ -46,10 +46,10 @@ def write_rank(file: Path, tensors: dict[str, Tensor], texts: dict[str, str]) ->
 
 
 def read_random_states(file: Path, device: torch.device) -> None:
-    """Restore the states of this rank's random generators (torch, NumPy, Python, GPU).
+    """Restore the states of this rank's random generators (torch, NumPy, Python, GPU) from a checkpoint.
 
     Args:
-        file: a rank's file in a checkpoint.
+        file: the rank's file in the checkpoint.
         device: device of this rank.
     """
     with safe_open(file, framework="pt") as saved:

@@ -44,7 +44,7 @@ class RunLock:
         self.holds, self.beats, self.ended = False, 0, threading.Event()
 
     def acquire(self) -> str | None:
-        """Take the lock of the run's folder.
+        """Take the lock of the run's folder, so that no other start of the training can.
 
         Returns:
             A line for the user that says why the lock could not be taken; None if it was.
@@ -137,7 +137,7 @@ def this_process() -> dict[str, object]:
 
 
 def machine() -> str:
-    """Return a text that identifies a boot of the machine and the container, within which process ids are unique."""
+    """Return a text that identifies this machine, its boot and its container, within which process ids are unique."""
     parts = [socket.gethostname()]
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())

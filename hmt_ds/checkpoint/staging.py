@@ -18,13 +18,13 @@ class Staging:
         self.block = self.used = 0
 
     def begin(self) -> None:
-        """Start a new save, whose copies overwrite those of earlier saves."""
+        """Start a new save, whose copies to host memory overwrite those of earlier saves."""
         self.block = self.used = 0
 
     def copy(self, tensor: Tensor) -> Tensor:
         """Start to copy a tensor to host memory, and return the copy, of the same shape and dtype.
 
-        The tensor must not change before :meth:`wait`, which completes the copy.
+        Neither tensor may be used before :meth:`wait` has completed the copy.
         """
         source = tensor.detach()
         target = self.allocate(source.numel() * source.element_size(), source.is_cuda).view(source.dtype)
@@ -46,6 +46,6 @@ class Staging:
         return self.blocks[self.block][start : start + size]
 
     def wait(self) -> None:
-        """Wait until all copies started by :meth:`copy` are complete."""
+        """Wait until all copies to host memory that were started are complete."""
         if any(block.is_pinned() for block in self.blocks):
             torch.cuda.current_stream().synchronize()

@@ -37,7 +37,7 @@ class Adapters:
         return {name.partition(ADAPTER)[0] for name in self.weights.shapes if ADAPTER in name}
 
     def merged(self, plain: Weights) -> Weights:
-        """Return the weights of the model without adapters, with each adapter's change added in float32.
+        """Return the weights of the model without adapters, with what each LoRA adapter adds merged in float32.
 
         Args:
             plain: weights of the model without adapters.

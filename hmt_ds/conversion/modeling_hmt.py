@@ -205,7 +205,7 @@ class HMTForCausalLM(HashedFolder, PreTrainedModel, MemoryGenerationMixin):
     ) -> Alignment | None:
         """Find the padding of a batch by its mask ``[batch, tokens]`` (0 on padding); None if there is none.
 
-        Without a mask, ``pad_token_id`` at the ends of rows is padding.
+        Without a mask, ``pad_token_id`` at the ends of rows is padding. Arguments as for ``forward``.
         """
         real = check_mask(attention_mask, input_ids.shape)
         check_positions(position_ids, real, input_ids.shape)

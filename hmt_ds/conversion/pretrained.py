@@ -77,11 +77,11 @@ def load_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32, devi
 
     Args:
         folder: a folder that ``hmt-ds convert`` has written, or its name on the hub.
-        dtype: type of the weights.
+        dtype: dtype of the weights.
         device: device that the model is moved to.
 
     Raises:
-        BackboneError: if the folder was not written by ``hmt-ds convert``, is damaged, or lacks weights.
+        BackboneError: the folder was not written by ``hmt-ds convert``, is damaged, or lacks weights.
     """
     converted = read_converted(str(folder))
     if converted is None:

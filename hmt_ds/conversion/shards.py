@@ -41,12 +41,12 @@ def write_shards(folder: Path, weights: Weights, dtype: torch.dtype, stem: str, 
     Args:
         folder: folder to write to.
         weights: weights to write.
-        dtype: type in which floating-point weights are written.
+        dtype: dtype in which floating-point weights are written.
         stem: prefix of the file names, such as ``model``.
         max_shard: largest size of a file, such as ``5GB``.
 
     Raises:
-        ConversionError: if a file reads back differently.
+        ConversionError: a file reads back differently.
     """
     files = plan_shards(weights, dtype, stem, max_shard)
     with tqdm(total=2 * len(weights.shapes), unit="weight", desc="writing", mininterval=0.5, leave=False) as bar:
@@ -77,7 +77,7 @@ def write_index(folder: Path, files: dict[str, list[str]], weights: Weights, dty
         folder: folder to write to.
         files: names of the weights in each file, by file name.
         weights: the weights, of which only shapes are used.
-        dtype: type of the written floating-point weights.
+        dtype: dtype of the written floating-point weights.
         stem: prefix of the file names, such as ``model``.
     """
     numbers = sum(torch.Size(shape).numel() for shape in weights.shapes.values())
@@ -95,7 +95,7 @@ def verify_shard(file: Path, names: list[str], weights: Weights, dtype: torch.dt
         file: the written file.
         names: names of the weights that were written.
         weights: the source of the weights.
-        dtype: type in which floating-point weights were written.
+        dtype: dtype in which floating-point weights were written.
         bar: progress bar, advanced by the bytes of each weight.
 
     Raises:

@@ -38,7 +38,7 @@ class Weights:
 
 
 def tensor_weights(found: dict[str, Tensor]) -> Weights:
-    """Wrap a state dict as :class:`Weights`; memory-mapped tensors are read on access."""
+    """Wrap a state dict (tensors by name) as :class:`Weights`, which are read on access; it may be memory-mapped."""
     found = {name: tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}
     return Weights({name: tuple(tensor.shape) for name, tensor in found.items()}, found.__getitem__)
 

@@ -74,7 +74,7 @@ def set_overflow(engine: Engine[Model], overflow: bool) -> None:
     """Tell a ZeRO stage-0 engine whether the gradients of the coming step are non-finite, so that it skips the step.
 
     Args:
-        engine: an engine after :func:`skip_steps_on_overflow`.
+        engine: an engine prepared by :func:`skip_steps_on_overflow`.
         overflow: whether a gradient is inf or nan.
     """
     untyped(engine).optimizer.overflow = overflow
@@ -167,7 +167,7 @@ def all_reduce_fp32_sums(engine: Engine[Model]) -> None:
 
 
 def gradient_tensors(engine: Engine[Model]) -> list[object]:
-    """All buffers in which DeepSpeed's optimizer keeps gradients, as nested containers of tensors, to measure their
+    """Return all buffers in which DeepSpeed's optimizer keeps gradients, as nested containers, to measure their
     memory."""
     return [getattr(untyped(engine).optimizer, name, None) for name in GRADIENT_TENSORS]
 
@@ -186,8 +186,7 @@ def full_shape(weight: Tensor) -> tuple[int, ...]:
 
 
 def weight_shard(weight: Tensor) -> Tensor | None:
-    """This rank's shard of a weight that ZeRO-3 shards, flattened: ``[shard elements]``; None for a weight that is
-    whole."""
+    """This rank's shard of a weight that ZeRO-3 shards, ``[shard elements]``; None for a weight that is whole."""
     return getattr(weight, "ds_tensor", None)
 
 

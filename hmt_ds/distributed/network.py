@@ -33,8 +33,7 @@ def address_towards(host: str) -> str:
 
 
 def interface_of(address: str) -> str | None:
-    """Return the name of the network interface that has an IP address, such as ``eth0``; None if no interface has
-    it."""
+    """Return the name of the network interface with an IP address, such as ``eth0``; None if there is none."""
     if find_spec("psutil") is None:
         return None
     import psutil

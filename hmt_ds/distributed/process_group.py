@@ -82,8 +82,10 @@ def join(timeout_minutes: float = 30) -> torch.device:
 
 
 def meeting_point() -> str | None:
-    """Return the rendezvous URL for ranks that are all on this machine, unreachable from other machines; None to use
-    torch's own rendezvous."""
+    """Return a rendezvous URL for ranks that are all on this machine; None if torch's own rendezvous is needed.
+
+    Ranks that meet at this URL cannot be reached from other machines.
+    """
     here = os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"] and os.environ["MASTER_ADDR"] == LOOPBACK
     return "loopback://" if here and "TORCHELASTIC_USE_AGENT_STORE" not in os.environ else None
 
@@ -182,8 +184,8 @@ def leave() -> None:
 
 
 def end_process(code: int) -> NoReturn:
-    """Flush all output and exit at once with an exit code; gloo's threads sometimes abort a process during a normal
-    exit."""
+    """Flush all output and exit at once with an exit code: gloo's threads sometimes abort a process that exits
+    normally."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -213,8 +215,7 @@ def report_lost_rank() -> Iterator[None]:
 
 
 def is_lost_contact(error: RuntimeError) -> bool:
-    """Return whether an error of any collective comes from a backend (NCCL or gloo) that lost contact with another
-    rank."""
+    """Return whether an error of a collective means that NCCL or gloo has lost contact with another rank."""
     return isinstance(error, torch.distributed.DistError) or bool(BACKENDS.search(str(error)))
 
 

@@ -15,8 +15,7 @@ TICK = 1.0  # seconds between two checks
 
 
 def start_of(pid: int) -> str | None:
-    """Return when a process was started, in clock ticks since the boot; None if it has ended or /proc does not
-    exist."""
+    """Return when a process was started, in clock ticks since the boot; None if it has ended or there is no /proc."""
     with suppress(OSError):
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
         return None if fields[0] in "ZX" else fields[19]
@@ -24,8 +23,10 @@ def start_of(pid: int) -> str | None:
 
 
 def command_variable() -> dict[str, str]:
-    """Return the environment variable (name and value) in which ranks find the process id of ``hmt-ds``, to end with
-    it; empty without /proc."""
+    """Return an environment variable, as a dict of one, from which ranks know the process of ``hmt-ds`` to end with.
+
+    Empty on systems without /proc.
+    """
     start = start_of(os.getpid())
     return {COMMAND: f"{os.getpid()} {start}"} if start else {}
 

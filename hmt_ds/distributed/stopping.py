@@ -23,7 +23,7 @@ class StopSignals:
     """Records stop signals: Ctrl-C, SIGTERM (preemption), SIGUSR1 (the time limit is near) and SIGHUP (logged out).
 
     Attributes:
-        received: 1 after a signal, else 0.
+        received: 1 after a signal, else 0; all ranks can sum it to stop together.
     """
 
     def __init__(self) -> None:

@@ -45,7 +45,7 @@ class Watchdog:
         os.set_blocking(self.pipe, False)
 
     def alive(self, after: str) -> None:
-        """Report progress to the watchdog process.
+        """Report this rank's progress to the watchdog process.
 
         Args:
             after: what was just done, such as ``step 12``.

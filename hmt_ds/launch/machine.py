@@ -35,7 +35,7 @@ class Report(TypedDict):
 
 
 def main() -> None:
-    """Check this machine and print its :class:`Report` as JSON."""
+    """Check whether this machine can take part in a launch, and print its :class:`Report` as JSON."""
     towards, gpus, port = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     missing, problems = missing_packages(), []
     if missing:

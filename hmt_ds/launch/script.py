@@ -24,7 +24,7 @@ class Allocation:
 
     Attributes:
         nodes: smallest number of nodes.
-        most_nodes: largest number of nodes; more than ``nodes`` only for elastic runs.
+        most_nodes: largest number of nodes; more than ``nodes`` only with ``training.elastic``.
         gpus_per_node: number of GPUs, and of ranks, per node.
         time: time limit, in a form that sbatch accepts.
         partition: Slurm partition; None for the cluster's default.

@@ -237,7 +237,12 @@ class Unroll:
             return self.read_segment(n)
 
     def summaries_backward(self, n: int, backward: Callable[[Tensor], object]) -> None:
-        """Run the backward pass of the batch of summaries whose first segment is n, if a batch begins there."""
+        """Run the backward pass of the batch of summaries whose first segment is n, if a batch begins there.
+
+        Args:
+            n: index of the segment.
+            backward: runs the backward pass from a scalar.
+        """
         with self.phase("summary"):
             scalar = self.summaries.pull(n)
         if scalar is not None:

@@ -66,9 +66,10 @@ class Summaries:
         return None if query is None else query.detach().requires_grad_()
 
     def push(self, n: int, gradient: Tensor | None, scale: float) -> None:
-        """Store the gradient of segment n's query.
+        """Store the gradient that segment n sent to its summary query.
 
         Args:
+            n: index of the segment.
             gradient: ``[batch, memory_tokens, dim]``, multiplied by ``scale``; None stores nothing.
             scale: loss scale to divide by; 1 except in fp16.
         """

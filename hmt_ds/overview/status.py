@@ -75,7 +75,7 @@ class Status:
         return self.state in ("running", "finished", "stopped")
 
     def lines(self) -> list[str]:
-        """Return the lines that `hmt-ds status` prints."""
+        """Return the lines that `hmt-ds status` prints about the run."""
         lines = [f"run          {self.run.folder}: {self.state}{self.who()}", f"step         {self.progress()}"]
         lines += self.loss_and_speed() + self.evaluation() + self.saved() + self.rank_lines()
         warnings = self.run.events("warning")

@@ -84,7 +84,8 @@ class ActivationBudget:
         return CAPTURED if self.compute.cuda_graphs == "always" else CAPTURED - 1
 
     def within_recipe(self, kept_segments: int, summary_segments: int, kept_summaries: int) -> RecomputePlan:
-        """Return a recomputation plan with the given values, each replaced by the recipe's value if the recipe sets it.
+        """Return how many segments and summaries keep their activations: the recipe's values if it sets them, else
+        these.
 
         Args:
             kept_segments: number of last segments that keep their activations.
@@ -124,7 +125,7 @@ class ActivationBudget:
         return measured
 
     def backward_done(self) -> None:
-        """Record the peak memory of the windows, after the last backward pass of a step.
+        """Record the peak memory of forward and backward passes, after the last backward pass of a step.
 
         Reduction and optimizer run after activations are freed, so their peak is measured separately; only memory of
         CUDA graphs, which is never freed, adds to it.

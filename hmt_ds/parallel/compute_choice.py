@@ -27,7 +27,7 @@ FREE_SHARE = 0.75  # of a GPU's memory that whole weights and gradient sums may 
 def resolve(compute: ComputeSettings, model: HMT, ds_config: DsConfig, device: torch.device) -> ComputeSettings:
     """Return ``compute`` settings with each ``auto`` replaced by a value that suits the model and the device.
 
-    ``recompute`` and ``summary_batch`` may stay ``auto``: :class:`ActivationBudget` plans them from a measured step.
+    ``recompute`` and ``summary_batch`` may stay ``auto``: they are chosen later, from a measured step.
 
     Args:
         compute: settings of the recipe.

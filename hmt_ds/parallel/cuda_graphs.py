@@ -21,7 +21,7 @@ Output = SegmentOutput | Tensor  # of a segment, and of a summary
 
 
 class SlotKey(NamedTuple):
-    """Properties of the inputs that a captured forward pass (slot) fits; slots with equal keys are interchangeable.
+    """What a captured forward pass needs of its inputs; passes captured with equal keys are interchangeable.
 
     Attributes:
         kind: class of what is read: a segment or a batch of summaries.
@@ -97,7 +97,7 @@ class GraphedForward:
 
 
 class Slot:
-    """A captured forward pass with its backward pass, and the memory of its activations.
+    """CUDA graphs of one forward pass and its backward pass, with memory for the activations between them.
 
     A slot is busy from its forward to its backward pass; other segments use other slots in the meantime.
 
@@ -116,7 +116,7 @@ class Slot:
         self.backward_graph: torch.cuda.CUDAGraph | None = None
 
     def output(self, tensors: Sequence[Tensor]) -> Output:
-        """Wrap the output tensors of a replay in the type that the eager forward pass returns."""
+        """Return the output tensors of a replayed forward pass in the type that the eager pass returns."""
         return SegmentOutput(*tensors) if self.kind is Segment else tensors[0]
 
     def replay_forward(self, inputs: list[Tensor | None]) -> tuple[Tensor, ...]:

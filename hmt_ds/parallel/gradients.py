@@ -53,7 +53,7 @@ class ReducePerSegment:
 
     @property
     def forward(self) -> Forward:
-        """The forward pass of a segment or a batch of summaries."""
+        """The forward pass of a segment or a batch of summaries, to be called like ``HMT.forward``."""
         return self.engine
 
     @contextmanager

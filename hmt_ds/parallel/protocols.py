@@ -79,7 +79,7 @@ class GradientReduction(Protocol):
         """Run a backward pass from a scalar loss, and add the gradients of the weights to those of the step."""
 
     def begin_step(self, budget: ActivationBudget) -> None:
-        """Prepare for an optimizer step, after the activation budget ``budget`` has begun the step."""
+        """Prepare for an optimizer step, after ``budget`` has chosen which segments keep their activations."""
 
     def step_done(self) -> None:
         """Finish an optimizer step, after the optimizer has updated the weights."""

@@ -171,7 +171,7 @@ def pipeline(job: Job, cluster: Cluster, gpus: int, stages: int) -> Estimate:
 
 @lru_cache(maxsize=64)
 def pipeline_window(job: Job, cluster: Cluster, stages: int, graph: float, free_bytes: float) -> tuple[Timeline, float]:
-    """Simulate a window of one pipeline on consecutive ranks.
+    """Simulate a window of one pipeline on consecutive ranks, with as many graphs kept as fit.
 
     Args:
         job: the job.
@@ -211,7 +211,7 @@ def pipeline_window(job: Job, cluster: Cluster, stages: int, graph: float, free_
 
 
 def stage_durations(job: Job, cluster: Cluster, stages: int, summary_group: int, *, last: bool) -> Durations:
-    """Return the seconds of a pipeline stage's passes.
+    """Return the seconds of one pipeline stage's forward and backward passes.
 
     Args:
         job: the job.

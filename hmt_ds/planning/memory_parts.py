@@ -106,7 +106,7 @@ def states(work: Work, layout: Layout, gpus: int, *, rank_parameters: float | No
 
 
 def leaf_bytes(work: Work, layout: Layout, capacity: float) -> float:
-    """Return the bytes of the layers that ZeRO-3 has gathered at a time, with their gradients.
+    """Return the bytes of the layers that ZeRO-3 holds gathered at one time, with their gradients.
 
     Args:
         work: sizes of the model, and segments and rows of an optimizer step.
@@ -146,9 +146,9 @@ def activations(work: Work, layout: Layout, positions: int, layers: float) -> fl
 
 
 def memory_of(work: Work, layout: Layout, fleet: Fleet) -> Memory:
-    """Estimate the memory of a layout without pipeline stages, and how many segments keep their activations.
+    """Estimate the memory of a layout without pipeline stages.
 
-    As in training (parallel/activation_budget.py), as many segments keep them as fit.
+    As many segments keep their activations as fit, as in training.
 
     Args:
         work: sizes of the model, and segments and rows of an optimizer step.

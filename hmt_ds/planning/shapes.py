@@ -29,7 +29,7 @@ class ModelShape:
 
     @property
     def head_parameters(self) -> int:
-        """Number of parameters of the output head; the untied embedding has as many."""
+        """Number of parameters of the output head; the token embedding, which is not tied to it, has as many."""
         return self.vocab_size * self.hidden_size
 
     @property

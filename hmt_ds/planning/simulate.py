@@ -203,10 +203,10 @@ class Simulation:
         self.link_free: dict[tuple[int, int], float] = {}  # when the last message from one stage to another has left
 
     def run(self) -> list[list[TimedAction]]:
-        """Simulate all passes; return the timed passes of each stage.
+        """Simulate all passes of the schedule; return each stage's passes with their start and end.
 
         Raises:
-            ValueError: if the schedule has a deadlock.
+            ValueError: the schedule has a deadlock.
         """
         runnable = deque(range(self.count))
         while runnable:
@@ -267,16 +267,16 @@ class Simulation:
 
 
 def simulate(schedule: list[list[Action]], machine: Machine, mode: str = "hmt", after_window: float = 0.0) -> Timeline:
-    """Simulate an optimizer step of one window.
+    """Simulate an optimizer step of one window on a pipeline.
 
     Args:
-        schedule: each stage's passes in order, from :func:`pipeline_schedule` or made by hand.
+        schedule: each stage's passes in order, as ``pipeline_schedule`` returns them, or made by hand.
         machine: durations and links.
         mode: memory mode: ``hmt``, ``rmt`` or ``backbone``.
         after_window: time of the gradient reduction and the optimizer step, in the unit of the machine's durations.
 
     Raises:
-        ValueError: if the schedule has a deadlock.
+        ValueError: the schedule has a deadlock.
     """
     timed = Simulation(schedule, machine, mode).run()
     stashed_bytes = [peak_stashed_bytes(actions, machine.message_bytes) for actions in schedule]

@@ -233,7 +233,7 @@ def collective_seconds(size: float, fleet: Fleet) -> float:
 
 
 def traffic(size: float, fleet: Fleet) -> tuple[float, float]:
-    """Return the traffic of collectives over all GPUs.
+    """Return the bytes that a GPU and a node receive in collectives over all GPUs.
 
     Args:
         size: bytes that are gathered or reduced.

@@ -108,10 +108,10 @@ def read_data(recipe: Recipe, vocab_size: int | None, problems: Problems) -> Doc
 
 
 def first_part(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> SourceTokens:
-    """Return the first part of a stream, by which the run is checked.
+    """Read and tokenize the first part of the documents of a recipe with ``data.stream``, to check the run by it.
 
     Raises:
-        DataError: if it cannot be read, or has no documents.
+        DataError: it cannot be read, or has no documents.
     """
     found = stream_of(recipe, tokenizer).part(0)
     if found is None:

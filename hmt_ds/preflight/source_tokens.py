@@ -41,15 +41,15 @@ def tokens_of(source: Source, tokenizer: PreTrainedTokenizerBase, cache_dir: Pat
 
 
 def stream_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, makes: bool = True) -> Stream:
-    """Return the stream that a recipe with ``data.stream`` reads.
+    """Return the documents of a recipe with ``data.stream``: a stream, tokenized in parts while the run reads.
 
     Args:
         recipe: the recipe.
-        tokenizer: its tokenizer.
+        tokenizer: the recipe's tokenizer.
         makes: whether this process tokenizes the parts; else it waits for another one.
 
     Raises:
-        DataError: if the source cannot be read as a stream, or its chat template cannot be read.
+        DataError: the source cannot be read as a stream, or its chat template cannot be read.
     """
     (source,) = recipe.data.sources("train").values()
     assert recipe.data.stream is not None
@@ -73,7 +73,7 @@ def tokenizer_of(recipe: Recipe) -> PreTrainedTokenizerBase:
 
 
 def source_keys(source: Source) -> dict[str, Any]:
-    """Return the keyword arguments with which ``read_source`` reads a source of a recipe."""
+    """Return a source of a recipe as keyword arguments for ``read_source``, such as ``{"source": "a.jsonl"}``."""
     names = {"source", "dataset", "text_field", "split", "name", "revision", "separator", "where"}
     keys = source.model_dump(include=names)
     return keys | {"columns": source.columns}

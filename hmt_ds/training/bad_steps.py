@@ -163,13 +163,17 @@ def suspects(finite: torch.Tensor, documents: torch.Tensor) -> set[int]:
 
 
 def read_excluded(folder: Path) -> list[int]:
-    """Read the indices of documents that rollbacks of the run have excluded, on all ranks together.
+    """Read from the run's folder which documents rollbacks have excluded; the same on all ranks, which must all call
+    it.
 
     Args:
         folder: the run's folder.
 
+    Returns:
+        Indices of training documents; an empty list if none were excluded.
+
     Raises:
-        CheckpointError: on all ranks, if the file in ``folder`` cannot be read.
+        CheckpointError: on all ranks, if the file with the list cannot be read.
     """
     found: list[int] | str = []
     file = folder / EXCLUDED_FILE

@@ -211,8 +211,8 @@ def largest(parts: list[tuple[float, ...]], name: str) -> tuple[float, str]:
     """Return the largest share (0 to 1) of all recall weight that goes to one place, and the place's name.
 
     Args:
-        parts: for each probe, the recall weight of each place.
-        name: noun for a place, to which the place's number from 1 is added.
+        parts: recall weight of each place, for each window that was read to compare memories.
+        name: name of a place, with ``{}`` for the place's number from 1.
     """
     mass = [sum(column) for column in zip(*parts, strict=True)]
     most = max(mass, default=0.0)

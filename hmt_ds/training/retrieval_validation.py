@@ -86,7 +86,7 @@ class RetrievalValidation(EvaluationInRun):
             yield as_window(batch), batch.documents[:, 0]
 
     def report(self, step: int, rows: list[RetrievalRow], recalls: RecallMap | None) -> None:
-        """Print the retrieval table, and write results and a picture into the run's folder.
+        """Print the table of right answers to questions, and write results and a picture into the run's folder.
 
         Args:
             step: optimizer step of the weights.

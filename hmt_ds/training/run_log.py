@@ -103,7 +103,7 @@ class RunLog:
             self.metrics.write(row)
 
     def row(self, output: StepOutput, position: RunPosition, seconds: float) -> Row:
-        """Return a step's metrics, named as in hmt_ds/reporting/metrics.py; None where unknown or not finite.
+        """Return a step's metrics by name, as metrics.jsonl has them; None where unknown or not finite.
 
         Args:
             output: results of the step.

@@ -59,7 +59,7 @@ class StragglerDetector:
         self.seconds.append(loading_seconds + self.clock.end()["other"])
 
     def compare(self) -> str | None:
-        """Compare the ranks' times every ``STEPS`` steps; all ranks must call it after each step.
+        """Compare the ranks' times every few steps; all ranks must call it after each step.
 
         Returns:
             A message for the log if the set of stragglers has changed since the last comparison, else None.

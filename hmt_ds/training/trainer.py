@@ -230,7 +230,7 @@ class Trainer:
         self.history.write("evaluation", step, seconds=round(time.perf_counter() - started, 3))
 
     def before_evaluated_window(self) -> None:
-        """Report progress to the watchdog before each window of an evaluation is read.
+        """Report progress to the watchdog, and stop if asked to, before each window of an evaluation is read.
 
         Raises:
             Stopped: on all ranks, if any rank has received a stop signal.

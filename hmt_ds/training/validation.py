@@ -28,7 +28,7 @@ class Validation(EvaluationInRun):
 
     @property
     def rows(self) -> int:
-        """Number of rows of a batch on each rank."""
+        """Number of rows of a batch of held-out documents on each rank."""
         return self.recipe.evaluation.batch_size or self.recipe.training.batch_size
 
     def evaluate(self, step: int, *, in_passing: bool = False) -> None:
@@ -94,7 +94,7 @@ class Validation(EvaluationInRun):
             print(figures.verdict)
 
     def write(self, evaluation: Evaluation) -> None:
-        """Write the results of an evaluation and a plot into the run's folder."""
+        """Write the results of an evaluation (.json, .npz) and a plot (.png) into the run's folder."""
         folder = Path(self.recipe.training.output) / "evaluation"
         file = evaluation_file(folder, evaluation.step, evaluation.data.sha256, own=self.own_data)
         with warn_if_unwritable(file):

@@ -146,7 +146,7 @@ def with_bucket(config: DsConfig, trained: int, *, once: bool) -> DsConfig:
     Args:
         config: DeepSpeed's configuration.
         trained: number of trained parameters.
-        once: whether gradients are reduced once per step; then smaller buckets, hence more launches, cost no speed.
+        once: whether gradients are reduced once per step; buckets can then be smaller without costing speed.
     """
     zero = dict(config.get("zero_optimization", {}))
     zero.setdefault("reduce_bucket_size", min(trained, BUCKET if once else DeepSpeedZeroConfig().reduce_bucket_size))

@@ -123,7 +123,9 @@ def build_stage(
 
 
 def trim_memory(model: HMT, layers: LayerRange) -> None:
-    """Remove the memory modules that belong to other stages: the recall is on the last one, embeddings on the first.
+    """Remove from a pipeline stage the memory modules of other stages.
+
+    The last stage has the recall, the first one the embeddings.
 
     Args:
         model: the stage, changed in place.

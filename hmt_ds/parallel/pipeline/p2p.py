@@ -117,7 +117,7 @@ class Channel:
         return message.tensor
 
     def flush(self) -> None:
-        """Wait until all sends of the channel have completed."""
+        """Wait until all sends of this channel have completed."""
         while self.sends:
             self.wait(self.sends.popleft())
 

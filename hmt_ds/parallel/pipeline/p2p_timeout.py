@@ -49,7 +49,8 @@ class P2PTimeout(threading.Thread):
         self.start()
 
     def watch(self, arrived: Event, failure: str) -> None:
-        """Watch a message until it arrives; messages must be watched in the order in which one stream receives them.
+        """Watch a message from another stage until it arrives; watch messages in the order in which one stream receives
+        them.
 
         Args:
             arrived: event recorded after the receive.

@@ -48,7 +48,7 @@ class StagePass:
         self.recall_losses: dict[tuple[int, int], Tensor] = {}
 
     def run(self, order: list[Action]) -> None:
-        """Run all passes of a window, exchange their messages, and wait until all sends have completed.
+        """Run all forward and backward passes of a window, exchange messages, and wait until all sends have completed.
 
         Args:
             order: the stage's passes, in order.
@@ -68,7 +68,7 @@ class StagePass:
     # messages
 
     def expects_message(self, action: Action) -> bool:
-        """Return whether a pass needs a message from another stage."""
+        """Return whether a forward or backward pass needs a message from another stage."""
         if action.kind == Kind.RECALL:
             return action.backward  # the gradient of the prompt, from the first stage
         if action.backward:
@@ -77,11 +77,11 @@ class StagePass:
         return not self.topology.is_first or (action.kind == Kind.SEGMENT and self.mode != "backbone")
 
     def channel_in(self, action: Action) -> Channel:
-        """Return the channel through which a pass receives its input or gradient."""
+        """Return the channel through which a forward pass receives its input, or a backward pass its gradient."""
         return self.channels.backward_in if action.backward else self.channels.forward_in
 
     def message_spec(self, action: Action) -> TensorSpec:
-        """Return the shape and dtype of the message that a pass receives from another stage."""
+        """Return the shape and dtype of the message that a forward or backward pass receives from another stage."""
         rows, settings = self.window.rows_of(action), self.settings
         if action.kind == Kind.RECALL or (self.topology.is_first and not action.backward):
             prompt = settings.prompt_tokens(self.mode)  # what was recalled, or its gradient
@@ -298,7 +298,7 @@ class StagePass:
     # after the window
 
     def final_states(self) -> Iterator[MemoryState]:
-        """Yield the memory state of each micro-batch after the window; memories are valid on the last stage alone."""
+        """Yield the memory state of each micro-batch after the window; only the last stage has valid memories."""
         for boundaries, micro_batch in zip(self.boundaries, self.micro_batches, strict=True):
             tail = micro_batch.tail(len(micro_batch) - 1, self.settings.sensory_tokens)
             yield boundaries.state(micro_batch, tail)

@@ -27,7 +27,8 @@ class StageBudget(ActivationBudget):
         self.free_bytes = math.inf if self.compute.recompute in ("none", "selective") else 0.0
 
     def step_done(self) -> None:
-        """Count a finished step; after the measured one, compute the bytes that graphs may take in later steps."""
+        """Count a finished step; after the measured one, compute how many bytes autograd graphs may take in later
+        steps."""
         if self.is_measured_step and self.compute.recompute == "auto":
             # The peak contains one graph, that of a recomputed pass. Kept graphs are freed before the first pass is
             # recomputed, so one of them may take its place.

@@ -71,10 +71,10 @@ class Topology:
 
     @property
     def is_first(self) -> bool:
-        """Whether this rank is on the first stage."""
+        """Whether this rank is on the first pipeline stage."""
         return self.stage == 0
 
     @property
     def is_last(self) -> bool:
-        """Whether this rank is on the last stage."""
+        """Whether this rank is on the last pipeline stage."""
         return self.stage == self.stages - 1
