@@ -47,12 +47,14 @@ EVALUATED = (
 RUNS = "folder of a run, as named by its training.output"
 MODEL = "a run (its newest checkpoint is taken), one of its checkpoints, or a folder that convert wrote"
 FOLDER_HELP = "folder on the disk that runs will be written to (default: the current folder)"
+INTERRUPTED = 130  # the exit code that shells give a program which Ctrl-C has ended
 Run = Callable[[argparse.Namespace, list[str]], int]  # from the arguments and the recipe's overrides to an exit code
 Add = Callable[..., argparse.ArgumentParser]  # adds a command: name, function, help text, more text
 
 
 def main() -> None:
-    """Run ``hmt-ds`` with the words of the command line, and exit with its code: 2 for a user's mistake."""
+    """Run ``hmt-ds`` with the words of the command line, and exit with its code: 2 for a user's mistake, 130 after
+    Ctrl-C."""
     parser = command_line()
     arguments, overrides = parser.parse_known_args()
     if overrides and not arguments.takes_overrides:
@@ -62,6 +64,8 @@ def main() -> None:
     except ConfigError as error:
         print_problems(error.problems)
         code = 2
+    except KeyboardInterrupt:
+        code = INTERRUPTED
     if code == 0 and arguments.command in NEXT:
         print(f"next        {NEXT[arguments.command]}")
     sys.exit(code)

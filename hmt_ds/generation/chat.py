@@ -1,12 +1,12 @@
 """`hmt-ds chat`: a conversation on a terminal; earlier turns are remembered only through the model's memory."""
 
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from transformers import GenerationConfig, TextStreamer
+from transformers import GenerationConfig, StoppingCriteriaList, TextStreamer
 
+from hmt_ds.generation.interrupt import UntilInterrupted
 from hmt_ds.generation.memory_file import save_memory
 from hmt_ds.generation.model import Asked, load_model
 from hmt_ds.generation.options import ChatOptions
@@ -27,6 +27,7 @@ def chat(source: Path, options: ChatOptions, overrides: list[str]) -> None:
         ConversionError: the model or a file cannot be read or written; with a line for each problem.
         ConfigError: a generation setting or the recipe is wrong.
         BackboneError, CheckpointError, DataError: backbone, checkpoint or tokenizer cannot be used.
+        KeyboardInterrupt: Ctrl-C at the prompt, after the memory is saved; or twice during an answer.
     """
     given = settings_of(overrides)
     asked = load_model(source, options)
@@ -34,22 +35,34 @@ def chat(source: Path, options: ChatOptions, overrides: list[str]) -> None:
     talk = Conversation(asked, settings, read_first(asked, options))
     if not asked.tokenizer.chat_template:
         print("note: the tokenizer has no chat template, so your lines are continued as plain text", file=sys.stderr)
-    for line in lines_of_input():
-        if line.strip():
-            talk.say(line)
+    interrupted = converse(talk)
     if options.save_memory is not None and talk.cache.rows is not None:
         talk.read_pending()
         size = save_memory(talk.cache, options.save_memory, asked.model, asked.tokenizer)
         print(f"memory      {options.save_memory} ({size:,} bytes)")
+    if interrupted:
+        raise KeyboardInterrupt
 
 
-def lines_of_input() -> Iterable[str]:
-    """Yield the lines of the standard input; on a terminal, print the prompt ``> `` before each."""
+def converse(talk: "Conversation") -> bool:
+    """Answer the lines of the standard input until it ends, on a terminal behind the prompt ``> ``.
+
+    Args:
+        talk: the conversation.
+
+    Returns:
+        Whether Ctrl-C at the prompt ended it.
+    """
     while True:
         try:
-            yield input("> " if sys.stdin.isatty() else "")
-        except (EOFError, KeyboardInterrupt):
-            return
+            line = input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return False
+        except KeyboardInterrupt:
+            print()  # below the terminal's ^C
+            return True
+        if line.strip():
+            talk.say(line)
 
 
 class Conversation:
@@ -73,6 +86,8 @@ class Conversation:
     def say(self, line: str) -> str:
         """Read a line of the user, and print the model's answer while it is generated.
 
+        Ctrl-C ends the answer, and what was said of it stays in the conversation.
+
         Args:
             line: what the user says.
 
@@ -84,14 +99,16 @@ class Conversation:
         ids = [*self.pending, *encode(tokenizer, text, begins=self.begins())]
         self.cache.seen = 0
         given = torch.tensor([ids], device=model.device)
-        output = model.generate(
-            given,
-            attention_mask=torch.ones_like(given),  # the template may write the pad token
-            past_key_values=self.cache,
-            generation_config=self.settings,
-            tokenizer=tokenizer,
-            streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
-        )[0, len(ids) :].tolist()
+        with UntilInterrupted() as until:
+            output = model.generate(
+                given,
+                attention_mask=torch.ones_like(given),  # the template may write the pad token
+                past_key_values=self.cache,
+                generation_config=self.settings,
+                tokenizer=tokenizer,
+                streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
+                stopping_criteria=StoppingCriteriaList([until]),
+            )[0, len(ids) :].tolist()
         reply: str = tokenizer.decode(output, skip_special_tokens=True)
         self.pending = output[-1:]
         self.messages.append({"role": "assistant", "content": reply})

@@ -4,9 +4,10 @@ import copy
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import GenerationConfig, TextStreamer
+from transformers import GenerationConfig, StoppingCriteriaList, TextStreamer
 
 from hmt_ds.conversion.conversion_error import ConversionError
+from hmt_ds.generation.interrupt import UntilInterrupted
 from hmt_ds.generation.memory_file import save_memory
 from hmt_ds.generation.model import Asked, load_model
 from hmt_ds.generation.options import GenerateOptions
@@ -27,6 +28,7 @@ def generate(source: Path, options: GenerateOptions, overrides: list[str]) -> No
         ConversionError: the model or a file cannot be read or written; with a line for each problem.
         ConfigError: a generation setting or the recipe is wrong.
         BackboneError, CheckpointError, DataError: backbone, checkpoint or tokenizer cannot be used.
+        KeyboardInterrupt: Ctrl-C was pressed; a first one during an answer is raised when its text is printed.
     """
     prompts, given = prompts_of(options), settings_of(overrides)
     asked = load_model(source, options)
@@ -41,13 +43,39 @@ def generate(source: Path, options: GenerateOptions, overrides: list[str]) -> No
         print(f"memory      {options.save_memory} ({size:,} bytes)")
     if not prompts and options.save_memory is None:
         prompts = [""]  # go on with the document itself
+    with UntilInterrupted() as until:
+        print_answers(asked, cache, prompts, options.batch, settings, until)
+    if until.hit:
+        raise KeyboardInterrupt
+
+
+def print_answers(
+    asked: Asked,
+    cache: SegmentCache,
+    prompts: Sequence[str],
+    batch: int,
+    settings: GenerationConfig,
+    until: UntilInterrupted,
+) -> None:
+    """Print the continuation of each prompt, until the first Ctrl-C.
+
+    Args:
+        asked: the model and its tokenizer.
+        cache: cache of one row that every prompt follows; changed if there is one prompt.
+        prompts: the prompts; a single one is printed token by token, except with beams.
+        batch: largest number of prompts continued together.
+        settings: transformers' generation settings.
+        until: ends generation after Ctrl-C.
+    """
     rows = [encode(asked.tokenizer, prompt, begins=cache.rows is None) for prompt in prompts]
     if len(rows) == 1 and settings.num_beams in (None, 1):
         stream = TextStreamer(asked.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        answer(asked, cache, rows, settings, stream)
+        answer(asked, cache, rows, settings, until, stream)
         return
-    for at in range(0, len(rows), options.batch):
-        texts = answer(asked, copy.deepcopy(cache), rows[at : at + options.batch], settings)
+    for at in range(0, len(rows), batch):
+        if until.hit:
+            return
+        texts = answer(asked, copy.deepcopy(cache), rows[at : at + batch], settings, until)
         for prompt, text in zip(prompts[at:], texts, strict=False):
             print(f"--- {prompt}\n{text}" if len(rows) > 1 else text)
 
@@ -74,6 +102,7 @@ def answer(
     cache: SegmentCache,
     rows: Sequence[Sequence[int]],
     settings: GenerationConfig,
+    until: UntilInterrupted,
     streamer: TextStreamer | None = None,
 ) -> list[str]:
     """Generate continuations of prompts in one batch.
@@ -83,6 +112,7 @@ def answer(
         cache: cache of one row that the prompts follow; changed.
         rows: token ids of each prompt.
         settings: transformers' generation settings.
+        until: ends generation after Ctrl-C.
         streamer: prints the text of a single prompt while it is generated; None to print nothing.
 
     Returns:
@@ -94,6 +124,7 @@ def answer(
     rows = [row or last_token(cache) for row in rows]
     ids, mask = pad_left(rows, pad_of(settings), asked.model.device)
     how = {"generation_config": settings, "tokenizer": asked.tokenizer, "streamer": streamer}
+    how["stopping_criteria"] = StoppingCriteriaList([until])
     new = asked.model.generate(ids, attention_mask=mask, past_key_values=cache, **how)[:, ids.shape[1] :]
     return asked.tokenizer.batch_decode(new, skip_special_tokens=True)
 

@@ -54,8 +54,6 @@ def mistakes_as_lines() -> Iterator[None]:
         yield
     except MISTAKES as error:
         raise ConfigError(str(error).splitlines()) from None
-    except KeyboardInterrupt:
-        sys.exit(130)
     except BrokenPipeError:  # what was written is not read to its end, as by head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
