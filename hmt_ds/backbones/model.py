@@ -16,8 +16,8 @@ class BackboneError(ValueError):
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, with the error's type if that line is a single word."""
-    line = (str(error).strip().splitlines() or [""])[0]
+    """Return the first line of an error's message, up to 300 characters, with the error's type if it is a single word."""
+    line = (str(error).strip().splitlines() or [""])[0][:300]
     if isinstance(error, KeyError):  # looked up in transformers' tables of activations, rope types and models
         return f"{line} is unknown to transformers"
     return line if " " in line else f"{type(error).__name__} {line}".strip()

@@ -98,7 +98,7 @@ def load_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32, devi
         raise
     except Exception as error:  # models raise all kinds for a configuration that they cannot use
         what = "weights that are damaged" if isinstance(error, SafetensorError) else "a model that cannot be loaded"
-        raise BackboneError(f"{folder} has {what} ({first_line(error)[:300]}): copy or download it again") from None
+        raise BackboneError(f"{folder} has {what} ({first_line(error)}): copy or download it again") from None
     wanted = {name for name, _ in model.named_parameters() if not name.startswith("backbone.")}
     if missing := sorted(wanted - filled):
         raise BackboneError(f"{folder} lacks the weight {missing[0]}: copy or download it again")
@@ -119,9 +119,10 @@ def read_settings(values: object, folder: str | Path) -> MemorySettings:
         BackboneError: if a setting is unknown, missing or wrong.
     """
     try:
-        return TypeAdapter(Memory).validate_python(values)
+        settings: MemorySettings = TypeAdapter(Memory).validate_python(values)
+        if settings.sensory_tokens <= settings.segment_length:
+            return settings
+        wrong = f"memory.sensory_tokens {settings.sensory_tokens} above segment_length {settings.segment_length}"
     except ValidationError as error:
         wrong = "; ".join(f"memory.{line}" for line in describe(error, Memory))  # type: ignore[arg-type]
-        raise BackboneError(
-            f"{folder} has a config.json that is damaged ({wrong}): copy or download it again"
-        ) from None
+    raise BackboneError(f"{folder} has a config.json that is damaged ({wrong}): copy or download it again")

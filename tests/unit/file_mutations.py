@@ -4,6 +4,7 @@
 structure, and prints those that end in anything else. Each subject runs in a process of its own: a crash is seen too.
 """
 
+import copy
 import json
 import random
 import struct
@@ -66,12 +67,12 @@ def mutate_value(values: Any, chance: random.Random) -> Any:
         elif kind == 1:
             values[chance.choice(["", "x", key + "x", key.upper()])] = values.pop(key)
         elif kind == 2:
-            values[key] = values[chance.choice(list(values))]
+            values[key] = copy.deepcopy(values[chance.choice(list(values))])
         else:
             values[key] = near(values[key], chance)
         return values
     at = chance.randrange(len(values))
-    values[at : at + 1] = [[], [values[at]] * 2, [near(values[at], chance)]][min(kind, 2)]
+    values[at : at + 1] = [[], [values[at], copy.deepcopy(values[at])], [near(values[at], chance)]][min(kind, 2)]
     return values
 
 
@@ -85,7 +86,7 @@ def near(value: Any, chance: random.Random) -> Any:
         if isinstance(value, str) and value:
             at = chance.randrange(len(value))
             return value[:at] + chance.choice("aX0/.") + value[at + 1 :]
-    return chance.choice(VALUES)
+    return copy.deepcopy(chance.choice(VALUES))
 
 
 def mutate_json(content: bytes, chance: random.Random) -> bytes:

@@ -68,6 +68,11 @@ DAMAGED = {
         b'"interface": "papEr"',
     ): r"\(memory\.interface: must be 'paper' or",
     ("config.json", b'"memory_tokens"', b'"memory_tokenS"'): r"memory\.memory_tokenS: unknown key; did you mean",
+    (
+        "config.json",
+        b'"sensory_tokens": 2',
+        b'"sensory_tokens": 20',
+    ): r"sensory_tokens 20 above segment_length 6",
     ("config.json", b'"silu"', b'"gelux"'): r"a model that cannot be loaded \('gelux' is unknown to transformers\)",
     ("config.json", b'"rope_type": "default"', b'"rope_type": "su"'): r"\('su' is unknown to transformers\)",
     ("config.json", b'"model_type": "llama"', b'"model_type": "lama"'): r"cannot be loaded \(Unrecognized model",
