@@ -16,7 +16,7 @@ class BackboneError(ValueError):
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, up to 300 characters, with the error's type if it is a single word."""
+    """Return the first line of an error's message, up to 300 characters, with its type if it is a single word."""
     line = (str(error).strip().splitlines() or [""])[0][:300]
     if isinstance(error, KeyError):  # looked up in transformers' tables of activations, rope types and models
         return f"{line} is unknown to transformers"

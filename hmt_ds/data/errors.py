@@ -26,6 +26,6 @@ class RowError(DataError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of a library's error message, or its type's name where the message is empty."""
+    """Return the first line of a library's error message, up to 300 characters, or its type's name if it is empty."""
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return lines[0][:300] if lines else type(error).__name__

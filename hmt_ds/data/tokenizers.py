@@ -71,7 +71,9 @@ def _load_hugging_face(path: str) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         tokenizer(PROBE)  # some damage shows only here
         return tokenizer
-    except Exception as error:  # a damaged file ends wherever its content is used
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # damage shows wherever it is used, also as a panic of Rust, which is no Exception
         raise DataError(
             f"cannot load a tokenizer from {path!r}: {first_line(error)}; name a tokenizer folder or a name on the hub"
         ) from error

@@ -18,7 +18,7 @@ from test_checkpoint_damage import write as write_checkpoint
 from tiny import LLAMA
 from tiny_folder import write_tiny
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import hmt_ds
 from hmt_ds.backbones import BackboneError, build_model, check_backbone, check_weights, read_config
@@ -86,19 +86,36 @@ def parquet_file(folder: Path) -> Subject:
     return documents(file, lambda: parquet.read_table(file, columns=["text"])["text"].to_pylist())
 
 
-def tokenizer(folder: Path) -> Subject:
-    """A tokenizer of the `tokenizers` library."""
+def fast_tokenizer(folder: Path) -> Path:
+    """Write a tokenizer of the `tokenizers` library."""
     (folder / "text.txt").write_text(f"{WORDS}\n" * 50)
     train_sentencepiece([folder / "text.txt"], folder / "trained", 300)
     trained = load_tokenizer(str(folder / "trained"))
     fast = PreTrainedTokenizerFast(tokenizer_object=trained.backend_tokenizer, bos_token="<s>", eos_token="</s>")
     fast.save_pretrained(folder / "fast")
+    return folder / "fast"
+
+
+def tokenizer(folder: Path) -> Subject:
+    """The vocabulary and rules of a tokenizer."""
+    fast = fast_tokenizer(folder)
+    file = fast / "tokenizer.json"
 
     def says() -> list[int]:
-        return Tokenizer.from_file(str(folder / "fast/tokenizer.json")).encode(WORDS).ids
+        return Tokenizer.from_file(str(file)).encode(WORDS).ids
 
-    files = [folder / "fast/tokenizer.json"] * 2 + [folder / "fast/tokenizer_config.json"]
-    return Subject(files, lambda say: load_tokenizer(str(folder / "fast"))(WORDS).input_ids, (DataError,), says)
+    return Subject([file], lambda say: load_tokenizer(str(fast))(WORDS).input_ids, (DataError,), says)
+
+
+def tokenizer_config(folder: Path) -> Subject:
+    """Its configuration: it is what transformers makes of it."""
+    fast = fast_tokenizer(folder)
+
+    def says() -> list[int]:
+        return AutoTokenizer.from_pretrained(fast)(WORDS).input_ids
+
+    read = lambda say: load_tokenizer(str(fast))(WORDS).input_ids  # noqa: E731
+    return Subject([fast / "tokenizer_config.json"], read, (DataError,), says)
 
 
 def sentencepiece(folder: Path) -> Subject:
@@ -240,6 +257,7 @@ SUBJECTS: dict[str, Callable[[Path], Subject]] = {
     "jsonl": jsonl,
     "parquet": parquet_file,
     "tokenizer": tokenizer,
+    "tokenizer_config": tokenizer_config,
     "sentencepiece": sentencepiece,
     "weights": weights,
     "index": index,

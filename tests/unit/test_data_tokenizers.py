@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+from transformers import PreTrainedTokenizerFast
 
 import hmt_ds.data
 from hmt_ds.data import (
@@ -287,6 +288,19 @@ def test_a_damaged_piece_changes_only_its_own_words(folder, tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(content[: place + 3] + b"\x7f" + content[place + 4 :])
     with pytest.raises(DataError, match=r"[^\n]+ that transformers does not follow [^\n]+$"):
         load_tokenizer(str(tmp_path / "tokenizer.model"))
+
+
+def test_a_panic_of_rust_is_an_error(folder, tmp_path):
+    """Of a template with a token that it does not define."""
+    tokenizer = load_tokenizer(str(folder)).backend_tokenizer
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>").save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["post_processor"]["special_tokens"].clear()
+    content["post_processor"]["special_tokens"]["x"] = {"id": "x", "ids": [1], "tokens": ["x"]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"^cannot load a tokenizer from [^\n]+$") as raised:
+        load_tokenizer(str(tmp_path))
+    assert not isinstance(raised.value.__cause__, Exception)
 
 
 def test_a_setting_that_fails_when_text_is_read(folder, tmp_path):
