@@ -62,7 +62,8 @@ class Stream:
         source = keys.source
         states = None if is_remote(source["source"]) else file_states(source["source"], source["split"])
         about = json.dumps([source, keys.size, states, tokenizer_content(tokenizer), format.content(tokenizer)])
-        self._folder = folder / hashlib.sha256(about.encode()).hexdigest()[:16]
+        # absolute, for a thread makes the next part wherever the process may be by then
+        self._folder = folder.absolute() / hashlib.sha256(about.encode()).hexdigest()[:16]
         columns = source["columns"] or {"text": source["text_field"]}
         needed = list(dict.fromkeys([*columns.values(), *(source.get("where") or {})]))
         where_from = (source["split"], source["name"], source["revision"])
