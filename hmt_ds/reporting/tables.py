@@ -91,8 +91,8 @@ def comparison_table(rows: Iterable[tuple[int, str, Any]], job: Any) -> Table:
     Columns are seconds, nanoseconds per token, tokens/s per GPU, idle share and GB of memory per GPU.
 
     Args:
-        rows: number of GPUs, name of the method, and a :class:`hmt_ds.planning.compare.Estimate`; None if the method is
-            not possible.
+        rows: number of GPUs, name of the method, and a :class:`hmt_ds.planning.compare_job.Estimate`; None if the
+            method is not possible.
         job: the options that describe the job, a :class:`hmt_ds.planning.plan_options.CompareOptions`.
     """
     size = f"{job.rows} rows of {job.segments} x {job.segment_length} tokens for each GPU"

@@ -7,18 +7,10 @@ import pytest
 from hmt_ds.memory import MemorySettings, RecomputePlan
 from hmt_ds.parallel.pipeline.schedule import Action, Costs, Kind, pipeline_schedule
 from hmt_ds.planning.activations import bytes_per_position
-from hmt_ds.planning.compare import (
-    Cluster,
-    Job,
-    best_pipeline,
-    comparison,
-    pipeline,
-    pipeline_window,
-    stage_counts,
-    window_passes,
-    zero1,
-    zero3,
-)
+from hmt_ds.planning.cluster import Cluster
+from hmt_ds.planning.compare import comparison, window_passes, zero1, zero3
+from hmt_ds.planning.compare_job import Job
+from hmt_ds.planning.compare_pipeline import best_pipeline, pipeline, pipeline_window, stage_counts
 from hmt_ds.planning.flops import positions_per_token, repeated_positions, useful_flops_per_token
 from hmt_ds.planning.lower_bound import lower_bound
 from hmt_ds.planning.plan_options import CompareOptions

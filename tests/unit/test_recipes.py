@@ -13,7 +13,7 @@ from hmt_ds.config.load import load_recipe
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.parallel.deepspeed_config.fill import stage_of
 from hmt_ds.planning.activations import GIB, kept_bytes
-from hmt_ds.planning.compare import BF16, REPLICATED, SHARDED
+from hmt_ds.planning.compare_job import BF16, REPLICATED, SHARDED
 from hmt_ds.preflight import compute_checks
 from hmt_ds.preflight.prepare import deepspeed_config, prepare
 
