@@ -1,30 +1,26 @@
 """Resume from a checkpoint with any number of ranks, stages or ZeRO stage: each rank reads the ranges that it holds."""
 
 import json
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Protocol, cast
 
-from safetensors import safe_open
-from torch import Tensor
-
-from hmt_ds.checkpoint.files import CURE, CheckpointError, find_damage, list_checkpoints, read_manifest
-from hmt_ds.checkpoint.fragments import WEIGHT, create_states, fragments, restore_scalars
+from hmt_ds.checkpoint.files import CURE, CheckpointError, find_damage, list_checkpoints
+from hmt_ds.checkpoint.fragment_reader import FragmentReader
+from hmt_ds.checkpoint.fragments import restore_scalars
 from hmt_ds.checkpoint.rank_state import rank_file, read_memories, read_random_states
 from hmt_ds.checkpoint.run_state import EngineState, RunPosition, RunState, read_run_state
-from hmt_ds.distributed.deepspeed_internals import full_shape, refresh_weights, set_counters, set_loss_scaler_state
+from hmt_ds.distributed.deepspeed_internals import refresh_weights, set_counters, set_loss_scaler_state
 from hmt_ds.distributed.engine import Engine
-from hmt_ds.distributed.process_group import all_gather_object, broadcast_object, rank, world_size
+from hmt_ds.distributed.process_group import broadcast_object, rank, world_size
 from hmt_ds.memory import HMT, MemorySettings
-from hmt_ds.parallel.pipeline.build_stage import STAND_IN
 from hmt_ds.parallel.protocols import Executor, Reader
 
 MAY_DIFFER = {"training.steps", "memory.recall_loss"}  # of a checkpoint's identity
-# the values of memory settings that an older checkpoint does not name, because they did not exist yet
 # settings that an older checkpoint does not name, and that had any value
 NEW = ("data.train, hash of the lengths in order", "data.train, hash of the chat templates", "data.pack")
+# the values of memory settings that an older checkpoint does not name, because they did not exist yet
 DEFAULTS = {f"memory.{field.name}": field.default for field in fields(MemorySettings) if field.default is not MISSING}
 # entries of a learning-rate schedule's state that its steps change; the others are its arguments
 CHANGED_BY_STEPS = {
@@ -130,115 +126,6 @@ def check_identity(checkpoint: Path, here: dict[str, object]) -> None:
         cure = "use the checkpoint's value, or start a new run"
         lines = [f"{key} is {there.get(key)!r} in {checkpoint}, {here.get(key)!r} here: {cure}" for key in keys]
         raise CheckpointError("\n".join(lines))
-
-
-class FragmentReader:
-    """Reads ranges of weights and optimizer states from a checkpoint, whose files each hold parts of them.
-
-    Args:
-        checkpoint: folder of the checkpoint.
-    """
-
-    def __init__(self, checkpoint: Path):
-        self.checkpoint = checkpoint
-        self.parts: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
-        self.shapes: dict[str, list[int]] = {}
-        self.keys: set[str] = set()
-        for file, entry in read_manifest(checkpoint).items():
-            for name, start, numel, keys, shape in entry.get("fragments", ()):
-                self.parts[name].append((start, numel, file))
-                self.shapes[name] = shape
-                self.keys.update(keys)
-
-    def fill(self, reader: Reader, *, states: bool) -> None:
-        """Read this rank's part of all trained weights, and optionally of optimizer states, into the model's tensors.
-
-        Args:
-            reader: the model in an engine.
-            states: whether to read optimizer states as well.
-
-        Raises:
-            CheckpointError: if weights or states of the model and the checkpoint differ in name or shape.
-        """
-        engine = reader.engine
-        if states:
-            create_states(engine)
-        own = list(fragments(engine, rank=reader.data_rank, world_size=reader.data_ranks, to_write=False))
-        own = [fragment for fragment in own if fragment.name != STAND_IN]
-        self.check(trained_weights(reader), states, {key for fragment in own for key in fragment.tensors})
-        for fragment in own:
-            for key, tensor in fragment.tensors.items():
-                if key == WEIGHT or states:
-                    self.read(key, fragment.name, fragment.start, tensor)
-
-    def check(self, trained: dict[str, list[int]], states: bool, keys: set[str]) -> None:
-        """Check that a model's trained weights, their shapes and the optimizer's states are those of the checkpoint.
-
-        Args:
-            trained: shapes of the model's trained weights, by name.
-            states: whether optimizer states are to be read.
-            keys: names of the optimizer's elementwise states, such as ``exp_avg``.
-
-        Raises:
-            CheckpointError: with the first three differences.
-        """
-        problems = [f"{name} is missing in the checkpoint" for name in trained.keys() - self.shapes.keys()]
-        problems += [
-            f"{name} is trained in the checkpoint, but not by the recipe"
-            for name in self.shapes.keys() - trained.keys()
-        ]
-        for name in trained.keys() & self.shapes.keys():
-            if trained[name] != self.shapes[name]:
-                problems.append(
-                    f"{name} has the shape {self.shapes[name]} in the checkpoint, {trained[name]} by the recipe"
-                )
-        if states and keys and keys != self.keys:
-            problems.append(
-                f"the optimizer's states are {sorted(self.keys)} in the checkpoint, {sorted(keys)} by the recipe"
-            )
-        if problems:
-            more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-            said = "; ".join(sorted(problems)[:3])
-            cure = "set the model, memory and optimizer that it was trained with, or start a new run"
-            raise CheckpointError(f"{self.checkpoint} does not fit the recipe: {said}{more}: {cure}")
-
-    def read(self, key: str, name: str, start: int, into: Tensor) -> None:
-        """Read a range of a flattened weight, or of one of its optimizer states, from the checkpoint's files.
-
-        Args:
-            key: ``weight``, or the name of an optimizer state, such as ``exp_avg``.
-            name: name of the weight in the model.
-            start: index in the flattened weight at which the range starts.
-            into: flat tensor ``[elements of the range]`` to fill.
-
-        Raises:
-            CheckpointError: if the checkpoint lacks a part of the range.
-        """
-        end, done = start + into.numel(), 0
-        for first, numel, file in self.parts[name]:
-            # the overlap of the stored part with the range
-            begin, stop = max(start, first), min(end, first + numel)
-            if begin < stop:
-                with safe_open(self.checkpoint / file, framework="pt") as saved:
-                    part = saved.get_slice(f"{key}/{name}@{first}")[begin - first : stop - first]
-                into[begin - start : stop - start].copy_(part)
-                done += stop - begin
-        if done != into.numel():
-            raise CheckpointError(
-                f"{self.checkpoint} is incomplete: it has {done} of {into.numel()} elements of {key} of {name}: "
-                "use another checkpoint"
-            )
-
-
-def trained_weights(reader: Reader) -> dict[str, list[int]]:
-    """Return the shapes of all trained weights by name, over all pipeline stages. All ranks must call it."""
-    own = {
-        name: list(full_shape(p))
-        for name, p in reader.engine.module.named_parameters()
-        if p.requires_grad and name != STAND_IN
-    }
-    every = all_gather_object(own) if reader.stages > 1 else [own]
-    return {name: shape for stage in every for name, shape in stage.items()}
 
 
 def restore_engine(engine: Engine[HMT], saved: EngineState) -> None:

@@ -9,8 +9,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from hmt_ds.checkpoint.fragment_reader import FragmentReader
 from hmt_ds.checkpoint.fragments import WEIGHT
-from hmt_ds.checkpoint.restore import FragmentReader
 from hmt_ds.conversion.conversion_error import ConversionError, first_of
 from hmt_ds.conversion.pickles import read_pickle
 

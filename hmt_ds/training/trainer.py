@@ -247,8 +247,8 @@ class Trainer:
         self.position = self.checkpoints.load(checkpoint)
 
     def roll_back(self) -> None:
-        """After too many non-finite steps, return to the newest intact checkpoint, and exclude the documents that
-        caused them.
+        """After too many non-finite steps, return to the newest intact checkpoint, without the documents that caused
+        them.
 
         Raises:
             TooManyBadSteps: ``training.on_bad_steps`` is not rollback, or there is no checkpoint to return to.
@@ -285,8 +285,7 @@ class Trainer:
         )
 
     def alive(self, after: str) -> None:
-        """Tell this rank's watchdog that it makes progress; ``after`` is what was finished last, such as ``step
-        12``."""
+        """Tell this rank's watchdog that it has finished something, such as ``step 12``."""
         if self.watchdog:
             self.watchdog.alive(after)
 

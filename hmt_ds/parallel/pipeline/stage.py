@@ -1,12 +1,9 @@
-"""The forward and backward passes of one pipeline stage over a window.
+"""The forward and backward passes of one pipeline stage over a window, in the order that schedule.py gives.
 
-The order of the passes is in schedule.py. Here:
-
-- :meth:`StagePass.run`: the loop over the stage's passes.
-- :meth:`StagePass.forward` and :meth:`StagePass.recall`: receive, compute, send to the next stage. The last stage sends
+- :meth:`StagePass.forward` and :meth:`StagePass.recall`: receive, compute, send to the next stage; the last stage sends
 to the first.
 - :meth:`StagePass.backward` and :meth:`StagePass.recall_backward`: recompute, receive a gradient, backpropagate, send a
-gradient to the previous stage. The first stage sends to the last.
+gradient to the previous stage; the first stage sends to the last.
 """
 
 from collections.abc import Iterator
@@ -24,7 +21,7 @@ FORWARD_PHASES = {Kind.SUMMARY: "summary", Kind.RECALL: "recall", Kind.SEGMENT: 
 
 
 class StagePass:
-    """Runs the passes of one pipeline stage over one window, exchanging activations and gradients with its
+    """Runs the passes of one pipeline stage over one window, and exchanges activations and gradients with
     neighbours."""
 
     def __init__(self, stage: Stage, window: StageWindow):
@@ -249,7 +246,7 @@ class StagePass:
         targets = self.window.targets_of(action)
         recalled = self.model.recalled(query, memories, valid, self.mode, targets)
         self.recall_losses[key] = recalled.loss.detach()
-        # RECEIVE from the first stage: the gradient of what was recalled, [b, p, d].
+        # RECEIVE from the first stage: the gradient of what was recalled, [rows, prompt_tokens, dim].
         injected = (recalled.memory * self.receive(action)).sum()
         (injected + weighted(recalled.loss, self.window.recall_weight)).backward()
         boundaries.push(action.segment, memories.grad, 1.0)
@@ -272,8 +269,7 @@ class StagePass:
         return StageGraph(stage_input, self.layers(tokens, action, stage_input))
 
     def run_layers(self, tokens: Segment | Summary, action: Action, stage_input: Tensor | None) -> Tensor:
-        """Run this stage's layers on ``[rows, positions, hidden size]``; the first stage embeds prompt and tokens
-        before."""
+        """Run this stage's layers on ``[rows, positions, hidden size]``; the first stage embeds its input before."""
         if self.topology.is_first:
             stage_input = self.model.enter(tokens, self.prompt(tokens, action, stage_input))
         assert stage_input is not None
