@@ -204,7 +204,9 @@ def add_using(add: Add) -> None:
         command.add_argument("source", type=path_operand, metavar="SOURCE", help=MODEL)
         add_options(command, kind)
 
-    more = "Each document ends with its question and answer. Name the file as data.train.source of a recipe."
+    more = (
+        "Name the file as data.train.source of a recipe; with data.train.format questions the loss is on the answers."
+    )
     command = add("tasks", write_tasks, "write generated tasks on long documents, to train on them", more)
     tasks = get_args(TaskName)
     command.add_argument("names", nargs="+", choices=tasks, metavar="TASK", help=f"one or more of {', '.join(tasks)}")

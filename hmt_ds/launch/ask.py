@@ -138,5 +138,5 @@ def write_tasks(arguments: argparse.Namespace, _: list[str]) -> int:
 
         number = write(arguments.names, options)
     print(f"documents   {number:,} in {options.output}")
-    print(f"next        hmt-ds train RECIPE --data.train.source {options.output}")
+    print(f"next        hmt-ds train launch/recipes/babilong-smollm2.yaml --data.train.source {options.output}")
     return 0

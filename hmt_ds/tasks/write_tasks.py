@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from tqdm import tqdm
 
 from hmt_ds.data import load_tokenizer
-from hmt_ds.tasks.haystack import Haystack
+from hmt_ds.tasks.haystack import Haystack, Task
 from hmt_ds.tasks.options import WriteOptions
 
 
 def write_tasks(names: Sequence[str], options: WriteOptions) -> int:
     """Write generated documents, each with its question and answer at the end, as a .jsonl file to train on.
 
-    The facts are hidden in another novel than in ``hmt-ds evaluate --tasks``, so no document is equal.
+    Each row fits the formats ``text`` and ``questions`` of training data. The facts are hidden in another novel than in
+    ``hmt-ds evaluate --tasks``, so no document is equal.
 
     Args:
         names: names of the tasks, such as ``babilong-qa1``; documents of all tasks alternate.
@@ -35,7 +36,17 @@ def write_tasks(names: Sequence[str], options: WriteOptions) -> int:
             for name in names:
                 seed = -1 - options.seed * 1_000_000 - number  # those of evaluations are not negative
                 task = haystack.task(name, lengths[number % len(lengths)], seed)
-                text = f"{task.text}{task.question} {task.story.answer}."
-                file.write(json.dumps({"text": text, "task": name}, ensure_ascii=False) + "\n")
+                file.write(json.dumps(row_of(task) | {"task": name}, ensure_ascii=False) + "\n")
     partial.replace(options.output)
     return options.documents * len(names)
+
+
+def row_of(task: Task) -> dict[str, object]:
+    """Return a task as a row of the formats ``text``, where all tokens are learnt, and ``questions``.
+
+    The columns of ``questions`` are ``context``, ``input`` and ``answers``; only the answer is learnt. In both formats
+    the prompt is that of evaluations.
+    """
+    story = task.story
+    row: dict[str, object] = {"context": task.text, "input": story.question, "answers": [story.answer]}
+    return {"text": f"{task.text}{task.question} {story.answer}."} | row

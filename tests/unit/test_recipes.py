@@ -19,7 +19,15 @@ from hmt_ds.preflight.prepare import deepspeed_config, prepare
 
 PROJECT = Path(__file__).parents[2]
 FOLDER = PROJECT / "launch" / "recipes"
-OWN_TESTS = {"quickstart", "novel", "retrieval-smollm2", "questions-smollm2", "bench-1.1b", "bench-6.8b"}
+OWN_TESTS = {
+    "quickstart",
+    "novel",
+    "retrieval-smollm2",
+    "questions-smollm2",
+    "babilong-smollm2",
+    "bench-1.1b",
+    "bench-6.8b",
+}
 
 
 class Published(NamedTuple):
@@ -92,10 +100,11 @@ def test_retrieval_by_a_pretrained_backbone(tmp_path):
     assert prepare(load_recipe(file, changes), file).warnings == ()
 
 
-def test_questions_on_documents(tmp_path):
+@pytest.mark.parametrize("name", ["questions-smollm2", "babilong-smollm2"])
+def test_questions_on_documents(name, tmp_path):
     """The recipe reads LongBench's fields, and its loss is on the answers alone; its memory is that of pretraining."""
-    file, questions = FOLDER / "questions-smollm2.yaml", tmp_path / "questions.jsonl"
-    rows = [{"context": "It is in Denver. " * 20, "input": "Where is it?", "answers": ["Denver"], "length": 80}] * 3
+    file, questions = FOLDER / f"{name}.yaml", tmp_path / "questions.jsonl"
+    rows = [{"context": "It is in Denver. " * 999, "input": "Where is it?", "answers": ["Denver"], "length": 80}] * 3
     questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = json.dumps(configuration(BACKBONES["HuggingFaceTB/SmolLM2-135M"], 2, 16, 24) | {"vocab_size": 384})
     changes = ["--model.source", source, "--model.tokenizer", str(PROJECT / "hmt_ds/data/samples/words")]

@@ -17,6 +17,7 @@ from tiny_folder import write_tiny
 
 from hmt_ds import cli
 from hmt_ds.data import load_tokenizer
+from hmt_ds.data.formats import PARTS
 from hmt_ds.generation.model import load_model
 from hmt_ds.generation.options import ChatOptions
 from hmt_ds.reporting.task_tables import wilson
@@ -24,6 +25,7 @@ from hmt_ds.tasks.haystack import Haystack
 from hmt_ds.tasks.readings import CHANGES, Readings
 from hmt_ds.tasks.scores import exact_match, f1, names_only
 from hmt_ds.tasks.stories import TASKS, Story
+from hmt_ds.tasks.write_tasks import row_of
 
 ADAPTED = {"interface": "adapted", "recalled_memories": 2}
 
@@ -248,6 +250,16 @@ def test_documents_to_train_on(run, tmp_path):
     assert code == 0 and "8 in" in out and [row["task"] for row in rows] == ["babilong-qa1", "passkey"] * 4
     assert all(re.search(r" Question: .*\? Answer: \w+\.$", row["text"]) for row in rows)
     assert len({row["text"] for row in rows}) == 8
+
+
+def test_both_formats_of_training_data_are_the_prompt_of_evaluations(folders):
+    """As `questions` the answer alone is learnt; the text before it is what evaluations read."""
+    task = Haystack(load_tokenizer(str(folders / "hf")), "train").task("babilong-qa1", 100, -1)
+    row = row_of(task)
+    (part,) = PARTS["questions"](row)
+    ((begin, end),) = part.answers
+    assert part.text[:begin] == task.text + task.question and part.text[begin:end] == f" {task.story.answer}"
+    assert row["text"] == f"{part.text}." and end == len(part.text)
 
 
 @pytest.mark.parametrize(
