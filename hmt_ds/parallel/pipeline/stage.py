@@ -107,8 +107,8 @@ class StagePass:
             self.recall(action)
             return
         tokens = self.window.tokens_of(action, self.settings)
-        # RECEIVE from the previous stage: the hidden states of these tokens, [b, t, h]. On the first stage from the
-        # last one: what it recalls, [b, p, d], the only thing that segment n needs from segment n - 1.
+        # RECEIVE from the previous stage: the hidden states of these tokens. On the first stage from the last one: what
+        # it recalls, [rows, prompt_tokens, dim], the only thing that segment n needs from segment n - 1.
         stage_input = self.receive(action) if self.expects_message(action) else None
         hidden = self.forward_layers(action, tokens, stage_input)
         if self.topology.is_last:
@@ -191,7 +191,7 @@ class StagePass:
         if self.topology.is_last:
             self.backward_scalar(action, tokens, graph.hidden).backward()
         else:
-            # RECEIVE from the next stage: the gradient of the hidden states that it was sent, [b, t, h].
+            # RECEIVE from the next stage: the gradient of the hidden states that it was sent.
             graph.hidden.backward(self.receive(action))
         if graph.stage_input is not None:
             assert graph.stage_input.grad is not None
