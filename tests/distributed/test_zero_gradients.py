@@ -17,6 +17,7 @@ from zero_cases import (
     COMPILED,
     CONFIGS,
     COUNTED,
+    FLOAT64,
     GRID,
     POLICIES,
     SAMPLE,
@@ -105,6 +106,14 @@ def test_accumulation_of_two_windows(rows, case):
 def test_loss_of_answers_and_weighted_loss(rows, case):
     """Also where a rank or a whole window has no label."""
     check_fp32(rows[case])
+
+
+@pytest.mark.parametrize("case", FLOAT64, ids=str)
+def test_in_float64(rows, case):
+    """What is left is of the few numbers that are float32 whatever the model's type, such as the recall's weights."""
+    row = rows[case]
+    assert row["gradient"] < 1e-6 and row["weights"] < 1e-6 and row["loss"] < 1e-6 and row["norm"] < 1e-6, row
+    assert row["moved"] == row["still"] == [], row
 
 
 @pytest.mark.parametrize("case", BF16_SAMPLE, ids=str)

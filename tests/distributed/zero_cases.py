@@ -113,6 +113,17 @@ BF16_SAMPLE = [
     Case("zero3", precision="bf16", reduction="step"),
 ]
 # labels of answers alone, and with weights
+# losses of answers alone, with weights, and of packed documents
+FLOAT64 = [
+    Case("zero0", precision="fp64", loss=loss, reduction=way, accumulation=accumulation)
+    for loss, way, accumulation in (
+        ("answers", "step", 1),
+        ("answers", "segment", 2),
+        ("weighted", "step", 2),
+        ("weighted", "segment", 1),
+        ("packed", "step", 1),
+    )
+]
 COUNTED = [
     Case("zero0", loss="answers", accumulation=2),
     Case("zero0", loss="weighted", reduction="step"),

@@ -14,17 +14,20 @@ from dataclasses import astuple, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
+from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import safe_get_full_grad
 from ranks import PROJECT, run_ranks
 from tiny_runs import BACKBONE, DEPTH, ROWS, get_weights, plain_model, set_weights, windows
 from torch import Tensor
-from zero_cases import ACCUMULATION, ADAPTED_GRID, BF16, COUNTED, GRID, POLICIES, Case
+from zero_cases import ACCUMULATION, ADAPTED_GRID, BF16, COUNTED, FLOAT64, GRID, POLICIES, Case
 
 from hmt_ds.backbones.compute import decoder_layers
 from hmt_ds.distributed.process_group import end_process, join, rank, world_size
 from hmt_ds.memory import HMT, MemoryState, Window, read_window
+from hmt_ds.parallel import build_engine
 from hmt_ds.parallel.build_engine import ExecutorOptions
 from hmt_ds.parallel.build_hmt import build_hmt
 from hmt_ds.parallel.deepspeed_config.fill import EngineSettings, fill_ds_config, read_ds_config
@@ -60,7 +63,7 @@ class Run:
 def start_weights(case: Case) -> dict[str, Tensor]:
     """The common initial weights; for bf16, values that bf16 can represent."""
     weights = get_weights(plain_model(case.train, memory=case.memory))
-    return weights if case.precision == "fp32" else {n: w.bfloat16().float() for n, w in weights.items()}
+    return weights if case.precision != "bf16" else {n: w.bfloat16().float() for n, w in weights.items()}
 
 
 def steps(case: Case, number: int, ranks: int) -> list[list[Window]]:
@@ -155,21 +158,35 @@ def make_executor(case: Case, device: torch.device, rows: int = ROWS, segments: 
         config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     if "hpz" in case.config:  # two nodes of two ranks
         config["zero_optimization"]["zero_hpz_partition_size"] = 2
-    settings = EngineSettings(case.precision, rows // world_size(), segments, CLIPPING, *OPTIMIZERS[case.optimizer])
+    precision = "fp32" if case.precision == "fp64" else case.precision
+    settings = EngineSettings(precision, rows // world_size(), segments, CLIPPING, *OPTIMIZERS[case.optimizer])
     config = fill_ds_config(config, settings)
-    model = build_hmt(
-        BACKBONE, case.memory, ds_config=config, precision=case.precision, train=case.train, device=device
-    )
+    model = build_hmt(BACKBONE, case.memory, ds_config=config, precision=precision, train=case.train, device=device)
     set_weights(model, start_weights(case))
     model.eval()  # as a model read from a folder is
     depth = segments // case.accumulation
-    return ZeroExecutor(model, ExecutorOptions(config, case.precision, device, depth, case.compute()))
+    options = ExecutorOptions(config, precision, device, depth, case.compute())
+    return in_float64(model, options) if case.precision == "fp64" else ZeroExecutor(model, options)
+
+
+def in_float64(model: HMT, options: ExecutorOptions) -> ZeroExecutor:
+    """Make an executor whose weights, memories and gradients are float64, of which DeepSpeed knows nothing.
+
+    At stage 0 alone: from stage 1 on weights are views of buffers that ZeRO's optimizers make in float32.
+    """
+    accelerator = get_accelerator()
+    known = accelerator.supported_dtypes()
+    accelerator.supported_dtypes = lambda: list(dict.fromkeys([*known, torch.float64]))
+    with patch.dict(build_engine.DTYPES, fp32=torch.float64):
+        executor = ZeroExecutor(model, options)
+    executor.engine.module.double()
+    return executor
 
 
 def full_gradients(model: torch.nn.Module) -> dict[str, Tensor]:
     """The reduced gradient of every trained weight, gathered from its shards. A collective: every rank must call it."""
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    return {n: safe_get_full_grad(p).detach().float().to("cpu", copy=True) for n, p in trained.items()}
+    return {n: safe_get_full_grad(p).detach().double().to("cpu", copy=True) for n, p in trained.items()}
 
 
 def worst(got: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[float, str]:
@@ -237,7 +254,7 @@ def print_table() -> None:
     """Print the largest relative errors of three steps for every case."""
     figures = ("gradient", "weights", "loss", "norm", "whole_gradient")
     print(f"{' '.join(field.name for field in fields(Case)):80}", *figures, "worst in")
-    for row in run_cases(GRID + POLICIES + ACCUMULATION + BF16 + ADAPTED_GRID + COUNTED, timeout=3600):
+    for row in run_cases(GRID + POLICIES + ACCUMULATION + BF16 + ADAPTED_GRID + COUNTED + FLOAT64, timeout=3600):
         errors = [f"{row[key]:.1e}" for key in figures]
         print(f"{' '.join(map(str, row['case'])):80}", *errors, row["gradient_of"])
 
