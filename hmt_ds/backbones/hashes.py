@@ -45,7 +45,7 @@ def check_hashes(source: str) -> list[str]:
     try:
         hashes = dict(json.loads((folder / HASHES).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        return [f"{folder}/{HASHES} cannot be read ({error}), so the folder is not checked for damage"]
+        return [f"{folder}/{HASHES} cannot be read ({error}), so damage is not looked for: copy it again"]
     for name, written in hashes.items():
         try:
             changed = hash_file(folder / name) != written

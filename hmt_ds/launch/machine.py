@@ -41,7 +41,8 @@ def main() -> None:
     if missing:
         problems.append(f"{', '.join(missing)} not installed in {sys.executable}: pip install -e . there")
     if "torch" not in missing and (visible := number_of_gpus(gpus)) < gpus:
-        problems.append(f"{visible} GPUs visible, {gpus} ranks are to start (for ranks on CPUs: DS_ACCELERATOR=cpu)")
+        seen = f"{visible} GPUs visible, {gpus} ranks are to start"
+        problems.append(f"{seen}: start fewer, or set DS_ACCELERATOR=cpu for ranks on CPUs")
     try:
         port = bound_port(port)
     except OSError as error:

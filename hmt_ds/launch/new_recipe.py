@@ -57,7 +57,7 @@ def write_recipe(file: Path, options: InitOptions, given: set[str]) -> list[str]
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise ConfigError([f"{file} cannot be written: {error.strerror}"]) from None
+        raise ConfigError([f"{file} cannot be written: {error.strerror}; name another file"]) from None
     return [f"recipe       {file}", *lines, f"next         hmt-ds check {file}"]
 
 

@@ -132,7 +132,7 @@ def build_pipeline_stage(recipe: Recipe, prepared: Prepared, device: torch.devic
     model, pipeline = recipe.model, recipe.pipeline
     if world_size() % pipeline.stages:
         raise ConfigError(
-            [f"pipeline.stages is {pipeline.stages}: the number of ranks must be a multiple of it, got {world_size()}"]
+            [f"pipeline.stages is {pipeline.stages}: start a multiple of that number of ranks, not {world_size()}"]
         )
     topology = Topology(pipeline.stages, pipeline.timeout_minutes)
     autocast = computes_in_autocast(prepared.ds_config, model.precision)

@@ -52,7 +52,7 @@ def test_no_hostfile(cluster, recipe, tmp_path):
 def test_too_few_gpus(launched):
     """The nodes have no GPUs; unless DS_ACCELERATOR says cpu, the launch requires them."""
     code, errors = launched(GOOD, DS_ACCELERATOR="")
-    assert code == 2 and [error.split(" (")[0] for error in errors] == [
+    assert code == 2 and [error.split(": start")[0] for error in errors] == [
         "error: node0: 0 GPUs visible, 1 ranks are to start",
         "error: node1: 0 GPUs visible, 1 ranks are to start",
     ]
