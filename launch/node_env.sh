@@ -12,9 +12,13 @@ esac
 
 again=("$PWD/launch/$(basename "$0")" "$@") given_port=${MASTER_PORT:-} # for `start_again`
 
-VENV=$(realpath -s "${VENV:-.venv}")
-[ -x "$VENV/bin/python" ] || fail "$(hostname): no Python in $VENV: run bash launch/quickstart.sh once, or set VENV"
-export PATH="$VENV/bin:$PATH" # with its own ninja: another one would rebuild DeepSpeed's extensions
+if [ -n "${HMT_DS_CONTAINER:-}" ]; then # which has its own Python; the extensions are built for it
+    TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$PWD/.container_cache/extensions}
+else
+    VENV=$(realpath -s "${VENV:-.venv}")
+    [ -x "$VENV/bin/python" ] || fail "$(hostname): no Python in $VENV: run bash launch/quickstart.sh once, or set VENV"
+    export PATH="$VENV/bin:$PATH" # with its own ninja: another one would rebuild DeepSpeed's extensions
+fi
 
 # Folder of DeepSpeed's compiled extensions. A killed build leaves a lock file that every later build waits for, forever.
 # A launch holds a shared lock on the folder through descriptor 8; whoever gets the exclusive lock is alone in it, so any
@@ -121,4 +125,33 @@ requeue() {
     scontrol requeue "$SLURM_JOB_ID"
     sleep 60 # Slurm ends the script during this
     exit 1
+}
+
+# enter_container PATH ...: set `inside`, the words that put a command of srun into the image $HMT_DS_CONTAINER. It has the
+# working folder, Hugging Face's cache and these paths, each at its own place.
+enter_container() {
+    local path mounts=
+    export HF_HOME=${HF_HOME:-$HOME/.cache/huggingface}
+    for path in "$PWD" "$HF_HOME" "$@"; do
+        [ -e "$path" ] || mkdir -p "$path"
+        path=$(realpath -s "$path")
+        mounts+=,$path:$path
+    done
+    case $HMT_DS_CONTAINER in
+        *.sif) inside=(apptainer exec --nv --bind "${mounts#,}" --pwd "$PWD" "$HMT_DS_CONTAINER") ;;
+        *) inside=(--container-image="$HMT_DS_CONTAINER" --container-mounts="${mounts#,}" --container-workdir="$PWD") ;;
+    esac
+}
+
+# check_in_container GPUS: what `hmt_ds.launch.check slurm` does, where Slurm's commands are missing from the container. The
+# first machine tries to reach the last one, all others the first.
+check_in_container() {
+    local gpus=$1 hosts reports look
+    if [ "${DS_ACCELERATOR:-}" = cpu ]; then gpus=0; fi
+    mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+    # shellcheck disable=SC2016 # expanded on each node
+    look='to=$1 port=0; [ "$SLURM_NODEID" != 0 ] || { to=$2 port=$4; }; python -m hmt_ds.launch.machine "$to" "$3" $port'
+    reports=$(srun --nodes="${#hosts[@]}" --ntasks="${#hosts[@]}" --ntasks-per-node=1 --label --wait=0 "${inside[@]}" \
+        bash -c "$look" - "${hosts[0]}" "${hosts[-1]}" "$gpus" "${MASTER_PORT:-0}")
+    srun --nodes=1 --ntasks=1 "${inside[@]}" python -m hmt_ds.launch.check reports "$1" "${hosts[@]}" <<<"$reports"
 }

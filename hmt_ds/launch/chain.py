@@ -9,7 +9,7 @@ from hmt_ds.config.options import parse_options
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.conversion.conversion_error import ConversionError
 from hmt_ds.conversion.convert_options import ConvertOptions, check_not_foreign, check_part
-from hmt_ds.launch.launch_options import LaunchOptions
+from hmt_ds.launch.launch_options import LaunchOptions, is_file
 from hmt_ds.launch.script import NODE_ENV, Allocation, Job, run_folders
 from hmt_ds.preflight.folder_checks import check_folders, check_output
 
@@ -203,4 +203,8 @@ def allocate(options: LaunchOptions, fewest: int, most: int) -> Allocation:
         options.account,
         options.array,
         options.sbatch,
+        str(Path(options.container).absolute())
+        if options.container and is_file(options.container)
+        else options.container,
+        tuple(str(Path(path).absolute()) for path in options.container_mount),
     )

@@ -1,7 +1,8 @@
 """Check all machines before a launch: ``python -m hmt_ds.launch.check hostfile FILE`` with ssh, ``slurm`` inside a job.
 
 Runs `hmt_ds.launch.machine` on every machine. Prints environment variables for a launch script to evaluate; or exits
-with 2 and prints a line for each problem, with the machine's name.
+with 2 and prints a line for each problem, with the machine's name. In a container Slurm's commands are missing: there
+the job script asks the nodes, and ``reports RANKS HOST ...`` reads their answers.
 """
 
 import json
@@ -9,6 +10,7 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,14 +20,15 @@ from hmt_ds.reporting.progress import print_problems
 
 SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10")
 SAME_PATH = "the project and its Python must be at the same path on all machines"
-USAGE = "usage: python -m hmt_ds.launch.check hostfile FILE | slurm"
+USAGE = "usage: python -m hmt_ds.launch.check hostfile FILE | slurm | reports RANKS HOST ..."
 
 
 def main(words: list[str]) -> int:
     """Check all machines of a launch and print environment variables for the launch script.
 
     Args:
-        words: arguments of the command: ``hostfile FILE`` or ``slurm``.
+        words: arguments of the command: ``hostfile FILE``, ``slurm``, or ``reports RANKS HOST ...`` with the number of
+            ranks per machine and all machines; the standard input is then what `srun --label` printed.
 
     Returns:
         The exit code: 0, or 2 if a machine has a problem.
@@ -39,6 +42,9 @@ def main(words: list[str]) -> int:
             case ["slurm"]:
                 hosts = slurm_hosts()
                 reports = probe_with_srun(hosts)
+            case ["reports", ranks, *names]:
+                hosts = dict.fromkeys(names, int(ranks))
+                reports = reports_in(sys.stdin.read(), "", hosts)
             case _:
                 raise LaunchProblem([USAGE])
         variables = launch_variables(hosts, reports)
@@ -120,9 +126,20 @@ def probe_with_srun(hosts: dict[str, int]) -> dict[str, Report | str]:
     srun = ["srun", f"--nodes={len(hosts)}", f"--ntasks={len(hosts)}", "--ntasks-per-node=1", "--label", "--wait=0"]
     shell = ["bash", "-c", f"case $SLURM_NODEID in\n{choose}\nesac"]
     run = subprocess.run([*srun, *shell], capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
-    outputs = last_lines(run.stdout)
-    errors = last_lines(run.stderr)
-    unlabelled = [line for line in run.stderr.splitlines() if line.startswith(("srun:", "slurmstepd:"))]
+    return reports_in(run.stdout, run.stderr, hosts)
+
+
+def reports_in(printed: str, complained: str, hosts: Iterable[str]) -> dict[str, Report | str]:
+    """Return what each node reported to `srun --label`, or a line that says why it reported nothing.
+
+    Args:
+        printed: srun's standard output.
+        complained: srun's standard error.
+        hosts: names of the nodes, in the order of srun's tasks.
+    """
+    outputs = last_lines(printed)
+    errors = last_lines(complained)
+    unlabelled = [line for line in complained.splitlines() if line.startswith(("srun:", "slurmstepd:"))]
     causes = [line for line in unlabelled if "error:" in line] or unlabelled  # the first one causes the others
     reports: dict[str, Report | str] = {}
     for number, host in enumerate(hosts):

@@ -1,6 +1,7 @@
 """The options of `hmt-ds launch slurm`. Imports no torch: the command line builds its help from this module."""
 
 import re
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator
@@ -27,6 +28,11 @@ def like(pattern: str, example: str) -> AfterValidator:
         return text
 
     return AfterValidator(check)
+
+
+def is_file(image: str) -> bool:
+    """Return whether the image of a container is a file, and not a name in a registry."""
+    return image.endswith((".sif", ".sqsh"))
 
 
 def check_nodes(text: str) -> str:
@@ -61,6 +67,12 @@ class LaunchOptions(Options):
     """Slurm account to charge (default: the user's default account)"""
     sbatch: Annotated[tuple[SbatchOption, ...], "OPTION"] = ()
     """further option for sbatch, without its dashes, such as qos=high; can be repeated"""
+    container: Annotated[Name | None, "IMAGE"] = None
+    """run everything in this container: a .sif file for Apptainer; a .sqsh file or an image's name for
+    Slurm's plugin Pyxis (default: no container; the environment that hmt-ds runs in must be on all nodes)"""
+    container_mount: Annotated[tuple[Name, ...], "PATH"] = ()
+    """file or folder to mount into the container at the same path; can be repeated (the working folder, the project,
+    the run and Hugging Face's cache are mounted anyway)"""
     array: AtLeastOne | None = None
     """submit a job array of this many runs, with seeds training.seed, training.seed + 1, ..., in folders seed_N of
     training.output (default: one run)"""
@@ -72,6 +84,16 @@ class LaunchOptions(Options):
     "train other.yaml"; can be repeated"""
     dry_run: bool = False
     """print the job scripts without writing or submitting them"""
+
+    def conflicts(self) -> list[str]:
+        """Return an error line for an image or mounted path that does not exist, and for mounts without an image."""
+        if self.container is None:
+            return ["--container-mount: only with --container: add it, or remove the mounts"] * bool(
+                self.container_mount
+            )
+        given = [("--container", self.container)] if is_file(self.container) else []
+        given += [("--container-mount", path) for path in self.container_mount]
+        return [f"{name}: {path} does not exist: correct the path" for name, path in given if not Path(path).exists()]
 
     @property
     def fewest_nodes(self) -> int:

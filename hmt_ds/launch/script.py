@@ -31,6 +31,8 @@ class Allocation:
         account: Slurm account; None for the user's default.
         array: number of runs with different seeds; None for a single run.
         sbatch: further options of sbatch, without dashes.
+        container: image that everything runs in: a path, or a name for Pyxis; None for no container.
+        mounts: paths that the container has besides the usual ones.
     """
 
     nodes: int
@@ -41,6 +43,8 @@ class Allocation:
     account: str | None = None
     array: int | None = None
     sbatch: tuple[str, ...] = ()
+    container: str | None = None
+    mounts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,7 @@ class Job:
             log=shlex.quote(str(file.with_name(log).absolute())),
             here=shlex.quote(str(Path.cwd())),
             venv=shlex.quote(sys.prefix),
+            project=shlex.quote(str(PROJECT)),
             node_env=shlex.quote(str(NODE_ENV)),
             folder=shlex.quote(str(self.folder)),
             words=[shlex.quote(word) for word in self.words],
