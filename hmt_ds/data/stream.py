@@ -15,7 +15,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from hmt_ds.data.errors import NoDocumentsError
+from hmt_ds.data.errors import DataError, NoDocumentsError
 from hmt_ds.data.formats import Format
 from hmt_ds.data.prepared import SourceTokens, file_states, of_lengths, read_tokens
 from hmt_ds.data.remote import is_remote
@@ -114,7 +114,12 @@ class Stream:
 
     def _open(self, folder: Path) -> SourceTokens:
         keys = self.keys.source | {"source": str(folder / "rows"), "split": "train", "name": None, "revision": None}
-        found = read_tokens(**keys, tokenizer=self._tokenizer, format=self._format, cache_dir=folder)
+        try:
+            found = read_tokens(**keys, tokenizer=self._tokenizer, format=self._format, cache_dir=folder)
+        except DataError as error:  # about rows of the source, not of a folder in the cache
+            first = int(folder.name) * self.keys.size
+            rows = f"{self.keys.source['source']}, rows {first:,} to {first + self.keys.size - 1:,}"
+            raise type(error)(str(error).replace(keys["source"], rows)) from None
         return replace(found, chat_template=self._format.template(self._tokenizer))
 
 

@@ -204,6 +204,18 @@ def test_filters_and_parts_without_documents(folder):
         prepare(recipe, folder / "recipe.yaml")
 
 
+def test_a_bad_row_of_a_later_part(folder):
+    """The line names the source and its rows; where nothing is left of a part, that is still no error."""
+    rows = [{"prompt": "a", "completion": "b" if n != 25 else " "} for n in range(30)]
+    (folder / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    of = stream(folder, "--data.train.format", "completion", source="asked.jsonl")
+    assert of.part(1)
+    with pytest.raises(
+        DataError, match=r"^asked\.jsonl, rows 20 to 29: document 5 \(the first is 0\): column 'completion'"
+    ):
+        of.part(2)
+
+
 def test_parts_are_read_once_in_order(folder, monkeypatch):
     """Only another part than the next one begins again."""
     opened = []
