@@ -138,7 +138,8 @@ def publish(target: Path, entries: Entries) -> None:
 
 
 def discard_partial(target: Path) -> None:
-    """Remove the files of a checkpoint for ``target`` that could not be completed, because they may fill the disk."""
+    """Remove the temporary folder in which an interrupted save began the checkpoint folder ``target``, because it may
+    fill the disk; a complete ``target`` stays."""
     shutil.rmtree(partial_path(target), ignore_errors=True)
 
 

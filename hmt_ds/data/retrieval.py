@@ -125,7 +125,8 @@ class RetrievalLoader:
 
     Args:
         documents: Generates documents by number.
-        segments: Returns the segments (at least 2) of a window, given its number, 0 for the first one here.
+        segments: Function from a window's number to how many segments it has, at least 2. Window 0 is the first that
+            this loader yields, also after a resume.
         rank, world_size: Rank and size of the data-parallel group.
         batch_size: Rows per rank.
         total: Number of documents; rows of the last window may be empty. None to go on without end.

@@ -124,5 +124,5 @@ class StreamLoader:
 
 
 def moved(documents: torch.Tensor, by: int) -> torch.Tensor:
-    """Return indices of documents that count from an earlier one; -1 stays -1."""
+    """Add `by` to the indices of documents, int64 of any shape; -1, which stands for no document, stays -1."""
     return torch.where(documents < 0, documents, documents + by)

@@ -155,7 +155,8 @@ class WindowPlan(Iterator[PlannedWindow]):
         self._left_out = frozenset(left_out)
         if self._left_out.issuperset(range(len(self._lengths))):
             raise DataError(
-                f"all {len(self._lengths)} documents are left out, so there is nothing to read: leave out fewer"
+                f"all {len(self._lengths)} documents are left out, so there is nothing to read: remove some from "
+                "left_out.json in the run's folder"
             )
         sources = sources or [SourceShare(len(self._lengths), 1)]
         several = len(sources) if len(sources) > 1 else 0

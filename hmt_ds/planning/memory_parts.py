@@ -36,7 +36,7 @@ class Memory:
         summary_segments: number of segments whose summaries are computed in one batch.
         kept_summaries: number of batches of summaries that keep their activations.
         graph: bytes of the activations of one segment.
-        limit: bytes that activations are planned for, which leaves a margin.
+        limit: bytes of all parts up to which activations are kept; a margin below `most`.
         most: bytes that a GPU can hold.
         host_most: bytes that the host memory of each node can hold.
     """

@@ -175,7 +175,11 @@ def add_plan_options(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="estimate the seconds of a step with pipelines, ZeRO-1 and ZeRO-3 on several numbers of GPUs",
     )
-    command.add_argument("--segments", metavar="N", help="segments per window (default: 4; with --compare 8)")
+    command.add_argument(
+        "--segments",
+        metavar="N",
+        help="number of segments that one backward pass goes through, at least 1 (default: 4, or 8 with --compare)",
+    )
     add_options(command.add_argument_group("with a recipe"), RecipeOptions)
     add_options(command.add_argument_group("with --schedule"), ScheduleOptions, leave_out={"segments"})
     add_options(command.add_argument_group("with --compare"), CompareOptions, leave_out={"segments", "gpus"})

@@ -11,7 +11,8 @@ GB = 1e9
 
 
 def plan_tables(found: RecipePlan) -> list[Table]:
-    """Return the tables of `hmt-ds plan`: memory by part beside the seconds of a step by activity, and layouts.
+    """Return the two tables of `hmt-ds plan`: GiB of GPU memory by part beside seconds of a step by activity; and the
+    fastest layouts (ZeRO stage, pipeline stages, offloading) with memory and speed of each.
 
     Args:
         found: the estimates of a recipe.

@@ -106,7 +106,8 @@ def batches(haystack: Haystack, name: str, length: int, options: TaskOptions) ->
 
 
 def score(name: str, length: int, tasks: Sequence[Task], readings: Readings) -> Iterator[Answer]:
-    """Ask about a batch of documents, and yield the scored answers of every way of reading.
+    """Ask about a batch of documents, and yield a scored answer for each document and each way of reading it, such as
+    with its memories, with another document's, or with full attention and none.
 
     Args:
         name: name of the task, such as ``babilong-qa1``.

@@ -25,7 +25,8 @@ Request = tuple[tuple[str, str], list[int], list[int]]  # texts, ids of the cont
 
 @register_model("hmt")
 class HarnessModel(HFLM):
-    """A folder that ``hmt-ds convert`` wrote as a model of lm-evaluation-harness, run by the installed code.
+    """A model of lm-evaluation-harness that runs a folder written by ``hmt-ds convert`` with the installed ``hmt_ds``,
+    not with the code in the folder.
 
     Args:
         pretrained: the folder, or its name on the hub.
