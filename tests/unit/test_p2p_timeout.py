@@ -29,7 +29,7 @@ print(len(timeout_thread.messages), "left")
     "seconds, code, said",
     [
         ([0.0, 0.1, 0.8], 0, "0 left"),
-        ([0.0, 30, 0.1], 1, "error: rank 1 did not send message 30, for 2 s"),
+        ([0.0, 30, 0.1], 1, "error: rank 1 did not send message 30, for 2 s: see why it hangs or has ended"),
     ],
 )
 def test_timeout(seconds, code, said):
