@@ -11,6 +11,7 @@ import argparse
 import os
 import random
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -36,7 +37,7 @@ from hmt_ds.distributed.stopping import STOPPED
 ELSEWHERE = Path(__file__).with_name("elsewhere")
 STEPS = 30
 WORDS = ("--training.steps", str(STEPS), "--checkpoint.every", "3", "--checkpoint.resume", "auto")
-PATIENCE = 180.0  # seconds for a start, beside other work
+PATIENCE = 400.0  # seconds for a start, beside other work
 
 
 class Rude:
@@ -85,7 +86,7 @@ class Rude:
             return command_of(output)
 
         with start(self.recipe, output, *WORDS, **self.environment()) as process:
-            signal_at(process, command, number, output, step=1)
+            signal_at(process, command, number, output, 1, PATIENCE)
             code, printed = finish(process, PATIENCE)
             deadline = time.monotonic() + 60
             while left := processes_of(output):
@@ -136,7 +137,7 @@ class Rude:
         """A start beside the lock of a killed one."""
         step, output = self.dice.randrange(1, 20), self.output()
         with train_alone(self.recipe, output, *WORDS, ranks=1, **self.environment()) as run:
-            signal_at(run, lambda _: run.ranks, signal.SIGKILL, output, step)
+            signal_at(run, lambda _: run.ranks, signal.SIGKILL, output, step, PATIENCE)
         assert len(list(output.glob(LOCKS))) == 1
         code, printed = train(self.recipe, output, *WORDS, ranks=1, **self.environment())
         assert code == 0 and "Traceback" not in printed, printed[-6000:]
@@ -162,15 +163,19 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     for kind in options.kinds:
-        for place in options.places:
-            with tempfile.TemporaryDirectory() as folder:
-                make_materials(Path(folder))
-                rude, began = Rude(Path(folder), place, options.seed), time.monotonic()
-                ends = [KINDS[kind](rude) for _ in range(options.times)]
-                rude.finish_run()
-            counts = {end: ends.count(end) for end in sorted(set(ends))}
-            print(f"{kind}, {place}: {len(ends)} times, {counts}, {rude.runs} runs whole; ", end="")
-            print(f"{time.monotonic() - began:.0f} s", flush=True)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            make_materials(folder)
+            rude = {place: Rude(folder, place, options.seed) for place in options.places}
+            ends: dict[str, list[str]] = {place: [] for place in rude}
+            for number in range(options.times):
+                for place, one in rude.items():
+                    ends[place].append(KINDS[kind](one))
+                    print(f"{kind}, {place}, {number + 1}: {ends[place][-1]}", file=sys.stderr, flush=True)
+            for place, one in rude.items():
+                one.finish_run()
+                counts = {end: ends[place].count(end) for end in sorted(set(ends[place]))}
+                print(f"{kind}, {place}: {len(ends[place])} times, {counts}, {one.runs} runs whole", flush=True)
 
 
 if __name__ == "__main__":

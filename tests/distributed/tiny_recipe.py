@@ -129,12 +129,17 @@ def runs(process: psutil.Process, module: str) -> bool:
 
 
 def signal_at(
-    process: "subprocess.Popen[str] | RanksAlone", targets: Any, number: int, output: Path, step: int
+    process: "subprocess.Popen[str] | RanksAlone",
+    targets: Any,
+    number: int,
+    output: Path,
+    step: int,
+    seconds: float = 120,
 ) -> None:
-    """Send a signal to some of a run's processes as soon as it has logged a step."""
+    """Send a signal to some of a run's processes as soon as it has logged a step, within some seconds of its start."""
     log, began = output / "metrics.jsonl", time.time()  # an older log belongs to an earlier start
     while not (log.exists() and log.stat().st_mtime > began and any(r["step"] >= step for r in read_metrics(log))):
-        assert process.poll() is None and time.time() < began + 120, process.communicate()[0]
+        assert process.poll() is None and time.time() < began + seconds, process.communicate()[0]
         time.sleep(0.01)
     for target in targets(output):
         with_luck(lambda one=target: one.send_signal(number))

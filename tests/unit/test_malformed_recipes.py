@@ -136,7 +136,7 @@ def test_refused_in_a_line(folder, monkeypatch, name):
     (folder / "r.yaml").write_bytes(content)
     began = time.process_time()
     code, said = run_check(Path("r.yaml"))
-    assert time.process_time() - began < 2
+    assert time.process_time() - began < 5  # 0.5 alone; a collection of garbage in a long test run takes seconds
     lines = said.splitlines()
     assert code == 2 and len(lines) == MORE_LINES.get(name, 1) and errors_in(said) == lines, said
     assert words in lines[0] and all(len(line) < 400 for line in lines), said
