@@ -47,8 +47,8 @@ class Probe(NamedTuple):
 class MemoryWatch:
     """Measures during training how much the memory lowers the loss; warns if it is ignored or the recall collapses.
 
-    From time to time a probe reads a window with its own and with other documents' memories. On pipelines nothing is
-    probed.
+    From time to time a probe reads a window with its own and with other documents' memories. On pipelines
+    the recall is not watched.
 
     Args:
         recipe: the checked recipe.
@@ -64,7 +64,7 @@ class MemoryWatch:
     def __init__(self, recipe: Recipe, executor: Executor):
         self.executor, self.steps, self.limit = executor, recipe.training.steps, recipe.logging.memory_probe
         self.which: Instead = "swapped" if recipe.training.batch_size > 1 else "none"
-        self.possible = recipe.memory.mode != "backbone" and executor.stages == 1 and self.limit > 0
+        self.possible = recipe.memory.mode != "backbone" and self.limit > 0
         self.probes: deque[Probe] = deque(maxlen=POOLED)
         self.asked, self.collapsed = False, False
         self.ignored: bool | None = None
@@ -151,10 +151,13 @@ class MemoryWatch:
         places = self.executor.settings.kept_memories
         sums = torch.zeros(6 + 2 * places, dtype=torch.float64, device=self.executor.device)
         state = self.executor.state
+        recalls = self.executor.settings.mode == "hmt" and self.executor.stages == 1
         for n, (output, after) in enumerate(self.executor.read(window, state, instead=[self.which])):
+            if not self.executor.reports:  # of a pipeline's stages the last one has losses
+                continue
             assert output.loss_instead is not None
             self.add_cost(sums, window, n, (output.loss_instead[0] - output.loss).double())
-            if self.executor.settings.mode == "hmt" and output.recall.shape[1]:
+            if recalls and output.recall.shape[1]:
                 self.add_recall(sums, output.recall.double(), state, window, n)
             state = after
         values = all_reduce_sum(sums).tolist()

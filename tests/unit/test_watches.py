@@ -81,7 +81,12 @@ def watch_of(limit: float = 0.01, **changes: Any) -> MemoryWatch:
     budget = SimpleNamespace(step=9, warm_up_steps=4)
     settings = SimpleNamespace(kept_memories=8, mode=changes.get("mode", "hmt"))
     executor: Any = SimpleNamespace(
-        stages=changes.get("stages", 1), budget=budget, settings=settings, device=torch.device("cpu"), state=None
+        stages=1,
+        reports=True,
+        budget=budget,
+        settings=settings,
+        device=torch.device("cpu"),
+        state=None,
     )
     return MemoryWatch(recipe, executor)
 
@@ -172,7 +177,7 @@ def test_probes_take_their_share_of_the_time(monkeypatch):
     assert at == [102, 152, 202, 252, 302, 352] or len(at) in (6, 7)
 
 
-@pytest.mark.parametrize("changes", [{"mode": "backbone"}, {"stages": 2}, {"limit": 0.0}])
+@pytest.mark.parametrize("changes", [{"mode": "backbone"}, {"limit": 0.0}])
 def test_where_nothing_is_probed(changes):
     watch = watch_of(changes.pop("limit", 0.01), **changes)
     for _ in range(1000):
@@ -195,6 +200,8 @@ def test_the_sums_of_a_probe(monkeypatch):
     ]
     watch.executor = SimpleNamespace(  # type: ignore[assignment]
         read=lambda *_, **__: zip(outputs, states, strict=True),
+        stages=1,
+        reports=True,
         settings=settings,
         device=torch.device("cpu"),
         state=None,
@@ -205,6 +212,11 @@ def test_the_sums_of_a_probe(monkeypatch):
     assert found.sums == (3.0, 3.0, 5.0, 5.0, 5.0) and found.recalls == 2
     assert found.by_age[:5] == pytest.approx((0.6, 0, 0, 0, 1.4)) and sum(found.by_age[5:]) == 0
     assert found.from_oldest[:5] == pytest.approx((1.4, 0, 0, 0, 0.6))
+    watch.executor.stages = 2
+    last = watch.read(window)
+    assert last.sums == found.sums and last.recalls == 0  # its states are those after the window
+    watch.executor.reports = False
+    assert set(watch.read(window).sums) == {0.0}
 
 
 @pytest.mark.parametrize(("which", "counted"), [("swapped", 0.0), ("none", 2.0)])
