@@ -168,7 +168,9 @@ def add_looking(add: Add) -> None:
     """Add the subcommands that read what runs have written (compare, status, report) with ``add``."""
     more = "A RUN is a run's folder, whose newest evaluation counts, or the JSON file of an evaluation."
     command = add("compare", compare, "compare trained runs on the same held-out tokens", more)
-    command.add_argument("runs", nargs="+", type=path_operand, metavar="RUN", help=f"{RUNS}, or an evaluation's file")
+    command.add_argument(
+        "runs", nargs="+", type=path_operand, metavar="RUN", help=f"{RUNS}, or an evaluation's .json file"
+    )
     add_options(command, CompareOptions)
 
     more = (

@@ -131,7 +131,8 @@ class RunLock:
 
 
 def this_process() -> dict[str, object]:
-    """Return a description of the current process that no other process has, on any machine and at any time."""
+    """Return what identifies the current process among those of all machines and times: ``host``, ``machine`` (boot and
+    container), ``pid``, ``ticks`` (its start, in clock ticks since boot) and ``since`` (date and time)."""
     here = {"host": socket.gethostname(), "machine": machine(), "pid": os.getpid(), "ticks": start_of(os.getpid())}
     return here | {"since": time.strftime("%Y-%m-%d %H:%M:%S")}
 

@@ -23,7 +23,8 @@ def start_of(pid: int) -> str | None:
 
 
 def command_variable() -> dict[str, str]:
-    """Return an environment variable, as a dict of one, from which ranks know the process of ``hmt-ds`` to end with.
+    """Return the environment variable, as a dict with one entry, that tells ranks the process id and start time of the
+    ``hmt-ds`` command that started them: a rank ends when that process ends.
 
     Empty on systems without /proc.
     """

@@ -124,7 +124,8 @@ class BoundariesInstead(Boundaries):
         return memories[self.rows], valid[self.rows]
 
     def write(self, n: int, memory: Tensor) -> None:
-        """Discard the memory: only the first reading of the window stores memories."""
+        """Discard segment n's memory ``[batch, memory_tokens, dim]``: a second reading, with other memories, leaves
+        those of the first one as they are."""
 
 
 class RandomState:

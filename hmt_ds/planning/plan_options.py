@@ -39,7 +39,8 @@ def check_gpus(text: str) -> str:
 
 
 def check_fleet(text: str) -> str:
-    """Return a description of GPUs, such as 16xH100-80GB, unchanged; raise ValueError for any other text."""
+    """Return a description of GPUs, NxTYPE such as 16xH100-80GB, unchanged; raise ValueError with the known types for
+    any other text."""
     read_gpus(text)
     return text
 

@@ -146,7 +146,7 @@ def test_dry_run_and_bad_input(folder):
             ("--memory.segment_length", "3"),
             "not allowed, because the source stores its own settings: remove the option",
         ),
-        ("cache", "new", (), "is not a run"),
+        ("cache", "new", (), "name a run, a checkpoint"),
     ):
         code, printed = convert(folder / source, folder / target, *more)
         errors = [line for line in printed.splitlines() if line.startswith("error: ")]

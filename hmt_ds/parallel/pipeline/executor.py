@@ -76,7 +76,8 @@ class PipelineExecutor:
         self.share_tied_weights()
 
     def share_tied_weights(self) -> None:
-        """Keep tied embeddings and head equal: the first stage has a copy as embeddings, the last one as head."""
+        """Sum the gradients of tied embeddings and head over the first and the last stage, which have a copy each,
+        before every optimizer step, so that the copies stay equal. Nothing if they are not tied or not trained."""
         backbone = cast(CausalLM, self.engine.module.backbone)
         has_copy = self.topology.is_first or self.topology.is_last
         if has_copy and backbone.config.get_text_config().tie_word_embeddings:
