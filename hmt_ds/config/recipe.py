@@ -224,8 +224,8 @@ class Logging(Section):
     1."""
     memory_probe: float = Field(0.01, ge=0, le=1)
     """Largest share (0 to 1) of the training time spent on reading windows with the wrong memories, to warn if the
-    model ignores its memory or recalls always the same one. 0: never. On pipelines without the second
-    warning."""
+    model ignores its memory or recalls always the same one. 0: never. Pipelines have only the
+    first of the two warnings."""
 
 
 class Recipe(Section):

@@ -16,7 +16,7 @@ def find_files(source: str, split: str) -> FoundFiles | None:
 
     Args:
         source: Path of a file; of a folder, which is searched recursively; or a pattern such as ``data/*.jsonl``.
-            Links are followed. Or an address of these, such as ``s3://bucket/data/*.jsonl``.
+            Links are followed. Or the address of any, such as ``s3://bucket/data/*.jsonl``.
         split: Split to read, as the `datasets` library takes it, such as `train` or ``train[:10%]``. It matters only
             if the files' names or folders say that they belong to several splits.
 

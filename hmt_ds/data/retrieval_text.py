@@ -15,8 +15,8 @@ BEFORE_PLACE = len(ANSWER.split()) - 2  # words of the answer in front of the pl
 class RetrievalText:
     """Writes the facts, questions, answers and filler sentences of generated documents as token ids.
 
-    Each word is tokenized once, as within a sentence, and sentences are made of these ids. So generating a document
-    does not run the tokenizer, and the text is the same with every tokenizer.
+    Each word is tokenized once, as within a sentence, and sentences are put together from the ids. So generating a
+    document does not run the tokenizer, and the text is the same with every tokenizer.
 
     Args:
         tokenizer: Any tokenizer of `transformers` that encodes a word alike behind any other word.

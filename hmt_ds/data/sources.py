@@ -100,11 +100,10 @@ def read_source(
         builders = load_found(found, source, split, fields, is_text=not columns)
     else:
         builders = {"hub": _load_by_name(source, name, split, revision)}
-    for key, value in {"name": name, "revision": revision}.items():
-        if value is not None and "hub" not in builders:
-            raise DataError(f"{key} {value!r} is for data sets of the hub only, and {source} is not one: leave it out")
-    if separator is not None and ("text" not in builders or columns):
-        raise DataError(f"separator {separator!r} is for text files only, and {source} is not one: leave it out")
+    if "hub" not in builders:
+        _refuse(source, "data sets of the hub", name=name, revision=revision)
+    if "text" not in builders or columns:
+        _refuse(source, "text files", separator=separator)
     left_out, dropped, rows = found.notes() if found else [], 0, None
     if where:
         whole_size = sum(map(len, builders.values()))
@@ -126,6 +125,13 @@ def read_source(
     for line in left_out:
         logger.info("%s: left out %s", source, line)
     return SourceDocuments(whole, len(found) if found else None, tuple(left_out), place, dropped)
+
+
+def _refuse(source: str, kind: str, **arguments: str | None) -> None:
+    """Raise a DataError for the first argument that has a value, which is for sources of another kind."""
+    for key, value in arguments.items():
+        if value is not None:
+            raise DataError(f"{key} {value!r} is for {kind} only, and {source} is not one: leave it out")
 
 
 def _choose_rows(

@@ -40,7 +40,7 @@ def why_special(documents: Dataset, tokenizer: PreTrainedTokenizerBase, place: R
     rows = [] if pattern is None else list(_rows_with(documents, pattern))
     if not rows or pattern is None:
         return None
-    first = next(match for text in _texts(documents[rows[0]]) if (match := re.search(pattern, text)))
+    first = next(match for text in texts_in(documents[rows[0]]) if (match := re.search(pattern, text)))
     count = "1 document has" if len(rows) == 1 else f"{len(rows):,} documents have"
     return (
         f"{count} special tokens of the tokenizer in the text, first {first[0]!r} in {place(rows[0])}, and they are "
@@ -54,7 +54,7 @@ def _rows_with(documents: Dataset, pattern: str) -> Iterator[int]:
         batch = documents.with_format("arrow")[first : first + ROWS]
         if any(_matches(column, pattern) for chunked in batch.columns for column in chunked.chunks):
             for row in range(first, first + len(batch)):
-                if any(re.search(pattern, text) for text in _texts(documents[row])):
+                if any(re.search(pattern, text) for text in texts_in(documents[row])):
                     yield row
 
 
@@ -69,10 +69,10 @@ def _matches(values: pa.Array, pattern: str) -> bool:
     return False
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """Yield all strings in a row, also those in lists and fields within it."""
+def texts_in(value: Any) -> Iterator[str]:
+    """Yield all strings in a row, also those in lists and fields within it, such as a conversation's messages."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
         for one in value.values() if isinstance(value, dict) else value:
-            yield from _texts(one)
+            yield from texts_in(one)

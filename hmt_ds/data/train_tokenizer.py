@@ -3,7 +3,6 @@
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from datasets import Dataset
 from sentencepiece import SentencePieceTrainer
@@ -12,6 +11,7 @@ from hmt_ds.config.value_checks import why_no_folder
 from hmt_ds.data.errors import DataError, first_line
 from hmt_ds.data.file_kinds import COMPRESSIONS, kind_of
 from hmt_ds.data.sources import read_source
+from hmt_ds.data.special_tokens import texts_in
 from hmt_ds.data.tokenizers import FILES, write_config
 
 LONGEST = 1 << 20  # bytes of a line; sentencepiece leaves out longer ones
@@ -93,7 +93,7 @@ def train_on_lines(lines: Iterable[str], out: Path, vocab_size: int, what: str) 
 def lines_of(documents: Dataset) -> Iterator[str]:
     """Yield the lines of all texts in a data set's rows, in whichever columns, lists and fields they are."""
     for row in documents:
-        for text in _texts_in(row):
+        for text in texts_in(row):
             yield from text.removesuffix("\n").split("\n")
 
 
@@ -132,15 +132,6 @@ def source_lines(source: str, text_field: str) -> Iterator[str]:
         raise DataError(
             f"cannot read {file} as UTF-8 text: {first_line(error)}; convert it, or leave it out"
         ) from error
-
-
-def _texts_in(value: Any) -> Iterator[str]:
-    """Yield all strings in a row, also those in lists and fields within it, such as a conversation's messages."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for one in value.values() if isinstance(value, dict) else value:
-            yield from _texts_in(one)
 
 
 def _check_place(out: Path) -> None:

@@ -75,7 +75,7 @@ class MemorySettings:
         """Return the number of embeddings of the memory prompt in front of a segment's tokens.
 
         Args:
-            mode: memory mode; default: that of these settings.
+            mode: memory mode; default: the mode of the settings.
         """
         mode = mode or self.mode
         if mode == "backbone":
@@ -87,7 +87,7 @@ class MemorySettings:
         """Return the number of positions after a segment's tokens at which its memory is written.
 
         Args:
-            mode: memory mode; default: that of these settings.
+            mode: memory mode; default: the mode of the settings.
         """
         return 0 if (mode or self.mode) == "backbone" else self.memory_tokens
 

@@ -147,7 +147,7 @@ class ActivationBudget:
 
         Returns:
             ``[kept_segments, summary_segments, kept_summaries]``: how many last segments keep their activations, how
-            many segments' summaries run in one batch, and how many of these batches keep their activations.
+            many segments' summaries run in one batch, and how many of the batches keep their activations.
         """
         graphs, peak = self.compute.cuda_graphs == "always", self.peak
         if graphs:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_launch_slurm import SHELLCHECK, ask, recipe, scripts_in  # noqa: F401
+from test_launch_slurm import ask, recipe, scripts_in, shellcheck  # noqa: F401
 
 PROJECT = Path(__file__).parents[2]
 HOSTS = ("localhost", "127.0.0.1")
@@ -99,10 +99,7 @@ def test_a_node_that_fails_its_check(monkeypatch, capsys, recipe, node):  # noqa
 
 def test_scripts_pass_shellcheck(monkeypatch, capsys, recipe):  # noqa: F811
     words = ("--dry-run", "--then", "evaluate", "--then", "convert --merge", "--container", "it's")
-    for script in scripts_in(ask(monkeypatch, capsys, recipe, *words)[1]):
-        text = script.split("\n# sbatch --parsable")[0] + "\n"
-        run = subprocess.run([SHELLCHECK, "-"], input=text, capture_output=True, text=True, check=False)
-        assert run.returncode == 0, run.stdout
+    shellcheck(ask(monkeypatch, capsys, recipe, *words)[1])
 
 
 @pytest.mark.parametrize(

@@ -133,13 +133,18 @@ def test_array_increments_the_seed(monkeypatch, capsys, recipe):
     assert shown.stdout == "runs/my run/seed_7\n"
 
 
-def test_scripts_pass_shellcheck(monkeypatch, capsys, recipe):
-    words = ("--dry-run", "--array", "2", "--then", "evaluate", "--then", "convert --merge")
-    words += ("--model.source", "it's mine")
-    for script in scripts_in(ask(monkeypatch, capsys, recipe, *words)[1]):
+def shellcheck(said: str) -> None:
+    """Check all scripts that a dry run has printed."""
+    for script in scripts_in(said):
         text = script.split("\n# sbatch --parsable")[0] + "\n"
         run = subprocess.run([SHELLCHECK, "-"], input=text, capture_output=True, text=True, check=False)
         assert run.returncode == 0, run.stdout
+
+
+def test_scripts_pass_shellcheck(monkeypatch, capsys, recipe):
+    words = ("--dry-run", "--array", "2", "--then", "evaluate", "--then", "convert --merge")
+    words += ("--model.source", "it's mine")
+    shellcheck(ask(monkeypatch, capsys, recipe, *words)[1])
 
 
 @pytest.mark.parametrize(

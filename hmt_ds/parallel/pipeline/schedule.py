@@ -67,7 +67,7 @@ class Costs:
         segment: duration of the forward pass of one segment through the layers of one stage.
         summary: the same of a pass that summarises a segment.
         recall: duration of selecting memories for one segment, on the last stage.
-        backward: duration of any of these backward passes, as a multiple of the forward pass; 3 with recomputation.
+        backward: duration of each backward pass as a multiple of its forward pass; 3 with recomputation.
         link: duration of a message between neighbouring stages, in either direction.
         wraparound: duration of a message between the last and the first stage, in either direction.
     """

@@ -107,14 +107,14 @@ class StagePass:
             self.recall(action)
             return
         tokens = self.window.tokens_of(action, self.settings)
-        # RECEIVE from the previous stage: the hidden states of these tokens. On the first stage from the last one: what
+        # RECEIVE from the previous stage: the segment's hidden states. On the first stage from the last one: what
         # it recalls, [rows, prompt_tokens, dim], the only thing that segment n needs from segment n - 1.
         stage_input = self.receive(action) if self.expects_message(action) else None
         hidden = self.forward_layers(action, tokens, stage_input)
         if self.topology.is_last:
             self.end_forward(action, tokens, hidden)
         else:
-            # SEND to the next stage: the hidden states of these tokens, from which its layers continue.
+            # SEND to the next stage: the segment's hidden states, from which its layers continue.
             self.channels.forward_out.send(hidden)
 
     def forward_layers(self, action: Action, tokens: Segment | Summary, stage_input: Tensor | None) -> Tensor:
