@@ -25,9 +25,14 @@ class MemoryGenerationMixin(GenerationMixin):  # transformers looks for the end 
             them.
 
         Raises:
-            ValueError: ``cache_implementation`` asks for another kind of cache.
+            ValueError: ``cache_implementation`` asks for another kind of cache, or ``assistant_early_exit`` is given.
         """
         config = generation_config or self.generation_config
+        if layers := options.get("assistant_early_exit", config.assistant_early_exit):
+            raise ValueError(
+                f"assistant_early_exit={layers} is not supported: pass assistant_model=model.backbone_model or "
+                "prompt_lookup_num_tokens instead"
+            )
         kind = options.pop("cache_implementation", None) or config.cache_implementation
         if kind not in (None, "dynamic", "dynamic_full"):
             raise ValueError(

@@ -23,7 +23,6 @@ from transformers import (
     StoppingCriteria,
     StoppingCriteriaList,
     TextStreamer,
-    WatermarkingConfig,
     dynamic_module_utils,
 )
 
@@ -58,36 +57,6 @@ def new(model: HMTForCausalLM, ids: Tensor, **options: Any) -> Tensor:
     """The new tokens of every sequence."""
     torch.manual_seed(7)
     return model.generate(ids, **options)[:, ids.shape[1] :]
-
-
-OPTIONS: dict[str, dict[str, Any]] = {
-    "max_length": {"max_length": READ + NEW},
-    "sampling": {"do_sample": True, "temperature": 1.5, "top_k": 20, "top_p": 0.9},
-    "repetition over borders": {"repetition_penalty": 1.7},
-    "n-grams over borders": {"no_repeat_ngram_size": 2},
-    "beams": {"num_beams": 3},
-    "all beams": {"num_beams": 4, "num_return_sequences": 3, "length_penalty": 0.5},
-    "sampled beams": {"num_beams": 2, "do_sample": True},
-    "several samples": {"do_sample": True, "num_return_sequences": 3},
-    "bad words": {"bad_words_ids": [[15], [2, 12], [12, 2]]},
-    "guidance": {"guidance_scale": 3.0},
-    "a watermark": {"watermarking_config": WatermarkingConfig(bias=9.0, greenlist_ratio=0.3)},
-    "a configuration": {"generation_config": GenerationConfig(do_sample=True, max_new_tokens=NEW, pad_token_id=0)},
-}
-
-
-@pytest.mark.parametrize("rows", [1, 2])
-@pytest.mark.parametrize("name", OPTIONS)
-def test_as_without_a_cache(name, rows, model, ids):
-    options = {"max_new_tokens": NEW} | OPTIONS[name]
-    if "max_length" in options or "generation_config" in options:
-        del options["max_new_tokens"]
-    ids = torch.cat([ids, ids.flip(1)])[:rows]
-    found = new(model, ids, **options)
-    assert torch.equal(found, new(model, ids, **options, use_cache=False))
-    assert found.shape == (rows * options.get("num_return_sequences", 1), NEW)
-    if name not in ("max_length", "all beams"):
-        assert not torch.equal(found[:1], new(model, ids, max_new_tokens=NEW)[:1])  # or it would test nothing
 
 
 def test_lengths(model, ids):
