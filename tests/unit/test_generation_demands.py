@@ -254,10 +254,10 @@ def test_assisted_decoding(kind, sampled, model, folder, ids):
 def test_a_loop_of_ones_own(model, ids, tmp_path):
     """custom_generate takes a function or a folder's code, which get the model with its cache."""
 
-    def greedy(model: Any, input_ids: Tensor, past_key_values: Any, generation_config: Any, **_: Any) -> Tensor:
+    def greedy(model: Any, input_ids: Tensor, generation_config: Any, **options: Any) -> Tensor:
         part = input_ids
         while input_ids.shape[1] < generation_config.max_length:
-            part = model(part, past_key_values=past_key_values).logits[:, -1:].argmax(dim=-1)
+            part = model(part, past_key_values=options["past_key_values"]).logits[:, -1:].argmax(dim=-1)
             input_ids = torch.cat([input_ids, part], dim=1)
         return input_ids
 
