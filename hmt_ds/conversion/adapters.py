@@ -33,11 +33,12 @@ class Adapters:
     model: HMT
 
     def layers(self) -> set[str]:
-        """Return the names of the layers that have an adapter."""
+        """Names of the model's layers that have a LoRA adapter."""
         return {name.partition(ADAPTER)[0] for name in self.weights.shapes if ADAPTER in name}
 
     def merged(self, plain: Weights) -> Weights:
-        """Return the weights of the model without adapters, with what each LoRA adapter adds merged in float32.
+        """Return the weights of the model without adapters, after adding each LoRA adapter's product to its layer in
+        float32.
 
         Args:
             plain: weights of the model without adapters.
@@ -51,11 +52,13 @@ class Adapters:
         return Weights(plain.shapes, read)
 
     def change(self, layer: str) -> Tensor:
-        """Return what a layer's adapter adds to the layer's weight (in the weight's shape, float32), as peft computes
-        it.
+        """Return the matrix that a layer's LoRA adapter adds to the layer's weight, as peft computes it.
 
         Args:
             layer: name of the layer.
+
+        Returns:
+            A float32 tensor in the weight's shape.
         """
         module: LoraLayer = self.model.get_submodule(layer)
         for part in PARTS:
@@ -72,7 +75,7 @@ class Adapters:
         return module.get_delta_weight("default")
 
     def separate(self) -> Weights:
-        """Return only the adapters' weights, under the names that peft gives them in adapter_model.safetensors."""
+        """Return only the LoRA adapters' weights, under the names that peft gives them in adapter_model.safetensors."""
 
         def rename(name: str) -> str | None:
             if ADAPTER not in name:
@@ -101,14 +104,14 @@ def peft_config(lora: LoraSettings, source: str | None) -> LoraConfig:
 
 
 def check_untied(layers: set[str], model: HMT) -> None:
-    """Refuse to merge adapters into layers whose weight is tied to another layer's.
+    """Refuse to merge LoRA adapters into layers whose weight is tied to another layer's.
 
     Args:
         layers: names of the layers that have an adapter.
         model: the model without adapters, on the meta device.
 
     Raises:
-        ConversionError: naming a tied weight whose layer has an adapter.
+        ConversionError: a layer with an adapter has a tied weight.
     """
     tied = [names for names, _ in names_of(model) if len(names) > 1]
     for name in (name for names in tied for name in names):
@@ -120,7 +123,7 @@ def check_untied(layers: set[str], model: HMT) -> None:
 
 
 def merge_found(weights: Weights, config: PreTrainedConfig, settings: MemorySettings, alpha: float) -> Weights:
-    """Merge the LoRA adapters of a checkpoint without a recipe, if it has any, into its weights.
+    """Merge the LoRA adapters in a checkpoint of another program, if it has any, into its weights.
 
     Args:
         weights: weights of the checkpoint.

@@ -60,13 +60,13 @@ class EvaluationRow(TypedDict):
     """One row of an evaluation's JSON file: the loss on tokens with a certain number of segments before them.
 
     Attributes:
-        segments_read: smallest number of segments before a token.
-        below: upper bound (excluded) of the number of segments before a token.
+        segments_read: smallest number of segments before a token of this row.
+        below: upper bound (excluded) of the number of segments before a token of this row.
         tokens: number of scored tokens.
         perplexity: exp of the mean loss; None without tokens.
-        nats: mean loss per token in nats, with its confidence interval.
-        cost_swapped: increase of the loss, in nats per token, with another document's memories.
-        cost_none: increase of the loss, in nats per token, without memories.
+        nats: mean loss per token in nats, with its 95% confidence interval.
+        cost_swapped: increase of the loss, in nats per token, if each document gets another document's memories.
+        cost_none: increase of the loss, in nats per token, if memories are left out.
     """
 
     segments_read: int
@@ -79,12 +79,12 @@ class EvaluationRow(TypedDict):
 
 
 class Evaluation(TypedDict):
-    """Held-out losses after one optimizer step, as read from ``evaluation/step_*.json`` in a run's folder.
+    """Held-out losses of a run after one optimizer step, as read from ``evaluation/step_*.json`` in the run's folder.
 
     Attributes:
         step: the optimizer step.
         data: the held-out documents.
-        verdict: a sentence on whether the memory helps; None if memories were not compared.
+        verdict: a sentence on whether the memory helps; None if the loss was not also computed with other memories.
         rows: losses by the number of segments before a token.
     """
 
@@ -102,7 +102,7 @@ def card(
     run: Path | None = None,
     step: int = 0,
 ) -> str:
-    """Return the text of a converted folder's README.md.
+    """Return the text of a converted folder's README.md (model card).
 
     Args:
         what: ``model``, ``backbone``, ``memory`` or ``adapter``.
@@ -172,18 +172,22 @@ def result_of(evaluation: Evaluation, row: EvaluationRow) -> EvalResult:
 
 
 def plain(value: object) -> str:
-    """Format a value as one line of text without Markdown or HTML, because a run may be from another person."""
+    """Format a value as one line of text without Markdown or HTML, because it may be written by a stranger.
+
+    Args:
+        value: a value of a run's recipe.
+    """
     return re.sub(r"[^\w .,;/()%+=-]|\b_|_\b", lambda found: f"&#{ord(found[0])};", str(value))
 
 
 def code(text: str) -> str:
-    """Format text as a Markdown code span of one line, whatever characters are in the text."""
+    """Format text as a Markdown code span of one line, escaping whatever characters it contains."""
     line, ticks = " ".join(text.split()), "`" * (longest_fence(text) + 1)
     return f"{ticks} {line} {ticks}" if "`" in line else f"{ticks}{line}{ticks}"
 
 
 def fenced(text: str, language: str) -> str:
-    """Format text as a Markdown code block, whatever characters are in the text.
+    """Format text as a Markdown code block that the text's own backticks cannot end.
 
     Args:
         text: content of the block.
@@ -222,14 +226,14 @@ def without_folders(value: object) -> object:
 
 
 def figures(run: Path, step: int) -> list[str]:
-    """Return Markdown about a run's loss and perplexity, with the plot of the loss, as far as they exist.
+    """Return Markdown about a run's loss and perplexity, with the plot of the loss; empty if the run has none.
 
     Args:
         run: folder of the run.
         step: optimizer step of the converted checkpoint; later evaluations are left out.
 
     Returns:
-        Parts of the page, each a heading with its text.
+        Sections of README.md, each a heading with its text.
     """
     found = []
     log = run / "metrics.jsonl"
@@ -249,7 +253,7 @@ def figures(run: Path, step: int) -> list[str]:
 
 
 def own_evaluation(run: Path, step: int) -> Evaluation | None:
-    """Return a run's newest evaluation on its own held-out documents; None if there is none.
+    """Return a run's newest evaluation on the run's own held-out documents; None if there is none.
 
     Args:
         run: folder of the run.
@@ -292,5 +296,9 @@ def with_interval(value: Interval) -> str:
 
 
 def format_value(value: float | None) -> str:
-    """Format a number with three decimals, for a table cell; a dash for None."""
+    """Format a number with three decimals for a table cell; a dash for None.
+
+    Args:
+        value: the number.
+    """
     return "-" if value is None else f"{value:z,.3f}"

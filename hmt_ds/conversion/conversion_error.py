@@ -1,4 +1,4 @@
-"""The exception for conversions that are not possible."""
+"""The exception for checkpoints that cannot be converted to a Hugging Face folder."""
 
 OWN_CODE = (
     "it has its own code (model.trust_remote_code), which a converted folder must not contain: train a model that "
@@ -11,5 +11,9 @@ class ConversionError(ValueError):
 
 
 def first_of(names: list[str]) -> str:
-    """Format a list of names for an error message: the first name, and the number of further ones."""
+    """Format a list of names for an error message, such as "wte.weight (and 3 more)".
+
+    Args:
+        names: the names, at least one.
+    """
     return names[0] + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")

@@ -37,7 +37,7 @@ def convert(source: Path, target: Path, options: ConvertOptions, overrides: Sequ
         overrides: settings of the memory, such as ``--memory.segment_length 1024``, for checkpoints without a recipe.
 
     Raises:
-        ValueError: a subclass such as ConversionError, with a line for each problem.
+        ValueError: the conversion is not possible; a subclass such as ConversionError, with a line for each problem.
     """
     if target.exists():
         raise ConversionError(f"{target} exists already: name a new folder")
@@ -53,7 +53,7 @@ def convert(source: Path, target: Path, options: ConvertOptions, overrides: Sequ
 
 
 def export_source(source: Path, options: ConvertOptions, overrides: Sequence[str], notes: list[str]) -> Export:
-    """Read the whole model, or the part named by ``--what``, from a checkpoint of any kind.
+    """Read the whole model, or the part that the option ``--what`` names, from a checkpoint of any supported kind.
 
     Args:
         source: a run, its folder of checkpoints, one checkpoint, a converted folder, HMT-pytorch's weights, or a
@@ -77,7 +77,7 @@ def export_source(source: Path, options: ConvertOptions, overrides: Sequence[str
 
 
 def export_converted(source: Path, options: ConvertOptions) -> Export:
-    """Read the whole model, or the part named by ``--what``, from a folder that ``hmt-ds convert`` wrote.
+    """Read the whole model, or the part that the option ``--what`` names, from a folder that ``hmt-ds convert`` wrote.
 
     Args:
         source: the converted folder.

@@ -1,4 +1,4 @@
-"""The options of `hmt-ds convert`, and which of them a source allows.
+"""The options of `hmt-ds convert`, and checks that they suit the kind of checkpoint.
 
 Imports no torch: the command line builds its help from this module.
 """
@@ -35,7 +35,7 @@ class ConvertOptions(Options):
 
 
 def check_not_foreign(options: ConvertOptions, overrides: Sequence[str] = ()) -> None:
-    """Reject ``--backbone`` and overrides of the memory's settings, for a source that stores its own settings.
+    """Reject ``--backbone`` and overrides of memory settings for a checkpoint that stores its own settings.
 
     Args:
         options: options of ``hmt-ds convert``.
@@ -50,15 +50,15 @@ def check_not_foreign(options: ConvertOptions, overrides: Sequence[str] = ()) ->
 
 
 def check_part(options: ConvertOptions, mode: str, train: str) -> None:
-    """Check that a source has the part of the model that ``--what`` names, and that ``--merge`` fits both.
+    """Check that a checkpoint has the part of the model that ``--what`` names, and that ``--merge`` fits both.
 
     Args:
         options: options of ``hmt-ds convert``.
-        mode: the source's ``memory.mode``: ``hmt``, ``rmt`` or ``backbone``.
-        train: the source's ``model.train``: ``whole``, ``lora`` or ``frozen``.
+        mode: the checkpoint's ``memory.mode``: ``hmt``, ``rmt`` or ``backbone``.
+        train: the checkpoint's ``model.train``: ``whole``, ``lora`` or ``frozen``.
 
     Raises:
-        ConversionError: naming the option, and why it does not fit the source.
+        ConversionError: naming the option, and why it does not fit the checkpoint.
     """
     if options.what == "adapter" and train != "lora":
         raise ConversionError(

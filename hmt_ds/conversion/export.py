@@ -1,4 +1,4 @@
-"""A model, or a part of it, with everything that is written into its Hugging Face folder."""
+"""A model, or a part of it, with everything that `hmt-ds convert` writes into a Hugging Face folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 @dataclass(frozen=True)
 class Export:
-    """A model, or a part of it, with everything that is written into its Hugging Face folder.
+    """A model, or a part of it, with everything that `hmt-ds convert` writes into a Hugging Face folder.
 
     Attributes:
         what: ``model``, ``backbone``, ``memory`` or ``adapter``.
@@ -47,7 +47,8 @@ class Export:
 
     @property
     def stem(self) -> str:
-        """Prefix of the names of the weight files, such as ``model`` in model.safetensors."""
+        """Prefix of the weight files' names: ``model`` of model.safetensors, ``adapter_model`` of
+        adapter_model.safetensors."""
         return {"memory": "memory", "adapter": "adapter_model"}.get(self.what, "model")
 
     def named_weights(self) -> Weights:

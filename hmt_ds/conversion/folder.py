@@ -81,7 +81,7 @@ def write_files(export: Export, folder: Path, max_shard: str) -> None:
 
 
 def write_model(export: Export, folder: Path) -> None:
-    """Write config.json of a whole HMT, and its Python code for ``from_pretrained(..., trust_remote_code=True)``.
+    """Write config.json of a whole HMT model, and its Python code for ``from_pretrained(..., trust_remote_code=True)``.
 
     Args:
         export: content of the folder.
@@ -107,18 +107,33 @@ def write_model(export: Export, folder: Path) -> None:
 
 
 def write_backbone(export: Export, folder: Path) -> None:
-    """Write config.json of a backbone as a plain transformers model into ``folder``."""
+    """Write config.json of a backbone without memory, as a plain transformers model.
+
+    Args:
+        export: content of the folder.
+        folder: the folder to write into.
+    """
     config = type(export.config).from_dict(export.config.to_dict())
     config.dtype = export.dtype
     config.save_pretrained(folder)
 
 
 def write_memory(export: Export, folder: Path) -> None:
-    """Write memory_config.json, which has the settings of the memory, into ``folder``."""
+    """Write memory_config.json, which has the settings of the memory.
+
+    Args:
+        export: content of the folder.
+        folder: the folder to write into.
+    """
     (folder / SETTINGS).write_text(json.dumps(asdict(export.settings), indent=2) + "\n")
 
 
 def write_adapter(export: Export, folder: Path) -> None:
-    """Write adapter_config.json, peft's configuration of LoRA adapters, into ``folder``."""
+    """Write adapter_config.json, peft's configuration of LoRA adapters.
+
+    Args:
+        export: content of the folder.
+        folder: the folder to write into.
+    """
     assert export.lora is not None
     export.lora.save_pretrained(folder)

@@ -41,7 +41,8 @@ class Foreign(Section):
 
 
 def export_foreign(source: Path, options: ConvertOptions, overrides: Sequence[str], notes: list[str]) -> Export:
-    """Read the whole model, or the part named by ``--what``, from a checkpoint of HMT-pytorch, DeepSpeed or accelerate.
+    """Read the whole model, or the part that the option ``--what`` names, from a checkpoint of HMT-pytorch, DeepSpeed
+    or accelerate.
 
     Args:
         source: file or folder of the checkpoint.
@@ -82,7 +83,8 @@ def foreign_settings(
 ) -> tuple[MemorySettings, float]:
     """Derive the memory's settings and LoRA's alpha for a checkpoint of another program, which has no recipe.
 
-    Memory tokens per memory and widths follow from the shapes of the weights; the command line names the rest.
+    Memory tokens per memory and widths follow from the shapes of the weights; the command line gives all other
+    settings.
 
     Args:
         weights: weights of the checkpoint, under hmt_ds's names.

@@ -67,7 +67,11 @@ def is_deepspeed(folder: Path) -> bool:
 
 
 def tagged(folder: Path) -> Path:
-    """Return the subfolder that DeepSpeed's file ``latest`` names; without such a file, the folder itself."""
+    """Return the subfolder that a DeepSpeed checkpoint's file ``latest`` names; without such a file, the folder itself.
+
+    Args:
+        folder: folder of the DeepSpeed checkpoint.
+    """
     for name in ("latest", "latest_universal"):
         if (folder / name).is_file() and (folder / (folder / name).read_text().strip()).is_dir():
             return folder / (folder / name).read_text().strip()
@@ -75,13 +79,13 @@ def tagged(folder: Path) -> Path:
 
 
 def read_foreign(source: Path) -> tuple[Weights, list[str]]:
-    """Open a checkpoint of HMT-pytorch or DeepSpeed, and give its weights hmt_ds's names.
+    """Open a checkpoint of HMT-pytorch or DeepSpeed, and rename its weights as hmt_ds names them.
 
     Args:
         source: file or folder of the checkpoint.
 
     Returns:
-        The weights, and the stored names of those that an HMT of hmt_ds does not have.
+        The weights, and the stored names of weights that hmt_ds's model does not have.
 
     Raises:
         ConversionError: the checkpoint contains code, or cannot be read.
@@ -98,7 +102,11 @@ def read_foreign(source: Path) -> tuple[Weights, list[str]]:
 
 
 def our_name(name: str) -> str | None:
-    """Translate a weight's name in HMT-pytorch or hmt_ds to hmt_ds's name; None if hmt_ds has no such weight."""
+    """Translate the name of a weight in HMT-pytorch or hmt_ds to hmt_ds's name; None if hmt_ds has no such weight.
+
+    Args:
+        name: the name in the checkpoint.
+    """
     name = WRAPPERS.sub("", name)
     for prefix in BACKBONES:
         if name.startswith(prefix):
@@ -111,8 +119,7 @@ def our_name(name: str) -> str | None:
 
 
 def mode_of(weights: Weights) -> Mode:
-    """Return the ``memory.mode`` of a model (``hmt``, ``rmt`` or ``backbone``), from the memory modules among its
-    weights."""
+    """Return the ``memory.mode`` of a model (``hmt``, ``rmt`` or ``backbone``), by the names of its weights."""
     if "recall.query.weight" in weights.shapes:
         return "hmt"
     return "rmt" if "initial_prompt.embeddings.weight" in weights.shapes else "backbone"

@@ -1,4 +1,4 @@
-"""Check the arguments of a converted model's forward pass: supported as in transformers, or refused in one line."""
+"""Check the arguments of a converted model's forward pass; refuse those that would silently have no effect."""
 
 from collections.abc import Mapping
 
@@ -13,7 +13,11 @@ WITHOUT_EFFECT = ("token_type_ids", "cache_position", "tokenizer")
 
 
 def check_ids(input_ids: Tensor | None) -> Tensor:
-    """Return token ids ``[batch, tokens]`` unchanged, after checking that there are some.
+    """Return token ids ``[batch, tokens]`` unchanged, after checking that there are some and that they have two
+    dimensions.
+
+    Args:
+        input_ids: the token ids that the model was called with.
 
     Raises:
         ValueError: there are no token ids, or they have another number of dimensions.
@@ -114,10 +118,10 @@ def check_positions(position_ids: Tensor | None, real: Tensor | None, shape: tor
 
 
 def first_position(logits_to_keep: int | Tensor, tokens: int) -> int:
-    """Return the first position whose logits are kept; 0 if the positions are given by a tensor.
+    """Return the first position whose logits are returned; 0 if the positions are given by a tensor.
 
     Args:
-        logits_to_keep: number of last positions to keep (0: all), or a tensor of positions.
+        logits_to_keep: number of last positions whose logits are returned (0: all), or a tensor of positions.
         tokens: number of positions of the batch.
     """
     if isinstance(logits_to_keep, Tensor):

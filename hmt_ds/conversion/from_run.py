@@ -27,7 +27,7 @@ from hmt_ds.memory import MemorySettings
 
 
 def export_run(source: Path, options: ConvertOptions, notes: list[str]) -> Export:
-    """Read the whole model, or the part named by ``--what``, from a run.
+    """Read the whole model, or the part that the option ``--what`` names, from a run.
 
     Args:
         source: the run's folder, its folder of checkpoints, or one checkpoint.
@@ -62,7 +62,7 @@ def export_run(source: Path, options: ConvertOptions, notes: list[str]) -> Expor
 
 
 def has_adapters(source: Path) -> bool:
-    """Return whether a checkpoint has LoRA adapters beside its weights.
+    """Return whether a checkpoint of a run contains LoRA adapters.
 
     Args:
         source: a run, its folder of checkpoints, or one checkpoint.
@@ -72,7 +72,7 @@ def has_adapters(source: Path) -> bool:
 
 
 def library_config(recipe: Recipe) -> PreTrainedConfig:
-    """Read the configuration of a run's backbone without running Python code that comes with the model.
+    """Read the transformers configuration of a run's backbone without running Python code that comes with the model.
 
     Args:
         recipe: recipe of the run.
@@ -170,10 +170,10 @@ class RunWeights:
         return select_part(weights, what)
 
     def frozen(self) -> Weights:
-        """Open the backbone's weights before training, as stored in the files of ``model.source``.
+        """Open the weights that the backbone had before training, as stored in the files of ``model.source``.
 
         Raises:
-            ConversionError: if the backbone had random weights, or its files cannot be found.
+            ConversionError: the backbone had random weights, or the files cannot be found.
         """
         source = self.recipe.model.source
         if isinstance(source, dict):
@@ -197,15 +197,15 @@ class RunWeights:
     def frozen_by_transformers(self) -> Weights:
         """Load the whole backbone as it was before training into host memory, through transformers.
 
-        This is needed if weights have other names in the files than in the model, as for mixtures of experts, which
-        only transformers can translate.
+        Needed if weights have other names in the files than in the model, as for mixtures of experts, which only
+        transformers can translate.
         """
         model, dtype = self.recipe.model, getattr(self.config, "dtype", None) or torch.float32
         backbone = build_model(str(model.source), dtype=dtype)
         return tensor_weights({f"backbone.{name}": weight for name, weight in backbone.state_dict().items()})
 
     def adapters(self) -> Adapters:
-        """Return the LoRA adapters of the run."""
+        """Return the LoRA adapters that the run trained."""
         return Adapters(self.trained, skeleton(self.config, self.settings, self.recipe.model.lora))
 
     def peft_config(self) -> LoraConfig:

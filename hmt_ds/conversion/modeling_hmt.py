@@ -48,9 +48,9 @@ OF_BACKBONE = frozenset(
 
 
 class HMTConfig(PretrainedConfig):
-    """The configuration of a Hierarchical Memory Transformer (HMT): its backbone, and the memory around it.
+    """Configuration of a Hierarchical Memory Transformer (HMT): its backbone, and the memory around it.
 
-    The backbone's sizes and special tokens can be read and set here too.
+    The backbone's sizes and special tokens can also be read and set as attributes of this configuration.
 
     Args:
         backbone: a configuration with ``model_type``, as a mapping.
@@ -88,7 +88,11 @@ class HMTConfig(PretrainedConfig):
             super().__setattr__(name, value)
 
     def get_text_config(self, *arguments: Any, **options: Any) -> Any:
-        """Return the configuration in which transformers looks for sizes and special tokens."""
+        """Return the configuration in which transformers looks for sizes and special tokens: the backbone's.
+
+        Args:
+            arguments, options: passed to the backbone configuration's method of the same name.
+        """
         return self.backbone or self
 
 
@@ -113,8 +117,11 @@ class HMTForCausalLM(HashedFolder, PreTrainedModel, MemoryGenerationMixin):
 
     @classmethod
     def around(cls, hmt: HMT) -> "HMTForCausalLM":
-        """Wrap an existing HMT in this class, sharing its weights, for the forward pass and generation of
-        transformers."""
+        """Wrap an existing HMT as a transformers model, sharing its weights.
+
+        Args:
+            hmt: the model to wrap.
+        """
         backbone = cast(CausalLM, hmt.backbone).model
         with torch.device("meta"):
             model = cls(HMTConfig(backbone.config, asdict(hmt.settings)))
@@ -124,24 +131,32 @@ class HMTForCausalLM(HashedFolder, PreTrainedModel, MemoryGenerationMixin):
         return model.train(hmt.training)
 
     def get_input_embeddings(self) -> Any:
-        """Return the backbone's input embeddings."""
+        """Return the backbone's token embeddings module."""
         return self.backbone_model.get_input_embeddings()
 
     def set_input_embeddings(self, value: Any) -> None:
-        """Replace the backbone's input embeddings."""
+        """Replace the backbone's token embeddings module.
+
+        Args:
+            value: the new module.
+        """
         self.backbone_model.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> Any:
-        """Return the backbone's head."""
+        """Return the backbone's output head module."""
         return self.backbone_model.get_output_embeddings()
 
     def set_output_embeddings(self, new_embeddings: Any) -> None:
-        """Replace the backbone's head."""
+        """Replace the backbone's output head module.
+
+        Args:
+            new_embeddings: the new module.
+        """
         self.backbone_model.set_output_embeddings(new_embeddings)
 
     @property
     def backbone_model(self) -> PreTrainedModel:
-        """The backbone's transformers model."""
+        """The transformers model that serves as backbone."""
         return cast(CausalLM, self.hmt.backbone).model
 
     @can_return_tuple
@@ -203,9 +218,16 @@ class HMTForCausalLM(HashedFolder, PreTrainedModel, MemoryGenerationMixin):
     def find_pads(
         self, input_ids: Tensor, attention_mask: Tensor | None, labels: Tensor | None, position_ids: Tensor | None
     ) -> Alignment | None:
-        """Find the padding of a batch by its mask ``[batch, tokens]`` (0 on padding); None if there is none.
+        """Find the padding of a batch, by its mask or else by ``pad_token_id`` at the ends of rows.
 
-        Without a mask, ``pad_token_id`` at the ends of rows is padding. Arguments as for ``forward``.
+        Args:
+            input_ids: ``[batch, tokens]``.
+            attention_mask: ``[batch, tokens]``, 0 on padding; None for no mask.
+            labels: ``[batch, tokens]``; None for none.
+            position_ids: only the default ones are accepted; None for those.
+
+        Returns:
+            A map between padded and left-aligned rows; None if there is no padding.
         """
         real = check_mask(attention_mask, input_ids.shape)
         check_positions(position_ids, real, input_ids.shape)
@@ -219,12 +241,12 @@ class HMTForCausalLM(HashedFolder, PreTrainedModel, MemoryGenerationMixin):
     def read(
         self, window: Window, alignment: Alignment | None, first: int, end: int, *, with_loss: bool
     ) -> tuple[Tensor, Tensor]:
-        """Read a window of whole documents, and return the summed loss and the logits.
+        """Read whole documents segment by segment, and return the summed loss and the logits.
 
         Args:
-            window: rows of segments.
-            alignment: map between padded and left-aligned rows; None without padding.
-            first, end: range of positions whose logits are returned.
+            window: the documents, one per row, cut into segments.
+            alignment: map between padded and left-aligned rows; None without padding. first, end: range of positions
+                whose logits are returned.
             with_loss: whether to compute the loss.
 
         Returns:
@@ -243,12 +265,15 @@ class HMTForCausalLM(HashedFolder, PreTrainedModel, MemoryGenerationMixin):
         return torch.stack([output.loss.sum() for output in outputs]).sum(), logits
 
     def read_segments(self, window: Window, *, with_loss: bool, logits_from: int) -> list[Any]:
-        """Read all segments of a window, each with the memories of earlier ones; return the outputs of all segments.
+        """Read the segments of whole documents in order, each with the memories of earlier ones.
 
         Args:
-            window: rows of segments.
+            window: the documents, one per row, cut into segments.
             with_loss: whether to compute losses.
             logits_from: index of the first segment whose logits are computed.
+
+        Returns:
+            The output of each segment.
         """
         hmt, settings = self.hmt, self.hmt.settings
         state = MemoryState.empty(
@@ -278,16 +303,18 @@ class HMTForCausalLM(HashedFolder, PreTrainedModel, MemoryGenerationMixin):
         cache: SegmentCache,
         logits_to_keep: int | Tensor,
     ) -> Tensor:
-        """Read tokens after those in a cache, and return their logits ``[batch, tokens, vocabulary]``, or those to
-        keep.
+        """Read the tokens that follow the text in a cache, and return their logits.
 
         Args:
-            input_ids: ``[batch, tokens]``.
-            attention_mask: 0 on padding, ``[batch, tokens]``, or with the columns read before in front; None without
-                padding.
+            input_ids: the new tokens, ``[batch, tokens]``.
+            attention_mask: 0 on padding; ``[batch, tokens]`` for the new tokens, or with columns for all earlier tokens
+                in front; None without padding.
             position_ids: must be the default ones; None for none.
-            cache: the text read before; changed in place.
+            cache: what was kept of the text read before; changed in place.
             logits_to_keep: number of last positions whose logits are returned (0: all), or a tensor of positions.
+
+        Returns:
+            Logits ``[batch, tokens, vocabulary]``, or only those that ``logits_to_keep`` asks for.
         """
         before, new = cache.seen, input_ids.shape[1]
         if attention_mask is not None and attention_mask.shape == (len(input_ids), before + new):
@@ -300,7 +327,7 @@ class HMTForCausalLM(HashedFolder, PreTrainedModel, MemoryGenerationMixin):
 
 
 class HMTModel(PreTrainedModel):
-    """The class that ``AutoModel`` finds in a converted folder: raises a ValueError that names
+    """Placeholder that ``AutoModel`` finds in a converted folder: raises a ValueError that names
     ``AutoModelForCausalLM``."""
 
     config_class = HMTConfig

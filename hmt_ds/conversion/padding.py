@@ -28,7 +28,7 @@ class Alignment:
 
     @classmethod
     def of(cls, real: Tensor) -> "Alignment":
-        """Build the alignment that moves each row's tokens to the left, in the same order, and its padding to the end.
+        """Build the map that moves each row's tokens to the left, in the same order, and its padding to the end.
 
         Args:
             real: ``[batch, columns]`` bool, False on padding.
@@ -36,15 +36,22 @@ class Alignment:
         return cls(real, (~real).long().argsort(dim=1, stable=True))
 
     def columns(self, first: int) -> Tensor:
-        """Return the aligned column of each position of padded rows, from column ``first`` on: ``[batch, columns -
-        first]``.
+        """Return the column in the left-aligned rows of each position of the padded rows: ``[batch, columns - first]``.
 
-        The column of a padding position is that of the last token before it.
+        A padding position is mapped to the last token before it.
+
+        Args:
+            first: first column of the padded rows to map.
         """
         return (self.real.long().cumsum(dim=1) - 1).clamp(min=0)[:, first:]
 
     def align(self, values: Tensor, pad: int) -> Tensor:
-        """Align rows of values ``[batch, columns]`` to the left, and write ``pad`` to the padding after them."""
+        """Align rows to the left: move the values at tokens to the front, and write ``pad`` behind them.
+
+        Args:
+            values: ``[batch, columns]``, such as token ids.
+            pad: value to write at padding.
+        """
         return values.masked_fill(~self.real, pad).gather(1, self.order)
 
 
@@ -53,9 +60,9 @@ def find_trailing_pads(
 ) -> Tensor | None:
     """Find the padding of a batch that has no attention mask.
 
-    A padding id can also be text, so only what no text contains counts as padding: a run of the id at the end of a row,
-    without labels, if no text begins or ends with the id. Where ``pad_token_id`` equals the end-of-text id, as in many
-    fine-tuned models, a text that ends with the id would otherwise lose its last token.
+    The padding id may also occur in text, so padding is only a run of the id at the end of a row, without labels, and
+    only if no text begins or ends with the id. Where ``pad_token_id`` equals the end-of-text id, as in many fine-tuned
+    models, a text that ends with the id would otherwise lose its last token.
 
     Args:
         input_ids: ``[batch, tokens]``.
@@ -82,7 +89,7 @@ def split_rows(input_ids: Tensor, labels: Tensor | None, length: int, alignment:
         input_ids: ``[batch, tokens]``.
         labels: ``[batch, tokens]``, not shifted; labels of padding are ignored. None without labels.
         length: number of tokens of a segment.
-        alignment: alignment of padded rows; None without padding.
+        alignment: map between padded and left-aligned rows; None without padding.
     """
     if alignment is not None:
         input_ids = alignment.align(input_ids, 0)

@@ -1,4 +1,4 @@
-"""Read PyTorch's pickle files, only here. A pickle can run code, so pickles that contain code are refused."""
+"""Read PyTorch's pickle files. A pickle can run code, so pickles that contain code are refused."""
 
 import contextlib
 import functools
@@ -15,7 +15,7 @@ from hmt_ds.conversion.conversion_error import ConversionError
 
 
 def allowed_globals() -> list[type | Callable[..., object] | tuple[Callable[..., object], str]]:
-    """List the classes that a pickle may name besides torch's: those of DeepSpeed, which its checkpoints contain."""
+    """List the classes that a checkpoint's pickle may name besides torch's: those in DeepSpeed's checkpoints."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
@@ -26,7 +26,11 @@ def allowed_globals() -> list[type | Callable[..., object] | tuple[Callable[...,
 
 
 def member_of_enum(kind: Any, name: str) -> object:
-    """Replace ``getattr`` in a pickle: return a member of DeepSpeed's ``ZeroStageEnum``, and refuse everything else.
+    """Return a member of DeepSpeed's enum ``ZeroStageEnum``: the only use of ``getattr`` that a pickle may make.
+
+    Args:
+        kind: the class that the pickle names.
+        name: name of the member.
 
     Raises:
         pickle.UnpicklingError: if ``kind`` is another class.
@@ -71,7 +75,10 @@ def read_pickle(file: Path) -> Any:
 
 @contextlib.contextmanager
 def one_line_errors(source: Path) -> Iterator[None]:
-    """Turn any error from loading a pickle into a ConversionError of one line.
+    """Return a context that turns any error from loading a pickle into a ConversionError of one line.
+
+    Args:
+        source: the pickle file, or its folder, to name in the error.
 
     Raises:
         ConversionError: naming ``source`` and the reason.

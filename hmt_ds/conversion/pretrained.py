@@ -26,7 +26,7 @@ class PretrainedHMT(HMT):
     """An HMT that can also be called with token ids of any length, like the transformers model of its folder."""
 
     def forward(self, part: Any = None, *arguments: Any, **options: Any) -> Any:
-        """Read whole documents, or one segment as ``HMT.forward`` does.
+        """Read whole documents if called with token ids, or one segment if called as ``HMT.forward`` is.
 
         Args:
             part: token ids ``[batch, tokens]``, which can also be given as ``input_ids``; or a segment.
@@ -53,15 +53,15 @@ class PretrainedHMT(HMT):
 
 
 def check_token_ids(ids: object, vocabulary: int) -> None:
-    """Check that a model can be called with token ids: a tensor of whole numbers within the vocabulary.
+    """Check that what a model was called with are token ids: a tensor of whole numbers within the vocabulary.
 
     Args:
         ids: what the model was called with.
         vocabulary: number of token ids.
 
     Raises:
-        TypeError: they are not a tensor of whole numbers.
-        ValueError: one is not in the vocabulary.
+        TypeError: ``ids`` is not a tensor of whole numbers.
+        ValueError: an id is not in the vocabulary.
     """
     if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.dtype == torch.bool:
         kind = f"a tensor of {ids.dtype}" if isinstance(ids, Tensor) else type(ids).__name__
@@ -73,7 +73,8 @@ def check_token_ids(ids: object, vocabulary: int) -> None:
 
 
 def load_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> PretrainedHMT:
-    """Load a converted model in evaluation mode: call it with token ids, generate with its ``causal_lm``.
+    """Load a converted model in evaluation mode; call it with token ids, or generate text with its attribute
+    ``causal_lm``.
 
     Args:
         folder: a folder that ``hmt-ds convert`` has written, or its name on the hub.

@@ -11,7 +11,7 @@ from hmt_ds.conversion.conversion_error import ConversionError
 
 
 def check_push(name: str) -> None:
-    """Check that a folder can be pushed to the hub, before it is written.
+    """Check that a folder can be pushed to the hub, before the folder is written.
 
     Args:
         name: name of the repository, OWNER/NAME.

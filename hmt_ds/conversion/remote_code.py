@@ -39,16 +39,28 @@ def remote_code() -> dict[str, str]:
 
 
 def source_of(module: str) -> str:
-    """Return the source code of a module of hmt_ds, given its dotted name such as hmt_ds.memory.cell."""
+    """Return the source code of a module of hmt_ds.
+
+    Args:
+        module: dotted name, such as hmt_ds.memory.cell.
+    """
     path = ROOT.joinpath(*module.split(".")[1:])
     return (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8")
 
 
 def flat_name(module: str) -> str:
-    """Return a module's name in a converted folder, which has no packages: hmt_memory_cell for hmt_ds.memory.cell."""
+    """Return the name of a module's copy in a converted folder: hmt_memory_cell for hmt_ds.memory.cell.
+
+    Args:
+        module: dotted name.
+    """
     return "modeling_hmt" if module == MAIN else module.replace("hmt_ds.", "hmt_", 1).replace(".", "_")
 
 
 def file_name(module: str) -> str:
-    """Return the file name of a module in a converted folder: hmt_memory_cell.py for hmt_ds.memory.cell."""
+    """Return the file name of a module's copy in a converted folder: hmt_memory_cell.py for hmt_ds.memory.cell.
+
+    Args:
+        module: dotted name.
+    """
     return f"{flat_name(module)}.py"

@@ -71,7 +71,7 @@ def to_dtype(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def write_index(folder: Path, files: dict[str, list[str]], weights: Weights, dtype: torch.dtype, stem: str) -> None:
-    """Write transformers' index file, which names the file of each weight.
+    """Write transformers' index file (``model.safetensors.index.json``), which names the file of each weight.
 
     Args:
         folder: folder to write to.

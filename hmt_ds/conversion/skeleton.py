@@ -25,7 +25,7 @@ def skeleton(config: PreTrainedConfig, settings: MemorySettings, lora: LoraSetti
         lora: LoRA settings; None for a model without adapters.
 
     Raises:
-        ConversionError: the backbone's code comes with the model, so a converted folder would lack it.
+        ConversionError: the backbone's Python code comes with the model, so a converted folder would lack it.
     """
     if has_own_code(config):
         raise ConversionError(f"{config.model_type} cannot be converted: {OWN_CODE}")
@@ -37,17 +37,28 @@ def skeleton(config: PreTrainedConfig, settings: MemorySettings, lora: LoraSetti
 
 
 def measure_width(config: PreTrainedConfig) -> int:
-    """Return the width of any backbone's embeddings, measured on a model on the meta device."""
+    """Return the width of a backbone's embeddings, measured on a model on the meta device.
+
+    Args:
+        config: configuration of the backbone.
+    """
     return skeleton(config, MemorySettings(segment_length=1, mode="backbone")).backbone.dim
 
 
 def with_recall_dim(memory: MemorySettings, config: PreTrainedConfig) -> MemorySettings:
-    """Return memory settings whose ``recall_dim``, unless set, is the width of the backbone's embeddings."""
+    """Return memory settings whose ``recall_dim`` (width of the retrieval's cross-attention) is set.
+
+    If the settings leave it open, it is the width of the backbone's embeddings.
+
+    Args:
+        memory: settings of the memory.
+        config: configuration of the backbone.
+    """
     return replace(memory, recall_dim=memory.recall_width(measure_width(config)))
 
 
 def names_of(model: nn.Module) -> Iterator[tuple[list[str], tuple[int, ...]]]:
-    """List the weights of a model, each tied weight once.
+    """Yield the names and the shape of each weight of a model, tied weights once.
 
     Yields:
         All names of a weight (several for a tied one), and the weight's shape.
@@ -65,7 +76,7 @@ def buffers_of(model: nn.Module) -> set[str]:
 
 
 def match_weights(weights: Weights, model: nn.Module, origin: str) -> Weights:
-    """Select the weights of a model from a checkpoint; tied weights once, under the first of their names.
+    """Select the weights that a model needs from a checkpoint; tied weights once, under the first of their names.
 
     Args:
         weights: weights of a checkpoint, which may hold more than the model needs.
@@ -109,15 +120,24 @@ def match_weights(weights: Weights, model: nn.Module, origin: str) -> Weights:
 
 
 def shape_fits(stored: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    """Return whether a weight stored with shape ``stored`` fits ``shape``, as it is or flattened.
+    """Return whether a weight stored in a checkpoint has the needed shape, or is a flattened tensor of that size.
 
     DeepSpeed's universal format stores weights flattened.
+
+    Args:
+        stored: the shape in the checkpoint.
+        shape: the needed shape.
     """
     return stored == shape or stored == (torch.Size(shape).numel(),)
 
 
 def reshaped(weight: Tensor, shape: tuple[int, ...] | None) -> Tensor:
-    """Return a weight in another shape with as many elements; unchanged if ``shape`` is None."""
+    """Return a weight in another shape with as many elements; unchanged if ``shape`` is None.
+
+    Args:
+        weight: the weight.
+        shape: the other shape.
+    """
     return weight if shape is None else weight.view(shape)
 
 
@@ -126,7 +146,7 @@ def with_frozen(trained: Weights, frozen: Weights, model: HMT) -> Weights:
 
     Args:
         trained: trained weights, by their names in the whole model.
-        frozen: weights of the backbone, by the names in its files, with or without transformers' base model prefix.
+        frozen: weights of the backbone, by the names in its files, with or without a prefix such as ``model.``.
         model: the whole model without adapters, on the meta device.
     """
     prefix = cast(CausalLM, model.backbone).model.base_model_prefix
@@ -140,7 +160,7 @@ def with_frozen(trained: Weights, frozen: Weights, model: HMT) -> Weights:
 
 
 def combine(first: Weights, second: Weights) -> Weights:
-    """Join two sets of weights; a name in both gets the weight of ``first``."""
+    """Join two sets of weights by name; a name in both gets the weight of ``first``."""
     return Weights(
         second.shapes | first.shapes,
         lambda name: (first if name in first.shapes else second).read(name),

@@ -1,4 +1,4 @@
-"""What a run on conversations passes on to its folder: the chat template, and the token that ends an answer."""
+"""What a model trained on conversations keeps in its converted folder: chat template, and token that ends an answer."""
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
@@ -38,15 +38,15 @@ def tokenizer_of_run(recipe: Recipe, what: What, notes: list[str]) -> PreTrained
 def stop_at_answers(
     generation: GenerationConfig, tokenizer: PreTrainedTokenizerBase | None, recipe: Recipe
 ) -> GenerationConfig:
-    """Add the token that ends an answer to those that stop generation, if the run was trained on conversations.
+    """Add the token that ends an answer to the tokens that stop generation, if the run was trained on conversations.
 
     Args:
-        generation: the backbone's settings; changed in place.
+        generation: the backbone's generation settings; changed in place.
         tokenizer: the tokenizer with its chat template; with None nothing changes.
         recipe: recipe of the run.
 
     Returns:
-        The same settings.
+        The object ``generation``.
     """
     if tokenizer is None or not tokenizer.chat_template or not talks(recipe):
         return generation

@@ -17,7 +17,7 @@ from hmt_ds.conversion.pickles import read_pickle
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights of a model by name, each read on access.
+    """The weights of a model by name, each read from its file on access.
 
     Attributes:
         shapes: shape of each weight, by name.
@@ -28,17 +28,29 @@ class Weights:
     read: Callable[[str], Tensor]
 
     def renamed(self, rename: Callable[[str], str | None]) -> "Weights":
-        """Return the same weights under the names that ``rename`` gives for the old ones; None leaves a weight out."""
+        """Return these weights under other names.
+
+        Args:
+            rename: gives the new name for an old one; None leaves the weight out.
+        """
         old = {new: name for name in self.shapes if (new := rename(name)) is not None}
         return Weights({new: self.shapes[name] for new, name in old.items()}, lambda new: self.read(old[new]))
 
     def without_prefix(self, prefix: str) -> "Weights":
-        """Return the weights whose names start with ``prefix``, without the prefix in their names."""
+        """Return only the weights whose names start with a prefix, without the prefix in their names.
+
+        Args:
+            prefix: the prefix, such as ``backbone.``.
+        """
         return self.renamed(lambda name: name.removeprefix(prefix) if name.startswith(prefix) else None)
 
 
 def tensor_weights(found: dict[str, Tensor]) -> Weights:
-    """Wrap a state dict (tensors by name) as :class:`Weights`, which are read on access; it may be memory-mapped."""
+    """Wrap a state dict as :class:`Weights`, whose tensors are read on access and may be memory-mapped.
+
+    Args:
+        found: the state dict, tensors by name.
+    """
     found = {name: tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}
     return Weights({name: tuple(tensor.shape) for name, tensor in found.items()}, found.__getitem__)
 

@@ -1,4 +1,4 @@
-"""Training batches as tensors: one rank's rows of each window, read from the tokenized documents."""
+"""Training batches as tensors: one rank's rows of consecutive segments, read from the tokenized documents."""
 
 import signal
 from collections.abc import Collection, Iterator, Sequence
@@ -23,7 +23,7 @@ RankWindow = tuple[list[list[Piece | None]], dict[str, Any]]
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """One rank's rows of a window (a batch of rows times consecutive segments), as tensors on the CPU.
+    """One rank's rows of consecutive segments, as tensors on the CPU: what one truncated-BPTT window reads.
 
     Attributes:
         input_ids: `[rows, segments, length]` int64; 0 on the padding behind a segment's tokens.
@@ -32,9 +32,10 @@ class Batch:
         lengths: `[rows, segments]` int64, number of tokens in each segment; 0 for an empty segment.
         starts: `[rows, segments]` bool, True where a document begins, and for empty segments.
         documents: `[rows, segments]` int64, index of the document; -1 for an empty segment.
-        position: Where all ranks' rows are after this window, as JSON values: the `state` to resume a loader with.
-        targets: `[rows, segments]` int64, how many segments back the fact is that a segment asks for (1: the previous
-            segment), 0 where it asks for none; None for documents that were not generated.
+        position: How far all ranks' rows have read after this batch, as JSON values: the `state` to resume a loader
+            with.
+        targets: `[rows, segments]` int64, for documents generated to test memory: how many segments back the fact is
+            that a segment asks for (1: the previous segment), 0 where it asks for none. None for other documents.
         weights: `[rows, segments, length]` float32, factor of each label's loss, 0 where there is no label; None where
             all labels count 1.
         parts: `[rows, segments, length]` int64, number of the document that a position belongs to, counted from 0
@@ -56,23 +57,24 @@ class Batch:
 
 
 class WindowLoader:
-    """Iterate over one rank's batches (`Batch`); every iteration begins at the same saved position.
+    """Iterate over one rank's batches (`Batch`), of documents cut into segments; every iteration begins at the same
+    position.
 
-    All ranks compute the same order of documents, so they have equally many batches, and rank r has rows
-    `r * batch_size` to `(r + 1) * batch_size - 1` of each window. Worker processes only read tokens, so the batches do
+    All ranks compute the same order of documents, so they have equally many batches, and rank r has rows `r *
+    batch_size` to `(r + 1) * batch_size - 1` of each global batch. Worker processes only read tokens, so the batches do
     not depend on the number of workers.
 
     Args:
         tokens: Tokenized documents from `tokenize_documents`.
-        segments: Segments per row of each window; or a function of the window's number (0 for the first one here).
+        segments: Segments per row of each batch; or a function of the batch's number (0 for the first one here).
         segment_length: Tokens per segment, the width of every batch.
-        seed: Determines the order of the documents in each epoch.
-        rank, world_size: Rank and size of the data-parallel group.
+        seed: Determines the order of the documents in each epoch. rank, world_size: Rank and size of the data-parallel
+            group.
         batch_size: Rows per rank.
         shuffle: False to keep the documents in their own order in every epoch.
         epochs: Number of passes over the documents; None to go on without end.
         num_workers: Processes that read ahead; 0 reads in this process.
-        state: `Batch.position` of the last batch that was used; None to begin with the first window.
+        state: `Batch.position` of the last batch that was used; None to begin with the first one.
         left_out: Indices of documents to skip.
         sources: Number of documents and weight of each source; empty for a single source.
         mix_by: Whether the sources' weights count `documents` or `tokens`.
@@ -132,11 +134,11 @@ class WindowLoader:
 
 
 def read_windows(reader: TorchDataset[Batch], items: Iterator[Any], num_workers: int) -> Iterator[Batch]:
-    """Yield `reader[item]` for each item, in the order of the items, read ahead by worker processes.
+    """Yield the batch `reader[item]` for each item, in the order of the items, read ahead by worker processes.
 
     Args:
         reader: Makes a batch from an item.
-        items: What to read, such as descriptions of windows; may be endless.
+        items: Descriptions of the batches; may be endless.
         num_workers: Number of worker processes; 0 reads in this process.
     """
     # DataLoader draws a seed for its workers: from a generator of its own, so that reading data changes no dropout.

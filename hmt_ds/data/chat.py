@@ -42,8 +42,8 @@ def render_chat(
         adds to the conversation before it, behind the generation prompt.
 
     Raises:
-        DataError: `messages` is not such a list or has no answer, the template refuses it or leaves out a text, or the
-            template does not let answers be told apart from the rest.
+        DataError: `messages` is no list of messages or has no answer, the template refuses it or leaves out a text, or
+            the answers cannot be told apart from the rest of the rendered text.
     """
     chat = check_messages(messages)
     template = template_of(tokenizer, template)
@@ -63,7 +63,12 @@ def render_chat(
 
 
 def template_of(tokenizer: PreTrainedTokenizerBase, template: str | None) -> str:
-    """Return a chat template (the tokenizer's own if None), made to write a fixed date instead of today's."""
+    """Return a tokenizer's chat template (Jinja), made to write a fixed date instead of today's.
+
+    Args:
+        tokenizer: The tokenizer.
+        template: Another template to use; None for the tokenizer's own.
+    """
     template = tokenizer.get_chat_template(template)
     return FIXED_DATE + template if "strftime_now" in template else template
 
@@ -71,9 +76,10 @@ def template_of(tokenizer: PreTrainedTokenizerBase, template: str | None) -> str
 def written_out(
     messages: object, text: str, pattern: str, tokenizer: PreTrainedTokenizerBase, template: str | None = None
 ) -> list[Span]:
-    """Return first and end character of each special token that is part of a message's text, not of the template.
+    """Return first and end character of each special token, such as `</s>`, that a user wrote into a message's text.
 
-    To tell them apart, the conversation is rendered once more with placeholders for those in messages.
+    To tell such tokens from those of the chat template, the conversation is rendered once more with placeholders for
+    the tokens in messages.
 
     Args:
         messages: A list of messages, each a mapping with `role` and `content` (or `from` and `value`).
@@ -102,7 +108,12 @@ def written_out(
 
 
 def mask(value: Any, pattern: re.Pattern[str]) -> Any:
-    """Replace each character of every match in a value's texts by `MASK`, also in lists and mappings within it."""
+    """Replace each character of every match in a value's texts by `MASK`, also in lists and mappings within it.
+
+    Args:
+        value: A text, or nested lists and mappings of texts.
+        pattern: A regular expression for the tokenizer's special tokens.
+    """
     if isinstance(value, str):
         return pattern.sub(lambda match: MASK * len(match[0]), value)
     if isinstance(value, Mapping):
@@ -111,10 +122,11 @@ def mask(value: Any, pattern: re.Pattern[str]) -> Any:
 
 
 def added_by(chat: list[Message], number: int, text: str, tokenizer: PreTrainedTokenizerBase, template: str) -> Span:
-    """Return first and end character of an assistant's answer in a conversation; for templates that mark no answers.
+    """Return first and end character of an assistant's answer in a rendered conversation, for chat templates that mark
+    no answers.
 
     Args:
-        chat: Checked messages.
+        chat: The conversation's messages, already checked.
         number: Index of the answer's message, from 0.
         text: The whole conversation, rendered with `template`.
 
@@ -137,13 +149,14 @@ def added_by(chat: list[Message], number: int, text: str, tokenizer: PreTrainedT
 
 
 def end_of(chat: list[Message], number: int, text: str, tokenizer: PreTrainedTokenizerBase, template: str) -> int:
-    """Return the end character of an answer that a template renders differently as the last message than in the middle.
+    """Return the end character of an answer that a chat template renders differently as the last message than in the
+    middle.
 
-    The answer is replaced by other words: the text behind them is the text behind the answer. A special token right
-    behind the answer, which ends the turn, is part of it.
+    To find the end, the answer is replaced by other words: the text that stays the same behind it is not part of it. A
+    special token right behind the answer, which ends the turn, is part of it.
 
     Args:
-        chat: Checked messages.
+        chat: The conversation's messages, already checked.
         number: Index of the answer's message, from 0.
         text: The whole conversation, rendered with `template`.
 
@@ -162,10 +175,13 @@ def end_of(chat: list[Message], number: int, text: str, tokenizer: PreTrainedTok
 
 
 def words_of(message: Message) -> list[tuple[str, str]]:
-    """Return the texts that the rendering of a message must contain: pairs of a description (for errors) and the text.
+    """Return the texts that must occur in a rendered message: pairs of a description (for errors) and the text.
 
-    Thoughts (`<think>`) and surrounding blanks may be left out; results of tools may be rendered as JSON, so none is
-    due.
+    Thoughts (`<think>`) and surrounding blanks may be left out; results of tools may be rendered as JSON, so they are
+    not returned.
+
+    Args:
+        message: A message with `role` and `content`.
     """
     if message["role"] == "tool":
         return []
@@ -178,11 +194,13 @@ def words_of(message: Message) -> list[tuple[str, str]]:
 def render(
     chat: list[Message], tokenizer: PreTrainedTokenizerBase, template: str, **options: bool
 ) -> tuple[str, list[Span]]:
-    """Render messages with a template; return the text and the character spans that the template marks as answers.
+    """Render messages with a chat template; return the text and the character spans that the template marks as answers.
 
     Args:
         options: Options of transformers' `render_jinja_template`; without `return_assistant_tokens_mask=True` the list
             of spans is empty.
+        chat: The conversation's messages, already checked.
+        template: The chat template (Jinja).
 
     Raises:
         DataError: The template raises an error.
@@ -197,7 +215,10 @@ def render(
 
 
 def check_messages(messages: object) -> list[Message]:
-    """Return a conversation's messages with the roles that templates know, without fields that are None.
+    """Return a conversation's messages with the roles that chat templates know, without fields that are None.
+
+    Args:
+        messages: A list of mappings with `role` and `content` (or `from` and `value`).
 
     Raises:
         DataError: `messages` is not a non-empty list, has no answer or begins with one, or a message has an unknown
@@ -216,14 +237,14 @@ def check_messages(messages: object) -> list[Message]:
 
 
 def check_message(message: object, number: int) -> Message:
-    """Return one message with `role` and `content`, also from a message with `from` and `value`; drop fields of None.
+    """Return a message of a conversation as a mapping with `role` and `content`, without fields that are None.
 
     Args:
-        message: A mapping.
+        message: A mapping with `role` and `content`, or with `from` and `value`.
         number: Position of the message in its conversation, from 1, for errors.
 
     Raises:
-        DataError: It is not a mapping, its role is unknown, or it has no text.
+        DataError: `message` is not a mapping, its role is unknown, or it has no text.
     """
     if not isinstance(message, Mapping):
         raise DataError(f"message {number} must be a mapping with role and content, not {message!r:.80}")

@@ -29,8 +29,8 @@ def describe_tokens(tokens: Dataset, segment_length: int, packing: Packing | Non
 def hash_of_order(lengths: np.ndarray) -> str:
     """Return the first 12 hexadecimal digits of the SHA-256 of the documents' lengths in their order.
 
-    A saved position counts documents, so a run can be resumed only on the same documents in the same order; this tells
-    without reading their tokens.
+    A run can be resumed only on the same documents in the same order; the hash shows whether they are, without reading
+    their tokens.
 
     Args:
         lengths: Tokens of each document, `[documents]`.
@@ -39,9 +39,9 @@ def hash_of_order(lengths: np.ndarray) -> str:
 
 
 def padding_share(lengths: np.ndarray, segment_length: int, packing: Packing | None = None) -> float:
-    """Return the fraction (0 to 1) of positions that hold padding in one pass over the documents.
+    """Return the fraction (0 to 1) of token positions that hold padding in one pass over the documents.
 
-    Rows that have no document left at the end of the pass are not counted.
+    Batch rows that have no document left at the end of the pass are not counted.
 
     Args:
         lengths: Tokens of each document, `[documents]`, at least one document.
@@ -52,7 +52,7 @@ def padding_share(lengths: np.ndarray, segment_length: int, packing: Packing | N
 
 
 def segments_of(lengths: np.ndarray, segment_length: int, packing: Packing | None = None) -> float:
-    """Return the number of segments in one pass over the documents; an estimate from 100,000 of them with `packing`.
+    """Return the number of segments in one pass over the documents; with packing an estimate from 100,000 documents.
 
     Args:
         lengths: Tokens of each document, `[documents]`, at least one document.

@@ -1,4 +1,4 @@
-"""Make tokenized documents harder to remember: let two alternate, or put filler between the parts of one."""
+"""Make tokenized documents harder to remember: let two documents alternate, or insert filler between parts of one."""
 
 import hashlib
 import itertools
@@ -23,8 +23,8 @@ Document = tuple[np.ndarray, np.ndarray]  # token ids [tokens] int64, weights [t
 def interleave(tokens: Dataset, every: int, cache_dir: Path) -> Dataset:
     """Join documents in pairs whose parts alternate, as in the HMT paper's test of topic switching.
 
-    Behind the end of the shorter one comes the rest of the longer one. With an odd number of documents the last one is
-    unchanged.
+    When the shorter document of a pair ends, the rest of the longer one follows. With an odd number of documents the
+    last one is unchanged.
 
     Args:
         tokens: Tokenized documents from `tokenize_documents`.
@@ -46,7 +46,7 @@ def interleave(tokens: Dataset, every: int, cache_dir: Path) -> Dataset:
 
 
 def dilate(tokens: Dataset, every: int, tokenizer: PreTrainedTokenizerBase, cache_dir: Path) -> Dataset:
-    """Put filler tokens between the parts of each document, as many as a part has; their weight in the loss is 0.
+    """Put filler tokens between the parts of each document, as many as a part has; filler has weight 0 in the loss.
 
     Args:
         tokens: Tokenized documents from `tokenize_documents`.
@@ -69,14 +69,23 @@ def dilate(tokens: Dataset, every: int, tokenizer: PreTrainedTokenizerBase, cach
 
 
 def read(tokens: Dataset) -> Iterator[Document]:
-    """Yield each document's token ids and weights in the loss, `[tokens]` each; ones if the data set has no weights."""
+    """Yield each document's token ids and loss weights, `[tokens]` each; weights are 1 if the data set has none.
+
+    Args:
+        tokens: Tokenized documents from `tokenize_documents`.
+    """
     for row in tokens.with_format("numpy"):
         ids = row["input_ids"]
         yield ids, row["weights"] if "weights" in row else np.ones(len(ids), dtype=np.float32)
 
 
 def cut(document: Document, size: int) -> list[Document]:
-    """Cut a document (token ids and weights, `[tokens]` each) into parts of `size` tokens; the last may be shorter."""
+    """Cut a document into parts of `size` tokens; the last part may be shorter.
+
+    Args:
+        document: Token ids and loss weights, `[tokens]` each.
+        size: Tokens per part.
+    """
     ids, weights = document
     return [(ids[at : at + size], weights[at : at + size]) for at in range(0, len(ids), size)]
 
@@ -90,12 +99,12 @@ def joined(parts: list[Document]) -> Document:
 def written(
     tokens: Dataset, documents: Callable[[], Iterator[Document]], name: str, cache_dir: Path, *, weighted: bool
 ) -> Dataset:
-    """Write documents to a file of the token cache, or open the file if an earlier call wrote it and it is intact.
+    """Write generated documents to a file of the token cache, or open the file if it exists already and is intact.
 
     Args:
-        tokens: The tokenized documents that the new ones are made from; part of the file's fingerprint.
-        documents: Yields the new documents as token ids and weights; called only if they must be written.
-        name: How they are made, such as `interleave 512`; part of the file's fingerprint.
+        tokens: The tokenized documents that the generated ones are made from; part of the file's fingerprint.
+        documents: Yields the generated documents as token ids and loss weights; called only if they must be written.
+        name: How the documents are generated, such as `interleave 512`; part of the file's fingerprint.
         cache_dir: Folder of the token cache.
         weighted: Whether the weights are written too.
 

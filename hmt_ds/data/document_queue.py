@@ -1,4 +1,4 @@
-"""The order in which documents are read: a permutation per source and epoch, and the shares of several sources."""
+"""The order in which documents are read: a random permutation per source and epoch, mixed by the sources' weights."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class SourceShare:
 
     Attributes:
         documents: Number of documents, at least 1.
-        weight: Share of what is read, relative to the other sources' weights; above 0.
+        weight: Share of the documents or tokens read, relative to the other sources' weights; above 0.
     """
 
     documents: int
@@ -26,7 +26,7 @@ class SourceShare:
 
 @dataclass(frozen=True)
 class QueueState:
-    """How far one source has been read: enough to resume there.
+    """How far one data source has been read: enough to resume there.
 
     Attributes:
         epoch: Epoch of the source's next document, from 0.
@@ -40,7 +40,7 @@ class QueueState:
 
 
 class SourceQueue:
-    """The documents of one source in the order in which they are read, epoch after epoch.
+    """The documents of one data source in the order in which they are read, epoch after epoch.
 
     Args:
         first: Index of the source's first document among the documents of all sources.
@@ -76,19 +76,19 @@ class SourceQueue:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no document is left; with endless epochs only if all documents are left out."""
+        """Whether no document of the source is left to read; with endless epochs only if all documents are skipped."""
         return self._epochs is not None and self.epoch >= self._epochs
 
     @property
     def front(self) -> int:
-        """Index of the next document, which stays in the queue; undefined if the queue is empty."""
+        """Index of the next document to read, which stays in the queue; undefined if the queue is empty."""
         return self._first + int(self._order[self.cursor])
 
     def take(self, amount: int) -> int:
-        """Remove the next document from the queue and return its index.
+        """Remove the next document from the queue and return the document's index.
 
         Args:
-            amount: What to add to the count of what was taken: 1, or the document's tokens if the weights count tokens.
+            amount: What to add to the state's count `taken`: 1, or the document's tokens if the weights count tokens.
         """
         document = self.front
         self.cursor += 1
@@ -115,11 +115,11 @@ class SourceQueue:
 
 
 class DocumentQueue:
-    """The documents of all sources in the order in which they are read.
+    """The documents of all data sources in the order in which they are read.
 
-    The next document is from the source that is furthest behind its share, which has the least
-    `(taken + amount / 2) / weight`, where `taken` and `amount` (of its next document) count documents or tokens. A
-    source without documents left is skipped, and the others keep their proportions.
+    The next document is from the source that is furthest behind its share, which has the least `(taken + amount / 2) /
+    weight`, where `taken` and `amount` (of its next document) count documents or tokens. A source without documents
+    left is skipped, and the others keep their proportions.
 
     Args:
         lengths: Tokens of each document, `[documents]`, source after source.
@@ -172,16 +172,17 @@ class DocumentQueue:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no source has a document left."""
+        """Whether no data source has a document left to read."""
         return all(queue.is_empty for queue in self._queues)
 
     @property
     def states(self) -> tuple[QueueState, ...]:
-        """How far each source has been read, in the order of the sources."""
+        """How far each data source has been read, in the order of the sources."""
         return tuple(QueueState(queue.epoch, queue.cursor, queue.taken) for queue in self._queues)
 
     def take(self) -> int | None:
-        """Remove the next document from its source's queue and return its index; None if no source has one left."""
+        """Remove the next document to read from its source's queue and return its index; None if no source has one
+        left."""
         number = self._next()
         if number is None:
             return None
@@ -189,7 +190,7 @@ class DocumentQueue:
         return self._queues[number].take(self._amount(number) if several else 0)
 
     def front(self) -> int | None:
-        """Return the index of the next document, which stays in the queue; None if no source has one left."""
+        """Return the index of the next document to read, which stays in the queue; None if no source has one left."""
         number = self._next()
         return None if number is None else self._queues[number].front
 

@@ -6,15 +6,16 @@ class DataError(ValueError):
 
 
 class NoDocumentsError(DataError):
-    """A source has no documents to read, or none is left of them."""
+    """Raised if a data source has no documents, or none is left after blank, unwanted, short and long ones are left
+    out."""
 
 
 class RowError(DataError):
-    """One document cannot be used, such as a conversation without an answer.
+    """Raised if one document cannot be used, such as a conversation without an answer.
 
     Attributes:
         row: Index of the document in its source, from 0; `RowPlaces` finds its file and line.
-        reason: What is wrong with it and what to do, without its place.
+        reason: What is wrong with the document and what to do, without naming file and line.
     """
 
     def __init__(self, row: int, reason: str) -> None:

@@ -34,11 +34,11 @@ MOST_NAMED = 3  # files that a line about what is left out names
 
 @dataclass
 class FoundFiles:
-    """The files of a source: those to read, and those that are left out.
+    """The files of a data source: those to read, and those that are left out.
 
     Attributes:
         builders: Files to read, sorted by path: `{builder of the datasets library: {split: files}}`.
-        left_out: Names of files that are not read, by the reason.
+        left_out: Names of files that are not read, by the reason: `{reason: names}`.
     """
 
     builders: dict[str, dict[str, list[Path]]] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class FoundFiles:
         return sum(len(files) for splits in self.builders.values() for files in splits.values())
 
     def notes(self) -> list[str]:
-        """Return a line for each reason why files are left out, with their number and the first three names."""
+        """Return a line for each reason why files are left out, with the number of files and the first three names."""
         lines = []
         for reason, names in sorted(self.left_out.items()):
             more = f" and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else ""
@@ -58,9 +58,12 @@ class FoundFiles:
 
 
 def kind_of(file: Path) -> str | None:
-    """Return the builder of the `datasets` library that reads a file; None if none does.
+    """Return the builder of the `datasets` library that reads a file (text, json, csv, parquet or arrow), or None.
 
-    The suffix decides; without one, the first 4,096 bytes do. One of `text`, `json`, `csv`, `parquet`, `arrow`.
+    The suffix decides; without one, the first 4,096 bytes do.
+
+    Args:
+        file: Path of the file.
     """
     suffixes = [suffix.lower() for suffix in file.suffixes]
     compression = COMPRESSIONS.get(suffixes.pop()) if suffixes and suffixes[-1] in COMPRESSIONS else None
@@ -92,7 +95,7 @@ def split_of(name: Path) -> str | None:
 
 
 def choose_splits(files: list[Path], root: Path, split: str, source: str, found: FoundFiles) -> dict[str, list[Path]]:
-    """Return the files of the splits that are asked for, and note the others as left out.
+    """Return the files of the wanted splits, and note all others as left out.
 
     If all files belong to one split, or none has a split in its name, all of them are returned.
 
@@ -101,13 +104,13 @@ def choose_splits(files: list[Path], root: Path, split: str, source: str, found:
         root: Folder of the source.
         split: The split to read, as the `datasets` library takes it, such as `train`, `train[:10%]`, `train+test`.
         source: Name of the source, for errors.
-        found: Its `left_out` gets the other files.
+        found: Record of the source's files; the files that are not wanted are added to its `left_out`.
 
     Returns:
         The files of each split, by the split's name as `split` spells it.
 
     Raises:
-        DataError: No file belongs to a split that is asked for.
+        DataError: A wanted split has no files.
     """
     splits = {file: split_of(file.relative_to(root)) for file in files}
     # "dev" and "val" are the same split, which `datasets` has to know by the word that the source uses

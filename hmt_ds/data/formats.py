@@ -1,4 +1,4 @@
-"""Formats of documents: turn a row's columns into token ids and the weight of each token in the loss.
+"""Formats of documents: turn the columns of a data set's row into token ids and each token's weight in the loss.
 
 A row is rendered as text, with the character spans of its answers; the tokenizer's offsets say which tokens are
 answers.
@@ -32,8 +32,7 @@ class Format:
         prompt_weight: Weight in the loss of tokens outside answers, 0 to 1; not used by `text`.
         chat_template: A Jinja template for `messages`; None for the tokenizer's own.
         special_tokens: How special tokens written in a text, such as `</s>`, are read: `text`, as plain text; `token`,
-            as
-            these tokens; None, as the tokenizer does by default.
+            as these tokens; None, as the tokenizer does by default.
     """
 
     name: FormatName = "text"
@@ -48,16 +47,19 @@ class Format:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names of the columns that a row of this format has, such as `("prompt", "completion")`."""
+        """Names of the columns that a row must have in this format, such as `("prompt", "completion")`."""
         return COLUMNS[self.name]
 
     @property
     def weighted(self) -> bool:
-        """Whether tokens of this format have different weights in the loss."""
+        """Whether tokens of documents in this format have different weights in the loss."""
         return self.name != "text" and self.prompt_weight != 1
 
     def check(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Check that a tokenizer can encode this format.
+        """Check that a tokenizer can encode documents of this format.
+
+        Args:
+            tokenizer: The tokenizer.
 
         Raises:
             DataError: `messages` has no chat template, or the tokenizer gives no character offsets (it is not a fast
@@ -73,7 +75,12 @@ class Format:
             raise DataError("format messages: the tokenizer has no chat template; set chat_template to a file with one")
 
     def content(self, tokenizer: PreTrainedTokenizerBase) -> list[Any]:
-        """Return what tokens and weights depend on besides row and tokenizer, to hash for a cache; empty for `text`."""
+        """Return what token ids and loss weights depend on besides row and tokenizer, to hash for a cache; empty for
+        `text`.
+
+        Args:
+            tokenizer: Supplies the chat template, if the format has none of its own.
+        """
         usual = getattr(tokenizer, "split_special_tokens", False)
         other = [] if self.split_special_tokens in (None, usual) else [f"special tokens: {self.special_tokens}"]
         if self.name == "text":
@@ -83,6 +90,9 @@ class Format:
     def template(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
         """Return the chat template (Jinja) that conversations are rendered with; None for formats other than
         `messages`.
+
+        Args:
+            tokenizer: Supplies the template, if the format has none of its own.
         """
         return self.chat_template or tokenizer.chat_template if self.name == "messages" else None
 
@@ -99,7 +109,8 @@ class Format:
                 turns.
 
         Returns:
-            The token ids of each row, and the weights of its tokens (`[tokens]` float32), or None if not `weighted`.
+            The token ids of each row, and the loss weights of its tokens (`[tokens]` float32); None instead of weights
+            if all tokens count 1.
 
         Raises:
             RowError: A row does not have this format.
@@ -144,7 +155,15 @@ class Format:
 def encode_texts(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, eos: int | None, split_special_tokens: bool | None = None
 ) -> list[list[int]]:
-    """Tokenize plain texts; end each with `eos`, unless it is None or already there."""
+    """Tokenize plain texts, and end each with the token `eos`, unless `eos` is None or already there.
+
+    Args:
+        texts: The texts.
+        tokenizer: Any tokenizer of `transformers`.
+        eos: Id of the token to append; None for none.
+        split_special_tokens: Whether special tokens written in a text are read as plain text; None for the tokenizer's
+            default.
+    """
     # verbose=False: the warning about texts longer than the model's maximum has no meaning here, we read by segments.
     options = {"split_special_tokens": split_special_tokens, "return_attention_mask": False, "verbose": False}
     encoded = tokenizer(texts, **options).input_ids
@@ -154,6 +173,9 @@ def encode_texts(
 def completion(row: Row) -> Iterator[Part]:
     """Yield a row of the format `completion` as one text: the prompt, and the answer right behind it.
 
+    Args:
+        row: The row, with the columns `prompt` and `completion`.
+
     Raises:
         DataError: A column holds no text, or the completion is blank.
     """
@@ -162,9 +184,13 @@ def completion(row: Row) -> Iterator[Part]:
 
 
 def questions(row: Row) -> Iterator[Part]:
-    """Yield a row of the format `questions`: the document with one question and its answer, then each other question.
+    """Yield a row of the format `questions` as texts: the document with one question and its answer, then each other
+    question with its answer.
 
     If a question has several right answers, the first one is used.
+
+    Args:
+        row: The row, with the columns `context`, `input` and `answers`.
 
     Raises:
         DataError: There are not equally many questions and answers, or a text is missing or blank.

@@ -13,14 +13,14 @@ from hmt_ds.data.unpack import unpacked
 
 
 def read_json(files: Sequence[Path], fields: Sequence[str], *, is_text: bool) -> Dataset:
-    """Read some fields of the rows of JSON files, line by line; a field that a row lacks is None.
+    """Read some fields of the rows of JSON files, line by line; a field that a row lacks becomes None.
 
     The `datasets` library takes the types of all fields from the first 10 MB, and refuses rows that differ later.
 
     Args:
         files: JSON or JSON Lines files, also compressed (.gz, .zst).
         fields: Names of the fields.
-        is_text: Whether there is one field, which must hold text.
+        is_text: Whether there is a single field, which must hold text.
 
     Raises:
         DataError: A row is not an object, or its field must hold text and does not; with file and line.
@@ -51,7 +51,10 @@ def read_json(files: Sequence[Path], fields: Sequence[str], *, is_text: bool) ->
 
 
 def json_rows(file: Path) -> Iterator[tuple[int, Any]]:
-    """Yield `(number, row)` of JSON Lines, with the line's number, or of a JSON list, with the item's; both from 1.
+    """Yield the rows of a JSON file with their numbers from 1: line numbers of JSON Lines, or positions in a JSON list.
+
+    Args:
+        file: A JSON or JSON Lines file, also compressed.
 
     Raises:
         ValueError: The file is not JSON, or not UTF-8.

@@ -33,18 +33,21 @@ NO_ROWS = ("corresponds to no data", "BatchSize must be greater than 0")  # what
 def load_found(
     found: FoundFiles, source: str, split: str, fields: Sequence[str], *, is_text: bool
 ) -> dict[str, Dataset]:
-    """Load the rows of a source's files; return them by builder (`text`, `json`, `csv`, `parquet`, `arrow`).
+    """Load the rows of a data source's files.
 
     Args:
         found: The files to read.
         source: Name of the source, for errors.
         split: Split to load, as the `datasets` library takes it, such as `train` or `train[:10%]`.
         fields: Fields that rows must have; other fields may be dropped.
-        is_text: Whether there is one field, which must hold text.
+        is_text: Whether there is a single field, which must hold text.
+
+    Returns:
+        The rows of all files of one kind as a data set, by kind: `text`, `json`, `csv`, `parquet` or `arrow`.
 
     Raises:
-        DataError: A file cannot be read, files have different columns, or `split` takes a part of files of several
-            kinds.
+        DataError: A file cannot be read, files have different columns, or `split` selects a part (`train[:10%]`)
+            although files are of several kinds.
     """
     if len(found.builders) > 1 and "[" in split:
         kinds = " and ".join(found.builders)
@@ -85,7 +88,7 @@ def load_files(builder: str, splits: dict[str, list[Path]], split: str, columns:
     """Load the rows of files of one kind with the `datasets` library.
 
     Args:
-        builder: Name of its builder: `text`, `json`, `csv`, `parquet` or `arrow`.
+        builder: Kind of the files: `text`, `json`, `csv`, `parquet` or `arrow`.
         splits: The files, by split.
         split: Split to load, such as `train` or `train[:10%]`.
         columns: Columns to load, only for `parquet`; None for all.
@@ -176,12 +179,16 @@ def _why_not_together(builder: str, files: list[Path]) -> DataError:
 
 
 def dtype_name(feature: Any) -> str:
-    """Return the name of the type of a column of the `datasets` library, such as `string`, `int64` or `List`."""
+    """Return the name of a column's type, such as `string`, `int64` or `List`.
+
+    Args:
+        feature: The type, as the `datasets` library gives it.
+    """
     return str(getattr(feature, "dtype", type(feature).__name__))
 
 
 def check_every_file(documents: Dataset, fields: list[str], found: FoundFiles) -> None:
-    """Check that every JSON file has each field in some row: without it all its texts would silently be missing.
+    """Check that every JSON file has each needed field in some row: otherwise all its texts would silently be missing.
 
     Args:
         documents: The rows of all JSON files.

@@ -1,7 +1,7 @@
-"""Convert rows of well-known data sets from their columns on the hub to the columns of a format.
+"""Convert rows of well-known data sets (Qasper, NarrativeQA, ...) from their columns on the hub to those of a format.
 
-Each function takes all rows in order and yields rows of its format (:mod:`hmt_ds.data.formats`). Questions on one
-document become one row, so that the document is read once.
+Each function takes all rows in order and yields rows with the columns that :mod:`hmt_ds.data.formats` expects.
+Questions on one document become one row, so that the document is read once.
 """
 
 import hashlib
@@ -29,7 +29,8 @@ TITLE = re.compile(r"\s*= [^=].* =\s*")  # the first line of a Wikipedia article
 
 
 def convert(documents: Dataset, name: DatasetName) -> Dataset:
-    """Convert the rows of a well-known data set to the columns of its format, in the cache of the `datasets` library.
+    """Convert the rows of a well-known data set to the columns of its document format, cached by the `datasets`
+    library.
 
     Args:
         documents: Rows with the data set's own columns, as on the hub.
@@ -70,7 +71,11 @@ def convert(documents: Dataset, name: DatasetName) -> Dataset:
 
 
 def texts(column: str) -> Callable[[Rows], Iterator[Row]]:
-    """Return a function that yields `{"text": ...}` rows from the given column of a data set's rows."""
+    """Return a function that converts a data set's rows to rows `{"text": ...}`.
+
+    Args:
+        column: The column that holds the text.
+    """
 
     def rows_of(rows: Rows) -> Iterator[Row]:
         return ({"text": row[column]} for row in rows)
@@ -90,7 +95,8 @@ def wikitext(rows: Rows) -> Iterator[Row]:
 
 
 def pubmedqa(answer: str) -> Callable[[Rows], Iterator[Row]]:
-    """Return a function that yields PubMedQA's rows as rows `{context, input, answers}`, one question on each document.
+    """Return a function that converts PubMedQA's rows to rows `{context, input, answers}`, one question on each
+    document.
 
     Args:
         answer: Column of the answer: `long_answer`, or `final_decision` (yes, no or maybe).
@@ -111,7 +117,7 @@ def musique(rows: Rows) -> Iterator[Row]:
 
 
 def qmsum(rows: Rows) -> Iterator[Row]:
-    """Yield QMSum's meetings as rows `{context, input, answers}`: the turns, and all general and specific queries."""
+    """Yield QMSum's meetings as rows `{context, input, answers}`: the turns, with all general and specific queries."""
     for row in rows:
         turns = (f"{turn['speaker']}: {turn['content']}" for turn in row["meeting_transcripts"])
         asked = [*(row["general_query_list"] or []), *(row["specific_query_list"] or [])]
@@ -156,7 +162,8 @@ def babilong(rows: Rows) -> Iterator[Row]:
 
 
 def chatqa2(rows: Rows) -> Iterator[Row]:
-    """Yield ChatQA2-Long-SFT's conversations as rows `{messages}`: document as system message, answer as the last."""
+    """Yield ChatQA2-Long-SFT's conversations as rows `{messages}`: the document is the system message, the answer the
+    last one."""
     for row in rows:
         system = [{"role": "system", "content": row["document"]}] if row["document"] else []
         turns = [{"role": turn["role"], "content": turn["content"]} for turn in row["messages"]]
@@ -164,7 +171,14 @@ def chatqa2(rows: Rows) -> Iterator[Row]:
 
 
 def first_of(answers: list[str]) -> str:
-    """Return the first answer of a list; ValueError if it is empty or not a list (a text's first item is a letter)."""
+    """Return the first right answer of a list of answers.
+
+    Args:
+        answers: The right answers to one question.
+
+    Raises:
+        ValueError: `answers` is empty or not a list (the first item of a text would be a letter).
+    """
     if not isinstance(answers, list) or not answers:
         raise ValueError(f"answers must be a list of at least one text, not {answers!r:.80}")
     return answers[0]
@@ -176,11 +190,14 @@ def one_question(document: str, question: str, answer: str) -> Row:
 
 
 def many_questions(document: str, asked: list[tuple[str, str]]) -> Row:
-    """Return a row `{context, input, answers}` with several questions on a document; ValueError if there is none.
+    """Return a row `{context, input, answers}` with several questions on one document.
 
     Args:
         document: The text.
         asked: Pairs of a question and its answer.
+
+    Raises:
+        ValueError: There is no question.
     """
     if not asked:
         raise ValueError("a document needs at least one question, but has none")

@@ -68,7 +68,7 @@ def encode_part(
 
 
 def within(offsets: np.ndarray, spans: Sequence[Span]) -> np.ndarray:
-    """Return a mask `[tokens]` (bool) of the tokens that have a character in one of the spans.
+    """Return a mask `[tokens]` (bool) of the tokens that share a character with one of the spans.
 
     Args:
         offsets: First and end character of each token, `[tokens, 2]`.
@@ -88,15 +88,18 @@ def as_text(
     text: str,
     tokenizer: PreTrainedTokenizerBase,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Replace some special tokens by the tokens of their written form; return the new ids and answers.
+    """Replace some special tokens by the tokens of their written form, such as the characters of `</s>`.
 
     Args:
         ids: Token ids, `[tokens]` int32.
         answers: Mask of the tokens that belong to answers, `[tokens]` bool.
         offsets: First and end character of each token in `text`, `[tokens, 2]`.
         special: Indices of the tokens to replace, ascending.
-        text: The text.
+        text: The text that was tokenized.
         tokenizer: A fast tokenizer.
+
+    Returns:
+        The new token ids, `[tokens]` int32, and the new mask of those that belong to answers, `[tokens]` bool.
     """
     for at in special[::-1].tolist():
         begin, end = offsets[at].tolist()
@@ -107,7 +110,13 @@ def as_text(
 
 
 def end_answer(ids: np.ndarray, answers: np.ndarray, eos: int) -> tuple[np.ndarray, np.ndarray]:
-    """Append `eos` to token ids, unless they end with it, and mark it in the mask `answers` (`[tokens]` bool)."""
+    """Append the token `eos` to token ids, unless they end with it, and mark it as part of the answer.
+
+    Args:
+        ids: Token ids, `[tokens]`.
+        answers: Mask of the tokens that belong to answers, `[tokens]` bool.
+        eos: Id of the token that ends the answer.
+    """
     if len(ids) and ids[-1] == eos:
         return ids, np.append(answers[:-1], True)
     return np.append(ids, np.int32(eos)), np.append(answers, True)

@@ -1,4 +1,4 @@
-"""Token ids of a long text from pieces of it that overlap, equal to the ids of the whole text.
+"""Tokenize a long text in overlapping pieces, so that the token ids equal those of the whole text.
 
 Two pieces are joined where, in the middle half of the text that they share, both have the same tokens at the same
 places. The reasons that the ids are those of the whole:
@@ -30,15 +30,15 @@ Result = TypeVar("Result")
 
 
 class NoJoin(Exception):
-    """Two overlapping pieces of a text have different tokens where they overlap, so they cannot be joined."""
+    """Raised if two overlapping pieces of a text have different tokens where they overlap, so they cannot be joined."""
 
 
 @dataclass(frozen=True)
 class Edge:
-    """The tokens that begin in the middle half of the overlap of two neighbouring pieces of a text.
+    """The tokens in the middle half of the overlap of two neighbouring pieces of a text.
 
     Attributes:
-        first: Index of the first of them in the piece's token ids.
+        first: Index of the first of these tokens in the piece's token ids.
         tokens: `[tokens, 4]` int64: id, first character, end character (both counted from the beginning of the
             overlap), and 1 where a word begins, else 0.
     """
@@ -49,12 +49,12 @@ class Edge:
 
 @dataclass(frozen=True)
 class Piece:
-    """The token ids of a part of a text, and those that it shares with the parts before and behind it.
+    """The token ids of one piece of a long text, and the tokens that it shares with the pieces before and behind it.
 
     Attributes:
         ids: `[tokens]` int32; or `[tokens, 3]`: id, first and end character of each token.
-        head: The tokens in the overlap with the part before; None for the first part.
-        tail: The tokens in the overlap with the next part; None for the last part.
+        head: The tokens in the overlap with the piece before; None for the first piece.
+        tail: The tokens in the overlap with the next piece; None for the last piece.
     """
 
     ids: np.ndarray
@@ -63,9 +63,12 @@ class Piece:
 
 
 def splits_words(tokenizer: PreTrainedTokenizerBase) -> bool | None:
-    """Return how to join the token ids of overlapping pieces of a text: True where a word begins, False at any token.
+    """Return where overlapping pieces of a tokenized text may be joined: True where a word begins, False at any token.
 
     None if they cannot be joined: the tokenizer is not a fast one, has dropout, or is no BPE and splits no words.
+
+    Args:
+        tokenizer: The tokenizer.
     """
     if not tokenizer.is_fast:
         return None
@@ -130,13 +133,14 @@ def in_pieces(
     work: Callable[[np.ndarray, np.ndarray], Result],
     **options: bool | None,
 ) -> list[Result]:
-    """Tokenize a long text in overlapping pieces, and return the result of `work` for the tokens of each piece.
+    """Tokenize a long text in overlapping pieces, call a function on the tokens of each piece, and return the results.
 
     Args:
         text: The text.
         tokenizer: A fast tokenizer without dropout.
-        words: Whether pieces may be joined only where a word begins (see `splits_words`).
-        work: Gets the ids of some tokens, `[tokens]` int32, and their first and end characters, `[tokens, 2]`.
+        words: Whether pieces may be joined only where a word begins; otherwise at any token.
+        work: The function: takes the ids of consecutive tokens, `[tokens]` int32, and their first and end characters,
+            `[tokens, 2]`.
         options: Other arguments of the tokenizer.
     """
     raw, longer = memoryview(text.encode()), 1
@@ -169,11 +173,11 @@ def _places(encoding: Encoding, first: int) -> np.ndarray:
 
 
 def join(pieces: Iterable[Piece], words: bool) -> Iterator[np.ndarray]:
-    """Yield the token ids of the text that overlapping pieces are made of, `[tokens]` int32 at a time.
+    """Join overlapping pieces of a text; yield the whole text's token ids, `[tokens]` int32, some at a time.
 
     Args:
         pieces: All pieces, in order.
-        words: Whether pieces may be joined only where a word begins.
+        words: Whether pieces may be joined only where a word begins; otherwise at any token.
 
     Raises:
         NoJoin: Two neighbouring pieces have different tokens in the middle of their overlap.
@@ -190,11 +194,11 @@ def join(pieces: Iterable[Piece], words: bool) -> Iterator[np.ndarray]:
 
 
 def join_all(pieces: list[Piece], words: bool) -> Piece:
-    """Join overlapping neighbouring pieces of a text into one.
+    """Join overlapping neighbouring pieces of a text into one piece.
 
     Args:
         pieces: The pieces, in order; at least one.
-        words: Whether pieces may be joined only where a word begins.
+        words: Whether pieces may be joined only where a word begins; otherwise at any token.
 
     Raises:
         NoJoin: Two neighbouring pieces have different tokens in the middle of their overlap.

@@ -1,4 +1,5 @@
-"""Load a source's tokens from the cache, without reading its text while files, keys and tokenizer are unchanged."""
+"""Load a data source's tokens from the cache, without reading its text if files, recipe keys and tokenizer are
+unchanged."""
 
 import hashlib
 import json
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SourceTokens:
-    """The tokenized documents of a source, and what was left out of it.
+    """The tokenized documents of a data source, and what was left out of it.
 
     Attributes:
         tokens: One row per document with the columns `input_ids` and `length`, and `weights` if the format has them.
@@ -35,7 +36,7 @@ class SourceTokens:
         left_out: A line for each reason why files or documents are left out.
         chat_template: Jinja template that conversations are rendered with; None for formats other than `messages`.
         warning: A line about special tokens, such as `</s>`, in the text of documents; None if there are none.
-        dropped: Number of documents that are left out: blank, of unwanted rows, too short or too long.
+        dropped: Number of documents that are left out: blank, excluded by a condition, too short or too long.
     """
 
     tokens: Dataset
@@ -55,7 +56,7 @@ def read_tokens(
     processes: int = 1,
     **keys: Any,
 ) -> SourceTokens:
-    """Load and tokenize a source, or open its tokens from the cache.
+    """Load and tokenize a data source, or open its tokens from the cache.
 
     A record in the cache says which token files belong to the source's files, so a terabyte of unchanged text is not
     read again. Data sets of the hub have no record: the `datasets` library knows what is in its cache.
@@ -145,7 +146,7 @@ def _digest(content: object) -> str:
 
 
 def of_lengths(found: SourceTokens, least: int, most: int | None, source: str) -> SourceTokens:
-    """Leave out documents that are too short or too long.
+    """Return a source's tokenized documents without those that are too short or too long.
 
     Args:
         found: The tokenized documents of a source.

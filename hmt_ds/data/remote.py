@@ -26,7 +26,8 @@ def is_remote(source: str) -> bool:
 
 
 def find_remote(source: str, split: str) -> FoundFiles:
-    """Find the files at an address that belong to one split, and copy them to the cache of the `datasets` library.
+    """Find the files at a remote address that belong to one split, and copy them to the cache of the `datasets`
+    library.
 
     Args:
         source: Address of a file, a folder, or a pattern, such as `s3://bucket/data/*.jsonl`.

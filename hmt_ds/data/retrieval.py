@@ -1,4 +1,7 @@
-"""Batches of generated retrieval documents: each document is a pure function of a seed and its number."""
+"""Batches of documents generated to test memory: facts, and questions on them in later segments.
+
+Each document is a pure function of a seed and the document's number.
+"""
 
 import math
 from collections.abc import Callable, Collection, Iterator
@@ -20,7 +23,11 @@ SPLIT_SEED = 0  # which things are held out: the same in every run, so that no s
 
 
 def split_things(settings: RetrievalSettings) -> tuple[np.ndarray, np.ndarray]:
-    """Return the things (such as "velvet blanket") for training documents and those for evaluation documents.
+    """Divide the things that generated facts are about (such as "velvet blanket") into those for training and for
+    evaluation.
+
+    Args:
+        settings: What the generated documents tell and ask.
 
     Returns:
         Two disjoint arrays `[things]` int64 of indices into `THINGS`, the pairs of an adjective and a noun; equal for
@@ -34,15 +41,15 @@ def split_things(settings: RetrievalSettings) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_length(settings: RetrievalSettings, segments: int, *, held_out: bool) -> None:
-    """Check that generated documents can have this many segments.
+    """Check that generated documents of facts and questions can have this many segments.
 
     Args:
-        settings: What documents tell and ask.
+        settings: What the documents tell and ask.
         segments: Segments per document.
-        held_out: Whether the documents are for evaluation, which name held-out things only.
+        held_out: Whether the documents are for evaluation, which name things that no training document names.
 
     Raises:
-        DataError: They are too short for a question and its answer, or name more things than there are.
+        DataError: The documents are too short for a question and its answer, or need more things than there are.
     """
     if segments < 2:
         raise DataError(
@@ -58,14 +65,14 @@ def check_length(settings: RetrievalSettings, segments: int, *, held_out: bool) 
 
 
 class RetrievalDocuments:
-    """Generated documents by number, the same on every rank and in whatever order they are asked for.
+    """Generates documents with facts and questions by number, the same on every rank and in whatever order.
 
     Args:
         text: Writes sentences as token ids.
         settings: What documents tell and ask.
         segment_length: Tokens per segment; `text.check` says whether it is long enough.
         seed: Determines all documents.
-        held_out: Whether documents name the held-out things (for evaluation) instead of those for training.
+        held_out: Whether documents name the things held out for evaluation instead of those for training.
         left_out: Numbers of documents to replace by other ones.
     """
 
@@ -84,7 +91,7 @@ class RetrievalDocuments:
         self._seed, self._things = [seed, int(held_out)], split_things(settings)[held_out]
 
     def document(self, number: int, segments: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Generate one document.
+        """Generate one document of facts and questions on earlier facts.
 
         Args:
             number: Number of the document, from 0.
@@ -121,17 +128,17 @@ class RetrievalDocuments:
 class RetrievalLoader:
     """Iterate over one rank's batches of generated documents; every iteration begins at the same saved position.
 
-    Every row of a window is one whole document. Rank r has rows `r * batch_size` to `(r + 1) * batch_size - 1`.
+    Every row of a batch is one whole document. Rank r has rows `r * batch_size` to `(r + 1) * batch_size - 1` of the
+    global batch.
 
     Args:
         documents: Generates documents by number.
-        segments: Function from a window's number to how many segments it has, at least 2. Window 0 is the first that
-            this loader yields, also after a resume.
-        rank, world_size: Rank and size of the data-parallel group.
+        segments: Function from a batch's number to how many segments it has, at least 2. Batch 0 is the first that this
+            loader yields, also after a resume.
         batch_size: Rows per rank.
-        total: Number of documents; rows of the last window may be empty. None to go on without end.
+        total: Number of documents; rows of the last batch may be empty. None to go on without end.
         num_workers: Processes that generate ahead; 0 generates in this process.
-        state: `Batch.position` of the last batch that was used; None to begin with the first window.
+        state: `Batch.position` of the last batch that was used; None to begin with the first one.
     """
 
     def __init__(

@@ -40,7 +40,7 @@ def things_needed(kind: Kind, segments: int) -> int:
 def plan_document(
     kind: Kind, segments: int, things: np.ndarray, places: int, random: np.random.Generator
 ) -> DocumentPlan:
-    """Draw the facts and questions of a generated document.
+    """Draw the facts and questions of a generated document at random.
 
     Args:
         kind: `keys`: a new thing in each segment; `passkey`: one fact, asked for at the end; `overwritten`: things that

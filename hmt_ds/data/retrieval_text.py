@@ -19,10 +19,10 @@ class RetrievalText:
     document does not run the tokenizer, and the text is the same with every tokenizer.
 
     Args:
-        tokenizer: Any tokenizer of `transformers` that encodes a word alike behind any other word.
+        tokenizer: A tokenizer of `transformers` that encodes a word the same way whatever word precedes it.
 
     Raises:
-        DataError: The tokenizer does not know a word, or merges a word with the one before.
+        DataError: The tokenizer does not know a word, or merges a word with the preceding one.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -30,11 +30,12 @@ class RetrievalText:
         self._filler = [self._encode(sentence) for sentence in FILLER]
 
     def segment(self, plan: DocumentPlan, n: int, length: int, random: np.random.Generator) -> tuple[list[int], range]:
-        """Write one segment: the answer to the previous segment's question, filler around the fact, and the question.
+        """Write one segment of a generated document: the answer to the previous segment's question, a fact amid filler,
+        and a question.
 
         Args:
             plan: The document's facts and questions.
-            n: Index of the segment.
+            n: Index of the segment in the document.
             length: Tokens per segment.
             random: Determines the filler and the fact's position.
 
@@ -53,7 +54,7 @@ class RetrievalText:
         return [*begin, *self.filler(before, random), *fact, *self.filler(left - before, random), *end], scored
 
     def fact(self, thing: int, place: int) -> list[int]:
-        """Return the token ids of the sentence that tells where a thing is.
+        """Return the token ids of the sentence that tells in which place a thing is.
 
         Args:
             thing: Index into `THINGS`.
@@ -62,11 +63,16 @@ class RetrievalText:
         return self._encode(FACT.format(*THINGS[thing], PLACES[place]).split())
 
     def question(self, thing: int) -> list[int]:
-        """Return the token ids of the sentence that asks where a thing (an index into `THINGS`) is."""
+        """Return the token ids of the sentence that asks in which place a thing is.
+
+        Args:
+            thing: Index into `THINGS`.
+        """
         return self._encode(QUESTION.format(*THINGS[thing]).split())
 
     def answer(self, place: int) -> tuple[list[int], range]:
-        """Return the token ids of the sentence that answers with a place, and the range of the place's positions in it.
+        """Return the token ids of the sentence that answers with a place, and the range of positions of the place's
+        name in it.
 
         Args:
             place: Index into `PLACES`.
@@ -76,21 +82,26 @@ class RetrievalText:
         return self._encode(words), range(first, first + len(self._words[PLACES[place]]))
 
     def filler(self, tokens: int, random: np.random.Generator) -> list[int]:
-        """Return random filler sentences of exactly `tokens` token ids; the first sentence may lack its beginning."""
+        """Return random filler sentences as token ids; the first sentence may lack its beginning.
+
+        Args:
+            tokens: Number of token ids to return.
+            random: Source of the random numbers.
+        """
         ids: list[int] = []
         while len(ids) < tokens:
             ids = self._filler[random.integers(len(self._filler))] + ids
         return ids[len(ids) - tokens :]
 
     def check(self, segment_length: int, places: int) -> None:
-        """Check that a segment has room for the longest answer, fact and question.
+        """Check that a segment has room for the longest answer, fact and question together.
 
         Args:
             segment_length: Tokens per segment.
             places: Number of places that facts and answers can name.
 
         Raises:
-            DataError: They need more tokens than a segment has.
+            DataError: The three sentences need more tokens than a segment has.
         """
         named = self._longest_named()
         told = max(range(places), key=lambda place: len(self.answer(place)[0]))
@@ -103,7 +114,7 @@ class RetrievalText:
 
     @property
     def question_tokens(self) -> int:
-        """Number of tokens of the longest question."""
+        """Number of tokens of the longest question about a thing."""
         return len(self.question(self._longest_named()))
 
     def _longest_named(self) -> int:

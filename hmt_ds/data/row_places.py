@@ -20,7 +20,7 @@ MOST_LETTERS = 2**31 - 1  # of a field of a .csv file
 
 @dataclass(frozen=True)
 class RowPlaces:
-    """Finds the file and line (or row) that a document of a source comes from; called with the document's index.
+    """Finds the file and line (or row) that a document of a data source comes from; called with the document's index.
 
     Attributes:
         source: Name of the source.
@@ -35,7 +35,11 @@ class RowPlaces:
     rows: np.ndarray | None = None
 
     def of(self, documents: np.ndarray) -> "RowPlaces":
-        """Return the places of some of the documents, given their indices, `[documents]` int64."""
+        """Return an object that finds the files and lines of only some of the documents.
+
+        Args:
+            documents: Indices of these documents, `[documents]` int64.
+        """
         return replace(self, rows=documents if self.rows is None else self.rows[documents])
 
     def __call__(self, document: int) -> str:
@@ -71,7 +75,7 @@ class RowPlaces:
 
 
 def numbered(unit: str, numbers: Iterable[int]) -> Iterator[str]:
-    """Yield places in a file, such as ", line 3", to append to the file's name.
+    """Yield text such as ", line 3" for each number, to append to a file's name in an error.
 
     Args:
         unit: `line` or `row`.
@@ -81,7 +85,7 @@ def numbered(unit: str, numbers: Iterable[int]) -> Iterator[str]:
 
 
 def csv_lines(file: Path) -> Iterator[int]:
-    """Yield the number (from 1) of the line on which each row of a .csv file begins, without the header."""
+    """Yield the line number (from 1) on which each row of a .csv file begins; the header is not a row."""
     csv.field_size_limit(MOST_LETTERS)
     with file.open(encoding="utf-8-sig", newline="") as lines:
         reader, begin, names = csv.reader(lines), 1, True

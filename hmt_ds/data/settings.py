@@ -34,10 +34,10 @@ DatasetName = Literal[
 
 @dataclass(frozen=True)
 class NamedDataset:
-    """What a well-known data set looks like.
+    """Columns and format of a well-known data set, such as Qasper.
 
     Attributes:
-        hub: Its name on the hub, with the configuration to use if it has several; or where else it is from.
+        hub: The data set's name on the hub, with its configuration if it has several; or where else to get it.
         columns: Names of the columns that are read.
         format: Format that its rows are converted to: `text`, `completion`, `messages` or `questions`.
     """
@@ -70,8 +70,9 @@ NAMED: dict[DatasetName, NamedDataset] = {
 
 @dataclass(frozen=True)
 class RetrievalSettings:
-    """Generated documents that state facts and ask for them in later segments, in place of data.train. A document has
-    training.bptt_depth segments; only the tokens of the answers count in the loss.
+    """Generated documents that state facts and ask for them in later segments, to be used in place of data.train.
+
+    A document has training.bptt_depth segments; only the tokens of the answers count in the loss.
     """
 
     kind: Kind = "keys"

@@ -1,4 +1,4 @@
-"""Load the documents of a source (files, folders, saved data sets, the hub) with the `datasets` library."""
+"""Load the documents of a data source (files, folders, saved data sets, the hub) with the `datasets` library."""
 
 import difflib
 import glob
@@ -31,14 +31,14 @@ SHORT, LONG = Value("string"), Value("large_string")
 
 @dataclass(frozen=True)
 class SourceDocuments:
-    """The documents of a source, and what was left out of it.
+    """The documents of a data source, and what was left out of it.
 
     Attributes:
         documents: One row per document, with the column `text`, or with the columns of another format.
         files: Number of files read; None for a saved data set and one of the hub.
         left_out: A line for each reason why files or documents are left out.
         place: Finds the file and line of a document, given its index.
-        dropped: Number of documents that are left out: blank texts, and rows that do not meet `where`.
+        dropped: Number of documents that are left out: blank texts, and rows that do not meet the conditions `where`.
     """
 
     documents: Dataset
@@ -49,7 +49,12 @@ class SourceDocuments:
 
 
 def load_documents(source: str, **options: Any) -> Dataset:
-    """Return the documents of a source: the field `documents` of :func:`read_source`, called with these arguments."""
+    """Load the documents of a data source, as :func:`read_source` does, and return only the documents.
+
+    Args:
+        source: File, folder, pattern, address or name on the hub.
+        options: Other arguments of `read_source`.
+    """
     return read_source(source, **options).documents
 
 
@@ -65,7 +70,8 @@ def read_source(
     separator: str | None = None,
     where: Mapping[str, Condition] | None = None,
 ) -> SourceDocuments:
-    """Load the documents of a source, one row per document, in the column `text` or in the columns of another format.
+    """Load the documents of a data source, one row per document, in the column `text` or in the columns of another
+    format.
 
     Blank texts are left out.
 
@@ -75,8 +81,8 @@ def read_source(
             ``data/*.jsonl``; a folder written by `save_to_disk`; an address of files, such as ``s3://bucket/data``; or
             the name of a data set on the hub.
         text_field: The column that holds the text.
-        columns: For a format other than text: its columns, each with the column's name in the source. Rows may be
-            blank.
+        columns: For a format other than text: the column's name in the source, by the format's own column name. Rows
+            may be blank.
         dataset: Name of the well-known data set whose columns the source has; its rows are converted to its format.
         split: The split of a hub data set, of a saved `DatasetDict`, or of a folder whose files belong to several
             (`train-00000-of-00002.parquet`). Other files have the one split "train", of which `datasets` can take a
@@ -85,8 +91,8 @@ def read_source(
         revision: A branch, tag or commit of a hub data set.
         separator: A regular expression, matched per line (re.MULTILINE): a text file is split before each match, and
             the parts are documents, also the one before the first match. By default a file is one document.
-        where: Columns with the value, the list of values or the bounds that a row must have there. By default all rows
-            are read.
+        where: Condition on a column, by the column's name: the value, the list of values or the bounds that a row must
+            have there. By default all rows are read.
 
     Raises:
         DataError: The source is absent, of an unknown kind, unreadable, not UTF-8, empty or without a needed column, or

@@ -21,7 +21,12 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
 
 
 def special_pattern(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Return a regular expression for a tokenizer's special tokens; None if it has none or reads them as plain text."""
+    """Return a regular expression that matches a tokenizer's special tokens; None if it has none or reads them as plain
+    text.
+
+    Args:
+        tokenizer: The tokenizer.
+    """
     names = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     if not names or getattr(tokenizer, "split_special_tokens", False):
         return None
@@ -29,7 +34,8 @@ def special_pattern(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def why_special(documents: Dataset, tokenizer: PreTrainedTokenizerBase, place: RowPlaces) -> str | None:
-    """Return a warning about documents in whose text special tokens are written out; None if there are none.
+    """Return a warning about documents in whose text special tokens such as `</s>` are written out; None if there are
+    none.
 
     Args:
         documents: Rows of any format.

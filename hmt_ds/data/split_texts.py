@@ -41,5 +41,10 @@ def split_documents(documents: Dataset, separator: str, source: str) -> Dataset:
 
 
 def cuts_of(pattern: re.Pattern[str], text: str) -> list[int]:
-    """Return the index of the first character of each document in a text, and the text's length."""
+    """Return the index of the first character of each document in a text, followed by the text's length.
+
+    Args:
+        pattern: The separator; a document begins at each match.
+        text: The text.
+    """
     return [0, *(match.start() for match in pattern.finditer(text)), len(text)]

@@ -1,4 +1,4 @@
-"""The documents of a stream in parts: each part is tokenized while the one before it is read, and deleted later."""
+"""A streamed data source in parts: each is tokenized while training reads the one before, and deleted later."""
 
 import hashlib
 import json
@@ -30,11 +30,11 @@ DONE = "part.json"  # written last: how many rows the part has
 
 @dataclass(frozen=True)
 class StreamKeys:
-    """What a stream reads.
+    """What a stream of documents reads: the source, the size of its parts and the allowed lengths of documents.
 
     Attributes:
         source: Arguments of `read_source`.
-        size: Rows of a part.
+        size: Rows of the source per part.
         lengths: Fewest and most tokens of a document; None for any number.
     """
 
@@ -44,15 +44,14 @@ class StreamKeys:
 
 
 class Stream:
-    """Makes and opens the parts of a stream, each a folder of the cache.
+    """Tokenizes and opens the parts of a streamed data source, each a folder of the cache.
 
-    A part is a function of its number, so it is made again if it was deleted, from the source's beginning on.
+    A part depends only on its number, so one that was deleted is made again, by reading the source from its beginning.
 
     Args:
-        keys: What is read.
-        tokenizer, format: As for `tokenize_documents`.
-        folder: Where the parts are kept; of one run alone.
-        makes: Whether this process makes parts; else it waits until another one has.
+        keys: Which rows are read. tokenizer, format: Tokenizer, and how rows become tokens.
+        folder: Where the parts are kept; used by one run alone.
+        makes: Whether this process makes parts; otherwise it waits until another process has made them.
     """
 
     def __init__(
@@ -70,11 +69,14 @@ class Stream:
         self._rows = RowStream(source["source"], needed, keys.size, *where_from)
 
     def part(self, number: int) -> SourceTokens | None:
-        """Return a part, counted from 0; None if the source has ended before it.
+        """Return the tokenized documents of one part of the stream; None if the source has ended before the part.
+
+        Args:
+            number: Number of the part, from 0.
 
         Raises:
-            DataError: The source cannot be read, or a document is not of the format.
-            NoDocumentsError: No document of the part is read.
+            DataError: The source cannot be read, or a document does not have the expected format.
+            NoDocumentsError: All documents of the part are left out.
         """
         folder = self._folder / f"{number:06}"
         while not self._makes and not (folder / DONE).exists():
@@ -90,7 +92,11 @@ class Stream:
         return of_lengths(found, *self.keys.lengths, self.keys.source["source"])
 
     def keep(self, numbers: set[int]) -> None:
-        """Delete all parts but some, and those of what the source was before."""
+        """Delete all parts of the stream except some, and any parts of other sources in the stream's folder.
+
+        Args:
+            numbers: Numbers of the parts to keep.
+        """
         if not self._makes:
             return
         names = {f"{number:06}" for number in numbers}
@@ -124,7 +130,11 @@ class Stream:
 
 
 def ahead(work: Callable[[], Any]) -> "Future[Any]":
-    """Do work in a thread that does not keep the process from ending."""
+    """Start a function in a daemon thread, which does not keep the process from ending, and return its future.
+
+    Args:
+        work: The function.
+    """
     future: Future[Any] = Future()
 
     def run() -> None:

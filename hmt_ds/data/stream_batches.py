@@ -1,4 +1,4 @@
-"""Batches of a stream: the windows of one part after the other."""
+"""Training batches of a streamed data source, which is read part by part."""
 
 from collections.abc import Collection, Iterator
 from concurrent.futures import Future
@@ -19,11 +19,11 @@ from hmt_ds.data.window_plan import Depth
 
 @dataclass(frozen=True)
 class Place:
-    """A part of a stream.
+    """The part of a streamed data source that is being read.
 
     Attributes:
-        epoch: How often the stream was read before.
-        part: Number of the part.
+        epoch: How often the whole stream was read before.
+        part: Number of the part, from 0.
     """
 
     epoch: int = 0
@@ -31,21 +31,21 @@ class Place:
 
 
 class StreamLoader:
-    """The batches of one rank, without end, from a position on.
+    """Iterate without end over one rank's batches from a streamed data source, from a saved position on.
 
-    The documents of a part are in random order; at a part's end rows without a document wait, with empty segments, for
-    those that have one. `Batch.documents` counts rows of the stream from its beginning, in each epoch again.
+    The documents within a part are in random order; at a part's end rows without a document get empty segments until
+    all rows are done. `Batch.documents` counts rows of the stream from its beginning, from 0 again in each epoch.
 
     Args:
-        stream: The stream.
-        segments: As for `WindowPlan`; windows are counted over all parts.
-        seed: Of the order, not negative.
-        state: The `position` of the last batch that was used, to go on after it.
-        left_out: Documents that are not read.
+        stream: The streamed data source.
+        segments: Segments per row of each batch; or a function of the batch's number, counted over all parts.
+        seed: Determines the order of documents; not negative.
+        state: `Batch.position` of the last batch that was used, to go on after it; None to begin with the first one.
+        left_out: Indices of documents that are not read.
         options: Other arguments of `WindowLoader`.
 
     Raises:
-        DataError: As `Stream.part`; or the part of `state` is another one now.
+        DataError: The source cannot be read, or no longer has the part that `state` was saved in.
     """
 
     def __init__(
@@ -124,5 +124,10 @@ class StreamLoader:
 
 
 def moved(documents: torch.Tensor, by: int) -> torch.Tensor:
-    """Add `by` to the indices of documents, int64 of any shape; -1, which stands for no document, stays -1."""
+    """Add a number to document indices; -1, which means no document, stays -1.
+
+    Args:
+        documents: int64 tensor of any shape.
+        by: The number to add.
+    """
     return torch.where(documents < 0, documents, documents + by)

@@ -1,4 +1,5 @@
-"""Rows of a source one after the other, from wherever they are, without a copy of the source on this machine."""
+"""Read the rows of a data source one after the other, from files or over the network, without copying it to this
+machine."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -17,10 +18,10 @@ from hmt_ds.data.unpack import unpacked
 
 
 class RowStream:
-    """Reads the rows of a source in parts of equal size.
+    """Reads the rows of a data source in parts of equally many rows.
 
     Args:
-        source, split, name, revision: As for `read_source`; at an address, files of one kind.
+        source, split, name, revision: The source, as for `read_source`; at an address, all files must be of one kind.
         columns: Columns to read.
         size: Rows of a part.
 
@@ -39,12 +40,15 @@ class RowStream:
         self._next = -1
 
     def read(self, number: int) -> Dataset:
-        """Return a part, counted from 0; without rows if the source has ended before it.
+        """Return the rows of one part as a data set; without rows if the source has ended before the part.
 
-        Parts that are read in order are read once; else the source is read from its beginning.
+        Parts that are read in order are read once; otherwise the source is read from its beginning.
+
+        Args:
+            number: Number of the part, from 0.
 
         Raises:
-            DataError: The source cannot be read, or has no such column.
+            DataError: The source cannot be read, or lacks a column.
         """
         try:
             if number != self._next:
@@ -69,7 +73,13 @@ class RowStream:
 
 
 def open_stream(source: str, split: str, name: str | None, revision: str | None) -> IterableDataset:
-    """Open a source as a stream of the `datasets` library.
+    """Open a data source as a stream of the `datasets` library, which reads rows as they are asked for.
+
+    Args:
+        source: File, folder, pattern, address or name on the hub.
+        split: Split to read, such as `train`.
+        name: The configuration of a hub data set.
+        revision: A branch, tag or commit of a hub data set.
 
     Raises:
         DataError: The source cannot be opened, or its files are of several kinds.
@@ -97,15 +107,18 @@ def open_stream(source: str, split: str, name: str | None, revision: str | None)
 
 
 def readable(file: Path) -> Path:
-    """Return a file that `datasets` can stream: it reads .gz, but not .zst, which is unpacked."""
+    """Return a file that the `datasets` library can stream: the file itself, or for .zst a decompressed copy."""
     return unpacked(file) if file.suffix.lower() == ".zst" else file
 
 
 def kind_of_address(source: str) -> str:
-    """Return the builder of the `datasets` library for the files at an address.
+    """Return the builder of the `datasets` library (`text`, `json`, ...) for the files at a remote address.
+
+    Args:
+        source: The address, such as ``s3://bucket/data/*.jsonl``.
 
     Raises:
-        DataError: The address does not end like files of one kind.
+        DataError: The ending of the address names no kind of file.
     """
     path = Path(source)
     suffix = Path(path.stem).suffix if path.suffix.lower() in COMPRESSIONS else path.suffix

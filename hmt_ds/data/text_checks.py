@@ -70,10 +70,10 @@ def has_absent(documents: Dataset, column: str) -> bool:
 
 
 def why_unreadable(builder: str, file: Path) -> str | None:
-    """Find the first line of a file that is not UTF-8 or not JSON; return a description with its number.
+    """Find the first line of a file that is not UTF-8 or not JSON, and describe it with its line number, for an error.
 
     Args:
-        builder: How the file is read; only `text`, `json` and `csv` files have lines.
+        builder: Kind of the file; only `text`, `json` and `csv` files have lines.
         file: The file, not compressed.
 
     Returns:
@@ -97,7 +97,11 @@ def why_unreadable(builder: str, file: Path) -> str | None:
 
 
 def where_no_text(found: FoundFiles, field: str) -> str:
-    """Find the first line of a source's JSON Lines files whose field holds something else than text.
+    """Find the first line of a source's JSON Lines files in which a field does not hold text.
+
+    Args:
+        found: The files of the source.
+        field: Name of the field.
 
     Returns:
         A phrase with type, file and line, to append to an error; empty if there is no such line.

@@ -21,15 +21,15 @@ MOST_TOKENS = 2**31 - 1  # of one document: Arrow's lists count in int32
 
 @contextmanager
 def lock(file: Path) -> Iterator[None]:
-    """Let one process at a time into the ``with`` block; others wait until it leaves the block or ends.
+    """Let one process at a time run a ``with`` block; others wait until it leaves the block or ends.
 
     The lock only saves work, because files are renamed into place: on a file system without locks all processes enter.
 
     Args:
-        file: File to lock; made if absent.
+        file: File to lock; created if absent.
 
     Raises:
-        OSError: The file cannot be made.
+        OSError: The file cannot be created.
     """
     file.touch()
     held = FileLock(file)
@@ -49,7 +49,11 @@ def lock(file: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """Yield the path of a temporary file and rename it to `file` after the ``with`` block; remove it after an error."""
+    """Yield the path of a temporary file; after the ``with`` block rename it to `file`, or after an error remove it.
+
+    Args:
+        file: Path of the file to write.
+    """
     aside = file.with_name(f"{file.name}.{uuid.uuid4().hex}")
     try:
         yield aside
@@ -71,15 +75,15 @@ def remove_unfinished(folder: Path, name: str) -> None:
 
 
 def write_batches(file: Path, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> None:
-    """Write a file of the token cache, and its SHA-256 beside it.
+    """Write a file of the token cache in Arrow format, and its SHA-256 beside it.
 
     Args:
-        file: The file.
-        batches: Its rows; all with the schema.
+        file: Path of the file.
+        batches: The file's rows; all with the schema.
         schema: Columns and their types.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
     with replacing(file) as aside:
         with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
@@ -91,7 +95,7 @@ def write_batches(file: Path, batches: Iterable[pa.RecordBatch], schema: pa.Sche
 
 
 def is_intact(file: Path, *, read: bool = False) -> bool:
-    """Return whether a file of the token cache exists and has the content that was written.
+    """Return whether a file of the token cache exists and still has the content that was written.
 
     Arrow does not notice a flipped bit, which would change a token or crash. A file is read and compared with its
     SHA-256 only if its size, times or inode changed since it was last found intact: reading a large cache takes
@@ -99,7 +103,7 @@ def is_intact(file: Path, *, read: bool = False) -> bool:
 
     Args:
         file: A file of the cache.
-        read: Read the file in any case.
+        read: Compare the content even if size, times and inode are unchanged.
     """
     try:
         digest, *state = digest_file(file).read_text(encoding="ascii", errors="replace").split()
@@ -115,7 +119,12 @@ def is_intact(file: Path, *, read: bool = False) -> bool:
 
 
 def write_digest(file: Path, digest: str) -> None:
-    """Write a file's SHA-256 (`digest`, hexadecimal) beside it, with its size, times and inode, to notice changes."""
+    """Write a file's SHA-256 to a second file beside it, together with its size, times and inode, to notice changes.
+
+    Args:
+        file: A file of the token cache.
+        digest: The SHA-256, hexadecimal.
+    """
     with replacing(digest_file(file)) as aside:
         aside.write_text(" ".join([digest, *_state(file)]), encoding="ascii")
 

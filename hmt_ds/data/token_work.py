@@ -1,4 +1,4 @@
-"""Divide the work of tokenizing: files of the cache (shards), units of work within them, and worker processes."""
+"""Divide the work of tokenizing: cache files (shards), units of work within them, and worker processes."""
 
 import itertools
 import os
@@ -30,12 +30,11 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Unit:
-    """Work for one process at a time: tokenize whole documents, or neighbouring pieces of one long document.
+    """A unit of tokenizing work for one process: some whole documents, or neighbouring pieces of one long document.
 
     Attributes:
-        shard: Number of the file of the cache (shard) that the result belongs to.
-        first, end: Index of the first document, and of the one behind the last.
-        size: Bytes of text, without overlaps.
+        shard: Number of the cache file (shard) that the result belongs to.
+        size: Bytes of text, without overlaps between pieces.
         parts: First and end byte of each piece of the document; None for whole documents.
         overlap: Bytes that a piece shares with the one before.
     """
@@ -76,11 +75,12 @@ def shard_rows(sizes: np.ndarray) -> list[tuple[int, int]]:
 
 
 def units_of(shard: int, rows: tuple[int, int], sizes: np.ndarray, cuts: bool) -> Iterator[Unit]:
-    """Divide a shard of the token cache into units of about 1 MiB of text; yield them in order.
+    """Divide the documents of a shard (a file of the token cache) into units of about 1 MiB of text; yield them in
+    order.
 
     Args:
         shard: The shard's number.
-        rows: Index of its first document, and of the one behind its last.
+        rows: Index of the shard's first document, and of the one behind its last.
         sizes: Bytes of each document of the data set, `[documents]`.
         cuts: Whether documents of more than 256 KiB are divided into pieces.
     """
@@ -100,7 +100,7 @@ def units_of(shard: int, rows: tuple[int, int], sizes: np.ndarray, cuts: bool) -
 
 
 def pieces_of(shard: int, row: int, size: int, piece: int, overlap: int) -> Iterator[Unit]:
-    """Divide one long document into units of neighbouring, overlapping pieces; yield them in order.
+    """Divide one long document into units of work, each of neighbouring, overlapping pieces; yield them in order.
 
     Args:
         shard: Number of its shard of the token cache.
@@ -117,11 +117,11 @@ def pieces_of(shard: int, row: int, size: int, piece: int, overlap: int) -> Iter
 
 
 def in_order(work: Callable[[Unit], Result], units: Iterable[Unit], processes: int) -> Iterator[tuple[Unit, Result]]:
-    """Do units of work in parallel; yield each unit with its result, in the order of the units.
+    """Tokenize units of work in parallel; yield each unit with its result, in the order of the units.
 
     Args:
-        work: Does one unit. Each process gets a copy once.
-        units: The units.
+        work: Function that tokenizes one unit. Each process gets a copy once.
+        units: The units: some documents, or pieces of a long one, each.
         processes: Number of worker processes; 1 works in this process.
 
     Raises:

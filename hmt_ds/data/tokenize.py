@@ -45,8 +45,8 @@ def tokenize_documents(
 
     A format whose tokens have different weights in the loss adds a column `weights` (float32, one per token). BOS is
     added where the tokenizer does so by itself. The result is cached under a hash of the documents, the tokenizer and
-    the format, in one file or in shards of some 100 MB; after a kill, whole shards are kept. One process makes them
-    while others wait. The SHA-256 of each file is beside it, and a file that does not match is made again.
+    the format, in one file or in shards of some 100 MB; after a kill, finished shards are kept. One process tokenizes
+    while others wait. The SHA-256 of each file is beside it, and a file that does not match is written again.
 
     Args:
         documents: A data set with the columns of the format.
@@ -87,6 +87,9 @@ def tokenize_documents(
 
 def open_tokens(files: list[Path]) -> Dataset:
     """Map files of the token cache into memory as one data set, without the documents that have no token.
+
+    Args:
+        files: Arrow files, in the order of their documents.
 
     Raises:
         DataError: No document has a token.
@@ -141,12 +144,13 @@ class Encoder:
             return None
 
     def document(self, row: int, pieces: Iterator[Piece | None], folder: Path) -> Iterator[pa.RecordBatch]:
-        """Yield one document, tokenized in pieces, as a single row; with longer pieces if these cannot be joined.
+        """Yield one document that is tokenized in pieces as a single row; if pieces cannot be joined, retry with longer
+        ones.
 
         Args:
             row: Index of the document.
-            pieces: Its tokenized pieces, in order; None for some that could not be joined.
-            folder: Where the ids are kept until all of them are known.
+            pieces: The document's tokenized pieces, in order; None for some that could not be joined.
+            folder: Folder for a temporary file that holds the ids until all are known.
 
         Raises:
             RowError: The document has more tokens than Arrow can hold.
@@ -278,7 +282,12 @@ def _fingerprint(documents: Dataset, tokenizer: PreTrainedTokenizerBase, add_eos
 
 
 def tokenizer_content(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
-    """Return everything that a tokenizer's ids depend on, as JSON values: its content, never its path."""
+    """Return everything that a tokenizer's ids depend on, as JSON values, to hash for a cache: its content, never its
+    path.
+
+    Args:
+        tokenizer: The tokenizer.
+    """
     backend = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else _python_content(tokenizer)
     content = [type(tokenizer).__name__, backend, tokenizer("").input_ids, tokenizer.eos_token_id]
     if getattr(tokenizer, "split_special_tokens", False):  # in tokenizer_config.json; the backend does not know it

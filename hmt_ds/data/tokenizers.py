@@ -30,7 +30,8 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
             tokenizer file is `tokenizer.model`), or a name on the hub.
 
     Raises:
-        DataError: Nothing is there, it cannot be read, or `transformers` would not give sentencepiece's ids for it.
+        DataError: `path` has no tokenizer, it cannot be read, or `transformers` would not give sentencepiece's ids for
+            it.
     """
     local = Path(path)
     if local.is_file():
@@ -47,7 +48,11 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
-    """Check that a model with `vocab_size` embeddings can read every id of a tokenizer.
+    """Check that every token id of a tokenizer is within a model's vocabulary.
+
+    Args:
+        tokenizer: The tokenizer.
+        vocab_size: Number of token embeddings of the model.
 
     Raises:
         DataError: The tokenizer's largest id is not below `vocab_size`.
@@ -61,7 +66,8 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Non
 
 
 def describe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return a phrase with a tokenizer's number of tokens and the first 12 digits of its vocabulary's SHA-256."""
+    """Return a phrase with a tokenizer's number of tokens and the first 12 hexadecimal digits of its vocabulary's
+    SHA-256."""
     vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
     return f"{len(tokenizer):,} tokens, vocabulary {hashlib.sha256(vocabulary.encode()).hexdigest()[:12]}"
 
@@ -96,9 +102,13 @@ def _load_sentencepiece(model: Path) -> PreTrainedTokenizerBase:
 
 
 def write_config(folder: Path) -> None:
-    """Write `tokenizer_config.json` beside `tokenizer.model`: it tells `transformers` the class and the special tokens.
+    """Write `tokenizer_config.json` beside a sentencepiece file `tokenizer.model`: it tells `transformers` the
+    tokenizer's class and special tokens.
 
     Without it there is no BOS, or a wrong first token.
+
+    Args:
+        folder: Folder of `tokenizer.model`.
     """
     processor = _read_processor(folder / "tokenizer.model")
     config: dict[str, Any] = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True}

@@ -91,15 +91,19 @@ def train_on_lines(lines: Iterable[str], out: Path, vocab_size: int, what: str) 
 
 
 def lines_of(documents: Dataset) -> Iterator[str]:
-    """Yield the lines of all texts in a data set's rows, in whichever columns, lists and fields they are."""
+    """Yield the lines of all texts in a data set's rows, whatever columns, lists and fields hold them."""
     for row in documents:
         for text in texts_in(row):
             yield from text.removesuffix("\n").split("\n")
 
 
 def short_lines(lines: Iterable[str]) -> Iterator[str]:
-    """Yield lines, cutting those of more than 262,144 characters (sentencepiece skips lines over 1 MiB), at blanks if
-    any.
+    """Yield lines of text, cutting those of more than 262,144 characters, at blanks if there are any.
+
+    sentencepiece skips lines over 1 MiB.
+
+    Args:
+        lines: Lines without their line ends.
     """
     for line in lines:
         rest = line
@@ -111,7 +115,7 @@ def short_lines(lines: Iterable[str]) -> Iterator[str]:
 
 
 def source_lines(source: str, text_field: str) -> Iterator[str]:
-    """Yield the lines of a source's texts; a plain text file is read line by line, to save memory.
+    """Yield the lines of a data source's texts; a plain text file is read line by line, to save memory.
 
     Args:
         source: File, folder, pattern, address, or name on the hub.

@@ -14,7 +14,11 @@ BLOCK = 1 << 16  # bytes read at a time
 
 
 def unpacked(file: Path) -> Path:
-    """Return the path of a file's decompressed copy in the cache of `datasets`; the file itself if not compressed.
+    """Return the path of a compressed file's decompressed copy in the cache of `datasets`; a file that is not
+    compressed is returned itself.
+
+    Args:
+        file: The file, whose suffix (.gz, .zst, ...) says whether it is compressed.
 
     Raises:
         DataError: The file is cut short or damaged, or the cache cannot be written.

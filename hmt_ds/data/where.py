@@ -26,11 +26,13 @@ Condition = Scalar | Sequence[Scalar] | Bounds
 
 
 def rows_where(documents: Dataset, where: Mapping[str, Condition], source: str) -> tuple[np.ndarray, list[str]]:
-    """Choose the rows that meet all conditions; a row without a value in a column does not meet its condition.
+    """Choose the rows of a data set that meet all conditions; a row without a value in a column does not meet its
+    condition.
 
     Args:
         documents: Rows that have the columns.
-        where: Condition on each column: a value, a list of values (one of which the row must have), or bounds.
+        where: Condition on each column, by the column's name: a value, a list of values (one of which the row must
+            have), or bounds.
         source: Name of the source, for errors.
 
     Returns:
@@ -49,7 +51,11 @@ def rows_where(documents: Dataset, where: Mapping[str, Condition], source: str) 
 
 
 def describe(condition: Condition) -> str:
-    """Return a condition on a column as words, such as "en or de" or "at least 10 and at most 20"."""
+    """Return a condition on a column as words, such as "en or de" or "at least 10 and at most 20".
+
+    Args:
+        condition: A value, a list of values, or bounds.
+    """
     if isinstance(condition, dict):
         words = {"min": "at least", "max": "at most"}
         bounds = ((words[name], condition[name]) for name in ("min", "max"))

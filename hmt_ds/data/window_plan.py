@@ -1,4 +1,4 @@
-"""Plan which tokens each row reads in which window: a pure function of the documents' lengths, equal on every rank."""
+"""Plan which tokens each row reads in which segment: a pure function of the documents' lengths, equal on every rank."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,13 +15,13 @@ Depth = int | Callable[[int], int]  # segments of every window, or of the window
 
 @dataclass(frozen=True)
 class Piece:
-    """The part of a document that is in one segment: its tokens `offset` to `offset + length`.
+    """The part of a document that is read in one segment: tokens `offset` to `offset + length` of the document.
 
     Attributes:
         document: Index of the document.
         offset: Index of the first token in the document.
         length: Number of tokens, at least 1 and at most the segment length.
-        behind: Pieces of other documents behind it in the same segment, in their order; each begins its document.
+        behind: Parts of other documents behind it in the same segment, in order; with each of them a document begins.
     """
 
     document: int
@@ -33,7 +33,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Packing:
-    """How documents share a segment.
+    """How documents share a segment, so that less of it is padding.
 
     Attributes:
         gap: Positions between the end of one document and the first token of the next one in the same segment.
@@ -45,11 +45,14 @@ class Packing:
 
     @classmethod
     def of(cls, memory: MemorySettings) -> "Packing":
-        """Return how documents share segments with the given memory settings.
+        """Return how documents may share segments with the given memory settings.
 
-        The gap holds what a document's first segment is read behind: sink tokens and memory prompt. The next segment
-        rereads sensory tokens, which must be of its own document, hence at least as many tokens of it in the segment
-        where it begins.
+        Between two documents there must be room for the sink tokens and the memory prompt that a document's first
+        segment has in front of it. The next segment rereads sensory tokens, which must be of its own document, hence a
+        document has at least as many tokens in the segment in which it begins.
+
+        Args:
+            memory: Settings of the memory.
         """
         least = max(1, memory.sensory_tokens, memory.segment_length // 4)
         return cls(memory.sink_tokens + memory.prompt_tokens(), least)
@@ -57,7 +60,7 @@ class Packing:
 
 @dataclass(frozen=True)
 class WindowPlanState:
-    """The position between two windows: enough to resume reading there.
+    """The position between two batches: enough to resume reading there.
 
     Attributes:
         epoch: Epoch of the next document, from 0; with several sources, of the first source.
@@ -72,14 +75,18 @@ class WindowPlanState:
     sources: tuple[QueueState, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the state as JSON values, for a checkpoint."""
+        """Return the reading position as JSON values, for a checkpoint."""
         rows = [None if row is None else list(row) for row in self.rows]
         values = {"epoch": self.epoch, "cursor": self.cursor, "rows": rows}
         return values | ({"sources": [asdict(source) for source in self.sources]} if self.sources else {})
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "WindowPlanState":
-        """Make a state from the JSON values that `to_dict` returned."""
+        """Make a reading position from the JSON values that `to_dict` returned.
+
+        Args:
+            values: The JSON values.
+        """
         rows = tuple(None if row is None else (row[0], row[1]) for row in values["rows"])
         sources = tuple(QueueState(**source) for source in values.get("sources", []))
         return cls(values["epoch"], values["cursor"], rows, sources)
@@ -87,11 +94,11 @@ class WindowPlanState:
 
 @dataclass(frozen=True)
 class PlannedWindow:
-    """What all rows of the global batch read in one window.
+    """What all rows of the global batch read in one window (a batch of rows times consecutive segments).
 
     Attributes:
         pieces: `pieces[row][segment]`, the part of a document in each segment; None for an empty segment.
-        state: The position after this window.
+        state: The reading position after this window.
     """
 
     pieces: list[list[Piece | None]]
@@ -99,7 +106,7 @@ class PlannedWindow:
 
 
 class WindowPlan(Iterator[PlannedWindow]):
-    """Iterate over the windows of a run: which tokens each row of the global batch reads in each segment.
+    """Iterate over the windows (batches of rows times consecutive segments) of a run, as plans without tokens.
 
     All rows advance together, segment by segment. A row walks through its document, across windows; in the segment
     after its document's last one it takes the next document of the queue. Rows that need a document in the same segment

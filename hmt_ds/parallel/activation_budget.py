@@ -1,4 +1,5 @@
-"""Choose how many segments keep their activations, from measured peak memory."""
+"""Choose from measured GPU memory how many segments keep their activations and how many are recomputed in the backward
+pass."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,22 +18,24 @@ Forward = Callable[..., Any]  # an HMT's forward pass: a segment gives a Segment
 
 
 class ActivationBudget:
-    """Chooses, from measured GPU memory, which segments keep their activations and which are recomputed.
+    """Chooses, from measured GPU memory, which segments keep their activations and which are recomputed (checkpointed).
 
-    In the first steps one segment keeps its activations. The second step is measured; then as many segments keep their
-    activations as fit into the GPU's memory, and summaries run in larger batches. All ranks use the same plan. With
-    another depth (segments per window) planning starts over. Steps with shorter windows than planned for (a random
-    depth) use the plan, but are neither measured nor counted as first steps.
+    A window is the chunk of segments that one truncated-BPTT pass covers; its length is called depth. In the first
+    steps only one segment keeps its activations. The second step's peak memory is measured; from then on as many
+    segments keep their activations as fit into the GPU's memory, and summary passes (which compute the retrieval
+    queries) run in larger batches. All ranks use the same plan. When the depth changes, measuring starts over. Steps
+    with shorter windows than the plan is for (a random depth) use the plan, but are neither measured nor counted as
+    first steps.
 
     Attributes:
         plan: how many segments of the coming step keep their activations.
-        depth: segments of the windows that the plan is for.
-        counts_from: number of segments from which a step's windows are long enough for the step to be counted.
-        step: number of the coming step among the counted ones, from 1.
-        segment_bytes: bytes of the largest autograd graph of a segment in the measured step.
-        summary_bytes: bytes of the largest autograd graph of a batch of summaries in the measured step.
-        peak: peak allocated bytes in the measured step's last window.
-        peak_after: peak allocated bytes during gradient reduction and optimizer step.
+        depth: number of segments of the windows that the plan is for.
+        counts_from: least number of segments of a window whose step is counted in ``step``.
+        step: number of the coming step, from 1, among steps whose windows have at least ``counts_from`` segments.
+        segment_bytes: bytes of the largest autograd graph of one segment, measured in step 2.
+        summary_bytes: bytes of the largest autograd graph of one batch of summary passes, measured in step 2.
+        peak: peak allocated bytes during the forward and backward passes of step 2's last window.
+        peak_after: peak allocated bytes during step 2's gradient reduction and optimizer step.
     """
 
     def __init__(self, compute: ComputeSettings, settings: MemorySettings, depth: int, device: torch.device):
@@ -40,11 +43,11 @@ class ActivationBudget:
         self.plan_for(depth)
 
     def plan_for(self, depth: int) -> None:
-        """Restart recomputation planning for windows of another number of segments.
+        """Restart the choice of recomputed segments, for windows (truncated-BPTT chunks) of another number of segments.
 
-        Measurements on shorter windows do not hold for longer ones, which carry more between their segments; a pipeline
-        stage stashes more inputs. The first plan depends on the depth alone, not on earlier steps: dropout draws in the
-        order of the plan's passes, and a resumed run must draw the same numbers.
+        Memory measured on shorter windows does not hold for longer ones, which carry more state between segments. The
+        first plan depends on the depth alone, not on earlier steps: recomputation fixes the order in which dropout
+        draws random numbers, and a resumed run must draw the same ones.
 
         Args:
             depth: number of segments of a window.
@@ -58,39 +61,41 @@ class ActivationBudget:
         self.plan = self.within_recipe(1, batch, 0)
 
     def begin_step(self, segments: int) -> None:
-        """Begin an optimizer step.
+        """Begin an optimizer step, and note whether its windows are long enough for it to count as one of the first
+        steps.
 
         Args:
-            segments: number of segments of the step's windows, at most as many as the recomputation plan is for.
+            segments: number of segments in each of the step's truncated-BPTT windows, at most the current depth.
         """
         self.counts = segments >= self.counts_from
 
     @property
     def batch_sizes(self) -> list[int]:
-        """Possible numbers of segments in a batch of summaries: divisors of the depth, so that all batches have one
-        shape."""
+        """Return the allowed numbers of segments per batch of summary passes: the divisors of the depth, so that all
+        batches have one shape."""
         return [n for n in range(1, self.depth + 1) if self.depth % n == 0]
 
     @property
     def is_measured_step(self) -> bool:
-        """Whether the memory of the coming step is measured; never on CPUs, where torch does not count allocations."""
+        """Whether the coming optimizer step is the one (the second) in which peak GPU memory is measured; False on
+        CPUs, where torch does not count allocations."""
         return self.device.type != "cpu" and self.counts and self.step == MEASURED
 
     @property
     def warm_up_steps(self) -> int:
-        """Number of first steps in which memory is measured, shapes are compiled and CUDA graphs are captured."""
+        """Number of first optimizer steps that are slower than later ones: memory is measured, shapes are compiled and
+        CUDA graphs are captured."""
         if self.device.type == "cpu":
             return 0
         return CAPTURED if self.compute.cuda_graphs == "always" else CAPTURED - 1
 
     def within_recipe(self, kept_segments: int, summary_segments: int, kept_summaries: int) -> RecomputePlan:
-        """Return how many segments and summaries keep their activations: the recipe's values if it sets them, else
-        these.
+        """Return the recomputation plan with the given numbers, except where the recipe sets a number itself.
 
         Args:
-            kept_segments: number of last segments that keep their activations.
-            summary_segments: number of segments whose summaries run in one batch.
-            kept_summaries: number of batches of summaries that keep their activations.
+            kept_segments: number of last segments that keep their activations for the backward pass.
+            summary_segments: number of segments whose summary passes run in one batch.
+            kept_summaries: number of batches of summary passes that keep their activations.
         """
         if self.compute.recompute in ("none", "selective"):
             kept_segments, kept_summaries = self.depth, self.depth
@@ -101,13 +106,12 @@ class ActivationBudget:
         return RecomputePlan(min(kept_segments, self.depth), min(summary_segments, self.depth), kept_summaries)
 
     def measure(self, forward: Forward) -> Forward:
-        """Wrap a forward pass so that in the measured step it also records the bytes of GPU memory of its autograd
-        graph.
+        """Wrap a forward pass so that in the measured (second) step it also records the bytes of its autograd graph.
 
-        In other steps the forward pass is returned unchanged.
+        In all other steps the forward pass is returned unchanged.
 
         Args:
-            forward: forward pass of a segment or a batch of summaries.
+            forward: forward pass of a segment or of a batch of summary passes.
         """
         if not self.is_measured_step:
             return forward
@@ -136,18 +140,20 @@ class ActivationBudget:
             cuda.reset_peak_memory_stats()
 
     def step_done(self) -> None:
-        """Count a finished step; after the measured one, plan later steps by the rank with the least free memory."""
+        """Count a finished optimizer step; after the measured (second) one, choose how many segments keep their
+        activations, limited by the rank with the least free memory."""
         if self.is_measured_step:
             self.peak_after = torch.get_device_module(self.device).max_memory_allocated()
             self.plan = self.within_recipe(*map(int, all_reduce_min(self.largest_plan(), self.device)))
         self.step += self.counts
 
     def largest_plan(self) -> list[int]:
-        """Return the largest recomputation plan that fits into this rank's memory.
+        """Return the plan that recomputes the fewest segments and still fits into this rank's GPU memory.
 
         Returns:
             ``[kept_segments, summary_segments, kept_summaries]``: how many last segments keep their activations, how
-            many segments' summaries run in one batch, and how many of the batches keep their activations.
+            many segments' summary passes run in one batch, and how many batches of summary passes keep their
+            activations.
         """
         graphs, peak = self.compute.cuda_graphs == "always", self.peak
         if graphs:
@@ -173,17 +179,23 @@ class ActivationBudget:
         return [kept_segments, summary_segments, kept_summaries]
 
     def bytes_left(self, peak: int) -> float:
-        """Return the bytes of GPU memory that are free at a peak of ``peak`` allocated bytes.
+        """Return the bytes of GPU memory that stay free while ``peak`` bytes are allocated by torch.
 
-        A safety margin and memory that others than torch use are subtracted.
+        A safety margin and the memory of CUDA, NCCL and other processes are subtracted.
+
+        Args:
+            peak: peak allocated bytes.
         """
         total = torch.get_device_module(self.device).mem_get_info()[1]
         return MARGIN * total - outside_torch(self.device) - peak
 
     def batch_within(self, size: float) -> int:
-        """Return the largest number of segments whose summaries, in one batch, take at most ``size`` bytes.
+        """Return the largest number of segments whose summary passes, run as one batch, take at most ``size`` bytes.
 
-        If ``compute.summary_batch`` is a number, return that.
+        If the recipe's ``compute.summary_batch`` is a number, return that number instead.
+
+        Args:
+            size: bytes of GPU memory for the batch's autograd graph.
         """
         if isinstance(self.compute.summary_batch, int):
             return self.plan.summary_segments
@@ -191,8 +203,11 @@ class ActivationBudget:
         return max(n for n in self.batch_sizes if n * single <= max(size, single))
 
     def segments_within(self, size: float) -> int:
-        """Return how many segments can keep their activations if these may take ``size`` bytes more than in the
-        measured step."""
+        """Return how many segments can keep their activations, given ``size`` bytes more than the measured step used.
+
+        Args:
+            size: free bytes of GPU memory.
+        """
         return min(self.depth, 1 + max(0, int(size // max(self.segment_bytes, 1))))
 
 

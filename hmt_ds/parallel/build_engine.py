@@ -27,14 +27,15 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class ExecutorOptions:
-    """Settings for training or evaluating a model in a DeepSpeed engine, besides the model itself.
+    """Settings for running a model in a DeepSpeed engine: DeepSpeed's configuration, precision, device and learning
+    rates.
 
     Attributes:
         ds_config: DeepSpeed's configuration, every ``auto`` filled in.
         precision: ``fp32``, ``bf16`` or ``fp16``.
         device: device of this rank.
-        depth: segments of a window, in the first steps.
-        compute: settings of activations, gradient reduction and kernels.
+        depth: number of segments that gradients flow through (length of a truncated-BPTT window) in the first steps.
+        compute: settings of activation checkpointing, gradient reduction and kernels.
         memory_lr: learning rate of the memory modules; None for the backbone's.
         scheduler: function that makes a learning rate schedule from an optimizer; None for a constant rate.
     """
@@ -54,7 +55,7 @@ class ExecutorOptions:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of weights and memories."""
+        """The dtype of weights and memory embeddings, by ``precision`` and whether torch.autocast is used."""
         return torch.float32 if self.in_autocast else DTYPES[self.precision]
 
     def autocast(self) -> AbstractContextManager[object]:
@@ -107,7 +108,8 @@ def build_engine(
 
 
 def build_reading_engine(model: HMT, options: ExecutorOptions, grid: object = None) -> Engine[HMT]:
-    """Wrap a model in a DeepSpeed engine that only evaluates: without optimizer states, gradients and master weights.
+    """Wrap a model in a DeepSpeed engine for evaluation only: without optimizer states, gradients and fp32 master
+    weights.
 
     ZeRO-1 and ZeRO-2 shard only optimizer states and gradients, and DeepSpeed refuses them without an optimizer, so
     they become stage 0: every rank holds the whole weights. At stage 3 the weights stay sharded. Weights are loaded in

@@ -62,11 +62,14 @@ def build_hmt(
 
 
 def initialise_prompts(model: HMT) -> None:
-    """Initialise the embeddings of the memory modules from the token embeddings.
+    """Initialise the trained embeddings of a model's memory (prompts, write tokens, sink) from its token embeddings.
 
-    With ``memory.interface: paper`` prompts have the standard deviation of token embeddings, as in HMT-pytorch. With
-    ``adapted`` all embeddings start near the mean token, where a pretrained backbone works best: write embeddings
+    With ``memory.interface: paper`` the prompts have the standard deviation of token embeddings, as in HMT-pytorch.
+    With ``adapted`` all embeddings start near the mean token, where a pretrained backbone works best: write embeddings
     spread like tokens, memories half as much, and the sink is the token that begins a text.
+
+    Args:
+        model: the model, changed in place.
     """
     backbone = cast(CausalLM, model.backbone)
     embedding, first = backbone.model.get_input_embeddings(), first_token(backbone.config.get_text_config())
@@ -104,7 +107,8 @@ def first_token(config: PretrainedConfig) -> int:
 
 
 def parameter_groups(model: HMT, memory_lr: float | None) -> list[dict[str, object]]:
-    """Return parameter groups for torch's optimizers: the backbone's trained parameters, and the memory's.
+    """Return parameter groups for torch's optimizers: the backbone's trained parameters, and those of the memory
+    modules.
 
     Args:
         model: the model.

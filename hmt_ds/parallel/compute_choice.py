@@ -1,4 +1,4 @@
-"""Resolve `compute: auto` from the recipe, the model and the device."""
+"""Resolve ``auto`` values of the recipe's ``compute`` section from the recipe, the model and the device."""
 
 import os
 from dataclasses import replace
@@ -27,7 +27,8 @@ FREE_SHARE = 0.75  # of a GPU's memory that whole weights and gradient sums may 
 def resolve(compute: ComputeSettings, model: HMT, ds_config: DsConfig, device: torch.device) -> ComputeSettings:
     """Return ``compute`` settings with each ``auto`` replaced by a value that suits the model and the device.
 
-    ``recompute`` and ``summary_batch`` may stay ``auto``: they are chosen later, from a measured step.
+    ``recompute`` and ``summary_batch`` may stay ``auto``: they are chosen during training, from the peak memory
+    measured in the second step.
 
     Args:
         compute: settings of the recipe.
@@ -51,13 +52,13 @@ def resolve(compute: ComputeSettings, model: HMT, ds_config: DsConfig, device: t
 def worth_capturing(
     model: HMT, reduction: str, ds_config: DsConfig, recompute: Recompute, device: torch.device
 ) -> bool:
-    """Return whether CUDA graphs can replay a model's forward and backward passes, and make them faster.
+    """Return whether CUDA graphs can replay a model's forward and backward passes, and make training faster.
 
-    They do where launching kernels takes longer than the kernels.
+    They make it faster where the GPU waits for the host to launch kernels.
 
     Args:
         model: the model.
-        reduction: when gradients are reduced: ``step`` or ``segment``.
+        reduction: when gradients are reduced over the ranks: once per ``step`` or after each ``segment``.
         ds_config: DeepSpeed's configuration, every ``auto`` filled in.
         recompute: activation checkpointing of the layers, a value of ``compute.recompute``.
         device: device of this rank.
@@ -82,13 +83,14 @@ def uses_dropout(model: HMT) -> bool:
 
 
 def best_kernels(backbone: CausalLM, reduction: Reduction, recompute: Recompute, device: torch.device) -> Kernels:
-    """Choose kernels: ``compile``, unless ZeRO-3's hooks or checkpoints split the layers; else ``liger``, if installed.
+    """Choose the kernels of a model's layers: compiled by torch, Liger's, or plain PyTorch.
 
+    ``compile``, unless ZeRO-3's hooks or activation checkpoints split the layers; else ``liger``, if installed.
     Recurrent layers and CPUs get ``plain``: compiling would unroll a recurrent layer's loop over positions.
 
     Args:
         backbone: the backbone.
-        reduction: when gradients are reduced: ``step`` or ``segment``.
+        reduction: when gradients are reduced over the ranks: once per ``step`` or after each ``segment``.
         recompute: activation checkpointing of the layers, a value of ``compute.recompute``.
         device: device of this rank.
     """
@@ -100,9 +102,10 @@ def best_kernels(backbone: CausalLM, reduction: Reduction, recompute: Recompute,
 
 
 def whole_gradient_fits(model: HMT, ds_config: DsConfig, device: torch.device) -> bool:
-    """Return whether a rank can hold the whole weights and their fp32 gradient sums, with a quarter of its memory left.
+    """Return whether a rank can hold the unsharded weights and their fp32 gradient sums, with a quarter of its memory
+    left.
 
-    ``compute.reduction: step`` needs that.
+    Reducing gradients once per step (``compute.reduction: step``) needs both on every rank.
 
     Args:
         model: the model, before DeepSpeed wraps it.
@@ -142,10 +145,12 @@ def layer_numel(backbone: CausalLM) -> int:
 
 
 def capacity(device: torch.device) -> float:
-    """Return the bytes of GPU (on CPUs: host) memory of a rank, as the minimum over all ranks, so that all choose
-    alike.
+    """Return the bytes of memory per rank, GPU or (on CPUs) host memory, as the minimum over all ranks.
 
-    All ranks must call it.
+    The minimum makes all ranks choose the same settings. All ranks must call it.
+
+    Args:
+        device: device of this rank.
     """
     if device.type == "cpu":
         here = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))

@@ -1,8 +1,8 @@
 """Replay forward and backward passes as CUDA graphs, for models so small that launching kernels dominates.
 
-All segments have one shape, and so have all batches of summaries. For each shape, a forward pass and its backward pass
-are captured once and replayed. A captured forward pass has its own memory for the activations that its backward pass
-needs: a slot. There are as many slots as segments that keep their activations at a time.
+All segments have one shape, and so have all batches of summary passes. For each shape, a forward pass and its backward
+pass are captured once and replayed. A captured forward pass has its own memory, called a slot, for the activations that
+its backward pass needs. There are as many slots as segments that keep their activations at a time.
 """
 
 import gc
@@ -21,10 +21,10 @@ Output = SegmentOutput | Tensor  # of a segment, and of a summary
 
 
 class SlotKey(NamedTuple):
-    """What a captured forward pass needs of its inputs; passes captured with equal keys are interchangeable.
+    """Properties of a captured forward pass's inputs; CUDA graphs captured with equal keys are interchangeable.
 
     Attributes:
-        kind: class of what is read: a segment or a batch of summaries.
+        kind: class of the input: ``Segment`` or ``Summary``.
         shapes: shapes of the input tensors; None for a missing one.
         with_graph: whether a backward pass follows.
         with_loss: whether the loss is computed.
@@ -39,8 +39,8 @@ class SlotKey(NamedTuple):
 class GraphedForward:
     """An HMT model's forward pass, captured in CUDA graphs and replayed.
 
-    Hooks must sum gradients of weights into tensors at fixed addresses, because the graphs contain these additions. The
-    weights must stay at their addresses as well.
+    Gradients of weights must be summed by hooks into tensors at fixed addresses, because the graphs contain these
+    additions. The weights must stay at their addresses as well.
 
     Args:
         forward: eager forward pass of a segment or a summary; must have run before, so that nothing is left to compile.
@@ -97,16 +97,16 @@ class GraphedForward:
 
 
 class Slot:
-    """CUDA graphs of one forward pass and its backward pass, with memory for the activations between them.
+    """CUDA graphs of one forward pass and its backward pass, with the memory for the activations between them.
 
-    A slot is busy from its forward to its backward pass; other segments use other slots in the meantime.
+    A slot is busy from its forward to its backward pass; other segments are run by other slots in the meantime.
 
     Args:
         forward: the eager forward pass to capture.
-        kind: class of what is read: a segment or a batch of summaries.
+        kind: class of the input: ``Segment`` or ``Summary``.
         with_loss: whether the loss is computed.
-        pool: pool of CUDA graphs whose memory the slot takes.
-        stream: stream on which passes are captured.
+        pool: memory pool of CUDA graphs to allocate from.
+        stream: CUDA stream on which passes are captured.
     """
 
     def __init__(self, forward: Forward, kind: type[Part], with_loss: bool, pool: Any, stream: torch.cuda.Stream):
@@ -116,11 +116,15 @@ class Slot:
         self.backward_graph: torch.cuda.CUDAGraph | None = None
 
     def output(self, tensors: Sequence[Tensor]) -> Output:
-        """Return the output tensors of a replayed forward pass in the type that the eager pass returns."""
+        """Return the output tensors of a replayed forward pass as the ``Output`` object that the eager pass returns.
+
+        Args:
+            tensors: output tensors, in the order in which the captured pass returned them.
+        """
         return SegmentOutput(*tensors) if self.kind is Segment else tensors[0]
 
     def replay_forward(self, inputs: list[Tensor | None]) -> tuple[Tensor, ...]:
-        """Replay the captured forward pass on new inputs; return copies of the output tensors.
+        """Replay the captured forward pass on new inputs, and return copies of its output tensors.
 
         Args:
             inputs: tensors of the captured shapes, None where None was captured.
@@ -136,7 +140,11 @@ class Slot:
         return tuple(tensor.detach().clone() for tensor in self.results)
 
     def capture_forward(self, inputs: list[Tensor | None]) -> None:
-        """Capture the forward pass as a CUDA graph, on copies of the inputs (tensors or None)."""
+        """Capture the forward pass as a CUDA graph that reads from static copies of the inputs.
+
+        Args:
+            inputs: input tensors of the forward pass; None for a missing one.
+        """
         self.inputs = [None if tensor is None else tensor.detach().clone() for tensor in inputs]
         *parts, memories, valid, query = self.inputs
         self.leaves = [t.requires_grad_() for t in (memories, query) if t is not None and torch.is_grad_enabled()]
@@ -152,10 +160,13 @@ class Slot:
         self.results = [tensor for tensor in output if tensor is not None] if self.kind is Segment else [output]
 
     def replay_backward(self, gradients: list[Tensor]) -> list[Tensor | None]:
-        """Replay the captured backward pass on gradients of the outputs.
+        """Replay the captured backward pass, given gradients of the forward pass's outputs.
+
+        Args:
+            gradients: gradients of the outputs, in their shapes.
 
         Returns:
-            Copies of the gradients of the inputs; None for an input without gradient.
+            Copies of the gradients of the forward pass's inputs; None for an input without gradient.
         """
         if self.backward_graph is None:
             self.capture_backward(gradients)
@@ -169,7 +180,7 @@ class Slot:
         """Capture the backward pass as a CUDA graph, including the additions of weights' gradients to their sums.
 
         Args:
-            gradients: gradients of the outputs, in their shapes.
+            gradients: gradients of the forward pass's outputs, in their shapes.
         """
         self.gradients = [gradient.clone() for gradient in gradients]
         pairs = [(r, g) for r, g in zip(self.results, self.gradients, strict=True) if r.requires_grad]
@@ -179,7 +190,7 @@ class Slot:
 
 
 class Replay(torch.autograd.Function):
-    """Autograd function that replays a captured pass: forward and backward each replay their CUDA graph."""
+    """Autograd function that runs a captured pass: forward and backward each replay a CUDA graph."""
 
     @staticmethod
     def forward(

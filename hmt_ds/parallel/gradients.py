@@ -1,12 +1,12 @@
 """Reduce gradients over the ranks: after every backward pass, or once per optimizer step.
 
-:class:`ReducePerSegment`: DeepSpeed shards the gradients of one segment and sums the shards in fp32. No rank ever
-holds a whole gradient.
+:class:`ReducePerSegment`: DeepSpeed shards the gradients of one segment and sums the shards in fp32. No rank ever holds
+a whole gradient.
 
 :class:`ReducePerStep`: each rank sums its own gradients in fp32 buffers and gives the sums to DeepSpeed's engine as if
-one backward pass had made them. Forward passes go through a second tree of modules over the same weights, because
-DeepSpeed's hooks in the first tree run for every backward pass (at stage 3 for every module). Costs 4 bytes per trained
-weight on every rank, and at stage 3 the whole weights during the step.
+one backward pass had made them. Forward passes run on a second module tree that shares the weights, because DeepSpeed's
+hooks in the first tree run for every backward pass (at stage 3 for every module). Costs 4 bytes per trained weight on
+every rank, and at stage 3 the unsharded weights during the step.
 """
 
 import copy
@@ -34,7 +34,7 @@ from hmt_ds.parallel.layer_groups import LayerGroups
 
 
 class ReducePerSegment:
-    """Gradient reduction after every backward pass, each of which runs through DeepSpeed's engine.
+    """Gradient reduction over the ranks after every segment's backward pass, by DeepSpeed's engine.
 
     Args:
         model: the model that the DeepSpeed engine wraps.
@@ -44,7 +44,11 @@ class ReducePerSegment:
         self.model = model
 
     def attach(self, engine: Engine[HMT]) -> None:
-        """Use a DeepSpeed engine, which was built around the model, for all later backward passes."""
+        """Use a DeepSpeed engine, which was built around the model, for all later backward passes.
+
+        Args:
+            engine: the engine.
+        """
         self.engine = engine
         move_buffers(self.model, engine.device)
         for module in self.model.modules():
@@ -53,12 +57,12 @@ class ReducePerSegment:
 
     @property
     def forward(self) -> Forward:
-        """The forward pass of a segment or a batch of summaries, to be called like ``HMT.forward``."""
+        """The forward pass of a segment or of a batch of summary passes, to be called like ``HMT.forward``."""
         return self.engine
 
     @contextmanager
     def accumulate(self, passes: int, scale: float, phase: Phase) -> Iterator[None]:
-        """Return a context for all backward passes of an optimizer step, at whose end DeepSpeed's engine has the
+        """Return a context for all backward passes of one optimizer step; when it ends, DeepSpeed's engine has the
         gradients.
 
         Args:
@@ -74,7 +78,8 @@ class ReducePerSegment:
         """Run a backward pass from a scalar loss through DeepSpeed's engine, which reduces the gradients over the
         ranks.
 
-        The last backward pass of a step completes them.
+        Args:
+            scalar: the loss of one segment, 0-dimensional.
         """
         self.remaining -= 1
         start_backward(self.engine)
@@ -82,17 +87,22 @@ class ReducePerSegment:
         self.engine.backward(scalar, scale_wrt_gas=False)
 
     def begin_step(self, budget: ActivationBudget) -> None:
-        """Do nothing: only gradient reduction once per step captures CUDA graphs at certain steps."""
+        """Do nothing: only the other kind of reduction (once per step) must prepare a step, to capture CUDA graphs.
+
+        Args:
+            budget: unused.
+        """
 
     def step_done(self) -> None:
-        """Do nothing: only gradient reduction once per step captures CUDA graphs at certain steps."""
+        """Do nothing: only the other kind of reduction (once per step) must finish a step, to stop capturing CUDA
+        graphs."""
 
 
 class ReducePerStep:
     """Gradient reduction once per optimizer step, from fp32 sums that each rank keeps outside DeepSpeed's engine.
 
     Args:
-        model: the model that the DeepSpeed engine wraps. The reduction must be created before the engine, which puts
+        model: the model that the DeepSpeed engine wraps. This object must be created before the engine, which puts
             hooks into the model.
         autocast: the autocast context of forward passes.
         graphs: whether to capture forward and backward passes in CUDA graphs and replay them.
@@ -116,30 +126,50 @@ class ReducePerStep:
                 alias.register_post_accumulate_grad_hook(self.add)
 
     def attach(self, engine: Engine[HMT]) -> None:
-        """Use a DeepSpeed engine, which was built around the model, for the reduction and the optimizer."""
+        """Use a DeepSpeed engine, which was built around the model, for the reduction and the optimizer.
+
+        Args:
+            engine: the engine.
+        """
         self.engine, self.sharded = engine, engine.zero_optimization_stage() == 3
         move_buffers(self.model, engine.device)
 
     def forward(self, *arguments: object, **options: object) -> object:
-        """Run a segment or a batch of summaries, replayed from CUDA graphs if captured; arguments as for
-        ``HMT.forward``."""
+        """Run the model on a segment or a batch of summary passes, by replaying CUDA graphs if they were captured.
+
+        Args:
+            arguments: positional arguments of ``HMT.forward``.
+            options: keyword arguments of ``HMT.forward``.
+
+        Returns:
+            The output of ``HMT.forward``.
+        """
         run: Forward = self.replays or self.eager_forward
         return run(*arguments, **options)
 
     def eager_forward(self, *arguments: object, **options: object) -> object:
-        """Run a segment or a batch of summaries without CUDA graphs; arguments as for ``HMT.forward``."""
+        """Run the model on a segment or a batch of summary passes, without CUDA graphs.
+
+        Args:
+            arguments: positional arguments of ``HMT.forward``.
+            options: keyword arguments of ``HMT.forward``.
+
+        Returns:
+            The output of ``HMT.forward``.
+        """
         with self.autocast:
             return self.model(*arguments, **options)
 
     def begin_step(self, budget: ActivationBudget) -> None:
-        """Prepare an optimizer step; start to capture CUDA graphs in the fourth step whose windows have full length.
+        """Prepare an optimizer step; in the fourth step whose truncated-BPTT windows have full length, capture CUDA
+        graphs.
 
         The second such step measures memory, and the third compiles the shapes of the resulting recomputation plan.
-        Shorter windows would capture too few graphs. When planning has started over, for another depth, old graphs are
-        dropped.
+        Shorter windows would capture too few graphs. When the number of segments per window changes, old graphs are
+        dropped and counting starts over.
 
         Args:
-            budget: counts the steps, and plans which segments are recomputed.
+            budget: counts the steps, and chooses which segments keep their activations.
         """
         if budget.step < CAPTURED:
             self.replays = None
@@ -148,21 +178,21 @@ class ReducePerStep:
             self.replays = GraphedForward(self.eager_forward)
 
     def step_done(self) -> None:
-        """Stop capturing CUDA graphs, after the step that captured them."""
+        """Stop capturing CUDA graphs at the end of the optimizer step that captured them."""
         if self.replays:
             self.replays.complete = True
 
     @contextmanager
     def accumulate(self, passes: int, scale: float, phase: Phase) -> Iterator[None]:
-        """Return a context for all backward passes of an optimizer step, at whose end gradients are reduced over the
+        """Return a context for all backward passes of one optimizer step; when it ends, gradients are reduced over the
         ranks.
 
-        At ZeRO-3 the whole weights are gathered during it.
+        At ZeRO-3 the unsharded weights are gathered for as long as the context is open.
 
         Args:
             passes: number of backward passes of the step.
             scale: loss scale; 1 except in fp16.
-            phase: makes a context around the reduction, from the name ``reduce``.
+            phase: times the reduction: called with the name ``reduce``, returns a context around it.
         """
         self.scale = scale
         with deepspeed.zero.GatheredParameters(self.weights, enabled=self.sharded):
@@ -195,9 +225,10 @@ class ReducePerStep:
         shard.zero_()  # DeepSpeed also looks for NaN in the padding, which no gradient overwrites
 
     def allocate_sums(self) -> None:
-        """Allocate the gradient accumulation buffers, zeroed, in the first step.
+        """Allocate the gradient accumulation buffers, filled with zeros, in the first step.
 
-        Always fp32: in bf16, 1,024 equal gradients of 1 sum to 256, because adding 1 to 256 rounds back to 256.
+        The buffers are always fp32: in bf16, 1,024 equal gradients of 1 sum to 256, because adding 1 to 256 rounds back
+        to 256.
         """
         if self.sums:
             return
@@ -213,16 +244,21 @@ class ReducePerStep:
                 self.sums[alias] = torch.zeros_like(alias, dtype=torch.promote_types(alias.dtype, torch.float32))
 
     def backward(self, scalar: Tensor) -> None:
-        """Run one backward pass of a scalar loss outside DeepSpeed's engine; hooks add the weights' gradients to
-        fp32 sums."""
+        """Run one backward pass of a scalar loss outside DeepSpeed's engine; hooks add the weights' gradients to fp32
+        sums.
+
+        Args:
+            scalar: the loss of one segment, 0-dimensional.
+        """
         (scalar * self.scale).backward()
 
     def add(self, alias: nn.Parameter) -> None:
-        """Add a weight's gradient of one backward pass to its fp32 sum and free the gradient (a hook of the weight).
+        """Add a weight's gradient of one backward pass to its fp32 sum and free the gradient; runs as a hook of the
+        weight.
 
         Args:
-            alias: the weight, as a parameter of the modules that forward passes go through; DeepSpeed's own parameter
-                shares its values.
+            alias: the weight, as a parameter of the modules that run forward passes; DeepSpeed's own parameter shares
+                its values.
         """
         assert alias.grad is not None
         self.sums[alias].add_(alias.grad)
@@ -255,7 +291,11 @@ def move_buffers(model: nn.Module, device: torch.device) -> None:
     """Move a model's buffers to a device, in place; parameters stay where they are.
 
     DeepSpeed moves the model it is given, but neither a copy of that model nor buffers made under ``zero.Init``. A
-    rotary frequency left on the host is copied in every forward pass, and CUDA graphs cannot capture that copy.
+    rotary frequency left on the host would be copied in every forward pass, and CUDA graphs cannot capture that copy.
+
+    Args:
+        model: the model.
+        device: the device of the parameters.
     """
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
@@ -263,7 +303,8 @@ def move_buffers(model: nn.Module, device: torch.device) -> None:
 
 
 class DeliverGradient(torch.autograd.Function):
-    """Autograd function that returns zero, and whose backward pass gives a weight a gradient summed elsewhere."""
+    """Autograd function that returns zero and whose backward pass gives a weight a gradient that was computed
+    elsewhere."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, total: Tensor, scale: float) -> Tensor:

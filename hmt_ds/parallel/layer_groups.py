@@ -1,4 +1,4 @@
-"""Groups of layers that ZeRO-3 gathers at once, so that its hooks run once per group and not once per module."""
+"""Groups of decoder layers that ZeRO-3 gathers at once, so that its hooks run once per group, not once per module."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -39,7 +39,7 @@ def can_group_layers(config: PretrainedConfig) -> bool:
 
 
 class LayerGroups(nn.ModuleList):
-    """List of decoder layers that run, and that ZeRO-3 gathers, in groups.
+    """List of decoder layers that are run, and gathered by ZeRO-3, several at a time (a group).
 
     The registered members are the layers, so parameters keep their names. DeepSpeed, which looks for modules in
     ``children``, puts its hooks into the groups. A decoder that iterates over the list gets a :class:`LayerCall` for
@@ -54,10 +54,15 @@ class LayerGroups(nn.ModuleList):
         self.groups = [LayerGroup(members[start : start + group_size]) for start in starts]
 
     def prefetch_with(self, engine: Engine[HMT]) -> None:
-        """Let each group prefetch the next one in the forward pass, and the previous one in the backward pass.
+        """Let each group of layers prefetch the next group's weights in the forward pass, and the previous one's in the
+        backward pass.
 
-        DeepSpeed's own prefetching follows a recorded trace of modules. Summaries, and segments with and without a
-        graph, take turns, so DeepSpeed would invalidate and record its trace again all the time.
+        DeepSpeed's own prefetching follows a recorded trace of modules. Here forward passes with and without a graph,
+        on segments and on shorter summary inputs, take turns, so DeepSpeed would invalidate and record its trace all
+        the time.
+
+        Args:
+            engine: DeepSpeed's engine at ZeRO-3, which gathers the weights.
         """
         gather = gather_function(engine)
         for group, after in zip(self.groups[:-1], self.groups[1:], strict=True):
@@ -65,15 +70,17 @@ class LayerGroups(nn.ModuleList):
             after.prefetch_previous = partial(gather, set(group.parameters()), False)
 
     def named_children(self) -> Iterator[tuple[str, nn.Module]]:
-        """Yield the groups with their names instead of the layers: DeepSpeed finds the modules to gather through
-        this method."""
+        """Yield the groups of layers by name, instead of the single layers: DeepSpeed looks here for the modules to
+        gather."""
         return ((f"group_{number}", group) for number, group in enumerate(self.groups))
 
     def named_modules(
         self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
     ) -> Iterator[tuple[str, nn.Module]]:
-        """Yield the layers with their submodules, and the groups (without parameters of their own), as ``nn.Module``
-        does."""
+        """Yield the layers with their submodules, and the groups (which have no parameters of their own).
+
+        Arguments as for ``nn.Module.named_modules``.
+        """
         yield from super().named_modules(memo, prefix, remove_duplicate)
         yield from ((f"{prefix}.{name}", group) for name, group in self.named_children())
 
@@ -107,8 +114,11 @@ class LayerGroup(nn.Module):
         self.prefetch_previous: Callable[[], None] = lambda: None
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Run the group's layers on hidden states ``[batch, positions, dim]``, each with the arguments of its
-        recorded call."""
+        """Run the group's layers one after another, each with the further arguments that its recorded call had.
+
+        Args:
+            hidden: hidden states ``[batch, positions, dim]``.
+        """
         calls, self.calls = self.calls, []
         self.prefetch_next()
         for call in calls:
@@ -120,8 +130,9 @@ class LayerGroup(nn.Module):
 
 
 class LayerCall:
-    """Stand-in for a layer while a decoder iterates over its layers: records a call; the group's last call runs the
-    group.
+    """Stand-in for a layer while a decoder iterates over its layers: records the call instead of running the layer.
+
+    The call of the last layer of a group runs all layers of the group.
 
     Args:
         group: the layer's group.

@@ -16,7 +16,7 @@ class ZeroReader:
 
     Args:
         model: a model from :func:`hmt_ds.parallel.build_hmt.build_hmt`.
-        options: the run's settings; of its ``compute`` settings only the kernels are used.
+        options: the run's engine settings; of its ``compute`` settings only the kernels are used.
     """
 
     stages, reports = 1, True
@@ -31,13 +31,13 @@ class ZeroReader:
     def read(
         self, window: Window, state: MemoryState | None, **options: Any
     ) -> Iterator[tuple[SegmentOutput, MemoryState]]:
-        """Run a window without training.
+        """Evaluate a window (the next segments of every row) without training.
 
         Args:
-            window: rows of segments.
-            state: memory state before the window; None at the beginning.
-            options: ``mode`` (memory mode), ``instead`` (other memories to compute losses with: ``swapped``, ``none``),
-                ``by_token`` (losses of tokens, not sums of rows) and ``with_logits``.
+            window: the next segments of every row, on the CPU.
+            state: memories from earlier segments; None at the beginning of documents.
+            options: ``mode`` (memory mode), ``instead`` (other memories to compute losses with as well: ``swapped``
+                between rows, or ``none``), ``by_token`` (a loss per token, not per row) and ``with_logits``.
 
         Yields:
             The output of each segment, and the memory state after it.

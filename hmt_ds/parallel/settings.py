@@ -11,7 +11,7 @@ CudaGraphs = Literal["auto", "always", "never"]
 
 @dataclass(frozen=True)
 class ComputeSettings:
-    """Settings of activation checkpointing, gradient reduction and kernels. They change gradients only by rounding."""
+    """Settings of activation checkpointing, gradient reduction and kernels; gradients stay the same up to rounding."""
 
     recompute: Recompute = "auto"
     """Activation checkpointing. none: keep all activations; selective: keep only the results of matrix products and

@@ -1,4 +1,5 @@
-"""One optimizer step, the same for every executor: accumulate gradients over windows, reduce, update the weights."""
+"""One optimizer step, the same for every executor: accumulate gradients over windows of segments, reduce, update
+weights."""
 
 import math
 
@@ -13,9 +14,9 @@ from hmt_ds.parallel.protocols import Executor, Reader, StepOutput
 
 
 def train_step(executor: Executor, windows: list[Window], flags: tuple[int, ...] = ()) -> StepOutput:
-    """Run one optimizer step on one or more consecutive windows of this rank's rows.
+    """Run one optimizer step on one or more windows (chunks of consecutive segments) of this rank's rows.
 
-    The memory is carried from each window to the next, detached (truncated BPTT). All ranks must bring the same number
+    Memories are carried from each window to the next, detached (truncated BPTT). All ranks must bring the same number
     of windows, of the same number of segments.
 
     Args:
@@ -69,15 +70,15 @@ def train_step(executor: Executor, windows: list[Window], flags: tuple[int, ...]
 
 
 def counts_of(window: Window, settings: MemorySettings) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Count the labels, tokens and recall targets of a window.
+    """Count the labels, tokens and retrieval targets in a window (the next segments of every row).
 
     Args:
-        window: rows of segments.
+        window: the next segments of every row.
         settings: settings of the memory.
 
     Returns:
         0-dimensional tensors: the summed weights of labels, and the number of labels, of tokens that no earlier segment
-        has, and of segments for which the data names a memory to recall.
+        has, and of segments for which the data names a memory to retrieve.
     """
     asked = torch.zeros(()) if window.targets is None else (window.targets > 0).sum()
     labels = (window.labels >= 0).sum()
@@ -119,12 +120,12 @@ def stage_0_gradient_norm(engine: Engine[HMT]) -> float | None:
 
 
 def empty_state(reader: Reader, rows: int, cached: int = 0) -> MemoryState:
-    """Return the memory state at the beginning of documents: nothing read, no memory valid.
+    """Return the memory state at the beginning of documents: no tokens read, no valid memory.
 
     Args:
         reader: the model in its engine, which gives width, dtype and device.
-        rows: number of rows.
-        cached: number of places for memories, all marked invalid.
+        rows: number of rows (sequences) of the batch.
+        cached: number of memories that the state has room for, all marked invalid.
     """
     settings = reader.settings
     return MemoryState.empty(
@@ -139,11 +140,11 @@ def empty_state(reader: Reader, rows: int, cached: int = 0) -> MemoryState:
 
 
 def carry(executor: Executor, state: MemoryState) -> Tensor:
-    """Carry the memory state of a window into the next one, detached; reset rows whose memories are not finite.
+    """Store the memory state for the next segments, detached from the graph; reset rows whose memories are not finite.
 
     Args:
         executor: the model in its engine, whose ``state`` is set.
-        state: memory state after the window.
+        state: memory state after the segments of this backward pass.
 
     Returns:
         The number of reset rows (0-dimensional, float64).

@@ -47,25 +47,28 @@ class ZeroExecutor:
         self.phase: Phase = nullcontext
 
     def train_batch(self, windows: list[Window], flags: tuple[int, ...] = ()) -> StepOutput:
-        """Run one optimizer step on consecutive windows of this rank's rows. All ranks must call it.
+        """Run one optimizer step on the next windows (chunks of consecutive segments) of this rank's rows.
+
+        All ranks must call it.
 
         Args:
-            windows: the windows, on the CPU, of equally many segments on all ranks.
+            windows: the windows, on the CPU, with the same number of segments on all ranks.
             flags: numbers to sum over the ranks, such as whether this rank received a stop signal.
         """
         return train_step(self, windows, flags)
 
     def backward_through(self, window: Window, weight: float, recall_weight: float) -> tuple[Tensor, Tensor]:
-        """Accumulate the gradients of a window's losses, and carry the memory to the next window.
+        """Add the gradients of a window's losses to those of the step, and carry the memories over to the next window.
 
         Args:
-            window: rows of segments.
+            window: the next segments of every row (one truncated-BPTT chunk), on the CPU.
             weight: factor of the summed cross-entropy of tokens.
-            recall_weight: factor of the summed auxiliary loss of the recall.
+            recall_weight: factor of the summed auxiliary loss of memory retrieval.
 
         Returns:
-            ``[5]`` float64: the loss, the recall distances, the number of recalls, the recall's loss and the number of
-            reset rows, summed over this rank's rows; and ``[rows, segments]`` bool, whether the loss is finite.
+            ``[5]`` float64, summed over this rank's rows: the loss, the distances in segments of retrieved memories,
+            the number of retrievals, the auxiliary retrieval loss and the number of rows whose memory was reset; and
+            ``[rows, segments]`` bool, whether the loss is finite.
         """
         sums, state = backward_through_time(
             self.budget.measure(self.gradients.forward),
@@ -83,7 +86,11 @@ class ZeroExecutor:
         return torch.stack([total.double() for total in totals]), sums.finite
 
     def backward_passes(self, windows: list[Window]) -> int:
-        """Return the number of backward passes that an optimizer step on ``windows`` takes."""
+        """Return the number of backward passes through DeepSpeed's engine that an optimizer step takes.
+
+        Args:
+            windows: the step's input, chunks of consecutive segments.
+        """
         summarised = self.settings.summarises
         return sum(self.budget.plan.backward_passes(len(w), len(w) if summarised else 0) for w in windows)
 
@@ -91,13 +98,13 @@ class ZeroExecutor:
     def read(
         self, window: Window, state: MemoryState | None, **options: Any
     ) -> Iterator[tuple[SegmentOutput, MemoryState]]:
-        """Run a window without training.
+        """Evaluate a window (the next segments of every row) without training.
 
         Args:
-            window: rows of segments.
-            state: memory state before the window; None at the beginning.
-            options: ``mode`` (memory mode), ``instead`` (other memories to compute losses with: ``swapped``, ``none``),
-                ``by_token`` (losses of tokens, not sums of rows) and ``with_logits``.
+            window: the next segments of every row, on the CPU.
+            state: memories from earlier segments; None at the beginning of documents.
+            options: ``mode`` (memory mode), ``instead`` (other memories to compute losses with as well: ``swapped``
+                between rows, or ``none``), ``by_token`` (a loss per token, not per row) and ``with_logits``.
 
         Yields:
             The output of each segment, and the memory state after it.

@@ -8,8 +8,10 @@ GIB = 2**30
 
 
 class LayerSizes(Protocol):
-    """The sizes of a backbone that an estimate of activations needs, as in configurations of every family (a typing
-    Protocol)."""
+    """The sizes of a backbone from which activation memory is estimated; every transformers configuration has them.
+
+    A typing Protocol.
+    """
 
     @property
     def hidden_size(self) -> int:
@@ -21,14 +23,15 @@ class LayerSizes(Protocol):
 
 
 def bytes_per_position(config: LayerSizes, recompute: str, size: int) -> int:
-    """Return a lower bound on the bytes that all layers keep for the backward pass, per token position.
+    """Return a lower bound on the bytes of activations that all layers keep for the backward pass, per token position.
 
     A layer keeps the inputs and results of its matrix products: about six times the hidden size and three times the
     MLP's. Measured on an H100 with compiled layers: 1.24 MiB in bf16 for a Llama of 1.1B; this formula gives 1.22.
 
     Args:
         config: configuration of the backbone.
-        recompute: ``none``, ``selective`` or ``segment+layer``; ``segment`` and ``auto`` count like ``none``.
+        recompute: activation checkpointing: ``none``, ``selective`` or ``segment+layer``; ``segment`` and ``auto``
+            count like ``none``.
         size: bytes of a number: 2 in bf16 and fp16, 4 in fp32.
     """
     dim, layers = config.hidden_size, config.num_hidden_layers
@@ -40,15 +43,15 @@ def bytes_per_position(config: LayerSizes, recompute: str, size: int) -> int:
 def kept_bytes(
     config: LayerSizes, settings: MemorySettings, recompute: str, *, batch: int, depth: int, size: int
 ) -> int:
-    """Return a lower bound on the peak bytes of a window's activations on one GPU.
+    """Return a lower bound on the peak bytes of activations on one GPU, of segments that gradients flow through.
 
     Args:
         config: configuration of the backbone.
         settings: settings of the memory.
         recompute: the recipe's ``compute.recompute``: ``auto``, ``none``, ``selective``, ``segment`` or
             ``segment+layer``.
-        batch: rows per rank.
-        depth: number of segments of a window.
+        batch: rows (sequences) per rank.
+        depth: number of segments that gradients flow through.
         size: bytes of a number: 2 in bf16 and fp16, 4 in fp32.
     """
     segments = depth if recompute in ("none", "selective") else 1

@@ -11,7 +11,7 @@ HOST_GIB = 128  # of host memory for each GPU, unless the user says otherwise
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU type, by its datasheet.
+    """A GPU type, with the speed and memory of its datasheet.
 
     Attributes:
         name: name as users write it, such as ``H100``.
@@ -29,7 +29,7 @@ class Gpu:
 
     @property
     def memory(self) -> float:
-        """Bytes that programs can use: the GPU's memory without what CUDA itself takes."""
+        """Bytes of GPU memory that programs can use: the datasheet's number without what CUDA itself takes."""
         return 0.99 * GIB * self.gib
 
 
@@ -50,8 +50,11 @@ GPUS = {
 
 
 def gpu_named(device: str) -> Gpu | None:
-    """Return a GPU type by its driver's name, such as ``NVIDIA H100 80GB HBM3``; None if its speed is not known
-    here."""
+    """Return a GPU type by its driver's name, such as ``NVIDIA H100 80GB HBM3``; None if the type is not listed.
+
+    Args:
+        device: the driver's name.
+    """
     known = [gpu for gpu in GPUS.values() if gpu.name in device]
     return max(known, key=lambda one: len(one.name), default=None)  # GH200 also contains H200
 
@@ -119,12 +122,12 @@ class Fleet:
 
     @property
     def per_node(self) -> int:
-        """Number of GPUs of each node."""
+        """Number of GPUs on each node."""
         return self.count // self.nodes
 
     @property
     def cluster(self) -> Cluster:
-        """These GPUs as a :class:`Cluster`, for collectives and simulated pipelines."""
+        """These GPUs as a :class:`Cluster`, which estimates the seconds of collectives."""
         return Cluster(self.link, self.gpu.link, self.gpu.peak, self.gpu.memory, self.per_node)
 
     def __str__(self) -> str:
@@ -133,7 +136,10 @@ class Fleet:
 
 
 def read_gpus(text: str) -> tuple[int, Gpu]:
-    """Read a number of GPUs and their type, written like ``16xH100-80GB``, ``8xA100-40GB``, ``4xH200`` or ``H100``.
+    """Parse a number of GPUs and their type, written like ``16xH100-80GB``, ``8xA100-40GB``, ``4xH200`` or ``H100``.
+
+    Args:
+        text: the number and the type; 1 GPU if the number is missing.
 
     Returns:
         The number of GPUs and their type.
@@ -152,10 +158,13 @@ def read_gpus(text: str) -> tuple[int, Gpu]:
 
 
 def read_link(text: str) -> float:
-    """Read a bandwidth like ``50GB/s`` or ``400Gb/s``; return bytes per second.
+    """Parse a bandwidth like ``50GB/s`` or ``400Gb/s``, and return it in bytes per second.
+
+    Args:
+        text: the bandwidth, in bytes (B) or bits (b) per second.
 
     Raises:
-        ValueError: the text has another form.
+        ValueError: ``text`` has no such form.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(GB|Gb|Gbit)(?:/s|ps)", text.strip())
     if match is None or float(match[1]) <= 0:
@@ -164,12 +173,12 @@ def read_link(text: str) -> float:
 
 
 def fleet_of(count: int, gpu: Gpu, nodes: int | None, link: float, host_gib: float | None = None) -> Fleet:
-    """Return the GPUs of a run, spread over nodes; by default over as few nodes as hold them, 8 on each.
+    """Return the GPUs of a run, spread evenly over nodes.
 
     Args:
         count: number of GPUs.
         gpu: type of the GPUs.
-        nodes: number of nodes; None for as few as possible.
+        nodes: number of nodes; None for as few as hold the GPUs, with 8 GPUs on each.
         link: bytes per second from the network into a node.
         host_gib: GiB of host memory of a node; None for what nodes usually have.
 

@@ -1,6 +1,6 @@
-"""Estimate a training step on a cluster with a pipeline, ZeRO-1 and ZeRO-3, to see where its time goes.
+"""Estimate a training step on a cluster with a pipeline, with ZeRO-1 and with ZeRO-3, to see where its time goes.
 
-Counted are matrix products, messages and GPU memory. Not counted are attention scores, norms, the recall, the
+Counted are matrix products, messages and GPU memory. Not counted are attention scores, norms, memory retrieval, the
 optimizer's arithmetic (equal for every method), kernel launches and ZeRO-3's hooks, which cost more than its messages
 within a node: the estimate for ZeRO-3 is a best case.
 """
@@ -20,7 +20,7 @@ GATHERED = 0.1  # of the memory: two of ZeRO-3's leaf modules and their gradient
 
 
 def comparison(options: CompareOptions) -> list[tuple[int, str, Estimate | None]]:
-    """Estimate a job with ZeRO-1, a pipeline and ZeRO-3 on clusters of several sizes.
+    """Estimate a training job with ZeRO-1, a pipeline and ZeRO-3 on clusters of several sizes.
 
     Args:
         options: options of `hmt-ds plan --compare`.
@@ -37,10 +37,11 @@ def comparison(options: CompareOptions) -> list[tuple[int, str, Estimate | None]
 
 
 def zero1(job: Job, cluster: Cluster, gpus: int) -> Estimate:
-    """Estimate a job at ZeRO-1 with ``compute.reduction step``: each GPU has all weights and float32 gradient sums.
+    """Estimate a training job at ZeRO-1, where each GPU has all weights and float32 gradient sums, reduced once per
+    step.
 
     Args:
-        job: the job.
+        job: the training job.
         cluster: the cluster.
         gpus: number of GPUs.
     """
@@ -52,10 +53,11 @@ def zero1(job: Job, cluster: Cluster, gpus: int) -> Estimate:
 
 
 def zero3(job: Job, cluster: Cluster, gpus: int) -> Estimate:
-    """Estimate a job at ZeRO-3 with ``compute.reduction segment``: every pass all-gathers, backward passes also reduce.
+    """Estimate a training job at ZeRO-3, where every pass all-gathers weights and backward passes also reduce
+    gradients.
 
     Args:
-        job: the job.
+        job: the training job.
         cluster: the cluster.
         gpus: number of GPUs.
     """
@@ -69,18 +71,18 @@ def zero3(job: Job, cluster: Cluster, gpus: int) -> Estimate:
 def data_parallel(
     job: Job, cluster: Cluster, layout: str, states: float, *, gather: float = 0.0, reduction: float = 0.0
 ) -> Estimate:
-    """Estimate a step in which each GPU trains on its own rows, as many at a time as fit.
+    """Estimate a training step in which each GPU trains on its own rows, as many at a time as fit.
 
     Messages overlap with the arithmetic of their pass, so a pass takes the longer of the two. As many of the last
-    segments keep their activations as fit (parallel/activation_budget.py); the others are recomputed. Summaries run in
-    batches no larger than a segment, and are recomputed.
+    segments keep their activations as fit; the others are recomputed. Summary passes, which compute retrieval queries,
+    run in batches no larger than a segment, and are recomputed.
 
     Args:
-        job: the job.
+        job: the training job.
         cluster: the cluster.
-        layout: ``whole`` or ``sharded`` weights, for tables.
+        layout: ``whole`` or ``sharded`` weights; a name for tables.
         states: bytes of weights, gradient sums and optimizer states on a GPU.
-        gather: seconds to all-gather all weights, or to reduce all gradients, in each pass.
+        gather: seconds to all-gather all weights, or to reduce all gradients, in each pass; 0 if passes do not.
         reduction: seconds of the gradient reduction at the end of the step.
     """
     free_bytes = USABLE * cluster.memory - states
@@ -97,10 +99,12 @@ def data_parallel(
 
 
 def window_passes(job: Job, kept: int, gather: float) -> Iterator[tuple[float, float]]:
-    """Yield the FLOPs per row and the seconds of messages of each forward and backward pass over a window.
+    """Yield the FLOPs per row and the seconds of messages of each forward and backward pass of a training job.
+
+    The passes are those over one truncated-BPTT window, the segments that gradients flow through.
 
     Args:
-        job: the job.
+        job: the training job.
         kept: number of segments that keep their activations.
         gather: seconds to all-gather all weights; a backward pass gathers and reduces.
     """

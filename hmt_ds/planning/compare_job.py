@@ -1,4 +1,4 @@
-"""A training job that is estimated on clusters, and its estimated optimizer step."""
+"""The training job that ``hmt-ds plan --compare`` estimates on clusters, and its estimated optimizer step."""
 
 from dataclasses import dataclass
 
@@ -21,8 +21,8 @@ class Job:
     Attributes:
         shape: sizes of the backbone.
         settings: settings of the memory.
-        segments: number of segments per window.
-        rows: rows per optimizer step and GPU.
+        segments: number of segments that gradients flow through.
+        rows: rows (sequences) per optimizer step and GPU.
     """
 
     shape: ModelShape
@@ -35,7 +35,7 @@ class Job:
 
         Args:
             parameters: number of parameters.
-            summary: whether to count the pass over the segment's summary instead of the segment.
+            summary: whether to count the shorter pass that computes the segment's retrieval query instead.
         """
         return 2 * parameters * (summary_positions(self.settings) if summary else self.settings.positions)
 
@@ -52,10 +52,10 @@ class Estimate:
     Attributes:
         layout: name of the layout for tables, such as ``sharded`` or ``4 stages x 2``.
         seconds: duration of the step.
-        tokens_per_second: tokens read per second and GPU, without those repeated from the previous segment.
+        tokens_per_second: tokens read per second and GPU; tokens repeated from the previous segment are not counted.
         idle: fraction of the step in which a GPU runs no matrix products.
-        bytes: memory of the fullest GPU.
-        fits: whether ``bytes`` fits into a GPU.
+        bytes: bytes of memory on the fullest GPU.
+        fits: whether ``bytes`` fits into a GPU's memory.
     """
 
     layout: str
@@ -67,10 +67,10 @@ class Estimate:
 
 
 def estimate(job: Job, cluster: Cluster, layout: str, seconds: float, arithmetic: float, size: float) -> Estimate:
-    """Return the estimate of a job in one layout, from the duration and the memory of its optimizer step.
+    """Return the estimate of a training job in one layout, from the duration and the memory of its optimizer step.
 
     Args:
-        job: the job.
+        job: the training job.
         cluster: the cluster.
         layout: name of the layout for tables, such as ``sharded`` or ``4 stages x 2``.
         seconds: duration of the step.

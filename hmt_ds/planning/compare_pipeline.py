@@ -14,10 +14,10 @@ from hmt_ds.planning.simulate import Durations, Link, Machine, Timeline, peak_st
 
 
 def best_pipeline(job: Job, cluster: Cluster, gpus: int) -> Estimate | None:
-    """Estimate a job on pipelines with the best number of stages.
+    """Estimate a training job on pipelines with the best number of stages.
 
     Args:
-        job: the job.
+        job: the training job.
         cluster: the cluster.
         gpus: number of GPUs.
 
@@ -31,7 +31,7 @@ def best_pipeline(job: Job, cluster: Cluster, gpus: int) -> Estimate | None:
 def stage_counts(shape: ModelShape, cluster: Cluster, gpus: int) -> Iterator[int]:
     """Yield the possible numbers of pipeline stages, ascending.
 
-    They divide the layers and the GPUs, and divide the GPUs of a node or fill whole nodes.
+    They divide the model's layers and the number of GPUs, and either divide the GPUs of a node or fill whole nodes.
 
     Args:
         shape: sizes of the backbone.
@@ -45,14 +45,13 @@ def stage_counts(shape: ModelShape, cluster: Cluster, gpus: int) -> Iterator[int
 
 
 def pipeline(job: Job, cluster: Cluster, gpus: int, stages: int) -> Estimate:
-    """Estimate pipelines with the given number of stages, data-parallel to each other with ZeRO-1.
+    """Estimate a training job on pipelines with a given number of stages, data-parallel to each other with ZeRO-1.
 
-    A micro-batch is one row. As many forward passes keep their graphs as fit (parallel/pipeline/stage_budget.py); the
-    others are recomputed. At the end of a step the pipelines reduce-scatter float32 gradient sums and all-gather bf16
-    weights.
+    A micro-batch is one row. As many forward passes keep their autograd graphs as fit into memory; the others are
+    recomputed. At the end of a step the pipelines reduce-scatter float32 gradient sums and all-gather bf16 weights.
 
     Args:
-        job: the job.
+        job: the training job.
         cluster: the cluster.
         gpus: number of GPUs.
         stages: number of stages of each pipeline.
@@ -74,17 +73,19 @@ def pipeline(job: Job, cluster: Cluster, gpus: int, stages: int) -> Estimate:
 
 @lru_cache(maxsize=64)
 def pipeline_window(job: Job, cluster: Cluster, stages: int, graph: float, free_bytes: float) -> tuple[Timeline, float]:
-    """Simulate a window of one pipeline on consecutive ranks, with as many graphs kept as fit.
+    """Simulate the forward and backward passes of one pipeline on consecutive ranks, with as many graphs kept as fit.
+
+    The passes are those over one truncated-BPTT window, the segments that gradients flow through.
 
     Args:
-        job: the job.
+        job: the training job.
         cluster: the cluster.
         stages: number of pipeline stages.
         graph: bytes of the autograd graph of a pass over a segment.
         free_bytes: bytes of GPU memory for stashed inputs and graphs.
 
     Returns:
-        The simulated window, and the bytes of the graphs that a stage keeps.
+        The simulated timeline, and the bytes of the graphs that a stage keeps.
     """
     node, settings = cluster.gpus_per_node, job.settings
     within, between = (
@@ -117,10 +118,10 @@ def stage_durations(job: Job, cluster: Cluster, stages: int, summary_group: int,
     """Return the seconds of one pipeline stage's forward and backward passes.
 
     Args:
-        job: the job.
+        job: the training job.
         cluster: the cluster.
         stages: number of pipeline stages.
-        summary_group: number of micro-batches per summary pass.
+        summary_group: number of micro-batches that one pass computes retrieval queries for.
         last: whether the stage is the last one, whose backward passes include the head.
     """
     layers = job.shape.num_hidden_layers // stages * job.shape.layer_parameters

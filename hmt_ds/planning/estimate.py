@@ -1,4 +1,4 @@
-"""The estimate of one layout of a run over GPUs: memory, time of an optimizer step, speed."""
+"""Estimate one layout of a run over GPUs: memory, seconds of an optimizer step, tokens per second."""
 
 from dataclasses import dataclass
 
@@ -30,12 +30,12 @@ class Estimate:
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens read per second and GPU, without those repeated from the previous segment."""
+        """Tokens read per second and GPU; tokens repeated from the previous segment are not counted."""
         return self.work.tokens / self.time.seconds / self.fleet.count
 
     @property
     def useful_flops(self) -> float:
-        """FLOPs of a step over all GPUs, without recomputation and attention scores."""
+        """FLOPs of an optimizer step over all GPUs, without recomputation and attention scores."""
         size = self.work.size
         return useful_flops_per_token(size.parameters, size.trained, self.work.settings) * self.work.tokens
 

@@ -33,13 +33,21 @@ def peak_flops(device_name: str) -> float | None:
 def positions_per_token(settings: MemorySettings) -> float:
     """Return how many positions the backbone computes per token of a segment; above 1.
 
-    Prompts, sensory tokens (those repeated from the previous segment) and summaries are positions too.
+    Positions are also prompts, tokens repeated from the previous segment, and the passes that compute retrieval
+    queries.
+
+    Args:
+        settings: settings of the memory.
     """
     return (settings.positions + summary_positions(settings)) / settings.segment_length
 
 
 def summary_positions(settings: MemorySettings) -> int:
-    """Return the number of positions of the pass over a segment's summary; 0 in modes without summaries."""
+    """Return the number of positions of the pass that computes a segment's retrieval query; 0 if there is no such pass.
+
+    Args:
+        settings: settings of the memory.
+    """
     return settings.summary_positions if settings.summarises else 0
 
 
@@ -57,12 +65,12 @@ def useful_flops_per_token(parameters: int, trained: int, settings: MemorySettin
 
 
 def repeated_positions(settings: MemorySettings, plan: RecomputePlan, segments: int, *, layers_again: bool) -> int:
-    """Return how many positions per row of a window the layers recompute in the backward pass.
+    """Return how many positions per row the layers recompute in the backward pass, because activations were not kept.
 
     Args:
         settings: settings of the memory.
-        plan: how many segments and summaries keep their activations.
-        segments: number of segments of the window.
+        plan: how many segments and passes for retrieval queries keep their activations.
+        segments: number of segments that gradients flow through.
         layers_again: whether the backward pass recomputes each layer once more (compute.recompute: segment+layer).
     """
     every = segments * (settings.positions + summary_positions(settings))
@@ -102,10 +110,10 @@ def rates(tokens: float, seconds: float, useful: float, executed: float, peaks: 
     """Return the speed of a rank in tokens and FLOPs per second, and as fractions of peak rates (MFU), by name.
 
     Args:
-        tokens: number of tokens read, without those repeated from the previous segment.
-        seconds: duration in which they were read.
-        useful: FLOPs without recomputation.
-        executed: FLOPs with recomputation.
+        tokens: number of tokens read; tokens repeated from the previous segment are not counted.
+        seconds: duration in which the tokens were read.
+        useful: FLOPs in that time, without recomputation.
+        executed: FLOPs in that time, with recomputation.
         peaks: peak FLOP/s of the device, by source (``measured``, ``datasheet``).
 
     Returns:

@@ -1,4 +1,4 @@
-"""Configurations of well-known models by their names on the hub, so that they can be planned without a download."""
+"""Configurations of well-known models by their names on the hub, so that runs can be estimated without a download."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ KEYS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "
 def llama_like(
     kind: str, vocabulary: int, width: int, mlp: int, layers: int, heads: int, kv_heads: int, **others: object
 ) -> dict[str, Any]:
-    """Return a model configuration with the keys of Llama, which most families share.
+    """Return a transformers model configuration with Llama's keys, which most families share.
 
     Args:
         kind: ``model_type``.

@@ -1,4 +1,4 @@
-"""What a run computes, and the ways to spread it over GPUs."""
+"""The sizes of a training run (`Work`), and the ways to spread it over GPUs (`Layout`)."""
 
 from dataclasses import dataclass
 from math import ceil
@@ -11,13 +11,13 @@ from hmt_ds.planning.model_size import ModelSize
 
 @dataclass(frozen=True)
 class Work:
-    """What a run computes in an optimizer step, whatever its layout over GPUs.
+    """What a training run computes in an optimizer step, whatever its layout over GPUs.
 
     Attributes:
         size: sizes of the model.
         settings: settings of the memory.
-        depth: number of segments of the run's longest windows.
-        rows: rows of an optimizer step, over all GPUs and accumulated windows.
+        depth: number of segments that gradients flow through (length of a truncated-BPTT window), at the run's longest.
+        rows: rows (sequences) of an optimizer step, over all GPUs and gradient accumulation.
         number_bytes: bytes of a number in forward passes: 2 in bf16 and fp16, 4 in fp32.
         can_pipeline: whether the model and the recipe allow pipeline stages.
         can_shard: whether the model can be built at ZeRO-3.
@@ -33,8 +33,8 @@ class Work:
 
     @property
     def tokens(self) -> int:
-        """Number of tokens read in an optimizer step over all GPUs, without those repeated from the previous
-        segment."""
+        """Number of tokens read in an optimizer step over all GPUs; tokens repeated from the previous segment are not
+        counted."""
         return self.rows * self.depth * self.settings.segment_length
 
 
@@ -45,9 +45,9 @@ class Layout:
     Attributes:
         stage: ZeRO stage, 0 to 3.
         reduction: ``step`` or ``segment``, as in the recipe's ``compute.reduction``.
-        rows: rows that a rank, or a pipeline's micro-batch, reads at a time.
+        rows: rows (sequences) that a rank, or a pipeline's micro-batch, reads at a time.
         stages: number of pipeline stages; 1 without a pipeline.
-        micro_batches: number of micro-batches of a pipeline's window.
+        micro_batches: number of micro-batches that a pipeline's rows are split into.
         recompute: as in the recipe's ``compute.recompute``.
         offloaded: fraction (0 to 1) of the optimizer states that is in host memory.
         offloads_weights: whether ZeRO-3's weights are in host memory too.
@@ -78,15 +78,20 @@ class Layout:
 
     @property
     def compiles(self) -> bool:
-        """Whether ``compute.kernels: auto`` compiles the layers in this layout."""
+        """Whether the layers are compiled in this layout if the recipe has ``compute.kernels: auto``."""
         return self.reduction == "step" and self.recompute in ("auto", "none", "segment")
 
     def data_ranks(self, gpus: int) -> int:
-        """Return the number of ranks, or pipelines, that train on different rows, given the number of GPUs."""
+        """Return the number of ranks (or of pipelines) that train on different rows.
+
+        Args:
+            gpus: number of GPUs.
+        """
         return gpus // self.stages
 
     def windows(self, work: Work, gpus: int) -> int:
-        """Return how many windows a rank or a pipeline reads, one after the other, in an optimizer step.
+        """Return how many windows (batches of rows times segments) a rank or pipeline reads one after the other per
+        optimizer step.
 
         Args:
             work: sizes of the model, and segments and rows of an optimizer step.
@@ -95,8 +100,9 @@ class Layout:
         return max(1, ceil(work.rows / (self.data_ranks(gpus) * self.rows * self.micro_batches)))
 
     def replays(self, work: Work) -> bool:
-        """Return whether CUDA graphs replay the passes, as they do where launching kernels takes longer than running
-        them.
+        """Return whether CUDA graphs replay the forward and backward passes in this layout.
+
+        They do where launching kernels takes longer than running them.
 
         Args:
             work: sizes of the model, and segments and rows of an optimizer step.

@@ -9,15 +9,15 @@ from hmt_ds.parallel.pipeline.schedule import Costs
 def lower_bound(
     stages: int, segments: int, micro_batches: int, *, mode: str = "hmt", backward: bool = True, costs: Costs
 ) -> float:
-    """Return a lower bound on the time of any pipeline schedule of equal stages (parallel/pipeline/README.md).
+    """Return a lower bound on the time of any pipeline schedule whose stages take equally long.
 
     Args:
         stages: number of stages.
-        segments: number of segments of the window.
+        segments: number of segments that gradients flow through.
         micro_batches: number of micro-batches.
-        mode: memory mode: ``hmt``, ``rmt`` or ``backbone``.
+        mode: memory mode: ``hmt`` (retrieval), ``rmt`` (the previous segment's memory) or ``backbone`` (none).
         backward: False for forward passes alone.
-        costs: durations of passes and messages, whose unit the bound has.
+        costs: durations of passes and messages, in any unit, which is the bound's too.
     """
     shape = (stages, segments, micro_batches, mode)
     back = costs.backward
@@ -31,14 +31,16 @@ def lower_bound(
 def half_bound(
     stages: int, segments: int, batches: int, mode: str, f: float, s: float, c: float, link: float, wraparound: float
 ) -> float:
-    """Return a lower bound on the time of all forward, or all backward, passes, in the unit of the durations.
+    """Return a lower bound on the time of all forward, or all backward, passes of a pipeline, in the unit of the
+    durations.
 
     Args:
         stages: number of stages.
-        segments: number of segments of the window.
+        segments: number of segments that gradients flow through.
         batches: number of micro-batches.
-        mode: memory mode: ``hmt``, ``rmt`` or ``backbone``.
-        f, s, c: durations of a segment, summary and recall pass, all forward or all backward.
+        mode: memory mode: ``hmt`` (retrieval), ``rmt`` (the previous segment's memory) or ``backbone`` (none). f, s, c:
+            durations of the passes over a segment, for its retrieval query, and for retrieval; all forward or all
+            backward.
         link: duration of a message between neighbouring stages.
         wraparound: duration of a message between the last and the first stage.
     """

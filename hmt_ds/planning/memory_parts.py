@@ -1,4 +1,4 @@
-"""The memory of a layout, by part, on each GPU and on the host."""
+"""Estimate the memory of a layout over GPUs, by part (weights, gradients, activations, ...), on each GPU and host."""
 
 from dataclasses import dataclass, replace
 from math import ceil
@@ -26,15 +26,15 @@ HOST_BYTES, HOST_BASE = 24, 8 * GIB  # of an offloaded weight: states, gradients
 
 @dataclass(frozen=True)
 class Memory:
-    """The memory of a layout on its fullest GPU, in bytes.
+    """The estimated memory of a layout on its fullest GPU, in bytes.
 
     Attributes:
         parts: bytes by part, at the moment of the peak of forward and backward passes.
         step_peak: peak bytes during the reduction and the optimizer step.
         host: bytes of host memory on each node.
-        kept_segments: number of segments (or of a pipeline's passes) that keep their activations.
-        summary_segments: number of segments whose summaries are computed in one batch.
-        kept_summaries: number of batches of summaries that keep their activations.
+        kept_segments: number of segments (or of a pipeline's passes) that keep their activations for the backward pass.
+        summary_segments: number of segments whose retrieval queries are computed in one batch.
+        kept_summaries: number of such batches that keep their activations for the backward pass.
         graph: bytes of the activations of one segment.
         limit: bytes of all parts up to which activations are kept; a margin below `most`.
         most: bytes that a GPU can hold.
@@ -59,12 +59,12 @@ class Memory:
 
     @property
     def fits(self) -> bool:
-        """Whether the peak leaves free the margin of GPU memory that training leaves free."""
+        """Whether the peak leaves the margin of GPU memory free that training leaves free."""
         return self.peak <= self.limit and self.host <= self.host_most
 
     @property
     def tight(self) -> bool:
-        """Whether the peak fits into the GPU, but not with the margin that training leaves free.
+        """Whether the peak fits into the GPU, but without the margin that training leaves free.
 
         The margin is as wide as the usual error of the estimate.
         """
@@ -72,7 +72,7 @@ class Memory:
 
 
 def states(work: Work, layout: Layout, gpus: int, *, rank_parameters: float | None = None) -> dict[str, float]:
-    """Return the bytes of weights, gradients and optimizer states on a GPU.
+    """Return the bytes of weights, gradients and optimizer states on a GPU, by part.
 
     Args:
         work: sizes of the model, and segments and rows of an optimizer step.
@@ -121,9 +121,12 @@ def leaf_bytes(work: Work, layout: Layout, capacity: float) -> float:
 
 
 def summary_batch(work: Work) -> int:
-    """Return how many segments' summaries are computed in one batch in the first steps of a run.
+    """Return for how many segments retrieval queries are computed in one batch in the first steps of a run.
 
-    It is the largest divisor of the window's segments with which the batch has no more positions than a segment.
+    It is the largest divisor of the number of segments with which the batch has no more positions than one segment.
+
+    Args:
+        work: sizes of the model, and segments and rows of an optimizer step.
     """
     share = summary_positions(work.settings) / work.settings.positions
     return max(n for n in range(1, work.depth + 1) if work.depth % n == 0 and (n == 1 or n * share <= 1))
@@ -135,7 +138,7 @@ def activations(work: Work, layout: Layout, positions: int, layers: float) -> fl
     Args:
         work: sizes of the model, and segments and rows of an optimizer step.
         layout: ZeRO stage, pipeline stages, rows at a time, recomputation and offloading.
-        positions: number of positions of the pass, over all rows.
+        positions: number of token positions of the pass, over all rows.
         layers: number of layers on the GPU.
     """
     shape = replace(work.size, layers=1)
@@ -146,9 +149,7 @@ def activations(work: Work, layout: Layout, positions: int, layers: float) -> fl
 
 
 def memory_of(work: Work, layout: Layout, fleet: Fleet) -> Memory:
-    """Estimate the memory of a layout without pipeline stages.
-
-    As many segments keep their activations as fit, as in training.
+    """Estimate the GPU and host memory of a layout without pipeline stages, with as many activations kept as fit.
 
     Args:
         work: sizes of the model, and segments and rows of an optimizer step.
@@ -201,19 +202,21 @@ def step_copies(work: Work, layout: Layout, gpus: int) -> float:
 def plan_recomputation(
     work: Work, layout: Layout, graph: float, summary: float, room: float, batch: int
 ) -> tuple[int, int, int]:
-    """Choose which segments and summaries keep their activations; the others are recomputed.
+    """Choose how many segments keep their activations for the backward pass; the others are recomputed.
+
+    The same for the shorter passes that compute segments' retrieval queries (summaries).
 
     Args:
         work: sizes of the model, and segments and rows of an optimizer step.
         layout: ZeRO stage, pipeline stages, rows at a time, recomputation and offloading.
         graph: bytes of a segment's activations.
-        summary: bytes of a summary's activations.
+        summary: bytes of the activations of one segment's summary.
         room: bytes that activations may take.
-        batch: number of summaries per batch in the first steps.
+        batch: number of summaries per batch in the first steps of a run.
 
     Returns:
-        Number of segments that keep their activations, of summaries in a batch, and of summary batches that keep
-        theirs.
+        Number of segments that keep their activations, of summaries in a batch, and of summary batches that keep their
+        activations.
     """
     depth = work.depth
     if work.settings.mode == "backbone":

@@ -1,4 +1,4 @@
-"""Count the sizes of a model that estimates need, on a model on the meta device, which has shapes but no weights."""
+"""Count the parameters and other sizes of a model on the meta device, which has shapes but no weights."""
 
 from dataclasses import dataclass
 
@@ -38,7 +38,7 @@ class ModelSize:
 
     @property
     def num_hidden_layers(self) -> int:
-        """Number of decoder layers, under the name that configurations use."""
+        """Number of decoder layers, under the name that transformers' configurations use."""
         return self.layers
 
     @property
@@ -55,7 +55,7 @@ class ModelSize:
 def count(
     config: PreTrainedConfig, settings: MemorySettings, train: str = "whole", lora: LoraSettings | None = None
 ) -> ModelSize:
-    """Count the parameters of a backbone with a memory, without any weights.
+    """Count the parameters of a backbone with a memory around it, without allocating any weights.
 
     Args:
         config: configuration of the backbone.
@@ -87,7 +87,12 @@ def count(
 
 
 def mlp_width(config: PreTrainedConfig) -> int:
-    """Return the width of a backbone's MLP, by the key of its family; four times the hidden size without such a key."""
+    """Return the width of a backbone's MLP, whatever its configuration calls it; four times the hidden size if not
+    given.
+
+    Args:
+        config: configuration of the backbone.
+    """
     names = ("intermediate_size", "ffn_dim", "n_inner")
     found = (getattr(config, name, None) for name in names)
     return next((width for width in found if isinstance(width, int)), 4 * config.hidden_size)

@@ -1,4 +1,4 @@
-"""The time and the memory of a pipeline layout, from its simulated schedule."""
+"""Estimate time and memory of a run on pipeline stages, from its simulated schedule."""
 
 from dataclasses import replace
 
@@ -73,7 +73,7 @@ def message_bytes(work: Work, layout: Layout, group: int) -> dict[Kind, float]:
     Args:
         work: sizes of the model, and segments and rows of an optimizer step.
         layout: ZeRO stage, pipeline stages, rows at a time, recomputation and offloading.
-        group: number of micro-batches of a summary pass.
+        group: number of micro-batches that one pass computes retrieval queries for.
     """
     settings = work.settings
     position = float(work.number_bytes * work.size.hidden_size * layout.rows)
@@ -103,13 +103,13 @@ def links(fleet: Fleet, stages: int) -> tuple[list[Link], Link]:
 
 
 def stage_durations(work: Work, layout: Layout, fleet: Fleet, group: int, *, last: bool) -> Durations:
-    """Return the seconds of a pipeline stage's passes; a backward pass includes its recomputation.
+    """Return the seconds of a pipeline stage's forward and backward passes; a backward pass includes its recomputation.
 
     Args:
         work: sizes of the model, and segments and rows of an optimizer step.
         layout: ZeRO stage, pipeline stages, rows at a time, recomputation and offloading.
         fleet: type and number of GPUs, nodes and network.
-        group: number of micro-batches of a summary pass.
+        group: number of micro-batches that one pass computes retrieval queries for.
         last: whether the stage is the last one, whose backward passes include the head.
     """
     settings, gpu, layers = work.settings, fleet.gpu, work.size.layers / layout.stages
@@ -130,13 +130,13 @@ def stage_durations(work: Work, layout: Layout, fleet: Fleet, group: int, *, las
 
 
 def pipeline_time(work: Work, layout: Layout, fleet: Fleet, window: Timeline, messages: dict[Kind, float]) -> StepTime:
-    """Return the seconds of an optimizer step on pipelines: windows, gradient reduction over the pipelines, optimizer.
+    """Return the seconds of an optimizer step on pipelines: passes, gradient reduction over the pipelines, optimizer.
 
     Args:
         work: sizes of the model, and segments and rows of an optimizer step.
         layout: ZeRO stage, pipeline stages, rows at a time, recomputation and offloading.
         fleet: type and number of GPUs, nodes and network.
-        window: the simulated passes of one window, in seconds.
+        window: the simulated forward and backward passes over one truncated-BPTT window, in seconds.
         messages: bytes of a message between stages, by kind of pass.
     """
     windows, pipelines = layout.windows(work, fleet.count), fleet.count // layout.stages

@@ -23,7 +23,7 @@ def plan(source: str | None, options: PlanOptions, overrides: Sequence[str] = ()
 
     Args:
         source: path of a recipe, or the name of a known model; None for a schedule or a comparison.
-        options: options for a recipe, a schedule or a comparison; their class decides which is printed.
+        options: options for a recipe, a schedule or a comparison; their class decides which of the three is printed.
         overrides: keys of the recipe to change, such as ``["--training.batch_size", "4"]``.
 
     Returns:
@@ -44,15 +44,18 @@ def plan(source: str | None, options: PlanOptions, overrides: Sequence[str] = ()
 
 
 def plan_and_fit(source: str, options: RecipeOptions, overrides: list[str]) -> int:
-    """Print the estimate of a recipe, and with ``--fit`` write the recipe with the best layout; return the exit code.
+    """Print the estimate of a recipe, and with ``--fit`` write the recipe with the fastest layout that fits.
 
     Args:
         source: path of a recipe, or the name of a known model.
         options: options of `hmt-ds plan RECIPE`.
         overrides: keys of the recipe to change, such as ``["--training.batch_size", "4"]``.
 
+    Returns:
+        The exit code, 0.
+
     Raises:
-        ConfigError: with a line for each problem.
+        ConfigError: with a line for each problem of the recipe or the options.
     """
     recipe, values = read_source(source, overrides)
     from hmt_ds.planning.fit import write_fitted  # imports torch and transformers
@@ -108,12 +111,12 @@ def draw(options: ScheduleOptions) -> int:
 
 
 def facts(timeline: Timeline, bound: float, summary_group: int) -> list[str]:
-    """Return lines about a simulated pipeline schedule: duration, lower bound, pipeline bubble, stashed inputs.
+    """Return lines of text about a simulated pipeline schedule: duration, lower bound, pipeline bubble, stashed inputs.
 
     Args:
         timeline: the simulated schedule.
         bound: lower bound on the duration, in the timeline's unit of time.
-        summary_group: number of micro-batches per summary pass.
+        summary_group: number of micro-batches that one pass computes retrieval queries for.
     """
     above = timeline.time / bound - 1
     bubbles, kept = sorted(timeline.bubbles), sorted(timeline.stashed_inputs)
@@ -129,11 +132,21 @@ def facts(timeline: Timeline, bound: float, summary_group: int) -> list[str]:
 
 
 def between(low: str, high: str) -> str:
-    """Format a range such as "2 to 5", or only ``low`` if both ends are equal."""
+    """Format a range such as "2 to 5"; a single number if both ends are equal.
+
+    Args:
+        low: the lower end, formatted.
+        high: the upper end, formatted.
+    """
     return low if low == high else f"{low} to {high}"
 
 
 def console(most: int) -> Console:
-    """Return a console as wide as the terminal, but at most ``most`` columns; without a terminal, ``most`` columns."""
+    """Return a rich console as wide as the terminal, but at most ``most`` columns; without a terminal, ``most``
+    columns.
+
+    Args:
+        most: the largest width in columns.
+    """
     out = Console()
     return Console(width=min(most, out.width) if out.is_terminal else most)

@@ -21,15 +21,22 @@ PositiveNumber = Annotated[float, Field(gt=0)]
 
 
 def check_shape(name: str) -> str:
-    """Return the name of a known Llama size, such as 7b, unchanged; raise ValueError for any other name."""
+    """Return the name of a known Llama size, such as 7b, unchanged; raise ValueError for any other name.
+
+    Args:
+        name: the name of the size.
+    """
     if name not in SHAPES:
         raise ValueError(f"must be one of {', '.join(SHAPES)}, got {name!r}")
     return name
 
 
 def check_gpus(text: str) -> str:
-    """Return a list of GPU counts, such as 8,64, unchanged; raise ValueError unless each is 1, 2, 4 or a multiple of
-    8."""
+    """Return a list of GPU counts, such as 8,64, unchanged; raise ValueError if one is not 1, 2, 4 or a multiple of 8.
+
+    Args:
+        text: the counts, separated by commas.
+    """
     counts = [int(count) if count.strip().isdecimal() else 0 for count in text.split(",")]
     if min(counts) < 1:
         raise ValueError(f"must be whole numbers of at least 1, such as 8,64, got {text!r}")
@@ -39,14 +46,21 @@ def check_gpus(text: str) -> str:
 
 
 def check_fleet(text: str) -> str:
-    """Return a description of GPUs, NxTYPE such as 16xH100-80GB, unchanged; raise ValueError with the known types for
-    any other text."""
+    """Return a description of GPUs, such as 16xH100-80GB, unchanged; raise ValueError if it has no such form.
+
+    Args:
+        text: number and type of the GPUs.
+    """
     read_gpus(text)
     return text
 
 
 def check_link(text: str) -> str:
-    """Return a bandwidth, such as 50GB/s, unchanged; raise ValueError for any other text."""
+    """Return a bandwidth, such as 50GB/s, unchanged; raise ValueError if it has no such form.
+
+    Args:
+        text: the bandwidth.
+    """
     read_link(text)
     return text
 
@@ -69,7 +83,7 @@ class RecipeOptions(Options):
 
     @property
     def fleet(self) -> Fleet:
-        """The GPUs to plan for; raises ValueError if they cannot be spread evenly over the nodes."""
+        """The GPUs to estimate a run for; raises ValueError if they cannot be spread evenly over the nodes."""
         return fleet_of(*read_gpus(self.gpus), self.nodes, read_link(self.link), self.host_memory)
 
     def conflicts(self) -> list[str]:
@@ -102,7 +116,7 @@ class ScheduleOptions(Options):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """The numbers of stages, segments and micro-batches."""
+        """The numbers of pipeline stages, segments and micro-batches."""
         return self.stages, self.segments, self.micro_batches or self.stages
 
     def conflicts(self) -> list[str]:
@@ -157,7 +171,12 @@ KINDS: dict[str, type[PlanOptions]] = {
 
 
 def add_plan_options(command: argparse.ArgumentParser) -> None:
-    """Add the recipe, and the options of ``--schedule`` and ``--compare``, to the parser of `hmt-ds plan`."""
+    """Add all arguments of `hmt-ds plan` to its parser: the recipe, and the options of ``--schedule`` and
+    ``--compare``.
+
+    Args:
+        command: the parser.
+    """
     command.add_argument(
         "source",
         nargs="?",
@@ -189,11 +208,14 @@ def add_plan_options(command: argparse.ArgumentParser) -> None:
 def read_plan_options(arguments: argparse.Namespace) -> PlanOptions:
     """Build the options of `hmt-ds plan` from the parsed arguments.
 
+    Args:
+        arguments: the parsed command line.
+
     Returns:
         The options for a recipe, for ``--schedule`` or for ``--compare``, whichever the arguments ask for.
 
     Raises:
-        ConfigError: with a line for each option that is wrong, or that the other two kinds have alone.
+        ConfigError: with a line for each option that is wrong, or does not belong to what the arguments ask for.
     """
     use = "--schedule" if arguments.schedule else "--compare" if arguments.compare else "a RECIPE"
     if (use == "a RECIPE") == (arguments.source is None):

@@ -10,7 +10,7 @@ from hmt_ds.planning.known_models import KNOWN_MODELS, known_model
 
 
 def default_recipe(model: str) -> dict[str, Any]:
-    """Return a recipe, as nested mappings, for estimates of a model of which only the name is given.
+    """Return a recipe, as nested mappings, for estimating a model of which only the name is given.
 
     Its values are those that the shipped recipes have in common.
 
@@ -34,10 +34,10 @@ def default_recipe(model: str) -> dict[str, Any]:
 
 
 def read_source(source: str, overrides: list[str]) -> tuple[Recipe, dict[str, Any]]:
-    """Read a recipe, or make one for a known model.
+    """Read a recipe file, or make a recipe for a known model.
 
     Args:
-        source: path of the recipe, or name of the model.
+        source: path of the recipe, or name of a known model, such as ``meta-llama/Llama-2-7b-hf``.
         overrides: keys of the recipe to change, such as ``["--training.batch_size", "4"]``.
 
     Returns:

@@ -21,7 +21,7 @@ def plan_tables(found: RecipePlan) -> list[Table]:
 
 
 def memory_table(found: RecipePlan) -> Table:
-    """Return the table of a recipe's memory by part in GiB, beside the seconds of a step by activity.
+    """Return a table of a recipe's memory by part in GiB, beside the seconds of an optimizer step by activity.
 
     Args:
         found: the estimates of a recipe.
@@ -43,7 +43,8 @@ def memory_table(found: RecipePlan) -> Table:
 
 
 def layout_table(found: RecipePlan) -> Table:
-    """Return the table of the best layout of each kind, fastest first, each with the reason why it is not the best.
+    """Return a table of the best layout of each kind over the GPUs, fastest first, each with what makes it slower or
+    larger.
 
     Args:
         found: the estimates of a recipe.
@@ -60,9 +61,9 @@ def layout_table(found: RecipePlan) -> Table:
 
 
 def row(one: Estimate) -> list[str]:
-    """Return the cells of one layout's row in the table of layouts.
+    """Return the cells of one layout's row in the table of layouts of `hmt-ds plan`.
 
-    They are name, rows at a time, windows per step, memory (GiB) and tokens/s per GPU.
+    They are name, rows at a time, windows per step (gradient accumulation), memory (GiB) and tokens/s per GPU.
 
     Args:
         one: the estimate of the layout.
@@ -75,7 +76,7 @@ def row(one: Estimate) -> list[str]:
 
 
 def describe(one: Estimate) -> str:
-    """Describe a layout in a few words: kind, rows at a time, number of segments that keep their activations.
+    """Describe a layout over GPUs in a few words: kind, rows at a time, number of segments that keep their activations.
 
     Args:
         one: the estimate of the layout.

@@ -39,10 +39,10 @@ class RecipePlan:
         model: name of the backbone.
         size: sizes of the model.
         fleet: type and number of GPUs, nodes and network.
-        own: the estimate of the recipe as it is.
-        others: the best layout of each kind, the fastest that fits first.
+        own: the estimate of the recipe's own layout over the GPUs.
+        others: the estimates of the best layout of each kind, the fastest that fits first.
         hours: duration of the whole run as the recipe is, in hours, without evaluations and checkpoints.
-        tokens: number of tokens read in the whole run, without those repeated from the previous segment.
+        tokens: number of tokens read in the whole run; tokens repeated from the previous segment are not counted.
         warnings: lines about what limits the run.
     """
 
@@ -114,10 +114,13 @@ def work_of(recipe: Recipe, fleet: Fleet) -> Work:
 
 
 def config_of(recipe: Recipe) -> PreTrainedConfig:
-    """Return the configuration of a recipe's model; those of well-known models need no download.
+    """Return the transformers configuration of a recipe's model; those of well-known models need no download.
+
+    Args:
+        recipe: the recipe.
 
     Raises:
-        ConfigError: if there is no such model.
+        ConfigError: there is no such model.
     """
     source, model = recipe.model.source, recipe.model
     if isinstance(source, str) and not Path(source).exists():
@@ -173,9 +176,9 @@ def own_layout(recipe: Recipe, recipe_file: Path, work: Work, fleet: Fleet) -> L
 
 
 def chosen_reduction(work: Work, stage: int, fleet: Fleet, offloaded: float) -> Reduction:
-    """Return what ``compute.reduction: auto`` would choose on some GPUs.
+    """Return when a run on some GPUs reduces gradients if the recipe has ``compute.reduction: auto``.
 
-    ``step`` (gradients are summed on each GPU, and reduced once per step) needs whole weights and float32 gradient
+    ``step`` (gradients are summed on each GPU, and reduced once per step) needs unsharded weights and float32 gradient
     sums, which must fit into three quarters of a GPU's memory beside optimizer states and shards.
 
     Args:
@@ -185,7 +188,7 @@ def chosen_reduction(work: Work, stage: int, fleet: Fleet, offloaded: float) -> 
         offloaded: fraction (0 to 1) of the optimizer states that is in host memory.
 
     Returns:
-        ``step``, or ``segment`` (DeepSpeed reduces after every segment) where that does not fit.
+        ``step``, or ``segment`` (DeepSpeed reduces after every segment) if ``step`` does not fit.
     """
     size, shards = work.size, fleet.count if stage else 1
     states = 12 * size.trained / shards * (1 - offloaded)
@@ -195,13 +198,13 @@ def chosen_reduction(work: Work, stage: int, fleet: Fleet, offloaded: float) -> 
 
 
 def warnings_of(recipe: Recipe, own: Estimate, deepest: int) -> list[str]:
-    """Return a warning line for each thing that limits a run: messages, idle stages, recomputation, depth never
-    reached.
+    """Return a warning line for each thing that limits a run's speed: messages, idle stages, recomputation, unused
+    depth.
 
     Args:
         recipe: the recipe.
         own: the estimate of the recipe as it is.
-        deepest: number of segments of the longest window that the run reaches.
+        deepest: number of segments of the longest truncated-BPTT window that the run reaches.
     """
     parts, seconds, layout = own.time.parts, own.time.seconds, own.layout
     found = []
@@ -225,7 +228,7 @@ def warnings_of(recipe: Recipe, own: Estimate, deepest: int) -> list[str]:
 
 
 def changes_for(chosen: Estimate) -> dict[str, Any]:
-    """Return the recipe keys (dotted) and values that give a recipe a layout; rows per optimizer step stay the same.
+    """Return the recipe keys (dotted) and values that select a layout; rows per optimizer step stay the same.
 
     Args:
         chosen: the estimate of the layout.

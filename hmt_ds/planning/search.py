@@ -1,4 +1,4 @@
-"""Search for the fastest layout that fits, and explain why each other kind of layout is worse."""
+"""Search for the fastest layout over GPUs that fits, and explain why each other kind of layout is worse."""
 
 from collections.abc import Iterator
 
@@ -12,9 +12,9 @@ WAYS = (1, 2, 4)  # micro-batches per pipeline stage
 
 
 def candidates(work: Work, fleet: Fleet) -> Iterator[Layout]:
-    """Yield all layouts to compare on some GPUs.
+    """Yield all layouts of a run over some GPUs that are compared.
 
-    These are ZeRO-2, ZeRO-3 (also with offloading), and pipelines with ZeRO-1 and each possible number of stages, each
+    They are ZeRO-2, ZeRO-3 (also with offloading), and pipelines with ZeRO-1 and each possible number of stages, each
     with every possible number of rows at a time.
 
     Args:
@@ -35,7 +35,7 @@ def candidates(work: Work, fleet: Fleet) -> Iterator[Layout]:
 
 
 def pipelines(work: Work, fleet: Fleet, stages: int) -> Iterator[Layout]:
-    """Yield the layouts with a given number of pipeline stages.
+    """Yield the layouts with a given number of pipeline stages, one for each size and number of micro-batches.
 
     Args:
         work: sizes of the model, and segments and rows of an optimizer step.
@@ -53,7 +53,7 @@ def pipelines(work: Work, fleet: Fleet, stages: int) -> Iterator[Layout]:
 def stage_counts(work: Work, fleet: Fleet) -> Iterator[int]:
     """Yield the possible numbers of pipeline stages of a run.
 
-    They divide the layers and the GPUs, and divide the GPUs of a node or fill whole nodes.
+    They divide the model's layers and the number of GPUs, and either divide the GPUs of a node or fill whole nodes.
 
     Args:
         work: sizes of the model, and segments and rows of an optimizer step.
@@ -66,12 +66,13 @@ def stage_counts(work: Work, fleet: Fleet) -> Iterator[int]:
 
 
 def divisors(number: int) -> list[int]:
-    """Return the divisors of a number, ascending."""
+    """Return the divisors of a positive integer, ascending."""
     return [n for n in range(1, number + 1) if number % n == 0]
 
 
 def best_of_each_family(work: Work, fleet: Fleet) -> list[Estimate]:
-    """Return the best layout of each kind: first those that fit, fastest first, then the others, smallest first.
+    """Return the estimate of the best layout of each kind: first those that fit, fastest first, then the others,
+    smallest first.
 
     Of all numbers of pipeline stages only the best is kept.
 
@@ -88,8 +89,11 @@ def best_of_each_family(work: Work, fleet: Fleet) -> list[Estimate]:
 
 
 def order(found: Estimate) -> tuple[bool, float]:
-    """Return a sort key of an estimated layout: the fastest that fits first, then those that do not fit, smallest
-    first."""
+    """Return a sort key for layouts: those that fit come first, fastest first, then the others, smallest first.
+
+    Args:
+        found: the estimate of the layout.
+    """
     return (not found.memory.fits, found.time.seconds if found.memory.fits else found.memory.peak)
 
 

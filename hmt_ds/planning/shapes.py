@@ -1,4 +1,4 @@
-"""Sizes of Llama models, for estimates that need no configuration file."""
+"""Sizes of Llama models, for estimates that have no configuration file."""
 
 from dataclasses import dataclass
 
@@ -23,13 +23,13 @@ class ModelShape:
 
     @property
     def layer_parameters(self) -> int:
-        """Number of parameters of a layer: query and output, key and value, three MLP matrices, two norms."""
+        """Number of parameters of a decoder layer: query and output, key and value, three MLP matrices, two norms."""
         dim = self.hidden_size
         return round(2 * dim * dim * (1 + self.key_value_share)) + 3 * dim * self.intermediate_size + 2 * dim
 
     @property
     def head_parameters(self) -> int:
-        """Number of parameters of the output head; the token embedding, which is not tied to it, has as many."""
+        """Number of parameters of the output head; the untied token embedding has as many."""
         return self.vocab_size * self.hidden_size
 
     @property

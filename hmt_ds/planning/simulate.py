@@ -1,4 +1,4 @@
-"""Simulate a pipeline schedule.
+"""Simulate a pipeline schedule: when each stage's passes start and end, how long stages are idle, what they stash.
 
 Imports no torch, so that ``hmt-ds plan`` starts quickly.
 """
@@ -23,7 +23,11 @@ Durations = Mapping[tuple[Kind, bool], float]  # of an action, by its kind and w
 
 
 def durations(costs: Costs) -> dict[tuple[Kind, bool], float]:
-    """Return the durations of passes in the unit of ``costs``, by kind of pass and whether the pass is backward."""
+    """Return the durations of a pipeline's passes, by kind of pass and whether it is a backward pass.
+
+    Args:
+        costs: durations of passes and messages; the result has their unit.
+    """
     forward = {Kind.SEGMENT: costs.segment, Kind.SUMMARY: costs.summary, Kind.RECALL: costs.recall}
     factors = {False: 1.0, True: costs.backward}
     return {(kind, way): time * factor for kind, time in forward.items() for way, factor in factors.items()}
@@ -54,7 +58,7 @@ class Machine:
             segments and summaries it is also the size of a stashed stage input.
         recomputes_early: whether a backward pass recomputes before its gradient arrives, as in training. (The lower
             bound on a schedule's time assumes that it waits.)
-        kept_graphs: for each stage, the forward passes that keep their graphs and are not recomputed.
+        kept_graphs: for each stage, the forward passes that keep their autograd graphs and are not recomputed.
     """
 
     stages: Sequence[Durations]
@@ -79,7 +83,8 @@ class Machine:
             costs: durations of passes and messages, in any unit of time.
             stages: number of stages.
             recomputes_early: whether a backward pass recomputes before its gradient arrives.
-            kept_graphs: for each stage, the forward passes that keep their graphs; empty if all are recomputed.
+            kept_graphs: for each stage, the forward passes that keep their autograd graphs; empty if all are
+                recomputed.
         """
         links, wraparound = [Link(costs.link)] * (stages - 1), Link(costs.wraparound)
         return cls(
@@ -91,7 +96,7 @@ class Machine:
         )
 
     def recomputation(self, action: Action, stage: int) -> float:
-        """Return the part of a pass's duration in which it recomputes its forward pass; 0 if nothing is recomputed.
+        """Return how long a backward pass recomputes its forward pass; 0 for a forward pass, or if its graph was kept.
 
         Args:
             action: the pass.
@@ -101,7 +106,7 @@ class Machine:
         return self.stages[stage][action.kind, False] if action.backward and not kept else 0.0
 
     def duration(self, action: Action, stage: int) -> float:
-        """Return how long a pass takes, in the unit of the machine's durations.
+        """Return how long a stage's forward or backward pass takes, in the unit of the machine's durations.
 
         Args:
             action: the pass.
@@ -113,8 +118,7 @@ class Machine:
         return seconds - (self.stages[stage][action.kind, False] - self.recomputation(action, stage))
 
     def head_start(self, action: Action, stage: int) -> float:
-        """Return how long a pass can run before its last message must have arrived: the time of its early
-        recomputation.
+        """Return how long a pass can run before its last message must have arrived: a backward pass recomputes first.
 
         Args:
             action: the pass.
@@ -123,11 +127,10 @@ class Machine:
         return self.recomputation(action, stage) if self.recomputes_early else 0.0
 
     def link(self, action: Action, stage: int, to: int) -> Link:
-        """Return the network link that carries a pass's result to another stage.
+        """Return the network link that carries a pass's result from one stage to another.
 
         Args:
-            action: the pass.
-            stage, to: index of the sending and of the receiving stage.
+            action: the pass. stage, to: index of the sending and of the receiving stage.
         """
         wraps = action.kind == Kind.RECALL or (action.backward and to > stage)
         return self.wraparound if wraps else self.links[min(stage, to)]
@@ -135,7 +138,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class TimedAction:
-    """A pass of a simulated schedule with its start and end, in the unit of the simulated durations, such as seconds.
+    """A pass of a simulated pipeline schedule with its start and end, in the unit of the simulated durations.
 
     Attributes:
         action: the pass.
@@ -149,7 +152,7 @@ class TimedAction:
 
 @dataclass(frozen=True)
 class Timeline:
-    """A simulated optimizer step of one window, in the unit of the simulated durations, such as seconds.
+    """A simulated optimizer step of a pipeline, in the unit of the simulated durations, such as seconds.
 
     Attributes:
         stages: the passes of each stage, each with its start and end since the step began.
@@ -165,7 +168,7 @@ class Timeline:
 
     @cached_property
     def window_time(self) -> float:
-        """Time from the start of the simulated step until the last pass is done."""
+        """Time from the start of the simulated optimizer step until the last forward or backward pass is done."""
         return max(actions[-1].stop for actions in self.stages)
 
     @property
@@ -175,7 +178,8 @@ class Timeline:
 
     @property
     def bubbles(self) -> list[float]:
-        """The pipeline bubble of each stage: the fraction of the window's time in which it is idle."""
+        """The pipeline bubble of each stage: the fraction (0 to 1) of the time until the last pass in which the stage
+        is idle."""
         busy = [sum(timed.stop - timed.start for timed in actions) for actions in self.stages]
         return [1 - seconds / self.window_time for seconds in busy]
 
@@ -216,10 +220,13 @@ class Simulation:
         return self.timed
 
     def advance(self, stage: int) -> set[int]:
-        """Run passes of one stage until one has to wait; return the indices of the stages that messages were sent to.
+        """Simulate passes of one stage until one has to wait for a message.
 
         Args:
             stage: index of the stage.
+
+        Returns:
+            The indices of the stages that messages were sent to.
         """
         timed, receivers = self.timed[stage], set()
         for action in self.schedule[stage][len(timed) :]:
@@ -238,7 +245,8 @@ class Simulation:
         return receivers
 
     def ready(self, action: Action, stage: int) -> float | None:
-        """Return the time at which all dependencies of a pass are met; None if some are not simulated yet.
+        """Return the time at which all dependencies of a pass are met; None if some dependencies have not been
+        simulated yet.
 
         Args:
             action: the pass.
@@ -253,7 +261,7 @@ class Simulation:
         return latest
 
     def send(self, action: Action, stage: int, to: int, now: float) -> float:
-        """Return when a pass's result arrives at another stage, since the simulated step began.
+        """Simulate sending a pass's result to another stage; return when it arrives, since the simulated step began.
 
         Args:
             action: the pass.
@@ -267,10 +275,11 @@ class Simulation:
 
 
 def simulate(schedule: list[list[Action]], machine: Machine, mode: str = "hmt", after_window: float = 0.0) -> Timeline:
-    """Simulate an optimizer step of one window on a pipeline.
+    """Simulate an optimizer step of a pipeline: all passes over one truncated-BPTT window, then reduction and
+    optimizer.
 
     Args:
-        schedule: each stage's passes in order, as ``pipeline_schedule`` returns them, or made by hand.
+        schedule: each stage's passes in order, such as from ``pipeline_schedule``.
         machine: durations and links.
         mode: memory mode: ``hmt``, ``rmt`` or ``backbone``.
         after_window: time of the gradient reduction and the optimizer step, in the unit of the machine's durations.
@@ -284,7 +293,7 @@ def simulate(schedule: list[list[Action]], machine: Machine, mode: str = "hmt", 
 
 
 def peak_stashed_bytes(actions: list[Action], message_bytes: Mapping[Kind, float]) -> float:
-    """Return the peak bytes of the inputs that a stage stashes, each from its forward to its backward pass.
+    """Return the peak bytes of the inputs that a pipeline stage stashes, each from its forward to its backward pass.
 
     Args:
         actions: the stage's passes, in order.

@@ -1,4 +1,5 @@
-"""Estimate the time of an optimizer step of a layout, by activity: matrix products, attention, messages, optimizer."""
+"""Estimate the seconds of an optimizer step in a layout over GPUs, by activity: matrix products, messages, optimizer,
+..."""
 
 from dataclasses import dataclass
 from math import ceil
@@ -31,11 +32,11 @@ class Pass:
     """A forward or backward pass over a part of the model, by its sizes.
 
     Attributes:
-        positions: number of positions over all rows.
+        positions: number of token positions over all rows.
         context: number of positions of one row, which attend to each other.
         layers: number of layers.
         head: whether the pass computes logits and loss.
-        tokens: number of positions that have logits.
+        tokens: number of positions that logits are computed for.
     """
 
     positions: int
@@ -75,16 +76,16 @@ def backward_seconds(work: Work, layout: Layout, gpu: Gpu, part: Pass) -> float:
 def pass_seconds(
     work: Work, layout: Layout, gpu: Gpu, part: Pass, *, matrix: float, attention: float, other: float
 ) -> float:
-    """Estimate the seconds of a forward or backward pass, from its costs as multiples of a forward pass's.
+    """Estimate the seconds of a forward or backward pass, whose costs are given as multiples of a forward pass's.
 
     Args:
         work: sizes of the model, and segments and rows of an optimizer step.
         layout: ZeRO stage, pipeline stages, rows at a time, recomputation and offloading.
         gpu: type of the GPU.
         part: the pass.
-        matrix: FLOPs of matrix products.
-        attention: FLOPs of attention scores.
-        other: time of other kernels.
+        matrix: FLOPs of matrix products, relative to a forward pass.
+        attention: FLOPs of attention scores, relative to a forward pass.
+        other: time of other kernels, relative to a forward pass.
     """
     size = work.size
     products = 2 * size.layer * part.layers * part.positions * matrix / (MATRIX * gpu.peak)
@@ -101,11 +102,11 @@ def pass_seconds(
 
 @dataclass(frozen=True)
 class Planned:
-    """A number of equal forward or backward passes of a window.
+    """A group of equal forward or backward passes in an estimated training step.
 
     Attributes:
-        part: what each pass runs.
-        count: number of passes.
+        part: sizes of one pass.
+        count: number of equal passes.
         backward: whether the passes are backward passes.
         again: whether the passes repeat a forward pass (recomputation).
     """
@@ -117,7 +118,7 @@ class Planned:
 
 
 def window_passes(work: Work, layout: Layout, memory: Memory) -> list[Planned]:
-    """Return the forward and backward passes of one training window, in the order in which they run.
+    """Return the forward and backward passes over one truncated-BPTT window, in the order in which they run.
 
     Args:
         work: sizes of the model, and segments and rows of an optimizer step.
@@ -164,7 +165,7 @@ class StepTime:
 
 
 def step_time(work: Work, layout: Layout, fleet: Fleet, memory: Memory) -> StepTime:
-    """Estimate the optimizer step of a layout without pipeline stages.
+    """Estimate the time and traffic of an optimizer step in a layout without pipeline stages.
 
     Where every pass gathers or reduces, the host's hooks and the messages run beside the arithmetic, and the slowest of
     the three counts.
@@ -201,7 +202,8 @@ def step_time(work: Work, layout: Layout, fleet: Fleet, memory: Memory) -> StepT
 
 
 def bytes_of_pass(work: Work, layout: Layout, *, backward: bool) -> float:
-    """Return the bytes that DeepSpeed gathers and reduces during one pass with ``compute.reduction segment``.
+    """Return the bytes that DeepSpeed gathers and reduces during one pass, if gradients are reduced after every
+    segment.
 
     Args:
         work: sizes of the model, and segments and rows of an optimizer step.
@@ -228,12 +230,17 @@ def bytes_at_end(work: Work, layout: Layout) -> float:
 
 
 def collective_seconds(size: float, fleet: Fleet) -> float:
-    """Estimate the seconds of an all-gather or a reduce-scatter of ``size`` bytes over all GPUs."""
+    """Estimate the seconds of an all-gather or a reduce-scatter over all GPUs.
+
+    Args:
+        size: bytes that are gathered or reduced.
+        fleet: type and number of GPUs, nodes and network.
+    """
     return fleet.cluster.all_gather_seconds(size, fleet.per_node, fleet.nodes)
 
 
 def traffic(size: float, fleet: Fleet) -> tuple[float, float]:
-    """Return the bytes that a GPU and a node receive in collectives over all GPUs.
+    """Return the bytes that one GPU and one node receive in collectives over all GPUs.
 
     Args:
         size: bytes that are gathered or reduced.

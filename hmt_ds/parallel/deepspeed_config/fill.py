@@ -47,9 +47,9 @@ class EngineSettings:
 
     Attributes:
         precision: ``fp32``, ``bf16`` or ``fp16``.
-        batch_size: rows per rank.
-        gradient_accumulation: windows per optimizer step; DeepSpeed is later given the number of backward passes
-            instead.
+        batch_size: rows (sequences) per rank.
+        gradient_accumulation: truncated-BPTT windows per optimizer step; DeepSpeed is later given the number of
+            backward passes instead.
         gradient_clipping: maximum norm of the gradient; 0 for no clipping.
         optimizer: DeepSpeed's name of the optimizer.
         optimizer_params: arguments of the optimizer.
@@ -84,10 +84,13 @@ def read_ds_config(file: str | Path) -> DsConfig:
 
 
 def unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Build a dict from the pairs of a JSON object, for ``json.loads(object_pairs_hook=...)``; refuse equal keys.
+    """Build a dict from the pairs of a JSON object and refuse repeated keys; for ``json.loads(object_pairs_hook=...)``.
+
+    Args:
+        pairs: keys and values of the object, in the order of the file.
 
     Raises:
-        ValueError: a key is given twice, of which ``json`` would silently keep the last.
+        ValueError: a key is given twice; ``json`` alone would silently keep the last value.
     """
     section = dict(pairs)
     if twice := [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]:
@@ -96,7 +99,12 @@ def unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def section_of(config: DsConfig, *path: str) -> DsConfig:
-    """Return a section of a DeepSpeed configuration, given the keys that lead to it; an empty dict if there is none."""
+    """Return a section (nested dict) of a DeepSpeed configuration; an empty dict if there is none.
+
+    Args:
+        config: DeepSpeed's configuration.
+        path: the keys that lead to the section, outermost first.
+    """
     section = config
     for key in path:
         section = section.get(key, {})
@@ -125,22 +133,23 @@ def computes_in_autocast(config: DsConfig, precision: str) -> bool:
 
 
 def offloads(config: DsConfig) -> bool:
-    """Return whether a DeepSpeed configuration keeps the optimizer's states in host memory."""
+    """Return whether a DeepSpeed configuration keeps the optimizer's states in host memory (``offload_optimizer``)."""
     return section_of(config, "zero_optimization", "offload_optimizer").get("device", "none") != "none"
 
 
 def share_on_gpu(config: DsConfig) -> float:
-    """Return the fraction (0 to 1) of the optimizer's states on the GPU; ZeRO-3 can offload a part of them to the
-    host."""
+    """Return the fraction (0 to 1) of the optimizer's states that stay on the GPU; ZeRO-3 can offload only a part to
+    the host."""
     if not offloads(config):
         return 1.0
     return 1.0 - offload_ratio(config) if stage_of(config) == 3 else 0.0
 
 
 def with_bucket(config: DsConfig, trained: int, *, once: bool) -> DsConfig:
-    """Limit the size of gradient buckets in a DeepSpeed configuration, unless the file sets it.
+    """Return a DeepSpeed configuration with smaller gradient buckets (``reduce_bucket_size``), unless the file sets
+    them.
 
-    DeepSpeed allocates two buckets per type and sums in a third one, of 5e8 gradients each, even if far fewer are
+    DeepSpeed allocates two buckets per dtype and sums in a third one, of 5e8 gradients each, even if far fewer are
     trained (LoRA).
 
     Args:
@@ -223,8 +232,8 @@ def fill_ds_config(config: DsConfig, settings: EngineSettings) -> DsConfig:
 
 
 def zero_problems(config: DsConfig) -> list[str]:
-    """Return an error line for each problem of the ``zero_optimization`` section: refused by DeepSpeed, or a quoted
-    number."""
+    """Return an error line for each problem of a DeepSpeed configuration's ``zero_optimization`` section: a value that
+    DeepSpeed refuses, or a number in quotes."""
     zero = {key: value for key, value in section_of(config, "zero_optimization").items() if value != AUTO}
     try:
         DeepSpeedZeroConfig(**zero)
@@ -246,7 +255,8 @@ def offload_ratio(config: DsConfig) -> float:
 
 
 def overflow_problems(config: DsConfig) -> list[str]:
-    """Return an error line for each setting with which DeepSpeed would not skip steps with non-finite gradients."""
+    """Return an error line for each DeepSpeed setting that would let a step with non-finite gradients update the
+    weights."""
     needed = (("bf16", "check_grad_overflow"), ("zero_optimization", "compute_grad_norm"))
     return [
         f"{section}.{key} is false: steps whose gradients are not finite would be taken; leave it out"
@@ -274,8 +284,8 @@ def partial_offload_problems(config: DsConfig, optimizer: str) -> list[str]:
 
 
 def not_sections(config: DsConfig) -> list[str]:
-    """Return an error line for each value of a DeepSpeed configuration that should be a JSON object (section) and is
-    not."""
+    """Return an error line for each key of a DeepSpeed configuration that must hold a JSON object and holds another
+    value."""
     found = [(path, section_of(config, *path[:-1]).get(path[-1], {})) for path in SECTIONS]
     return [
         f"{'.'.join(path)} must be a section like {{...}}, not {json.dumps(value)}"

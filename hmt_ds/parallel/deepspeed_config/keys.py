@@ -9,8 +9,12 @@ from deepspeed.runtime.config import DeepSpeedConfig
 
 
 def unknown_keys(config: dict[str, object]) -> list[str]:
-    """Return an error line for each key of a configuration that DeepSpeed would ignore, with the most similar known
-    key."""
+    """Return an error line for each key of a DeepSpeed configuration that DeepSpeed would ignore; the line suggests the
+    most similar known key.
+
+    Args:
+        config: DeepSpeed's configuration.
+    """
     known = sorted(known_keys())
     problems = []
     for key in [key for key in config if key not in known]:
@@ -21,7 +25,7 @@ def unknown_keys(config: dict[str, object]) -> list[str]:
 
 
 class RecordingDict(dict[str, object]):
-    """A dict for DeepSpeed's configuration that records in ``asked`` which keys DeepSpeed looks up.
+    """A dict for DeepSpeed's configuration that records in its set ``asked`` which keys DeepSpeed looks up.
 
     Args:
         values: keys and values of the configuration.
@@ -44,7 +48,7 @@ class RecordingDict(dict[str, object]):
         return super().__contains__(key)
 
     def keys(self) -> Any:
-        """Return the dict itself, so that ``key in config.keys()`` is recorded as a lookup too."""
+        """Return the dict itself instead of a view, so that ``key in config.keys()`` is recorded as a lookup too."""
         return self
 
 
@@ -57,8 +61,12 @@ def known_keys() -> frozenset[str]:
 
 
 def refusal(config: dict[str, object]) -> list[str]:
-    """Return DeepSpeed's error for a configuration that it refuses, as a list of one line; an empty list if it
-    accepts it."""
+    """Return the error with which DeepSpeed refuses a configuration, as a list of one line; an empty list if it
+    accepts.
+
+    Args:
+        config: DeepSpeed's configuration.
+    """
     try:
         DeepSpeedConfig(copy.deepcopy(config))
     except Exception as error:  # its sections raise all kinds

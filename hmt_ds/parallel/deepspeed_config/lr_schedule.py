@@ -32,7 +32,7 @@ def make_scheduler(name: str, params: dict[str, object], total_steps: int) -> Ca
         total_steps: optimizer steps of the run.
 
     Raises:
-        ScheduleError: in one line, with similar names.
+        ScheduleError: the schedule is unknown (similar names are suggested), or does not accept its arguments.
     """
     known = {n: getattr(lr_schedules, n) for n in DEEPSPEED_SCHEDULES}
     for n, c in vars(torch.optim.lr_scheduler).items():
@@ -74,8 +74,12 @@ def make_scheduler(name: str, params: dict[str, object], total_steps: int) -> Ca
 
 
 def unchecked_argument(params: dict[str, object]) -> str | None:
-    """Return an error line about the first wrong value that a schedule's constructor would silently accept; None if
-    none."""
+    """Return an error line about the first wrong value that a learning rate schedule's constructor would silently
+    accept; None if all are right.
+
+    Args:
+        params: arguments of the schedule, by name.
+    """
     total, milestones = params.get("total_num_steps", 1), params.get("milestones", [])
     if not isinstance(total, int) or total < 1:
         return f"total_num_steps must be a whole number of at least 1, got {total!r}"
@@ -85,10 +89,10 @@ def unchecked_argument(params: dict[str, object]) -> str | None:
 
 
 def rates(make: Callable[[torch.optim.Optimizer], object], steps: Sequence[int]) -> list[float]:
-    """Return the learning rates at some steps, as fractions of the optimizer's learning rate.
+    """Return a schedule's learning rates at some steps, as fractions of the optimizer's learning rate.
 
     Args:
-        make: makes the schedule from an optimizer.
+        make: function that makes the schedule from an optimizer.
         steps: numbers of the steps, ascending from 1. torch's schedules are only approximate at a step long after the
             previous one.
     """
@@ -104,10 +108,10 @@ def rates(make: Callable[[torch.optim.Optimizer], object], steps: Sequence[int])
 
 
 def advance(schedule: Any, steps: int) -> None:
-    """Advance a learning rate schedule by some steps: DeepSpeed's in one call, torch's step by step.
+    """Advance a learning rate schedule by a number of steps: DeepSpeed's in one call, torch's step by step.
 
-    torch computes each rate from the previous one, so its schedules cannot skip steps; only the first ``REHEARSED`` are
-    taken, and the counter is set for the others.
+    torch computes each rate from the previous one, so its schedules cannot skip steps; only the first ``REHEARSED``
+    steps are taken, and the step counter is set for the others.
 
     Args:
         schedule: the schedule, changed in place.

@@ -28,11 +28,12 @@ def check_optimizer(name: str, lr: float, weight_decay: float, params: dict[str,
         name: class name of the optimizer.
         lr: learning rate.
         weight_decay: weight decay, which each step multiplies by the learning rate.
-        params: further arguments.
+        params: further arguments of the optimizer's constructor.
         stage: the ZeRO stage, 0 to 3.
 
     Raises:
-        OptimizerError: with a line for each problem, and similar names.
+        OptimizerError: the optimizer is unknown (similar names are suggested) or refuses an argument; a line per
+            problem.
     """
     if doubled := [key for key in ("lr", "weight_decay") if key in params]:
         raise OptimizerError(f"optimizer.params: {' and '.join(doubled)} must be keys of optimizer: move them up")
@@ -66,8 +67,8 @@ def check_optimizer(name: str, lr: float, weight_decay: float, params: dict[str,
 
 
 def wrong_tuples(name: str, optimizer: type, params: dict[str, object]) -> list[str]:
-    """Return an error line for each tuple argument (such as betas) of the wrong length, which constructors do not
-    check.
+    """Return an error line for each tuple argument of an optimizer (such as betas) that has the wrong length, which
+    torch's constructors do not check.
 
     Args:
         name: class name of the optimizer.
@@ -84,7 +85,8 @@ def wrong_tuples(name: str, optimizer: type, params: dict[str, object]) -> list[
 
 
 def wrong_switches(params: dict[str, object]) -> list[str]:
-    """Return an error line for each argument that must be true or false but is not, such as the text "false".
+    """Return an error line for each on/off argument of an optimizer that is neither true nor false, such as the text
+    "false".
 
     Args:
         params: arguments of the optimizer.

@@ -1,1 +1,1 @@
-"""Pipeline parallelism: stages of consecutive layers, where the last stage sends recalled memories to the first."""
+"""Pipeline parallelism: each stage has consecutive layers, and the last stage sends retrieved memories to the first."""

@@ -48,7 +48,7 @@ def stage_layers(
 
 
 def costs_by_time(config: PretrainedConfig, times: LayerTimes) -> list[float]:
-    """Return the seconds of each layer from measured times; the last one includes the output head.
+    """Return the seconds that each layer takes, from measured times; the last layer's include the output head's.
 
     Args:
         config: configuration of the backbone.
@@ -59,7 +59,7 @@ def costs_by_time(config: PretrainedConfig, times: LayerTimes) -> list[float]:
 
 
 def costs_by_size(config: PretrainedConfig) -> list[float]:
-    """Return the number of parameters of each layer of a backbone; the last one includes the output head.
+    """Return the number of parameters of each layer of a backbone; the last layer's number includes the output head.
 
     Args:
         config: configuration of the backbone.
@@ -123,12 +123,12 @@ def build_stage(
 
 
 def trim_memory(model: HMT, layers: LayerRange) -> None:
-    """Remove from a pipeline stage the memory modules of other stages.
+    """Remove from a pipeline stage the memory modules that belong to other stages.
 
-    The last stage has the recall, the first one the embeddings.
+    The last stage keeps the cross-attention that retrieves memories, the first one the prompt embeddings.
 
     Args:
-        model: the stage, changed in place.
+        model: this rank's stage, changed in place.
         layers: indices of the stage's layers.
     """
     if layers.is_first:

@@ -1,4 +1,5 @@
-"""The messages of a pipeline schedule: which passes a pass waits for, and to which stage it sends its result.
+"""Dependencies of a pipeline schedule: which forward or backward passes a pass waits for, and which stage receives its
+result.
 
 Imports no torch, so that ``hmt-ds plan`` starts quickly.
 """
@@ -9,15 +10,15 @@ from hmt_ds.parallel.pipeline.schedule import Action, Kind, forward_of, micro_ba
 def dependencies(
     action: Action, stage: int, stages: int, segments: int, mode: str, summary_group: int = 1
 ) -> list[tuple[int, Action]]:
-    """Return the passes that must be done before a pass of a pipeline schedule can start.
+    """Return the forward and backward passes that must be done before a pass of a pipeline schedule can start.
 
     Args:
         action: the pass.
         stage: index of the stage that runs it.
         stages: number of stages.
-        segments: segments of the window.
-        mode: memory mode: ``hmt``, ``rmt`` or ``backbone``.
-        summary_group: micro-batches per summary pass.
+        segments: number of segments that the schedule covers.
+        mode: memory mode: ``hmt`` (retrieval), ``rmt`` (the previous segment's memory) or ``backbone`` (none).
+        summary_group: number of micro-batches that one summary pass (which computes retrieval queries) covers.
 
     Returns:
         Pairs of a stage's index and a pass of that stage.
@@ -46,13 +47,13 @@ def dependencies(
 
 
 def destination(action: Action, stage: int, stages: int, mode: str) -> int | None:
-    """Return the index of the stage that a pass sends its result to; None if nothing is sent.
+    """Return the index of the pipeline stage that receives the result of a pass; None if nothing is sent.
 
     Args:
-        action: the pass.
+        action: the forward or backward pass.
         stage: index of the stage that runs it.
         stages: number of stages.
-        mode: memory mode: ``hmt``, ``rmt`` or ``backbone``.
+        mode: memory mode: ``hmt`` (retrieval), ``rmt`` (the previous segment's memory) or ``backbone`` (none).
     """
     if action.kind == Kind.RECALL:
         to = stages - 1 if action.backward else 0

@@ -1,4 +1,5 @@
-"""The executor of a pipeline stage, which trains a part of the layers; `parallel/train_step.py` has the step itself."""
+"""The executor of a pipeline stage, which trains this rank's layers; the loop over windows is in
+`parallel/train_step.py`."""
 
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -37,8 +38,9 @@ class PipelineExecutor:
         model: stage of this rank, from :func:`hmt_ds.parallel.pipeline.build_stage.build_stage`.
         topology: stage and pipeline of this rank.
         options: DeepSpeed configuration, precision and device.
-        micro_batches: number of micro-batches per window.
-        live_inputs: number of stage inputs that stay on the device until the backward pass; None for all.
+        micro_batches: number of micro-batches that the rows of a batch are split into.
+        live_inputs: number of stage inputs kept on the device until the backward pass, older ones are offloaded to the
+            host; None for all.
     """
 
     def __init__(
@@ -76,8 +78,11 @@ class PipelineExecutor:
         self.share_tied_weights()
 
     def share_tied_weights(self) -> None:
-        """Sum the gradients of tied embeddings and head over the first and the last stage, which have a copy each,
-        before every optimizer step, so that the copies stay equal. Nothing if they are not tied or not trained."""
+        """Sum the gradients of tied embeddings and head over the first and the last stage before every optimizer step.
+
+        Each of the two stages has a copy of the weight, and equal gradients keep the copies equal. Does nothing if the
+        embeddings are not tied or not trained.
+        """
         backbone = cast(CausalLM, self.engine.module.backbone)
         has_copy = self.topology.is_first or self.topology.is_last
         if has_copy and backbone.config.get_text_config().tie_word_embeddings:
@@ -89,30 +94,36 @@ class PipelineExecutor:
             mark_replicated(weight, self.topology.is_last)  # its gradient's norm counts once, on the first stage
 
     def train_batch(self, windows: list[Window], flags: tuple[int, ...] = ()) -> StepOutput:
-        """Run one optimizer step on consecutive windows of this pipeline's rows. All ranks must call it.
+        """Run one optimizer step on the next windows (chunks of consecutive segments) of this pipeline's rows.
+
+        All ranks must call it.
 
         Args:
-            windows: the windows, on the CPU, of equally many segments on all ranks.
+            windows: the windows, on the CPU, with the same number of segments on all ranks.
             flags: numbers to sum over the ranks, such as whether this rank received a stop signal.
         """
         return train_step(self, windows, flags)
 
     def backward_passes(self, windows: list[Window]) -> int:
-        """Return 0, because no backward pass of a pipeline goes through DeepSpeed's engine."""
+        """Return how many backward passes of an optimizer step go through DeepSpeed's engine: always 0 on a pipeline.
+
+        Args:
+            windows: unused.
+        """
         return 0
 
     def backward_through(self, window: Window, weight: float, recall_weight: float) -> tuple[Tensor, Tensor]:
-        """Accumulate the gradients of a window's losses on this stage, and carry the memory to the next window.
+        """Add the gradients of a window's losses to this stage's sums, and carry the memories over to the next window.
 
         Args:
-            window: rows of segments.
+            window: the next segments of every row (one truncated-BPTT chunk), on the CPU.
             weight: factor of the summed cross-entropy of tokens.
-            recall_weight: factor of the summed auxiliary loss of the recall.
+            recall_weight: factor of the summed auxiliary loss of memory retrieval.
 
         Returns:
-            ``[5]`` float64: the loss, the recall distances, the number of recalls, the recall's loss (0 except on the
-            last stage) and the number of reset rows, summed over this rank's rows; and ``[rows, segments]`` bool,
-            whether the loss is finite.
+            ``[5]`` float64, summed over this rank's rows: the loss, the distances in segments of retrieved memories,
+            the number of retrievals, the auxiliary retrieval loss (these four are 0 except on the last stage) and the
+            number of rows whose memory was reset; and ``[rows, segments]`` bool, whether the loss is finite.
         """
         mode = self.settings.mode
         state = self.state or empty_state(self, len(window.input_ids), self.settings.kept_memories)
@@ -146,13 +157,13 @@ class PipelineExecutor:
     def read(
         self, window: Window, state: MemoryState | None, **options: Any
     ) -> Iterator[tuple[SegmentOutput, MemoryState]]:
-        """Run a window without training, on this stage and its neighbours.
+        """Evaluate a window (the next segments of every row) without training, together with the other stages' ranks.
 
         Args:
-            window: rows of segments.
-            state: memory state before the window; None at the beginning.
-            options: ``mode`` (memory mode), ``instead`` (other memories to compute losses with: ``swapped``, ``none``)
-                and ``by_token`` (losses of tokens, not sums of rows).
+            window: the next segments of every row, on the CPU.
+            state: memories from earlier segments; None at the beginning of documents.
+            options: ``mode`` (memory mode), ``instead`` (other memories to compute losses with as well: ``swapped``
+                between rows, or ``none``) and ``by_token`` (a loss per token, not per row).
 
         Yields:
             The output of each segment, which has losses on the last stage only, and the memory state after the window.
@@ -163,11 +174,11 @@ class PipelineExecutor:
 
 
 def finite_of(work: StagePass, segments: int, device: torch.device) -> Tensor:
-    """Return whether each row's loss on each segment is finite, ``[rows, segments]`` bool; True on stages without
-    losses.
+    """Return whether each row's loss on each segment is finite, ``[rows, segments]`` bool; True on pipeline stages that
+    compute no loss.
 
     Args:
-        work: this stage's passes over the window, finished.
+        work: this stage's finished passes over a window of segments.
         segments: number of segments of the window.
         device: device of the result.
     """
@@ -179,14 +190,16 @@ def finite_of(work: StagePass, segments: int, device: torch.device) -> Tensor:
 
 
 def totals_of(work: StagePass, device: torch.device) -> Tensor:
-    """Return sums over a window's rows and segments, ``[4]`` float64; zeros except on the last stage.
+    """Return a pipeline stage's losses and retrieval statistics, summed over rows and segments; zeros except on the
+    last stage.
 
     Args:
-        work: this stage's passes over the window, finished.
+        work: this stage's finished passes over a window of segments.
         device: device of the result.
 
     Returns:
-        Loss in nats, recall distances in segments, number of recalls, and auxiliary loss of the recall in nats.
+        ``[4]`` float64: loss in nats, distances in segments of retrieved memories, number of retrievals, and auxiliary
+        retrieval loss in nats.
     """
     totals = torch.zeros(4, dtype=torch.float64, device=device)
     totals[0] = sum((loss.double().sum() for loss in work.losses.values()), totals[0])

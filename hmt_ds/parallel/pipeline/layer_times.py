@@ -1,4 +1,4 @@
-"""Measure the times of a layer and of the head, on one layer with random weights, to balance pipeline stages."""
+"""Measure the seconds of one layer and of the output head, with random weights, to balance pipeline stages."""
 
 import time
 from collections.abc import Callable
@@ -18,11 +18,11 @@ WARM_UP, REPEATS = 2, 5
 
 
 class LayerTimes(NamedTuple):
-    """Measured seconds for one segment of a micro-batch, forward and backward, by part of the model.
+    """Measured seconds per segment of a micro-batch, forward and backward pass together, by part of the model.
 
     Attributes:
-        layer: one layer, with its share of the summary pass and with recomputation.
-        head: the head and the loss.
+        layer: one layer, recomputation included, with its share of the pass that computes the retrieval query.
+        head: the output head and the loss.
     """
 
     layer: float
@@ -47,7 +47,7 @@ def layer_times(
     Args:
         config: configuration of the backbone.
         settings: settings of the memory.
-        rows: rows of a micro-batch.
+        rows: number of sequences in a micro-batch.
         dtype: dtype of the weights.
         device: device of this rank.
         train: which weights of the backbone are trained: ``whole``, ``frozen`` or ``lora``.
@@ -65,12 +65,12 @@ def layer_times(
 def time_layer(
     backbone: CausalLM, settings: MemorySettings, rows: int, dtype: torch.dtype, device: torch.device
 ) -> LayerTimes:
-    """Measure the median times of a layer and of the head, uncompiled, on a backbone of one layer.
+    """Measure the median seconds of a layer and of the output head, uncompiled, on a backbone of one layer.
 
     Args:
         backbone: a backbone with one layer.
         settings: settings of the memory.
-        rows: rows of a micro-batch.
+        rows: number of sequences in a micro-batch.
         dtype: dtype of activations.
         device: device of this rank.
     """

@@ -17,7 +17,7 @@ NCCL_GRACE = timedelta(minutes=5)  # NCCL's own timeout comes later than P2PTime
 
 
 class TensorSpec(NamedTuple):
-    """Shape and dtype of a message between pipeline stages, which the receiver must know before.
+    """Shape and dtype of a message between pipeline stages, which the receiver must know in advance.
 
     Attributes:
         size: the shape.
@@ -29,10 +29,10 @@ class TensorSpec(NamedTuple):
 
 
 class InFlight(NamedTuple):
-    """A send or receive that was posted and may not have completed.
+    """A send or receive between ranks that was posted and may not have completed.
 
     Attributes:
-        work: torch's handle.
+        work: torch's handle of the operation.
         tensor: the sent or received tensor, which must stay alive until completion.
     """
 
@@ -41,7 +41,7 @@ class InFlight(NamedTuple):
 
 
 class Channel:
-    """One-way channel for messages from one stage to another, first in, first out, with its own communicator.
+    """One-way channel for messages from one pipeline stage to another, first in, first out, with its own communicator.
 
     Sends do not block. When a receive is posted depends on the backend:
 
@@ -50,7 +50,7 @@ class Channel:
     multiprocessors that matrix products could use, and loading a kernel or freeing memory waits until it ends. The
     message is in the receiver's buffers by then.
     - NCCL across machines transfers nothing before the receive is posted. A side stream posts it when the host reaches
-    the action, while the device still computes the previous ones.
+    the pass that needs the message, while the device still computes earlier passes.
 
     Args:
         timeout_thread: watches for messages that do not arrive; None on CPUs, where gloo's own timeout applies.
@@ -71,10 +71,10 @@ class Channel:
         self.connect()
 
     def connect(self) -> None:
-        """Exchange a first message, with which NCCL creates the connection and blocks both hosts until it exists.
+        """Exchange a first message, with which NCCL creates the connection; blocks both hosts until it exists.
 
-        All ranks connect channels in the same order. Connecting through the first window's messages would deadlock:
-        each stage would block on the stage before it, and the first on the last.
+        All ranks connect their channels in the same order. Connecting through the first messages of training would
+        deadlock: each stage would block on the stage before it, and the first stage on the last.
         """
         if rank() == self.sender:
             self.send(torch.zeros(1, device=self.device))
@@ -82,7 +82,11 @@ class Channel:
             self.receive(TensorSpec((1,), torch.float32))
 
     def send(self, tensor: Tensor) -> None:
-        """Send a tensor without blocking; the caller must not write to the tensor afterwards."""
+        """Send a tensor to the receiving stage without blocking; the caller must not write to the tensor afterwards.
+
+        Args:
+            tensor: the message.
+        """
         while self.sends and self.sends[0].work.is_completed():
             self.wait(self.sends.popleft())
         tensor = tensor.detach().contiguous()
@@ -99,7 +103,8 @@ class Channel:
             self.receives.append(InFlight(posted(dist.irecv(buffer, self.sender, group=self.group)), buffer))
 
     def receive(self, spec: TensorSpec) -> Tensor:
-        """Return the next message; on CPUs the host waits for it, on GPUs only the device's stream does.
+        """Return the next message from the sending stage; on CPUs the host waits for it, on GPUs only the device's
+        stream does.
 
         Args:
             spec: shape and dtype of the message.
@@ -117,12 +122,12 @@ class Channel:
         return message.tensor
 
     def flush(self) -> None:
-        """Wait until all sends of this channel have completed."""
+        """Wait until all sends that were posted through this channel have completed."""
         while self.sends:
             self.wait(self.sends.popleft())
 
     def wait(self, message: InFlight) -> None:
-        """Wait for a posted message: on CPUs the host waits; on GPUs only the device's stream does.
+        """Wait for a posted send or receive: on CPUs the host waits, on GPUs only the device's stream does.
 
         Args:
             message: the posted send or receive.
@@ -146,6 +151,10 @@ class Channel:
 
 
 def posted(work: dist.Work | None) -> dist.Work:
-    """Return the handle of a posted send or receive, which torch declares as possibly None."""
+    """Return the handle of a posted send or receive unchanged, for type checkers: torch declares it as possibly None.
+
+    Args:
+        work: torch's handle of the operation.
+    """
     assert work is not None
     return work

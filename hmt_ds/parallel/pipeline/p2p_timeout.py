@@ -13,17 +13,17 @@ POLL_SECONDS = 0.5
 
 
 class Event(Protocol):
-    """Interface of a torch event that was recorded on a device's stream."""
+    """Interface of a ``torch.cuda.Event`` that was recorded on a device's stream."""
 
     def query(self) -> bool:
-        """Return whether the stream has completed all work before the event."""
+        """Return whether the device's stream has completed all work that was queued before the event."""
 
 
 class PendingMessage(NamedTuple):
-    """A message between pipeline stages that the device waits for.
+    """A message between pipeline stages that was requested and has not arrived yet.
 
     Attributes:
-        arrived: event recorded after the receive.
+        arrived: event recorded on the device's stream after the receive.
         since: time when the receive was posted, in seconds of ``time.monotonic``.
         failure: line to print if the message does not arrive in time.
     """
@@ -34,12 +34,13 @@ class PendingMessage(NamedTuple):
 
 
 class P2PTimeout(threading.Thread):
-    """A thread that ends this rank if a message from another stage is late, after printing which neighbour is silent.
+    """A thread that ends this process if a message from another pipeline stage is late, after printing which rank is
+    silent.
 
-    NCCL's watchdog would end the rank too, but with a C++ stack that names no rank.
+    NCCL's watchdog would end the process too, but with a C++ stack that names no rank.
 
     Args:
-        timeout: seconds for each message, from when the host posted its receive.
+        timeout: seconds allowed for each message, from when the host posted its receive.
     """
 
     def __init__(self, timeout: timedelta):
@@ -49,17 +50,19 @@ class P2PTimeout(threading.Thread):
         self.start()
 
     def watch(self, arrived: Event, failure: str) -> None:
-        """Watch a message from another stage until it arrives; watch messages in the order in which one stream receives
-        them.
+        """Watch a message from another pipeline stage until it arrives.
+
+        Messages must be watched in the order in which one stream receives them.
 
         Args:
-            arrived: event recorded after the receive.
+            arrived: event recorded on the device's stream after the receive.
             failure: line to print if the message does not arrive in time.
         """
         self.messages.append(PendingMessage(arrived, time.monotonic(), failure))
 
     def run(self) -> None:
-        """Poll the oldest pending message, and end this rank if the message is late; the body of the thread."""
+        """Poll the oldest message that has not arrived, and end this process if the message is late; the body of the
+        thread."""
         while True:
             time.sleep(POLL_SECONDS)
             while self.messages and self.messages[0].arrived.query():

@@ -1,4 +1,4 @@
-"""Evaluate a model on a pipeline stage, without training it."""
+"""Evaluate a model that is divided into pipeline stages, without training it."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,13 +14,13 @@ from hmt_ds.parallel.train_step import empty_state
 
 
 class PipelineReader:
-    """Evaluates windows with one pipeline stage of an HMT model; the other stages are on other ranks.
+    """Evaluates segments with one pipeline stage of an HMT model; the other stages are on other ranks.
 
     Args:
         model: stage of this rank, from :func:`hmt_ds.parallel.pipeline.build_stage.build_stage`.
         topology: stage and pipeline of this rank.
-        options: the run's settings; of its ``compute`` settings only the kernels are used.
-        micro_batches: number of micro-batches per window.
+        options: the run's engine settings; of its ``compute`` settings only the kernels are used.
+        micro_batches: number of micro-batches that the rows of a batch are split into.
     """
 
     def __init__(self, model: HMT, topology: Topology, options: ExecutorOptions, *, micro_batches: int):
@@ -38,13 +38,13 @@ class PipelineReader:
     def read(
         self, window: Window, state: MemoryState | None, **options: Any
     ) -> Iterator[tuple[SegmentOutput, MemoryState]]:
-        """Run a window without training, on this stage and its neighbours.
+        """Evaluate a window (the next segments of every row), together with the other stages' ranks.
 
         Args:
-            window: rows of segments.
-            state: memory state before the window; None at the beginning.
-            options: ``mode`` (memory mode), ``instead`` (other memories to compute losses with: ``swapped``, ``none``)
-                and ``by_token`` (losses of tokens, not sums of rows).
+            window: the next segments of every row, on the CPU.
+            state: memories from earlier segments; None at the beginning of documents.
+            options: ``mode`` (memory mode), ``instead`` (other memories to compute losses with as well: ``swapped``
+                between rows, or ``none``) and ``by_token`` (a loss per token, not per row).
 
         Yields:
             The output of each segment, which has losses on the last stage only, and the memory state after the window.

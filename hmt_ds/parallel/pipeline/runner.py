@@ -1,4 +1,4 @@
-"""Split windows into micro-batches, order the passes, and evaluate windows, on one pipeline stage."""
+"""Split batches into micro-batches, order forward and backward passes, and evaluate, on one pipeline stage."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -23,12 +23,14 @@ Rows = TypeVar("Rows", Window, MemoryState)
 
 @dataclass
 class StageRunner:
-    """Splits, orders and evaluates windows on this rank's pipeline stage, for training and for evaluation.
+    """Splits batches into micro-batches, orders their passes and evaluates them on this rank's pipeline stage.
+
+    For training and for evaluation.
 
     Attributes:
         topology: stage and pipeline of this rank.
         settings: settings of the memory.
-        micro_batches: number of micro-batches per window.
+        micro_batches: number of micro-batches that the rows of a batch are split into.
         hidden_size: width of the activations between stages.
         dtype: dtype of all messages between stages.
         device: device of this rank.
@@ -46,11 +48,11 @@ class StageRunner:
     def order(
         self, segments: int, mode: str, *, backward: bool = True, micro_batches: int | None = None
     ) -> list[Action]:
-        """Return this stage's passes over a window, in the order in which they run.
+        """Return this stage's forward and backward passes over a window of segments, in the order in which they run.
 
         Args:
             segments: number of segments of the window.
-            mode: memory mode: ``hmt``, ``rmt`` or ``backbone``.
+            mode: memory mode: ``hmt`` (retrieval), ``rmt`` (the previous segment's memory) or ``backbone`` (none).
             backward: whether backward passes follow, as in training.
             micro_batches: number of micro-batches; None for the configured number.
         """
@@ -59,32 +61,41 @@ class StageRunner:
         return schedule_of(self.topology.stages, segments, micro_batches, mode, backward, group)[self.topology.stage]
 
     def summary_group(self, segments: int, micro_batches: int) -> int:
-        """Return how many micro-batches share one summary pass.
+        """Return how many micro-batches share one summary pass (a forward pass that computes the queries of memory
+        retrieval).
 
         Args:
-            segments: number of segments of the window.
-            micro_batches: number of micro-batches of the window.
+            segments: number of segments that the pipeline schedule covers.
+            micro_batches: number of micro-batches that the rows are split into.
         """
         if not self.settings.summarises:
             return 1
         return summary_group_size(self.topology.stages, segments, micro_batches, self.settings.summary_share)
 
     def split(self, window: Window, micro_batches: int) -> tuple[list[Window], list[Window]]:
-        """Split a window by rows into micro-batches, and into one part per summary pass.
+        """Split a window (the next segments of every row) by rows into micro-batches, and into one part per summary
+        pass.
+
+        A summary pass computes the queries of memory retrieval.
 
         Args:
-            window: rows of segments.
-            micro_batches: number of micro-batches, which divides the rows.
+            window: the next segments of every row.
+            micro_batches: number of micro-batches, which divides the number of rows.
 
         Returns:
-            The micro-batches, and the parts for summary passes, which may cover several micro-batches each.
+            The micro-batches, and the parts for summary passes, each of which may cover several micro-batches.
         """
         window = window.to(self.device)
         summary_batches = micro_batches // self.summary_group(len(window), micro_batches)
         return split_rows(window, micro_batches), split_rows(window, summary_batches)
 
     def stage_pass(self, model: HMT, window: StageWindow) -> StagePass:
-        """Return an object that runs this stage's forward and backward passes over one window."""
+        """Return an object that runs this stage's forward and backward passes over one window of segments.
+
+        Args:
+            model: this rank's stage.
+            window: the window split into micro-batches, with the settings of the passes.
+        """
         return StagePass(Stage(model, self.topology, self.hidden_size, self.dtype, self.uses_dropout), window)
 
     @torch.no_grad()
@@ -99,18 +110,20 @@ class StageRunner:
         instead: Sequence[Instead] = (),
         by_token: bool = False,
     ) -> Iterator[tuple[SegmentOutput, MemoryState]]:
-        """Evaluate a window, and yield the output of each segment and the memory state after the window.
-
-        Only the last stage has losses.
+        """Evaluate a window (the next segments of every row) without training, together with the other stages' ranks.
 
         Args:
             model: this rank's stage.
-            window: rows of segments.
-            state: memory state before the window.
+            window: the next segments of every row.
+            state: memories from earlier segments.
             autocast: context of the forward passes.
-            mode: memory mode: ``hmt``, ``rmt`` or ``backbone``; None for the configured one.
+            mode: memory mode: ``hmt`` (retrieval), ``rmt`` (the previous segment's memory) or ``backbone`` (none); None
+                for the configured one.
             instead: other memories for which losses are computed too: ``swapped`` (another row's), ``none``.
             by_token: whether losses are of each token instead of summed per row.
+
+        Yields:
+            The output of each segment, which has losses on the last stage only, and the memory state after the window.
         """
         mode, window = mode or self.settings.mode, window.to(self.device)
         rows = len(window.input_ids)
@@ -137,11 +150,11 @@ class StageRunner:
 
 
 def losses_of(work: StagePass, n: int, by_token: bool) -> torch.Tensor:
-    """Return the losses of one segment in nats, zeros on pipeline stages that compute none.
+    """Return the losses of one segment in nats; zeros on pipeline stages that compute none.
 
     Args:
-        work: this stage's passes over the window, finished.
-        n: index of the segment.
+        work: this stage's finished passes over a window of segments.
+        n: index of the segment in the window.
         by_token: whether to return the loss of each token, ``[rows, segment_length]``, instead of each row's sum,
             ``[rows]``.
     """
@@ -162,26 +175,35 @@ def hidden_size(model: HMT) -> int:
 def schedule_of(
     stages: int, segments: int, micro_batches: int, mode: str, backward: bool, summary_group: int
 ) -> list[list[Action]]:
-    """Return the passes of each pipeline stage, in order; cached, because every step asks for the same schedule.
+    """Return the forward and backward passes of each pipeline stage, in order; cached, as every step asks for the same.
 
     Args:
         stages: number of stages.
-        segments: number of segments of the window.
+        segments: number of segments that the schedule covers.
         micro_batches: number of micro-batches.
-        mode: memory mode: ``hmt``, ``rmt`` or ``backbone``.
+        mode: memory mode: ``hmt`` (retrieval), ``rmt`` (the previous segment's memory) or ``backbone`` (none).
         backward: whether backward passes follow, as in training.
-        summary_group: number of micro-batches per summary pass.
+        summary_group: number of micro-batches that one summary pass (which computes retrieval queries) covers.
     """
     return pipeline_schedule(stages, segments, micro_batches, mode=mode, backward=backward, summary_group=summary_group)
 
 
 def split_rows(batch: Rows, parts: int) -> list[Rows]:
-    """Split a batch into ``parts`` parts of equally many consecutive rows."""
+    """Split a batch into parts of equally many consecutive rows.
+
+    Args:
+        batch: tensors whose first dimension is the rows.
+        parts: number of parts, which divides the number of rows.
+    """
     names = [field.name for field in fields(batch)]
     chunks = {name: tensor.chunk(parts) for name in names if (tensor := getattr(batch, name)) is not None}
     return [replace(batch, **{name: chunk[b] for name, chunk in chunks.items()}) for b in range(parts)]
 
 
 def join_rows(parts: list[MemoryState]) -> MemoryState:
-    """Join memory states of consecutive rows into one state of all rows."""
+    """Join the memory states of consecutive parts of a batch into one state of all rows.
+
+    Args:
+        parts: a memory state for each part, in the order of the rows.
+    """
     return MemoryState(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(parts[0])))

@@ -1,7 +1,7 @@
 """The pipeline schedule: an ordered list of forward and backward passes for each stage, made before a run starts.
 
-A micro-batch passes through all stages once per segment; the last stage then recalls a prompt and sends it to the first
-stage, where the next segment begins. README.md states the lower bound that the schedule is measured against.
+A micro-batch passes through all stages once per segment; the last stage then retrieves memories as a prompt and sends
+it to the first stage, where the next segment begins.
 
 Imports no torch, so that ``hmt-ds plan`` starts quickly.
 """
@@ -38,14 +38,14 @@ LETTERS = {Kind.SUMMARY: "st", Kind.RECALL: "rq", Kind.SEGMENT: "FB"}
 
 @dataclass(frozen=True, order=True, repr=False)
 class Action:
-    """One pass of a pipeline stage over a segment, summary or recall of a micro-batch.
+    """One forward or backward pass of a pipeline stage over a segment, summary or recall of a micro-batch.
 
-    Printed as F2.0 (segment 2, micro-batch 0), s2.0 (summary), r2.0 (recall); their backward passes as B2.0, t2.0,
-    q2.0.
+    Printed as F2.0 (segment 2, micro-batch 0), s2.0 (summary), r2.0 (recall); the backward passes of these as B2.0,
+    t2.0, q2.0.
 
     Attributes:
         kind: kind of the pass.
-        segment: index of the segment in the window.
+        segment: index of the segment.
         micro_batch: index of the micro-batch; for a summary, index of the group of micro-batches it covers.
         backward: whether it is the backward pass, which includes the recomputation of the forward pass.
     """
@@ -65,7 +65,8 @@ class Costs:
 
     Attributes:
         segment: duration of the forward pass of one segment through the layers of one stage.
-        summary: the same of a pass that summarises a segment.
+        summary: duration of the forward pass that computes one segment's retrieval query, through the layers of one
+            stage.
         recall: duration of selecting memories for one segment, on the last stage.
         backward: duration of each backward pass as a multiple of its forward pass; 3 with recomputation.
         link: duration of a message between neighbouring stages, in either direction.
@@ -93,21 +94,21 @@ def pipeline_schedule(
     summary_group: int = 1,
     costs: Costs = UNIT_COSTS,
 ) -> list[list[Action]]:
-    """Return the passes of each pipeline stage over a window, in order.
+    """Return the forward and backward passes of each pipeline stage over a number of segments, in order.
 
     With memory, all stages run the forward passes in one order and the backward passes in the reverse order, so the
-    stashed inputs form a stack. Without memory no backward pass has to wait for later segments, and each stage runs
-    1F1B, which stashes fewer inputs.
+    stashed stage inputs form a stack. Without memory no backward pass has to wait for later segments, and each stage
+    runs 1F1B, which stashes fewer inputs.
 
     Args:
         stages: number of stages.
-        segments: segments of the window.
+        segments: number of consecutive segments that gradients flow through.
         micro_batches: number of micro-batches. With at least as many as stages, no stage waits for the prompt from the
             last stage.
-        mode: memory mode: ``hmt``, ``rmt`` or ``backbone``. Memories are carried into the window, so segment 0 recalls
-            like all others.
+        mode: memory mode: ``hmt`` (retrieval), ``rmt`` (the previous segment's memory) or ``backbone`` (none). Memories
+            of earlier segments exist, so segment 0 retrieves like all others.
         backward: False for evaluation: forward passes alone.
-        summary_group: micro-batches per summary pass.
+        summary_group: number of micro-batches that one summary pass (which computes retrieval queries) covers.
         costs: durations. Without memory, slow links call for more warm-up passes; with memory the order does not depend
             on durations.
 
@@ -134,15 +135,16 @@ def pipeline_schedule(
 
 
 def summary_group_size(stages: int, segments: int, micro_batches: int, share: float) -> int:
-    """Return how many micro-batches to cover by one summary pass: as many as take about as long as a segment pass.
+    """Return how many micro-batches one summary pass (which computes retrieval queries) should cover.
 
-    One pass over twice the rows takes less than twice the time, and adds to the gradient accumulation buffers half as
-    often. But larger groups must not make a stage idle: the first prompt exists after as many passes of a group as
-    there are stages, and until then the first stage only has the summaries of two segments to work on.
+    As many as make it take about as long as a segment pass. One pass over twice the rows takes less than twice the
+    time, and adds to the gradient accumulation buffers half as often. But larger groups must not make a stage idle: the
+    first prompt exists after as many passes of a group as there are stages, and until then the first stage only has the
+    summaries of two segments to work on.
 
     Args:
         stages: number of stages.
-        segments: segments of the window.
+        segments: number of segments that the schedule covers.
         micro_batches: number of micro-batches.
         share: duration of one micro-batch's summary pass, as a fraction of a segment pass.
     """
@@ -152,16 +154,17 @@ def summary_group_size(stages: int, segments: int, micro_batches: int, share: fl
 
 
 def forward_order(segments: int, micro_batches: int, mode: str, summary_group: int = 1) -> list[Action]:
-    """Return the forward passes of every stage, with summaries two segments ahead: s0 s1 F0 s2 F1 s3 F2 F3.
+    """Return the forward passes that all pipeline stages run, in order, summaries (s) two segments ahead of segments
+    (F).
 
-    A segment's query must exist before its recall, and summaries fill the time in which a stage would otherwise wait
-    for the prompt from the last stage.
+    With one micro-batch: s0 s1 F0 s2 F1 s3 F2 F3. A segment's retrieval query comes from its summary and must exist
+    before retrieval; summaries fill the time in which a stage would otherwise wait for the prompt from the last stage.
 
     Args:
-        segments: segments of the window.
+        segments: number of segments that the schedule covers.
         micro_batches: number of micro-batches.
-        mode: memory mode: ``hmt``, ``rmt`` or ``backbone``.
-        summary_group: micro-batches per summary pass.
+        mode: memory mode: ``hmt`` (retrieval), ``rmt`` (the previous segment's memory) or ``backbone`` (none).
+        summary_group: number of micro-batches per summary pass.
     """
     rounds = [(float(n), Kind.SEGMENT, n) for n in range(segments)]
     # sorted by these keys, the summary of segment n comes between segments n - 2 and n - 1
@@ -172,7 +175,7 @@ def forward_order(segments: int, micro_batches: int, mode: str, summary_group: i
 
 
 def micro_batches_of(summary: Action, summary_group: int) -> range:
-    """Return the indices of the micro-batches that a summary pass covers.
+    """Return the indices of the micro-batches that a summary pass of a pipeline covers.
 
     Args:
         summary: the summary pass.
@@ -184,14 +187,15 @@ def micro_batches_of(summary: Action, summary_group: int) -> range:
 def insert_recalls(
     common: list[Action], segments: int, micro_batches: int, mode: str, summary_group: int
 ) -> list[Action]:
-    """Return the last stage's forward passes: those of all stages, with each recall as early as possible.
+    """Return the last pipeline stage's forward passes: those of all stages, with each memory retrieval as early as
+    possible.
 
     Args:
         common: the forward passes that all stages run, in order.
-        segments: segments of the window.
+        segments: number of segments that the schedule covers.
         micro_batches: number of micro-batches.
-        mode: memory mode: ``hmt``, ``rmt`` or ``backbone``.
-        summary_group: micro-batches per summary pass.
+        mode: memory mode: ``hmt`` (retrieval), ``rmt`` (the previous segment's memory) or ``backbone`` (none).
+        summary_group: number of micro-batches that one summary pass (which computes retrieval queries) covers.
     """
     order = [Action(Kind.RECALL, 0, b) for b in range(micro_batches)] if mode == "rmt" else []
     for action in common:
@@ -204,12 +208,20 @@ def insert_recalls(
 
 
 def backward_of(action: Action) -> Action:
-    """Return the backward pass that belongs to a forward pass."""
+    """Return the backward pass of a given forward pass.
+
+    Args:
+        action: the forward pass.
+    """
     return Action(action.kind, action.segment, action.micro_batch, backward=True)
 
 
 def forward_of(action: Action) -> Action:
-    """Return the forward pass that belongs to a backward pass."""
+    """Return the forward pass of a given backward pass.
+
+    Args:
+        action: the backward pass.
+    """
     return Action(action.kind, action.segment, action.micro_batch)
 
 
@@ -227,7 +239,7 @@ def one_forward_one_backward(order: list[Action], warmup: int) -> list[Action]:
 
 
 def warmup_passes(later_stages: int, costs: Costs) -> int:
-    """Return how many forward passes a stage runs before its first backward pass, in 1F1B order.
+    """Return how many forward passes a pipeline stage runs before its first backward pass, in 1F1B order.
 
     One, and one more for each later stage. Where messages take time, enough more to fill a round trip, so that a stage
     finds its next input when it has finished the previous one.
@@ -240,13 +252,13 @@ def warmup_passes(later_stages: int, costs: Costs) -> int:
 
 
 def peak_live_inputs(actions: list[Action]) -> int:
-    """Return the peak number of inputs that a stage stashes, each from its forward to its backward pass.
+    """Return the peak number of inputs that a pipeline stage stashes, each from its forward to its backward pass.
 
     With memory, one per segment and micro-batch, and one per summary pass; without memory as many as the stage has
-    warm-up passes; 0 for forward passes alone. Queries kept for recalls do not count.
+    warm-up passes; 0 for forward passes alone. Queries kept for memory retrieval do not count.
 
     Args:
-        actions: the stage's passes, in order.
+        actions: the stage's forward and backward passes, in order.
     """
     if not any(action.backward for action in actions):
         return 0
@@ -254,14 +266,15 @@ def peak_live_inputs(actions: list[Action]) -> int:
 
 
 def graphs_to_keep(order: list[Action], sizes: Mapping[Kind, float], free_bytes: float) -> frozenset[Action]:
-    """Choose the forward passes that keep their autograd graphs, so that their backward passes recompute nothing.
+    """Choose the forward passes of a pipeline stage that keep their autograd graphs, so that nothing is recomputed for
+    them.
 
     With memory the last forward passes are chosen, whose backward passes come first: their graphs live shortest.
     Without memory (1F1B) every graph lives equally long, so all are kept or none.
 
     Args:
-        order: a stage's passes, backward passes included.
-        sizes: bytes of a graph, by the kind of its pass.
+        order: the stage's forward and backward passes, in order.
+        sizes: bytes of a graph, by the kind of the forward pass.
         free_bytes: bytes for all kept graphs together.
     """
     passes = [action for action in order if action.kind != Kind.RECALL]

@@ -1,4 +1,4 @@
-"""The forward and backward passes of one pipeline stage over a window, in the order that schedule.py gives.
+"""The forward and backward passes of one pipeline stage over a window of segments, in the order of a pipeline schedule.
 
 - :meth:`StagePass.forward` and :meth:`StagePass.recall`: receive, compute, send to the next stage; the last stage sends
 to the first.
@@ -21,8 +21,8 @@ FORWARD_PHASES = {Kind.SUMMARY: "summary", Kind.RECALL: "recall", Kind.SEGMENT: 
 
 
 class StagePass:
-    """Runs the passes of one pipeline stage over one window, and exchanges activations and gradients with
-    neighbours."""
+    """Runs the forward and backward passes of one pipeline stage over a window of segments, exchanging activations and
+    gradients with the neighbouring stages."""
 
     def __init__(self, stage: Stage, window: StageWindow):
         self.stage, self.window, self.micro_batches = stage, window, window.micro_batches
@@ -45,7 +45,7 @@ class StagePass:
         self.recall_losses: dict[tuple[int, int], Tensor] = {}
 
     def run(self, order: list[Action]) -> None:
-        """Run all forward and backward passes of a window, exchange messages, and wait until all sends have completed.
+        """Run all forward and backward passes of a window of segments, and wait until all sends have completed.
 
         Args:
             order: the stage's passes, in order.
@@ -65,7 +65,11 @@ class StagePass:
     # messages
 
     def expects_message(self, action: Action) -> bool:
-        """Return whether a forward or backward pass needs a message from another stage."""
+        """Return whether a forward or backward pass needs a message from another pipeline stage.
+
+        Args:
+            action: the pass.
+        """
         if action.kind == Kind.RECALL:
             return action.backward  # the gradient of the prompt, from the first stage
         if action.backward:
@@ -74,11 +78,20 @@ class StagePass:
         return not self.topology.is_first or (action.kind == Kind.SEGMENT and self.mode != "backbone")
 
     def channel_in(self, action: Action) -> Channel:
-        """Return the channel through which a forward pass receives its input, or a backward pass its gradient."""
+        """Return the channel through which a forward pass receives its input, or a backward pass its gradient.
+
+        Args:
+            action: the pass.
+        """
         return self.channels.backward_in if action.backward else self.channels.forward_in
 
     def message_spec(self, action: Action) -> TensorSpec:
-        """Return the shape and dtype of the message that a forward or backward pass receives from another stage."""
+        """Return the shape and dtype of the message that a forward or backward pass receives from another pipeline
+        stage.
+
+        Args:
+            action: the pass.
+        """
         rows, settings = self.window.rows_of(action), self.settings
         if action.kind == Kind.RECALL or (self.topology.is_first and not action.backward):
             prompt = settings.prompt_tokens(self.mode)  # what was recalled, or its gradient
@@ -91,7 +104,11 @@ class StagePass:
         return TensorSpec((rows, positions, self.stage.hidden_size), self.stage.dtype)
 
     def receive(self, action: Action) -> Tensor:
-        """Receive what a pass needs from another stage, or the gradient of it.
+        """Receive from another pipeline stage the input of a forward pass, or the output's gradient for a backward
+        pass.
+
+        Args:
+            action: the pass.
 
         Returns:
             Activations ``[rows, positions, hidden size]`` or a prompt ``[rows, prompt_tokens, dim]``.
@@ -102,7 +119,11 @@ class StagePass:
     # forward passes
 
     def forward(self, action: Action) -> None:
-        """Run one forward pass of this stage, and send its output to the next stage."""
+        """Run one forward pass of this pipeline stage, and send its output to the next stage.
+
+        Args:
+            action: the pass.
+        """
         if action.kind == Kind.RECALL:
             self.recall(action)
             return
@@ -118,10 +139,11 @@ class StagePass:
             self.channels.forward_out.send(hidden)
 
     def forward_layers(self, action: Action, tokens: Segment | Summary, stage_input: Tensor | None) -> Tensor:
-        """Run the layers of a forward pass; keep their graph, or their input to recompute from in the backward pass.
+        """Run the layers for a forward pass; keep their autograd graph, or only their input, to recompute from it
+        later.
 
         Args:
-            action: the pass.
+            action: the forward pass.
             tokens: the segment or the summary to run on.
             stage_input: activations ``[rows, positions, hidden size]`` of the previous stage; None on the first stage
                 without a prompt.
@@ -141,7 +163,8 @@ class StagePass:
 
     @torch.no_grad()
     def end_forward(self, action: Action, tokens: Segment | Summary, hidden: Tensor) -> None:
-        """On the last stage, compute the queries of a summary, or the memory and the loss of a segment.
+        """On the last stage, compute from the layers' output the retrieval queries of a summary, or a segment's memory
+        and loss.
 
         Args:
             action: the forward pass.
@@ -161,7 +184,12 @@ class StagePass:
             self.losses[action.segment, action.micro_batch] = loss
 
     def recall(self, action: Action) -> None:
-        """Compute what a segment recalls from earlier memories, on the last stage, and send it to the first stage."""
+        """Retrieve a prompt for a segment from earlier segments' memories, on the last stage, and send it to the first
+        stage.
+
+        Args:
+            action: the recall pass of the segment.
+        """
         key = (action.segment, action.micro_batch)
         memories, valid = self.boundaries[action.micro_batch].before(action.segment)
         with torch.no_grad():
@@ -176,10 +204,14 @@ class StagePass:
     # backward passes
 
     def backward(self, action: Action) -> None:
-        """Run one backward pass of this stage, and send the gradient of the stage's input to the previous stage.
+        """Run one backward pass of this pipeline stage, and send the gradient of the stage's input to the previous
+        stage.
 
         The schedule runs backward passes in the reverse order of the forward passes: segments from last to first, each
         micro-batch's recall between them, and a segment's summary pass once its query has a gradient.
+
+        Args:
+            action: the pass.
         """
         if action.kind == Kind.RECALL:
             self.recall_backward(action)
@@ -200,7 +232,15 @@ class StagePass:
             self.channels.backward_out.send(graph.stage_input.grad)
 
     def recompute(self, action: Action, tokens: Segment | Summary) -> StageGraph:
-        """Run a forward pass again from its stashed input, with an autograd graph, and return the graph's ends."""
+        """Run a forward pass again from its stashed input, now with an autograd graph.
+
+        Args:
+            action: the backward pass that needs the graph.
+            tokens: the segment or the summary that the forward pass ran on.
+
+        Returns:
+            The graph's two ends: the stage's input and output.
+        """
         random_state = self.random_states.pop(action, None)
         if random_state is None:
             return self.with_graph(tokens, action, self.window.stash.take(action))
@@ -235,7 +275,11 @@ class StagePass:
         return loss + self.boundaries[action.micro_batch].pull(action.segment, prompt_states)
 
     def recall_backward(self, action: Action) -> None:
-        """Backpropagate the gradient of a recalled prompt to its query and to the recalled memories."""
+        """Backpropagate the gradient of a retrieved prompt to its query and to the memories it was computed from.
+
+        Args:
+            action: the backward pass of the segment's recall.
+        """
         key = (action.segment, action.micro_batch)
         boundaries = self.boundaries[action.micro_batch]
         memories, valid = boundaries.before(action.segment)
@@ -257,11 +301,11 @@ class StagePass:
     # running the layers
 
     def with_graph(self, tokens: Segment | Summary, action: Action, stage_input: Tensor | None) -> StageGraph:
-        """Run the layers with an autograd graph that begins at a leaf copy of the stage's input.
+        """Run this stage's layers with an autograd graph that begins at a leaf copy of the stage's input.
 
         Args:
             tokens: the segment or the summary to run on.
-            action: the pass.
+            action: the forward or backward pass.
             stage_input: ``[rows, positions, hidden size]``; None on the first stage without a prompt.
         """
         if stage_input is not None:
@@ -269,7 +313,16 @@ class StagePass:
         return StageGraph(stage_input, self.layers(tokens, action, stage_input))
 
     def run_layers(self, tokens: Segment | Summary, action: Action, stage_input: Tensor | None) -> Tensor:
-        """Run this stage's layers on ``[rows, positions, hidden size]``; the first stage embeds its input before."""
+        """Run this pipeline stage's layers on their input; the first stage embeds the tokens before.
+
+        Args:
+            tokens: the segment or the summary to run on.
+            action: the forward or backward pass.
+            stage_input: activations ``[rows, positions, hidden size]``, or on the first stage a prompt, or None.
+
+        Returns:
+            Hidden states ``[rows, positions, hidden size]``.
+        """
         if self.topology.is_first:
             stage_input = self.model.enter(tokens, self.prompt(tokens, action, stage_input))
         assert stage_input is not None
@@ -280,8 +333,9 @@ class StagePass:
 
         Args:
             tokens: the segment or the summary.
-            action: the pass.
-            recalled: prompt received from the last stage, ``[rows, prompt_tokens, dim]``; None if nothing was recalled.
+            action: the forward or backward pass.
+            recalled: prompt received from the last stage, ``[rows, prompt_tokens, dim]``; None if nothing was
+                retrieved.
         """
         rows = len(tokens.tokens)
         if action.kind == Kind.SUMMARY:
@@ -294,7 +348,8 @@ class StagePass:
     # after the window
 
     def final_states(self) -> Iterator[MemoryState]:
-        """Yield the memory state of each micro-batch after the window; only the last stage has valid memories."""
+        """Yield each micro-batch's memory state after the last segment; only the last stage's states have valid
+        memories."""
         for boundaries, micro_batch in zip(self.boundaries, self.micro_batches, strict=True):
             tail = micro_batch.tail(len(micro_batch) - 1, self.settings.sensory_tokens)
             yield boundaries.state(micro_batch, tail)

@@ -9,16 +9,17 @@ from hmt_ds.parallel.pipeline.schedule import Action, Kind, graphs_to_keep
 class StageBudget(ActivationBudget):
     """Chooses, from measured GPU memory, which forward passes of a pipeline stage keep their autograd graphs.
 
-    The measured step keeps no graph. Afterwards the last forward passes, whose backward passes come first, keep their
-    graphs as far as the memory left by the measured peak allows; the others stash their inputs and are recomputed.
-    Every stage decides for itself.
+    In the first steps, one of which is measured, no graph is kept. Afterwards the last forward passes, whose backward
+    passes come first, keep their graphs as far as the memory left by the measured peak allows; the others stash their
+    inputs and are recomputed. Every stage decides for itself.
 
     Attributes:
         free_bytes: bytes of GPU memory for graphs; 0 before a step was measured.
     """
 
     def plan_for(self, depth: int) -> None:
-        """Restart planning for windows of another length: keep no graphs until a step with such windows is measured.
+        """Restart the choice of kept autograd graphs, for windows of another number of segments: keep none until a step
+        is measured.
 
         Args:
             depth: number of segments of a window.
@@ -27,8 +28,8 @@ class StageBudget(ActivationBudget):
         self.free_bytes = math.inf if self.compute.recompute in ("none", "selective") else 0.0
 
     def step_done(self) -> None:
-        """Count a finished step; after the measured one, compute how many bytes autograd graphs may take in later
-        steps."""
+        """Count a finished optimizer step; after the measured one, compute how many bytes autograd graphs may take from
+        now on."""
         if self.is_measured_step and self.compute.recompute == "auto":
             # The peak contains one graph, that of a recomputed pass. Kept graphs are freed before the first pass is
             # recomputed, so one of them may take its place.
@@ -36,10 +37,11 @@ class StageBudget(ActivationBudget):
         self.step += self.counts
 
     def choose_graphs(self, order: list[Action]) -> frozenset[Action]:
-        """Return the forward passes of a window that keep their autograd graphs, as many as fit; others are recomputed.
+        """Return the forward passes that keep their autograd graphs, as many as fit into memory; all others are
+        recomputed.
 
         Args:
-            order: the stage's passes, backward passes included.
+            order: the stage's forward and backward passes, in order.
         """
         if self.free_bytes <= 0:
             return frozenset()

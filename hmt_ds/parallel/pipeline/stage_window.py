@@ -1,4 +1,4 @@
-"""What a pipeline stage's passes work on: its part of the model, one window of micro-batches, and their graphs."""
+"""The data that a pipeline stage's passes work on: its layers, a window of micro-batches, and their autograd graphs."""
 
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
@@ -19,7 +19,7 @@ Layers = Callable[[Segment | Summary, Action, Tensor | None], Tensor]
 
 
 class StageGraph(NamedTuple):
-    """The two ends of the autograd graph of a pass through a stage's layers.
+    """The two ends of the autograd graph of one pass through a pipeline stage's layers.
 
     Attributes:
         stage_input: leaf ``[rows, positions, hidden size]`` that collects a gradient; None on the first stage, which
@@ -33,7 +33,7 @@ class StageGraph(NamedTuple):
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage's part of the model with its settings, which are the same for every window.
+    """A pipeline stage's part of the model with its settings, which stay the same during training.
 
     Attributes:
         model: this stage's part of the model.
@@ -52,20 +52,23 @@ class Stage:
 
 @dataclass(frozen=True)
 class StageWindow:
-    """A window split into micro-batches, with the settings of one stage's passes over it.
+    """A window (the next segments of every row) split into micro-batches, with the settings of one stage's passes over
+    it.
 
     Attributes:
         micro_batches: parts of the window with equally many rows each, on the stage's device.
-        summary_batches: the window's rows in as many parts as a segment has summary passes.
-        states: memory state that each micro-batch carries into the window.
-        mode: memory mode: ``hmt``, ``rmt`` or ``backbone``.
+        summary_batches: the window's rows in as many parts as each segment has summary passes (which compute retrieval
+            queries).
+        states: memories of earlier segments, for each micro-batch.
+        mode: memory mode: ``hmt`` (retrieval), ``rmt`` (the previous segment's memory) or ``backbone`` (none).
         stash: keeps stage inputs from forward to backward passes.
         kept_graphs: forward passes that keep their autograd graphs instead of their inputs.
         measure: wraps the layers to record the bytes of their autograd graph.
         loss_weight: factor of the loss.
-        recall_weight: factor of the recall's auxiliary loss.
-        phase: makes a context around each pass, from its name: ``summary``, ``recall`` or ``forward``; ``backward`` for
-            backward passes of all kinds, recomputation included; and within them ``wait``, for a neighbour's message.
+        recall_weight: factor of the auxiliary loss of memory retrieval.
+        phase: times passes: called with ``summary``, ``recall`` or ``forward``, with ``backward`` for backward passes
+            of all kinds, recomputation included, and within them ``wait``, for a neighbour's message; returns a
+            context.
     """
 
     micro_batches: list[Window]
@@ -81,11 +84,11 @@ class StageWindow:
 
     @property
     def backward_follows(self) -> bool:
-        """Whether a backward pass follows the forward passes, as in training."""
+        """Whether backward passes follow the forward passes over these segments, as in training."""
         return self.stash.enabled
 
     def tokens_of(self, action: Action, settings: MemorySettings) -> Segment | Summary:
-        """Return the segment or the summary that a pass runs on.
+        """Return the segment, or the tokens to summarise, that a forward or backward pass runs on.
 
         Args:
             action: the pass.
@@ -99,7 +102,8 @@ class StageWindow:
         return self.micro_batches[b].segment(n, self.states[b].tail, settings)
 
     def targets_of(self, recall: Action) -> Tensor | None:
-        """Return how many segments back the memory is that a segment should recall, ``[rows]`` int64; None if unknown.
+        """Return how many segments back the memory is that a segment should retrieve, ``[rows]`` int64; None if
+        unknown.
 
         Args:
             recall: the recall pass of the segment.
@@ -108,11 +112,19 @@ class StageWindow:
         return None if targets is None else targets[:, recall.segment]
 
     def rows_of(self, action: Action) -> int:
-        """Return the number of rows that a forward or backward pass runs on."""
+        """Return the number of rows (sequences) that a forward or backward pass runs on.
+
+        Args:
+            action: the pass.
+        """
         batches = self.summary_batches if action.kind == Kind.SUMMARY else self.micro_batches
         return len(batches[0].lengths)
 
     def query_keys(self, summary: Action) -> list[tuple[int, int]]:
-        """Return the pairs (segment, micro-batch) of the queries that a summary pass yields."""
+        """Return the pairs (segment, micro-batch) whose retrieval queries a summary pass computes.
+
+        Args:
+            summary: the summary pass.
+        """
         group = len(self.micro_batches) // len(self.summary_batches)
         return [(summary.segment, b) for b in micro_batches_of(summary, group)]

@@ -9,8 +9,8 @@ from hmt_ds.parallel.pipeline.schedule import Action
 class StashedInputs:
     """Keeps a pipeline stage's inputs from each forward pass to its backward pass, which recomputes from them.
 
-    With memory the newest input is needed first, so beyond the limit the oldest are offloaded to the host. (Without
-    memory the oldest is needed first, but then only few inputs are kept.)
+    With memory the newest input is needed first, so inputs beyond the limit, the oldest ones, are offloaded to the
+    host. (Without memory the oldest is needed first, but then only few inputs are kept.)
 
     Args:
         limit: number of inputs that stay on the device; None for all.
@@ -23,7 +23,7 @@ class StashedInputs:
         self.on_host: dict[Action, tuple[Tensor, torch.device] | None] = {}
 
     def put(self, action: Action, stage_input: Tensor | None) -> None:
-        """Keep the input of a forward pass until its backward pass.
+        """Keep the input of a pipeline stage's forward pass until the backward pass.
 
         Args:
             action: the forward pass.
@@ -36,7 +36,11 @@ class StashedInputs:
             self.on_host[oldest] = None if tensor is None else (to_host(tensor), tensor.device)
 
     def take(self, action: Action) -> Tensor | None:
-        """Remove the stage input of a forward pass, and return it on the device; None if the pass had none."""
+        """Remove the kept input of a forward pass, and return it on the device; None if the pass had no input to keep.
+
+        Args:
+            action: the forward pass.
+        """
         if action in self.on_device:
             return self.on_device.pop(action)
         offloaded = self.on_host.pop(action)
@@ -47,5 +51,9 @@ class StashedInputs:
 
 
 def to_host(tensor: Tensor) -> Tensor:
-    """Copy a tensor to pinned host memory without blocking the host."""
+    """Copy a device tensor to pinned host memory without blocking the host.
+
+    Args:
+        tensor: the tensor.
+    """
     return torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda).copy_(tensor, non_blocking=True)

@@ -17,10 +17,10 @@ from hmt_ds.parallel.pipeline.p2p_timeout import P2PTimeout
 
 
 class StageChannels(NamedTuple):
-    """The four channels of a pipeline stage.
+    """The four channels of a pipeline stage: forward and backward, to and from its neighbours.
 
-    The stages form a ring: the last stage's ``forward_out``, which carries recalled prompts, is the first stage's
-    ``forward_in``; gradients of the prompts go back between the same two stages.
+    The last stage's next stage is the first one: the last stage's ``forward_out``, which carries retrieved prompts, is
+    the first stage's ``forward_in``; gradients of the prompts go back between the same two stages.
 
     Attributes:
         forward_in: activations or prompts from the previous stage.
