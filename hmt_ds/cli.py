@@ -157,10 +157,14 @@ def add_running(add: Add) -> None:
         if name != "train":
             add_options(command, BenchOptions if name == "bench" else TaskOptions)
 
-    more = "The scripts are written to the run's folder, under jobs/."
-    command = add("launch", launch, "write and submit job scripts", f"{more} {KEYS_FOLLOW}", overrides=True)
-    command.add_argument("system", choices=("slurm",), help="the batch system that runs the jobs")
-    command.add_argument("source", metavar="RECIPE", type=path_operand, help=RECIPE)
+    more = (
+        "The scripts are written to the run's folder, under jobs/. With doctor in place of RECIPE: check all machines "
+    )
+    more += f"of a launch, alone and together. {KEYS_FOLLOW}"
+    command = add("launch", launch, "write and submit job scripts, or check all machines", more, overrides=True)
+    systems = "how machines are reached; ssh and mpi, which read a hostfile, only with doctor"
+    command.add_argument("system", choices=("slurm", "ssh", "mpi"), help=systems)
+    command.add_argument("source", metavar="RECIPE|doctor", type=path_operand, help=f"{RECIPE}; or the word doctor")
     add_options(command, LaunchOptions)
 
 

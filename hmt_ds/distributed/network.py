@@ -1,7 +1,24 @@
-"""Ports and addresses of this machine. Imports only the standard library, because launch scripts run it anywhere."""
+"""Addresses, ports and links of this machine. Needs only the standard library: launch scripts run it anywhere."""
 
 import socket
 from importlib.util import find_spec
+from typing import NamedTuple
+
+
+class Links(NamedTuple):
+    """What one rank measured together with all others, one on each machine.
+
+    Attributes:
+        backend: the backend of the process group, such as ``nccl``.
+        clock: this machine's clock minus rank 0's, in seconds.
+        neighbours: bytes per second to the next rank, while as many come from the rank before.
+        all_reduce: bus bandwidth of an all-reduce, in bytes per second.
+    """
+
+    backend: str
+    clock: float
+    neighbours: float
+    all_reduce: float
 
 
 def bound_port(port: int) -> int:

@@ -2,12 +2,14 @@
 
 import os
 import platform
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,6 +24,7 @@ DISK_BYTES = 2**28  # written to measure the disk
 SLOW_DISK = 200e6  # bytes per second; a checkpoint of 1.1B parameters then takes over a minute
 SKEW = 2.0  # seconds between this machine's clock and the file system's
 LOOPBACK = "lo"
+DRIVER = Path("/proc/driver/nvidia/version")
 
 
 class Finding(NamedTuple):
@@ -29,13 +32,20 @@ class Finding(NamedTuple):
 
     Attributes:
         name: the part of the machine that was checked, such as ``disk``.
-        text: what was found, and what to do about a problem.
+        text: what was found.
         level: ``ok``, ``note`` (training works, but worse than it could) or ``error`` (training cannot work).
+        advice: what a note or error means, and what to do about it; may be empty.
     """
 
     name: str
     text: str
     level: str = "ok"
+    advice: str = ""
+
+    def __str__(self) -> str:
+        """The finding as one line, without its name."""
+        mark = {"ok": "", "note": "note: ", "error": "error: "}[self.level]
+        return f"{mark}{self.text}" + (f"; {self.advice}" if self.advice else "")
 
 
 def examine(folder: Path) -> Iterator[Finding]:
@@ -44,7 +54,8 @@ def examine(folder: Path) -> Iterator[Finding]:
     Args:
         folder: where runs will be written; free space and speed of its disk are measured.
     """
-    yield Finding("machine", f"{socket.gethostname()}, {platform.machine()}, Python {platform.python_version()}")
+    yield Finding("machine", socket.gethostname())
+    yield Finding("python", f"{platform.python_version()}, {platform.machine()}")
     if missing := missing_packages():
         yield Finding("packages", f"{', '.join(missing)} not installed in {sys.executable}", "error")
         return
@@ -80,21 +91,22 @@ def torch_and_gpus() -> Iterator[Finding]:
 
     cuda = torch.version.cuda
     yield Finding("torch", f"{torch.__version__}, " + (f"built for CUDA {cuda}" if cuda else "built for CPUs"))
+    if DRIVER.exists() and (number := re.search(r"\d+\.[\d.]+", DRIVER.read_text())):
+        yield Finding("driver", number[0])
     count = torch.cuda.device_count()
     if not count:
-        driver = shutil.which("nvidia-smi")
-        text = "none found: ranks run on CPUs"
-        if driver and subprocess.run([driver, "-L"], capture_output=True, check=False).stdout.strip():
-            yield Finding("GPUs", "nvidia-smi lists GPUs but torch sees none: install a torch built for CUDA", "error")
+        tool = shutil.which("nvidia-smi")
+        if tool and subprocess.run([tool, "-L"], capture_output=True, check=False).stdout.strip():
+            yield Finding(
+                "GPUs", "nvidia-smi lists GPUs but torch sees none", "error", "install a torch built for CUDA"
+            )
             return
-        yield Finding("GPUs", text, "note")
+        yield Finding("GPUs", "none found: ranks run on CPUs", "note")
         return
-    kinds: dict[str, int] = {}
-    for device in range(count):
-        kinds[torch.cuda.get_device_name(device)] = kinds.get(torch.cuda.get_device_name(device), 0) + 1
+    kinds = Counter(torch.cuda.get_device_name(device) for device in range(count))
+    yield Finding("GPUs", ", ".join(f"{number} x {name}" for name, number in kinds.items()))
     free, total = torch.cuda.mem_get_info()
-    memory = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free on the first"
-    yield Finding("GPUs", f"{', '.join(f'{number} x {name}' for name, number in kinds.items())}; {memory}")
+    yield Finding("GPU memory", f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free on the first")
     yield Finding("NCCL", ".".join(map(str, torch.cuda.nccl.version())))
 
 
@@ -106,9 +118,8 @@ def deepspeed_operators() -> Iterator[Finding]:
     found = operators()
     missing = [name for name, possible in found.items() if not possible]
     text = f"{deepspeed_version()}; " + ", ".join(f"{name} {'ok' if ok else 'no'}" for name, ok in found.items())
-    if missing:
-        text += "; AdamW falls back to torch's, which is slower: install a compiler (g++, nvcc) and ninja"
-    yield Finding("deepspeed", text, "note" if missing else "ok")
+    slower = "AdamW falls back to torch's, which is slower: install a compiler (g++, nvcc) and ninja"
+    yield Finding("deepspeed", text, "note", slower) if missing else Finding("deepspeed", text)
     if not shutil.which("ninja") and not Path(sys.executable).with_name("ninja").exists():
         yield Finding("ninja", "not found: DeepSpeed cannot compile its operators", "note")
 
@@ -147,10 +158,9 @@ def disk(folder: Path) -> Iterator[Finding]:
         skew = Path(file.name).stat().st_mtime - time.time()
     text = f"{folder}: {free / 1e9:,.0f} GB free, writes {speed / 1e6:,.0f} MB/s"
     slow = speed < SLOW_DISK
-    more = "; slow: checkpoint.background true hides it" if slow else ""
-    yield Finding("disk", text + more, "note" if slow else "ok")
+    yield Finding("disk", text, "note", "slow: checkpoint.background true hides it") if slow else Finding("disk", text)
     if abs(skew) > SKEW:
-        yield Finding("clock", f"{skew:+.1f} s between the file system and this machine: set up NTP", "note")
+        yield Finding("clock", f"{skew:+.1f} s between the file system and this machine", "note", "set up NTP")
 
 
 def print_report(folder: Path) -> int:
@@ -161,8 +171,7 @@ def print_report(folder: Path) -> int:
     """
     failed = False
     for finding in examine(folder):
-        mark = {"ok": "", "note": "note: ", "error": "error: "}[finding.level]
-        print(f"{finding.name:<12} {mark}{finding.text}", flush=True)
+        print(f"{finding.name:<12} {finding}", flush=True)
         failed |= finding.level == "error"
     print("next         " + ("mend the errors above" if failed else "hmt-ds init FILE, or hmt-ds check RECIPE"))
     return 2 if failed else 0

@@ -1,4 +1,4 @@
-"""The options of `hmt-ds launch slurm`. Imports no torch: the command line builds its help from this module."""
+"""The options of `hmt-ds launch`. Imports no torch: the command line builds its help from this module."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import AfterValidator
 from pydantic.dataclasses import dataclass
 
-from hmt_ds.config.options import AtLeastOne, Options
+from hmt_ds.config.options import AtLeastOne, FilePath, Options
 from hmt_ds.config.sections import STRICT
 
 # minutes, minutes:seconds, hours:minutes:seconds, days-hours, days-hours:minutes, days-hours:minutes:seconds
@@ -53,7 +53,7 @@ SbatchOption = Annotated[str, like(r"[a-z][a-z-]+(=\S+)?", "like exclusive or qo
 
 @dataclass(frozen=True, config=STRICT)
 class LaunchOptions(Options):
-    """Options of `hmt-ds launch slurm`; each field's docstring is its help text."""
+    """Options of `hmt-ds launch`; each field's docstring is its help text."""
 
     nodes: Annotated[str, "N", AfterValidator(check_nodes)] = "1"
     """number of nodes; with training.elastic also a range such as 2-8, from which Slurm picks"""
@@ -84,6 +84,10 @@ class LaunchOptions(Options):
     "train other.yaml"; can be repeated"""
     dry_run: bool = False
     """print the job scripts without writing or submitting them"""
+    hostfile: FilePath = Path("hostfile")
+    """with ssh or mpi, file of the machines to check: a line `NAME slots=8` for each"""
+    folder: FilePath = Path()
+    """with doctor, folder on the disk that runs will be written to (default: the current folder)"""
 
     def conflicts(self) -> list[str]:
         """Return an error line for an image or mounted path that does not exist, and for mounts without an image."""

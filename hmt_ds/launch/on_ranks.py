@@ -4,13 +4,19 @@ Imports no torch before they run.
 """
 
 import argparse
+from pathlib import Path
 
 from hmt_ds.benchmark.bench_options import BenchOptions
+from hmt_ds.config.config_error import ConfigError
 from hmt_ds.config.options import read_options
+from hmt_ds.config.sections import fields_of
 from hmt_ds.launch.ask import ask_tasks
 from hmt_ds.launch.launch_options import LaunchOptions
 from hmt_ds.launch.start import RankOptions, TrainOptions, dry_run, start_bench, start_ranks
 from hmt_ds.tasks.options import TaskOptions
+
+DOCTOR = Path("doctor")  # in place of a recipe: check the machines
+SCRIPTS = {"ssh": "launch/hostfile.sh", "mpi": "launch/mpi.sh"}
 
 
 def train(arguments: argparse.Namespace, overrides: list[str]) -> int:
@@ -65,17 +71,32 @@ def bench(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def launch(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Run `hmt-ds launch slurm`: write job scripts, submit them, and return exit code 0.
+    """Run `hmt-ds launch`: write job scripts and submit them, or check all machines of a launch; return the exit code.
 
     Args:
-        arguments: parsed command line; ``source`` is the path of the recipe or of a run.
+        arguments: parsed command line; ``source`` is the path of the recipe or of a run, or ``doctor``.
         overrides: keys of the recipe to change, such as ``["--training.steps", "10"]``.
 
     Raises:
         ConfigError: with a line for each problem.
     """
+    options, problems = read_options(LaunchOptions, arguments)
+    given = {name for name in fields_of(LaunchOptions) if getattr(arguments, name) is not None}
+    if arguments.source == DOCTOR:
+        if problems:
+            raise ConfigError(problems)
+        from hmt_ds.launch.allocation import examine_allocation
+
+        return examine_allocation(arguments.system, options, given, overrides)
+    if arguments.system in SCRIPTS:
+        script = SCRIPTS[arguments.system]
+        raise ConfigError(
+            [f"launch {arguments.system}: only doctor: to train, run HOSTFILE=FILE bash {script} {arguments.source}"]
+        )
+    problems += [
+        f"--{name}: only with `launch ... doctor`: leave it out" for name in ("hostfile", "folder") if name in given
+    ]
     from hmt_ds.launch.slurm import launch as submit_jobs
 
-    options, problems = read_options(LaunchOptions, arguments)
     submit_jobs(str(arguments.source), options, overrides, problems)
     return 0

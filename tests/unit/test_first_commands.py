@@ -180,6 +180,7 @@ def test_doctor(monkeypatch, capsys, tmp_path):
     assert (code, err) == (0, "")
     assert names == [
         "machine",
+        "python",
         "packages",
         "torch",
         "GPUs",
@@ -207,12 +208,12 @@ def test_doctor_finds_what_is_wrong(monkeypatch, capsys, tmp_path):
         raise OSError("libcuda\nis gone")
         yield
 
-    assert list(doctor.guarded(broken)) == [("broken", "OSError: libcuda is gone", "error")]
+    assert list(doctor.guarded(broken)) == [doctor.Finding("broken", "OSError: libcuda is gone", "error")]
     monkeypatch.setattr(doctor, "DISK_BYTES", 2**22)
     monkeypatch.setattr(doctor, "SLOW_DISK", 1e15)
     monkeypatch.setattr(doctor.time, "time", lambda: 0.0)
     found = list(doctor.disk(tmp_path))
-    assert [one.level for one in found] == ["note", "note"] and "checkpoint.background true" in found[0].text
+    assert [one.level for one in found] == ["note", "note"] and "checkpoint.background true" in found[0].advice
     assert "s between the file system and this machine" in found[1].text
 
 
