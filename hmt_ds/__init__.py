@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 
 
 def lazy_imports(file: str) -> Callable[[str], object]:
-    """Return a module ``__getattr__`` (PEP 562) that imports a package's exports on first access.
+    """Return a module-level ``__getattr__`` (PEP 562) that imports what a package exports on first access.
 
     The exports are the imports under ``if TYPE_CHECKING`` in the package's ``__init__.py``, where type checkers and
     editors see them. So ``import hmt_ds.memory.settings`` does not import torch, though ``hmt_ds.memory`` exports the

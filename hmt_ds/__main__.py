@@ -1,4 +1,4 @@
-"""``python -m hmt_ds``: the same as the command ``hmt-ds``, where its folder is not in PATH."""
+"""Run ``python -m hmt_ds`` like the command ``hmt-ds``, for shells whose PATH lacks the command."""
 
 from hmt_ds.cli import main
 

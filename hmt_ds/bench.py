@@ -1,4 +1,4 @@
-"""Run a benchmark on this rank, as ``--module hmt_ds.bench RECIPE [options] [--section.key value ...]``."""
+"""Run a benchmark on this rank. Started as ``--module hmt_ds.bench RECIPE [options] [--section.key value ...]``."""
 
 from hmt_ds.benchmark.run import bench
 from hmt_ds.distributed.process_group import end_process

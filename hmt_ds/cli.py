@@ -53,8 +53,7 @@ Add = Callable[..., argparse.ArgumentParser]  # adds a command: name, function, 
 
 
 def main() -> None:
-    """Run ``hmt-ds`` with the words of the command line, and exit with its code: 2 for a user's mistake, 130 after
-    Ctrl-C."""
+    """Run ``hmt-ds`` with this process's command line, and exit: with code 2 for a user's mistake, 130 after Ctrl-C."""
     parser = command_line()
     arguments, overrides = parser.parse_known_args()
     if overrides and not arguments.takes_overrides:
@@ -99,8 +98,11 @@ def command_line() -> argparse.ArgumentParser:
 
 
 def add_preparing(add: Add) -> None:
-    """Add the subcommands used before a run (init, doctor, check, preview, prepare, plan, keys, tokenizer) with
-    ``add``."""
+    """Add the subcommands used before a run (init, doctor, check, preview, prepare, plan, keys, tokenizer).
+
+    Args:
+        add: adds one subcommand to the parser of `hmt-ds`.
+    """
     command = add("init", init, "write a recipe with comments", "Asks for what is not given, in a terminal.")
     command.add_argument("file", metavar="FILE", type=path_operand, help="path of the recipe to write, a new YAML file")
     add_options(command, InitOptions)
@@ -144,7 +146,11 @@ def add_preparing(add: Add) -> None:
 
 
 def add_running(add: Add) -> None:
-    """Add the subcommands that start ranks, here or in a Slurm job (train, evaluate, bench, launch), with ``add``."""
+    """Add the subcommands that start ranks, here or in a Slurm job (train, evaluate, bench, launch).
+
+    Args:
+        add: adds one subcommand to the parser of `hmt-ds`.
+    """
     worth = "measure held-out losses, and how much the memory lowers them"
     for name, run, operand, which, text in (
         ("train", train, "RECIPE", RECIPE, "train a model"),
@@ -169,7 +175,11 @@ def add_running(add: Add) -> None:
 
 
 def add_looking(add: Add) -> None:
-    """Add the subcommands that read what runs have written (compare, status, report) with ``add``."""
+    """Add the subcommands that read what runs have written (compare, status, report).
+
+    Args:
+        add: adds one subcommand to the parser of `hmt-ds`.
+    """
     more = "A RUN is a run's folder, whose newest evaluation counts, or the JSON file of an evaluation."
     command = add("compare", compare, "compare trained runs on the same held-out tokens", more)
     command.add_argument(
@@ -190,8 +200,11 @@ def add_looking(add: Add) -> None:
 
 
 def add_using(add: Add) -> None:
-    """Add the subcommands that use a trained model, or write tasks to train on (convert, generate, chat, tasks),
-    with ``add``."""
+    """Add the subcommands that use a trained model, or write tasks to train on (convert, generate, chat, tasks).
+
+    Args:
+        add: adds one subcommand to the parser of `hmt-ds`.
+    """
     more = "HMT-pytorch's weights and DeepSpeed's folders need --backbone, and the memory's sizes: "
     more += "--memory.segment_length 990"
     command = add("convert", convert, "write a checkpoint as a Hugging Face folder", more, overrides=True)

@@ -1,4 +1,5 @@
-"""Evaluate on this rank, as ``--module hmt_ds.evaluate RUN_OR_RECIPE [--section.key value ...]``."""
+"""Evaluate a model on this rank. Started on each rank as ``--module hmt_ds.evaluate RUN_OR_RECIPE [--key
+value ...]``."""
 
 import json
 import logging
@@ -26,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 def main() -> int:
-    """Evaluate as one rank, from this process's command line; return the exit code."""
+    """Run the evaluation of this process's command line as one rank; return the exit code."""
     return run_as_rank(evaluate)
 
 
@@ -40,7 +41,7 @@ def evaluate(run_or_recipe: str, overrides: list[str], device: torch.device) -> 
         device: device of this rank.
 
     Raises:
-        ConfigError: there is nothing to evaluate, or on nothing.
+        ConfigError: there is no model to evaluate, or no documents to evaluate it on.
         CheckpointError: the checkpoint is damaged.
     """
     signals = StopSignals()
@@ -86,7 +87,11 @@ def find_checkpoint(source: Path, run: Path) -> Path:
 
 
 def reads(recipe: Recipe) -> tuple[object, ...]:
-    """Return the settings that determine which tokens an evaluation reads, to compare two recipes by them."""
+    """Return the settings of a recipe that determine which tokens an evaluation reads, to compare two recipes by them.
+
+    Args:
+        recipe: the recipe.
+    """
     model, chosen = recipe.model, recipe.evaluation
     tokenizer, length = model.tokenizer or model.source, recipe.memory.segment_length
     return recipe.data.validation, recipe.data.retrieval, tokenizer, chosen.documents, chosen.segments_read, length

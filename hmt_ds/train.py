@@ -1,4 +1,5 @@
-"""Train on this rank. Every launcher starts it as ``--module hmt_ds.train RECIPE [--section.key value ...]``."""
+"""Train on this rank. Every launcher starts one process per rank as ``--module hmt_ds.train RECIPE [--key
+value ...]``."""
 
 import torch
 
@@ -13,7 +14,7 @@ from hmt_ds.training.trainer import Trainer
 
 
 def main() -> int:
-    """Train as one rank, from this process's command line; return the exit code."""
+    """Run the training of this process's command line as one rank; return the exit code."""
     return run_as_rank(train)
 
 

@@ -32,14 +32,14 @@ class CheckpointError(ValueError):
 
 
 class FileEntry(TypedDict):
-    """What manifest.json says about one file of a checkpoint.
+    """The record of one file of a checkpoint in manifest.json.
 
     Attributes:
         bytes: size of the file.
         sha256: SHA-256 of the content, in hexadecimal.
-        fragments: of a file of weights, for each fragment: name of the weight, index in the flattened weight at which
-            the fragment starts, number of elements, names of the stored tensors (``weight`` and optimizer states), and
-            shape of the whole weight.
+        fragments: for a file of weights, a record of each fragment in it: name of the weight, index in the flattened
+            weight at which the fragment starts, number of elements, names of the stored tensors (``weight`` and
+            optimizer states), and shape of the whole weight.
     """
 
     bytes: int
@@ -78,7 +78,12 @@ def sha256(file: Path) -> str:
 
 
 def write_json(file: Path, content: object) -> FileEntry:
-    """Write a JSON file, flush it to disk, and return its size and SHA-256."""
+    """Write a JSON file, flush it to disk, and return its size and SHA-256.
+
+    Args:
+        file: path of the file.
+        content: JSON values.
+    """
     return write_file(file, lambda path: path.write_text(json.dumps(content, indent=1), encoding="utf-8"))
 
 
@@ -88,7 +93,11 @@ def partial_path(target: Path) -> Path:
 
 
 def start_partial(target: Path) -> None:
-    """Create the hidden folder for a new checkpoint at ``target``, and remove unfinished checkpoints of killed runs."""
+    """Create the hidden folder that a new checkpoint is written into, and remove unfinished checkpoints of killed runs.
+
+    Args:
+        target: final path of the checkpoint.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     for left in target.parent.glob(f".*.{PARTIAL}"):
         shutil.rmtree(left, ignore_errors=True)
@@ -108,7 +117,11 @@ def write_manifest(folder: Path, entries: Entries) -> None:
 
 
 def digest_of(entries: object) -> str:
-    """Return the SHA-256, in hexadecimal, of a manifest's list of files."""
+    """Return the SHA-256, in hexadecimal, of a checkpoint manifest's list of files.
+
+    Args:
+        entries: the list, as JSON values.
+    """
     return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
 
@@ -138,8 +151,11 @@ def publish(target: Path, entries: Entries) -> None:
 
 
 def discard_partial(target: Path) -> None:
-    """Remove the temporary folder in which an interrupted save began the checkpoint folder ``target``, because it may
-    fill the disk; a complete ``target`` stays."""
+    """Remove the hidden folder of an interrupted save, which may fill the disk; a complete checkpoint is not touched.
+
+    Args:
+        target: final path of the checkpoint.
+    """
     shutil.rmtree(partial_path(target), ignore_errors=True)
 
 
@@ -159,7 +175,11 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def run_of(folder: Path) -> Path:
-    """Return the folder of the run that a checkpoint belongs to; any other folder is returned unchanged."""
+    """Return the folder of the run that a checkpoint belongs to; any other folder is returned unchanged.
+
+    Args:
+        folder: folder of a checkpoint, or any other.
+    """
     if not (folder / MANIFEST).is_file():
         return folder
     return Path(os.path.abspath(folder)).parent.parent  # noqa: PTH100  resolve() would follow a link to another disk
@@ -171,7 +191,7 @@ def step_number(checkpoint: Path) -> int:
 
 
 def delete_old(newest: Path, keep: int | None, milestones: int | None) -> None:
-    """Delete old checkpoints, except for the newest ones and milestones.
+    """Delete old checkpoints of a run, except for the newest ones and milestones.
 
     Damaged checkpoints do not count towards ``keep``: neither those of later steps, which a resumed run has skipped,
     nor earlier ones with missing files. Otherwise an intact checkpoint could be deleted in favour of a damaged one.
@@ -232,7 +252,7 @@ def find_damage(checkpoint: Path, *, hashes: bool = True) -> list[str]:
 
 
 def newest_state(folder: Path) -> dict[str, Any] | None:
-    """Return the newest undamaged ``progress.json`` among a run's checkpoints; None if there is none.
+    """Return the content of the newest undamaged ``progress.json`` among a run's checkpoints; None if there is none.
 
     Reads no other file of a checkpoint, so that it can be called before ranks are started.
 

@@ -15,7 +15,7 @@ from hmt_ds.parallel.protocols import Reader
 
 
 class FragmentReader:
-    """Reads ranges of weights and optimizer states from a checkpoint, whose files each hold parts of them.
+    """Reads ranges of weights and optimizer states from a checkpoint, each of whose files holds only some ranges.
 
     Args:
         checkpoint: folder of the checkpoint.
@@ -33,7 +33,8 @@ class FragmentReader:
                 self.keys.update(keys)
 
     def fill(self, reader: Reader, *, states: bool) -> None:
-        """Read this rank's part of all trained weights, and optionally of optimizer states, into the model's tensors.
+        """Read this rank's part of all trained weights, and optionally of their optimizer states, into the model's
+        tensors.
 
         Args:
             reader: the model in an engine.
@@ -62,7 +63,7 @@ class FragmentReader:
             keys: names of the optimizer's elementwise states, such as ``exp_avg``.
 
         Raises:
-            CheckpointError: with the first three differences.
+            CheckpointError: they differ; the message has the first three differences.
         """
         problems = [f"{name} is missing in the checkpoint" for name in trained.keys() - self.shapes.keys()]
         problems += [

@@ -1,7 +1,8 @@
 """Views of a rank's part of each trained weight and of its optimizer state, at every ZeRO stage.
 
 DeepSpeed keeps float32 weights and optimizer states in flat buffers; a rank's share of a buffer may start and end
-inside a weight. Checkpoints are written and read through fragments, which look alike at every stage.
+inside a weight. Checkpoints are written and read through fragments (ranges of flattened weights), which look alike at
+every stage.
 """
 
 from collections.abc import Iterator, Mapping
@@ -73,8 +74,8 @@ def fragments(engine: Engine[HMT], *, rank: int, world_size: int, to_write: bool
         engine: DeepSpeed's engine.
         rank: index of this rank among the data-parallel ranks.
         world_size: number of data-parallel ranks.
-        to_write: at ZeRO stage 0, where every rank holds all weights, yield only this rank's share of them; then all
-            ranks together yield each element exactly once.
+        to_write: at ZeRO stage 0, where every rank holds all weights, yield only this rank's share; then all ranks
+            together yield each element exactly once.
     """
     find = of_replicated if engine.zero_optimization_stage() == 0 else of_sharded
     if not has_optimizer(engine):
@@ -86,7 +87,7 @@ def fragments(engine: Engine[HMT], *, rank: int, world_size: int, to_write: bool
 
 
 def of_reader(engine: Engine[HMT], name: str, weight: Tensor, rank: int, shares: int) -> Iterator[Fragment]:
-    """Yield a rank's part of a weight in an engine without an optimizer: all of it, or at ZeRO-3 the rank's shard.
+    """Yield this rank's part of a weight in an engine without an optimizer: all of it, or at ZeRO-3 the rank's shard.
 
     Args:
         engine: DeepSpeed's engine; unused.
@@ -137,7 +138,7 @@ def of_sharded(engine: Engine[HMT], name: str, weight: Tensor, rank: int, shares
 def cut(
     name: str, shape: tuple[int, ...], start: int, flat: Tensor, state: Mapping[str, object], offset: int, numel: int
 ) -> Fragment:
-    """Make a fragment from a range of a flat buffer of weights, and the same range of the optimizer's states.
+    """Make a fragment (a range of one weight with its optimizer states) from a range of the optimizer's flat buffer.
 
     Args:
         name: name of the weight.
@@ -190,10 +191,13 @@ def restore_scalars(engine: Engine[HMT], saved: OptimizerScalars) -> None:
 
 
 def create_states(engine: Engine[HMT]) -> None:
-    """Create the optimizer's states as they are before its first step, unless they exist.
+    """Create the optimizer's states as they are before its first step, unless they exist already.
 
     Each optimizer creates its states in its own way in its first step. So the optimizer takes a step with zero
     gradients, for one buffer at a time to save memory, and afterwards every weight gets its old value back.
+
+    Args:
+        engine: DeepSpeed's engine, changed in place.
     """
     optimizer = base_optimizer(engine)
     members = [group["params"] for group in optimizer.param_groups]

@@ -1,4 +1,5 @@
-"""A rank's state besides weights: the carried memories of its rows, and the states of its random generators."""
+"""A rank's state besides weights: the memories of the documents it is reading, and the states of its
+random generators."""
 
 import json
 import random
@@ -14,10 +15,10 @@ from hmt_ds.memory import MemoryState
 
 
 def rank_tensors(memory: MemoryState | None, device: torch.device) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Copy a rank's carried memories and the states of its random generators to host memory.
+    """Copy the memories that a rank carries between steps, and the states of its random generators, to host memory.
 
     Args:
-        memory: what each row remembers after the last window; None before the first.
+        memory: memories of each row after the last step; None before the first.
         device: the rank's device, whose random generator is saved too.
 
     Returns:
@@ -35,7 +36,7 @@ def rank_tensors(memory: MemoryState | None, device: torch.device) -> tuple[dict
 
 
 def write_rank(file: Path, tensors: dict[str, Tensor], texts: dict[str, str]) -> None:
-    """Write a rank's carried memories and random states to a safetensors file.
+    """Write the memories that a rank carries between steps, and its random states, to a safetensors file.
 
     Args:
         file: path of the file.
@@ -66,7 +67,8 @@ def read_random_states(file: Path, device: torch.device) -> None:
 def read_memories(
     checkpoint: Path, rows: range, rows_per_file: int, device: torch.device, dtype: torch.dtype
 ) -> MemoryState | None:
-    """Read what some rows of the global batch remember, from the files of the ranks that saved it.
+    """Read the memories that some rows of the global batch carried between steps, from the files of the ranks that
+    saved them.
 
     Args:
         checkpoint: folder of the checkpoint.

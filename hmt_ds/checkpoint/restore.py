@@ -1,4 +1,4 @@
-"""Resume from a checkpoint with any number of ranks, stages or ZeRO stage: each rank reads the ranges that it holds."""
+"""Resume from a checkpoint with any number of ranks and any ZeRO stage: each rank reads the ranges that it holds."""
 
 import json
 from collections.abc import Callable
@@ -57,7 +57,11 @@ def newest_intact(folder: Path, say: Callable[[str], None]) -> Path | None:
 
 
 def require_intact(checkpoint: Path) -> Path:
-    """Return a checkpoint's path, if it has no damage. All ranks must call it; rank 0 reads the files.
+    """Return a checkpoint's path, after checking that no file is damaged. All ranks must call it; rank 0 reads the
+    files.
+
+    Args:
+        checkpoint: folder of the checkpoint.
 
     Raises:
         CheckpointError: on all ranks, naming the first damaged file.
@@ -87,7 +91,7 @@ def load_weights(reader: Reader, checkpoint: Path) -> RunPosition:
 
 
 def load_checkpoint(executor: Executor, checkpoint: Path) -> RunPosition:
-    """Restore weights, optimizer, carried memories and random states of a training run from a checkpoint.
+    """Restore weights, optimizer, memories of the documents being read, and random states from a checkpoint.
 
     The number of ranks may differ from the saved one if the global batch has as many rows: then each rank takes the
     memories of its rows, and random states are not restored.
@@ -115,7 +119,7 @@ def check_identity(checkpoint: Path, here: dict[str, object]) -> None:
 
     Args:
         checkpoint: folder of the checkpoint.
-        here: the settings that must be equal, by recipe key.
+        here: the settings of the present run that must be equal, by recipe key.
 
     Raises:
         CheckpointError: naming every key that differs, with both values.
@@ -170,7 +174,9 @@ def restore_lr_schedule(schedule: LrSchedule, saved: dict[str, object]) -> None:
 
 
 def restore_rank(executor: Executor, checkpoint: Path, saved: RunState) -> None:
-    """Restore a rank's carried memories, and its random states if the numbers of ranks and stages are the saved ones.
+    """Restore the memories that a rank carries between steps, and its random states.
+
+    Random states are restored only if the numbers of ranks and pipeline stages are the saved ones.
 
     Args:
         executor: the model in its engine, changed in place.

@@ -1,4 +1,4 @@
-"""Lock files in a run's folder, so that only one start (a launch of the training, on all its ranks) trains into it.
+"""Lock files in a run's folder, so that only one launch of the training (a "start", on all its ranks) trains into it.
 
 Each start writes its own lock file, ``run.ID.lock``, and then looks for others. If all others belong to dead starts, it
 holds the run. As every start writes before it looks, of two starts at least one sees the other. A start on the same
@@ -28,12 +28,12 @@ POLL = 0.5  # seconds between two looks at another start's file
 
 
 class RunLock:
-    """The lock of a run's folder, held by one start (a launch of the training, on all its ranks).
+    """The lock of a run's folder, held by one launch of the training for all its ranks.
 
     Args:
         folder: folder of the run; created if it is missing.
-        lost: called in a thread with a line for the user if another start has removed this lock file. That happens to a
-            process that was suspended for a while; it must then end, because the other start trains into the folder.
+        lost: called in a thread with a line for the user if another launch has removed this lock file. That happens to
+            a process that was suspended for a while; it must then end, because the other launch trains into the folder.
     """
 
     def __init__(self, folder: Path, lost: Callable[[str], object]):
@@ -44,7 +44,7 @@ class RunLock:
         self.holds, self.beats, self.ended = False, 0, threading.Event()
 
     def acquire(self) -> str | None:
-        """Take the lock of the run's folder, so that no other start of the training can.
+        """Take the lock of the run's folder, so that no other launch of the training can.
 
         Returns:
             A line for the user that says why the lock could not be taken; None if it was.
@@ -67,10 +67,10 @@ class RunLock:
         return problem
 
     def contest(self) -> str | None:
-        """Wait until no other living start (launch of the training) contends for the run's folder.
+        """Wait until no other living launch of the training contends for the run's folder.
 
         Returns:
-            None if the lock may be taken; a line for the user if another start has precedence.
+            None if the lock may be taken; a line for the user if another launch has precedence.
         """
         rivals = self.rivals()
         for _ in range(round(PATIENCE / POLL)):
@@ -85,8 +85,8 @@ class RunLock:
         return in_use(self.folder, next(iter(rivals.values()))) if rivals else None
 
     def rivals(self) -> dict[str, str]:
-        """Return the lock files of other living starts of the training, content by file name; delete those of dead
-        starts."""
+        """Return the lock files of other living launches of the training, content by file name; delete those of dead
+        ones."""
         found = {}
         for other in self.folder.glob(LOCKS):
             if other != self.file and (content := sign_of_life(other)) is not None:
@@ -100,7 +100,7 @@ class RunLock:
         writes.
 
         Raises:
-            FileNotFoundError: another start has removed the file.
+            FileNotFoundError: another launch of the training has removed the file.
         """
         with self.file.open("r+") as out:
             out.write(f"{self.description}\n{'holds' if self.holds else 'waits'} {self.beats:020d}\n")
@@ -108,8 +108,8 @@ class RunLock:
             os.fsync(out.fileno())  # on a network file system other machines see it now
 
     def beat(self) -> None:
-        """Rewrite the lock file every few seconds, which shows that this process lives, until the lock is released
-        or lost."""
+        """Rewrite the lock file every few seconds until the lock is released or lost, to show that this
+        process lives."""
         while not self.ended.wait(BEAT):
             self.beats += 1
             try:
@@ -122,7 +122,7 @@ class RunLock:
                 continue
 
     def release(self) -> None:
-        """Remove the lock file, so that another start can train into the folder."""
+        """Remove the lock file, so that another launch can train into the folder."""
         self.ended.set()
         with suppress(OSError):
             self.file.unlink(missing_ok=True)
@@ -174,8 +174,9 @@ def read_lock(lock: Path) -> str | None:
 
 
 def process_in(content: str) -> dict[str, object]:
-    """Return the process that a lock file describes, such as ``{"pid": 12, "host": "node1"}``; an empty dict if
-    damaged.
+    """Return the process that a lock file describes, such as ``{"pid": 12, "host": "node1"}``.
+
+    An empty dict if the content is damaged.
 
     Args:
         content: content of the lock file.
@@ -188,8 +189,7 @@ def process_in(content: str) -> dict[str, object]:
 
 
 def lives(content: str) -> bool | None:
-    """Return whether the process that a lock file describes lives; None for one on another machine, which cannot be
-    seen.
+    """Return whether the process that a lock file describes lives; None if it is on another machine and cannot be seen.
 
     Args:
         content: content of the lock file.

@@ -1,4 +1,4 @@
-"""The state of a run that is equal on all ranks: the content of ``progress.json``."""
+"""The state of a run that is equal on all ranks: the content of a checkpoint's file ``progress.json``."""
 
 import json
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from hmt_ds.parallel.protocols import Executor
 
 @dataclass(frozen=True)
 class RunPosition:
-    """How far a run has come.
+    """How far a run has come: optimizer steps, tokens, and position in the data.
 
     Attributes:
         step: number of optimizer steps taken.
@@ -73,7 +73,7 @@ def run_state(executor: Executor, position: RunPosition, identity: dict[str, obj
 
     Args:
         executor: the model in its engine, which is saved.
-        position: how far the run has come.
+        position: how far the run has come: its step, and its position in the data.
         identity: settings that a resumed run must have in common with the checkpoint, by recipe key.
     """
     engine = executor.engine
@@ -97,6 +97,6 @@ def read_run_state(checkpoint: Path) -> RunState:
     """Read a checkpoint's ``progress.json``: how far the run had come, its layout and the state of its engine.
 
     Args:
-        checkpoint: folder of the checkpoint, which was checked for damage.
+        checkpoint: folder of the checkpoint, already checked for damage.
     """
     return json.loads((checkpoint / RUN_STATE).read_text(encoding="utf-8"))

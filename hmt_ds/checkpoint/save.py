@@ -58,7 +58,7 @@ class Saver:
         folder: folder of all checkpoints, on a file system that all ranks share.
         identity: settings that a resumed run must have in common with the checkpoint, by recipe key.
         retention: which checkpoints are kept.
-        background: write in a thread, from copies in host memory.
+        background: whether to write in a thread, from copies in host memory, while training continues.
         alive: called for each part of a checkpoint that is written or copied, so that the watchdog sees progress.
     """
 
@@ -79,14 +79,15 @@ class Saver:
         self.problem: str | None = None
 
     def begin(self, executor: Executor, position: RunPosition) -> None:
-        """Start a checkpoint: write this rank's share, or copy the share to host memory for a thread that writes it.
+        """Start to save a checkpoint: write this rank's share, or copy the share to host memory for a thread that
+        writes it.
 
         Errors are kept for :meth:`finish`, which all ranks call: a rank that raised an error here would let the others
         hang.
 
         Args:
             executor: the model in its engine, which is saved.
-            position: how far the run has come.
+            position: how far the run has come: its step, and its position in the data.
         """
         assert self.target is None, "the previous checkpoint is not finished"
         self.target, self.problem = self.folder / f"step_{position.step:06d}", None
@@ -102,7 +103,7 @@ class Saver:
         Args:
             target: final path of the checkpoint.
             executor: the model in its engine, which is saved.
-            position: how far the run has come.
+            position: how far the run has come: its step, and its position in the data.
         """
         if executor.engine.zero_optimization_stage() == 0:
             create_states(executor.engine)  # no optimizer states exist if every step so far was skipped
@@ -118,14 +119,25 @@ class Saver:
         return self.writer.start()
 
     def parts(self, executor: Executor) -> Iterator[Fragment]:
-        """Yield the fragments of weights and optimizer states that this rank writes."""
+        """Yield the parts of weights and optimizer states that this rank writes to a checkpoint.
+
+        Args:
+            executor: the model in its engine, which is saved.
+        """
         ranks = {"rank": executor.data_rank, "world_size": executor.data_ranks}
         for part in fragments(executor.engine, **ranks, to_write=True):
             self.alive(f"saving {part.name}")
             yield part
 
     def copied(self, parts: Iterable[Fragment]) -> list[Fragment]:
-        """Copy fragments of weights and optimizer states to host memory, and return fragments of the copies."""
+        """Copy parts of weights and optimizer states to host memory, so that training can change the originals.
+
+        Args:
+            parts: fragments, whose tensors are views of the model's.
+
+        Returns:
+            Fragments of the copies.
+        """
         self.staging.begin()
         copies = [replace(p, tensors={key: self.staging.copy(t) for key, t in p.tensors.items()}) for p in parts]
         self.staging.wait()
@@ -134,9 +146,12 @@ class Saver:
     def attempt(
         self, action: Callable[Arguments, object], *arguments: Arguments.args, **options: Arguments.kwargs
     ) -> None:
-        """Call ``action(*arguments, **options)``, and keep its error, such as a full disk, for :meth:`finish` to raise.
+        """Call a function, and keep its error, such as a full disk, for :meth:`finish` to raise.
 
         Only the first error is kept; all ranks then raise it together.
+
+        Args:
+            action: the function. arguments, options: its positional and keyword arguments.
         """
         try:
             action(*arguments, **options)
@@ -199,7 +214,7 @@ class Saver:
         publish(target, entries)
 
     def delete_old(self, target: Path) -> None:
-        """Delete checkpoints that the retention settings do not keep; log a failure as a warning.
+        """Delete a run's checkpoints that its retention settings do not keep; log a failure as a warning.
 
         Args:
             target: the checkpoint that was just written; it is kept.
@@ -211,7 +226,11 @@ class Saver:
 
 
 def entries_file(number: int) -> str:
-    """Return the name of the temporary file in which rank ``number`` lists its files of a checkpoint."""
+    """Return the name of the temporary file in which a rank lists its files of a checkpoint.
+
+    Args:
+        number: number of the rank.
+    """
     return f"entries_{number:05d}.json"
 
 
@@ -229,7 +248,8 @@ def write_share(
     Args:
         target: final path of the checkpoint; files are written into its hidden folder.
         parts: fragments of weights and optimizer states.
-        own: carried memories and random states, as tensors by name and texts by name.
+        own: the rank's memories of the documents being read and its random states, as tensors by name and texts by
+            name.
         state: content of ``progress.json``, as JSON.
     """
     folder = partial_path(target)
@@ -258,8 +278,11 @@ def write_fragments(group: list[Fragment], file: Path) -> None:
 
 
 def file_groups(parts: Iterable[Fragment]) -> Iterator[list[Fragment]]:
-    """Group fragments of weights into files of about the same number of bytes each; yield the fragments of each
-    file."""
+    """Group parts of weights into files of about the same number of bytes each; yield the parts of each file.
+
+    Args:
+        parts: fragments of weights and optimizer states.
+    """
     group: list[Fragment] = []
     size = 0
     for part in parts:

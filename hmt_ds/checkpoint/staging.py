@@ -25,6 +25,9 @@ class Staging:
         """Start to copy a tensor to host memory, and return the copy, of the same shape and dtype.
 
         Neither tensor may be used before :meth:`wait` has completed the copy.
+
+        Args:
+            tensor: the tensor, on any device.
         """
         source = tensor.detach()
         target = self.allocate(source.numel() * source.element_size(), source.is_cuda).view(source.dtype)

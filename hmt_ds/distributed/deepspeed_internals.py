@@ -26,7 +26,11 @@ GRADIENT_TENSORS = (
 
 
 def untyped(thing: object) -> Any:
-    """Return an object typed as Any, to reach private attributes that its declared type lacks."""
+    """Return an object typed as Any, to access private attributes that its declared type lacks.
+
+    Args:
+        thing: the object.
+    """
     return thing
 
 
@@ -43,18 +47,20 @@ def skip_shared_memory_kernel() -> None:
 
 
 def has_optimizer(engine: Engine[Model]) -> bool:
-    """Whether an engine has an optimizer, as for training; evaluation builds engines without one."""
+    """Whether a DeepSpeed engine has an optimizer, as for training; evaluation builds engines without one."""
     return untyped(engine).basic_optimizer is not None
 
 
 def base_optimizer(engine: Engine[Model]) -> Optimizer:
-    """The torch optimizer (or DeepSpeed's replacement, such as FusedAdam) that ZeRO's optimizer wraps."""
+    """The torch optimizer (or DeepSpeed's replacement, such as FusedAdam) that a DeepSpeed engine's ZeRO optimizer
+    wraps."""
     optimizer = untyped(engine).optimizer
     return optimizer if engine.zero_optimization_stage() == 0 else optimizer.optimizer
 
 
 def skip_steps_on_overflow(engine: Engine[Model]) -> None:
-    """Make a ZeRO stage-0 engine skip steps whose gradients are not finite, as DeepSpeed's ZeRO optimizers do.
+    """Make a ZeRO stage-0 engine skip optimizer steps whose gradients are not finite, as DeepSpeed's ZeRO optimizers
+    do.
 
     The engine reads ``optimizer.overflow`` after a step: if true, it counts a skipped step and does not advance the
     schedule. A torch optimizer without gradients changes nothing, so dropping the gradients skips the step.
@@ -81,30 +87,36 @@ def set_overflow(engine: Engine[Model], overflow: bool) -> None:
 
 
 def skipped_steps(engine: Engine[Model]) -> int:
-    """Return how many optimizer steps an engine has skipped so far because gradients were not finite."""
+    """Return how many optimizer steps a DeepSpeed engine has skipped so far because gradients were not finite."""
     return untyped(engine).skipped_steps
 
 
 def loss_scale(engine: Engine[Model]) -> float:
-    """The factor by which an engine multiplies losses before the backward pass: 1 except in fp16."""
+    """The factor by which a DeepSpeed engine multiplies losses before the backward pass: 1 except in fp16."""
     if scaler := untyped(engine).torch_autocast_z0_gradscaler:
         return float(scaler.get_scale())
     return float(getattr(untyped(engine).optimizer, "loss_scale", 1.0) or 1.0)
 
 
 def counters(engine: Engine[Model]) -> dict[str, int]:
-    """Return an engine's counters of steps and samples by DeepSpeed's attribute name, to save in a checkpoint."""
+    """Return a DeepSpeed engine's counters of steps and samples by attribute name, to save in a checkpoint."""
     return {name: getattr(engine, name) for name in COUNTERS}
 
 
 def set_counters(engine: Engine[Model], saved: dict[str, int]) -> None:
-    """Set an engine's counters of steps and samples to those of a checkpoint."""
+    """Set a DeepSpeed engine's counters of steps and samples to those of a checkpoint.
+
+    Args:
+        engine: the engine.
+        saved: the counters by attribute name, as :func:`counters` returned them.
+    """
     for name in COUNTERS:
         setattr(engine, name, saved[name])
 
 
 def loss_scaler_state(engine: Engine[Model]) -> dict[str, float]:
-    """Return the fp16 loss scaler's attributes by name, to save in a checkpoint; an empty dict in other precisions."""
+    """Return a DeepSpeed engine's fp16 loss scaler's attributes by name, to save in a checkpoint; empty if not
+    in fp16."""
     if scaler := untyped(engine).torch_autocast_z0_gradscaler:
         return scaler.state_dict()
     scaler = getattr(untyped(engine).optimizer, "loss_scaler", None)
@@ -112,7 +124,13 @@ def loss_scaler_state(engine: Engine[Model]) -> dict[str, float]:
 
 
 def set_loss_scaler_state(engine: Engine[Model], saved: dict[str, float]) -> None:
-    """Set the fp16 loss scaler to the state in a checkpoint; does nothing if a run in another precision saved it."""
+    """Set a DeepSpeed engine's fp16 loss scaler to the state in a checkpoint; does nothing if that was saved without
+    fp16.
+
+    Args:
+        engine: the engine.
+        saved: the scaler's attributes by name, as :func:`loss_scaler_state` returned them.
+    """
     if scaler := untyped(engine).torch_autocast_z0_gradscaler:
         if saved:
             scaler.load_state_dict(saved)
@@ -124,11 +142,10 @@ def set_loss_scaler_state(engine: Engine[Model], saved: dict[str, float]) -> Non
 
 
 def start_backward(engine: Engine[Model]) -> None:
-    """Prepare an engine for a backward pass that does not follow a forward pass through the engine.
+    """Prepare a DeepSpeed engine for a backward pass that does not follow a forward pass through the engine.
 
-    DeepSpeed prepares itself in the engine's forward pass. When segments keep their graphs, several backward passes
-    follow each other; without this call ZeRO-3 takes the second for a part of the first and drops the first's
-    gradients.
+    DeepSpeed prepares itself in the engine's forward pass. When several backward passes follow each other, ZeRO-3 would
+    without this call take the second for a part of the first and drop the first's gradients.
     """
     if clear := getattr(untyped(engine).optimizer, "clear_backward_seen_flag", None):
         clear()
@@ -144,7 +161,8 @@ def gradient_shard(engine: Engine[Model]) -> Tensor | None:
 
 
 def fp32_gradient_sums(engine: Engine[Model]) -> dict[nn.Parameter, Tensor]:
-    """Each weight's unsharded fp32 gradient buffer, ``[elements of the weight]``, at ZeRO stage 1 in bf16; else empty.
+    """Return each weight's unsharded fp32 gradient buffer, ``[elements of the weight]``, at ZeRO stage 1 in bf16; else
+    empty.
 
     The optimizer's step zeroes the buffers.
     """
@@ -156,7 +174,10 @@ def fp32_gradient_sums(engine: Engine[Model]) -> dict[nn.Parameter, Tensor]:
 
 
 def all_reduce_fp32_sums(engine: Engine[Model]) -> None:
-    """All-reduce the engine's unsharded fp32 gradient buffers in place (stage 1 in bf16), on all ranks together."""
+    """All-reduce a DeepSpeed engine's unsharded fp32 gradient buffers in place, on all ranks together.
+
+    Only ZeRO stage 1 in bf16 has such buffers.
+    """
     optimizer = untyped(engine).optimizer
     # the optimizer ignores sums that its own hooks have not filled
     optimizer.fp32_groups_has_gradients = [[True] * len(group) for group in optimizer.bf16_groups]
@@ -167,8 +188,8 @@ def all_reduce_fp32_sums(engine: Engine[Model]) -> None:
 
 
 def gradient_tensors(engine: Engine[Model]) -> list[object]:
-    """Return all buffers in which DeepSpeed's optimizer keeps gradients, as nested containers, to measure their
-    memory."""
+    """Return all buffers in which DeepSpeed's optimizer keeps gradients, as nested containers, to measure
+    their bytes."""
     return [getattr(untyped(engine).optimizer, name, None) for name in GRADIENT_TENSORS]
 
 
@@ -176,33 +197,44 @@ def gradient_tensors(engine: Engine[Model]) -> list[object]:
 
 
 def full_numel(weight: Tensor) -> int:
-    """The number of elements of a whole weight, even if it is sharded and ``weight.numel()`` is 0 (ZeRO-3)."""
+    """The number of elements of a whole weight, also if ZeRO-3 shards it and ``weight.numel()`` is 0."""
     return getattr(weight, "ds_numel", weight.numel())
 
 
 def full_shape(weight: Tensor) -> tuple[int, ...]:
-    """The shape of a whole weight, even if it is sharded (ZeRO-3)."""
+    """The shape of a whole weight, also if ZeRO-3 shards it."""
     return tuple(getattr(weight, "ds_shape", weight.shape))
 
 
 def weight_shard(weight: Tensor) -> Tensor | None:
-    """This rank's shard of a weight that ZeRO-3 shards, ``[shard elements]``; None for a weight that is whole."""
+    """This rank's shard of a weight that ZeRO-3 shards, ``[shard elements]``; None for a weight that is not sharded."""
     return getattr(weight, "ds_tensor", None)
 
 
 def is_replicated(weight: Tensor) -> bool:
-    """Whether a weight is a copy of another pipeline stage's weight, which that stage saves and counts in norms."""
+    """Whether a weight is a copy of another pipeline stage's weight, which only that stage saves and counts
+    in norms."""
     return getattr(weight, "ds_pipe_replicated", False)
 
 
 def mark_replicated(weight: Tensor, replicated: bool = True) -> None:
-    """Mark a weight as a copy of another pipeline stage's, so that DeepSpeed leaves it out of gradient norms."""
+    """Mark a weight as a copy of another pipeline stage's, so that DeepSpeed leaves it out of gradient norms.
+
+    Args:
+        weight: the weight.
+        replicated: False to remove the mark.
+    """
     untyped(weight).ds_pipe_replicated = replicated
 
 
 def mark_leaf(module: nn.Module) -> None:
-    """Let ZeRO-3 gather all weights of one module at once (DeepSpeed's own ``set_z3_leaf_modules`` marks a whole
-    class)."""
+    """Let ZeRO-3 gather all weights of one module at once.
+
+    DeepSpeed's own ``set_z3_leaf_modules`` would mark all modules of a class.
+
+    Args:
+        module: the module.
+    """
     untyped(module)._z3_leaf = True
 
 
@@ -233,7 +265,7 @@ class OptimizerShard(NamedTuple):
 
 
 def optimizer_shard(engine: Engine[Model], weight: Tensor, rank: int) -> OptimizerShard | None:
-    """Return where a rank's part of a weight is in the optimizer's flat buffers; None if the rank has no part.
+    """Return where a rank's part of a weight is in the optimizer's flat fp32 buffers; None if the rank has no part.
 
     Args:
         engine: an engine of ZeRO stage 1 to 3.
@@ -254,22 +286,24 @@ def optimizer_shard(engine: Engine[Model], weight: Tensor, rank: int) -> Optimiz
 
 
 def master_buffers(engine: Engine[Model]) -> list[Tensor]:
-    """This rank's flat fp32 buffers of master weights, which the optimizer updates (ZeRO 1 to 3)."""
+    """This rank's flat fp32 buffers of master weights, which a DeepSpeed engine's optimizer updates (ZeRO 1 to 3)."""
     optimizer = untyped(engine).optimizer
     names = ("single_partition_of_fp32_groups", "fp32_groups_flat_partition", "fp32_partitioned_groups_flat")
     return next((list(found) for name in names if (found := getattr(optimizer, name, None))), [])
 
 
 def group_of_buffers(engine: Engine[Model]) -> list[int]:
-    """Return the index of the parameter group of each of the optimizer's flat fp32 buffers; ZeRO-3 can have several
-    per group."""
+    """Return the index of the parameter group of each of the optimizer's flat fp32 buffers.
+
+    ZeRO-3 can have several buffers per group.
+    """
     number = range(len(master_buffers(engine)))
     to_group = untyped(engine).optimizer.sub_group_to_group_id if engine.zero_optimization_stage() == 3 else number
     return [to_group[n] for n in number]
 
 
 def refresh_weights(engine: Engine[Model]) -> None:
-    """Copy changed fp32 master weights into the weights that compute.
+    """Copy changed fp32 master weights of a DeepSpeed engine into the weights that forward passes use.
 
     An engine without an optimizer has no master weights: there ZeRO-3's shards are copied.
     """
@@ -313,6 +347,12 @@ def join_offloaded_parts(engine: Engine[Model]) -> None:
 
 
 def optimizer_for(engine: Engine[Model], buffer: Tensor) -> Optimizer:
-    """Return the torch optimizer that updates a flat buffer: if partly offloaded, the GPU's or the host's."""
+    """Return the torch optimizer that updates a flat buffer; with a partly offloaded optimizer, the GPU's or the
+    host's.
+
+    Args:
+        engine: the engine.
+        buffer: one of the optimizer's flat fp32 buffers.
+    """
     on_gpu = getattr(untyped(engine).optimizer, "backup_optimizer", None)
     return base_optimizer(engine) if on_gpu is None or buffer.device.type == "cpu" else on_gpu

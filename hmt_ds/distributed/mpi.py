@@ -1,4 +1,4 @@
-"""Find the address at which ranks meet, for ranks started by plain ``mpirun``, through MPI (mpi4py)."""
+"""Find the address for ``init_process_group``, for ranks started by plain ``mpirun``, through MPI (mpi4py)."""
 
 import socket
 
@@ -6,7 +6,8 @@ from hmt_ds.distributed.network import address_towards, bound_port, interface_of
 
 
 def rendezvous() -> dict[str, str]:
-    """Find where ranks meet: the first rank's address, a free port there, and this machine's network interface.
+    """Find the address and port for ``init_process_group``: those of the first rank, and this machine's network
+    interface.
 
     All ranks must call it. MPI is finalized at once, so that a rank can exit at any time: later messages go through
     NCCL or gloo.

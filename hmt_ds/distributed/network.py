@@ -22,10 +22,13 @@ class Links(NamedTuple):
 
 
 def bound_port(port: int) -> int:
-    """Return a TCP port that this machine can listen on: ``port`` itself, or any free one if ``port`` is 0.
+    """Return a TCP port that this machine can listen on.
+
+    Args:
+        port: the wanted port; 0 for any free one.
 
     Raises:
-        OSError: if the port is taken.
+        OSError: the port is taken.
     """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ignore what an ended run has left
@@ -50,7 +53,11 @@ def address_towards(host: str) -> str:
 
 
 def interface_of(address: str) -> str | None:
-    """Return the name of the network interface with an IP address, such as ``eth0``; None if there is none."""
+    """Return the name of this machine's network interface with an IP address, such as ``eth0``; None if there is none.
+
+    Args:
+        address: the IP address.
+    """
     if find_spec("psutil") is None:
         return None
     import psutil

@@ -52,7 +52,9 @@ class LostRank(RuntimeError):
 
 
 def join(timeout_minutes: float = 30) -> torch.device:
-    """Join the process group that the launcher's variables describe, or a group of one; return this rank's device.
+    """Join the process group that the launcher's environment variables describe; return this rank's device.
+
+    Without such variables, the group is this process alone.
 
     Args:
         timeout_minutes: minutes after which a collective that waits for other ranks raises an error.
@@ -82,7 +84,7 @@ def join(timeout_minutes: float = 30) -> torch.device:
 
 
 def meeting_point() -> str | None:
-    """Return a rendezvous URL for ranks that are all on this machine; None if torch's own rendezvous is needed.
+    """Return an ``init_method`` URL for ranks that are all on this machine; None if torch's default must be used.
 
     Ranks that meet at this URL cannot be reached from other machines.
     """
@@ -124,7 +126,7 @@ torch.distributed.register_rendezvous_handler("loopback", meet_on_loopback)
 
 
 def set_rank_variables() -> None:
-    """Set torch's environment variables (``RANK``, ``WORLD_SIZE``, ...) from mpirun's or srun's, unless they are set.
+    """Set torch's environment variables (``RANK``, ``WORLD_SIZE``, ...) from mpirun's or srun's, unless already set.
 
     Raises:
         LaunchError: with several machines, if no variable names the first machine.
@@ -170,8 +172,10 @@ def read_secrets() -> None:
 
 
 def launcher_variables() -> dict[str, str]:
-    """Return the rank variables that mpirun or srun set, by torch's names (``RANK``, ...); empty without these
-    launchers."""
+    """Return the rank variables that mpirun or srun set, under torch's names (``RANK``, ...).
+
+    Empty if neither of them started this process.
+    """
     # mpirun before srun: inside a Slurm job, Slurm's variables number mpirun's daemons
     launchers = (one for one in (OPEN_MPI, HYDRA, SLURM) if all(theirs in os.environ for theirs in one.values()))
     return next(launchers, {})
@@ -184,8 +188,11 @@ def leave() -> None:
 
 
 def end_process(code: int) -> NoReturn:
-    """Flush all output and exit at once with an exit code: gloo's threads sometimes abort a process that exits
-    normally."""
+    """Flush all output and exit at once: a normal exit is sometimes aborted by gloo's threads.
+
+    Args:
+        code: the exit code.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -203,7 +210,8 @@ def world_size() -> int:
 
 @contextmanager
 def report_lost_rank() -> Iterator[None]:
-    """Turn the error of a collective in the ``with`` block into a LostRank with a message of one line.
+    """Return a context that turns a collective's error about a lost connection into a LostRank with a message of one
+    line.
 
     Raises:
         LostRank: another rank has exited or does not answer.
@@ -215,12 +223,16 @@ def report_lost_rank() -> Iterator[None]:
 
 
 def is_lost_contact(error: RuntimeError) -> bool:
-    """Return whether an error of a collective means that NCCL or gloo has lost contact with another rank."""
+    """Return whether an error of a collective means that NCCL or gloo has lost the connection to another rank.
+
+    Args:
+        error: the error.
+    """
     return isinstance(error, torch.distributed.DistError) or bool(BACKENDS.search(str(error)))
 
 
 def lost_contact(error: RuntimeError) -> str:
-    """Describe in one line, for the user, that this rank lost contact with another one.
+    """Describe in one line, for the user, that this rank has lost the connection to another one.
 
     Args:
         error: error of a collective.
@@ -273,9 +285,9 @@ def all_gather_object(value: object) -> list[Any]:
 
 
 def wait_for_all() -> None:
-    """Wait for all ranks, like a barrier, but for up to a day.
+    """Wait for all ranks, like a barrier, but with a time limit of a day.
 
-    Collectives give up earlier, and a rank may be reading data for longer.
+    Collectives have a shorter limit, and a rank may read data for longer.
     """
     store, number = torch.distributed.distributed_c10d._get_default_store(), next(BARRIERS)
     if store.add(f"hmt_ds/came/{number}", 1) == world_size():

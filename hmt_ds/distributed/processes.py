@@ -1,4 +1,4 @@
-"""Look at other processes of this machine, and end ranks together with the process that started them.
+"""Find out about other processes of this machine, and end ranks when the process that started them ends.
 
 Imports only the standard library.
 """
@@ -15,7 +15,11 @@ TICK = 1.0  # seconds between two checks
 
 
 def start_of(pid: int) -> str | None:
-    """Return when a process was started, in clock ticks since the boot; None if it has ended or there is no /proc."""
+    """Return when a process was started, in clock ticks since the boot; None if it has ended or there is no /proc.
+
+    Args:
+        pid: process id.
+    """
     with suppress(OSError):
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
         return None if fields[0] in "ZX" else fields[19]
@@ -23,9 +27,9 @@ def start_of(pid: int) -> str | None:
 
 
 def command_variable() -> dict[str, str]:
-    """Return the environment variable, as a dict with one entry, that tells ranks the process id and start time of the
-    ``hmt-ds`` command that started them: a rank ends when that process ends.
+    """Return an environment variable by which ranks recognize the ``hmt-ds`` command that started them.
 
+    A dict with one entry, whose value has the command's process id and start time: a rank ends when that process ends.
     Empty on systems without /proc.
     """
     start = start_of(os.getpid())

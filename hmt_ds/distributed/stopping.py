@@ -15,15 +15,17 @@ STOPPED = 75  # exit code: everything is saved, the run can be started again; EX
 
 
 class Stopped(Exception):
-    """Raised on all ranks after one of them received a stop signal (Ctrl-C, SIGTERM, SIGUSR1 or SIGHUP); its message
-    is for the user."""
+    """Raised on all ranks after one of them received a stop signal (Ctrl-C, SIGTERM, SIGUSR1 or SIGHUP).
+
+    The message is for the user.
+    """
 
 
 class StopSignals:
     """Records stop signals: Ctrl-C, SIGTERM (preemption), SIGUSR1 (the time limit is near) and SIGHUP (logged out).
 
     Attributes:
-        received: 1 after a signal, else 0; all ranks can sum it to stop together.
+        received: 1 after a signal, else 0; ranks all-reduce it to stop together.
     """
 
     def __init__(self) -> None:
@@ -36,7 +38,12 @@ class StopSignals:
             signal.signal(signal.SIGHUP, self.note)
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        """Record a stop signal, without interrupting the current step (a handler for Python's ``signal``)."""
+        """Record a stop signal without interrupting the current step; the handler given to Python's ``signal.signal``.
+
+        Args:
+            number: number of the signal.
+            frame: unused.
+        """
         self.received = 1
         if number == signal.SIGHUP:
             leave_terminal()
@@ -67,9 +74,12 @@ def leave_terminal() -> None:
 
 
 def write_exit_code(code: int) -> None:
-    """Write rank 0's exit code to the file that ``HMT_DS_EXIT_CODE_FILE`` names, for a launch script.
+    """Write rank 0's exit code to the file that the variable ``HMT_DS_EXIT_CODE_FILE`` names, for a launch script.
 
-    Not every launcher passes codes on. Without that variable nothing is written.
+    Not every launcher passes exit codes on. Without that variable nothing is written.
+
+    Args:
+        code: the exit code.
     """
     file = os.environ.get("HMT_DS_EXIT_CODE_FILE")
     if file and rank() == 0:

@@ -16,14 +16,15 @@ PROCESS = Path(__file__).with_name("watchdog_process.py")
 
 
 class Watchdog:
-    """Watches this rank from another process, which kills it after some minutes without progress, and prints its stack.
+    """Watches this rank from another process, which prints its stack and kills it after some minutes without progress.
 
     A rank may be suspended (SIGSTOP), or its GPU, its file system or a rank on a dead machine may not answer. Code
     within the rank could neither notice nor end that.
 
     Args:
         minutes: minutes without progress after which the rank is killed.
-        folder: folder of the run. While the rank lives, ``ranks/rank_00000.json`` in it says what the rank did last.
+        folder: folder of the run. While the rank lives, ``ranks/rank_00000.json`` in the folder tells its last
+            progress.
     """
 
     def __init__(self, minutes: float, folder: Path):

@@ -1,4 +1,4 @@
-"""The watchdog process: ``python -I watchdog_process.py PID RANK SECONDS STACK NOTE``, with progress reports on stdin.
+"""The watchdog process of a rank: ``python -I watchdog_process.py PID RANK SECONDS STACK NOTE``, progress on stdin.
 
 Imports only the standard library, so that it takes little memory and always starts.
 """
@@ -59,14 +59,14 @@ def watch(pid: int, rank: str, seconds: float, stack: int, note: Path) -> None:
 
 
 def write_note(note: Path, rank: str, pid: int, after: str, silent: float) -> None:
-    """Write what is known of a rank, as JSON and with one rename; ignore errors such as a full disk.
+    """Write a rank's last progress to a JSON file, with one rename; ignore errors such as a full disk.
 
     Args:
         note: the file.
         rank: number of the rank.
         pid: process id of the rank.
         after: what the rank did last, such as ``step 12``.
-        silent: seconds since the rank's last report.
+        silent: seconds since the rank last reported progress.
     """
     host, stopped = socket.gethostname(), is_stopped(pid)
     content = {"rank": int(rank), "host": host, "pid": pid, "after": after, "silent": silent, "stopped": stopped}
@@ -77,7 +77,7 @@ def write_note(note: Path, rank: str, pid: int, after: str, silent: float) -> No
 
 
 def why(pid: int, stack: int) -> str:
-    """Describe how a rank hangs: its process is suspended, or else its Python stack, if the rank can still print it.
+    """Describe why a rank hangs: its process is suspended, or else the Python stack that it prints on SIGUSR2.
 
     Args:
         pid: process id of the rank.

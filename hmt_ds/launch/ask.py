@@ -23,8 +23,7 @@ def convert(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
     Args:
         arguments: the command line as argparse parsed it.
-        overrides: settings of the memory, such as ``["--memory.segment_length", "990"]``, for checkpoints without a
-            recipe.
+        overrides: memory settings for checkpoints without a recipe, such as ``["--memory.segment_length", "990"]``.
 
     Raises:
         ConfigError: with a line for each problem.
@@ -44,7 +43,7 @@ def convert(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 @contextmanager
 def mistakes_as_lines() -> Iterator[None]:
-    """Silence libraries in a `with` block, and re-raise a user's mistake in it as ConfigError, one line per problem."""
+    """Return a context that silences libraries, and re-raises a user's mistake as ConfigError, one line per problem."""
     set_rank_environment()
     from hmt_ds.conversion.convert import MISTAKES
     from hmt_ds.distributed.process_group import silence_libraries
@@ -104,7 +103,7 @@ def ask_tasks(source: Path, options: TaskOptions, overrides: list[str], problems
     Args:
         source: a run, a checkpoint of a run, or a converted folder.
         options: options of the tasks.
-        overrides: words of the command line that are no options; each is an error.
+        overrides: words of the command line that are not options; each is an error.
         problems: problems of the options found so far, one line each.
 
     Raises:

@@ -1,6 +1,6 @@
-"""The commands before a run for the command line: ``init``, ``doctor``, ``check``, ``keys``, ``preview``.
+"""Run the subcommands used before a run: ``init``, ``doctor``, ``check``, ``keys``, ``preview``.
 
-Imports no torch before they run.
+Imports no torch before one of them runs.
 """
 
 import argparse
@@ -98,7 +98,7 @@ def list_keys(arguments: argparse.Namespace, _: list[str]) -> int:
         arguments: the command line as argparse parsed it; ``words`` select keys.
 
     Raises:
-        ConfigError: no key contains the words, or they are combined with ``--markdown`` or ``--schema``.
+        ConfigError: no key contains the words, or words are combined with ``--markdown`` or ``--schema``.
     """
     from rich.console import Console
 

@@ -23,7 +23,7 @@ def plan_jobs(recipe_file: str, options: LaunchOptions, overrides: list[str], pr
         recipe_file: recipe of the first job, which trains.
         options: options of ``hmt-ds launch``.
         overrides: keys of the first recipe to change, such as ``["--training.steps", "10"]``.
-        problems: problems found before; reported together with those of the jobs.
+        problems: error lines found before; reported together with those of the jobs.
 
     Raises:
         ConfigError: with a line for each problem of any job.
@@ -108,7 +108,7 @@ def following_job(command: str, words: list[str], run: list[str], jobs: list[Job
         command: ``evaluate`` or ``convert``.
         words: arguments of the command.
         run: path of the run's recipe, then its changed keys.
-        jobs: the earlier jobs of the launch; the last of them concerns the same run.
+        jobs: the earlier jobs of the launch; the last of them uses the same run.
         options: options of ``hmt-ds launch``.
 
     Raises:
@@ -172,10 +172,10 @@ def check_conversion(words: list[str], run: list[str]) -> str:
 def target_problems(job: Job, target: str, earlier: list[Job]) -> list[str]:
     """Return an error line for each reason why a conversion cannot write its folder; an empty list if it can.
 
-    The folder may exist, or be written by an earlier job of the launch.
+    The folder may exist already, or be the target of an earlier job of the launch.
 
     Args:
-        job: the conversion.
+        job: the Slurm job that converts.
         target: name of the folder to write, inside the run's folder.
         earlier: jobs of the launch that run before the conversion.
     """

@@ -1,7 +1,7 @@
 """Check all machines before a launch: ``python -m hmt_ds.launch.check hostfile FILE`` with ssh, ``slurm`` inside a job.
 
 Runs `hmt_ds.launch.machine` on every machine. Prints environment variables for a launch script to evaluate; or exits
-with 2 and prints a line for each problem, with the machine's name. In a container Slurm's commands are missing: there
+with 2 and prints a line for each problem, with the machine's name. In a container Slurm's commands are missing: then
 the job script asks the nodes, and ``reports RANKS HOST ...`` reads their answers.
 """
 
@@ -57,10 +57,13 @@ def main(words: list[str]) -> int:
 
 
 def check_port(text: str) -> None:
-    """Check the value of MASTER_PORT that the user has set.
+    """Check the value of the environment variable MASTER_PORT, if the user has set it.
+
+    Args:
+        text: the value.
 
     Raises:
-        LaunchProblem: if it is not a number from 1 to 65535.
+        LaunchProblem: the value is not a number from 1 to 65535.
     """
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 65535):
         raise LaunchProblem([f"MASTER_PORT: must be a number from 1 to 65535, got {text!r}"])
@@ -70,7 +73,7 @@ def probe_command(hosts: dict[str, int], host: str) -> list[str]:
     """Return the command that checks one machine and its connection to another machine of the launch.
 
     The first machine tries to reach the last one, all others the first. MASTER_PORT must be free only on the first
-    machine, where the ranks meet.
+    machine, where the ranks' process group is created.
 
     Args:
         hosts: number of ranks for each machine, first machine first.

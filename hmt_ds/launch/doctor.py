@@ -66,7 +66,11 @@ def examine(folder: Path) -> Iterator[Finding]:
 
 
 def guarded(look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """Yield the findings that ``look`` yields; an exception becomes a finding of level ``error``."""
+    """Yield the findings of one check of `hmt-ds doctor`; an exception becomes a finding of level ``error``.
+
+    Args:
+        look: the check, which yields findings.
+    """
     try:
         yield from look()
     except Exception as error:  # a broken installation may raise anything, and the other checks are still worth reading

@@ -21,7 +21,7 @@ LINK = 50e9  # between nodes; the machine's own GPUs do not need it
 
 
 def dry_run_lines(recipe: Recipe, recipe_file: Path, prepared: Prepared, ranks: int | None) -> list[str]:
-    """Return lines about a checked recipe: data, DeepSpeed, estimate for this machine's GPUs, warnings, the next
+    """Return lines about a checked recipe: data, DeepSpeed, an estimate for this machine's GPUs, warnings, the next
     command.
 
     Args:

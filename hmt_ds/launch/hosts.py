@@ -1,4 +1,4 @@
-"""Read the machines of a launch from a hostfile or from a Slurm job."""
+"""Read the names of a launch's machines, and the ranks on each, from a hostfile or from a Slurm job."""
 
 import os
 import re

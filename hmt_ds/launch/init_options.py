@@ -49,5 +49,9 @@ class InitOptions(Options):
 
 
 def is_there(source: str) -> bool:
-    """Return whether a source of documents exists; for an address, True, because that is only known when it is read."""
+    """Return whether a source of documents exists; True for an address, which is checked only when it is read.
+
+    Args:
+        source: file, folder, pattern, address or name on the hub.
+    """
     return Path(source).exists() or "://" in source or (has_magic(source) and bool(glob(source, recursive=True)))  # noqa: PTH207

@@ -31,15 +31,22 @@ def like(pattern: str, example: str) -> AfterValidator:
 
 
 def is_file(image: str) -> bool:
-    """Return whether the image of a container is a file, and not a name in a registry."""
+    """Return whether a container image is named by a file path, rather than by a name in a registry.
+
+    Args:
+        image: the image.
+    """
     return image.endswith((".sif", ".sqsh"))
 
 
 def check_nodes(text: str) -> str:
-    """Return a value of --nodes unchanged.
+    """Check a value of the option --nodes, and return it unchanged.
+
+    Args:
+        text: a number of nodes, or a range such as 2-8.
 
     Raises:
-        ValueError: unless it is a number of nodes, or a range such as 2-8.
+        ValueError: ``text`` has no such form.
     """
     numbers = [int(number) if number.isdecimal() else 0 for number in text.split("-", 1)]
     if min(numbers) < 1 or numbers != sorted(numbers):

@@ -65,7 +65,11 @@ def missing_packages() -> list[str]:
 
 
 def number_of_gpus(wanted: int) -> int:
-    """Return the number of GPUs that torch sees; 0, without importing torch, if ``wanted`` is 0."""
+    """Return the number of GPUs that torch sees; 0, without importing torch, if no GPU is wanted.
+
+    Args:
+        wanted: number of GPUs that the launch needs on this machine.
+    """
     if not wanted:
         return 0
     import torch  # takes seconds

@@ -1,4 +1,4 @@
-"""Train a tokenizer for the command line: ``hmt-ds tokenizer``. Imports no torch before it runs."""
+"""Run ``hmt-ds tokenizer``, which trains a tokenizer. Imports no torch before it runs."""
 
 import argparse
 from collections.abc import Iterator
@@ -68,7 +68,11 @@ def make_tokenizer(arguments: argparse.Namespace, _: list[str]) -> int:
 
 
 def is_recipe(name: str) -> bool:
-    """Return whether a source on the command line is a recipe (ends in .yaml) and not a text."""
+    """Return whether a source of text on the command line is a recipe (ends in .yaml), whose documents are then read.
+
+    Args:
+        name: the source as the user named it.
+    """
     return Path(name).suffix in RECIPES
 
 

@@ -1,4 +1,4 @@
-"""``hmt-ds init``: write a commented recipe from a few answers, laid out by the planner."""
+"""``hmt-ds init``: write a commented recipe from a few answers, with a layout over GPUs chosen by the planner."""
 
 import json
 import re
@@ -62,13 +62,17 @@ def write_recipe(file: Path, options: InitOptions, given: set[str]) -> list[str]
 
 
 def in_yaml(value: object) -> str:
-    """Format a name or a path as a YAML scalar, in quotes unless it is plain."""
+    """Format a name or a path as a YAML scalar, quoted only if YAML requires it.
+
+    Args:
+        value: the name or the path.
+    """
     text = str(value)
     return text if re.fullmatch(r"[A-Za-z/][\w./-]*", text) else json.dumps(text, ensure_ascii=False)
 
 
 def ask(options: InitOptions, given: set[str]) -> InitOptions:
-    """Ask in the terminal for each option of `hmt-ds init` that the user did not give, until the answer is valid.
+    """Ask in the terminal for each option of `hmt-ds init` that the user did not give, again until the answer is valid.
 
     Args:
         options: the options so far; their values are offered as defaults.
@@ -132,10 +136,13 @@ def choose(file: Path, options: InitOptions) -> tuple[dict[str, Any], list[str]]
 
 
 def fleet_of_options(options: InitOptions) -> Fleet | None:
-    """Return the GPUs to estimate a new recipe for: those of --gpus, or this machine's; None if neither is known.
+    """Return the GPUs for which the memory and speed of a new recipe are estimated.
 
     Args:
         options: options of `hmt-ds init`.
+
+    Returns:
+        The GPUs of --gpus, or else this machine's; None if neither is known.
 
     Raises:
         ConfigError: the GPUs of --gpus cannot be spread over nodes.
@@ -151,7 +158,7 @@ def fleet_of_options(options: InitOptions) -> Fleet | None:
 
 
 def planned(values: dict[str, Any], fleet: Fleet) -> RecipePlan | None:
-    """Estimate the memory and speed of a new recipe on some GPUs, in several layouts.
+    """Estimate the memory and speed of a new recipe in several layouts over some GPUs.
 
     Args:
         values: variables of the recipe's template.
@@ -183,7 +190,7 @@ def planned(values: dict[str, Any], fleet: Fleet) -> RecipePlan | None:
 
 
 def fitted(values: dict[str, Any], found: RecipePlan, train: str) -> tuple[dict[str, Any], list[str]]:
-    """Put the fastest layout that fits the GPUs into the values of a new recipe.
+    """Change the values of a new recipe to the fastest layout that fits the GPUs.
 
     Args:
         values: variables of the recipe's template.

@@ -1,6 +1,6 @@
-"""The commands that start ranks, for the command line: ``train``, ``evaluate``, ``bench``, ``launch``.
+"""Run the subcommands that start ranks: ``train``, ``evaluate``, ``bench``, ``launch``.
 
-Imports no torch before they run.
+Imports no torch before one of them runs.
 """
 
 import argparse
@@ -20,7 +20,8 @@ SCRIPTS = {"ssh": "launch/hostfile.sh", "mpi": "launch/mpi.sh"}
 
 
 def train(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Run `hmt-ds train` on ranks of this machine, or with ``--dry-run`` only check the recipe; return the exit code.
+    """Run `hmt-ds train`: train on ranks of this machine, or with ``--dry-run`` only check the recipe; return the exit
+    code.
 
     Args:
         arguments: parsed command line; ``source`` is the path of the recipe or of a run.

@@ -46,11 +46,14 @@ def prepare(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def prepare_data(recipe: Recipe, processes: int) -> list[str]:
-    """Tokenize the training and held-out documents of a recipe into its cache; return lines about them.
+    """Tokenize the training and held-out documents of a recipe into its cache.
 
     Args:
         recipe: the recipe.
         processes: number of processes that tokenize.
+
+    Returns:
+        Lines for the user about the documents.
 
     Raises:
         ConfigError: with a line for each problem.
@@ -93,7 +96,7 @@ def prepare_data(recipe: Recipe, processes: int) -> list[str]:
 
 
 def silence() -> None:
-    """Set log levels so that libraries print only errors, and hmt_ds its log."""
+    """Set log levels so that libraries print only errors, while hmt_ds still prints its own messages."""
     import datasets
     import transformers
 

@@ -48,7 +48,7 @@ def record_start(folder: Path, job: str) -> tuple[int, str]:
         job: Slurm's job id.
 
     Returns:
-        The job's number of earlier starts from the run's newest checkpoint, and the checkpoint's name.
+        How often the same job started from the run's newest checkpoint before, and the checkpoint's name.
     """
     latest = folder / "checkpoints" / "latest"
     newest = latest.read_text().strip() if latest.exists() else "no checkpoint"

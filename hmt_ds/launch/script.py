@@ -55,7 +55,7 @@ class Job:
         command: ``train``, ``evaluate`` or ``convert``.
         words: arguments of the command: for train the path of the recipe and keys to change, for the others options.
         folder: folder of the run.
-        seed: seed of the run, or of the first run of an array.
+        seed: seed of the run, or of the first run of a Slurm array.
         allocation: requested resources.
         tries: number of starts from the same newest checkpoint after which the job gives up.
         target: name of the folder that convert writes, within the run's folder; None for the other commands.
@@ -71,7 +71,7 @@ class Job:
 
     @property
     def runs(self) -> list[Path]:
-        """Folders of the runs that the job trains, evaluates or converts: one, or one per seed of an array."""
+        """Folders of the runs that the Slurm job trains, evaluates or converts: one, or one per seed of an array."""
         return run_folders(self.folder, self.seed, self.allocation.array)
 
     def script(self, file: Path) -> str:
@@ -125,7 +125,7 @@ def override_lines(words: tuple[str, ...], leave_out: set[str]) -> list[str]:
 
     Args:
         words: the keys and values as words of a command line.
-        leave_out: keys to omit, because the job script sets them itself.
+        leave_out: keys to omit, because the job script sets them in another way.
     """
     lines: list[str] = []
     rest = list(words)

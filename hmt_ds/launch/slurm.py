@@ -71,8 +71,13 @@ def submit(words: list[str]) -> str:
 
 
 def unused_name(file: Path) -> Path:
-    """Return ``file`` if it does not exist, else its name with a number, because the user may have edited that
-    script."""
+    """Return the path of a script to write: ``file`` if it does not exist yet, else the same name with a number.
+
+    An existing script is not overwritten, because the user may have edited it.
+
+    Args:
+        file: the preferred path.
+    """
     number, found = 1, file
     while found.exists():
         number += 1

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, config=STRICT)
 class RankOptions(Options):
-    """Options of the commands that start ranks (train, evaluate, bench); each field's docstring is its help text."""
+    """Options that `hmt-ds train`, `evaluate` and `bench` share; each field's docstring is its help text."""
 
     ranks: AtLeastOne | None = None
     """number of ranks to start on this machine (default: as many as wrote the run's newest checkpoint, else one per
@@ -42,12 +42,12 @@ class TrainOptions(RankOptions):
 
 
 class Checked(NamedTuple):
-    """A recipe that passed all checks, ready to start ranks with.
+    """A recipe that passed all checks before ranks are started.
 
     Attributes:
         recipe: the recipe.
         recipe_file: path of the recipe; for a run's folder, the recipe in it.
-        overrides: changed keys of the recipe, to be passed to the ranks, such as ``["--training.steps", "10"]``.
+        overrides: changed keys of the recipe to pass to the ranks, such as ``["--training.steps", "10"]``.
         prepared: results of the checks that the run needs: documents, tokenizer, DeepSpeed configuration.
     """
 
@@ -239,9 +239,9 @@ def set_rank_environment() -> None:
 
 
 def go_offline_without_hub() -> None:
-    """Set HF_HUB_OFFLINE if the name of the Hugging Face hub cannot be resolved, which spares minutes of retries.
+    """Set HF_HUB_OFFLINE if the name of the Hugging Face hub cannot be resolved, which saves minutes of retries.
 
-    Not done behind a proxy, which may resolve names that this machine cannot.
+    Does nothing behind a proxy, which may resolve names that this machine cannot.
     """
     proxies = [name for name in os.environ if name.lower() in ("https_proxy", "all_proxy")]
     if proxies or "HF_HUB_OFFLINE" in os.environ:
@@ -261,6 +261,10 @@ def number_of_gpus() -> int:
 
 
 def ranks_of(run: Path) -> int | None:
-    """Return the number of ranks that wrote a run's newest checkpoint, or None if there is no checkpoint."""
+    """Return the number of ranks that wrote a run's newest checkpoint; None if there is no checkpoint.
+
+    Args:
+        run: folder of the run.
+    """
     saved = newest_state(run / "checkpoints")
     return None if saved is None else int(saved["world_size"])

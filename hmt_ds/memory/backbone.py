@@ -1,4 +1,4 @@
-"""The interface of a causal language model that the memory is put around."""
+"""The interface of the causal language model (backbone) that a Hierarchical Memory Transformer puts a memory around."""
 
 from typing import Protocol
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class Backbone(Protocol):
-    """The interface (typing Protocol) of the causal language model that the memory is put around."""
+    """The interface (typing Protocol) of the causal language model that a memory is put around."""
 
     @property
     def dim(self) -> int:
@@ -14,18 +14,20 @@ class Backbone(Protocol):
 
     @property
     def vocabulary(self) -> int:
-        """Number of logits per position."""
+        """Number of logits per position (the vocabulary's size)."""
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Embed token ids: ``[batch, positions]`` -> ``[batch, positions, dim]``."""
+        """Embed token ids ``[batch, positions]`` as input embeddings ``[batch, positions, dim]``."""
 
     def decode(self, embeddings: Tensor, mask: Tensor | None, parts: Tensor | None = None) -> Tensor:
-        """Run the layers and the final norm: embeddings -> hidden states, both ``[batch, positions, dim]``.
+        """Run the layers and the final norm on input embeddings; return hidden states, both ``[batch, positions,
+        dim]``.
 
         Args:
             mask: ``[batch, positions]`` bool, False at positions that attention must not see; None: all may be seen.
             parts: ``[batch, positions]`` int64, the number of the document at each position. A position attends only to
                 its own document, and position ids count from the document's start. None: one document per row.
+            embeddings: ``[batch, positions, dim]``.
         """
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What is kept between the forward and the backward pass over a window: memories, their gradients, random states."""
+"""State between the forward and backward passes of truncated BPTT: memories, their gradients, random states."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -13,11 +13,11 @@ Instead = Literal["swapped", "none"]
 
 
 class Boundaries:
-    """The memories at all boundaries between the segments of a window, and their gradients from later segments.
+    """The memories that segments wrote and pass on to later segments, and the gradients that come back to them.
 
-    All memories are in one buffer ``[batch, carried + segments, memory_tokens, dim]``, so a boundary costs one memory
-    and not a copy of the cache. The buffer is on the window's device: for a window in host memory it is in host memory
-    too.
+    It covers one window: the consecutive segments of every row that truncated BPTT goes through. All memories are in
+    one buffer ``[batch, carried + segments, memory_tokens, dim]``, so a segment adds one memory and not a copy of all
+    earlier ones. The buffer is on the window's device: for a window in host memory it is in host memory too.
     """
 
     def __init__(self, state: MemoryState, window: Window, keep: int):
@@ -35,7 +35,10 @@ class Boundaries:
         self.documents = torch.cat([state.valid.to(home).long() - 1, written], dim=1)
 
     def before(self, n: int) -> tuple[Tensor, Tensor]:
-        """Return the cached memories that segment n may recall.
+        """Return the memories of earlier segments that segment n may retrieve.
+
+        Args:
+            n: index of the segment in the window.
 
         Returns:
             The memories ``[batch, cached, memory_tokens, dim]``, oldest first, and whether each belongs to the row's
@@ -48,24 +51,37 @@ class Boundaries:
         return self.memories[:, start:end].to(self.device, copy=True), valid.to(self.device)
 
     def write(self, n: int, memory: Tensor) -> None:
-        """Store the memory ``[batch, memory_tokens, dim]`` that segment n wrote, detached."""
+        """Store the memory that segment n wrote, detached from the graph.
+
+        Args:
+            n: index of the segment in the window.
+            memory: ``[batch, memory_tokens, dim]``.
+        """
         self.memories[:, self.carried + n] = memory.detach()
 
     def pull(self, n: int, memory: Tensor) -> Tensor:
-        """Return <M, g>, the dot product of segment n's memory and the gradient that later segments sent to it.
+        """Return the dot product of segment n's memory and the gradient that later segments sent to it.
 
-        A backward pass from this scalar continues theirs into segment n. ``memory``: ``[batch, memory_tokens, dim]``.
+        A backward pass from this scalar continues the backward passes of later segments into segment n.
+
+        Args:
+            n: index of the segment in the window.
+            memory: ``[batch, memory_tokens, dim]``, with graph.
+
+        Returns:
+            A 0-dimensional tensor.
         """
         return (memory.to(self.gradients.dtype) * self.gradients[:, n].to(self.device)).sum()
 
     def push(self, n: int, gradient: Tensor | None, scale: float) -> None:
-        """Add the gradient of the memories that segment n recalled to the buffers of the segments that wrote them.
+        """Add the gradient of the memories that segment n retrieved to the buffers of the segments that wrote them.
 
         Memories from before the window get none: backpropagation is truncated there.
 
         Args:
             gradient: ``[batch, cached, memory_tokens, dim]``, multiplied by ``scale``; None adds nothing.
             scale: loss scale to divide by; 1 except in fp16.
+            n: index of the segment in the window.
         """
         if gradient is not None:
             seen = min(n, gradient.shape[1])
@@ -73,10 +89,11 @@ class Boundaries:
             self.gradients[:, n - seen : n] += sent
 
     def state(self, window: Window, tail: Tensor) -> MemoryState:
-        """Return the memory state after the window, detached.
+        """Return the memory state after the last segment, detached from the graph.
 
         Args:
-            tail: ``[batch, sensory_tokens]``, the window's last token ids.
+            tail: ``[batch, sensory_tokens]``, the last token ids of the window.
+            window: the segments of all rows.
         """
         start = max(0, self.carried + len(window) - self.keep)
         valid = self.documents[:, start:] == self.writing[:, -1:]
@@ -85,7 +102,7 @@ class Boundaries:
 
 
 def memories_instead(which: Instead, memories: Tensor, valid: Tensor, window: Window, n: int) -> tuple[Tensor, Tensor]:
-    """Return other memories for segment n, to measure how much its row's own memories lower the loss.
+    """Return substitute memories for a segment, to measure how much each row's own memories lower the loss.
 
     Args:
         which: ``swapped``: the memories of another row, so of another document; ``none``: no memory is valid.
@@ -95,7 +112,7 @@ def memories_instead(which: Instead, memories: Tensor, valid: Tensor, window: Wi
         n: index of the segment in the window.
 
     Returns:
-        Memories and validity, in the same shapes.
+        Memories and their validity, in the shapes of the arguments.
     """
     if which == "none":
         return memories, torch.zeros_like(valid)
@@ -104,12 +121,12 @@ def memories_instead(which: Instead, memories: Tensor, valid: Tensor, window: Wi
 
 
 class BoundariesInstead(Boundaries):
-    """Boundaries that replace the memories of a window already read, to read some of its rows with others; read-only.
+    """Read-only memories that replace those of segments already read, to read some rows once more with other memories.
 
     Args:
         which: ``swapped`` (another document's memories) or ``none`` (no memory).
-        parts: the boundaries of the first reading, which together hold all rows in order.
-        window: the window with all rows.
+        parts: the memories of the first reading, in parts that together hold all rows in order.
+        window: the segments of all rows.
         rows: the rows that are read with other memories.
     """
 
@@ -117,20 +134,35 @@ class BoundariesInstead(Boundaries):
         self.which, self.parts, self.window, self.rows = which, parts, window, rows
 
     def before(self, n: int) -> tuple[Tensor, Tensor]:
-        """Return the memories that segment n is read with, and whether each is valid: ``[rows, cached,
-        memory_tokens, dim]`` and ``[rows, cached]`` bool."""
+        """Return the memories that segment n is read with, and whether each is valid.
+
+        Args:
+            n: index of the segment in the window.
+
+        Returns:
+            ``[rows, cached, memory_tokens, dim]`` and ``[rows, cached]`` bool.
+        """
         memories, valid = (torch.cat(column) for column in zip(*(part.before(n) for part in self.parts), strict=True))
         memories, valid = memories_instead(self.which, memories, valid, self.window, n)
         return memories[self.rows], valid[self.rows]
 
     def write(self, n: int, memory: Tensor) -> None:
-        """Discard segment n's memory ``[batch, memory_tokens, dim]``: a second reading, with other memories, leaves
-        those of the first one as they are."""
+        """Discard the memory that segment n wrote: a second reading, with other memories, must not change those of the
+        first.
+
+        Args:
+            n: index of the segment.
+            memory: ``[batch, memory_tokens, dim]``.
+        """
 
 
 class RandomState:
-    """The states of torch's random number generators on CPU and ``device``, so that recomputation draws the same
-    dropout."""
+    """The states of torch's random number generators on the CPU and on one device, so that recomputation draws the same
+    dropout.
+
+    Args:
+        device: the device.
+    """
 
     def __init__(self, device: torch.device):
         self.device = device

@@ -1,5 +1,4 @@
-"""Read a window of several segments, and backpropagate through it, holding the activations of a few segments at a
-time."""
+"""Truncated backpropagation through the segments of a document, holding the activations of few segments at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -25,13 +24,15 @@ Phase = Callable[[str], AbstractContextManager[Any]]
 
 @dataclass(frozen=True)
 class WindowTotals:
-    """Losses and recall statistics of one window, summed over its rows and segments; 0-dim tensors but ``finite``.
+    """Losses and retrieval statistics, summed over the rows and segments that one truncated-BPTT pass covers.
+
+    All are 0-dimensional tensors except ``finite``.
 
     Attributes:
         loss: cross-entropy in nats, summed over all labels.
-        recall_distance: how many segments back the recalled memories are, summed over all recalls.
-        recalls: number of rows' segments that recalled anything.
-        recall_loss: auxiliary loss of the recall in nats, summed over all segments for which the data names the right
+        recall_distance: how many segments back the retrieved memories are, summed over all retrievals.
+        recalls: number of (row, segment) pairs that retrieved a memory.
+        recall_loss: auxiliary retrieval loss in nats, summed over all segments for which the data names the right
             memory.
         finite: ``[batch, segments]`` bool, whether the loss is finite.
     """
@@ -52,16 +53,17 @@ def read_window(
     instead: Sequence[Instead] = (),
     **options: Any,
 ) -> Iterator[tuple[SegmentOutput, MemoryState]]:
-    """Run the model on a window segment by segment; yield each segment's output and the memory state after it.
+    """Run the model on consecutive segments, one after the other; yield each output and the memory state after it.
 
-    Under autograd, this is one graph through the whole window.
+    Under autograd, this is one graph through all segments.
 
     Args:
         read: the model, or an engine around it.
-        state: the memory state before the window.
+        state: memories of earlier segments.
         instead: read each segment once more with these other memories: ``swapped`` (another document's), ``none``. Only
             the losses are kept, as ``loss_instead`` of the output.
         options: keyword arguments of the model: ``mode``, ``with_logits``, ``by_token``.
+        window: the segments of all rows.
     """
     before = state.tail
     summarises = settings.summarises and options.get("mode", "hmt") == "hmt"
@@ -91,30 +93,31 @@ def backward_through_time(
     loss_scale: float = 1.0,
     phase: Phase = nullcontext,
 ) -> tuple[WindowTotals, MemoryState]:
-    """Add the gradient of ``weight * loss`` of a window to the weights, holding activations of a few segments at a
-    time.
+    """Add the gradient of ``weight * loss`` of consecutive segments (a window) to the weights' gradients.
 
-    The forward pass keeps the memory at every boundary, and the graphs of the last segments. Then, from the last
-    segment to the first, each is recomputed with a graph (unless that was kept), and gets a backward pass of its own,
-    which includes the gradient g_n that later segments sent to its memory M_n: d(loss)/d(weights) = sum over n of
-    d(weight * loss_n + <M_n, g_n>). Summaries are computed before, in batches, and a batch has its backward pass once
-    all gradients of its queries are known. Gradients of memories are summed in float32. Dropout draws the same numbers
-    both times.
+    Only the activations of a few segments are held at a time. The forward pass keeps the memory that each segment
+    wrote, and the graphs of the last segments. Then, from the last segment to the first, each is recomputed with a
+    graph (unless its graph was kept), and gets a backward pass of its own, which includes the gradient g_n that later
+    segments sent to its memory M_n: d(loss)/d(weights) = sum over n of d(weight * loss_n + <M_n, g_n>). Summaries,
+    which retrieval queries are made of, are computed before, in batches, and a batch has its backward pass once all
+    gradients of its queries are known. Gradients of memories are summed in float32. Dropout draws the same numbers both
+    times.
 
     Args:
         read: the model, or an engine around it; called with a segment or a summary.
-        window: on the model's device; or on the host, and then memories at boundaries stay on the host too.
-        state: memory state before the window, on the model's device.
+        window: the segments of all rows, on the model's device; or on the host, and then memories are kept there too.
+        state: memories of earlier segments, on the model's device.
         weight: factor of the loss; usually 1 / labels of the global batch.
-        recall_weight: factor of the recall's auxiliary loss.
+        recall_weight: factor of the auxiliary retrieval loss.
         backward: runs the backward pass from a scalar.
         plan: how many segments and summaries keep their activations.
         loss_scale: factor that ``backward`` multiplies its scalar by; 1 except in fp16.
-        phase: returns a context for a part of the work by its name: ``summary``, ``forward``, ``recompute``,
-            ``backward``.
+        phase: times parts of the work: called with ``summary``, ``forward``, ``recompute`` or ``backward``, returns a
+            context.
 
     Returns:
-        Totals, and the memory state after the window, detached: backpropagation is truncated there.
+        Losses and retrieval statistics, and the memory state after the window, detached: backpropagation is truncated
+        there.
     """
     unroll = Unroll(read, settings, window, state, plan, phase)
     unroll.forward()
@@ -124,12 +127,12 @@ def backward_through_time(
 
 
 class Reading(NamedTuple):
-    """The output of one segment, and the leaves of its graph whose ``.grad`` belongs to earlier segments.
+    """The output of one segment, and the leaves of its autograd graph whose gradients belong to earlier segments.
 
     Attributes:
-        output: losses, memory and recall of the segment.
-        memories: ``[batch, cached, memory_tokens, dim]``, the memories it recalled from.
-        query: ``[batch, memory_tokens, dim]``, the summary that asks; None without recall.
+        output: losses, memory and retrieval weights of the segment.
+        memories: ``[batch, cached, memory_tokens, dim]``, the memories that the segment retrieved from.
+        query: ``[batch, memory_tokens, dim]``, the segment's retrieval query; None without retrieval.
     """
 
     output: SegmentOutput
@@ -138,14 +141,14 @@ class Reading(NamedTuple):
 
 
 class Unroll:
-    """The forward and the backward pass of truncated backpropagation through the segments of one window.
+    """The forward and the backward pass of truncated BPTT through consecutive segments (a window).
 
     Args:
         read: the model, or an engine around it; called with a segment or a summary.
         window: the segments of all rows.
-        state: memory state before the window.
-        plan: how many segments and summaries keep their activations.
-        phase: returns a context for a part of the work by its name, such as ``forward``.
+        state: memories of earlier segments.
+        plan: how many segments and summaries (which retrieval queries are made of) keep their activations.
+        phase: times parts of the work: called with a part's name, such as ``forward``, returns a context.
     """
 
     def __init__(
@@ -168,10 +171,11 @@ class Unroll:
         self.random: dict[int, RandomState] = {}
 
     def read_segment(self, n: int, **options: bool) -> Reading:
-        """Run the model on segment n. The graph ends at the memories it recalls and at its query.
+        """Run the model on segment n; its graph ends at the memories that it retrieves from and at its retrieval query.
 
         Args:
             options: keyword arguments of the model, such as ``with_loss``.
+            n: index of the segment in the window.
         """
         memories, valid = self.borders.before(n)
         memories = memories.detach().requires_grad_(n > 0 and memories.shape[1] > 0)
@@ -180,8 +184,11 @@ class Unroll:
         return Reading(self.read(segment, memories, valid, query=query, **options), memories, query)
 
     def forward(self) -> None:
-        """Run all segments forward, store their memories, and keep the graphs of the last segments. Does nothing
-        without memory."""
+        """Run all segments forward, store the memories that they write, and keep the autograd graphs of the last
+        segments.
+
+        Does nothing if the model has no memory: each segment's only forward pass is then part of :meth:`backward`.
+        """
         if not self.settings.kept_memories:
             return
         kept_from = len(self.window) - max(1, self.plan.kept_segments)
@@ -202,9 +209,12 @@ class Unroll:
 
         Args:
             weight: factor of the loss.
-            recall_weight: factor of the recall's auxiliary loss.
+            recall_weight: factor of the auxiliary retrieval loss.
             backward: runs the backward pass from a scalar.
             loss_scale: factor that ``backward`` multiplies its scalar by; 1 except in fp16.
+
+        Returns:
+            Losses and retrieval statistics, summed over rows and segments.
         """
         totals, finite = [], []
         for n in reversed(range(len(self.window))):
@@ -226,21 +236,32 @@ class Unroll:
         return WindowTotals(loss, distance, recalls, recall, torch.stack(finite[::-1], dim=1))
 
     def sent_back(self, n: int, memory: Tensor) -> Tensor | int:
-        """Return <M_n, g_n>: segment n's memory times the gradient that later segments sent to it; 0 without memory."""
+        """Return the dot product of segment n's memory and the gradient that later segments sent to it; 0 without
+        memory.
+
+        Args:
+            n: index of the segment in the window.
+            memory: ``[batch, memory_tokens, dim]``, the memory that the segment wrote, with graph.
+        """
         return self.borders.pull(n, memory) if self.settings.kept_memories else 0
 
     def read_again(self, n: int) -> Reading:
-        """Recompute segment n with a graph, with the random numbers of its forward pass."""
+        """Recompute segment n with an autograd graph, with the random numbers that its forward pass drew.
+
+        Args:
+            n: index of the segment in the window.
+        """
         if before := self.random.get(n):
             before.restore()
         with self.phase("recompute" if before else "forward"):
             return self.read_segment(n)
 
     def summaries_backward(self, n: int, backward: Callable[[Tensor], object]) -> None:
-        """Run the backward pass of the batch of summaries whose first segment is n, if a batch begins there.
+        """Run the backward pass of the batch of summaries (which retrieval queries are made of) that begins at segment
+        n, if any.
 
         Args:
-            n: index of the segment.
+            n: index of the segment in the window.
             backward: runs the backward pass from a scalar.
         """
         with self.phase("summary"):
@@ -251,7 +272,15 @@ class Unroll:
 
 
 def after(state: MemoryState, output: SegmentOutput, window: Window, n: int, settings: MemorySettings) -> MemoryState:
-    """Return the memory state after segment n, given the state before it and the segment's output."""
+    """Return the memory state after segment n: the state before it, with the memory that the segment wrote appended.
+
+    Args:
+        state: the memory state before the segment.
+        output: the segment's output.
+        window: the segments of all rows.
+        n: index of the segment in the window.
+        settings: settings of the memory.
+    """
     tail = window.tail(n, settings.sensory_tokens)
     if output.memory.shape[1] == 0:
         return MemoryState(state.memories, state.valid, tail)
@@ -260,10 +289,14 @@ def after(state: MemoryState, output: SegmentOutput, window: Window, n: int, set
 
 
 def totals_of(output: SegmentOutput) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Sum one segment's statistics over its rows.
+    """Sum one segment's loss and retrieval statistics over its rows.
+
+    Args:
+        output: the segment's output.
 
     Returns:
-        Loss (nats), recall distance (segments), number of recalls, and the recall's auxiliary loss; 0-dim, detached.
+        Loss (nats), distance of retrieved memories (segments), number of retrievals, and auxiliary retrieval loss
+        (nats); 0-dimensional, detached.
     """
     share = output.recall
     ages = torch.arange(share.shape[1], 0, -1, device=share.device, dtype=share.dtype)

@@ -1,4 +1,7 @@
-"""One segment: summarise, recall, read, write (paper, section 3, equations 1 to 5; and the adapted interface)."""
+"""The model on one segment: summarise it, retrieve memories, read its tokens, write a memory.
+
+See section 3, equations 1 to 5 of the paper (arXiv 2405.06067); ``interface: adapted`` is this project's variant.
+"""
 
 from typing import Any, NamedTuple, overload
 
@@ -19,16 +22,16 @@ class SegmentOutput(NamedTuple):
     Attributes:
         loss: ``[batch]``, cross-entropy in nats summed over the row's labels, at least float32; ``[batch,
             segment_length]`` if losses by token were asked for.
-        memory: ``[batch, memory_tokens, dim]``, the memory the segment wrote; 0 tokens without memory.
+        memory: ``[batch, memory_tokens, dim]``, the memory that the segment wrote; 0 tokens without memory.
         prompt: ``[batch, prompt_tokens, dim]``, the memory prompt in front of the tokens, detached; 0 tokens without
             memory.
-        recall: ``[batch, cached]`` float32, the weight of each cached memory in the prompt, detached; zeros without
-            recall.
-        recall_loss: ``[batch]`` float32, cross-entropy in nats of the recall's weights against the right memory; 0
+        recall: ``[batch, cached]`` float32, the weight of each cached memory in the prompt, detached; zeros if none was
+            retrieved.
+        recall_loss: ``[batch]`` float32, cross-entropy in nats of the retrieval weights against the right memory; 0
             where the data names none.
         logits: ``[batch, segment_length, vocabulary]`` of the segment's own tokens, if asked for.
         loss_instead: ``[readings, batch]`` or ``[readings, batch, segment_length]``, losses of the same segment with
-            other memories, if asked for.
+            other memories (another document's, or none), if asked for.
     """
 
     loss: Tensor
@@ -44,7 +47,7 @@ class HMT(nn.Module):
     """A backbone with a memory: ``forward`` reads one segment, with a prompt made from the memories of earlier
     segments.
 
-    :mod:`hmt_ds.memory.bptt` runs it over a window of many segments.
+    :mod:`hmt_ds.memory.bptt` runs it over many segments, and backpropagates.
     """
 
     def __init__(self, backbone: nn.Module, settings: MemorySettings):
@@ -95,16 +98,17 @@ class HMT(nn.Module):
         with_logits: bool = False,
         by_token: bool = False,
     ) -> SegmentOutput | Tensor:
-        """Run the model on one segment of every row, or compute the summary queries of several segments.
+        """Run the model on one segment of every row, or compute the retrieval queries of several segments.
 
         One method does both because DeepSpeed's engine forwards only this one.
 
         Args:
-            part: the segment, or the summary, to read. All other arguments are for a segment.
+            part: the segment to read; or a summary, the tokens that retrieval queries are made of. All other arguments
+                are for a segment.
             memories: ``[batch, cached, memory_tokens, dim]``, oldest first.
             valid: ``[batch, cached]`` bool, which memories belong to the row's document.
-            query: ``[batch, memory_tokens, dim]``, the segment's summary; None for a segment that has nothing to
-                recall.
+            query: ``[batch, memory_tokens, dim]``, the segment's retrieval query; None for a segment with nothing to
+                retrieve.
             mode: ``hmt``, ``rmt`` or ``backbone`` (memory off); default: the mode of the settings.
             with_loss: False returns losses of 0 and skips the output head.
             with_logits: return the logits too.
@@ -130,13 +134,13 @@ class HMT(nn.Module):
         Args:
             memories: ``[batch, cached, memory_tokens, dim]``, oldest first.
             valid: ``[batch, cached]`` bool, which memories belong to the row's document.
-            mode: ``hmt`` (recall), ``rmt`` (last memories) or ``backbone`` (an empty prompt).
-            query: ``[batch, memory_tokens, dim]``, the segment's summary; None for a segment that has nothing to
-                recall.
+            mode: ``hmt`` (retrieval), ``rmt`` (last memories) or ``backbone`` (an empty prompt).
+            query: ``[batch, memory_tokens, dim]``, the segment's retrieval query; None for a segment with nothing to
+                retrieve.
             targets: ``[batch]`` int64, how many memories back the right one is; 0 or None if unknown.
 
         Returns:
-            The prompt ``[batch, prompt_tokens, dim]``, and what was recalled.
+            The prompt ``[batch, prompt_tokens, dim]``, and what was retrieved.
         """
         batch, cached = valid.shape
         nothing = Recalled(
@@ -158,14 +162,15 @@ class HMT(nn.Module):
     def recalled(
         self, query: Tensor | None, memories: Tensor, valid: Tensor, mode: Mode, targets: Tensor | None = None
     ) -> Recalled:
-        """Select or average memories for the prompt, before they are embedded. Rows without a valid memory get weights
+        """Retrieve memories for a segment's prompt, by selecting or averaging; rows without a valid memory get weights
         of 0.
 
         Args:
-            query: ``[batch, memory_tokens, dim]``, the segment's summary; needed in mode hmt.
+            query: ``[batch, memory_tokens, dim]``, the segment's retrieval query; needed in mode hmt.
             memories: ``[batch, cached, memory_tokens, dim]``, oldest first.
             valid: ``[batch, cached]`` bool, which memories belong to the row's document.
             targets: ``[batch]`` int64, how many memories back the right one is; 0 or None if unknown.
+            mode: ``hmt`` (retrieval) or ``rmt`` (last memories).
         """
         cached = valid.shape[1]
         if self.settings.interface == "adapted":
@@ -186,13 +191,15 @@ class HMT(nn.Module):
         return Recalled(memory, share * valid.any(dim=1)[:, None], no_loss)
 
     def prompt_of(self, recalled: Tensor, valid: Tensor, mode: Mode) -> Tensor:
-        """Turn recalled memories into the memory prompt; the learned initial prompt takes the place of missing ones.
+        """Turn retrieved memories into a memory prompt; where memories are missing, use the learned initial prompt
+        instead.
 
         Both are computed for every row and one is selected, so each weight takes part in each segment.
 
         Args:
-            recalled: ``[batch, prompt_tokens, dim]``.
+            recalled: ``[batch, prompt_tokens, dim]``, the retrieved memories.
             valid: ``[batch, cached]`` bool, which cached memories belong to the row's document.
+            mode: ``hmt`` (retrieval), ``rmt`` (last memories) or ``backbone`` (an empty prompt).
 
         Returns:
             ``[batch, prompt_tokens, dim]``.
@@ -212,10 +219,14 @@ class HMT(nn.Module):
         return torch.where(filled.repeat_interleave(m, dim=1)[:, :, None], embedded, initial)
 
     def read_ahead(self, summary: Summary) -> Tensor:
-        """Compute the queries of segments: the hidden state at the second T of [T | first j tokens | T] (equation 1).
+        """Compute retrieval queries of segments: the hidden state at the second T of [T | first j tokens | T] (equation
+        1).
 
-        T is the learned summary prompt. With ``interface: adapted`` it is read from [S | sensory tokens | T], S the
-        learned attention sink.
+        T is the learned summary prompt. With ``interface: adapted`` the query is read from [S | sensory tokens | T], S
+        the learned attention sink.
+
+        Args:
+            summary: the tokens, for several segments of every row.
 
         Returns:
             ``[batch * segments, memory_tokens, dim]``.
@@ -231,10 +242,11 @@ class HMT(nn.Module):
         return query + 0 * torch.stack([other.mean() for other in others]).mean()
 
     def read(self, part: Segment | Summary, prompt: Tensor, mode: Mode | None = None) -> tuple[Tensor, Tensor]:
-        """Run the backbone on a segment with its prompts: [prompt | tokens | prompt | padding] (equations 2, 4 and 5).
+        """Run the backbone on a segment between its prompts: [prompt | tokens | prompt | padding] (equations 2, 4 and
+        5).
 
         Args:
-            part: the segment or summary.
+            part: the segment, or a summary (the tokens that retrieval queries are made of).
             prompt: ``[batch, prompt_tokens, dim]``, the memory prompt; 0 tokens without memory.
             mode: memory mode; default: that of the settings.
 
@@ -245,14 +257,18 @@ class HMT(nn.Module):
         return self.leave(part, self.decode(part, self.enter(part, prompt), mode), mode)
 
     def around(self, part: Segment | Summary, prompt: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the embeddings in front of the tokens ``[batch, .., dim]``, and right after them ``[batch,
-        memory_tokens, dim]``.
+        """Return the embeddings to put in front of a segment's tokens, and right behind them.
 
         With ``interface: paper`` both are the prompt; with ``adapted`` a learned attention sink and the prompt in
-        front, and learned write embeddings after. The sink is there even without memory, so that a baseline has it too.
+        front, and learned write embeddings behind. The sink is there even without memory, so that a baseline has it
+        too.
 
         Args:
             prompt: ``[batch, prompt_tokens, dim]``, the memory prompt; 0 tokens without memory.
+            part: the segment, or a summary (the tokens that retrieval queries are made of).
+
+        Returns:
+            ``[batch, .., dim]`` in front, and ``[batch, memory_tokens, dim]`` behind.
         """
         if self.settings.interface == "paper":
             return prompt, prompt
@@ -263,7 +279,13 @@ class HMT(nn.Module):
         return torch.cat([sink, prompt.to(sink.dtype)], dim=1), behind
 
     def lengths_around(self, part: Segment | Summary, mode: Mode | None) -> tuple[int, int]:
-        """Return the number of embeddings in front of a segment's (or summary's) tokens, and of those after them."""
+        """Return the number of embeddings in front of a segment's (or summary's) tokens, and the number right behind
+        them.
+
+        Args:
+            part: the segment, or a summary (the tokens that retrieval queries are made of).
+            mode: memory mode; None for that of the settings.
+        """
         size = self.settings
         if isinstance(part, Summary):
             return size.sink_tokens or size.memory_tokens, size.memory_tokens
@@ -273,11 +295,12 @@ class HMT(nn.Module):
         """Embed everything that the backbone reads for a segment or summary: ``[batch, positions, dim]``, padding at
         the end.
 
-        The embeddings after the tokens follow each row's last token directly, so a causal model never sees padding
+        The embeddings behind the tokens follow each row's last token directly, so a causal model never sees padding
         first.
 
         Args:
             prompt: ``[batch, prompt_tokens, dim]``, the memory prompt; 0 tokens without memory.
+            part: the segment, or a summary (the tokens that retrieval queries are made of).
         """
         tokens = self.backbone.embed(part.tokens)
         before, behind = (x.to(tokens.dtype) for x in self.around(part, prompt))
@@ -289,18 +312,19 @@ class HMT(nn.Module):
     def with_beginnings(
         self, part: Segment, parts: Tensor, tokens: Tensor, prompt: Tensor, behind: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Fill the gap before each further document of a packed segment with the embeddings that precede a first
+        """Fill the gap before each further document of a segment with the embeddings that precede a document's first
         segment.
 
         Args:
             parts: ``[batch, tokens]`` int64, number of the document at each position.
             tokens: ``[batch, tokens, dim]``, token embeddings with gaps.
             prompt: ``[batch, prompt_tokens, dim]``, the memory prompt of the segment's first document.
-            behind: ``[batch, memory_tokens, dim]``, embeddings after the tokens of a row whose last document began
+            behind: ``[batch, memory_tokens, dim]``, embeddings behind the tokens of a row whose last document began
                 earlier.
+            part: the segment, in which several documents share rows.
 
         Returns:
-            The embeddings of tokens and gaps, and the embeddings after each row's last document, in the shapes given.
+            The embeddings of tokens and gaps, and the embeddings behind each row's last document, in the shapes given.
         """
         initial = prompt
         if prompt.shape[1]:
@@ -315,11 +339,13 @@ class HMT(nn.Module):
         return torch.where(gap[:, :, None], before.gather(1, at), tokens), behind
 
     def decode(self, part: Segment | Summary, embeddings: Tensor, mode: Mode | None = None) -> Tensor:
-        """Run the backbone's layers: embeddings -> hidden states, both ``[batch, positions, dim]``.
+        """Run the backbone's layers on embedded tokens and prompts; return hidden states, both ``[batch, positions,
+        dim]``.
 
         Args:
             part: the segment or summary that was embedded.
             mode: memory mode; default: that of the settings.
+            embeddings: ``[batch, positions, dim]``.
         """
         mask, parts = part.mask, part.parts if isinstance(part, Segment) else None
         if mask is not None:
@@ -331,11 +357,16 @@ class HMT(nn.Module):
         return self.backbone.decode(embeddings, mask, parts)
 
     def leave(self, part: Segment | Summary, hidden: Tensor, mode: Mode | None = None) -> tuple[Tensor, Tensor]:
-        """Return the hidden states of the tokens ``[batch, tokens, dim]``, and of the positions after them ``[batch,
-        memory_tokens, dim]``.
+        """Split hidden states into those of the tokens, and those of the positions behind them, which are the new
+        memory.
 
         Args:
             hidden: ``[batch, positions, dim]``, of prompts, tokens and padding.
+            part: the segment or summary that the hidden states belong to.
+            mode: memory mode; default: that of the settings.
+
+        Returns:
+            ``[batch, tokens, dim]`` and ``[batch, memory_tokens, dim]``.
         """
         before, behind = self.lengths_around(part, mode)
         at = positions_behind(part, before, behind)[:, :, None].expand(-1, -1, hidden.shape[2])
@@ -354,11 +385,12 @@ class HMT(nn.Module):
         """Compute losses and logits of a segment from its tokens' hidden states.
 
         Args:
-            hidden: ``[batch, tokens, dim]``, sensory tokens included.
+            hidden: ``[batch, tokens, dim]``, those of tokens repeated from the previous segment included.
             with_loss: False returns losses of 0 and skips the output head.
             with_logits: return the logits too.
             backward_follows: the backward pass comes next, so logits may be kept for it instead of recomputed.
             by_token: return the loss of each token instead of their sum.
+            part: the segment, with its labels.
 
         Returns:
             Cross-entropy in nats ``[batch]`` (by token ``[batch, segment_length]``), and logits ``[batch,
@@ -375,10 +407,11 @@ class HMT(nn.Module):
 
 
 def positions_behind(part: Segment | Summary, before: int, behind: int) -> Tensor:
-    """Return the position in the sequence of each embedding after a row's own tokens, ``[batch, behind]``.
+    """Return the index in the sequence of each embedding that is put behind a row's tokens, ``[batch, behind]``.
 
     Args:
         before: number of embeddings in front of the tokens.
-        behind: number of embeddings after them.
+        behind: number of embeddings behind the tokens.
+        part: the segment, or a summary (the tokens that retrieval queries are made of).
     """
     return (before + part.lengths)[:, None] + torch.arange(behind, device=part.lengths.device)

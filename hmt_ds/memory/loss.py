@@ -1,4 +1,4 @@
-"""The loss: summed cross-entropy, so that any split of the work gives the same total."""
+"""The loss: cross-entropy summed over labels, so that any split of the work over ranks gives the same total."""
 
 from collections.abc import Callable
 
@@ -45,7 +45,7 @@ def row_losses(
         weights: ``[batch, tokens]``, factors of the positions' losses; None: all 1.
         cross_entropy: loss of each position from logits and labels; may be compiled.
         backward_follows: the backward pass comes next: if one chunk is enough, its logits are kept for it.
-        by_token: do not sum.
+        by_token: return the loss of each token instead of a sum per row.
 
     Returns:
         ``[batch]``, or ``[batch, tokens]`` by token, at least float32. Divide by the summed weights of the labels of
@@ -74,6 +74,7 @@ def weighted(losses: Tensor, weight: float) -> Tensor:
 
     Args:
         losses: summed cross-entropies in nats, of any shape.
+        weight: the factor, usually 1 / labels of the global batch.
     """
     total = losses.sum()
     return total * (weight + 0 * total.detach())

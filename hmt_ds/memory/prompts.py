@@ -1,4 +1,4 @@
-"""Learned embeddings around the tokens, and memories as embeddings."""
+"""Learned prompt embeddings around a segment's tokens, and the embedding of memories as input of the backbone."""
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,11 @@ class Prompt(nn.Module):
         self.embeddings = nn.Embedding(tokens, dim)
 
     def forward(self, batch: int) -> Tensor:
-        """Return the prompt for every row, ``[batch, tokens, dim]``."""
+        """Return the learned prompt once for every row, ``[batch, tokens, dim]``.
+
+        Args:
+            batch: number of rows.
+        """
         device = self.embeddings.weight.device
         # accelerate's offloading leaves a weight on the meta device between its uses; its hook moves real ids only
         rows = torch.arange(self.embeddings.num_embeddings, device="cpu" if device.type == "meta" else device)
@@ -31,11 +35,22 @@ class MemoryEmbedding(nn.Module):
         self.scale, self.shift = nn.Parameter(torch.ones(dim)), nn.Parameter(torch.zeros(dim))
 
     def forward(self, memory: Tensor) -> Tensor:
-        """Embed normalized memories: ``[batch, tokens, dim]`` -> the same shape."""
+        """Scale and shift normalized memories so that the backbone can read them as input embeddings.
+
+        Args:
+            memory: ``[batch, tokens, dim]``.
+
+        Returns:
+            A tensor of the same shape.
+        """
         return self.scale * memory + self.shift
 
 
 def normalized(memories: Tensor) -> Tensor:
-    """Scale memories ``[.., dim]`` to a root mean square of 1 over the last dimension; zeros stay zero."""
+    """Scale memories to a root mean square of 1 over the last dimension; zeros stay zero.
+
+    Args:
+        memories: ``[.., dim]``.
+    """
     exact = memories.to(torch.promote_types(memories.dtype, torch.float32))
     return nn.functional.rms_norm(exact, exact.shape[-1:], eps=1e-6).to(memories.dtype)

@@ -1,4 +1,4 @@
-"""Memory recall: attention over the cached memories."""
+"""Retrieval from memory (recall): attention of a segment's query over the cached memories of earlier segments."""
 
 import math
 from typing import NamedTuple
@@ -14,13 +14,13 @@ LOWEST = torch.finfo(torch.float32).min  # not -inf: a row without any valid mem
 
 
 class Recalled(NamedTuple):
-    """What a segment recalls from the cached memories.
+    """What a segment retrieves from the memories of earlier segments.
 
     Attributes:
         memory: ``[batch, prompt_tokens, dim]``; finite but meaningless in rows without a valid memory.
         share: ``[batch, cached]`` float32, the weight of each cached memory, detached.
-        loss: ``[batch]`` float32, cross-entropy in nats of the weights against the right memory; 0 where the data names
-            none.
+        loss: ``[batch]`` float32, cross-entropy in nats of the weights against the memory that the data names as right;
+            0 where it names none.
     """
 
     memory: Tensor
@@ -29,12 +29,11 @@ class Recalled(NamedTuple):
 
 
 class Recall(nn.Module):
-    """The paper's recall: P = softmax(q W_q (M W_k)^T / sqrt(r)) M, without a value projection (section 3.2, equation
-    3).
+    """The paper's memory retrieval: P = softmax(q W_q (M W_k)^T / sqrt(r)) M (arXiv 2405.06067, equation 3).
 
-    q is the segment's summary, M the cached memories, r the width of the projections. Memories are projected again for
-    every segment: this costs about a thousandth of a segment's arithmetic, and only the memories have to be kept for
-    the backward pass.
+    q is the segment's retrieval query, M the cached memories, r the width of the projections; there is no value
+    projection. Memories are projected again for every segment: this costs about a thousandth of a segment's arithmetic,
+    and only the memories have to be kept for the backward pass.
     """
 
     def __init__(self, dim: int, settings: MemorySettings):
@@ -49,7 +48,7 @@ class Recall(nn.Module):
         """Average the cached memories with the attention weights of the query.
 
         Args:
-            query: ``[batch, memory_tokens, dim]``, the segment's summary.
+            query: ``[batch, memory_tokens, dim]``, the segment's retrieval query.
             memories: ``[batch, cached, memory_tokens, dim]``, oldest first. If ``cached`` is 0, the result is zero, and
                 every weight still takes part in the graph (DeepSpeed mishandles weights that miss a micro-step).
             valid: ``[batch, cached]`` bool. A row without any valid memory gets a finite, meaningless result.
@@ -69,7 +68,7 @@ class Recall(nn.Module):
 
 
 class Selection(nn.Module):
-    """The adapted interface's recall: select the memories with the largest weights, unchanged, and put them side by
+    """Memory retrieval of ``interface: adapted``: select the memories with the largest weights, and put them side by
     side.
 
     Weights w are softmax(v W_q (u_i W_k)^T / sqrt(r) - recency * log(age_i)), where v and u_i are the means of the
@@ -89,11 +88,11 @@ class Selection(nn.Module):
         self.chosen, self.last = settings.recalled_memories, settings.last_memories
 
     def forward(self, query: Tensor, memories: Tensor, valid: Tensor, targets: Tensor | None) -> Recalled:
-        """Select memories for the prompt. The last memories are always read too, after the selected ones.
+        """Select memories for a segment's prompt; the last memories are always put behind the selected ones.
 
         Args:
-            query: ``[batch, memory_tokens, dim]``, a summary of tokens alone. (If it depended on memories, the
-                auxiliary loss would only learn to tell the rows of a batch apart.)
+            query: ``[batch, memory_tokens, dim]``, the segment's retrieval query, made of tokens alone. (If it depended
+                on memories, the auxiliary loss would only learn to tell the rows of a batch apart.)
             memories: ``[batch, cached, memory_tokens, dim]``, normalized, oldest first; at least as many as are
                 selected.
             valid: ``[batch, cached]`` bool; in each row the valid ones come last.
@@ -114,7 +113,8 @@ class Selection(nn.Module):
         return Recalled(torch.cat([chosen, memories[:, -self.last :]], dim=1).flatten(1, 2), share, loss)
 
     def handicap(self, keys: Tensor) -> Tensor:
-        """Return by how many nats the score of each memory is lowered for its age: recency * log(age), ``[cached]``.
+        """Return by how many nats the retrieval score of each memory is lowered for its age: recency * log(age),
+        ``[cached]``.
 
         Args:
             keys: ``[batch, cached, width]``, projected memories.
@@ -123,16 +123,19 @@ class Selection(nn.Module):
         return self.recency.float() * ages.log()
 
     def loss(self, queries: Tensor, keys: Tensor, valid: Tensor, targets: Tensor) -> Tensor:
-        """Return the auxiliary loss: cross-entropy in nats of each row's right memory among the memories of all rows,
-        ``[batch]``.
+        """Return the auxiliary retrieval loss: cross-entropy in nats of each row's right memory among those of all
+        rows.
 
         The few memories of a row alone are too few wrong answers to learn from.
 
         Args:
-            queries: ``[batch, width]``, projected.
-            keys: ``[batch, cached, width]``, projected.
+            queries: ``[batch, width]``, projected retrieval queries.
+            keys: ``[batch, cached, width]``, projected memories.
             valid: ``[batch, cached]`` bool, which memories belong to the row's document.
             targets: ``[batch]`` int64, how many memories back the right one is (1: the last); 0 gives a loss of 0.
+
+        Returns:
+            ``[batch]`` losses.
         """
         rows, cached = keys.shape[:2]
         scores = (queries @ keys.flatten(0, 1).T).float() * self.scale - self.handicap(keys).repeat(rows)

@@ -1,4 +1,4 @@
-"""From documents to segments: pure bookkeeping on token ids, done before any arithmetic."""
+"""Cut documents into segments: pure bookkeeping on token ids, done before any arithmetic."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class Segment:
     """One segment of every row, as the backbone reads it between its prompts.
 
     Attributes:
-        tokens: ``[batch, width]`` token ids: sensory tokens, the segment's own (fresh) tokens, then padding. Rows
-            without sensory tokens begin with the fresh ones. ``width`` is the same for all segments, so that code is
-            compiled once.
+        tokens: ``[batch, width]`` token ids: sensory tokens (the last ones of the previous segment, repeated), the
+            segment's own (fresh) tokens, then padding. Rows without sensory tokens begin with the fresh ones. ``width``
+            is the same for all segments, so that code is compiled once.
         lengths: ``[batch]``, number of sensory and fresh tokens; the trailing prompt is put at this position.
         fresh: ``[batch, segment_length]``, columns of the fresh tokens in ``tokens``.
         labels: ``[batch, segment_length]``, the token after each fresh token, or -100 for none.
         mask: ``[batch, width]`` bool, False on tokens that attention must not see (HMT-pytorch's left padding); None:
             all are seen.
-        targets: ``[batch]`` int64, how many memories back the one to recall is (1: the previous segment's), 0 if
+        targets: ``[batch]`` int64, how many memories back the one to retrieve is (1: the previous segment's), 0 if
             unknown; or None.
         weights: ``[batch, segment_length]`` float32, factor of each label's loss; None: each counts 1.
         parts: ``[batch, width]`` int64, index within the segment of the document at each position, of the last one for
@@ -44,13 +44,17 @@ class Segment:
     parts: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Segment:
-        """Return the same segment on another device."""
+        """Return a copy of the segment on another device.
+
+        Args:
+            device: the device.
+        """
         return moved(self, device)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The tokens of which the recall's queries are made, for several segments of every row.
+    """The tokens that retrieval queries are made of, for several segments of every row.
 
     Attributes:
         tokens: ``[batch * segments, length]`` token ids, padded at the end; segments of one row follow each other.
@@ -63,13 +67,17 @@ class Summary:
     mask: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Summary:
-        """Return the same tokens on another device."""
+        """Return a copy of the tokens on another device.
+
+        Args:
+            device: the device.
+        """
         return moved(self, device)
 
 
 @dataclass(frozen=True)
 class Window:
-    """Some consecutive segments of every row.
+    """Consecutive segments of every row of a batch: what one truncated-BPTT pass covers.
 
     A row may hold the end of one document and the beginning of the next. Only the last segment of a document may be
     short; padding is at its end.
@@ -82,8 +90,8 @@ class Window:
         starts: ``[batch, segments]`` bool, True where a segment is the first of its document, and where it is empty.
         mask: ``[batch, segments, segment_length]`` bool, False on tokens that attention must not see; None: all are
             seen.
-        targets: ``[batch, segments]`` int64, how many memories back the one to recall is (1: the previous segment's); 0
-            if unknown. None if the data names none at all.
+        targets: ``[batch, segments]`` int64, how many memories back the one to retrieve is (1: the previous segment's);
+            0 if unknown. None if the data names none at all.
         weights: ``[batch, segments, segment_length]`` float32, factor of each label's loss, 0 without a label. None:
             each label counts 1.
         parts: ``[batch, segments, segment_length]`` int64, for documents that share a segment: index within the segment
@@ -104,30 +112,51 @@ class Window:
 
     @property
     def turns(self) -> Tensor:
-        """Number of documents that begin within each segment after its first document, ``[batch, segments]``."""
+        """Number of documents that begin within each segment, not counting one at its first token, ``[batch,
+        segments]``."""
         return torch.zeros_like(self.lengths) if self.parts is None else self.parts[:, :, -1]
 
     def __len__(self) -> int:
         return self.input_ids.shape[1]
 
     def to(self, device: torch.device | str) -> Window:
-        """Return the same window on another device."""
+        """Return a copy of the window on another device.
+
+        Args:
+            device: the device.
+        """
         return moved(self, device)
 
     def tail(self, n: int, k: int) -> Tensor:
-        """Return the last k token ids of segment n, ``[batch, k]``: the sensory tokens of segment n + 1 if its
-        document continues."""
+        """Return the last token ids of segment n, which segment n + 1 repeats (as sensory tokens) if its document
+        continues.
+
+        Args:
+            n: index of the segment.
+            k: number of token ids.
+
+        Returns:
+            ``[batch, k]`` token ids.
+        """
         return self.input_ids[:, n, self.input_ids.shape[2] - k :]
 
     def label_weights(self, n: int) -> Tensor:
-        """Return the factor of each label's loss in segment n, ``[batch, segment_length]`` float32: 0 where there is
-        no label."""
+        """Return the factor of each label's loss in segment n, ``[batch, segment_length]`` float32; 0 where there is no
+        label.
+
+        Args:
+            n: index of the segment.
+        """
         return (self.labels[:, n] != IGNORED).float() if self.weights is None else self.weights[:, n]
 
     def neighbours(self, n: int) -> Tensor:
-        """Pair rows for reading segment n with another document's memory: return each row's partner, ``[batch]``.
+        """Pair rows for reading segment n with another document's memory: return the index of each row's partner,
+        ``[batch]``.
 
         A row whose document continues at segment n gets the next such row; any other row gets itself.
+
+        Args:
+            n: index of the segment.
         """
         neighbours = torch.arange(len(self.starts), device=self.starts.device)
         going_on = neighbours[~self.starts[:, n]]
@@ -135,10 +164,12 @@ class Window:
         return neighbours
 
     def segment(self, n: int, before: Tensor, settings: MemorySettings) -> Segment:
-        """Return segment n as the model reads it; where a document continues, its sensory tokens are in front.
+        """Return segment n as the model reads it: where a document continues, its last tokens before the segment are in
+        front.
 
         Args:
             before: ``[batch, sensory_tokens]``, the last token ids before the window.
+            n: index of the segment.
         """
         fresh, going_on, k = self.input_ids[:, n], ~self.starts[:, n], settings.sensory_tokens
         tail = (self.tail(n - 1, k) if n else before) * going_on[:, None]
@@ -166,10 +197,10 @@ class Window:
         )
 
     def summary(self, first: int, end: int, before: Tensor, settings: MemorySettings) -> Summary:
-        """Return the tokens that the summary passes of segments ``first`` to ``end - 1`` read.
+        """Return the tokens that the retrieval queries of segments ``first`` to ``end - 1`` are made of.
 
-        With ``interface: paper`` the first tokens of each segment; with ``adapted`` its sensory tokens, so that no
-        query depends on a token that is yet to be predicted.
+        With ``interface: paper`` the first tokens of each segment; with ``adapted`` the last tokens before it, so that
+        no query depends on a token that is yet to be predicted.
 
         Args:
             before: ``[batch, sensory_tokens]``, the last token ids before the window.
@@ -189,7 +220,12 @@ class Window:
 
 
 def moved(tokens: T, device: torch.device | str) -> T:
-    """Move a dataclass of tensors to a device: return a copy with each tensor moved; fields that are None stay None."""
+    """Return a copy of a dataclass of tensors with each tensor moved to a device; fields that are None stay None.
+
+    Args:
+        tokens: the dataclass, such as a `Segment`.
+        device: the device.
+    """
     tensors = {field.name: getattr(tokens, field.name) for field in fields(tokens)}
     there = {name: x.to(device, non_blocking=True) for name, x in tensors.items() if x is not None}
     return replace(tokens, **there)
@@ -209,7 +245,7 @@ def places_in_parts(parts: Tensor) -> Tensor:
 def split_document(
     input_ids: Tensor, segment_length: int, mask: Tensor | None = None, *, goes_on: bool = False
 ) -> Window:
-    """Split documents of equal length into a window of segments that covers them whole.
+    """Split documents of equal length into segments, as one window that covers them whole.
 
     Args:
         input_ids: ``[batch, tokens]``, one document per row.

@@ -48,27 +48,33 @@ class MemorySettings:
     HMT-pytorch trained."""
 
     def recall_width(self, embedding_width: int) -> int:
-        """Return the width of the recall's query and key projections: ``recall_dim``, or the embedding width if that
-        is None."""
+        """Return the width of the query and key projections of memory retrieval: ``recall_dim``, or else the embedding
+        width.
+
+        Args:
+            embedding_width: width of the backbone's embeddings.
+        """
         return self.recall_dim or embedding_width
 
     @property
     def summary_length(self) -> int:
-        """Number of tokens that a summary pass reads: the segment's first ones, or with ``interface: adapted`` its
-        sensory tokens."""
+        """Number of tokens that a segment's retrieval query is made of.
+
+        They are the segment's first tokens, or with ``interface: adapted`` the last tokens before it.
+        """
         if self.interface == "adapted":
             return self.sensory_tokens
         return max(1, round(self.segment_length * self.summary_fraction))
 
     @property
     def summarises(self) -> bool:
-        """Whether segments have a summary pass, which makes the recall's query (mode hmt only)."""
+        """Whether each segment has a summary pass, which computes its retrieval query (mode hmt only)."""
         return self.mode == "hmt"
 
     @property
     def sink_tokens(self) -> int:
-        """Number of learned embeddings in front of everything that act as the attention sink: 1 with ``adapted``,
-        else 0."""
+        """Number of learned embeddings at the start of a sequence that act as attention sink: 1 with ``adapted``, else
+        0."""
         return int(self.interface == "adapted")
 
     def prompt_tokens(self, mode: Mode | None = None) -> int:
@@ -93,20 +99,21 @@ class MemorySettings:
 
     @property
     def positions(self) -> int:
-        """Length in positions of a segment's sequence in the backbone: sink, prompt, sensory tokens, segment,
+        """Number of positions that the backbone reads per segment: sink, prompt, repeated (sensory) tokens, segment,
         memory."""
         around = self.sink_tokens + self.prompt_tokens() + self.write_tokens()
         return around + self.sensory_tokens + self.segment_length
 
     @property
     def summary_positions(self) -> int:
-        """Length in positions of a summary pass's sequence in the backbone, with the embeddings around its tokens."""
+        """Number of positions that the backbone reads to compute one segment's retrieval query, prompts included."""
         around = 1 if self.interface == "adapted" else self.memory_tokens
         return around + self.summary_length + self.memory_tokens
 
     @property
     def summary_share(self) -> float:
-        """Length of a summary pass's sequence divided by that of a segment."""
+        """Number of positions read for a segment's retrieval query, divided by the number read for the
+        segment itself."""
         return self.summary_positions / self.positions
 
     @property

@@ -1,4 +1,4 @@
-"""What crosses the boundary between two segments: memories, and the ids of the last tokens."""
+"""The state that a model carries from one segment to the next: memories, and the ids of the last tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class MemoryState:
-    """What every row remembers between two segments.
+    """The state of every row between two segments: memories of earlier segments, and the last token ids.
 
     Attributes:
         memories: ``[batch, cached, memory_tokens, dim]``, oldest first.
@@ -35,15 +35,17 @@ class MemoryState:
         device: torch.device,
         cached: int = 0,
     ) -> MemoryState:
-        """Return the state before a document: no tokens read, no memory valid.
+        """Return the state before a document: no tokens read, no valid memory.
 
         Args:
             batch: number of rows.
             memory_tokens: embeddings per memory.
             dim: embedding width.
             sensory_tokens: number of last token ids to keep.
-            cached: number of places for memories that are not valid yet, so that all segments have tensors of one
-                shape.
+            cached: number of memories to make room for, none of them valid yet, so that all segments have tensors of
+                one shape.
+            dtype: dtype of the memories.
+            device: device of all tensors.
         """
         return cls(
             memories=torch.zeros(batch, cached, memory_tokens, dim, dtype=dtype, device=device),
@@ -52,8 +54,11 @@ class MemoryState:
         )
 
     def forget(self, starts: Tensor) -> MemoryState:
-        """Return the state with all memories of some rows invalid. ``starts``: ``[batch]`` bool, rows that begin a
-        document."""
+        """Return the state with all memories invalid in the rows that begin a document.
+
+        Args:
+            starts: ``[batch]`` bool, True in those rows.
+        """
         return MemoryState(self.memories, self.valid & ~starts[:, None], self.tail)
 
     def remember(self, memory: Tensor, read: Tensor, tail: Tensor, keep: int) -> MemoryState:
@@ -62,7 +67,7 @@ class MemoryState:
         Args:
             memory: ``[batch, memory_tokens, dim]``, written by the segment just read.
             read: ``[batch]`` bool, False for rows whose segment was empty.
-            tail: ``[batch, sensory_tokens]``, the last token ids of that segment.
+            tail: ``[batch, sensory_tokens]``, the last token ids of the segment just read.
             keep: number of memories to keep.
         """
         memories = torch.cat([self.memories, memory[:, None]], dim=1)
@@ -71,7 +76,7 @@ class MemoryState:
         return MemoryState(memories[:, oldest:], valid[:, oldest:], tail)
 
     def without_broken(self) -> tuple[MemoryState, Tensor]:
-        """Reset rows with a memory that is not finite, as before a document.
+        """Reset rows with a memory that is not finite to the state before a document.
 
         Returns:
             The state, and whether each row was reset, ``[batch]`` bool.
@@ -82,5 +87,5 @@ class MemoryState:
         return MemoryState(memories, self.valid & ~broken[:, None], self.tail), broken
 
     def detach(self) -> MemoryState:
-        """Return the same state detached from the graph: here backpropagation through time is truncated."""
+        """Return the same state detached from the autograd graph, which truncates backpropagation through time."""
         return MemoryState(self.memories.detach(), self.valid, self.tail)

@@ -1,5 +1,4 @@
-"""The summaries of a window's segments, computed ahead in batches: they depend on the tokens alone, not on any
-memory."""
+"""Compute the retrieval queries (summaries) of several segments in batches; they depend on tokens, not on memories."""
 
 from collections.abc import Callable
 
@@ -13,16 +12,16 @@ from hmt_ds.memory.settings import MemorySettings
 
 
 class Summaries:
-    """The summary queries of a window's segments, and the gradients that come back to them.
+    """The retrieval queries of consecutive segments, and the gradients that come back to them.
 
-    A batch of summaries is computed without a graph first, keeping only its queries, and recomputed with a graph once
-    the gradients of all its queries are known. Batches whose backward pass comes first can keep their graph instead.
+    A batch of queries is computed without a graph first, and recomputed with a graph once the gradients of all its
+    queries are known. Batches whose backward pass comes first can keep their graph instead.
 
     Args:
-        read: computes queries from a summary's tokens, on the model's device.
+        read: computes retrieval queries from tokens, on the model's device.
         window: the segments of all rows.
-        first: index of the first segment that has anything to recall.
-        plan: number of segments per batch, and number of batches that keep their graph.
+        first: index of the first segment that has anything to retrieve.
+        plan: number of segments per batch, and number of batches that keep their autograd graph.
         device: the model's device.
         before: ``[batch, sensory_tokens]``, the last token ids before the window.
     """
@@ -54,19 +53,28 @@ class Summaries:
             self.queries += queries.detach().unbind(dim=1)
 
     def read_batch(self, start: int) -> Tensor:
-        """Compute the queries of the batch whose first segment is ``start``: ``[batch, segments, memory_tokens,
-        dim]``."""
+        """Compute the retrieval queries of a batch of segments, ``[batch, segments, memory_tokens, dim]``.
+
+        Args:
+            start: index of the batch's first segment.
+        """
         part = self.window.summary(start, self.batches[start], self.before, self.settings).to(self.device)
         return self.read(part).unflatten(0, (-1, self.batches[start] - start))
 
     def query(self, n: int) -> Tensor | None:
-        """Return segment n's query ``[batch, memory_tokens, dim]`` as a leaf that collects a gradient; None without
-        recall."""
+        """Return segment n's retrieval query as an autograd leaf that collects a gradient; None without retrieval.
+
+        Args:
+            n: index of the segment.
+
+        Returns:
+            ``[batch, memory_tokens, dim]`` or None.
+        """
         query = self.queries[n]
         return None if query is None else query.detach().requires_grad_()
 
     def push(self, n: int, gradient: Tensor | None, scale: float) -> None:
-        """Store the gradient that segment n sent to its summary query.
+        """Store the gradient that segment n's backward pass gave its retrieval query.
 
         Args:
             n: index of the segment.
@@ -77,13 +85,16 @@ class Summaries:
             self.gradients[n] = gradient.to(torch.promote_types(gradient.dtype, torch.float32)) / scale
 
     def pull(self, start: int) -> Tensor | None:
-        """Return <q, g>, queries times gradients, summed over the batch whose first segment is ``start``, for its
-        backward pass.
+        """Return the dot product of a batch's retrieval queries and their gradients, to run the batch's backward pass
+        from.
 
         Call this from the last segment to the first, after all segments of the batch have stored their gradients.
 
+        Args:
+            start: index of a segment.
+
         Returns:
-            A scalar with a graph; None if no batch begins at ``start``.
+            A scalar with a graph; None if no batch begins at segment ``start``.
         """
         if start not in self.batches:
             return None

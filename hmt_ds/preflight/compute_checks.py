@@ -54,9 +54,9 @@ def check_compute(recipe: Recipe, config: PreTrainedConfig, ds_config: dict[str,
 
 
 def check_stage(config: PreTrainedConfig, stage: int) -> list[str]:
-    """Return an error line if the backbone is RWKV at ZeRO-3; else an empty list.
+    """Return an error line if the backbone is RWKV and the ZeRO stage is 3; else an empty list.
 
-    RWKV's initialization reads shapes that sharded weights do not have.
+    RWKV's initialization reads shapes of weights, which sharded weights do not have.
 
     Args:
         config: configuration of the backbone.
@@ -107,7 +107,7 @@ def check_vocabulary(recipe: Recipe, config: PreTrainedConfig) -> list[str]:
         config: configuration of the backbone.
 
     Returns:
-        An error line if they do not; else an empty list.
+        An error line if they do not fit; else an empty list.
     """
     size = 4 if recipe.model.precision == "fp32" else 2
     needed, (available, owner) = config.vocab_size * config.hidden_size * size, memory_of_this_machine()

@@ -1,4 +1,4 @@
-"""Count what a run will read: documents, tokens, lengths in segments, and passes over each source."""
+"""Count what a run will read: documents, tokens, lengths in segments, and passes over each data source."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,12 +18,12 @@ SAMPLED = 1000  # steps whose depths are drawn, where it changes from step to st
 
 
 def data_figures(recipe: Recipe, sources: Sequence[ReadSource], pipelines: int) -> DataFigures:
-    """Return figures of what a run will read: documents, tokens, lengths, padding, and passes over each source.
+    """Return figures of what a run will read: documents, tokens, lengths, padding, and passes over each data source.
 
     Args:
         recipe: the recipe.
         sources: the tokenized sources of the training documents; at least one.
-        pipelines: number of pipelines; without pipeline stages, of ranks.
+        pipelines: number of pipelines, or without pipeline stages of ranks, which read different rows.
     """
     lengths = [document_lengths(source.found.tokens) for source in sources]
     segments = [-(-some // recipe.memory.segment_length) for some in lengths]
@@ -55,14 +55,14 @@ def data_figures(recipe: Recipe, sources: Sequence[ReadSource], pipelines: int) 
 def figures_of(
     source: ReadSource, lengths: np.ndarray, segments: np.ndarray, padding: float, share: float, passes: float
 ) -> SourceFigures:
-    """Return the figures of one source of training documents.
+    """Return the figures of one data source of training documents, for a table.
 
     Args:
-        source: the source.
+        source: the data source.
         lengths: tokens of each document, ``[documents]``.
         segments: segments of each document, ``[documents]``.
         padding: fraction (0 to 1) of positions without a token.
-        share: fraction (0 to 1) of what the run reads that is from the source.
+        share: fraction (0 to 1) of the tokens that the run reads that is from the source.
         passes: how often the run reads the source.
     """
     tokens = int(lengths.sum())
@@ -75,9 +75,12 @@ def figures_of(
 
 
 def share_in_loss(tokens: Dataset) -> float:
-    """Return the fraction (0 to 1) of tokens with a weight in the loss, over the first documents.
+    """Return the fraction (0 to 1) of tokens with a weight above 0 in the loss, estimated from the first documents.
 
     Reading all documents for it would take too long.
+
+    Args:
+        tokens: the tokenized documents.
     """
     if "weights" not in tokens.column_names:
         return 1.0
@@ -90,7 +93,7 @@ def segments_of_run(recipe: Recipe, pipelines: int) -> float:
 
     Args:
         recipe: the recipe.
-        pipelines: number of pipelines; without pipeline stages, of ranks.
+        pipelines: number of pipelines, or without pipeline stages of ranks, which read different rows.
     """
     training, steps = recipe.training, recipe.training.steps
     sampled = np.unique(np.linspace(1, steps, min(SAMPLED, steps)).astype(int))

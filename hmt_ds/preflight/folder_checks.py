@@ -8,7 +8,11 @@ from hmt_ds.config.value_checks import why_no_folder
 
 
 def check_folders(recipe: Recipe) -> list[str]:
-    """Return an error line for each folder that a recipe writes to and that cannot be created."""
+    """Return an error line for each folder that a recipe writes to and that cannot be created.
+
+    Args:
+        recipe: the recipe.
+    """
     named = {"training.output": recipe.training.output, "data.cache_dir": recipe.data.cache_dir}
     return [f"{key}: {reason}" for key, path in named.items() if (reason := why_no_folder(Path(path)))]
 

@@ -50,12 +50,12 @@ class Prepared:
 
     Attributes:
         ds_config: DeepSpeed's configuration, with all values filled in.
-        train: tokenized training documents; None if no data was requested, or documents are generated.
+        train: tokenized training documents; None if prepared without data, or if documents are generated.
         validation: tokenized held-out documents, cut to the part that an evaluation reads; None if the recipe has none.
-        tokenizer: the tokenizer's number of tokens and a hash of its vocabulary; None if no data was requested.
+        tokenizer: the tokenizer's number of tokens and a hash of its vocabulary; None if prepared without data.
         warnings: lines about settings that allow a run, but may not be intended.
         retrieval: tokenized sentences of generated documents; None unless the recipe has data.retrieval.
-        sources: the sources of the training documents, in the order of the documents; empty if they are generated.
+        sources: the data sources of the training documents, in the order of the documents; empty if they are generated.
     """
 
     ds_config: dict[str, Any]
@@ -108,7 +108,7 @@ def prepare(recipe: Recipe, recipe_file: str | Path, *, writes_output: bool = Tr
 
 
 def check_model(recipe: Recipe, config: PreTrainedConfig, problems: Problems) -> list[str]:
-    """Check a recipe's backbone, memory and adapters.
+    """Check a recipe's backbone, memory and LoRA adapters.
 
     Args:
         recipe: the recipe.

@@ -17,7 +17,7 @@ class Problems(list[str]):
     """A list of error lines about a recipe, collected to be reported together."""
 
     def attempt(self, action: Callable[[], T], prefix: str = "") -> T | None:
-        """Return the result of ``action()``; if the user's input is at fault, append the error's lines to the list
+        """Return the result of a function; if it raises an error about the user's input, append the error's lines
         instead.
 
         Args:

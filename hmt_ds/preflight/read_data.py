@@ -27,11 +27,11 @@ from hmt_ds.preflight.source_tokens import source_keys, stream_of, tokenizer_of,
 
 @dataclass(frozen=True)
 class ReadSource:
-    """A source of documents that has been read and tokenized.
+    """A data source whose documents have been read and tokenized.
 
     Attributes:
-        source: the source as the recipe names it.
-        found: its tokenized documents, and what was left out.
+        source: the recipe's section about the source.
+        found: the source's tokenized documents, and what was left out.
     """
 
     source: Source
@@ -39,7 +39,7 @@ class ReadSource:
 
     @property
     def documents(self) -> int:
-        """Number of documents in the source."""
+        """Number of documents in the data source."""
         return len(self.found.tokens)
 
 
@@ -48,12 +48,12 @@ class Documents:
     """The tokenized documents of a recipe.
 
     Attributes:
-        sources: the sources of the training documents, in their order; empty if documents are generated.
-        train: training documents; None if no data was requested, or documents are generated.
+        sources: the data sources of the training documents, in their order; empty if documents are generated.
+        train: training documents; None if only files were looked for, or if documents are generated.
         validation: held-out documents, cut to the part that an evaluation reads; None if the recipe has none.
-        tokenizer: the tokenizer's number of tokens and a hash of its vocabulary; None if no data was requested.
+        tokenizer: the tokenizer's number of tokens and a hash of its vocabulary; None if only files were looked for.
         retrieval: sentences of generated documents; None unless the recipe has data.retrieval.
-        warnings: lines about sources that can be read, but perhaps otherwise than intended.
+        warnings: lines about data sources that can be read, but perhaps otherwise than intended.
     """
 
     train: Dataset | None = None
@@ -108,10 +108,14 @@ def read_data(recipe: Recipe, vocab_size: int | None, problems: Problems) -> Doc
 
 
 def first_part(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> SourceTokens:
-    """Read and tokenize the first part of the documents of a recipe with ``data.stream``, to check the run by it.
+    """Read and tokenize the first part of the documents of a recipe with ``data.stream``, to check the run with it.
+
+    Args:
+        recipe: the recipe.
+        tokenizer: the recipe's tokenizer.
 
     Raises:
-        DataError: it cannot be read, or has no documents.
+        DataError: the stream cannot be read, or has no documents.
     """
     found = stream_of(recipe, tokenizer).part(0)
     if found is None:
@@ -120,9 +124,12 @@ def first_part(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> SourceToke
 
 
 def together(sources: list[ReadSource]) -> Dataset | None:
-    """Concatenate the documents of several sources; None without sources.
+    """Concatenate the documents of several data sources; None without sources.
 
-    If one source has weights of tokens in the loss, documents of the others get None, which stands for ones.
+    If only some sources have loss weights of tokens, documents of the others get None as weights, which means ones.
+
+    Args:
+        sources: the data sources.
     """
     tokens = [source.found.tokens for source in sources]
     return concatenate_datasets(tokens) if len(tokens) > 1 else next(iter(tokens), None)

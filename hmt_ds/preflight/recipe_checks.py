@@ -63,9 +63,10 @@ def check_trackers(recipe: Recipe) -> list[str]:
 
 
 def check_curriculum(recipe: Recipe, lengths: np.ndarray) -> list[str]:
-    """Return an error line if a depth schedule asks for windows longer than any document; else an empty list.
+    """Return an error line if a schedule of depths asks for more segments than any document has; else an empty list.
 
-    A constant depth may be longer than the documents: a row then reads several documents in one window.
+    The depth is the number of segments that gradients flow through. A constant depth may be larger than the documents:
+    a row then reads several documents one after the other.
 
     Args:
         recipe: the recipe.
@@ -92,7 +93,11 @@ def check_source(recipe: Recipe) -> list[str]:
 
 
 def check_memory_recall(recipe: Recipe) -> list[str]:
-    """Return an error line for each recall setting that the memory's interface, its mode or the data do not support."""
+    """Return an error line for each retrieval setting that the memory's interface, its mode or the data do not support.
+
+    Args:
+        recipe: the recipe.
+    """
     memory, problems = recipe.memory, []
     default = MemorySettings(memory.segment_length)
     chooses = memory.interface == "adapted" and memory.mode == "hmt"
@@ -138,7 +143,7 @@ def warm_up_warnings(recipe: Recipe) -> list[str]:
 
 
 def retrieval_warnings(recipe: Recipe, question_tokens: int) -> list[str]:
-    """Return a warning line for each setting with which the recall cannot answer all questions of generated documents.
+    """Return a warning line for each setting that keeps the memory from answering all questions of generated documents.
 
     Args:
         recipe: the recipe.
@@ -163,14 +168,15 @@ def retrieval_warnings(recipe: Recipe, question_tokens: int) -> list[str]:
 
 
 def check_positions(recipe: Recipe, config: PreTrainedConfig) -> list[str]:
-    """Check that prompts, sensory tokens and segment together fit into the backbone's maximum number of positions.
+    """Check that prompts, repeated (sensory) tokens and segment together fit into the backbone's maximum number of
+    positions.
 
     Args:
         recipe: the recipe.
         config: configuration of the backbone.
 
     Returns:
-        An error line if they do not; else an empty list.
+        An error line if they do not fit; else an empty list.
     """
     memory = recipe.memory
     limit = getattr(config, "max_position_embeddings", None)

@@ -48,6 +48,9 @@ def with_source_of_run(recipe: Recipe) -> tuple[Recipe, list[str]]:
 
     Checks and benchmarks can then treat the recipe like any other, and need no converted folder.
 
+    Args:
+        recipe: the recipe.
+
     Returns:
         The recipe, unchanged if ``model.source`` is no run; and an error line for each reason why the run's weights
         cannot be used.

@@ -1,4 +1,4 @@
-"""The tokenizer of a recipe, and the tokens of one of its sources. Imports no DeepSpeed."""
+"""Load the tokenizer of a recipe, and the tokens of one of its data sources. Imports no DeepSpeed."""
 
 import hashlib
 from dataclasses import replace
@@ -17,10 +17,10 @@ from hmt_ds.data.stream import Stream, StreamKeys
 
 
 def tokens_of(source: Source, tokenizer: PreTrainedTokenizerBase, cache_dir: Path, processes: int = 1) -> SourceTokens:
-    """Load and tokenize one source of a recipe, or open its tokens in the cache.
+    """Load and tokenize one data source of a recipe, or open its tokens in the cache.
 
     Args:
-        source: the source.
+        source: the recipe's section about the source.
         tokenizer: the tokenizer.
         cache_dir: folder of the token cache.
         processes: number of processes that tokenize; 1 for the current one.
@@ -46,7 +46,7 @@ def stream_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, makes: bool
     Args:
         recipe: the recipe.
         tokenizer: the recipe's tokenizer.
-        makes: whether this process tokenizes the parts; else it waits for another one.
+        makes: whether this process tokenizes the parts; otherwise it waits for another process that does.
 
     Raises:
         DataError: the source cannot be read as a stream, or its chat template cannot be read.
@@ -63,8 +63,11 @@ def stream_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, makes: bool
 def tokenizer_of(recipe: Recipe) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a recipe: ``model.tokenizer``, or that of ``model.source``.
 
+    Args:
+        recipe: the recipe.
+
     Raises:
-        DataError: the recipe names none, or it cannot be loaded.
+        DataError: the recipe names no tokenizer, or it cannot be loaded.
     """
     name = recipe.model.tokenizer or recipe.model.source
     if not isinstance(name, str):
@@ -73,17 +76,24 @@ def tokenizer_of(recipe: Recipe) -> PreTrainedTokenizerBase:
 
 
 def source_keys(source: Source) -> dict[str, Any]:
-    """Return a source of a recipe as keyword arguments for ``read_source``, such as ``{"source": "a.jsonl"}``."""
+    """Return a recipe's data source as keyword arguments for ``read_source``, such as ``{"source": "a.jsonl"}``.
+
+    Args:
+        source: the recipe's section about the source.
+    """
     names = {"source", "dataset", "text_field", "split", "name", "revision", "separator", "where"}
     keys = source.model_dump(include=names)
     return keys | {"columns": source.columns}
 
 
 def format_of(source: Source) -> Format:
-    """Return the format of a source of a recipe, which turns its rows into tokens.
+    """Return the document format of a recipe's data source, which turns rows into tokens.
+
+    Args:
+        source: the recipe's section about the source.
 
     Raises:
-        DataError: its chat template cannot be read.
+        DataError: the format's chat template cannot be read.
     """
     template = None if source.chat_template is None else read_template(source.chat_template)
     return Format(source.row_format, source.prompt_weight, template, source.special_tokens)

@@ -1,4 +1,5 @@
-"""Handle steps with a non-finite loss or gradient: count them, find their documents, roll back to a checkpoint.
+"""Handle optimizer steps with a non-finite loss or gradient: count them, find their documents, roll back to a
+checkpoint.
 
 The optimizer skips such a step by itself; a run ends, or rolls back, after too many consecutive ones.
 """
@@ -36,8 +37,8 @@ class BadStepCounter:
     """Counts consecutive steps with a non-finite loss or gradient; every rank must report every step.
 
     Args:
-        generated: whether documents are generated.
-        sources: number of documents of each source.
+        generated: whether the training documents are generated rather than read.
+        sources: number of documents of each data source.
 
     Attributes:
         consecutive: non-finite steps since the last finite one.
@@ -50,12 +51,13 @@ class BadStepCounter:
         self.last_rollback: tuple[Path | None, int] = None, 0  # the checkpoint, and how often the run went back to it
 
     def count(self, output: StepOutput, windows: Sequence[Batch]) -> str | None:
-        """Count a step; reset the count if its loss and gradients are finite. For other steps all ranks must call it
-        together.
+        """Add a step to the count if its loss or a gradient is not finite; otherwise set the count to 0.
+
+        For a non-finite step all ranks must call it together.
 
         Args:
             output: the step's results.
-            windows: this rank's windows of the step, which name the documents.
+            windows: this rank's batches of the step, which tell the documents.
 
         Returns:
             A message for the log if anything in the step was not finite, else None.
@@ -77,13 +79,13 @@ class BadStepCounter:
 
         Args:
             checkpoints: folder of the run's checkpoints.
-            allowed: whether ``training.on_bad_steps`` is ``rollback``.
+            allowed: whether the recipe allows to roll back (``training.on_bad_steps: rollback``).
 
         Returns:
             The checkpoint, and the indices of documents to exclude from then on.
 
         Raises:
-            TooManyBadSteps: the run may not roll back, has no checkpoint, or has returned to this one too often.
+            TooManyBadSteps: the run may not roll back, has no checkpoint, or has returned to the same one too often.
         """
         problem = (
             f"{self.consecutive} steps in a row had a loss or gradients that are not finite (training.max_bad_steps); "
@@ -112,8 +114,11 @@ class BadStepCounter:
         return checkpoint, documents
 
     def name(self, documents: Iterable[int]) -> str:
-        """Format indices of documents for a message, at most ten, ascending, such as ``documents 3, 17 of
-        data.train``."""
+        """Format indices of documents for a message, at most ten, ascending, such as ``documents 3, 17 of data.train``.
+
+        Args:
+            documents: indices of training documents.
+        """
         every = sorted(documents)
         more = f" and {len(every) - MAX_NAMED} more" if len(every) > MAX_NAMED else ""
         named = f"document{'s' * (len(every) > 1)} {', '.join(map(self.name_one, every[:MAX_NAMED]))}{more}"
@@ -123,7 +128,11 @@ class BadStepCounter:
         return f"{named}{'' if several else ' of data.train'} (counted from 0, without blank ones)"
 
     def name_one(self, document: int) -> str:
-        """Return a document's index; with several sources, the index in its source and the source."""
+        """Format the index of a training document for a message; with several data sources, as index and source.
+
+        Args:
+            document: index among the documents of all sources.
+        """
         if len(self.ends) < 2:
             return str(document)
         source = bisect_right(self.ends, document)
@@ -131,10 +140,12 @@ class BadStepCounter:
 
 
 def documents_of(windows: Sequence[Batch]) -> torch.Tensor:
-    """Return the documents of all segments of windows, ``[rows, segments, documents]``; -1 fills up shorter lists.
+    """Return the indices of the documents in each segment of some batches, ``[rows, segments, documents]``.
+
+    Lists of documents that are shorter than the longest one are filled up with -1.
 
     Args:
-        windows: consecutive windows of the same rows.
+        windows: consecutive batches of the same rows.
     """
     every = [window.documents[:, :, None] for window in windows]
     every = [
@@ -163,8 +174,9 @@ def suspects(finite: torch.Tensor, documents: torch.Tensor) -> set[int]:
 
 
 def read_excluded(folder: Path) -> list[int]:
-    """Read from the run's folder which documents rollbacks have excluded; the same on all ranks, which must all call
-    it.
+    """Read the indices of the training documents that earlier rollbacks have excluded, the same on all ranks.
+
+    All ranks must call it.
 
     Args:
         folder: the run's folder.

@@ -180,12 +180,12 @@ def describe_split(ranges: list[LayerRange], times: LayerTimes) -> str:
 
 
 def describe_bubble(recipe: Recipe, micro_batches: int) -> str:
-    """Describe for the log how long each pipeline stage is idle with fewer micro-batches than stages, and what to
+    """Describe for the log how long pipeline stages are idle if there are fewer micro-batches than stages, and what to
     change.
 
     Args:
         recipe: the recipe.
-        micro_batches: number of micro-batches per window, less than the stages.
+        micro_batches: number of micro-batches that the rows are split into, less than the stages.
     """
     stages, mode = recipe.pipeline.stages, recipe.memory.mode
     schedule = pipeline_schedule(stages, recipe.depths.largest, micro_batches, mode=mode)
@@ -219,13 +219,13 @@ def executor_options(recipe: Recipe, prepared: Prepared, device: torch.device) -
 def training_loader(
     recipe: Recipe, prepared: Prepared, after: RunPosition = START, excluded: Collection[int] = ()
 ) -> Iterable[Batch]:
-    """Return an iterable over windows of training documents, with this rank's rows ``[rows, segments,
-    segment_length]``.
+    """Return an iterable over this rank's batches of training documents, ``[rows, segments, segment_length]`` tokens
+    each.
 
     Args:
         recipe: the recipe.
-        prepared: the checked data.
-        after: step and place in the data after which to continue.
+        prepared: results of the preflight checks, with the tokenized documents.
+        after: step and position in the data after which to continue.
         excluded: indices of documents to leave out.
     """
     training, length, pipelines = recipe.training, recipe.memory.segment_length, world_size() // recipe.pipeline.stages

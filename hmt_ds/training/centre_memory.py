@@ -1,8 +1,9 @@
 """Initialize the shift of memory embeddings from the mean of the memories that the untrained model writes.
 
-Most of a memory is common to all segments of all documents. With ``memory.interface: adapted``, P = scale * norm(M) +
-shift would start as far from the mean token embedding as that common part is long. Subtracting the common part lets P
-start around the mean token embedding, and the backbone sees what differs between memories.
+Most of a memory is common to all segments of all documents. With ``memory.interface: adapted``, memories are embedded
+as P = scale * norm(M) + shift, which without the right shift would start as far from the mean token embedding as that
+common part is long. Subtracting the common part lets P start around the mean token embedding, and the backbone sees
+what differs between memories.
 """
 
 import logging
@@ -26,9 +27,12 @@ logger = logging.getLogger(__name__)
 
 
 def has_new_shift(recipe: Recipe) -> bool:
-    """Return whether a run starts with an untrained shift of memory embeddings.
+    """Return whether a run starts with an untrained shift of memory embeddings (P = scale * norm(M) + shift).
 
     This is so with ``memory.interface: adapted``, unless the run starts from a model that was trained with a memory.
+
+    Args:
+        recipe: the recipe of the run.
     """
     memory, converted = recipe.memory, read_converted(recipe.model.source)
     trained = converted is not None and converted["memory"]["mode"] != "backbone"
@@ -36,13 +40,13 @@ def has_new_shift(recipe: Recipe) -> bool:
 
 
 def centre_memory(executor: Executor, windows: Iterable[Window]) -> None:
-    """Initialize the shift of memory embeddings to minus scale * mu, mu the mean normalized memory of some windows.
+    """Initialize the shift of memory embeddings to minus scale * mu, mu the mean normalized memory of some segments.
 
     Nothing else changes: neither the memory that the executor carries nor its random state. All ranks must call it.
 
     Args:
         executor: the untrained model in its engine.
-        windows: this rank's rows of consecutive windows, on the CPU.
+        windows: this rank's rows of consecutive segments, in windows of any length, on the CPU.
     """
     with log_seconds(logger, "centring the memory"):
         random = RandomState(executor.device)
@@ -61,13 +65,13 @@ def centre_memory(executor: Executor, windows: Iterable[Window]) -> None:
 
 
 def sum_memories(executor: Executor, windows: Iterable[Window]) -> tuple[Tensor, Tensor]:
-    """Read windows without gradients, and sum the normalized memories that the model writes.
+    """Read segments without gradients, and sum the normalized memories that the model writes.
 
     Memories that are not finite are left out.
 
     Args:
         executor: the model in its engine.
-        windows: this rank's rows of consecutive windows, on the CPU.
+        windows: this rank's rows of consecutive segments, in windows of any length, on the CPU.
 
     Returns:
         The sum over this rank's memories ``[dim]`` and their number ``[1]``, both float64; 0 on pipeline stages without
@@ -88,7 +92,11 @@ def sum_memories(executor: Executor, windows: Iterable[Window]) -> tuple[Tensor,
 
 
 def segments_of(window: Window) -> Iterator[Window]:
-    """Split a window of several segments into windows of one segment each, and yield them in order."""
+    """Split a window of several segments into windows of one segment each, and yield them in order.
+
+    Args:
+        window: consecutive segments of every row.
+    """
     tensors = {name: tensor for name, tensor in vars(window).items() if tensor is not None}
     for n in range(len(window)):
         yield replace(window, **{name: tensor[:, n : n + 1] for name, tensor in tensors.items()})

@@ -29,7 +29,7 @@ class RunCheckpoints:
         identity: settings that a checkpoint must have in common with the run, by recipe key.
         executor: the model with its optimizer.
         alive: called after each written part of a checkpoint, to tell the watchdog that this rank makes progress.
-        history: gets an event for each checkpoint.
+        history: the run's history, to which an event is added for each checkpoint.
     """
 
     def __init__(
@@ -49,8 +49,7 @@ class RunCheckpoints:
         self.save_started = 0.0
 
     def find(self) -> Path | None:
-        """Return the folder of the checkpoint to resume from; None if there is none, or ``checkpoint.resume`` is
-        ``never``.
+        """Return the folder of the checkpoint to resume from; None to begin a new run.
 
         Raises:
             CheckpointError: another run wrote the checkpoint, or the learning rate would jump.
@@ -70,7 +69,7 @@ class RunCheckpoints:
             checkpoint: folder of the checkpoint.
 
         Returns:
-            How far the saved run had come: its step, and its place in the data.
+            How far the saved run had come: its step, and its position in the data.
 
         Raises:
             CheckpointError: the checkpoint is damaged or does not fit the model.
@@ -85,11 +84,10 @@ class RunCheckpoints:
         return self.saver.written()
 
     def save(self, position: RunPosition) -> None:
-        """Save a checkpoint; if it cannot be written, log a warning and keep earlier ones. All ranks call it at the
-        same step.
+        """Save a checkpoint; if that fails, log a warning and keep earlier ones. All ranks call it at the same step.
 
         Args:
-            position: how far the run has come: its step, and its place in the data.
+            position: how far the run has come: its step, and its position in the data.
         """
         self.finish_save()
         self.begin(position)
@@ -100,15 +98,16 @@ class RunCheckpoints:
         """Start to write a checkpoint: in a thread if ``checkpoint.background`` is set, else during this call.
 
         Args:
-            position: how far the run has come: its step, and its place in the data.
+            position: how far the run has come: its step, and its position in the data.
         """
         self.save_started = time.perf_counter()
         self.saver.begin(self.executor, position)
 
     def finish_save(self) -> None:
-        """Wait until the checkpoint begun last is written on all ranks, and make it visible; only warn if that fails.
+        """Wait until the checkpoint that is being written is complete on all ranks, and make it visible; only warn on
+        errors.
 
-        Does nothing if none was begun.
+        Does nothing if no checkpoint is being written.
         """
         try:
             self.complete()
@@ -117,8 +116,9 @@ class RunCheckpoints:
                 logger.warning(str(error))
 
     def complete(self) -> None:
-        """Wait until the checkpoint begun last is written on all ranks, and make it visible; do nothing if none was
-        begun.
+        """Wait until the checkpoint that is being written is complete on all ranks, and make it visible.
+
+        Does nothing if no checkpoint is being written.
 
         Raises:
             CheckpointError: on all ranks, if the checkpoint could not be written.
@@ -130,10 +130,10 @@ class RunCheckpoints:
             self.history.write("checkpoint", step_number(checkpoint), seconds=round(seconds, 3))
 
     def last_save(self, position: RunPosition) -> Path:
-        """Save the checkpoint at the end of a run, unless that step is saved already; return the checkpoint's folder.
+        """Save the checkpoint at the end of a run, unless its step is saved already; return the checkpoint's folder.
 
         Args:
-            position: how far the run has come.
+            position: how far the run has come: its step, and its position in the data.
 
         Raises:
             CheckpointError: if the checkpoint cannot be written.
@@ -154,7 +154,7 @@ def check_rate_jump(checkpoint: Path, recipe: Recipe) -> None:
         recipe: recipe of the resumed run.
 
     Raises:
-        CheckpointError: with both learning rates.
+        CheckpointError: the rate would jump; the message has both learning rates.
     """
     saved, schedule, steps = read_run_state(checkpoint), recipe.schedule, recipe.training.steps
     planned = saved["identity"].get("training.steps")  # a checkpoint of an earlier version does not tell

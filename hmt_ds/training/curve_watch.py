@@ -13,14 +13,14 @@ DEVIATION = 1.4826  # of a normal distribution, in medians of absolute differenc
 
 
 class CurveWatch:
-    """Detects loss spikes and drops in speed, by comparing each step with those before.
+    """Detects loss spikes and drops in training speed, by comparing each step with earlier ones.
 
-    Windows of another depth change both curves, so the comparison starts over with them.
+    A change of the depth (segments that gradients flow through) changes both, so the comparison then starts over.
 
     Attributes:
         losses: losses of the last steps, in nats per label.
         speeds: tokens/s per rank of the last steps.
-        best: best median of tokens/s so far; 0 before the first one.
+        best: best median of tokens/s per rank so far; 0 before the first one.
         slow: whether the speed has dropped and not recovered.
     """
 
@@ -29,10 +29,11 @@ class CurveWatch:
         self.start_over(0)
 
     def start_over(self, depth: int) -> None:
-        """Forget the losses and speeds of earlier steps.
+        """Forget the losses and speeds of earlier steps, because the depth (segments that gradients flow through) has
+        changed.
 
         Args:
-            depth: number of segments of the windows from now on.
+            depth: the new number of segments.
         """
         self.depth, self.steps, self.quiet = depth, 0, 0
         self.losses: deque[float] = deque(maxlen=REMEMBERED)
@@ -45,7 +46,7 @@ class CurveWatch:
         Args:
             loss: nats per label; None for a step without labels or with a loss that is not finite.
             speed: tokens/s per rank.
-            depth: largest number of segments of a window at this step.
+            depth: largest number of segments that gradients flow through at this step.
 
         Returns:
             A line for the user for each sudden change; an empty list if there is none.
@@ -57,8 +58,12 @@ class CurveWatch:
         return [line for line in found if line]
 
     def spike(self, loss: float) -> str | None:
-        """Return a warning line if a loss (nats per label) is far above those before; else None, and for spikes soon
-        after."""
+        """Return a warning line if a loss is far above those of earlier steps; None otherwise, and for spikes soon
+        after one.
+
+        Args:
+            loss: nats per label.
+        """
         before = list(self.losses)
         self.losses.append(loss)
         self.quiet = max(0, self.quiet - 1)
@@ -76,8 +81,12 @@ class CurveWatch:
         )
 
     def fall(self, speed: float) -> str | None:
-        """Return a line if the speed (tokens/s per rank) has dropped far below the best, or has recovered; else
-        None."""
+        """Return a line for the user if the training speed has dropped far below the best so far, or has recovered;
+        else None.
+
+        Args:
+            speed: tokens/s per rank.
+        """
         if self.steps <= WARM_UP:
             return None
         self.speeds.append(speed)

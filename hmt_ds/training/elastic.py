@@ -1,4 +1,4 @@
-"""Resume on another number of ranks (``training.elastic``) with the rows of the global batch unchanged.
+"""Resume on another number of ranks (``training.elastic``) with the same number of rows in the global batch.
 
 ``python -m hmt_ds.training.elastic NODES RANKS_PER_NODE RECIPE ...`` prints how many of the NODES a run can use.
 """
@@ -40,7 +40,7 @@ def usable_nodes(recipe: Recipe, nodes: int, ranks_per_node: int) -> int:
         ranks_per_node: ranks on each machine.
 
     Raises:
-        ConfigError: not even the ranks of one machine can.
+        ConfigError: not even the ranks of one machine can share the global batch equally.
     """
     rows = global_rows(recipe)
     for number in range(nodes, 0, -1):
@@ -58,7 +58,7 @@ def usable_nodes(recipe: Recipe, nodes: int, ranks_per_node: int) -> int:
 def keep_global_batch(recipe: Recipe) -> Recipe:
     """Return a recipe whose batch size per rank gives the global batch of the run's newest checkpoint.
 
-    A new run's recipe is returned unchanged.
+    If the run has no checkpoint yet, the recipe is returned unchanged.
 
     Args:
         recipe: the recipe, with ``training.elastic``.
@@ -81,7 +81,11 @@ def keep_global_batch(recipe: Recipe) -> Recipe:
 
 
 def global_rows(recipe: Recipe) -> int | None:
-    """Return the rows of the global batch (all ranks' rows of one window) in a run's newest checkpoint; None if new."""
+    """Return the number of rows of the global batch in a run's newest checkpoint; None if there is no checkpoint.
+
+    Args:
+        recipe: recipe of the run.
+    """
     if recipe.checkpoint.resume == "never":
         return None
     saved = newest_state(Path(recipe.training.output) / "checkpoints")
@@ -89,7 +93,7 @@ def global_rows(recipe: Recipe) -> int | None:
 
 
 def batch_size(recipe: Recipe, rows: int, ranks: int) -> int:
-    """Return the rows of each rank, or of each pipeline, in one window; 0 if they cannot share the rows equally.
+    """Return the rows of the global batch that each rank, or each pipeline, reads; 0 if they cannot be shared equally.
 
     Args:
         recipe: recipe of the run.

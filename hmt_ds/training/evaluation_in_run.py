@@ -23,7 +23,7 @@ class EvaluationInRun:
         recipe: the checked recipe.
         prepared: data from the preflight checks.
         reader: the model in its engine.
-        before_window: called before each window; an exception that it raises ends the evaluation.
+        before_window: called before each batch of segments is read; an exception that it raises ends the evaluation.
         own_data: whether the documents are those that the run's own recipe names; results on others get another file
             name.
     """
@@ -49,6 +49,10 @@ def warn_if_unwritable(file: Path) -> Iterator[None]:
 
 
 def as_window(batch: Batch) -> Window:
-    """Return the tensors of a batch that the model reads (token ids, labels, lengths, ...), as a window of segments."""
+    """Return the tensors of a batch that the model reads (token ids, labels, lengths, ...) as a `Window` of segments.
+
+    Args:
+        batch: a batch from a data loader.
+    """
     optional = {"targets": batch.targets, "weights": batch.weights, "parts": batch.parts}
     return Window(batch.input_ids, batch.labels, batch.lengths, batch.starts, **optional)

@@ -1,4 +1,4 @@
-"""What must be equal in a run and in a checkpoint that it resumes from."""
+"""The settings that must be equal in a run and in a checkpoint that it resumes from."""
 
 import hashlib
 from dataclasses import asdict
@@ -13,7 +13,8 @@ from hmt_ds.preflight.read_data import ReadSource
 
 
 def identity(recipe: Recipe, prepared: Prepared) -> dict[str, object]:
-    """Return the settings that must be equal in a run and in a checkpoint that it resumes from: JSON by recipe key.
+    """Return the settings that must be equal in a run and in a checkpoint that it resumes from: JSON values by recipe
+    key.
 
     Args:
         recipe: the checked recipe.
@@ -57,6 +58,11 @@ def identity(recipe: Recipe, prepared: Prepared) -> dict[str, object]:
 
 
 def hash_of_template(source: ReadSource) -> str:
-    """Return a hash of the chat template that a source is written with; "none" unless its format is messages."""
+    """Return a hash of the chat template that a data source's conversations are rendered with; "none" without
+    conversations.
+
+    Args:
+        source: the data source.
+    """
     template = source.found.chat_template
     return hashlib.sha256(template.encode()).hexdigest()[:12] if template else "none"

@@ -1,7 +1,7 @@
-"""Monitor during training whether the model uses its memory, and whether the recall collapses to one place.
+"""Monitor during training whether the model uses its memory, and whether it always retrieves the same one.
 
-Now and then, before windows are trained on, they are read once with their own memories and once with other memories,
-without gradients. These probes take a small share of the run's time (``logging.memory_probe``).
+Now and then, segments that are about to be trained on are first read without gradients, once with their own memories
+and once with another document's. These probes take a small share of the run's time (``logging.memory_probe``).
 """
 
 import math
@@ -28,14 +28,14 @@ BETWEEN = 2.0  # standard errors
 
 
 class Probe(NamedTuple):
-    """Sums, over all ranks, of a comparison of one window read with its own and with other memories.
+    """Sums, over all ranks, of one comparison of losses with a document's own memories and with another document's.
 
     Attributes:
-        sums: sums over all compared segments of d, t, d*d, d*t and t*t, where d is the cost of other memories in nats
-            and t the number of tokens.
-        by_age: sums of recall weight by how many segments back the memory is, newest first.
-        from_oldest: sums of recall weight by position of the memory, counted from a row's oldest one.
-        recalls: number of segments whose recall was counted.
+        sums: sums over all compared segments of d, t, d*d, d*t and t*t, where d is the increase of the loss in nats
+            with other memories and t the number of tokens.
+        by_age: sums of retrieval weight by how many segments back the memory is, newest first.
+        from_oldest: sums of retrieval weight by position of the memory, counted from a row's oldest one.
+        recalls: number of segments whose retrieval weights were counted.
     """
 
     sums: tuple[float, float, float, float, float]
@@ -45,10 +45,10 @@ class Probe(NamedTuple):
 
 
 class MemoryWatch:
-    """Measures during training how much the memory lowers the loss; warns if it is ignored or the recall collapses.
+    """Measures during training how much the memory lowers the loss, and warns if the model ignores it.
 
-    From time to time a probe reads a window with its own and with other documents' memories. On pipelines
-    the recall is not watched.
+    From time to time a probe reads segments with their own and with other documents' memories. It also warns if
+    retrieval collapses to one memory, such as always the newest (not on pipelines).
 
     Args:
         recipe: the checked recipe.
@@ -57,7 +57,7 @@ class MemoryWatch:
     Attributes:
         probes: results of the last probes.
         asked: whether the ranks have agreed to probe before the next step.
-        ignored: whether the last verdict was that the memory is ignored; None before the first verdict.
+        ignored: whether the last verdict was that the model ignores its memory; None before the first verdict.
         share: fraction of the run's time that probes took.
     """
 
@@ -72,8 +72,7 @@ class MemoryWatch:
         self.cost = 1.0  # of a probe, in steps of that time
 
     def due(self) -> int:
-        """Return 1 if another probe of the memory would stay within the allowed share of the time trained so far, else
-        0.
+        """Return 1 if another probe of the memory would stay within its share of the time trained so far, else 0.
 
         A probe is expected to take as long as the last one; the first is expected to take as long as a step.
         """
@@ -93,10 +92,11 @@ class MemoryWatch:
             self.asked = wanted > 0
 
     def probe(self, window: Window, step: int) -> tuple[dict[str, object], list[str]]:
-        """Read a window with its own and with other memories, and judge the last such probes. All ranks must call it.
+        """Compare losses with own and with other memories on a batch, and judge the last such probes. All ranks must
+        call it.
 
         Args:
-            window: this rank's rows of the coming window.
+            window: this rank's rows of the coming segments.
             step: number of the coming step.
 
         Returns:
@@ -114,11 +114,11 @@ class MemoryWatch:
         return values, [line for line in found if line]
 
     def verdict(self, cost: float, error: float, step: int) -> str | None:
-        """Return a line for the user if the memory turns out to be ignored, or to be used again; else None.
+        """Return a line for the user if the model turns out to ignore its memory, or to use it again; else None.
 
         Args:
-            cost: mean cost of other memories, in nats per token.
-            error: standard error of the mean cost.
+            cost: mean increase of the loss with other memories, in nats per token.
+            error: standard error of the mean increase.
             step: number of the coming step.
         """
         if len(self.probes) < NEEDED or not math.isfinite(error) or step < EARLY * self.steps:
@@ -135,7 +135,8 @@ class MemoryWatch:
         return None
 
     def collapse(self) -> str | None:
-        """Return a warning line if nearly all recall weight goes to one place, such as the newest memory; else None."""
+        """Return a warning line if nearly all retrieval weight goes to one memory by age, such as the newest; else
+        None."""
         recalls, before = sum(probe.recalls for probe in self.probes), self.collapsed
         by_age = largest([probe.by_age for probe in self.probes], "the memory {} segments back")
         share, where = max(by_age, largest([probe.from_oldest for probe in self.probes], "memory {} of a document"))
@@ -146,8 +147,13 @@ class MemoryWatch:
 
     @torch.no_grad()
     def read(self, window: Window) -> Probe:
-        """Read a window with its own and with other memories, and sum the costs over all ranks. All ranks must call
-        it."""
+        """Read segments with their own and with other documents' memories, and sum the loss differences over all ranks.
+
+        All ranks must call it.
+
+        Args:
+            window: this rank's rows of the segments.
+        """
         places = self.executor.settings.kept_memories
         sums = torch.zeros(6 + 2 * places, dtype=torch.float64, device=self.executor.device)
         state = self.executor.state
@@ -166,12 +172,13 @@ class MemoryWatch:
         return Probe((d, t, dd, dt, tt), ages, oldest, round(recalls))
 
     def add_cost(self, sums: Tensor, window: Window, n: int, cost: Tensor) -> None:
-        """Add the cost of other memories in segment n to sums, for rows with memories (and a partner to swap with).
+        """Add the loss differences on segment n to a probe's sums, for rows that have memories and a row to swap them
+        with.
 
         Args:
-            sums: sums of the probe, ``[6 + 2 * cached]``: five of costs and tokens, the number of recalls, recall
-                weights by age and by position; changed in place.
-            window: the window.
+            sums: sums of the probe, ``[6 + 2 * cached]``: five of loss differences and tokens, the number of
+                retrievals, retrieval weights by age and by position; changed in place.
+            window: the segments of all rows.
             n: index of the segment.
             cost: loss with other memories minus loss with own ones, in nats, ``[rows]``.
         """
@@ -187,14 +194,14 @@ class MemoryWatch:
         sums[:5] += torch.stack([d.sum(), t.sum(), (d * d).sum(), (d * t).sum(), (t * t).sum()])
 
     def add_recall(self, sums: Tensor, recall: Tensor, state: MemoryState | None, window: Window, n: int) -> None:
-        """Add the recall weights of segment n to sums, for rows that have several memories.
+        """Add the retrieval weights of segment n to a probe's sums, for rows that have several memories.
 
         Args:
-            sums: sums of the probe, ``[6 + 2 * cached]``: five of costs and tokens, the number of recalls, recall
-                weights by age and by position; changed in place.
-            recall: recall weights ``[rows, cached]``, oldest memory first.
+            sums: sums of the probe, ``[6 + 2 * cached]``: five of loss differences and tokens, the number of
+                retrievals, retrieval weights by age and by position; changed in place.
+            recall: retrieval weights ``[rows, cached]``, oldest memory first.
             state: the memory state before the segment.
-            window: the window.
+            window: the segments of all rows.
             n: index of the segment.
         """
         if state is None or not state.valid.shape[1]:
@@ -211,10 +218,11 @@ class MemoryWatch:
 
 
 def largest(parts: list[tuple[float, ...]], name: str) -> tuple[float, str]:
-    """Return the largest share (0 to 1) of all recall weight that goes to one place, and the place's name.
+    """Return the largest share (0 to 1) of all retrieval weight that goes to the memory at one place, and the place's
+    name.
 
     Args:
-        parts: recall weight of each place, for each window that was read to compare memories.
+        parts: retrieval weights by place (counted by age or by position), for each probe.
         name: name of a place, with ``{}`` for the place's number from 1.
     """
     mass = [sum(column) for column in zip(*parts, strict=True)]
@@ -223,8 +231,13 @@ def largest(parts: list[tuple[float, ...]], name: str) -> tuple[float, str]:
 
 
 def pooled_cost(probes: "deque[Probe]") -> tuple[float, float]:
-    """Return the mean cost of other memories in nats per token over all probes, and its standard error; nan without
-    any."""
+    """Return the mean increase of the loss with other documents' memories, in nats per token, and its standard error.
+
+    Both are nan without any probe.
+
+    Args:
+        probes: results of the last probes.
+    """
     d, t, dd, dt, tt = (sum(column) for column in zip(*(probe.sums for probe in probes), strict=True))
     if not t:
         return math.nan, math.nan
@@ -233,5 +246,9 @@ def pooled_cost(probes: "deque[Probe]") -> tuple[float, float]:
 
 
 def finite(value: float) -> float | None:
-    """Return ``value`` rounded for JSON; None for nan and inf, which JSON cannot express."""
+    """Return a number rounded for JSON; None for nan and inf, which JSON cannot express.
+
+    Args:
+        value: the number.
+    """
     return round(value, 6) if math.isfinite(value) else None

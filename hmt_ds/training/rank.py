@@ -163,7 +163,7 @@ def prepare_together(
 
 @contextmanager
 def only_start(recipe: Recipe) -> Iterator[None]:
-    """Hold the lock of the run's folder during the ``with`` block, so that no other start trains into it.
+    """Hold the lock of the run's folder during the ``with`` block, so that no second launch trains into the folder.
 
     All ranks must enter it together.
 

@@ -1,4 +1,5 @@
-"""Evaluate a run's retrieval from memory on generated documents; print the results and write them to its folder."""
+"""Evaluate a run's retrieval from memory on generated documents; print the results and write them to the
+run's folder."""
 
 import hashlib
 import json
@@ -28,11 +29,11 @@ DOCUMENTS = 64
 
 
 class RetrievalValidation(EvaluationInRun):
-    """Evaluates retrieval from memory on generated documents, about names that the training documents never use."""
+    """Evaluates retrieval from memory on generated documents, about things that no training document names."""
 
     @property
     def total(self) -> int:
-        """Number of generated documents that are read for each document length."""
+        """Number of generated documents that are read for each length in segments."""
         return self.recipe.evaluation.documents or DOCUMENTS
 
     def evaluate(self, step: int, *, in_passing: bool = False) -> list[RetrievalRow] | None:
@@ -63,13 +64,14 @@ class RetrievalValidation(EvaluationInRun):
         return rows
 
     def documents(self, segments: int) -> Iterator[tuple[Window, Tensor]]:
-        """Yield this rank's windows of generated documents.
+        """Yield this rank's batches of generated documents.
 
         Args:
             segments: number of segments of each document.
 
         Yields:
-            A window, and the index of each row's document ``[rows]``; -1 for an empty row.
+            The segments of some documents, one document per row, and the index of each row's document ``[rows]``; -1
+            for an empty row.
         """
         settings = self.recipe.data.retrieval
         assert settings is not None and self.prepared.retrieval is not None
@@ -91,7 +93,7 @@ class RetrievalValidation(EvaluationInRun):
         Args:
             step: optimizer step of the weights.
             rows: results for each document length.
-            recalls: recall weights of one document, for the picture; None if the model recalls nothing.
+            recalls: retrieval weights of one document, for the picture; None if the model retrieves nothing.
         """
         settings = self.recipe.data.retrieval
         assert settings is not None
@@ -107,7 +109,7 @@ class RetrievalValidation(EvaluationInRun):
             print(f"retrieval   {file} and .png", flush=True)
 
     def data(self) -> dict[str, object]:
-        """Description of the generated documents, stored with the results: settings by name, and ``sha256`` of their
+        """Description of the generated documents, stored with the results: settings by name, and a SHA-256 of their
         content."""
         settings = self.recipe.data.retrieval
         assert settings is not None

@@ -1,4 +1,4 @@
-"""Record a run's steps: metrics in the run's folder, progress on the screen, a summary at the end."""
+"""Record a run's optimizer steps: metrics in the run's folder, progress on the screen, a summary at the end."""
 
 import logging
 import math
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 class WarmUp:
     """Measures how many seconds compiling, measuring memory and capturing CUDA graphs add to the first steps of a run.
 
-    The step after the first ``steps`` ones shows how long a step takes without that work.
+    The first step after them shows how long a step takes without that work.
 
     Args:
         steps: number of first steps that contain such work.
@@ -37,7 +37,11 @@ class WarmUp:
         self.steps, self.seconds = steps, list[float]()
 
     def step_done(self, seconds: float) -> None:
-        """Count a step of some seconds; after the first one without warm-up work, log how many seconds warm-up took."""
+        """Count an optimizer step; after the first one without warm-up work, log how many seconds warm-up took.
+
+        Args:
+            seconds: duration of the step.
+        """
         if len(self.seconds) > self.steps or not self.steps:
             return
         self.seconds.append(seconds)
@@ -80,7 +84,8 @@ class RunLog:
         self.progress = Progress(self.recipe.training.steps, step, every=options.every, shown=first)
 
     def close(self) -> None:
-        """Close metrics and progress, at the end of the run or before a rollback to an earlier step."""
+        """Close the files of metrics and the progress bar, at the end of the run or before a rollback to an earlier
+        step."""
         if self.progress:
             self.progress.close()
         if self.metrics:
@@ -91,7 +96,7 @@ class RunLog:
 
         Args:
             output: results of the step.
-            position: how far the run has come.
+            position: how far the run has come: its step, and its position in the data.
             seconds: duration of the step.
         """
         self.warm_up.step_done(seconds)
@@ -103,11 +108,11 @@ class RunLog:
             self.metrics.write(row)
 
     def row(self, output: StepOutput, position: RunPosition, seconds: float) -> Row:
-        """Return a step's metrics by name, as metrics.jsonl has them; None where unknown or not finite.
+        """Return a training step's metrics by name, as metrics.jsonl has them; None where unknown or not finite.
 
         Args:
             output: results of the step.
-            position: how far the run has come.
+            position: how far the run has come: its step, and its position in the data.
             seconds: duration of the step.
         """
         speed = output.fresh_tokens / seconds / world_size()
@@ -153,8 +158,14 @@ class RunLog:
 
 
 def create_folder(recipe: Recipe) -> str | None:
-    """Create ``training.output`` and write the recipe into it as recipe.yaml; return an error line if that fails,
-    else None."""
+    """Create the folder ``training.output`` and write the recipe into it as recipe.yaml.
+
+    Args:
+        recipe: the recipe.
+
+    Returns:
+        An error line if that fails, else None.
+    """
     folder, resolved = Path(recipe.training.output), write_yaml(recipe.model_dump(mode="json"))
     aside = folder / ".recipe.yaml"
     try:

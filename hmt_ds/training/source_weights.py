@@ -27,6 +27,9 @@ def with_source_weights(recipe: Recipe) -> Recipe:
     The folder is in the new run's output, which makes the new run independent of the source run: when resumed, it uses
     the folder again, even if the source run has been trained further. All ranks must call it.
 
+    Args:
+        recipe: recipe of the new run.
+
     Raises:
         ConfigError: on all ranks, if a machine cannot read the checkpoint or write the folder.
     """
@@ -97,6 +100,8 @@ def folder_for(recipe: Recipe, run: SourceRun, checkpoint: Path) -> Path:
 
 def convert_together(checkpoint: Path, target: Path, *, merge: bool) -> None:
     """Convert a checkpoint into a folder in float32: on rank 0, then on machines that do not see rank 0's folder.
+
+    All ranks must call it.
 
     Args:
         checkpoint: folder of the checkpoint.

@@ -1,4 +1,4 @@
-"""Find stragglers: ranks whose own work on a step takes longer than that of their peers, which wait for them."""
+"""Find stragglers: ranks whose own work on a step takes longer than that of other ranks, which wait for them."""
 
 import logging
 import socket
@@ -21,13 +21,12 @@ MAX_NAMED = 5  # ranks in one line of the log
 class StragglerDetector:
     """Finds ranks whose own work (reading data, forward and backward passes) takes longer than that of their peers.
 
-    With ``compute.reduction: segment`` the ranks wait for each other in every segment, so a rank's own time cannot be
-    told from its peers', and nothing is compared.
+    The peers of a rank are the ranks of the same pipeline stage. With ``compute.reduction: segment`` the ranks wait for
+    each other in every segment, so a rank's own time cannot be told from its peers', and nothing is compared.
 
     Args:
         executor: the model in its engine, whose phases are timed.
-        limit: a rank is a straggler if it takes more than this many times the median of its peers. (The peers of a rank
-            are the ranks of the same pipeline stage.)
+        limit: a rank is a straggler if it takes more than this many times the median of its peers.
 
     Attributes:
         slowest_rank: the rank with the largest ratio in the last comparison; None before the first one.
@@ -49,17 +48,17 @@ class StragglerDetector:
 
     @contextmanager
     def time_step(self, loading_seconds: float) -> Iterator[None]:
-        """Time this rank's own work on a training step, which is the ``with`` block.
+        """Return a context that times this rank's own work on the training step in the ``with`` block.
 
         Args:
-            loading_seconds: seconds that reading the step's data took, which are added.
+            loading_seconds: seconds that reading the step's data took, to be added.
         """
         self.clock.begin()
         yield
         self.seconds.append(loading_seconds + self.clock.end()["other"])
 
     def compare(self) -> str | None:
-        """Compare the ranks' times every few steps; all ranks must call it after each step.
+        """Every few steps, compare the seconds of own work of all ranks; all ranks must call it after each step.
 
         Returns:
             A message for the log if the set of stragglers has changed since the last comparison, else None.
@@ -83,7 +82,7 @@ class StragglerDetector:
         return taken
 
     def gather(self, own: float) -> torch.Tensor:
-        """Gather seconds from all ranks, which must call it together.
+        """Gather each rank's seconds of own work on all ranks, which must call it together.
 
         Args:
             own: seconds of this rank.

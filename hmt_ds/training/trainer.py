@@ -1,4 +1,4 @@
-"""The training loop: load windows, take an optimizer step, record the results, save and evaluate when due.
+"""The training loop: load batches of segments, take an optimizer step, record the results, save and evaluate when due.
 
 Read :meth:`Trainer.train`, :meth:`Trainer.fit`, :meth:`Trainer.training_step`, in this order. The optimizer step is
 :func:`hmt_ds.parallel.train_step.train_step`.
@@ -77,7 +77,7 @@ class Trainer:
 
         Raises:
             Stopped: if the run is told to stop, after a checkpoint was written.
-            ConfigError: on all ranks, if another start trains into the folder.
+            ConfigError: on all ranks, if another process trains into the folder.
             TooManyBadSteps: after too many consecutive non-finite steps, if the run may not or cannot roll back.
         """
         with only_start(self.recipe):
@@ -120,8 +120,11 @@ class Trainer:
         self.watchdog = Watchdog(self.recipe.training.hang_minutes, self.folder)
 
     def fit(self) -> bool:
-        """Take all remaining optimizer steps; return True at the end, False after too many consecutive non-finite
-        steps."""
+        """Take all remaining optimizer steps of the run.
+
+        Returns:
+            True at the end of the run, False after too many consecutive steps with a non-finite loss or gradient.
+        """
         for step, windows, loading_seconds in self.steps():
             if step == 1 and has_new_shift(self.recipe):
                 centre_memory(self.executor, [as_window(batch) for batch in windows])
@@ -133,10 +136,10 @@ class Trainer:
         return True
 
     def steps(self) -> Iterator[tuple[int, list[Batch], float]]:
-        """Yield the remaining optimizer steps.
+        """Load the data of each remaining optimizer step.
 
         Yields:
-            The step's number from 1, this rank's windows of it, and the seconds that loading them took.
+            The step's number from 1, this rank's batches of the step, and the seconds that loading them took.
         """
         training = self.recipe.training
         batches = iter(training_loader(self.recipe, self.prepared, self.position, self.excluded))
@@ -153,8 +156,8 @@ class Trainer:
 
         Args:
             step: number of the step, from 1.
-            windows: this rank's windows of the step.
-            loading_seconds: seconds that loading the windows took.
+            windows: this rank's batches of the step, each with the segments of one truncated-BPTT window.
+            loading_seconds: seconds that loading the batches took.
         """
         self.probe_memory(step, windows[0])
         started = time.perf_counter()
@@ -178,12 +181,12 @@ class Trainer:
         return output
 
     def probe_memory(self, step: int, window: Batch) -> None:
-        """Measure how much the memory lowers the loss of the coming window, if all ranks agreed to; warn if it is
+        """Measure how much the memory lowers the loss on the coming batch, if all ranks agreed to; warn if it is
         ignored.
 
         Args:
             step: number of the coming step.
-            window: this rank's rows of the coming window.
+            window: this rank's rows of the coming batch.
         """
         if not self.memory_watch.asked:
             return
@@ -193,7 +196,7 @@ class Trainer:
             self.warn(line)
 
     def after_step(self, step: int, output: StepOutput) -> None:
-        """Save and evaluate if they are due after a step; stop if any rank has received a stop signal.
+        """Save and evaluate if either is due after a step; stop if any rank has received a stop signal.
 
         Args:
             step: number of the finished step.
@@ -222,7 +225,7 @@ class Trainer:
 
         Args:
             step: optimizer step of the weights.
-            in_passing: evaluate less, as during training, instead of everything.
+            in_passing: evaluate only a part, as during training, instead of everything.
         """
         started = time.perf_counter()
         for validation in self.validations:
@@ -230,7 +233,7 @@ class Trainer:
         self.history.write("evaluation", step, seconds=round(time.perf_counter() - started, 3))
 
     def before_evaluated_window(self) -> None:
-        """Report progress to the watchdog, and stop if asked to, before each window of an evaluation is read.
+        """Report progress to the watchdog, and stop if asked to, before each batch of an evaluation is read.
 
         Raises:
             Stopped: on all ranks, if any rank has received a stop signal.
@@ -242,13 +245,17 @@ class Trainer:
         self.alive(f"step {self.position.step}, in its evaluation")
 
     def load(self, checkpoint: Path) -> None:
-        """Restore the run from a checkpoint's folder, and continue after the checkpoint's step."""
+        """Restore the run from a checkpoint, and continue after the step at which it was saved.
+
+        Args:
+            checkpoint: folder of the checkpoint.
+        """
         self.excluded = read_excluded(self.folder)
         self.position = self.checkpoints.load(checkpoint)
 
     def roll_back(self) -> None:
-        """After too many non-finite steps, return to the newest intact checkpoint, without the documents that caused
-        them.
+        """After too many non-finite steps, return to the newest intact checkpoint, and exclude the documents that
+        caused them.
 
         Raises:
             TooManyBadSteps: ``training.on_bad_steps`` is not rollback, or there is no checkpoint to return to.
@@ -263,7 +270,7 @@ class Trainer:
         self.log.open(self.position.step)
 
     def finish(self) -> None:
-        """Save the last checkpoint, evaluate, and print the summary of the run."""
+        """Save the run's last checkpoint, evaluate, and print the summary of the run."""
         self.log.close()
         checkpoint = self.checkpoints.last_save(self.position)
         self.evaluate(self.position.step)
@@ -285,7 +292,11 @@ class Trainer:
         )
 
     def alive(self, after: str) -> None:
-        """Tell this rank's watchdog that it has finished something, such as ``step 12``."""
+        """Tell this rank's watchdog that the rank makes progress.
+
+        Args:
+            after: what the rank has just finished, such as ``step 12``.
+        """
         if self.watchdog:
             self.watchdog.alive(after)
 

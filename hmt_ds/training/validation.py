@@ -28,7 +28,7 @@ class Validation(EvaluationInRun):
 
     @property
     def rows(self) -> int:
-        """Number of rows of a batch of held-out documents on each rank."""
+        """Number of rows (sequences) of a batch of held-out documents on each rank."""
         return self.recipe.evaluation.batch_size or self.recipe.training.batch_size
 
     def evaluate(self, step: int, *, in_passing: bool = False) -> None:
@@ -64,7 +64,7 @@ class Validation(EvaluationInRun):
         return ["swapped", "none"] if self.rows > 1 else ["none"]
 
     def data(self) -> HeldOutData:
-        """Description of the held-out documents, stored with the results.
+        """Description of the held-out documents, stored with an evaluation's results.
 
         It has source, SHA-256 of the token ids, numbers of documents and tokens, and tokenizer.
         """
@@ -80,7 +80,11 @@ class Validation(EvaluationInRun):
         )
 
     def show(self, evaluation: Evaluation) -> None:
-        """Print the table of an evaluation's held-out losses, and the verdict on whether the memory helps."""
+        """Print the table of an evaluation's held-out losses, and the verdict on whether the memory helps.
+
+        Args:
+            evaluation: the results.
+        """
         data, figures = evaluation.data, evaluation.figures
         title = f"held-out loss after step {evaluation.step}, by segments read before, with 95% intervals over "
         title += f"{data.documents:,} documents of {Path(data.source).name}"
@@ -94,7 +98,11 @@ class Validation(EvaluationInRun):
             print(figures.verdict)
 
     def write(self, evaluation: Evaluation) -> None:
-        """Write the results of an evaluation (.json, .npz) and a plot (.png) into the run's folder."""
+        """Write the results of an evaluation (.json, .npz) and a plot (.png) into the run's folder.
+
+        Args:
+            evaluation: the results.
+        """
         folder = Path(self.recipe.training.output) / "evaluation"
         file = evaluation_file(folder, evaluation.step, evaluation.data.sha256, own=self.own_data)
         with warn_if_unwritable(file):
@@ -103,10 +111,11 @@ class Validation(EvaluationInRun):
             print(f"evaluation  {file}, .npz and .png", flush=True)
 
     def held_out(self) -> Iterable[tuple[Window, Tensor]]:
-        """Yield windows of this rank's rows of the held-out documents.
+        """Yield this rank's batches of the held-out documents.
 
         Yields:
-            A window, and the index of each segment's document ``[rows, segments]``; -1 for an empty one.
+            Consecutive segments of this rank's rows, and the index of each segment's document ``[rows, segments]``; -1
+            for an empty one.
         """
         assert self.prepared.validation is not None
         for batch in WindowLoader(
