@@ -27,7 +27,7 @@ def build_model(
     device: torch.device | str = "cpu",
     trust_remote_code: bool = False,
 ) -> CausalLM:
-    """Build a backbone with the weights of ``source``, or with random weights if ``source`` is a mapping.
+    """Build a backbone (a causal language model) with stored or with random weights.
 
     With ZeRO-3, call this inside :func:`build_under_zero_init`: then no rank ever holds the whole model.
 
@@ -98,8 +98,8 @@ def check_weights(source: str | ConfigValues, *, trust_remote_code: bool = False
         trust_remote_code: allow Python code in the model's folder to run.
 
     Returns:
-        A warning if the files hold weights that the model does not use, such as the head of another task or biases
-        that the configuration turns off; and one for each other file that differs from the folder's hashes.
+        A warning if the files hold weights that the model does not use, such as the head of another task or biases that
+        the configuration turns off; and one for each changed file, by the hashes in the folder.
 
     Raises:
         BackboneError: in one line, if a weight is missing, has another shape or cannot be read.

@@ -1,4 +1,4 @@
-"""Set how a backbone computes: activation checkpointing, liger kernels and torch.compile of its layers."""
+"""Activation checkpointing, liger kernels and torch.compile for the decoder layers of a backbone."""
 
 from functools import partial
 
@@ -53,7 +53,7 @@ def checkpoint_layers(backbone: CausalLM, *, selective: bool) -> None:
     Args:
         backbone: the backbone, changed in place.
         selective: keep the results of matrix products and attention besides each layer's input, and recompute the rest;
-            otherwise keep only each layer's input.
+            if False, keep only each layer's input.
     """
     arguments: dict[str, object] = {"use_reentrant": False}  # reentrant checkpoints fail under ZeRO
     if selective:
@@ -73,7 +73,11 @@ def keep_expensive(context: object, operation: object, *arguments: object, **opt
 
 
 def liger_knows(model_type: str) -> bool:
-    """Return whether liger-kernel is installed and has kernels for a model type such as ``llama``."""
+    """Return whether liger-kernel is installed and has kernels for a model type.
+
+    Args:
+        model_type: the configuration's ``model_type``, such as ``llama``.
+    """
     try:
         from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
     except ImportError:
@@ -82,8 +86,11 @@ def liger_knows(model_type: str) -> bool:
 
 
 def use_liger(backbone: CausalLM) -> None:
-    """Replace a backbone's norms, rotary embeddings and MLPs with liger-kernel's, in place; its weights stay the
-    same."""
+    """Replace a backbone's norms, rotary embeddings and MLPs with liger-kernel's, in place; its weights stay the same.
+
+    Args:
+        backbone: the backbone.
+    """
     from liger_kernel.transformers.monkey_patch import _apply_liger_kernel_to_instance
 
     # not liger's loss: ours applies the head in chunks
@@ -91,9 +98,12 @@ def use_liger(backbone: CausalLM) -> None:
 
 
 def compile_layers(backbone: CausalLM) -> None:
-    """Compile the decoder layers and the final norm with ``torch.compile``.
+    """Compile a backbone's decoder layers and final norm with ``torch.compile``.
 
     Layers are compiled one by one: they share one code object, so each input shape is compiled once for all layers.
+
+    Args:
+        backbone: the backbone, changed in place.
     """
     module, name = decoder_layers(backbone)
     torch._dynamo.config.cache_size_limit = max(32, torch._dynamo.config.cache_size_limit)

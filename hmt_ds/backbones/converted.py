@@ -53,9 +53,9 @@ def backbone_config(converted: ConfigValues) -> PreTrainedConfig:
 
 @contextmanager
 def without_memory(config: PreTrainedConfig) -> Iterator[None]:
-    """Let transformers load only the backbone of a converted folder, in the ``with`` block, without warnings.
+    """Let transformers load only the backbone of a converted folder in the ``with`` block, without warnings.
 
-    It would warn of the memory modules' weights, which the backbone does not have.
+    Otherwise it would warn of the memory modules' weights, which the backbone does not have.
 
     Args:
         config: the backbone's configuration, whose model class decides which unknown weights are reported.

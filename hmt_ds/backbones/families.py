@@ -42,5 +42,9 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(config: PreTrainedConfig) -> Family:
-    """Return the ``FAMILIES`` row of a configuration's model type; for an unlisted type, a row without differences."""
+    """Return how a model's family differs from a Llama-like one; for an unlisted family, a row without differences.
+
+    Args:
+        config: the model's configuration.
+    """
     return FAMILIES.get(config.model_type, GENERAL)

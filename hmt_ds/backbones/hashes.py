@@ -15,7 +15,11 @@ logger = logging.getLogger(__name__)
 
 
 def write_hashes(folder: Path) -> None:
-    """Write sha256.json: the SHA-256 of every file of a folder, except for its README.md and pictures."""
+    """Write sha256.json into a converted folder: the SHA-256 of every file except README.md and pictures.
+
+    Args:
+        folder: the folder.
+    """
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file.suffix not in FOR_PEOPLE)
     found = {file.relative_to(folder).as_posix(): hash_file(file) for file in files}
     (folder / HASHES).write_text(json.dumps(found, indent=1) + "\n")
@@ -63,11 +67,16 @@ def check_hashes(source: str) -> list[str]:
 
 
 class HashedFolder:
-    """Mixin for a transformers model: loading checks the hashes of its folder, and saving removes outdated ones."""
+    """Mixin for a transformers model: loading checks the SHA-256 of its folder's files, and saving removes outdated
+    ones."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *arguments, **options):  # type: ignore[no-untyped-def]
         """Load a model as transformers does, after comparing its files with the hashes in the folder's sha256.json.
+
+        Args:
+            pretrained_model_name_or_path: the folder, or a hub name, which is not checked. arguments, options:
+                transformers' arguments of the method of the same name.
 
         Raises:
             BackboneError: a file of weights differs.
@@ -77,6 +86,10 @@ class HashedFolder:
         return super().from_pretrained(pretrained_model_name_or_path, *arguments, **options)  # type: ignore[misc]
 
     def save_pretrained(self, save_directory, *arguments, **options):  # type: ignore[no-untyped-def]
-        """Save the model as transformers does, and delete the folder's sha256.json, whose hashes would be outdated."""
+        """Save the model as transformers does, and delete the folder's sha256.json, whose hashes would be outdated.
+
+        Args:
+            save_directory: the folder. arguments, options: transformers' arguments of the method of the same name.
+        """
         Path(save_directory, HASHES).unlink(missing_ok=True)
         super().save_pretrained(save_directory, *arguments, **options)  # type: ignore[misc]

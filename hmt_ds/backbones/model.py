@@ -16,7 +16,7 @@ class BackboneError(ValueError):
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, up to 300 characters, with its type if it is a single word."""
+    """Return the first line of an error's message, up to 300 characters; if it is one word, with the error's type."""
     line = (str(error).strip().splitlines() or [""])[0][:300]
     if isinstance(error, KeyError):  # looked up in transformers' tables of activations, rope types and models
         return f"{line} is unknown to transformers"
@@ -28,7 +28,7 @@ class CausalLM(nn.Module):
 
     Args:
         model: a causal language model of ``transformers``, or one pipeline stage of it.
-        dim: width of the embeddings; needed for a stage without embeddings.
+        dim: width of the embeddings; needed for a pipeline stage without embeddings.
     """
 
     def __init__(self, model: PreTrainedModel, dim: int | None = None):
@@ -49,7 +49,14 @@ class CausalLM(nn.Module):
         return self.config.get_text_config().vocab_size
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Embed token ids: ``[batch, positions]`` int64 -> ``[batch, positions, dim]``."""
+        """Embed token ids as input embeddings of the decoder.
+
+        Args:
+            ids: ``[batch, positions]`` int64.
+
+        Returns:
+            ``[batch, positions, dim]``.
+        """
         return self.model.get_input_embeddings()(ids)
 
     def decode(self, embeddings: Tensor, mask: Tensor | None = None, parts: Tensor | None = None) -> Tensor:
@@ -109,8 +116,14 @@ class CausalLM(nn.Module):
         return output.last_hidden_state
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Apply the output head with its bias and logit cap: ``[batch, positions, dim]`` -> ``[batch, positions,
-        vocabulary]``."""
+        """Apply the output head, with its bias and logit cap, to hidden states.
+
+        Args:
+            hidden: ``[batch, positions, dim]``.
+
+        Returns:
+            Logits ``[batch, positions, vocabulary]``.
+        """
         logits = self.model.get_output_embeddings()(hidden)
         if self.softcap:
             logits = torch.tanh(logits / self.softcap) * self.softcap

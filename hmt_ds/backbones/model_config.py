@@ -81,8 +81,12 @@ def any_config(source: str | ConfigValues, *, trust_remote_code: bool) -> PreTra
 
 
 def name_of(source: str | ConfigValues) -> str | None:
-    """Return a model's name for error messages: the folder, the hub name, or a configuration's ``model_type`` (or
-    None)."""
+    """Return a model's name for error messages: folder, hub name, or the ``model_type`` of a configuration, if it has
+    one.
+
+    Args:
+        source: a folder, a hub name or a configuration as a mapping.
+    """
     return source.get("model_type") if isinstance(source, dict) else source
 
 
@@ -105,7 +109,7 @@ def check_values(config: PreTrainedConfig, prefix: str) -> None:
     """Refuse a dtype that torch lacks, and a rotary scaling factor of 0 or less, with which every output is nan.
 
     Args:
-        config: the configuration.
+        config: the model's configuration.
         prefix: text in front of every line of the error, such as ``model.source.``.
 
     Raises:

@@ -76,7 +76,7 @@ def check_packing(config: PreTrainedConfig) -> None:
         config: the model's configuration.
 
     Raises:
-        BackboneError: in one line, if it cannot.
+        BackboneError: in one line, if the model cannot keep them apart.
     """
     family = FAMILIES.get(config.model_type)
     if not (family.packs if family else keeps_apart(CausalLM(small_model(config, LAYERS)))):
@@ -84,7 +84,11 @@ def check_packing(config: PreTrainedConfig) -> None:
 
 
 def keeps_apart(backbone: CausalLM) -> bool:
-    """Return whether a model computes two documents packed into one row as it computes each of them alone."""
+    """Return whether a model computes two documents packed into one row as it computes each of them alone.
+
+    Args:
+        backbone: the model.
+    """
     embeddings, parts = torch.randn(1, 7, backbone.dim), torch.tensor([[0, 0, 0, 1, 1, 1, 1]])
     alone = torch.cat([backbone.decode(embeddings[:, :3]), backbone.decode(embeddings[:, 3:])], dim=1)
     try:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """Settings of low-rank adapters (LoRA), which peft adds to the backbone."""
+    """Settings of low-rank adapters (LoRA), which peft adds to the layers of the backbone."""
 
     rank: int = 8
     """Rank of each adapter (r in the LoRA paper): a layer of m inputs and n outputs gets rank * (m + n) weights."""

@@ -1,6 +1,6 @@
 """Cut a model down to one pipeline stage: some layers, embeddings on the first stage, norm and head on the last.
 
-A stage is the transformers model itself with the other modules removed, so names of weights, masks and positions remain
+A stage is the transformers model itself with its other modules removed, so names of weights, masks and positions remain
 those of transformers.
 """
 
@@ -24,11 +24,11 @@ SHARED = {"rotary_emb"}  # kept by every stage
 
 
 class LayerRange(NamedTuple):
-    """The decoder layers of a pipeline stage.
+    """The decoder layers of a pipeline stage, by their indices in the whole model.
 
     Attributes:
         first: index of the stage's first layer in the model.
-        end: index after the stage's last layer.
+        end: index after the stage's last layer in the model.
         total: number of layers of the whole model.
     """
 
@@ -105,7 +105,7 @@ def trim_model(model: PreTrainedModel, layers: LayerRange) -> None:
 
 
 def remove_front(model: PreTrainedModel, holder: nn.Module, names: set[str], *, keep_shared: bool) -> None:
-    """Replace the modules in front of the first decoder layer by ones without weights, for stages after the first.
+    """Replace the modules in front of the first decoder layer by modules without weights, for stages after the first.
 
     Args:
         model: the transformers model.
@@ -119,7 +119,8 @@ def remove_front(model: PreTrainedModel, holder: nn.Module, names: set[str], *, 
 
 
 def remove_head(model: PreTrainedModel) -> None:
-    """Replace the output head with an identity, and tell transformers that no weights are tied."""
+    """Replace a model's output head with an identity, and tell transformers that no weights are tied; for all stages
+    but the last."""
     set_tied_weights(model, {})
     head = model.get_output_embeddings()
     for name, module in model.named_children():
@@ -128,13 +129,21 @@ def remove_head(model: PreTrainedModel) -> None:
 
 
 def shared_with_head(model: PreTrainedModel, module: nn.Module) -> bool:
-    """Return whether a module is the token embeddings and its weight is tied to the head's."""
+    """Return whether a module is a model's token embeddings and its weight is tied to the output head's.
+
+    Args:
+        model: the transformers model.
+        module: a module of the model.
+    """
     return model.config.get_text_config().tie_word_embeddings and module is model.get_input_embeddings()
 
 
 def embedding_width(config: PreTrainedConfig) -> int:
-    """Return the width of the token embeddings that a model's configuration gives, for a family listed in
-    families.py."""
+    """Return the width of a model's token embeddings, for a family listed in families.py.
+
+    Args:
+        config: the model's configuration.
+    """
     config = config.get_text_config()
     return getattr(config, "word_embed_proj_dim", None) or config.hidden_size
 

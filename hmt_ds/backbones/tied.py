@@ -19,8 +19,8 @@ ROWS = 4096  # compared at a time: an embedding may have gigabytes
 
 
 class Rows(Protocol):
-    """A stored weight, read from disk row by row as it is indexed: a safetensors slice or a memory-mapped tensor
-    (Protocol)."""
+    """Protocol of a stored weight whose rows are read from disk when indexed: safetensors' slice, or a
+    mapped tensor."""
 
     def __getitem__(self, rows: slice) -> Tensor: ...
 
@@ -59,7 +59,7 @@ def stored_weights(source: str) -> dict[str, Rows]:
 
 
 def weights_in(file: Path) -> dict[str, Rows]:
-    """Return the weights in a safetensors or PyTorch file by name, without reading their values."""
+    """Return the weights in one safetensors or PyTorch file by name, without reading their values."""
     if file.suffix == ".safetensors":
         opened = safe_open(file, framework="pt")
         return {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118

@@ -23,10 +23,10 @@ PROPERTIES = (
 
 @contextmanager
 def sequences_in_rows(sequences: Tensor | None = None) -> Iterator[None]:
-    """Tell transformers, in the ``with`` block, which sequences are packed into each row, so that it need not search.
+    """Tell transformers in the ``with`` block which sequences are packed into each row, so that it need not search.
 
-    Its search compares positions in every forward pass, which makes the GPU wait for the host. While a CUDA graph is
-    captured it would also build full attention masks, which rule out flash attention; this is disabled too.
+    transformers' search compares positions in every forward pass, which makes the GPU wait for the host. While a CUDA
+    graph is captured it would also build full attention masks, which rule out flash attention; this is disabled too.
 
     Args:
         sequences: ``[rows, positions]``, number of each position's sequence; None for one sequence per row.
@@ -75,16 +75,17 @@ def set_tied_weights(module: nn.Module, tied: dict[str, str]) -> None:
 
     Args:
         module: the module.
-        tied: from the name of each tied weight to the name of the weight that it shares values with.
+        tied: a map from the name of each tied weight to the name of the weight that it shares values with.
     """
     module.all_tied_weights_keys = tied  # type: ignore[assignment]
 
 
 def adopt_properties(module: nn.Module, model: PreTrainedModel, *, prefix: str) -> None:
-    """Copy a transformers model's loading properties to a module that wraps the model.
+    """Copy the properties that transformers and accelerate need for loading from a model to a module that wraps the
+    model.
 
-    transformers and accelerate read them from the children of the model that they load: tied weights, modules that must
-    stay on one device, and modules that must stay in float32.
+    They read them from the children of the model that they load: tied weights, modules that must stay on one device,
+    and modules that must stay in float32.
 
     Args:
         module: the wrapping module, a child of another transformers model.
@@ -102,7 +103,12 @@ def is_recurrent(model: PreTrainedModel) -> bool:
 
 
 def find_file(source: str, name: str) -> Path | None:
-    """Return the path of a file in a folder or a hub model, downloading it if needed; None if there is no such file."""
+    """Return the path of a file in a model's folder or hub repository, downloading it if needed; None if it is absent.
+
+    Args:
+        source: a folder or a hub name.
+        name: name of the file.
+    """
     found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
     return Path(found) if found else None
 

@@ -1,1 +1,1 @@
-"""Benchmarks of a recipe: speed and memory of some optimizer steps."""
+"""Benchmarks of a recipe: speed and memory of some optimizer steps (`hmt-ds bench`)."""

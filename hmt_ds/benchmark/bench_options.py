@@ -15,10 +15,13 @@ from hmt_ds.config.value_checks import why_no_folder
 
 
 def check_json(file: Path) -> Path:
-    """Return the path of a JSON file to write, unchanged.
+    """Check the path of a JSON file to write, and return it unchanged.
+
+    Args:
+        file: the path.
 
     Raises:
-        ValueError: if it is a folder, or an existing file of another type, which would be overwritten.
+        ValueError: the path is a folder, or an existing file of another type, which would be overwritten.
     """
     if file.is_dir():
         raise ValueError(f"{file} is a folder: give a .json file")
@@ -28,7 +31,10 @@ def check_json(file: Path) -> Path:
 
 
 def check_folder(folder: Path) -> Path:
-    """Return the path of a folder to write to, unchanged.
+    """Check the path of a folder to write to, and return it unchanged.
+
+    Args:
+        folder: the path.
 
     Raises:
         ValueError: if the folder cannot be created.

@@ -15,11 +15,11 @@ Footprint = dict[str, int | str | dict[str, int] | None]  # by name, with its un
 
 
 def bytes_within(nested: object, device: torch.device, seen: set[int]) -> int:
-    """Return the bytes of all tensors on a device within nested containers; each storage counts once.
+    """Return the bytes of all tensors on a device within nested containers; tensors that share a storage count once.
 
     Args:
         nested: tensors, dataclasses, dicts, lists, tuples and sets, nested in any way.
-        device: only tensors on devices of its type (CPU, CUDA) count.
+        device: only tensors on devices of the same type (CPU, CUDA) count.
         seen: addresses of storages that were counted before and are left out; new ones are added to it.
     """
     if isinstance(nested, Tensor):
@@ -89,8 +89,10 @@ class MemoryProbe:
             self.record()
 
     def record(self) -> None:
-        """Assign the peak memory since the previous call to the phase of the step that is running (the innermost of
-        nested ones)."""
+        """Assign the peak memory since the previous call to the phase of the training step that is now running.
+
+        If phases are nested, it is the innermost one.
+        """
         name, found = self.open[-1], memory_by_use(self.executor)
         before = self.uses.setdefault(name, found)
         self.uses[name] = {use: max(size, before[use]) for use, size in found.items()}
@@ -122,8 +124,8 @@ def footprint(probe: MemoryProbe, peak: int) -> Footprint:
     does not count allocations: there each part is the largest that was found.
 
     Args:
-        probe: the memory of each phase of one step.
-        peak: peak bytes of the timed steps, which may be longer than that step; on CPUs, resident memory.
+        probe: the memory of each phase of one training step.
+        peak: peak bytes of the timed steps, which may have more segments; on CPUs, resident memory.
     """
     device, phases = probe.executor.device, probe.peaks
     if device.type == "cpu":

@@ -1,4 +1,4 @@
-"""Run an executor's training steps and measure speed, phases and memory, and write a profiler trace."""
+"""Run training steps and measure speed, phases and memory, and write a profiler trace."""
 
 import math
 from collections.abc import Iterator
@@ -47,10 +47,11 @@ class TimedStep:
 class Flops(TypedDict):
     """FLOPs of forward and backward passes, all pipeline stages together.
 
+    A window is a batch of rows of several segments, which one truncated-BPTT pass covers.
+
     Attributes:
         useful_flops_per_token: FLOPs per token read, without recomputation and attention scores.
-        useful_flops_per_window: FLOPs per window (some segments of every row), without recomputation and attention
-            scores.
+        useful_flops_per_window: FLOPs per window, without recomputation and attention scores.
         repeated_flops_per_window: FLOPs of recomputation per window.
         layer_parameters: number of parameters in the decoder layers.
     """
@@ -64,15 +65,15 @@ class Flops(TypedDict):
 def random_windows(
     batch: int, segments: int, length: int, vocabulary: int, *, seed: int, fresh: bool
 ) -> Iterator[Window]:
-    """Yield windows of random tokens without end: one endless document per row, or new documents in each window.
+    """Yield batches of random tokens without end: one endless document per row, or new documents in each batch.
 
     Args:
-        batch: rows of a window.
-        segments: segments of a window.
+        batch: rows of a batch.
+        segments: segments of each row in a batch.
         length: tokens of a segment.
         vocabulary: number of different token ids.
         seed: seed of the tokens; ranks with different rows need different seeds.
-        fresh: whether each window begins new documents, so that no memory is carried over from the window before.
+        fresh: whether each batch begins new documents, so that no memory is carried over from the batch before.
     """
     generator = torch.Generator().manual_seed(seed)
     following = torch.randint(vocabulary, (batch, 1), generator=generator)
@@ -90,7 +91,12 @@ def random_windows(
 
 
 def shortened(window: Window, segments: int) -> Window:
-    """Return a window that has only the first ``segments`` segments of another one."""
+    """Return a copy of a window (rows of consecutive segments) with only its first segments.
+
+    Args:
+        window: the window.
+        segments: number of segments to keep.
+    """
     first = (getattr(window, name)[:, :segments] for name in ("input_ids", "labels", "lengths", "starts"))
     return Window(*first)
 
@@ -100,7 +106,7 @@ class Bench:
 
     Args:
         executor: the model in its engine, which has not taken a step yet.
-        steps: yields the windows of each step.
+        steps: yields the input of each step: windows, which are batches of rows of consecutive segments.
     """
 
     def __init__(self, executor: Executor, steps: Iterator[list[Window]]):
@@ -110,18 +116,21 @@ class Bench:
         self.peak = 0  # bytes, of the timed steps, on GPUs
 
     def warm_up(self, steps: int) -> None:
-        """Run ``steps`` untimed training steps on windows with fewer segments, which compile all that timed steps
-        need."""
+        """Run untimed training steps with fewer segments, which compile everything that timed steps need.
+
+        Args:
+            steps: number of steps.
+        """
         for _ in range(steps):
             self.executor.train_batch(self.short_step())
 
     @property
     def short(self) -> int:
-        """Number of segments of a shortened window, used for warm-up and wherever speed is not timed.
+        """Number of segments to which training steps are shortened for warm-up and wherever speed is not timed.
 
-        A shortened window has every kind of work that a whole window has: segments that keep their activations, a
-        recomputed segment, and summary batches of one size. Otherwise the timed steps would compile some of it, or
-        capture CUDA graphs.
+        A shortened step has every kind of work that a whole one has: segments that keep their activations, a recomputed
+        segment, and summary batches of one size. Otherwise the timed steps would compile some of it, or capture CUDA
+        graphs.
         """
         if self.executor.stages > 1:
             return SHORT_WINDOW
@@ -130,10 +139,10 @@ class Bench:
         return batches * plan.summary_segments
 
     def short_step(self, windows: int | None = 1) -> list[Window]:
-        """Return this rank's windows of the next training step, cut to fewer segments.
+        """Return this rank's input of the next training step, cut to fewer segments, for steps that are not timed.
 
         Args:
-            windows: how many of the step's windows to return; None for all.
+            windows: how many of the step's windows (batches of rows of segments) to return; None for all.
         """
         return [shortened(window, self.short) for window in next(self.steps)[:windows]]
 
@@ -172,7 +181,7 @@ class Bench:
 
         Args:
             clock: the clock of the executor's phases.
-            windows: this rank's windows of the step.
+            windows: this rank's input of the step, batches of rows of consecutive segments.
 
         Returns:
             Seconds by phase, the number of tokens that all ranks read, and the mean loss in nats per label.
@@ -226,14 +235,15 @@ class Bench:
 
 
 def flops_of(executor: Executor, parameters: int, trained: int, batch: int, segments: int) -> Flops:
-    """Return the FLOPs of an executor's windows. With pipeline stages all ranks must call it together.
+    """Return the FLOPs of an executor's forward and backward passes. With pipeline stages all ranks must call it
+    together.
 
     Args:
         executor: the model in its engine, after it has decided how many segments keep their activations.
         parameters: number of parameters of the whole model.
         trained: number of trained parameters.
         batch: rows per rank or pipeline.
-        segments: segments of a window.
+        segments: number of segments that gradients flow through.
     """
     settings = executor.settings
     module, name = decoder_layers(cast(CausalLM, executor.engine.module.backbone))
@@ -258,17 +268,18 @@ def flops_of(executor: Executor, parameters: int, trained: int, batch: int, segm
 def speeds(
     steps: list[TimedStep], flops: Flops, windows: float, peaks: dict[str, float]
 ) -> dict[str, dict[str, float]]:
-    """Return the rates (tokens/s, FLOP/s, ...) of the median step: of the ``whole_step``, and of
-    ``forward_and_backward``.
+    """Return the rates (tokens/s, FLOP/s, ...) of the median step, as a whole and of its forward and backward passes
+    alone.
 
     Args:
         steps: measurements of each step.
-        flops: FLOPs of a token and of a window.
+        flops: FLOPs of a token, and of a window (a batch of rows of segments).
         windows: windows per step and rank; the stages of a pipeline share a window.
         peaks: peak FLOP/s of the device, by source (``measured``, ``datasheet``).
 
     Returns:
-        Rates by name, as :func:`hmt_ds.planning.flops.rates` gives them, for each of the two.
+        For ``whole_step`` and ``forward_and_backward``, rates by name as :func:`hmt_ds.planning.flops.rates` gives
+        them.
     """
     repeated = flops["repeated_flops_per_window"] * windows
 

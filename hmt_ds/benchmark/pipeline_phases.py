@@ -1,4 +1,4 @@
-"""Measured phases and pipeline bubbles of each stage, with the bubbles expected from the schedule."""
+"""Measured seconds and pipeline bubbles of each stage, beside the bubbles expected from the schedule."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ WORK = ("summary", "recall", "forward", "backward")  # the phases of a window, w
 
 @dataclass(frozen=True)
 class PipelineWindow:
-    """The sizes of a window of segments on a pipeline, and the forward passes that are not recomputed.
+    """The sizes of a training batch on a pipeline, and the forward passes that are not recomputed.
 
     Attributes:
-        segments: number of segments of the window.
-        micro_batches: number of micro-batches that the window is split into.
-        summary_group: number of micro-batches per summary pass.
+        segments: number of segments that gradients flow through.
+        micro_batches: number of micro-batches that the rows are split into.
+        summary_group: number of micro-batches that one pass computes retrieval queries for.
         settings: settings of the memory.
         kept_graphs: for each stage, the forward passes that keep their autograd graphs.
     """
@@ -35,7 +35,11 @@ class PipelineWindow:
     kept_graphs: Sequence[Collection[Action]] = ()
 
     def schedule(self, stages: int) -> list[list[Action]]:
-        """Return the pipeline schedule of the window on ``stages`` stages: for each stage, its passes in order."""
+        """Return the pipeline schedule for these sizes: for each stage, its forward and backward passes in order.
+
+        Args:
+            stages: number of stages.
+        """
         return pipeline_schedule(
             stages,
             self.segments,
@@ -50,14 +54,14 @@ class PipelineResults(TypedDict):
 
     Attributes:
         stages: number of stages.
-        micro_batches: number of micro-batches per window.
-        summary_group_size: number of micro-batches per summary pass.
+        micro_batches: number of micro-batches that the rows are split into.
+        summary_group_size: number of micro-batches that one pass computes retrieval queries for.
         layers: number of decoder layers.
         phase_seconds: measured seconds by phase.
         bubbles: measured pipeline bubbles, as fractions (0 to 1) of the time.
         schedule_bubbles: bubbles of the simulated schedule if all stages were equally fast.
         simulated_bubbles: bubbles of the simulated schedule with the measured durations.
-        forward_passes: number of forward passes per window, recalls not counted.
+        forward_passes: number of forward passes per truncated-BPTT window; memory retrievals do not count.
         kept_graphs: number of forward passes that keep their autograd graphs.
     """
 
@@ -74,7 +78,12 @@ class PipelineResults(TypedDict):
 
 
 def pipeline_window(executor: PipelineExecutor, segments: int) -> PipelineWindow:
-    """Return the sizes of an executor's windows of ``segments`` segments. All ranks must call it."""
+    """Return the sizes of an executor's training batches on a pipeline. All ranks must call it.
+
+    Args:
+        executor: this rank's executor.
+        segments: number of segments that gradients flow through.
+    """
     micro_batches, settings = executor.runner.micro_batches, executor.settings
     kept = executor.budget.choose_graphs(executor.runner.order(segments, settings.mode))
     by_stage = all_gather_object(kept)[:: executor.data_ranks]  # of the first pipeline
@@ -86,12 +95,12 @@ def pipeline_window(executor: PipelineExecutor, segments: int) -> PipelineWindow
 def pipeline_results(
     executor: PipelineExecutor, windows: int, segments: int, phases: list[dict[str, float]]
 ) -> PipelineResults:
-    """Return a pipeline's layout, phases and bubbles. All ranks must call it.
+    """Return a pipeline's layout, measured phases and bubbles. All ranks must call it.
 
     Args:
         executor: this rank's executor, whose steps were measured.
-        windows: number of windows of the step whose phases were measured.
-        segments: number of segments per window.
+        windows: gradient accumulation: number of windows (batches of rows of segments) of the measured step.
+        segments: number of segments of a window.
         phases: seconds by phase, for each rank.
     """
     pipelines, window = executor.data_ranks, pipeline_window(executor, segments)
@@ -113,10 +122,11 @@ def pipeline_results(
 
 
 def recomputed_positions(window: PipelineWindow, *, layers_again: bool) -> float:
-    """Return how many positions per row of a window the decoder layers recompute, as the mean over the pipeline stages.
+    """Return how many positions per row the decoder layers recompute in the backward pass, averaged over pipeline
+    stages.
 
     Args:
-        window: sizes of the window.
+        window: sizes of the training batch.
         layers_again: whether the backward pass recomputes each layer once more (compute.recompute: segment+layer).
     """
     lengths = {Kind.SEGMENT: window.settings.positions, Kind.SUMMARY: summary_positions(window.settings)}
@@ -127,16 +137,20 @@ def recomputed_positions(window: PipelineWindow, *, layers_again: bool) -> float
 
 
 def mean(seconds_of_ranks: list[dict[str, float]]) -> dict[str, float]:
-    """Return the mean seconds by phase over the ranks of one pipeline stage (one rank of each pipeline)."""
+    """Return the mean seconds by phase over the ranks of one pipeline stage (one rank of each pipeline).
+
+    Args:
+        seconds_of_ranks: seconds by phase, for each rank.
+    """
     count = len(seconds_of_ranks)
     return {name: sum(seconds[name] for seconds in seconds_of_ranks) / count for name in seconds_of_ranks[0]}
 
 
 def measured_bubbles(by_stage: list[dict[str, float]]) -> list[float]:
-    """Return each stage's pipeline bubble: the fraction (0 to 1) of the time of forward and backward passes that it
+    """Return each stage's pipeline bubble: the fraction (0 to 1) of the time of forward and backward passes in which it
     idles.
 
-    A window lasts until the last stage is done; a stage that is done earlier waits in the phases that follow.
+    That time lasts until the last stage is done; a stage that is done earlier waits in the phases that follow.
 
     Args:
         by_stage: seconds by phase, for each stage.
@@ -146,12 +160,11 @@ def measured_bubbles(by_stage: list[dict[str, float]]) -> list[float]:
 
 
 def scheduled_bubbles(stages: int, window: PipelineWindow) -> list[float]:
-    """Return each stage's pipeline bubble (fraction of its time, 0 to 1) if stages were equally fast and messages
-    instant.
+    """Return each stage's pipeline bubble (0 to 1) if all stages were equally fast and messages took no time.
 
     Args:
         stages: number of stages.
-        window: sizes of a window.
+        window: sizes of the training batch.
     """
     costs = Costs(summary=window.settings.summary_share * window.summary_group)
     machine = Machine.uniform(costs, stages, recomputes_early=True, kept_graphs=window.kept_graphs)
@@ -159,11 +172,11 @@ def scheduled_bubbles(stages: int, window: PipelineWindow) -> list[float]:
 
 
 def simulated_bubbles(by_stage: list[dict[str, float]], windows: int, window: PipelineWindow) -> list[float]:
-    """Return each stage's bubble (0 to 1) in a simulation with measured durations of passes and instant messages.
+    """Return each stage's pipeline bubble (0 to 1) in a simulation with the measured durations and instant messages.
 
     Args:
         by_stage: seconds of a step by phase, for each stage.
-        windows: number of windows per step.
+        windows: gradient accumulation: number of windows (batches of rows of segments) of the measured step.
         window: sizes of a window.
     """
     # phases are of a whole step; the schedule is of one window
@@ -179,10 +192,10 @@ def simulated_bubbles(by_stage: list[dict[str, float]], windows: int, window: Pi
 def action_seconds(
     phases: dict[str, float], window: PipelineWindow, kept: Collection[Action]
 ) -> dict[tuple[Kind, bool], float]:
-    """Estimate the seconds of one pipeline stage's passes from its measured phases.
+    """Estimate the seconds of each forward and backward pass of one pipeline stage from its measured phases.
 
     Args:
-        phases: seconds of a window, by phase.
+        phases: seconds of all passes over a window (a batch of rows of segments), by phase.
         window: sizes of the window.
         kept: forward passes of the stage that are not recomputed.
 

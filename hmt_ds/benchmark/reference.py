@@ -37,8 +37,8 @@ class Work:
         settings: settings of the memory. ``segment_length`` does not count prompts and sensory tokens, like
             ``segment_size`` in HMT-pytorch's forward pass; HMT-pytorch's command-line option ``segment_length`` counts
             them.
-        batch: rows of a window.
-        segments: number of segments of a window.
+        batch: rows of a batch.
+        segments: number of segments of each row.
         seed: seed of random weights and tokens.
     """
 
@@ -176,8 +176,7 @@ def build_reference(folder: Path, work: Work, device: torch.device) -> nn.Module
 
 
 def load(folder: Path) -> Any:  # a module that is not known to the type checker
-    """Import HMT-pytorch's model code from a clone, without the package ``evaluate``, which would load metrics from the
-    hub.
+    """Import HMT-pytorch's model code from a clone, without its dependency ``evaluate``, which would download metrics.
 
     Args:
         folder: clone of HMT-pytorch.
@@ -195,7 +194,12 @@ def load(folder: Path) -> Any:  # a module that is not known to the type checker
 
 @contextmanager
 def fake_module(name: str, **members: object) -> Iterator[None]:
-    """Replace the module ``name`` in ``sys.modules`` by one with the given members, for the ``with`` block."""
+    """Replace a module in ``sys.modules`` by one with the given members, for the ``with`` block.
+
+    Args:
+        name: name of the module.
+        members: attributes of the replacement.
+    """
     module = ModuleType(name)
     module.__spec__ = ModuleSpec(name, None)  # libraries that look for optional packages read it
     vars(module).update(members)
@@ -210,11 +214,11 @@ def fake_module(name: str, **members: object) -> Iterator[None]:
 
 
 def timed_passes(model: nn.Module, work: Work, device: torch.device, passes: int, seconds: list[float]) -> None:
-    """Run forward and backward passes of HMT-pytorch on random tokens.
+    """Run forward and backward passes of HMT-pytorch on random tokens, and time them.
 
     Args:
         model: HMT-pytorch's model.
-        work: the work of a pass.
+        work: what one pass runs.
         device: device to run on.
         passes: number of passes.
         seconds: list to which the duration of each pass is appended.

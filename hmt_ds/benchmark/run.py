@@ -57,8 +57,13 @@ def bench(recipe_file: str, words: list[str], device: torch.device) -> None:
 
 
 def measured_recipe(recipe: Recipe) -> Recipe:
-    """Return the recipe to benchmark: trained at the largest depth of its depth schedule, without another run's
-    weights."""
+    """Return the recipe to benchmark: with the largest depth of its depth schedule, and without another run's weights.
+
+    The depth is the number of segments that gradients flow through.
+
+    Args:
+        recipe: the recipe of a training run.
+    """
     recipe, _ = with_source_of_run(recipe)
     one_depth = {"bptt_depth": recipe.depths.largest, "random_depth": False}
     return recipe.model_copy(update={"training": recipe.training.model_copy(update=one_depth)})
@@ -170,11 +175,11 @@ def measure(recipe: Recipe, prepared: Prepared, options: BenchOptions, device: t
 def results_of_pipeline(
     executor: Executor, windows: int, segments: int, phases: list[dict[str, float]]
 ) -> PipelineResults | None:
-    """Return a pipeline's layout, phases and bubbles; None for an executor without pipeline stages.
+    """Return a pipeline's layout, measured phases and bubbles; None for an executor without pipeline stages.
 
     Args:
         executor: the model in its engine, after its steps were measured.
-        windows: number of windows of a step.
+        windows: gradient accumulation: number of windows (batches of rows of segments) of a step.
         segments: number of segments of a window.
         phases: seconds by phase, for each rank.
     """
@@ -182,7 +187,7 @@ def results_of_pipeline(
 
 
 def run_facts(recipe: Recipe, options: BenchOptions, device: torch.device, executor: Executor) -> Result:
-    """Return what a benchmark has run, by name: model, device, ranks, sizes of a window and resolved settings.
+    """Return what a benchmark has run, by name: model, device, ranks, sizes of a step and resolved settings.
 
     Args:
         recipe: the recipe.
@@ -210,13 +215,16 @@ def run_facts(recipe: Recipe, options: BenchOptions, device: torch.device, execu
 
 
 def steps_of(recipe: Recipe, prepared: Prepared, options: BenchOptions, executor: Executor) -> Iterator[list[Window]]:
-    """Yield the windows of each training step, of random tokens or documents; pipeline stages get the same windows.
+    """Yield the input of each training step, of random tokens or documents; pipeline stages get the same input.
 
     Args:
         recipe: the recipe.
         prepared: data from the preflight checks.
         options: options of `hmt-ds bench`, of which ``--tokens`` chooses between ``random`` and ``data``.
         executor: the model in its engine.
+
+    Yields:
+        Windows: batches of rows of consecutive segments.
     """
     training = recipe.training
     windows: Iterator[Window]
@@ -248,5 +256,9 @@ def peak_rates(device: torch.device) -> dict[str, float]:
 
 
 def device_name(device: torch.device) -> str:
-    """Return the vendor's name of a GPU, or CPU."""
+    """Return the vendor's name of a GPU, or CPU.
+
+    Args:
+        device: the device.
+    """
     return "CPU" if device.type == "cpu" else torch.get_device_module(device).get_device_name()

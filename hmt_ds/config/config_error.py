@@ -29,7 +29,7 @@ MESSAGES = {
 
 
 class ConfigError(ValueError):
-    """A recipe or the options of a command are wrong; ``problems`` has one line for the user per mistake."""
+    """Raised if a recipe or the options of a command are wrong; ``problems`` has one line for the user per mistake."""
 
     def __init__(self, problems: list[str]):
         super().__init__("\n".join(problems))
@@ -38,7 +38,11 @@ class ConfigError(ValueError):
 
 @contextmanager
 def collected(problems: list[str]) -> Iterator[None]:
-    """Catch a ConfigError raised in the ``with`` block, and append its lines to the list ``problems``."""
+    """Return a context that catches a ConfigError and appends its lines to a list.
+
+    Args:
+        problems: the list.
+    """
     try:
         yield
     except ConfigError as error:
@@ -48,7 +52,7 @@ def collected(problems: list[str]) -> Iterator[None]:
 def describe(error: ValidationError, section: type[BaseModel]) -> list[str]:
     """Turn pydantic's errors into one line per wrong key, such as ``training.steps: must be at least 1, got 0``.
 
-    Unknown keys get the most similar known one as a suggestion.
+    For an unknown key, the line suggests the most similar known key.
 
     Args:
         error: the errors of one validation.
@@ -99,13 +103,22 @@ def problem_line(key: str, problems: Sequence[ErrorDetails]) -> str:
 
 
 def shortened(value: object) -> str:
-    """Return a value as Python writes it, for an error message; of more than 200 characters only beginning and end."""
+    """Return a value as Python writes it, for an error message; of more than 200 characters only the beginning and the
+    end.
+
+    Args:
+        value: the value that the user gave.
+    """
     # a number of thousands of digits cannot be written at all
     return reprlib.repr(value) if isinstance(value, int) or len(repr(value)) > MOST_CHARACTERS else repr(value)
 
 
 def message(problem: ErrorDetails) -> str:
-    """Rephrase a pydantic error as a rule for the user, such as "must be at least 1"."""
+    """Rephrase a pydantic error as a rule for the user, such as "must be at least 1".
+
+    Args:
+        problem: the pydantic error.
+    """
     if known := MESSAGES.get(problem["type"]):
         return known.format(**problem.get("ctx", {}))
     return problem["msg"].replace("Input should be", "must be").replace("Input", "value")

@@ -1,4 +1,4 @@
-"""The section ``data`` of a recipe: sources of training and held-out documents, one or several that are mixed."""
+"""The section ``data`` of a recipe: one or several data sources of training and held-out documents."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Scalar = str | int | float | bool
 
 
 class Bounds(Section):
-    """Range of a column's numbers, from min to max, both included; at least one of the two is given."""
+    """Range of the numbers in a column, from min to max, both included; at least one of the two is given."""
 
     min: float | None = None
     """Least value. Default: no lower bound."""
@@ -103,7 +103,7 @@ class Source(Section):
 
     @model_validator(mode="after")
     def check_format(self) -> Source:
-        """Check that keys fit the source's format.
+        """Check that the keys given for a data source fit its format.
 
         Raises:
             ValueError: a key is given that the format does not use, or ``fields`` has a wrong name or one column twice.
@@ -142,21 +142,27 @@ class Source(Section):
 
     @property
     def row_format(self) -> FormatName:
-        """Format of the rows: ``text``, ``completion``, ``messages`` or ``questions``; that of ``dataset``, if one is
-        named.
+        """Format of the source's rows: ``text``, ``completion``, ``messages`` or ``questions``.
+
+        If ``dataset`` names a well-known data set, it is that data set's format.
         """
         return NAMED[self.dataset].format if self.dataset else self.format
 
     @property
     def columns(self) -> dict[str, str] | None:
-        """The columns to read: each column's name in the format with its name in the source; None for format text."""
+        """The columns to read, as a map from the format's column name to the source's; None for format text."""
         if self.dataset:
             return {name: name for name in NAMED[self.dataset].columns}
         return None if self.format == "text" else {name: self.fields.get(name, name) for name in COLUMNS[self.format]}
 
 
 def one_or_several(value: object, handler: ValidatorFunctionWrapHandler) -> object:
-    """Validate one source or a list of sources, so that errors are about the form that was given."""
+    """Validate one data source or a list of data sources, so that errors are about the form that the user gave.
+
+    Args:
+        value: a mapping or a list of mappings.
+        handler: pydantic's validator of the field.
+    """
     if value is None or isinstance(value, Source):
         return handler(value)
     return TypeAdapter(list[Source] if isinstance(value, list) else Source).validate_python(value)
@@ -172,11 +178,11 @@ Sources = Annotated[Source | list[Source] | None, WrapValidator(one_or_several)]
     held_out=Annotated[float, Field(gt=0, lt=1)],
 )
 class Retrieval(RetrievalSettings):
-    """Generated documents that state facts and ask for them in later segments (hmt_ds/data)."""
+    """Generated documents that state facts and ask for them in later segments, to train and measure memory."""
 
 
 class Data(Section):
-    """Sources of training and held-out documents, and how documents are read."""
+    """Data sources of training and held-out documents, and how documents are read."""
 
     train: Sources = None
     """Training documents: a file, folder or data set as in data.train.source, or a list of such sources, mixed by their
@@ -226,7 +232,7 @@ class Data(Section):
 
     @model_validator(mode="after")
     def check_stream(self) -> Data:
-        """Refuse what a stream cannot read.
+        """Refuse settings that do not work when documents are read as a stream.
 
         Raises:
             ValueError: data.train is not one source, or has a key that needs all documents or files at once.

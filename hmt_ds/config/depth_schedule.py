@@ -1,4 +1,7 @@
-"""The depth of truncated BPTT (segments per window) by optimizer step: constant, rising at given steps, or random."""
+"""The depth of truncated BPTT (number of segments that gradients flow through) by optimizer step.
+
+It is constant, rises at given steps, or is random.
+"""
 
 import random
 from collections.abc import Mapping
@@ -9,7 +12,8 @@ from hmt_ds.config.value_checks import check_digits
 
 @dataclass(frozen=True)
 class DepthSchedule:
-    """The depth of truncated BPTT (segments per window) in each optimizer step, numbered from 1.
+    """The depth of truncated BPTT (number of segments that gradients flow through) in each optimizer step, numbered
+    from 1.
 
     Attributes:
         stages: depth in segments, by the number of steps before it applies: {0: 2, 200: 4} is 2 in steps 1 to 200, and
@@ -24,18 +28,23 @@ class DepthSchedule:
 
     @property
     def largest(self) -> int:
-        """Largest depth of truncated BPTT, in segments per window, of any step of the run."""
+        """Largest depth of truncated BPTT (number of segments that gradients flow through) of any step of the run."""
         return max(self.stages.values())
 
     def of_stage(self, step: int) -> int:
-        """Return the depth of truncated BPTT, in segments, of an optimizer step (from 1); random depths are at most
+        """Return the scheduled depth of truncated BPTT, in segments, at an optimizer step; random depths are at most
         this.
+
+        Args:
+            step: number of the step, from 1.
         """
         return self.stages[max(first for first in self.stages if first < step)]
 
     def of_step(self, step: int) -> int:
-        """Return the depth of truncated BPTT, in segments per window, of an optimizer step (from 1); equal on all
-        ranks.
+        """Return the depth of truncated BPTT, in segments, of an optimizer step; the same on all ranks.
+
+        Args:
+            step: number of the step, from 1.
         """
         depth = self.of_stage(step)
         if self.seed is None:

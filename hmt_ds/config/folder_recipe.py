@@ -9,7 +9,11 @@ PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 def recipe_file_of(folder: Path) -> Path:
-    """Return the file that tells how to evaluate a folder: recipe.yaml of a run, config.json of a converted folder."""
+    """Return the file that tells how to evaluate a folder: recipe.yaml of a run, config.json of a converted folder.
+
+    Args:
+        folder: the folder.
+    """
     converted = folder / CONFIG_FILE
     is_converted = not (folder / "recipe.yaml").exists() and read_converted_config(converted) is not None
     return converted if is_converted else folder / "recipe.yaml"

@@ -125,7 +125,7 @@ def apply_overrides(values: dict[str, Any], overrides: list[str]) -> list[str]:
 
 
 def section_of(values: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    """Return a section of a recipe; create it if it is missing.
+    """Return a section of a recipe; create an empty one if it is missing.
 
     Args:
         values: the recipe as nested dicts.

@@ -26,7 +26,7 @@ class Options:
     """
 
     def conflicts(self) -> list[str]:
-        """Return a line for the user for each conflict between options whose values are valid on their own."""
+        """Return an error line for each conflict between options whose values are valid on their own."""
         return []
 
 
@@ -46,7 +46,11 @@ def path_operand(text: str) -> Path:
 
 
 def flag(name: str) -> str:
-    """Return the command-line option for a field's name: ``dry_run`` becomes ``--dry-run``."""
+    """Return the command-line option for a field's name: ``dry_run`` becomes ``--dry-run``.
+
+    Args:
+        name: name of the field.
+    """
     return f"--{name.replace('_', '-')}"
 
 
@@ -89,7 +93,11 @@ def help_of(kind: type[Options], name: str) -> str:
 
 
 def placeholder(field: FieldInfo) -> str:
-    """Return the placeholder of an option's value in help texts, such as FOLDER, N or fp32|bf16."""
+    """Return the placeholder of an option's value in help texts, such as FOLDER, N or fp32|bf16.
+
+    Args:
+        field: the option's pydantic field.
+    """
     named = [note for note in field.metadata if isinstance(note, str)]
     choices = [kind for kind in (field.annotation, *get_args(field.annotation)) if get_origin(kind) is Literal]
     return named[0] if named else "|".join(get_args(choices[0])) if choices else "N"

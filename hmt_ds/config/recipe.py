@@ -61,7 +61,7 @@ class Model(Section):
     recall_dim=Annotated[int | None, Field(ge=1, le=2**20)],
 )
 class Memory(MemorySettings):
-    """Settings of the memory that the backbone reads and writes with each segment (hmt_ds/memory)."""
+    """Settings of the memory: what the backbone reads before each segment and writes after it."""
 
 
 class Training(Section):
@@ -103,9 +103,7 @@ class Training(Section):
 
 
 class Pipeline(Section):
-    """Pipeline parallelism: the model's layers are divided into consecutive stages, one per rank
-    (hmt_ds/parallel/pipeline).
-    """
+    """Pipeline parallelism: the model's layers are divided into consecutive stages, one per rank."""
 
     stages: int = Field(1, ge=1)
     """Number of pipeline stages, each on a rank of its own; 1 means no pipeline. With more, training.batch_size counts
@@ -127,7 +125,7 @@ class Pipeline(Section):
 
 @section(summary_batch=Literal["auto"] | PositiveInt, leaf_layers=Literal["auto"] | PositiveInt)
 class Compute(ComputeSettings):
-    """Settings that trade memory for speed (hmt_ds/parallel). They change gradients by rounding only."""
+    """Settings that trade memory for speed, such as activation checkpointing; gradients change by rounding only."""
 
 
 class Optimizer(Section):
@@ -181,7 +179,7 @@ class Checkpoint(Section):
 
 
 class Evaluation(Section):
-    """Evaluation on held-out documents: how often, on which, and how results are divided (hmt_ds/evaluation)."""
+    """Evaluation on held-out documents: how often, on which, and how results are grouped."""
 
     every: int | None = Field(None, ge=1)
     """Number of optimizer steps between evaluations, which during training measure only the loss with memory. Default:
@@ -248,7 +246,7 @@ class Recipe(Section):
 
     @property
     def depths(self) -> DepthSchedule:
-        """Segments per window (truncated BPTT) in each optimizer step, from the ``training`` section."""
+        """Depth of truncated BPTT (number of segments that gradients flow through) in each optimizer step."""
         depth, seed = self.training.bptt_depth, self.training.seed if self.training.random_depth else None
         stages = depth if isinstance(depth, dict) else {0: depth}
         # in a generated document of one segment, nothing is asked
@@ -264,7 +262,7 @@ class Recipe(Section):
 
     @property
     def micro_batches(self) -> int:
-        """Number of micro-batches that a pipeline splits the rows of each window into; 1 without pipeline stages."""
+        """Number of micro-batches that a pipeline splits the rows of a batch into; 1 without pipeline stages."""
         rows = self.training.batch_size
         if self.pipeline.micro_batches != "auto":
             return self.pipeline.micro_batches

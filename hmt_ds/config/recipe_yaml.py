@@ -15,7 +15,8 @@ NODES = 100_000  # far more than a recipe has; aliases of aliases can make billi
 
 
 class MisreadError(yaml.YAMLError):
-    """YAML is valid, but a value differs from what its text looks like (010 is 8); ``problems`` has a line for each."""
+    """Raised if a value in valid YAML differs from what its text looks like (010 is 8); ``problems`` has a line for
+    each."""
 
     def __init__(self, problems: list[str]):
         super().__init__("; ".join(problems))
@@ -68,7 +69,7 @@ def write_yaml(values: object) -> str:
 
 
 def all_nodes(root: yaml.Node) -> Iterator[yaml.Node]:
-    """Yield a YAML node and all nodes below it; those behind an alias once per use.
+    """Yield a YAML node and all nodes below it; nodes behind an alias are yielded once per use.
 
     Raises:
         MisreadError: there are more than 100,000 nodes, because aliases multiply them, or more than 50 levels.
@@ -87,7 +88,7 @@ def all_nodes(root: yaml.Node) -> Iterator[yaml.Node]:
 
 
 def misread(node: yaml.Node) -> Iterator[tuple[int, str]]:
-    """Find values directly within a YAML node that YAML reads differently than their text looks.
+    """Find values directly within a YAML node that YAML reads differently than their text looks, such as 010 as 8.
 
     Yields:
         Line number (from 1) and problem of each such value.

@@ -1,4 +1,4 @@
-"""Build sections of the recipe from the settings dataclasses of other rooms, and iterate over their keys."""
+"""Build sections of the recipe from settings dataclasses of other packages, and iterate over their keys."""
 
 import ast
 import inspect
@@ -49,7 +49,11 @@ def section(**ranges: Any) -> Callable[[type[T]], type[T]]:
 
 
 def attribute_docstrings(cls: type) -> dict[str, str]:
-    """Return the docstring below each annotated attribute of a class, by the attribute's name."""
+    """Return the docstring below each annotated attribute of a class, by the attribute's name.
+
+    Args:
+        cls: the class, whose source code is read.
+    """
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
     return {
         attribute.target.id: inspect.cleandoc(str(text.value.value))
@@ -62,7 +66,11 @@ def attribute_docstrings(cls: type) -> dict[str, str]:
 
 
 def fields_of(kind: object) -> dict[str, FieldInfo]:
-    """Return the pydantic fields of a model or dataclass by name; an empty dict for any other type."""
+    """Return the pydantic fields of a model or dataclass by name; an empty dict for any other type.
+
+    Args:
+        kind: the type.
+    """
     return getattr(kind, "__pydantic_fields__", {})
 
 

@@ -10,7 +10,11 @@ LONGEST_NAME, LONGEST_PATH = 255, 4096  # bytes, on Linux
 
 
 def why_no_folder(path: Path) -> str | None:
-    """Return why there can be no folder at a path: it, or a parent, is a file; None if there can."""
+    """Return why a folder cannot exist at a path (the path or a parent is a file); None if it can.
+
+    Args:
+        path: the path.
+    """
     file = next((parent for parent in (path, *path.parents) if parent.exists() and not parent.is_dir()), None)
     if file is None:
         return None
@@ -20,6 +24,9 @@ def why_no_folder(path: Path) -> str | None:
 def check_digits(value: object) -> object:
     """Return a value unchanged; refuse text that is not a plain whole number, such as 1_000 or 3.0, which pydantic
     accepts.
+
+    Args:
+        value: the value, of any type.
 
     Raises:
         ValueError: the text is not an optional minus sign with digits.
@@ -31,6 +38,9 @@ def check_digits(value: object) -> object:
 
 def expand_path(text: str) -> str:
     """Return a path with ``~`` and ``$VARIABLES`` expanded, as a shell would.
+
+    Args:
+        text: the path.
 
     Raises:
         ValueError: a user or variable is unknown, or the result cannot be a path (blank, or a name over 255 bytes).
@@ -55,10 +65,13 @@ def expand_path(text: str) -> str:
 
 
 def check_picture(file: Path) -> Path:
-    """Return the path of a picture to write unchanged, after checking it.
+    """Check the path of a picture to write, and return it unchanged.
+
+    Args:
+        file: the path.
 
     Raises:
-        ValueError: it does not end in .png, .svg or .pdf, or its folder does not exist.
+        ValueError: the path does not end in .png, .svg or .pdf, or its folder does not exist.
     """
     if file.suffix not in PICTURES:
         raise ValueError(f"must end in {', '.join(PICTURES)}, got {str(file)!r}")

@@ -11,11 +11,10 @@ AT_A_TIME = 2**22  # document numbers that are drawn at a time
 
 
 class Interval(NamedTuple):
-    """A mean over documents and its 95% confidence interval; nan where no token was scored.
+    """A mean over documents and its 95% confidence interval; nan if it is the mean of no tokens.
 
     Attributes:
-        mean: the value over all documents.
-        low, high: ends of the interval; nan with fewer than two documents.
+        mean: the mean over all documents.
     """
 
     mean: float
@@ -24,7 +23,7 @@ class Interval(NamedTuple):
 
 
 def resampled_sums(values: np.ndarray, draws: int = DRAWS) -> np.ndarray:
-    """Sum each column over documents drawn with replacement.
+    """Sum each column over documents drawn with replacement (bootstrap).
 
     All columns share the draws, and so do all calls with equally many documents, so differences are paired.
 
@@ -46,7 +45,7 @@ def resampled_sums(values: np.ndarray, draws: int = DRAWS) -> np.ndarray:
 
 
 def interval(mean: float, drawn: np.ndarray) -> Interval:
-    """Return a mean with its 95% confidence interval.
+    """Return a mean over documents with its 95% confidence interval.
 
     Args:
         mean: the mean over all documents.

@@ -26,15 +26,16 @@ Span = tuple[int, int]  # places of tokens in their document, from the first to 
 
 @dataclass(frozen=True)
 class RunRow:
-    """The loss of one run on a span of tokens of all documents, compared with the first run.
+    """The loss of one run on the tokens in a span of positions of all documents, compared with the first run.
 
     Attributes:
-        run: name of the run.
-        first, below: the span's first position in a document, and the position after its last.
+        run: name of the run. first, below: the span's first position in a document, and the position after its last.
         tokens: number of scored tokens.
         nats: mean loss per token, in nats.
         difference: loss per token minus that of the first run, in nats on the same tokens; None for the first run.
-        share: fraction of the gap between the first and the last run that the run closes; None if there may be no gap.
+        share: fraction of the gap in loss between the first and the last run that the run closes; None if there may be
+            no gap.
+        first, below: the span's first position in a document, and the position after its last.
     """
 
     run: str
@@ -82,10 +83,10 @@ def compare(runs: Sequence[Path], options: CompareOptions) -> int:
 
 
 def draw(tables: Sequence[Sequence[RunRow]], picture: Path) -> None:
-    """Draw the differences between runs into a picture file.
+    """Draw the differences in loss between runs into a picture file.
 
     Args:
-        tables: for each span of tokens, the row of each run.
+        tables: for each span of positions, the row of each run.
         picture: the file to write.
 
     Raises:
@@ -164,7 +165,11 @@ def described(evaluation: Evaluation) -> str:
 
 
 def borders_of(evaluation: Evaluation) -> list[int]:
-    """Return the token positions in a document at which the rows of a table of losses begin, and the last row's end."""
+    """Return the token positions in a document at which the rows of a table of losses begin, then the last row's end.
+
+    Args:
+        evaluation: the evaluation whose losses the table shows.
+    """
     counts = [*evaluation.segments_read, segments_needed(evaluation.segments_read)]
     return [count * evaluation.losses.segment_length for count in counts]
 
@@ -173,6 +178,9 @@ def places_of(evaluation: Evaluation) -> np.ndarray:
     """Return the position in a document at which each part of each segment begins, ``[segments * parts]`` int64.
 
     An evaluation stores losses by part: each segment is cut into equally many parts.
+
+    Args:
+        evaluation: the evaluation.
     """
     _, segments, parts = evaluation.losses.losses["own"].shape
     length = evaluation.losses.segment_length
@@ -181,10 +189,10 @@ def places_of(evaluation: Evaluation) -> np.ndarray:
 
 
 def within(evaluation: Evaluation, values: np.ndarray, span: Span) -> np.ndarray:
-    """Sum losses or numbers of tokens over a span of positions of each document.
+    """Sum an evaluation's losses or numbers of tokens over a span of positions of each document.
 
     Args:
-        evaluation: the evaluation that the values are of.
+        evaluation: the evaluation that the values come from.
         values: summed nats or numbers of tokens, ``[documents, segments, parts]``.
         span: the first position in a document, and the position after the last.
 
@@ -206,14 +214,16 @@ def scored(evaluation: Evaluation, span: Span) -> np.ndarray:
 
 
 def compared(evaluations: Sequence[Evaluation], names: Sequence[str]) -> list[list[RunRow]]:
-    """Compare runs on the tokens of each non-empty row of the first run's table, and finally on all tokens.
+    """Compare the losses of runs on several spans of positions: those of the first run's table, and finally all tokens.
+
+    Spans without tokens are left out.
 
     Args:
         evaluations: evaluation of each run.
         names: name of each run.
 
     Returns:
-        For each span of tokens, the row of each run.
+        For each span of positions, the row of each run.
 
     Raises:
         ConfigError: no token was scored.
@@ -249,7 +259,7 @@ def rows_of(evaluations: Sequence[Evaluation], names: Sequence[str], span: Span)
 
 
 def shares_of(gains: np.ndarray) -> list[Interval] | list[None]:
-    """Return each run's fraction of the last run's gain over the first run, with its interval.
+    """Return which fraction of the last run's gain over the first run each run achieves, with its 95% interval.
 
     Args:
         gains: summed nats of the first run minus those of each run, ``[documents, runs]``.
@@ -266,7 +276,7 @@ def shares_of(gains: np.ndarray) -> list[Interval] | list[None]:
 
 
 def sentence(row: RunRow, first: str, *, gap: bool) -> str:
-    """Return a sentence on how much better or worse than the first run another one is.
+    """Return a sentence on how much better or worse than the first run another run is.
 
     Args:
         row: the other run's loss on all tokens.

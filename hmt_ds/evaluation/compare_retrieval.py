@@ -19,7 +19,7 @@ PREFIX = "retrieval_"
 
 @dataclass(frozen=True)
 class Answers:
-    """A run's answers to questions in generated documents.
+    """A run's results on questions about generated documents.
 
     Attributes:
         run: name of the run.
@@ -35,7 +35,11 @@ class Answers:
 
 
 def is_retrieval(run: Path) -> bool:
-    """Return whether a run's evaluations hold answers to questions (data.retrieval) instead of losses."""
+    """Return whether a run's evaluations hold answers to questions (data.retrieval) instead of losses.
+
+    Args:
+        run: folder of the run.
+    """
     return run.is_dir() and bool(own_evaluations(run, PREFIX)) and not own_evaluations(run)
 
 

@@ -1,6 +1,6 @@
 """Results of an evaluation: loss per token with intervals, the cost of replacing the memory, and a verdict.
 
-A token is counted under the number of whole segments of its document that precede its own segment.
+A token's results are grouped by the number of whole segments of its document that precede the token's own segment.
 """
 
 import math
@@ -23,8 +23,8 @@ class Row:
     """The losses on a part of the tokens of all documents: one row of the printed table.
 
     Attributes:
-        first, below: smallest number of whole segments read before a token, and one more than the largest; or, in a
-            table by position in the segment, the first position and one more than the last.
+        first, below: smallest number of whole segments read before a token of this row, and one more than the largest;
+            or, in a table by position in the segment, the first position and one more than the last.
         tokens: number of scored tokens.
         nats: mean loss per token, in nats, with the document's own memories.
         costs: how many nats larger the loss per token is with another document's memories (``swapped``) or without
@@ -39,18 +39,19 @@ class Row:
 
     @property
     def perplexity(self) -> float:
-        """exp of the loss per token; inf if that overflows a float, nan without tokens."""
+        """exp of the mean loss per token; inf if that overflows a float, nan without tokens."""
         with np.errstate(over="ignore"):
             return float(np.exp(self.nats.mean))
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Mean losses of held-out documents, in nats per token, by what was read before and by position in the segment.
+    """Mean losses of held-out documents, in nats per token, by number of segments read before and by position in the
+    segment.
 
     Attributes:
         rows: losses by the number of whole segments read before a token.
-        positions: losses by position in the segment, over all segments in ``rows`` except a document's first.
+        positions: losses by position in the segment, over the segments in ``rows`` without each document's first one.
         remembered: loss over all tokens counted in ``positions``.
     """
 
@@ -60,7 +61,7 @@ class Figures:
 
     @property
     def verdict(self) -> str | None:
-        """A sentence on whether the memory lowers the loss (nats per token); None if no other memories were read."""
+        """A sentence on whether the memory lowers the loss (nats per token); None if other memories were not tried."""
         costs = self.remembered.costs
         if "none" not in costs or not self.remembered.tokens:
             return None
@@ -104,7 +105,7 @@ def figures_of(found: DocumentLosses, segments_read: Sequence[int]) -> Figures:
 
 
 def rows_of(found: DocumentLosses, places: Sequence[Place]) -> list[Row]:
-    """Compute rows of the printed table from the losses of all documents.
+    """Compute rows of the printed table of losses from the losses of all documents.
 
     Args:
         found: losses of each document.
@@ -140,7 +141,7 @@ def useful(cost: Interval) -> bool:
 
 
 def described(cost: Interval, unit: str = " nats") -> str:
-    """Format what replacing the memory costs, such as ``0.120 nats [0.100, 0.140]``.
+    """Format by how much replacing the memory raises the loss, such as ``0.120 nats [0.100, 0.140]``.
 
     Args:
         cost: increase of the loss, in nats per token, with its 95% interval.

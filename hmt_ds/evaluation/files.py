@@ -20,7 +20,7 @@ OWN = re.compile(r"step_(\d+)\.json")  # of other data, the name has a hash as w
 
 @dataclass(frozen=True)
 class HeldOutData:
-    """The documents that an evaluation has read.
+    """Description of the held-out documents that an evaluation has read.
 
     Attributes:
         source: file, folder or data set of the documents.
@@ -61,7 +61,9 @@ class Evaluation:
 
 
 def evaluation_file(folder: Path, step: int, sha256: str, *, own: bool, prefix: str = "") -> Path:
-    """Return the path of an evaluation's file: ``step_000100.json``, for other data ``step_000100_1a2b3c4d.json``.
+    """Return the path of an evaluation's JSON file.
+
+    It is ``step_000100.json``, or for documents other than the run's own ``step_000100_1a2b3c4d.json``.
 
     Args:
         folder: folder of the run's evaluations.
@@ -193,5 +195,9 @@ def as_json(row: Row, first: str) -> dict[str, object]:
 
 
 def finite(value: float) -> float | None:
-    """Return a number; None for nan and inf, which JSON cannot express."""
+    """Return a number unchanged; None for nan and inf, which JSON cannot express.
+
+    Args:
+        value: the number.
+    """
     return value if math.isfinite(value) else None

@@ -14,7 +14,7 @@ class DocumentLosses:
         losses: summed nats ``[documents, segments, parts]`` float64, by the memories used: ``own``, ``swapped``
             (another document's) or ``none``.
         tokens: summed weights of the labels (each 1 by default), in the layout of ``losses``. ``swapped`` scores only
-            rows that could be paired with another document's, and is left out if there were none.
+            rows that could be paired with another document's row, and is left out if there were none.
     """
 
     segment_length: int

@@ -28,12 +28,12 @@ def document_losses(
     depth: int,
     instead: Sequence[Instead] = (),
 ) -> DocumentLosses:
-    """Compute the losses of held-out documents; every rank must call it with its own windows.
+    """Compute the losses of held-out documents, together on all ranks; each rank calls it with its own rows.
 
     Args:
-        reader: reads windows with the model, in DeepSpeed's engine or on a pipeline.
-        held_out: windows, each with the index of each segment's document ``[rows, segments]``; equally many on all
-            ranks.
+        reader: the model in DeepSpeed's engine, or on a pipeline.
+        held_out: consecutive segments of this rank's rows (windows), each with the index of each segment's document
+            ``[rows, segments]``; equally many windows on all ranks.
         documents: number of documents.
         depth: number of segments of a document whose losses are kept; later segments are dropped.
         instead: other memories to read each segment with once more: ``swapped`` (another document's), ``none``.
@@ -65,11 +65,11 @@ def document_losses(
 
 
 def parts_of(output: SegmentOutput, window: Window, n: int, readings: Sequence[Reading], parts: int) -> Tensor:
-    """Sum the losses of a segment by part.
+    """Sum the losses of a segment over equal parts of the segment.
 
     Args:
         output: the model's output for the segment.
-        window: the window that the segment belongs to.
+        window: the segments of all rows.
         n: index of the segment in the window.
         readings: names of the memories that the segment was read with: ``own``, then ``swapped`` or ``none``.
         parts: number of equal parts of the segment.

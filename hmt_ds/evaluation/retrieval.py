@@ -28,8 +28,8 @@ class RetrievalRow:
         documents: number of documents.
         questions: number of questions that were asked.
         right: fraction of questions whose answer has the largest logit at each of its tokens.
-        found: fraction of questions for which the memory of the segment that tells the fact has the largest recall
-            weight; None in modes without recall.
+        found: fraction of questions for which the memory of the segment that tells the fact has the largest retrieval
+            weight; None in modes without retrieval.
     """
 
     segments: int
@@ -41,7 +41,7 @@ class RetrievalRow:
 
 @dataclass(frozen=True)
 class RecallMap:
-    """The recall weights of one document: how much each segment recalls of every earlier segment's memory.
+    """The retrieval weights of one document: how much each segment reads of every earlier segment's memory.
 
     Attributes:
         weights: `[segments, segments]` float32; row n has the weights of earlier segments' memories when segment n is
@@ -57,17 +57,17 @@ class RecallMap:
 def count_answers(
     reader: Reader, windows: Iterable[tuple[Window, Tensor]], total: int
 ) -> tuple[np.ndarray, RecallMap | None]:
-    """Read generated documents and count right answers; every rank must call it with its own windows.
+    """Read generated documents and count right answers, together on all ranks; each rank calls it with its own rows.
 
     Args:
-        reader: reads windows with the model, in DeepSpeed's engine or on a pipeline.
-        windows: this rank's windows, with recall targets, and the index of each row's document `[rows]`, -1 for an
-            empty row; equally many windows on each rank.
+        reader: the model in DeepSpeed's engine, or on a pipeline.
+        windows: consecutive segments of this rank's rows, with retrieval targets, and the index of each row's document
+            `[rows]`, -1 for an empty row; equally many on each rank.
         total: number of documents of all ranks.
 
     Returns:
-        Counts of each document over all ranks, `[total, 3]`: questions, right answers, memories found. And the recall
-        weights of this rank's first document; None if it has no window.
+        Counts of each document over all ranks, `[total, 3]`: questions, right answers, memories found. And the
+        retrieval weights of this rank's first document; None if this rank has no document.
     """
     counts = torch.zeros(total, 3, dtype=torch.float64, device=reader.device)
     recalls: RecallMap | None = None
@@ -85,7 +85,7 @@ def count_answers(
 
 
 def score_segment(output: SegmentOutput, labels: Tensor, targets: Tensor) -> Tensor:
-    """Count questions, right answers and found memories in a segment.
+    """Count questions, right answers and found memories in one segment of each row.
 
     Args:
         output: the segment's output, with logits `[rows, tokens, vocabulary]`.
@@ -103,11 +103,11 @@ def score_segment(output: SegmentOutput, labels: Tensor, targets: Tensor) -> Ten
 
 
 def recall_map(shown: list[Tensor], targets: Tensor) -> RecallMap:
-    """Arrange the recall weights of a document by the segment that each memory belongs to.
+    """Arrange the retrieval weights of a document by the segment that each memory belongs to.
 
     Args:
-        shown: for each segment of a document its recall weights, `[cached memories]`, newest memory last.
-        targets: `[segments]` int64, how many memories back each segment should recall; 0 for none.
+        shown: for each segment of a document its retrieval weights, `[cached memories]`, newest memory last.
+        targets: `[segments]` int64, how many memories back is the one that each segment should retrieve; 0 for none.
     """
     segments = len(shown)
     weights = np.zeros((segments, segments), dtype=np.float32)
@@ -123,7 +123,7 @@ def row_of(counts: np.ndarray, segments: int, mode: Mode) -> RetrievalRow:
     Args:
         counts: numbers of questions, right answers and memories found of each document, `[documents, 3]`.
         segments: segments of each document.
-        mode: memory mode: ``hmt``, ``rmt`` or ``backbone``; only ``hmt`` recalls.
+        mode: memory mode: ``hmt``, ``rmt`` or ``backbone``; only ``hmt`` retrieves.
     """
     right, found = mean_intervals(counts[:, [RIGHT, FOUND]], counts[:, [ASKED, ASKED]])
     return RetrievalRow(segments, len(counts), int(counts[:, ASKED].sum()), right, found if mode == "hmt" else None)
@@ -150,6 +150,10 @@ def write_retrieval(file: Path, step: int, data: dict[str, object], chance: floa
 
 
 def as_json(row: RetrievalRow) -> dict[str, object]:
-    """Convert retrieval results to JSON values by name; a fraction becomes a list of mean, low and high end."""
+    """Convert retrieval results to JSON values by name; a fraction becomes a list of mean, low and high end.
+
+    Args:
+        row: results on documents of one length.
+    """
     shares = {name: value for name, value in asdict(row).items() if isinstance(value, list | tuple)}
     return asdict(row) | {name: [finite(value) for value in share] for name, share in shares.items()}

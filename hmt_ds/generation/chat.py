@@ -45,13 +45,13 @@ def chat(source: Path, options: ChatOptions, overrides: list[str]) -> None:
 
 
 def converse(talk: "Conversation") -> bool:
-    """Answer the lines of the standard input until it ends, on a terminal behind the prompt ``> ``.
+    """Answer the lines of the standard input until it ends; on a terminal, print the prompt ``> `` first.
 
     Args:
         talk: the conversation.
 
     Returns:
-        Whether Ctrl-C at the prompt ended it.
+        Whether Ctrl-C at the prompt ended the conversation.
     """
     while True:
         try:
@@ -86,7 +86,7 @@ class Conversation:
     def say(self, line: str) -> str:
         """Read a line of the user, and print the model's answer while it is generated.
 
-        Ctrl-C ends the answer, and what was said of it stays in the conversation.
+        Ctrl-C ends the answer; what was generated until then stays in the conversation.
 
         Args:
             line: what the user says.
@@ -116,7 +116,8 @@ class Conversation:
         return reply
 
     def begins(self) -> bool:
-        """Return whether the next line needs the tokenizer's BOS: only the first one, and without a chat template.
+        """Return whether the tokenizer's BOS goes in front of the next line: only of the first one, without a chat
+        template.
 
         A chat template writes its own BOS.
         """
@@ -126,6 +127,9 @@ class Conversation:
         """Return the text that the model reads for a line of the user, and add the line to the conversation.
 
         With a chat template it is everything that the template adds to the conversation, else the line itself.
+
+        Args:
+            line: what the user says.
         """
         self.messages.append({"role": "user", "content": line})
         if not self.asked.tokenizer.chat_template:
@@ -142,7 +146,7 @@ class Conversation:
         return new
 
     def render(self, messages: list[dict[str, str]]) -> str:
-        """Return messages as the chat template writes them, up to where the answer begins.
+        """Return messages as the chat template renders them, up to where the model's answer begins.
 
         Args:
             messages: the turns, each with ``role`` (`user` or `assistant`) and ``content``.
@@ -150,7 +154,8 @@ class Conversation:
         return str(self.asked.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
     def read_pending(self) -> None:
-        """Read the last answer's remaining tokens into the cache, so that the memory holds the whole conversation."""
+        """Read the last generated tokens of the answer into the cache, so that the memory holds the
+        whole conversation."""
         if self.pending:
             read_ids(self.asked.model, self.cache, self.pending)
             self.pending = []

@@ -17,7 +17,7 @@ from hmt_ds.inference.segment_cache import SegmentCache
 
 
 def generate(source: Path, options: GenerateOptions, overrides: list[str]) -> None:
-    """Print the continuation of every prompt: a single one token by token, several each under its prompt.
+    """Print the continuation of every prompt: token by token if there is one prompt, else each under its prompt.
 
     Args:
         source: folder of a run, one of its checkpoints, or a folder that ``hmt-ds convert`` wrote.
@@ -57,11 +57,11 @@ def print_answers(
     settings: GenerationConfig,
     until: UntilInterrupted,
 ) -> None:
-    """Print the continuation of each prompt, until the first Ctrl-C.
+    """Print the continuation of each prompt; stop at the first Ctrl-C.
 
     Args:
         asked: the model and its tokenizer.
-        cache: cache of one row that every prompt follows; changed if there is one prompt.
+        cache: cache of one row (one document), which every prompt continues; changed if there is one prompt.
         prompts: the prompts; a single one is printed token by token, except with beams.
         batch: largest number of prompts continued together.
         settings: transformers' generation settings.
@@ -109,7 +109,7 @@ def answer(
 
     Args:
         asked: the model and its tokenizer.
-        cache: cache of one row that the prompts follow; changed.
+        cache: cache of one row (one document), which the prompts continue; changed.
         rows: token ids of each prompt.
         settings: transformers' generation settings.
         until: ends generation after Ctrl-C.
@@ -133,6 +133,9 @@ def last_token(cache: SegmentCache) -> list[int]:
     """Remove the last token from a cache of one row and return its id, in a list.
 
     An empty prompt is continued by reading that token again, because generation needs at least one.
+
+    Args:
+        cache: the cache.
 
     Raises:
         ConversionError: the cache is empty.

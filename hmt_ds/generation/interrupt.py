@@ -1,4 +1,5 @@
-"""Ctrl-C during an answer: the first one ends the answer and keeps it, the second one ends the program."""
+"""Handle Ctrl-C while text is generated: the first one ends the answer and keeps it, the second one ends
+the program."""
 
 import signal
 from types import FrameType, TracebackType
@@ -10,7 +11,7 @@ from transformers import StoppingCriteria
 
 
 class UntilInterrupted(StoppingCriteria):
-    """Stopping criterion that ends all rows after a Ctrl-C; a context manager, in effect within its ``with`` block.
+    """Stopping criterion for ``generate`` that ends all rows after a Ctrl-C; a context manager, in effect in its block.
 
     Attributes:
         hit: whether Ctrl-C was pressed within the block.
@@ -29,7 +30,7 @@ class UntilInterrupted(StoppingCriteria):
         signal.signal(signal.SIGINT, self.before)
 
     def note(self, _: int, frame: FrameType | None) -> None:
-        """Note the first Ctrl-C, and let the next one raise KeyboardInterrupt again."""
+        """Note the first Ctrl-C, and let the next one raise KeyboardInterrupt (a handler for Python's ``signal``)."""
         self.hit = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

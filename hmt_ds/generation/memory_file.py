@@ -89,7 +89,8 @@ def load_memory(file: Path, model: HMTForCausalLM, tokenizer: PreTrainedTokenize
 
 
 def identity(model: HMTForCausalLM, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """Return what a saved memory depends on, by name: memory settings (JSON), SHA-256 of weights and tokenizer."""
+    """Return what a saved memory depends on, by name: memory settings (JSON), SHA-256 of weights and of
+    the tokenizer."""
     settings = {f"memory.{key}": json.dumps(value) for key, value in asdict(model.hmt.settings).items()}
     return settings | {"weights": hash_weights(model), "tokenizer": describe_tokenizer(tokenizer)}
 
@@ -103,7 +104,7 @@ def check_identity(file: Path, stored: dict[str, str], own: dict[str, str]) -> N
         own: settings and hashes of the loaded model, by name.
 
     Raises:
-        ConversionError: something differs; names every difference with both values.
+        ConversionError: something differs; the message has every difference with both values.
     """
     differ = [name for name in own if stored.get(name) != own[name]]
     if differ[:-1]:
@@ -117,7 +118,11 @@ def check_identity(file: Path, stored: dict[str, str], own: dict[str, str]) -> N
 
 
 def hash_weights(model: HMTForCausalLM) -> str:
-    """Return the SHA-256 (hexadecimal) of all weights with their names and dtypes, equal on every device."""
+    """Return the SHA-256 (hexadecimal) of all weights of a model with their names and dtypes, equal on every device.
+
+    Args:
+        model: the model.
+    """
     digest = hashlib.sha256()
     for name, weight in sorted(model.hmt.named_parameters()):
         digest.update(f"{name} {weight.dtype} {list(weight.shape)}".encode())

@@ -72,7 +72,7 @@ def why_not_new(option: str, file: FilePath) -> list[str]:
     """Return an error line if a file to write exists already or its folder does not; an empty list otherwise.
 
     Args:
-        option: name of the command-line option, to begin the line with.
+        option: name of the command-line option, with which the line begins.
         file: the file.
     """
     if file.exists():

@@ -1,4 +1,4 @@
-"""Read documents of any length into a cache, with a progress bar, and encode the prompts that follow."""
+"""Read documents of any length into a model's cache, with a progress bar, and encode the prompts that follow them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,8 +43,11 @@ def read_first(asked: Asked, options: ChatOptions) -> SegmentCache:
 def read_text(file: Path) -> str:
     """Return the content of a UTF-8 text file, without a byte order mark.
 
+    Args:
+        file: path of the file.
+
     Raises:
-        ConversionError: it cannot be read, or is not UTF-8.
+        ConversionError: the file cannot be read, or is not UTF-8.
     """
     try:
         return file.read_text(encoding="utf-8-sig")
@@ -58,7 +61,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, begins: bool) -> li
     Args:
         tokenizer: the tokenizer.
         text: the text.
-        begins: whether the text begins a document, and so gets the tokenizer's BOS if it has one.
+        begins: whether the text begins a document; then it gets the tokenizer's BOS, if there is one.
     """
     ids: list[int] = tokenizer(text, add_special_tokens=begins, verbose=False).input_ids
     if begins and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
@@ -68,12 +71,12 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str, *, begins: bool) -> li
 
 @torch.no_grad()
 def read_ids(model: HMTForCausalLM, cache: SegmentCache, ids: Sequence[int]) -> None:
-    """Read token ids of a document into a cache, behind the tokens that it has read already, with a progress bar.
+    """Read the next token ids of a document into a cache, with a progress bar.
 
     Args:
         model: the model.
         cache: cache of one row; changed.
-        ids: token ids.
+        ids: token ids that follow those already read.
     """
     tokens = torch.tensor([ids], device=model.device)
     with tqdm(total=len(ids), unit="token", unit_scale=True, desc="reading", leave=False, disable=None) as bar:

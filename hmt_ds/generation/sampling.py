@@ -19,7 +19,7 @@ RESERVED = {"max_new_tokens", "max_length", "return_dict_in_generate", "num_retu
 
 
 def generation_settings(asked: Asked, options: ChatOptions, given: dict[str, object]) -> GenerationConfig:
-    """Return a model's generation settings, changed by those of the command line; check them by generating one token.
+    """Return a model's generation settings, changed as the command line asks; check them by generating one token.
 
     A setting that only sampling uses, such as the temperature, also switches sampling on.
 

@@ -21,8 +21,8 @@ class MemoryGenerationMixin(GenerationMixin):  # transformers looks for the end 
             options: further arguments of transformers' ``generate``, such as ``max_new_tokens``.
 
         Returns:
-            What transformers returns: by default token ids ``[batch, tokens]``, the given ones and the new ones behind
-            them.
+            What transformers returns: by default token ids ``[batch, tokens]``, those of ``inputs`` and the new ones
+            behind them.
 
         Raises:
             ValueError: ``cache_implementation`` asks for another kind of cache, or ``assistant_early_exit`` is given.
@@ -50,6 +50,9 @@ class MemoryGenerationMixin(GenerationMixin):  # transformers looks for the end 
         """Return the arguments of the next forward pass as transformers prepares them, but without ``position_ids``.
 
         transformers counts positions wrongly after right padding; the model counts them itself.
+
+        Args:
+            arguments, kwargs: transformers' arguments of the method of the same name.
         """
         inputs = super().prepare_inputs_for_generation(*arguments, **kwargs)
         inputs.pop("position_ids", None)
@@ -57,7 +60,7 @@ class MemoryGenerationMixin(GenerationMixin):  # transformers looks for the end 
 
     @property
     def init_continuous_batching(self) -> Any:
-        """Property that raises AttributeError, so that ``transformers serve`` does without continuous batching.
+        """Raise AttributeError when accessed, so that ``transformers serve`` does not use continuous batching.
 
         Continuous batching would call the backbone without the memory.
         """

@@ -1,4 +1,5 @@
-"""Read new tokens after those in a cache: add the memory of each segment that is full, and continue the last segment.
+"""Read tokens that follow those in a cache: write the memory of each segment that is full, and continue the last
+segment.
 
 The logits equal those of a single pass over all tokens so far. A row's open segment is its last one: the tokens whose
 memory is not written yet.
@@ -28,7 +29,7 @@ CHUNK = 16  # segments of a long document that are handled, and whose queries ar
 
 
 class Wanted:
-    """Collects the hidden states of tokens that need logits, while their segments are read one by one.
+    """Collects the hidden states of the tokens whose logits are needed, while segments are read one by one.
 
     Args:
         rows: memories and open (last) segments before the new tokens.
@@ -48,10 +49,11 @@ class Wanted:
         self.hidden = torch.zeros(*ids.shape, dim, dtype=dtype, device=ids.device)
 
     def take(self, hidden: Tensor) -> None:
-        """Copy the hidden states of the tokens that need logits from a segment that was just read.
+        """Copy the hidden states of the tokens whose logits are needed from a segment that was just read.
 
         Args:
-            hidden: ``[batch, tokens, dim]``, of the first tokens of each row's open (last) segment.
+            hidden: ``[batch, tokens, dim]``, of the first tokens of each row's open segment (the last one, whose memory
+                is not written yet).
         """
         width = hidden.shape[1]
         if width == 0:  # nothing but pads was read
@@ -63,7 +65,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class CachedReader:
-    """Reads new tokens of every row of a batch, after the tokens that a cache holds.
+    """Reads new tokens of every row of a batch, which follow the tokens that a cache holds.
 
     Attributes:
         hmt: the model.
@@ -80,7 +82,7 @@ class CachedReader:
 
     @property
     def rows(self) -> Rows:
-        """The memories and last segments of the cache's rows; an AssertionError if nothing was read yet."""
+        """The memories and last segments of the cache's rows; raises AssertionError if nothing was read yet."""
         assert self.cache.rows is not None
         return self.cache.rows
 
@@ -93,7 +95,7 @@ class CachedReader:
             first: index of the first column whose logits are returned.
 
         Returns:
-            Logits ``[batch, columns - first, vocabulary]``. A pad has the logits of the token before it in its row.
+            Logits ``[batch, columns - first, vocabulary]``. A pad has the logits of the previous token in its row.
 
         Raises:
             ValueError: the number of rows is not a multiple of the cache's.
@@ -114,8 +116,10 @@ class CachedReader:
         return self.hmt.backbone.logits(wanted.hidden)
 
     def fit(self, ids: Tensor) -> None:
-        """Give the cache as many rows as ``ids`` ``[batch, columns]``: create them, or repeat the cached ones (beam
-        search).
+        """Give the cache as many rows as a batch has: create them, or repeat the cached ones (for beam search).
+
+        Args:
+            ids: token ids ``[batch, columns]``.
 
         Raises:
             ValueError: the number of rows is not a multiple of the cache's.
@@ -140,7 +144,11 @@ class CachedReader:
             cache.batch_repeat_interleave(len(ids) // cache.batch_size)
 
     def keys_go_on(self, tokens: int) -> bool:
-        """Return whether the cached keys and values remain valid when every row gets this many tokens more."""
+        """Return whether the cached keys and values remain valid when every row gets some more tokens.
+
+        Args:
+            tokens: number of new tokens per row.
+        """
         settings, rows = self.hmt.settings, self.rows
         if self.cache.keys is None or max(rows.lengths) + tokens > settings.segment_length:
             return False
@@ -150,12 +158,12 @@ class CachedReader:
         return not (asks and any(closed and n < settings.summary_length for n, closed in open_rows))
 
     def append(self, ids: Tensor, real: Tensor | None, wanted: Wanted | None) -> None:
-        """Add tokens to each row's last segment, and write the memory of every segment that is full.
+        """Add tokens to each row's last segment, and write the memory of every segment that becomes full.
 
         Args:
             ids: token ids ``[batch, columns]``.
             real: ``[batch, columns]`` bool, False on pads; None without pads.
-            wanted: collects the hidden states that need logits; None if no column does.
+            wanted: collects the hidden states of tokens whose logits are needed; None if none are.
         """
         cache, length = self.cache, self.hmt.settings.segment_length
         known: Sequence[int] = self.rows.lengths if cache.keys is not None else ()
@@ -174,18 +182,21 @@ class CachedReader:
         cache.drop_keys()
 
     def write_behind_keys(self) -> Tensor:
-        """Return the memories ``[batch, memory tokens, dim]`` of full segments, computed after their cached keys and
-        values.
+        """Return the memories of segments that are full, computed from their cached keys and values.
+
+        Returns:
+            ``[batch, memory tokens, dim]``.
         """
         assert self.cache.behind is not None
         return self.cache.extend(self.backbone, self.cache.behind) if self.cache.behind.shape[1] else self.cache.behind
 
     def close(self, memory: Tensor, wanted: Wanted | None) -> None:
-        """Close the first segment of every row that has more tokens than a segment: store its memory, drop its tokens.
+        """Finish the first segment of every row that has more tokens than one segment: store its memory, drop its
+        tokens.
 
         Args:
             memory: memories ``[batch, memory tokens, dim]`` of the rows' first segments.
-            wanted: tokens that need logits, whose positions are moved back by a segment; None if no token does.
+            wanted: tokens whose logits are needed, whose positions are moved back by a segment; None if there are none.
         """
         cache, rows, length = self.cache, self.rows, self.hmt.settings.segment_length
         closes = torch.tensor([n > length for n in rows.lengths])
@@ -195,13 +206,13 @@ class CachedReader:
         cache.rows = rows.close(closes, memory, self.hmt.settings)
 
     def queries(self, segments: int) -> list[Tensor | None]:
-        """Return the queries that recall memories for each row's next segments, computed in one batch.
+        """Return the retrieval queries of each row's next segments, computed in one batch.
 
         Args:
             segments: number of segments per row.
 
         Returns:
-            A query ``[batch, memory tokens, dim]`` for each segment; None where the model recalls nothing.
+            A query ``[batch, memory tokens, dim]`` for each segment; None where the model retrieves nothing.
         """
         settings, state = self.hmt.settings, self.rows.state
         remembers = state.memories.shape[1] > 0
@@ -213,10 +224,10 @@ class CachedReader:
         return queries if remembers else [None, *queries[1:]]
 
     def enter(self, query: Tensor | None) -> tuple[Segment, Tensor]:
-        """Prepare the first segment of each row, with the sensory tokens before it, to be read by the model.
+        """Prepare the first segment of each row to be read by the model, with the last tokens of the segment before it.
 
         Args:
-            query: the segment's query ``[batch, memory tokens, dim]``; None if the model recalls nothing.
+            query: the segment's retrieval query ``[batch, memory tokens, dim]``; None if the model retrieves nothing.
 
         Returns:
             The segment, and the memory prompt ``[batch, prompt tokens, dim]`` to read before it.
@@ -226,7 +237,11 @@ class CachedReader:
         return self.rows.window(settings.segment_length).segment(0, state.tail, settings), prompt
 
     def read_open(self) -> Tensor:
-        """Read each row's last segment, cache its keys and values; return hidden states ``[batch, tokens, dim]``."""
+        """Read each row's last segment, and cache its keys and values.
+
+        Returns:
+            Hidden states ``[batch, tokens, dim]``.
+        """
         part, prompt = self.enter(*self.queries(1))
         if is_recurrent(self.backbone.model):  # it has no keys and values, and would carry pads on
             return take_columns(self.hmt.read(part, prompt)[0], part.fresh)
@@ -248,10 +263,10 @@ class CachedReader:
 
 
 def take_columns(hidden: Tensor, columns: Tensor) -> Tensor:
-    """Return the hidden states ``[batch, n, dim]`` at the given columns ``[batch, n]`` of each row.
+    """Return the hidden states at given columns of each row, ``[batch, n, dim]``.
 
     Args:
         hidden: ``[batch, tokens, dim]``.
-        columns: int64 indices below ``tokens``.
+        columns: ``[batch, n]`` int64, indices below ``tokens``.
     """
     return hidden.gather(1, columns[:, :, None].expand(-1, -1, hidden.shape[2]))

@@ -1,7 +1,7 @@
 """How far each row of a batch has read its document: its memories, and the tokens of its last segment.
 
-Rows of padded batches cross boundaries between segments at different times, so all values are kept per row. A row's
-open segment is its last one: the tokens whose memory is not written yet.
+Rows of padded batches complete their segments at different times, so all values are kept per row. A row's open segment
+is its last one: the tokens whose memory is not written yet.
 
 Shapes: b batch, w tokens of the longest open segment, m memory tokens, d embedding width, k sensory tokens.
 """
@@ -23,8 +23,8 @@ class Rows:
     Token counts are kept on the host, so that decoding a token waits for no copy from the device.
 
     Attributes:
-        state: memories and sensory tokens at each row's last boundary. In each row the valid memories come last.
-        tokens: ``[batch, width]`` int64, token ids after that boundary, left-aligned; behind a row's tokens arbitrary.
+        state: memories, and the last tokens before each row's open segment. In each row the valid memories come last.
+        tokens: ``[batch, width]`` int64, token ids of the open segments, left-aligned; behind a row's tokens arbitrary.
         lengths: number of tokens in each row's open segment. A full segment stays open until another token follows.
         closed: number of segments of each row whose memory is written.
     """
@@ -35,7 +35,7 @@ class Rows:
     closed: tuple[int, ...]
 
     def append(self, ids: Tensor, real: Tensor | None) -> "Rows":
-        """Return rows with tokens added to each row's last segment, which may become longer than a segment.
+        """Return a copy in which tokens are added to each row's last segment, which may become longer than a segment.
 
         Args:
             ids: token ids ``[batch, columns]``.
@@ -56,11 +56,11 @@ class Rows:
         return torch.tensor(self.lengths, device=self.tokens.device)
 
     def window(self, length: int, segments: int = 1) -> Window:
-        """Return the first tokens of each row after its last boundary as a window of segments.
+        """Return the first tokens of each row whose memory is not written yet, as a `Window` of segments.
 
         Args:
             length: tokens of each segment.
-            segments: number of segments.
+            segments: number of segments per row.
         """
         tokens = self.tokens[:, : length * segments]
         tokens = torch.nn.functional.pad(tokens, (0, length * segments - tokens.shape[1])).unflatten(1, (segments, -1))
@@ -70,10 +70,11 @@ class Rows:
         return Window(tokens, tokens, lengths, starts)
 
     def close(self, closes: Tensor, memory: Tensor, settings: MemorySettings) -> "Rows":
-        """Return rows in which some have closed their first segment: its memory is stored and its tokens are dropped.
+        """Return a copy in which some rows have finished their first segment: its memory is stored and its tokens are
+        dropped.
 
         Args:
-            closes: ``[batch]`` bool on the host; True for rows that close a segment, which have more tokens than one.
+            closes: ``[batch]`` bool on the host; True for rows that finish a segment, which have more tokens than one.
             memory: memories ``[batch, memory tokens, dim]`` of the first segments; no memory tokens without memory.
             settings: the model's memory settings.
         """
@@ -88,20 +89,28 @@ class Rows:
         return Rows(remember(self.state, there, memory, tail, keep), tokens, lengths, closed)
 
     def before_closing(self, closes: Tensor, length: int) -> "Rows":
-        """Return what closing the first segment drops, to be able to undo it: its tokens and the memories before it.
+        """Return what finishing the first segment drops (its tokens and the memories before it), to be able to undo it.
 
         Args:
-            closes: ``[batch]`` bool on the host; True for rows that close a segment.
+            closes: ``[batch]`` bool on the host; True for rows that finish a segment.
             length: segment length in tokens.
         """
         return replace(self, tokens=self.tokens[:, :length], lengths=tuple(length * c for c in closes.tolist()))
 
     def shortened(self, number: int) -> "Rows":
-        """Return rows without the last ``number`` tokens of each; every row must have that many in its last segment."""
+        """Return a copy without the last tokens of each row; every row must have that many in its last segment.
+
+        Args:
+            number: number of tokens to remove.
+        """
         return replace(self, lengths=tuple(n - number for n in self.lengths))
 
     def select(self, rows: Tensor) -> "Rows":
-        """Return the rows with the given indices ``[n]``, in that order; an index may repeat."""
+        """Return a copy of some rows, in the given order.
+
+        Args:
+            rows: indices of the rows, ``[n]``; an index may repeat.
+        """
         state = self.state
         chosen = MemoryState(*(x.index_select(0, rows) for x in (state.memories, state.valid, state.tail)))
         numbers = rows.tolist()
@@ -110,16 +119,14 @@ class Rows:
 
 
 def remember(state: MemoryState, closes: Tensor, memory: Tensor, tail: Tensor, keep: int) -> MemoryState:
-    """Return the memory state after some rows have closed a segment: their new memory is added, old ones are dropped.
-
-    A row closes a segment when it is full and its memory is written.
+    """Return the memory state after some rows have finished a segment: their new memory is added, old ones are dropped.
 
     Args:
-        state: memories and sensory tokens of all rows.
-        closes: ``[batch]`` bool; True for rows that get a memory. Other rows get an invalid place in front instead, so
+        state: memories and last (sensory) tokens of all rows.
+        closes: ``[batch]`` bool; True for rows that get a memory. Other rows get an invalid memory in front instead, so
             that in each row the valid memories come last.
-        memory: memories of the closed segments, ``[batch, memory tokens, dim]``; ignored in other rows.
-        tail: sensory tokens of every row's next segment, ids ``[batch, sensory tokens]``.
+        memory: memories of the finished segments, ``[batch, memory tokens, dim]``; ignored in other rows.
+        tail: ids of the last tokens before every row's next segment, ``[batch, sensory tokens]``.
         keep: largest number of memories that a row keeps.
     """
     if memory.shape[1] == 0:

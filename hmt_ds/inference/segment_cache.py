@@ -19,7 +19,8 @@ BORDERS = 3  # how many borders between segments can be undone: assistants propo
 
 
 class SegmentCache(Cache):
-    """Cache of the tokens read so far: memories, and one open (last, not yet remembered) segment per row.
+    """Cache of the tokens read so far: memories, and one open segment (the last, whose memory is not written yet) per
+    row.
 
     Attributes:
         rows: memories, and tokens of the open segments; None while nothing was read.
@@ -27,7 +28,7 @@ class SegmentCache(Cache):
         mask: ``[batch, positions]`` bool, False on pads in ``keys``; None without pads.
         behind: ``[batch, memory tokens, dim]``, embeddings that the backbone reads after a segment to write its memory.
         seen: number of columns read so far, pads included.
-        undo: state before each of the last three segments was closed, to restore it when tokens are removed.
+        undo: state before each of the last three segments was finished, to restore it when tokens are removed.
     """
 
     def __init__(self) -> None:
@@ -38,7 +39,7 @@ class SegmentCache(Cache):
         self.drop_keys()
 
     def drop_keys(self) -> None:
-        """Drop the cached keys and values, so that the last segments are read again at the next call."""
+        """Drop the cached keys and values, so that each row's last segment is read again at the next call."""
         self.keys: DynamicCache | None = None
         self.mask: Tensor | None = None
         self.behind: Tensor | None = None
@@ -65,7 +66,8 @@ class SegmentCache(Cache):
         return backbone.extend(embeddings, self.keys, self.mask, positions)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return the number of columns read so far, pads included, without a document whose memory came from a file.
+        """Return the number of token columns read so far, pads included; a document loaded from a memory file does not
+        count.
 
         Args:
             layer_idx: not used; part of transformers' interface.
@@ -91,7 +93,11 @@ class SegmentCache(Cache):
     max_batch_size = batch_size  # the name in earlier versions of transformers
 
     def select(self, rows: Tensor) -> None:
-        """Keep only the rows with the given indices ``[n]`` (int64), in that order; an index may repeat."""
+        """Keep only some rows of the cache, in the given order.
+
+        Args:
+            rows: indices of the rows, ``[n]`` int64; an index may repeat.
+        """
         if self.rows is None:
             return
         self.rows = self.rows.select(rows)
@@ -102,15 +108,27 @@ class SegmentCache(Cache):
             self.behind = None if self.behind is None else self.behind.index_select(0, rows)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Keep the rows of the best beams, given by their indices ``beam_idx`` ``[batch]`` (int64)."""
+        """Keep the rows of the best beams (beam search).
+
+        Args:
+            beam_idx: indices of the rows, ``[batch]`` int64.
+        """
         self.select(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep only some rows, given by their indices ``[n]`` (int64) or by a boolean mask ``[batch]``."""
+        """Keep only some rows of the cache.
+
+        Args:
+            indices: indices of the rows, ``[n]`` int64, or a boolean mask ``[batch]``.
+        """
         self.select(indices.nonzero()[:, 0] if indices.dtype == torch.bool else indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat every row ``repeats`` times, the copies of a row next to each other."""
+        """Repeat every row of the cache, the copies of a row next to each other.
+
+        Args:
+            repeats: number of copies of each row.
+        """
         if self.rows is not None:
             rows = torch.arange(self.batch_size, device=self.rows.tokens.device)
             self.select(rows.repeat_interleave(repeats))
@@ -126,7 +144,8 @@ class SegmentCache(Cache):
             tokens: minus the number of tokens to remove; a positive number is how many to keep (transformers 5.0).
 
         Raises:
-            ValueError: the tokens reach back further than the last three segments, which alone can be restored.
+            ValueError: the tokens to remove reach back further than the last three segments, which alone can be
+                restored.
         """
         number = -tokens if tokens <= 0 else self.seen - tokens
         if number <= 0 or self.rows is None:

@@ -1,4 +1,4 @@
-"""The commands ``status`` and ``report`` for the command line. Imports no torch and no matplotlib before they run."""
+"""Run the subcommands ``status`` and ``report``. Imports no torch and no matplotlib before one of them runs."""
 
 import argparse
 

@@ -13,6 +13,9 @@ def held_out(runs: Sequence[Shown]) -> Section:
 
     It also shows how much each run's loss rises without memory, or with another document's. Empty if no run was
     evaluated.
+
+    Args:
+        runs: the runs that the report compares.
     """
     section = Section("Held-out losses")
     found = [(shown, shown.evaluations.losses) for shown in runs if shown.evaluations.losses]
@@ -44,7 +47,8 @@ def held_out(runs: Sequence[Shown]) -> Section:
 
 
 def steps_of(values: dict[int, float]) -> tuple[list[float], list[float | None]]:
-    """Split a dict of values by optimizer step into a list of steps and a list of values, as a curve needs them."""
+    """Split a dict of values by optimizer step into a list of steps and a list of values, as a plotted curve needs
+    them."""
     return [float(step) for step in values], list(values.values())
 
 
@@ -88,8 +92,11 @@ def with_interval(value: Sequence[float | None], form: str) -> str:
 def answers(runs: Sequence[Shown]) -> Section:
     """Return the section of a report about questions whose answers are in memory.
 
-    Drawn over the number of segments of a document: the fraction of questions answered right, and the fraction of
-    recalls that gave the most weight to the right memory. The section is empty if no run was asked questions.
+    Drawn over the number of segments of a document: the fraction of questions answered right, and the fraction for
+    which retrieval gave the most weight to the right memory. The section is empty if no run was asked questions.
+
+    Args:
+        runs: the runs that the report compares.
     """
     section = Section("Questions and recall")
     found = [(shown, shown.evaluations.answers) for shown in runs if shown.evaluations.answers]

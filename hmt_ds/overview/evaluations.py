@@ -19,7 +19,7 @@ class Evaluations:
         losses: content of the JSON file of held-out losses: of the newest evaluation that compared the model's own
             memory with others, or else of the newest one.
         answers: content of the JSON file of the newest evaluation by questions.
-        picture: path of the newest picture of recalled memories.
+        picture: path of the newest picture of retrieval weights.
         by_step: held-out perplexity of each evaluation, by optimizer step.
     """
 
@@ -35,8 +35,8 @@ class Evaluations:
 
     @property
     def perplexity(self) -> str:
-        """Held-out perplexity after the first segment, such as ``9.97 (2.300 nats [2.250, 2.350])``; a dash if there is
-        none.
+        """Held-out perplexity after the first segment, such as ``9.97 (2.300 nats [2.250, 2.350])``; a dash if not
+        evaluated.
 
         In brackets are nats per token with their 95% interval. First segments do not count, because they have no
         memory.
@@ -51,7 +51,7 @@ class Evaluations:
 
 @dataclass(frozen=True)
 class Shown:
-    """One of the runs that a report compares.
+    """A run that a report compares with others.
 
     Attributes:
         number: index of the run on the page, from 0, which determines the colour of its curves.
@@ -67,7 +67,11 @@ class Shown:
 
 
 def read_evaluations(run: Path) -> Evaluations:
-    """Read the evaluations of a run, given its folder; leave damaged files out."""
+    """Read the evaluations of a run; damaged files are left out.
+
+    Args:
+        run: folder of the run.
+    """
     losses = {step: content for step, file in own_evaluations(run).items() if (content := content_of(file))}
     answers = {step: file for step, file in own_evaluations(run, PREFIX).items() if content_of(file)}
     newest = answers[max(answers)] if answers else None
@@ -81,7 +85,7 @@ def read_evaluations(run: Path) -> Evaluations:
 
 
 def content_of(file: Path) -> dict[str, Any] | None:
-    """Return the content of an evaluation's JSON file; None if the file is damaged or of another version."""
+    """Return the content of an evaluation's JSON file; None if the file is damaged or of another version of hmt_ds."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -106,12 +110,13 @@ def loss_curve(shown: Shown, content: dict[str, Any], value: str) -> Curve:
 
 
 def answer_curve(shown: Shown, content: dict[str, Any], value: str) -> Curve:
-    """Return the curve, with 95% intervals, of fractions (0 to 1) over the number of segments of the documents.
+    """Return the curve, with 95% intervals, of answered questions (as fractions) over the number of segments of a
+    document.
 
     Args:
         shown: the run.
         content: content of the JSON file of an evaluation by questions.
-        value: ``right`` (fraction of questions answered right) or ``found`` (fraction of recalls that gave the most
+        value: ``right`` (fraction of questions answered right) or ``found`` (fraction for which retrieval gave the most
             weight to the right memory).
     """
     rows = [row for row in content["rows"] if row.get(value)]

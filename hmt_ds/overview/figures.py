@@ -23,7 +23,7 @@ NAMED = re.compile(r"<metadata>.*?</metadata>|(?<=<g) id=\"[^\"]*\"", re.DOTALL)
 
 
 class Curve(NamedTuple):
-    """A curve of a picture.
+    """A curve of a report's picture: one run's values with their 95% intervals.
 
     Attributes:
         number: index of the run on the page, which gives the curve's colour.
@@ -63,12 +63,11 @@ def svg(draw: Callable[[Axes], object], *, size: tuple[float, float] = (6.0, 3.2
 
 
 def curves(found: Sequence[Curve], x_label: str, y_label: str, *, smooth: bool = False, log: bool = False) -> str:
-    """Draw the curves of some runs over steps; return an SVG element.
+    """Draw the curves of some runs over optimizer steps; return an SVG element.
 
     Args:
-        found: the curves.
-        x_label, y_label: labels of the axes.
-        smooth: draw a running mean, and the values themselves paler.
+        found: the curves. x_label, y_label: labels of the axes.
+        smooth: draw a running mean as well, and the values themselves paler.
         log: whether the vertical axis is logarithmic.
     """
 
@@ -89,7 +88,7 @@ def curves(found: Sequence[Curve], x_label: str, y_label: str, *, smooth: bool =
 
 
 def intervals(found: Sequence[Curve], x_label: str, y_label: str, *, line: float | None = None) -> str:
-    """Draw values with their 95% intervals; return an SVG element.
+    """Draw the values of some runs with their 95% intervals; return an SVG element.
 
     The values of the horizontal axis are spaced evenly, each labelled with its number.
 
@@ -119,7 +118,11 @@ def intervals(found: Sequence[Curve], x_label: str, y_label: str, *, line: float
 
 def error_bars(curve: Curve) -> list[list[float]]:
     """Return how far a curve's 95% intervals reach below and above its values: two lists of distances, 0 without
-    interval."""
+    interval.
+
+    Args:
+        curve: the curve.
+    """
     assert curve.low is not None and curve.high is not None
     ends = list(zip(curve.y, curve.low, curve.high, strict=True))
     below = [0.0 if y is None or low is None else max(0.0, y - low) for y, low, _ in ends]
@@ -128,7 +131,7 @@ def error_bars(curve: Curve) -> list[list[float]]:
 
 
 def rank_map(steps: Sequence[int], seconds: Sequence[Sequence[float]]) -> str:
-    """Draw the seconds of each rank's own work as a map over steps; return an SVG element.
+    """Draw how many seconds each rank's own work took, as a map over steps and ranks; return an SVG element.
 
     Args:
         steps: optimizer steps at which ranks were compared.
@@ -159,7 +162,7 @@ def embedded(file: Path) -> str:
 
 
 def window_of(curve: Curve) -> int:
-    """Return the number of logged steps over which a curve's running mean is taken."""
+    """Return over how many logged steps a curve's running mean is taken."""
     return min(SMOOTH, len(curve.y) // WINDOWS)
 
 
@@ -174,13 +177,18 @@ def short(name: str) -> str:
 
 
 def legend(axes: Axes, number: int) -> None:
-    """Show a picture's legend if it has several curves: ``number`` of them."""
+    """Show a picture's legend if the picture has several curves.
+
+    Args:
+        axes: matplotlib's axes.
+        number: number of curves.
+    """
     if number > 1:
         axes.legend(frameon=False, fontsize=9)
 
 
 def thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return at most ``POINTS`` points of a curve, evenly chosen, the last one included.
+    """Return a curve with at most ``POINTS`` points, evenly chosen, the last one included.
 
     Args:
         x, y: ``[points]``, the curve.
@@ -192,11 +200,14 @@ def thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def running_mean(y: np.ndarray, window: int) -> np.ndarray:
-    """Return for each value the mean of the last ``window`` values up to it, without missing ones (nan): ``[points]``.
+    """Return for each value the mean of the last ``window`` values up to it, ignoring nan.
 
     Args:
-        y: ``[points]``.
+        y: ``[points]``; nan for a missing value.
         window: number of values that a mean is taken of.
+
+    Returns:
+        ``[points]``.
     """
     found = np.isfinite(y)
     sums, numbers = np.cumsum(np.where(found, y, 0.0)), np.cumsum(found)

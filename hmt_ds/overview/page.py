@@ -13,7 +13,7 @@ TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 @dataclass(frozen=True)
 class Picture:
-    """A captioned picture on the page of a report; either ``svg`` or ``image`` is set.
+    """A captioned picture on a report's page; either ``svg`` or ``image`` is set.
 
     Attributes:
         caption: what the picture shows.
@@ -28,7 +28,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text, on the page of a report.
+    """A table of text on a report's page.
 
     Attributes:
         head: titles of the columns.
@@ -41,7 +41,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Folded:
-    """Text that is hidden until the reader opens it, and shown in print.
+    """Text on a report's page that is hidden until the reader opens it, and shown in print.
 
     Attributes:
         title: title that the reader clicks.
@@ -94,11 +94,11 @@ def render(title: str, written: str, sections: Sequence[Section]) -> str:
 
 
 def write_page(file: Path, page: str, option: str) -> None:
-    """Write an HTML page as a whole, or not at all.
+    """Write an HTML page completely, or not at all if that fails.
 
     Args:
         file: path of the page.
-        page: its content.
+        page: content of the page.
         option: command-line option that names the file, for the error.
 
     Raises:

@@ -15,7 +15,7 @@ def planned_table(run: RunFolder) -> Table | None:
         run: the run's folder.
 
     Returns:
-        None for a run on CPUs, on GPUs that the planner does not know, or of a model whose sizes are not known here.
+        The table; None for a run on CPUs, on GPUs that the planner does not know, or of a model of unknown size.
     """
     starts = run.events("start")
     if not starts or not run.rows:

@@ -40,6 +40,10 @@ def write_report(folders: Sequence[Path], output: Path | None) -> Path:
 
 
 def names_of(runs: Sequence[RunFolder]) -> list[str]:
-    """Return a name for each run: its folder's name, or its path if two folders have the same name."""
+    """Return a name for each run of a report: its folder's name, or its path if two folders have the same name.
+
+    Args:
+        runs: the runs' folders.
+    """
     names = [run.name for run in runs]
     return names if len(set(names)) == len(names) else [str(run.folder) for run in runs]

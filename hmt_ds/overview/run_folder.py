@@ -1,4 +1,4 @@
-"""Read a run's folder (recipe, metrics, history, rank notes, checkpoints), without torch, locks or changes."""
+"""Read a run's folder (recipe, metrics, history, rank states, checkpoints), without torch, locks or changes."""
 
 import json
 import time
@@ -38,13 +38,13 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class RankNote:
-    """What the watchdog of a rank last wrote about the rank.
+    """What the watchdog process of a rank last wrote about the rank.
 
     Attributes:
         rank: number of the rank.
         host: name of the rank's machine.
         after: what the rank did last, such as ``step 12``.
-        silent: seconds without progress when the note was written.
+        silent: seconds without progress of the rank when the note was written.
         stopped: whether the rank's process was suspended (SIGSTOP).
         age: seconds since the note was written.
     """
@@ -58,7 +58,7 @@ class RankNote:
 
 
 class RunFolder:
-    """The files in a run's folder, each read when it is first needed.
+    """The files in a run's folder, each read when it is first accessed.
 
     Args:
         folder: the run's folder, or that of one of its checkpoints.
@@ -90,11 +90,16 @@ class RunFolder:
 
     @cached_property
     def history(self) -> list[dict[str, Any]]:
-        """Events of all starts of the run, oldest first, each with ``kind`` and ``time`` (seconds since 1970)."""
+        """Events of the run (starts, checkpoints, warnings, ...), oldest first, each with ``kind`` and ``time``
+        (seconds since 1970)."""
         return read_history(self.folder)
 
     def events(self, kind: str) -> list[dict[str, Any]]:
-        """Return the run's events of one kind, such as ``rollback``, oldest first."""
+        """Return the run's events of one kind, oldest first.
+
+        Args:
+            kind: the kind, such as ``rollback``.
+        """
         return [event for event in self.history if event["kind"] == kind]
 
     @property
@@ -136,9 +141,9 @@ class RunFolder:
         return None
 
     def ranks(self) -> list[RankNote]:
-        """Return what each rank's watchdog last wrote, sorted by rank; empty if no rank has a watchdog.
+        """Return what each rank's watchdog process last wrote, sorted by rank; empty if no rank has a watchdog.
 
-        Left out are unreadable notes, and notes of ranks that the newest start no longer has.
+        Unreadable notes are left out, and so are notes of ranks that a restart with fewer ranks no longer has.
         """
         starts = self.events("start")
         number = int(starts[-1]["environment"]["ranks"]) if starts else None

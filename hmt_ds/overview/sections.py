@@ -28,13 +28,21 @@ METRICS = (
 
 
 def sections_of(runs: Sequence[Shown]) -> list[Section]:
-    """Return all sections of a report's page; some may be empty."""
+    """Return all sections of a report's page; some may be empty.
+
+    Args:
+        runs: the runs that the report compares.
+    """
     makers = (summary, training, held_out, answers, speed, events, checkpoints, recipes, environments)
     return [make(runs) for make in makers]
 
 
 def summary(runs: Sequence[Shown]) -> Section:
-    """Return the section of a report that sums up the runs: a table with a column for each run."""
+    """Return the section of a report that sums up the runs: a table with a column for each run.
+
+    Args:
+        runs: the runs that the report compares.
+    """
     facts = [dict(facts_of(shown)) for shown in runs]
     names = list(dict.fromkeys(name for found in facts for name in found))
     table = Table(["", *(shown.name for shown in runs)], [[n, *(found.get(n, "-") for found in facts)] for n in names])
@@ -43,7 +51,11 @@ def summary(runs: Sequence[Shown]) -> Section:
 
 def facts_of(shown: Shown) -> Iterator[tuple[str, str]]:
     """Yield pairs of title and text about a run, such as ``steps`` and ``80 of 100``, for the table at the top of a
-    report."""
+    report.
+
+    Args:
+        shown: the run.
+    """
     run, rows = shown.run, shown.run.rows
     status = Status(run)
     yield "state", f"{status.state}{status.who()}"
@@ -74,7 +86,11 @@ def facts_of(shown: Shown) -> Iterator[tuple[str, str]]:
 
 
 def training(runs: Sequence[Shown]) -> Section:
-    """Return the section of a report with a picture per training metric over optimizer steps, a curve per run."""
+    """Return the section of a report with a picture per training metric over optimizer steps, a curve per run.
+
+    Args:
+        runs: the runs that the report compares.
+    """
     section = Section("Training")
     for metric, label, smooth, log in METRICS:
         found = [curve for shown in runs if (curve := metric_curve(shown, metric))]
@@ -90,16 +106,20 @@ def training(runs: Sequence[Shown]) -> Section:
 
 
 def probe_curve(shown: Shown) -> Curve:
-    """Return the curve of the nats per token by which another document's memory raised the loss, over optimizer steps.
+    """Return a curve over optimizer steps of the nats per token by which another document's memory raised the training
+    loss.
 
-    Its points are events of kind ``probe``, which a run measures on its next training windows from time to time.
+    Its points are events of kind ``probe``, for which a run now and then reads its next segments with both memories.
+
+    Args:
+        shown: the run.
     """
     found = [event for event in shown.run.events("probe") if event.get("cost") is not None]
     return Curve(shown.number, shown.name, [event["step"] for event in found], [event["cost"] for event in found])
 
 
 def metric_curve(shown: Shown, metric: str) -> Curve | None:
-    """Return the curve of a metric over steps; None if the run has no values of it.
+    """Return the curve of a training metric over optimizer steps; None if the run has no values of it.
 
     Args:
         shown: the run.
@@ -110,8 +130,12 @@ def metric_curve(shown: Shown, metric: str) -> Curve | None:
 
 
 def speed(runs: Sequence[Shown]) -> Section:
-    """Return the section of a report about ranks: a map of seconds per step, and estimated beside measured memory
-    and speed."""
+    """Return the section of a report about speed: a map of each rank's seconds per step, and estimates beside
+    measurements.
+
+    Args:
+        runs: the runs that the report compares.
+    """
     section = Section("Ranks and memory")
     for shown in runs:
         compared = shown.run.events("ranks")
@@ -128,7 +152,11 @@ def speed(runs: Sequence[Shown]) -> Section:
 
 
 def events(runs: Sequence[Shown]) -> Section:
-    """Return the section of a report with the runs' events: starts, rollbacks, warnings, the end."""
+    """Return the section of a report with the runs' events: starts, rollbacks, warnings, the end.
+
+    Args:
+        runs: the runs that the report compares.
+    """
     section = Section("What happened")
     for shown in runs:
         found = [event for event in shown.run.history if event["kind"] not in ("ranks", "checkpoint", "probe")]
@@ -165,7 +193,11 @@ def moment(seconds: float) -> str:
 
 
 def checkpoints(runs: Sequence[Shown]) -> Section:
-    """Return the section of a report with the runs' checkpoints: step, time, size, seconds of saving, and damage."""
+    """Return the section of a report with the runs' checkpoints: step, time, size, seconds of saving, and damage.
+
+    Args:
+        runs: the runs that the report compares.
+    """
     section, rows = Section("Checkpoints"), []
     for shown in runs:
         seconds = {event["step"]: f"{event['seconds']:.1f} s" for event in shown.run.events("checkpoint")}
@@ -179,7 +211,11 @@ def checkpoints(runs: Sequence[Shown]) -> Section:
 
 
 def recipes(runs: Sequence[Shown]) -> Section:
-    """Return the section of a report with the keys in which the recipes differ, and with each whole recipe."""
+    """Return the section of a report with the keys in which the recipes differ, and with each whole recipe.
+
+    Args:
+        runs: the runs that the report compares.
+    """
     section = Section("Recipe")
     flat = [dict(flattened(shown.run.recipe)) for shown in runs]
     keys = list(dict.fromkeys(key for recipe in flat for key in recipe))
@@ -207,7 +243,11 @@ def flattened(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, o
 
 
 def environments(runs: Sequence[Shown]) -> Section:
-    """Return the section of a report with versions, machines and devices of each run's newest start."""
+    """Return the section of a report with versions, machines and devices of each run's newest start.
+
+    Args:
+        runs: the runs that the report compares.
+    """
     section = Section("Environment")
     found = [(shown.name, starts[-1]["environment"]) for shown in runs if (starts := shown.run.events("start"))]
     if not found:

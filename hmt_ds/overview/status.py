@@ -15,10 +15,10 @@ SHOWN = 5  # ranks and warnings that are listed
 
 
 def stuck(note: RankNote, limit: float) -> str | None:
-    """Describe why a rank makes no progress; None if it does.
+    """Describe why a rank makes no progress, in one line; None if it does make progress.
 
     Args:
-        note: what the rank's watchdog wrote.
+        note: what the rank's watchdog process wrote.
         limit: seconds without progress after which the rank counts as stuck.
     """
     if note.age > QUIET:
@@ -83,10 +83,10 @@ class Status:
         return [*lines, f"next         {self.what_next()}"]
 
     def who(self) -> str:
-        """Return ``, process 123 on HOST since TIME`` about what trains the run, or ``: REASON`` if it failed, or
-        nothing.
+        """Return the end of the status line: ``, process 123 on HOST since TIME`` for a run in training, or ``:
+        REASON`` if it failed.
 
-        This text follows the state in the line for the user.
+        Empty otherwise.
         """
         if self.holder:
             return f", process {self.holder.get('pid')} on {self.holder.get('host')} since {self.holder.get('since')}"
@@ -102,10 +102,10 @@ class Status:
         return text
 
     def loss_and_speed(self) -> list[str]:
-        """Return lines about the newest 20 logged steps: loss (nats per token, and of the 20 before), speed, skipped
-        steps.
+        """Return lines about the newest 20 logged steps: loss, speed, number of skipped steps.
 
-        Speed is tokens/s per rank, seconds per step and peak memory (GiB). Lines without a value are left out.
+        The loss is in nats per token, with that of the 20 steps before. Speed is tokens/s per rank, seconds per step
+        and peak memory (GiB). Lines without a value are left out.
         """
         rows = [row for row in self.run.rows if row.get("loss") is not None]
         lines = []
@@ -123,13 +123,13 @@ class Status:
         return lines + ([f"skipped      {skipped} steps whose gradients were not finite"] if skipped else [])
 
     def evaluation(self) -> list[str]:
-        """Return a line about the run's newest evaluation; an empty list if there is none."""
+        """Return a line about the run's newest evaluation; an empty list if the run was not evaluated."""
         events = self.run.events("evaluation")
         return [f"evaluation   of step {events[-1]['step']}, {ago(events[-1]['time'])}"] if events else []
 
     def saved(self) -> list[str]:
         """Return lines about the run's newest checkpoint (step, age, size, when the next is due), and about damaged
-        ones."""
+        checkpoints."""
         found = self.run.checkpoints
         if not found:
             return ["checkpoint   none yet"]
@@ -141,7 +141,7 @@ class Status:
         return lines + [f"damaged      checkpoint of step {one.step}: {one.damage[0]}" for one in found if one.damage]
 
     def rank_lines(self) -> list[str]:
-        """Return lines about the ranks of a running run: how many make progress, and up to 5 that do not."""
+        """Return lines about the ranks of a run in training: how many make progress, and up to 5 that do not."""
         if not self.holder or not self.notes:
             return []
         hosts = len({note.host for note in self.notes})
@@ -155,7 +155,7 @@ class Status:
         )
 
     def what_next(self) -> str:
-        """Return what the user can do next, mostly a command such as ``hmt-ds report RUN``."""
+        """Return what the user can do next with the run, mostly a command such as ``hmt-ds report RUN``."""
         folder = self.run.folder
         if self.state == "finished":
             return f"hmt-ds report {folder}"
@@ -178,5 +178,9 @@ def mean(rows: list[dict[str, float]], name: str) -> float:
 
 
 def ago(moment: float) -> str:
-    """Format how long ago a time was, such as ``03:20 ago`` (minutes and seconds). ``moment``: seconds since 1970."""
+    """Format how long ago a time was, such as ``03:20 ago`` (minutes and seconds).
+
+    Args:
+        moment: the time, in seconds since 1970.
+    """
     return f"{tqdm.format_interval(int(max(0, time.time() - moment)))} ago"

@@ -1,4 +1,4 @@
-"""Put documents together from the windows that a training run reads, with the weight of each token in the loss."""
+"""Assemble whole documents from the batches that a training run reads, with the weight of each token in the loss."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -12,14 +12,14 @@ from hmt_ds.training.evaluation_in_run import as_window
 
 
 class Place(NamedTuple):
-    """Where a document is within one segment of a row.
+    """Where a document is within one segment of a batch row.
 
     Attributes:
         number: index of the document in the data.
         begins: whether the document's first token is in this segment.
         columns: positions of the document's tokens in the segment.
         shared: whether other documents are in the segment.
-        last: whether no other document follows in the segment; only the last one's memory is kept.
+        last: whether no other document follows in the segment; only the last document's memory is kept.
     """
 
     number: int
@@ -45,12 +45,12 @@ class Part(NamedTuple):
 
 @dataclass
 class Document:
-    """A training document, as far as it has been read.
+    """A training document, as far as it has been read from batches.
 
     Attributes:
         number: index of the document in the data.
-        parts: its tokens in each of its segments.
-        done: whether its last segment has been read.
+        parts: the document's tokens in each of its segments.
+        done: whether the document's last segment has been read.
     """
 
     number: int
@@ -63,11 +63,14 @@ class Document:
         return sum(len(part.ids) for part in self.parts)
 
     def weights(self, n: int) -> Tensor:
-        """Return the weight in the loss of each token in segment n, ``[tokens]`` float32; 0 for the document's first
+        """Return the weight in the loss of each token of a segment, ``[tokens]`` float32; 0 for the document's first
         token.
 
         Labels are the next tokens: the weight of a segment's first token is that of the last label of the previous
         segment.
+
+        Args:
+            n: index of the segment in the document.
         """
         first = self.parts[n - 1].label_weights[-1:] if n else torch.zeros(1)
         return torch.cat([first, self.parts[n].label_weights[:-1]])
@@ -77,7 +80,7 @@ def first_documents(batches: Iterable[Batch], number: int, gap: int) -> list[Doc
     """Read the documents that training begins with.
 
     Args:
-        batches: windows of one rank, in order.
+        batches: batches of one rank, in order.
         number: number of documents, at most as many as the data has.
         gap: positions in front of a document that begins behind another one in the same segment.
 
@@ -107,7 +110,14 @@ def first_documents(batches: Iterable[Batch], number: int, gap: int) -> list[Doc
 
 
 def places(batch: Batch, row: int, n: int, gap: int) -> Iterator[Place]:
-    """Yield where each document is in segment n of a row, from left to right; nothing if the segment is empty."""
+    """Yield where each document is in one segment of a batch row, from left to right; nothing if the segment is empty.
+
+    Args:
+        batch: the batch.
+        row: index of the row.
+        n: index of the segment.
+        gap: positions in front of a document that begins behind another one in the same segment.
+    """
     length, begins, number = int(batch.lengths[row, n]), bool(batch.starts[row, n]), int(batch.documents[row, n])
     if length == 0:
         return

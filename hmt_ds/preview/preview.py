@@ -62,7 +62,7 @@ def preview(recipe_file: Path, options: PreviewOptions, overrides: list[str]) ->
 
 
 def name_of(number: int, sources: Sequence[ReadSource]) -> str:
-    """Return the name of a document: its number within its source, from 0, and the source.
+    """Return the name of a document: its number within its data source, from 0, and the source.
 
     Args:
         number: index of the document in the data.

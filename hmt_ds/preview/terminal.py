@@ -17,7 +17,7 @@ def print_preview(console: Console, summary: str, bars: Sequence[Bar], documents
     """Print a preview of training documents to the terminal.
 
     Args:
-        console: rich's console; if it has no colours, brackets mark what is in the loss.
+        console: rich's console; if it has no colours, brackets mark the tokens that are in the loss.
         summary: a sentence with the numbers of documents and tokens.
         bars: histogram of document lengths; empty if lengths are not known.
         documents: the documents to show.
@@ -32,7 +32,11 @@ def print_preview(console: Console, summary: str, bars: Sequence[Bar], documents
 
 
 def histogram_table(bars: Sequence[Bar]) -> Table:
-    """Return the histogram of document lengths (in segments) as a table, with a bar of blocks in each row."""
+    """Return the histogram of document lengths (in segments) as a table, with a bar of blocks in each row.
+
+    Args:
+        bars: the rows of the histogram.
+    """
     table = Table("segments", "documents", "", box=None, title="lengths of documents", title_justify="left")
     table.columns[1].justify = "right"
     for bar in bars:
@@ -58,7 +62,7 @@ def legend(weights: set[float], brackets: bool) -> Text:
 
 
 def document_group(document: Shown, brackets: bool) -> RenderableType:
-    """Return a document for the terminal: name and size, and the text of its segments, each below a rule.
+    """Return a training document for the terminal: name and size, and the text of its segments, each below a rule.
 
     Args:
         document: the document.
@@ -75,7 +79,7 @@ def document_group(document: Shown, brackets: bool) -> RenderableType:
 
 
 def reading_text(reading: Reading, brackets: bool) -> Text:
-    """Return the text of a segment, with the names of the memory embeddings that are read before and behind it.
+    """Return the text of a document's segment, with the names of the memory embeddings in front of and behind it.
 
     Args:
         reading: the segment.
@@ -94,9 +98,9 @@ def reading_text(reading: Reading, brackets: bool) -> Text:
 
 
 def run_text(run: Run, brackets: bool) -> Text:
-    """Return the text of tokens with the same weight in the loss, in that weight's colour.
+    """Return the text of consecutive tokens with the same weight in the loss, in that weight's colour.
 
-    The weight follows the text if it is neither 0 nor 1.
+    If the weight is neither 0 nor 1, it is printed behind the text.
 
     Args:
         run: the tokens.

@@ -1,4 +1,5 @@
-"""Prepare documents for a preview: segments as runs of text of equal weight in the loss, and a histogram of lengths."""
+"""Prepare documents for a preview: segments as pieces of text of equal weight in the loss, and a histogram
+of lengths."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,11 +15,11 @@ from hmt_ds.preview.documents import Document
 
 
 class Run(NamedTuple):
-    """Text of consecutive tokens with the same weight in the loss.
+    """Text of consecutive tokens that have the same weight in the loss.
 
     Attributes:
         text: the text.
-        weight: weight of each of its tokens in the loss; 0 for none.
+        weight: weight in the loss of each of the tokens; 0 for none.
     """
 
     text: str
@@ -31,14 +32,14 @@ class Reading:
 
     Attributes:
         number: number of the segment, from 1.
-        first: position of its first token in the document, from 0.
-        tokens: number of its own tokens.
+        first: position in the document of the segment's first token, from 0.
+        tokens: number of the segment's own tokens.
         shared: whether other documents are in the segment, too.
-        in_loss: number of its tokens with a weight in the loss.
-        before: what is read before the tokens, such as "memory 16" for 16 memory embeddings.
+        in_loss: number of the segment's tokens with a weight in the loss.
+        before: what is read in front of the tokens, such as "memory 16" for 16 memory embeddings.
         sensory: text of the last tokens of the previous segment, which are read again.
-        runs: text of its own tokens.
-        behind: what is read behind the tokens, such as "write 16".
+        runs: text of the segment's own tokens.
+        behind: what is read behind the tokens, such as "write 16" for 16 embeddings at which memory is written.
     """
 
     number: int
@@ -54,8 +55,7 @@ class Reading:
     @property
     def title(self) -> str:
         """Heading of the segment: its number, the positions of its tokens in the document, and how many are in the
-        loss.
-        """
+        loss."""
         last = self.first + self.tokens - 1
         shared = ", with other documents" if self.shared else ""
         return f"segment {self.number}: tokens {self.first:,} to {last:,}, {self.in_loss:,} in the loss{shared}"
@@ -63,11 +63,10 @@ class Reading:
 
 @dataclass(frozen=True)
 class Shown:
-    """One document, as a preview shows it.
+    """A training document as a preview shows it.
 
     Attributes:
-        name: number of the document, and the source that it is from.
-        tokens, segments, in_loss: number of tokens, of segments, and of tokens with a weight in the loss.
+        name: number of the document, and its data source.
         readings: the segments that are shown; None in place of those between the first and the last ones.
     """
 
@@ -79,13 +78,13 @@ class Shown:
 
     @property
     def size(self) -> str:
-        """Number of tokens, of segments, and of tokens in the loss, as text."""
+        """Number of tokens, of segments, and of tokens in the loss of the document, as text."""
         segments = f"{self.segments:,} segments" if self.segments > 1 else "1 segment"
         return f"{self.tokens:,} tokens in {segments}, {self.in_loss:,} in the loss"
 
     @property
     def weights(self) -> set[float]:
-        """The different weights in the loss of all shown tokens."""
+        """The different weights in the loss that the shown tokens have."""
         return {run.weight for reading in self.readings if reading for run in reading.runs}
 
 
@@ -95,7 +94,7 @@ class Bar(NamedTuple):
     Attributes:
         segments: lengths in segments, such as ``3 to 4``.
         documents: number of documents whose length is in this range.
-        share: number of documents as a fraction (0 to 1) of the largest row's.
+        share: number of documents as a fraction (0 to 1) of the number in the largest row.
     """
 
     segments: str
@@ -106,11 +105,11 @@ class Bar(NamedTuple):
 def show(
     document: Document, name: str, settings: MemorySettings, tokenizer: PreTrainedTokenizerBase, most: int
 ) -> Shown:
-    """Prepare a document for a preview.
+    """Prepare a training document for a preview.
 
     Args:
         document: a whole document.
-        name: number of the document, and the source that it is from.
+        name: number of the document, and its data source.
         settings: settings of the memory.
         tokenizer: decodes the tokens.
         most: largest number of segments to show; of a longer document the first and the last ones, half of each.
@@ -126,7 +125,7 @@ def show(
 
 
 def read(document: Document, n: int, settings: MemorySettings, tokenizer: PreTrainedTokenizerBase) -> Reading:
-    """Prepare one segment of a document: its text, and what the model reads before and behind it.
+    """Prepare one segment of a document for a preview: its text, and what the model reads in front of and behind it.
 
     Args:
         document: a whole document.
@@ -147,14 +146,15 @@ def read(document: Document, n: int, settings: MemorySettings, tokenizer: PreTra
 
 
 def runs_of(tail: Tensor, ids: Tensor, weights: Tensor, tokenizer: PreTrainedTokenizerBase) -> list[Run]:
-    """Return the text of the sensory tokens, and the text of a segment's own tokens, cut where their weights change.
+    """Return a segment's text in pieces of equal loss weight, after the text of the tokens repeated from the segment
+    before.
 
     Each text is what it adds to the text before it, so that blanks between tokens are those of the document.
 
     Args:
-        tail: ids of the sensory tokens, ``[k]`` int64; the first run is their text.
+        tail: ids of the repeated (sensory) tokens, ``[k]`` int64; the first piece is their text.
         ids: ids of the segment's own tokens, ``[tokens]`` int64.
-        weights: their weights in the loss, ``[tokens]``.
+        weights: weights in the loss of the segment's own tokens, ``[tokens]``.
         tokenizer: decodes the tokens.
     """
     ends = [0, *(np.flatnonzero(np.diff(weights.numpy())) + 1).tolist(), len(ids)]

@@ -35,7 +35,7 @@ class Alerts:
         self.threads: list[threading.Thread] = []
 
     def send(self, event: dict[str, object]) -> None:
-        """Send an event if its kind is ``warning``, ``rollback``, ``stop``, ``end`` or ``failed``.
+        """Send an event of a run if its kind is ``warning``, ``rollback``, ``stop``, ``end`` or ``failed``.
 
         After the last three the process ends, so it waits up to 10 seconds for each message that is still being sent.
 
@@ -55,9 +55,10 @@ class Alerts:
                 one.join(SECONDS)
 
     def deliver(self, message: dict[str, object]) -> None:
-        """Post a message as JSON to the webhook, or run the alert command with it; log a failure as a warning.
+        """Post an event as JSON to the webhook, or run the alert command with it; log a failure as a warning.
 
-        The command finds ``text`` in the variable HMT_DS_TEXT, and all of it as JSON in HMT_DS_EVENT.
+        The command finds the event's line for people in the variable HMT_DS_TEXT, and the whole event as JSON in
+        HMT_DS_EVENT.
 
         Args:
             message: the event, with the run's folder (``run``) and a line for people (``text``).

@@ -44,7 +44,7 @@ def reference_tables(result: Numbers) -> Iterator[Table | str]:
 
 
 def run_table(result: Numbers) -> Table:
-    """Return the table of what a benchmark ran: model, ranks, window (segments times tokens) and resolved settings.
+    """Return the table of what a benchmark ran: model, ranks, segments and tokens per step, and resolved settings.
 
     Args:
         result: content of the benchmark's JSON file.
@@ -135,11 +135,12 @@ def formulas(result: Numbers) -> str:
 
 
 def phase_table(seconds: dict[str, float], segments: int) -> Table:
-    """Return the table of the seconds of each phase (forward, backward, reduce, ...) and its share of the step.
+    """Return the table of the seconds of each phase of a training step (forward, backward, reduce, ...), with its
+    share.
 
     Args:
         seconds: seconds by phase, such as ``forward``.
-        segments: number of segments per window in the measured steps.
+        segments: number of segments that gradients flow through in the measured steps.
     """
     table = Table(title=f"time by phase, in steps of {segments} segments")
     for column in ("phase", "seconds", "share"):
@@ -156,7 +157,7 @@ def stages_table(pipeline: Numbers, segments: int) -> Table:
 
     Args:
         pipeline: the section ``pipeline`` of the benchmark's JSON file.
-        segments: number of segments per window in the measured steps.
+        segments: number of segments that gradients flow through in the measured steps.
     """
     table = Table(title=f"seconds by phase and stage, in steps of {segments} segments")
     table.add_column("phase")
@@ -172,7 +173,7 @@ def stages_table(pipeline: Numbers, segments: int) -> Table:
 
 
 def bubble_notes() -> str:
-    """Return a note on how to read the table of pipeline stages."""
+    """Return a note for users on how to read the benchmark's table of pipeline stages and their bubbles."""
     return (
         "backward: with what is computed again. wait: for a neighbour's message. A stage that is done with its windows "
         "before others waits for them in reduce and step.\n"
@@ -183,7 +184,7 @@ def bubble_notes() -> str:
 
 
 def memory_table(memory: Numbers, pipelines: int | None) -> Table:
-    """Return the table of the parts of peak memory in GiB, of the rank that uses most.
+    """Return the table of a benchmark's peak memory by part in GiB, of the rank that uses most.
 
     On CPUs the peak is resident memory, and the parts do not add up to it.
 
@@ -207,7 +208,7 @@ def memory_table(memory: Numbers, pipelines: int | None) -> Table:
 
 
 def reference_table(result: Numbers) -> Table:
-    """Return the table that compares passes of hmt_ds and HMT-pytorch on the same work: tokens/s and peak GiB.
+    """Return the table of a benchmark that compares hmt_ds and HMT-pytorch on the same work: tokens/s and peak GiB.
 
     Args:
         result: content of the benchmark's JSON file.

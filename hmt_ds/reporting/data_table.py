@@ -1,4 +1,4 @@
-"""Print what a run will read as a table, with a row for each source of training documents."""
+"""Print what a run will read as a table, with a row for each data source of training documents."""
 
 import io
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ QUANTILES = {"10%": 0.1, "50%": 0.5, "90%": 0.9, "most": 1.0}  # of documents, b
 
 @dataclass(frozen=True)
 class SourceFigures:
-    """Numbers of one source of training documents, for a table.
+    """Numbers of one data source of training documents, for a table.
 
     Attributes:
         name: the source as the recipe names it.
@@ -22,11 +22,12 @@ class SourceFigures:
         documents: number of documents.
         tokens: number of tokens of all documents.
         segments: 10%, 50%, 90% and 100% quantile of the number of segments of a document.
-        padding: fraction (0 to 1) of the positions of its segments that are padding.
-        share: fraction (0 to 1) of what the run reads, in tokens or documents.
+        padding: fraction (0 to 1) of the positions of the source's segments that are padding.
+        share: fraction (0 to 1) of the tokens or documents that the run reads that is from the source.
         passes: how often the run reads the whole source.
-        in_loss: fraction (0 to 1) of its tokens that have a weight in the loss, estimated from its first documents.
-        left_out: number of its documents that are not read.
+        in_loss: fraction (0 to 1) of the source's tokens that have a weight in the loss, estimated from the first
+            documents.
+        left_out: number of the source's documents that are not read.
     """
 
     name: str
@@ -52,7 +53,7 @@ class DataFigures:
         steps: number of optimizer steps of the run.
         cache_bytes: size of the token cache on disk, in bytes.
         cache: folder of the token cache.
-        stream: number of rows that the figures are of, the first of a stream; None if they are of all.
+        stream: number of rows that the figures count, the first of a stream; None if they count all documents.
     """
 
     sources: Sequence[SourceFigures]
@@ -65,7 +66,11 @@ class DataFigures:
 
 
 def data_lines(figures: DataFigures) -> list[str]:
-    """Return the table of training sources as lines of text, followed by lines about one pass and the token cache."""
+    """Return the table of training data sources as lines of text, then lines about one pass and the token cache.
+
+    Args:
+        figures: numbers of all training documents.
+    """
     text = io.StringIO()
     Console(file=text, width=WIDTH).print(sources_table(figures))
     table = [line.rstrip() for line in text.getvalue().splitlines()]
@@ -78,7 +83,11 @@ def data_lines(figures: DataFigures) -> list[str]:
 
 
 def sources_table(figures: DataFigures) -> Table:
-    """Return a table with a row for each source of training documents."""
+    """Return a table with a row for each data source of training documents.
+
+    Args:
+        figures: numbers of all training documents.
+    """
     table = Table(box=None, pad_edge=False)
     table.add_column("\nsource", overflow="fold", ratio=1)
     first, *others = QUANTILES
@@ -99,7 +108,11 @@ def sources_table(figures: DataFigures) -> Table:
 
 
 def size(number: float) -> str:
-    """Format a number of bytes with a decimal unit, such as ``1.5 GB``."""
+    """Format a number of bytes with a decimal unit, such as ``1.5 GB``.
+
+    Args:
+        number: the number of bytes.
+    """
     for unit in ("bytes", "kB", "MB", "GB"):
         if number < 1000:
             return f"{number:,.0f} {unit}" if unit == "bytes" else f"{number:,.1f} {unit}"

@@ -14,11 +14,11 @@ COSTS = {"swapped": "cost of others' memory", "none": "cost of no memory"}
 
 
 class SpanLoss(Protocol):
-    """Protocol of the loss on a span of tokens, as tables need it.
+    """Protocol of the loss on a part of the tokens (one row of a table).
 
     Attributes:
-        first, below: smallest number of segments read before a token (or position in the segment), and one more than
-            the largest.
+        first, below: smallest number of segments read before a token of this row (or position in the segment), and one
+            more than the largest.
         tokens: number of scored tokens.
         nats: mean loss per token in nats, with its 95% interval.
     """
@@ -34,7 +34,7 @@ class SpanLoss(Protocol):
 
 
 class LossRow(SpanLoss, Protocol):
-    """Protocol of a run's losses on a span of tokens, such as :class:`hmt_ds.evaluation.figures.Row`.
+    """Protocol of a run's losses on a part of the tokens, such as :class:`hmt_ds.evaluation.figures.Row`.
 
     Attributes:
         perplexity: exp of the mean loss.
@@ -49,7 +49,9 @@ class LossRow(SpanLoss, Protocol):
 
 
 class RunFigures(SpanLoss, Protocol):
-    """Protocol of one of several runs' loss on a span of tokens, such as :class:`hmt_ds.evaluation.compare.RunRow`.
+    """Protocol of one run's loss on a part of the tokens, in a comparison of runs.
+
+    An example is :class:`hmt_ds.evaluation.compare.RunRow`.
 
     Attributes:
         run: name of the run.
@@ -86,11 +88,12 @@ def evaluation_table(rows: Sequence[LossRow], positions: Sequence[LossRow], titl
 
 
 def cells(row: LossRow, instead: Sequence[str]) -> list[str]:
-    """Format a table row's losses as its cells: tokens, perplexity, nats per token, and the costs of other memories.
+    """Format one run's losses as the cells of a table row: tokens, perplexity, nats per token, and costs of other
+    memories.
 
     Args:
         row: the losses.
-        instead: names of the other memories whose cost is shown: ``swapped``, ``none``.
+        instead: names of the other memories whose cost is shown: ``swapped`` (another document's), ``none``.
     """
     if not row.tokens:
         return ["0", *["-"] * (2 + len(instead))]
@@ -104,10 +107,10 @@ def span(row: SpanLoss) -> str:
 
 
 def runs_table(tables: Sequence[Sequence[RunFigures]], title: str, *, gap: bool) -> Table:
-    """Return a table that compares the losses of runs, with a section for each span of tokens.
+    """Return a table that compares the losses of runs, with a section for each part of the tokens.
 
     Args:
-        tables: for each span of tokens, the row of each run.
+        tables: for each part of the tokens, the row of each run.
         title: title of the table.
         gap: add each run's fraction of the gap between the first and the last run.
     """
@@ -127,12 +130,20 @@ def runs_table(tables: Sequence[Sequence[RunFigures]], title: str, *, gap: bool)
 
 
 def percent(share: Interval | None) -> str:
-    """Format a fraction (0 to 1) with its 95% interval in percent; a dash for None."""
+    """Format a fraction (0 to 1) and its 95% interval in percent; a dash for None.
+
+    Args:
+        share: the fraction with its interval.
+    """
     return "-" if share is None else "{:z.0%} [{:z.0%}, {:z.0%}]".format(*share)
 
 
 def with_interval(value: Interval | None) -> str:
-    """Format a value with its 95% interval, for a table cell; a dash for None or nan."""
+    """Format a value with its 95% interval, for a table cell; a dash for None or nan.
+
+    Args:
+        value: mean, low and high end.
+    """
     if value is None or value[0] != value[0]:
         return "-"
     mean, low, high = value

@@ -23,7 +23,7 @@ class History:
 
     Args:
         folder: folder of the run.
-        shown: whether this rank writes; the others do nothing.
+        shown: whether this rank writes; on other ranks nothing happens.
     """
 
     def __init__(self, folder: Path, *, shown: bool = True):

@@ -16,7 +16,7 @@ PACKAGE = "hmt_ds"
 
 
 class ScreenHandler(logging.Handler):
-    """Logging handler that prints above the progress bar, which a plain write to stderr would tear."""
+    """Logging handler that prints above the progress bar, which a plain write to stderr would garble."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one log record above the progress bar."""
@@ -39,7 +39,7 @@ def start_log(rank: int) -> None:
 
 @contextmanager
 def log_seconds(logger: logging.Logger, phase: str) -> Iterator[None]:
-    """Log the duration of the ``with`` block in seconds, unless the block raises.
+    """Log how many seconds the ``with`` block took, unless the block raises.
 
     Args:
         logger: logger of the calling module.

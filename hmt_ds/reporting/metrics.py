@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class Sink(Protocol):
-    """Protocol of a destination of metrics: a file or a tracker."""
+    """Protocol of an object that stores a run's metrics: a file or a tracker."""
 
     def write(self, row: Row) -> None:
         """Write the metrics of one step.
@@ -38,11 +38,11 @@ class Metrics:
 
     Args:
         folder: folder of the run.
-        resume_step: last step before the run is resumed; rows of later steps are dropped, because the run takes them
-            again.
+        resume_step: last step before the run is resumed; metrics of later steps are dropped, because the run takes
+            these steps again.
         wandb: ``off``, ``offline`` or ``online``.
-        project: name of the project in wandb and in trackers.
-        tensorboard, csv: whether to write TensorBoard events and metrics.csv.
+        project: name of the project in wandb and in trackers. tensorboard, csv: whether to write TensorBoard events and
+            metrics.csv.
         trackers: accelerate's names of further trackers, such as ``mlflow``.
         recipe: the resolved recipe as nested dicts, stored with the run in wandb and trackers.
     """
@@ -75,8 +75,8 @@ class Metrics:
         """Open a file or tracker for metrics; if that fails, log a warning, and the run continues without it.
 
         Args:
-            name: its name, for warnings.
-            make: opens it.
+            name: name of the file or tracker, for warnings.
+            make: opens the file or tracker.
         """
         with self.warn_once(name):
             self.sinks[name] = make()
@@ -138,7 +138,11 @@ class LineFile:
         cut(file, lambda line: step_of(line) <= resume_step)
 
     def write(self, row: Row) -> None:
-        """Append the line of a step, after earlier lines that could not be written because the disk was full.
+        """Append the line of an optimizer step, after earlier lines that could not be written because the disk was
+        full.
+
+        Args:
+            row: the step's metrics by name.
 
         Raises:
             OSError: the disk is full; the line is kept and tried again at the next call.
@@ -149,10 +153,11 @@ class LineFile:
         self.close()
 
     def close(self) -> None:
-        """Append the lines that could not be written before; the file itself is open only while lines are written.
+        """Append lines of metrics that could not be written before; the file itself is open only while lines are
+        written.
 
         Raises:
-            OSError: they still cannot be written.
+            OSError: the lines still cannot be written.
         """
         size = self.file.stat().st_size
         try:
@@ -166,9 +171,13 @@ class LineFile:
 
 
 def cut(file: Path, keep: Callable[[str], bool]) -> None:
-    """Shorten a file in place to its leading complete lines for which ``keep`` returns True.
+    """Shorten a text file in place to its leading complete lines that satisfy a condition.
 
     A copy would be safer, but a full disk has no room for one.
+
+    Args:
+        file: path of the file.
+        keep: the condition, called with each line until it returns False.
     """
     size = 0
     for line in file.read_bytes().splitlines(keepends=True):
@@ -183,19 +192,32 @@ def cut(file: Path, keep: Callable[[str], bool]) -> None:
 
 
 def truncate(file: Path, size: int) -> None:
-    """Shorten a file to ``size`` bytes."""
+    """Shorten a file to its first ``size`` bytes.
+
+    Args:
+        file: path of the file.
+        size: number of bytes.
+    """
     with file.open("r+b") as out:
         out.truncate(size)
 
 
 def json_lines(folder: Path, resume_step: int) -> LineFile:
-    """Open metrics.jsonl in a run's folder to append steps after ``resume_step``; floats read back as the same bits."""
+    """Open metrics.jsonl in a run's folder to append steps; floats read back as the same bits.
+
+    Args:
+        folder: folder of the run.
+        resume_step: last step to keep in the file.
+    """
     return LineFile(folder / "metrics.jsonl", resume_step, lambda line: json.loads(line)["step"], json.dumps)
 
 
 def csv_lines(folder: Path, resume_step: int) -> LineFile:
-    """Open metrics.csv in a run's folder to append steps after ``resume_step``: a column per metric, None as empty
-    cell.
+    """Open metrics.csv in a run's folder to append steps: a column per metric, None as empty cell.
+
+    Args:
+        folder: folder of the run.
+        resume_step: last step to keep in the file.
     """
     return LineFile(
         folder / "metrics.csv",

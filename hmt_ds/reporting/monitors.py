@@ -1,6 +1,6 @@
 """Send metrics to wandb, TensorBoard and other trackers, under names such as ``train/loss``.
 
-In wandb and TensorBoard a resumed run continues the same curves.
+In wandb and TensorBoard a resumed run continues its earlier curves.
 """
 
 import os
@@ -13,7 +13,7 @@ STEP = "train/step"
 
 
 class Wandb:
-    """Sends metrics to wandb; all starts of a training run are one wandb run, whose id is in the file ``wandb_run_id``.
+    """Sends metrics to wandb; a resumed training run continues its wandb run, whose id is in the file ``wandb_run_id``.
 
     wandb's own step counter cannot be set back, and online it would drop the steps that a resumed run takes again. So
     each row has its step as a metric, and curves are drawn over that metric; a step that was taken twice appears twice.
@@ -42,11 +42,15 @@ class Wandb:
         self.run.define_metric("train/*", step_metric=STEP)
 
     def write(self, row: Row) -> None:
-        """Send the metrics of one step to wandb."""
+        """Send the metrics of one optimizer step to wandb.
+
+        Args:
+            row: ``step`` and the metrics by name; None for a missing value.
+        """
         self.run.log(prefixed(row) | {STEP: row["step"]})
 
     def close(self) -> None:
-        """Finish the wandb run; the next start of the training run can resume it."""
+        """Finish the wandb run; when training resumes, the same wandb run is continued."""
         self.run.finish()
 
 
@@ -65,7 +69,11 @@ class TensorBoard:
         self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1)
 
     def write(self, row: Row) -> None:
-        """Write the metrics of one step as TensorBoard events."""
+        """Write the metrics of one optimizer step as TensorBoard events.
+
+        Args:
+            row: ``step`` and the metrics by name; None for a missing value.
+        """
         for name, value in prefixed(row).items():
             self.writer.add_scalar(name, value, row["step"])
         self.writer.flush()
@@ -76,7 +84,8 @@ class TensorBoard:
 
 
 class Tracker:
-    """Sends metrics to one of the trackers that accelerate knows; each start of a run is a run of its own there.
+    """Sends metrics to one of the trackers that accelerate supports; a resumed training run is a new run in the
+    tracker.
 
     Servers, accounts and folders are set in each tracker's own environment variables, such as ``MLFLOW_TRACKING_URI``.
 
@@ -84,7 +93,7 @@ class Tracker:
         folder: folder of the run; its name is the run's name in the tracker, and trackers that write files use it.
         name: accelerate's name of the tracker, such as ``mlflow``.
         project: name of the project or the experiment in the tracker.
-        recipe: the resolved recipe as nested dicts, stored with the run, a value per key.
+        recipe: the resolved recipe as nested dicts, stored with the run, one value per key.
     """
 
     def __init__(self, folder: Path, name: str, project: str, recipe: dict[str, object]):
@@ -102,11 +111,15 @@ class Tracker:
         self.tracker.store_init_configuration(dict(dotted(recipe)))
 
     def write(self, row: Row) -> None:
-        """Send the metrics of one step to the tracker."""
+        """Send the metrics of one optimizer step to the tracker (such as mlflow).
+
+        Args:
+            row: ``step`` and the metrics by name; None for a missing value.
+        """
         self.tracker.log(prefixed(row), step=row["step"])
 
     def close(self) -> None:
-        """Finish the run in the tracker."""
+        """Finish the run in the tracker (such as mlflow)."""
         self.tracker.finish()
 
 
@@ -115,7 +128,7 @@ RUN_NAMES = {"mlflow": "run_name", "trackio": "name", "swanlab": "experiment_nam
 
 
 def dotted(values: dict[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield dotted name and text of every value in nested dicts, such as ``("training.steps", "100")``.
+    """Yield each value in nested dicts as a pair of texts, such as ``("training.steps", "100")``.
 
     Args:
         values: the nested dicts.
@@ -129,8 +142,11 @@ def dotted(values: dict[str, object], prefix: str = "") -> Iterator[tuple[str, s
 
 
 def prefixed(row: Row) -> dict[str, float]:
-    """Return a step's metrics that have a value under the names that trackers show: ``train/loss`` for ``loss``.
+    """Return a training step's metrics under the names that trackers show: ``train/loss`` for ``loss``.
 
-    The step itself is left out.
+    Missing values and the step itself are left out.
+
+    Args:
+        row: ``step`` and the metrics by name; None for a missing value.
     """
     return {f"train/{name}": value for name, value in row.items() if name != "step" and value is not None}

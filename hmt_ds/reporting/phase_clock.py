@@ -61,7 +61,7 @@ class PhaseClock:
         return dict(seconds)
 
     def now(self) -> Moment:
-        """Return the present moment: seconds on CPUs; on GPUs an event recorded in the stream."""
+        """Return the present moment: seconds on CPUs; on GPUs an event recorded in the CUDA stream."""
         if self.device.type == "cpu":
             return time.perf_counter()
         event = torch.get_device_module(self.device).Event(enable_timing=True)
@@ -69,5 +69,9 @@ class PhaseClock:
         return event
 
     def between(self, start: Moment, stop: Moment) -> float:
-        """Return the seconds between two moments that :meth:`now` returned."""
+        """Return the seconds between two moments that :meth:`now` returned.
+
+        Args:
+            start, stop: the earlier and the later moment.
+        """
         return stop - start if self.device.type == "cpu" else start.elapsed_time(stop) / 1000

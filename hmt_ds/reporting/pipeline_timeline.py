@@ -1,4 +1,4 @@
-"""Draw a pipeline schedule in the terminal: one line per stage, wrapped into blocks."""
+"""Draw a pipeline schedule in the terminal: one line per stage, wrapped into blocks of the terminal's width."""
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -24,7 +24,7 @@ class Pass(Protocol):
 
     @property
     def kind(self) -> str:
-        """Kind of the pass: ``segment``, ``summary`` or ``recall``."""
+        """Kind of the pass: ``segment``, ``summary`` (for a retrieval query) or ``recall`` (retrieval of memories)."""
 
     @property
     def backward(self) -> bool:
@@ -32,11 +32,11 @@ class Pass(Protocol):
 
 
 class Bar(Protocol):
-    """Protocol of a pass with its start and end, in any unit of time."""
+    """Protocol of a pipeline pass with its start and end, in any unit of time."""
 
     @property
     def action(self) -> Pass:
-        """The pass that the bar shows."""
+        """The forward or backward pass that the bar shows."""
 
     @property
     def start(self) -> float:
@@ -79,7 +79,7 @@ def timeline_lines(stages: Sequence[Sequence[Bar]], width: int) -> Iterator[Text
 
 
 def cells(bars: Sequence[Bar], unit: float, columns: int) -> list[tuple[str, str]]:
-    """Return character and style of each column of a stage's line in a drawn pipeline schedule.
+    """Return the characters of a stage's line in a drawn pipeline schedule: a pair of character and style per column.
 
     Args:
         bars: timed passes of the stage, by start.
@@ -98,13 +98,22 @@ def cells(bars: Sequence[Bar], unit: float, columns: int) -> list[tuple[str, str
 
 
 def label(action: Pass, columns: int) -> str:
-    """Return the name of a pass, such as ``F0.1``, shortened to at most ``columns`` characters."""
+    """Return the name of a pipeline pass, such as ``F0.1``, shortened to at most ``columns`` characters.
+
+    Args:
+        action: the pass.
+        columns: number of characters.
+    """
     whole = repr(action)
     return next(text for text in (whole, whole.split(".")[0], whole[0]) if len(text) <= columns)
 
 
 def legend(stages: Sequence[Sequence[Bar]]) -> Text:
-    """Return the legend of a drawn pipeline schedule: the meaning of letters and colours."""
+    """Return the legend of a drawn pipeline schedule: the meaning of letters and colours.
+
+    Args:
+        stages: the timed passes of each stage; only kinds that occur are explained.
+    """
     drawn = {(bar.action.kind, bar.action.backward): repr(bar.action)[0] for bars in stages for bar in bars}
     line = Text()
     for key, (style, words) in STYLES.items():

@@ -1,4 +1,4 @@
-"""Draw pictures: loss of a run, evaluation, comparison of runs, pipeline schedule."""
+"""Draw pictures: loss of a run, held-out losses, comparison of runs, pipeline schedule."""
 
 import math
 from collections.abc import Sequence
@@ -72,7 +72,7 @@ def plot_evaluation(rows: Sequence[LossRow], positions: Sequence[LossRow], file:
 
 
 def draw_intervals(axes: Axes, rows: Sequence[LossRow], series: Sequence[tuple[str, str]], label: str) -> None:
-    """Draw curves in nats per token, with their 95% intervals as error bars.
+    """Draw curves of losses in nats per token, with their 95% intervals as error bars.
 
     Args:
         axes: matplotlib's axes.
@@ -97,7 +97,7 @@ def plot_runs(tables: Sequence[Sequence[RunFigures]], file: Path) -> None:
     """Plot each run's loss minus the first run's, with 95% intervals, by the number of tokens read before.
 
     Args:
-        tables: for each span of tokens, the row of each run; the first run is the line at 0.
+        tables: for each part of the tokens, the row of each run; the first run is the line at 0.
         file: picture file to write.
     """
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")

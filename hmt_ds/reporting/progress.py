@@ -17,7 +17,7 @@ class Progress:
         total: number of steps of the run.
         done: number of steps taken before the run was resumed.
         every: number of steps between two log lines, if stderr is not a terminal.
-        shown: whether this rank shows anything.
+        shown: whether this rank shows the progress; on other ranks nothing is printed.
     """
 
     def __init__(self, total: int, done: int = 0, *, every: int = 1, shown: bool = True):
@@ -33,7 +33,7 @@ class Progress:
         )
 
     def advance(self, loss: float | None, tokens_per_second: float, memory_gib: float) -> None:
-        """Count one step, and show its numbers.
+        """Count one optimizer step, and show its loss, speed and memory.
 
         Args:
             loss: nats per token; None if the step had no labels.
@@ -52,9 +52,8 @@ class Progress:
         self.first_step_ended = self.first_step_ended or (self.step, time.monotonic())
 
     def time_left(self) -> str:
-        """Return an estimate of the time of the remaining steps as text, such as ``1:05:20``; ``?`` before the first
-        step.
-        """
+        """Return an estimate of the time until the run's last step as text, such as ``1:05:20``; ``?`` before the first
+        step."""
         if self.first_step_ended is None:
             return "?"
         step, moment = self.first_step_ended

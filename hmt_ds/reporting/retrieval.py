@@ -1,4 +1,4 @@
-"""Show how well a model retrieves from memory: tables and plots of right answers, and a map of recall weights."""
+"""Show how well a model retrieves from memory: tables and plots of right answers, and a map of retrieval weights."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,10 +17,10 @@ class RetrievalFigures(Protocol):
     """Protocol of retrieval results for tables and plots, such as :class:`hmt_ds.evaluation.retrieval.RetrievalRow`.
 
     Attributes:
-        segments: number of segments of each document.
-        documents, questions: number of documents, and of questions in them.
+        segments: number of segments of each document. documents, questions: number of documents, and of questions in
+            them.
         right: fraction (0 to 1) of right answers, with its 95% interval.
-        found: fraction of questions whose memory has the largest recall weight; None without recall.
+        found: fraction of questions whose memory has the largest retrieval weight; None for models without retrieval.
     """
 
     @property
@@ -36,7 +36,7 @@ class RetrievalFigures(Protocol):
 
 
 class Recalls(Protocol):
-    """Protocol of the recall weights of one document, such as :class:`hmt_ds.evaluation.retrieval.RecallMap`.
+    """Protocol of the retrieval weights of one document, such as :class:`hmt_ds.evaluation.retrieval.RecallMap`.
 
     Attributes:
         weights: ``[segments, segments]``, for each segment the weights (0 to 1) of earlier segments' memories.
@@ -50,7 +50,7 @@ class Recalls(Protocol):
 
 
 def retrieval_table(rows: Sequence[RetrievalFigures], title: str, chance: float) -> Table:
-    """Return a table of the fraction of right answers, with a row for each length of documents.
+    """Return a table of a model's fraction of right answers, with a row for each length of documents.
 
     Args:
         rows: results, one for each length.
@@ -68,7 +68,11 @@ def retrieval_table(rows: Sequence[RetrievalFigures], title: str, chance: float)
 
 
 def percent(share: Interval | None) -> str:
-    """Format a fraction (0 to 1) with its 95% interval in percent; a dash for None."""
+    """Format a fraction (0 to 1) and its 95% interval in percent; a dash for None.
+
+    Args:
+        share: the fraction with its interval.
+    """
     if share is None or share[0] != share[0]:
         return "-"
     mean, low, high = share
@@ -93,7 +97,11 @@ class RunAnswers(Protocol):
 
 
 def answers_table(runs: Sequence[RunAnswers]) -> Table:
-    """Return a table of the percentage of questions that each run answered right, with a row per document length."""
+    """Return a table of the percentage of questions that each run answered right, with a row per document length.
+
+    Args:
+        runs: the runs' answers.
+    """
     table = Table(title="questions answered right, with 95% intervals over documents", box=box.SIMPLE_HEAD)
     table.caption = f"chance: {runs[0].chance:.1%}"
     for column in ("segments", *(one.run for one in runs)):
@@ -120,12 +128,12 @@ def plot_answers(runs: Sequence[RunAnswers], file: Path) -> None:
 
 
 def plot_retrieval(rows: Sequence[RetrievalFigures], chance: float, recalls: Recalls | None, file: Path) -> None:
-    """Plot the fraction of right answers against document length, and beside it one document's recall weights.
+    """Plot the fraction of right answers against document length, and beside it one document's retrieval weights.
 
     Args:
         rows: results, one for each length of documents.
         chance: fraction (0 to 1) of right answers of a model that guesses.
-        recalls: recall weights of one document; None to leave them out.
+        recalls: retrieval weights of one document; None to leave them out.
         file: picture file to write.
     """
     figure, panels = plt.subplots(1, 2 if recalls else 1, figsize=(10 if recalls else 5, 4.5), layout="constrained")
@@ -158,7 +166,7 @@ def draw_shares(axes: Axes, rows: Sequence[RetrievalFigures], chance: float) -> 
 def draw_curve(
     axes: Axes, segments: Sequence[int], shares: Sequence[Interval], *, label: str, color: str | None = None
 ) -> None:
-    """Draw fractions with their 95% intervals against document length.
+    """Draw fractions of right answers with their 95% intervals as a curve over document length.
 
     Args:
         axes: matplotlib's axes.
@@ -190,7 +198,7 @@ def finish_shares(axes: Axes, segments: Sequence[int], chance: float) -> None:
 
 
 def draw_recalls(axes: Axes, recalls: Recalls) -> None:
-    """Draw the recall weights of one document as a map, with circles around the memories that answer a question.
+    """Draw the retrieval weights of one document as a map, with circles around the memories that answer a question.
 
     Each row is a segment, and each column an earlier segment's memory.
 

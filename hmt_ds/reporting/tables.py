@@ -12,7 +12,11 @@ from rich.table import Table
 
 
 def print_recipe(values: dict[str, object]) -> None:
-    """Print a resolved recipe (nested dicts) as YAML, with one line per innermost section."""
+    """Print a resolved recipe as YAML, with one line per innermost section.
+
+    Args:
+        values: the recipe as nested dicts.
+    """
     text = yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=118)
     console = Console()
     if console.is_terminal:

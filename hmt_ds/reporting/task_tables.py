@@ -1,4 +1,4 @@
-"""Tables and pictures of generated tasks: right answers by task, document length, way of reading, place of the fact."""
+"""Tables and pictures of answers to generated tasks, by task, document length, way of reading, place of the fact."""
 
 import math
 from collections.abc import Sequence
@@ -24,9 +24,10 @@ class TaskFigures:
         length: number of tokens of a document.
         documents: number of documents.
         chance: fraction (0 to 1) that a guess among all possible answers gets right.
-        right: for each way of reading (``memory``, ``swapped``, ...), 1 for each right answer and 0 for each other.
-        places: for the first way of reading, the same numbers in ten lists, by the tenth of the document in which the
-            last needed fact is.
+        right: for each way of reading the documents (with their own memories, ``memory``; with another document's,
+            ``swapped``; ...), 1 for each right answer and 0 for each other.
+        places: for the first way of reading, such numbers in ten lists, by the tenth of the document in which the last
+            needed fact is.
     """
 
     task: str
@@ -40,7 +41,11 @@ class TaskFigures:
 def tasks_table(figures: Sequence[TaskFigures]) -> Table:
     """Return a table of the percentage of right answers with Wilson's 95% intervals.
 
-    It has a row for each task and length, and a column for each way of reading.
+    It has a row for each task and length, and a column for each way of reading the documents (with memory, without,
+    ...).
+
+    Args:
+        figures: a model's answers to each task at each length.
     """
     readings = list(figures[0].right)
     table = Table(title="right answers in percent, with 95% intervals")
@@ -53,7 +58,7 @@ def tasks_table(figures: Sequence[TaskFigures]) -> Table:
 
 
 def share(right: Sequence[float]) -> str:
-    """Format the fraction of right answers in percent with its 95% interval, as ``80 [66, 89]``.
+    """Format the fraction of right answers in percent with Wilson's 95% interval, as ``80 [66, 89]``.
 
     Args:
         right: 1 for each right answer and 0 for each other.
@@ -81,7 +86,7 @@ def plot_places(figures: Sequence[TaskFigures], file: Path) -> None:
     """Draw a heat map per task of the fraction of right answers, by document length and by place of the fact.
 
     Args:
-        figures: the answers to each task at each length; those of the first way of reading are drawn.
+        figures: the answers to each task at each length; only the first way of reading the documents is drawn.
         file: picture file to write.
     """
     tasks = list(dict.fromkeys(row.task for row in figures))

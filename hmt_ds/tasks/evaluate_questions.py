@@ -31,7 +31,7 @@ class Question(NamedTuple):
     Attributes:
         text: the document.
         question: text that follows the document and ends in ``Answer:``.
-        answers: right answers; the score of the one that is most like the model's answer counts.
+        answers: right answers; of the scores against each, the highest counts.
     """
 
     text: str
@@ -105,7 +105,7 @@ def read_questions(file: Path) -> Iterator[Question]:
             and each question is asked behind the document alone.
 
     Raises:
-        ConversionError: a line cannot be read; names the first one and why.
+        ConversionError: a line cannot be read; the message names the first such line and why.
     """
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
@@ -136,14 +136,18 @@ def read_questions(file: Path) -> Iterator[Question]:
 
 
 def is_texts(value: object) -> bool:
-    """Return whether a value is a non-empty list of strings."""
+    """Return whether a value is a non-empty list of strings.
+
+    Args:
+        value: any value from a JSON file.
+    """
     return isinstance(value, list) and bool(value) and all(isinstance(part, str) for part in value)
 
 
 def scores_of(found: str, answers: Sequence[str]) -> dict[str, float]:
     """Return the scores of an answer, 0 to 1, by name: ``exact match``, ``F1`` and ``ROUGE-L``.
 
-    Each score is that against the right answer that gives the highest.
+    Of the scores against each right answer, the highest is taken.
 
     Args:
         found: the model's answer.

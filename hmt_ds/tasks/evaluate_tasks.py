@@ -1,4 +1,4 @@
-"""`hmt-ds evaluate SOURCE --tasks ...`: generate documents, ask about them, and score the answers."""
+"""`hmt-ds evaluate SOURCE --tasks ...`: generate documents, ask a model about them, and score the answers."""
 
 import json
 import sys
@@ -54,9 +54,11 @@ class Answer:
 
 
 def evaluate_tasks(source: Path, options: TaskOptions) -> None:
-    """Ask a model about generated documents; print the percentage of right answers by task, length and way of reading.
+    """Ask a model about generated documents, and print the percentage of right answers by task, length and way of
+    reading.
 
-    All answers are also written as JSON, and a heat map is drawn, if the options name files for them.
+    A document can be read with its own memories, with another document's, or by the backbone alone. All answers are
+    also written as JSON, and a heat map is drawn, if the options name files for them.
 
     Args:
         source: folder of a run, one of its checkpoints, or a folder that ``hmt-ds convert`` wrote.
@@ -92,7 +94,7 @@ def evaluate_tasks(source: Path, options: TaskOptions) -> None:
 def batches(haystack: Haystack, name: str, length: int, options: TaskOptions) -> Iterator[list[Task]]:
     """Yield the generated documents of one task and length in batches of at least two.
 
-    One document is not enough, because each is also read with the memories of another one in its batch.
+    One document is not enough, because each is also read with the memories of another document in its batch.
 
     Args:
         haystack: makes the documents.
@@ -106,8 +108,9 @@ def batches(haystack: Haystack, name: str, length: int, options: TaskOptions) ->
 
 
 def score(name: str, length: int, tasks: Sequence[Task], readings: Readings) -> Iterator[Answer]:
-    """Ask about a batch of documents, and yield a scored answer for each document and each way of reading it, such as
-    with its memories, with another document's, or with full attention and none.
+    """Ask about a batch of documents, and yield a scored answer for each document and each way of reading it.
+
+    Ways of reading are, for example, with the document's memories, with another document's, or by the backbone alone.
 
     Args:
         name: name of the task, such as ``babilong-qa1``.
@@ -133,13 +136,14 @@ def score(name: str, length: int, tasks: Sequence[Task], readings: Readings) -> 
 
 
 def figures_of(answers: Sequence[Answer], name: str, length: int, readings: Sequence[str]) -> TaskFigures:
-    """Summarize the answers to one task at one document length, by way of reading and by place of the fact.
+    """Summarize the answers to one task at one document length, by way of reading the documents and by place of the
+    fact.
 
     Args:
         answers: all answers, of any task and length.
         name: name of the task, such as ``babilong-qa1``.
         length: tokens of a document.
-        readings: ways in which the documents were read; the places are those of the first one.
+        readings: ways in which the documents were read, such as ``memory``; the places are those of the first one.
     """
     own = [answer for answer in answers if (answer.task, answer.length) == (name, length)]
     right = {reading: [answer.right for answer in own if answer.reading == reading] for reading in readings}

@@ -25,11 +25,11 @@ Request = tuple[tuple[str, str], list[int], list[int]]  # texts, ids of the cont
 
 @register_model("hmt")
 class HarnessModel(HFLM):
-    """A model of lm-evaluation-harness that runs a folder written by ``hmt-ds convert`` with the installed ``hmt_ds``,
-    not with the code in the folder.
+    """A model of lm-evaluation-harness that runs a converted folder with the installed ``hmt_ds``, not the folder's
+    code.
 
     Args:
-        pretrained: the folder, or its name on the hub.
+        pretrained: folder that ``hmt-ds convert`` wrote, or its name on the hub.
         dtype: torch's name of the dtype of weights, such as ``bfloat16``.
         device: torch's name of the device to run on; by default a GPU if there is one, else the CPU.
         max_length: number of tokens after which a document is cut; by default never.

@@ -16,7 +16,7 @@ SENTENCE = re.compile(r"(?<=[.!?][\"']|.[.!?])(?<!Mr\.)(?<!Mrs\.)\s+(?=[\"'A-Z])
 
 @dataclass(frozen=True)
 class Task:
-    """A generated document and its question.
+    """A generated document, and a question about a fact that is hidden in it.
 
     Attributes:
         text: the document, without the question.
@@ -47,15 +47,19 @@ class Haystack:
         self.sizes = [self.count(f" {sentence}") for sentence in self.sentences]
 
     def count(self, text: str) -> int:
-        """Return the number of tokens of a text within a document, without BOS and EOS."""
+        """Return the number of tokens of a text within a document, without BOS and EOS.
+
+        Args:
+            text: the text.
+        """
         return len(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
     def task(self, name: str, length: int, seed: int) -> Task:
         """Make a document of about ``length`` tokens, not counting the question; equal arguments give equal documents.
 
-        Sentences of the novel follow each other as in the novel, from a random one on, and from the beginning again
-        after the end. The facts are inserted at random places, in order. A story longer than ``length`` gets no
-        sentences of the novel.
+        The facts are inserted at random places, in order, among consecutive sentences of a novel, which begin at a
+        random one and continue from the novel's beginning after its end. If the facts alone are longer than ``length``,
+        the document has no sentences of the novel.
 
         Args:
             name: name of the task: ``passkey``, or ``babilong-qa1`` to ``babilong-qa5``.

@@ -22,7 +22,8 @@ RANGE = re.compile(r"(.*?)(\d)\.\.(\d)")
 def split(texts: object) -> object:
     """Split texts at commas, expand ranges and drop repetitions: ``["a1..3,b"]`` becomes ``("a1", "a2", "a3", "b")``.
 
-    Anything but a list or tuple is returned unchanged.
+    Args:
+        texts: a list or tuple of texts; anything else is returned unchanged.
     """
     if not isinstance(texts, list | tuple):
         return texts

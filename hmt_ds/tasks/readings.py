@@ -1,4 +1,4 @@
-"""Ways to read a document before its question: with its memories, another's, none, or by the backbone alone."""
+"""Ways to read a document before a question: with its memories, another document's, none, or by the backbone alone."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -46,8 +46,8 @@ class Readings:
     Args:
         asked: the model and its tokenizer.
         names: the ways: ``memory`` (the document's own memories), ``swapped`` (those of another document of the batch),
-            ``empty`` (none), ``truncated`` (only the backbone, with the last tokens that fit into a segment) or
-            ``full`` (only the backbone, with all tokens).
+            ``empty`` (none), ``truncated`` (the backbone alone, with the last tokens that fit into a segment) or
+            ``full`` (the backbone alone, with all tokens).
         new: largest number of tokens of an answer.
     """
 
@@ -79,7 +79,7 @@ class Readings:
 
     @torch.no_grad()
     def answers(self, tasks: Sequence[Asks]) -> dict[ReadingName, list[str]]:
-        """Return the model's answers for each way of reading: one text per document, in their order.
+        """Return the model's answers for each way of reading: one text per document, in the order of the documents.
 
         Args:
             tasks: documents with questions, read as one batch.

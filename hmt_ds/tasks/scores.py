@@ -9,21 +9,31 @@ ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 def normalize(text: str) -> list[str]:
-    """Return the words of an answer as SQuAD and LongBench compare them: lower case, no punctuation, no articles."""
+    """Return the words of an answer as SQuAD and LongBench compare them: lower case, no punctuation, no articles.
+
+    Args:
+        text: the answer.
+    """
     plain = "".join(letter for letter in text.lower() if letter not in string.punctuation)
     return ARTICLES.sub(" ", plain).split()
 
 
 def exact_match(found: str, answer: str) -> float:
-    """Return 1.0 if a generated answer (`found`) equals the right one except for case, punctuation and articles, else
-    0.0.
+    """Return 1.0 if a generated answer equals the right one except for case, punctuation and articles, else 0.0.
+
+    Args:
+        found: the generated answer.
+        answer: the right answer.
     """
     return float(normalize(found) == normalize(answer))
 
 
 def f1(found: str, answer: str) -> float:
-    """Return the F1 (0 to 1) between the words of a generated answer (`found`) and those of the right one, with
-    repeats.
+    """Return the F1 (0 to 1) between the words of a generated answer and those of the right one, counting repeats.
+
+    Args:
+        found: the generated answer.
+        answer: the right answer.
     """
     ours, theirs = Counter(normalize(found)), Counter(normalize(answer))
     common = (ours & theirs).total()
@@ -36,10 +46,10 @@ def names_only(found: str, answer: str, question: str, labels: Collection[str]) 
     Labels that occur in the question may be repeated in the answer.
 
     Args:
-        found: the model's answer.
+        found: the generated answer.
         answer: the right label.
         question: the question.
-        labels: all labels that could be answers.
+        labels: all labels that could be answers, such as the names of rooms.
     """
     sentence = found.lower().strip().split(".")[0].split("question:")[0]
     asked = question.lower()
@@ -49,9 +59,13 @@ def names_only(found: str, answer: str, question: str, labels: Collection[str]) 
 
 
 def rouge_l(found: str, answer: str) -> float:
-    """Return ROUGE-L (0 to 1) of a generated answer (`found`) against the right one.
+    """Return ROUGE-L (0 to 1) of a generated answer against the right one.
 
     It is the harmonic mean of precision and recall of the texts' longest common subsequence of words.
+
+    Args:
+        found: the generated answer.
+        answer: the right answer.
     """
     ours, theirs = words(found), words(answer)
     row = [0] * (len(theirs) + 1)  # lengths of the longest common subsequences with the beginnings of the answer
@@ -63,5 +77,9 @@ def rouge_l(found: str, answer: str) -> float:
 
 
 def words(text: str) -> list[str]:
-    """Return the words of a text as ROUGE counts them: runs of letters and digits, in lower case."""
+    """Return the words of a text as ROUGE counts them: runs of letters and digits, in lower case.
+
+    Args:
+        text: the text.
+    """
     return re.findall(r"[a-z0-9]+", text.lower())

@@ -58,7 +58,11 @@ class World:
         self.trail: dict[str, list[tuple[str, int]]] = {thing: [] for thing in THINGS}
 
     def tell(self, sentence: str) -> int:
-        """Append a sentence to the facts; return its index."""
+        """Append a sentence to the simulated world's facts; return its index.
+
+        Args:
+            sentence: the sentence.
+        """
         self.facts.append(sentence)
         return len(self.facts) - 1
 
@@ -90,7 +94,12 @@ class World:
                 self.trail[thing].append((place, number))
 
     def happen(self, events: int) -> None:
-        """Simulate random events until there are ``events`` sentences: about two walks per thing taken or dropped."""
+        """Simulate random events until the world has a given number of facts: about two walks per thing taken or
+        dropped.
+
+        Args:
+            events: number of sentences in ``facts`` at the end.
+        """
         while len(self.facts) < events:
             self.go() if self.random.random() < 0.66 else self.handle()
 
@@ -105,7 +114,11 @@ def last(trail: list[tuple[str, int]]) -> int:
 
 
 def where_is_a_person(random: Random) -> Story:
-    """Make a story of bAbI's task 1, which takes one fact: Where is Mary?"""
+    """Make a random story of bAbI's task 1, whose question needs one fact: Where is Mary?
+
+    Args:
+        random: source of the random choices.
+    """
     world = World(random)
     for _ in range(random.randint(2, 10)):
         world.go()
@@ -115,7 +128,11 @@ def where_is_a_person(random: Random) -> Story:
 
 
 def where_is_a_thing(random: Random) -> Story:
-    """Make a story of bAbI's task 2, which takes two facts: Where is the football?"""
+    """Make a random story of bAbI's task 2, whose question needs two facts: Where is the football?
+
+    Args:
+        random: source of the random choices.
+    """
     while True:
         world = World(random)
         world.happen(random.randint(4, 16))
@@ -126,7 +143,12 @@ def where_is_a_thing(random: Random) -> Story:
 
 
 def where_was_a_thing(random: Random) -> Story:
-    """Make a story of bAbI's task 3, which takes three facts: Where was the football before the kitchen?"""
+    """Make a random story of bAbI's task 3, whose question needs three facts: Where was the football before the
+    kitchen?
+
+    Args:
+        random: source of the random choices.
+    """
     while True:
         world = World(random)
         world.happen(random.randint(8, 24))
@@ -137,7 +159,11 @@ def where_was_a_thing(random: Random) -> Story:
 
 
 def what_is_beside(random: Random) -> Story:
-    """Make a story of bAbI's task 4, about how two places lie: What is the bedroom north of?"""
+    """Make a random story of bAbI's task 4, about the positions of two places: What is the bedroom north of?
+
+    Args:
+        random: source of the random choices.
+    """
     one, middle, other = random.sample(PLACES, 3)
     there = random.choice(sorted(DIRECTIONS))
     back = DIRECTIONS[there]
@@ -154,7 +180,11 @@ def what_is_beside(random: Random) -> Story:
 
 
 def who_gave_what(random: Random) -> Story:
-    """Make a story of bAbI's task 5, about a giver, a thing and a receiver: Who gave the milk to John?"""
+    """Make a random story of bAbI's task 5, about a giver, a thing and a receiver: Who gave the milk to John?
+
+    Args:
+        random: source of the random choices.
+    """
     world = World(random)
     for _ in range(random.randint(1, 5)):
         world.go()
@@ -177,7 +207,11 @@ def who_gave_what(random: Random) -> Story:
 
 
 def pass_key(random: Random) -> Story:
-    """Make a story with the pass key of Mohtashami and Jaggi (arXiv 2305.16300): one number, told once."""
+    """Make a random story with the pass key of Mohtashami and Jaggi (arXiv 2305.16300): one number, told once.
+
+    Args:
+        random: source of the random choices.
+    """
     key = str(random.randint(10_000, 99_999))
     fact = f"The pass key is {key}. Remember it. {key} is the pass key."
     return Story([fact], "What is the pass key?", key, 0, ())

@@ -42,10 +42,13 @@ def write_tasks(names: Sequence[str], options: WriteOptions) -> int:
 
 
 def row_of(task: Task) -> dict[str, object]:
-    """Return a task as a row of the formats ``text``, where all tokens are learnt, and ``questions``.
+    """Return a generated document with its question as a row of training data.
 
-    The columns of ``questions`` are ``context``, ``input`` and ``answers``; only the answer is learnt. In both formats
-    the prompt is that of evaluations.
+    The row fits the formats ``text``, where all tokens are learnt, and ``questions``, whose columns are ``context``,
+    ``input`` and ``answers``, and where only the answer is learnt. In both the prompt is that of evaluations.
+
+    Args:
+        task: the document with its question.
     """
     story = task.story
     row: dict[str, object] = {"context": task.text, "input": story.question, "answers": [story.answer]}
