@@ -1,8 +1,11 @@
 """Run a benchmark on this rank. Started as ``--module hmt_ds.bench RECIPE [options] [--section.key value ...]``."""
 
-from hmt_ds.benchmark.run import bench
-from hmt_ds.distributed.process_group import end_process
-from hmt_ds.training.rank import run_as_rank
+from hmt_ds.distributed.quick_imports import quick_imports
+
+with quick_imports():
+    from hmt_ds.benchmark.run import bench
+    from hmt_ds.distributed.process_group import end_process
+    from hmt_ds.training.rank import run_as_rank
 
 
 def main() -> int:

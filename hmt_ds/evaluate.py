@@ -5,23 +5,26 @@ import json
 import logging
 from pathlib import Path
 
-import torch
+from hmt_ds.distributed.quick_imports import quick_imports
 
-from hmt_ds.checkpoint import load_weights, newest_intact
-from hmt_ds.checkpoint.files import run_of
-from hmt_ds.checkpoint.restore import require_intact
-from hmt_ds.config.config_error import ConfigError
-from hmt_ds.config.folder_recipe import CONFIG_FILE, recipe_file_of
-from hmt_ds.config.load import NO_CONSENT, load_recipe
-from hmt_ds.config.recipe import Recipe
-from hmt_ds.distributed.process_group import end_process
-from hmt_ds.distributed.stopping import StopSignals
-from hmt_ds.reporting.log import log_seconds
-from hmt_ds.training.build import build_reader
-from hmt_ds.training.rank import prepare_together, run_as_rank
-from hmt_ds.training.retrieval_validation import RetrievalValidation
-from hmt_ds.training.source_weights import with_source_weights
-from hmt_ds.training.validation import Validation
+with quick_imports():
+    import torch
+
+    from hmt_ds.checkpoint import load_weights, newest_intact
+    from hmt_ds.checkpoint.files import run_of
+    from hmt_ds.checkpoint.restore import require_intact
+    from hmt_ds.config.config_error import ConfigError
+    from hmt_ds.config.folder_recipe import CONFIG_FILE, recipe_file_of
+    from hmt_ds.config.load import NO_CONSENT, load_recipe
+    from hmt_ds.config.recipe import Recipe
+    from hmt_ds.distributed.process_group import end_process
+    from hmt_ds.distributed.stopping import StopSignals
+    from hmt_ds.reporting.log import log_seconds
+    from hmt_ds.training.build import build_reader
+    from hmt_ds.training.rank import prepare_together, run_as_rank
+    from hmt_ds.training.retrieval_validation import RetrievalValidation
+    from hmt_ds.training.source_weights import with_source_weights
+    from hmt_ds.training.validation import Validation
 
 logger = logging.getLogger(__name__)
 

@@ -1,16 +1,19 @@
 """Train on this rank. Every launcher starts one process per rank as ``--module hmt_ds.train RECIPE [--key
 value ...]``."""
 
-import torch
+from hmt_ds.distributed.quick_imports import quick_imports
 
-from hmt_ds.config.load import load_recipe
-from hmt_ds.distributed.process_group import end_process, rank
-from hmt_ds.distributed.stopping import StopSignals
-from hmt_ds.reporting.tables import print_recipe
-from hmt_ds.training.elastic import keep_global_batch
-from hmt_ds.training.rank import prepare_together, run_as_rank
-from hmt_ds.training.source_weights import with_source_weights
-from hmt_ds.training.trainer import Trainer
+with quick_imports():
+    import torch
+
+    from hmt_ds.config.load import load_recipe
+    from hmt_ds.distributed.process_group import end_process, rank
+    from hmt_ds.distributed.stopping import StopSignals
+    from hmt_ds.reporting.tables import print_recipe
+    from hmt_ds.training.elastic import keep_global_batch
+    from hmt_ds.training.rank import prepare_together, run_as_rank
+    from hmt_ds.training.source_weights import with_source_weights
+    from hmt_ds.training.trainer import Trainer
 
 
 def main() -> int:

@@ -13,8 +13,12 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
 
-import deepspeed
 import torch
+
+from hmt_ds.distributed.quick_imports import hidden
+
+with hidden("mlflow"):  # a second, for DeepSpeed's autotuner alone
+    import deepspeed
 from deepspeed.accelerator import get_accelerator
 
 from hmt_ds.distributed.deepspeed_internals import skip_shared_memory_kernel

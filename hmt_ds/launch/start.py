@@ -17,6 +17,7 @@ from hmt_ds.config.load import NO_CONSENT, load_recipe
 from hmt_ds.config.options import AtLeastOne, Options, words_of
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.config.sections import STRICT
+from hmt_ds.distributed.quick_imports import quick_imports
 from hmt_ds.launch.local import run_ranks
 from hmt_ds.reporting.log import start_log
 
@@ -218,8 +219,9 @@ def check_recipe(recipe: Recipe, recipe_file: Path, *, writes_output: bool, with
     set_rank_environment()
     go_offline_without_hub()
     # imported here because it takes seconds: a recipe with a wrong key is refused before
-    from hmt_ds.distributed.process_group import silence_libraries
-    from hmt_ds.preflight.prepare import prepare
+    with quick_imports():
+        from hmt_ds.distributed.process_group import silence_libraries
+        from hmt_ds.preflight.prepare import prepare
 
     silence_libraries()
     return prepare(recipe, recipe_file, writes_output=writes_output, with_data=with_data)

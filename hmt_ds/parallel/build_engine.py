@@ -13,6 +13,7 @@ from hmt_ds.backbones import CausalLM
 from hmt_ds.backbones.compute import compile_layers, use_liger
 from hmt_ds.distributed.deepspeed_internals import full_numel, join_offloaded_parts, skip_steps_on_overflow
 from hmt_ds.distributed.engine import Engine
+from hmt_ds.distributed.quick_imports import import_without_compiler
 from hmt_ds.memory import HMT
 from hmt_ds.memory.loss import cross_entropy
 from hmt_ds.parallel.build_hmt import parameter_groups
@@ -23,6 +24,7 @@ from hmt_ds.parallel.protocols import GradientReduction
 from hmt_ds.parallel.settings import ComputeSettings
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+MUON = "deepspeed.runtime.zero.muon.muon_optimizer"
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ def build_engine(
     # DeepSpeed counts backward passes. The executor itself says which one is a step's last, so any number above 1 will
     # do where there are several.
     config |= {"gradient_accumulation_steps": 1 if once else 2}
+    import_without_compiler(MUON)  # every engine imports it to ask whether its optimizer is a Muon
     with redirect_stdout(io.StringIO()):  # DeepSpeed prints how much memory it takes
         engine, *_ = deepspeed.initialize(
             model=model,

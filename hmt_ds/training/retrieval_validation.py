@@ -19,7 +19,6 @@ from hmt_ds.evaluation.retrieval import RecallMap, RetrievalRow, count_answers, 
 from hmt_ds.memory import Window
 from hmt_ds.reporting.evaluation_tables import WIDTH
 from hmt_ds.reporting.log import log_seconds
-from hmt_ds.reporting.retrieval import plot_retrieval, retrieval_table
 from hmt_ds.training.evaluation_in_run import EvaluationInRun, as_window, warn_if_unwritable
 
 logger = logging.getLogger(__name__)
@@ -95,6 +94,8 @@ class RetrievalValidation(EvaluationInRun):
             rows: results for each document length.
             recalls: retrieval weights of one document, for the picture; None if the model retrieves nothing.
         """
+        from hmt_ds.reporting.retrieval import plot_retrieval, retrieval_table  # imports matplotlib
+
         settings = self.recipe.data.retrieval
         assert settings is not None
         chance = 1 / settings.values

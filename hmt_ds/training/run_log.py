@@ -15,7 +15,6 @@ from hmt_ds.parallel.deepspeed_config.lr_schedule import DEEPSPEED_SCHEDULES, RE
 from hmt_ds.parallel.protocols import Executor, StepOutput
 from hmt_ds.planning.flops import peak_flops, useful_flops_per_token
 from hmt_ds.reporting.metrics import Metrics, Row, read_metrics
-from hmt_ds.reporting.plots import plot_loss
 from hmt_ds.reporting.progress import Progress
 from hmt_ds.training.rank import peak_resident_bytes
 from hmt_ds.training.stragglers import StragglerDetector
@@ -147,6 +146,8 @@ class RunLog:
         """
         if rank() != 0:
             return
+        from hmt_ds.reporting.plots import plot_loss  # imports matplotlib
+
         if rows := [row for row in read_metrics(self.folder / "metrics.jsonl") if row.get("loss") is not None]:
             first, last = rows[0]["loss"], [row["loss"] for row in rows[-10:]]
             mean = sum(last) / len(last)

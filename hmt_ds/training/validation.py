@@ -17,7 +17,6 @@ from hmt_ds.memory import Window
 from hmt_ds.memory.boundaries import Instead
 from hmt_ds.reporting.evaluation_tables import WIDTH, evaluation_table
 from hmt_ds.reporting.log import log_seconds
-from hmt_ds.reporting.plots import plot_evaluation
 from hmt_ds.training.evaluation_in_run import EvaluationInRun, as_window, warn_if_unwritable
 
 logger = logging.getLogger(__name__)
@@ -103,6 +102,8 @@ class Validation(EvaluationInRun):
         Args:
             evaluation: the results.
         """
+        from hmt_ds.reporting.plots import plot_evaluation  # imports matplotlib
+
         folder = Path(self.recipe.training.output) / "evaluation"
         file = evaluation_file(folder, evaluation.step, evaluation.data.sha256, own=self.own_data)
         with warn_if_unwritable(file):

@@ -106,7 +106,7 @@ def with_luck(action: Any) -> None:
 
 def command_of(output: Path) -> list[psutil.Process]:
     """The process of `hmt-ds` itself."""
-    return [one for one in processes_of(output) if runs(one, "hmt_ds.cli")]
+    return [one for one in processes_of(output) if runs(one, "hmt_ds.cli") and not is_launcher(one)]
 
 
 def ranks_of(output: Path) -> list[psutil.Process]:
@@ -116,7 +116,15 @@ def ranks_of(output: Path) -> list[psutil.Process]:
 
 def launchers_of(output: Path) -> list[psutil.Process]:
     """DeepSpeed's launcher process, the parent of the ranks."""
-    return [one for one in processes_of(output) if runs(one, "deepspeed.launcher.launch")]
+    return [one for one in processes_of(output) if is_launcher(one)]
+
+
+def is_launcher(process: psutil.Process) -> bool:
+    """Whether a process is DeepSpeed's launcher, which `hmt-ds` forks from itself."""
+    try:
+        return runs(process, "hmt_ds.cli") and (above := process.parent()) is not None and runs(above, "hmt_ds.cli")
+    except psutil.Error:
+        return False
 
 
 def runs(process: psutil.Process, module: str) -> bool:

@@ -1,5 +1,7 @@
 """How a process finds its rank, for each launcher."""
 
+import base64
+import json
 import os
 import sys
 
@@ -7,7 +9,7 @@ import pytest
 
 from hmt_ds.distributed import process_group
 from hmt_ds.distributed.process_group import LaunchError, set_rank_variables
-from hmt_ds.launch.local import device_options
+from hmt_ds.launch.local import world_info
 
 NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 MPI = {
@@ -90,15 +92,15 @@ def test_mpi_without_mpi4py(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("given", "ranks", "words"),
+    ("visible", "ranks", "devices"),
     [
-        ({}, 2, ["--num_gpus", "2"]),
-        ({"CUDA_VISIBLE_DEVICES": "3,5,6"}, 2, ["--include", "localhost:3,5"]),
-        ({"CUDA_VISIBLE_DEVICES": "3"}, 2, ["--num_gpus", "2"]),  # more than there are: the launcher says so
-        ({"CUDA_VISIBLE_DEVICES": "GPU-8932f937"}, 1, ["--num_gpus", "1"]),
-        ({"CUDA_VISIBLE_DEVICES": "3,5", "DS_ACCELERATOR": "cpu"}, 2, ["--num_gpus", "2"]),
+        (None, 2, [0, 1]),
+        ("", 2, [0, 1]),
+        ("3,5,6", 2, ["3", "5"]),
+        ("3", 2, [0, 1]),  # more than there are: the ranks say so
+        ("GPU-8932f937", 1, ["GPU-8932f937"]),
     ],
 )
-def test_launcher_uses_the_visible_devices(monkeypatch, given, ranks, words):
-    monkeypatch.setattr(os, "environ", dict(given))
-    assert device_options(ranks) == words
+def test_launcher_uses_the_visible_devices(monkeypatch, visible, ranks, devices):
+    monkeypatch.setattr(os, "environ", {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible})
+    assert json.loads(base64.urlsafe_b64decode(world_info(ranks))) == {"localhost": devices}
