@@ -5,6 +5,7 @@ and once with another document's. These probes take a small share of the run's t
 """
 
 import math
+import statistics
 import time
 from collections import deque
 from typing import NamedTuple
@@ -13,13 +14,15 @@ import torch
 from torch import Tensor
 
 from hmt_ds.config.recipe import Recipe
-from hmt_ds.distributed.process_group import all_reduce_sum
+from hmt_ds.distributed.process_group import all_reduce_sum, world_size
 from hmt_ds.evaluation.figures import WORTH_IT
 from hmt_ds.memory import MemoryState, Window
 from hmt_ds.memory.boundaries import Instead
 from hmt_ds.parallel.protocols import Executor
 
 POOLED = 4  # probes that a verdict is made of
+HEADROOM = 2.0  # how many times as long as any before the next probe may take without exceeding its share
+FIRST = 0.75  # of a step: a probe reads the window twice, without gradients
 NEEDED = 2  # of them at least
 EARLY = 0.25  # share of the run's steps before which a memory may still be ignored
 MEMORIES = 4  # of a row, from which on it is asked how recall spreads over them
@@ -68,19 +71,21 @@ class MemoryWatch:
         self.probes: deque[Probe] = deque(maxlen=POOLED)
         self.asked, self.collapsed = False, False
         self.ignored: bool | None = None
-        self.trained = self.spent = self.step = 0.0  # seconds of steps, of probes, of the last step
-        self.cost = 1.0  # of a probe, in steps of that time
+        self.trained = self.spent = 0.0  # seconds of steps, of probes
+        self.recent: deque[float] = deque(maxlen=POOLED)  # seconds of the last steps
+        self.costs: deque[float] = deque(maxlen=POOLED)  # of the last probes, in steps of that time
 
     def due(self) -> int:
         """Return 1 if another probe of the memory would stay within its share of the time trained so far, else 0.
 
-        A probe is expected to take as long as the last one; the first is expected to take as long as a step.
+        It is expected to take twice as long as the slowest of the last probes. In the long run this delays each probe
+        by no more than one, but a slow probe does not exceed the share.
         """
-        expected = self.cost * self.step
+        expected = HEADROOM * max(self.costs, default=FIRST) * max(self.recent, default=0.0)
         return int(self.possible and 0 < self.spent + expected <= self.limit * self.trained)
 
     def step_done(self, seconds: float, wanted: int) -> None:
-        """Count a step; if any rank wants to probe the memory before the next one, let all ranks do so.
+        """Count a step; if a probe of the memory is due on every rank, let all of them probe before the next step.
 
         Args:
             seconds: duration of the step.
@@ -88,8 +93,8 @@ class MemoryWatch:
         """
         if self.executor.budget.step > self.executor.budget.warm_up_steps:  # not while memory is measured
             self.trained += seconds
-            self.step = seconds
-            self.asked = wanted > 0
+            self.recent.append(seconds)
+            self.asked = wanted == world_size()
 
     def probe(self, window: Window, step: int) -> tuple[dict[str, object], list[str]]:
         """Compare losses with own and with other memories on a batch, and judge the last such probes. All ranks must
@@ -106,7 +111,7 @@ class MemoryWatch:
         self.probes.append(self.read(window))
         taken = time.perf_counter() - started
         self.spent += taken
-        self.cost = taken / self.step
+        self.costs.append(taken / statistics.median(self.recent))
         cost, error = pooled_cost(self.probes)
         values: dict[str, object] = {"cost": finite(cost), "error": finite(error), "instead": self.which}
         values |= {"seconds": round(taken, 3), "share": round(self.spent / self.trained, 4)}

@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
 
@@ -158,23 +159,49 @@ def test_largest():
     assert largest([(0.0, 0.0)], "place {}")[0] == 0 and largest([], "place {}")[0] == 0
 
 
-def test_probes_take_their_share_of_the_time(monkeypatch):
-    """A probe that takes half as long as a step is made every 50 steps, with 1% of the time."""
-    now, watch, at = [0.0], watch_of(0.01), []
+def probed_at(watch: MemoryWatch, monkeypatch, probe: Callable[[], float], steps: Iterable[float]) -> list[int]:
+    """Take steps of these durations and the probes that are due; return before which steps these were.
+
+    At no time have the probes taken more than their share.
+    """
+    now, at = [0.0], []
     monkeypatch.setattr(memory_watch.time, "perf_counter", lambda: now[0])
 
     def read(_: Window) -> Probe:
-        now[0] += 0.5
+        now[0] += probe()
         return costing(0.5)
 
     monkeypatch.setattr(watch, "read", read)
-    for step in range(1, 401):
+    for step, seconds in enumerate(steps, 1):
         if watch.asked:
             at.append(step)
             values, _ = watch.probe(None, step)  # type: ignore[arg-type]
-            assert values["share"] <= 0.0101
-        watch.step_done(1.0, watch.due())
-    assert at == [102, 152, 202, 252, 302, 352] or len(at) in (6, 7)
+            assert values["share"] <= watch.limit, (step, values)
+        watch.step_done(seconds, watch.due())
+    return at
+
+
+def test_probes_take_their_share_of_the_time(monkeypatch):
+    """A probe that takes half as long as a step is made every 50 steps, with 1% of the time."""
+    at = probed_at(watch_of(0.01), monkeypatch, lambda: 0.5, [1.0] * 500)
+    assert at[0] == 152 and 149 <= at[-1] - at[-4] <= 151 and len(at) == 8
+
+
+def test_probes_of_uneven_length_do_not_exceed_their_share(monkeypatch):
+    """Steps and probes vary by a factor of 2 and more, and become 4 times longer with a deeper schedule."""
+    draw = random.Random(0)
+    steps = [draw.uniform(0.7, 1.4) * (4 if n > 1000 else 1) for n in range(3000)]
+    watch = watch_of(0.01)
+    assert len(probed_at(watch, monkeypatch, lambda: draw.uniform(0.3, 0.6) * watch.recent[-1], steps)) > 50
+
+
+def test_a_probe_is_due_only_on_all_ranks(monkeypatch):
+    monkeypatch.setattr(memory_watch, "world_size", lambda: 2)
+    watch = watch_of(0.01)
+    watch.step_done(1.0, 1)
+    assert not watch.asked
+    watch.step_done(1.0, 2)
+    assert watch.asked
 
 
 @pytest.mark.parametrize("changes", [{"mode": "backbone"}, {"limit": 0.0}])
