@@ -32,7 +32,7 @@ def lazy_imports(file: str) -> Callable[[str], object]:
 
     def getattr_lazily(name: str) -> object:
         if name not in modules:
-            raise AttributeError(f"{Path(file).parent.name!r} has no attribute {name!r}")
+            raise AttributeError(f"module {Path(file).parent.name!r} has no attribute {name!r}")
         return getattr(import_module(modules[name]), name)
 
     return getattr_lazily

@@ -168,7 +168,7 @@ def add_running(add: Add) -> None:
     )
     more += f"of a launch, alone and together. {KEYS_FOLLOW}"
     command = add("launch", launch, "write and submit job scripts, or check all machines", more, overrides=True)
-    systems = "how machines are reached; ssh and mpi, which read a hostfile, only with doctor"
+    systems = "slurm submits jobs; ssh and mpi only check machines (doctor), which they read from a hostfile"
     command.add_argument("system", choices=("slurm", "ssh", "mpi"), help=systems)
     command.add_argument("source", metavar="RECIPE|doctor", type=path_operand, help=f"{RECIPE}; or the word doctor")
     add_options(command, LaunchOptions)

@@ -57,8 +57,8 @@ class BenchOptions(Options):
     tokens: Literal["random", "data"] = "random"
     """tokens to train on: ``random`` token ids, or the documents of the recipe (``data``)"""
     fresh: bool = False
-    """begin new documents in each window, only with --tokens random; default: carry memories over from window to
-    window, as in long documents"""
+    """begin new documents in each batch, only with --tokens random (default: carry memories over from batch to batch,
+    as in long documents)"""
     json: Annotated[FilePath | None, "FILE", AfterValidator(check_json)] = None
     """JSON file to write all measurements to, with the seconds of every step (default: only print tables)"""
     trace: Annotated[FilePath | None, "FOLDER", AfterValidator(check_folder)] = None

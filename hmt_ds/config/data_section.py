@@ -36,7 +36,7 @@ class Bounds(Section):
             ValueError: neither bound is given, or ``min`` is above ``max``.
         """
         if (self.min, self.max) == (None, None):
-            raise ValueError("needs min or max, such as {min: 10}")
+            raise ValueError("a range needs min or max, such as {min: 10}")
         if self.min is not None and self.max is not None and self.min > self.max:
             raise ValueError(f"min {self.min:g} is above max {self.max:g}: lower it, or raise max")
         return self
@@ -200,9 +200,9 @@ class Data(Section):
     """Folder to keep tokenized documents in, so that later runs need not tokenize them again. If it is not shared
     between machines, each machine tokenizes the documents itself."""
     stream: int | None = Field(None, ge=1)
-    """Number of rows of a part. data.train is then read as a stream: it is not copied to this machine, a part is
-    tokenized while the one before it is read, and deleted later; documents are in random order within a part. Default:
-    all documents are tokenized before training."""
+    """Read data.train as a stream, in parts of this many rows: nothing is copied to this machine beforehand, each part
+    is tokenized while training reads the one before and is deleted later, and documents are shuffled within a part.
+    Default: all documents are tokenized before training."""
     pack: bool = False
     """Let training documents share segments, to waste fewer positions on padding: a document begins in the segment in
     which the previous one ends, if it fits there or at least a quarter of a segment is left. Attention and memory keep
@@ -241,10 +241,14 @@ class Data(Section):
             return self
         sources = list(self.sources("train").values())
         if len(sources) != 1:
-            raise ValueError(f"stream reads one source, and train has {len(sources)}: name one, or leave stream out")
+            raise ValueError(
+                f"stream reads one source, and data.train has {len(sources)}: name one, or leave stream out"
+            )
         keys = ("dataset", "separator", "interleave", "dilate")
         if given := [key for key in keys if getattr(sources[0], key) is not None]:
-            raise ValueError(f"stream reads rows as they are, without train.{given[0]}: leave one of them out")
+            raise ValueError(
+                f"stream reads rows as they are and cannot apply data.train.{given[0]}: leave one of the two out"
+            )
         return self
 
     def sources(self, key: SourcesKey) -> dict[str, Source]:

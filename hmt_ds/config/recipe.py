@@ -75,11 +75,11 @@ class Training(Section):
     """Truncated BPTT: number of segments of a document that gradients flow back through; this many segments are one
     window. Or a schedule by optimizer steps: {0: 2, 200: 4} is 2 in the first 200 steps, then 4."""
     random_depth: bool = False
-    """Draw the number of segments per window (truncated BPTT) of each optimizer step at random, from 1 to
+    """Draw the number of segments that gradients flow through in each optimizer step at random, from 1 to
     training.bptt_depth. The draw depends on training.seed and the step, and is equal on all ranks."""
     batch_size: int = Field(1, ge=1)
-    """Documents that a rank (with pipeline stages: a pipeline) reads side by side in each window, one per row of the
-    batch."""
+    """Number of documents that a rank (with pipeline stages: a pipeline) reads side by side, one per row of
+    the batch."""
     gradient_accumulation: int = Field(1, ge=1)
     """Number of windows (training.bptt_depth segments of every row) whose gradients are accumulated for one optimizer
     step."""
@@ -96,7 +96,7 @@ class Training(Section):
     """Allow resuming with another number of ranks, by adapting training.batch_size so that the total number of rows
     stays equal. false: refuse to resume if the total number of rows differs."""
     hang_minutes: float = Field(10, gt=0, le=10**6)
-    """Minutes without progress on a rank (no step, no part of a checkpoint, no window of an evaluation) after which the
+    """Minutes without progress on a rank (no step, no part of a checkpoint, no batch of an evaluation) after which the
     run is ended."""
     seed: int = Field(0, ge=0)
     """Seed of random initial weights, order of the data, dropout and random depths."""
@@ -109,7 +109,7 @@ class Pipeline(Section):
     """Number of pipeline stages, each on a rank of its own; 1 means no pipeline. With more, training.batch_size counts
     the rows of a whole pipeline."""
     micro_batches: Literal["auto"] | PositiveInt = "auto"
-    """Number of micro-batches that a pipeline splits the rows of each window into. auto: the smallest divisor of
+    """Number of micro-batches that a pipeline splits the rows of a batch into. auto: the smallest divisor of
     training.batch_size that is at least pipeline.stages, which keeps all stages busy; if there is none,
     training.batch_size."""
     layers: Literal["auto", "time"] | list[PositiveInt] = "auto"
@@ -221,9 +221,9 @@ class Logging(Section):
     """Report a rank as slow if its own work on a step takes this many times as long as the median over all ranks; above
     1."""
     memory_probe: float = Field(0.01, ge=0, le=1)
-    """Largest share (0 to 1) of the training time spent on reading windows with the wrong memories, to warn if the
-    model ignores its memory or recalls always the same one. 0: never. Pipelines have only the
-    first of the two warnings."""
+    """Largest share (0 to 1) of the training time spent on reading segments with another document's memories, to warn
+    if the model ignores its memory or always retrieves the same one. 0: never. Pipelines have only the first of the two
+    warnings."""
 
 
 class Recipe(Section):

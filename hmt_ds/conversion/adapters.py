@@ -142,7 +142,7 @@ def merge_found(weights: Weights, config: PreTrainedConfig, settings: MemorySett
         return weights
     if len(ranks) > 1:
         found = ", ".join(map(str, sorted(ranks)))
-        raise ConversionError(f"LoRA adapters of ranks {found} in one checkpoint: name a checkpoint with one rank")
+        raise ConversionError(f"its LoRA adapters have different ranks ({found}): name a checkpoint with one rank")
     layers = sorted({name.partition(ADAPTER)[0].removeprefix(BACKBONE) for name in weights.shapes if ADAPTER in name})
     lora = LoraSettings(rank=ranks.pop(), alpha=alpha, target_modules=layers)
     check_untied({BACKBONE + layer for layer in layers}, skeleton(config, settings))

@@ -20,8 +20,8 @@ class ConvertOptions(Options):
     """Options of `hmt-ds convert`; each field's docstring is its help text."""
 
     what: What = "model"
-    """part of the model to write; model: backbone and memory modules; backbone: without memory; memory: its modules
-    alone; adapter: the LoRA adapters alone"""
+    """part of the model to write; model: backbone and memory modules; backbone: without memory; memory: only the
+    memory's modules; adapter: the LoRA adapters alone"""
     merge: bool = False
     """merge LoRA adapters into the weights of the backbone; needed for --what model or backbone of a LoRA run"""
     dtype: Literal["bf16", "fp32"] | None = None

@@ -81,7 +81,7 @@ def _load_fields(
         return load_files(builder, splits, split, columns=list(fields))
     if builder == "json" and "[" not in split:
         return read_json([file for files in splits.values() for file in files], fields, is_text=is_text)
-    raise ValueError(f"files of kind {builder} with split {split!r} can only be read with all fields")
+    raise ValueError(f"files of kind {builder} with split {split!r} can only be read whole: do not name columns")
 
 
 def load_files(builder: str, splits: dict[str, list[Path]], split: str, columns: list[str] | None = None) -> Dataset:

@@ -53,7 +53,8 @@ def check_length(settings: RetrievalSettings, segments: int, *, held_out: bool) 
     """
     if segments < 2:
         raise DataError(
-            f"documents of {segments} segment are too short: with a question and its answer they need at least 2"
+            f"documents of {segments} segment are too short: with a question and its answer they need at least 2: "
+            "raise training.bptt_depth or evaluation.retrieval_segments"
         )
     kind, named = "evaluation" if held_out else "training", split_things(settings)[held_out]
     needed = things_needed(settings.kind, segments)

@@ -82,7 +82,10 @@ class StreamLoader:
                 )
             if found is None:  # the end of the stream
                 if windows == began:
-                    raise DataError("all documents of the stream are left out, so there is nothing to read")
+                    raise DataError(
+                        "all documents of the stream are left out, so there is nothing to read: remove some from "
+                        "left_out.json in the run's folder"
+                    )
                 place, began = Place(place.epoch + 1), windows
                 coming = self._coming(place)
                 continue

@@ -33,7 +33,9 @@ class RowStream:
         self, source: str, columns: Sequence[str], size: int, split: str, name: str | None, revision: str | None
     ) -> None:
         if not split.isidentifier():
-            raise DataError(f"split {split!r} is not a whole split, and a stream (data.stream) reads no part of one")
+            raise DataError(
+                f"split {split!r} is not a whole split, and a stream (data.stream) reads no part of one: name it whole"
+            )
         self._keys, self._columns, self._source, self._size = (source, split, name, revision), columns, source, size
         self._rows: Iterator[dict[str, Any]] = iter(())
         self._features: Features | None = None
@@ -103,7 +105,9 @@ def open_stream(source: str, split: str, name: str | None, revision: str | None)
     except LOAD_ERRORS as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{source} cannot be read as a stream: {first_line(error)}") from error
+        raise DataError(
+            f"{source} cannot be read as a stream: {first_line(error)}; check it, or leave data.stream out"
+        ) from error
 
 
 def readable(file: Path) -> Path:

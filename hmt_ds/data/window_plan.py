@@ -157,7 +157,7 @@ class WindowPlan(Iterator[PlannedWindow]):
             empty = int((self._lengths < 1).sum())
             raise DataError(
                 f"training needs at least one document and none without tokens, but {empty} of {len(self._lengths)} "
-                "have none"
+                "have none: leave these out of data.train"
             )
         self._left_out = frozenset(left_out)
         if self._left_out.issuperset(range(len(self._lengths))):

@@ -70,7 +70,7 @@ def parts_of(output: SegmentOutput, window: Window, n: int, readings: Sequence[R
     Args:
         output: the model's output for the segment.
         window: the segments of all rows.
-        n: index of the segment in the window.
+        n: index of the segment, from 0.
         readings: names of the memories that the segment was read with: ``own``, then ``swapped`` or ``none``.
         parts: number of equal parts of the segment.
 

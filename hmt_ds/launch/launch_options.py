@@ -91,10 +91,10 @@ class LaunchOptions(Options):
     "train other.yaml"; can be repeated"""
     dry_run: bool = False
     """print the job scripts without writing or submitting them"""
-    hostfile: FilePath = Path("hostfile")
-    """with ssh or mpi, file of the machines to check: a line `NAME slots=8` for each"""
-    folder: FilePath = Path()
-    """with doctor, folder on the disk that runs will be written to (default: the current folder)"""
+    hostfile: Annotated[FilePath, "FILE"] = Path("hostfile")
+    """with ssh or mpi, file that names the machines to check, with a line `NAME slots=8` for each"""
+    folder: Annotated[FilePath, "FOLDER"] = Path()
+    """with doctor, folder on the disk that runs will be written to, instead of the current one"""
 
     def conflicts(self) -> list[str]:
         """Return an error line for an image or mounted path that does not exist, and for mounts without an image."""

@@ -92,7 +92,10 @@ def launch(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if arguments.system in SCRIPTS:
         script = SCRIPTS[arguments.system]
         raise ConfigError(
-            [f"launch {arguments.system}: only doctor: to train, run HOSTFILE=FILE bash {script} {arguments.source}"]
+            [
+                f"launch {arguments.system}: only checks machines: to train, run HOSTFILE=FILE bash {script} "
+                f"{arguments.source}"
+            ]
         )
     problems += [
         f"--{name}: only with `launch ... doctor`: leave it out" for name in ("hostfile", "folder") if name in given

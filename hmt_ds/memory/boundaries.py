@@ -38,7 +38,7 @@ class Boundaries:
         """Return the memories of earlier segments that segment n may retrieve.
 
         Args:
-            n: index of the segment in the window.
+            n: index of the segment, from 0.
 
         Returns:
             The memories ``[batch, cached, memory_tokens, dim]``, oldest first, and whether each belongs to the row's
@@ -54,7 +54,7 @@ class Boundaries:
         """Store the memory that segment n wrote, detached from the graph.
 
         Args:
-            n: index of the segment in the window.
+            n: index of the segment, from 0.
             memory: ``[batch, memory_tokens, dim]``.
         """
         self.memories[:, self.carried + n] = memory.detach()
@@ -65,7 +65,7 @@ class Boundaries:
         A backward pass from this scalar continues the backward passes of later segments into segment n.
 
         Args:
-            n: index of the segment in the window.
+            n: index of the segment, from 0.
             memory: ``[batch, memory_tokens, dim]``, with graph.
 
         Returns:
@@ -81,7 +81,7 @@ class Boundaries:
         Args:
             gradient: ``[batch, cached, memory_tokens, dim]``, multiplied by ``scale``; None adds nothing.
             scale: loss scale to divide by; 1 except in fp16.
-            n: index of the segment in the window.
+            n: index of the segment, from 0.
         """
         if gradient is not None:
             seen = min(n, gradient.shape[1])
@@ -109,7 +109,7 @@ def memories_instead(which: Instead, memories: Tensor, valid: Tensor, window: Wi
         memories: ``[batch, cached, memory_tokens, dim]``, of all rows.
         valid: ``[batch, cached]`` bool, whether a memory belongs to its row's document.
         window: the window of all rows.
-        n: index of the segment in the window.
+        n: index of the segment, from 0.
 
     Returns:
         Memories and their validity, in the shapes of the arguments.
@@ -137,7 +137,7 @@ class BoundariesInstead(Boundaries):
         """Return the memories that segment n is read with, and whether each is valid.
 
         Args:
-            n: index of the segment in the window.
+            n: index of the segment, from 0.
 
         Returns:
             ``[rows, cached, memory_tokens, dim]`` and ``[rows, cached]`` bool.

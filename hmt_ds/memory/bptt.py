@@ -175,7 +175,7 @@ class Unroll:
 
         Args:
             options: keyword arguments of the model, such as ``with_loss``.
-            n: index of the segment in the window.
+            n: index of the segment, from 0.
         """
         memories, valid = self.borders.before(n)
         memories = memories.detach().requires_grad_(n > 0 and memories.shape[1] > 0)
@@ -240,7 +240,7 @@ class Unroll:
         memory.
 
         Args:
-            n: index of the segment in the window.
+            n: index of the segment, from 0.
             memory: ``[batch, memory_tokens, dim]``, the memory that the segment wrote, with graph.
         """
         return self.borders.pull(n, memory) if self.settings.kept_memories else 0
@@ -249,7 +249,7 @@ class Unroll:
         """Recompute segment n with an autograd graph, with the random numbers that its forward pass drew.
 
         Args:
-            n: index of the segment in the window.
+            n: index of the segment, from 0.
         """
         if before := self.random.get(n):
             before.restore()
@@ -261,7 +261,7 @@ class Unroll:
         n, if any.
 
         Args:
-            n: index of the segment in the window.
+            n: index of the segment, from 0.
             backward: runs the backward pass from a scalar.
         """
         with self.phase("summary"):
@@ -278,7 +278,7 @@ def after(state: MemoryState, output: SegmentOutput, window: Window, n: int, set
         state: the memory state before the segment.
         output: the segment's output.
         window: the segments of all rows.
-        n: index of the segment in the window.
+        n: index of the segment, from 0.
         settings: settings of the memory.
     """
     tail = window.tail(n, settings.sensory_tokens)

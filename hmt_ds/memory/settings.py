@@ -14,37 +14,39 @@ class MemorySettings:
     """Settings of the memory around a backbone: its kind, its sizes, and how it is joined to the backbone."""
 
     segment_length: int
-    """L: document tokens per segment; sensory tokens and memory prompts are not counted."""
+    """Number of document tokens per segment (L in the paper); memory prompts, and tokens repeated from the previous
+    segment, are not counted."""
     mode: Mode = "hmt"
-    """hmt: recall over the cached memories; rmt: only the last memory is passed on (the paper's first training
-    stage); backbone: no memory, sensory tokens only."""
+    """What a segment reads of earlier ones. hmt: memories that it retrieves from all cached ones; rmt: only the last
+    memory (the paper's first training stage); backbone: no memory, only the last tokens of the previous segment."""
     interface: Interface = "paper"
     """How memories enter the backbone and are written. paper: by the paper's equations, needed for its checkpoints;
-    pretrained backbones hardly use such memories. adapted: memories are scaled to the range of token embeddings,
-    after an attention sink, and written at embeddings of their own; mode hmt recalls older memories beside the last
-    one."""
+    pretrained backbones hardly use such memories. adapted: memories are scaled to the range of token embeddings, after
+    an attention sink, and written at embeddings of their own; mode hmt retrieves older memories beside the last one."""
     sensory_tokens: int = 32
-    """k: tokens of the previous segment that are repeated in front of each segment."""
+    """Number of tokens of the previous segment that are repeated in front of each segment (sensory tokens, k in the
+    paper)."""
     memory_tokens: int = 1
-    """m: embeddings per memory. The paper uses 1."""
+    """Number of embeddings per memory (m). The paper uses 1."""
     cached_memories: int = 300
-    """N: how many of the newest memories the recall can choose from, in mode hmt."""
+    """Number of newest memories that segments can retrieve from in mode hmt (N in the paper); older ones
+    are dropped."""
     last_memories: int = 1
     """Number of newest memories that each segment reads side by side, oldest first; none in mode backbone. More than
     1 needs interface adapted."""
     recalled_memories: int = 1
-    """Number of memories to recall beside the last ones. Only with interface adapted and mode hmt."""
+    """Number of memories that each segment retrieves beside the last ones. Only with interface adapted and mode hmt."""
     recall_loss: float = 0.0
-    """Weight of the recall's auxiliary loss, 0 for none: cross-entropy over the cached memories of all rows of a
-    micro-batch, where the data says which memory answers. Only with interface adapted and mode hmt."""
+    """Weight of the auxiliary loss of memory retrieval, 0 for none: cross-entropy over the cached memories of all rows
+    of a micro-batch, where the data says which memory is the right one. Only with interface adapted and mode hmt."""
     summary_fraction: float = 0.5
-    """Fraction of a segment's tokens, from its beginning, that the summary pass reads to make the recall's query.
-    Only with interface paper; adapted reads the sensory tokens."""
+    """Fraction of a segment's tokens, from its beginning, of which the query for memory retrieval is made. Only with
+    interface paper; adapted makes it of the last tokens of the previous segment."""
     recall_dim: int | None = None
-    """Width of the recall's query and key projections. Default: the backbone's embedding width."""
+    """Width of the query and key projections of memory retrieval. Default: the backbone's embedding width."""
     recall_scale: RecallScale = "paper"
-    """Divisor of the recall's attention scores. paper: sqrt(recall_dim); reference: recall_dim where that and the
-    embedding width are at least 4096, as HMT-pytorch does in training. Use reference only for checkpoints that
+    """Divisor of the attention scores of memory retrieval. paper: sqrt(recall_dim); reference: recall_dim where that
+    and the embedding width are at least 4096, as HMT-pytorch does in training. Use reference only for checkpoints that
     HMT-pytorch trained."""
 
     def recall_width(self, embedding_width: int) -> int:

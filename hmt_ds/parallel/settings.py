@@ -19,8 +19,8 @@ class ComputeSettings:
     layer by layer within a segment; auto: recompute only the segments whose activations do not fit into GPU memory;
     reentrant: refused, because gradients would be wrong under ZeRO."""
     summary_batch: Literal["auto"] | int = "auto"
-    """Number of segments whose summaries are computed in one batch; more is faster and takes more memory. auto: as
-    many as fit without raising peak memory."""
+    """Number of segments whose queries for memory retrieval are computed in one batch; more is faster and takes more
+    memory. auto: as many as fit without raising peak memory."""
     reduction: Reduction = "auto"
     """When gradients are reduced across ranks. step: once per optimizer step, which needs 4 bytes per trained weight on
     each rank, and at ZeRO-3 the whole weights during the step; segment: after each backward pass, sharded; auto: step
@@ -36,5 +36,5 @@ class ComputeSettings:
     ZeRO stages 0 to 2 with compute.reduction step, without offloading and dropout. auto: where possible, if launching
     takes longer than the kernels; always: an error where it is not possible; never: off."""
     spill: bool = False
-    """Offload the tensors that cross segment boundaries (memories and their gradients) to host memory, which saves GPU
-    memory for long windows and costs copies. false: keep them on the GPU."""
+    """Offload the memories that segments pass on, and their gradients, to host memory, which saves GPU memory if many
+    segments are trained together (training.bptt_depth) and costs copies. false: keep them on the GPU."""

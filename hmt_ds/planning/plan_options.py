@@ -106,9 +106,9 @@ class ScheduleOptions(Options):
     stages: AtLeastOne = 4
     """number of pipeline stages"""
     segments: AtLeastOne = 4
-    """number of segments per window"""
+    """number of segments that one backward pass goes through"""
     micro_batches: AtLeastOne | None = None
-    """number of micro-batches per window (default: the number of stages)"""
+    """number of micro-batches that the rows of a batch are split into (default: the number of stages)"""
     mode: Mode = "hmt"
     """memory mode, as in a recipe's memory.mode"""
     picture: Annotated[FilePath | None, "FILE", AfterValidator(check_picture)] = None
@@ -146,7 +146,7 @@ class CompareOptions(Options):
     segment_length: AtLeastOne = 1024
     """number of tokens per segment, without prompts and sensory tokens"""
     segments: AtLeastOne = 8
-    """number of segments per window"""
+    """number of segments that one backward pass goes through"""
 
     @property
     def gpu_counts(self) -> tuple[int, ...]:

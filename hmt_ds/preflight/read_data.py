@@ -119,7 +119,7 @@ def first_part(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> SourceToke
     """
     found = stream_of(recipe, tokenizer).part(0)
     if found is None:
-        raise DataError("the stream has no rows: check the source")
+        raise DataError("the source of data.stream has no rows: name files that have some")
     return found
 
 

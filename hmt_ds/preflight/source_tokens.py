@@ -71,7 +71,7 @@ def tokenizer_of(recipe: Recipe) -> PreTrainedTokenizerBase:
     """
     name = recipe.model.tokenizer or recipe.model.source
     if not isinstance(name, str):
-        raise DataError("missing; model.source is a configuration, which has none: name a tokenizer")
+        raise DataError("missing; model.source is a configuration, which has no tokenizer: name a tokenizer's folder")
     return load_tokenizer(name)
 
 

@@ -168,5 +168,5 @@ def check_rate_jump(checkpoint: Path, recipe: Recipe) -> None:
         before, after = (recipe.optimizer.lr * share for share in shares)
         raise CheckpointError(
             f"training.steps is {planned} in {checkpoint}, {steps} here, with which the schedule's learning rate jumps "
-            f"from {before:.3g} to {after:.3g} at step {step}: use the first value, or --checkpoint.rate_jump true"
+            f"from {before:.3g} to {after:.3g} at step {step}: keep the old value, or --checkpoint.rate_jump true"
         )

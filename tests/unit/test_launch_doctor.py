@@ -154,7 +154,10 @@ def test_findings_about_a_launch(tmp_path, monkeypatch):
         (["ssh", "doctor", "--folder", "no"], ["--folder: no: no such folder: name the folder that runs will be "]),
         (["ssh", "doctor", "--hostfile", "no"], ["no: No such file or directory; a hostfile has a line `NAME "]),
         (["slurm", "doctor"], ["salloc is not on the PATH: start this on a Slurm login node, or use launch ssh "]),
-        (["ssh", "a.yaml"], ["launch ssh: only doctor: to train, run HOSTFILE=FILE bash launch/hostfile.sh a.yaml"]),
+        (
+            ["ssh", "a.yaml"],
+            ["launch ssh: only checks machines: to train, run HOSTFILE=FILE bash launch/hostfile.sh a.yaml"],
+        ),
         (["slurm", "a.yaml", "--folder", "."], ["--folder: only with `launch ... doctor`: leave it out"]),
     ],
     ids=" ".join,

@@ -102,7 +102,7 @@ def test_packages_export_lazily_what_they_list(name):
 
 
 def test_what_a_package_does_not_export():
-    with pytest.raises(AttributeError, match="'memory' has no attribute 'misspelt'"):
+    with pytest.raises(AttributeError, match="module 'memory' has no attribute 'misspelt'"):
         hmt_ds.memory.misspelt  # noqa: B018
     with pytest.raises(ImportError):
         from hmt_ds.memory import misspelt  # noqa: F401

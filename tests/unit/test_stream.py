@@ -236,8 +236,8 @@ def test_parts_are_read_once_in_order(folder, monkeypatch):
         (["--data.train.source", "."], "and a stream reads one: name those of one kind"),
         (["--data.train.source", "s3://bucket/data"], r"such as s3://bucket/data/\*\.parquet"),
         (["--data.train.text_field", "body"], "many has no column 'body'; it has: text, odd"),
-        (["--data.train.separator", "^x"], "without train.separator"),
-        (["--data.train", '[{source: many}, {source: "a.parquet"}]'], "stream reads one source, and train has 2"),
+        (["--data.train.separator", "^x"], "cannot apply data.train.separator"),
+        (["--data.train", '[{source: many}, {source: "a.parquet"}]'], "stream reads one source, and data.train has 2"),
         (["--data.train.source", "bad.jsonl"], "bad.jsonl.*cannot be read"),
     ],
 )

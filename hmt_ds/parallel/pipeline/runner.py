@@ -154,7 +154,7 @@ def losses_of(work: StagePass, n: int, by_token: bool) -> torch.Tensor:
 
     Args:
         work: this stage's finished passes over a window of segments.
-        n: index of the segment in the window.
+        n: index of the segment, from 0.
         by_token: whether to return the loss of each token, ``[rows, segment_length]``, instead of each row's sum,
             ``[rows]``.
     """
