@@ -14,6 +14,8 @@ again=("$PWD/launch/$(basename "$0")" "$@") given_port=${MASTER_PORT:-} # for `s
 
 if [ -n "${HMT_DS_CONTAINER:-}" ]; then # which has its own Python; the extensions are built for it
     TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$PWD/.container_cache/extensions}
+    # torch.compile's kernels, which torch would keep in the container's /tmp
+    export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$PWD/.container_cache/inductor}
 else
     VENV=$(realpath -s "${VENV:-.venv}")
     [ -x "$VENV/bin/python" ] || fail "$(hostname): no Python in $VENV: run bash launch/quickstart.sh once, or set VENV"
@@ -39,8 +41,8 @@ export NCCL_DEBUG=${NCCL_DEBUG:-WARN} # print the reason when NCCL fails
 if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi
 
 # Print the names of variables that ranks on other machines need: ssh and mpirun forward none by themselves.
-passed_on() { compgen -e | grep -E '^(PATH|LD_LIBRARY_PATH|PYTHONPATH|CUDA_HOME|TORCH_.*|NCCL_.*|GLOO_.*|UCX_.*|OMP_.*'\
-'|DS_.*|HF_.*|WANDB_.*|HMT_DS_.*|MALLOC_.*|TOKENIZERS_.*|PYTORCH_.*|MASTER_(ADDR|PORT))$'; }
+passed_on() { compgen -e | grep -E '^(PATH|LD_LIBRARY_PATH|PYTHONPATH|CUDA_HOME|TORCH(INDUCTOR)?_.*|TRITON_.*|NCCL_.*|GLOO_.*|UCX_.*'\
+'|OMP_.*|DS_.*|HF_.*|WANDB_.*|HMT_DS_.*|MALLOC_.*|TOKENIZERS_.*|PYTORCH_.*|MASTER_(ADDR|PORT))$'; }
 
 # Write them to a file for the deepspeed launcher, which reads plain NAME=value lines and does not quote values. It puts
 # them into the arguments of pdsh and mpirun, which everyone on the machines can see: the ranks read secrets from a file.

@@ -29,7 +29,7 @@ cd "$6" && shift 7 && exec "$@"
     "python": f"""
 case " $* " in
 *" hmt_ds.train "*)
-    echo "rank at $MASTER_ADDR:$MASTER_PORT in $PYTHONPATH" >>"$SAID"
+    echo "rank at $MASTER_ADDR:$MASTER_PORT in $PYTHONPATH, kernels in $TORCHINDUCTOR_CACHE_DIR" >>"$SAID"
     echo "$CODE" >"$HMT_DS_EXIT_CODE_FILE"
     exit "$CODE" ;;
 esac
@@ -49,7 +49,7 @@ def node(tmp_path_factory, monkeypatch) -> Path:
     monkeypatch.setenv("HF_HOME", str(folder / "hub"))
     for name, value in {"DS_ACCELERATOR": "cpu", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node[0-1]"}.items():
         monkeypatch.setenv(name, value)
-    for name in ("MASTER_PORT", "TORCH_EXTENSIONS_DIR", "SLURM_RESTART_COUNT"):
+    for name in ("MASTER_PORT", "TORCH_EXTENSIONS_DIR", "TORCHINDUCTOR_CACHE_DIR", "SLURM_RESTART_COUNT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SAID", str(folder / "said"))
     return folder / "said"
@@ -76,7 +76,9 @@ def test_a_job_in_a_container(monkeypatch, capsys, recipe, tmp_path, node, image
     assert ran.returncode == ends, ran.stderr
     assert [line for line in said if line.startswith("scontrol")] == ["scontrol requeue 7"] * (code == 75)
     (rank,) = [line for line in said if line.startswith("rank")]
-    assert re.fullmatch(rf"rank at 127\.[\d.]+:\d+ in {PROJECT}", rank), rank
+    assert re.fullmatch(rf"rank at 127\.[\d.]+:\d+ in {PROJECT}, kernels in {tmp_path}/.container_cache/\w+", rank), (
+        rank
+    )
     places = [tmp_path, node.parent / "hub", tmp_path / "runs/my run", PROJECT, tmp_path / "books"]
     mounts = ",".join(f"{place}:{place}" for place in places)
     if image.endswith(".sif"):

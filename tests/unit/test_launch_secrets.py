@@ -12,7 +12,12 @@ from hmt_ds.distributed.process_group import LaunchError, read_secrets
 
 ROOT = Path(__file__).resolve().parents[2]
 SECRETS = {"HF_TOKEN": "hf_secret", "WANDB_API_KEY": "two words 'and' \"quotes\" = ä", "NCCL_KEY": "line\nline"}
-OTHERS = {"HF_HOME": "/home/me", "TOKENIZERS_PARALLELISM": "false", "MLFLOW_TRACKING_PASSWORD": "ml_secret"}
+OTHERS = {
+    "HF_HOME": "/home/me",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TORCHINDUCTOR_CACHE_DIR": "/scratch/kernels",
+    "MLFLOW_TRACKING_PASSWORD": "ml_secret",
+}
 
 
 @pytest.fixture
@@ -30,7 +35,7 @@ def forwarded(tmp_path) -> Path:
 def test_secrets_are_in_no_argument(forwarded):
     lines = (forwarded / "env").read_text().splitlines()
     names = [line.partition("=")[0] for line in lines]
-    assert {"HF_HOME", "TOKENIZERS_PARALLELISM", "HMT_DS_PRIVATE_FILE", "PATH"} <= set(names)
+    assert {"HF_HOME", "TOKENIZERS_PARALLELISM", "TORCHINDUCTOR_CACHE_DIR", "HMT_DS_PRIVATE_FILE", "PATH"} <= set(names)
     assert not set(names) & {*SECRETS, "MLFLOW_TRACKING_PASSWORD"}
     assert "MLFLOW" not in (forwarded / "after").read_text()
     for name in ("env", "secrets"):
