@@ -62,7 +62,8 @@ def checkpoint_layers(backbone: CausalLM, *, selective: bool) -> None:
 
 
 def keep_expensive(context: object, operation: object, *arguments: object, **options: object) -> CheckpointPolicy:
-    """Selective checkpointing's policy for one operation: keep matrix products and attention, recompute the rest.
+    """Decide for one operation under selective checkpointing: keep results of matrix products and attention, recompute
+    others.
 
     Args:
         context: torch's checkpoint context; unused.

@@ -98,7 +98,11 @@ def keeps_apart(backbone: CausalLM) -> bool:
 
 
 def close(one: Tensor, other: Tensor) -> bool:
-    """Return whether two tensors of equal shape are equal up to rounding: rtol 1e-4, atol 1e-5."""
+    """Return whether two tensors are equal up to rounding: relative tolerance 1e-4, absolute 1e-5.
+
+    Args:
+        one, other: tensors of equal shape.
+    """
     return torch.allclose(one, other, rtol=1e-4, atol=1e-5)
 
 

@@ -68,7 +68,11 @@ def weights_in(file: Path) -> dict[str, Rows]:
 
 
 def differ(one: Rows, other: Rows) -> bool:
-    """Return whether two stored weights of equal shape have different values, reading a block of rows at a time."""
+    """Return whether two stored weights have different values, reading a block of rows at a time.
+
+    Args:
+        one, other: weights of equal shape.
+    """
     first = 0
     while True:
         block, other_block = one[first : first + ROWS], other[first : first + ROWS]

@@ -10,7 +10,7 @@ from hmt_ds.backbones.settings import LoraSettings
 
 
 def select_trainable(backbone: CausalLM, train: str, lora: LoraSettings | None = None, seed: int = 0) -> None:
-    """Freeze the weights of a backbone that are not to be trained, in place; add LoRA adapters if those are.
+    """Freeze the weights of a backbone that are not to be trained, in place; for LoRA also add the adapters.
 
     Args:
         backbone: the backbone.

@@ -123,10 +123,14 @@ def has_own_code(config: PreTrainedConfig) -> bool:
 
 @contextmanager
 def build_under_zero_init(ds_config: dict[str, object]) -> Iterator[None]:
-    """Let transformers build models inside ``zero.Init``, with a DeepSpeed configuration of ZeRO-3.
+    """Let transformers build models inside ``zero.Init`` in the ``with`` block, so that their weights are sharded at
+    once.
 
     transformers keeps a weak reference to the configuration object and looks it up in every ``from_config`` and
     ``from_pretrained``, so the object lives exactly as long as the ``with`` block.
+
+    Args:
+        ds_config: a DeepSpeed configuration of ZeRO-3.
     """
     from transformers.integrations import HfDeepSpeedConfig
 

@@ -57,7 +57,8 @@ def memory_by_use(executor: Executor) -> dict[str, int]:
 
 
 class MemoryProbe:
-    """Records the memory of each phase of a training step (``forward``, ``backward``, ...), as an executor's ``phase``.
+    """Records the memory of each phase of a training step (``forward``, ``backward``, ...); assigned to an executor as
+    ``phase``.
 
     Attributes:
         peaks: peak allocated bytes by phase, on GPUs.

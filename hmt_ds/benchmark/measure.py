@@ -129,8 +129,8 @@ class Bench:
         """Number of segments to which training steps are shortened for warm-up and wherever speed is not timed.
 
         A shortened step has every kind of work that a whole one has: segments that keep their activations, a recomputed
-        segment, and summary batches of one size. Otherwise the timed steps would compile some of it, or capture CUDA
-        graphs.
+        segment, and batches of one size for retrieval queries. Otherwise the timed steps would compile some of it, or
+        capture CUDA graphs.
         """
         if self.executor.stages > 1:
             return SHORT_WINDOW

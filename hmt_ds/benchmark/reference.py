@@ -34,9 +34,9 @@ class Work:
 
     Attributes:
         source: the recipe's ``model.source``.
-        settings: settings of the memory. ``segment_length`` does not count prompts and sensory tokens, like
-            ``segment_size`` in HMT-pytorch's forward pass; HMT-pytorch's command-line option ``segment_length`` counts
-            them.
+        settings: settings of the memory. ``segment_length`` does not count prompts and sensory tokens (those repeated
+            from the previous segment), like ``segment_size`` in HMT-pytorch's forward pass; HMT-pytorch's command-line
+            option ``segment_length`` counts both.
         batch: rows of a batch.
         segments: number of segments of each row.
         seed: seed of random weights and tokens.

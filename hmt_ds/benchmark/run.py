@@ -246,6 +246,9 @@ def steps_of(recipe: Recipe, prepared: Prepared, options: BenchOptions, executor
 def peak_rates(device: torch.device) -> dict[str, float]:
     """Return a GPU's peak FLOP/s of bf16 matrix products by source; an empty dict on CPUs.
 
+    Args:
+        device: the GPU, or the CPU.
+
     Returns:
         ``measured`` on this GPU, and ``datasheet`` if the GPU's data sheet is known.
     """

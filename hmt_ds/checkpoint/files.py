@@ -88,7 +88,11 @@ def write_json(file: Path, content: object) -> FileEntry:
 
 
 def partial_path(target: Path) -> Path:
-    """Return the hidden folder ``.NAME.partial`` that a checkpoint ``NAME`` is written into until it is complete."""
+    """Return the hidden folder ``.NAME.partial`` that a checkpoint ``NAME`` is written into until it is complete.
+
+    Args:
+        target: final path of the checkpoint.
+    """
     return target.with_name(f".{target.name}.{PARTIAL}")
 
 

@@ -113,7 +113,11 @@ class FragmentReader:
 
 
 def trained_weights(reader: Reader) -> dict[str, list[int]]:
-    """Return the shapes of all trained weights by name, over all pipeline stages. All ranks must call it."""
+    """Return the shapes of all trained weights by name, over all pipeline stages. All ranks must call it.
+
+    Args:
+        reader: the model in its engine.
+    """
     own = {
         name: list(full_shape(p))
         for name, p in reader.engine.module.named_parameters()

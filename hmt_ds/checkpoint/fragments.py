@@ -157,7 +157,11 @@ def cut(
 
 
 def optimizer_scalars(engine: Engine[HMT]) -> OptimizerScalars:
-    """Return the optimizer's step counters and settings of parameter groups, which are equal on all ranks."""
+    """Return the optimizer's step counters and settings of parameter groups, which are equal on all ranks.
+
+    Args:
+        engine: DeepSpeed's engine.
+    """
     optimizer = base_optimizer(engine)
     groups = [{key: value for key, value in g.items() if key != "params"} for g in optimizer.param_groups]
     states = [state for state in optimizer.state.values() if state]
@@ -220,6 +224,9 @@ def create_states(engine: Engine[HMT]) -> None:
 
 def optimizer_buffers(engine: Engine[HMT]) -> list[tuple[int, Tensor]]:
     """Return the tensors that the optimizer updates: flat float32 buffers, or at ZeRO stage 0 the weights themselves.
+
+    Args:
+        engine: DeepSpeed's engine.
 
     Returns:
         Pairs of the index of the parameter group and the tensor.

@@ -214,7 +214,11 @@ class Data(Section):
     @field_validator("train", "validation")
     @classmethod
     def check_sources(cls, value: Source | list[Source] | None, about: ValidationInfo) -> Source | list[Source] | None:
-        """Check the sources of ``data.train`` or ``data.validation``.
+        """Check the data sources of ``data.train`` or ``data.validation``.
+
+        Args:
+            value: the source or sources.
+            about: pydantic's information on the field, whose name is ``train`` or ``validation``.
 
         Raises:
             ValueError: the list is empty, all weights are 0, or a held-out source has a weight.

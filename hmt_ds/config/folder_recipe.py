@@ -20,7 +20,14 @@ def recipe_file_of(folder: Path) -> Path:
 
 
 def read_converted_config(file: Path) -> dict[str, Any] | None:
-    """Read config.json of a folder that ``hmt-ds convert`` wrote; return None if it is unreadable or from elsewhere."""
+    """Read config.json of a folder that ``hmt-ds convert`` wrote.
+
+    Args:
+        file: path of config.json.
+
+    Returns:
+        Its content; None if the file is unreadable or was not written by ``hmt-ds convert``.
+    """
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

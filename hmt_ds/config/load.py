@@ -71,6 +71,9 @@ def find_moved_source(model: Model, run: Path) -> Model:
 def read_mapping(path: Path) -> dict[str, Any]:
     """Read a recipe's YAML file as nested dicts, without checking keys and values.
 
+    Args:
+        path: path of the file.
+
     Raises:
         ConfigError: the file is missing, not YAML, or not a mapping.
     """

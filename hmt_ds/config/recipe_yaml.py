@@ -71,6 +71,9 @@ def write_yaml(values: object) -> str:
 def all_nodes(root: yaml.Node) -> Iterator[yaml.Node]:
     """Yield a YAML node and all nodes below it; nodes behind an alias are yielded once per use.
 
+    Args:
+        root: the YAML node.
+
     Raises:
         MisreadError: there are more than 100,000 nodes, because aliases multiply them, or more than 50 levels.
     """

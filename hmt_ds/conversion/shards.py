@@ -115,7 +115,11 @@ def verify_shard(file: Path, names: list[str], weights: Weights, dtype: torch.dt
 
 
 def bitwise_equal(one: Tensor, other: Tensor) -> bool:
-    """Return whether two tensors are equal bit for bit, so that NaN equals itself."""
+    """Return whether two tensors are equal bit for bit, so that NaN equals itself.
+
+    Args:
+        one, other: tensors of equal shape and dtype.
+    """
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     return torch.equal(one.contiguous().view(-1).view(torch.uint8), other.contiguous().view(-1).view(torch.uint8))

@@ -160,7 +160,11 @@ def with_frozen(trained: Weights, frozen: Weights, model: HMT) -> Weights:
 
 
 def combine(first: Weights, second: Weights) -> Weights:
-    """Join two sets of weights by name; a name in both gets the weight of ``first``."""
+    """Join two sets of weights by name; a name in both gets the weight of ``first``.
+
+    Args:
+        first, second: the two sets.
+    """
     return Weights(
         second.shapes | first.shapes,
         lambda name: (first if name in first.shapes else second).read(name),

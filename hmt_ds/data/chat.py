@@ -129,6 +129,8 @@ def added_by(chat: list[Message], number: int, text: str, tokenizer: PreTrainedT
         chat: The conversation's messages, already checked.
         number: Index of the answer's message, from 0.
         text: The whole conversation, rendered with `template`.
+        tokenizer: Supplies the special tokens that the template writes.
+        template: The chat template (Jinja).
 
     Raises:
         DataError: The template renders the messages before the answer differently when the later ones are missing.
@@ -159,6 +161,8 @@ def end_of(chat: list[Message], number: int, text: str, tokenizer: PreTrainedTok
         chat: The conversation's messages, already checked.
         number: Index of the answer's message, from 0.
         text: The whole conversation, rendered with `template`.
+        tokenizer: Supplies the special tokens that the template writes.
+        template: The chat template (Jinja).
 
     Raises:
         DataError: The text behind the answer depends on the answer.
@@ -201,6 +205,7 @@ def render(
             of spans is empty.
         chat: The conversation's messages, already checked.
         template: The chat template (Jinja).
+        tokenizer: Supplies the special tokens that the template writes.
 
     Raises:
         DataError: The template raises an error.

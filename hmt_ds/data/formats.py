@@ -104,7 +104,7 @@ class Format:
         Args:
             batch: The rows as columns, `{column: values}`, such as `{"prompt": [...], "completion": [...]}`.
             first: Index of the first row in its data set, for errors.
-            tokenizer: A fast tokenizer, for `messages` with a chat template (see `check`).
+            tokenizer: A fast tokenizer; for `messages` one with a chat template.
             eos: Id to end documents and answers with; None for none. `messages` never adds it: chat templates end
                 turns.
 

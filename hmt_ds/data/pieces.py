@@ -1,13 +1,13 @@
 """Tokenize a long text in overlapping pieces, so that the token ids equal those of the whole text.
 
 Two pieces are joined where, in the middle half of the text that they share, both have the same tokens at the same
-places. The reasons that the ids are those of the whole:
+positions. The reasons that the ids are those of the whole:
 
 - A tokenizer that splits text into words first (a pre-tokenizer) scans from left to right, and a word boundary that
   both pieces have is one of the whole: before it the first piece is right, and behind it the scan goes on as in the
   second. Words are tokenized one by one.
 - Byte-pair encoding without words: where two neighbouring tokens are the same in both pieces, no merge crosses the
-  border between them, because the order of the merges at a border does not depend on what is further away.
+  boundary between them, because the order of the merges there does not depend on what is further away.
 
 Pieces that do not agree, as in a very long run of digits that a tokenizer groups by three, are made longer, up to the
 whole text.

@@ -184,7 +184,11 @@ def _convert(rows: Dataset, dataset: DatasetName, place: RowPlaces) -> Dataset:
 
 
 def is_saved(path: Path) -> bool:
-    """Return whether a folder was written by `save_to_disk` of the `datasets` library."""
+    """Return whether a folder was written by `save_to_disk` of the `datasets` library.
+
+    Args:
+        path: The folder.
+    """
     return path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists())
 
 

@@ -76,7 +76,11 @@ def _matches(values: pa.Array, pattern: str) -> bool:
 
 
 def texts_in(value: Any) -> Iterator[str]:
-    """Yield all strings in a row, also those in lists and fields within it, such as a conversation's messages."""
+    """Yield all strings in a row, also those in lists and fields within it, such as a conversation's messages.
+
+    Args:
+        value: The row, or a value in it.
+    """
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):

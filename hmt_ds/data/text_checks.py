@@ -65,7 +65,12 @@ def check_texts(documents: Dataset, place: RowPlaces) -> None:
 
 
 def has_absent(documents: Dataset, column: str) -> bool:
-    """Return whether a column has missing (null) values."""
+    """Return whether a column of a data set has missing (null) values.
+
+    Args:
+        documents: The data set.
+        column: Name of the column.
+    """
     return any(values.null_count for values in _batches(documents, column))
 
 

@@ -91,7 +91,11 @@ def train_on_lines(lines: Iterable[str], out: Path, vocab_size: int, what: str) 
 
 
 def lines_of(documents: Dataset) -> Iterator[str]:
-    """Yield the lines of all texts in a data set's rows, whatever columns, lists and fields hold them."""
+    """Yield the lines of all texts in a data set's rows, whatever columns, lists and fields hold them.
+
+    Args:
+        documents: The data set.
+    """
     for row in documents:
         for text in texts_in(row):
             yield from text.removesuffix("\n").split("\n")

@@ -47,9 +47,9 @@ class Packing:
     def of(cls, memory: MemorySettings) -> "Packing":
         """Return how documents may share segments with the given memory settings.
 
-        Between two documents there must be room for the sink tokens and the memory prompt that a document's first
-        segment has in front of it. The next segment rereads sensory tokens, which must be of its own document, hence a
-        document has at least as many tokens in the segment in which it begins.
+        Between two documents there must be space for the sink tokens and the memory prompt that a document's first
+        segment has in front of it. The next segment rereads the last (sensory) tokens, which must be of its own
+        document, hence a document has at least as many tokens in the segment in which it begins.
 
         Args:
             memory: Settings of the memory.

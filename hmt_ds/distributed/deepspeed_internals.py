@@ -154,7 +154,10 @@ def start_backward(engine: Engine[Model]) -> None:
 def gradient_shard(engine: Engine[Model]) -> Tensor | None:
     """Return ZeRO-3's flat buffer with this rank's shard of the gradients, ``[shard elements]``.
 
-    None at other stages, and with an offloaded optimizer, because the buffer is then page-locked host memory.
+    None at other ZeRO stages, and with an offloaded optimizer, because the buffer is then page-locked host memory.
+
+    Args:
+        engine: the engine.
     """
     optimizer = untyped(engine).optimizer
     return None if getattr(optimizer, "offload_optimizer", False) else getattr(optimizer, GRADIENT_SHARD, None)
@@ -165,6 +168,9 @@ def fp32_gradient_sums(engine: Engine[Model]) -> dict[nn.Parameter, Tensor]:
     empty.
 
     The optimizer's step zeroes the buffers.
+
+    Args:
+        engine: the engine.
     """
     optimizer = untyped(engine).optimizer
     if not isinstance(optimizer, BF16_Optimizer):
@@ -188,8 +194,11 @@ def all_reduce_fp32_sums(engine: Engine[Model]) -> None:
 
 
 def gradient_tensors(engine: Engine[Model]) -> list[object]:
-    """Return all buffers in which DeepSpeed's optimizer keeps gradients, as nested containers, to measure
-    their bytes."""
+    """Return all buffers in which DeepSpeed's optimizer keeps gradients, as nested containers, to measure their bytes.
+
+    Args:
+        engine: the engine.
+    """
     return [getattr(untyped(engine).optimizer, name, None) for name in GRADIENT_TENSORS]
 
 
@@ -243,6 +252,9 @@ def gather_function(engine: Engine[Model]) -> Callable[[set[nn.Parameter], bool]
 
     ``forward`` is True for the forward and False for the backward pass. The function skips weights that are already
     gathered; a module that needs the weights waits for them.
+
+    Args:
+        engine: the engine, at ZeRO-3.
     """
     coordinator = untyped(engine).optimizer.parameter_offload.get_param_coordinator()
     return coordinator._PartitionedParameterCoordinator__all_gather_params
@@ -296,6 +308,9 @@ def group_of_buffers(engine: Engine[Model]) -> list[int]:
     """Return the index of the parameter group of each of the optimizer's flat fp32 buffers.
 
     ZeRO-3 can have several buffers per group.
+
+    Args:
+        engine: the engine.
     """
     number = range(len(master_buffers(engine)))
     to_group = untyped(engine).optimizer.sub_group_to_group_id if engine.zero_optimization_stage() == 3 else number
@@ -334,6 +349,9 @@ def join_offloaded_parts(engine: Engine[Model]) -> None:
     With ``offload_optimizer.ratio`` below 1, DeepSpeed updates its first flat buffers with a torch AdamW on the GPU,
     whose first group keeps the initial learning rate, and whose states no checkpoint contains. So the GPU optimizer
     gets the parameter groups and states of the host's optimizer.
+
+    Args:
+        engine: the engine, changed in place.
     """
     on_gpu = getattr(untyped(engine).optimizer, "backup_optimizer", None)
     if on_gpu is None:

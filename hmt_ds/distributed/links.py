@@ -1,4 +1,4 @@
-"""Measure the connections of a launch, one rank per machine: ``python -m hmt_ds.distributed.links``.
+"""Measure clocks and bandwidth between machines, one rank per machine: ``python -m hmt_ds.distributed.links``.
 
 Needs torch's environment variables or those of mpirun or srun. Prints the rank's :class:`Links` as one line of JSON.
 """
@@ -25,7 +25,7 @@ def measure(device: torch.device) -> Links:
     """Measure clocks and bandwidth together with all other ranks.
 
     Args:
-        device: the device that the backend communicates from.
+        device: the device that the process group's backend communicates from.
     """
     backend, here, ranks = torch.distributed.get_backend(), rank(), world_size()
     sent = torch.ones(BYTES.get(backend, BYTES["gloo"]) // 4, device=device)
@@ -44,7 +44,11 @@ def measure(device: torch.device) -> Links:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Return the mean duration in seconds of work that all ranks take part in; the first one is not counted."""
+    """Return the mean duration in seconds of a function that all ranks call together; its first call is not counted.
+
+    Args:
+        work: the function, called several times.
+    """
     work()
     all_gather_object(None)
     started = time.perf_counter()
@@ -55,10 +59,10 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def clock(device: torch.device) -> float:
-    """Return this machine's clock minus rank 0's, in seconds; off by a few milliseconds.
+    """Return this machine's clock minus rank 0's, in seconds, to within a few milliseconds.
 
     Args:
-        device: the device that the backend communicates from.
+        device: the device that the process group's backend communicates from.
     """
     offsets = []
     for _ in range(5):
@@ -71,7 +75,8 @@ def clock(device: torch.device) -> float:
 
 
 def main() -> None:
-    """Join the other machines, measure, print the :class:`Links` of this rank, and end the process."""
+    """Join the process group with the ranks of other machines, measure, print this rank's results, and end
+    the process."""
     try:
         interface = interface_of(address_towards(os.environ["MASTER_ADDR"]))
         for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):

@@ -246,7 +246,11 @@ def lost_contact(error: RuntimeError) -> str:
 
 
 def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
-    """All-reduce a tensor in place: sum it over all ranks; return the same tensor."""
+    """All-reduce a tensor in place: sum it over all ranks; return the same tensor.
+
+    Args:
+        values: the tensor, with the same shape on every rank.
+    """
     if torch.distributed.is_initialized():
         with report_lost_rank():
             torch.distributed.all_reduce(values)

@@ -93,7 +93,11 @@ def why(pid: int, stack: int) -> str:
 
 
 def is_stopped(pid: int) -> bool:
-    """Return whether a process is suspended (SIGSTOP), according to /proc; False on systems without /proc."""
+    """Return whether a process is suspended (SIGSTOP), according to /proc; False on systems without /proc.
+
+    Args:
+        pid: process id.
+    """
     try:
         return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] in "Tt"
     except OSError:

@@ -86,7 +86,7 @@ def draw(tables: Sequence[Sequence[RunRow]], picture: Path) -> None:
     """Draw the differences in loss between runs into a picture file.
 
     Args:
-        tables: for each span of positions, the row of each run.
+        tables: for each span of positions, the loss of each run.
         picture: the file to write.
 
     Raises:
@@ -223,7 +223,7 @@ def compared(evaluations: Sequence[Evaluation], names: Sequence[str]) -> list[li
         names: name of each run.
 
     Returns:
-        For each span of positions, the row of each run.
+        For each span of positions, the loss of each run.
 
     Raises:
         ConfigError: no token was scored.

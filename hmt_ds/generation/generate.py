@@ -83,6 +83,9 @@ def print_answers(
 def prompts_of(options: GenerateOptions) -> list[str]:
     """Return all prompts: those given by --prompt, then the lines of the file given by --prompts, without blank ones.
 
+    Args:
+        options: options of `hmt-ds generate`.
+
     Raises:
         ConversionError: the file cannot be read or has no prompt, or one of several prompts is blank.
     """

@@ -30,7 +30,12 @@ class UntilInterrupted(StoppingCriteria):
         signal.signal(signal.SIGINT, self.before)
 
     def note(self, _: int, frame: FrameType | None) -> None:
-        """Note the first Ctrl-C, and let the next one raise KeyboardInterrupt (a handler for Python's ``signal``)."""
+        """Note the first Ctrl-C, and let the next one raise KeyboardInterrupt; the handler given to Python's
+        ``signal.signal``.
+
+        Args:
+            frame: unused.
+        """
         self.hit = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -1,6 +1,7 @@
 """Memory files: a document's memory, the tokens of its last segment, and hashes of the model that read the document.
 
-Shapes: c cached memories, m memory tokens, d embedding width, k sensory tokens, w tokens of the last segment.
+Shapes: c cached memories, m memory tokens, d embedding width, k sensory tokens (the last ones before the segment), w
+tokens of the last segment.
 """
 
 import hashlib
@@ -28,9 +29,9 @@ PARTS = {"weights": "the model's weights", "tokenizer": "the tokenizer"}
 def save_memory(cache: SegmentCache, file: Path, model: HMTForCausalLM, tokenizer: PreTrainedTokenizerBase) -> int:
     """Write the memory of a document that a cache has read to a safetensors file.
 
-    Its tensors are ``memories [cached, memory tokens, dim]``, ``valid [cached]``, ``tail [sensory tokens]`` and
-    ``tokens [width]`` (ids after the last memory). Its metadata has the memory settings, hashes of weights and
-    tokenizer, and the number of segments before ``tokens``.
+    Its tensors are ``memories [cached, memory tokens, dim]``, ``valid [cached]``, ``tail [sensory tokens]`` (the last
+    ids before the last segment) and ``tokens [width]`` (ids of the last segment, whose memory is not written yet). Its
+    metadata has the memory settings, hashes of weights and tokenizer, and the number of segments before ``tokens``.
 
     Args:
         cache: cache of one row.
@@ -89,8 +90,12 @@ def load_memory(file: Path, model: HMTForCausalLM, tokenizer: PreTrainedTokenize
 
 
 def identity(model: HMTForCausalLM, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """Return what a saved memory depends on, by name: memory settings (JSON), SHA-256 of weights and of
-    the tokenizer."""
+    """Return what a saved memory depends on, by name: memory settings (JSON), SHA-256 of weights and of the tokenizer.
+
+    Args:
+        model: the model.
+        tokenizer: the model's tokenizer.
+    """
     settings = {f"memory.{key}": json.dumps(value) for key, value in asdict(model.hmt.settings).items()}
     return settings | {"weights": hash_weights(model), "tokenizer": describe_tokenizer(tokenizer)}
 

@@ -47,7 +47,10 @@ def generation_settings(asked: Asked, options: ChatOptions, given: dict[str, obj
 
 
 def settings_of(overrides: list[str]) -> dict[str, object]:
-    """Return transformers' generation settings by name from words such as ``["--generation.top_p", "0.9"]``.
+    """Return transformers' generation settings by name from words of the command line.
+
+    Args:
+        overrides: words such as ``["--generation.top_p", "0.9"]``.
 
     Raises:
         ConfigError: with a line for each word that is not such a setting, and for each value that cannot be read.

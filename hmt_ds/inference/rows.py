@@ -3,7 +3,8 @@
 Rows of padded batches complete their segments at different times, so all values are kept per row. A row's open segment
 is its last one: the tokens whose memory is not written yet.
 
-Shapes: b batch, w tokens of the longest open segment, m memory tokens, d embedding width, k sensory tokens.
+Shapes: b batch, w tokens of the longest open segment, m memory tokens, d embedding width, k sensory tokens (the last
+ones of the previous segment).
 """
 
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""``hmt-ds launch slurm|ssh|mpi doctor``: each machine checks itself, then all of them exchange data."""
+"""Run ``hmt-ds launch slurm|ssh|mpi doctor``: each machine checks itself, then all of them exchange data."""
 
 import os
 import shutil
@@ -24,13 +24,13 @@ MINUTES = "15"  # of the job, unless given
 def examine_allocation(system: str, options: LaunchOptions, given: set[str], overrides: list[str]) -> int:
     """Check all machines of a launch; print a line per difference or problem, and a table; return the exit code.
 
-    With ``slurm`` outside of a job, this process becomes an salloc that runs the same command inside one.
+    With ``slurm`` outside of a job, this process becomes an salloc that runs the same command inside a job.
 
     Args:
         system: how machines are reached: ``slurm``, ``ssh`` or ``mpi``.
         options: options of ``hmt-ds launch``.
         given: names of the options that the user has given.
-        overrides: keys of a recipe; must be empty.
+        overrides: keys of a recipe to change, which this command does not take; must be empty.
 
     Returns:
         0, or 2 if a machine does not answer, cannot train, or differs from the others.
@@ -57,10 +57,14 @@ def examine_allocation(system: str, options: LaunchOptions, given: set[str], ove
 
 
 def allocate(options: LaunchOptions, given: set[str]) -> NoReturn:
-    """Replace this process by an salloc that runs `hmt-ds launch slurm doctor` in a job.
+    """Replace this process by an salloc that runs `hmt-ds launch slurm doctor` in a Slurm job.
+
+    Args:
+        options: options of ``hmt-ds launch``, which give nodes, GPUs, time limit and so on.
+        given: names of the options that the user has given.
 
     Raises:
-        ConfigError: there is no salloc.
+        ConfigError: salloc is not installed.
     """
     if not shutil.which("salloc"):
         raise ConfigError(["salloc is not on the PATH: start this on a Slurm login node, or use launch ssh doctor"])
@@ -74,10 +78,10 @@ def allocate(options: LaunchOptions, given: set[str]) -> NoReturn:
 
 
 def examine_hosts(system: str, hosts: dict[str, int], folder: Path) -> int:
-    """Ask all machines, measure between those that can train, and print what was found; return the exit code.
+    """Check machines, measure bandwidth between those that can train, and print what was found; return the exit code.
 
     Args:
-        system: how machines are reached.
+        system: how machines are reached: ``slurm``, ``ssh`` or ``mpi``.
         hosts: number of ranks for each machine.
         folder: where runs will be written.
     """
@@ -95,19 +99,23 @@ def examine_hosts(system: str, hosts: dict[str, int], folder: Path) -> int:
 
 
 def can_meet(one: Answer) -> bool:
-    """Return whether a machine answered, can train and has an address for the others."""
+    """Return whether a machine can take part in training: it answered, has no error, and has an address for the others.
+
+    Args:
+        one: what the machine's check printed.
+    """
     errors = [name for name, _, level, _ in one.values["finding"] if level == "error" and name != "names"]
     return one.problem is None and not errors and "meeting" in one.values
 
 
 def measure(system: str, through: Through, ready: list[str], answers: dict[str, Answer]) -> dict[str, Answer]:
-    """Start one rank on each machine, which measures clocks and bandwidth; return the answers by machine.
+    """Start one rank on each machine, which measures clocks and bandwidth; return what each rank printed, by machine.
 
     Args:
-        system: how ranks are started; mpirun starts all of them with one command, whose answer is then everyone's.
-        through: how to reach a machine without mpirun.
-        ready: the machines.
-        answers: what the machines said about themselves.
+        system: how ranks are started; ``mpi`` starts all of them with one command, whose output then counts for each.
+        through: how to run a command on a machine, for other systems.
+        ready: names of the machines.
+        answers: what each machine's own check printed, with its address.
     """
     print(f"measuring    between {len(ready)} nodes", flush=True)
     address, port = answers[ready[0]].values["meeting"]
@@ -123,7 +131,7 @@ def measure(system: str, through: Through, ready: list[str], answers: dict[str, 
 
 
 def mpirun(hosts: list[str], variables: dict[str, str]) -> list[str]:
-    """Return the words that start a command with Open MPI once on each machine.
+    """Return the words of a command line that starts a command with Open MPI once on each machine.
 
     Args:
         hosts: names of the machines, in the order of ranks.

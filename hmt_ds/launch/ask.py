@@ -19,7 +19,7 @@ from hmt_ds.tasks.options import TaskOptions, WriteOptions
 
 
 def convert(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Run `hmt-ds convert`, print a summary of the converted folder, and return exit code 0.
+    """Run `hmt-ds convert`: write a Hugging Face folder, print what it contains, and return exit code 0.
 
     Args:
         arguments: the command line as argparse parsed it.

@@ -24,7 +24,7 @@ Through = Callable[[str, list[str]], list[str]]  # from a machine and a command 
 
 
 class Answer(NamedTuple):
-    """What a command on one machine printed.
+    """What a command on one machine of a launch printed.
 
     Attributes:
         values: the JSON objects, merged; those named ``finding`` are collected in a list.
@@ -36,29 +36,39 @@ class Answer(NamedTuple):
 
 
 def forwarded() -> dict[str, str]:
-    """Return the variables of this process that commands on other machines need; ssh and mpirun forward none."""
+    """Return the environment variables that commands on other machines need; ssh and mpirun do not pass them on."""
     return {name: value for name, value in os.environ.items() if FORWARDED.fullmatch(name) and not SECRET.search(name)}
 
 
 def through_ssh(host: str, command: list[str]) -> list[str]:
-    """Return the words that run a command on a machine by ssh, in this folder and with this environment."""
+    """Return the words of an ssh command that runs a command on a machine, in this folder and with this environment.
+
+    Args:
+        host: name of the machine.
+        command: words of the command.
+    """
     variables = [f"{name}={value}" for name, value in forwarded().items()]
     return [*SSH, host, f"cd {shlex.quote(str(Path.cwd()))} && exec {shlex.join(['env', *variables, *command])}"]
 
 
 def through_srun(host: str, command: list[str]) -> list[str]:
-    """Return the words that run a command on a node of this Slurm job, which may be one that has failed."""
+    """Return the words of an srun command that runs a command on a node of this Slurm job, even if the node has failed.
+
+    Args:
+        host: name of the node.
+        command: words of the command.
+    """
     return ["srun", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={host}", *command]
 
 
 def ask(through: Through, commands: dict[str, list[str]], seconds: int, at_once: int = 32) -> dict[str, Answer]:
-    """Run a command on each machine; return the answers by machine.
+    """Run a command on each machine; return what each printed, by machine.
 
     Args:
-        through: how to reach a machine.
-        commands: the command for each machine.
+        through: makes the command line that runs a command on a machine, such as :func:`through_ssh`.
+        commands: words of the command for each machine.
         seconds: time limit of each command.
-        at_once: number of machines to ask at the same time.
+        at_once: number of commands that run at the same time.
     """
 
     def ask_one(host: str) -> Answer:
@@ -70,11 +80,11 @@ def ask(through: Through, commands: dict[str, list[str]], seconds: int, at_once:
 
 
 def answer(words: list[str], seconds: int) -> Answer:
-    """Run a command that ends itself after a time limit, and kill it if it does not; return what it printed.
+    """Run a command that should end itself within a time limit, and kill it otherwise; return what it printed.
 
     Args:
         words: the command.
-        seconds: its time limit.
+        seconds: the time limit.
     """
     try:
         ran = subprocess.run(
@@ -88,14 +98,14 @@ def answer(words: list[str], seconds: int) -> Answer:
 
 
 def problem_of(words: list[str], code: int, complained: str, seconds: int, found: list[list[str]]) -> str:
-    """Say in a line why a machine gave no answer, or not all of it.
+    """Describe in one line why a command on a machine failed.
 
     Args:
         words: the command.
-        code: its exit code, not 0.
-        complained: its standard error.
-        seconds: its time limit.
-        found: the findings that the machine sent before.
+        code: the command's exit code, not 0.
+        complained: the command's standard error.
+        seconds: the command's time limit.
+        found: findings that the command printed before it failed.
     """
     since = f", nothing after its check of {found[-1][0]}" if found else ""
     lines = [line.strip() for line in complained.splitlines() if line.strip()] or [f"exit code {code}"]
@@ -110,7 +120,11 @@ def problem_of(words: list[str], code: int, complained: str, seconds: int, found
 
 
 def objects(printed: str) -> Iterator[dict[str, Any]]:
-    """Yield the JSON objects among the lines of a text; libraries and login scripts print other lines."""
+    """Yield the JSON objects among the lines of a text; other lines, such as those of login scripts, are skipped.
+
+    Args:
+        printed: what a command printed.
+    """
     for line in printed.splitlines():
         if line.startswith('{"'):
             with suppress(ValueError):
@@ -118,7 +132,11 @@ def objects(printed: str) -> Iterator[dict[str, Any]]:
 
 
 def merged(all_of: Iterator[dict[str, Any]]) -> dict[str, Any]:
-    """Merge JSON objects; the values of ``finding`` are collected in a list."""
+    """Merge JSON objects into one dict; the values of the key ``finding`` are collected in a list.
+
+    Args:
+        all_of: the JSON objects, in order.
+    """
     values: dict[str, Any] = {"finding": []}
     for one in all_of:
         if "finding" in one:
@@ -129,5 +147,10 @@ def merged(all_of: Iterator[dict[str, Any]]) -> dict[str, Any]:
 
 
 def module(name: str, *words: str) -> list[str]:
-    """Return the command that runs a module of the project with the Python of this process."""
+    """Return the words of a command that runs a module of the project with the Python of this process.
+
+    Args:
+        name: dotted name of the module.
+        words: the module's command-line arguments.
+    """
     return [sys.executable, "-u", "-m", name, *words]

@@ -1,4 +1,4 @@
-"""Compare what the machines of a launch said about themselves, for `hmt-ds launch ... doctor`."""
+"""Compare what the machines of a launch report about themselves, for `hmt-ds launch ... doctor`."""
 
 from collections.abc import Iterator
 
@@ -20,8 +20,8 @@ def print_comparison(answers: dict[str, Answer], links: dict[str, Answer]) -> in
     """Print what the machines have in common, a table of what differs by nature, and a line for each problem.
 
     Args:
-        answers: what each machine said about itself.
-        links: what the rank on each machine measured; without those that could not take part.
+        answers: what each machine's check printed.
+        links: what the rank on each machine measured; machines that could not take part are missing.
 
     Returns:
         The exit code: 0, or 2 if there is a problem.
@@ -47,13 +47,25 @@ def print_comparison(answers: dict[str, Answer], links: dict[str, Answer]) -> in
 
 
 def measured_by(links: dict[str, Answer]) -> dict[str, Links]:
-    """Return what the rank on each machine measured, without those that ended with an error."""
+    """Return the clock and bandwidth that the rank on each machine measured; ranks that failed are left out.
+
+    Args:
+        links: what the rank on each machine printed, by machine.
+    """
     own = {host: answer.values.get(f"rank {number}") for number, (host, answer) in enumerate(links.items())}
     return {host: Links(*values) for host, values in own.items() if values}
 
 
 def texts_of(nodes: Nodes, name: str) -> dict[str, list[str]]:
-    """Return the machines by the text of one of their findings, the most frequent text first; errors are left out."""
+    """Group the machines by the text of one of their findings, the most frequent text first; errors are left out.
+
+    Args:
+        nodes: the findings of each machine.
+        name: name of the finding, such as ``torch``.
+
+    Returns:
+        Names of machines, by text.
+    """
     texts: dict[str, list[str]] = {}
     for host, found in nodes.items():
         for one in found:
@@ -63,18 +75,30 @@ def texts_of(nodes: Nodes, name: str) -> dict[str, list[str]]:
 
 
 def compared(nodes: Nodes) -> list[str]:
-    """Return the names of all findings that should be the same on all machines, in order."""
+    """Return the names of all findings that should be the same on all machines, in order.
+
+    Args:
+        nodes: the findings of each machine.
+    """
     names = dict.fromkeys(one.name for found in nodes.values() for one in found)
     return [name for name in names if name not in OWN and texts_of(nodes, name)]
 
 
 def common(nodes: Nodes) -> dict[str, str]:
-    """Return by name what most machines have."""
+    """Return the text of each finding that most machines have, by the finding's name.
+
+    Args:
+        nodes: the findings of each machine.
+    """
     return {name: next(iter(texts_of(nodes, name))) for name in compared(nodes)}
 
 
 def differences_in(nodes: Nodes) -> Iterator[str]:
-    """Yield a line for each finding and group of machines that differ from the majority in it."""
+    """Yield a line for each finding and group of machines whose text differs from that of most machines.
+
+    Args:
+        nodes: the findings of each machine.
+    """
     for name in compared(nodes):
         (most, _), *others = texts_of(nodes, name).items()
         for text, hosts in others:
@@ -85,7 +109,12 @@ def differences_in(nodes: Nodes) -> Iterator[str]:
 
 
 def found_in(nodes: Nodes, level: str) -> Iterator[str]:
-    """Yield a line for each kind of finding of a level, with the machines that have it."""
+    """Yield a line for each kind of finding of one level, with the names of the machines that have it.
+
+    Args:
+        nodes: the findings of each machine.
+        level: ``ok``, ``note`` or ``error``.
+    """
     hosts: dict[str, list[str]] = {}
     for host, found in nodes.items():
         for one in found:
@@ -98,20 +127,32 @@ def found_in(nodes: Nodes, level: str) -> Iterator[str]:
 
 
 def clocks_off(measured: dict[str, Links]) -> Iterator[str]:
-    """Yield a line for each machine whose clock is off by over 2 s from the middle one."""
+    """Yield a line for each machine whose clock is more than 2 s away from the median clock.
+
+    Args:
+        measured: what the rank on each machine measured.
+    """
     for host, offset in clocks(measured).items():
         if abs(offset) > SKEW:
             yield f"{host}: clock {offset:+.1f} s off the other nodes: set up NTP there"
 
 
 def clocks(measured: dict[str, Links]) -> dict[str, float]:
-    """Return each machine's clock in seconds, minus the middle one of all."""
+    """Return each machine's clock minus the median clock of all machines, in seconds.
+
+    Args:
+        measured: what the rank on each machine measured.
+    """
     middle = sorted(one.clock for one in measured.values())[(len(measured) - 1) // 2] if measured else 0.0
     return {host: one.clock - middle for host, one in measured.items()}
 
 
 def slow_links(measured: dict[str, Links]) -> Iterator[str]:
-    """Yield a line for each machine that is much slower to its neighbours than the fastest one."""
+    """Yield a line for each machine that exchanges data much slower with its neighbours than the fastest machine does.
+
+    Args:
+        measured: what the rank on each machine measured.
+    """
     fastest = max((one.neighbours for one in measured.values()), default=0.0)
     hosts = list(measured)
     for number, (host, one) in enumerate(measured.items()):
@@ -121,7 +162,12 @@ def slow_links(measured: dict[str, Links]) -> Iterator[str]:
 
 
 def table(nodes: Nodes, measured: dict[str, Links]) -> Table:
-    """Return a table with a row per machine: GPUs, memory, network, disk, clock, and bandwidth to its neighbours."""
+    """Return a table with a row per machine: GPUs, memory, network, disk, clock, and bandwidth to its neighbours.
+
+    Args:
+        nodes: the findings of each machine.
+        measured: what the rank on each machine measured.
+    """
     columns = [name for name in COLUMNS if any(one.name == name for found in nodes.values() for one in found)]
     shown = Table("node", *columns, "clock", "to neighbours", box=None, pad_edge=False)
     for host, found in nodes.items():
@@ -134,5 +180,9 @@ def table(nodes: Nodes, measured: dict[str, Links]) -> Table:
 
 
 def rate(value: float) -> str:
-    """Return bytes per second as text."""
+    """Format a bandwidth as text.
+
+    Args:
+        value: bytes per second.
+    """
     return f"{value / 1e9:.2f} GB/s" if value >= 1e7 else f"{value / 1e6:.2f} MB/s"

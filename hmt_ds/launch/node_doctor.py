@@ -1,4 +1,4 @@
-"""Check this machine for a launch on several: ``python -m hmt_ds.launch.node_doctor FOLDER RANKS HOST...``.
+"""Check this machine for a launch on several machines: ``python -m hmt_ds.launch.node_doctor FOLDER RANKS HOST...``.
 
 Prints one line of JSON per :class:`Finding`, as soon as it is made, so that a check which hangs can be named; then the
 :class:`Meeting`.
@@ -21,10 +21,10 @@ from hmt_ds.launch.machine import number_of_gpus
 
 
 class Meeting(NamedTuple):
-    """Where ranks can meet on this machine.
+    """The address and port on this machine at which the ranks of a launch can connect to each other.
 
     Attributes:
-        address: the IP address from which it reaches other machines of the launch.
+        address: the IP address from which this machine reaches other machines of the launch.
         port: a free TCP port.
     """
 
@@ -33,7 +33,7 @@ class Meeting(NamedTuple):
 
 
 def findings(folder: Path, ranks: int, hosts: list[str]) -> Iterator[Finding]:
-    """Yield the findings of `hmt-ds doctor`, and those about this machine's part of a launch.
+    """Yield the findings of `hmt-ds doctor`, and those about this machine's part of a launch on several machines.
 
     Args:
         folder: where runs will be written.
@@ -62,7 +62,11 @@ def sources() -> str:
 
 
 def names(hosts: list[str]) -> Iterator[Finding]:
-    """Yield a finding about whether this machine resolves the names of all machines of a launch."""
+    """Yield a finding about whether this machine can resolve the names of all machines of a launch.
+
+    Args:
+        hosts: names of the machines.
+    """
     unknown = []
     for host in hosts:
         try:
@@ -77,13 +81,13 @@ def names(hosts: list[str]) -> Iterator[Finding]:
 
 
 def meeting(hosts: list[str]) -> Meeting:
-    """Return where ranks can meet on this machine.
+    """Return the address and port on this machine at which the ranks of a launch can connect to each other.
 
     Args:
-        hosts: names of all machines of the launch; the route to one of the others gives the address.
+        hosts: names of all machines of the launch; the route to another one gives the address.
 
     Raises:
-        OSError: no route to any of them.
+        OSError: there is no route to any other machine.
     """
     others = [host for host in hosts if host.split(".")[0] != socket.gethostname().split(".")[0]]
     for host in others[:-1]:
@@ -93,7 +97,7 @@ def meeting(hosts: list[str]) -> Meeting:
 
 
 def main() -> None:
-    """Print this machine's findings, and where ranks can meet on it."""
+    """Run the checks of this machine for a launch, and print the findings, the address and the port as JSON."""
     folder, ranks, hosts = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
     for finding in findings(folder, ranks, hosts):
         print(json.dumps({"finding": finding}), flush=True)

@@ -108,7 +108,7 @@ def memories_instead(which: Instead, memories: Tensor, valid: Tensor, window: Wi
         which: ``swapped``: the memories of another row, so of another document; ``none``: no memory is valid.
         memories: ``[batch, cached, memory_tokens, dim]``, of all rows.
         valid: ``[batch, cached]`` bool, whether a memory belongs to its row's document.
-        window: the window of all rows.
+        window: the segments of all rows.
         n: index of the segment, from 0.
 
     Returns:

@@ -64,6 +64,7 @@ def read_window(
             the losses are kept, as ``loss_instead`` of the output.
         options: keyword arguments of the model: ``mode``, ``with_logits``, ``by_token``.
         window: the segments of all rows.
+        settings: settings of the memory.
     """
     before = state.tail
     summarises = settings.summarises and options.get("mode", "hmt") == "hmt"
@@ -114,6 +115,7 @@ def backward_through_time(
         loss_scale: factor that ``backward`` multiplies its scalar by; 1 except in fp16.
         phase: times parts of the work: called with ``summary``, ``forward``, ``recompute`` or ``backward``, returns a
             context.
+        settings: settings of the memory.
 
     Returns:
         Losses and retrieval statistics, and the memory state after the window, detached: backpropagation is truncated

@@ -219,11 +219,10 @@ class HMT(nn.Module):
         return torch.where(filled.repeat_interleave(m, dim=1)[:, :, None], embedded, initial)
 
     def read_ahead(self, summary: Summary) -> Tensor:
-        """Compute retrieval queries of segments: the hidden state at the second T of [T | first j tokens | T] (equation
-        1).
+        """Compute retrieval queries of segments: the hidden state at the second T of [T | first j tokens | T].
 
-        T is the learned summary prompt. With ``interface: adapted`` the query is read from [S | sensory tokens | T], S
-        the learned attention sink.
+        This is equation 1 of the paper; T is the learned summary prompt. With ``interface: adapted`` the query is read
+        from [S | last tokens of the previous segment | T], S the learned attention sink.
 
         Args:
             summary: the tokens, for several segments of every row.
@@ -343,7 +342,7 @@ class HMT(nn.Module):
         dim]``.
 
         Args:
-            part: the segment or summary that was embedded.
+            part: the segment, or a summary (the tokens that retrieval queries are made of), that was embedded.
             mode: memory mode; default: that of the settings.
             embeddings: ``[batch, positions, dim]``.
         """
@@ -362,7 +361,7 @@ class HMT(nn.Module):
 
         Args:
             hidden: ``[batch, positions, dim]``, of prompts, tokens and padding.
-            part: the segment or summary that the hidden states belong to.
+            part: the segment, or a summary (the tokens that retrieval queries are made of).
             mode: memory mode; default: that of the settings.
 
         Returns:

@@ -120,7 +120,7 @@ class Window:
         return self.input_ids.shape[1]
 
     def to(self, device: torch.device | str) -> Window:
-        """Return a copy of the window on another device.
+        """Return a copy of the window (segments of all rows) on another device.
 
         Args:
             device: the device.
@@ -168,8 +168,9 @@ class Window:
         front.
 
         Args:
-            before: ``[batch, sensory_tokens]``, the last token ids before the window.
+            before: ``[batch, sensory_tokens]``, the last token ids before the first segment.
             n: index of the segment.
+            settings: settings of the memory.
         """
         fresh, going_on, k = self.input_ids[:, n], ~self.starts[:, n], settings.sensory_tokens
         tail = (self.tail(n - 1, k) if n else before) * going_on[:, None]
@@ -203,7 +204,9 @@ class Window:
         no query depends on a token that is yet to be predicted.
 
         Args:
-            before: ``[batch, sensory_tokens]``, the last token ids before the window.
+            before: ``[batch, sensory_tokens]``, the last token ids before the first segment.
+            first, end: index of the first segment, and of the one behind the last.
+            settings: settings of the memory.
         """
         j = settings.summary_length
         if settings.interface == "adapted":

@@ -42,8 +42,7 @@ class MemoryState:
             memory_tokens: embeddings per memory.
             dim: embedding width.
             sensory_tokens: number of last token ids to keep.
-            cached: number of memories to make room for, none of them valid yet, so that all segments have tensors of
-                one shape.
+            cached: number of invalid memories to begin with, so that all segments have tensors of one shape.
             dtype: dtype of the memories.
             device: device of all tensors.
         """

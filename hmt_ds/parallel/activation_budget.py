@@ -71,8 +71,10 @@ class ActivationBudget:
 
     @property
     def batch_sizes(self) -> list[int]:
-        """Return the allowed numbers of segments per batch of summary passes: the divisors of the depth, so that all
-        batches have one shape."""
+        """Return the allowed numbers of segments whose retrieval queries are computed in one batch.
+
+        They are the divisors of the number of segments that gradients flow through, so that all batches have one shape.
+        """
         return [n for n in range(1, self.depth + 1) if self.depth % n == 0]
 
     @property
@@ -90,11 +92,11 @@ class ActivationBudget:
         return CAPTURED if self.compute.cuda_graphs == "always" else CAPTURED - 1
 
     def within_recipe(self, kept_segments: int, summary_segments: int, kept_summaries: int) -> RecomputePlan:
-        """Return the recomputation plan with the given numbers, except where the recipe sets a number itself.
+        """Return a plan of what is recomputed, with the given numbers, except where the recipe sets a number itself.
 
         Args:
             kept_segments: number of last segments that keep their activations for the backward pass.
-            summary_segments: number of segments whose summary passes run in one batch.
+            summary_segments: number of segments whose summary passes (for retrieval queries) run in one batch.
             kept_summaries: number of batches of summary passes that keep their activations.
         """
         if self.compute.recompute in ("none", "selective"):
@@ -111,7 +113,7 @@ class ActivationBudget:
         In all other steps the forward pass is returned unchanged.
 
         Args:
-            forward: forward pass of a segment or of a batch of summary passes.
+            forward: forward pass of a segment, or of a batch of summaries (the tokens of retrieval queries).
         """
         if not self.is_measured_step:
             return forward
@@ -152,7 +154,7 @@ class ActivationBudget:
 
         Returns:
             ``[kept_segments, summary_segments, kept_summaries]``: how many last segments keep their activations, how
-            many segments' summary passes run in one batch, and how many batches of summary passes keep their
+            many segments' summary passes (for retrieval queries) run in one batch, and how many such batches keep their
             activations.
         """
         graphs, peak = self.compute.cuda_graphs == "always", self.peak
@@ -190,9 +192,8 @@ class ActivationBudget:
         return MARGIN * total - outside_torch(self.device) - peak
 
     def batch_within(self, size: float) -> int:
-        """Return the largest number of segments whose summary passes, run as one batch, take at most ``size`` bytes.
-
-        If the recipe's ``compute.summary_batch`` is a number, return that number instead.
+        """Return the largest number of segments whose retrieval queries, computed in one batch, take at most ``size``
+        bytes.
 
         Args:
             size: bytes of GPU memory for the batch's autograd graph.
@@ -212,7 +213,11 @@ class ActivationBudget:
 
 
 def outside_torch(device: torch.device) -> int:
-    """Return the bytes of a GPU's memory that are allocated outside of torch: by CUDA, NCCL and other processes."""
+    """Return the bytes of a GPU's memory that are allocated outside of torch: by CUDA, NCCL and other processes.
+
+    Args:
+        device: the GPU.
+    """
     cuda = torch.get_device_module(device)
     free, total = cuda.mem_get_info()
     return int(total - free - cuda.memory_reserved())

@@ -1,8 +1,9 @@
 """Replay forward and backward passes as CUDA graphs, for models so small that launching kernels dominates.
 
-All segments have one shape, and so have all batches of summary passes. For each shape, a forward pass and its backward
-pass are captured once and replayed. A captured forward pass has its own memory, called a slot, for the activations that
-its backward pass needs. There are as many slots as segments that keep their activations at a time.
+All segments have one shape, and so have all batches of summaries (the tokens of retrieval queries). For each shape, a
+forward pass and its backward pass are captured once and replayed. A captured forward pass has its own memory, called a
+slot, for the activations that its backward pass needs. There are as many slots as segments that keep their activations
+at a time.
 """
 
 import gc
@@ -43,7 +44,8 @@ class GraphedForward:
     additions. The weights must stay at their addresses as well.
 
     Args:
-        forward: eager forward pass of a segment or a summary; must have run before, so that nothing is left to compile.
+        forward: eager forward pass of a segment, or of a summary (the tokens of retrieval queries); must have run
+            before, so that nothing is left to compile.
     """
 
     def __init__(self, forward: Forward):
@@ -99,7 +101,7 @@ class GraphedForward:
 class Slot:
     """CUDA graphs of one forward pass and its backward pass, with the memory for the activations between them.
 
-    A slot is busy from its forward to its backward pass; other segments are run by other slots in the meantime.
+    A slot is busy from its forward to its backward pass; meanwhile other segments are run by other slots.
 
     Args:
         forward: the eager forward pass to capture.

@@ -57,7 +57,8 @@ class ReducePerSegment:
 
     @property
     def forward(self) -> Forward:
-        """The forward pass of a segment or of a batch of summary passes, to be called like ``HMT.forward``."""
+        """The forward pass of a segment, or of a batch of summaries (tokens of retrieval queries), to be called like
+        ``HMT.forward``."""
         return self.engine
 
     @contextmanager
@@ -135,7 +136,9 @@ class ReducePerStep:
         move_buffers(self.model, engine.device)
 
     def forward(self, *arguments: object, **options: object) -> object:
-        """Run the model on a segment or a batch of summary passes, by replaying CUDA graphs if they were captured.
+        """Run the model on a segment, or on a batch of summaries, by replaying CUDA graphs if they were captured.
+
+        Summaries are the tokens that retrieval queries are made of.
 
         Args:
             arguments: positional arguments of ``HMT.forward``.
@@ -148,7 +151,7 @@ class ReducePerStep:
         return run(*arguments, **options)
 
     def eager_forward(self, *arguments: object, **options: object) -> object:
-        """Run the model on a segment or a batch of summary passes, without CUDA graphs.
+        """Run the model on a segment, or on a batch of summaries (tokens of retrieval queries), without CUDA graphs.
 
         Args:
             arguments: positional arguments of ``HMT.forward``.

@@ -58,8 +58,7 @@ class LayerGroups(nn.ModuleList):
         backward pass.
 
         DeepSpeed's own prefetching follows a recorded trace of modules. Here forward passes with and without a graph,
-        on segments and on shorter summary inputs, take turns, so DeepSpeed would invalidate and record its trace all
-        the time.
+        on inputs of two lengths, take turns, so DeepSpeed would invalidate and record its trace all the time.
 
         Args:
             engine: DeepSpeed's engine at ZeRO-3, which gathers the weights.
@@ -79,7 +78,8 @@ class LayerGroups(nn.ModuleList):
     ) -> Iterator[tuple[str, nn.Module]]:
         """Yield the layers with their submodules, and the groups (which have no parameters of their own).
 
-        Arguments as for ``nn.Module.named_modules``.
+        Args:
+            memo, prefix, remove_duplicate: as for ``nn.Module.named_modules``.
         """
         yield from super().named_modules(memo, prefix, remove_duplicate)
         yield from ((f"{prefix}.{name}", group) for name, group in self.named_children())

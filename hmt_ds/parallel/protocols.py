@@ -70,7 +70,8 @@ class GradientReduction(Protocol):
 
     @property
     def forward(self) -> Forward:
-        """The forward pass of a segment or of a batch of summary passes, to be called like ``HMT.forward``."""
+        """The forward pass of a segment, or of a batch of summaries (tokens of retrieval queries), to be called like
+        ``HMT.forward``."""
 
     def accumulate(self, passes: int, scale: float, phase: Phase) -> AbstractContextManager[None]:
         """Return a context for all backward passes of one optimizer step; when it ends, the engine has the gradients.

@@ -12,7 +12,7 @@ from hmt_ds.parallel.train_step import empty_state
 
 
 class ZeroReader:
-    """Evaluates windows with a model in a DeepSpeed engine at ZeRO stage 0 to 3, without training it.
+    """Evaluates documents, segment by segment, with a model in a DeepSpeed engine at ZeRO stage 0 to 3.
 
     Args:
         model: a model from :func:`hmt_ds.parallel.build_hmt.build_hmt`.

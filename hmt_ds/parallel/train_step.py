@@ -112,7 +112,11 @@ def update_weights(executor: Executor) -> tuple[float | None, bool]:
 
 
 def stage_0_gradient_norm(engine: Engine[HMT]) -> float | None:
-    """Return the gradient norm at ZeRO stage 0, where DeepSpeed clips without reporting it; None at other stages."""
+    """Return the gradient norm at ZeRO stage 0, where DeepSpeed clips without reporting it; None at other stages.
+
+    Args:
+        engine: DeepSpeed's engine.
+    """
     if engine.zero_optimization_stage() > 0:
         return None
     gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
@@ -125,7 +129,7 @@ def empty_state(reader: Reader, rows: int, cached: int = 0) -> MemoryState:
     Args:
         reader: the model in its engine, which gives width, dtype and device.
         rows: number of rows (sequences) of the batch.
-        cached: number of memories that the state has room for, all marked invalid.
+        cached: number of invalid memories to begin with.
     """
     settings = reader.settings
     return MemoryState.empty(

@@ -202,9 +202,9 @@ def step_copies(work: Work, layout: Layout, gpus: int) -> float:
 def plan_recomputation(
     work: Work, layout: Layout, graph: float, summary: float, room: float, batch: int
 ) -> tuple[int, int, int]:
-    """Choose how many segments keep their activations for the backward pass; the others are recomputed.
+    """Choose how many segments keep their activations for the backward pass; all others are recomputed.
 
-    The same for the shorter passes that compute segments' retrieval queries (summaries).
+    Likewise for summaries, the shorter passes that compute segments' retrieval queries.
 
     Args:
         work: sizes of the model, and segments and rows of an optimizer step.

@@ -142,7 +142,7 @@ class CompareOptions(Options):
     rate: Annotated[PositiveNumber, "TFLOP/S"] = 600
     """TFLOP/s that a GPU achieves in bf16 matrix products"""
     rows: AtLeastOne = 2
-    """rows per optimizer step and GPU"""
+    """number of sequences (batch rows) per optimizer step and GPU"""
     segment_length: AtLeastOne = 1024
     """number of tokens per segment, without prompts and sensory tokens"""
     segments: AtLeastOne = 8

@@ -63,7 +63,7 @@ def layout_table(found: RecipePlan) -> Table:
 def row(one: Estimate) -> list[str]:
     """Return the cells of one layout's row in the table of layouts of `hmt-ds plan`.
 
-    They are name, rows at a time, windows per step (gradient accumulation), memory (GiB) and tokens/s per GPU.
+    They are name, rows at a time, gradient accumulation, memory (GiB) and tokens/s per GPU.
 
     Args:
         one: the estimate of the layout.

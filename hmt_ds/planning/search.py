@@ -66,7 +66,11 @@ def stage_counts(work: Work, fleet: Fleet) -> Iterator[int]:
 
 
 def divisors(number: int) -> list[int]:
-    """Return the divisors of a positive integer, ascending."""
+    """Return the divisors of a number, ascending.
+
+    Args:
+        number: a positive integer.
+    """
     return [n for n in range(1, number + 1) if number % n == 0]
 
 

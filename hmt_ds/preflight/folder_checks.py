@@ -21,6 +21,9 @@ def check_output(recipe: Recipe) -> list[str]:
     """Return an error line if ``training.output`` cannot be trained into; else an empty list.
 
     Another process may train there, or the folder may hold a run that the recipe does not resume.
+
+    Args:
+        recipe: the recipe.
     """
     problem = held_here(Path(recipe.training.output))
     return [problem] if problem else check_no_run(recipe)
@@ -28,7 +31,11 @@ def check_output(recipe: Recipe) -> list[str]:
 
 def check_no_run(recipe: Recipe) -> list[str]:
     """Return an error line if ``training.output`` holds a run and ``checkpoint.resume`` is not auto; else an empty
-    list."""
+    list.
+
+    Args:
+        recipe: the recipe.
+    """
     folder = Path(recipe.training.output)
     files = ("recipe.yaml", "metrics.jsonl", "checkpoints")  # the folder may hold an evaluation of the starting weights
     if recipe.checkpoint.resume == "never" and any((folder / name).exists() for name in files):

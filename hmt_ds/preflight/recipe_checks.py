@@ -55,7 +55,11 @@ def check_training(recipe: Recipe) -> list[str]:
 
 
 def check_trackers(recipe: Recipe) -> list[str]:
-    """Return an error line that names the missing packages of logging.trackers; an empty list if all are installed."""
+    """Return an error line that names the missing packages of logging.trackers; an empty list if all are installed.
+
+    Args:
+        recipe: the recipe.
+    """
     needed = ["accelerate", *recipe.logging.trackers] if recipe.logging.trackers else []
     missing = [name for name in needed if find_spec(name) is None]
     listed = " ".join(name.replace("_", "-") for name in missing)
@@ -132,7 +136,11 @@ def check_memory_recall(recipe: Recipe) -> list[str]:
 
 
 def warm_up_warnings(recipe: Recipe) -> list[str]:
-    """Return a warning line if the learning rate's warm-up is longer than the run; else an empty list."""
+    """Return a warning line if the learning rate's warm-up is longer than the run; else an empty list.
+
+    Args:
+        recipe: the recipe.
+    """
     steps, total = recipe.schedule.params.get("warmup_num_steps"), recipe.training.steps
     if not isinstance(steps, int) or steps <= total:
         return []

@@ -110,7 +110,7 @@ def runs_table(tables: Sequence[Sequence[RunFigures]], title: str, *, gap: bool)
     """Return a table that compares the losses of runs, with a section for each part of the tokens.
 
     Args:
-        tables: for each part of the tokens, the row of each run.
+        tables: for each part of the tokens, the loss of each run.
         title: title of the table.
         gap: add each run's fraction of the gap between the first and the last run.
     """

@@ -97,7 +97,7 @@ def plot_runs(tables: Sequence[Sequence[RunFigures]], file: Path) -> None:
     """Plot each run's loss minus the first run's, with 95% intervals, by the number of tokens read before.
 
     Args:
-        tables: for each part of the tokens, the row of each run; the first run is the line at 0.
+        tables: for each part of the tokens, the loss of each run; the first run is the line at 0.
         file: picture file to write.
     """
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")

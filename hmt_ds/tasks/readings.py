@@ -153,5 +153,9 @@ class Readings:
         return self.texts(new[:, ids.shape[1] :])
 
     def texts(self, new: torch.Tensor) -> list[str]:
-        """Decode generated token ids ``[batch, tokens]`` into one text per row, without special tokens."""
+        """Decode generated tokens into one text per row, without special tokens.
+
+        Args:
+            new: token ids ``[batch, tokens]``.
+        """
         return [text.strip() for text in self.asked.tokenizer.batch_decode(new, skip_special_tokens=True)]

@@ -57,7 +57,7 @@ class BadStepCounter:
 
         Args:
             output: the step's results.
-            windows: this rank's batches of the step, which tell the documents.
+            windows: this rank's batches of the step, with the indices of their documents.
 
         Returns:
             A message for the log if anything in the step was not finite, else None.

@@ -138,8 +138,11 @@ def offloads(config: DsConfig) -> bool:
 
 
 def share_on_gpu(config: DsConfig) -> float:
-    """Return the fraction (0 to 1) of the optimizer's states that stay on the GPU; ZeRO-3 can offload only a part to
-    the host."""
+    """Return the fraction (0 to 1) of the optimizer's states that stay on the GPU; ZeRO-3 can offload only a part.
+
+    Args:
+        config: DeepSpeed's configuration.
+    """
     if not offloads(config):
         return 1.0
     return 1.0 - offload_ratio(config) if stage_of(config) == 3 else 0.0
@@ -249,14 +252,22 @@ def zero_problems(config: DsConfig) -> list[str]:
 
 
 def offload_ratio(config: DsConfig) -> float:
-    """Return the fraction (0 to 1) of an offloaded optimizer's states in host memory; 1 unless the DeepSpeed file
-    sets it."""
+    """Return the fraction (0 to 1) of an offloaded optimizer's states in host memory; 1 unless the DeepSpeed file sets
+    it.
+
+    Args:
+        config: DeepSpeed's configuration.
+    """
     return section_of(config, "zero_optimization", "offload_optimizer").get("ratio", 1.0)
 
 
 def overflow_problems(config: DsConfig) -> list[str]:
     """Return an error line for each DeepSpeed setting that would let a step with non-finite gradients update the
-    weights."""
+    weights.
+
+    Args:
+        config: DeepSpeed's configuration.
+    """
     needed = (("bf16", "check_grad_overflow"), ("zero_optimization", "compute_grad_norm"))
     return [
         f"{section}.{key} is false: steps whose gradients are not finite would be taken; leave it out"

@@ -1,5 +1,5 @@
-"""The executor of a pipeline stage, which trains this rank's layers; the loop over windows is in
-`parallel/train_step.py`."""
+"""The executor of a pipeline stage, which trains this rank's layers; the optimizer step is
+in `parallel/train_step.py`."""
 
 from collections.abc import Iterator
 from contextlib import nullcontext

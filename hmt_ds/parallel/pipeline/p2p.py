@@ -45,7 +45,7 @@ class Channel:
 
     Sends do not block. When a receive is posted depends on the backend:
 
-    - gloo transfers nothing before the receive is posted, so all receives of a window are posted when it begins.
+    - gloo transfers nothing before the receive is posted: all receives of a pass over some segments are posted first.
     - NCCL on one machine: posted when the device needs the message. A receive kernel posted earlier spins on
     multiprocessors that matrix products could use, and loading a kernel or freeing memory waits until it ends. The
     message is in the receiver's buffers by then.

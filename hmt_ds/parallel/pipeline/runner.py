@@ -167,7 +167,11 @@ def losses_of(work: StagePass, n: int, by_token: bool) -> torch.Tensor:
 
 
 def hidden_size(model: HMT) -> int:
-    """Return the width of the activations that pipeline stages exchange."""
+    """Return the width of the activations that pipeline stages exchange.
+
+    Args:
+        model: this rank's stage.
+    """
     return cast(CausalLM, model.backbone).config.get_text_config().hidden_size
 
 

@@ -38,9 +38,10 @@ LETTERS = {Kind.SUMMARY: "st", Kind.RECALL: "rq", Kind.SEGMENT: "FB"}
 
 @dataclass(frozen=True, order=True, repr=False)
 class Action:
-    """One forward or backward pass of a pipeline stage over a segment, summary or recall of a micro-batch.
+    """One forward or backward pass of a pipeline stage over one segment of a micro-batch.
 
-    Printed as F2.0 (segment 2, micro-batch 0), s2.0 (summary), r2.0 (recall); the backward passes of these as B2.0,
+    It runs the layers on the segment or on its summary (the tokens of its retrieval query), or retrieves memories for
+    it (recall). Printed as F2.0 (segment 2, micro-batch 0), s2.0 (summary), r2.0 (recall); the backward passes as B2.0,
     t2.0, q2.0.
 
     Attributes:
@@ -175,7 +176,9 @@ def forward_order(segments: int, micro_batches: int, mode: str, summary_group: i
 
 
 def micro_batches_of(summary: Action, summary_group: int) -> range:
-    """Return the indices of the micro-batches that a summary pass of a pipeline covers.
+    """Return the indices of the micro-batches that one summary pass of a pipeline covers.
+
+    A summary pass computes the retrieval queries of one segment.
 
     Args:
         summary: the summary pass.
@@ -254,8 +257,8 @@ def warmup_passes(later_stages: int, costs: Costs) -> int:
 def peak_live_inputs(actions: list[Action]) -> int:
     """Return the peak number of inputs that a pipeline stage stashes, each from its forward to its backward pass.
 
-    With memory, one per segment and micro-batch, and one per summary pass; without memory as many as the stage has
-    warm-up passes; 0 for forward passes alone. Queries kept for memory retrieval do not count.
+    With memory, one per segment and micro-batch, and one per pass for retrieval queries; without memory as many as the
+    stage has warm-up passes; 0 for forward passes alone. Queries kept for memory retrieval do not count.
 
     Args:
         actions: the stage's forward and backward passes, in order.

@@ -144,7 +144,7 @@ class StagePass:
 
         Args:
             action: the forward pass.
-            tokens: the segment or the summary to run on.
+            tokens: what the pass runs on: a segment, or a summary (the tokens of its retrieval query).
             stage_input: activations ``[rows, positions, hidden size]`` of the previous stage; None on the first stage
                 without a prompt.
 
@@ -168,7 +168,7 @@ class StagePass:
 
         Args:
             action: the forward pass.
-            tokens: the segment or the summary that it ran on.
+            tokens: what the pass ran on: a segment, or a summary (the tokens of its retrieval query).
             hidden: output of the layers, ``[rows, positions, hidden size]``.
         """
         token_states, prompt_states = self.model.leave(tokens, hidden, self.mode)
@@ -188,7 +188,7 @@ class StagePass:
         stage.
 
         Args:
-            action: the recall pass of the segment.
+            action: the retrieval pass of the segment.
         """
         key = (action.segment, action.micro_batch)
         memories, valid = self.boundaries[action.micro_batch].before(action.segment)
@@ -207,8 +207,8 @@ class StagePass:
         """Run one backward pass of this pipeline stage, and send the gradient of the stage's input to the previous
         stage.
 
-        The schedule runs backward passes in the reverse order of the forward passes: segments from last to first, each
-        micro-batch's recall between them, and a segment's summary pass once its query has a gradient.
+        Backward passes run in the reverse order of the forward passes: segments from last to first, each micro-batch's
+        memory retrieval between them, and the pass for a segment's retrieval query once the query has a gradient.
 
         Args:
             action: the pass.
@@ -236,7 +236,7 @@ class StagePass:
 
         Args:
             action: the backward pass that needs the graph.
-            tokens: the segment or the summary that the forward pass ran on.
+            tokens: what the forward pass ran on: a segment, or a summary (the tokens of its retrieval query).
 
         Returns:
             The graph's two ends: the stage's input and output.
@@ -252,13 +252,13 @@ class StagePass:
         return graph
 
     def backward_scalar(self, action: Action, tokens: Segment | Summary, hidden: Tensor) -> Tensor:
-        """Return the scalar that the last stage backpropagates: the loss, and the contribution of later segments.
+        """Return the scalar that the last pipeline stage backpropagates: the loss, and what later segments send back.
 
         A gradient g that other passes computed for a tensor x enters as the scalar <x, g>, whose gradient is g.
 
         Args:
             action: the backward pass.
-            tokens: the segment or the summary that it runs on.
+            tokens: what the pass runs on: a segment, or a summary (the tokens of its retrieval query).
             hidden: output of the layers, ``[rows, positions, hidden size]``, with graph.
         """
         token_states, prompt_states = self.model.leave(tokens, hidden, self.mode)
@@ -304,7 +304,7 @@ class StagePass:
         """Run this stage's layers with an autograd graph that begins at a leaf copy of the stage's input.
 
         Args:
-            tokens: the segment or the summary to run on.
+            tokens: what the layers run on: a segment, or a summary (the tokens of its retrieval query).
             action: the forward or backward pass.
             stage_input: ``[rows, positions, hidden size]``; None on the first stage without a prompt.
         """
@@ -316,7 +316,7 @@ class StagePass:
         """Run this pipeline stage's layers on their input; the first stage embeds the tokens before.
 
         Args:
-            tokens: the segment or the summary to run on.
+            tokens: what the layers run on: a segment, or a summary (the tokens of its retrieval query).
             action: the forward or backward pass.
             stage_input: activations ``[rows, positions, hidden size]``, or on the first stage a prompt, or None.
 
@@ -329,10 +329,12 @@ class StagePass:
         return self.model.decode(tokens, stage_input, self.mode).to(self.stage.dtype)
 
     def prompt(self, tokens: Segment | Summary, action: Action, recalled: Tensor | None) -> Tensor:
-        """Return the prompt of a segment or a summary as embeddings ``[rows, prompt_tokens, dim]``, on the first stage.
+        """Return the prompt that is put around a segment's tokens, as embeddings ``[rows, prompt_tokens, dim]``.
+
+        Only the first pipeline stage embeds tokens and prompts.
 
         Args:
-            tokens: the segment or the summary.
+            tokens: the segment, or a summary (the tokens of its retrieval query).
             action: the forward or backward pass.
             recalled: prompt received from the last stage, ``[rows, prompt_tokens, dim]``; None if nothing was
                 retrieved.

@@ -1,4 +1,4 @@
-"""The data that a pipeline stage's passes work on: its layers, a window of micro-batches, and their autograd graphs."""
+"""The data that a pipeline stage's passes work on: its layers, micro-batches of segments, and autograd graphs."""
 
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
