@@ -21,10 +21,9 @@ with quick_imports():
     from hmt_ds.distributed.stopping import StopSignals
     from hmt_ds.reporting.log import log_seconds
     from hmt_ds.training.build import build_reader
+    from hmt_ds.training.evaluations import evaluations
     from hmt_ds.training.rank import prepare_together, run_as_rank
-    from hmt_ds.training.retrieval_validation import RetrievalValidation
     from hmt_ds.training.source_weights import with_source_weights
-    from hmt_ds.training.validation import Validation
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +34,7 @@ def main() -> int:
 
 
 def evaluate(run_or_recipe: str, overrides: list[str], device: torch.device) -> None:
-    """Evaluate held-out losses and retrieval on this rank, together with all other ranks; print and store the results.
+    """Evaluate held-out losses, retrieval and tasks on this rank, together with the others; print and store them.
 
     Args:
         run_or_recipe: path of a run (its newest checkpoint is evaluated), of one of its checkpoints, or of a recipe
@@ -58,7 +57,7 @@ def evaluate(run_or_recipe: str, overrides: list[str], device: torch.device) -> 
     own_data = not is_run
     if is_run and not is_converted:
         own_data = reads(recipe) == reads(load_recipe(recipe_file, [*output, *NO_CONSENT]))
-    if recipe.data.validation is None and recipe.data.retrieval is None:
+    if recipe.data.validation is None and recipe.data.retrieval is None and not recipe.evaluation.tasks:
         raise ConfigError(["data.validation: missing, so there is nothing to evaluate on: name held-out documents"])
     checkpoint = find_checkpoint(source, run) if is_run and not is_converted else None
     prepared = prepare_together(recipe, recipe_file, writes_output=False)
@@ -67,8 +66,8 @@ def evaluate(run_or_recipe: str, overrides: list[str], device: torch.device) -> 
         reader = build_reader(recipe, prepared, device)
     step = load_weights(reader, checkpoint).step if checkpoint else 0
     stop = lambda: signals.raise_if_received(device, "stopped in the evaluation")  # noqa: E731
-    for kind in (Validation, RetrievalValidation):
-        kind(recipe, prepared, reader, stop, own_data=own_data).evaluate(step)
+    for evaluation in evaluations(recipe, prepared, reader, stop, own_data=own_data):
+        evaluation.evaluate(step)
 
 
 def find_checkpoint(source: Path, run: Path) -> Path:

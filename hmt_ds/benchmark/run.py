@@ -27,8 +27,8 @@ from hmt_ds.preflight.prepare import Prepared
 from hmt_ds.preflight.source_run import with_source_of_run
 from hmt_ds.reporting.bench_tables import bench_tables, reference_tables
 from hmt_ds.training.build import build_executor, count_parameters, training_loader
+from hmt_ds.training.evaluation_in_run import as_window
 from hmt_ds.training.rank import peak_resident_bytes, prepare_together
-from hmt_ds.training.validation import as_window
 
 logger = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ from hmt_ds.backbones.settings import LoraSettings
 from hmt_ds.config.data_section import Data
 from hmt_ds.config.depth_schedule import DepthSchedule, check_depths
 from hmt_ds.config.sections import PathText, Section, section
+from hmt_ds.data.settings import TaskName
 from hmt_ds.memory.settings import MemorySettings
 from hmt_ds.parallel.settings import ComputeSettings
 
@@ -196,6 +197,17 @@ class Evaluation(Section):
     retrieval_segments: list[AtLeastOne] | None = None
     """Lengths, in segments, of the generated documents to evaluate retrieval on; only with data.retrieval. Default: the
     training documents' length (training.bptt_depth), and 10 times that."""
+    tasks: list[TaskName] = Field([])
+    """Tasks to evaluate on generated documents that end in a question: passkey, babilong-qa1 to babilong-qa5. Default:
+    none."""
+    tasks_every: int | None = Field(None, ge=1)
+    """Number of optimizer steps between evaluations of evaluation.tasks, which during training read only with memory.
+    They are also evaluated at the end of training. Default: evaluation.every."""
+    tasks_lengths: list[AtLeastOne] | None = Field(None, min_length=1)
+    """Lengths, in tokens, of the documents of evaluation.tasks. Default: the length of a training window
+    (training.bptt_depth x memory.segment_length)."""
+    tasks_documents: int = Field(64, ge=2)
+    """Number of documents to generate for each of evaluation.tasks and each length."""
 
 
 class Logging(Section):
@@ -259,6 +271,12 @@ class Recipe(Section):
             return []
         depth = self.depths.largest
         return sorted(set(self.evaluation.retrieval_segments or [depth, 10 * depth]))
+
+    @property
+    def tasks_lengths(self) -> list[int]:
+        """Lengths, in tokens, of the generated documents of ``evaluation.tasks``, ascending."""
+        window = self.depths.largest * self.memory.segment_length
+        return sorted(set(self.evaluation.tasks_lengths or [window]))
 
     @property
     def micro_batches(self) -> int:

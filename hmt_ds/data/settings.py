@@ -1,4 +1,4 @@
-"""Settings of documents: formats, well-known data sets, and the section ``data.retrieval``. Imports no torch."""
+"""Names and settings of documents: formats, well-known data sets, tasks, ``data.retrieval``. Imports no torch."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,6 +6,7 @@ from typing import Literal
 Kind = Literal["keys", "passkey", "overwritten"]
 FormatName = Literal["text", "completion", "messages", "questions"]
 SpecialTokens = Literal["text", "token"]
+TaskName = Literal["passkey", "babilong-qa1", "babilong-qa2", "babilong-qa3", "babilong-qa4", "babilong-qa5"]
 
 COLUMNS: dict[FormatName, tuple[str, ...]] = {
     "text": ("text",),

@@ -20,6 +20,7 @@ from hmt_ds.config.config_error import ConfigError
 from hmt_ds.config.load import find_file
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.data import RetrievalText, document_lengths
+from hmt_ds.data.task_documents import TaskDocuments
 from hmt_ds.parallel.deepspeed_config.fill import (
     DeepSpeedConfigError,
     EngineSettings,
@@ -56,6 +57,7 @@ class Prepared:
         warnings: lines about settings that allow a run, but may not be intended.
         retrieval: tokenized sentences of generated documents; None unless the recipe has data.retrieval.
         sources: the data sources of the training documents, in the order of the documents; empty if they are generated.
+        task_documents: generated documents of evaluation.tasks, by task and length.
     """
 
     ds_config: dict[str, Any]
@@ -65,6 +67,7 @@ class Prepared:
     warnings: tuple[str, ...] = ()
     retrieval: RetrievalText | None = None
     sources: tuple[ReadSource, ...] = ()
+    task_documents: tuple[TaskDocuments, ...] = ()
 
 
 def prepare(recipe: Recipe, recipe_file: str | Path, *, writes_output: bool = True, with_data: bool = True) -> Prepared:
@@ -104,7 +107,9 @@ def prepare(recipe: Recipe, recipe_file: str | Path, *, writes_output: bool = Tr
     if problems or ds_config is None or documents is None:
         raise ConfigError(problems)
     found = (documents.train, documents.validation, documents.tokenizer)
-    return Prepared(ds_config, *found, tuple(warnings), documents.retrieval, documents.sources)
+    return Prepared(
+        ds_config, *found, tuple(warnings), documents.retrieval, documents.sources, documents.task_documents
+    )
 
 
 def check_model(recipe: Recipe, config: PreTrainedConfig, problems: Problems) -> list[str]:

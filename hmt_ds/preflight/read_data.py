@@ -20,6 +20,7 @@ from hmt_ds.data import (
 )
 from hmt_ds.data.prepared import SourceTokens
 from hmt_ds.data.settings import RetrievalSettings
+from hmt_ds.data.task_documents import TaskDocuments, encode_tasks
 from hmt_ds.evaluation.figures import segments_needed
 from hmt_ds.preflight.problems import Problems
 from hmt_ds.preflight.source_tokens import source_keys, stream_of, tokenizer_of, tokens_of
@@ -54,6 +55,7 @@ class Documents:
         tokenizer: the tokenizer's number of tokens and a hash of its vocabulary; None if only files were looked for.
         retrieval: sentences of generated documents; None unless the recipe has data.retrieval.
         warnings: lines about data sources that can be read, but perhaps otherwise than intended.
+        task_documents: generated documents of evaluation.tasks, by task and length.
     """
 
     train: Dataset | None = None
@@ -62,6 +64,7 @@ class Documents:
     retrieval: RetrievalText | None = None
     sources: tuple[ReadSource, ...] = ()
     warnings: tuple[str, ...] = ()
+    task_documents: tuple[TaskDocuments, ...] = ()
 
 
 def read_data(recipe: Recipe, vocab_size: int | None, problems: Problems) -> Documents | None:
@@ -101,10 +104,23 @@ def read_data(recipe: Recipe, vocab_size: int | None, problems: Problems) -> Doc
     if settings := data.retrieval:
         text = encode_retrieval(recipe, settings, tokenizer, problems)
     train, held_out = read_all("train"), read_all("validation")
+    tasks = problems.attempt(lambda: tasks_of(recipe, tokenizer), "evaluation.tasks: ") if tokenizes else None
     if problems or tokenizer is None:
         return None
     found = (together(train), shorten(together(held_out), recipe))
-    return Documents(*found, describe_tokenizer(tokenizer), text, tuple(train), tuple(warnings))
+    return Documents(*found, describe_tokenizer(tokenizer), text, tuple(train), tuple(warnings), tasks or ())
+
+
+def tasks_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> tuple[TaskDocuments, ...]:
+    """Generate and tokenize the documents of a recipe's ``evaluation.tasks``; an empty tuple without tasks.
+
+    Raises:
+        DataError: the tokenizer is not a fast one.
+    """
+    asked = recipe.evaluation
+    if not asked.tasks or tokenizer is None:
+        return ()
+    return encode_tasks(asked.tasks, recipe.tasks_lengths, asked.tasks_documents, tokenizer)
 
 
 def first_part(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> SourceTokens:

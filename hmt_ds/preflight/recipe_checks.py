@@ -51,7 +51,21 @@ def check_training(recipe: Recipe) -> list[str]:
         problems.append(
             f"evaluation.segments_read is {counts}: must be ascending numbers of segments, such as [1, 2, 4]"
         )
-    return problems + check_trackers(recipe) + check_source(recipe)
+    return problems + check_tasks(recipe) + check_trackers(recipe) + check_source(recipe)
+
+
+def check_tasks(recipe: Recipe) -> list[str]:
+    """Return an error line for each setting of evaluation.tasks that has no effect or cannot be scored."""
+    asked, memory = recipe.evaluation, recipe.memory
+    if not asked.tasks:
+        given = [name for name in ("tasks_every", "tasks_lengths") if getattr(asked, name) is not None]
+        return [f"evaluation.{name}: only with evaluation.tasks: name tasks, or leave it out" for name in given]
+    if memory.summarises and memory.interface == "paper":
+        return [
+            "evaluation.tasks: memory.interface paper in mode hmt recalls by a segment's first tokens, the answer "
+            "among them: take interface adapted, or ask after training with hmt-ds evaluate --tasks"
+        ]
+    return []
 
 
 def check_trackers(recipe: Recipe) -> list[str]:

@@ -4,6 +4,10 @@ Names: loss (nats per label), perplexity, learning_rate, gradient_norm, tokens_p
 peak_memory_gib (of rank 0), recall_distance (segments), recall_loss (nats), seconds (duration of the step), skipped
 (number of skipped steps so far), slowest_rank (in the last comparison of the ranks' own times), slowest_ratio (its time
 divided by the median of its peers).
+
+The figures of an evaluation are a row of their own, with the step of the weights and names such as
+``evaluation/babilong-qa1/4096``: ``evaluation/loss`` (held-out nats per token), or fractions of right answers. They are
+not in metrics.csv, whose rows have equal columns.
 """
 
 import json
@@ -17,6 +21,8 @@ from typing import Protocol
 from hmt_ds.reporting.monitors import Row, TensorBoard, Tracker, Wandb
 
 logger = logging.getLogger(__name__)
+
+CSV = "metrics.csv"
 
 
 class Sink(Protocol):
@@ -63,7 +69,7 @@ class Metrics:
         self.warned: set[str] = set()
         self.open("metrics.jsonl", lambda: json_lines(folder, resume_step))
         if csv:
-            self.open("metrics.csv", lambda: csv_lines(folder, resume_step))
+            self.open(CSV, lambda: csv_lines(folder, resume_step))
         if tensorboard:
             self.open("tensorboard", lambda: TensorBoard(folder, resume_step))
         if wandb != "off":
@@ -90,6 +96,17 @@ class Metrics:
         for name, sink in self.sinks.items():
             with self.warn_once(name):
                 sink.write(row)
+
+    def write_evaluation(self, figures: Row) -> None:
+        """Write the figures of an evaluation to all files and trackers but metrics.csv.
+
+        Args:
+            figures: ``step``, and numbers whose names begin with ``evaluation/``.
+        """
+        for name, sink in self.sinks.items():
+            if name != CSV:
+                with self.warn_once(name):
+                    sink.write(figures)
 
     def close(self) -> None:
         """Close all files and trackers of metrics."""
@@ -220,7 +237,7 @@ def csv_lines(folder: Path, resume_step: int) -> LineFile:
         resume_step: last step to keep in the file.
     """
     return LineFile(
-        folder / "metrics.csv",
+        folder / CSV,
         resume_step,
         lambda line: 0 if line.startswith("step,") else int(line.split(",")[0]),
         lambda row: ",".join("" if value is None else repr(value) for value in row.values()),
@@ -231,8 +248,8 @@ def csv_lines(folder: Path, resume_step: int) -> LineFile:
 def read_metrics(file: Path) -> list[Row]:
     """Read the rows of a run's metrics.jsonl, oldest first, each a dict of numbers by name; empty if there is no file.
 
-    A loss or norm that was not finite is None, because JSON has no such numbers. A last line that was cut short by a
-    kill is left out.
+    Rows of evaluations are left out. A loss or norm that was not finite is None, because JSON has no such numbers. A
+    last line that was cut short by a kill is left out.
     """
     if not file.exists():
         return []
@@ -244,5 +261,6 @@ def read_metrics(file: Path) -> list[Row]:
             break
         if not isinstance(row, dict) or not isinstance(row.get("step"), int):
             break
-        rows.append(row)
+        if not any(name.startswith("evaluation/") for name in row):
+            rows.append(row)
     return rows

@@ -39,7 +39,8 @@ class Wandb:
         )
         stored.write_text(self.run.id)
         self.run.config.update(recipe, allow_val_change=True)
-        self.run.define_metric("train/*", step_metric=STEP)
+        for names in ("train/*", "evaluation/*"):
+            self.run.define_metric(names, step_metric=STEP)
 
     def write(self, row: Row) -> None:
         """Send the metrics of one optimizer step to wandb.
@@ -144,9 +145,10 @@ def dotted(values: dict[str, object], prefix: str = "") -> Iterator[tuple[str, s
 def prefixed(row: Row) -> dict[str, float]:
     """Return a training step's metrics under the names that trackers show: ``train/loss`` for ``loss``.
 
-    Missing values and the step itself are left out.
+    Names of evaluations, which have a slash, stay as they are. Missing values and the step itself are left out.
 
     Args:
         row: ``step`` and the metrics by name; None for a missing value.
     """
-    return {f"train/{name}": value for name, value in row.items() if name != "step" and value is not None}
+    named = {name if "/" in name else f"train/{name}": value for name, value in row.items() if name != "step"}
+    return {name: value for name, value in named.items() if value is not None}

@@ -5,10 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("agg")
-import matplotlib.pyplot as plt
 from rich.table import Table
 
 ACROSS = 3  # panels side by side
@@ -89,6 +85,11 @@ def plot_places(figures: Sequence[TaskFigures], file: Path) -> None:
         figures: the answers to each task at each length; only the first way of reading the documents is drawn.
         file: picture file to write.
     """
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    import matplotlib.pyplot as plt  # takes long, and tables do without
+
     tasks = list(dict.fromkeys(row.task for row in figures))
     across, down = min(ACROSS, len(tasks)), math.ceil(len(tasks) / ACROSS)
     size = (4 * across + 1, down * (1.5 + 0.5 * len(figures) / len(tasks)))

@@ -10,15 +10,15 @@ import numpy as np
 from rich.console import Console
 from tqdm import tqdm
 
+from hmt_ds.data.haystack import Haystack, Task
+from hmt_ds.data.stories import CHANCE
 from hmt_ds.generation.model import load_model
 from hmt_ds.generation.options import ChatOptions
 from hmt_ds.reporting.evaluation_tables import WIDTH
 from hmt_ds.reporting.task_tables import TaskFigures, plot_places, tasks_table
-from hmt_ds.tasks.haystack import Haystack, Task
 from hmt_ds.tasks.options import TaskOptions
 from hmt_ds.tasks.readings import Readings
 from hmt_ds.tasks.scores import exact_match, f1, names_only
-from hmt_ds.tasks.stories import CHANCE
 
 PLACES = 10  # parts of a document in the heat map
 

@@ -13,8 +13,8 @@ from pydantic.dataclasses import dataclass
 from hmt_ds.config.options import AtLeastOne, FilePath, Options, WholeNumber, flag
 from hmt_ds.config.sections import STRICT, PathText
 from hmt_ds.config.value_checks import check_picture
+from hmt_ds.data.settings import TaskName
 
-TaskName = Literal["passkey", "babilong-qa1", "babilong-qa2", "babilong-qa3", "babilong-qa4", "babilong-qa5"]
 ReadingName = Literal["memory", "swapped", "empty", "truncated", "full"]
 RANGE = re.compile(r"(.*?)(\d)\.\.(\d)")
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from tqdm import tqdm
 
 from hmt_ds.data import load_tokenizer
-from hmt_ds.tasks.haystack import Haystack, Task
+from hmt_ds.data.haystack import Haystack, Task
 from hmt_ds.tasks.options import WriteOptions
 
 

@@ -35,7 +35,7 @@ class RetrievalValidation(EvaluationInRun):
         """Number of generated documents that are read for each length in segments."""
         return self.recipe.evaluation.documents or DOCUMENTS
 
-    def evaluate(self, step: int, *, in_passing: bool = False) -> list[RetrievalRow] | None:
+    def evaluate(self, step: int, *, in_passing: bool = False) -> dict[str, float]:
         """Ask the model the questions of generated documents; print and store the fraction of right answers.
 
         All ranks must call it.
@@ -45,14 +45,15 @@ class RetrievalValidation(EvaluationInRun):
             in_passing: read only the shortest documents, as during training.
 
         Returns:
-            A row of results for each document length; None on pipelines, and if the recipe has no ``data.retrieval``.
+            ``evaluation/retrieval/N``, the fraction of right answers for documents of N segments; only on rank 0, and
+            nothing on pipelines or if the recipe has no ``data.retrieval``.
         """
         lengths = self.recipe.retrieval_segments
         if not lengths:
-            return None
+            return {}
         if self.reader.stages > 1:
             logger.warning("retrieval is not evaluated on pipelines: use hmt-ds evaluate with --pipeline.stages 1")
-            return None
+            return {}
         rows, recalls = list[RetrievalRow](), None
         with log_seconds(logger, "evaluating retrieval"):
             for segments in lengths[:1] if in_passing else lengths:
@@ -60,7 +61,7 @@ class RetrievalValidation(EvaluationInRun):
                 rows.append(row_of(counts, segments, self.recipe.memory.mode))
         if rank() == 0:
             self.report(step, rows, recalls if self.recipe.memory.mode == "hmt" else None)
-        return rows
+        return {f"evaluation/retrieval/{row.segments}": row.right[0] for row in rows} if rank() == 0 else {}
 
     def documents(self, segments: int) -> Iterator[tuple[Window, Tensor]]:
         """Yield this rank's batches of generated documents.

@@ -82,11 +82,15 @@ class RunLog:
         self.metrics = Metrics(self.folder, step, recipe=recipe, **chosen) if first else None
         self.progress = Progress(self.recipe.training.steps, step, every=options.every, shown=first)
 
+    def end_progress(self) -> None:
+        """Close the progress bar, after the last step; metrics of evaluations may follow."""
+        if self.progress:
+            self.progress.close()
+
     def close(self) -> None:
         """Close the files of metrics and the progress bar, at the end of the run or before a rollback to an earlier
         step."""
-        if self.progress:
-            self.progress.close()
+        self.end_progress()
         if self.metrics:
             self.metrics.close()
 
@@ -105,6 +109,17 @@ class RunLog:
             self.progress.advance(loss, row["tokens_per_second"] * world_size(), row["peak_memory_gib"])
         if self.metrics and position.step % self.recipe.logging.every == 0:
             self.metrics.write(row)
+
+    def evaluated(self, step: int, figures: dict[str, float]) -> None:
+        """Write the figures of an evaluation beside the metrics of its step.
+
+        Args:
+            step: optimizer step of the weights.
+            figures: numbers by name, such as ``evaluation/loss``; those that are not finite are left out.
+        """
+        finite = {name: value for name, value in figures.items() if math.isfinite(value)}
+        if self.metrics and finite:
+            self.metrics.write_evaluation({"step": step, **finite})
 
     def row(self, output: StepOutput, position: RunPosition, seconds: float) -> Row:
         """Return a training step's metrics by name, as metrics.jsonl has them; None where unknown or not finite.

@@ -31,14 +31,13 @@ from hmt_ds.training.centre_memory import centre_memory, has_new_shift
 from hmt_ds.training.checkpoints import RunCheckpoints
 from hmt_ds.training.curve_watch import CurveWatch
 from hmt_ds.training.environment import environment
-from hmt_ds.training.evaluation_in_run import as_window
+from hmt_ds.training.evaluation_in_run import EvaluationInRun, as_window
+from hmt_ds.training.evaluations import evaluations
 from hmt_ds.training.identity import identity
 from hmt_ds.training.memory_watch import MemoryWatch
 from hmt_ds.training.rank import only_start
-from hmt_ds.training.retrieval_validation import RetrievalValidation
 from hmt_ds.training.run_log import RunLog, create_folder, describe_rates
 from hmt_ds.training.stragglers import StragglerDetector
-from hmt_ds.training.validation import Validation
 
 logger = logging.getLogger(__name__)
 
@@ -66,10 +65,7 @@ class Trainer:
         self.curves, self.memory_watch = CurveWatch(), MemoryWatch(recipe, self.executor)
         self.history = History(self.folder, shown=rank() == 0)
         self.checkpoints = RunCheckpoints(recipe, identity(recipe, prepared), self.executor, self.alive, self.history)
-        self.validations = [
-            kind(recipe, prepared, self.executor, self.before_evaluated_window)
-            for kind in (Validation, RetrievalValidation)
-        ]
+        self.evaluations = evaluations(recipe, prepared, self.executor, self.before_evaluated_window)
         self.watchdog: Watchdog | None = None
 
     def train(self) -> None:
@@ -214,22 +210,23 @@ class Trainer:
             return  # `finish` saves and evaluates
         if step % self.recipe.checkpoint.every == 0:
             self.checkpoints.save(self.position)
-        if self.recipe.evaluation.every and step % self.recipe.evaluation.every == 0:
+        if due := [one for one in self.evaluations if one.every and step % one.every == 0]:
             try:
-                self.evaluate(step, in_passing=True)
+                self.evaluate(step, due, in_passing=True)
             except Stopped:
                 self.stop()
 
-    def evaluate(self, step: int, *, in_passing: bool = False) -> None:
-        """Evaluate on the documents that the recipe names: held-out documents, generated documents, or both.
+    def evaluate(self, step: int, due: list[EvaluationInRun], *, in_passing: bool = False) -> None:
+        """Evaluate on held-out documents, generated documents or tasks, as the recipe names them, and log the figures.
 
         Args:
             step: optimizer step of the weights.
+            due: the evaluations to run.
             in_passing: evaluate only a part, as during training, instead of everything.
         """
         started = time.perf_counter()
-        for validation in self.validations:
-            validation.evaluate(step, in_passing=in_passing)
+        for evaluation in due:
+            self.log.evaluated(step, evaluation.evaluate(step, in_passing=in_passing))
         self.history.write("evaluation", step, seconds=round(time.perf_counter() - started, 3))
 
     def before_evaluated_window(self) -> None:
@@ -270,10 +267,13 @@ class Trainer:
         self.log.open(self.position.step)
 
     def finish(self) -> None:
-        """Save the run's last checkpoint, evaluate, and print the summary of the run."""
-        self.log.close()
-        checkpoint = self.checkpoints.last_save(self.position)
-        self.evaluate(self.position.step)
+        """Save the last checkpoint, evaluate, and print the summary of the run."""
+        self.log.end_progress()
+        try:
+            checkpoint = self.checkpoints.last_save(self.position)
+            self.evaluate(self.position.step, self.evaluations)
+        finally:
+            self.log.close()
         self.log.print_summary(checkpoint)
         self.history.write("end", self.position.step)
 

@@ -2,22 +2,18 @@
 
 import logging
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console
-from torch import Tensor
 
-from hmt_ds.data import WindowLoader, document_lengths, tokens_sha256
+from hmt_ds.data import document_lengths, tokens_sha256
 from hmt_ds.distributed.process_group import rank
 from hmt_ds.evaluation.figures import segments_needed
 from hmt_ds.evaluation.files import Evaluation, HeldOutData, evaluation_file, write_evaluation
 from hmt_ds.evaluation.read_documents import document_losses
-from hmt_ds.memory import Window
-from hmt_ds.memory.boundaries import Instead
 from hmt_ds.reporting.evaluation_tables import WIDTH, evaluation_table
 from hmt_ds.reporting.log import log_seconds
-from hmt_ds.training.evaluation_in_run import EvaluationInRun, as_window, warn_if_unwritable
+from hmt_ds.training.evaluation_in_run import EvaluationInRun, warn_if_unwritable
 
 logger = logging.getLogger(__name__)
 
@@ -25,12 +21,7 @@ logger = logging.getLogger(__name__)
 class Validation(EvaluationInRun):
     """Evaluates a model's loss on the held-out documents of ``data.validation``."""
 
-    @property
-    def rows(self) -> int:
-        """Number of rows (sequences) of a batch of held-out documents on each rank."""
-        return self.recipe.evaluation.batch_size or self.recipe.training.batch_size
-
-    def evaluate(self, step: int, *, in_passing: bool = False) -> None:
+    def evaluate(self, step: int, *, in_passing: bool = False) -> dict[str, float]:
         """Compute the loss of held-out documents, print it as a table, and write it to the run's folder.
 
         Does nothing if the recipe has no data.validation. All ranks must call it.
@@ -39,28 +30,26 @@ class Validation(EvaluationInRun):
             step: optimizer step of the weights.
             in_passing: measure only the loss with each document's own memories, as during training; otherwise also with
                 another document's memories and without any, which takes three times as long.
+
+        Returns:
+            ``evaluation/loss``, nats per token with the own memories; only on rank 0.
         """
         documents = self.prepared.validation
         if documents is None:
-            return
+            return {}
         segments_read, instead = self.recipe.evaluation.segments_read, [] if in_passing else self.instead
         with log_seconds(logger, "evaluating"):
             depth = segments_needed(segments_read)
-            losses = document_losses(self.reader, self.held_out(), len(documents), depth, instead)
-        if rank() == 0:
-            evaluation = Evaluation(step, self.data(), segments_read, losses)
-            self.show(evaluation)
-            if instead and "swapped" not in losses.losses:
-                needed = "it takes two rows of a batch that are within documents at a time"
-                print(f"another document's memories were not read: {needed} (evaluation.batch_size is {self.rows})")
-            self.write(evaluation)
-
-    @property
-    def instead(self) -> list[Instead]:
-        """The memories that replace a document's own for comparison: ``swapped`` (another document's) and ``none``."""
-        if self.recipe.memory.mode == "backbone":
-            return []
-        return ["swapped", "none"] if self.rows > 1 else ["none"]
+            losses = document_losses(self.reader, self.windows(documents), len(documents), depth, instead)
+        if rank() != 0:
+            return {}
+        evaluation = Evaluation(step, self.data(), segments_read, losses)
+        self.show(evaluation)
+        if instead and "swapped" not in losses.losses:
+            needed = "it takes two rows of a batch that are within documents at a time"
+            print(f"another document's memories were not read: {needed} (evaluation.batch_size is {self.rows})")
+        self.write(evaluation)
+        return {"evaluation/loss": float(losses.losses["own"].sum() / losses.tokens["own"].sum())}
 
     def data(self) -> HeldOutData:
         """Description of the held-out documents, stored with an evaluation's results.
@@ -110,25 +99,3 @@ class Validation(EvaluationInRun):
             write_evaluation(evaluation, file)
             plot_evaluation(evaluation.figures.rows, evaluation.figures.positions, file.with_suffix(".png"))
             print(f"evaluation  {file}, .npz and .png", flush=True)
-
-    def held_out(self) -> Iterable[tuple[Window, Tensor]]:
-        """Yield this rank's batches of the held-out documents.
-
-        Yields:
-            Consecutive segments of this rank's rows, and the index of each segment's document ``[rows, segments]``; -1
-            for an empty one.
-        """
-        assert self.prepared.validation is not None
-        for batch in WindowLoader(
-            self.prepared.validation,
-            segments=self.recipe.depths.largest,
-            segment_length=self.recipe.memory.segment_length,
-            seed=0,
-            shuffle=False,
-            epochs=1,
-            rank=self.reader.data_rank,
-            world_size=self.reader.data_ranks,
-            batch_size=self.rows,
-        ):
-            self.before_window()
-            yield as_window(batch), batch.documents

@@ -22,7 +22,8 @@ from hmt_ds.evaluation.read_documents import document_losses
 from hmt_ds.parallel.protocols import Reader
 from hmt_ds.preflight.prepare import prepare
 from hmt_ds.training.build import build_executor, build_reader, training_loader
-from hmt_ds.training.validation import Validation, as_window
+from hmt_ds.training.evaluation_in_run import as_window
+from hmt_ds.training.validation import Validation
 
 
 def tensor_bytes() -> int:
@@ -56,7 +57,7 @@ def compare(recipe_file: str, overrides: list[str], folder: Path, device: torch.
         validation = Validation(recipe, prepared, reader, lambda: None)
         assert prepared.validation is not None
         documents = len(prepared.validation)
-        found = document_losses(reader, validation.held_out(), documents, 4, validation.instead)
+        found = document_losses(reader, validation.windows(prepared.validation), documents, 4, validation.instead)
         return {name: values.tolist() for name, values in found.losses.items()}
 
     expected, executor_bytes = losses(executor), tensor_bytes() - before

@@ -48,7 +48,7 @@ def stopped_in_evaluation(monkeypatch: pytest.MonkeyPatch, saver: FakeSaver, eve
         evaluation=SimpleNamespace(every=4),
     )
     run.checkpoints, run.bad_steps = checkpoints, SimpleNamespace(consecutive=0)
-    run.log = SimpleNamespace(close=lambda: None)
+    run.log = SimpleNamespace(close=lambda: None, evaluated=lambda *_: None)
     run.history = checkpoints.history = SimpleNamespace(write=lambda *_, **__: None)
 
     def training_step(step: int, windows: Any, loading_seconds: float) -> Any:
@@ -62,7 +62,7 @@ def stopped_in_evaluation(monkeypatch: pytest.MonkeyPatch, saver: FakeSaver, eve
     monkeypatch.setattr(run, "steps", lambda: ((n, [], 0.0) for n in range(1, 9)))
     monkeypatch.setattr(trainer, "has_new_shift", lambda recipe: False)
     monkeypatch.setattr(run, "training_step", training_step)
-    run.validations = [SimpleNamespace(evaluate=evaluate)]
+    run.evaluations = [SimpleNamespace(evaluate=evaluate, every=4)]
     with pytest.raises(Stopped) as said:
         run.fit()
     return str(said.value)

@@ -38,6 +38,7 @@ OTHERS = {
     # of what a command draws itself, whatever the run's seed was
     ("generation/options.py", "ChatOptions", "seed"),
     *(("tasks/options.py", name, "seed") for name in ("TaskOptions", "WriteOptions")),
+    ("tasks/options.py", "TaskOptions", "tasks"),  # of a model that may be no run
 }
 
 

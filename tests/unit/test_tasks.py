@@ -18,13 +18,13 @@ from tiny_folder import write_tiny
 from hmt_ds import cli
 from hmt_ds.data import load_tokenizer
 from hmt_ds.data.formats import PARTS
+from hmt_ds.data.haystack import Haystack
+from hmt_ds.data.stories import TASKS, Story
 from hmt_ds.generation.model import load_model
 from hmt_ds.generation.options import ChatOptions
 from hmt_ds.reporting.task_tables import wilson
-from hmt_ds.tasks.haystack import Haystack
 from hmt_ds.tasks.readings import CHANGES, Readings
 from hmt_ds.tasks.scores import exact_match, f1, names_only
-from hmt_ds.tasks.stories import TASKS, Story
 from hmt_ds.tasks.write_tasks import row_of
 
 ADAPTED = {"interface": "adapted", "recalled_memories": 2}

@@ -7,9 +7,9 @@ from random import Random
 
 from transformers import PreTrainedTokenizerBase
 
-from hmt_ds.tasks.stories import TASKS, Story
+from hmt_ds.data.stories import TASKS, Story
 
-SAMPLES = Path(__file__).parents[1] / "data/samples"
+SAMPLES = Path(__file__).parent / "samples"
 NOVELS = {"train": "prideprejudice.txt", "test": "persuasion.txt"}  # what is asked about is never the noise of training
 SENTENCE = re.compile(r"(?<=[.!?][\"']|.[.!?])(?<!Mr\.)(?<!Mrs\.)\s+(?=[\"'A-Z])")
 
@@ -20,7 +20,7 @@ class Task:
 
     Attributes:
         text: the document, without the question.
-        question: text that follows the document and ends in ``Answer:``.
+        question: text that follows the document and ends in `Answer:`.
         story: the facts that the document hides, the question and the right answer.
         place: where the last fact that the answer needs begins, as a fraction of the document (0 to 1).
     """
@@ -36,7 +36,7 @@ class Haystack:
 
     Args:
         tokenizer: counts tokens.
-        part: ``train`` or ``test``, which use different novels.
+        part: `train` or `test`, which use different novels.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, part: str):
@@ -55,14 +55,14 @@ class Haystack:
         return len(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
     def task(self, name: str, length: int, seed: int) -> Task:
-        """Make a document of about ``length`` tokens, not counting the question; equal arguments give equal documents.
+        """Make a document of about `length` tokens, not counting the question; equal arguments give equal documents.
 
         The facts are inserted at random places, in order, among consecutive sentences of a novel, which begin at a
-        random one and continue from the novel's beginning after its end. If the facts alone are longer than ``length``,
+        random one and continue from the novel's beginning after its end. If the facts alone are longer than `length`,
         the document has no sentences of the novel.
 
         Args:
-            name: name of the task: ``passkey``, or ``babilong-qa1`` to ``babilong-qa5``.
+            name: name of the task: `passkey`, or `babilong-qa1` to `babilong-qa5`.
             length: tokens of the document.
             seed: seed of the random choices.
         """

@@ -26,7 +26,7 @@ class Story:
         facts: sentences, in the order in which a document has them.
         question: the question, without its answer.
         answer: the right answer, one word.
-        told: index in ``facts`` of the last fact that the answer needs.
+        told: index in `facts` of the last fact that the answer needs.
         labels: all words that could be answers to such a question; empty if any word could be.
     """
 
@@ -38,7 +38,7 @@ class Story:
 
 
 class World:
-    """A simulated world of people who walk, take things and drop them; every event appends a sentence to ``facts``.
+    """A simulated world of people who walk, take things and drop them; every event appends a sentence to `facts`.
 
     Args:
         random: source of the random choices.
@@ -98,7 +98,7 @@ class World:
         dropped.
 
         Args:
-            events: number of sentences in ``facts`` at the end.
+            events: number of sentences in `facts` at the end.
         """
         while len(self.facts) < events:
             self.go() if self.random.random() < 0.66 else self.handle()
