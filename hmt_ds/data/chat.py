@@ -201,11 +201,11 @@ def render(
     """Render messages with a chat template; return the text and the character spans that the template marks as answers.
 
     Args:
+        chat: The conversation's messages, already checked.
+        tokenizer: Supplies the special tokens that the template writes.
+        template: The chat template (Jinja).
         options: Options of transformers' `render_jinja_template`; without `return_assistant_tokens_mask=True` the list
             of spans is empty.
-        chat: The conversation's messages, already checked.
-        template: The chat template (Jinja).
-        tokenizer: Supplies the special tokens that the template writes.
 
     Raises:
         DataError: The template raises an error.

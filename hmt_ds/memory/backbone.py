@@ -24,10 +24,10 @@ class Backbone(Protocol):
         dim]``.
 
         Args:
+            embeddings: ``[batch, positions, dim]``.
             mask: ``[batch, positions]`` bool, False at positions that attention must not see; None: all may be seen.
             parts: ``[batch, positions]`` int64, the number of the document at each position. A position attends only to
                 its own document, and position ids count from the document's start. None: one document per row.
-            embeddings: ``[batch, positions, dim]``.
         """
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -79,9 +79,9 @@ class Boundaries:
         Memories from before the window get none: backpropagation is truncated there.
 
         Args:
+            n: index of the segment, from 0.
             gradient: ``[batch, cached, memory_tokens, dim]``, multiplied by ``scale``; None adds nothing.
             scale: loss scale to divide by; 1 except in fp16.
-            n: index of the segment, from 0.
         """
         if gradient is not None:
             seen = min(n, gradient.shape[1])
@@ -92,8 +92,8 @@ class Boundaries:
         """Return the memory state after the last segment, detached from the graph.
 
         Args:
-            tail: ``[batch, sensory_tokens]``, the last token ids of the window.
             window: the segments of all rows.
+            tail: ``[batch, sensory_tokens]``, the last token ids of the window.
         """
         start = max(0, self.carried + len(window) - self.keep)
         valid = self.documents[:, start:] == self.writing[:, -1:]

@@ -59,12 +59,12 @@ def read_window(
 
     Args:
         read: the model, or an engine around it.
+        settings: settings of the memory.
+        window: the segments of all rows.
         state: memories of earlier segments.
         instead: read each segment once more with these other memories: ``swapped`` (another document's), ``none``. Only
             the losses are kept, as ``loss_instead`` of the output.
         options: keyword arguments of the model: ``mode``, ``with_logits``, ``by_token``.
-        window: the segments of all rows.
-        settings: settings of the memory.
     """
     before = state.tail
     summarises = settings.summarises and options.get("mode", "hmt") == "hmt"
@@ -106,6 +106,7 @@ def backward_through_time(
 
     Args:
         read: the model, or an engine around it; called with a segment or a summary.
+        settings: settings of the memory.
         window: the segments of all rows, on the model's device; or on the host, and then memories are kept there too.
         state: memories of earlier segments, on the model's device.
         weight: factor of the loss; usually 1 / labels of the global batch.
@@ -115,7 +116,6 @@ def backward_through_time(
         loss_scale: factor that ``backward`` multiplies its scalar by; 1 except in fp16.
         phase: times parts of the work: called with ``summary``, ``forward``, ``recompute`` or ``backward``, returns a
             context.
-        settings: settings of the memory.
 
     Returns:
         Losses and retrieval statistics, and the memory state after the window, detached: backpropagation is truncated
@@ -176,8 +176,8 @@ class Unroll:
         """Run the model on segment n; its graph ends at the memories that it retrieves from and at its retrieval query.
 
         Args:
-            options: keyword arguments of the model, such as ``with_loss``.
             n: index of the segment, from 0.
+            options: keyword arguments of the model, such as ``with_loss``.
         """
         memories, valid = self.borders.before(n)
         memories = memories.detach().requires_grad_(n > 0 and memories.shape[1] > 0)

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple, overload
 import torch
 from torch import Tensor, nn
 
-from hmt_ds.memory.backbone import Backbone
 from hmt_ds.memory.loss import cross_entropy, row_losses
 from hmt_ds.memory.prompts import MemoryEmbedding, Prompt, normalized
 from hmt_ds.memory.recall import Recall, Recalled, Selection
-from hmt_ds.memory.segments import Segment, Summary, places_in_parts
+from hmt_ds.memory.segments import Segment, Summary
+from hmt_ds.memory.sequence import PromptedBackbone
 from hmt_ds.memory.settings import MemorySettings, Mode
 
 
@@ -43,7 +43,7 @@ class SegmentOutput(NamedTuple):
     loss_instead: Tensor | None = None
 
 
-class HMT(nn.Module):
+class HMT(PromptedBackbone):
     """A backbone with a memory: ``forward`` reads one segment, with a prompt made from the memories of earlier
     segments.
 
@@ -51,18 +51,10 @@ class HMT(nn.Module):
     """
 
     def __init__(self, backbone: nn.Module, settings: MemorySettings):
-        super().__init__()
-        self.backbone: Backbone = backbone  # type: ignore[assignment]
-        self.settings = settings
+        super().__init__(backbone, settings)
         self.cross_entropy = cross_entropy  # an executor puts a compiled one here
-        dim = self.backbone.dim
-        adapted, memory = settings.interface == "adapted", settings.mode != "backbone"
-        if adapted:
-            self.sink = Prompt(1, dim)
-        if memory:
-            self.initial_prompt = Prompt(settings.memory_tokens, dim)
-        if memory and adapted:
-            self.write_prompt = Prompt(settings.memory_tokens, dim)
+        dim, adapted = self.backbone.dim, settings.interface == "adapted"
+        if adapted and settings.mode != "backbone":
             self.memory_embedding = MemoryEmbedding(dim)
         if settings.summarises:
             self.summary_prompt = Prompt(settings.memory_tokens, dim)
@@ -169,8 +161,8 @@ class HMT(nn.Module):
             query: ``[batch, memory_tokens, dim]``, the segment's retrieval query; needed in mode hmt.
             memories: ``[batch, cached, memory_tokens, dim]``, oldest first.
             valid: ``[batch, cached]`` bool, which memories belong to the row's document.
-            targets: ``[batch]`` int64, how many memories back the right one is; 0 or None if unknown.
             mode: ``hmt`` (retrieval) or ``rmt`` (last memories).
+            targets: ``[batch]`` int64, how many memories back the right one is; 0 or None if unknown.
         """
         cached = valid.shape[1]
         if self.settings.interface == "adapted":
@@ -240,137 +232,6 @@ class HMT(nn.Module):
         others += [self.write_prompt(1)] if self.settings.interface == "adapted" else []
         return query + 0 * torch.stack([other.mean() for other in others]).mean()
 
-    def read(self, part: Segment | Summary, prompt: Tensor, mode: Mode | None = None) -> tuple[Tensor, Tensor]:
-        """Run the backbone on a segment between its prompts: [prompt | tokens | prompt | padding] (equations 2, 4 and
-        5).
-
-        Args:
-            part: the segment, or a summary (the tokens that retrieval queries are made of).
-            prompt: ``[batch, prompt_tokens, dim]``, the memory prompt; 0 tokens without memory.
-            mode: memory mode; default: that of the settings.
-
-        Returns:
-            Hidden states of the tokens ``[batch, tokens, dim]``, and of the positions after them, which are the new
-            memory ``[batch, memory_tokens, dim]``.
-        """
-        return self.leave(part, self.decode(part, self.enter(part, prompt), mode), mode)
-
-    def around(self, part: Segment | Summary, prompt: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the embeddings to put in front of a segment's tokens, and right behind them.
-
-        With ``interface: paper`` both are the prompt; with ``adapted`` a learned attention sink and the prompt in
-        front, and learned write embeddings behind. The sink is there even without memory, so that a baseline has it
-        too.
-
-        Args:
-            prompt: ``[batch, prompt_tokens, dim]``, the memory prompt; 0 tokens without memory.
-            part: the segment, or a summary (the tokens that retrieval queries are made of).
-
-        Returns:
-            ``[batch, .., dim]`` in front, and ``[batch, memory_tokens, dim]`` behind.
-        """
-        if self.settings.interface == "paper":
-            return prompt, prompt
-        sink = self.sink(len(prompt))
-        if isinstance(part, Summary):
-            return sink, prompt
-        behind = self.write_prompt(len(prompt)) if prompt.shape[1] else prompt
-        return torch.cat([sink, prompt.to(sink.dtype)], dim=1), behind
-
-    def lengths_around(self, part: Segment | Summary, mode: Mode | None) -> tuple[int, int]:
-        """Return the number of embeddings in front of a segment's (or summary's) tokens, and the number right behind
-        them.
-
-        Args:
-            part: the segment, or a summary (the tokens that retrieval queries are made of).
-            mode: memory mode; None for that of the settings.
-        """
-        size = self.settings
-        if isinstance(part, Summary):
-            return size.sink_tokens or size.memory_tokens, size.memory_tokens
-        return size.sink_tokens + size.prompt_tokens(mode), size.write_tokens(mode)
-
-    def enter(self, part: Segment | Summary, prompt: Tensor) -> Tensor:
-        """Embed everything that the backbone reads for a segment or summary: ``[batch, positions, dim]``, padding at
-        the end.
-
-        The embeddings behind the tokens follow each row's last token directly, so a causal model never sees padding
-        first.
-
-        Args:
-            prompt: ``[batch, prompt_tokens, dim]``, the memory prompt; 0 tokens without memory.
-            part: the segment, or a summary (the tokens that retrieval queries are made of).
-        """
-        tokens = self.backbone.embed(part.tokens)
-        before, behind = (x.to(tokens.dtype) for x in self.around(part, prompt))
-        if isinstance(part, Segment) and part.parts is not None:
-            tokens, behind = self.with_beginnings(part, part.parts, tokens, prompt, behind)
-        at = positions_behind(part, before.shape[1], behind.shape[1])[:, :, None].expand_as(behind)
-        return torch.cat([before, tokens, torch.zeros_like(behind)], dim=1).scatter(1, at, behind)
-
-    def with_beginnings(
-        self, part: Segment, parts: Tensor, tokens: Tensor, prompt: Tensor, behind: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Fill the gap before each further document of a segment with the embeddings that precede a document's first
-        segment.
-
-        Args:
-            parts: ``[batch, tokens]`` int64, number of the document at each position.
-            tokens: ``[batch, tokens, dim]``, token embeddings with gaps.
-            prompt: ``[batch, prompt_tokens, dim]``, the memory prompt of the segment's first document.
-            behind: ``[batch, memory_tokens, dim]``, embeddings behind the tokens of a row whose last document began
-                earlier.
-            part: the segment, in which several documents share rows.
-
-        Returns:
-            The embeddings of tokens and gaps, and the embeddings behind each row's last document, in the shapes given.
-        """
-        initial = prompt
-        if prompt.shape[1]:
-            initial = self.initial_prompt(len(prompt)).repeat(1, prompt.shape[1] // self.settings.memory_tokens, 1)
-        before, behind_first = (x.to(tokens.dtype) for x in self.around(part, initial))
-        behind = torch.where(parts[:, -1:, None] > 0, behind_first, behind)
-        if not before.shape[1]:
-            return tokens, behind
-        place = places_in_parts(parts)
-        gap = (parts > 0) & (place < before.shape[1])
-        at = place.clamp(max=before.shape[1] - 1)[:, :, None].expand_as(tokens)
-        return torch.where(gap[:, :, None], before.gather(1, at), tokens), behind
-
-    def decode(self, part: Segment | Summary, embeddings: Tensor, mode: Mode | None = None) -> Tensor:
-        """Run the backbone's layers on embedded tokens and prompts; return hidden states, both ``[batch, positions,
-        dim]``.
-
-        Args:
-            part: the segment, or a summary (the tokens that retrieval queries are made of), that was embedded.
-            mode: memory mode; default: that of the settings.
-            embeddings: ``[batch, positions, dim]``.
-        """
-        mask, parts = part.mask, part.parts if isinstance(part, Segment) else None
-        if mask is not None:
-            mask = nn.functional.pad(mask, self.lengths_around(part, mode), value=True)
-        if parts is None:
-            return self.backbone.decode(embeddings, mask)
-        before, behind = self.lengths_around(part, mode)
-        parts = torch.cat([nn.functional.pad(parts, (before, 0)), parts[:, -1:].expand(-1, behind)], dim=1)
-        return self.backbone.decode(embeddings, mask, parts)
-
-    def leave(self, part: Segment | Summary, hidden: Tensor, mode: Mode | None = None) -> tuple[Tensor, Tensor]:
-        """Split hidden states into those of the tokens, and those of the positions behind them, which are the new
-        memory.
-
-        Args:
-            hidden: ``[batch, positions, dim]``, of prompts, tokens and padding.
-            part: the segment, or a summary (the tokens that retrieval queries are made of).
-            mode: memory mode; default: that of the settings.
-
-        Returns:
-            ``[batch, tokens, dim]`` and ``[batch, memory_tokens, dim]``.
-        """
-        before, behind = self.lengths_around(part, mode)
-        at = positions_behind(part, before, behind)[:, :, None].expand(-1, -1, hidden.shape[2])
-        return hidden[:, before : before + part.tokens.shape[1]], hidden.gather(1, at)
-
     def score(
         self,
         part: Segment,
@@ -384,12 +245,12 @@ class HMT(nn.Module):
         """Compute losses and logits of a segment from its tokens' hidden states.
 
         Args:
+            part: the segment, with its labels.
             hidden: ``[batch, tokens, dim]``, those of tokens repeated from the previous segment included.
             with_loss: False returns losses of 0 and skips the output head.
             with_logits: return the logits too.
             backward_follows: the backward pass comes next, so logits may be kept for it instead of recomputed.
             by_token: return the loss of each token instead of their sum.
-            part: the segment, with its labels.
 
         Returns:
             Cross-entropy in nats ``[batch]`` (by token ``[batch, segment_length]``), and logits ``[batch,
@@ -403,14 +264,3 @@ class HMT(nn.Module):
         how: dict[str, Any] = {"cross_entropy": self.cross_entropy, "backward_follows": backward_follows}
         how |= {"weights": part.weights, "by_token": by_token}
         return row_losses(head, hidden, part.labels, vocabulary, **how), logits
-
-
-def positions_behind(part: Segment | Summary, before: int, behind: int) -> Tensor:
-    """Return the index in the sequence of each embedding that is put behind a row's tokens, ``[batch, behind]``.
-
-    Args:
-        before: number of embeddings in front of the tokens.
-        behind: number of embeddings behind the tokens.
-        part: the segment, or a summary (the tokens that retrieval queries are made of).
-    """
-    return (before + part.lengths)[:, None] + torch.arange(behind, device=part.lengths.device)

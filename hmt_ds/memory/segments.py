@@ -168,8 +168,8 @@ class Window:
         front.
 
         Args:
-            before: ``[batch, sensory_tokens]``, the last token ids before the first segment.
             n: index of the segment.
+            before: ``[batch, sensory_tokens]``, the last token ids before the first segment.
             settings: settings of the memory.
         """
         fresh, going_on, k = self.input_ids[:, n], ~self.starts[:, n], settings.sensory_tokens
@@ -204,8 +204,8 @@ class Window:
         no query depends on a token that is yet to be predicted.
 
         Args:
-            before: ``[batch, sensory_tokens]``, the last token ids before the first segment.
             first, end: index of the first segment, and of the one behind the last.
+            before: ``[batch, sensory_tokens]``, the last token ids before the first segment.
             settings: settings of the memory.
         """
         j = settings.summary_length

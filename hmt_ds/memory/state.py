@@ -42,9 +42,9 @@ class MemoryState:
             memory_tokens: embeddings per memory.
             dim: embedding width.
             sensory_tokens: number of last token ids to keep.
-            cached: number of invalid memories to begin with, so that all segments have tensors of one shape.
             dtype: dtype of the memories.
             device: device of all tensors.
+            cached: number of invalid memories to begin with, so that all segments have tensors of one shape.
         """
         return cls(
             memories=torch.zeros(batch, cached, memory_tokens, dim, dtype=dtype, device=device),

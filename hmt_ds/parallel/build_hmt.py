@@ -36,8 +36,8 @@ def build_hmt(
         ds_config: DeepSpeed's configuration, every ``auto`` filled in.
         precision: ``fp32``, ``bf16`` or ``fp16``.
         train: which weights of the backbone are trained: ``whole``, ``frozen`` or ``lora``.
-        seed: seed of all random weights.
         lora: LoRA settings; required if ``train`` is ``lora``.
+        seed: seed of all random weights.
         device: device on which the backbone's random weights are created.
         trust_remote_code: whether Python code of the folder or the hub model may run.
 
