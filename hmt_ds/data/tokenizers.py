@@ -11,6 +11,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from sentencepiece import SentencePieceProcessor
 from sentencepiece.sentencepiece_model_pb2 import ModelProto, TrainerSpec
+from tokenizers.models import BPE
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from hmt_ds.data.errors import DataError, first_line
@@ -43,7 +44,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
         _check_hub_name(path)
     tokenizer = _load_hugging_face(path)
     if model.is_file() and not (local / "tokenizer.json").exists():
-        _check_same_ids(tokenizer, model)
+        _give_same_ids(tokenizer, model)
     return tokenizer
 
 
@@ -97,7 +98,7 @@ def _load_sentencepiece(model: Path) -> PreTrainedTokenizerBase:
         write_config(Path(folder))
         tokenizer = _load_hugging_face(folder)
     tokenizer.name_or_path = str(model)  # not the temporary folder
-    _check_same_ids(tokenizer, model)
+    _give_same_ids(tokenizer, model)
     return tokenizer
 
 
@@ -134,17 +135,58 @@ def _read_processor(model: Path) -> SentencePieceProcessor:
     return processor
 
 
-def _check_same_ids(tokenizer: PreTrainedTokenizerBase, model: Path) -> None:
+def _give_same_ids(tokenizer: PreTrainedTokenizerBase, model: Path) -> None:
+    """Check that a tokenizer that `transformers` made of a sentencepiece model gives its ids; order its merges if not.
+
+    `transformers` merges pieces in the order of their ids. In Mistral's models that is not the order of
+    their scores, by which sentencepiece merges: runs of blanks have low ids and the lowest score.
+
+    Raises:
+        DataError: It gives other ids with ordered merges too.
+    """
     processor = _read_processor(model)
     pieces = [processor.id_to_piece(n).strip("▁") for n in range(processor.vocab_size()) if _is_normal(processor, n)]
     text = PROBE + " ".join(pieces).replace("▁", " ")  # each piece: of a damaged one only its own words may differ
-    theirs, ours = processor.encode(text), tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-    if ours != theirs or len(tokenizer) != processor.vocab_size():
+    theirs = processor.encode(text)
+
+    def ids() -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+
+    if ids() != theirs and _only_blanks_are_late(processor):
+        _merge_by_score(tokenizer, processor)
+    if (ours := ids()) != theirs or len(tokenizer) != processor.vocab_size():
         raise DataError(
             f"{model} normalises text or has special pieces that transformers does not follow "
             f"({len(ours)} ids where sentencepiece gives {len(theirs)}; {len(tokenizer)} and "
             f"{processor.vocab_size()} pieces): convert it to a Hugging Face tokenizer (tokenizer.json)"
         )
+
+
+def _only_blanks_are_late(processor: SentencePieceProcessor) -> bool:
+    """Return whether scores fall with ids, except those of runs of blanks; in a damaged file others may not."""
+    pieces = [
+        n for n in range(processor.vocab_size()) if _is_normal(processor, n) and processor.id_to_piece(n).strip("▁")
+    ]
+    scores = [processor.get_score(n) for n in pieces]
+    return scores == sorted(scores, reverse=True)
+
+
+def _merge_by_score(tokenizer: PreTrainedTokenizerBase, processor: SentencePieceProcessor) -> None:
+    """Make a fast tokenizer merge pairs of pieces by the score of what they become, highest first.
+
+    Args:
+        tokenizer: The tokenizer to change.
+        processor: The sentencepiece model that it was made of.
+    """
+    vocabulary = {processor.id_to_piece(n): n for n in range(processor.vocab_size())}
+    normal = [piece for piece, n in vocabulary.items() if _is_normal(processor, n)]
+    by_score = sorted(normal, key=lambda piece: -processor.get_score(vocabulary[piece]))
+    pairs = ((piece[:at], piece[at:]) for piece in by_score for at in range(1, len(piece)))
+    merges = [(left, right) for left, right in pairs if left in vocabulary and right in vocabulary]
+    unknown = processor.id_to_piece(processor.unk_id())
+    tokenizer.backend_tokenizer.model = BPE(
+        vocab=vocabulary, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True
+    )
 
 
 def _is_normal(processor: SentencePieceProcessor, piece: int) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from transformers import PreTrainedTokenizerFast
 
 import hmt_ds.data
@@ -92,6 +93,41 @@ def test_special_pieces_with_other_names_and_without_bos(tmp_path):
     model = train(tmp_path / "b.model", bos_id=-1, **options)
     tokenizer, own = load_tokenizer(str(model)), SentencePieceProcessor(model_file=str(model))
     assert tokenizer("It is a truth").input_ids == own.encode("It is a truth")
+
+
+def low_ids_with_low_scores(model: Path, path: Path) -> Path:
+    """Write a sentencepiece model with runs of blanks as in Mistral's: low ids, the lowest score."""
+    proto = ModelProto.FromString(model.read_bytes())
+    found = [one for one in proto.pieces if "▁▁" not in one.piece]
+    blanks = [ModelProto.SentencePiece(piece="▁" * n, score=-1e9) for n in (2, 4)]
+    del proto.pieces[:]
+    proto.pieces.extend([*found[:259], *blanks, *found[259:]])
+    proto.trainer_spec.vocab_size = len(proto.pieces)
+    path.write_bytes(proto.SerializeToString())
+    return path
+
+
+@pytest.mark.parametrize("configured", [False, True], ids=["model alone", "with tokenizer_config.json"])
+def test_merges_follow_the_scores_and_not_the_ids(folder, tmp_path, configured):
+    """transformers' own conversion gives another id for each blank before a word that follows one."""
+    model = low_ids_with_low_scores(folder / "tokenizer.model", tmp_path / "tokenizer.model")
+    if configured:
+        shutil.copyfile(folder / "tokenizer_config.json", tmp_path / "tokenizer_config.json")
+    own, tokenizer = SentencePieceProcessor(model_file=str(model)), load_tokenizer(str(tmp_path))
+    text = "two  words, three   blanks\n    four, and a novel: " + NOVEL.read_text()
+    ids = tokenizer(text).input_ids
+    assert ids == [1, *own.encode(text)] and own.piece_to_id("▁▁") in ids
+    tokenizer.save_pretrained(tmp_path / "saved")
+    assert load_tokenizer(str(tmp_path / "saved"))(text).input_ids == ids
+
+
+def test_a_score_that_is_damaged_is_no_other_order(folder, tmp_path):
+    """sentencepiece follows it without a word: refused."""
+    proto = ModelProto.FromString((folder / "tokenizer.model").read_bytes())
+    proto.pieces[260].score = -1e9
+    (tmp_path / "tokenizer.model").write_bytes(proto.SerializeToString())
+    with pytest.raises(DataError, match="that transformers does not follow"):
+        load_tokenizer(str(tmp_path))
 
 
 def test_a_hugging_face_folder(tokenizer, tmp_path):
