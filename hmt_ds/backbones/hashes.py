@@ -75,8 +75,8 @@ class HashedFolder:
         """Load a model as transformers does, after comparing its files with the hashes in the folder's sha256.json.
 
         Args:
-            pretrained_model_name_or_path: the folder, or a hub name, which is not checked. arguments, options:
-                transformers' arguments of the method of the same name.
+            pretrained_model_name_or_path: the folder, or a hub name, which is not checked.
+            arguments, options: transformers' arguments of the method of the same name.
 
         Raises:
             BackboneError: a file of weights differs.
@@ -89,7 +89,8 @@ class HashedFolder:
         """Save the model as transformers does, and delete the folder's sha256.json, whose hashes would be outdated.
 
         Args:
-            save_directory: the folder. arguments, options: transformers' arguments of the method of the same name.
+            save_directory: the folder.
+            arguments, options: transformers' arguments of the method of the same name.
         """
         Path(save_directory, HASHES).unlink(missing_ok=True)
         super().save_pretrained(save_directory, *arguments, **options)  # type: ignore[misc]

@@ -151,7 +151,8 @@ class Saver:
         Only the first error is kept; all ranks then raise it together.
 
         Args:
-            action: the function. arguments, options: its positional and keyword arguments.
+            action: the function.
+            arguments, options: its positional and keyword arguments.
         """
         try:
             action(*arguments, **options)

@@ -296,9 +296,5 @@ def with_interval(value: Interval) -> str:
 
 
 def format_value(value: float | None) -> str:
-    """Format a number with three decimals for a table cell; a dash for None.
-
-    Args:
-        value: the number.
-    """
+    """Format a number with three decimals for a table cell; a dash for None."""
     return "-" if value is None else f"{value:z,.3f}"

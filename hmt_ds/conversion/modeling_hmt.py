@@ -135,11 +135,7 @@ class HMTForCausalLM(HashedFolder, PreTrainedModel, MemoryGenerationMixin):
         return self.backbone_model.get_input_embeddings()
 
     def set_input_embeddings(self, value: Any) -> None:
-        """Replace the backbone's token embeddings module.
-
-        Args:
-            value: the new module.
-        """
+        """Replace the backbone's token embeddings module by ``value``."""
         self.backbone_model.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> Any:
@@ -147,11 +143,7 @@ class HMTForCausalLM(HashedFolder, PreTrainedModel, MemoryGenerationMixin):
         return self.backbone_model.get_output_embeddings()
 
     def set_output_embeddings(self, new_embeddings: Any) -> None:
-        """Replace the backbone's output head module.
-
-        Args:
-            new_embeddings: the new module.
-        """
+        """Replace the backbone's output head module by ``new_embeddings``."""
         self.backbone_model.set_output_embeddings(new_embeddings)
 
     @property
@@ -245,8 +237,8 @@ class HMTForCausalLM(HashedFolder, PreTrainedModel, MemoryGenerationMixin):
 
         Args:
             window: the documents, one per row, cut into segments.
-            alignment: map between padded and left-aligned rows; None without padding. first, end: range of positions
-                whose logits are returned.
+            alignment: map between padded and left-aligned rows; None without padding.
+            first, end: range of positions whose logits are returned.
             with_loss: whether to compute the loss.
 
         Returns:

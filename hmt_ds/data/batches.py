@@ -68,8 +68,8 @@ class WindowLoader:
         tokens: Tokenized documents from `tokenize_documents`.
         segments: Segments per row of each batch; or a function of the batch's number (0 for the first one here).
         segment_length: Tokens per segment, the width of every batch.
-        seed: Determines the order of the documents in each epoch. rank, world_size: Rank and size of the data-parallel
-            group.
+        seed: Determines the order of the documents in each epoch.
+        rank, world_size: Rank and size of the data-parallel group.
         batch_size: Rows per rank.
         shuffle: False to keep the documents in their own order in every epoch.
         epochs: Number of passes over the documents; None to go on without end.

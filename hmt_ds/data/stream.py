@@ -49,7 +49,8 @@ class Stream:
     A part depends only on its number, so one that was deleted is made again, by reading the source from its beginning.
 
     Args:
-        keys: Which rows are read. tokenizer, format: Tokenizer, and how rows become tokens.
+        keys: Which rows are read.
+        tokenizer, format: Tokenizer, and how rows become tokens.
         folder: Where the parts are kept; used by one run alone.
         makes: Whether this process makes parts; otherwise it waits until another process has made them.
     """

@@ -283,11 +283,7 @@ def _fingerprint(documents: Dataset, tokenizer: PreTrainedTokenizerBase, add_eos
 
 def tokenizer_content(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
     """Return everything that a tokenizer's ids depend on, as JSON values, to hash for a cache: its content, never its
-    path.
-
-    Args:
-        tokenizer: The tokenizer.
-    """
+    path."""
     backend = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else _python_content(tokenizer)
     content = [type(tokenizer).__name__, backend, tokenizer("").input_ids, tokenizer.eos_token_id]
     if getattr(tokenizer, "split_special_tokens", False):  # in tokenizer_config.json; the backend does not know it

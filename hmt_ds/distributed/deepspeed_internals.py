@@ -26,11 +26,7 @@ GRADIENT_TENSORS = (
 
 
 def untyped(thing: object) -> Any:
-    """Return an object typed as Any, to access private attributes that its declared type lacks.
-
-    Args:
-        thing: the object.
-    """
+    """Return an object typed as Any, to access private attributes that its declared type lacks."""
     return thing
 
 
@@ -155,9 +151,6 @@ def gradient_shard(engine: Engine[Model]) -> Tensor | None:
     """Return ZeRO-3's flat buffer with this rank's shard of the gradients, ``[shard elements]``.
 
     None at other ZeRO stages, and with an offloaded optimizer, because the buffer is then page-locked host memory.
-
-    Args:
-        engine: the engine.
     """
     optimizer = untyped(engine).optimizer
     return None if getattr(optimizer, "offload_optimizer", False) else getattr(optimizer, GRADIENT_SHARD, None)
@@ -168,9 +161,6 @@ def fp32_gradient_sums(engine: Engine[Model]) -> dict[nn.Parameter, Tensor]:
     empty.
 
     The optimizer's step zeroes the buffers.
-
-    Args:
-        engine: the engine.
     """
     optimizer = untyped(engine).optimizer
     if not isinstance(optimizer, BF16_Optimizer):
@@ -194,11 +184,8 @@ def all_reduce_fp32_sums(engine: Engine[Model]) -> None:
 
 
 def gradient_tensors(engine: Engine[Model]) -> list[object]:
-    """Return all buffers in which DeepSpeed's optimizer keeps gradients, as nested containers, to measure their bytes.
-
-    Args:
-        engine: the engine.
-    """
+    """Return all buffers in which DeepSpeed's optimizer keeps gradients, nested in containers, to measure
+    their size."""
     return [getattr(untyped(engine).optimizer, name, None) for name in GRADIENT_TENSORS]
 
 
@@ -240,9 +227,6 @@ def mark_leaf(module: nn.Module) -> None:
     """Let ZeRO-3 gather all weights of one module at once.
 
     DeepSpeed's own ``set_z3_leaf_modules`` would mark all modules of a class.
-
-    Args:
-        module: the module.
     """
     untyped(module)._z3_leaf = True
 
@@ -308,9 +292,6 @@ def group_of_buffers(engine: Engine[Model]) -> list[int]:
     """Return the index of the parameter group of each of the optimizer's flat fp32 buffers.
 
     ZeRO-3 can have several buffers per group.
-
-    Args:
-        engine: the engine.
     """
     number = range(len(master_buffers(engine)))
     to_group = untyped(engine).optimizer.sub_group_to_group_id if engine.zero_optimization_stage() == 3 else number

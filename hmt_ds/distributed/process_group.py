@@ -192,11 +192,8 @@ def leave() -> None:
 
 
 def end_process(code: int) -> NoReturn:
-    """Flush all output and exit at once: a normal exit is sometimes aborted by gloo's threads.
-
-    Args:
-        code: the exit code.
-    """
+    """Flush all output and exit at once with exit code ``code``: a normal exit is sometimes aborted by
+    gloo's threads."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -227,30 +224,18 @@ def report_lost_rank() -> Iterator[None]:
 
 
 def is_lost_contact(error: RuntimeError) -> bool:
-    """Return whether an error of a collective means that NCCL or gloo has lost the connection to another rank.
-
-    Args:
-        error: the error.
-    """
+    """Return whether an error of a collective means that NCCL or gloo has lost the connection to another rank."""
     return isinstance(error, torch.distributed.DistError) or bool(BACKENDS.search(str(error)))
 
 
 def lost_contact(error: RuntimeError) -> str:
-    """Describe in one line, for the user, that this rank has lost the connection to another one.
-
-    Args:
-        error: error of a collective.
-    """
+    """Describe in one line, for the user, a collective's error: this rank has lost the connection to another one."""
     said = str(error).strip().partition("\n")[0].partition(". This is typically")[0]
     return f"rank {rank()} lost contact with another rank: {said}; see the other rank's error"
 
 
 def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
-    """All-reduce a tensor in place: sum it over all ranks; return the same tensor.
-
-    Args:
-        values: the tensor, with the same shape on every rank.
-    """
+    """All-reduce a tensor (of the same shape on all ranks) in place: sum it over the ranks; return the same tensor."""
     if torch.distributed.is_initialized():
         with report_lost_rank():
             torch.distributed.all_reduce(values)

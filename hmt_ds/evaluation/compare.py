@@ -29,7 +29,8 @@ class RunRow:
     """The loss of one run on the tokens in a span of positions of all documents, compared with the first run.
 
     Attributes:
-        run: name of the run. first, below: the span's first position in a document, and the position after its last.
+        run: name of the run.
+        first, below: the span's first position in a document, and the position after its last.
         tokens: number of scored tokens.
         nats: mean loss per token, in nats.
         difference: loss per token minus that of the first run, in nats on the same tokens; None for the first run.

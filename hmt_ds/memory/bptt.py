@@ -248,11 +248,8 @@ class Unroll:
         return self.borders.pull(n, memory) if self.settings.kept_memories else 0
 
     def read_again(self, n: int) -> Reading:
-        """Recompute segment n with an autograd graph, with the random numbers that its forward pass drew.
-
-        Args:
-            n: index of the segment, from 0.
-        """
+        """Recompute segment n (its index, from 0) with an autograd graph, with the random numbers that its forward pass
+        drew."""
         if before := self.random.get(n):
             before.restore()
         with self.phase("recompute" if before else "forward"):
@@ -292,9 +289,6 @@ def after(state: MemoryState, output: SegmentOutput, window: Window, n: int, set
 
 def totals_of(output: SegmentOutput) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Sum one segment's loss and retrieval statistics over its rows.
-
-    Args:
-        output: the segment's output.
 
     Returns:
         Loss (nats), distance of retrieved memories (segments), number of retrievals, and auxiliary retrieval loss

@@ -66,7 +66,8 @@ def curves(found: Sequence[Curve], x_label: str, y_label: str, *, smooth: bool =
     """Draw the curves of some runs over optimizer steps; return an SVG element.
 
     Args:
-        found: the curves. x_label, y_label: labels of the axes.
+        found: the curves.
+        x_label, y_label: labels of the axes.
         smooth: draw a running mean as well, and the values themselves paler.
         log: whether the vertical axis is logarithmic.
     """

@@ -44,11 +44,7 @@ class ReducePerSegment:
         self.model = model
 
     def attach(self, engine: Engine[HMT]) -> None:
-        """Use a DeepSpeed engine, which was built around the model, for all later backward passes.
-
-        Args:
-            engine: the engine.
-        """
+        """Use a DeepSpeed engine, which was built around the model, for all later backward passes."""
         self.engine = engine
         move_buffers(self.model, engine.device)
         for module in self.model.modules():
@@ -88,11 +84,7 @@ class ReducePerSegment:
         self.engine.backward(scalar, scale_wrt_gas=False)
 
     def begin_step(self, budget: ActivationBudget) -> None:
-        """Do nothing: only the other kind of reduction (once per step) must prepare a step, to capture CUDA graphs.
-
-        Args:
-            budget: unused.
-        """
+        """Do nothing: only the other kind of reduction (once per step) must prepare a step, to capture CUDA graphs."""
 
     def step_done(self) -> None:
         """Do nothing: only the other kind of reduction (once per step) must finish a step, to stop capturing CUDA
@@ -127,25 +119,14 @@ class ReducePerStep:
                 alias.register_post_accumulate_grad_hook(self.add)
 
     def attach(self, engine: Engine[HMT]) -> None:
-        """Use a DeepSpeed engine, which was built around the model, for the reduction and the optimizer.
-
-        Args:
-            engine: the engine.
-        """
+        """Use a DeepSpeed engine, which was built around the model, for the reduction and the optimizer."""
         self.engine, self.sharded = engine, engine.zero_optimization_stage() == 3
         move_buffers(self.model, engine.device)
 
     def forward(self, *arguments: object, **options: object) -> object:
         """Run the model on a segment, or on a batch of summaries, by replaying CUDA graphs if they were captured.
 
-        Summaries are the tokens that retrieval queries are made of.
-
-        Args:
-            arguments: positional arguments of ``HMT.forward``.
-            options: keyword arguments of ``HMT.forward``.
-
-        Returns:
-            The output of ``HMT.forward``.
+        Summaries are the tokens that retrieval queries are made of. Arguments and result are those of ``HMT.forward``.
         """
         run: Forward = self.replays or self.eager_forward
         return run(*arguments, **options)
@@ -153,12 +134,7 @@ class ReducePerStep:
     def eager_forward(self, *arguments: object, **options: object) -> object:
         """Run the model on a segment, or on a batch of summaries (tokens of retrieval queries), without CUDA graphs.
 
-        Args:
-            arguments: positional arguments of ``HMT.forward``.
-            options: keyword arguments of ``HMT.forward``.
-
-        Returns:
-            The output of ``HMT.forward``.
+        Arguments and result are those of ``HMT.forward``.
         """
         with self.autocast:
             return self.model(*arguments, **options)

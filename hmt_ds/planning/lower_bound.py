@@ -38,8 +38,8 @@ def half_bound(
         stages: number of stages.
         segments: number of segments that gradients flow through.
         batches: number of micro-batches.
-        mode: memory mode: ``hmt`` (retrieval), ``rmt`` (the previous segment's memory) or ``backbone`` (none). f, s, c:
-            durations of the passes over a segment, for its retrieval query, and for retrieval; all forward or all
+        mode: memory mode: ``hmt`` (retrieval), ``rmt`` (the previous segment's memory) or ``backbone`` (none).
+        f, s, c: durations of the passes over a segment, for its retrieval query, and for retrieval; all forward or all
             backward.
         link: duration of a message between neighbouring stages.
         wraparound: duration of a message between the last and the first stage.

@@ -96,22 +96,14 @@ class Machine:
         )
 
     def recomputation(self, action: Action, stage: int) -> float:
-        """Return how long a backward pass recomputes its forward pass; 0 for a forward pass, or if its graph was kept.
-
-        Args:
-            action: the pass.
-            stage: index of the stage that runs it.
-        """
+        """Return how long the pass ``action`` of stage ``stage`` (an index) recomputes; 0 for a forward pass or a kept
+        graph."""
         kept = self.kept_graphs and forward_of(action) in self.kept_graphs[stage]
         return self.stages[stage][action.kind, False] if action.backward and not kept else 0.0
 
     def duration(self, action: Action, stage: int) -> float:
-        """Return how long a stage's forward or backward pass takes, in the unit of the machine's durations.
-
-        Args:
-            action: the pass.
-            stage: index of the stage that runs it.
-        """
+        """Return how long the pass ``action`` of stage ``stage`` (an index) takes, in the unit of the machine's
+        durations."""
         seconds = self.stages[stage][action.kind, action.backward]
         if not action.backward:
             return seconds
@@ -130,7 +122,8 @@ class Machine:
         """Return the network link that carries a pass's result from one stage to another.
 
         Args:
-            action: the pass. stage, to: index of the sending and of the receiving stage.
+            action: the pass.
+            stage, to: index of the sending and of the receiving stage.
         """
         wraps = action.kind == Kind.RECALL or (action.backward and to > stage)
         return self.wraparound if wraps else self.links[min(stage, to)]

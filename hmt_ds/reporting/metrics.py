@@ -47,8 +47,8 @@ class Metrics:
         resume_step: last step before the run is resumed; metrics of later steps are dropped, because the run takes
             these steps again.
         wandb: ``off``, ``offline`` or ``online``.
-        project: name of the project in wandb and in trackers. tensorboard, csv: whether to write TensorBoard events and
-            metrics.csv.
+        project: name of the project in wandb and in trackers.
+        tensorboard, csv: whether to write TensorBoard events and metrics.csv.
         trackers: accelerate's names of further trackers, such as ``mlflow``.
         recipe: the resolved recipe as nested dicts, stored with the run in wandb and trackers.
     """

@@ -17,8 +17,8 @@ class RetrievalFigures(Protocol):
     """Protocol of retrieval results for tables and plots, such as :class:`hmt_ds.evaluation.retrieval.RetrievalRow`.
 
     Attributes:
-        segments: number of segments of each document. documents, questions: number of documents, and of questions in
-            them.
+        segments: number of segments of each document.
+        documents, questions: number of documents, and of questions in them.
         right: fraction (0 to 1) of right answers, with its 95% interval.
         found: fraction of questions whose memory has the largest retrieval weight; None for models without retrieval.
     """

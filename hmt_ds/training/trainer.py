@@ -242,11 +242,7 @@ class Trainer:
         self.alive(f"step {self.position.step}, in its evaluation")
 
     def load(self, checkpoint: Path) -> None:
-        """Restore the run from a checkpoint, and continue after the step at which it was saved.
-
-        Args:
-            checkpoint: folder of the checkpoint.
-        """
+        """Restore the run from a checkpoint's folder, and continue after the step at which the checkpoint was saved."""
         self.excluded = read_excluded(self.folder)
         self.position = self.checkpoints.load(checkpoint)
 
@@ -292,20 +288,12 @@ class Trainer:
         )
 
     def alive(self, after: str) -> None:
-        """Tell this rank's watchdog that the rank makes progress.
-
-        Args:
-            after: what the rank has just finished, such as ``step 12``.
-        """
+        """Tell this rank's watchdog that the rank has finished the work named ``after``, such as ``step 12``."""
         if self.watchdog:
             self.watchdog.alive(after)
 
     def warn(self, message: str | None) -> None:
-        """Log a message as a warning on rank 0, and write it to the run's history.
-
-        Args:
-            message: the message, the same on all ranks; None for none.
-        """
+        """Log a message as a warning on rank 0, and write it to the run's history; None does nothing."""
         if message and rank() == 0:
             logger.warning("step %d: %s", self.position.step, message)
             self.history.write("warning", self.position.step, text=message)

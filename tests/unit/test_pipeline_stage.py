@@ -6,7 +6,8 @@ import torch
 
 from hmt_ds.memory import RandomState
 from hmt_ds.parallel.pipeline.schedule import Action, Kind
-from hmt_ds.parallel.pipeline.stage import StageGraph, StagePass
+from hmt_ds.parallel.pipeline.stage import StagePass
+from hmt_ds.parallel.pipeline.stage_window import StageGraph
 from hmt_ds.parallel.pipeline.stashed_inputs import StashedInputs
 
 CPU = torch.device("cpu")

@@ -138,10 +138,9 @@ def offloads(config: DsConfig) -> bool:
 
 
 def share_on_gpu(config: DsConfig) -> float:
-    """Return the fraction (0 to 1) of the optimizer's states that stay on the GPU; ZeRO-3 can offload only a part.
+    """Return the fraction (0 to 1) of the optimizer's states on the GPU, according to a DeepSpeed configuration.
 
-    Args:
-        config: DeepSpeed's configuration.
+    It is between 0 and 1 if ZeRO-3 offloads a part to the host.
     """
     if not offloads(config):
         return 1.0
@@ -252,22 +251,16 @@ def zero_problems(config: DsConfig) -> list[str]:
 
 
 def offload_ratio(config: DsConfig) -> float:
-    """Return the fraction (0 to 1) of an offloaded optimizer's states in host memory; 1 unless the DeepSpeed file sets
-    it.
+    """Return the fraction (0 to 1) of an offloaded optimizer's states in host memory, by a DeepSpeed configuration.
 
-    Args:
-        config: DeepSpeed's configuration.
+    It is 1 unless the configuration sets ``ratio``.
     """
     return section_of(config, "zero_optimization", "offload_optimizer").get("ratio", 1.0)
 
 
 def overflow_problems(config: DsConfig) -> list[str]:
     """Return an error line for each DeepSpeed setting that would let a step with non-finite gradients update the
-    weights.
-
-    Args:
-        config: DeepSpeed's configuration.
-    """
+    weights."""
     needed = (("bf16", "check_grad_overflow"), ("zero_optimization", "compute_grad_norm"))
     return [
         f"{section}.{key} is false: steps whose gradients are not finite would be taken; leave it out"
