@@ -1,7 +1,8 @@
-"""A table of the model families whose differences matter to the memory. A new family needs one row and one test.
+"""Table of model families that differ from a Llama-like model in what a memory around them needs.
 
-Most differences need no entry, because they lie between ``inputs_embeds`` and ``last_hidden_state``, inside the model:
-embedding scales, projections to another width, sliding windows, rotary or learned positions.
+A new family needs one row and one test. Most differences need no entry, because they lie between ``inputs_embeds`` and
+``last_hidden_state``, inside the model: embedding scales, projections to another width, sliding windows, rotary or
+learned positions.
 """
 
 from typing import NamedTuple

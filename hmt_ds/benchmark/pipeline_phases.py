@@ -35,7 +35,7 @@ class PipelineWindow:
     kept_graphs: Sequence[Collection[Action]] = ()
 
     def schedule(self, stages: int) -> list[list[Action]]:
-        """Return the pipeline schedule for these sizes: for each stage, its forward and backward passes in order.
+        """Return the pipeline schedule of the training batch: for each stage, its forward and backward passes in order.
 
         Args:
             stages: number of stages.

@@ -51,7 +51,7 @@ class Fragment:
 
     @property
     def numel(self) -> int:
-        """Number of elements in the range."""
+        """Number of elements of the fragment, which is a range of a flattened weight."""
         return self.tensors[WEIGHT].numel()
 
 

@@ -30,7 +30,7 @@ class Bounds(Section):
 
     @model_validator(mode="after")
     def check_bounds(self) -> Bounds:
-        """Check that the range is not empty.
+        """Check that at least one bound is given, and that ``min`` is not above ``max``.
 
         Raises:
             ValueError: neither bound is given, or ``min`` is above ``max``.

@@ -71,7 +71,8 @@ class Training(Section):
     output: PathText
     """Folder to write the run to: its recipe, metrics and checkpoints. It is created if missing."""
     steps: int = Field(ge=1)
-    """Number of optimizer steps of the whole run; a resumed run continues up to this number, not by it."""
+    """Number of optimizer steps of the whole run. A resumed run stops at this number as well; the steps before it was
+    resumed count."""
     bptt_depth: Annotated[AtLeastOne | dict[int, int], BeforeValidator(check_depths)] = 8
     """Truncated BPTT: number of segments of a document that gradients flow back through; this many segments are one
     window. Or a schedule by optimizer steps: {0: 2, 200: 4} is 2 in the first 200 steps, then 4."""
@@ -198,16 +199,17 @@ class Evaluation(Section):
     """Lengths, in segments, of the generated documents to evaluate retrieval on; only with data.retrieval. Default: the
     training documents' length (training.bptt_depth), and 10 times that."""
     tasks: list[TaskName] = Field([])
-    """Tasks to evaluate on generated documents that end in a question: passkey, babilong-qa1 to babilong-qa5. Default:
-    none."""
+    """Names of question-answering tasks to evaluate on generated documents, each of which ends in a question: passkey,
+    babilong-qa1 to babilong-qa5. Default: none."""
     tasks_every: int | None = Field(None, ge=1)
-    """Number of optimizer steps between evaluations of evaluation.tasks, which during training read only with memory.
-    They are also evaluated at the end of training. Default: evaluation.every."""
+    """Number of optimizer steps between evaluations of the tasks in evaluation.tasks. During training each document is
+    read only with its own memories; at the end of training also with another document's and with none. Default:
+    evaluation.every."""
     tasks_lengths: list[AtLeastOne] | None = Field(None, min_length=1)
-    """Lengths, in tokens, of the documents of evaluation.tasks. Default: the length of a training window
-    (training.bptt_depth x memory.segment_length)."""
+    """Lengths, in tokens, of the documents that are generated for evaluation.tasks. Default: the length over which
+    gradients flow in training (training.bptt_depth x memory.segment_length)."""
     tasks_documents: int = Field(64, ge=2)
-    """Number of documents to generate for each of evaluation.tasks and each length."""
+    """Number of documents to generate for each task of evaluation.tasks and each length."""
 
 
 class Logging(Section):
@@ -223,9 +225,9 @@ class Logging(Section):
     project: str = "hmt_ds"
     """Name of the project in Weights & Biases, and in the trackers of logging.trackers."""
     tensorboard: bool = False
-    """Also write metrics as TensorBoard event files to the run's folder."""
+    """Write metrics as TensorBoard event files to the run's folder, in addition to metrics.jsonl."""
     csv: bool = False
-    """Also write metrics to metrics.csv in the run's folder."""
+    """Write metrics to metrics.csv in the run's folder, in addition to metrics.jsonl."""
     trackers: list[Literal["aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "trackio"]] = Field([])
     """Further experiment trackers to log metrics to; the package of each must be installed. Their servers and accounts
     are set in their own environment variables, such as MLFLOW_TRACKING_URI."""
@@ -274,7 +276,7 @@ class Recipe(Section):
 
     @property
     def tasks_lengths(self) -> list[int]:
-        """Lengths, in tokens, of the generated documents of ``evaluation.tasks``, ascending."""
+        """Lengths, in tokens, of the generated documents on which ``evaluation.tasks`` are evaluated, ascending."""
         window = self.depths.largest * self.memory.segment_length
         return sorted(set(self.evaluation.tasks_lengths or [window]))
 

@@ -28,7 +28,7 @@ class Weights:
     read: Callable[[str], Tensor]
 
     def renamed(self, rename: Callable[[str], str | None]) -> "Weights":
-        """Return these weights under other names.
+        """Return the weights of this object under other names.
 
         Args:
             rename: gives the new name for an old one; None leaves the weight out.

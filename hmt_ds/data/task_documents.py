@@ -1,4 +1,4 @@
-"""Generated documents of tasks as tokens, in which only the answer to the question at the end counts in the loss."""
+"""Generated documents of question-answering tasks as tokens; only the answer at the end counts in the loss."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ ANSWERS = Format("questions")  # tokens outside the answers have weight 0
 
 @dataclass(frozen=True)
 class TaskDocuments:
-    """The tokenized documents of one task and length.
+    """The tokenized documents of one question-answering task (such as ``babilong-qa1``) and length.
 
     Attributes:
         task: Name of the task.
@@ -35,9 +35,9 @@ class TaskDocuments:
 def encode_tasks(
     names: list[TaskName], lengths: list[int], documents: int, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[TaskDocuments, ...]:
-    """Generate and tokenize documents of tasks; equal arguments give equal documents, on every rank.
+    """Generate and tokenize documents of question-answering tasks; equal arguments give equal documents, on every rank.
 
-    The facts are hidden in the novel of evaluations, which documents of `hmt-ds tasks` never use.
+    The facts are hidden among the sentences of a novel that documents for training (`hmt-ds tasks`) never use.
 
     Args:
         names: Names of the tasks; repeated ones are taken once.
@@ -57,7 +57,7 @@ def encode_tasks(
 
 
 def encode_task(haystack: Haystack, name: TaskName, length: int, documents: int) -> TaskDocuments:
-    """Generate and tokenize the documents of one task and length.
+    """Generate and tokenize the documents of one question-answering task and length.
 
     Args:
         haystack: Makes the documents.

@@ -60,7 +60,7 @@ class Packing:
 
 @dataclass(frozen=True)
 class WindowPlanState:
-    """The position between two batches: enough to resume reading there.
+    """How far all rows have read their documents after a batch: enough to resume from there.
 
     Attributes:
         epoch: Epoch of the next document, from 0; with several sources, of the first source.
@@ -106,13 +106,15 @@ class PlannedWindow:
 
 
 class WindowPlan(Iterator[PlannedWindow]):
-    """Iterate over the windows (batches of rows times consecutive segments) of a run, as plans without tokens.
+    """Plan the batches of a run: which tokens of which document each row reads in each segment.
 
-    All rows advance together, segment by segment. A row walks through its document, across windows; in the segment
-    after its document's last one it takes the next document of the queue. Rows that need a document in the same segment
-    take them in row order. The queue is one permutation of the documents per epoch, epoch after epoch; with several
-    sources, each has a queue of its own, and their weights decide which is next. With a limited number of epochs, rows
-    that find the queue empty get empty segments, and the plan ends after the window in which the last document ends.
+    A window is a batch of all ranks' rows times consecutive segments; iterating yields one plan per window, without
+    tokens. All rows advance together, segment by segment. A row walks through its document, across windows; in the
+    segment after its document's last one it takes the next document of the queue. Rows that need a document in the same
+    segment take them in row order. The queue is one permutation of the documents per epoch, epoch after epoch; with
+    several sources, each has a queue of its own, and their weights decide which is next. With a limited number of
+    epochs, rows that find the queue empty get empty segments, and the plan ends after the window in which the last
+    document ends.
 
     Args:
         lengths: Tokens of each document, `[documents]`, all above 0.

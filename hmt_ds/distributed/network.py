@@ -1,4 +1,5 @@
-"""Addresses, ports and links of this machine. Needs only the standard library: launch scripts run it anywhere."""
+"""Addresses, ports and links of this machine. Needs only the standard library, so that launch scripts can run it
+anywhere."""
 
 import socket
 from importlib.util import find_spec
@@ -6,12 +7,12 @@ from typing import NamedTuple
 
 
 class Links(NamedTuple):
-    """What one rank measured together with all others, one on each machine.
+    """Clock and bandwidth of one machine, measured by one rank on each machine together.
 
     Attributes:
         backend: the backend of the process group, such as ``nccl``.
         clock: this machine's clock minus rank 0's, in seconds.
-        neighbours: bytes per second to the next rank, while as many come from the rank before.
+        neighbours: bytes per second sent to the next rank, while as many arrive from the previous one.
         all_reduce: bus bandwidth of an all-reduce, in bytes per second.
     """
 

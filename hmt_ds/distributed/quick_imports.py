@@ -1,4 +1,4 @@
-"""Import large packages in less time: without the garbage collector, and without what is not needed of them.
+"""Import large packages in less time: with the garbage collector off, and without parts that are not needed.
 
 Imports only the standard library.
 """

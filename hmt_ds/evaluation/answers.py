@@ -1,4 +1,4 @@
-"""Count right answers: those whose tokens all have the largest logit, with the tokens before them given.
+"""Count right answers: an answer is right if each of its tokens has the largest logit, given the tokens before it.
 
 Greedy decoding after the question then begins with the right answer. No logits are kept: in place of the cross-entropy
 each token has a loss of 0 or 1, so losses are counts of wrong tokens, also on pipelines.
@@ -15,18 +15,22 @@ from hmt_ds.parallel.protocols import Reader
 
 
 def misses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return 1.0 for each position whose label does not have the largest logit, else 0.0: ``[positions]``.
+    """Return 1.0 for each position whose label does not have the largest logit, else 0.0; takes the place of
+    cross-entropy.
 
     Args:
         logits: ``[positions, vocabulary]``.
         labels: ``[positions]`` token ids; -100 gives 0.0.
+
+    Returns:
+        ``[positions]`` float32.
     """
     return ((logits.argmax(dim=-1) != labels) & (labels != IGNORED)).float()
 
 
 @contextmanager
 def counting_misses(reader: Reader) -> Iterator[None]:
-    """Let the losses of a reader be counts of wrong tokens within the ``with`` block, in place of cross-entropies.
+    """Make the losses of a model counts of wrong tokens within the ``with`` block, in place of cross-entropies.
 
     Args:
         reader: the model in its engine.
@@ -41,13 +45,14 @@ def counting_misses(reader: Reader) -> Iterator[None]:
 
 
 def right_answers(found: DocumentLosses) -> dict[str, list[float]]:
-    """Return for each way of reading 1.0 for every document without a wrong token, and 0.0 for every other one.
+    """Return for each document 1.0 if no token of its answer is wrong, else 0.0.
 
     Args:
         found: counts of wrong tokens, from :func:`counting_misses`.
 
     Returns:
-        A number for each document that was read that way, in their order; documents that were not are left out.
+        A number for each document, in their order, by the memories that it was read with: ``own``, ``swapped`` (another
+        document's) or ``none``. Documents that were not read in such a way are left out.
     """
     counts = {name: (found.losses[name].sum(axis=(1, 2)), found.tokens[name].sum(axis=(1, 2))) for name in found.losses}
     return {name: [float(n == 0) for n in wrong[asked > 0]] for name, (wrong, asked) in counts.items()}

@@ -68,7 +68,7 @@ def run_ranks(module: str, arguments: list[str], ranks: int) -> int:
 
 
 def launch(words: list[str], variables: dict[str, str]) -> None:
-    """Be DeepSpeed's launcher, in a forked process: ``python -m deepspeed.launcher.launch WORDS``.
+    """Run DeepSpeed's launcher in this forked process, as ``python -m deepspeed.launcher.launch WORDS`` would.
 
     Args:
         words: command line of the launcher.
@@ -81,7 +81,7 @@ def launch(words: list[str], variables: dict[str, str]) -> None:
 
 
 def wait(launcher: ForkProcess, code_file: int) -> int:
-    """Wait until the launcher ends, and return its exit code; end it when no rank runs any more.
+    """Wait until DeepSpeed's launcher ends, and return its exit code; kill the launcher when no rank runs any more.
 
     Without that, a run would end up to two seconds later: the launcher looks after its ranks once a second.
 
@@ -98,7 +98,7 @@ def wait(launcher: ForkProcess, code_file: int) -> int:
 
 
 def kill(launcher: ForkProcess, after: float = 0) -> None:
-    """Kill the launcher, and the ranks that it started.
+    """Kill DeepSpeed's launcher, and the ranks that it started.
 
     Args:
         launcher: the launcher's process, which may have ended.
@@ -136,7 +136,7 @@ def world_info(ranks: int) -> str:
 
 
 def rank_processes(launcher: ForkProcess) -> list[psutil.Process]:
-    """Return the rank processes of a launcher that have not ended.
+    """Return the rank processes of DeepSpeed's launcher that have not ended.
 
     Args:
         launcher: the launcher's process.
@@ -148,7 +148,12 @@ def rank_processes(launcher: ForkProcess) -> list[psutil.Process]:
 
 
 def runs(process: psutil.Process) -> bool:
-    """Whether a process runs: it has not ended, even if its parent has not asked for its exit code yet."""
+    """Return whether a process runs; one that has ended, but whose exit code nobody has asked for yet (a zombie), does
+    not.
+
+    Args:
+        process: the process.
+    """
     with suppress(psutil.NoSuchProcess):
         return process.status() != psutil.STATUS_ZOMBIE
     return False

@@ -1,5 +1,4 @@
-"""One optimizer step, the same for every executor: accumulate gradients over windows of segments, reduce, update
-weights."""
+"""One optimizer step, the same for every executor: accumulate gradients over segments, reduce them, update weights."""
 
 import math
 

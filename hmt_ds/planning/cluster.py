@@ -127,7 +127,7 @@ class Fleet:
 
     @property
     def cluster(self) -> Cluster:
-        """These GPUs as a :class:`Cluster`, which estimates the seconds of collectives."""
+        """The GPUs as a :class:`Cluster`, which estimates the seconds of collectives."""
         return Cluster(self.link, self.gpu.link, self.gpu.peak, self.gpu.memory, self.per_node)
 
     def __str__(self) -> str:

@@ -59,12 +59,12 @@ class Memory:
 
     @property
     def fits(self) -> bool:
-        """Whether the peak leaves the margin of GPU memory free that training leaves free."""
+        """Whether the peak fits into the GPU's memory together with the safety margin that training keeps free."""
         return self.peak <= self.limit and self.host <= self.host_most
 
     @property
     def tight(self) -> bool:
-        """Whether the peak fits into the GPU, but without the margin that training leaves free.
+        """Whether the peak fits into the GPU's memory, but without the safety margin that training keeps free.
 
         The margin is as wide as the usual error of the estimate.
         """

@@ -133,7 +133,7 @@ def config_of(recipe: Recipe) -> PreTrainedConfig:
 
 
 def own_layout(recipe: Recipe, recipe_file: Path, work: Work, fleet: Fleet) -> Layout:
-    """Return the layout that a recipe's settings give, with each ``auto`` resolved as a run on these GPUs would.
+    """Return the layout that a recipe's settings give, with each ``auto`` resolved as a run on the given GPUs would.
 
     Args:
         recipe: the recipe.

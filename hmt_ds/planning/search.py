@@ -12,7 +12,7 @@ WAYS = (1, 2, 4)  # micro-batches per pipeline stage
 
 
 def candidates(work: Work, fleet: Fleet) -> Iterator[Layout]:
-    """Yield all layouts of a run over some GPUs that are compared.
+    """Yield every layout of a run over some GPUs that the search compares.
 
     They are ZeRO-2, ZeRO-3 (also with offloading), and pipelines with ZeRO-1 and each possible number of stages, each
     with every possible number of rows at a time.

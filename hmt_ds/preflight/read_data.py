@@ -112,7 +112,8 @@ def read_data(recipe: Recipe, vocab_size: int | None, problems: Problems) -> Doc
 
 
 def tasks_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> tuple[TaskDocuments, ...]:
-    """Generate and tokenize the documents of a recipe's ``evaluation.tasks``; an empty tuple without tasks.
+    """Generate and tokenize the documents of the tasks in a recipe's ``evaluation.tasks``; an empty tuple without
+    tasks.
 
     Raises:
         DataError: the tokenizer is not a fast one.

@@ -55,7 +55,11 @@ def check_training(recipe: Recipe) -> list[str]:
 
 
 def check_tasks(recipe: Recipe) -> list[str]:
-    """Return an error line for each setting of evaluation.tasks that has no effect or cannot be scored."""
+    """Return an error line for each ``evaluation.tasks...`` setting that has no effect or cannot be scored.
+
+    Args:
+        recipe: the recipe.
+    """
     asked, memory = recipe.evaluation, recipe.memory
     if not asked.tasks:
         given = [name for name in ("tasks_every", "tasks_lengths") if getattr(asked, name) is not None]

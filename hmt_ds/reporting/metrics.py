@@ -98,7 +98,7 @@ class Metrics:
                 sink.write(row)
 
     def write_evaluation(self, figures: Row) -> None:
-        """Write the figures of an evaluation to all files and trackers but metrics.csv.
+        """Write the results of an evaluation to all files and trackers except metrics.csv.
 
         Args:
             figures: ``step``, and numbers whose names begin with ``evaluation/``.

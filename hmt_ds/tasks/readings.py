@@ -41,7 +41,7 @@ class Asks(Protocol):
 
 
 class Readings:
-    """Answers questions about documents, after reading each document in several ways.
+    """Answers questions about documents after reading each document in several ways, such as with memories or without.
 
     Args:
         asked: the model and its tokenizer.
@@ -109,7 +109,7 @@ class Readings:
         return cache
 
     def ask(self, cache: SegmentCache, change: Change, questions: Sequence[Sequence[int]]) -> list[str]:
-        """Answer questions after their documents, with the documents' memories replaced.
+        """Answer questions after the cached documents, with the documents' memories replaced by others.
 
         Args:
             cache: cache that has read the documents, one row each; copied, not changed.

@@ -56,7 +56,7 @@ class EvaluationInRun:
         return ["swapped", "none"] if self.rows > 1 else ["none"]
 
     def evaluate(self, step: int, *, in_passing: bool = False) -> dict[str, float]:
-        """Evaluate, print and store the results; return figures to log, by name. All ranks must call it.
+        """Evaluate, print and store the results; return numbers to log as metrics, by name. All ranks must call it.
 
         Args:
             step: optimizer step of the weights.

@@ -1,4 +1,4 @@
-"""All evaluations of a run, in the order in which they run."""
+"""List all evaluations of a run: held-out losses, retrieval from memory, and question-answering tasks."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,9 @@ from hmt_ds.training.validation import Validation
 def evaluations(
     recipe: Recipe, prepared: Prepared, reader: Reader, before_window: Callable[[], None], *, own_data: bool = True
 ) -> list[EvaluationInRun]:
-    """Return the evaluations of held-out losses, of retrieval and of tasks; those that a recipe lacks do nothing.
+    """Return the evaluations of held-out losses, of retrieval and of tasks, in the order in which they run.
+
+    Those that a recipe does not configure do nothing.
 
     Args:
         recipe: the checked recipe.

@@ -83,7 +83,7 @@ class RunLog:
         self.progress = Progress(self.recipe.training.steps, step, every=options.every, shown=first)
 
     def end_progress(self) -> None:
-        """Close the progress bar, after the last step; metrics of evaluations may follow."""
+        """Close the progress bar after the last step, while metrics of evaluations may still follow."""
         if self.progress:
             self.progress.close()
 
@@ -111,7 +111,7 @@ class RunLog:
             self.metrics.write(row)
 
     def evaluated(self, step: int, figures: dict[str, float]) -> None:
-        """Write the figures of an evaluation beside the metrics of its step.
+        """Write the results of an evaluation beside the metrics of its optimizer step.
 
         Args:
             step: optimizer step of the weights.

@@ -1,4 +1,4 @@
-"""Evaluate tasks in a run: ask questions about generated documents, and log the fractions of right answers."""
+"""Evaluate question-answering tasks in a run: ask about generated documents, and log the fractions of right answers."""
 
 import json
 import logging
@@ -27,7 +27,7 @@ READINGS = {"own": "memory", "swapped": "swapped", "none": "empty"}  # named as 
 
 
 class TaskValidation(EvaluationInRun):
-    """Evaluates the tasks of ``evaluation.tasks`` on documents that are generated for it."""
+    """Evaluates the question-answering tasks of ``evaluation.tasks`` on documents that are generated for them."""
 
     @property
     def every(self) -> int | None:
@@ -42,7 +42,7 @@ class TaskValidation(EvaluationInRun):
         Args:
             step: optimizer step of the weights.
             in_passing: read only with each document's own memories, as during training; otherwise also with another
-                document's and without any.
+                document's memories and without any.
 
         Returns:
             ``evaluation/TASK/TOKENS``, the fraction of right answers (0 to 1), and for other memories
@@ -63,7 +63,7 @@ class TaskValidation(EvaluationInRun):
         }
 
     def ask(self, documents: TaskDocuments, instead: list[Instead]) -> TaskFigures:
-        """Ask the questions of one task at one length; all ranks must call it.
+        """Ask the questions of one task on documents of one length; all ranks must call it.
 
         Args:
             documents: the documents.
@@ -80,7 +80,7 @@ class TaskValidation(EvaluationInRun):
         return TaskFigures(documents.task, documents.length, number, CHANCE[documents.task], named, places)
 
     def report(self, step: int, found: list[TaskFigures]) -> None:
-        """Print a table of right answers, and write results and a picture into the run's folder.
+        """Print a table of right answers to tasks, and write results and a picture into the run's folder.
 
         Args:
             step: optimizer step of the weights.
@@ -105,12 +105,20 @@ class TaskValidation(EvaluationInRun):
 
 
 def mean(right: list[float]) -> float:
-    """Return the fraction (0 to 1) of right answers."""
+    """Return the mean of a list of answers' scores, 1 for a right and 0 for a wrong answer.
+
+    Args:
+        right: the scores, at least one.
+    """
     return sum(right) / len(right)
 
 
 def as_json(row: TaskFigures) -> dict[str, object]:
-    """Return the answers to one task at one length as JSON values; a fraction is a list of mean, low and high end."""
+    """Return the answers to one task at one length as JSON values; a fraction is a list of mean, low and high end.
+
+    Args:
+        row: the answers.
+    """
     shares = {name: [mean(right), *wilson(sum(right), len(right))] for name, right in row.right.items()}
     whole = {"task": row.task, "length": row.length, "documents": row.documents, "chance": row.chance}
     return whole | {"right": shares}

@@ -88,7 +88,7 @@ class StageWindow:
         return self.stash.enabled
 
     def tokens_of(self, action: Action, settings: MemorySettings) -> Segment | Summary:
-        """Return the segment, or the tokens to summarise, that a forward or backward pass runs on.
+        """Return what a forward or backward pass runs on: a segment, or the tokens that its retrieval query is made of.
 
         Args:
             action: the pass.
