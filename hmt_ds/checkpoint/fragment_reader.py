@@ -82,8 +82,10 @@ class FragmentReader:
         if problems:
             more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
             said = "; ".join(sorted(problems)[:3])
-            cure = "set the model, memory and optimizer that it was trained with, or start a new run"
-            raise CheckpointError(f"{self.checkpoint} does not fit the recipe: {said}{more}: {cure}")
+            raise CheckpointError(
+                f"{self.checkpoint} does not fit the recipe: {said}{more}: set the model, memory and optimizer that it "
+                "was trained with, or start a new run"
+            )
 
     def read(self, key: str, name: str, start: int, into: Tensor) -> None:
         """Read a range of a flattened weight, or of one of its optimizer states, from the checkpoint's files.

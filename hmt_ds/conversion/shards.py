@@ -66,7 +66,12 @@ def write_shards(folder: Path, weights: Weights, dtype: torch.dtype, stem: str, 
 
 
 def to_dtype(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Convert a floating-point weight to ``dtype``; return a weight of integers unchanged."""
+    """Convert a floating-point weight to another dtype; return a weight of integers unchanged.
+
+    Args:
+        weight: the weight, of any shape.
+        dtype: the dtype.
+    """
     return (weight.to(dtype) if weight.is_floating_point() else weight).contiguous()
 
 

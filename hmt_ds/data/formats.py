@@ -99,7 +99,7 @@ class Format:
     def encode(
         self, batch: Mapping[str, Sequence[Any]], first: int, tokenizer: PreTrainedTokenizerBase, eos: int | None
     ) -> tuple[Sequence[Sequence[int] | np.ndarray], list[np.ndarray] | None]:
-        """Tokenize rows of this format.
+        """Tokenize rows of this format, with the weight of each token in the loss.
 
         Args:
             batch: The rows as columns, `{column: values}`, such as `{"prompt": [...], "completion": [...]}`.

@@ -300,6 +300,7 @@ def _keep_text(documents: Dataset, text_field: str, source: str, found: FoundFil
     dtype = dtype_name(documents.features["text"])
     if dtype not in ("string", "large_string"):
         where = where_no_text(found, text_field) if found else ""
-        holds = f"column {text_field!r} of {source} holds {dtype}, not text (string)"
-        raise DataError(f"{holds}{where}; name another column")
+        raise DataError(
+            f"column {text_field!r} of {source} holds {dtype}, not text (string){where}; name another column"
+        )
     return documents

@@ -250,7 +250,7 @@ class OptimizerShard(NamedTuple):
     Attributes:
         start: index in the flattened weight at which the part starts.
         numel: number of elements of the part.
-        buffer: the flat buffer, which is also the key of the optimizer's state.
+        buffer: the flat buffer ``[buffer elements]``, which is also the key of the optimizer's state.
         offset: index in the buffer at which the part starts.
     """
 

@@ -15,11 +15,11 @@ class LayerSizes(Protocol):
 
     @property
     def hidden_size(self) -> int:
-        """Width of the hidden states."""
+        """Width of the backbone's hidden states."""
 
     @property
     def num_hidden_layers(self) -> int:
-        """Number of decoder layers."""
+        """Number of the backbone's decoder layers."""
 
 
 def bytes_per_position(config: LayerSizes, recompute: str, size: int) -> int:

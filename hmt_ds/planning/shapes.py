@@ -34,7 +34,7 @@ class ModelShape:
 
     @property
     def parameters(self) -> int:
-        """Number of parameters of the whole model."""
+        """Number of parameters of the whole Llama model, embeddings and head included."""
         return self.num_hidden_layers * self.layer_parameters + 2 * self.head_parameters + self.hidden_size
 
 

@@ -160,7 +160,7 @@ class StepTime:
 
     @property
     def seconds(self) -> float:
-        """Duration of the whole step in seconds."""
+        """Duration of the whole optimizer step in seconds, as estimated."""
         return sum(self.parts.values())
 
 

@@ -28,7 +28,7 @@ class Pass(Protocol):
 
     @property
     def backward(self) -> bool:
-        """Whether the pass is a backward pass."""
+        """Whether the pass to draw is a backward pass."""
 
 
 class Bar(Protocol):
@@ -40,11 +40,11 @@ class Bar(Protocol):
 
     @property
     def start(self) -> float:
-        """Time at which the pass starts, since the schedule began."""
+        """Time at which the pipeline pass starts, since the schedule began."""
 
     @property
     def stop(self) -> float:
-        """Time at which the pass ends, since the schedule began."""
+        """Time at which the pipeline pass ends, since the schedule began."""
 
 
 def timeline_lines(stages: Sequence[Sequence[Bar]], width: int) -> Iterator[Text]:

@@ -66,8 +66,8 @@ class TaskValidation(EvaluationInRun):
         """Ask the questions of one task on documents of one length; all ranks must call it.
 
         Args:
-            documents: the documents.
-            instead: other memories to answer with too.
+            documents: the tokenized documents, with questions and answers.
+            instead: memories to read the documents with once more: ``swapped`` (another document's) or ``none``.
         """
         depth = math.ceil(document_lengths(documents.tokens).max() / self.recipe.memory.segment_length)
         with counting_misses(self.reader):

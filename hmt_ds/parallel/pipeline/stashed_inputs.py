@@ -27,7 +27,8 @@ class StashedInputs:
 
         Args:
             action: the forward pass.
-            stage_input: the input; None if the stage embeds tokens and has no other input.
+            stage_input: the input, ``[rows, positions, hidden size]``; None if the stage embeds tokens and has no other
+                input.
         """
         self.on_device[action] = stage_input
         if self.limit is not None and len(self.on_device) > self.limit:
@@ -40,6 +41,9 @@ class StashedInputs:
 
         Args:
             action: the forward pass.
+
+        Returns:
+            ``[rows, positions, hidden size]`` or None.
         """
         if action in self.on_device:
             return self.on_device.pop(action)
@@ -54,6 +58,6 @@ def to_host(tensor: Tensor) -> Tensor:
     """Copy a device tensor to pinned host memory without blocking the host.
 
     Args:
-        tensor: the tensor.
+        tensor: the tensor, of any shape.
     """
     return torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda).copy_(tensor, non_blocking=True)
