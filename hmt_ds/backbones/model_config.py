@@ -77,6 +77,8 @@ def any_config(source: str | ConfigValues, *, trust_remote_code: bool) -> PreTra
         reason = first_line(error).partition(" Should contain one of")[0]
         if "trust_remote_code" in str(error):
             reason = "it has its own code, which runs only with --model.trust_remote_code true: give it if you trust it"
+        if "connect" in reason:
+            reason = f"{reason.rstrip('.')}: name a model's folder, or load it once where the hub can be reached"
         raise BackboneError(f"model {name_of(source)!r}{where}: {reason}") from None
 
 

@@ -66,7 +66,8 @@ class Figures:
         if "none" not in costs or not self.remembered.tokens:
             return None
         if math.isnan(costs["none"].low):
-            return "the memory's worth is not known: one document gives no interval"
+            unknown = "the memory's worth is not known: one document gives no interval"
+            return f"{unknown}: name more, or cut it by data.validation.separator"
         swapped, none = costs.get("swapped"), costs["none"]
         if swapped is None:
             helps = "helps" if useful(none) else "does not help"

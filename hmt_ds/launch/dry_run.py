@@ -1,5 +1,7 @@
 """Describe what a checked recipe would train, without starting it: ``hmt-ds check``, ``hmt-ds train --dry-run``."""
 
+import shlex
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +22,9 @@ from hmt_ds.reporting.data_table import data_lines
 LINK = 50e9  # between nodes; the machine's own GPUs do not need it
 
 
-def dry_run_lines(recipe: Recipe, recipe_file: Path, prepared: Prepared, ranks: int | None) -> list[str]:
+def dry_run_lines(
+    recipe: Recipe, recipe_file: Path, prepared: Prepared, ranks: int | None, overrides: Sequence[str] = ()
+) -> list[str]:
     """Return lines about a checked recipe: data, DeepSpeed, an estimate for this machine's GPUs, warnings, the next
     command.
 
@@ -29,8 +33,9 @@ def dry_run_lines(recipe: Recipe, recipe_file: Path, prepared: Prepared, ranks: 
         recipe_file: path of the recipe.
         prepared: the result of the recipe's checks, with tokenized documents.
         ranks: number of ranks; None for one on each GPU.
+        overrides: changed keys of the recipe, which the next command repeats.
     """
-    training = recipe.training
+    training, command = recipe.training, shlex.join([str(recipe_file), *overrides])
     lines = [f"recipe       {recipe_file}: no problem found; nothing was started"]
     if prepared.sources:
         pipelines = max(1, (ranks or torch.cuda.device_count() or 1) // recipe.pipeline.stages)
@@ -44,21 +49,22 @@ def dry_run_lines(recipe: Recipe, recipe_file: Path, prepared: Prepared, ranks: 
     depth = recipe.depths.largest
     lines.append(f"training     {training.steps:,} steps of {training.batch_size} rows x {depth} segments per rank")
     lines += [f"warning      {warning}" for warning in prepared.warnings]
-    lines += plan_here(recipe, recipe_file, ranks)
-    return [*lines, f"next         hmt-ds train {recipe_file}"]
+    lines += plan_here(recipe, recipe_file, ranks, command)
+    return [*lines, f"next         hmt-ds train {command}" + (f" --ranks {ranks}" if ranks else "")]
 
 
-def plan_here(recipe: Recipe, recipe_file: Path, ranks: int | None) -> list[str]:
+def plan_here(recipe: Recipe, recipe_file: Path, ranks: int | None, command: str) -> list[str]:
     """Return lines with a recipe's estimated memory (GiB per GPU), tokens/s and hours on this machine's GPUs.
 
     Args:
         recipe: the recipe.
         recipe_file: path of the recipe.
         ranks: number of ranks; None for one on each GPU.
+        command: recipe and changed keys as words of a command line.
     """
     fleet = fleet_here(ranks)
     if fleet is None:
-        return [f"plan         no known GPU here: hmt-ds plan {recipe_file} --gpus 8xH100-80GB"]
+        return [f"plan         no known GPU here: hmt-ds plan {command} --gpus 8xH100-80GB"]
     with suppress(ConfigError):  # such as model.source that is a run, whose sizes the planner does not read
         found = plan_recipe(recipe, recipe_file, fleet)
         own, speed = found.own.memory, found.own.tokens_per_second

@@ -151,7 +151,7 @@ def dry_run(
     found = checked("train", source, overrides, problems, writes_output=writes_output)
     from hmt_ds.launch.dry_run import dry_run_lines
 
-    print("\n".join(dry_run_lines(found.recipe, found.recipe_file, found.prepared, ranks)))
+    print("\n".join(dry_run_lines(found.recipe, found.recipe_file, found.prepared, ranks, overrides)))
     return 0
 
 

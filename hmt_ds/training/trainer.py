@@ -284,7 +284,7 @@ class Trainer:
         self.history.write("stop", self.position.step)
         raise Stopped(
             f"stopped after step {self.position.step}; checkpoint {checkpoint}; reason: a stop signal (Ctrl-C, "
-            "SIGTERM, SIGUSR1 or SIGHUP); continue the run with --checkpoint.resume auto"
+            "SIGTERM, SIGUSR1 or SIGHUP); continue with the same command and --checkpoint.resume auto"
         )
 
     def alive(self, after: str) -> None:

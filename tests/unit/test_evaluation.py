@@ -100,7 +100,8 @@ def test_a_batch_of_one_row_has_no_swapped_losses():
     windows = [(make_window([documents]), torch.zeros(1, 3, dtype=torch.long))]
     found = document_losses(Reader(make_model()), windows, 1, 4, ["swapped", "none"])  # type: ignore[arg-type]
     assert list(found.losses) == ["own", "none"]
-    assert figures_of(found, [1, 2]).verdict == "the memory's worth is not known: one document gives no interval"
+    verdict = figures_of(found, [1, 2]).verdict
+    assert verdict is not None and "one document gives no interval: name more, or cut it by data." in verdict
 
 
 def test_a_long_segment_has_eight_parts():

@@ -69,7 +69,9 @@ def test_a_dry_run_starts_nothing(monkeypatch, capsys, tmp_path):
         lines = out.splitlines()
         assert lines[0] == f"recipe       {QUICKSTART}: no problem found; nothing was started"
         assert "data         generated documents (data.retrieval)" in lines and "deepspeed    " in out
-        assert lines[-1] == f"next         hmt-ds train {QUICKSTART}" and not output.exists()
+        assert lines[-1] == f"next         hmt-ds train {QUICKSTART} --training.output {output}" and not output.exists()
+    code, out, _ = run(monkeypatch, capsys, "train", *words, "--dry-run", "--ranks", "2")
+    assert code == 0 and out.splitlines()[-1].endswith(f"--training.output {output} --ranks 2")
     code, _, err = run(monkeypatch, capsys, "train", *words, "--dry-run", "--model.tokenizer", "nowhere")
     assert code == 2 and err.startswith("error: model.tokenizer: ")
 
