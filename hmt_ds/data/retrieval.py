@@ -136,6 +136,7 @@ class RetrievalLoader:
         documents: Generates documents by number.
         segments: Function from a batch's number to how many segments it has, at least 2. Batch 0 is the first that this
             loader yields, also after a resume.
+        rank, world_size: Rank and size of the data-parallel group.
         batch_size: Rows per rank.
         total: Number of documents; rows of the last batch may be empty. None to go on without end.
         num_workers: Processes that generate ahead; 0 generates in this process.

@@ -34,6 +34,7 @@ class Unit:
 
     Attributes:
         shard: Number of the cache file (shard) that the result belongs to.
+        first, end: Index of the first document, and of the one behind the last.
         size: Bytes of text, without overlaps between pieces.
         parts: First and end byte of each piece of the document; None for whole documents.
         overlap: Bytes that a piece shares with the one before.

@@ -15,6 +15,7 @@ class Interval(NamedTuple):
 
     Attributes:
         mean: the mean over all documents.
+        low, high: ends of the interval; nan with fewer than two documents.
     """
 
     mean: float

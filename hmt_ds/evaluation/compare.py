@@ -31,12 +31,12 @@ class RunRow:
     Attributes:
         run: name of the run.
         first, below: the span's first position in a document, and the position after its last.
+        first, below: the span's first position in a document, and the position after its last.
         tokens: number of scored tokens.
         nats: mean loss per token, in nats.
         difference: loss per token minus that of the first run, in nats on the same tokens; None for the first run.
         share: fraction of the gap in loss between the first and the last run that the run closes; None if there may be
             no gap.
-        first, below: the span's first position in a document, and the position after its last.
     """
 
     run: str

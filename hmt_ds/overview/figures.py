@@ -163,7 +163,7 @@ def embedded(file: Path) -> str:
 
 
 def window_of(curve: Curve) -> int:
-    """Return over how many logged steps a curve's running mean is taken."""
+    """Return the number of logged steps over which a curve's running mean is taken."""
     return min(SMOOTH, len(curve.y) // WINDOWS)
 
 

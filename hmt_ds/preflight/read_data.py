@@ -49,11 +49,11 @@ class Documents:
     """The tokenized documents of a recipe.
 
     Attributes:
-        sources: the data sources of the training documents, in their order; empty if documents are generated.
         train: training documents; None if only files were looked for, or if documents are generated.
         validation: held-out documents, cut to the part that an evaluation reads; None if the recipe has none.
         tokenizer: the tokenizer's number of tokens and a hash of its vocabulary; None if only files were looked for.
         retrieval: sentences of generated documents; None unless the recipe has data.retrieval.
+        sources: the data sources of the training documents, in their order; empty if documents are generated.
         warnings: lines about data sources that can be read, but perhaps otherwise than intended.
         task_documents: generated documents of evaluation.tasks, by task and length.
     """

@@ -67,6 +67,8 @@ class Shown:
 
     Attributes:
         name: number of the document, and its data source.
+        tokens, segments, in_loss: number of the document's tokens, of its segments, and of its tokens with a weight in
+            the loss.
         readings: the segments that are shown; None in place of those between the first and the last ones.
     """
 

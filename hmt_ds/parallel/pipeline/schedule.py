@@ -68,8 +68,8 @@ class Costs:
         segment: duration of the forward pass of one segment through the layers of one stage.
         summary: duration of the forward pass that computes one segment's retrieval query, through the layers of one
             stage.
-        recall: duration of selecting memories for one segment, on the last stage.
         backward: duration of each backward pass as a multiple of its forward pass; 3 with recomputation.
+        recall: duration of selecting memories for one segment, on the last stage.
         link: duration of a message between neighbouring stages, in either direction.
         wraparound: duration of a message between the last and the first stage, in either direction.
     """
