@@ -235,8 +235,9 @@ def read_manifest(checkpoint: Path) -> Entries:
             f"{checkpoint}: {MANIFEST} has format {version}, this version reads {FORMAT}: use the version that wrote it"
         )
     if (found := digest_of(entries)) != digest:
-        changed = f"{MANIFEST} has changed: SHA-256 {found[:12]}, written {str(digest)[:12]}"
-        raise CheckpointError(f"{checkpoint}: {changed}{CURE}")
+        raise CheckpointError(
+            f"{checkpoint}: {MANIFEST} has changed: SHA-256 {found[:12]}, written {str(digest)[:12]}{CURE}"
+        )
     return entries
 
 

@@ -49,12 +49,7 @@ class SourceDocuments:
 
 
 def load_documents(source: str, **options: Any) -> Dataset:
-    """Load the documents of a data source, as :func:`read_source` does, and return only the documents.
-
-    Args:
-        source: File, folder, pattern, address or name on the hub.
-        options: Other arguments of `read_source`.
-    """
+    """Load the documents of a data source: the field `documents` of :func:`read_source` with the same arguments."""
     return read_source(source, **options).documents
 
 

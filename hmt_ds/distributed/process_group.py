@@ -106,10 +106,7 @@ def meet_on_loopback(
         timeout: time limit of the store's operations.
 
     Yields:
-        The store, this process's rank, and the number of ranks.
-
-    Raises:
-        LaunchError: if the port is taken.
+        The store, this process's rank, and the number of ranks; or raises a LaunchError if the port is taken.
     """
     own, ranks, port = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
     if own:

@@ -27,7 +27,7 @@ def check_shape(name: str) -> str:
         name: the name of the size.
     """
     if name not in SHAPES:
-        raise ValueError(f"must be one of {', '.join(SHAPES)}, got {name!r}")
+        raise ValueError(f"must be a known size of Llama ({', '.join(SHAPES)}), got {name!r}")
     return name
 
 

@@ -186,7 +186,7 @@ def test_compare(monkeypatch, capsys):
         ("a.yaml --gpus 0xH100", ["--gpus: must be like 16xH100-80GB"]),
         ("a.yaml --gpus 9xH100", ["--gpus: 9 GPUs cannot be spread evenly over 2 nodes"]),
         ("a.yaml --link 50", ["--link: must be like 50GB/s (bytes) or 400Gb/s (bits), got '50'"]),
-        ("--compare --shape 8b", ["--shape: must be one of 7b, 13b, 70b, got '8b'"]),
+        ("--compare --shape 8b", ["--shape: must be a known size of Llama (7b, 13b, 70b), got '8b'"]),
         ("--compare --gpus 8,,x", ["--gpus: must be whole numbers of at least 1, such as 8,64, got '8,,x'"]),
         ("--compare --gpus 12", ["--gpus: must be 1, 2, 4 or a multiple of 8 (the GPUs of a node), got 12"]),
         ("--compare --between-nodes 0", ["--between-nodes: must be greater than 0, got '0'"]),
