@@ -37,6 +37,7 @@ setup(
     ],
     extras_require={
         "mpi": ["mpi4py>=4"],
+        "quantize": ["bitsandbytes>=0.50"],
         "harness": ["lm_eval>=0.4.13"],
         "trackers": ["accelerate>=1.10"],  # and the package of each tracker
         "dev": [

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from hmt_ds.backbones.model import BackboneError, CausalLM
     from hmt_ds.backbones.model_config import check_config_keys, read_config
     from hmt_ds.backbones.probe import check_adapters, check_backbone, check_packing
+    from hmt_ds.backbones.quantize import is_quantized, quantize_linear, quantize_problems
     from hmt_ds.backbones.settings import LoraSettings
     from hmt_ds.backbones.trainable import select_trainable
 else:
@@ -32,6 +33,9 @@ __all__ = [
     "compare_memory",
     "family_of",
     "fill_memory",
+    "is_quantized",
+    "quantize_linear",
+    "quantize_problems",
     "read_config",
     "read_converted",
     "select_trainable",

@@ -1,6 +1,9 @@
 """Settings of LoRA adapters: the recipe's section ``model.lora``. Imports no torch."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+Quantize = Literal["none", "nf4", "fp4"]
 
 
 @dataclass(frozen=True)
@@ -16,3 +19,6 @@ class LoraSettings:
     target_modules: str | list[str] = "all-linear"
     """Names of the linear layers that get an adapter, as a list or a regular expression; all-linear: every linear layer
     except the head."""
+    quantize: Quantize = "none"
+    """How the frozen weights of linear layers are stored. none: in model.precision; nf4: in 4 bits with levels for
+    normally distributed weights (QLoRA); fp4: in 4-bit floats. Both need bitsandbytes; the head is left out."""

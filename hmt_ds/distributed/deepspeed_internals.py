@@ -4,6 +4,7 @@ Other files use engine.py and these functions, so a new DeepSpeed version needs 
 tests/unit/test_deepspeed_internals.py looks for every name in the installed version.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -193,7 +194,10 @@ def gradient_tensors(engine: Engine[Model]) -> list[object]:
 
 
 def full_numel(weight: Tensor) -> int:
-    """The number of elements of a whole weight, also if ZeRO-3 shards it and ``weight.numel()`` is 0."""
+    """The number of elements of a whole weight, also if ZeRO-3 shards it and ``weight.numel()`` is 0, or if
+    bitsandbytes has packed it."""
+    if packed := getattr(weight, "quant_state", None):
+        return math.prod(packed.shape)
     return getattr(weight, "ds_numel", weight.numel())
 
 

@@ -8,7 +8,15 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
-from hmt_ds.backbones import CausalLM, LoraSettings, build_model, fill_memory, read_converted, select_trainable
+from hmt_ds.backbones import (
+    CausalLM,
+    LoraSettings,
+    build_model,
+    fill_memory,
+    quantize_linear,
+    read_converted,
+    select_trainable,
+)
 from hmt_ds.backbones.transformers_internals import build_under_zero_init
 from hmt_ds.memory import HMT, MemorySettings
 from hmt_ds.parallel.deepspeed_config.fill import DsConfig, computes_in_autocast, stage_of
@@ -44,11 +52,12 @@ def build_hmt(
     Raises:
         BackboneError: the model's files lack a weight, or hold one of another shape.
     """
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    if computes_in_autocast(ds_config, precision):
-        dtype = torch.float32
+    computed = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    dtype = torch.float32 if computes_in_autocast(ds_config, precision) else computed
     with build_under_zero_init(ds_config) if stage_of(ds_config) == 3 else nullcontext():
         backbone = build_model(source, dtype=dtype, seed=seed, device=device, trust_remote_code=trust_remote_code)
+    if train == "lora" and lora and lora.quantize != "none":
+        quantize_linear(backbone, lora.quantize, computed, device)
     torch.manual_seed(seed ^ MEMORY_SEED)
     select_trainable(backbone, train, lora, seed)
     model = HMT(backbone, memory)

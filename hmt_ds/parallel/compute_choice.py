@@ -8,7 +8,7 @@ import psutil
 import torch
 from torch import nn
 
-from hmt_ds.backbones import CausalLM
+from hmt_ds.backbones import CausalLM, is_quantized
 from hmt_ds.backbones.compute import checkpoint_layers, decoder_layers, liger_knows, use_liger
 from hmt_ds.backbones.transformers_internals import is_recurrent
 from hmt_ds.distributed.deepspeed_internals import full_numel
@@ -68,7 +68,7 @@ def worth_capturing(
     fixed_addresses = reduction == "step" and stage_of(ds_config) < 3 and not offloads(ds_config)
     possible = device.type == "cuda" and fixed_addresses and recompute in ("auto", "none", "segment")
     positions = ds_config["train_micro_batch_size_per_gpu"] * model.settings.positions
-    possible = possible and not uses_dropout(model) and not is_recurrent(backbone.model)
+    possible = possible and not uses_dropout(model) and not is_recurrent(backbone.model) and not is_quantized(backbone)
     return possible and positions * layer_numel(backbone) < LAUNCH_BOUND
 
 
@@ -87,6 +87,7 @@ def best_kernels(backbone: CausalLM, reduction: Reduction, recompute: Recompute,
 
     ``compile``, unless ZeRO-3's hooks or activation checkpoints split the layers; else ``liger``, if installed.
     Recurrent layers and CPUs get ``plain``: compiling would unroll a recurrent layer's loop over positions.
+    Weights in 4 bits are not compiled: bitsandbytes has its own kernels.
 
     Args:
         backbone: the backbone.
@@ -96,7 +97,7 @@ def best_kernels(backbone: CausalLM, reduction: Reduction, recompute: Recompute,
     """
     if device.type == "cpu" or is_recurrent(backbone.model):
         return "plain"
-    if reduction == "step" and recompute in ("auto", "none", "segment"):
+    if reduction == "step" and recompute in ("auto", "none", "segment") and not is_quantized(backbone):
         return "compile"
     return "liger" if liger_knows(backbone.config.model_type) else "plain"
 

@@ -11,6 +11,7 @@ from hmt_ds.planning.cluster import Fleet
 from hmt_ds.planning.flops import summary_positions
 from hmt_ds.planning.layout import Layout, Work
 
+PACKED = 0.52  # bytes of a weight in 4 bits, with its share of the scales
 OUTSIDE = 1.5 * GIB  # CUDA's and NCCL's own memory
 MASTER, MOMENTS, SUM = 4, 8, 4  # bytes of a trained weight: float32 copy, Adam's two moments, gradient sum
 SEGMENT_BUCKET = 5 * 10**8  # gradients in a bucket where every backward pass reduces, DeepSpeed's default
@@ -91,7 +92,7 @@ def states(work: Work, layout: Layout, gpus: int, *, rank_parameters: float | No
     full = layout.stage == 0 or (layout.stage < 3 and layout.offloaded)
     number = 4 if full else work.number_bytes
     states = (MOMENTS if number == 4 else MASTER + MOMENTS) * trained / optimizer_ranks * (1 - layout.offloaded)
-    weights, sums = number * total, SUM * trained
+    weights, sums = number * total - (number - PACKED) * work.size.packed, SUM * trained
     buckets = BUCKETS * number * min(trained, BUCKET)
     if layout.reduction == "segment":
         sums = SUM * trained / (ranks if layout.stage >= 2 else 1)

@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from hmt_ds.backbones import CausalLM, LoraSettings, select_trainable
 from hmt_ds.backbones.compute import decoder_layers
+from hmt_ds.backbones.quantize import linear_layers
 from hmt_ds.memory import HMT, MemorySettings
 
 
@@ -24,6 +25,7 @@ class ModelSize:
         intermediate_size: width of the MLP.
         vocabulary: number of token ids.
         attention_width: number of query heads times their width; 0 without attention.
+        packed: number of parameters that are stored in 4 bits.
     """
 
     parameters: int
@@ -35,6 +37,7 @@ class ModelSize:
     intermediate_size: int
     vocabulary: int
     attention_width: int
+    packed: int = 0
 
     @property
     def num_hidden_layers(self) -> int:
@@ -68,6 +71,8 @@ def count(
         module, name = decoder_layers(backbone)
         layers = list(getattr(module, name))
         layer = sum(weight.numel() for weight in layers[0].parameters())
+        packed = linear_layers(backbone.model) if train == "lora" and lora and lora.quantize != "none" else []
+        in_4_bits = sum(backbone.model.get_submodule(one).weight.numel() for one in packed)
         select_trainable(backbone, train, lora)
         weights = list(HMT(backbone, settings).parameters())
     text = config.get_text_config()
@@ -83,6 +88,7 @@ def count(
         intermediate_size=mlp_width(text),
         vocabulary=text.vocab_size,
         attention_width=heads * (getattr(text, "head_dim", None) or width // max(1, heads)),
+        packed=in_4_bits,
     )
 
 

@@ -45,6 +45,10 @@ def check_compute(recipe: Recipe, config: PreTrainedConfig, ds_config: dict[str,
         problems.append(
             f"compute.kernels: liger-kernel is not installed or does not support {config.model_type}: take auto"
         )
+    if compute.kernels == "compile" and recipe.model.lora.quantize != "none":
+        problems.append(
+            "compute.kernels is compile, but 4-bit weights (model.lora.quantize) are not compiled: take auto"
+        )
     if compute.kernels == "compile" and compute.recompute in ("selective", "segment+layer"):
         problems.append(
             "compute.kernels: compiled layers choose themselves what they keep, so compute.recompute "
@@ -156,6 +160,8 @@ def why_no_cuda_graphs(recipe: Recipe, config: PreTrainedConfig, ds_config: dict
         return "with data.pack each segment has an attention mask of its own"
     if not torch.cuda.is_available():
         return "there is no GPU here"
+    if recipe.model.lora.quantize != "none":
+        return "kernels of 4-bit weights (model.lora.quantize) are not captured"
     if stage_of(ds_config) == 3 or offloads(ds_config):
         return "at ZeRO-3, and with offloading, the addresses of weights change"
     if compute.reduction == "segment":

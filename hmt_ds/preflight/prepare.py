@@ -14,6 +14,7 @@ from hmt_ds.backbones import (
     check_memory,
     check_packing,
     check_weights,
+    quantize_problems,
     read_config,
 )
 from hmt_ds.config.config_error import ConfigError
@@ -93,7 +94,7 @@ def prepare(recipe: Recipe, recipe_file: str | Path, *, writes_output: bool = Tr
     model, warnings = recipe.model, warm_up_warnings(recipe)
     config = problems.attempt(lambda: read_config(model.source, trust_remote_code=model.trust_remote_code))
     if config is not None:
-        warnings += check_model(recipe, config, problems)
+        warnings += check_model(recipe, config, stage, problems)
         if ds_config is not None:
             problems += check_compute(recipe, config, ds_config)
             problems += check_pipeline(recipe, config, ds_config)
@@ -112,12 +113,13 @@ def prepare(recipe: Recipe, recipe_file: str | Path, *, writes_output: bool = Tr
     )
 
 
-def check_model(recipe: Recipe, config: PreTrainedConfig, problems: Problems) -> list[str]:
+def check_model(recipe: Recipe, config: PreTrainedConfig, stage: int, problems: Problems) -> list[str]:
     """Check a recipe's backbone, memory and LoRA adapters.
 
     Args:
         recipe: the recipe.
         config: configuration of the backbone.
+        stage: ZeRO stage, 0 to 3.
         problems: list to which a line is appended for each problem.
 
     Returns:
@@ -134,6 +136,8 @@ def check_model(recipe: Recipe, config: PreTrainedConfig, problems: Problems) ->
         problems.attempt(lambda: check_packing(config), "data.pack: ")
     if model.train == "lora":
         problems.attempt(lambda: check_adapters(config, model.lora, recipe.pipeline.stages), "model.lora: ")
+    stages = recipe.pipeline.stages
+    problems += quantize_problems(config, model.lora, train=model.train, stage=stage, stages=stages)
     return warnings or []
 
 

@@ -35,7 +35,9 @@ def identity(recipe: Recipe, prepared: Prepared) -> dict[str, object]:
     found |= {f"schedule.{key}": value for key, value in recipe.schedule.model_dump().items()}
     found |= {f"memory.{key}": value for key, value in asdict(recipe.memory).items()}
     if model.train == "lora":
-        found |= {f"model.lora.{key}": value for key, value in asdict(model.lora).items()}
+        # checkpoints that are older than quantize do not name it
+        lora = {key: value for key, value in asdict(model.lora).items() if (key, value) != ("quantize", "none")}
+        found |= {f"model.lora.{key}": value for key, value in lora.items()}
     if prepared.train is not None:
         lengths = document_lengths(prepared.train)
         found["data.train"] = f"{len(lengths):,} documents, {int(lengths.sum()):,} tokens"

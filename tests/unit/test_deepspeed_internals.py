@@ -53,7 +53,15 @@ GENERIC = {"optimizer", "start", "numel", "partition", "all_gather", "unflatten"
 UNDOCUMENTED = {name for names in TOUCHED.values() for name in names} - GENERIC
 # torch's, Python's and DeepSpeed's public names in that file
 PLAIN = {"Module", "Parameter", "copy_", "data", "defaults", "get_scale", "items", "keys", "ops"}
-PLAIN |= {"register_step_pre_hook", "setdefault", "shape", "type", "update"}
+PLAIN |= {
+    "register_step_pre_hook",
+    "setdefault",
+    "shape",
+    "type",
+    "update",
+    "prod",
+    "quant_state",
+}  # the last is of bitsandbytes
 
 
 def attributes(tree: ast.AST) -> Iterator[tuple[ast.expr, str]]:
