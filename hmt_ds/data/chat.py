@@ -154,8 +154,9 @@ def end_of(chat: list[Message], number: int, text: str, tokenizer: PreTrainedTok
     """Return the end character of an answer that a chat template renders differently as the last message than in the
     middle.
 
-    To find the end, the answer is replaced by other words: the text that stays the same behind it is not part of it. A
-    special token right behind the answer, which ends the turn, is part of it.
+    To find the end, the conversation is rendered once more with other words in place of the answer: what follows the
+    answer is the same in both texts. A special token right behind the answer, which ends the turn, counts as part of
+    the answer.
 
     Args:
         chat: The conversation's messages, already checked.

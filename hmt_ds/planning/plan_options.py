@@ -154,7 +154,7 @@ class CompareOptions(Options):
         return tuple(int(count) for count in self.gpus.split(","))
 
     def conflicts(self) -> list[str]:
-        """Return an error line if the comparison has too many passes to be computed within seconds; else an empty
+        """Return an error line if the comparison would simulate too many passes to finish within seconds; else an empty
         list."""
         if (product := self.rows * self.segments) <= MAX_ROWS:
             return []

@@ -76,7 +76,7 @@ def draw_intervals(axes: Axes, rows: Sequence[LossRow], series: Sequence[tuple[s
 
     Args:
         axes: matplotlib's axes.
-        rows: losses, one for each place on the horizontal axis.
+        rows: losses, one for each position on the horizontal axis.
         series: for each curve, its name ("" for the loss, or a cost: ``swapped``, ``none``) and its colour.
         label: label of the vertical axis.
     """

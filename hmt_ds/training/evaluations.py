@@ -22,7 +22,7 @@ def evaluations(
         recipe: the checked recipe.
         prepared: data from the preflight checks.
         reader: the model in its engine.
-        before_window: called before each window; an exception that it raises ends the evaluation.
+        before_window: called before each batch of segments is read; an exception that it raises ends the evaluation.
         own_data: whether the documents are those that the run's own recipe names.
     """
     kinds = (Validation, RetrievalValidation, TaskValidation)

@@ -64,10 +64,7 @@ class EngineSettings:
 
 
 def read_ds_config(file: str | Path) -> DsConfig:
-    """Read a DeepSpeed configuration file as nested dicts.
-
-    Args:
-        file: path of a JSON file.
+    """Read a DeepSpeed configuration file (JSON) as nested dicts.
 
     Raises:
         DeepSpeedConfigError: if the file cannot be read or is not a JSON object.
@@ -99,12 +96,8 @@ def unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def section_of(config: DsConfig, *path: str) -> DsConfig:
-    """Return a section (nested dict) of a DeepSpeed configuration; an empty dict if there is none.
-
-    Args:
-        config: DeepSpeed's configuration.
-        path: the keys that lead to the section, outermost first.
-    """
+    """Return the section (nested dict) of a DeepSpeed configuration that the keys ``path`` lead to, outermost key first;
+    an empty dict if there is none."""
     section = config
     for key in path:
         section = section.get(key, {})
@@ -119,14 +112,10 @@ def stage_of(config: DsConfig) -> int:
 
 
 def computes_in_autocast(config: DsConfig, precision: str) -> bool:
-    """Return whether weights stay in fp32 and torch.autocast lowers the precision, instead of low-precision weights.
+    """Return whether weights stay in fp32 and torch.autocast lowers the precision (to ``bf16`` or ``fp16``).
 
     True where DeepSpeed cannot sum low-precision gradients in fp32: at stage 0, and at stages 1 and 2 with the
     optimizer offloaded. fp32 gradients need no second copy, so stage 0 takes no more memory.
-
-    Args:
-        config: DeepSpeed's configuration.
-        precision: ``fp32``, ``bf16`` or ``fp16``.
     """
     stage = stage_of(config)
     return precision != "fp32" and (stage == 0 or (stage in (1, 2) and offloads(config)))
@@ -270,12 +259,8 @@ def overflow_problems(config: DsConfig) -> list[str]:
 
 
 def partial_offload_problems(config: DsConfig, optimizer: str) -> list[str]:
-    """Return an error line where DeepSpeed ignores or cannot do partial offload (``offload_optimizer.ratio`` below 1).
-
-    Args:
-        config: DeepSpeed's configuration.
-        optimizer: name of the optimizer.
-    """
+    """Return an error line where DeepSpeed ignores or cannot do partial offload (``offload_optimizer.ratio`` below 1)
+    with the optimizer of the given name."""
     ratio = offload_ratio(config)
     key = f"zero_optimization.offload_optimizer.ratio is {ratio}"
     if ratio == 1.0 or not offloads(config):
