@@ -96,8 +96,8 @@ def unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def section_of(config: DsConfig, *path: str) -> DsConfig:
-    """Return the section (nested dict) of a DeepSpeed configuration that the keys ``path`` lead to, outermost key first;
-    an empty dict if there is none."""
+    """Return the section (nested dict) of a DeepSpeed configuration that the keys ``path`` lead to, outermost first; an
+    empty dict if there is none."""
     section = config
     for key in path:
         section = section.get(key, {})
