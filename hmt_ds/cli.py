@@ -39,7 +39,7 @@ NEXT = {  # what follows a command that succeeded; the other commands know more 
     "report": "open the page in a browser",
 }
 KEYS_FOLLOW = "Keys of the recipe can follow: --memory.segment_length 256"
-RECIPE = "recipe (a YAML file), or the folder of a run, whose recipe is taken"
+RECIPE = "recipe (a YAML file), or the folder of a run, whose recipe.yaml is used"
 EVALUATED = (
     "a run (its newest checkpoint is evaluated), one of its checkpoints, a folder that convert wrote, or a recipe "
     "(the weights that its training starts from)"

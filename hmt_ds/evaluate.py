@@ -34,7 +34,8 @@ def main() -> int:
 
 
 def evaluate(run_or_recipe: str, overrides: list[str], device: torch.device) -> None:
-    """Evaluate held-out losses, retrieval and tasks on this rank, together with the others; print and store them.
+    """Evaluate held-out losses, retrieval and tasks on this rank, together with all other ranks; print and store the
+    results.
 
     Args:
         run_or_recipe: path of a run (its newest checkpoint is evaluated), of one of its checkpoints, or of a recipe

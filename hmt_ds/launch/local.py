@@ -124,8 +124,9 @@ def ending(code: int) -> str:
 
 
 def world_info(ranks: int) -> str:
-    """Return which devices the ranks of this machine use, encoded for DeepSpeed's launcher: those of
-    CUDA_VISIBLE_DEVICES if there are enough, else the machine's first ones.
+    """Return which devices the ranks of this machine use, encoded as DeepSpeed's launcher expects.
+
+    They are those of CUDA_VISIBLE_DEVICES if there are enough, else the machine's first ones.
 
     Args:
         ranks: number of ranks to start on this machine.

@@ -1,4 +1,4 @@
-"""Common parts of a run's evaluations, on held-out documents and on generated ones."""
+"""What evaluations of a run have in common, on held-out documents and on generated ones."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator

@@ -138,10 +138,10 @@ def pipeline_schedule(
 def summary_group_size(stages: int, segments: int, micro_batches: int, share: float) -> int:
     """Return how many micro-batches one summary pass (which computes retrieval queries) should cover.
 
-    As many as make it take about as long as a segment pass. One pass over twice the rows takes less than twice the
-    time, and adds to the gradient accumulation buffers half as often. But larger groups must not make a stage idle: the
-    first prompt exists after as many passes of a group as there are stages, and until then the first stage only has the
-    summaries of two segments to work on.
+    The pass should take about as long as a segment pass. One pass over twice the rows takes less than twice the time,
+    and adds to the gradient accumulation buffers half as often. But larger groups must not make a stage idle: the first
+    prompt exists after as many passes of a group as there are stages, and until then the first stage only has the
+    summary passes of two segments to run.
 
     Args:
         stages: number of stages.
