@@ -30,7 +30,9 @@ def make_folder(folder: Path) -> None:
     number, stage = {"zero_optimization": 3}, {"zero_optimization": {"stage": "two"}}
     files = {"recipe.yaml": yaml.safe_dump(recipe), "broken.yaml": "a: [", "list.yaml": "[1]", "empty.yaml": "{}"}
     files |= {"against.json": json.dumps(against), "auto.json": json.dumps(auto)}
-    files |= {"slip.json": '{"gradient_cliping": 1.0}'}
+    on_disk = {"device": "nvme", "nvme_path": "/tmp"}
+    nvme = {"zero_optimization": {"stage": 3, "offload_optimizer": on_disk, "offload_param": on_disk}}
+    files |= {"slip.json": '{"gradient_cliping": 1.0}', "nvme.json": json.dumps(nvme)}
     files |= {"number.json": json.dumps(number), "stage.json": json.dumps(stage), "empty.txt": " \n", "data.doc": "x"}
     for name, text in files.items():
         (folder / name).write_text(text)

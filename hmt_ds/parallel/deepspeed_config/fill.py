@@ -11,7 +11,7 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from pydantic import ValidationError
 
-from hmt_ds.parallel.deepspeed_config.keys import refusal, unknown_keys
+from hmt_ds.parallel.deepspeed_config.keys import nvme_problems, refusal, unknown_keys
 
 AUTO = "auto"
 DsConfig = dict[str, Any]  # a file of ds_configs/, as JSON gives it
@@ -213,7 +213,8 @@ def fill_ds_config(config: DsConfig, settings: EngineSettings) -> DsConfig:
             problems.append(f"{name} is {given!r} in the DeepSpeed file and {value!r} by the recipe: write auto")
         section[path[-1]] = value
     problems += [f"{key}: {why}, leave it out" for key, why in DECIDED_ELSEWHERE.items() if key in config]
-    problems += unknown_keys(config) + overflow_problems(config) + partial_offload_problems(config, settings.optimizer)
+    problems += unknown_keys(config) + overflow_problems(config) + nvme_problems(config)
+    problems += partial_offload_problems(config, settings.optimizer)
     problems += [f"{key} is auto, but the recipe does not decide it: give a value" for key in remaining_autos(filled)]
     if problems := problems or refusal(filled):
         raise DeepSpeedConfigError("\n".join(problems))

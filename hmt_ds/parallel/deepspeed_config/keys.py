@@ -1,4 +1,4 @@
-"""Find the keys of a configuration file that DeepSpeed would ignore, and the values that it refuses."""
+"""Find the keys of a configuration file that DeepSpeed would ignore, and the values that it or hmt_ds refuses."""
 
 import copy
 import difflib
@@ -58,6 +58,24 @@ def known_keys() -> frozenset[str]:
     file = RecordingDict({"train_micro_batch_size_per_gpu": 1})
     DeepSpeedConfig(file)
     return frozenset(file.asked)
+
+
+def nvme_problems(config: dict[str, Any]) -> list[str]:
+    """Return an error line for each part that a DeepSpeed configuration offloads to NVMe.
+
+    DeepSpeed holds such a part in memory only while it uses it, but checkpoints read and write all weights and states
+    between two steps.
+
+    Args:
+        config: DeepSpeed's configuration.
+    """
+    parts = {"offload_optimizer": "optimizer states", "offload_param": "weights"}
+    return [
+        f"zero_optimization.{key}.device is nvme, but between steps DeepSpeed has the {part} on the disk alone, where "
+        "checkpoints cannot read them: take cpu"
+        for key, part in parts.items()
+        if (config.get("zero_optimization", {}).get(key) or {}).get("device") == "nvme"
+    ]
 
 
 def refusal(config: dict[str, object]) -> list[str]:

@@ -12,7 +12,7 @@ from deepspeed.runtime.config import DEEPSPEED_OPTIMIZERS
 # Elementwise: they update a part of a weight, as ZeRO shards it, like the whole weight.
 ELEMENTWISE = re.compile(r"(?i)ada(delta|grad|max)|n?adam|adamw|asgd|lion|radam|rmsprop|rprop|sgd")
 OF_DEEPSPEED = {"Lamb": FusedLamb, "Lion": FusedLion}
-MATRICES_ONLY = ("muon", "musgd")
+NEEDS_MUP = ("muadam", "muadamw", "musgd")
 SWITCHES = ("amsgrad", "capturable", "centered", "decoupled_weight_decay", "foreach", "fused", "maximize", "nesterov")
 UNUSABLE = ("LBFGS", "SparseAdam", "Optimizer")  # need a closure or sparse gradients; the base class
 
@@ -37,11 +37,8 @@ def check_optimizer(name: str, lr: float, weight_decay: float, params: dict[str,
     """
     if doubled := [key for key in ("lr", "weight_decay") if key in params]:
         raise OptimizerError(f"optimizer.params: {' and '.join(doubled)} must be keys of optimizer: move them up")
-    if name.lower() in MATRICES_ONLY:
-        raise OptimizerError(
-            f"optimizer.name: {name} updates matrices alone, and needs Adam for all other weights, which hmt_ds does "
-            "not set up: use AdamW"
-        )
+    if reason := why_unusable(name, stage):
+        raise OptimizerError(f"optimizer.name: {name}: {reason}: use AdamW")
     known: dict[str, type] = {n: c for n, c in vars(torch.optim).items() if inspect.isclass(c) and n not in UNUSABLE}
     if name not in known and name.lower() not in DEEPSPEED_OPTIMIZERS:
         near = difflib.get_close_matches(name, [*known, "Lamb", "Lion"], 1)
@@ -64,6 +61,29 @@ def check_optimizer(name: str, lr: float, weight_decay: float, params: dict[str,
         raise OptimizerError(
             f"optimizer.params: {name} does not take {params}: {error}: change or remove that argument"
         ) from None
+
+
+def why_unusable(name: str, stage: int) -> str | None:
+    """Return why an optimizer that DeepSpeed or bitsandbytes has cannot be used; None for all others.
+
+    Args:
+        name: name of the optimizer.
+        stage: the ZeRO stage, 0 to 3.
+    """
+    if name.lower() == "muon":
+        # read in DeepSpeed 0.19.8: Muon.step of stage 0 replaces missing gradients by zeros
+        early = (
+            "DeepSpeed orthogonalizes the gradient before its norm is taken and clipped, so the update would be clipped"
+        )
+        return f"{early} (ZeRO stage {stage})" if stage else "at ZeRO stage 0 it changes weights in skipped steps too"
+    if name.lower() in NEEDS_MUP:
+        return "it needs the base shapes of the package mup, which hmt_ds does not set"
+    if re.fullmatch(r"(?i)(paged)?\w+_?(8bit|32bit)", name):
+        return (
+            "bitsandbytes stores its states in blocks with one scale each, but checkpoints by element, so no run could "
+            "be resumed exactly"
+        )
+    return None
 
 
 def wrong_tuples(name: str, optimizer: type, params: dict[str, object]) -> list[str]:
