@@ -189,7 +189,9 @@ class Executor(Reader, Protocol):
         """
 
     def backward_passes(self, windows: list[Window]) -> int:
-        """Return the number of backward passes through DeepSpeed's engine that an optimizer step takes.
+        """Return the number of backward passes that an optimizer step takes, which per-segment reduction counts.
+
+        0 on a pipeline, whose backward passes are not counted.
 
         Args:
             windows: the step's input, chunks of consecutive segments.

@@ -86,7 +86,7 @@ class ZeroExecutor:
         return torch.stack([total.double() for total in totals]), sums.finite
 
     def backward_passes(self, windows: list[Window]) -> int:
-        """Return the number of backward passes through DeepSpeed's engine that an optimizer step takes.
+        """Return the number of backward passes that an optimizer step takes.
 
         Args:
             windows: the step's input, chunks of consecutive segments.
