@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -17,6 +18,7 @@ from pydantic import (
 from hmt_ds.config.sections import PathText, Section, section
 from hmt_ds.data.settings import COLUMNS, NAMED, DatasetName, FormatName, RetrievalSettings, SpecialTokens
 
+FEWEST_ROWS = 50  # of a source in a part of several streams: then its share is its weight within 1%
 Scalar = str | int | float | bool
 
 
@@ -202,7 +204,8 @@ class Data(Section):
     stream: int | None = Field(None, ge=1)
     """Read data.train as a stream, in parts of this many rows: nothing is copied to this machine beforehand, each part
     is tokenized while training reads the one before and is deleted later, and documents are shuffled within a part.
-    Default: all documents are tokenized before training."""
+    Several sources share each part by their weights, with mix_by documents. Default: all documents are tokenized before
+    training."""
     pack: bool = False
     """Let training documents share segments, to waste fewer positions on padding: a document begins in the segment in
     which the previous one ends, if it fits there or at least a quarter of a segment is left. Attention and memory keep
@@ -239,21 +242,37 @@ class Data(Section):
         """Refuse settings that do not work when documents are read as a stream.
 
         Raises:
-            ValueError: data.train is not one source, or has a key that needs all documents or files at once.
+            ValueError: data.train has a key that needs all documents or files at once, or sources that a part cannot
+                have in the ratio of their weights.
         """
         if self.stream is None:
             return self
-        sources = list(self.sources("train").values())
-        if len(sources) != 1:
-            raise ValueError(
-                f"stream reads one source, and data.train has {len(sources)}: name one, or leave stream out"
-            )
-        keys = ("dataset", "separator", "interleave", "dilate")
-        if given := [key for key in keys if getattr(sources[0], key) is not None]:
-            raise ValueError(
-                f"stream reads rows as they are and cannot apply data.train.{given[0]}: leave one of the two out"
-            )
+        sources = self.sources("train")
+        if len(sources) > 1:
+            self.check_parts(sources)
+        for name, source in sources.items():
+            keys = ("dataset", "separator", "interleave", "dilate")
+            if given := [key for key in keys if getattr(source, key) is not None]:
+                raise ValueError(
+                    f"stream reads rows as they are and cannot apply {name}.{given[0]}: leave one of the two out"
+                )
         return self
+
+    def check_parts(self, sources: dict[str, Source]) -> None:
+        """Check that the parts of a stream can have rows of several sources in the ratio of their weights.
+
+        Raises:
+            ValueError: they cannot.
+        """
+        if self.mix_by == "tokens":
+            raise ValueError("stream mixes sources by their rows, not by tokens: set mix_by documents")
+        whole = sum(source.weight for source in sources.values())
+        for name, source in sources.items():
+            if self.stream and self.stream * source.weight < FEWEST_ROWS * whole:
+                raise ValueError(
+                    f"stream {self.stream} has too few rows for the weight {source.weight:g} of {name}: raise it to "
+                    f"{math.ceil(FEWEST_ROWS * whole / source.weight)} at least"
+                )
 
     def sources(self, key: SourcesKey) -> dict[str, Source]:
         """Return the sources with a weight above 0 by name: ``data.train``, or for a list ``data.train.0`` and so on.

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from hmt_ds.data.errors import DataError, NoDocumentsError
@@ -26,6 +28,7 @@ from hmt_ds.data.tokenize import tokenizer_content
 logger = logging.getLogger(__name__)
 
 DONE = "part.json"  # written last: how many rows the part has
+COUNTED = "parts.json"  # beside the parts, once the source has ended: how many there are
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,37 @@ class Stream:
         found = self._open(folder)
         return of_lengths(found, *self.keys.lengths, self.keys.source["source"])
 
+    def documents(self, number: int) -> tuple[Dataset, np.ndarray] | None:
+        """Return the tokens of one part and the indices of its documents, counted from the source's beginning.
+
+        None if the source has ended before the part. Raises what `part` raises.
+        """
+        if (found := self.part(number)) is None:
+            return None
+        return found.tokens, number * self.keys.size + np.arange(len(found.tokens))
+
+    def ends_before(self, number: int) -> bool:
+        """Return whether the source has no such part; makes it, or waits for the process that does, if it is not known.
+
+        Args:
+            number: Number of a part, from 0.
+        """
+        while self.count is None and not (self._folder / f"{number:06}" / DONE).exists():
+            if self._makes:
+                with suppress(NoDocumentsError):
+                    self.part(number)
+            else:
+                time.sleep(0.1)
+        return self.count is not None and number >= self.count
+
+    @property
+    def count(self) -> int | None:
+        """Number of parts of the source; None as long as its end has not been read."""
+        try:
+            return int((self._folder / COUNTED).read_text())
+        except FileNotFoundError:
+            return None
+
     def keep(self, numbers: set[int]) -> None:
         """Delete all parts of the stream except some, and any parts of other sources in the stream's folder.
 
@@ -115,6 +149,9 @@ class Stream:
             rows.save_to_disk(str(folder / "rows"))
             with suppress(NoDocumentsError):
                 self._open(folder)
+        else:
+            with replacing(self._folder / COUNTED) as aside:
+                aside.write_text(str(self._rows.parts()))
         with replacing(folder / DONE) as aside:
             aside.write_text(json.dumps({"rows": len(rows)}))
         logger.info("%s: tokenized %s rows, part %d", self.keys.source["source"], f"{len(rows):,}", number + 1)

@@ -7,14 +7,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 
 from hmt_ds.data.batches import Batch, WindowLoader
 from hmt_ds.data.describe import hash_of_order
 from hmt_ds.data.errors import DataError, NoDocumentsError
-from hmt_ds.data.prepared import SourceTokens
 from hmt_ds.data.stream import Stream, ahead
+from hmt_ds.data.stream_mix import StreamMix
 from hmt_ds.data.tokenize import document_lengths
 from hmt_ds.data.window_plan import Depth
+
+NOTHING_LEFT = (
+    "all documents of the stream are left out, so there is nothing to read: "
+    "remove some from left_out.json in the run's folder"
+)
+MOST_IDLE = 100  # parts in a row of which nothing is read; a mix has no end that would show it
 
 
 @dataclass(frozen=True)
@@ -31,13 +38,14 @@ class Place:
 
 
 class StreamLoader:
-    """Iterate without end over one rank's batches from a streamed data source, from a saved position on.
+    """Iterate without end over one rank's batches from a streamed data source, or a mix, from a saved position on.
 
     The documents within a part are in random order; at a part's end rows without a document get empty segments until
-    all rows are done. `Batch.documents` counts rows of the stream from its beginning, from 0 again in each epoch.
+    all rows are done. `Batch.documents` counts rows of the stream from its beginning, from 0 again in each epoch;
+    those of further sources of a mix begin at multiples of 2**40.
 
     Args:
-        stream: The streamed data source.
+        stream: The streamed data source, or several.
         segments: Segments per row of each batch; or a function of the batch's number, counted over all parts.
         seed: Determines the order of documents; not negative.
         state: `Batch.position` of the last batch that was used, to go on after it; None to begin with the first one.
@@ -50,7 +58,7 @@ class StreamLoader:
 
     def __init__(
         self,
-        stream: Stream,
+        stream: Stream | StreamMix,
         *,
         segments: Depth,
         seed: int,
@@ -63,7 +71,7 @@ class StreamLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         state = self._state or {"epoch": 0, "part": 0, "plan": None, "hash": None}
-        place, plan, windows = Place(state["epoch"], state["part"]), state["plan"], 0
+        place, plan, windows, idle = Place(state["epoch"], state["part"]), state["plan"], 0, 0
         began = -1  # the number of windows when the epoch began
         coming = self._coming(place)
         while True:
@@ -75,23 +83,23 @@ class StreamLoader:
                     raise
                 place, coming = after, self._coming(after)
                 continue
-            if plan is not None and (found is None or hash_of_order(document_lengths(found.tokens)) != state["hash"]):
+            if plan is not None and (found is None or hash_of_order(document_lengths(found[0])) != state["hash"]):
                 raise DataError(
                     f"part {place.part + 1} of the stream has other documents than when the run was saved: resume on "
                     "the same files, or on the same data.train.revision of the hub"
                 )
             if found is None:  # the end of the stream
                 if windows == began:
-                    raise DataError(
-                        "all documents of the stream are left out, so there is nothing to read: remove some from "
-                        "left_out.json in the run's folder"
-                    )
+                    raise DataError(NOTHING_LEFT)
                 place, began = Place(place.epoch + 1), windows
                 coming = self._coming(place)
                 continue
             self._stream.keep({0, *range(place.part - 1, place.part + 2)})
-            batches = self._batches(found, place, plan, windows)
+            batches = self._batches(*found, place, plan, windows)
             first = next(batches, None)  # workers are forked before the thread begins
+            idle = idle + 1 if first is None else 0
+            if idle == MOST_IDLE:
+                raise DataError(NOTHING_LEFT)
             coming = self._coming(after)
             while first is not None:
                 windows += 1
@@ -99,19 +107,20 @@ class StreamLoader:
                 first = next(batches, None)
             place, plan = after, None
 
-    def _coming(self, place: Place) -> "Future[SourceTokens | None]":
+    def _coming(self, place: Place) -> "Future[tuple[Dataset, np.ndarray] | None]":
         """Make and open a part in a thread; one without documents has none to be read."""
-        return ahead(lambda: self._stream.part(place.part))
+        return ahead(lambda: self._stream.documents(place.part))
 
-    def _batches(self, found: SourceTokens, place: Place, plan: dict[str, Any] | None, done: int) -> Iterator[Batch]:
+    def _batches(
+        self, tokens: Dataset, indices: np.ndarray, place: Place, plan: dict[str, Any] | None, done: int
+    ) -> Iterator[Batch]:
         """Yield the batches of one part."""
-        segments, lengths = self._segments, document_lengths(found.tokens)
-        first, end = place.part * self._stream.keys.size, (place.part + 1) * self._stream.keys.size
-        left_out = {document - first for document in self._left_out if first <= document < end}
+        segments, lengths = self._segments, document_lengths(tokens)
+        left_out = {number for number, document in enumerate(indices.tolist()) if document in self._left_out}
         if left_out.issuperset(range(len(lengths))):
             return
         loader = WindowLoader(
-            found.tokens,
+            tokens,
             segments=segments if isinstance(segments, int) else lambda window: segments(window + done),
             seed=int(np.random.SeedSequence([self._seed, place.epoch, place.part]).generate_state(1)[0]),
             epochs=1,
@@ -121,16 +130,16 @@ class StreamLoader:
         )
         about = {"epoch": place.epoch, "part": place.part, "hash": hash_of_order(lengths)}
         for batch in loader:
-            others = None if batch.others is None else moved(batch.others, first)
+            others = None if batch.others is None else numbered(batch.others, indices)
             position = about | {"plan": batch.position}
-            yield replace(batch, documents=moved(batch.documents, first), others=others, position=position)
+            yield replace(batch, documents=numbered(batch.documents, indices), others=others, position=position)
 
 
-def moved(documents: torch.Tensor, by: int) -> torch.Tensor:
-    """Add a number to document indices; -1, which means no document, stays -1.
+def numbered(documents: torch.Tensor, indices: np.ndarray) -> torch.Tensor:
+    """Replace numbers of documents within a part by their indices; -1, which means no document, stays -1.
 
     Args:
         documents: int64 tensor of any shape.
-        by: The number to add.
+        indices: Index of each document of the part, ``[documents]``.
     """
-    return torch.where(documents < 0, documents, documents + by)
+    return torch.where(documents < 0, documents, torch.from_numpy(indices)[documents.clamp_min(0)])

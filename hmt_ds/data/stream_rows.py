@@ -40,6 +40,7 @@ class RowStream:
         self._rows: Iterator[dict[str, Any]] = iter(())
         self._features: Features | None = None
         self._next = -1
+        self._parts: int | None = None
 
     def read(self, number: int) -> Dataset:
         """Return the rows of one part as a data set; without rows if the source has ended before the part.
@@ -53,7 +54,8 @@ class RowStream:
             DataError: The source cannot be read, or lacks a column.
         """
         try:
-            if number != self._next:
+            in_order = number == self._next
+            if not in_order:
                 stream = open_stream(*self._keys)
                 self._rows, self._features = iter(stream.skip(number * self._size)), stream.features
             rows = [self._needed(row) for row in itertools.islice(self._rows, self._size)]
@@ -63,9 +65,17 @@ class RowStream:
             where = f"rows {number * self._size:,} to {(number + 1) * self._size:,}"
             raise DataError(f"{self._source}: {where} cannot be read: {first_line(error)}") from error
         self._next = number + 1
+        if len(rows) < self._size and (rows or in_order):
+            self._parts = number + bool(rows)
         known = self._features
         features = Features({column: known[column] for column in self._columns}) if rows and known else None
         return Dataset.from_list(rows, features=features)
+
+    def parts(self) -> int:
+        """Return the number of parts that have rows; reads the whole source, unless its end has been read already."""
+        if self._parts is None:
+            self._parts = -(-sum(1 for _ in open_stream(*self._keys)) // self._size)
+        return self._parts
 
     def _needed(self, row: dict[str, Any]) -> dict[str, Any]:
         for column in self._columns:

@@ -23,7 +23,7 @@ from hmt_ds.data.settings import RetrievalSettings
 from hmt_ds.data.task_documents import TaskDocuments, encode_tasks
 from hmt_ds.evaluation.figures import segments_needed
 from hmt_ds.preflight.problems import Problems
-from hmt_ds.preflight.source_tokens import source_keys, stream_of, tokenizer_of, tokens_of
+from hmt_ds.preflight.source_tokens import source_keys, streams_of, tokenizer_of, tokens_of
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def read_data(recipe: Recipe, vocab_size: int | None, problems: Problems) -> Doc
         streams = recipe.data.stream is not None and name.startswith("data.train")
         if tokenizes:
             cache = Path(recipe.data.cache_dir)
-            tokens = first_part(recipe, tokenizer) if streams else tokens_of(source, tokenizer, cache)
+            tokens = first_part(recipe, tokenizer, name) if streams else tokens_of(source, tokenizer, cache)
             warnings.extend([f"{name}: {tokens.warning}"] if tokens.warning else [])
             return ReadSource(source, tokens)
         if streams:
@@ -124,17 +124,18 @@ def tasks_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase | None) -> tuple
     return encode_tasks(asked.tasks, recipe.tasks_lengths, asked.tasks_documents, tokenizer)
 
 
-def first_part(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> SourceTokens:
-    """Read and tokenize the first part of the documents of a recipe with ``data.stream``, to check the run with it.
+def first_part(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, name: str) -> SourceTokens:
+    """Read and tokenize the first part of a source of a recipe with ``data.stream``, to check the run with it.
 
     Args:
         recipe: the recipe.
         tokenizer: the recipe's tokenizer.
+        name: name of the source, such as ``data.train``.
 
     Raises:
         DataError: the stream cannot be read, or has no documents.
     """
-    found = stream_of(recipe, tokenizer).part(0)
+    found = streams_of(recipe, tokenizer)[name].part(0)
     if found is None:
         raise DataError("the source of data.stream has no rows: name files that have some")
     return found

@@ -14,6 +14,7 @@ from hmt_ds.data.disturb import dilate, interleave
 from hmt_ds.data.formats import Format, read_template
 from hmt_ds.data.prepared import SourceTokens, of_lengths, read_tokens
 from hmt_ds.data.stream import Stream, StreamKeys
+from hmt_ds.data.stream_mix import StreamMix, part_sizes
 
 
 def tokens_of(source: Source, tokenizer: PreTrainedTokenizerBase, cache_dir: Path, processes: int = 1) -> SourceTokens:
@@ -40,8 +41,8 @@ def tokens_of(source: Source, tokenizer: PreTrainedTokenizerBase, cache_dir: Pat
     return replace(read, tokens=tokens, chat_template=format.template(tokenizer))
 
 
-def stream_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, makes: bool = True) -> Stream:
-    """Return the documents of a recipe with ``data.stream``: a stream, tokenized in parts while the run reads.
+def streams_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, makes: bool = True) -> dict[str, Stream]:
+    """Return the sources of a recipe with ``data.stream``, by name, each tokenized in parts while the run reads.
 
     Args:
         recipe: the recipe.
@@ -49,15 +50,25 @@ def stream_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, makes: bool
         makes: whether this process tokenizes the parts; otherwise it waits for another process that does.
 
     Raises:
-        DataError: the source cannot be read as a stream, or its chat template cannot be read.
+        DataError: a source cannot be read as a stream, or its chat template cannot be read.
     """
-    (source,) = recipe.data.sources("train").values()
+    sources = recipe.data.sources("train")
     assert recipe.data.stream is not None
-    lengths = (source.min_tokens, source.max_tokens)
     run = hashlib.sha256(recipe.training.output.encode()).hexdigest()[:12]  # parts belong to a run: it deletes them
-    folder = Path(recipe.data.cache_dir) / f"stream-{run}"
-    keys = StreamKeys(source_keys(source), recipe.data.stream, lengths)
-    return Stream(keys, tokenizer, format_of(source), folder, makes=makes)
+    sizes = part_sizes(recipe.data.stream, [source.weight for source in sources.values()])
+    streams = {}
+    for (name, source), size in zip(sources.items(), sizes, strict=True):
+        own = f"stream-{run}" if len(sources) == 1 else f"stream-{run}-{name.rpartition('.')[2]}"
+        keys = StreamKeys(source_keys(source), size, (source.min_tokens, source.max_tokens))
+        folder = Path(recipe.data.cache_dir) / own
+        streams[name] = Stream(keys, tokenizer, format_of(source), folder, makes=makes)
+    return streams
+
+
+def stream_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, makes: bool = True) -> Stream | StreamMix:
+    """Return the training documents of a recipe with ``data.stream``; arguments and errors as of :func:`streams_of`."""
+    streams = list(streams_of(recipe, tokenizer, makes=makes).values())
+    return streams[0] if len(streams) == 1 else StreamMix(streams)
 
 
 def tokenizer_of(recipe: Recipe) -> PreTrainedTokenizerBase:

@@ -237,7 +237,7 @@ def test_parts_are_read_once_in_order(folder, monkeypatch):
         (["--data.train.source", "s3://bucket/data"], r"such as s3://bucket/data/\*\.parquet"),
         (["--data.train.text_field", "body"], "many has no column 'body'; it has: text, odd"),
         (["--data.train.separator", "^x"], "cannot apply data.train.separator"),
-        (["--data.train", '[{source: many}, {source: "a.parquet"}]'], "stream reads one source, and data.train has 2"),
+        (["--data.train", '[{source: many}, {source: "a.parquet"}]'], "not by tokens: set mix_by documents"),
         (["--data.train.source", "bad.jsonl"], "bad.jsonl.*cannot be read"),
     ],
 )
