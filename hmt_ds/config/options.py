@@ -158,8 +158,7 @@ def words_of(options: Options) -> list[str]:
         value = getattr(options, name)
         if value is True:
             words.append(flag(name))
-        elif isinstance(value, tuple):
-            words += [word for one in value for word in (flag(name), str(one))]
         elif value is not None and value is not False:
-            words += [flag(name), str(value)]
+            # joined, because a text may begin with a dash
+            words += [f"{flag(name)}={one}" for one in (value if isinstance(value, tuple) else [value])]
     return words

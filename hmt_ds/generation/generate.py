@@ -4,7 +4,7 @@ import copy
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import GenerationConfig, StoppingCriteriaList, TextStreamer
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList, TextStreamer
 
 from hmt_ds.conversion.conversion_error import ConversionError
 from hmt_ds.generation.interrupt import UntilInterrupted
@@ -31,7 +31,28 @@ def generate(source: Path, options: GenerateOptions, overrides: list[str]) -> No
         KeyboardInterrupt: Ctrl-C was pressed; a first one during an answer is raised when its text is printed.
     """
     prompts, given = prompts_of(options), settings_of(overrides)
-    asked = load_model(source, options)
+    until = UntilInterrupted()
+    continue_prompts(load_model(source, options), prompts, options, given, until)
+    if until.hit:
+        raise KeyboardInterrupt
+
+
+def continue_prompts(
+    asked: Asked, prompts: list[str], options: GenerateOptions, given: dict[str, object], until: UntilInterrupted
+) -> None:
+    """Read the document that the options name, and print the continuation of every prompt behind it.
+
+    Args:
+        asked: the model and its tokenizer.
+        prompts: the prompts; without any the document itself is continued.
+        options: options of `hmt-ds generate`.
+        given: transformers' generation settings from the command line, by name.
+        until: ends generation after Ctrl-C.
+
+    Raises:
+        ConversionError: a file cannot be read or written.
+        ConfigError: a generation setting is wrong.
+    """
     settings = generation_settings(asked, options, given)
     cache = read_first(asked, options)
     if options.save_memory is not None:
@@ -43,10 +64,8 @@ def generate(source: Path, options: GenerateOptions, overrides: list[str]) -> No
         print(f"memory      {options.save_memory} ({size:,} bytes)")
     if not prompts and options.save_memory is None:
         prompts = [""]  # go on with the document itself
-    with UntilInterrupted() as until:
+    with until:
         print_answers(asked, cache, prompts, options.batch, settings, until)
-    if until.hit:
-        raise KeyboardInterrupt
 
 
 def print_answers(
@@ -128,6 +147,7 @@ def answer(
     ids, mask = pad_left(rows, pad_of(settings), asked.model.device)
     how = {"generation_config": settings, "tokenizer": asked.tokenizer, "streamer": streamer}
     how["stopping_criteria"] = StoppingCriteriaList([until])
+    how["logits_processor"] = LogitsProcessorList([asked.agreement] if asked.agreement else [])
     new = asked.model.generate(ids, attention_mask=mask, past_key_values=cache, **how)[:, ids.shape[1] :]
     return asked.tokenizer.batch_decode(new, skip_special_tokens=True)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, LogitsProcessor, PreTrainedTokenizerBase
 
 from hmt_ds.backbones import CausalLM
 from hmt_ds.conversion.conversion_error import ConversionError
@@ -26,10 +26,12 @@ class Asked:
     Attributes:
         model: the model, in evaluation mode, on the device that it generates on.
         tokenizer: the tokenizer.
+        agreement: makes ranks that share the weights choose the same tokens; None in one process.
     """
 
     model: HMTForCausalLM
     tokenizer: PreTrainedTokenizerBase
+    agreement: LogitsProcessor | None = None
 
 
 def load_model(source: Path, options: ChatOptions) -> Asked:

@@ -57,6 +57,9 @@ class GenerateOptions(ChatOptions):
     """UTF-8 text file with one prompt per line, in addition to --prompt (default: none)"""
     batch: AtLeastOne = 8
     """largest number of prompts continued together in one batch; more is faster and takes more memory"""
+    ranks: AtLeastOne = 1
+    """number of ranks on this machine, one per GPU, that divide a run's weights among them, for a model too large for
+    one (default: 1, which holds all weights)"""
 
     def conflicts(self) -> list[str]:
         """Return an error line for each missing input or existing output, and one if there is nothing to continue."""
@@ -65,6 +68,8 @@ class GenerateOptions(ChatOptions):
             problems.append(f"--prompts: {self.prompts} is not a file: name one with a prompt per line")
         if not (self.prompt or self.prompts or self.document or self.memory):
             problems.append("nothing to continue: give --prompt TEXT, --document FILE or --memory FILE")
+        if self.ranks > 1 and (self.memory or self.save_memory):
+            problems.append(f"--ranks {self.ranks}: memory files need one rank: leave --memory and --save-memory out")
         return problems
 
 

@@ -14,7 +14,7 @@ from hmt_ds.config.config_error import ConfigError
 from hmt_ds.config.options import read_options
 from hmt_ds.conversion.convert_options import ConvertOptions
 from hmt_ds.generation.options import ChatOptions, GenerateOptions
-from hmt_ds.launch.start import set_rank_environment
+from hmt_ds.launch.start import set_rank_environment, start_generation
 from hmt_ds.tasks.options import TaskOptions, WriteOptions
 
 
@@ -58,7 +58,7 @@ def mistakes_as_lines() -> Iterator[None]:
 
 
 def generate(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Run `hmt-ds generate`: print continuations of prompts, and return exit code 0.
+    """Run `hmt-ds generate`: print continuations of prompts, and return the exit code.
 
     Args:
         arguments: the command line as argparse parsed it.
@@ -70,6 +70,11 @@ def generate(arguments: argparse.Namespace, overrides: list[str]) -> int:
     options, problems = read_options(GenerateOptions, arguments)
     if problems:
         raise ConfigError(problems)
+    if options.ranks > 1:
+        from hmt_ds.distributed.stopping import STOPPED
+
+        code = start_generation(arguments.source, options, overrides)
+        return 130 if code == STOPPED else code
     with mistakes_as_lines():
         from hmt_ds.generation.generate import generate as print_continuations
 

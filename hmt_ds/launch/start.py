@@ -18,6 +18,7 @@ from hmt_ds.config.options import AtLeastOne, Options, words_of
 from hmt_ds.config.recipe import Recipe
 from hmt_ds.config.sections import STRICT
 from hmt_ds.distributed.quick_imports import quick_imports
+from hmt_ds.generation.options import GenerateOptions
 from hmt_ds.launch.local import run_ranks
 from hmt_ds.reporting.log import start_log
 
@@ -199,6 +200,19 @@ def start_bench(
         raise ConfigError(problems)
     words = [str(recipe_file), *words_of(options), *overrides]
     return run_ranks("hmt_ds.bench", words, ranks or ranks_of(source) or number_of_gpus() or 1)
+
+
+def start_generation(source: Path, options: GenerateOptions, overrides: list[str]) -> int:
+    """Generate on ranks of this machine that divide the weights among them; return the exit code.
+
+    Args:
+        source: folder of a run, or of one of its checkpoints.
+        options: options of ``hmt-ds generate``.
+        overrides: transformers' generation settings, such as ``["--generation.top_p", "0.9"]``.
+    """
+    set_rank_environment()
+    go_offline_without_hub()
+    return run_ranks("hmt_ds.generate", [str(source), *words_of(options), *overrides], options.ranks)
 
 
 def check_recipe(recipe: Recipe, recipe_file: Path, *, writes_output: bool, with_data: bool) -> "Prepared":

@@ -151,6 +151,10 @@ BAD = [
         ["hf", "--prompt", "a", "--memory.segment_length", "5"],
         ["--memory: unknown option; write a generation setting like"],
     ),
+    (
+        ["hf", "--document", "book.txt", "--save-memory", "new.memory", "--ranks", "2"],
+        ["--ranks 2: memory files need one rank: leave --memory and --save-memory out"],
+    ),
     (["hf", "--prompt", "a", "--tokenizer", "none"], ["cannot load a tokenizer from 'none'"]),
 ]
 

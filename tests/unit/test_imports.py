@@ -19,7 +19,7 @@ ROOMS = [
     {"training", "generation"},
     {"benchmark", "preview", "tasks"},
     {"launch"},
-    {"train", "evaluate", "bench", "cli"},  # what is started by name
+    {"train", "evaluate", "generate", "bench", "cli"},  # what is started by name
     {"__main__"},
 ]
 DEEPSPEED = {"distributed", "parallel", "checkpoint", "conversion"}
