@@ -150,8 +150,8 @@ def check_adapters(config: PreTrainedConfig, lora: LoraSettings, stages: int = 1
     if lora.dropout and hasattr(small.get_output_embeddings(), "lora_A"):
         # the loss recomputes the head's logits in chunks, and would draw another dropout mask
         raise BackboneError(
-            f"dropout is {lora.dropout}, and target_modules has the head {names[-1]}, whose logits are computed twice: "
-            "remove it, or set dropout to 0"
+            f"dropout is {lora.dropout}, and target_modules has the output head {names[-1]}, whose logits are computed "
+            f"twice, with another dropout mask each time: remove {names[-1]} from target_modules, or set dropout to 0"
         )
 
 

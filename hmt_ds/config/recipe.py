@@ -96,7 +96,7 @@ class Training(Section):
     in left_out.json in the run's folder)."""
     elastic: bool = False
     """Allow resuming with another number of ranks, by adapting training.batch_size so that the total number of rows
-    stays equal. false: refuse to resume if the total number of rows differs."""
+    of a step stays equal. false: refuse to resume if the total number of rows differs."""
     hang_minutes: float = Field(10, gt=0, le=10**6)
     """Minutes without progress on a rank (no step, no part of a checkpoint, no batch of an evaluation) after which the
     run is ended."""

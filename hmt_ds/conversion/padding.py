@@ -36,9 +36,9 @@ class Alignment:
         return cls(real, (~real).long().argsort(dim=1, stable=True))
 
     def columns(self, first: int) -> Tensor:
-        """Return the column in the left-aligned rows of each position of the padded rows: ``[batch, columns - first]``.
+        """Map each column of a padded batch to the column of its token once rows are moved to the left without padding.
 
-        A padding position is mapped to the last token before it.
+        Padding is mapped to the last token before it. Returns ``[batch, columns - first]`` int64.
 
         Args:
             first: first column of the padded rows to map.

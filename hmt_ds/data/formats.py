@@ -62,8 +62,8 @@ class Format:
             tokenizer: The tokenizer.
 
         Raises:
-            DataError: `messages` has no chat template, or the tokenizer gives no character offsets (it is not a fast
-                one).
+            DataError: The format is `messages` and the tokenizer has no chat template, or the format needs character
+                offsets and the tokenizer gives none (it is not a fast one).
         """
         if self.name == "text":
             return

@@ -1,4 +1,4 @@
-"""The sentences of generated documents as token ids of any tokenizer."""
+"""Sentences of the documents of `data.retrieval` (facts, filler and questions) as token ids of any tokenizer."""
 
 from collections.abc import Sequence
 

@@ -1,6 +1,6 @@
-"""Import large packages in less time: with the garbage collector off, and without parts that are not needed.
+"""Functions to import torch, DeepSpeed and transformers in less time: without garbage collection and optional imports.
 
-Imports only the standard library.
+The module itself needs only the standard library.
 """
 
 import gc

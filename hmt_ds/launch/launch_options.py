@@ -92,7 +92,8 @@ class LaunchOptions(Options):
     dry_run: bool = False
     """print the job scripts without writing or submitting them"""
     hostfile: Annotated[FilePath, "FILE"] = Path("hostfile")
-    """with ssh or mpi, file that names the machines to check, with a line `NAME slots=8` for each"""
+    """only for `launch ssh doctor` and `launch mpi doctor`: file that names the machines to check, with a line `NAME
+    slots=8` for each"""
     folder: Annotated[FilePath, "FOLDER"] = Path()
     """with doctor, folder on the disk that runs will be written to, instead of the current one"""
 

@@ -54,8 +54,9 @@ class Machine:
         stages: durations of each stage's passes, in seconds or any other unit of time.
         links: the link between stage p and stage p + 1, for all stages but the last.
         wraparound: the link between the last stage and the first.
-        message_bytes: bytes of the message that a pass sends, by kind of pass; gradients have the same size. For
-            segments and summaries it is also the size of a stashed stage input.
+        message_bytes: bytes of the activations that a pass sends to the next stage, by kind of pass (``segment``,
+            ``summary`` or ``recall``); gradients have the same size, and so has the input that a stage stores for the
+            backward pass of a segment or summary.
         recomputes_early: whether a backward pass recomputes before its gradient arrives, as in training. (The lower
             bound on a schedule's time assumes that it waits.)
         kept_graphs: for each stage, the forward passes that keep their autograd graphs and are not recomputed.
@@ -96,8 +97,14 @@ class Machine:
         )
 
     def recomputation(self, action: Action, stage: int) -> float:
-        """Return how long the pass ``action`` of stage ``stage`` (an index) recomputes; 0 for a forward pass or a kept
-        graph."""
+        """Return how long a pass recomputes activations, in the unit of the machine's durations.
+
+        0 for a forward pass, and for the backward pass of one whose autograd graph was kept.
+
+        Args:
+            action: the pass.
+            stage: index of the stage that runs it.
+        """
         kept = self.kept_graphs and forward_of(action) in self.kept_graphs[stage]
         return self.stages[stage][action.kind, False] if action.backward and not kept else 0.0
 

@@ -59,7 +59,7 @@ class Document:
 
     @property
     def tokens(self) -> int:
-        """Number of tokens of the document that have been read."""
+        """Number of the document's tokens that batches have brought so far, of all its segments."""
         return sum(len(part.ids) for part in self.parts)
 
     def weights(self, n: int) -> Tensor:

@@ -1,5 +1,5 @@
-"""Prepare documents for a preview: segments as pieces of text of equal weight in the loss, and a histogram
-of lengths."""
+"""Prepare documents for a preview: segments as runs of text whose tokens have one weight in the loss, and a
+histogram of lengths."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -114,7 +114,7 @@ def show(
         name: number of the document, and its data source.
         settings: settings of the memory.
         tokenizer: decodes the tokens.
-        most: largest number of segments to show; of a longer document the first and the last ones, half of each.
+        most: largest number of segments to show; of a longer document the first most/2 and the last most/2 ones.
     """
     count = len(document.parts)
     head = count if count <= most else most - most // 2

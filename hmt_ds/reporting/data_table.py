@@ -69,7 +69,7 @@ def data_lines(figures: DataFigures) -> list[str]:
     """Return the table of training data sources as lines of text, then lines about one pass and the token cache.
 
     Args:
-        figures: numbers of all training documents.
+        figures: documents and tokens of the training data, by source.
     """
     text = io.StringIO()
     Console(file=text, width=WIDTH).print(sources_table(figures))

@@ -36,7 +36,7 @@ class WarmUp:
         self.steps, self.seconds = steps, list[float]()
 
     def step_done(self, seconds: float) -> None:
-        """Count an optimizer step; after the first one without warm-up work, log how many seconds warm-up took.
+        """Count an optimizer step; after the first that compiled and measured nothing, log the seconds that this took.
 
         Args:
             seconds: duration of the step.

@@ -161,7 +161,7 @@ def test_train_lora(targets, layers):
         ("embed_tokens", 0.1, 1, None),
         ("lm_head", 0.0, 2, "target_modules has lm_head, but with pipeline stages only decoder layers can"),
         ("embed_tokens", 0.0, 2, "target_modules has model.embed_tokens, but with pipeline stages"),
-        ("lm_head", 0.1, 1, "dropout is 0.1, and target_modules has the head lm_head, whose logits are computed twice"),
+        ("lm_head", 0.1, 1, "dropout is 0.1, and target_modules has the output head lm_head, whose logits"),
     ],
 )
 def test_adapters_that_cannot_be_are_refused(targets, dropout, stages, why):

@@ -115,7 +115,8 @@ def computes_in_autocast(config: DsConfig, precision: str) -> bool:
     """Return whether weights stay in fp32 and torch.autocast lowers the precision (to ``bf16`` or ``fp16``).
 
     True where DeepSpeed cannot sum low-precision gradients in fp32: at stage 0, and at stages 1 and 2 with the
-    optimizer offloaded. fp32 gradients need no second copy, so stage 0 takes no more memory.
+    optimizer offloaded; False for ``fp32``. At stage 0 this takes no more memory than low-precision weights, which need
+    fp32 copies of weights and gradients besides.
     """
     stage = stage_of(config)
     return precision != "fp32" and (stage == 0 or (stage in (1, 2) and offloads(config)))
