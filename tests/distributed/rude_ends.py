@@ -162,6 +162,7 @@ def main() -> None:
     parser.add_argument("--places", nargs="+", default=["local", "shared"])
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # else nohup makes every run ignore it
     for kind in options.kinds:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
