@@ -13,12 +13,14 @@ from hmt_ds.evaluation.files import own_evaluations
 from hmt_ds.memory import MemorySettings
 from hmt_ds.reporting.metrics import read_metrics
 
+# The model is loaded before the tokenizer: in transformers 4 its code names the version that it needs, while tokenizers
+# that transformers 5 has written fail with "'list' object has no attribute 'keys'"
 USES = {
     "model": """import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained(FOLDER, trust_remote_code=True)  # or it asks
 model = AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(FOLDER, trust_remote_code=True)  # or it asks
 ids = tokenizer(document, return_tensors="pt").input_ids      # of any length
 with torch.no_grad():
     loss = model(ids, labels=ids, logits_to_keep=1).loss

@@ -5,6 +5,7 @@ import sys
 import pytest
 from transformers.dynamic_module_utils import get_relative_imports
 
+from hmt_ds.conversion.card import USES
 from hmt_ds.conversion.remote_code import remote_code
 
 
@@ -26,3 +27,9 @@ def test_versions_that_lack_what_it_needs_are_named(monkeypatch, version, refuse
             exec(head, {})
     else:
         exec(head, {})
+
+
+def test_the_card_loads_the_model_before_the_tokenizer():
+    """A tokenizer that transformers 5 has written fails in transformers 4 without a word on versions."""
+    use = USES["model"]
+    assert 0 < use.index("AutoModelForCausalLM.from_pretrained") < use.index("AutoTokenizer.from_pretrained")
