@@ -96,16 +96,26 @@ class Stream:
         return of_lengths(found, *self.keys.lengths, self.keys.source["source"])
 
     def documents(self, number: int) -> tuple[Dataset, np.ndarray] | None:
-        """Return the tokens of one part and the indices of its documents, counted from the source's beginning.
+        """Return the tokens of one part of the stream, and the indices of its documents, counted from the source's
+        beginning.
 
-        None if the source has ended before the part. Raises what `part` raises.
+        None instead if the source has ended before the part.
+
+        Args:
+            number: Number of the part, from 0.
+
+        Raises:
+            DataError: The source cannot be read, or a document does not have the expected format.
+            NoDocumentsError: All documents of the part are left out.
         """
         if (found := self.part(number)) is None:
             return None
         return found.tokens, number * self.keys.size + np.arange(len(found.tokens))
 
     def ends_before(self, number: int) -> bool:
-        """Return whether the source has no such part; makes it, or waits for the process that does, if it is not known.
+        """Return whether the stream's source ends before a part.
+
+        If that is not known yet, the part is made first, or this process waits for the one that makes it.
 
         Args:
             number: Number of a part, from 0.
@@ -120,7 +130,7 @@ class Stream:
 
     @property
     def count(self) -> int | None:
-        """Number of parts of the source; None as long as its end has not been read."""
+        """Number of parts of the stream's source; None until its end has been read."""
         try:
             return int((self._folder / COUNTED).read_text())
         except FileNotFoundError:

@@ -136,7 +136,8 @@ class StreamLoader:
 
 
 def numbered(documents: torch.Tensor, indices: np.ndarray) -> torch.Tensor:
-    """Replace numbers of documents within a part by their indices; -1, which means no document, stays -1.
+    """Replace the numbers of documents within a part of a stream by their indices in the source; -1 (no document) stays
+    -1.
 
     Args:
         documents: int64 tensor of any shape.

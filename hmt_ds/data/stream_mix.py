@@ -1,4 +1,4 @@
-"""Several streamed data sources read as one: each part of the mix has a part of every source."""
+"""Several streamed data sources read as one (a mix): each part of the mix consists of a part of every source."""
 
 from collections.abc import Collection, Sequence
 
@@ -12,7 +12,8 @@ APART = 2**40  # between the first documents of two sources, in the indices of d
 
 
 class StreamMix:
-    """Reads streams side by side, each in parts of its own size; a source that has ended begins again.
+    """Reads several streamed data sources side by side, each in parts of its own size; a source that has ended begins
+    again.
 
     Part n of the mix has part n of every source, or what is there when the source is repeated. So it depends only on
     its number, like the part of a stream, and each pass over a source reads all of it.
@@ -25,7 +26,7 @@ class StreamMix:
         self._streams = streams
 
     def documents(self, number: int) -> tuple[Dataset, np.ndarray]:
-        """Return the tokens of one part of the mix, and the indices of its documents.
+        """Return the tokens of one part of the mix of sources, and the indices of its documents.
 
         Args:
             number: Number of the part, from 0; there is no last one.
@@ -50,7 +51,7 @@ class StreamMix:
         return concatenate_datasets(found), np.concatenate(indices)
 
     def keep(self, numbers: Collection[int]) -> None:
-        """Delete all parts of the sources except those that some parts of the mix are made of.
+        """Delete all parts of the sources except those that make up the given parts of the mix.
 
         Args:
             numbers: Numbers of the parts of the mix.
@@ -60,7 +61,8 @@ class StreamMix:
 
 
 def around(stream: Stream, number: int) -> int:
-    """Return which part of a stream is read as a part of the mix: beyond its end the stream begins again.
+    """Return the number of the part of one stream that belongs to a part of a mix; after its end the stream begins
+    again.
 
     Args:
         stream: The stream.
@@ -70,7 +72,7 @@ def around(stream: Stream, number: int) -> int:
 
 
 def part_sizes(rows: int, weights: Sequence[float]) -> list[int]:
-    """Return how many rows of each source are in a part of a mix.
+    """Return how many rows of each source are in one part of a mix of streamed sources.
 
     Args:
         rows: Rows of a part of the mix.

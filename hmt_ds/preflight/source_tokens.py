@@ -66,7 +66,17 @@ def streams_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, makes: boo
 
 
 def stream_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, *, makes: bool = True) -> Stream | StreamMix:
-    """Return the training documents of a recipe with ``data.stream``; arguments and errors as of :func:`streams_of`."""
+    """Return the training documents of a recipe with ``data.stream``: its source as a stream, or several sources as a
+    mix.
+
+    Args:
+        recipe: the recipe.
+        tokenizer: the recipe's tokenizer.
+        makes: whether this process tokenizes the parts; otherwise it waits for another process that does.
+
+    Raises:
+        DataError: a source cannot be read as a stream, or its chat template cannot be read.
+    """
     streams = list(streams_of(recipe, tokenizer, makes=makes).values())
     return streams[0] if len(streams) == 1 else StreamMix(streams)
 

@@ -61,7 +61,8 @@ def known_keys() -> frozenset[str]:
 
 
 def nvme_problems(config: dict[str, Any]) -> list[str]:
-    """Return an error line for each part that a DeepSpeed configuration offloads to NVMe.
+    """Return an error line for each part of a model's state that a DeepSpeed configuration offloads to NVMe, which is
+    refused.
 
     DeepSpeed holds such a part in memory only while it uses it, but checkpoints read and write all weights and states
     between two steps.

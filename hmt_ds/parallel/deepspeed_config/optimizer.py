@@ -64,7 +64,7 @@ def check_optimizer(name: str, lr: float, weight_decay: float, params: dict[str,
 
 
 def why_unusable(name: str, stage: int) -> str | None:
-    """Return why an optimizer that DeepSpeed or bitsandbytes has cannot be used; None for all others.
+    """Return why an optimizer of DeepSpeed or bitsandbytes cannot be used with hmt_ds; None if it can, or is unknown.
 
     Args:
         name: name of the optimizer.
