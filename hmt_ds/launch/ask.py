@@ -37,7 +37,8 @@ def convert(arguments: argparse.Namespace, overrides: list[str]) -> int:
         lines = write_converted(arguments.source, arguments.target, options, overrides)
     print("\n".join(lines))
     if not options.dry_run:
-        print(f"next        hmt-ds generate {arguments.target} --document FILE --prompt TEXT, or hmt-ds chat")
+        target = arguments.target
+        print(f"next        hmt-ds generate {target} --document FILE --prompt TEXT, or hmt-ds chat {target}")
     return 0
 
 
