@@ -6,7 +6,6 @@ import re
 from contextlib import nullcontext
 
 import torch
-from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
@@ -118,6 +117,8 @@ def check_adapters(config: PreTrainedConfig, lora: LoraSettings, stages: int = 1
         BackboneError: in one line: peft's message, or the target layer that cannot have an adapter and what to name
             instead.
     """
+    from peft.tuners.lora.layer import ParamWrapper  # takes a tenth of a second, and most runs need none of it
+
     with torch.device("meta"):
         small = small_model(config, LAYERS)
     try:

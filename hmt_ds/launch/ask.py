@@ -13,6 +13,7 @@ from pathlib import Path
 from hmt_ds.config.config_error import ConfigError
 from hmt_ds.config.options import read_options
 from hmt_ds.conversion.convert_options import ConvertOptions
+from hmt_ds.distributed.quick_imports import quick_imports
 from hmt_ds.generation.options import ChatOptions, GenerateOptions
 from hmt_ds.launch.start import set_rank_environment, start_generation
 from hmt_ds.tasks.options import TaskOptions, WriteOptions
@@ -46,10 +47,11 @@ def convert(arguments: argparse.Namespace, overrides: list[str]) -> int:
 def mistakes_as_lines() -> Iterator[None]:
     """Return a context that silences libraries, and re-raises a user's mistake as ConfigError, one line per problem."""
     set_rank_environment()
-    from hmt_ds.conversion.convert import MISTAKES
-    from hmt_ds.distributed.process_group import silence_libraries
+    with quick_imports():
+        from hmt_ds.distributed.process_group import silence_libraries
 
-    silence_libraries()
+        silence_libraries()
+        from hmt_ds.conversion.convert import MISTAKES
     try:
         yield
     except MISTAKES as error:

@@ -9,6 +9,7 @@ import sys
 from hmt_ds.config.config_error import ConfigError
 from hmt_ds.config.options import read_options
 from hmt_ds.config.sections import fields_of
+from hmt_ds.distributed.quick_imports import quick_imports
 from hmt_ds.launch.init_options import InitOptions
 from hmt_ds.launch.start import dry_run, set_rank_environment
 from hmt_ds.preview.options import PreviewOptions
@@ -81,8 +82,9 @@ def preview(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if problems:
         raise ConfigError(problems)
     set_rank_environment()
-    from hmt_ds.launch.prepare_data import silence
-    from hmt_ds.preview.preview import preview as show
+    with quick_imports():
+        from hmt_ds.launch.prepare_data import silence
+        from hmt_ds.preview.preview import preview as show
 
     silence()
     show(arguments.source, options, overrides)

@@ -12,7 +12,6 @@ from hmt_ds.checkpoint.files import digest_of, read_manifest
 from hmt_ds.config.config_error import ConfigError
 from hmt_ds.config.load import SOURCE_FOLDER, load_recipe
 from hmt_ds.config.recipe import Recipe
-from hmt_ds.conversion.convert import MISTAKES, convert
 from hmt_ds.conversion.convert_options import ConvertOptions
 from hmt_ds.distributed.process_group import all_gather_object, broadcast_object, rank
 from hmt_ds.preflight.source_run import SourceRun, source_run, with_source_of_run
@@ -111,6 +110,8 @@ def convert_together(checkpoint: Path, target: Path, *, merge: bool) -> None:
     Raises:
         ConfigError: on all ranks, with the problems of every machine.
     """
+    from hmt_ds.conversion.convert import MISTAKES, convert  # imports peft
+
     options, problems = ConvertOptions(dtype="fp32", merge=merge), list[str]()
     for turn in (rank() == 0, os.environ["LOCAL_RANK"] == "0"):
         if turn and not target.is_dir():
