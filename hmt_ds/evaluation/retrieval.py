@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from hmt_ds.distributed.process_group import all_reduce_sum
+from hmt_ds.evaluation.answers import counting_misses
 from hmt_ds.evaluation.bootstrap import Interval, mean_intervals
 from hmt_ds.evaluation.files import finite
-from hmt_ds.memory import IGNORED, SegmentOutput, Window
+from hmt_ds.memory import SegmentOutput, Window
 from hmt_ds.memory.settings import Mode
 from hmt_ds.parallel.protocols import Reader
 
@@ -67,36 +68,35 @@ def count_answers(
 
     Returns:
         Counts of each document over all ranks, `[total, 3]`: questions, right answers, memories found. And the
-        retrieval weights of this rank's first document; None if this rank has no document.
+        retrieval weights of this rank's first document; None if this rank has no document, or computes no losses.
     """
     counts = torch.zeros(total, 3, dtype=torch.float64, device=reader.device)
     recalls: RecallMap | None = None
     for window, documents in windows:
         assert window.targets is not None
-        labels, targets = window.labels.to(reader.device), window.targets.to(reader.device)
-        shown = list[Tensor]()
-        for n, (output, _) in enumerate(reader.read(window, None, with_logits=True)):
-            score = score_segment(output, labels[:, n], targets[:, n])
-            counts.index_add_(0, documents.clamp(min=0).to(reader.device), score.double())
-            shown.append(output.recall[0].cpu())
-        if recalls is None:
+        targets, shown = window.targets.to(reader.device), list[Tensor]()
+        with counting_misses(reader):
+            for n, (output, _) in enumerate(reader.read(window, None)):
+                if reader.reports:
+                    score = score_segment(output, targets[:, n])
+                    counts.index_add_(0, documents.clamp(min=0).to(reader.device), score.double())
+                    shown.append(output.recall[0].cpu())
+        if recalls is None and shown:
             recalls = recall_map(shown, window.targets[0])
     return all_reduce_sum(counts).cpu().numpy(), recalls
 
 
-def score_segment(output: SegmentOutput, labels: Tensor, targets: Tensor) -> Tensor:
+def score_segment(output: SegmentOutput, targets: Tensor) -> Tensor:
     """Count questions, right answers and found memories in one segment of each row.
 
     Args:
-        output: the segment's output, with logits `[rows, tokens, vocabulary]`.
-        labels: `[rows, tokens]` int64, with a label at the answer's tokens only, else -100.
+        output: the segment's output, whose losses `[rows]` are numbers of wrong tokens of the answer.
         targets: `[rows]` int64, how many memories back the fact is; 0 without a question.
 
     Returns:
         0 or 1 for each row and each of questions, right answers and found memories, `[rows, 3]`.
     """
-    assert output.logits is not None
-    right = ((output.logits.argmax(dim=-1) == labels) | (labels == IGNORED)).all(dim=1)
+    right = output.loss == 0
     asked, cached = targets > 0, output.recall.shape[1]
     found = output.recall.argmax(dim=1) == cached - targets if cached else torch.zeros_like(right)
     return torch.stack([asked, asked & right, asked & found], dim=1)
@@ -112,7 +112,8 @@ def recall_map(shown: list[Tensor], targets: Tensor) -> RecallMap:
     segments = len(shown)
     weights = np.zeros((segments, segments), dtype=np.float32)
     for n, share in enumerate(shown):
-        weights[n, n - len(share) : n] = share.float().numpy()
+        kept = min(n, len(share))  # on pipelines there are places for memories that are not written yet, in front
+        weights[n, n - kept : n] = share[len(share) - kept :].float().numpy()
     back = targets.numpy()
     return RecallMap(weights, np.where(back > 0, np.arange(segments) - back, -1))
 

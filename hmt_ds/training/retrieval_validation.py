@@ -46,13 +46,10 @@ class RetrievalValidation(EvaluationInRun):
 
         Returns:
             ``evaluation/retrieval/N``, the fraction of right answers for documents of N segments; only on rank 0, and
-            nothing on pipelines or if the recipe has no ``data.retrieval``.
+            nothing if the recipe has no ``data.retrieval``.
         """
         lengths = self.recipe.retrieval_segments
         if not lengths:
-            return {}
-        if self.reader.stages > 1:
-            logger.warning("retrieval is not evaluated on pipelines: use hmt-ds evaluate with --pipeline.stages 1")
             return {}
         rows, recalls = list[RetrievalRow](), None
         with log_seconds(logger, "evaluating retrieval"):

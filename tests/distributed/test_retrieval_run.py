@@ -63,6 +63,13 @@ def test_a_run(recipe, tmp_path):
     for one, other in zip(again["rows"], found["rows"], strict=True):
         assert one["questions"] == other["questions"] and one["right"] == other["right"]
 
+    file.unlink()
+    stages = ("--pipeline.stages", "2", "--deepspeed", "ds_configs/zero1.json")
+    code, printed = run_module("hmt_ds.evaluate", str(parts), *stages)
+    on_pipeline = json.loads(file.read_text())
+    assert code == 0 and on_pipeline["rows"] == again["rows"], printed
+
+    file.write_text(json.dumps(again))
     code, printed = run_module("hmt_ds.evaluate", str(parts), "--data.retrieval.kind", "keys", ranks=1)
     (other_file,) = parts.glob("evaluation/retrieval_*_*_*.json")  # other data: the run's own file stays
     assert code == 0 and json.loads(file.read_text()) == again, printed

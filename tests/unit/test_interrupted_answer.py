@@ -84,7 +84,7 @@ class Terminal:
             while True:
                 assert time.monotonic() < until, self.said
                 self.type(keys)
-                while select.select([self.ours], [], [], 5)[0]:
+                while select.select([self.ours], [], [], 20)[0]:  # a second one while it ends would kill it
                     self.said += os.read(self.ours, 4096)
         except OSError:  # the other end is closed
             pass

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hmt_ds.data import RetrievalDocuments, RetrievalLoader, RetrievalText, load
 from hmt_ds.data.settings import RetrievalSettings
 from hmt_ds.evaluation.retrieval import count_answers, row_of, score_segment, write_retrieval
 from hmt_ds.memory import IGNORED, SegmentOutput, Window
+from hmt_ds.memory.loss import cross_entropy
 from hmt_ds.reporting.retrieval import plot_retrieval, retrieval_table
 
 VOCABULARY, CACHED = 357, 5
@@ -25,9 +27,10 @@ class Oracle:
 
     def __init__(self, wrong_answer: int, wrong_memory: int):
         self.wrong_answer, self.wrong_memory = wrong_answer, wrong_memory
+        self.engine = SimpleNamespace(module=SimpleNamespace(cross_entropy=cross_entropy))
 
-    def read(self, window: Window, state: None, *, with_logits: bool):
-        assert state is None and with_logits and window.targets is not None
+    def read(self, window: Window, state: None):
+        assert state is None and window.targets is not None
         rows = len(window.input_ids)
         for n in range(len(window)):
             labels, targets = window.labels[:, n], window.targets[:, n]
@@ -40,7 +43,8 @@ class Oracle:
                 if 0 < targets[b] <= cached:
                     share[b, (cached - int(targets[b]) + (b == self.wrong_memory)) % cached] = 0.9
             nothing = torch.zeros(rows)
-            yield SegmentOutput(nothing, nothing, nothing, share, nothing, logits), None
+            wrong = self.engine.module.cross_entropy(logits.flatten(0, 1), labels.flatten()).view(rows, -1).sum(dim=1)
+            yield SegmentOutput(wrong, nothing, nothing, share, nothing), None
 
 
 @pytest.fixture(scope="module")
@@ -94,13 +98,11 @@ def test_the_map_has_each_weight_at_the_segment_remembered(documents):
 
 
 def test_an_answer_is_right_only_with_all_of_its_tokens():
-    labels = torch.tensor([[IGNORED, 3, 4], [IGNORED, 3, 4]])
-    logits = torch.nn.functional.one_hot(torch.tensor([[1, 3, 4], [1, 3, 5]]), 6).float()
     nothing, share = torch.zeros(2), torch.tensor([[0.1, 0.7, 0.2], [0.1, 0.2, 0.7]])
-    output = SegmentOutput(nothing, nothing, nothing, share, nothing, logits)
-    scores = score_segment(output, labels, torch.tensor([2, 2]))
+    output = SegmentOutput(torch.tensor([0.0, 1.0]), nothing, nothing, share, nothing)
+    scores = score_segment(output, torch.tensor([2, 2]))
     assert scores.tolist() == [[True, True, True], [True, False, False]]
-    assert score_segment(output, labels, torch.tensor([1, 0])).tolist() == [[True, True, False], [False, False, False]]
+    assert score_segment(output, torch.tensor([1, 0])).tolist() == [[True, True, False], [False, False, False]]
 
 
 def test_files_table_and_picture(documents, tmp_path):
