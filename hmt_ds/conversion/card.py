@@ -11,6 +11,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from hmt_ds.evaluation.files import own_evaluations
 from hmt_ds.memory import MemorySettings
+from hmt_ds.reporting.counted import counted
 from hmt_ds.reporting.metrics import read_metrics
 
 # The model is loaded before the tokenizer: in transformers 4 its code names the version that it needs, while tokenizers
@@ -281,7 +282,7 @@ def losses(evaluation: Evaluation) -> str:
         figures = [with_interval(row[key]) for key in ("nats", *costs)]  # type: ignore[literal-required]
         lines.append(f"| {read} | {row['tokens']:,} | {format_value(row['perplexity'])} | {' | '.join(figures)} |")
     name, digest = plain(Path(data["source"]).name), plain(data["sha256"][:12])
-    head = f"Held-out loss after step {evaluation['step']} on {name} ({data['documents']:,} documents, "
+    head = f"Held-out loss after step {evaluation['step']} on {name} ({counted(data['documents'], 'document')}, "
     head += f"{data['tokens']:,} tokens, SHA-256 of the ids {digest}), with 95% intervals over documents"
     said = [f"So {plain(evaluation['verdict'])}."] if evaluation["verdict"] else []
     return "\n\n".join([f"{head}:", "\n".join(lines), *said])

@@ -12,6 +12,7 @@ from hmt_ds.conversion.shards import plan_shards
 from hmt_ds.conversion.weights import Weights
 from hmt_ds.data import DataError, load_tokenizer
 from hmt_ds.memory import MemorySettings
+from hmt_ds.reporting.counted import counted
 
 BACKBONE = "backbone.model."
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -66,7 +67,7 @@ class Export:
         dtype = str(self.dtype).removeprefix("torch.")
         return (
             f"{self.what}: {len(weights.shapes):,} weights, {numbers:,} numbers, {dtype}, {size:,} bytes, "
-            f"{shards} files"
+            f"{counted(shards, 'file')}"
         )
 
 

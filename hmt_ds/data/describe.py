@@ -7,6 +7,7 @@ from datasets import Dataset
 
 from hmt_ds.data.tokenize import document_lengths
 from hmt_ds.data.window_plan import Packing
+from hmt_ds.reporting.counted import counted
 
 SAMPLED = 100_000  # documents
 
@@ -22,7 +23,8 @@ def describe_tokens(tokens: Dataset, segment_length: int, packing: Packing | Non
     lengths = document_lengths(tokens)
     if not len(lengths):
         return "no documents"
-    counts = f"{len(lengths):,} documents, {lengths.sum():,} tokens, {lengths.min():,} to {lengths.max():,} each"
+    counts = f"{counted(len(lengths), 'document')}, {counted(lengths.sum(), 'token')}, "
+    counts += f"{lengths.min():,} to {lengths.max():,} each"
     return f"{counts}; padding is {padding_share(lengths, segment_length, packing):.1%} of all positions"
 
 

@@ -98,7 +98,7 @@ def open_tokens(files: list[Path]) -> Dataset:
     keep = document_lengths(tokens) > 0
     if not keep.any():
         raise NoDocumentsError(
-            f"the tokenizer makes no token of any of the {len(tokens)} documents: check text and tokenizer"
+            f"the tokenizer makes no token of any document ({len(tokens):,} in all): check text and tokenizer"
         )
     return tokens if keep.all() else tokens.select(np.flatnonzero(keep))
 

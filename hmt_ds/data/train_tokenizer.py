@@ -13,6 +13,7 @@ from hmt_ds.data.file_kinds import COMPRESSIONS, kind_of
 from hmt_ds.data.sources import read_source
 from hmt_ds.data.special_tokens import texts_in
 from hmt_ds.data.tokenizers import FILES, write_config
+from hmt_ds.reporting.counted import counted
 
 LONGEST = 1 << 20  # bytes of a line; sentencepiece leaves out longer ones
 LETTERS = LONGEST // 4  # of a line that surely fits: UTF-8 has at most 4 bytes per letter
@@ -39,7 +40,7 @@ def train_sentencepiece(sources: Sequence[str | Path], out: Path, vocab_size: in
     """
     _check_place(out)
     lines = (line for source in sources for line in source_lines(str(source), text_field))
-    return train_on_lines(lines, out, vocab_size, f"{len(sources)} files")
+    return train_on_lines(lines, out, vocab_size, counted(len(sources), "file"))
 
 
 def train_on_lines(lines: Iterable[str], out: Path, vocab_size: int, what: str) -> Path:

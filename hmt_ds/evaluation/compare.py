@@ -19,6 +19,7 @@ from hmt_ds.evaluation.compare_options import CompareOptions
 from hmt_ds.evaluation.compare_retrieval import compare_retrieval, is_retrieval
 from hmt_ds.evaluation.figures import segments_needed
 from hmt_ds.evaluation.files import Evaluation, find_evaluation, read_evaluation
+from hmt_ds.reporting.counted import counted
 from hmt_ds.reporting.evaluation_tables import WIDTH, percent, runs_table
 
 Span = tuple[int, int]  # places of tokens in their document, from the first to before the last
@@ -161,7 +162,7 @@ def described(evaluation: Evaluation) -> str:
     """Describe the data of an evaluation for an error: numbers of documents and tokens, and the start of their hash."""
     data = evaluation.data
     longest = segments_needed(evaluation.segments_read) * evaluation.losses.segment_length
-    counts = f"{data.documents:,} documents, {data.tokens:,} tokens, at most {longest:,} of each"
+    counts = f"{counted(data.documents, 'document')}, {counted(data.tokens, 'token')}, at most {longest:,} of each"
     return f"{counts}, SHA-256 {data.sha256[:12]} ({Path(data.source).name})"
 
 

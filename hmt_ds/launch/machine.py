@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from typing import TypedDict
 
 from hmt_ds.distributed.network import address_towards, bound_port, interface_of
+from hmt_ds.reporting.counted import counted
 
 REQUIRED = ("torch", "deepspeed", "transformers", "pydantic", "hmt_ds")
 
@@ -41,7 +42,7 @@ def main() -> None:
     if missing:
         problems.append(f"{', '.join(missing)} not installed in {sys.executable}: pip install -e . there")
     if "torch" not in missing and (visible := number_of_gpus(gpus)) < gpus:
-        seen = f"{visible} GPUs visible, {gpus} ranks are to start"
+        seen = f"{counted(visible, 'GPU')} visible, {counted(gpus, 'rank')} to start"
         problems.append(f"{seen}: start fewer, or set DS_ACCELERATOR=cpu for ranks on CPUs")
     try:
         port = bound_port(port)

@@ -18,6 +18,7 @@ from hmt_ds import __version__
 from hmt_ds.distributed.network import address_towards, bound_port
 from hmt_ds.launch.doctor import Finding, examine, guarded
 from hmt_ds.launch.machine import number_of_gpus
+from hmt_ds.reporting.counted import counted
 
 
 class Meeting(NamedTuple):
@@ -49,7 +50,9 @@ def findings(folder: Path, ranks: int, hosts: list[str]) -> Iterator[Finding]:
         if finding.name == "packages" and finding.level == "error":
             return
     if (visible := number_of_gpus(ranks)) < ranks:
-        yield Finding("ranks", f"{visible} GPUs visible, {ranks} ranks are to start", "error", "start fewer")
+        yield Finding(
+            "ranks", f"{counted(visible, 'GPU')} visible, {counted(ranks, 'rank')} to start", "error", "start fewer"
+        )
     yield from guarded(lambda: names(hosts))
 
 

@@ -13,6 +13,7 @@ from hmt_ds.overview.figures import Curve, curves, is_smoothed, rank_map
 from hmt_ds.overview.page import Folded, Picture, Section, Table
 from hmt_ds.overview.planned import planned_table
 from hmt_ds.overview.status import Status
+from hmt_ds.reporting.counted import counted
 
 MANY = 40  # rows of a table of events; of more, the last ones are shown
 # metric, label, whether the mean is drawn, whether the axis is logarithmic
@@ -181,7 +182,7 @@ def told(event: dict[str, Any]) -> str:
     if event["kind"] == "start":
         found = event.get("environment", {})
         resumed = "resumed, " if event["step"] else ""
-        return f"{resumed}{found.get('ranks')} ranks, {', '.join(found.get('devices', []))}"
+        return f"{resumed}{counted(found.get('ranks', 0), 'rank')}, {', '.join(found.get('devices', []))}"
     if "seconds" in event:
         return f"{event['seconds']:.1f} s"
     return str(event.get("text", ""))

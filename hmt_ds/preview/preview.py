@@ -22,6 +22,7 @@ from hmt_ds.preview.options import PreviewOptions
 from hmt_ds.preview.page import render
 from hmt_ds.preview.terminal import print_preview
 from hmt_ds.preview.view import Bar, histogram, padding, show
+from hmt_ds.reporting.counted import counted
 from hmt_ds.reporting.evaluation_tables import WIDTH
 from hmt_ds.training.build import training_loader
 
@@ -45,7 +46,8 @@ def preview(recipe_file: Path, options: PreviewOptions, overrides: list[str]) ->
     if prepared.train is not None:
         lengths, segment_length = document_lengths(prepared.train), recipe.memory.segment_length
         number, bars = min(number, len(lengths)), histogram(lengths, segment_length)
-        summary = f"{len(lengths):,} documents, {lengths.sum():,} tokens in segments of {segment_length:,}; "
+        summary = f"{counted(len(lengths), 'document')}, {counted(lengths.sum(), 'token')} "
+        summary += f"in segments of {segment_length:,}; "
         if recipe.data.pack:
             summary += "documents share segments (data.pack)."
         else:

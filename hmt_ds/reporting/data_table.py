@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from hmt_ds.reporting.counted import counted
+
 WIDTH = 120
 QUANTILES = {"10%": 0.1, "50%": 0.5, "90%": 0.9, "most": 1.0}  # of documents, by their number of segments
 
@@ -76,7 +78,7 @@ def data_lines(figures: DataFigures) -> list[str]:
     table = [line.rstrip() for line in text.getvalue().splitlines()]
     documents, tokens = (sum(getattr(one, key) for one in figures.sources) for key in ("documents", "tokens"))
     steps = f"{figures.steps_per_pass:,.1f} optimizer steps; the run has {figures.steps:,}"
-    whole = f"one pass     {documents:,} documents, {tokens:,} tokens in about {steps}"
+    whole = f"one pass     {counted(documents, 'document')}, {counted(tokens, 'token')} in about {steps}"
     if figures.stream:
         whole = f"stream       of its first {figures.stream:,} rows: {whole.removeprefix('one pass').strip()}"
     return [*table, whole, f"token cache  {size(figures.cache_bytes)} in {figures.cache}"]

@@ -11,6 +11,7 @@ from hmt_ds.distributed.process_group import rank
 from hmt_ds.evaluation.figures import segments_needed
 from hmt_ds.evaluation.files import Evaluation, HeldOutData, evaluation_file, write_evaluation
 from hmt_ds.evaluation.read_documents import document_losses
+from hmt_ds.reporting.counted import counted
 from hmt_ds.reporting.evaluation_tables import WIDTH, evaluation_table
 from hmt_ds.reporting.log import log_seconds
 from hmt_ds.training.evaluation_in_run import EvaluationInRun, warn_if_unwritable
@@ -75,7 +76,7 @@ class Validation(EvaluationInRun):
         """
         data, figures = evaluation.data, evaluation.figures
         title = f"held-out loss after step {evaluation.step}, by segments read before, with 95% intervals over "
-        title += f"{data.documents:,} documents of {Path(data.source).name}"
+        title += f"{counted(data.documents, 'document')} of {Path(data.source).name}"
         console = Console(width=None if sys.stdout.isatty() else WIDTH)
         console.print(evaluation_table(figures.rows, figures.positions, title))
         memory = self.recipe.memory

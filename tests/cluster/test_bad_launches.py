@@ -53,8 +53,8 @@ def test_too_few_gpus(launched):
     """The nodes have no GPUs; unless DS_ACCELERATOR says cpu, the launch requires them."""
     code, errors = launched(GOOD, DS_ACCELERATOR="")
     assert code == 2 and [error.split(": start")[0] for error in errors] == [
-        "error: node0: 0 GPUs visible, 1 ranks are to start",
-        "error: node1: 0 GPUs visible, 1 ranks are to start",
+        "error: node0: 0 GPUs visible, 1 rank to start",
+        "error: node1: 0 GPUs visible, 1 rank to start",
     ]
 
 
