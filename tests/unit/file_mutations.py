@@ -65,7 +65,8 @@ def mutate_value(values: Any, chance: random.Random) -> Any:
         if kind == 0:
             del values[key]
         elif kind == 1:
-            values[chance.choice(["", "x", key + "x", key.upper()])] = values.pop(key)
+            new = chance.choice(["", "x", f"{key}x", str(key).upper()])  # VALUES has numbers and None as keys
+            values[new] = values.pop(key)
         elif kind == 2:
             values[key] = copy.deepcopy(values[chance.choice(list(values))])
         else:
