@@ -36,7 +36,7 @@ def read_converted(source: object) -> ConfigValues | None:
         return None
     try:
         config, _ = PreTrainedConfig.get_config_dict(source)
-    except (OSError, ValueError):
+    except (OSError, RecursionError, ValueError):
         return None
     return config if config.get("model_type") == MODEL_TYPE and "backbone" in config else None
 

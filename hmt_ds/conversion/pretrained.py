@@ -121,9 +121,12 @@ def read_settings(values: object, folder: str | Path) -> MemorySettings:
     """
     try:
         settings: MemorySettings = TypeAdapter(Memory).validate_python(values)
-        if settings.sensory_tokens <= settings.segment_length:
+        if settings.sensory_tokens > settings.segment_length:
+            wrong = f"memory.sensory_tokens {settings.sensory_tokens} above segment_length {settings.segment_length}"
+        elif settings.last_memories > 1 and settings.interface != "adapted":
+            wrong = f"memory.last_memories {settings.last_memories} without interface adapted"
+        else:
             return settings
-        wrong = f"memory.sensory_tokens {settings.sensory_tokens} above segment_length {settings.segment_length}"
     except ValidationError as error:
         wrong = "; ".join(f"memory.{line}" for line in describe(error, Memory))  # type: ignore[arg-type]
     raise BackboneError(f"{folder} has a config.json that is damaged ({wrong}): copy or download it again")

@@ -73,6 +73,7 @@ DAMAGED = {
         b'"sensory_tokens": 2',
         b'"sensory_tokens": 20',
     ): r"sensory_tokens 20 above segment_length 6",
+    ("config.json", b'"last_memories": 1', b'"last_memories": 2'): r"last_memories 2 without interface adapted",
     ("config.json", b'"silu"', b'"gelux"'): r"a model that cannot be loaded \('gelux' is unknown to transformers\)",
     ("config.json", b'"rope_type": "default"', b'"rope_type": "su"'): r"\('su' is unknown to transformers\)",
     ("config.json", b'"model_type": "llama"', b'"model_type": "lama"'): r"cannot be loaded \(Unrecognized model",
@@ -91,6 +92,12 @@ def test_a_damaged_folder(folder, damage):
     with pytest.raises(BackboneError, match=DAMAGED[damage]) as raised:
         hmt_ds.load_pretrained(folder)
     assert "\n" not in str(raised.value)
+
+
+def test_a_configuration_nested_beyond_what_json_reads(folder):
+    (folder / "config.json").write_text("[" * 100_000)
+    with pytest.raises(BackboneError, match="was not written by hmt-ds convert"):
+        hmt_ds.load_pretrained(folder)
 
 
 def flip(file: Path) -> None:
