@@ -73,7 +73,7 @@ def has_lines(file: Path) -> bool:
         first = next((line for line in lines if line.strip()), "")
     try:
         return isinstance(json.loads(first), dict)
-    except ValueError:
+    except (RecursionError, ValueError):
         return False
 
 
@@ -81,10 +81,14 @@ def parse(text: str) -> Any:
     """Parse a line of JSON as strictly as the `datasets` library does.
 
     Raises:
-        ValueError: The text is not JSON, an object has a name twice, or a string has half of a surrogate pair.
+        ValueError: The text is not JSON, is nested too deeply, has a name twice in an object, or has half of a
+            surrogate pair in a string.
     """
-    value = json.loads(text.removeprefix("\ufeff"), object_pairs_hook=_once)
-    json.dumps(value, ensure_ascii=False).encode()  # fails for half of a surrogate pair
+    try:
+        value = json.loads(text.removeprefix("\ufeff"), object_pairs_hook=_once)
+        json.dumps(value, ensure_ascii=False).encode()  # fails for half of a surrogate pair
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
     return value
 
 

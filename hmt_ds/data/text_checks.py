@@ -113,7 +113,7 @@ def where_no_text(found: FoundFiles, field: str) -> str:
     """
     for file in (file for files in found.builders.get("json", {}).values() for file in files):
         for number, line in enumerate(_lines(unpacked(file)), 1):
-            with suppress(ValueError):
+            with suppress(RecursionError, ValueError):
                 row = json.loads(line)
                 if isinstance(row, dict) and not isinstance(value := row.get(field), str | None):
                     return f", but {type(value).__name__} in {file}, line {number:,}"
@@ -175,6 +175,6 @@ def _why_no_json(file: Path) -> str | None:
     """Return why a file is not one JSON value, as a phrase for an error; None if it is."""
     try:
         json.loads(file.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         return f"JSON parse error: {error}; correct it"
     return None

@@ -163,6 +163,8 @@ def test_unreadable_files_are_named(tmp_path, caplog):
     refused(tmp_path / "half.jsonl", "line 1: JSON parse error", "surrogates not allowed")
     (tmp_path / "twice.jsonl").write_text('{"text": "a"}\n{"text": "b", "text": "c"}\n')
     refused(tmp_path / "twice.jsonl", "line 2: JSON parse error: a name occurs twice in an object: text, text")
+    (tmp_path / "deep.jsonl").write_text('{"text": "a", "more": 1}\n{"text": "b", "more": ' + "[" * 3000 + "\n")
+    refused(tmp_path / "deep.jsonl", "line 2: JSON parse error: nested too deeply")
     assert not caplog.records  # those of `datasets`
     (tmp_path / "empty.jsonl").write_text("")
     refused(tmp_path / "empty.jsonl", "empty.jsonl as json: it is empty")
