@@ -15,6 +15,7 @@ SIZES = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "n_embd", "n_layer", "n_head"),
 )
+SWITCHES = ("output_attentions", "output_hidden_states", "return_dict", "use_cache")
 
 
 def read_config(source: str | ConfigValues, *, trust_remote_code: bool = False) -> PreTrainedConfig:
@@ -66,7 +67,7 @@ def any_config(source: str | ConfigValues, *, trust_remote_code: bool) -> PreTra
             return backbone_config(converted)
         return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     except StrictDataclassError as error:
-        raise BackboneError(f"model {name_of(source)!r}: {str(error).strip().splitlines()[-1].strip()}") from None
+        raise BackboneError(f"model {name_of(source)!r}: {str(error).strip().splitlines()[-1].strip()[:300]}") from None
     except Exception as error:  # a configuration's class, or a model's own code, may raise anything
         if isinstance(source, dict) and "model_type" not in source:
             raise BackboneError(
@@ -108,7 +109,8 @@ def check_sizes(source: ConfigValues, prefix: str) -> None:
 
 
 def check_values(config: PreTrainedConfig, prefix: str) -> None:
-    """Refuse a dtype that torch lacks, and a rotary scaling factor of 0 or less, with which every output is nan.
+    """Refuse a dtype that torch lacks, switches that are not true or false, and a rotary scaling factor of 0 or less,
+    with which every output is nan.
 
     Args:
         config: the model's configuration.
@@ -120,6 +122,12 @@ def check_values(config: PreTrainedConfig, prefix: str) -> None:
     wrong, text = [], config.get_text_config()
     if not isinstance(config.dtype, torch.dtype | None):
         wrong.append(f"dtype is {config.dtype!r}: must be a type of torch, such as bfloat16")
+    switches = {name: getattr(text, name, None) for name in SWITCHES}
+    wrong += [
+        f"{key} is {value!r}: must be true or false"
+        for key, value in switches.items()
+        if not isinstance(value, bool | None)
+    ]
     rope = getattr(text, "rope_parameters", None) or {}
     for values in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
         factor = values.get("factor", 1)

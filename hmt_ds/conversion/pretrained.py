@@ -11,8 +11,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from hmt_ds.backbones import BackboneError, build_model, fill_memory, read_converted
+from hmt_ds.backbones.converted import backbone_config
 from hmt_ds.backbones.hashes import check_hashes
 from hmt_ds.backbones.model import first_line
+from hmt_ds.backbones.model_config import check_values
 from hmt_ds.config.config_error import describe
 from hmt_ds.config.recipe import Memory
 from hmt_ds.conversion.modeling_hmt import HMTForCausalLM
@@ -93,6 +95,7 @@ def load_pretrained(folder: str | Path, dtype: torch.dtype = torch.float32, devi
     for line in check_hashes(str(folder)):
         logger.warning(line)
     try:
+        check_values(backbone_config(converted), f"{folder} has a config.json that is damaged: ")
         model = PretrainedHMT(build_model(str(folder), dtype=dtype), settings)
         filled = set(fill_memory(model, str(folder)))
     except BackboneError:

@@ -76,6 +76,11 @@ DAMAGED = {
     ("config.json", b'"last_memories": 1', b'"last_memories": 2'): r"last_memories 2 without interface adapted",
     ("config.json", b'"silu"', b'"gelux"'): r"a model that cannot be loaded \('gelux' is unknown to transformers\)",
     ("config.json", b'"rope_type": "default"', b'"rope_type": "su"'): r"\('su' is unknown to transformers\)",
+    (
+        "config.json",
+        b'"output_hidden_states": false',
+        b'"output_hidden_states": {}',
+    ): r"output_hidden_states is \{\}: must be true or false",
     ("config.json", b'"model_type": "llama"', b'"model_type": "lama"'): r"cannot be loaded \(Unrecognized model",
     ("model.safetensors", b'"dtype"', b'"dt\xffpe"'): r"weights that are damaged \(",
 }
