@@ -23,5 +23,5 @@ def test_probes_change_nothing(tmp_path, stage, stages):
         rows[share] = [[row[name] for name in SAME] for row in read_metrics(output / "metrics.jsonl")]
     assert rows["0"] == rows["1"] and len(rows["1"]) == STEPS
     probes = [event for event in read_history(tmp_path / "1") if event["kind"] == "probe"]
-    assert len(probes) >= 3 and all(event["cost"] is not None and event["seconds"] > 0 for event in probes)
+    assert probes and all(event["cost"] is not None and event["seconds"] > 0 for event in probes)
     assert not [event for event in read_history(tmp_path / "0") if event["kind"] == "probe"]

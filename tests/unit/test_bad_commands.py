@@ -95,4 +95,4 @@ def test_bench_may_overwrite_its_numbers(folder, monkeypatch, tmp_path, name):
     monkeypatch.setattr(sys, "argv", ["hmt-ds", *BENCH, "--json", str(tmp_path / name)])
     with pytest.raises(SystemExit) as end:
         cli.main()
-    assert end.value.code == 0 and str(tmp_path / name) in started[0]
+    assert end.value.code == 0 and f"--json={tmp_path / name}" in started[0]
