@@ -64,7 +64,8 @@ def run_ranks(module: str, arguments: list[str], ranks: int) -> int:
             return 128 + received[0]
         if code <= 0:  # killed itself, or its own child; in all other cases a rank has said why
             print_problems([f"DeepSpeed's launcher ended before the ranks did ({ending(code)})"])
-        return code or 1
+            return 1
+        return code
 
 
 def launch(words: list[str], variables: dict[str, str]) -> None:
