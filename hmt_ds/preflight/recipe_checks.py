@@ -169,7 +169,7 @@ def warm_up_warnings(recipe: Recipe) -> list[str]:
 
 
 def retrieval_warnings(recipe: Recipe, question_tokens: int) -> list[str]:
-    """Return a warning line for each setting that keeps the memory from answering all questions of generated documents.
+    """Return a warning line for each setting with which answers to generated questions say little about the memory.
 
     Args:
         recipe: the recipe.
@@ -178,6 +178,11 @@ def retrieval_warnings(recipe: Recipe, question_tokens: int) -> list[str]:
     memory, warnings = recipe.memory, []
     if memory.mode != "hmt":
         return []
+    if memory.interface == "paper":
+        warnings.append(
+            "memory.interface paper recalls by a segment's first tokens, the answer among them: right answers to "
+            "data.retrieval then do not show that a fact was remembered; take interface adapted"
+        )
     if memory.interface == "adapted" and memory.sensory_tokens < question_tokens:
         warnings.append(
             f"memory.sensory_tokens is {memory.sensory_tokens}, but questions take up to {question_tokens} tokens: "

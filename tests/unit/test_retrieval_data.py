@@ -270,6 +270,7 @@ def test_the_tokenizer_of_the_samples_has_these_words(words):
         (["--memory.sensory_tokens", "5"], ["memory.sensory_tokens is 5, but questions take up to 6 tokens: "]),
         (["--evaluation.retrieval_segments", "[8, 101]"], ["of 101 segments are evaluated, but only the newest 100"]),
         (["--memory.mode", "rmt", "--memory.recall_loss", "0", "--memory.sensory_tokens", "5"], []),
+        (["--memory.interface", "paper", "--memory.recall_loss", "0"], ["the answer among them"]),
     ],
 )
 def test_warnings_about_facts_that_cannot_be_found(words, overrides, expected):
