@@ -81,9 +81,11 @@ def _load_hugging_face(path: str) -> PreTrainedTokenizerBase:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # damage shows wherever it is used, also as a panic of Rust, which is no Exception
-        raise DataError(
-            f"cannot load a tokenizer from {path!r}: {first_line(error)}; name a tokenizer folder or a name on the hub"
-        ) from error
+        reason, cure = first_line(error), "name a tokenizer's folder or a name on the hub"
+        if not Path(path).exists() and "connect" in reason:
+            reason = "no such folder here, and the hub cannot be reached"
+            cure = "name a folder, make one with hmt-ds tokenizer, or load it once where the hub can be reached"
+        raise DataError(f"cannot load a tokenizer from {path!r}: {reason}; {cure}") from error
 
 
 def _load_sentencepiece(model: Path) -> PreTrainedTokenizerBase:

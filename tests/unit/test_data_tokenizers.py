@@ -154,7 +154,7 @@ def test_models_that_transformers_would_read_wrongly_are_refused(folder, tmp_pat
     [
         ("absent/sub/folder", "is neither a file, a folder nor a possible name on the hub: check the path"),
         ("absent.model", "'absent.model': there is no such file: check the path"),
-        ("owner/absent", "cannot load a tokenizer from 'owner/absent'"),
+        ("owner/absent", "'owner/absent': no such folder here, and the hub cannot be reached; name a folder, make one"),
     ],
 )
 def test_absent_tokenizers(path, message):
