@@ -16,7 +16,7 @@ class BackboneError(ValueError):
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, up to 300 characters; if it is one word, with the error's type."""
+    """Return the first line of an error's message, up to 300 characters; a single word follows the error's type."""
     line = (str(error).strip().splitlines() or [""])[0][:300]
     if isinstance(error, KeyError):  # looked up in transformers' tables of activations, rope types and models
         return f"{line} is unknown to transformers"

@@ -38,7 +38,7 @@ class Edge:
     """The tokens in the middle half of the overlap of two neighbouring pieces of a text.
 
     Attributes:
-        first: Index of the first of these tokens in the piece's token ids.
+        first: Index of the edge's first token in the piece's token ids.
         tokens: `[tokens, 4]` int64: id, first character, end character (both counted from the beginning of the
             overlap), and 1 where a word begins, else 0.
     """

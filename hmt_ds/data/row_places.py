@@ -38,7 +38,7 @@ class RowPlaces:
         """Return an object that finds the files and lines of only some of the documents.
 
         Args:
-            documents: Indices of these documents, `[documents]` int64.
+            documents: Indices of the documents to keep, `[documents]` int64.
         """
         return replace(self, rows=documents if self.rows is None else self.rows[documents])
 

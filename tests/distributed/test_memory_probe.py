@@ -23,5 +23,6 @@ def test_probes_change_nothing(tmp_path, stage, stages):
         rows[share] = [[row[name] for name in SAME] for row in read_metrics(output / "metrics.jsonl")]
     assert rows["0"] == rows["1"] and len(rows["1"]) == STEPS
     probes = [event for event in read_history(tmp_path / "1") if event["kind"] == "probe"]
-    assert probes and all(event["cost"] is not None and event["seconds"] > 0 for event in probes)
+    assert len(probes) >= 2  # on a loaded machine fewer fit into their share of the time
+    assert all(event["cost"] is not None and event["seconds"] > 0 for event in probes)
     assert not [event for event in read_history(tmp_path / "0") if event["kind"] == "probe"]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from tiny import GPT2, LLAMA, L, document
-from tiny_folder import HMTForCausalLM, load_tiny, write_tiny
+from tiny_folder import HMTForCausalLM, load_endless, load_tiny, write_tiny
 from torch import Tensor
 from transformers import (
     GenerationConfig,
@@ -39,9 +39,7 @@ def folder(request, tmp_path_factory):
 @pytest.fixture
 def model(folder) -> HMTForCausalLM:
     """Load it; nothing ends a row."""
-    model = load_tiny(folder)
-    model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
-    return model
+    return load_endless(folder)
 
 
 @pytest.fixture

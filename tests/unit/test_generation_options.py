@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 from tiny import LLAMA, L, document
-from tiny_folder import HMTForCausalLM, load_tiny, write_tiny
+from tiny_folder import HMTForCausalLM, load_endless, load_tiny, write_tiny
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import (
@@ -41,9 +41,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def model(folder) -> HMTForCausalLM:
     """Load it; nothing ends a row."""
-    model = load_tiny(folder)
-    model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
-    return model
+    return load_endless(folder)
 
 
 @pytest.fixture

@@ -160,7 +160,7 @@ def test_largest():
 
 
 def probed_at(watch: MemoryWatch, monkeypatch, probe: Callable[[], float], steps: Iterable[float]) -> list[int]:
-    """Take steps of these durations and the probes that are due; return before which steps these were.
+    """Take steps of the given durations and the probes that are due; return the steps before which a probe ran.
 
     At no time have the probes taken more than their share.
     """

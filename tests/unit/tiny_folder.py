@@ -26,6 +26,13 @@ def load_tiny(folder: Path, **options: Any) -> HMTForCausalLM:
     return HMTForCausalLM.from_pretrained(folder, **{"dtype": torch.float64} | options).eval()
 
 
+def load_endless(folder: Path) -> HMTForCausalLM:
+    """Load a folder in float64; no token ends a row, and 0 is the padding."""
+    model = load_tiny(folder)
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
+    return model
+
+
 def mean_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """The loss of transformers' causal language models: mean cross-entropy over the labels, shifted."""
     return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
