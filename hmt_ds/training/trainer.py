@@ -107,7 +107,7 @@ class Trainer:
         if problem := broadcast_object(create_folder(self.recipe) if rank() == 0 else None):
             raise ConfigError([str(problem)])
         parameters, trained = count_parameters(self.executor)
-        logger.info("%.1fM parameters, %.1fM trained; %d ranks", parameters / 1e6, trained / 1e6, world_size())
+        logger.info("%.1fM parameters, %.1fM trained; ranks: %d", parameters / 1e6, trained / 1e6, world_size())
         logger.info(describe_rates(self.recipe, self.position.step + 1))
         self.log = RunLog(self.recipe, self.executor, parameters, trained, self.stragglers)
         self.log.open(self.position.step)
